@@ -1,0 +1,1 @@
+"""Latency, throughput, memory and quality, side by side with eager PyTorch."""

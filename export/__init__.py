@@ -1,0 +1,1 @@
+"""From torch modules to ONNX graphs, proven against eager float32, in a bundle."""

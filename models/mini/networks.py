@@ -1,0 +1,31 @@
+"""The two networks of `mini`: one UNet on the 4x pixel-unshuffled image, with and without time."""
+
+from typing import Any
+
+from bfr.models.unet import UNet
+
+IMAGE_SIZE = 256
+
+_SHARED: dict[str, Any] = {
+    "image_size": IMAGE_SIZE,
+    "in_channels": 3,
+    "model_channels": 32,
+    "out_channels": 3,
+    "num_res_blocks": 1,
+    "attention_resolutions": (16,),
+    "channel_mult": (2, 3, 4),
+    "num_head_channels": 64,
+    "use_scale_shift_norm": True,
+    "unshuffle": 4,
+}
+ESTIMATOR: dict[str, Any] = {**_SHARED, "time_conditioned": False}
+DENOISER: dict[str, Any] = {**_SHARED, "time_conditioned": True}
+PARAMETERS = {"estimator": ESTIMATOR, "denoiser": DENOISER}
+
+
+def build(role: str) -> UNet:
+    """A new `estimator` or `denoiser` whose last layer is zero: training starts from the identity, or from no noise."""
+    network = UNet(**PARAMETERS[role])
+    for parameter in network.out[2].parameters():
+        parameter.detach().zero_()
+    return network

@@ -1,0 +1,57 @@
+"""What a user can mend. Every message names what was found, where, and the remedy; anything else is a bug."""
+
+
+class BfrError(Exception):
+    """Base of all errors that a user can mend; `bfr` prints its text alone and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class InvalidOption(BfrError, ValueError):
+    """An option is out of its range, or two options exclude each other."""
+
+
+class InputNotFound(BfrError, FileNotFoundError):
+    """A file or folder that was named does not exist."""
+
+
+class MissingDependency(BfrError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
+class InvalidImage(BfrError, ValueError):
+    """An image cannot be decoded, is of a refused format, or exceeds a limit."""
+
+
+class InvalidCheckpoint(BfrError, ValueError):
+    """A checkpoint is damaged, of another network, or holds more than tensors."""
+
+
+class BundleInvalid(BfrError, ValueError):
+    """A bundle is missing, incomplete, or of an unknown format."""
+
+
+class BundleCorrupt(BfrError):
+    """A file of a bundle is not the one that its manifest describes."""
+
+
+class BackendUnavailable(BfrError, RuntimeError):
+    """A backend or execution provider was asked for and does not work on this machine."""
+
+
+class RestorationFailed(BfrError):
+    """A result held NaN or Inf, or an image could not be restored; nothing was written for it."""
+
+    exit_code = 1
+
+
+class VerificationFailed(BfrError):
+    """An exported network does not agree with eager float32; it was not published."""
+
+    exit_code = 1
+
+
+class WriteFailed(BfrError, OSError):
+    """A file could not be written (disk full, read-only folder); nothing partial was left under its name."""
+
+    exit_code = 1

@@ -1,0 +1,10 @@
+"""Maps the four top-level folders into the namespace package `bfr`; everything else is in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+FOLDERS = ("export", "runtime", "models", "benchmarks")
+
+setup(
+    package_dir={f"bfr.{folder}": folder for folder in FOLDERS},
+    packages=[f"bfr.{name}" for folder in FOLDERS for name in (folder, *(f"{folder}.{sub}" for sub in find_packages(folder)))],
+)
