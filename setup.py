@@ -3,8 +3,5 @@
 from setuptools import find_packages, setup
 
 FOLDERS = ("export", "runtime", "models", "benchmarks")
-
-setup(
-    package_dir={f"bfr.{folder}": folder for folder in FOLDERS},
-    packages=[f"bfr.{name}" for folder in FOLDERS for name in (folder, *(f"{folder}.{sub}" for sub in find_packages(folder)))],
-)
+folders = [name for folder in FOLDERS for name in (folder, *(f"{folder}.{sub}" for sub in find_packages(folder)))]
+setup(package_dir={f"bfr.{folder}": folder for folder in FOLDERS}, packages=[f"bfr.{f}" for f in folders])

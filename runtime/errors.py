@@ -55,3 +55,9 @@ class WriteFailed(BfrError, OSError):
     """A file could not be written (disk full, read-only folder); nothing partial was left under its name."""
 
     exit_code = 1
+
+
+class DownloadFailed(BfrError, OSError):
+    """A download was interrupted, or what arrived is not the file that was expected."""
+
+    exit_code = 1

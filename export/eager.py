@@ -1,0 +1,74 @@
+"""Eager PyTorch as a device: what every other backend is proven and measured against, over the same loop."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bfr.runtime.backends import BoundCall, Float32, Network, Noise
+from bfr.runtime.noise import HostNoise
+
+
+class EagerNetwork:
+    """A stage module of `bfr.export.step`, called as it is."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module.eval()
+
+    def bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> BoundCall:
+        def call() -> None:
+            with torch.inference_mode():
+                results = self.module(**inputs)
+                for buffer, result in zip(outputs.values(), (results,) if isinstance(results, Tensor) else results, strict=True):
+                    buffer.copy_(result)
+                if buffer.is_cuda:
+                    torch.cuda.synchronize(buffer.device)
+
+        return call
+
+
+class EagerDevice:
+    """The CPU or a GPU through PyTorch. It loads modules, not bundles."""
+
+    buckets: tuple[int, ...] | None = None
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.name = f"eager-{self.device.type}"
+
+    def array(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.zeros(shape, device=self.device)
+
+    def write(self, buffer: Tensor, values: Float32) -> None:
+        buffer.copy_(torch.from_numpy(np.ascontiguousarray(values)))
+
+    def read(self, buffer: Tensor) -> Float32:
+        return np.array(buffer.cpu().numpy())
+
+    def diffuse(self, estimate: Tensor, noise: Tensor, x: Tensor, signal: float, sigma: float) -> None:
+        torch.add(estimate * signal, noise, alpha=sigma, out=x)
+
+    def noise(self, shape: tuple[int, ...]) -> Noise:
+        return _EagerNoise(self, shape)
+
+    def load(self, graph: Path) -> Network:
+        raise TypeError(f"eager PyTorch runs modules, not {graph}: give Restorer its networks")
+
+
+class _EagerNoise(HostNoise):
+    """The host's noise, copied to the device when it is due."""
+
+    def __init__(self, device: EagerDevice, shape: tuple[int, ...]) -> None:
+        super().__init__(shape)
+        self.device = device
+        self._copies = (device.array(shape), device.array(shape))
+
+    @property
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        return self._copies
+
+    def ready(self, step: int) -> None:
+        super().ready(step)
+        self.device.write(self._copies[step % 2], self.arrays[step % 2])

@@ -1,0 +1,146 @@
+"""The systems that `bfr` knows: networks, hyper-parameters, schedule, presets, where the weights are, licence."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from bfr.models.fetch import Download
+from bfr.models.mini import networks as mini
+from bfr.models.swinir import SwinIR
+from bfr.models.unet import UNet
+from bfr.runtime.errors import InvalidOption
+from bfr.runtime.manifest import Denoise, Diffuse, Estimate, Licence, NoiseSchedule, Precision, Preset
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "swinir": SwinIR}
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """One network of a system.
+
+    architecture, parameters: what builds it, see ARCHITECTURES. weights: its published file. learned_variance: whether
+    its output has variance channels after eps. half: the half precision that it bears, None where none is known to be
+    safe; it then stays in float32 in a half-precision bundle.
+    """
+
+    kind: Literal["estimator", "denoiser"]
+    architecture: str
+    parameters: dict[str, Any]
+    weights: Download
+    learned_variance: bool = False
+    half: Precision | None = "fp16"
+
+    def build(self) -> nn.Module:
+        """A new module with these parameters, in float32, its weights random."""
+        return ARCHITECTURES[self.architecture](**self.parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class SystemSpec:
+    """A system: its networks by name, its stages, the settings that its makers published as presets.
+
+    packaged: the folder of its weights where they come with the package, else they are fetched.
+    """
+
+    name: str
+    title: str
+    image_size: int
+    networks: dict[str, NetworkSpec]
+    presets: dict[str, Preset]
+    licence: Licence
+    packaged: Path | None = None
+    schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
+
+    @property
+    def stages(self) -> tuple[Estimate, Diffuse, Denoise]:
+        """DifFace's: estimate, diffuse, denoise."""
+        return Estimate(network="estimator"), Diffuse(), Denoise(network="denoiser", prediction="eps")
+
+
+_RELEASE = "https://github.com/zsyOAOA/DifFace/releases/download/V1.0/"
+
+DIFFACE = SystemSpec(
+    name="difface",
+    title="DifFace: Blind Face Restoration with Diffused Error Contraction, 512x512 (arXiv 2212.06512)",
+    image_size=512,
+    networks={
+        "estimator": NetworkSpec(
+            kind="estimator",
+            architecture="swinir",
+            parameters={
+                "img_size": 64,
+                "patch_size": 1,
+                "in_chans": 3,
+                "embed_dim": 180,
+                "depths": [6] * 8,
+                "num_heads": [6] * 8,
+                "window_size": 8,
+                "mlp_ratio": 2,
+                "sf": 8,
+                "img_range": 1.0,
+                "upsampler": "nearest+conv",
+                "resi_connection": "1conv",
+                "unshuffle": True,
+                "unshuffle_scale": 8,
+            },
+            weights=Download(_RELEASE + "swinir_restoration512_L1.pth", "swinir_restoration512_L1.pth"),
+            half=None,  # its residual stream leaves fp16's range: JingyunLiang/SwinIR issues 103 and 180
+        ),
+        "denoiser": NetworkSpec(
+            kind="denoiser",
+            architecture="unet",
+            parameters={
+                "image_size": 512,
+                "in_channels": 3,
+                "model_channels": 32,
+                "out_channels": 6,
+                "attention_resolutions": [32, 16, 8],
+                "dropout": 0,
+                "channel_mult": [1, 2, 4, 8, 8, 16, 16],
+                "num_res_blocks": [1, 2, 2, 2, 2, 3, 4],
+                "conv_resample": True,
+                "num_head_channels": 64,
+                "use_scale_shift_norm": True,
+                "resblock_updown": False,
+                "use_new_attention_order": False,
+            },
+            weights=Download(_RELEASE + "iddpm_ffhq512_ema500000.pth", "iddpm_ffhq512_ema500000.pth"),
+            learned_variance=True,
+        ),
+    },
+    presets={"reference": Preset(solver="ddim", spacing="ddim250", start=100, eta=0.5)},
+    licence=Licence(
+        name="S-Lab License 1.0",
+        url="https://github.com/zsyOAOA/DifFace/blob/master/LICENSE",
+        notice="Code and weights of DifFace are for non-commercial use only. Copyright 2022 S-Lab.",
+    ),
+)
+
+MINI = SystemSpec(
+    name="mini",
+    title="mini: a small DifFace of our own, 256x256, for CPUs and for trying bfr out",
+    image_size=mini.IMAGE_SIZE,
+    networks={
+        kind: NetworkSpec(kind=kind, architecture="unet", parameters=parameters, weights=Download("", f"{kind}.safetensors"))
+        for kind, parameters in (("estimator", mini.ESTIMATOR), ("denoiser", mini.DENOISER))
+    },
+    presets={"reference": Preset(solver="ddim", spacing="ddim50", start=10, eta=0.5)},
+    licence=Licence(
+        name="Apache-2.0",
+        url="https://www.apache.org/licenses/LICENSE-2.0",
+        notice="Weights trained on generated faces (MIT, CC0) and official US portraits; see models/mini/README.md.",
+    ),
+    packaged=Path(__file__).parent / "mini" / "bundle",
+)
+
+SYSTEMS = {spec.name: spec for spec in (DIFFACE, MINI)}
+
+
+def get_system(name: str) -> SystemSpec:
+    """A system by its name. Raises InvalidOption with the names that there are."""
+    if name not in SYSTEMS:
+        raise InvalidOption(f"system {name!r} is unknown: choose one of {', '.join(sorted(SYSTEMS))}")
+    return SYSTEMS[name]

@@ -1,0 +1,133 @@
+"""Trained weights from files that may be damaged, of another network, or malicious.
+
+A checkpoint is data from outside. Tensors are read and nothing else is: torch files go through PyTorch's restricted
+unpickler, which refuses every name that is not part of a tensor, so no code of the file runs. What is found is
+compared with the network key by key before a single weight is copied.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from bfr.runtime.errors import InputNotFound, InvalidCheckpoint
+from bfr.runtime.files import sha256_file, write_bytes
+
+# DifFace publishes its weights bare or under `state_dict`; the BasicSR family, SwinIR's own releases among them, under
+# `params_ema` or `params`, and guided diffusion's trainers under `model_ema`. Averaged weights are the published ones.
+WRAPPERS = ("state_dict", "params_ema", "model_ema", "params")
+SHOWN = 5
+REMEDY = "download it again ('bfr fetch'), and check that it is the weights' own file"
+
+
+def load_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a `.safetensors` file or a torch checkpoint: name -> tensor on the CPU, float16 and bfloat16 as float32.
+
+    A dict under one of `WRAPPERS` is unwrapped, and the prefix `module.` of distributed training is dropped. Large
+    torch files are mapped, not read: do not overwrite the file in place while the tensors live.
+    Raises InputNotFound, or InvalidCheckpoint for every damage and for anything but a flat dict of tensors.
+    """
+    if not path.is_file():
+        raise InputNotFound(f"{path}: there is no such file; 'bfr fetch' downloads published weights")
+    content = _read(path)
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise InvalidCheckpoint(f"{path}: holds no state dict (name -> tensor): {REMEDY}")
+    state: dict[str, Tensor] = {}
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor) or value.layout is not torch.strided:
+            raise InvalidCheckpoint(
+                f"{path}: {key!r} is {type(value).__name__}, where a state dict has dense tensors only: {REMEDY}"
+            )
+        name = key.removeprefix("module.")
+        if name in state:
+            raise InvalidCheckpoint(f"{path}: {name!r} is there twice, with and without 'module.': {REMEDY}")
+        half = value.dtype in {torch.float16, torch.bfloat16}
+        state[name] = value.detach().float() if half else value.detach()
+    return state
+
+
+def check_layout(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raise InvalidCheckpoint unless `state` has every key of `module`, no other, of the same shapes and kinds.
+
+    The kind is floating point, integer or other; precision within a kind may differ. `source` names the file.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    misshapen = [
+        f"{key} is {_describe(state[key])}, expected {_describe(tensor)}"
+        for key, tensor in own.items()
+        if key in state and (state[key].shape != tensor.shape or _kind(state[key]) != _kind(tensor))
+    ]
+    problems = [
+        f"{len(keys)} {word}: {_listed(keys)}"
+        for word, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape or type", misshapen))
+        if keys
+    ]
+    if problems:
+        raise InvalidCheckpoint(
+            f"{source}: not the weights of this {type(module).__name__} ({len(own)} tensors): {'; '.join(problems)}. "
+            "Choose the checkpoint that belongs to this configuration"
+        )
+
+
+def load_into(module: nn.Module, path: Path) -> None:
+    """Fill `module` from a checkpoint of exactly its layout; on InvalidCheckpoint it is left as it was."""
+    state = load_state_dict(path)
+    check_layout(module, state, path)
+    module.load_state_dict(state, strict=True)
+
+
+def convert(path: Path, destination: Path) -> None:
+    """Write a checkpoint's tensors as safetensors, whole or not at all, in float32 where they were half precision.
+
+    The header's metadata keep the source's name and sha256. The file is assembled in memory (about three times its
+    size). Raises as `load_state_dict` does, and WriteFailed, which names the folder.
+    """
+    # Copies: safetensors refuses tensors that share memory, and a checkpoint's may.
+    state = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in load_state_dict(path).items()}
+    metadata = {"format": "pt", "source": path.name, "source_sha256": sha256_file(path)}
+    write_bytes(destination, safetensors.torch.save(state, metadata))
+
+
+def _read(path: Path) -> object:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=_mappable(path))
+    except Exception as error:  # a damaged pickle makes the unpickler raise nearly any type
+        reason = str(error).strip().split("\n", 1)[0]
+        raise InvalidCheckpoint(
+            f"{path}: damaged, or holds more than tensors ({type(error).__name__}: {reason[:160]}): {REMEDY}"
+        ) from error
+    return content
+
+
+def _mappable(path: Path) -> bool:
+    """Whether torch may map the file: a zip archive, as written since PyTorch 1.6, and not compressed."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_floating_point():
+        return "float"
+    return "other" if tensor.is_complex() or tensor.dtype == torch.bool else "int"
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _listed(items: list[str]) -> str:
+    rest = len(items) - SHOWN
+    return ", ".join(items[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")

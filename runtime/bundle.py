@@ -1,0 +1,132 @@
+"""The deployment bundle: a folder with a manifest and the networks' files. Nothing in it is used unchecked."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bfr.runtime.errors import BundleCorrupt, BundleInvalid, InvalidOption
+from bfr.runtime.files import sha256_file, write_bytes
+from bfr.runtime.manifest import FORMAT, MANIFEST, BundleFile, Denoise, Estimate, Manifest, Network, Precision, Preset
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle on disk.
+
+    folder: where it is. manifest: what it says. hash: sha256 of the manifest, which holds those of all files.
+    """
+
+    folder: Path
+    manifest: Manifest
+    hash: str
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "Bundle":
+        """Read the manifest of a bundle. Raises BundleInvalid where there is none, or none of this format."""
+        folder = Path(folder)
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise BundleInvalid(f"{folder} is no bundle: it has no {MANIFEST}. `bfr export SYSTEM -o {folder}` makes one")
+        data = path.read_bytes()
+        try:
+            found = json.loads(data)
+            version = found.get("format") if isinstance(found, dict) else None
+            if isinstance(version, int) and version > FORMAT:
+                raise BundleInvalid(f"{path} has format {version}, this bfr reads up to {FORMAT}: upgrade bfr-runtime")
+            manifest = Manifest.model_validate(found)
+        except ValidationError as error:
+            problems = "\n".join(f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+            raise BundleInvalid(f"{path} is not a valid manifest:\n{problems}\nExport the bundle anew.") from error
+        except ValueError as error:
+            raise BundleInvalid(f"{path} is not JSON ({error}): the bundle is damaged, export it anew") from error
+        return cls(folder, manifest, hashlib.sha256(data).hexdigest())
+
+    @property
+    def estimator(self) -> str:
+        """The name of the network of the first stage."""
+        return next(stage.network for stage in self.manifest.stages if isinstance(stage, Estimate))
+
+    @property
+    def denoise(self) -> Denoise:
+        """The denoising stage."""
+        return next(stage for stage in self.manifest.stages if isinstance(stage, Denoise))
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """The precisions that at least one network was exported in."""
+        return tuple(sorted({p for network in self.manifest.networks.values() for p in network.variants}))
+
+    def preset(self, name: str) -> Preset:
+        """A preset by its name. Raises InvalidOption with the names that there are."""
+        if name not in self.manifest.presets:
+            raise InvalidOption(f"preset {name!r} is unknown: {self.manifest.system} has {_names(self.manifest.presets)}")
+        return self.manifest.presets[name]
+
+    def network(self, name: str) -> Network:
+        """A network's entry by its name."""
+        return self.manifest.networks[name]
+
+    def graph(self, name: str, precision: Precision) -> Path:
+        """The ONNX file of a network, after it and its weights were found to be what the manifest says.
+
+        Raises InvalidOption for a precision that was not exported, BundleCorrupt for a file that is not the one.
+        """
+        variants = self.network(name).variants
+        if precision not in variants:
+            raise InvalidOption(
+                f"{name} was not exported in {precision}, only in {_names(variants)}: "
+                f"`bfr export {self.manifest.system} --precision {precision} -o FOLDER` makes it"
+            )
+        variant = variants[precision]
+        for file in (variant.graph, *variant.weights):
+            self.check(file)
+        return self.folder / variant.graph.path
+
+    def check(self, file: BundleFile) -> None:
+        """Raise BundleCorrupt unless the file has the size and the sha256 that the manifest says."""
+        path = self.folder / file.path
+        remedy = f"copy the bundle anew, or make it with `bfr export {self.manifest.system} -o FOLDER`"
+        if not path.is_file():
+            raise BundleCorrupt(f"{path} is missing: {remedy}")
+        size = path.stat().st_size
+        if size != file.bytes:
+            raise BundleCorrupt(f"{path} has {size} bytes, the manifest says {file.bytes}: {remedy}")
+        found = sha256_file(path)
+        if found != file.sha256:
+            raise BundleCorrupt(f"{path} has sha256 {found}, the manifest says {file.sha256}: {remedy}")
+
+    def check_all(self) -> int:
+        """Check every file of the bundle; returns how many."""
+        files = [f for n in self.manifest.networks.values() for v in n.variants.values() for f in (v.graph, *v.weights)]
+        for file in files:
+            self.check(file)
+        return len(files)
+
+
+def default_bundle() -> Path:
+    """The folder of the bundle that is installed with the package: the system `mini`."""
+    spec = find_spec("bfr.models")
+    folder = Path(spec.origin).parent / "mini" / "bundle" if spec and spec.origin else None
+    if folder is None or not (folder / MANIFEST).is_file():
+        raise BundleInvalid("the default bundle is not installed: reinstall bfr-runtime, or name one with --bundle")
+    return folder
+
+
+def describe_file(folder: Path, path: Path) -> BundleFile:
+    """The manifest's entry of a file inside `folder`."""
+    return BundleFile(
+        path=path.relative_to(folder).as_posix(), sha256=sha256_file(path), bytes=path.stat().st_size
+    )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`, whole or not at all."""
+    write_bytes(folder / MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
+
+
+def _names(mapping: dict[Precision, object] | dict[str, Preset]) -> str:
+    return ", ".join(sorted(mapping)) or "none"

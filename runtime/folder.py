@@ -1,0 +1,120 @@
+"""Names: which images a run reads from files and folders, and under which names it writes."""
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bfr.runtime.errors import InputNotFound, InvalidOption
+from bfr.runtime.image import SUFFIXES
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image of a run.
+
+    source: the file to read. name: where its result goes below the output folder, relative, `/` between its parts,
+    without suffix; no two items of a run share one, on file systems that ignore case neither.
+    """
+
+    source: Path
+    name: str
+
+
+def find_images(inputs: Sequence[Path]) -> list[Item]:
+    """The images that `inputs`, files and folders, name: in the given order, a folder's in natural order (2 before 10).
+
+    A file is taken whatever its suffix. A folder is searched recursively for PNG, JPEG, WebP, BMP and TIFF suffixes;
+    hidden and `.part` files, and links that lead out of the folder, are passed over. A file named twice is read once.
+    Names are paths relative to the folder, without suffix. Where these collide, each of them gets its suffix (`a.jpg`
+    and `a.png`: `a_jpg`, `a_png`), and where that collides still, a number (`a_2`). Names depend on the files alone, so
+    that a resumed run finds its own results. Raises InputNotFound.
+    """
+    found: dict[Path, tuple[Path, Path]] = {}  # absolute path -> the file as named, its path below the input
+    for path in inputs:
+        if path.is_dir():
+            files = [
+                (file, file.relative_to(path)) for file in sorted(_walk(path), key=lambda file: _natural(path, file))
+            ]
+        elif path.exists():
+            files = [(path, Path(path.name))]
+        else:
+            raise InputNotFound(f"{path} does not exist: check the name of the image or folder")
+        for file, below in files:
+            found.setdefault(file.absolute(), (file, below))
+    names = _names([below for _, below in found.values()])
+    return [Item(file, name) for (file, _), name in zip(found.values(), names, strict=True)]
+
+
+def output_path(folder: Path, name: str, suffix: str) -> Path:
+    """`folder/name + suffix`, for a relative name with `/` between its parts; the folder need not exist yet.
+
+    Raises InvalidOption for a name that would leave the folder: absolute, `..`, a drive, a backslash, NUL or another
+    control character, or a folder below it that is a link to elsewhere.
+    """
+    parts = name.split("/")
+    if (
+        any(part in ("", ".", "..") for part in parts)
+        or re.search(r"[\x00-\x1f\\]", name + suffix)
+        or "/" in suffix
+        or re.match(r"[A-Za-z]:", name)
+    ):
+        raise InvalidOption(f"the name {name + suffix!r} could leave the output folder {folder}: rename the image")
+    path = folder.joinpath(*parts[:-1], parts[-1] + suffix)
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise InvalidOption(f"{path} lies outside the output folder {folder}, through a link: remove the link")
+    return path
+
+
+def _natural(folder: Path, file: Path) -> list[tuple[tuple[int, int, str], ...]]:
+    """A sort key below `folder`: numbers by value, letters without case, then exactly."""
+    parts = file.relative_to(folder).parts
+    return [
+        *(tuple((0, int(t), "") if t.isdecimal() else (1, 0, t.casefold()) for t in _tokens(part)) for part in parts),
+        tuple((1, 0, part) for part in parts),
+    ]
+
+
+def _tokens(text: str) -> list[str]:
+    return [token for token in re.split(r"(\d+)", text) if token]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    root = folder.resolve()
+    for parent, folders, files in os.walk(folder, onerror=_report):
+        # Linked folders are listed here but never entered.
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            file = Path(parent, name)
+            if name.startswith(".") or file.suffix.lower() not in SUFFIXES:
+                continue
+            if not file.is_symlink() or (file.is_file() and file.resolve().is_relative_to(root)):
+                yield file
+
+
+def _report(error: OSError) -> None:
+    _log.warning("%s is passed over: %s", error.filename, error.strerror)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    plain = [path.with_suffix("").as_posix() for path in paths]
+    long = [f"{name}_{path.suffix[1:]}" if path.suffix else name for name, path in zip(plain, paths, strict=True)]
+    shared = Counter(name.casefold() for name in plain)
+    # A name that nothing shares comes first to its own: `a_jpg.png` beside `a.jpg` and `a.png` stays `a_jpg`.
+    taken = {name for name, count in shared.items() if count == 1}
+    names = []
+    for short, full in zip(plain, long, strict=True):
+        if shared[short.casefold()] == 1:
+            names.append(short)
+            continue
+        name, number = full, 2
+        while name.casefold() in taken:
+            name, number = f"{full}_{number}", number + 1
+        taken.add(name.casefold())
+        names.append(name)
+    return names

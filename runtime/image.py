@@ -1,0 +1,288 @@
+"""Decode and encode one image: any file that is allowed becomes RGB, and its alpha and bit depth come back on writing.
+
+Pillow decodes all but 16-bit colour, of which it keeps 8 bits only: that is OpenCV's, checked against Pillow's 8 bits.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from struct import pack
+from typing import cast
+from zlib import compress, crc32
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
+
+from bfr.runtime.errors import InputNotFound, InvalidImage, InvalidOption
+from bfr.runtime.files import write_bytes
+
+Pixels = NDArray[np.unsignedinteger]  # uint8 or uint16
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+MAX_PIXELS = 64_000_000
+_LONGEST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
+_ORIENTATION, _BITS, _PHOTOMETRIC, _PLANAR, _EXTRA_SAMPLES = 0x0112, 258, 262, 284, 338
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Image:
+    """A decoded image, upright (its EXIF orientation is applied).
+
+    pixels: (H, W, 3) uint8 or uint16 RGB, full range; not premultiplied by alpha.
+    alpha: (H, W) of the same type, or None where the file has none.
+    grey: the file was greyscale; its three channels are equal.
+    icc: the profile of a 16-bit colour image, whose pixels stay in it; None means sRGB, as all else is.
+    """
+
+    pixels: Pixels
+    alpha: Pixels | None = None
+    grey: bool = False
+    icc: bytes | None = None
+
+
+def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image:
+    """Read one image file; see `decode_image`. Raises InputNotFound, and InvalidImage naming the path."""
+    if not path.exists():
+        raise InputNotFound(f"{path} does not exist: check the name")
+    if not path.is_file():
+        raise InvalidImage(f"{path} is not a file but a folder or device: name an image file")
+    # 16-bit RGBA without compression, and metadata: nothing larger holds an image within the limit.
+    limit = 8 * max_pixels + (64 << 20)
+    try:
+        if (size := path.stat().st_size) > limit:
+            raise InvalidImage(f"{path} has {size} bytes, more than the {limit} of an image of {max_pixels} pixels")
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidImage(f"{path} cannot be read ({error.strerror}): check its permissions and its disk") from error
+    return decode_image(data, name=str(path), max_pixels=max_pixels)
+
+
+def decode_image(data: bytes, *, name: str = "image", max_pixels: int = MAX_PIXELS) -> Image:
+    """Decode PNG, JPEG, WebP, BMP or TIFF bytes; of an animation or a stack of pages, the first.
+
+    More than `max_pixels` pixels (and more than Pillow's own limit of 179 million) are refused from the header, before
+    decoding. An 8-bit image is converted to sRGB by its ICC profile; a broken profile is logged and taken as sRGB. A
+    16-bit colour image stays in its profile, which is kept in `icc`; 16-bit grey is taken as sRGB grey.
+    Raises InvalidImage, with `name` in its text.
+    """
+    if not data:
+        raise InvalidImage(f"{name} is empty: copy or download it again")
+    with _decoding(name):
+        file = Pillow.open(BytesIO(data), formats=FORMATS)
+    width, height = file.size
+    if width * height > max_pixels:
+        raise InvalidImage(
+            f"{name} has {width} x {height} pixels, more than the limit of {max_pixels}: "
+            f"make it smaller, or raise the limit if you trust it"
+        )
+    with _decoding(name):
+        bits = _bits(file, data)
+        file.load()
+        # Read after loading: Pillow turns a TIFF while it loads, and takes its orientation away.
+        orientation = _orientation(file, name)
+        if bits > 16 or file.mode == "F":
+            raise InvalidImage(f"{name} has {bits}-bit samples: save it with 8 or 16 bits")
+        if bits == 16 and file.mode.startswith("I"):
+            image = _grey_16(file)
+        elif bits == 16 and file.mode in ("RGB", "RGBA", "RGBX"):
+            image = _colour_16(file, data, name)
+        else:
+            image = _any_8(file, name)
+    alpha = None if image.alpha is None else _upright(image.alpha, orientation)
+    return Image(_upright(image.pixels, orientation), alpha, image.grey, image.icc)
+
+
+def write_image(path: Path, pixels: Pixels, *, like: Image | None = None, quality: int = 95) -> None:
+    """Write an image, whole or not at all, in the format of the suffix; see `encode_image`. Raises WriteFailed."""
+    write_bytes(path, encode_image(pixels, path.suffix, like=like, quality=quality))
+
+
+def encode_image(pixels: Pixels, suffix: str, *, like: Image | None = None, quality: int = 95) -> bytes:
+    """Encode (H, W, 3) uint8 or uint16 RGB as .png, .jpg, .jpeg or .webp; `quality` 1 to 100 is of the last three.
+
+    With `like`, the image that they come from, a PNG gets its bit depth and alpha back, a WebP its alpha; alpha of
+    another size is resized. Of a grey source, pixels that are still grey are stored as grey where alpha allows it.
+    Raises InvalidOption for another suffix, a quality out of range, or a side too long for the format.
+    """
+    suffix = suffix.lower()
+    if suffix not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise InvalidOption(f"images are not written as {suffix or 'a name without suffix'!r}: use .png, .jpg or .webp")
+    if not 1 <= quality <= 100:
+        raise InvalidOption(f"quality is {quality}: choose between 1 and 100")
+    height, width = pixels.shape[:2]
+    if max(height, width) > (longest := _LONGEST_SIDE.get(suffix, height + width)):
+        raise InvalidOption(f"{width} x {height} pixels do not fit into {suffix}, at most {longest} a side: use .png")
+    deep = suffix == ".png" and (pixels if like is None else like.pixels).dtype == np.uint16
+    dtype = np.uint16 if deep else np.uint8
+    pixels = _to_depth(pixels, dtype)
+    alpha = None
+    if like is not None and like.alpha is not None and suffix in (".png", ".webp"):
+        alpha = _to_depth(_resize_alpha(like.alpha, height, width), dtype)
+    grey = like is not None and like.grey and bool((pixels == pixels[..., :1]).all())
+    icc = None if like is None or grey else like.icc
+    if deep:
+        return _png_16(pixels, alpha, grey, icc)
+    channels = [pixels[..., 0]] if grey else [pixels]
+    stacked = np.dstack(channels if alpha is None else [*channels, alpha])
+    image = Pillow.fromarray(stacked[..., 0] if stacked.shape[2] == 1 else stacked)
+    stream = BytesIO()
+    if suffix == ".png":
+        image.save(stream, "PNG", icc_profile=icc)
+    elif suffix == ".webp":
+        image.save(stream, "WEBP", quality=quality, exact=True, icc_profile=icc)  # exact: colour below alpha 0 stays
+    else:
+        image.save(stream, "JPEG", quality=quality, subsampling=0, icc_profile=icc)
+    return stream.getvalue()
+
+
+def resize(pixels: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Resize (H, W, C) float32 to `size` = (width, height), as Pillow has it: antialiased bicubic, a = -0.5.
+
+    Results are not clipped: they overshoot [0, 1] at edges.
+    """
+    channels = [Pillow.fromarray(np.ascontiguousarray(channel, np.float32)) for channel in np.moveaxis(pixels, 2, 0)]
+    resized = [channel.resize(size, Pillow.Resampling.BICUBIC) for channel in channels]
+    return np.dstack([np.asarray(channel, np.float32) for channel in resized])
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Hostile bytes make the decoders raise nearly anything; around their calls all of it is the file's fault."""
+    try:
+        yield
+    except InvalidImage:
+        raise
+    except UnidentifiedImageError as error:
+        raise InvalidImage(
+            f"{name} is not an image of {', '.join(FORMATS)}: convert it, whatever its suffix"
+        ) from error
+    except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
+        raise InvalidImage(f"{name} has more pixels than can be opened safely: make it smaller ({error})") from error
+    except Exception as error:
+        raise InvalidImage(
+            f"{name} is damaged or truncated ({type(error).__name__}: {error}): copy or convert it again"
+        ) from error
+
+
+def _bits(file: Pillow.Image, data: bytes) -> int:
+    if file.format == "PNG":
+        return data[24]  # IHDR comes first: signature 8, length and name 8, width and height 8, bit depth
+    if isinstance(file, TiffImageFile):
+        return int(max(file.tag_v2.get(_BITS, (1,))))
+    return 8
+
+
+def _orientation(file: Pillow.Image, name: str) -> int:
+    try:
+        return int(file.getexif().get(_ORIENTATION, 1))
+    except Exception as error:  # a damaged EXIF block need not cost the photograph
+        _log.warning("%s: its EXIF data are broken (%s), taken as upright", name, error)
+        return 1
+
+
+def _upright(array: Pixels, orientation: int) -> Pixels:
+    """Apply EXIF orientation 1-8 (others: none) to (H, W[, 3])."""
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return np.ascontiguousarray(array)
+
+
+def _any_8(file: Pillow.Image, name: str) -> Image:
+    grey = file.mode in ("1", "L", "LA", "La")
+    alpha = None
+    icc = file.info.get("icc_profile")
+    if file.has_transparency_data:
+        file = file.convert("RGBA")
+        alpha = np.array(file.getchannel("A"))
+    rgb = _to_srgb(file, icc, name) if icc else file.convert("RGB")
+    if grey:
+        rgb = rgb.convert("L").convert("RGB")  # a profile may leave a tint of one level
+    return Image(np.array(rgb), alpha, grey)
+
+
+def _to_srgb(file: Pillow.Image, icc: bytes, name: str) -> Pillow.Image:
+    from PIL import ImageCms
+
+    try:
+        profile = ImageCms.getOpenProfile(BytesIO(icc))
+        if ImageCms.getProfileDescription(profile).startswith("sRGB"):
+            return file.convert("RGB")
+        space = profile.profile.xcolor_space.strip()
+        source = file if space == file.mode else file.convert({"GRAY": "L"}.get(space, "RGB"))
+        converted = ImageCms.profileToProfile(source, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
+        _log.warning("%s: its colour profile is broken (%s), taken as sRGB", name, str(error).strip())
+        return file.convert("RGB")
+    return cast(Pillow.Image, converted)  # None only when converting in place
+
+
+def _grey_16(file: Pillow.Image) -> Image:
+    grey = np.clip(np.asarray(file), 0, 65_535).astype(np.uint16)
+    alpha = None
+    if (transparent := file.info.get("transparency")) is not None:
+        alpha = np.where(grey == transparent, 0, 65_535).astype(np.uint16)
+    if isinstance(file, TiffImageFile) and file.tag_v2.get(_PHOTOMETRIC) == 0:
+        grey = 65_535 - grey  # white is 0; Pillow inverts 8 bits only
+    return Image(np.dstack([grey, grey, grey]), alpha, grey=True)
+
+
+def _colour_16(file: Pillow.Image, data: bytes, name: str) -> Image:
+    import cv2
+
+    tags = file.tag_v2 if isinstance(file, TiffImageFile) else {}
+    # UNCHANGED keeps 16 bits and alpha, and applies no orientation to a PNG; a TIFF is turned, as Pillow does.
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3 or tags.get(_PLANAR, 1) != 1:
+        raise InvalidImage(f"{name} is a 16-bit {file.format} that cannot be decoded: save it as PNG")
+    samples = decoded.astype(np.uint16, copy=False)
+    pixels = samples[..., 2::-1].copy()
+    alpha = samples[..., 3].copy() if file.has_transparency_data and samples.shape[2] == 4 else None
+    checked = np.asarray(file)
+    if alpha is not None and 1 in np.atleast_1d(tags.get(_EXTRA_SAMPLES, 0)):  # premultiplied; Pillow undid it
+        opaque = np.maximum(alpha, 1)[..., None].astype(np.float32)
+        pixels = np.minimum(np.rint(pixels * (65_535 / opaque)), 65_535).astype(np.uint16)
+    elif pixels.shape != checked[..., :3].shape or ((pixels >> 8) != checked[..., :3]).any():
+        raise InvalidImage(f"{name} is a 16-bit {file.format} that two decoders read differently: save it as PNG")
+    grey = file.format == "PNG" and data[25] == 4  # IHDR's colour type: grey with alpha
+    icc = file.info.get("icc_profile")
+    return Image(pixels, alpha, grey, None if grey or not icc or icc[16:20] != b"RGB " else icc)
+
+
+def _to_depth(array: Pixels, dtype: type[np.uint8] | type[np.uint16]) -> Pixels:
+    if array.dtype == dtype:
+        return array
+    if dtype == np.uint16:
+        return array.astype(np.uint16) * np.uint16(257)
+    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _resize_alpha(alpha: Pixels, height: int, width: int) -> Pixels:
+    if alpha.shape == (height, width):
+        return alpha
+    resized = resize(alpha[..., None].astype(np.float32), (width, height))[..., 0]
+    return np.clip(np.rint(resized), 0, np.iinfo(alpha.dtype).max).astype(alpha.dtype)
+
+
+def _png_16(pixels: Pixels, alpha: Pixels | None, grey: bool, icc: bytes | None) -> bytes:
+    import cv2
+
+    if alpha is not None:
+        samples = np.dstack([pixels[..., ::-1], alpha])
+    else:
+        samples = pixels[..., 0] if grey else pixels[..., ::-1]
+    png = cv2.imencode(".png", np.ascontiguousarray(samples))[1].tobytes()
+    if icc is None:
+        return png
+    body = b"iCCP" + b"ICC profile\0\0" + compress(icc)  # OpenCV writes no profile; its place is after IHDR
+    return png[:33] + pack(">I", len(body) - 4) + body + pack(">I", crc32(body)) + png[33:]

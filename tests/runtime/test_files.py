@@ -1,0 +1,252 @@
+"""Files and folders are absent or whole: failures, kills, leftovers."""
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from bfr.runtime import files
+from bfr.runtime.errors import InputNotFound, WriteFailed
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def leftover(name: str, pid: int, kind: str = "part") -> str:
+    return f".{name}.{pid}-{files._MACHINE}00c0ffee.{kind}"
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 5000
+    (tmp_path / "a").write_bytes(data)
+    assert files.sha256_file(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+def test_write_makes_folders_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "a.bin"
+    files.write_bytes(path, b"old")
+    files.write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert names(path.parent) == ["a.bin"]
+
+
+def test_final_name_appears_only_at_the_end(tmp_path: Path) -> None:
+    with files.atomic_path(tmp_path / "a") as temporary:
+        temporary.write_bytes(b"half")
+        assert names(tmp_path) == [temporary.name]
+        assert temporary.name.startswith(f".a.{os.getpid()}-")
+        assert temporary.suffix == ".part"
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("exception", [KeyboardInterrupt, RuntimeError, SystemExit])
+def test_any_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path, exception: type[BaseException]) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+
+    def fail() -> None:
+        with files.atomic_path(tmp_path / "a") as temporary:
+            temporary.write_bytes(b"half")
+            raise exception
+
+    with pytest.raises(exception):
+        fail()
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "free some space"), (errno.EROFS, "read-only"), (errno.EACCES, "permission"), (errno.EIO, "disk")],
+)
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_failures_name_the_folder_and_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, remedy: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(WriteFailed, match=remedy) as caught:
+        files.write_bytes(tmp_path / "a", b"data")
+    assert str(tmp_path) in str(caught.value)
+    assert names(tmp_path) == []
+
+
+def test_disk_full_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, data: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(data[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a").write_text("old")
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(WriteFailed, match="disk is full"):
+        files.write_bytes(tmp_path / "a", b"data")
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(WriteFailed, match=r"in the way|folder is needed"):
+        files.write_bytes(tmp_path / "out" / "a", b"data")
+
+
+def test_folder_under_the_final_name(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(WriteFailed, match="a folder of that name"):
+        files.write_bytes(tmp_path / "a", b"data")
+    assert names(tmp_path) == ["a"]
+
+
+def test_errors_of_others_pass_unchanged(tmp_path: Path) -> None:
+    """A missing input, a connection or an unreadable file elsewhere is not a failed write."""
+    elsewhere = PermissionError(errno.EACCES, "Permission denied", "/somewhere/input.png")
+    for error in (InputNotFound("x does not exist"), ConnectionError("reset"), elsewhere):
+
+        def fail(error: Exception) -> None:
+            with files.atomic_path(tmp_path / "a"):
+                raise error
+
+        with pytest.raises(type(error)) as caught:
+            fail(error)
+        assert caught.value is error
+
+
+def test_folder_is_whole_or_absent(tmp_path: Path) -> None:
+    with files.atomic_folder(tmp_path / "b") as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "x").write_text("1")
+        assert names(tmp_path) == [temporary.name]
+    assert names(tmp_path) == ["b"]
+    assert (tmp_path / "b" / "sub" / "x").read_text() == "1"
+
+
+def test_folder_that_exists_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "f").write_text("a file")
+    for name, replace, text in (("b", False, "exists: choose another"), ("f", True, "not a folder")):
+        with pytest.raises(WriteFailed, match=text), files.atomic_folder(tmp_path / name, replace=replace):
+            pytest.fail("the body was entered")
+    assert names(tmp_path) == ["b", "f"]
+
+
+def make(path: Path, text: str, *, replace: bool = True, error: BaseException | None = None) -> None:
+    with files.atomic_folder(path, replace=replace) as temporary:
+        (temporary / "x").write_text(text)
+        if error:
+            assert (path / "x").read_text() == "old"
+            raise error
+
+
+def test_replacing_keeps_the_old_folder_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    make(tmp_path / "b", "old")
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "b", "half", error=KeyboardInterrupt())
+    assert (tmp_path / "b" / "x").read_text() == "old"
+    make(tmp_path / "b", "new")
+    assert (tmp_path / "b" / "x").read_text() == "new"
+    assert names(tmp_path) == ["b"]
+
+
+def test_failed_rename_in_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "b", "old")
+    rename = os.rename
+
+    def fail_in(source: Path, target: Path) -> None:
+        if source.suffix == ".part":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail_in)
+    with pytest.raises(WriteFailed, match="disk is full"):
+        make(tmp_path / "b", "new")
+    assert names(tmp_path) == ["b"]
+    assert (tmp_path / "b" / "x").read_text() == "old"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from bfr.runtime import files
+where, path = sys.argv[1], Path(sys.argv[2])
+def die(*_): os.kill(os.getpid(), signal.SIGKILL)
+if where == "between":
+    rename = os.rename
+    os.rename = lambda a, b: die() if a.suffix == ".part" else rename(a, b)
+if where == "after":
+    files._remove = die
+with files.atomic_folder(path, replace=True) as temporary:
+    (temporary / "x").write_text("new")
+    if where == "inside": die()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL on Windows")
+@pytest.mark.parametrize(("where", "kept"), [("inside", "old"), ("between", None), ("after", "new")])
+def test_kill_leaves_absent_or_whole_and_blocks_nothing(tmp_path: Path, where: str, kept: str | None) -> None:
+    path = tmp_path / "b"
+    make(path, "old")
+    killed = subprocess.run([sys.executable, "-c", KILLED, where, str(path)], check=False, timeout=30)  # noqa: S603
+    assert killed.returncode == -signal.SIGKILL
+    assert len(names(tmp_path)) > 1 or kept is None
+    assert (path / "x").read_text() == kept if kept else not path.exists()
+
+    files.recover_folder(path)
+    assert names(tmp_path) == ["b"]
+    assert (path / "x").read_text() == (kept or "old")
+    make(path, "newest")
+    assert names(tmp_path) == ["b"]
+    assert (path / "x").read_text() == "newest"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL on Windows")
+def test_next_run_recovers_by_itself_and_refuses_without_replace(tmp_path: Path) -> None:
+    old = tmp_path / leftover("b", dead_pid(), "old")
+    old.mkdir()
+    (old / "x").write_text("old")
+    with pytest.raises(WriteFailed, match="exists"):
+        make(tmp_path / "b", "new", replace=False)
+    assert (tmp_path / "b" / "x").read_text() == "old"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no process can be asked for on Windows")
+def test_only_leftovers_of_the_dead_are_cleaned(tmp_path: Path) -> None:
+    dead = dead_pid()
+    kept = [
+        leftover("a", os.getppid()),  # alive
+        leftover("a", dead, "old"),  # may be the only copy
+        f".a.{dead}-0123456700c0ffee.part",  # of another machine
+        ".hidden.part",
+        "a.part",
+    ]
+    for name in [*kept, leftover("a", dead), leftover("a", os.getpid()), leftover("b.png", dead)]:
+        (tmp_path / name).touch()
+    with files.atomic_path(tmp_path / "c") as temporary:
+        temporary.touch()
+        files.clean_leftovers(tmp_path)
+        assert names(tmp_path) == sorted([*kept, temporary.name])
+
+
+def test_many_threads_write_one_name(tmp_path: Path) -> None:
+    contents = [bytes([i]) * 100_000 for i in range(8)]
+    threads = [threading.Thread(target=files.write_bytes, args=(tmp_path / "a", data)) for data in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "a").read_bytes() in contents
+    assert names(tmp_path) == ["a"]
