@@ -94,6 +94,7 @@ def _move_weights(model: onnx.ModelProto, state: Mapping[str, Tensor], path: Pat
     if store_half:
         arrays = {name: array.astype(np.float16) if array.dtype == np.float32 else array for name, array in arrays.items()}
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+    path.chmod(0o644)  # safetensors makes its files private; a bundle is data to copy and install
     offsets = _offsets(path)
     casts = []
     for tensor in large:

@@ -108,13 +108,13 @@ def test_load_into_fills_the_network(tmp_path: Path) -> None:
 # Files that must be refused.
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {
-    "empty": lambda path: path.write_bytes(b"") and None,
-    "text": lambda path: path.write_text("<html>404: Not Found</html>\n" * 40) and None,
-    "zeros": lambda path: path.write_bytes(bytes(4096)) and None,
-    "random": lambda path: path.write_bytes(torch.manual_seed(0).get_state().numpy().tobytes()) and None,
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("<html>404: Not Found</html>\n" * 40),
+    "zeros": lambda path: path.write_bytes(bytes(4096)),
+    "random": lambda path: path.write_bytes(torch.manual_seed(0).get_state().numpy().tobytes()),
     "zip of text": lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", "a"),
-    "pickled list": lambda path: path.write_bytes(pickle.dumps([1, 2, 3], 2)) and None,
+    "pickled list": lambda path: path.write_bytes(pickle.dumps([1, 2, 3], 2)),
     "a tensor": lambda path: torch.save(torch.zeros(3), path),
     "an empty dict": lambda path: torch.save({}, path),
     "an optimizer": lambda path: torch.save({"state": {0: {"step": 3}}, "param_groups": []}, path),

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ def build(name: str, **changes: Any) -> UNet:
 def golden(name: str) -> tuple[Tensor, Tensor, Tensor]:
     with np.load(GOLDEN / f"{name}.npz") as arrays:
         return torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["t"]), torch.from_numpy(arrays["y"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small are faster so, by far on a machine that is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +70,7 @@ def test_the_two_orders_of_qkv_are_permutations_of_each_other() -> None:
     x = torch.randn(1, 32, 3, 5, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert (old(x) - new(x)).abs().max() > 1e-2
-        for tensor in (new.qkv.weight, new.qkv.bias):
+        for tensor in new.qkv.parameters():
             tensor.copy_(tensor.reshape(heads, 3, head, -1).transpose(0, 1).reshape(tensor.shape))
         torch.testing.assert_close(new(x), old(x))
 
@@ -95,9 +105,9 @@ def test_half_mode_casts_the_torso_alone(tiny: UNet, dtype: torch.dtype) -> None
         assert {parameter.dtype for parameter in part.parameters()} == {torch.float32}
     x, t, y = golden("tiny_unet")
     with torch.no_grad():
-        output = network(x, t)
+        output = network(x[:1], t[:1])
     assert output.dtype == torch.float32
-    assert 1e-5 < (output - y).abs().mean() < 0.05 * y.std()  # rounded, and not more than that
+    assert 1e-5 < (output - y[:1]).abs().mean() < 0.05 * y.std()  # rounded, and not more than that
 
 
 def test_group_norm_survives_values_whose_squares_leave_float16() -> None:
@@ -108,7 +118,7 @@ def test_group_norm_survives_values_whose_squares_leave_float16() -> None:
 
 def test_unshuffled_denoiser_keeps_the_image_size(tiny: UNet) -> None:
     network = build("tiny_unet", image_size=64, unshuffle=2)
-    assert network.input_blocks[0][0].weight.shape[1] == 3 * 2**2
+    assert network.state_dict()["input_blocks.0.0.weight"].shape[1] == 3 * 2**2
     # The attention resolutions are those of the rearranged image: the same blocks as at half the size.
     assert [*network.state_dict()] == [*tiny.state_dict()]
     with torch.no_grad():
@@ -118,10 +128,10 @@ def test_unshuffled_denoiser_keeps_the_image_size(tiny: UNet) -> None:
 def test_without_time_it_is_a_residual_image_network(tiny: UNet) -> None:
     network = build("tiny_unet", out_channels=3, time_conditioned=False, use_scale_shift_norm=False)
     assert not any("emb" in key for key in network.state_dict())
-    nn.init.zeros_(network.out[2].weight)
-    nn.init.zeros_(network.out[2].bias)
     x = golden("tiny_unet")[0]
     with torch.no_grad():
+        for key in ("out.2.weight", "out.2.bias"):
+            network.state_dict()[key].zero_()
         torch.testing.assert_close(network(x), x)
     with pytest.raises(TypeError, match="timesteps"):
         tiny(x)

@@ -31,11 +31,11 @@ class Machine:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder, self.patch = folder, patch
         self.packages = {"numpy": "2.0.0", "pillow": "12.0.0", "opencv-python-headless": "4.12.0"}
-        patch.setattr(doctor, "_version", lambda name: self.packages.get(name))
+        patch.setattr(doctor, "_version", self.packages.get)
         patch.setattr(doctor, "_TEGRA", folder / "nv_tegra_release")
         patch.setattr(doctor, "_BOARD", folder / "model")
         patch.setenv("PATH", str(folder / "bin"))
-        patch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, 1 << 40))
+        patch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 0, 1 << 40))
         patch.setitem(sys.modules, "onnxruntime", None)
         (folder / "bin").mkdir()
 
@@ -174,7 +174,7 @@ def test_jetson(machine: Machine) -> None:
 
 def test_little_disk(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.onnxruntime("onnxruntime")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, 1 << 30))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 0, 1 << 30))
     found = [problem.found for problem in diagnose(machine.folder / "cache").problems]
     assert found == ["this folder has 1.0 GiB free, less than 2 GiB", "cache has 1.0 GiB free, less than 2 GiB"]
 

@@ -1,0 +1,34 @@
+"""The torch modules behind a bundle, made anew from its own weights: what it is verified and measured against."""
+
+from safetensors.torch import load_file
+from torch import nn
+
+from bfr.export.step import EstimatorStage, LearnedVarianceStep, LinearStep, cut_variance
+from bfr.models.catalog import ARCHITECTURES
+from bfr.runtime.bundle import Bundle
+from bfr.runtime.errors import BundleInvalid
+from bfr.runtime.manifest import Network
+
+STAGES: dict[str, type[nn.Module]] = {
+    "estimator": EstimatorStage,
+    "step": LinearStep,
+    "step-learned": LearnedVarianceStep,
+}
+
+
+def load_reference(bundle: Bundle) -> dict[str, nn.Module]:
+    """Every network of a bundle as its float32 stage module, by name. The files are checked first."""
+    return {name: _load_stage(bundle, name, entry) for name, entry in bundle.manifest.networks.items()}
+
+
+def _load_stage(bundle: Bundle, name: str, entry: Network) -> nn.Module:
+    path = bundle.graph(name, "fp32").with_suffix(".safetensors")
+    if entry.architecture not in ARCHITECTURES:
+        raise BundleInvalid(f"{bundle.folder}: architecture {entry.architecture!r} is unknown; there is no reference for it")
+    module = ARCHITECTURES[entry.architecture](**entry.parameters)
+    state = load_file(path)
+    if entry.kind == "step" and len(state["out.2.bias"]) < len(module.state_dict()["out.2.bias"]):
+        cut_variance(module)  # type: ignore[arg-type]
+    # The file also holds what the exporter folded, under names of its own.
+    module.load_state_dict({key: state[key].to(value.dtype) for key, value in module.state_dict().items()})
+    return STAGES[entry.kind](module).eval()
