@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ class EagerNetwork:
 class EagerDevice:
     """The CPU or a GPU through PyTorch. It loads modules, not bundles."""
 
+    versions: ClassVar[dict[str, str]] = {"torch": torch.__version__}
     buckets: tuple[int, ...] | None = None
 
     def __init__(self, device: str = "cpu") -> None:

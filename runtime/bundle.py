@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -60,11 +61,25 @@ class Bundle:
         """The precisions that at least one network was exported in."""
         return tuple(sorted({p for network in self.manifest.networks.values() for p in network.variants}))
 
-    def preset(self, name: str) -> Preset:
-        """A preset by its name. Raises InvalidOption with the names that there are."""
+    def precision(self, name: str) -> Precision:
+        """`name`, if a network was exported in that precision. Raises InvalidOption with those that there are."""
+        for precision in self.precisions:
+            if precision == name:
+                return precision
+        raise InvalidOption(
+            f"{self.folder} has no network in {name}, only {', '.join(self.precisions)}: "
+            f"`bfr export {self.manifest.system} --precision {name} -o FOLDER` makes one where it is offered"
+        )
+
+    def preset(self, name: str, **overrides: Any) -> Preset:
+        """A preset by its name, with some fields changed. Raises InvalidOption with the names that there are."""
         if name not in self.manifest.presets:
             raise InvalidOption(f"preset {name!r} is unknown: {self.manifest.system} has {_names(self.manifest.presets)}")
-        return self.manifest.presets[name]
+        try:
+            return Preset.model_validate({**self.manifest.presets[name].model_dump(), **overrides})
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise InvalidOption(f"preset {name!r} cannot be changed so: {problems}") from error
 
     def network(self, name: str) -> Network:
         """A network's entry by its name."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bfr.runtime.errors import BfrError, WriteFailed
+from bfr.runtime.errors import WriteFailed
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space or choose another folder",
@@ -149,8 +149,6 @@ def _explained(path: Path) -> Iterator[None]:
     """Turn the OSErrors of writing `path` into WriteFailed; those of other files and of networks pass."""
     try:
         yield
-    except BfrError:
-        raise
     except OSError as error:
         if error.errno not in _REMEDIES or not _concerns(error.filename, path):
             raise

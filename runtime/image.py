@@ -207,7 +207,7 @@ def _any_8(file: Pillow.Image, name: str) -> Image:
         alpha = np.array(file.getchannel("A"))
     rgb = _to_srgb(file, icc, name) if icc else file.convert("RGB")
     if grey:
-        rgb = rgb.convert("L").convert("RGB")  # a profile may leave a tint of one level
+        rgb = rgb.convert("L").convert("RGB")  # a profile may have tinted it
     return Image(np.array(rgb), alpha, grey)
 
 
@@ -241,8 +241,9 @@ def _colour_16(file: Pillow.Image, data: bytes, name: str) -> Image:
     import cv2
 
     tags = file.tag_v2 if isinstance(file, TiffImageFile) else {}
-    # UNCHANGED keeps 16 bits and alpha, and applies no orientation to a PNG; a TIFF is turned, as Pillow does.
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    # UNCHANGED keeps 16 bits and alpha; a TIFF is turned upright by both decoders.
+    checked_data = _bare_png(data) if file.format == "PNG" else data
+    decoded = cv2.imdecode(np.frombuffer(checked_data, np.uint8), cv2.IMREAD_UNCHANGED)
     if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3 or tags.get(_PLANAR, 1) != 1:
         raise InvalidImage(f"{name} is a 16-bit {file.format} that cannot be decoded: save it as PNG")
     samples = decoded.astype(np.uint16, copy=False)
@@ -257,6 +258,26 @@ def _colour_16(file: Pillow.Image, data: bytes, name: str) -> Image:
     grey = file.format == "PNG" and data[25] == 4  # IHDR's colour type: grey with alpha
     icc = file.info.get("icc_profile")
     return Image(pixels, alpha, grey, None if grey or not icc or icc[16:20] != b"RGB " else icc)
+
+
+def _bare_png(data: bytes) -> bytes:
+    """The pixels of a PNG alone: OpenCV allocates whatever length a chunk claims, and may animate, turn and correct."""
+    kept, start = [data[:8]], 8
+    while start < len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        name = data[start + 4 : start + 8]
+        if end > len(data):
+            raise ValueError(f"chunk {name!r} is longer than the file")
+        if start == 8 or name in (b"IDAT", b"tRNS"):
+            kept.append(data[start:end])
+        if name == b"IEND":
+            break
+        start = end
+    return b"".join(kept) + _chunk(b"IEND", b"")
+
+
+def _chunk(name: bytes, body: bytes) -> bytes:
+    return pack(">I", len(body)) + name + body + pack(">I", crc32(name + body))
 
 
 def _to_depth(array: Pixels, dtype: type[np.uint8] | type[np.uint16]) -> Pixels:
@@ -284,5 +305,5 @@ def _png_16(pixels: Pixels, alpha: Pixels | None, grey: bool, icc: bytes | None)
     png = cv2.imencode(".png", np.ascontiguousarray(samples))[1].tobytes()
     if icc is None:
         return png
-    body = b"iCCP" + b"ICC profile\0\0" + compress(icc)  # OpenCV writes no profile; its place is after IHDR
-    return png[:33] + pack(">I", len(body) - 4) + body + pack(">I", crc32(body)) + png[33:]
+    # OpenCV writes no profile; its place is after IHDR.
+    return png[:33] + _chunk(b"iCCP", b"ICC profile\0\0" + compress(icc)) + png[33:]

@@ -50,17 +50,18 @@ class Restorer:
         device: Device,
         sampler: Preset,
         *,
-        precision: Precision = "fp32",
+        precision: str = "fp32",
         batch: int = 1,
         networks: dict[str, Network] | None = None,
     ) -> None:
         """Most users call `Restorer.open`. `networks` replaces the bundle's own, by name."""
         if batch < 1:
             raise InvalidOption(f"batch {batch} is out of range: choose 1 or more")
-        self.bundle, self.device, self.sampler, self.precision = bundle, device, sampler, precision
+        self.bundle, self.device, self.sampler = bundle, device, sampler
+        self.precision: Precision = bundle.precision(precision)
         self.batch, self.size = batch, bundle.manifest.image_size
         self.table = sampler_table(bundle, sampler)
-        self._networks = networks or load_networks(bundle, device, precision)
+        self._networks = networks or load_networks(bundle, device, self.precision)
         self._chains: dict[int, Chain] = {}
         self._float32: Restorer | None = None
 
@@ -71,19 +72,21 @@ class Restorer:
         *,
         backend: str = "auto",
         preset: str = "reference",
-        precision: Precision = "fp32",
+        precision: str = "fp32",
         batch: int = 1,
         threads: int | None = None,
+        **overrides: Any,
     ) -> "Restorer":
         """Open a bundle for restoring.
 
         bundle: its folder; None is the default system, `mini`. backend: one of `bfr.runtime.backends.BACKENDS`.
         preset: a name of the bundle's presets. precision: a network without that variant runs in fp32.
         batch: how many images go through the chain together, at most. threads: of the CPU backend.
+        overrides: fields of the preset to change: solver, spacing, start, eta.
         Raises a BfrError whose text says how to mend it.
         """
         opened = Bundle.open(bundle if bundle is not None else default_bundle())
-        sampler = opened.preset(preset)
+        sampler = opened.preset(preset, **overrides)
         return cls(opened, open_device(backend, threads=threads), sampler, precision=precision, batch=batch)
 
     def __enter__(self) -> "Restorer":
@@ -177,11 +180,6 @@ class Restorer:
 
 def load_networks(bundle: Bundle, device: Device, precision: Precision) -> dict[str, Network]:
     """Load every network of a bundle, its files checked first. A network without that precision runs in fp32."""
-    if precision not in bundle.precisions:
-        raise InvalidOption(
-            f"{bundle.folder} has no network in {precision}, only {', '.join(bundle.precisions)}: "
-            f"`bfr export {bundle.manifest.system} --precision {precision} -o FOLDER` makes one"
-        )
     return {
         name: device.load(bundle.graph(name, precision if precision in network.variants else "fp32"))
         for name, network in bundle.manifest.networks.items()

@@ -25,7 +25,6 @@ from bfr.models.mini.degrade import draw
 from bfr.models.mini.networks import IMAGE_SIZE, build
 from bfr.runtime.schedule import linear_schedule
 
-LAST_TIMESTEP = 400  # the truncated loop never looks beyond it
 WARMUP_STEPS, COOLDOWN_SHARE = 100, 0.3
 SAVE_EVERY_S = 120.0
 
@@ -73,16 +72,20 @@ def augment(face: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uin
     return np.asarray(np.clip(turned * gain, 0, 255), dtype=np.uint8)
 
 
-def estimator_loss(network: torch.nn.Module, clean: Tensor, degraded: Tensor, step: int, seed: int) -> Tensor:
+def estimator_loss(
+    network: torch.nn.Module, clean: Tensor, degraded: Tensor, step: int, args: argparse.Namespace
+) -> Tensor:
     """L1 between the estimate of the degraded face and the clean one, both in [0, 1]."""
     return F.l1_loss(network(degraded).float(), clean)
 
 
-def denoiser_loss(network: torch.nn.Module, clean: Tensor, degraded: Tensor, step: int, seed: int) -> Tensor:
-    """Mean squared error of the predicted noise at timesteps drawn evenly from 0..LAST_TIMESTEP."""
-    generator = torch.Generator(clean.device).manual_seed(seed * 1_000_003 + step)
+def denoiser_loss(
+    network: torch.nn.Module, clean: Tensor, degraded: Tensor, step: int, args: argparse.Namespace
+) -> Tensor:
+    """Mean squared error of the predicted noise at timesteps drawn evenly from 0 to `args.last_timestep`."""
+    generator = torch.Generator(clean.device).manual_seed(args.seed * 1_000_003 + step)
     alpha_bar = torch.from_numpy(linear_schedule().alpha_bar).to(clean.device, torch.float32)
-    t = torch.randint(LAST_TIMESTEP + 1, (len(clean),), generator=generator, device=clean.device)
+    t = torch.randint(args.last_timestep + 1, (len(clean),), generator=generator, device=clean.device)
     noise = torch.randn(clean.shape, generator=generator, device=clean.device)
     signal = alpha_bar[t].view(-1, 1, 1, 1)
     noised = signal.sqrt() * (2 * clean - 1) + (1 - signal).sqrt() * noise
@@ -126,7 +129,7 @@ def train(args: argparse.Namespace) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, args.steps, args.lr)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss = loss_of(network, clean, degraded, step, args.seed)
+                loss = loss_of(network, clean, degraded, step, args)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -184,6 +187,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="faces a step (%(default)s)")
     parser.add_argument("--lr", type=float, default=4e-4, help="peak learning rate (%(default)s)")
     parser.add_argument("--ema", type=float, default=0.999, help="decay of the weights' average (%(default)s)")
+    parser.add_argument(
+        "--last-timestep", type=int, default=400, help="noisiest timestep of the denoiser, of 1000 (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare batches (%(default)s)")

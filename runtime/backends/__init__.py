@@ -45,6 +45,8 @@ class Device(Protocol):
     """Where a chain's buffers live and its networks run."""
 
     name: str
+    versions: dict[str, str]
+    """Of the libraries that compute, for reports."""
     buckets: tuple[int, ...] | None
     """The batch sizes that chains are made for, or None where every size is as good."""
 

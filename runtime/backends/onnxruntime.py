@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -68,6 +68,7 @@ class CpuDevice:
     """The CPU. Any batch size is as good as another: a call takes as long as its images."""
 
     name = "onnxruntime-cpu"
+    versions: ClassVar[dict[str, str]] = {"onnxruntime": ort.__version__}
     buckets: tuple[int, ...] | None = None
 
     def __init__(self, threads: int | None = None) -> None:
@@ -119,6 +120,7 @@ class CudaDevice:
     """One CUDA GPU through ONNX Runtime. The state stays on the device from the first step to the last."""
 
     name = "onnxruntime-cuda"
+    versions: ClassVar[dict[str, str]] = {"onnxruntime": ort.__version__}
     buckets: tuple[int, ...] | None = (1, 2, 4, 8, 16)
 
     def __init__(self, index: int = 0) -> None:

@@ -63,9 +63,25 @@ def palette(transparent: bool) -> bytes:
     return saved(image, "PNG", **({"transparency": bytes([255, 40])} if transparent else {}))
 
 
-def tiff_16(samples: Array, **options: Any) -> bytes:
-    encoded = cv2.imencode(".tif", samples[..., ::-1] if samples.ndim == 3 else samples)[1]
-    return encoded.tobytes()
+def tiff_16(samples: Array, *extra: tuple[int, int], photometric: int = 2) -> bytes:
+    """A TIFF written by hand, uncompressed. samples: (H, W, C) uint16; extra: further tags and their values."""
+    height, width, channels = samples.shape
+    tags = {256: [width], 257: [height], 258: [16] * channels, 259: [1], 262: [photometric], 277: [channels]}
+    tags |= {tag: [value] for tag, value in extra}
+    planes = channels if tags.get(284) == [2] else 1
+    size = samples.nbytes // planes
+    tags |= {273: [0] * planes, 278: [height], 279: [size] * planes}
+    lists_at = 8 + 2 + 12 * len(tags) + 4
+    pixels_at = lists_at + 4 * sum(len(values) for values in tags.values() if len(values) > 1)
+    tags[273] = [pixels_at + plane * size for plane in range(planes)]
+    entries = lists = b""
+    for tag, values in sorted(tags.items()):
+        data = struct.pack(f"<{len(values)}I", *values)
+        if len(values) > 1:
+            data, lists = struct.pack("<I", lists_at + len(lists)), lists + data
+        entries += struct.pack("<HHI", tag, 4, len(values)) + data
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8) + directory + lists + samples.astype("<u2").tobytes()
 
 
 TABLE: dict[str, tuple[bytes, tuple[int, int, int], int | None, bool]] = {
@@ -129,7 +145,9 @@ DEEP_TABLE: dict[str, tuple[bytes, Array, Array | None, bool]] = {
     "png grey": (png(DEEP[..., 0], 0), DEEP[..., [0, 0, 0]], None, True),
     "png grey, alpha": (png(DEEP[..., :2], 4), DEEP[..., [0, 0, 0]], DEEP[..., 1], True),
     "tiff rgb": (tiff_16(DEEP[..., :3]), DEEP[..., :3], None, False),
-    "tiff grey": (tiff_16(DEEP[..., 0]), DEEP[..., [0, 0, 0]], None, True),
+    "tiff rgba": (tiff_16(DEEP, (338, 2)), DEEP[..., :3], DEEP[..., 3], False),
+    "tiff grey": (tiff_16(DEEP[..., :1], photometric=1), DEEP[..., [0, 0, 0]], None, True),
+    "tiff grey, white is 0": (tiff_16(65_535 - DEEP[..., :1], photometric=0), DEEP[..., [0, 0, 0]], None, True),
 }
 
 
@@ -151,6 +169,21 @@ def test_16_bit_transparent_grey() -> None:
     grey = np.array([[0, 300, 65_535]], np.uint16)
     image = decode_image(png(grey, 0, chunk(b"tRNS", struct.pack(">H", 300))))
     np.testing.assert_array_equal(image.alpha, np.array([[65_535, 0, 65_535]], np.uint16))
+
+
+def test_16_bit_tiff_premultiplied_by_alpha() -> None:
+    alpha = np.maximum(DEEP[..., 3:], 20_000)
+    stored = np.rint(DEEP[..., :3] * (alpha / 65_535)).astype(np.uint16)
+    image = decode_image(tiff_16(np.dstack([stored, alpha]), (338, 1)))
+    assert np.abs(image.pixels.astype(int) - DEEP[..., :3]).max() <= 2
+    np.testing.assert_array_equal(image.alpha, alpha[..., 0])
+
+
+def test_16_bit_tiff_in_planes_is_refused() -> None:
+    """OpenCV mixes its planes up without a word; where the high bytes are equal, Pillow's 8 bits do not show it."""
+    planes = np.moveaxis(DEEP[..., :3] & 0xFF, 2, 0).reshape(DEEP[..., :3].shape)
+    with pytest.raises(InvalidImage, match="save it as PNG"):
+        decode_image(tiff_16(planes, (284, 2)))
 
 
 # The EXIF standard's words, "row 0 is the visual ..., column 0 is the visual ...", as positions of stored[row, column].
@@ -189,7 +222,7 @@ def test_orientation_is_applied_once(kind: str, orientation: int) -> None:
         data = png(stored, 6, chunk(b"eXIf", exif(orientation).removeprefix(b"Exif\0\0")))
     elif kind == "TIFF 16":
         stored = DEEP[..., :3]
-        data = with_tiff_orientation(tiff_16(stored), orientation)
+        data = tiff_16(stored, (ORIENTATION, orientation))
     else:
         stored = corners
         options = {"PNG": {}, "JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
@@ -205,20 +238,6 @@ def test_orientation_is_applied_once(kind: str, orientation: int) -> None:
     written = Pillow.open(io.BytesIO(encode_image(image.pixels, ".jpg", like=image)))
     assert written.size == (expected.shape[1], expected.shape[0])
     assert ORIENTATION not in written.getexif()
-
-
-def with_tiff_orientation(data: bytes, orientation: int) -> bytes:
-    """The little-endian TIFF with an orientation entry, in a copy of its directory at the end."""
-    assert data[:2] == b"II"
-    (start,) = struct.unpack_from("<I", data, 4)
-    (count,) = struct.unpack_from("<H", data, start)
-    entries = [data[start + 2 + 12 * i : start + 14 + 12 * i] for i in range(count)]
-    entries = [entry for entry in entries if struct.unpack_from("<H", entry)[0] != ORIENTATION]
-    entries.append(struct.pack("<HHIHH", ORIENTATION, 3, 1, orientation, 0))
-    entries.sort(key=lambda entry: struct.unpack_from("<H", entry)[0])
-    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
-    data += bytes(len(data) % 2)
-    return data[:4] + struct.pack("<I", len(data)) + data[8:] + directory
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG", ".webp"])
@@ -252,6 +271,13 @@ def test_depth_and_alpha_come_back_where_the_format_allows() -> None:
     np.testing.assert_array_equal(back.alpha, eight.alpha)
 
 
+def test_colour_below_invisible_alpha_survives_webp() -> None:
+    like = Image(np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8))
+    ramp = np.broadcast_to(np.arange(0, 256, 8, dtype=np.uint8)[:, None, None], (32, 32, 3))
+    back = decode_image(encode_image(ramp, ".webp", like=like))
+    assert np.abs(back.pixels.astype(int) - ramp).max() <= 12
+
+
 def test_alpha_is_resized_with_the_pixels() -> None:
     alpha = np.zeros((4, 6), np.uint8)
     alpha[:, 3:] = 255
@@ -281,14 +307,31 @@ def swapped_profile() -> bytes:
     return profile.replace(b"rXYZ", b"tmpX").replace(b"gXYZ", b"rXYZ").replace(b"tmpX", b"gXYZ")
 
 
+def other_profile() -> bytes:
+    """The same under another name: a profile that calls itself sRGB is believed."""
+    return swapped_profile().replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+
+
 def test_profile_is_converted_to_srgb() -> None:
-    profile = swapped_profile().replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+    profile = other_profile()
     for mode, colour in (("RGB", RED), ("RGBA", (*RED, 40))):
         image = decode_image(saved(flat(mode, colour), "PNG", icc_profile=profile))
         assert np.abs(image.pixels.astype(int) - GREEN).max() <= 2
         assert image.icc is None
     assert image.alpha is not None
     assert (image.alpha == 40).all()
+
+
+def test_grey_with_a_profile_stays_grey() -> None:
+    ramp = Pillow.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    profile = bytearray(other_profile())
+    red, green = profile.index(b"rXYZ"), profile.index(b"gXYZ")
+    profile[red + 4 : red + 12] = profile[green + 4 : green + 12]  # two equal primaries tint what is neutral
+    image = decode_image(saved(ramp, "PNG", icc_profile=bytes(profile)))
+    assert image.grey
+    assert (image.pixels == image.pixels[..., :1]).all()
+    tinted = decode_image(saved(ramp.convert("RGB"), "PNG", icc_profile=bytes(profile)))
+    assert not (tinted.pixels == tinted.pixels[..., :1]).all()
 
 
 def test_srgb_profile_changes_nothing() -> None:
@@ -338,6 +381,18 @@ def test_huge_file_is_not_read(tmp_path: Path) -> None:
         file.truncate(1 << 40)  # sparse
     with pytest.raises(InvalidImage, match="bytes, more than"):
         read_image(tmp_path / "a.png")
+
+
+def test_chunk_that_claims_gigabytes_never_reaches_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV 4.11 and later allocate what a chunk's length says: 4 GiB and 10 s for a file of 300 bytes."""
+
+    def fail(*_: object) -> None:
+        pytest.fail("the chunk was handed to OpenCV")
+
+    data = png(DEEP, 6)
+    monkeypatch.setattr(cv2, "imdecode", fail)
+    with pytest.raises(InvalidImage, match="longer than the file"):
+        decode_image(data[:33] + b"\xff\0\0\0" + data[37:])
 
 
 def test_what_is_no_image_is_refused_with_its_path(tmp_path: Path) -> None:
