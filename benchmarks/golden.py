@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from bfr.export.eager import EagerDevice, EagerNetwork
 from bfr.export.onnx import export_graph
 from bfr.export.step import EstimatorStage, GuidedStep, LearnedVarianceStep, LinearStep, cut_variance
+from bfr.models.lama import LaMa
 from bfr.models.seeded import LOOP_SCALE, seed_weights
 from bfr.models.swinir import SwinIR
 from bfr.models.unet import UNet
@@ -36,7 +37,7 @@ from bfr.runtime.schedule import linear_schedule
 from bfr.runtime.solvers import StepTable, step_table
 
 TOLERANCE = 1e-4
-NETWORKS: dict[str, type[nn.Module]] = {"UNetModel": UNet, "SwinIR": SwinIR}
+NETWORKS: dict[str, type[nn.Module]] = {"UNetModel": UNet, "SwinIR": SwinIR, "FFCResNetGenerator": LaMa}
 IGNORED = {"dims", "use_fp16"}  # parameters of the published classes that choose nothing here
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -73,7 +74,7 @@ def run_golden(path: Path, scratch: Path) -> Errors:
 
 def _run_tiny(arrays: Arrays, config: dict[str, Any], scratch: Path) -> Errors:
     inputs = {name: arrays[name].astype(np.float32) for name in ("x", "t") if name in arrays}
-    eager, exported = run_network(_network(config), inputs, scratch)
+    eager, exported = run_network(_network(config, image_size=arrays["x"].shape[-1]), inputs, scratch)
     return Errors(_distance(eager, arrays["y"]), _distance(exported, arrays["y"]))
 
 
@@ -91,7 +92,7 @@ def _run_full(name: str, arrays: Arrays, config: dict[str, Any], scratch: Path) 
         pairs = ((y[:, ::16, ::16], "out_every_16"), (y.mean((1, 2)), "mean"), (y.std((1, 2)), "std"))
         return max(_distance(value, arrays[kept]) for value, kept in pairs)
 
-    eager, exported = run_network(_network(config), inputs, scratch)
+    eager, exported = run_network(_network(config, image_size=size), inputs, scratch)
     return Errors(distance(eager), distance(exported))
 
 
@@ -227,10 +228,13 @@ def _export_step(step: nn.Module, size: int, conditions: Mapping[str, Float32], 
     return export_graph(step, inputs, ["x_next", "x0"], scratch / "step.onnx")[0]
 
 
-def _network(config: dict[str, Any], scale: Mapping[str, float] | None = None) -> Any:
+def _network(config: dict[str, Any], scale: Mapping[str, float] | None = None, *, image_size: int | None = None) -> Any:
     if config["class"] not in NETWORKS:
         raise InvalidOption(f"networks of class {config['class']} are not supported: {', '.join(NETWORKS)} are")
-    module = NETWORKS[config["class"]](**{k: v for k, v in config["params"].items() if k not in IGNORED})
+    parameters = {k: v for k, v in config["params"].items() if k not in IGNORED}
+    if config["class"] == "FFCResNetGenerator" and image_size is not None:
+        parameters["image_size"] = image_size  # the published class has no such parameter
+    module = NETWORKS[config["class"]](**parameters)
     seed_weights(module, scale)
     return module.eval()
 
@@ -262,7 +266,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 status = max(status, 2)
                 continue
         ok = errors.worst <= args.tolerance
-        print(f"{path.stem:44} {errors.eager:10.1e} {errors.onnxruntime:12.1e}  {'ok' if ok else 'TOO LARGE'}", flush=True)
+        print(
+            f"{path.stem:44} {errors.eager:10.1e} {errors.onnxruntime:12.1e}  {'ok' if ok else 'TOO LARGE'}", flush=True
+        )
         status = max(status, 0 if ok else 1)
     return status
 

@@ -124,8 +124,18 @@ MINI = SystemSpec(
     title="mini: a small DifFace of our own, 256x256, for CPUs and for trying bfr out",
     image_size=mini.IMAGE_SIZE,
     networks={
-        kind: NetworkSpec(kind=kind, architecture="unet", parameters=parameters, weights=Download("", f"{kind}.safetensors"))
-        for kind, parameters in (("estimator", mini.ESTIMATOR), ("denoiser", mini.DENOISER))
+        "estimator": NetworkSpec(
+            kind="estimator",
+            architecture="unet",
+            parameters=mini.ESTIMATOR,
+            weights=Download("", "estimator.safetensors"),
+        ),
+        "denoiser": NetworkSpec(
+            kind="denoiser",
+            architecture="unet",
+            parameters=mini.DENOISER,
+            weights=Download("", "denoiser.safetensors"),
+        ),
     },
     presets={"reference": Preset(solver="ddim", spacing="ddim50", start=10, eta=0.5)},
     licence=Licence(

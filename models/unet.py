@@ -22,7 +22,7 @@ class GroupNorm32(nn.GroupNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(GROUPS, channels)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name in torch)
         return super().forward(input.float()).to(input.dtype)
 
 
@@ -127,13 +127,13 @@ class AttentionBlock(nn.Module):
         scale = head**-0.25  # on q and k each: the product then stays in half's range
         weight = torch.softmax(((q * scale).transpose(2, 3) @ (k * scale)).float(), dim=-1).to(v.dtype)
         h = (v @ weight.transpose(2, 3)).reshape(-1, channels, height * width)
-        return x + self.proj_out(h).reshape(-1, channels, height, width)
+        return cast(Tensor, x + self.proj_out(h).reshape(-1, channels, height, width))
 
 
 class Stage(nn.Sequential):
     """Layers in order; those that take the time embedding are given it."""
 
-    def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:  # type: ignore[override]  # nn.Sequential's takes x only
         for layer in self:
             x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
         return x

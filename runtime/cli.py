@@ -137,9 +137,10 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what works on this machine, and what to do about what does not."""
+    from bfr.models.fetch import cache_folder
     from bfr.runtime import doctor as checks
 
-    report = checks.diagnose()
+    report = checks.diagnose(cache_folder())
     print(checks.as_json(report) if as_json else checks.render(report))
 
 

@@ -242,18 +242,19 @@ def _colour_16(file: Pillow.Image, data: bytes, name: str) -> Image:
 
     tags = file.tag_v2 if isinstance(file, TiffImageFile) else {}
     # UNCHANGED keeps 16 bits and alpha; a TIFF is turned upright by both decoders.
-    checked_data = _bare_png(data) if file.format == "PNG" else data
-    decoded = cv2.imdecode(np.frombuffer(checked_data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3 or tags.get(_PLANAR, 1) != 1:
-        raise InvalidImage(f"{name} is a 16-bit {file.format} that cannot be decoded: save it as PNG")
+    bare = _bare_png(data) if file.format == "PNG" else data
+    decoded = cv2.imdecode(np.frombuffer(bare, np.uint8), cv2.IMREAD_UNCHANGED)
+    seen = np.asarray(file)  # by Pillow: (H, W, 3 or 4) uint8, the high bytes
+    # OpenCV mixes up the planes of a TIFF that stores them apart.
+    if decoded is None or decoded.dtype != np.uint16 or decoded.shape[:2] != seen.shape[:2] or tags.get(_PLANAR) == 2:
+        raise InvalidImage(f"{name} is a 16-bit {file.format} of a rare kind: save it as PNG")
     samples = decoded.astype(np.uint16, copy=False)
     pixels = samples[..., 2::-1].copy()
     alpha = samples[..., 3].copy() if file.has_transparency_data and samples.shape[2] == 4 else None
-    checked = np.asarray(file)
     if alpha is not None and 1 in np.atleast_1d(tags.get(_EXTRA_SAMPLES, 0)):  # premultiplied; Pillow undid it
         opaque = np.maximum(alpha, 1)[..., None].astype(np.float32)
         pixels = np.minimum(np.rint(pixels * (65_535 / opaque)), 65_535).astype(np.uint16)
-    elif pixels.shape != checked[..., :3].shape or ((pixels >> 8) != checked[..., :3]).any():
+    elif ((pixels >> 8) != seen[..., :3]).any():
         raise InvalidImage(f"{name} is a 16-bit {file.format} that two decoders read differently: save it as PNG")
     grey = file.format == "PNG" and data[25] == 4  # IHDR's colour type: grey with alpha
     icc = file.info.get("icc_profile")

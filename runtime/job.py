@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bfr.runtime.backends import Buffer
 from bfr.runtime.errors import BfrError, InvalidOption, WriteFailed
-from bfr.runtime.files import write_bytes
+from bfr.runtime.files import clean_leftovers, write_bytes
 from bfr.runtime.folder import Item, output_path
 from bfr.runtime.image import Image, read_image, write_image
 from bfr.runtime.restorer import DEFAULT_SEED, Restored, Restorer
@@ -87,6 +87,8 @@ def run_job(
             entries[item.source] = Entry(str(item.source), "skipped", output)
         else:
             todo.append(item)
+    if options.out.is_dir():
+        clean_leftovers(options.out)
     facts = describe_run(restorer, options)
     try:
         for batch in _read_batches(todo, restorer.batch, entries):

@@ -21,7 +21,7 @@ OnStep = Callable[[int, Buffer], None]
 class ChainResult:
     """One batch through the chain.
 
-    image: (B, 3, S, S) float32 in [0, 1]. NaN stays NaN: whoever writes images looks for it.
+    image: (B, 3, S, S) float32 in [0, 1], NaN where the loop gave NaN or Inf: whoever writes images looks for it.
     estimate: (B, 3, S, S) float32 in [0, 1], what the loop started from.
     seconds: stage -> seconds of the whole batch; `network` is the part spent in the networks' calls.
     """
@@ -114,7 +114,8 @@ class Chain:
 
 
 def to_unit(x: Float32) -> Float32:
-    """[-1, 1] -> [0, 1], clipped; in place."""
+    """[-1, 1] -> [0, 1], clipped; in place. Inf becomes NaN, which clipping does not hide."""
+    x[np.isinf(x)] = np.nan
     x *= np.float32(0.5)
     x += np.float32(0.5)
     return np.clip(x, 0.0, 1.0, out=x)

@@ -6,7 +6,6 @@ Runs on the CPU in float32, on a GPU in bfloat16. The recipe is that of the refe
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +58,8 @@ def augment(face: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uin
     if rng.random() < 0.5:
         face = face[:, ::-1]
     centre = (face.shape[1] / 2, face.shape[0] / 2)
-    matrix = cv2.getRotationMatrix2D(centre, float(rng.normal(0.0, 2.0)), float(np.exp(rng.normal(0.0, 0.03))))
+    turn, scale = float(rng.normal(0.0, 2.0)), float(np.exp(rng.normal(0.0, 0.03)))
+    matrix = np.asarray(cv2.getRotationMatrix2D(centre, turn, scale), dtype=np.float64)
     matrix[:, 2] += IMAGE_SIZE / 2 - np.array(centre) + rng.normal(0.0, 3.0, size=2)
     gain = rng.uniform(0.9, 1.1) * rng.uniform(0.97, 1.03, size=3)
     turned = cv2.warpAffine(
@@ -73,14 +73,14 @@ def augment(face: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uin
 
 
 def estimator_loss(
-    network: torch.nn.Module, clean: Tensor, degraded: Tensor, step: int, args: argparse.Namespace
+    network: torch.nn.Module, clean: Tensor, degraded: Tensor, _step: int, _args: argparse.Namespace
 ) -> Tensor:
     """L1 between the estimate of the degraded face and the clean one, both in [0, 1]."""
     return F.l1_loss(network(degraded).float(), clean)
 
 
 def denoiser_loss(
-    network: torch.nn.Module, clean: Tensor, degraded: Tensor, step: int, args: argparse.Namespace
+    network: torch.nn.Module, clean: Tensor, _degraded: Tensor, step: int, args: argparse.Namespace
 ) -> Tensor:
     """Mean squared error of the predicted noise at timesteps drawn evenly from 0 to `args.last_timestep`."""
     generator = torch.Generator(clean.device).manual_seed(args.seed * 1_000_003 + step)
@@ -109,7 +109,8 @@ def batches(data: FaceBatches, first: int, last: int, workers: int) -> Iterator[
 def train(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
-    network = build(args.role).to(device, memory_format=torch.channels_last)
+    network = build(args.role).to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
     average = build(args.role).to(device).requires_grad_(False)
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, weight_decay=1e-4)
     checkpoint, first = args.out / f"{args.role}.pt", 0
@@ -145,7 +146,7 @@ def train(args: argparse.Namespace) -> None:
                 print(json.dumps(entry), file=log, flush=True)
                 losses = []
             if time.monotonic() - saved > SAVE_EVERY_S or done == args.steps:
-                save(args.out, args.role, done, network, average, optimizer)
+                save(args.out, args.role, done, network=network, average=average, optimizer=optimizer)
                 saved = time.monotonic()
 
 
@@ -158,6 +159,7 @@ def save(
     out: Path,
     role: str,
     step: int,
+    *,
     network: torch.nn.Module,
     average: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -171,11 +173,11 @@ def save(
     }
     partial = out / f"{role}.pt.part"
     torch.save(state, partial)
-    os.replace(partial, out / f"{role}.pt")
+    partial.replace(out / f"{role}.pt")
     weights = {name: value.half().contiguous() for name, value in average.state_dict().items()}
     partial = out / f"{role}.safetensors.part"
     save_file(weights, partial, metadata={"step": str(step)})
-    os.replace(partial, out / f"{role}.safetensors")
+    partial.replace(out / f"{role}.safetensors")
 
 
 def main() -> None:

@@ -71,8 +71,9 @@ class CpuDevice:
     versions: ClassVar[dict[str, str]] = {"onnxruntime": ort.__version__}
     buckets: tuple[int, ...] | None = None
 
-    def __init__(self, threads: int | None = None) -> None:
-        self.threads = threads
+    def __init__(self, threads: int | None = None, *, spinning: bool = True) -> None:
+        """`spinning`: idle threads wait in a loop, which is quicker but slows whatever else runs on the machine."""
+        self.threads, self.spinning = threads, spinning
 
     def array(self, shape: tuple[int, ...]) -> HostBuffer:
         return _host_buffer(np.zeros(shape, np.float32))
@@ -94,6 +95,7 @@ class CpuDevice:
         options = ort.SessionOptions()
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spinning else "0")
         return OrtNetwork(_session(graph, options, [CPU]))
 
 

@@ -64,16 +64,16 @@ def palette(transparent: bool) -> bytes:
 
 
 def tiff_16(samples: Array, *extra: tuple[int, int], photometric: int = 2) -> bytes:
-    """A TIFF written by hand, uncompressed. samples: (H, W, C) uint16; extra: further tags and their values."""
+    """A TIFF written by hand, deflated. samples: (H, W, C) uint16; extra: further tags and their values."""
     height, width, channels = samples.shape
-    tags = {256: [width], 257: [height], 258: [16] * channels, 259: [1], 262: [photometric], 277: [channels]}
+    tags = {256: [width], 257: [height], 258: [16] * channels, 259: [8], 262: [photometric], 277: [channels]}
     tags |= {tag: [value] for tag, value in extra}
-    planes = channels if tags.get(284) == [2] else 1
-    size = samples.nbytes // planes
-    tags |= {273: [0] * planes, 278: [height], 279: [size] * planes}
+    planes = np.moveaxis(samples, 2, 0) if tags.get(284) == [2] else [samples]
+    strips = [zlib.compress(plane.astype("<u2").tobytes()) for plane in planes]
+    tags |= {273: [0] * len(strips), 278: [height], 279: [len(strip) for strip in strips]}
     lists_at = 8 + 2 + 12 * len(tags) + 4
-    pixels_at = lists_at + 4 * sum(len(values) for values in tags.values() if len(values) > 1)
-    tags[273] = [pixels_at + plane * size for plane in range(planes)]
+    strips_at = lists_at + 4 * sum(len(values) for values in tags.values() if len(values) > 1)
+    tags[273] = [strips_at + len(b"".join(strips[:i])) for i in range(len(strips))]
     entries = lists = b""
     for tag, values in sorted(tags.items()):
         data = struct.pack(f"<{len(values)}I", *values)
@@ -81,7 +81,7 @@ def tiff_16(samples: Array, *extra: tuple[int, int], photometric: int = 2) -> by
             data, lists = struct.pack("<I", lists_at + len(lists)), lists + data
         entries += struct.pack("<HHI", tag, 4, len(values)) + data
     directory = struct.pack("<H", len(tags)) + entries + bytes(4)
-    return b"II*\0" + struct.pack("<I", 8) + directory + lists + samples.astype("<u2").tobytes()
+    return b"II*\0" + struct.pack("<I", 8) + directory + lists + b"".join(strips)
 
 
 TABLE: dict[str, tuple[bytes, tuple[int, int, int], int | None, bool]] = {
@@ -179,11 +179,17 @@ def test_16_bit_tiff_premultiplied_by_alpha() -> None:
     np.testing.assert_array_equal(image.alpha, alpha[..., 0])
 
 
-def test_16_bit_tiff_in_planes_is_refused() -> None:
-    """OpenCV mixes its planes up without a word; where the high bytes are equal, Pillow's 8 bits do not show it."""
-    planes = np.moveaxis(DEEP[..., :3] & 0xFF, 2, 0).reshape(DEEP[..., :3].shape)
-    with pytest.raises(InvalidImage, match="save it as PNG"):
-        decode_image(tiff_16(planes, (284, 2)))
+@pytest.mark.parametrize("extra", [[], [(338, 2)], [(338, 1)]])
+def test_16_bit_tiff_in_planes_is_refused(extra: list[tuple[int, int]]) -> None:
+    """OpenCV mixes its planes up without a word, and where alpha is multiplied in, Pillow's 8 bits do not show it."""
+    with pytest.raises(InvalidImage, match="rare kind: save it as PNG"):
+        decode_image(tiff_16(DEEP[..., : 3 + len(extra)], (284, 2), *extra))
+
+
+def test_two_decoders_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: DEEP[::-1])
+    with pytest.raises(InvalidImage, match="two decoders read differently"):
+        decode_image(png(DEEP, 6))
 
 
 # The EXIF standard's words, "row 0 is the visual ..., column 0 is the visual ...", as positions of stored[row, column].
@@ -393,6 +399,20 @@ def test_chunk_that_claims_gigabytes_never_reaches_opencv(monkeypatch: pytest.Mo
     monkeypatch.setattr(cv2, "imdecode", fail)
     with pytest.raises(InvalidImage, match="longer than the file"):
         decode_image(data[:33] + b"\xff\0\0\0" + data[37:])
+
+
+def test_opencv_sees_nothing_but_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its version makes of orientation, gamma or animation: it is not told."""
+    seen: list[bytes] = []
+    imdecode = cv2.imdecode
+
+    def spy(data: Array, flags: int) -> Array:
+        seen.append(data.tobytes())
+        return imdecode(data, flags)
+
+    monkeypatch.setattr(cv2, "imdecode", spy)
+    decode_image(png(DEEP, 6, chunk(b"gAMA", bytes(4)), chunk(b"eXIf", exif(6).removeprefix(b"Exif\0\0"))))
+    assert seen == [png(DEEP, 6)]
 
 
 def test_what_is_no_image_is_refused_with_its_path(tmp_path: Path) -> None:

@@ -120,6 +120,6 @@ def test_seconds_add_up(fakes: Any) -> None:
     assert 0 < seconds["network"] <= seconds["estimate"] + seconds["denoise"]
 
 
-def test_to_unit_clips_and_keeps_nan() -> None:
-    found = to_unit(np.array([-2, -1, 0, 1, 2, np.nan], np.float32))
-    assert np.array_equal(found, np.array([0, 0, 0.5, 1, 1, np.nan], np.float32), equal_nan=True)
+def test_to_unit_clips_and_hides_neither_nan_nor_inf() -> None:
+    found = to_unit(np.array([-2, -1, 0, 1, 2, np.nan, np.inf, -np.inf], np.float32))
+    assert np.array_equal(found, np.array([0, 0, 0.5, 1, 1, *[np.nan] * 3], np.float32), equal_nan=True)
