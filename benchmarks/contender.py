@@ -46,7 +46,9 @@ def split_name(name: str) -> tuple[str, str]:
     if backend in EAGER and not precision:
         return backend, "fp16" if backend == "eager-half" else "fp32"
     if backend not in RUNTIME:
-        raise InvalidOption(f"backend {name!r} is unknown: choose among {', '.join(EAGER)}, and {', '.join(RUNTIME)}[:fp16]")
+        raise InvalidOption(
+            f"backend {name!r} is unknown: choose among {', '.join(EAGER)}, and {', '.join(RUNTIME)}[:fp16]"
+        )
     return backend, precision or "fp32"
 
 

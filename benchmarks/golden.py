@@ -132,7 +132,7 @@ def _run_loop(arrays: Arrays, config: dict[str, Any], folder: Path, scratch: Pat
     conditions: dict[str, Float32] = {}
     if guided:
         conditions = {
-            "known": 2.0 * arrays["y0"] - 1.0,
+            "known": np.asarray(2.0 * arrays["y0"] - 1.0, np.float32),
             "mask": arrays["mask"],
             "strength": np.array([config["gamma"]], np.float32),
         }

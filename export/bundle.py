@@ -69,7 +69,7 @@ def export_system(
                     variants[precision] = _export_variant(stage, name, system, precision, partial, opset)
             entries[name] = _network_entry(spec, stages[name], system, sources[name], variants)
         manifest = m.Manifest(
-            format=m.FORMAT,
+            format=1,
             system=system.name,
             title=system.title,
             image_size=system.image_size,

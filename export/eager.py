@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,12 +32,15 @@ class EagerNetwork:
 class EagerDevice:
     """The CPU or a GPU through PyTorch. It loads modules, not bundles."""
 
-    versions: ClassVar[dict[str, str]] = {"torch": torch.__version__}
     buckets: tuple[int, ...] | None = None
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = torch.device(device)
         self.name = f"eager-{self.device.type}"
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {"torch": torch.__version__}
 
     def array(self, shape: tuple[int, ...]) -> Tensor:
         return torch.zeros(shape, device=self.device)

@@ -86,7 +86,7 @@ def _move_weights(model: onnx.ModelProto, state: Mapping[str, Tensor], path: Pat
     The file also holds what of the module's state the graph does not name, because the exporter merged equal tensors or
     folded them: it loads as the checkpoint does.
     """
-    prefix = _common_prefix(state)
+    prefix = _stage_prefix(state)
     large = [tensor for tensor in model.graph.initializer if int(np.prod(tensor.dims)) >= EXTERNAL_FROM]
     arrays = {tensor.name.removeprefix(prefix): numpy_helper.to_array(tensor) for tensor in large}
     for name, value in state.items():
@@ -113,7 +113,7 @@ def _refer(tensor: TensorProto, file: str, offset: int, length: int, array: NDAr
     if length != array.nbytes:
         raise RuntimeError(f"{tensor.name}: {length} bytes in {file}, {array.nbytes} expected")
     for kept in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
-        tensor.ClearField(kept)  # type: ignore[arg-type]
+        tensor.ClearField(kept)
     tensor.data_location = TensorProto.EXTERNAL
     del tensor.external_data[:]
     for key, value in (("location", file), ("offset", offset), ("length", length)):
@@ -133,10 +133,9 @@ def _offsets(path: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def _common_prefix(state: Mapping[str, Tensor]) -> str:
-    """`denoiser.` or `estimator.` where a stage wraps a network, else nothing."""
-    firsts = {name.split(".", 1)[0] for name in state}
-    return f"{firsts.pop()}." if len(firsts) == 1 else ""
+def _stage_prefix(state: Mapping[str, Tensor]) -> str:
+    """What a stage of `bfr.export.step` puts before the checkpoint's own names."""
+    return next((p for p in ("denoiser.", "estimator.") if all(name.startswith(p) for name in state)), "")
 
 
 @contextmanager

@@ -4,6 +4,8 @@ Nothing but the network runs between two steps: the row's arithmetic (`bfr.runti
 the graph, computed in float32 whatever the network's precision.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -94,12 +96,10 @@ class LearnedVarianceStep(nn.Module):
 
 def cut_variance(denoiser: UNet) -> UNet:
     """Drop the last convolution's variance channels, which DDIM never reads: 6 outputs become 3. Returns itself."""
-    last = denoiser.out[2]
+    last = cast(nn.Conv2d, denoiser.out[2])
     keep = last.out_channels // 2
-    cut = nn.Conv2d(last.in_channels, keep, last.kernel_size, padding=last.padding).to(last.weight)
-    with torch.no_grad():
-        cut.weight.copy_(last.weight[:keep])
-        cut.bias.copy_(last.bias[:keep])  # type: ignore[union-attr]
+    cut = nn.Conv2d(last.in_channels, keep, 3, padding=1).to(last.weight)
+    cut.load_state_dict({name: value[:keep] for name, value in last.state_dict().items()})
     denoiser.out[2] = cut
     return denoiser
 

@@ -135,7 +135,7 @@ def smooth_image(shape: tuple[int, int, int], image: int) -> Float32:
     axis = np.linspace(0.0, 2.0 * np.pi, shape[-1], dtype=np.float32)
     phases = noise[:, 0, :2, None]
     waves = np.sin(axis + phases[:, :1])[:, :, None, :] * np.cos(axis + phases[:, 1:])[:, :, :, None]
-    return np.clip(0.5 + 0.3 * waves.reshape(shape) + 0.02 * noise, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(0.5 + 0.3 * waves.reshape(shape) + 0.02 * noise, 0.0, 1.0), np.float32)
 
 
 def _inputs(bundle: Bundle, name: str, table: StepTable, batch: int) -> dict[str, Float32]:

@@ -74,10 +74,7 @@ def _complex_product(real: Tensor, imaginary: Tensor) -> Tensor:
 
 
 class FourierUnit(nn.Module):
-    """A pointwise convolution of the spectrum: (B, channels, S, S) -> the same.
-
-    Each channel's real part is followed by its imaginary part on the channel axis of the convolution.
-    """
+    """A 1x1 convolution of the spectrum, each channel's real part before its imaginary one: (B, channels, S, S)."""
 
     def __init__(self, channels: int, dft: RealDft2d) -> None:
         super().__init__()
@@ -142,13 +139,11 @@ class FFC(nn.Module):
 class FFCLayer(nn.Module):
     """A fast Fourier convolution, then BatchNorm and ReLU on each stream."""
 
-    def __init__(
-        self, channels: Channels, out_channels: Channels, dft: RealDft2d, *, kernel: int = 3, stride: int = 1
-    ) -> None:
+    def __init__(self, channels: Channels, out: Channels, dft: RealDft2d, *, kernel: int = 3, stride: int = 1) -> None:
         super().__init__()
-        self.ffc = FFC(channels, out_channels, kernel, stride, dft)
-        self.bn_l = nn.BatchNorm2d(out_channels[0])
-        self.bn_g = nn.BatchNorm2d(out_channels[1]) if out_channels[1] else None
+        self.ffc = FFC(channels, out, kernel, stride, dft)
+        self.bn_l = nn.BatchNorm2d(out[0])
+        self.bn_g = nn.BatchNorm2d(out[1]) if out[1] else None
 
     def forward(self, streams: Streams) -> Streams:
         local, wide = self.ffc(streams)

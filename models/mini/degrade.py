@@ -5,6 +5,7 @@ JPEG, back to size, grey. NumPy and OpenCV only.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,7 +17,8 @@ BLUR_SIZE = 41  # pixels, at 512x512 as at 256x256: the tails of a wide blur are
 @dataclass(frozen=True, slots=True)
 class Degradation:
     """One degradation: standard deviations of the blur along its two axes (pixels), its angle (radians), the
-    downsampling factor, the noise's standard deviation (grey levels of 255), the JPEG quality (1-100), and grey."""
+    downsampling factor, the noise's standard deviation (grey levels of 255), the JPEG quality (1-100), and grey.
+    """
 
     blur: tuple[float, float] = (0.0, 0.0)
     angle: float = 0.0
@@ -28,7 +30,7 @@ class Degradation:
     def apply(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
         """Degrade an image, (H, W, 3) uint8 RGB -> the same; `rng` draws the noise."""
         height, width = image.shape[:2]
-        x = image.astype(np.float32) / 255.0
+        x: NDArray[Any] = image.astype(np.float32) / 255.0
         if max(self.blur) > 0:
             x = cv2.filter2D(x, -1, gaussian_kernel(*self.blur, self.angle), borderType=cv2.BORDER_REFLECT_101)
         small = (max(1, round(width / self.downsample)), max(1, round(height / self.downsample)))
@@ -36,10 +38,10 @@ class Degradation:
             x = cv2.resize(x, small, interpolation=cv2.INTER_LINEAR)
         if self.noise > 0:
             x = x + rng.normal(0.0, self.noise / 255.0, x.shape).astype(np.float32)
-        y = np.asarray(np.clip(np.rint(x * 255.0), 0, 255), dtype=np.uint8)
+        y: NDArray[Any] = np.asarray(np.clip(np.rint(x * 255.0), 0, 255), dtype=np.uint8)
         if self.jpeg is not None:
             _, data = cv2.imencode(".jpg", y[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, self.jpeg])
-            y = cv2.imdecode(data, cv2.IMREAD_COLOR)[:, :, ::-1]
+            y = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))[:, :, ::-1]
         if small != (width, height):
             y = cv2.resize(y, (width, height), interpolation=cv2.INTER_LINEAR)
         if self.grey:

@@ -45,10 +45,13 @@ class Device(Protocol):
     """Where a chain's buffers live and its networks run."""
 
     name: str
-    versions: dict[str, str]
-    """Of the libraries that compute, for reports."""
     buckets: tuple[int, ...] | None
     """The batch sizes that chains are made for, or None where every size is as good."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the libraries that compute, for reports."""
+        ...
 
     def array(self, shape: tuple[int, ...]) -> Buffer:
         """Allocate a float32 buffer of zeros."""

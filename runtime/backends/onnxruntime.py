@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -68,12 +68,15 @@ class CpuDevice:
     """The CPU. Any batch size is as good as another: a call takes as long as its images."""
 
     name = "onnxruntime-cpu"
-    versions: ClassVar[dict[str, str]] = {"onnxruntime": ort.__version__}
     buckets: tuple[int, ...] | None = None
 
     def __init__(self, threads: int | None = None, *, spinning: bool = True) -> None:
         """`spinning`: idle threads wait in a loop, which is quicker but slows whatever else runs on the machine."""
         self.threads, self.spinning = threads, spinning
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {"onnxruntime": ort.__version__}
 
     def array(self, shape: tuple[int, ...]) -> HostBuffer:
         return _host_buffer(np.zeros(shape, np.float32))
@@ -122,13 +125,16 @@ class CudaDevice:
     """One CUDA GPU through ONNX Runtime. The state stays on the device from the first step to the last."""
 
     name = "onnxruntime-cuda"
-    versions: ClassVar[dict[str, str]] = {"onnxruntime": ort.__version__}
     buckets: tuple[int, ...] | None = (1, 2, 4, 8, 16)
 
     def __init__(self, index: int = 0) -> None:
         self.index = index
         if not cuda_works():
             raise BackendUnavailable(f"the CUDA provider of ONNX Runtime does not work here: {CUDA_REMEDY}")
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {"onnxruntime": ort.__version__}
 
     def array(self, shape: tuple[int, ...]) -> CudaBuffer:
         buffer = CudaBuffer(ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.float32, "cuda", self.index))

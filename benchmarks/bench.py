@@ -1,0 +1,295 @@
+"""`bfr bench`: the runtime's backends against eager PyTorch, interleaved, on the same weights, seeds and images.
+
+`python -m bfr.benchmarks.bench BUNDLE --out DIR` writes `bench.json` (everything, each single time included), `bench.md`
+and `bench.png` into DIR.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from bfr.benchmarks import report
+from bfr.benchmarks.cold import Cold, cold_start
+from bfr.benchmarks.contender import BASELINES, Contender, default_backends, default_threads, open_contender, split_name
+from bfr.benchmarks.environment import describe_machine
+from bfr.benchmarks.results import BackendResult, Measurement, Results, Sample, summarize
+from bfr.runtime.backends import Float32
+from bfr.runtime.bundle import Bundle
+from bfr.runtime.errors import BackendUnavailable, BfrError, InvalidOption, RestorationFailed
+from bfr.runtime.files import write_bytes
+from bfr.runtime.manifest import Preset
+from bfr.runtime.restorer import DEFAULT_SEED, Restorer, sampler_table
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchConfig:
+    """What to measure.
+
+    backends: names of `bfr.benchmarks.contender`, `:fp16` behind a runtime's for half; empty is what works here.
+    batches: images per call. preset: of the bundle; start: its number of steps, changed. repeats: timed calls of each
+    backend and batch, after `warmup` others. threads: of the CPU, for all; None is PyTorch's choice. out: the folder.
+    """
+
+    bundle: Path
+    out: Path
+    backends: tuple[str, ...] = ()
+    batches: tuple[int, ...] = (1,)
+    preset: str = "reference"
+    start: int | None = None
+    repeats: int = 20
+    warmup: int = 2
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in (("batches", self.batches), ("repeats", (self.repeats,)), ("warmup", (self.warmup,))):
+            if not values or min(values) < 1:
+                raise InvalidOption(f"{name} {values} is out of range: choose 1 or more")
+        if self.threads is not None and self.threads < 1:
+            raise InvalidOption(f"threads {self.threads} is out of range: choose 1 or more")
+        for repeated in (self.backends, self.batches):
+            if len(set(repeated)) < len(repeated):
+                raise InvalidOption(f"{repeated} names something twice")
+        for name in self.backends:
+            split_name(name)
+
+    @property
+    def command(self) -> str:
+        """The command of this configuration; its folders are placeholders, so that it can be published."""
+        options = {
+            "--backends": ",".join(self.backends) or None,
+            "--batches": ",".join(map(str, self.batches)),
+            "--preset": self.preset,
+            "--start": self.start,
+            "--repeats": self.repeats,
+            "--warmup": self.warmup,
+            "--threads": self.threads,
+        }
+        words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+        return f"python -m bfr.benchmarks.bench BUNDLE --out DIR {shlex.join(words)}"
+
+
+def bench(config: BenchConfig, progress: Progress = lambda _: None) -> Path:
+    """Measure and write the reports into `config.out`; returns the Markdown's path.
+
+    Raises MissingDependency without torch or matplotlib, InvalidOption, BundleInvalid, BackendUnavailable where the
+    baseline does not work, RestorationFailed for a result that is not finite, WriteFailed.
+    """
+    report.need_matplotlib()  # before the measurements, not after them
+    results = run_bench(config, progress)
+    markdown = config.out / "bench.md"
+    write_bytes(config.out / "bench.json", report.as_json(results))
+    write_bytes(config.out / "bench.png", report.as_png(results))
+    write_bytes(markdown, report.as_markdown(results, plot="bench.png").encode())
+    return markdown
+
+
+def run_bench(config: BenchConfig, progress: Progress = lambda _: None) -> Results:
+    """Measure; see `bench`. What does not work here is skipped with its reason, the baseline apart."""
+    bundle = Bundle.open(config.bundle)
+    sampler = bundle.preset(config.preset, **({} if config.start is None else {"start": config.start}))
+    steps = len(sampler_table(bundle, sampler))
+    names = config.backends or default_backends(bundle)
+    baseline = next((name for name in names if name in BASELINES), None)
+    if baseline is None:
+        raise InvalidOption(f"there is nothing to compare with: add {' or '.join(BASELINES)} to the backends")
+    threads_before = default_threads()
+    threads = config.threads or threads_before
+    machine = describe_machine()
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    contenders, skipped = open_all(bundle, names, baseline, threads, progress)
+    measurements: list[Measurement] = []
+    try:
+        for batch in config.batches:
+            runs = measure(bundle, sampler, contenders, batch, config.repeats, config.warmup, progress)
+            measurements += summarize_all(bundle, baseline, batch, steps, runs)
+    finally:
+        set_threads(threads_before)
+    backends = []
+    for contender in contenders:
+        progress(f"{contender.name}: a fresh process, for its start and its memory")
+        cold = _cold_or_none(config, contender.name, sampler, threads, progress)
+        backends.append(
+            BackendResult(contender.name, contender.precision, contender.device.versions, contender.load_seconds, cold)
+        )
+    return Results(
+        system=bundle.manifest.system,
+        title=bundle.manifest.title,
+        bundle_sha256=bundle.hash,
+        image_size=bundle.manifest.image_size,
+        preset=config.preset,
+        sampler=sampler.model_dump(),
+        steps=steps,
+        date_utc=date,
+        command=config.command,
+        seed=DEFAULT_SEED,
+        repeats=config.repeats,
+        warmup=config.warmup,
+        threads=threads,
+        baseline=baseline,
+        machine=machine,
+        backends=backends,
+        skipped=skipped,
+        measurements=measurements,
+    )
+
+
+def open_all(
+    bundle: Bundle, names: Sequence[str], baseline: str, threads: int, progress: Progress
+) -> tuple[list[Contender], dict[str, str]]:
+    """Open every backend; those that do not work here, by name with the reason."""
+    contenders: list[Contender] = []
+    skipped: dict[str, str] = {}
+    for name in names:
+        progress(f"loading {name}")
+        try:
+            contenders.append(open_contender(bundle, name, threads=threads, spinning=False))
+        except BackendUnavailable as error:
+            if name == baseline:
+                raise
+            # A session's error names files of this machine; only its first sentence is for the reports.
+            skipped[name] = str(error).split(f"{bundle.folder}")[0].splitlines()[0]
+            progress(f"{name} is skipped: {error}")
+    return contenders, skipped
+
+
+@dataclass(slots=True)
+class Run:
+    """One backend at one batch size: its first call, the timed ones in their order, the images (B, H, W, 3) it made."""
+
+    name: str
+    first: Sample
+    samples: list[Sample]
+    images: Float32
+
+
+def measure(
+    bundle: Bundle,
+    sampler: Preset,
+    contenders: Sequence[Contender],
+    batch: int,
+    repeats: int,
+    warmup: int,
+    progress: Progress = lambda _: None,
+) -> list[Run]:
+    """Time every backend on the same images, taking turns, so that the machine's noise meets all of them alike.
+
+    Each repeat begins with the next backend: none of them always follows the same neighbour's heat.
+    """
+    images = synthetic_faces(batch, bundle.manifest.image_size)
+    restorers = {c.name: c.restorer(bundle, sampler, batch) for c in contenders}
+    runs: dict[str, Run] = {}
+    try:
+        for contender in contenders:
+            progress(f"{contender.name}, batch {batch}: warming up")
+            first, restored = time_batch(contender, restorers[contender.name], images)
+            runs[contender.name] = Run(contender.name, first, [], restored)
+            for _ in range(warmup - 1):
+                time_batch(contender, restorers[contender.name], images)
+        for repeat in range(repeats):
+            progress(f"batch {batch}: repeat {repeat + 1} of {repeats}")
+            turn = repeat % len(contenders)
+            for contender in (*contenders[turn:], *contenders[:turn]):
+                sample, restored = time_batch(contender, restorers[contender.name], images)
+                runs[contender.name].samples.append(sample)
+                runs[contender.name].images = restored
+    finally:
+        for restorer in restorers.values():
+            restorer.close()
+    return list(runs.values())
+
+
+def time_batch(contender: Contender, restorer: Restorer, images: list[Float32]) -> tuple[Sample, Float32]:
+    """Restore one batch: its times, and (B, H, W, 3) float32 in [0, 1]."""
+    with contender.settings():
+        begin = time.perf_counter()
+        restored = restorer.run(images)
+        seconds = time.perf_counter() - begin
+    failed = next((result.error for result in restored if result.pixels is None), None)
+    if failed:
+        raise RestorationFailed(f"{contender.name}: {failed}. Times of wrong results are worthless; see `bfr verify`")
+    stages = {stage: share * len(images) for stage, share in restored[0].seconds.items()}
+    return Sample(seconds, stages), np.stack([result.pixels for result in restored if result.pixels is not None])
+
+
+def summarize_all(bundle: Bundle, baseline: str, batch: int, steps: int, runs: Sequence[Run]) -> list[Measurement]:
+    """The statistics of every backend at one batch size, the baseline's being what speed and results are held against."""
+    estimator, denoiser = bundle.network(bundle.estimator).gflop, bundle.network(bundle.denoise.network).gflop
+    gflop = None if estimator is None or denoiser is None else batch * (estimator + steps * denoiser)
+    reference = next(run for run in runs if run.name == baseline)
+    return [
+        summarize(
+            run.name,
+            batch,
+            steps,
+            run.first,
+            run.samples,
+            gflop=gflop,
+            baseline=reference.samples,
+            images=None if run is reference else (run.images, reference.images),
+        )
+        for run in runs
+    ]
+
+
+def synthetic_faces(batch: int, size: int) -> list[Float32]:
+    """(H, W, 3) float32 in [0, 1], the same in every run."""
+    from bfr.export.verify import smooth_image
+
+    return [np.ascontiguousarray(smooth_image((3, size, size), i).transpose(1, 2, 0)) for i in range(batch)]
+
+
+def set_threads(threads: int) -> None:
+    """Of PyTorch, in this process."""
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _cold_or_none(config: BenchConfig, name: str, sampler: Preset, threads: int, progress: Progress) -> Cold | None:
+    try:
+        return cold_start(config.bundle, name, sampler, batches=config.batches, threads=threads)
+    except RuntimeError as error:
+        progress(f"{name} has no numbers of a fresh process: {error}")
+        return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bfr.benchmarks.bench", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the reports")
+    parser.add_argument("--backends", default="", help="separated by commas; default: what works here")
+    parser.add_argument("--batches", default="1", help="images per call, separated by commas")
+    parser.add_argument("--preset", default="reference")
+    parser.add_argument("--start", type=int, help="number of steps, instead of the preset's")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--threads", type=int, help="of the CPU, for all; default: PyTorch's choice")
+    parser.add_argument("--quick", action="store_true", help="3 repeats after 1 call: a trial, not a result")
+    options = vars(parser.parse_args(arguments))
+    if options.pop("quick"):
+        options |= {"repeats": 3, "warmup": 1}
+    try:
+        options["batches"] = tuple(int(batch) for batch in options["batches"].split(","))
+    except ValueError:
+        parser.error(f"--batches {options['batches']}: numbers separated by commas are needed")
+    options["backends"] = tuple(name for name in options["backends"].split(",") if name)
+    try:
+        print(bench(BenchConfig(**options), lambda text: print(text, file=sys.stderr)))
+    except BfrError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""Results as JSON, as Markdown tables and as a plot."""
+
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from bfr.benchmarks.contender import REMEDY
+from bfr.benchmarks.results import STAGES, Measurement, Results
+from bfr.export.verify import describe
+from bfr.runtime.errors import MissingDependency
+from bfr.runtime.manifest import Preset
+
+FORMAT = 1
+# Okabe and Ito's colours, told apart by colour-blind readers and on grey paper.
+COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+HEADS = ("p50 s", "p90 s", "p99 s", "mean s", "min s", "first s", "step s", "overhead")
+HEADS_MORE = ("images/s", "GFLOP/s", "speed-up", "PSNR dB", "max abs")
+
+
+def need_matplotlib() -> None:
+    """Raise MissingDependency unless matplotlib can be imported."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingDependency(f"the plot of a benchmark needs matplotlib: {REMEDY}") from error
+
+
+def as_json(results: Results) -> bytes:
+    """Everything, the single times included."""
+    return json.dumps({"format": FORMAT, **asdict(results)}, indent=1, allow_nan=False).encode() + b"\n"
+
+
+def as_markdown(results: Results, *, plot: str) -> str:
+    """A table a batch size, then stages, start and memory, the machine. plot: the image's file name."""
+    r = results
+    parts = [
+        f"# Benchmark of {r.system}",
+        f"{r.title}. Preset {r.preset}: {describe(Preset.model_validate(r.sampler))}; images of {r.image_size}x"
+        f"{r.image_size}, float32 in and out. Measured {r.date_utc}.",
+        f"```\n{r.command}\n```",
+        f"![Latency and throughput by batch size]({plot})",
+    ]
+    for batch in r.batches:
+        parts += [f"## Batch {batch}", _table(("backend", *HEADS, *HEADS_MORE), map(_numbers, r.at(batch)))]
+    parts += [
+        f"Seconds are of one batch, over {r.repeats} calls of each backend after {r.warmup} of warm-up, the first of which "
+        "is `first`; the backends took turns in one process, the order rotating, and no outlier was removed"
+        + (f" (the p99 of {r.repeats} calls is interpolated from the slowest ones)" if r.repeats < 100 else "")
+        + ". `step` is one denoising step, noise included. `overhead` is the share of the wall time outside the networks' "
+        f"calls. images/s, GFLOP/s and speed-up (over {r.baseline}) follow from the medians; GFLOP are the networks', 2 per "
+        f"multiply-add. PSNR (peak 1) and the largest difference are between results and {r.baseline}'s, images in [0, 1]. "
+        f"{r.threads} CPU threads for all; ONNX Runtime's do not spin while backends take turns.",
+        "## Stages",
+        "Median seconds of a batch.",
+        _table(("backend", "batch", *STAGES), (_stages(m) for batch in r.batches for m in r.at(batch))),
+        "## Start and memory",
+        "`load` is reading, hashing and loading the networks, in the common process. The rest is of a fresh process for each "
+        f"backend: from its start to its first result (batch {r.batches[0]}), and the peak of its resident memory after a "
+        "batch of each size; GPU memory is what the GPUs' use grew by.",
+        _table(("backend", "versions", "load s", "process to first result s", *_memory_heads(r)), _starts(r)),
+    ]
+    if r.skipped:
+        parts.append("\n".join(f"- {name} was skipped: {reason}" for name, reason in r.skipped.items()))
+    facts = {**r.machine, "bundle sha256": r.bundle_sha256}
+    parts += ["## Machine", _table(("what", "found"), facts.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def _numbers(m: Measurement) -> tuple[str, ...]:
+    s = m.seconds
+    return (
+        m.backend,
+        *(f"{value:.4g}" for value in (s.p50, s.p90, s.p99, s.mean, s.min, m.first_seconds, m.step_seconds)),
+        f"{m.overhead:.1%}",
+        f"{m.images_per_second:.3g}",
+        "" if m.gflop_per_second is None else f"{m.gflop_per_second:.4g}",
+        f"{m.speedup:.2f}x",
+        f"{m.drift.psnr_db:.1f}" if m.drift else "",
+        f"{m.drift.max_abs:.1e}" if m.drift else "",
+    )
+
+
+def _stages(m: Measurement) -> tuple[str, ...]:
+    return (m.backend, str(m.batch), *(f"{m.stages[stage]:.4g}" for stage in STAGES))
+
+
+def _memory_heads(r: Results) -> list[str]:
+    gpu = any(b.cold and any(b.cold.gpu_bytes.values()) for b in r.backends)
+    places = ("RSS", "GPU") if gpu else ("RSS",)
+    return [f"{place} MiB, batch {batch}" for place in places for batch in r.batches]
+
+
+def _starts(r: Results) -> Iterable[tuple[str, ...]]:
+    for b in r.backends:
+        memory = [*b.cold.peak_bytes.values(), *b.cold.gpu_bytes.values()] if b.cold else []
+        cells = [f"{bytes_ / 2**20:.0f}" if bytes_ is not None else "" for bytes_ in memory]
+        width = len(_memory_heads(r))
+        yield (
+            b.name,
+            ", ".join(f"{name} {version}" for name, version in b.versions.items()),
+            f"{b.load_seconds:.3g}",
+            f"{b.cold.first_result_seconds:.3g}" if b.cold else "",
+            *(cells + [""] * width)[:width],
+        )
+
+
+def _table(heads: Sequence[str], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def as_png(results: Results) -> bytes:
+    """Latency (median, whisker to p90) and throughput by batch size, a bar a backend, the values on the bars."""
+    from matplotlib.figure import Figure
+
+    names = [backend.name for backend in results.backends]
+    figure = Figure(figsize=(10, 4.8), dpi=150, layout="constrained")
+    figure.suptitle(
+        f"{results.system}, {results.image_size}x{results.image_size}, {results.steps} steps, {_machine(results)}",
+        fontsize=11,
+    )
+    latency, throughput = figure.subplots(1, 2)
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        found = [m for m in results.measurements if m.backend == name]
+        found.sort(key=lambda m: m.batch)
+        places = [results.batches.index(m.batch) + (i - (len(names) - 1) / 2) * width for m in found]
+        style: dict[str, Any] = {"width": 0.92 * width, "color": COLOURS[i % len(COLOURS)], "label": name}
+        medians = [m.seconds.p50 for m in found]
+        latency.bar(places, medians, **style)
+        whiskers = [m.seconds.p90 - m.seconds.p50 for m in found]
+        latency.errorbar(places, medians, yerr=([0.0] * len(found), whiskers), fmt="none", ecolor="black", capsize=3)
+        for place, m in zip(places, found, strict=True):
+            _label(latency, place, m.seconds.p90, f"{m.seconds.p50:.3g}")
+        throughput.bar(places, [m.images_per_second for m in found], **style)
+        for place, m in zip(places, found, strict=True):
+            _label(throughput, place, m.images_per_second, f"{m.images_per_second:.3g}\n{m.speedup:.2f}x")
+    for axes, label, title in (
+        (latency, "seconds per batch", f"Latency: median, whisker to p90 (n = {results.repeats})"),
+        (throughput, "images per second", f"Throughput, and speed-up over {results.baseline}"),
+    ):
+        axes.set_title(title, fontsize=10)
+        axes.set_ylabel(label)
+        axes.set_xlabel("images per batch")
+        axes.set_xticks(range(len(results.batches)), [str(batch) for batch in results.batches])
+        axes.margins(y=0.15)
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(
+        *latency.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(names), 4), frameon=False
+    )
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    return data.getvalue()
+
+
+def _label(axes: Any, x: float, y: float, text: str) -> None:
+    axes.annotate(text, (x, y), xytext=(0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=8)
+
+
+def _machine(results: Results) -> str:
+    gpu = results.machine.get("GPU", "")
+    name = gpu.split(",")[0] if "cuda" in results.baseline else results.machine.get("CPU", "").split(",")[0]
+    return f"{name}, {results.threads} CPU threads"
