@@ -1,33 +1,29 @@
 """`bfr bench`: the runtime's backends against eager PyTorch, interleaved, on the same weights, seeds and images.
 
-`python -m bfr.benchmarks.bench BUNDLE --out DIR` writes `bench.json` (everything, each single time included), `bench.md`
-and `bench.png` into DIR.
+`python -m bfr.benchmarks.bench BUNDLE --out DIR` writes `bench.json` (everything, each single time included),
+`bench.md` and `bench.png` into DIR.
 """
 
 import argparse
+import re
 import shlex
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-
 from bfr.benchmarks import report
 from bfr.benchmarks.cold import Cold, cold_start
 from bfr.benchmarks.contender import BASELINES, Contender, default_backends, default_threads, open_contender, split_name
-from bfr.benchmarks.environment import describe_machine
-from bfr.benchmarks.results import BackendResult, Measurement, Results, Sample, summarize
-from bfr.runtime.backends import Float32
+from bfr.benchmarks.environment import CpuWatch, describe_machine
+from bfr.benchmarks.interleave import Progress, Run, measure
+from bfr.benchmarks.results import BackendResult, Measurement, Results, summarize
 from bfr.runtime.bundle import Bundle
-from bfr.runtime.errors import BackendUnavailable, BfrError, InvalidOption, RestorationFailed
+from bfr.runtime.errors import BackendUnavailable, BfrError, InvalidOption
 from bfr.runtime.files import write_bytes
 from bfr.runtime.manifest import Preset
-from bfr.runtime.restorer import DEFAULT_SEED, Restorer, sampler_table
-
-Progress = Callable[[str], None]
+from bfr.runtime.restorer import DEFAULT_SEED, sampler_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +103,16 @@ def run_bench(config: BenchConfig, progress: Progress = lambda _: None) -> Resul
     date = datetime.now(UTC).isoformat(timespec="seconds")
     contenders, skipped = open_all(bundle, names, baseline, threads, progress)
     measurements: list[Measurement] = []
+    watch = CpuWatch()
     try:
         for batch in config.batches:
-            runs = measure(bundle, sampler, contenders, batch, config.repeats, config.warmup, progress)
+            runs = measure(
+                bundle, sampler, contenders, batch, repeats=config.repeats, warmup=config.warmup, progress=progress
+            )
             measurements += summarize_all(bundle, baseline, batch, steps, runs)
     finally:
         set_threads(threads_before)
+    others_cores = watch.others()
     backends = []
     for contender in contenders:
         progress(f"{contender.name}: a fresh process, for its start and its memory")
@@ -136,6 +136,7 @@ def run_bench(config: BenchConfig, progress: Progress = lambda _: None) -> Resul
         threads=threads,
         baseline=baseline,
         machine=machine,
+        others_cores=others_cores,
         backends=backends,
         skipped=skipped,
         measurements=measurements,
@@ -155,73 +156,14 @@ def open_all(
         except BackendUnavailable as error:
             if name == baseline:
                 raise
-            # A session's error names files of this machine; only its first sentence is for the reports.
-            skipped[name] = str(error).split(f"{bundle.folder}")[0].splitlines()[0]
+            # The reports are for publishing: what may be a path of this machine stays out of them.
+            skipped[name] = re.sub(r"\S*[/\\]\S*", "...", str(error).splitlines()[0])
             progress(f"{name} is skipped: {error}")
     return contenders, skipped
 
 
-@dataclass(slots=True)
-class Run:
-    """One backend at one batch size: its first call, the timed ones in their order, the images (B, H, W, 3) it made."""
-
-    name: str
-    first: Sample
-    samples: list[Sample]
-    images: Float32
-
-
-def measure(
-    bundle: Bundle,
-    sampler: Preset,
-    contenders: Sequence[Contender],
-    batch: int,
-    repeats: int,
-    warmup: int,
-    progress: Progress = lambda _: None,
-) -> list[Run]:
-    """Time every backend on the same images, taking turns, so that the machine's noise meets all of them alike.
-
-    Each repeat begins with the next backend: none of them always follows the same neighbour's heat.
-    """
-    images = synthetic_faces(batch, bundle.manifest.image_size)
-    restorers = {c.name: c.restorer(bundle, sampler, batch) for c in contenders}
-    runs: dict[str, Run] = {}
-    try:
-        for contender in contenders:
-            progress(f"{contender.name}, batch {batch}: warming up")
-            first, restored = time_batch(contender, restorers[contender.name], images)
-            runs[contender.name] = Run(contender.name, first, [], restored)
-            for _ in range(warmup - 1):
-                time_batch(contender, restorers[contender.name], images)
-        for repeat in range(repeats):
-            progress(f"batch {batch}: repeat {repeat + 1} of {repeats}")
-            turn = repeat % len(contenders)
-            for contender in (*contenders[turn:], *contenders[:turn]):
-                sample, restored = time_batch(contender, restorers[contender.name], images)
-                runs[contender.name].samples.append(sample)
-                runs[contender.name].images = restored
-    finally:
-        for restorer in restorers.values():
-            restorer.close()
-    return list(runs.values())
-
-
-def time_batch(contender: Contender, restorer: Restorer, images: list[Float32]) -> tuple[Sample, Float32]:
-    """Restore one batch: its times, and (B, H, W, 3) float32 in [0, 1]."""
-    with contender.settings():
-        begin = time.perf_counter()
-        restored = restorer.run(images)
-        seconds = time.perf_counter() - begin
-    failed = next((result.error for result in restored if result.pixels is None), None)
-    if failed:
-        raise RestorationFailed(f"{contender.name}: {failed}. Times of wrong results are worthless; see `bfr verify`")
-    stages = {stage: share * len(images) for stage, share in restored[0].seconds.items()}
-    return Sample(seconds, stages), np.stack([result.pixels for result in restored if result.pixels is not None])
-
-
 def summarize_all(bundle: Bundle, baseline: str, batch: int, steps: int, runs: Sequence[Run]) -> list[Measurement]:
-    """The statistics of every backend at one batch size, the baseline's being what speed and results are held against."""
+    """The statistics of every backend at one batch size; speed and results are held against the baseline's."""
     estimator, denoiser = bundle.network(bundle.estimator).gflop, bundle.network(bundle.denoise.network).gflop
     gflop = None if estimator is None or denoiser is None else batch * (estimator + steps * denoiser)
     reference = next(run for run in runs if run.name == baseline)
@@ -238,13 +180,6 @@ def summarize_all(bundle: Bundle, baseline: str, batch: int, steps: int, runs: S
         )
         for run in runs
     ]
-
-
-def synthetic_faces(batch: int, size: int) -> list[Float32]:
-    """(H, W, 3) float32 in [0, 1], the same in every run."""
-    from bfr.export.verify import smooth_image
-
-    return [np.ascontiguousarray(smooth_image((3, size, size), i).transpose(1, 2, 0)) for i in range(batch)]
 
 
 def set_threads(threads: int) -> None:

@@ -55,9 +55,12 @@ def cold_start(bundle: Path, name: str, sampler: Preset, *, batches: tuple[int, 
         "begin": time.time(),
     }
     command = [sys.executable, "-m", "bfr.benchmarks.cold"]
-    done = subprocess.run(  # noqa: S603
-        command, input=json.dumps(request), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
-    )
+    try:
+        done = subprocess.run(  # noqa: S603
+            command, input=json.dumps(request), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"the fresh process of {name} took more than {TIMEOUT_SECONDS} s") from error
     if done.returncode:
         raise RuntimeError(f"the fresh process of {name} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
     answer = json.loads(done.stdout.splitlines()[-1])
@@ -87,7 +90,7 @@ def answer_request(request: dict[str, Any]) -> Cold:
 
 
 def peak_rss_bytes() -> int | None:
-    """This process's peak resident memory; None on Windows.
+    """The peak of the resident memory of this process; None on Windows.
 
     Linux keeps `ru_maxrss` over an exec, so that a child inherits its parent's peak: there VmHWM is the honest one.
     """

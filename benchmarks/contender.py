@@ -1,4 +1,7 @@
-"""Opens what is compared: eager PyTorch and the runtime's backends, on the same bundle. PyTorch only where it is asked for."""
+"""Opens what is compared: eager PyTorch and the runtime's backends, on the same bundle.
+
+PyTorch is imported only where it is asked for: a runtime backend's memory is measured without it.
+"""
 
 import time
 from collections.abc import Callable
@@ -98,7 +101,8 @@ def _open_eager(bundle: Bundle, backend: str, threads: int | None) -> Contender:
     begin = time.perf_counter()
     modules = load_reference(bundle)
     if backend == "eager-half":  # the published half mode: the denoiser's convolutions
-        modules[bundle.denoise.network].denoiser.cast_torso(torch.float16)
+        step: Any = modules[bundle.denoise.network]
+        step.denoiser.cast_torso(torch.float16)
     networks: dict[str, Network] = {name: EagerNetwork(module.to(where)) for name, module in modules.items()}
     seconds = time.perf_counter() - begin
     precision: Precision = "fp16" if backend == "eager-half" else "fp32"

@@ -3,6 +3,8 @@
 import os
 import shutil
 import subprocess
+import time
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -10,17 +12,41 @@ from bfr.runtime import doctor
 
 FACTS = ("CPU", "memory", "board", "GPU", "platform", "python", "numpy", "torch", "onnxruntime", "bfr-runtime")
 CLOCKS = "clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
+STAT = Path("/proc/stat")
 TIMEOUT_SECONDS = 10
 
 
 def describe_machine() -> dict[str, str]:
-    """CPU, memory, GPU and its clocks, versions, load and commit, by name. No host name, user name or path."""
+    """CPU, memory, GPU and its clocks, versions and commit, by name. No host name, user name or path."""
     found = doctor.diagnose().facts
     facts = {name: found[name] for name in FACTS if name in found}
-    if hasattr(os, "getloadavg"):
-        facts["load average before"] = f"{os.getloadavg()[0]:.2f}"
     optional = {"GPU clocks": _gpu_clocks(), "matplotlib": _version("matplotlib"), "commit": _commit()}
     return facts | {name: value for name, value in optional.items() if value}
+
+
+def _busy_seconds() -> float | None:
+    """CPU seconds of all cores since the start of the machine that were not idle."""
+    if not STAT.exists():
+        return None
+    user, nice, system, _, _, irq, softirq, steal = (int(word) for word in STAT.read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class CpuWatch:
+    """What other processes, and other guests of the host, take of the CPU from its making on. Linux only.
+
+    Times of threads that wait for each other are worthless on a busy machine, and a load average counts oneself.
+    """
+
+    busy: float | None = field(default_factory=_busy_seconds)
+    own: float = field(default_factory=time.process_time)
+    begin: float = field(default_factory=time.perf_counter)
+
+    def others(self) -> float | None:
+        """Cores kept busy by others, on average; None where it is unknown."""
+        busy, own, seconds = _busy_seconds(), time.process_time() - self.own, time.perf_counter() - self.begin
+        return None if busy is None or self.busy is None else max(0.0, (busy - self.busy - own) / seconds)
 
 
 def _version(package: str) -> str | None:

@@ -32,6 +32,7 @@ from bfr.models.unet import UNet
 from bfr.runtime.backends import BoundCall, Buffer, Device, Float32, Network
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.errors import BfrError, InputNotFound, InvalidOption
+from bfr.runtime.files import write_bytes
 from bfr.runtime.loop import Chain
 from bfr.runtime.schedule import linear_schedule
 from bfr.runtime.solvers import StepTable, step_table
@@ -214,6 +215,7 @@ class GivenEstimate:
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> BoundCall:
         """A call that writes the estimate."""
+        del inputs
         return lambda: self.device.write(outputs["estimate"], self.estimate)
 
 
@@ -253,9 +255,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument("--markdown", type=Path, help="write the table to this file as well")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest absolute error (%(default)s)")
     args = parser.parse_args(arguments)
-    status = 0
+    status, rows = 0, ["# Goldens", "| golden | eager PyTorch | ONNX Runtime |", "| --- | --- | --- |"]
     print(f"{'golden':44} {'eager':>10} {'onnxruntime':>12}")
     for path in args.files:
         with tempfile.TemporaryDirectory() as scratch:
@@ -269,7 +272,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             f"{path.stem:44} {errors.eager:10.1e} {errors.onnxruntime:12.1e}  {'ok' if ok else 'TOO LARGE'}", flush=True
         )
+        rows.append(f"| {path.stem} | {errors.eager:.1e} | {errors.onnxruntime:.1e} |")
         status = max(status, 0 if ok else 1)
+    if args.markdown:
+        write_bytes(args.markdown, ("\n".join(rows) + "\n").encode())
     return status
 
 

@@ -13,6 +13,7 @@ from bfr.runtime.errors import MissingDependency
 from bfr.runtime.manifest import Preset
 
 FORMAT = 1
+BUSY_CORES = 0.2
 # Okabe and Ito's colours, told apart by colour-blind readers and on grey paper.
 COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 HEADS = ("p50 s", "p90 s", "p99 s", "mean s", "min s", "first s", "step s", "overhead")
@@ -25,6 +26,11 @@ def need_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise MissingDependency(f"the plot of a benchmark needs matplotlib: {REMEDY}") from error
+
+
+def is_busy(results: Results) -> bool:
+    """Whether others took enough of the CPU during the measurements to falsify them."""
+    return results.others_cores is not None and results.others_cores > BUSY_CORES
 
 
 def as_json(results: Results) -> bytes:
@@ -42,30 +48,43 @@ def as_markdown(results: Results, *, plot: str) -> str:
         f"```\n{r.command}\n```",
         f"![Latency and throughput by batch size]({plot})",
     ]
+    if is_busy(r):
+        parts.append(
+            f"**The machine was not idle: other processes kept {r.others_cores:.2f} of its cores busy. Times of "
+            "several threads, eager PyTorch's above all, can be many times those of an idle machine; measure again.**"
+        )
     for batch in r.batches:
         parts += [f"## Batch {batch}", _table(("backend", *HEADS, *HEADS_MORE), map(_numbers, r.at(batch)))]
     parts += [
-        f"Seconds are of one batch, over {r.repeats} calls of each backend after {r.warmup} of warm-up, the first of which "
-        "is `first`; the backends took turns in one process, the order rotating, and no outlier was removed"
-        + (f" (the p99 of {r.repeats} calls is interpolated from the slowest ones)" if r.repeats < 100 else "")
-        + ". `step` is one denoising step, noise included. `overhead` is the share of the wall time outside the networks' "
-        f"calls. images/s, GFLOP/s and speed-up (over {r.baseline}) follow from the medians; GFLOP are the networks', 2 per "
-        f"multiply-add. PSNR (peak 1) and the largest difference are between results and {r.baseline}'s, images in [0, 1]. "
-        f"{r.threads} CPU threads for all; ONNX Runtime's do not spin while backends take turns.",
+        _notes(r),
         "## Stages",
         "Median seconds of a batch.",
         _table(("backend", "batch", *STAGES), (_stages(m) for batch in r.batches for m in r.at(batch))),
         "## Start and memory",
-        "`load` is reading, hashing and loading the networks, in the common process. The rest is of a fresh process for each "
-        f"backend: from its start to its first result (batch {r.batches[0]}), and the peak of its resident memory after a "
-        "batch of each size; GPU memory is what the GPUs' use grew by.",
+        "`load` is reading, hashing and loading the networks, in the common process. The rest is of a fresh process "
+        f"for each backend: from its start to its first result (batch {r.batches[0]}), and the peak of its resident "
+        "memory after a batch of each size; GPU memory is what the GPUs' use grew by.",
         _table(("backend", "versions", "load s", "process to first result s", *_memory_heads(r)), _starts(r)),
     ]
     if r.skipped:
         parts.append("\n".join(f"- {name} was skipped: {reason}" for name, reason in r.skipped.items()))
-    facts = {**r.machine, "bundle sha256": r.bundle_sha256}
+    others = "unknown" if r.others_cores is None else f"{r.others_cores:.2f}"
+    facts = {**r.machine, "cores busy with others' work": others, "bundle sha256": r.bundle_sha256}
     parts += ["## Machine", _table(("what", "found"), facts.items())]
     return "\n\n".join(parts) + "\n"
+
+
+def _notes(r: Results) -> str:
+    tail = f"; the p99 of {r.repeats} calls lies between the two slowest" if r.repeats < 100 else ""
+    return (
+        f"Seconds are of one batch, over {r.repeats} calls of each backend after {r.warmup} of warm-up, the first of "
+        "which is `first`. The backends took turns in one process, the order rotating; no outlier was removed"
+        f"{tail}. `step` is one denoising step, noise included. `overhead` is the share of the wall time outside the "
+        f"networks' calls. images/s, GFLOP/s and speed-up (over {r.baseline}) follow from the medians; GFLOP are the "
+        "networks', 2 per multiply-add. PSNR (peak 1) and the largest difference are between results and those of "
+        f"{r.baseline}, images in [0, 1]. {r.threads} CPU threads for all; ONNX Runtime's do not spin while backends "
+        "take turns."
+    )
 
 
 def _numbers(m: Measurement) -> tuple[str, ...]:
@@ -117,6 +136,7 @@ def as_png(results: Results) -> bytes:
 
     names = [backend.name for backend in results.backends]
     figure = Figure(figsize=(10, 4.8), dpi=150, layout="constrained")
+    figure.set_layout_engine("constrained", w_pad=0.12)
     figure.suptitle(
         f"{results.system}, {results.image_size}x{results.image_size}, {results.steps} steps, {_machine(results)}",
         fontsize=11,

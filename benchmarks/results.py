@@ -15,7 +15,10 @@ STAGES = ("upload", "estimate", "diffuse", "denoise", "download")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One timed batch. seconds: wall time, from host images to host images. stages: seconds, as the loop measures them."""
+    """One timed batch.
+
+    seconds: wall time, from host images to host images. stages: seconds, as the loop measures them.
+    """
 
     seconds: float
     stages: dict[str, float]
@@ -81,7 +84,10 @@ class BackendResult:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All of one run. sampler: the preset's fields as used. machine: facts by name. skipped: backend -> reason."""
+    """All of one run. sampler: the preset's fields as used. machine: facts by name. skipped: backend -> reason.
+
+    others_cores: how many cores other processes kept busy during the measurements, on average.
+    """
 
     system: str
     title: str
@@ -98,6 +104,7 @@ class Results:
     threads: int
     baseline: str
     machine: dict[str, str]
+    others_cores: float | None
     backends: list[BackendResult]
     skipped: dict[str, str]
     measurements: list[Measurement]

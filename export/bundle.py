@@ -40,8 +40,8 @@ def export_system(
     """Export a system and verify it; the bundle appears under `folder` only when it is whole and verified.
 
     weights: the folder of the checkpoints, under their published names or as .safetensors; weights that are exact in
-    half are stored in half and widened in the graph. precisions: fp32, and fp16
-    for the networks that bear it. learned_variance: the step graph of DDPM's learned variance instead of the linear one.
+    half are stored in half and widened in the graph. precisions: fp32, and fp16 for the networks that bear it.
+    learned_variance: the step graph of DDPM's learned variance instead of the linear one.
     Raises InputNotFound, InvalidCheckpoint, InvalidOption, VerificationFailed, WriteFailed.
     """
     if "fp32" not in precisions:
@@ -63,9 +63,13 @@ def export_system(
             stages[name] = as_stage(modules[name], spec, learned_variance=learned_variance)
             variants = {}
             for precision in precisions:
-                if precision == "fp32" or precision == spec.half:
+                if precision in ("fp32", spec.half):
                     progress(f"exporting {name} in {precision}, opset {opset}")
-                    stage = stages[name] if precision == "fp32" else in_half(modules[name], spec, precision, learned_variance)
+                    stage = (
+                        stages[name]
+                        if precision == "fp32"
+                        else in_half(modules[name], spec, precision, learned_variance)
+                    )
                     variants[precision] = _export_variant(stage, name, system, precision, partial, opset)
             entries[name] = _network_entry(spec, stages[name], system, sources[name], variants)
         manifest = m.Manifest(

@@ -21,7 +21,9 @@ class EagerNetwork:
         def call() -> None:
             with torch.inference_mode():
                 results = self.module(**inputs)
-                for buffer, result in zip(outputs.values(), (results,) if isinstance(results, Tensor) else results, strict=True):
+                for buffer, result in zip(
+                    outputs.values(), (results,) if isinstance(results, Tensor) else results, strict=True
+                ):
                     buffer.copy_(result)
                 if buffer.is_cuda:
                     torch.cuda.synchronize(buffer.device)

@@ -74,7 +74,15 @@ def _strip_traces(model: onnx.ModelProto) -> None:
     del model.metadata_props[:]
     graph = model.graph
     graph.doc_string = ""
-    for thing in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, *model.functions):
+    for thing in (
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+        *model.functions,
+    ):
         del thing.metadata_props[:]
         thing.doc_string = ""
     del graph.value_info[:]  # whoever loads the graph infers the shapes anew
@@ -92,7 +100,9 @@ def _move_weights(model: onnx.ModelProto, state: Mapping[str, Tensor], path: Pat
     for name, value in state.items():
         arrays.setdefault(name.removeprefix(prefix), value.detach().cpu().numpy())
     if store_half:
-        arrays = {name: array.astype(np.float16) if array.dtype == np.float32 else array for name, array in arrays.items()}
+        arrays = {
+            name: array.astype(np.float16) if array.dtype == np.float32 else array for name, array in arrays.items()
+        }
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
     path.chmod(0o644)  # safetensors makes its files private; a bundle is data to copy and install
     offsets = _offsets(path)

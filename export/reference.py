@@ -24,7 +24,9 @@ def load_reference(bundle: Bundle) -> dict[str, nn.Module]:
 def _load_stage(bundle: Bundle, name: str, entry: Network) -> nn.Module:
     path = bundle.graph(name, "fp32").with_suffix(".safetensors")
     if entry.architecture not in ARCHITECTURES:
-        raise BundleInvalid(f"{bundle.folder}: architecture {entry.architecture!r} is unknown; there is no reference for it")
+        raise BundleInvalid(
+            f"{bundle.folder}: architecture {entry.architecture!r} is unknown; there is no reference for it"
+        )
     module = ARCHITECTURES[entry.architecture](**entry.parameters)
     state = load_file(path)
     if entry.kind == "step" and len(state["out.2.bias"]) < len(module.state_dict()["out.2.bias"]):

@@ -1,7 +1,7 @@
 """Wraps networks so that one call is one whole stage of the chain, arithmetic included.
 
-Nothing but the network runs between two steps: the row's arithmetic (`bfr.runtime.solvers`) and the clipping are part of
-the graph, computed in float32 whatever the network's precision.
+Nothing but the network runs between two steps: the row's arithmetic (`bfr.runtime.solvers`) and the clipping are part
+of the graph, computed in float32 whatever the network's precision.
 """
 
 from typing import cast
@@ -104,9 +104,7 @@ def cut_variance(denoiser: UNet) -> UNet:
     return denoiser
 
 
-def _next_state(
-    x0: Tensor, out: Tensor, x: Tensor, h1: Tensor, h2: Tensor, row: Tensor, noise: Tensor
-) -> Tensor:
+def _next_state(x0: Tensor, out: Tensor, x: Tensor, h1: Tensor, h2: Tensor, row: Tensor, noise: Tensor) -> Tensor:
     return (
         _column(row, Column.C) * x0
         + _column(row, Column.D) * out

@@ -53,13 +53,16 @@ def verify(
             a = run_network(eager, expected[name], inputs, outputs)
             b = run_network(device, tested[name], inputs, outputs)
             what = f"{name}, batch {batch}"
-            checks.append(compare(what, a, b, device=device.name, precision=precision, batch=batch, floor=network_floor))
+            checks.append(
+                compare(what, a, b, device=device.name, precision=precision, batch=batch, floor=network_floor)
+            )
     progress(f"the loop in {precision}, {len(table)} steps, against eager float32")
-    a = run_loop(bundle, eager, expected, table)
-    b = run_loop(bundle, device, tested, table)
+    a, eager_seconds = run_loop(bundle, eager, expected, table)
+    b, seconds = run_loop(bundle, device, tested, table)
     what = f"loop, preset {preset}, {describe(sampler)}"
-    checks.append(compare(what, a, b, device=device.name, precision=precision, batch=1, floor=loop_floor))
-    return checks
+    check = compare(what, a, b, device=device.name, precision=precision, batch=1, floor=loop_floor)
+    times = {"seconds_a_step": round(seconds, 5), "eager_seconds_a_step": round(eager_seconds, 5)}
+    return [*checks, check.model_copy(update=times)]
 
 
 def compare(
@@ -103,8 +106,10 @@ def run_network(
     return np.concatenate([device.read(result) for result in results.values()], axis=1)
 
 
-def run_loop(bundle: Bundle, device: Device, networks: Mapping[str, Network], table: StepTable) -> Float32:
-    """The final image of one synthetic face through the chain, (1, 3, S, S) in [-1, 1]."""
+def run_loop(
+    bundle: Bundle, device: Device, networks: Mapping[str, Network], table: StepTable
+) -> tuple[Float32, float]:
+    """The final image of one synthetic face through the chain, (1, 3, S, S) in [-1, 1], and the seconds a step."""
     chain = Chain(
         device,
         networks[bundle.estimator],
@@ -113,9 +118,9 @@ def run_loop(bundle: Bundle, device: Device, networks: Mapping[str, Network], ta
         batch=1,
         size=bundle.manifest.image_size,
     )
-    image = chain.run(smooth_image(inputs_shape(bundle), 0)[None], seed=SEED, images=(0,)).image
+    result = chain.run(smooth_image(inputs_shape(bundle), 0)[None], seed=SEED, images=(0,))
     chain.close()
-    return image * 2.0 - 1.0
+    return result.image * 2.0 - 1.0, result.seconds["denoise"] / len(table)
 
 
 def describe(sampler: Preset) -> str:

@@ -202,7 +202,7 @@ def _check_url(url: str) -> None:
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects, which release pages use, as long as they stay on https."""
 
-    def redirect_request(  # noqa: PLR0917  (urllib's signature)
+    def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
     ) -> urllib.request.Request | None:
         _check_url(newurl)

@@ -31,7 +31,9 @@ class Bundle:
         folder = Path(folder)
         path = folder / MANIFEST
         if not path.is_file():
-            raise BundleInvalid(f"{folder} is no bundle: it has no {MANIFEST}. `bfr export SYSTEM -o {folder}` makes one")
+            raise BundleInvalid(
+                f"{folder} is no bundle: it has no {MANIFEST}. `bfr export SYSTEM -o {folder}` makes one"
+            )
         data = path.read_bytes()
         try:
             found = json.loads(data)
@@ -74,7 +76,9 @@ class Bundle:
     def preset(self, name: str, **overrides: Any) -> Preset:
         """A preset by its name, with some fields changed. Raises InvalidOption with the names that there are."""
         if name not in self.manifest.presets:
-            raise InvalidOption(f"preset {name!r} is unknown: {self.manifest.system} has {_names(self.manifest.presets)}")
+            raise InvalidOption(
+                f"preset {name!r} is unknown: {self.manifest.system} has {_names(self.manifest.presets)}"
+            )
         try:
             return Preset.model_validate({**self.manifest.presets[name].model_dump(), **overrides})
         except ValidationError as error:
@@ -133,9 +137,7 @@ def default_bundle() -> Path:
 
 def describe_file(folder: Path, path: Path) -> BundleFile:
     """The manifest's entry of a file inside `folder`."""
-    return BundleFile(
-        path=path.relative_to(folder).as_posix(), sha256=sha256_file(path), bytes=path.stat().st_size
-    )
+    return BundleFile(path=path.relative_to(folder).as_posix(), sha256=sha256_file(path), bytes=path.stat().st_size)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

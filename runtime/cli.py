@@ -66,7 +66,9 @@ def restore(
     seed: Annotated[int, typer.Option(help="Seed of the noise, 0 to 4294967295.")] = 12345,
     batch: Annotated[int, typer.Option(help="Images that go through the networks together.")] = 1,
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU backend.")] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Write a before/after picture beside each result.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Write a before/after picture beside each result.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Skip images whose result is there already.")] = False,
     suffix: Annotated[str, typer.Option("--format", help="png, jpg or webp.")] = "png",
     quality: Annotated[int, typer.Option(help="Of jpg and webp, 1 to 100.")] = 95,
@@ -155,7 +157,6 @@ def fetch(
     from bfr.models.catalog import get_system
     from bfr.models.checkpoint import check_layout, convert, load_state_dict
     from bfr.models.fetch import cache_folder
-    from bfr.models.fetch import fetch as download
 
     spec = get_system(system)
     if spec.packaged:
@@ -166,11 +167,7 @@ def fetch(
         raise InvalidOption("read the licence above, and run this again with --accept-license if you accept it")
     target = folder or cache_folder() / system
     for name, network in spec.networks.items():
-        with _progress(download=True) as bar:
-            task = bar.add_task(network.weights.file, total=None)
-            got = download(
-                network.weights, target, progress=lambda done, total: bar.update(task, completed=done, total=total)
-            )
+        got = _download(network.weights, target)
         check_layout(network.build(), load_state_dict(got.path), got.path)
         safe = got.path.with_suffix(".safetensors")
         convert(got.path, safe)
@@ -246,6 +243,40 @@ def verify(
         print(f"{check.what}, {check.precision}, {check.backend}: {found}, relative {check.relative:.1e}")
 
 
+@app.command()
+def bench(
+    bundle: Annotated[Path | None, typer.Argument(help="Folder; the default is the system mini.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.md and bench.png.")] = Path("bench"),
+    backends: Annotated[str, typer.Option(help="Separated by commas; default: what works here.")] = "",
+    batches: Annotated[str, typer.Option(help="Images a call, separated by commas.")] = "1",
+    preset: Annotated[str, typer.Option(help="A preset of the bundle.")] = "reference",
+    start: Annotated[int | None, typer.Option(help="Number of steps, instead of the preset's.")] = None,
+    repeats: Annotated[int, typer.Option(help="Timed calls of each backend and batch.")] = 20,
+    threads: Annotated[int | None, typer.Option(help="Of the CPU, for all; default: PyTorch's choice.")] = None,
+) -> None:
+    """Measure every backend against eager PyTorch, interleaved: latency, throughput, memory, drift."""
+    _need("bench", "torch", "safetensors", "matplotlib", "onnxruntime")
+    from bfr.benchmarks.bench import BenchConfig
+    from bfr.benchmarks.bench import bench as measure
+    from bfr.runtime.bundle import default_bundle
+
+    try:
+        sizes = tuple(int(batch) for batch in batches.split(","))
+    except ValueError as error:
+        raise InvalidOption(f"batches {batches!r}: numbers separated by commas are needed, as 1,2,4") from error
+    config = BenchConfig(
+        bundle=bundle or default_bundle(),
+        out=out,
+        backends=tuple(name for name in backends.split(",") if name),
+        batches=sizes,
+        preset=preset,
+        start=start,
+        repeats=repeats,
+        threads=threads,
+    )
+    print(measure(config, lambda text: errors.print(text, markup=False)).read_text())
+
+
 def _need(extra: str, *packages: str) -> None:
     """Raise MissingDependency with the extra to install, unless all packages are there."""
     from importlib.util import find_spec
@@ -255,6 +286,15 @@ def _need(extra: str, *packages: str) -> None:
         extra = "cpu"
     if missing:
         raise MissingDependency(f'{", ".join(missing)} not installed: pip install "bfr-runtime[{extra}]"')
+
+
+def _download(weights: Any, folder: Path) -> Any:
+    """Fetch one file under a progress bar."""
+    from bfr.models.fetch import fetch as download
+
+    with _progress(download=True) as bar:
+        task = bar.add_task(weights.file, total=None)
+        return download(weights, folder, progress=lambda done, total: bar.update(task, completed=done, total=total))
 
 
 def _progress(*, download: bool = False) -> Progress:

@@ -14,11 +14,11 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from bfr.runtime.backends import Buffer
 from bfr.runtime.errors import BfrError, InvalidOption, WriteFailed
 from bfr.runtime.files import clean_leftovers, write_bytes
 from bfr.runtime.folder import Item, output_path
 from bfr.runtime.image import Image, read_image, write_image
+from bfr.runtime.loop import OnStep
 from bfr.runtime.restorer import DEFAULT_SEED, Restored, Restorer
 
 REPORT = "report.json"
@@ -92,13 +92,7 @@ def run_job(
     facts = describe_run(restorer, options)
     try:
         for batch in _read_batches(todo, restorer.batch, entries):
-            finished = len(entries)
-            steps = len(restorer.table)
-
-            def on_step(done: int, _state: Buffer, at: int = finished, count: int = len(batch), name: str = "") -> None:
-                progress(at + count * done / steps, name)
-
-            progress(finished, batch[0][0].name)
+            on_step = _step_progress(progress, len(entries), len(batch) / len(restorer.table), batch[0][0].name)
             results = restorer.run([image.pixels for _, image, _ in batch], seed=options.seed, on_step=on_step)
             for (item, image, seconds), result in zip(batch, results, strict=True):
                 entries[item.source] = _finish(item, image, seconds, result, targets[item.source], options)
@@ -109,6 +103,11 @@ def run_job(
         report = Report(ordered, facts)
         write_report(report, options.out)
     return report
+
+
+def _step_progress(progress: Progress, finished: int, share: float, name: str) -> OnStep:
+    """Progress inside a batch, a step of which is worth `share` images."""
+    return lambda done, _state: progress(finished + share * done, name)
 
 
 def describe_run(restorer: Restorer, options: JobOptions) -> dict[str, Any]:

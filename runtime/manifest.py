@@ -124,6 +124,7 @@ class Check(_Model):
 
     what: a network or `loop`. psnr_db: peak 2, since images are in [-1, 1]. max_abs: largest absolute difference.
     relative: L2 norm of the difference over that of the reference. floor_db: what psnr_db had to reach.
+    seconds_a_step, eager_seconds_a_step: of a loop, one denoising step, on the machine that verified.
     """
 
     what: str
@@ -134,6 +135,8 @@ class Check(_Model):
     max_abs: float
     relative: float
     floor_db: float
+    seconds_a_step: float | None = None
+    eager_seconds_a_step: float | None = None
 
 
 class Manifest(_Model):

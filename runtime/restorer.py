@@ -145,7 +145,9 @@ class Restorer:
         grey = np.full((3, self.size, self.size), 0.5, np.float32)
         result = self._run_batch([grey] * self.batch, DEFAULT_SEED, None)
         if not np.isfinite(result.image).all():
-            raise RestorationFailed(f"the warm-up of {self.bundle.manifest.system} gave NaN or Inf: do not use this bundle")
+            raise RestorationFailed(
+                f"the warm-up of {self.bundle.manifest.system} gave NaN or Inf: do not use this bundle"
+            )
         return sum(seconds for stage, seconds in result.seconds.items() if stage != "network")
 
     def chain(self, batch: int) -> Chain:

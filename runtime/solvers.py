@@ -114,7 +114,7 @@ def _rows(ab: Float64, prediction: Prediction) -> Float64:
 
 
 def _ddim(kept: Schedule, eta: float, prediction: Prediction) -> Float64:
-    """DDIM (arXiv 2010.02502, equations 12 and 16): eps stays the network's own, it is not taken from the clipped x0."""
+    """DDIM (arXiv 2010.02502, equations 12 and 16): eps stays the network's own, whatever x0 was clipped to."""
     ab, prev = kept.alpha_bar, kept.alpha_bar_prev
     sigma = eta * np.sqrt((1.0 - prev) / (1.0 - ab)) * np.sqrt(1.0 - ab / prev)
     direction = np.sqrt(np.maximum(1.0 - prev - sigma**2, 0.0))

@@ -46,7 +46,9 @@ class NumpyDevice:
     name = "numpy"
     versions = {"numpy": np.__version__}  # noqa: RUF012
 
-    def __init__(self, graphs: Mapping[str, NumpyNetwork] | None = None, buckets: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self, graphs: Mapping[str, NumpyNetwork] | None = None, buckets: tuple[int, ...] | None = None
+    ) -> None:
         self.graphs, self.buckets = graphs or {}, buckets
 
     def array(self, shape: tuple[int, ...]) -> np.ndarray:

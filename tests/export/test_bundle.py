@@ -59,7 +59,7 @@ def test_a_network_that_differs_is_found_out(tiny_bundle: Bundle) -> None:
     reference = load_reference(tiny_bundle)
     with torch.no_grad():
         next(reference["denoiser"].parameters()).mul_(1.01)
-    with pytest.raises(VerificationFailed, match="denoiser, batch 1.*floor"):
+    with pytest.raises(VerificationFailed, match=r"denoiser, batch 1.*floor"):
         verify(tiny_bundle, reference, "fp32")
 
 

@@ -54,7 +54,9 @@ def restore(tiny_bundle: Bundle, *arguments: object) -> subprocess.CompletedProc
     return bfr("restore", *arguments, "--aligned", "--bundle", tiny_bundle.folder, "--backend", "onnxruntime-cpu")
 
 
-def test_a_folder_is_restored_without_torch_and_without_network(tiny_bundle: Bundle, faces: Path, tmp_path: Path) -> None:
+def test_a_folder_is_restored_without_torch_and_without_network(
+    tiny_bundle: Bundle, faces: Path, tmp_path: Path
+) -> None:
     done = restore(tiny_bundle, faces, "-o", tmp_path / "out", "--compare", "--batch", "2")
     assert done.returncode == 0, done.stderr
     assert "3 images: 3 restored" in done.stdout
@@ -124,9 +126,7 @@ def test_empty_and_missing_folders(tiny_bundle: Bundle, tmp_path: Path) -> None:
 def test_options_out_of_range_are_one_clear_error(
     tiny_bundle: Bundle, faces: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    done = bfr(
-        "restore", faces, "-o", tmp_path / "out", "--aligned", "--bundle", tiny_bundle.folder, *arguments
-    )
+    done = bfr("restore", faces, "-o", tmp_path / "out", "--aligned", "--bundle", tiny_bundle.folder, *arguments)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -169,9 +169,7 @@ def test_a_missing_extra_is_named(tiny_bundle: Bundle, faces: Path, tmp_path: Pa
     assert done.returncode == 2
     assert 'pip install "bfr-runtime[export]"' in done.stderr
     no_runtime = without(*BLOCKED, "onnxruntime")
-    done = bfr(
-        "restore", faces, "-o", tmp_path / "out", "--aligned", "--bundle", tiny_bundle.folder, guard=no_runtime
-    )
+    done = bfr("restore", faces, "-o", tmp_path / "out", "--aligned", "--bundle", tiny_bundle.folder, guard=no_runtime)
     assert done.returncode == 2
     assert 'pip install "bfr-runtime[cpu]"' in done.stderr
 
@@ -193,9 +191,7 @@ def test_the_runtime_imports_neither_torch_nor_a_backend() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_full_disk_ends_the_run_and_leaves_nothing_partial(
-    tiny_bundle: Bundle, faces: Path, tmp_path: Path
-) -> None:
+def test_a_full_disk_ends_the_run_and_leaves_nothing_partial(tiny_bundle: Bundle, faces: Path, tmp_path: Path) -> None:
     full = GUARD + (
         "\nimport errno, os, pathlib\n"
         "write = pathlib.Path.write_bytes\n"
@@ -213,5 +209,3 @@ def test_a_full_disk_ends_the_run_and_leaves_nothing_partial(
     assert str(out) in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in out.iterdir()] == ["report.json"]
-
-

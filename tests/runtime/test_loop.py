@@ -88,7 +88,7 @@ def test_a_bad_image_harms_neither_its_neighbours_nor_the_next_batch(fakes: Any)
 
 
 def test_a_loop_that_was_stopped_half_way_can_run_again(fakes: Any) -> None:
-    class Stop(Exception):  # noqa: N818
+    class Stop(Exception):
         pass
 
     def stop(done: int, _state: Any) -> None:
@@ -98,9 +98,7 @@ def test_a_loop_that_was_stopped_half_way_can_run_again(fakes: Any) -> None:
     one = chain(fakes)
     with pytest.raises(Stop):
         one.run(FACE, seed=5, images=(1,), on_step=stop)
-    assert np.array_equal(
-        one.run(FACE, seed=11, images=(3,)).image, chain(fakes).run(FACE, seed=11, images=(3,)).image
-    )
+    assert np.array_equal(one.run(FACE, seed=11, images=(3,)).image, chain(fakes).run(FACE, seed=11, images=(3,)).image)
 
 
 def test_progress_counts_from_the_diffused_start_to_the_last_step(fakes: Any) -> None:

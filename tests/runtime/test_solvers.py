@@ -47,7 +47,9 @@ def test_other_predictions_are_the_same_step_of_converted_outputs(prediction: st
     x0 = (x - np.sqrt(1 - ab) * eps) / np.sqrt(ab)
     out = {"v": np.sqrt(ab) * eps - np.sqrt(1 - ab) * x0, "x0": x0}[prediction]
     expected = apply(table(eta=0.5).rows[99 - index], x, eps, noise)
-    assert np.allclose(apply(table(eta=0.5, prediction=prediction).rows[99 - index], x, out, noise), expected, atol=1e-4)
+    assert np.allclose(
+        apply(table(eta=0.5, prediction=prediction).rows[99 - index], x, out, noise), expected, atol=1e-4
+    )
 
 
 def test_ddpm_is_ddim_at_eta_1_but_for_the_clipping() -> None:

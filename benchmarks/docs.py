@@ -1,0 +1,61 @@
+"""Puts measured tables into the documentation: `python -m bfr.benchmarks.docs FILE...`.
+
+Between `<!-- include: PATH -->` and `<!-- end -->` stands the Markdown file PATH, relative to the document, without its
+title; between `<!-- include: PATH#Heading -->` and the end, that section alone. `--check` changes nothing and fails
+where a document is not up to date.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bfr.runtime.errors import InputNotFound
+from bfr.runtime.files import write_bytes
+
+BLOCK = re.compile(r"(<!-- include: (?P<source>[^#\s]+)(?:#(?P<heading>[^>]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def render(document: Path) -> str:
+    """The text of a document with its blocks filled anew. Raises InputNotFound for a source or heading not there."""
+
+    def fill(match: re.Match[str]) -> str:
+        source = document.parent / match["source"]
+        if not source.is_file():
+            raise InputNotFound(f"{document} includes {source}, which does not exist: run the benchmark that writes it")
+        return match[1] + section(source, match["heading"]) + match[4]
+
+    return BLOCK.sub(fill, document.read_text())
+
+
+def section(source: Path, heading: str | None) -> str:
+    """A Markdown file without its title, or the text under one of its headings."""
+    parts = re.split(r"^#+ (.+)\n", source.read_text(), flags=re.MULTILINE)
+    if heading is None:
+        return "".join(
+            f"**{title}**\n{text}" if i else text
+            for i, (title, text) in enumerate(zip(parts[1::2], parts[2::2], strict=True))
+        ).lstrip("\n")
+    for title, text in zip(parts[1::2], parts[2::2], strict=True):
+        if title.strip() == heading.strip():
+            return text.strip("\n") + "\n"
+    raise InputNotFound(f"{source} has no heading {heading!r}: it has {', '.join(parts[1::2])}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("documents", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where something would change")
+    args = parser.parse_args(arguments)
+    stale = [path for path in args.documents if render(path) != path.read_text()]
+    for path in stale:
+        print(f"{path}: {'out of date' if args.check else 'updated'}")
+        if not args.check:
+            write_bytes(path, render(path).encode())
+    return 1 if args.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
