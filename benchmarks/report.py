@@ -82,7 +82,7 @@ def _notes(r: Results) -> str:
         f"{tail}. `step` is one denoising step, noise included. `overhead` is the share of the wall time outside the "
         f"networks' calls. images/s, GFLOP/s and speed-up (over {r.baseline}) follow from the medians; GFLOP are the "
         "networks', 2 per multiply-add. PSNR (peak 1) and the largest difference are between results and those of "
-        f"{r.baseline}, images in [0, 1]. {r.threads} CPU threads for all; ONNX Runtime's do not spin while backends "
+        f"{r.baseline}, images in [0, 1]. CPU threads of each: {r.threads}; ONNX Runtime's do not spin while backends "
         "take turns."
     )
 
@@ -143,6 +143,7 @@ def as_png(results: Results) -> bytes:
     )
     latency, throughput = figure.subplots(1, 2)
     width = 0.8 / len(names)
+    crowded = len(results.measurements) > 8
     for i, name in enumerate(names):
         found = [m for m in results.measurements if m.backend == name]
         found.sort(key=lambda m: m.batch)
@@ -153,10 +154,10 @@ def as_png(results: Results) -> bytes:
         whiskers = [m.seconds.p90 - m.seconds.p50 for m in found]
         latency.errorbar(places, medians, yerr=([0.0] * len(found), whiskers), fmt="none", ecolor="black", capsize=3)
         for place, m in zip(places, found, strict=True):
-            _label(latency, place, m.seconds.p90, f"{m.seconds.p50:.3g}")
+            _label(latency, place, m.seconds.p90, f"{m.seconds.p50:.3g}", crowded)
         throughput.bar(places, [m.images_per_second for m in found], **style)
         for place, m in zip(places, found, strict=True):
-            _label(throughput, place, m.images_per_second, f"{m.images_per_second:.3g}\n{m.speedup:.2f}x")
+            _label(throughput, place, m.images_per_second, f"{m.images_per_second:.3g}\n{m.speedup:.2f}x", crowded)
     for axes, label, title in (
         (latency, "seconds per batch", f"Latency: median, whisker to p90 (n = {results.repeats})"),
         (throughput, "images per second", f"Throughput, and speed-up over {results.baseline}"),
@@ -165,22 +166,24 @@ def as_png(results: Results) -> bytes:
         axes.set_ylabel(label)
         axes.set_xlabel("images per batch")
         axes.set_xticks(range(len(results.batches)), [str(batch) for batch in results.batches])
-        axes.margins(y=0.15)
+        axes.margins(y=0.25 if crowded else 0.15)
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(
-        *latency.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(names), 4), frameon=False
+        *latency.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(names), 5), frameon=False
     )
     data = io.BytesIO()
     figure.savefig(data, format="png")
     return data.getvalue()
 
 
-def _label(axes: Any, x: float, y: float, text: str) -> None:
-    axes.annotate(text, (x, y), xytext=(0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=8)
+def _label(axes: Any, x: float, y: float, text: str, crowded: bool) -> None:
+    style = {"rotation": 90, "fontsize": 7} if crowded else {"fontsize": 8}
+    text = text.replace("\n", ", ") if crowded else text
+    axes.annotate(text, (x, y), xytext=(0, 4), textcoords="offset points", ha="center", va="bottom", **style)
 
 
 def _machine(results: Results) -> str:
     gpu = results.machine.get("GPU", "")
     name = gpu.split(",")[0] if "cuda" in results.baseline else results.machine.get("CPU", "").split(",")[0]
-    return f"{name}, {results.threads} CPU threads"
+    return f"{name}, CPU threads: {results.threads}" + (", machine not idle" if is_busy(results) else "")

@@ -152,9 +152,10 @@ def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
 class UNet(nn.Module):
     """Denoiser `(x, timesteps) -> out`: `x` (B, in_channels, S, S), `timesteps` (B,), `out` (B, out_channels, S, S).
 
-    The parameters carry the names of the published configurations. Two are ours, for small networks: `unshuffle` > 1
-    computes on the image rearranged into S/unshuffle squares of more channels, and `time_conditioned=False` makes a
-    plain image-to-image network, called with `x` alone, whose output is added to its input.
+    The parameters carry the names of the published configurations. Three are ours, for small networks: `unshuffle` > 1
+    computes on the image rearranged into S/unshuffle squares of more channels; `time_conditioned=False` makes a plain
+    image-to-image network, called with `x` alone; `residual` adds the input to the output, times a learnt gain that
+    depends on time where there is time: few channels need not carry the whole image then.
     """
 
     def __init__(
@@ -176,6 +177,7 @@ class UNet(nn.Module):
         use_new_attention_order: bool = False,
         unshuffle: int = 1,
         time_conditioned: bool = True,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         levels = len(channel_mult)
@@ -183,13 +185,15 @@ class UNet(nn.Module):
         if len(blocks) != levels:
             raise ValueError(f"num_res_blocks names {len(blocks)} levels, channel_mult {levels}")
         self.in_channels, self.image_size, self.model_channels = in_channels, image_size, model_channels
-        self.unshuffle, self.time_conditioned = unshuffle, time_conditioned
+        self.unshuffle, self.time_conditioned, self.residual = unshuffle, time_conditioned, residual
         widths = [int(mult * model_channels) for mult in channel_mult]
         emb_channels = 4 * model_channels if time_conditioned else None
         if emb_channels is not None:
             self.time_embed = nn.Sequential(
                 nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
             )
+            if residual:
+                self.gain = nn.Linear(emb_channels, out_channels)
 
         def res(channels: int, out: int, resample: type[Upsample] | type[Downsample] | None = None) -> ResBlock:
             return ResBlock(
@@ -259,7 +263,9 @@ class UNet(nn.Module):
             h = stage(torch.cat([h, skips.pop()], dim=1), emb)
         h = self.out(h.to(x.dtype))
         h = F.pixel_shuffle(h, self.unshuffle) if self.unshuffle > 1 else h
-        return h if self.time_conditioned else x + h
+        if not self.residual:
+            return h
+        return h + (x if emb is None else self.gain(emb)[:, :, None, None] * x)
 
     @property
     def torso_dtype(self) -> torch.dtype:

@@ -100,7 +100,8 @@ class Denoise(_Model):
 
 
 class Preset(_Model):
-    """A sampler: solver, spacing of the kept timesteps, start index N (the number of network calls), eta.
+    """A sampler: solver, spacing of the kept timesteps, start index N (the number of network calls), eta, and whether
+    the start is diffused to the timestep of the first call (`matched`) or one index beyond it, as published.
 
     See `bfr.runtime.solvers.step_table`.
     """
@@ -109,6 +110,7 @@ class Preset(_Model):
     spacing: str = "ddim250"
     start: int = 100
     eta: float = 0.0
+    matched: bool = False
 
 
 class Licence(_Model):

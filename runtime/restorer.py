@@ -202,6 +202,7 @@ def sampler_table(bundle: Bundle, sampler: Preset) -> StepTable:
         spacing=sampler.spacing,
         start=sampler.start,
         eta=sampler.eta,
+        matched=sampler.matched,
         prediction=stage.prediction,
     )
 

@@ -56,11 +56,14 @@ def step_table(
     start: int,
     eta: float = 0.0,
     prediction: Prediction = "eps",
+    matched: bool = False,
 ) -> StepTable:
     """The table of a truncated loop: diffuse to index `start` of the respaced schedule, then run `start` steps back.
 
     schedule: the training schedule; `spacing` respaces it (see `respace`).
     start: N, 1 .. kept steps - 1. The start is diffused to index N, the loop runs indices N-1 .. 0, as published.
+    matched: diffuse to index N-1 instead, the one that the first call is told. At the published spacing and N the two
+    are nearly the same; at wide spacings or a small N, noise that no call is told of would stay in the image.
     eta: 0 .. 1, the share of DDPM's noise in DDIM; 0 for the DDPM solvers, whose noise is given by the schedule.
     Raises InvalidOption where a number is out of its range.
     """
@@ -81,11 +84,12 @@ def step_table(
     else:
         raise InvalidOption(f"ddpm-learned is defined for eps prediction, not for {prediction}")
     backwards = slice(start - 1, None, -1)
+    diffused = start - 1 if matched else start
     return StepTable(
         timesteps=kept.timesteps[backwards].astype(np.float32),
         rows=rows[backwards].astype(np.float32),
-        signal=float(np.sqrt(kept.alpha_bar[start])),
-        noise=float(np.sqrt(1.0 - kept.alpha_bar[start])),
+        signal=float(np.sqrt(kept.alpha_bar[diffused])),
+        noise=float(np.sqrt(1.0 - kept.alpha_bar[diffused])),
     )
 
 

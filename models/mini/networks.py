@@ -17,6 +17,7 @@ _SHARED: dict[str, Any] = {
     "num_head_channels": 64,
     "use_scale_shift_norm": True,
     "unshuffle": 4,
+    "residual": True,
 }
 ESTIMATOR: dict[str, Any] = {**_SHARED, "time_conditioned": False}
 DENOISER: dict[str, Any] = {**_SHARED, "time_conditioned": True}
@@ -24,8 +25,10 @@ PARAMETERS = {"estimator": ESTIMATOR, "denoiser": DENOISER}
 
 
 def build(role: str) -> UNet:
-    """A new `estimator` or `denoiser` whose last layer is zero: training starts from the identity, or from no noise."""
+    """A new `estimator` or `denoiser` whose last layers are zero: training starts from the identity, or from no noise."""
     network = UNet(**PARAMETERS[role])
-    for parameter in network.out[2].parameters():
-        parameter.detach().zero_()
+    last = [network.out[2], network.gain] if network.time_conditioned else [network.out[2]]
+    for layer in last:
+        for parameter in layer.parameters():
+            parameter.detach().zero_()
     return network

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -122,6 +122,11 @@ def train(args: argparse.Namespace) -> None:
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
         print(f"{checkpoint}: continuing at step {first}")
+    elif args.init:
+        named = {**network.state_dict(), **{k: v.float() for k, v in load_file(args.init).items()}}
+        network.load_state_dict(named)
+        average.load_state_dict(named)
+        print(f"starting from {args.init}")
     data = FaceBatches(args.faces, batch=args.batch, seed=args.seed)
     loss_of, losses, saved = LOSSES[args.role], [], time.monotonic()
     with (args.out / f"{args.role}.jsonl").open("a") as log:
@@ -192,6 +197,7 @@ def main() -> None:
     parser.add_argument(
         "--last-timestep", type=int, default=400, help="noisiest timestep of the denoiser, of 1000 (%(default)s)"
     )
+    parser.add_argument("--init", type=Path, help="start from these weights (.safetensors) as far as they are named")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare batches (%(default)s)")

@@ -27,6 +27,15 @@ def test_the_published_loop_starts_at_400_and_calls_396_to_0() -> None:
     assert found.signal**2 + found.noise**2 == pytest.approx(1)
 
 
+def test_a_matched_start_has_the_noise_that_the_first_call_is_told_of() -> None:
+    schedule = linear_schedule()
+    for spacing in ("ddim250", "ddim50"):
+        found = table(spacing=spacing, start=4, matched=True)
+        first = schedule.alpha_bar[int(found.timesteps[0])]
+        assert (found.signal, found.noise) == pytest.approx((np.sqrt(first), np.sqrt(1 - first)))
+        assert np.array_equal(found.rows, table(spacing=spacing, start=4).rows)
+
+
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("index", [0, 1, 57, 99])
 def test_a_ddim_row_is_the_papers_step(eta: float, index: int) -> None:
