@@ -31,16 +31,18 @@ def render(document: Path) -> str:
 
 def section(source: Path, heading: str | None) -> str:
     """A Markdown file without its title, or the text under one of its headings."""
-    parts = re.split(r"^#+ (.+)\n", source.read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^!\[.*\n", "", source.read_text(), flags=re.MULTILINE)  # pictures are named relative to the source
+    parts = re.split(r"^#+ (.+)\n", text, flags=re.MULTILINE)
+    sections = list(zip(parts[1::2], parts[2::2], strict=True))
     if heading is None:
-        return "".join(
-            f"**{title}**\n{text}" if i else text
-            for i, (title, text) in enumerate(zip(parts[1::2], parts[2::2], strict=True))
-        ).lstrip("\n")
-    for title, text in zip(parts[1::2], parts[2::2], strict=True):
+        (_, first), *others = sections
+        # The headings of an included file are bold text in the document, whose own levels they would upset.
+        texts = [first.strip("\n"), *(f"**{title}**\n\n{text.strip()}" for title, text in others)]
+        return "\n\n".join(text for text in texts if text) + "\n"
+    for title, text in sections:
         if title.strip() == heading.strip():
             return text.strip("\n") + "\n"
-    raise InputNotFound(f"{source} has no heading {heading!r}: it has {', '.join(parts[1::2])}")
+    raise InputNotFound(f"{source} has no heading {heading!r}: it has {', '.join(title for title, _ in sections)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

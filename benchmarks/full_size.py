@@ -45,6 +45,7 @@ def report(bundle: Bundle, seconds: float) -> str:
         f"{name}: {network.parameter_count / 1e6:.2f} M parameters, {network.gflop} GFLOP a call"
         for name, network in bundle.manifest.networks.items()
     ]
+    networks.append(f"{torch.get_num_threads()} CPU threads each")
     size = sum(path.stat().st_size for path in bundle.folder.iterdir()) / 2**20
     footer = (
         f"{'; '.join(networks)}. Bundle of {size:.0f} MiB, exported and verified in {seconds:.0f} s on this machine."
@@ -56,9 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument("--threads", type=int, help="of both backends; default: their own choice")
     parser.add_argument("--keep", type=Path, help="keep the bundle here")
     args = parser.parse_args(arguments)
     system = get_system("difface")
+    if args.threads:
+        torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as scratch:
         weights = Path(scratch) / "weights"
         weights.mkdir()
@@ -66,7 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         begin = time.perf_counter()
         folder = args.keep or Path(scratch) / "bundle"
         bundle = export_system(
-            system, weights, folder, replace=True, progress=lambda text: print(text, file=sys.stderr, flush=True)
+            system,
+            weights,
+            folder,
+            replace=True,
+            threads=args.threads,
+            progress=lambda text: print(text, file=sys.stderr, flush=True),
         )
         seconds = time.perf_counter() - begin
         text = report(bundle, seconds)

@@ -35,6 +35,7 @@ def export_system(
     opset: int = DEFAULT_OPSET,
     learned_variance: bool = False,
     replace: bool = False,
+    threads: int | None = None,
     progress: Progress = lambda _: None,
 ) -> Bundle:
     """Export a system and verify it; the bundle appears under `folder` only when it is whole and verified.
@@ -42,6 +43,7 @@ def export_system(
     weights: the folder of the checkpoints, under their published names or as .safetensors; weights that are exact in
     half are stored in half and widened in the graph. precisions: fp32, and fp16 for the networks that bear it.
     learned_variance: the step graph of DDPM's learned variance instead of the linear one.
+    threads: of the CPU backend, where it verifies.
     Raises InputNotFound, InvalidCheckpoint, InvalidOption, VerificationFailed, WriteFailed.
     """
     if "fp32" not in precisions:
@@ -87,7 +89,7 @@ def export_system(
         write_manifest(partial, manifest)
         checks: list[m.Check] = []
         for precision in Bundle.open(partial).precisions:
-            checks += verify(Bundle.open(partial), stages, precision, progress=progress)
+            checks += verify(Bundle.open(partial), stages, precision, threads=threads, progress=progress)
         write_manifest(partial, manifest.model_copy(update={"verified": tuple(checks)}))
     return Bundle.open(folder)
 

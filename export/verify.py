@@ -30,15 +30,16 @@ def verify(
     *,
     backend: str = "onnxruntime-cpu",
     preset: str = "reference",
+    threads: int | None = None,
     progress: Progress = lambda _: None,
 ) -> list[Check]:
     """Compare a backend with eager float32; returns one Check a network and batch, and one of the loop.
 
-    reference: the float32 stage modules by the bundle's names, see `bfr.export.reference`.
-
+    reference: the float32 stage modules by the bundle's names, see `bfr.export.reference`. threads: of the backend, on
+    a CPU.
     Raises VerificationFailed where a result is not finite or its PSNR is below its floor.
     """
-    device, eager = open_device(backend), EagerDevice()
+    device, eager = open_device(backend, threads=threads), EagerDevice()
     tested = load_networks(bundle, device, precision)
     expected = {name: EagerNetwork(module) for name, module in reference.items()}
     sampler = bundle.preset(preset)

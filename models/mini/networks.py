@@ -25,7 +25,7 @@ PARAMETERS = {"estimator": ESTIMATOR, "denoiser": DENOISER}
 
 
 def build(role: str) -> UNet:
-    """A new `estimator` or `denoiser` whose last layers are zero: training starts from the identity, or from no noise."""
+    """A new `estimator` or `denoiser` whose last layers are zero: it starts as the identity, or from no noise."""
     network = UNet(**PARAMETERS[role])
     last = [network.out[2], network.gain] if network.time_conditioned else [network.out[2]]
     for layer in last:
