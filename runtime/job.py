@@ -14,10 +14,11 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
+from bfr.runtime.encode import write_image
 from bfr.runtime.errors import BfrError, InvalidOption, WriteFailed
 from bfr.runtime.files import clean_leftovers, write_bytes
 from bfr.runtime.folder import Item, output_path
-from bfr.runtime.image import Image, read_image, write_image
+from bfr.runtime.image import Image, read_image
 from bfr.runtime.loop import OnStep
 from bfr.runtime.restorer import DEFAULT_SEED, Restored, Restorer
 

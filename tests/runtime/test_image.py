@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageCms
 
+from bfr.runtime.encode import encode_image, write_image
 from bfr.runtime.errors import BfrError, InputNotFound, InvalidImage, InvalidOption, WriteFailed
-from bfr.runtime.image import Image, decode_image, encode_image, read_image, resize, write_image
+from bfr.runtime.image import Image, decode_image, read_image, resize
 
 Array = NDArray[Any]
 ORIENTATION = 0x0112

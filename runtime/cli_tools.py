@@ -1,0 +1,163 @@
+"""The commands that need more than the runtime: fetch, export, verify, bench."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bfr.runtime.errors import InvalidOption, MissingDependency
+from bfr.runtime.terminal import progress_bar, say
+
+tools = typer.Typer()
+
+
+@tools.command()
+def fetch(
+    system: Annotated[str, typer.Argument(help="A system whose weights are published, as difface.")],
+    accept_license: Annotated[bool, typer.Option("--accept-license", help="You have read and accept it.")] = False,
+    folder: Annotated[Path | None, typer.Option(help="Where to; the default is bfr's cache folder.")] = None,
+) -> None:
+    """Download a system's published weights, check them, and keep a safetensors copy."""
+    _need("export", "torch", "safetensors")
+    from bfr.models.catalog import get_system
+    from bfr.models.checkpoint import check_layout, convert, load_state_dict
+    from bfr.models.fetch import cache_folder
+
+    spec = get_system(system)
+    if spec.packaged:
+        print(f"the weights of {system} come with the package; there is nothing to fetch")
+        return
+    print(f"{spec.title}\nlicence: {spec.licence.name}, {spec.licence.url}\n{spec.licence.notice}")
+    if not accept_license:
+        raise InvalidOption("read the licence above, and run this again with --accept-license if you accept it")
+    target = folder or cache_folder() / system
+    for name, network in spec.networks.items():
+        got = _download(network.weights, target)
+        check_layout(network.build(), load_state_dict(got.path), got.path)
+        safe = got.path.with_suffix(".safetensors")
+        convert(got.path, safe)
+        print(f"{name}: {got.path.name}, {got.bytes} bytes, sha256 {got.sha256}; safe copy {safe.name}")
+    print(f"next: bfr export {system} -o bundles/{system}")
+
+
+@tools.command()
+def export(
+    system: Annotated[str, typer.Argument(help="difface or mini.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new bundle.")],
+    weights: Annotated[Path | None, typer.Option(help="Folder of the checkpoints; default: fetched ones.")] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="fp32 always; give fp16 to add it.")] = None,
+    opset: Annotated[int, typer.Option(help="18, 20, 21 or 23; JetPack 6 needs 20 or less.")] = 21,
+    learned_variance: Annotated[bool, typer.Option(help="DDPM with the learned variance, instead of DDIM.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there.")] = False,
+) -> None:
+    """Export a system to ONNX and verify it against eager float32; the bundle appears only when it is whole."""
+    _need("export", "torch", "onnx", "onnxscript", "safetensors", "onnxruntime")
+    from bfr.export.bundle import export_system
+    from bfr.models.catalog import get_system
+    from bfr.models.fetch import cache_folder
+
+    spec = get_system(system)
+    source = weights or spec.packaged or cache_folder() / system
+    precisions: Any = tuple(dict.fromkeys(["fp32", *(precision or [])]))
+    bundle = export_system(
+        spec,
+        source,
+        out,
+        precisions=precisions,
+        opset=opset,
+        learned_variance=learned_variance,
+        replace=replace,
+        progress=say,
+    )
+    print(f"{bundle.folder}: exported and verified, hash {bundle.hash}")
+
+
+@tools.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    backend: Annotated[str, typer.Option(help="auto, onnxruntime-cpu or onnxruntime-cuda.")] = "auto",
+    preset: Annotated[str, typer.Option(help="The preset whose loop is run.")] = "reference",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare every network and the whole loop with eager float32 PyTorch, in every precision of the bundle."""
+    _need("export", "torch", "safetensors", "onnxruntime")
+    from bfr.export.reference import load_reference
+    from bfr.export.verify import verify as compare
+    from bfr.runtime.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    opened.check_all()
+    reference = load_reference(opened)
+    checks = [
+        check
+        for precision in opened.precisions
+        for check in compare(
+            opened,
+            reference,
+            precision,
+            backend=backend,
+            preset=preset,
+            progress=say,
+        )
+    ]
+    if as_json:
+        print(json.dumps([check.model_dump() for check in checks], indent=1))
+        return
+    for check in checks:
+        found = f"{check.psnr_db:6.1f} dB (floor {check.floor_db:.0f}), largest {check.max_abs:.1e}"
+        print(f"{check.what}, {check.precision}, {check.backend}: {found}, relative {check.relative:.1e}")
+
+
+@tools.command()
+def bench(
+    bundle: Annotated[Path | None, typer.Argument(help="Folder; the default is the system mini.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.md and bench.png.")] = Path("bench"),
+    backends: Annotated[str, typer.Option(help="Separated by commas; default: what works here.")] = "",
+    batches: Annotated[str, typer.Option(help="Images a call, separated by commas.")] = "1",
+    preset: Annotated[str, typer.Option(help="A preset of the bundle.")] = "reference",
+    start: Annotated[int | None, typer.Option(help="Number of steps, instead of the preset's.")] = None,
+    repeats: Annotated[int, typer.Option(help="Timed calls of each backend and batch.")] = 20,
+    threads: Annotated[int | None, typer.Option(help="Of the CPU, for all; default: PyTorch's choice.")] = None,
+) -> None:
+    """Measure every backend against eager PyTorch, interleaved: latency, throughput, memory, drift."""
+    _need("bench", "torch", "safetensors", "matplotlib", "onnxruntime")
+    from bfr.benchmarks.bench import BenchConfig
+    from bfr.benchmarks.bench import bench as measure
+    from bfr.runtime.bundle import default_bundle
+
+    try:
+        sizes = tuple(int(batch) for batch in batches.split(","))
+    except ValueError as error:
+        raise InvalidOption(f"batches {batches!r}: numbers separated by commas are needed, as 1,2,4") from error
+    config = BenchConfig(
+        bundle=bundle or default_bundle(),
+        out=out,
+        backends=tuple(name for name in backends.split(",") if name),
+        batches=sizes,
+        preset=preset,
+        start=start,
+        repeats=repeats,
+        threads=threads,
+    )
+    print(measure(config, say).read_text())
+
+
+def _need(extra: str, *packages: str) -> None:
+    """Raise MissingDependency with the extra to install, unless all packages are there."""
+    from importlib.util import find_spec
+
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing == ["onnxruntime"]:
+        extra = "cpu"
+    if missing:
+        raise MissingDependency(f'{", ".join(missing)} not installed: pip install "bfr-runtime[{extra}]"')
+
+
+def _download(weights: Any, folder: Path) -> Any:
+    """Fetch one file under a progress bar."""
+    from bfr.models.fetch import fetch as download
+
+    with progress_bar(download=True) as bar:
+        task = bar.add_task(weights.file, total=None)
+        return download(weights, folder, progress=lambda done, total: bar.update(task, completed=done, total=total))
