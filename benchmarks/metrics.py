@@ -39,7 +39,8 @@ def ssim(image: UInt8, truth: UInt8) -> float:
     """Mean structural similarity (Wang et al., IEEE TIP 2004), scikit-image's uniform 7x7 window, mean of channels."""
     from skimage.metrics import structural_similarity
 
-    return float(structural_similarity(image, truth, channel_axis=2, data_range=255))
+    found = structural_similarity(image, truth, channel_axis=2, data_range=255)  # type: ignore[no-untyped-call]
+    return float(found)
 
 
 def high_pass(image: UInt8) -> NDArray[np.float32]:

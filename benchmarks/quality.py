@@ -140,7 +140,8 @@ def evaluate(
     report: Report = lambda _: None,
 ) -> tuple[Evaluation, list[Pictures]]:
     """Restore and measure all faces with the restorer's sampler; returns the first `keep` as pictures too."""
-    scores, kept = [], []
+    scores: list[ImageScores] = []
+    kept: list[Pictures] = []
     for face in faces:
         pictures, seconds = restore(restorer, face, seed)
         stages = {stage: score(pictures.stages[stage], face.truth) for stage in STAGES}
@@ -243,7 +244,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[int] | list[float]:
     try:
-        return [kind(part) for part in text.split(",")]  # type: ignore[return-value]
+        return [kind(part) for part in text.split(",")]
     except ValueError as error:
         raise InvalidOption(f"{option} {text!r} is not a list of numbers: write it as {STARTS} or {ETAS}") from error
 

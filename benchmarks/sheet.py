@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,7 @@ def contact_sheet(
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
 
-    def write(x: float, y: float, text: str, **style: object) -> None:
+    def write(x: float, y: float, text: str, **style: Any) -> None:
         figure.text(x / width, 1 - y / height, text, **{"color": INK, "fontsize": 9.5, "va": "center", **style})
 
     write(MARGIN, 24, title, fontsize=13, fontweight="bold")
@@ -60,5 +61,5 @@ def contact_sheet(
             figure.figimage(pixels, x, height - y - tile, origin="upper")  # its offsets count from below
             write(x + tile / 2, y + tile + CAPTION / 2 - 1, cell.caption, ha="center", fontsize=9)
     stream = BytesIO()
-    canvas.print_png(stream, metadata={"Software": None})
+    canvas.print_png(stream, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return stream.getvalue()

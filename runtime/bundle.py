@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -145,5 +146,5 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_bytes(folder / MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
 
 
-def _names(mapping: dict[Precision, object] | dict[str, Preset]) -> str:
+def _names(mapping: Mapping[Any, object]) -> str:
     return ", ".join(sorted(mapping)) or "none"

@@ -84,7 +84,8 @@ class HostNoise:
         self.arrays = (np.zeros(shape, np.float32), np.zeros(shape, np.float32))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="bfr-noise")
         self._pending: Future[None] | None = None
-        self._seed, self._images, self._last = 0, (0,), 0
+        self._seed, self._last = 0, 0
+        self._images: tuple[int, ...] = ()
 
     def start(self, seed: int, images: tuple[int, ...], last: int) -> None:
         """Begin a stream of steps 0 .. `last` for a batch whose images have the keys `images`."""
