@@ -1,5 +1,6 @@
 """A small system exported once a session, and a device made of NumPy functions."""
 
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,19 @@ def linear_step(eps: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> NumpyNet
         return c * x0 + d * out + e * h1 + g * h2 + f * x + s * noise, x0
 
     return NumpyNetwork(step)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P32: nothing reaches another machine. Tests of downloads serve themselves, on the loopback address."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test reached for {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
 @pytest.fixture(scope="session")

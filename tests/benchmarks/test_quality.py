@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ from bfr.benchmarks.metrics import correlation, psnr, score, ssim
 from bfr.benchmarks.quality import LEVELS, degrade, level_at, main
 from bfr.runtime.bundle import Bundle
 
+Capture = pytest.CaptureFixture[str]
 FACE = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8), (0, 0), 1.5)
 
 
@@ -28,7 +30,7 @@ def test_sharpness_is_one_of_the_truth_and_falls_with_blur() -> None:
     values = [score(FACE, FACE)["sharpness"]]
     values += [score(cv2.GaussianBlur(FACE, (0, 0), sigma), FACE)["sharpness"] for sigma in (0.7, 1.5, 3.0)]
     assert values[0] == pytest.approx(1)
-    assert all(a > b for a, b in zip(values, values[1:], strict=False))
+    assert all(a > b for a, b in pairwise(values))
 
 
 def test_noise_is_sharp_and_gives_itself_away_by_its_correlation() -> None:
@@ -109,10 +111,9 @@ def test_pictures_without_a_truth(tiny_bundle: Bundle, faces: Path, tmp_path: Pa
     [(["--levels", "awful"], "mild"), (["--start", "999"], "allows"), (["--sweep", "--etas", "x"], "numbers")],
 )
 def test_bad_options(
-    tiny_bundle: Bundle, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], message: str
+    tiny_bundle: Bundle, faces: Path, tmp_path: Path, capsys: Capture, change: list[str], message: str
 ) -> None:
-    arguments = [str(faces), "--bundle", str(tiny_bundle.folder), "--out", str(tmp_path / "out"), *change]
-    assert main(arguments) == 2
+    assert main([str(faces), "--bundle", str(tiny_bundle.folder), "--out", str(tmp_path / "out"), *change]) == 2
     assert message in capsys.readouterr().err
 
 
