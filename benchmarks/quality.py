@@ -10,15 +10,15 @@ import argparse
 import shlex
 import sys
 import time
-import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from bfr.benchmarks.levels import LEVELS, Face, degrade, level_at, read_faces
 from bfr.benchmarks.metrics import HIGH_PASS, SHARPNESS, UInt8, score
 from bfr.benchmarks.quality_report import (
     STAGES,
@@ -36,34 +36,17 @@ from bfr.runtime.bundle import Bundle, default_bundle
 from bfr.runtime.errors import (
     BfrError,
     InputNotFound,
-    InvalidImage,
     InvalidOption,
     MissingDependency,
     RestorationFailed,
 )
 from bfr.runtime.files import write_bytes
-from bfr.runtime.folder import find_images
-from bfr.runtime.image import read_image
 from bfr.runtime.noise import check_seed
 from bfr.runtime.restorer import DEFAULT_SEED, Restorer, choose_bucket, image_key, load_networks, to_input, to_output
 
-LEVELS = {
-    "mild": Degradation(blur=(1.2, 1.2), downsample=2.0, noise=4.0, jpeg=80),
-    "medium": Degradation(blur=(2.5, 2.5), downsample=4.0, noise=8.0, jpeg=60),
-    "severe": Degradation(blur=(5.0, 5.0), downsample=8.0, noise=15.0, jpeg=40),
-}
-LEVELS_SIZE = 256  # pixels: the side that LEVELS are given for
 STARTS, ETAS = "2,4,6,8,10,12", "0,0.5,1"
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Face:
-    """A name without path, the picture to restore and its truth, each (S, S, 3) uint8 RGB."""
-
-    name: str
-    degraded: UInt8
-    truth: UInt8 | None
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,46 +56,6 @@ class Pictures:
     name: str
     stages: dict[str, UInt8]
     truth: UInt8 | None
-
-
-def level_at(name: str, size: int) -> Degradation:
-    """A level for a system's size: blur and downsampling scale with the side, so that as much of the face is lost.
-
-    Noise and JPEG act on the small picture, which then has the same size, and stay. No level enlarges: below 256
-    pixels a downsampling stops at 1. The blur's kernel has 41 pixels at any size, so a wide one is cut at 512.
-    """
-    if name not in LEVELS:
-        raise InvalidOption(f"level {name!r} is unknown: choose from {', '.join(LEVELS)}")
-    level, scale = LEVELS[name], size / LEVELS_SIZE
-    blur = (level.blur[0] * scale, level.blur[1] * scale)
-    return replace(level, blur=blur, downsample=max(1.0, level.downsample * scale))
-
-
-def read_faces(folder: Path, size: int, limit: int | None) -> list[tuple[str, UInt8]]:
-    """Names and pictures, (S, S, 3) uint8 RGB, of the first `limit` images of a folder, resized (antialiased bicubic).
-
-    Raises InputNotFound where there are none, InvalidImage for one that is not square or is of one colour.
-    """
-    items = find_images([folder])[:limit]
-    if not items:
-        raise InputNotFound(f"{folder} has no PNG, JPEG, WebP, BMP or TIFF image: name a folder of aligned faces")
-    faces = []
-    for item in items:
-        pixels = read_image(item.source).pixels
-        height, width = pixels.shape[:2]
-        if height != width:
-            raise InvalidImage(f"{item.source} has {width} x {height} pixels: aligned faces are square, crop it")
-        if pixels.min() == pixels.max():
-            raise InvalidImage(f"{item.source} is of one colour, its sharpness is undefined: take it out of the folder")
-        unit = np.clip(to_input(pixels, size), 0.0, 1.0)
-        faces.append((item.name, to_output(unit, np.empty((size, size, 3), np.uint8))))
-    return faces
-
-
-def degrade(name: str, truth: UInt8, degradation: Degradation, seed: int) -> Face:
-    """Degrade a face with noise of its own: a function of the seed and its name, not of its place in the folder."""
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    return Face(name, degradation.apply(truth, rng), truth)
 
 
 def restore(restorer: Restorer, face: Face, seed: int) -> tuple[Pictures, float]:
@@ -148,7 +91,8 @@ def evaluate(
         scores.append(ImageScores(face.name, stages, seconds))
         if len(kept) < keep:
             kept.append(pictures)
-        report(f"{title}, {describe_preset(restorer.sampler)}: {len(scores)} of {len(faces)}")
+        if len(scores) % 10 == 0 or len(scores) == len(faces):
+            report(f"{title}, {describe_preset(restorer.sampler)}: {len(scores)} of {len(faces)}")
     table = restorer.table
     return Evaluation(title, restorer.sampler, float(table.timesteps[0]), table.noise, degradation, scores), kept
 
@@ -166,7 +110,7 @@ def draw_sheet(evaluation: Evaluation, pictures: Sequence[Pictures], facts: dict
     return contact_sheet([*STAGES, *["truth"] * truth], rows, title=evaluation.title, notes=notes)
 
 
-def _caption(scores: dict[str, float] | Any) -> str:
+def _caption(scores: Mapping[str, float]) -> str:
     if "high_pass" in scores:
         return f"high-pass {scores['high_pass']:.1f}"
     return f"{scores['psnr_db']:.2f} dB   {scores['ssim']:.3f}   {scores['sharpness']:.2f}"
@@ -234,6 +178,8 @@ def _check(args: argparse.Namespace) -> None:
         raise InputNotFound(f"{args.folder} is no folder: name a folder of aligned faces")
     if args.limit is not None and args.limit < 1:
         raise InvalidOption(f"--limit {args.limit} is out of range: choose 1 or more")
+    if args.out.exists() and not args.out.is_dir():
+        raise InvalidOption(f"{args.out} is a file: name a folder with --out")
     if args.sheet < 0:
         raise InvalidOption(f"--sheet {args.sheet} is out of range: choose 0 (no sheets) or more")
     if args.sweep and (args.start is not None or args.eta is not None):
@@ -242,7 +188,7 @@ def _check(args: argparse.Namespace) -> None:
         raise InvalidOption("--no-truth degrades nothing and compares with nothing: leave out --sweep and --levels")
 
 
-def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[int] | list[float]:
+def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError as error:

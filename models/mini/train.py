@@ -29,19 +29,22 @@ SAVE_EVERY_S = 120.0
 
 
 class FaceBatches(Dataset[tuple[Tensor, Tensor]]):
-    """Item `step` is a batch `(clean, degraded)`, each (B, 256, 256, 3) uint8: a function of the seed and the step."""
+    """Item `step` is a batch `(clean, degraded)`, each (B, 256, 256, 3) uint8: a function of the seed and the step.
 
-    def __init__(self, folder: Path, *, batch: int, seed: int) -> None:
+    Without `degrade` both are the clean faces: the denoiser looks at no others.
+    """
+
+    def __init__(self, folder: Path, *, batch: int, seed: int, degrade: bool) -> None:
         files = sorted(folder.glob("*.webp")) + sorted(folder.glob("*.png")) + sorted(folder.glob("*.jpg"))
         if not files:
             raise SystemExit(f"{folder}: no .webp, .png or .jpg faces there")
         self.faces = np.stack([read_face(file) for file in files])
-        self.batch, self.seed = batch, seed
+        self.batch, self.seed, self.degrade = batch, seed, degrade
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self.seed, step])
         clean = [augment(self.faces[i], rng) for i in rng.integers(len(self.faces), size=self.batch)]
-        degraded = [draw(rng).apply(face, rng) for face in clean]
+        degraded = [draw(rng).apply(face, rng) for face in clean] if self.degrade else clean
         return torch.from_numpy(np.stack(clean)), torch.from_numpy(np.stack(degraded))
 
 
@@ -127,7 +130,7 @@ def train(args: argparse.Namespace) -> None:
         network.load_state_dict(named)
         average.load_state_dict(named)
         print(f"starting from {args.init}")
-    data = FaceBatches(args.faces, batch=args.batch, seed=args.seed)
+    data = FaceBatches(args.faces, batch=args.batch, seed=args.seed, degrade=args.role == "estimator")
     loss_of, losses, saved = LOSSES[args.role], [], time.monotonic()
     with (args.out / f"{args.role}.jsonl").open("a") as log:
         for step, pair in enumerate(batches(data, first, args.steps, args.workers), start=first):

@@ -20,7 +20,7 @@ from bfr.export.bundle import export_system, fits_half
 from bfr.export.eager import EagerDevice, EagerNetwork
 from bfr.export.reference import load_reference
 from bfr.export.verify import compare, smooth_image, verify
-from bfr.runtime.bundle import Bundle
+from bfr.runtime.bundle import Bundle, default_bundle
 from bfr.runtime.errors import InputNotFound, InvalidCheckpoint, InvalidOption, VerificationFailed, WriteFailed
 from bfr.runtime.manifest import Check
 from bfr.runtime.restorer import Restorer
@@ -142,7 +142,7 @@ exporting.export_system(SYSTEMS["mini"], Path(sys.argv[1]), Path(sys.argv[2]))
 
 
 def test_a_killed_export_leaves_no_bundle_and_blocks_nobody(tmp_path: Path) -> None:
-    weights = Path(exporting.__file__).parents[1] / "models" / "mini" / "bundle"
+    weights = default_bundle()
     out = tmp_path / "bundles" / "mini"
     command = [sys.executable, "-c", CHILD, str(weights), str(out)]
     child = subprocess.Popen([*command, "60"], stdout=subprocess.PIPE, text=True)  # noqa: S603
