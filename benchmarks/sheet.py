@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,5 +61,5 @@ def contact_sheet(
             figure.figimage(pixels, x, height - y - tile, origin="upper")  # its offsets count from below
             write(x + tile / 2, y + tile + CAPTION / 2 - 1, cell.caption, ha="center", fontsize=9)
     stream = BytesIO()
-    canvas.print_png(stream, metadata={"Software": None})  # type: ignore[no-untyped-call]  # type: ignore[no-untyped-call]
+    canvas.print_png(stream, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return stream.getvalue()
