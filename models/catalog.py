@@ -137,7 +137,7 @@ MINI = SystemSpec(
             weights=Download("", "denoiser.safetensors"),
         ),
     },
-    presets={"reference": Preset(solver="ddim", spacing="ddim50", start=10, eta=0.5)},
+    presets={"reference": Preset(solver="ddim", spacing="ddim100", start=4, eta=0.5, matched=True)},
     licence=Licence(
         name="Apache-2.0",
         url="https://www.apache.org/licenses/LICENSE-2.0",
