@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bfr.runtime.backends import BoundCall, Float32, Network, Noise
-from bfr.runtime.noise import HostNoise
+from bfr.runtime.noise import UploadedNoise
 
 
 class EagerNetwork:
@@ -57,24 +57,7 @@ class EagerDevice:
         torch.add(estimate * signal, noise, alpha=sigma, out=x)
 
     def noise(self, shape: tuple[int, ...]) -> Noise:
-        return _EagerNoise(self, shape)
+        return UploadedNoise(self, shape)
 
     def load(self, graph: Path) -> Network:
         raise TypeError(f"eager PyTorch runs modules, not {graph}: give Restorer its networks")
-
-
-class _EagerNoise(HostNoise):
-    """The host's noise, copied to the device when it is due."""
-
-    def __init__(self, device: EagerDevice, shape: tuple[int, ...]) -> None:
-        super().__init__(shape)
-        self.device = device
-        self._copies = (device.array(shape), device.array(shape))
-
-    @property
-    def buffers(self) -> tuple[Tensor, Tensor]:
-        return self._copies
-
-    def ready(self, step: int) -> None:
-        super().ready(step)
-        self.device.write(self._copies[step % 2], self.arrays[step % 2])

@@ -24,15 +24,17 @@ class EstimatorStage(nn.Module):
         return clip(2.0 * self.estimator(degraded).float() - 1.0)
 
 
-class LinearStep(nn.Module):
+class _Step(nn.Module):
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+
+class LinearStep(_Step):
     """One step of any linear solver: `x, h1, h2, t, row, noise -> x_next, x0`.
 
     x, h1, h2, noise: (B, 3, S, S) float32; t: (B,) float32; row: (B, 8) float32. See `bfr.runtime.solvers`.
     """
-
-    def __init__(self, denoiser: nn.Module) -> None:
-        super().__init__()
-        self.denoiser = denoiser
 
     def forward(
         self, x: Tensor, h1: Tensor, h2: Tensor, t: Tensor, row: Tensor, noise: Tensor
@@ -42,16 +44,12 @@ class LinearStep(nn.Module):
         return _next_state(x0, out, x, h1, h2, row, noise), x0
 
 
-class GuidedStep(nn.Module):
+class GuidedStep(_Step):
     """A linear step guided towards known pixels, as in inpainting: reads `known`, `mask` and `strength` as well.
 
     known: (B, 3, S, S) float32 in [-1, 1]; mask: (B, 1, S, S) float32, 1 in the hole; strength: (B,) float32, gamma.
     After clipping, x0 takes one gradient step of gamma * sum((x0 - known)^2 * (1 - mask)), and is clipped again.
     """
-
-    def __init__(self, denoiser: nn.Module) -> None:
-        super().__init__()
-        self.denoiser = denoiser
 
     def forward(
         self,
@@ -71,15 +69,11 @@ class GuidedStep(nn.Module):
         return _next_state(x0, out, x, h1, h2, row, noise), x0
 
 
-class LearnedVarianceStep(nn.Module):
+class LearnedVarianceStep(_Step):
     """One ancestral step whose variance the network chose: the denoiser gives (B, 6, S, S), eps and variance values.
 
     Reads and writes what LinearStep does. Source: "Improved DDPM" (arXiv 2102.09672), equation 15.
     """
-
-    def __init__(self, denoiser: nn.Module) -> None:
-        super().__init__()
-        self.denoiser = denoiser
 
     def forward(
         self, x: Tensor, h1: Tensor, h2: Tensor, t: Tensor, row: Tensor, noise: Tensor

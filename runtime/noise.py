@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from bfr.runtime.backends import Device
 from bfr.runtime.errors import InvalidOption
 
 ROUNDS = 10
@@ -115,3 +116,16 @@ class HostNoise:
     def _fill(self, step: int) -> None:
         for out, image in zip(self.arrays[step % 2], self._images, strict=True):
             fill_normal(out, seed=self._seed, image=image, step=step)
+
+
+class UploadedNoise(HostNoise):
+    """Host noise for a device with a memory of its own: written there as soon as it is due."""
+
+    def __init__(self, device: Device, shape: tuple[int, ...]) -> None:
+        super().__init__(shape)
+        self.device = device
+        self.buffers = (device.array(shape), device.array(shape))
+
+    def ready(self, step: int) -> None:
+        super().ready(step)
+        self.device.write(self.buffers[step % 2], self.arrays[step % 2])

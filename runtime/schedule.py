@@ -40,7 +40,7 @@ class Schedule:
 def linear_schedule(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
     """The linear schedule of DDPM, not respaced: `steps` betas from `beta_start` to `beta_end`."""
     betas = np.linspace(beta_start, beta_end, steps, dtype=np.float64)
-    return Schedule(np.arange(steps), np.cumprod(1.0 - betas))
+    return Schedule(np.arange(steps), np.asarray(np.cumprod(1.0 - betas), np.float64))
 
 
 def respace(schedule: Schedule, spacing: str) -> Schedule:

@@ -9,7 +9,7 @@ import numpy as np
 
 from bfr.runtime.backends import BoundCall, Buffer, Float32, Noise
 from bfr.runtime.errors import BackendUnavailable, MissingDependency
-from bfr.runtime.noise import HostNoise
+from bfr.runtime.noise import HostNoise, UploadedNoise
 
 try:
     import onnxruntime as ort
@@ -151,30 +151,13 @@ class CudaDevice:
         self.write(x, np.float32(signal) * self.read(estimate) + np.float32(sigma) * self.read(noise))
 
     def noise(self, shape: tuple[int, ...]) -> Noise:
-        return _CudaNoise(self, shape)
+        return UploadedNoise(self, shape)
 
     def load(self, graph: Path) -> OrtNetwork:
         options = ort.SessionOptions()
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         # TF32 keeps 10 bits of the mantissa: float32 is asked for, float32 is computed.
         return OrtNetwork(_session(graph, options, [(CUDA, {"device_id": str(self.index), "use_tf32": "0"})]))
-
-
-class _CudaNoise(HostNoise):
-    """Host noise, uploaded as soon as it is due."""
-
-    def __init__(self, device: CudaDevice, shape: tuple[int, ...]) -> None:
-        super().__init__(shape)
-        self.device = device
-        self._uploaded = (device.array(shape), device.array(shape))
-
-    @property
-    def buffers(self) -> tuple[Buffer, Buffer]:
-        return self._uploaded
-
-    def ready(self, step: int) -> None:
-        super().ready(step)
-        self.device.write(self._uploaded[step % 2], self.arrays[step % 2])
 
 
 def cuda_works() -> bool:
