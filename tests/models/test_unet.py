@@ -126,7 +126,8 @@ def test_unshuffled_denoiser_keeps_the_image_size(tiny: UNet) -> None:
 
 
 def test_without_time_it_is_a_residual_image_network(tiny: UNet) -> None:
-    network = build("tiny_unet", out_channels=3, time_conditioned=False, use_scale_shift_norm=False)
+    options = {"out_channels": 3, "use_scale_shift_norm": False, "residual": True}
+    network = build("tiny_unet", time_conditioned=False, **options)
     assert not any("emb" in key for key in network.state_dict())
     x = golden("tiny_unet")[0]
     with torch.no_grad():
@@ -164,3 +165,14 @@ def test_seeded_scale(name: str, shape: tuple[int, ...], mean: float, deviation:
     assert weights.dtype == np.float32
     assert weights.mean() == pytest.approx(mean, abs=0.05 * deviation)
     assert weights.std() == pytest.approx(deviation, rel=0.05)
+
+
+def test_with_time_the_input_is_added_times_a_gain_that_depends_on_time() -> None:
+    network = build("tiny_unet", out_channels=3, residual=True)
+    x, t, _ = golden("tiny_unet")
+    with torch.no_grad():
+        for key in ("out.2.weight", "out.2.bias"):
+            network.state_dict()[key].zero_()
+        gains = [(network(x, t + shift) / x).median(-1).values.median(-1).values for shift in (0, 100)]
+        torch.testing.assert_close(network(x, t), gains[0][:, :, None, None] * x, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(gains[0], gains[1], rtol=1e-3)
