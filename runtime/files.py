@@ -81,7 +81,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         raise WriteFailed(
             f"{path} exists and is not a folder: move it away, or choose another name"
             if not path.is_dir()
-            else f"{path} exists: choose another name, delete it, or ask for it to be replaced"
+            else f"{path} exists: choose another name, delete it, or replace it (--replace)"
         )
     with _temporary_beside(path) as temporary, _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
