@@ -39,7 +39,8 @@ from bfr.runtime.solvers import StepTable, step_table
 
 TOLERANCE = 1e-4
 NETWORKS: dict[str, type[nn.Module]] = {"UNetModel": UNet, "SwinIR": SwinIR, "FFCResNetGenerator": LaMa}
-IGNORED = {"dims", "use_fp16"}  # parameters of the published classes that choose nothing here
+# Parameters of the published classes that choose nothing in inference.
+IGNORED = {"dims", "use_fp16", "use_checkpoint", "dropout", "drop_rate", "attn_drop_rate", "drop_path_rate"}
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -135,7 +136,7 @@ def _run_loop(arrays: Arrays, config: dict[str, Any], folder: Path, scratch: Pat
         conditions = {
             "known": np.asarray(2.0 * arrays["y0"] - 1.0, np.float32),
             "mask": arrays["mask"],
-            "strength": np.array([config["gamma"]], np.float32),
+            "strength": np.full(len(arrays["y0"]), config["gamma"], np.float32),
         }
     eager, onnxruntime = EagerDevice(), CpuDevice()
     networks: list[tuple[Device, Network | None, Network]] = [
@@ -159,7 +160,7 @@ def replay(
     conditions: Mapping[str, Float32],
 ) -> float:
     """Run a recorded loop with its own noise; the largest error of its estimate, kept states and final image."""
-    size = arrays["y0"].shape[-1]
+    batch, size = arrays["y0"].shape[0], arrays["y0"].shape[-1]
     buffers = {name: device.array(value.shape) for name, value in conditions.items()}
     for name, value in conditions.items():
         device.write(buffers[name], value)
@@ -168,7 +169,7 @@ def replay(
         estimator or GivenEstimate(device, arrays["estimate"]),
         step,
         table,
-        batch=1,
+        batch=batch,
         size=size,
         noise=ReplayedNoise(device, arrays["noise"]),
         conditions=buffers,
@@ -180,7 +181,7 @@ def replay(
         if done in kept:
             errors.append(_distance(device.read(buffer), kept[done]))
 
-    result = chain.run(arrays["y0"], seed=0, images=(0,), on_step=compare)
+    result = chain.run(arrays["y0"], seed=0, images=(0,) * batch, on_step=compare)
     image = result.image
     if "mask" in arrays:
         image = np.where(arrays["mask"] > 0, image, arrays["y0"])  # known pixels are put back
