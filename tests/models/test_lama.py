@@ -1,7 +1,6 @@
 """LaMa against the published code's output and layout, and its Fourier transforms against torch's."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +36,6 @@ def golden() -> tuple[Tensor, Tensor]:
 
 def complex_spectrum(stacked: Tensor) -> Tensor:
     return torch.complex(*stacked.chunk(2, dim=-2))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are faster so, by far on a machine that is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

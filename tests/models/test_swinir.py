@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +36,6 @@ def build(**changes: Any) -> SwinIR:
 def golden() -> tuple[Tensor, Tensor]:
     with np.load(GOLDEN / "tiny_swinir.npz") as arrays:
         return torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are faster so, by far on a machine that is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
