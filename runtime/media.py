@@ -1,0 +1,81 @@
+"""What is said about a video without decoding it: names, and the facts that reader and writer share. Needs no PyAV."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.runtime.errors import InvalidOption
+
+SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+OUTPUT_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
+_REPLACED = {".m4v": ".mp4", ".avi": ".mp4"}
+
+
+@dataclass(frozen=True, slots=True)
+class Colour:
+    """How samples mean colours: code points of ITU-T H.273, 2 where the file says nothing.
+
+    range: 1 limited (16 to 235), 2 full, 0 where the file says nothing (then it is limited).
+    """
+
+    matrix: int = 2
+    range: int = 0
+    primaries: int = 2
+    transfer: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What a video is, upright.
+
+    width, height: pixels. rate: frames a second, on average where it varies. frames, seconds: as the header has them,
+    which may be wrong, or None. rotation: degrees clockwise by which stored frames were turned (already applied).
+    audio: how many audio streams. codec: of the video stream. time_base: seconds a tick. aspect: width of a pixel by
+    its height, None for square.
+    """
+
+    width: int
+    height: int
+    rate: Fraction | None
+    frames: int | None
+    seconds: float | None
+    rotation: int
+    audio: int
+    codec: str
+    time_base: Fraction
+    colour: Colour = Colour()
+    aspect: Fraction | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One frame. pixels: (H, W, 3) uint8 RGB, upright. pts: its time in ticks of `time_base`. index: from 0."""
+
+    pixels: NDArray[np.uint8]
+    pts: int
+    time_base: Fraction
+    index: int
+
+    @property
+    def seconds(self) -> float:
+        """When it is shown, on the clock of the file."""
+        return float(self.pts * self.time_base)
+
+
+def is_video(path: Path) -> bool:
+    """Whether a name has the suffix of a video; the file is not looked at."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def output_suffix(source: str) -> str:
+    """The container that a video with suffix `source` becomes: its own, or .mp4 for .m4v and .avi.
+
+    Raises InvalidOption for a suffix that is not one of SUFFIXES.
+    """
+    suffix = source.lower()
+    if suffix not in SUFFIXES:
+        raise InvalidOption(f"{source!r} is not the suffix of a video: choose one of {', '.join(SUFFIXES)}")
+    return _REPLACED.get(suffix, suffix)
