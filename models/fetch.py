@@ -9,7 +9,6 @@ import http.client
 import json
 import os
 import re
-import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -47,23 +46,6 @@ class Fetched:
     bytes: int
     sha256: str
     resumed_from: int
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: `$BFR_HOME`, else `bfr` in the platform's cache folder. It need not exist yet.
-
-    Raises WriteFailed where the user has no home folder.
-    """
-    if home := os.environ.get("BFR_HOME"):
-        return Path(home)
-    try:
-        if sys.platform == "win32":
-            return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "bfr"
-        if sys.platform == "darwin":
-            return Path.home() / "Library" / "Caches" / "bfr"
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bfr"
-    except RuntimeError as error:
-        raise WriteFailed("this user has no home folder: set BFR_HOME to a folder that can be written") from error
 
 
 def fetch(download: Download, folder: Path, *, progress: Progress | None = None) -> Fetched:

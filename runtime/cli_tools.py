@@ -14,15 +14,18 @@ tools = typer.Typer()
 
 @tools.command()
 def fetch(
-    system: Annotated[str, typer.Argument(help="A system whose weights are published, as difface.")],
+    system: Annotated[str, typer.Argument(help="difface, or yunet (the face detector).")],
     accept_license: Annotated[bool, typer.Option("--accept-license", help="You have read and accept it.")] = False,
     folder: Annotated[Path | None, typer.Option(help="Where to; the default is bfr's cache folder.")] = None,
 ) -> None:
-    """Download a system's published weights, check them, and keep a safetensors copy."""
+    """Download a system's published weights, check them, and keep a safetensors copy; or the face detector `yunet`."""
+    if system == "yunet":
+        _fetch_yunet(folder)
+        return
     _need("export", "torch", "safetensors")
     from bfr.models.catalog import get_system
     from bfr.models.checkpoint import check_layout, convert, load_state_dict
-    from bfr.models.fetch import cache_folder
+    from bfr.runtime.files import cache_folder
 
     spec = get_system(system)
     if spec.packaged:
@@ -55,7 +58,7 @@ def export(
     _need("export", "torch", "onnx", "onnxscript", "safetensors", "onnxruntime")
     from bfr.export.bundle import export_system
     from bfr.models.catalog import get_system
-    from bfr.models.fetch import cache_folder
+    from bfr.runtime.files import cache_folder
 
     spec = get_system(system)
     source = weights or spec.packaged or cache_folder() / system
@@ -161,3 +164,14 @@ def _download(weights: Any, folder: Path) -> Any:
     with progress_bar(download=True) as bar:
         task = bar.add_task(weights.file, total=None)
         return download(weights, folder, progress=lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _fetch_yunet(folder: Path | None) -> None:
+    from bfr.models.fetch import Download
+    from bfr.runtime.detect import YUNET_BYTES, YUNET_FILE, YUNET_SHA256, YUNET_URL
+    from bfr.runtime.files import cache_folder
+
+    target = folder or cache_folder() / "yunet"
+    print("YuNet, OpenCV's face detector\nlicence: MIT, https://github.com/opencv/opencv_zoo")
+    got = _download(Download(YUNET_URL, YUNET_FILE, YUNET_BYTES, YUNET_SHA256), target)
+    print(f"{got.path.name}, {got.bytes} bytes, sha256 {got.sha256}; `bfr restore` uses it from now on")

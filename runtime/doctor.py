@@ -17,7 +17,7 @@ _TEGRA, _BOARD = Path("/etc/nv_tegra_release"), Path("/proc/device-tree/model")
 _CPUINFO, _MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 _OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
 _ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu")
-_OPTIONAL = ("torch", "onnx", "tensorrt", "tensorrt-rtx", "cuda-bindings", "cuda-core")
+_OPTIONAL = ("torch", "onnx", "av", "tensorrt", "tensorrt-rtx", "cuda-bindings", "cuda-core")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ def diagnose(cache: Path | None = None) -> Report:
     }
     if cache is not None:
         probes["cache"] = lambda report: _disk(report, "cache", cache)
+        probes["face detector"] = lambda report: _detector(report, cache)
     for name, probe in probes.items():
         try:
             probe(report)
@@ -101,6 +102,15 @@ def _packages(report: Report) -> None:
         report.problems.append(Problem(found, f"pip uninstall -y {' '.join(opencv)}; pip install {_OPENCV[0]}"))
     for name in _OPTIONAL:
         report.facts[name] = _version(name) or "not installed (optional)"
+
+
+def _detector(report: Report, cache: Path) -> None:
+    from bfr.runtime.detect import YUNET_FILE
+
+    fetched = (cache / "yunet" / YUNET_FILE).is_file()
+    report.facts["face detector"] = (
+        "YuNet" if fetched else "the cascades inside OpenCV; `bfr fetch yunet` brings a better one"
+    )
 
 
 def _board(report: Report) -> None:

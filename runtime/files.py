@@ -12,6 +12,7 @@ import platform
 import re
 import secrets
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +39,23 @@ _REMEDIES = {
 _MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
 _LEFTOVER = re.compile(rf"\.(?P<name>.+)\.(?P<pid>\d+)-{_MACHINE}[0-9a-f]{{8}}\.(?P<kind>part|old)", re.DOTALL)
 _in_use: set[str] = set()
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: `$BFR_HOME`, else `bfr` in the platform's cache folder. It need not exist yet.
+
+    Raises WriteFailed where the user has no home folder.
+    """
+    if home := os.environ.get("BFR_HOME"):
+        return Path(home)
+    try:
+        if sys.platform == "win32":
+            return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "bfr"
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "bfr"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bfr"
+    except RuntimeError as error:
+        raise WriteFailed("this user has no home folder: set BFR_HOME to a folder that can be written") from error
 
 
 def sha256_file(path: Path) -> str:

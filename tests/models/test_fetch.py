@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from bfr.models import fetch as fetch_module
-from bfr.models.fetch import Download, cache_folder, fetch
+from bfr.models.fetch import Download, fetch
 from bfr.runtime.errors import BfrError, DownloadFailed, WriteFailed
 
 DATA = random.Random(0).randbytes(300_000)
@@ -305,19 +305,6 @@ def test_a_full_disk_keeps_the_part_for_the_next_run(
     assert names(tmp_path) == ["w.pth.part"]
     assert fetch(download, tmp_path).resumed_from == 150_000
     assert (tmp_path / "w.pth").read_bytes() == DATA
-
-
-def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BFR_HOME", str(tmp_path / "own"))
-    assert cache_folder() == tmp_path / "own"
-    monkeypatch.delenv("BFR_HOME")
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "bfr"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "bfr"
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,3 +250,16 @@ def test_many_threads_write_one_name(tmp_path: Path) -> None:
         thread.join()
     assert (tmp_path / "a").read_bytes() in contents
     assert names(tmp_path) == ["a"]
+
+
+def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BFR_HOME", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("BFR_HOME")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "bfr"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "bfr"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,180 @@
+"""Faces: where they are, which of them are wanted, and their alignment to the crop that networks were trained on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[Any]
+"""(2, 3) float64: takes (x, y, 1) in one image to (x, y) in another; the middle of the first pixel is (0, 0)."""
+
+Selection = Literal["all", "largest", "centre"]
+SELECTIONS: tuple[Selection, ...] = ("all", "largest", "centre")
+TEMPLATE_SIZE = 512
+TEMPLATE = np.array([(192.98, 239.95), (318.90, 240.19), (256.63, 314.02), (201.26, 371.41), (313.09, 371.15)])
+"""Where FFHQ's alignment puts the five landmarks in a crop of 512: DifFace and its family were trained so."""
+OUTSIDE = (132, 133, 135)  # RGB of what lies outside the photograph, as in the published code
+OVERLAP = 0.4  # two detections of which this share (intersection over union) is common are one face
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Face:
+    """A face that was found, in pixels of its photograph.
+
+    box: (4,) float32, left, top, right, bottom; may reach outside. score: 0 to 1, the detector's own measure.
+    landmarks: (5, 2) float32 x, y: left eye, right eye, nose, left and right corner of the mouth, as one sees them.
+    """
+
+    box: NDArray[np.float32]
+    landmarks: NDArray[np.float32]
+    score: float
+
+    @property
+    def eye_distance(self) -> float:
+        """Between the eyes, in pixels."""
+        return float(np.hypot(*(self.landmarks[1] - self.landmarks[0])))
+
+    @property
+    def area(self) -> float:
+        """Of the box, in pixels."""
+        return float(np.prod(np.maximum(self.box[2:] - self.box[:2], 0)))
+
+
+def select_faces(
+    faces: Sequence[Face], which: Selection, *, width: int, height: int, min_eye_distance: float
+) -> list[Face]:
+    """The faces that are wanted, from left to right.
+
+    which: all, the one with the largest box, or the one nearest the middle of a photograph of `width` x `height`.
+    min_eye_distance: smaller faces are dropped, in pixels.
+    """
+    wanted = [face for face in faces if face.eye_distance >= min_eye_distance]
+    if which == "largest":
+        wanted = sorted(wanted, key=lambda face: -face.area)[:1]
+    elif which == "centre":
+        middle = np.array([width - 1, height - 1]) / 2
+        wanted = sorted(wanted, key=lambda face: float(np.hypot(*((face.box[:2] + face.box[2:]) / 2 - middle))))[:1]
+    return sorted(wanted, key=lambda face: tuple(face.box))
+
+
+def without_repeats(faces: Sequence[Face]) -> list[Face]:
+    """Of detections of one face the best, by score (non-maximum suppression)."""
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda face: -face.score):
+        if all(overlap(face, other) < OVERLAP and not _same_eyes(face, other) for other in kept):
+            kept.append(face)
+    return kept
+
+
+def overlap(a: Face, b: Face) -> float:
+    """Intersection over union of two boxes, 0 to 1."""
+    sides = np.minimum(a.box[2:], b.box[2:]) - np.maximum(a.box[:2], b.box[:2])
+    common = float(np.prod(np.maximum(sides, 0)))
+    return common / max(a.area + b.area - common, 1e-9)
+
+
+def _same_eyes(a: Face, b: Face) -> bool:
+    """Two heads cannot be this near each other, whatever the boxes say."""
+    apart = np.hypot(*(a.landmarks[:2].mean(0) - b.landmarks[:2].mean(0)))
+    return bool(apart < 0.5 * min(a.eye_distance, b.eye_distance))
+
+
+def template(size: int) -> Matrix:
+    """(5, 2): where the landmarks belong in a crop of `size` x `size` pixels."""
+    return (TEMPLATE + 0.5) * (size / TEMPLATE_SIZE) - 0.5
+
+
+def alignment(landmarks: NDArray[Any], size: int) -> Matrix | None:
+    """The similarity transform that takes a photograph to the crop of `size`; None for degenerate landmarks.
+
+    Least median of squares, so that one wrong landmark of five does no harm.
+    """
+    matrix, _ = cv2.estimateAffinePartial2D(landmarks.astype(np.float64), template(size), method=cv2.LMEDS)
+    if matrix is None or not np.isfinite(matrix).all() or not 1e-4 < scale_of(matrix) < 1e4:
+        return None
+    return np.asarray(matrix, np.float64)
+
+
+def scale_of(matrix: Matrix) -> float:
+    """How many pixels of the target a pixel of the source becomes, along each axis."""
+    return float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+
+
+def inverse(matrix: Matrix) -> Matrix:
+    """The transform the other way round."""
+    return np.asarray(cv2.invertAffineTransform(matrix), np.float64)
+
+
+def compose(second: Matrix, first: Matrix) -> Matrix:
+    """The transform that applies `first` and then `second`."""
+    return np.asarray(second[:, :2] @ first + np.hstack([np.zeros((2, 2)), second[:, 2:]]), np.float64)
+
+
+def transform(matrix: Matrix, points: NDArray[Any]) -> NDArray[np.float64]:
+    """(N, 2) points -> (N, 2)."""
+    return np.asarray(points @ matrix[:, :2].T + matrix[:, 2], np.float64)
+
+
+def resizing(source: tuple[int, int], target: tuple[int, int]) -> Matrix:
+    """The transform of a resize from (width, height) to (width, height)."""
+    factors = np.array(target) / np.array(source)
+    return np.hstack([np.diag(factors), ((factors - 1) / 2)[:, None]])
+
+
+def crop_face(pixels: NDArray[Any], matrix: Matrix, size: int) -> NDArray[Any]:
+    """The aligned crop of a face.
+
+    pixels: (H, W, 3) uint8 or uint16. matrix: from `alignment`. Returns (size, size, 3) of the same dtype; what lies
+    outside the photograph is a grey. Only the face's surroundings are read, whatever the size of the photograph.
+    """
+    margin = ceil(3 / min(scale_of(matrix), 1.0))  # pixels that the interpolation needs around the crop
+    left, top, right, bottom = _bounds(transform(inverse(matrix), _corners(size)), pixels.shape, margin)
+    scale = np.iinfo(pixels.dtype).max // 255
+    outside = [value * scale for value in OUTSIDE]
+    if right <= left or bottom <= top:
+        return np.full((size, size, 3), outside, pixels.dtype)
+    part = pixels[top:bottom, left:right]
+    matrix = compose(matrix, np.array([[1.0, 0, left], [0, 1.0, top]]))
+    return warp(part, matrix, (size, size), cv2.BORDER_CONSTANT, outside)
+
+
+def warp(
+    pixels: NDArray[Any], matrix: Matrix, size: tuple[int, int], border: int, value: Sequence[float] = (0, 0, 0)
+) -> NDArray[Any]:
+    """Transform an image to `size` = (width, height): bicubic, after averaging where it becomes smaller.
+
+    `cv2.warpAffine` alone takes a few samples however many pixels fall into one, and aliases.
+    """
+    scale = scale_of(matrix)
+    if scale < 1.0:
+        height, width = pixels.shape[:2]
+        smaller = (max(1, round(width * scale)), max(1, round(height * scale)))
+        pixels = cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA)
+        matrix = compose(matrix, resizing(smaller, (width, height)))
+    return cv2.warpAffine(pixels, matrix, size, flags=cv2.INTER_CUBIC, borderMode=border, borderValue=tuple(value))
+
+
+def rectangle(matrix: Matrix, size: int, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """left, top, right, bottom of the pixels of an image of `shape` that a crop of `size` covers.
+
+    matrix: image -> crop. Right and bottom are exclusive; an empty rectangle has no pixel inside the image.
+    """
+    return _bounds(transform(inverse(matrix), _corners(size)), shape, 0)
+
+
+def _corners(size: int) -> NDArray[np.float64]:
+    low, high = -0.5, size - 0.5
+    return np.array([(low, low), (high, low), (high, high), (low, high)])
+
+
+def _bounds(points: NDArray[np.float64], shape: tuple[int, ...], margin: int) -> tuple[int, int, int, int]:
+    """Of pixels inside an image of `shape`, with a margin around the points."""
+    left, top = np.floor(points.min(0)).astype(int) - margin
+    right, bottom = np.ceil(points.max(0)).astype(int) + 1 + margin
+    height, width = shape[:2]
+    left, top = min(max(int(left), 0), width), min(max(int(top), 0), height)
+    return left, top, max(left, min(int(right), width)), max(top, min(int(bottom), height))
