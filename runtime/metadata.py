@@ -1,0 +1,218 @@
+"""Image files without a decoder: the size that a header claims, the EXIF tags that outlive a restoration, PNG chunks.
+
+All of it reads hostile bytes: nothing allocates more than what it returns and a few kilobytes.
+"""
+
+from collections.abc import Container
+from io import SEEK_CUR
+from struct import calcsize, error, pack, unpack, unpack_from
+from typing import BinaryIO
+from zlib import crc32
+
+Tags = dict[int, tuple[int, int, bytes]]  # number: type, count, values in the block's byte order
+
+EXIF_PREFIX = b"Exif\0\0"  # before the TIFF structure in a JPEG, and in nothing else
+LONGEST_EXIF = 1 << 20  # bytes of tags; overlapping ones would grow without bound
+_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
+_SHORT, _LONG = 3, 4
+_WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112
+_EXIF, _GPS = 0x8769, 0x8825
+_COLOUR_SPACE, _EXIF_WIDTH, _EXIF_HEIGHT = 0xA001, 0xA002, 0xA003
+
+# Description, maker, model, resolution and its unit, software, date, artist, computer, rating, copyright, Windows' own.
+_IMAGE_TAGS = {0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298}
+_IMAGE_TAGS |= {_WIDTH, _HEIGHT, _ORIENTATION, _EXIF, _GPS, *range(0x9C9B, 0x9CA0)}
+# MakerNote (its offsets break), the interoperability pointer, and two places in the source's pixels.
+_CAMERA_TAGS = set(range(0x829A, 0xA500)) - {0x927C, 0xA005, 0x9214, 0xA214}
+_GPS_TAGS = range(0x20)
+_SAYS_NOTHING = {_WIDTH, _HEIGHT, _ORIENTATION}
+
+
+def size_in_header(file: BinaryIO) -> tuple[int, int] | None:
+    """(width, height) that the header of a PNG, JPEG, WebP, BMP or TIFF claims, as stored; None where it claims none.
+
+    Seeks over what it does not need. Raises OSError and ValueError of `file` only.
+    """
+    head = file.read(32)
+    size = None
+    try:
+        if head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR":
+            size = unpack_from(">II", head, 16)
+        elif head[:2] == b"BM":
+            width, height = unpack_from("<HH" if head[14:18] == b"\x0c\0\0\0" else "<ii", head, 18)
+            size = width, abs(height)  # negative: stored from the top
+        elif head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+            size = _webp_size(head)
+        elif head[:2] == b"\xff\xd8":
+            size = _jpeg_size(file)
+        elif head[:2] in (b"II", b"MM"):
+            size = _tiff_size(file, head)
+    except error:  # the file ends in its header
+        return None
+    return (size[0], size[1]) if size and min(size) > 0 else None
+
+
+def _webp_size(head: bytes) -> tuple[int, int] | None:
+    match head[12:16]:
+        case b"VP8X" if len(head) >= 30:  # less one, 24 bits each
+            return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+        case b"VP8L":  # less one, 14 bits each
+            (bits,) = unpack_from("<I", head, 21)
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        case b"VP8 ":  # 14 bits each, above which is a scale
+            width, height = unpack_from("<HH", head, 26)
+            return width & 0x3FFF, height & 0x3FFF
+    return None
+
+
+def _jpeg_size(file: BinaryIO) -> tuple[int, int] | None:
+    file.seek(2)
+    for _ in range(1 << 16):  # segments and fill bytes: ten are usual
+        if (byte := file.read(1)) != b"\xff":
+            if not byte:
+                return None
+            continue
+        while (marker := file.read(1)) == b"\xff":
+            pass
+        if marker in (b"", b"\xd9", b"\xda"):  # the end, or a scan without a frame
+            return None
+        if marker == b"\0" or b"\xd0" <= marker <= b"\xd8":  # without a body
+            continue
+        (length,) = unpack(">H", file.read(2))
+        if b"\xc0" <= marker <= b"\xcf" and marker not in (b"\xc4", b"\xc8", b"\xcc"):  # a frame, not a table
+            height, width = unpack(">xHH", file.read(5))
+            return width, height
+        file.seek(max(length - 2, 0), SEEK_CUR)
+    return None
+
+
+def _tiff_size(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
+    order = "<" if head[:2] == b"II" else ">"
+    big = 43 in head[2:4]
+    (offset,) = unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)
+    if offset >= 1 << 63:  # more than can be sought
+        return None
+    file.seek(offset)
+    counter, entry = (f"{order}Q", f"{order}HHQ8s") if big else (f"{order}H", f"{order}HHI4s")
+    letters = {_SHORT: "H", _LONG: "I", **({16: "Q"} if big else {})}
+    (number,) = unpack(counter, file.read(calcsize(counter)))
+    found: dict[int, int] = {}
+    for _ in range(min(number, 1 << 16)):
+        tag, kind, _count, value = unpack(entry, file.read(calcsize(entry)))
+        if tag in (_WIDTH, _HEIGHT) and kind in letters:
+            found.setdefault(tag, unpack_from(order + letters[kind], value)[0])
+        if len(found) == 2:
+            return found[_WIDTH], found[_HEIGHT]
+    return None
+
+
+def clean_exif(block: bytes, size: tuple[int, int], *, srgb: bool = True) -> bytes | None:
+    """The tags of an EXIF block, or of a TIFF file, that hold for a picture made from it; None where none does.
+
+    block: the TIFF structure, with or without EXIF_PREFIX; the result is without, in the same byte order. Description,
+    camera, exposure, dates, position, author and resolution are kept byte for byte; widths and heights that are there
+    become `size` = (width, height), the orientation upright, the colour space sRGB or, without `srgb`, uncalibrated.
+    Left out are the thumbnail (it shows the source), the maker's note and all else that depends on the source's bytes
+    or pixels. Raises ValueError where the block is broken.
+    """
+    while block.startswith(EXIF_PREFIX):
+        block = block[len(EXIF_PREFIX) :]
+    if (order := _ORDERS.get(block[:4])) is None:
+        raise ValueError("they do not begin as a TIFF")
+    try:
+        image = _read_directory(block, order, _offset(order, block[4:8]), _IMAGE_TAGS)
+        camera = (
+            _read_directory(block, order, _offset(order, image.pop(_EXIF)[2]), _CAMERA_TAGS) if _EXIF in image else {}
+        )
+        position = _read_directory(block, order, _offset(order, image.pop(_GPS)[2]), _GPS_TAGS) if _GPS in image else {}
+    except error as problem:
+        raise ValueError(f"a directory is cut off: {problem}") from problem
+    if not (image.keys() - _SAYS_NOTHING or camera or position):
+        return None
+    for tags, tag, kind, value in (
+        (image, _WIDTH, _LONG, size[0]),
+        (image, _HEIGHT, _LONG, size[1]),
+        (image, _ORIENTATION, _SHORT, 1),
+        (camera, _EXIF_WIDTH, _LONG, size[0]),
+        (camera, _EXIF_HEIGHT, _LONG, size[1]),
+        (camera, _COLOUR_SPACE, _SHORT, 1 if srgb else 0xFFFF),
+    ):
+        if tag in tags:
+            tags[tag] = kind, 1, pack(order + ("H" if kind == _SHORT else "I"), value)
+    return _block(order, image, {_EXIF: camera, _GPS: position})
+
+
+def _offset(order: str, data: bytes) -> int:
+    return int.from_bytes(data[:4], "little" if order == "<" else "big")  # more would not fit into a C integer
+
+
+def _read_directory(block: bytes, order: str, offset: int, wanted: Container[int]) -> Tags:
+    """The wanted tags of the directory at `offset`, the first of each; those of an unknown type are left out."""
+    tags: Tags = {}
+    total = 0
+    (number,) = unpack_from(f"{order}H", block, offset)
+    for entry in range(offset + 2, offset + 2 + 12 * number, 12):
+        tag, kind, count = unpack_from(f"{order}HHI", block, entry)
+        if tag not in wanted or tag in tags or kind not in _TYPE_BYTES:
+            continue
+        total += (length := count * _TYPE_BYTES[kind])
+        if total > LONGEST_EXIF:
+            raise ValueError(f"more than {LONGEST_EXIF} bytes")
+        start = entry + 8 if length <= 4 else unpack_from(f"{order}I", block, entry + 8)[0]
+        if start + length > len(block):
+            raise ValueError(f"tag {tag:#06x} lies outside them")
+        tags[tag] = kind, count, block[start : start + length]
+    return tags
+
+
+def _block(order: str, image: Tags, parts: dict[int, Tags]) -> bytes:
+    """The TIFF structure of the first directory and those that it points to."""
+    image = image | {tag: (_LONG, 1, bytes(4)) for tag, tags in parts.items() if tags}
+    at = 8 + len(_directory(order, image, 8))
+    directories = bytearray()
+    for tag, tags in parts.items():
+        if tags:
+            image[tag] = _LONG, 1, pack(f"{order}I", at + len(directories))
+            directories += _directory(order, tags, at + len(directories))
+    magic = next(start for start, its_order in _ORDERS.items() if its_order == order)
+    return magic + pack(f"{order}I", 8) + _directory(order, image, 8) + bytes(directories)
+
+
+def _directory(order: str, tags: Tags, at: int) -> bytes:
+    """A directory that will lie at offset `at`: entries, no next directory, then the values longer than 4 bytes."""
+    values_at = at + 2 + 12 * len(tags) + 4
+    entries = bytearray(pack(f"{order}H", len(tags)))
+    values = bytearray()
+    for tag, (kind, count, data) in sorted(tags.items()):
+        entries += pack(f"{order}HHI", tag, kind, count)
+        if len(data) <= 4:
+            entries += data.ljust(4, b"\0")
+        else:
+            entries += pack(f"{order}I", values_at + len(values))
+            values += data + b"\0" * (len(data) % 2)  # values begin at even offsets
+    return bytes(entries + bytes(4) + values)
+
+
+def bare_png(data: bytes) -> bytes:
+    """The pixels of a PNG alone: OpenCV allocates whatever length a chunk claims, and may animate, turn and correct.
+
+    Raises ValueError where a chunk is longer than the file.
+    """
+    kept, start = [data[:8]], 8
+    while start < len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        name = data[start + 4 : start + 8]
+        if end > len(data):
+            raise ValueError(f"chunk {name!r} is longer than the file")
+        if start == 8 or name in (b"IDAT", b"tRNS"):
+            kept.append(data[start:end])
+        if name == b"IEND":
+            break
+        start = end
+    return b"".join(kept) + png_chunk(b"IEND", b"")
+
+
+def png_chunk(name: bytes, body: bytes) -> bytes:
+    """A chunk of a PNG: length, name, body, checksum."""
+    return pack(">I", len(body)) + name + body + pack(">I", crc32(name + body))
