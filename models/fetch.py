@@ -7,7 +7,6 @@ package that opens a connection to another machine.
 
 import http.client
 import json
-import os
 import re
 import urllib.error
 import urllib.parse

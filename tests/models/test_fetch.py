@@ -307,18 +307,6 @@ def test_a_full_disk_keeps_the_part_for_the_next_run(
     assert (tmp_path / "w.pth").read_bytes() == DATA
 
 
-def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    for variable in ("BFR_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(Path, "home", homeless)
-    with pytest.raises(WriteFailed, match="set BFR_HOME"):
-        cache_folder()
-
-
 def test_import_opens_no_socket_and_needs_no_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"

@@ -254,12 +254,24 @@ def test_many_threads_write_one_name(tmp_path: Path) -> None:
 
 def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BFR_HOME", str(tmp_path / "own"))
-    assert cache_folder() == tmp_path / "own"
+    assert files.cache_folder() == tmp_path / "own"
     monkeypatch.delenv("BFR_HOME")
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "bfr"
+    assert files.cache_folder() == tmp_path / "xdg" / "bfr"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "bfr"
+    assert files.cache_folder() == tmp_path / ".cache" / "bfr"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for variable in ("BFR_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(WriteFailed, match="set BFR_HOME"):
+        files.cache_folder()
