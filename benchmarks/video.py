@@ -32,7 +32,7 @@ from bfr.runtime.restorer import Restorer
 from bfr.runtime.video import VideoReader
 from bfr.runtime.video_writer import VideoWriter
 
-WIDTH, HEIGHT, RATE = 480, 360, 25
+WIDTH, HEIGHT, RATE = 320, 240, 25
 SENSOR = 2.0  # standard deviation of a frame's noise, grey levels
 DEGRADATION = Degradation(blur=(2.5, 2.5), downsample=3.0, noise=6.0, jpeg=60)
 CODEC_CRF = 4  # nearly lossless: the encoder's own flicker would hide what is measured

@@ -3,13 +3,17 @@
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from bfr.runtime.cli_tools import tools
-from bfr.runtime.errors import BfrError, InvalidOption
+from bfr.runtime.errors import BfrError
 from bfr.runtime.terminal import progress_bar, say
+
+if TYPE_CHECKING:
+    from bfr.runtime.face import Selection
+    from bfr.runtime.report import Report
 
 app = typer.Typer(
     help="Diffusion-based blind face restoration, deployed: export, verify, restore, benchmark.",
@@ -50,7 +54,7 @@ def _top(
 
 @app.command()
 def restore(
-    inputs: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    inputs: Annotated[list[Path], typer.Argument(help="Photographs, videos, or folders of them.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")],
     aligned: Annotated[bool, typer.Option("--aligned", help="The images are aligned faces, nothing else.")] = False,
     bundle: Annotated[Path | None, typer.Option(help="Bundle folder; the default is the system mini.")] = None,
@@ -61,25 +65,52 @@ def restore(
     spacing: Annotated[str | None, typer.Option(help="Instead of the preset's: kept timesteps, as ddim250.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, or fp16 where the bundle has it.")] = "fp32",
     seed: Annotated[int, typer.Option(help="Seed of the noise, 0 to 4294967295.")] = 12345,
-    batch: Annotated[int, typer.Option(help="Images that go through the networks together.")] = 1,
+    batch: Annotated[int, typer.Option(help="Faces that go through the networks together.")] = 1,
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU backend.")] = None,
+    faces: Annotated[str, typer.Option(help="Which ones: all, largest or centre.")] = "all",
+    min_eye_distance: Annotated[float, typer.Option(help="Faces with less are left as they are, in pixels.")] = 5.0,
+    upscale: Annotated[int, typer.Option(help="1, 2 or 4 times the photograph's size.")] = 1,
+    blend: Annotated[float, typer.Option(help="0 (faces as they were) to 1 (restored).")] = 1.0,
+    keep_colour: Annotated[bool, typer.Option("--keep-colour", help="Faces keep their colours and light.")] = False,
+    detector: Annotated[str, typer.Option(help="auto, yunet or haar.")] = "auto",
+    background: Annotated[Path | None, typer.Option(help="Bundle of one network for the rest of the picture.")] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Write a before/after picture beside each result.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Skip images whose result is there already.")] = False,
-    suffix: Annotated[str, typer.Option("--format", help="png, jpg or webp.")] = "png",
+    html: Annotated[bool, typer.Option("--html", help="Write report.html, with before/after sliders.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip what has a result there already.")] = False,
+    image_format: Annotated[str, typer.Option("--format", help="Of images: same, png, jpg or webp.")] = "same",
     quality: Annotated[int, typer.Option(help="Of jpg and webp, 1 to 100.")] = 95,
+    strip_metadata: Annotated[
+        bool, typer.Option("--strip-metadata", help="Write no EXIF data, place or date.")
+    ] = False,
+    max_pixels: Annotated[int, typer.Option(help="Larger images and frames are refused.")] = 64_000_000,
+    codec: Annotated[str | None, typer.Option(help="Of videos: h264 or vp9.")] = None,
+    crf: Annotated[int | None, typer.Option(help="Of videos: constant quality, 0 is the best.")] = None,
 ) -> None:
-    """Restore aligned faces. Writes results and report.json into the output folder."""
+    """Restore the faces of photographs and videos. Writes results and report.json into the output folder."""
+    from bfr.runtime.background import NetworkBackground
+    from bfr.runtime.detect import open_detector
     from bfr.runtime.folder import find_images
     from bfr.runtime.job import JobOptions, run_job
+    from bfr.runtime.photo import PhotoOptions, PhotoRestorer
     from bfr.runtime.restorer import Restorer
 
-    if not aligned:
-        raise InvalidOption(
-            "whole photographs are not supported yet: crop and align the faces as in FFHQ, and say so with --aligned"
-        )
-    items = find_images(inputs)
+    suffix = image_format if image_format == "same" else f".{image_format.removeprefix('.')}"
+    options = JobOptions(
+        out=out,
+        seed=seed,
+        format=suffix,
+        quality=quality,
+        metadata=not strip_metadata,
+        compare=compare,
+        html=html,
+        resume=resume,
+        max_pixels=max_pixels,
+        codec=codec,
+        crf=crf,
+    )
+    items = find_images(inputs, videos=not aligned, out=out)
     if not items:
         print("0 images")
         return
@@ -93,20 +124,35 @@ def restore(
         threads=threads,
         **{name: value for name, value in overrides.items() if value is not None},
     )
-    options = JobOptions(
-        out=out, seed=seed, suffix=f".{suffix.removeprefix('.')}", quality=quality, compare=compare, resume=resume
-    )
+    worker: Restorer | PhotoRestorer = restorer
+    if not aligned:
+        worker = PhotoRestorer(
+            restorer,
+            PhotoOptions(cast("Selection", faces), min_eye_distance, upscale, blend, keep_colour),
+            detector=open_detector(detector),
+            background=NetworkBackground(background, restorer.device) if background else None,
+        )
     with restorer, progress_bar() as bar:
         task = bar.add_task("restoring", total=len(items))
         report = run_job(
-            restorer, items, options, progress=lambda done, name: bar.update(task, completed=done, description=name)
+            worker, items, options, progress=lambda done, name: bar.update(task, completed=done, description=name)
         )
+    finish(report, out)
+
+
+def finish(report: "Report", out: Path) -> None:
+    """Print what failed, then one line of counts; exit with 1 where anything failed."""
+    from bfr.runtime.report import STATUSES
+
     for entry in report.entries:
-        if entry.status == "failed":
-            say(f"failed: {entry.source}: {entry.error}")
-    counts = ", ".join(f"{report.count(s)} {s}" for s in ("restored", "skipped", "failed") if report.count(s))
-    print(f"{len(items)} image{'s' * (len(items) != 1)}: {counts}, in {report.facts['seconds']:.1f} s; see {out}")
-    if report.count("failed"):
+        if entry.error:
+            say(f"{'failed' if entry.status == 'failed' else 'in part'}: {entry.source}: {entry.error}")
+    total, faces = len(report.entries), sum(entry.faces or 0 for entry in report.entries)
+    counts = ", ".join(f"{count} {status}" for status in STATUSES if (count := report.count(status)))
+    faces_too = f", {faces} face{'s' * (faces != 1)}" if "photo" in report.settings else ""
+    seconds = report.facts["seconds"]
+    print(f"{total} image{'s' * (total != 1)}: {counts}{faces_too}, in {seconds:.1f} s; see {out}")
+    if any(entry.error for entry in report.entries):
         raise typer.Exit(1)
 
 
@@ -136,8 +182,8 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what works on this machine, and what to do about what does not."""
-    from bfr.models.fetch import cache_folder
     from bfr.runtime import doctor as checks
+    from bfr.runtime.files import cache_folder
 
     report = checks.diagnose(cache_folder())
     print(checks.as_json(report) if as_json else checks.render(report))

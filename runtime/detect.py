@@ -67,7 +67,7 @@ class YuNet:
     """
 
     name = "yunet"
-    SIDES = (1920, 480)  # pixels
+    SIDES, LEAST = (1920, 480), 64  # pixels, of the longest side and of each
     CLOSE, SHARE = 320, 0.9  # side of the closer look in pixels, and the share of it that an aligned crop fills
     SCORE, NMS, MOST = 0.6, 0.3, 5000
 
@@ -103,11 +103,12 @@ class YuNet:
 
     def _at(self, pixels: RGB8, scale: float) -> Iterator[Face]:
         smaller, back = _resized(pixels, scale)
+        # Where a side is 32 or less, OpenCV's rows hold values that nobody computed.
+        right, below = max(0, self.LEAST - smaller.shape[1]), max(0, self.LEAST - smaller.shape[0])
+        smaller = cv2.copyMakeBorder(smaller, 0, below, 0, right, cv2.BORDER_CONSTANT)
         self._network.setInputSize((smaller.shape[1], smaller.shape[0]))
-        _, rows = self._network.detect(np.ascontiguousarray(smaller[..., ::-1]))
+        _, rows = self._network.detect(cv2.cvtColor(smaller, cv2.COLOR_RGB2BGR))
         for row in rows if rows is not None else ():
-            if not np.isfinite(row).all():  # of images one pixel high
-                continue
             corners = np.array([row[:2], row[:2] + row[2:4]])
             # The network's right eye is the person's own: the left one of the picture, which comes first.
             yield _face(corners, row[4:14].reshape(5, 2), float(row[14]), back)
@@ -207,6 +208,10 @@ def _resized(pixels: RGB8, scale: float) -> tuple[RGB8, Matrix]:
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     if size == (width, height):
         return pixels, resizing(size, size)
+    # Averaging by a whole number first is quicker than by any other at once.
+    whole = next((k for k in range(int(1 / scale), 1, -1) if width % k == height % k == 0), 1)
+    if whole > 1:
+        pixels = cv2.resize(pixels, (width // whole, height // whole), interpolation=cv2.INTER_AREA)
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(pixels, size, interpolation=method), np.uint8), resizing(size, (width, height))
 

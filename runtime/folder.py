@@ -1,22 +1,23 @@
-"""Names: which images a run reads from files and folders, and under which names it writes."""
+"""Names: which images and videos a run reads from files and folders, and under which names it writes."""
 
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.image import SUFFIXES
+from bfr.runtime.media import SUFFIXES as VIDEO_SUFFIXES
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image of a run.
+    """One image or video of a run.
 
     source: the file to read. name: where its result goes below the output folder, relative, `/` between its parts,
     without suffix; no two items of a run share one, on file systems that ignore case neither.
@@ -26,20 +27,24 @@ class Item:
     name: str
 
 
-def find_images(inputs: Sequence[Path]) -> list[Item]:
+def find_images(inputs: Sequence[Path], *, videos: bool = False, out: Path | None = None) -> list[Item]:
     """The images that `inputs`, files and folders, name: in the given order, a folder's in natural order (2 before 10).
 
-    A file is taken whatever its suffix. A folder is searched recursively for PNG, JPEG, WebP, BMP and TIFF suffixes;
-    hidden and `.part` files, and links that lead out of the folder, are passed over. A file named twice is read once.
+    A file is taken whatever its suffix. A folder is searched recursively for PNG, JPEG, WebP, BMP and TIFF suffixes,
+    with `videos` also for those of `bfr.runtime.media`; hidden and `.part` files, and links that lead out of the
+    folder, are passed over, and so is `out`, the output folder, below a folder that is searched: its pictures are
+    results of an earlier run. A file named twice is read once.
     Names are paths relative to the folder, without suffix. Where these collide, each of them gets its suffix (`a.jpg`
     and `a.png`: `a_jpg`, `a_png`), and where that collides still, a number (`a_2`). Names depend on the files alone, so
     that a resumed run finds its own results. Raises InputNotFound.
     """
+    suffixes = (*SUFFIXES, *VIDEO_SUFFIXES) if videos else SUFFIXES
     found: dict[Path, tuple[Path, Path]] = {}  # absolute path -> the file as named, its path below the input
     for path in inputs:
         if path.is_dir():
             files = [
-                (file, file.relative_to(path)) for file in sorted(_walk(path), key=lambda file: _natural(path, file))
+                (file, file.relative_to(path))
+                for file in sorted(_walk(path, suffixes, out), key=lambda file: _natural(path, file))
             ]
         elif path.exists():
             files = [(path, Path(path.name))]
@@ -71,6 +76,38 @@ def output_path(folder: Path, name: str, suffix: str) -> Path:
     return path
 
 
+def choose_targets(
+    items: Sequence[Item], folder: Path, suffix: Callable[[Item], str]
+) -> tuple[dict[Path, Path], dict[Path, str]]:
+    """Source -> its result's path below `folder`, and source -> why it can have none: its name would lead out of it.
+
+    Raises InvalidOption where a result would replace an input of the run, whatever the two are called.
+    """
+    sources = {_identity(item.source) for item in items} - {None}
+    targets, refused = {}, {}
+    for item in items:
+        try:
+            target = output_path(folder, item.name, suffix(item))
+        except InvalidOption as error:
+            refused[item.source] = str(error)
+            continue
+        if _identity(target) in sources:
+            raise InvalidOption(
+                f"{target} is an input of this run and would be overwritten: choose another output folder"
+            )
+        targets[item.source] = target
+    return targets, refused
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Of a file, through links; None where there is none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _natural(folder: Path, file: Path) -> list[tuple[tuple[int, int, str], ...]]:
     """A sort key below `folder`: numbers by value, letters without case, then exactly."""
     parts = file.relative_to(folder).parts
@@ -84,14 +121,14 @@ def _tokens(text: str) -> list[str]:
     return [token for token in re.split(r"(\d+)", text) if token]
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    root = folder.resolve()
+def _walk(folder: Path, suffixes: tuple[str, ...], out: Path | None) -> Iterator[Path]:
+    root, results = folder.resolve(), out.resolve() if out else None
     for parent, folders, files in os.walk(folder, onerror=_report):
         # Linked folders are listed here but never entered.
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and Path(parent, name).resolve() != results]
         for name in files:
             file = Path(parent, name)
-            if name.startswith(".") or file.suffix.lower() not in SUFFIXES:
+            if name.startswith(".") or file.suffix.lower() not in suffixes:
                 continue
             if not file.is_symlink() or (file.is_file() and file.resolve().is_relative_to(root)):
                 yield file

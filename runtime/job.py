@@ -1,201 +1,295 @@
 """A run over files: read, restore, write, report. One bad file never ends it."""
 
-import json
-import platform
+import os
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import PIL
 from numpy.typing import NDArray
 
-from bfr.runtime.encode import write_image
+from bfr.runtime.background import Lanczos
+from bfr.runtime.encode import same_suffix, write_image
 from bfr.runtime.errors import BfrError, InvalidOption, WriteFailed
-from bfr.runtime.files import clean_leftovers, write_bytes
-from bfr.runtime.folder import Item, output_path
-from bfr.runtime.image import Image, read_image
-from bfr.runtime.loop import OnStep
-from bfr.runtime.restorer import DEFAULT_SEED, Restored, Restorer
+from bfr.runtime.files import atomic_path, clean_leftovers
+from bfr.runtime.folder import Item, choose_targets
+from bfr.runtime.image import Image, header_size, read_image
+from bfr.runtime.job_options import FORMATS, JobOptions
+from bfr.runtime.media import is_video, output_suffix
+from bfr.runtime.page import write_page
+from bfr.runtime.paste import to_grey
+from bfr.runtime.photo import AlignedFace, PhotoRestorer
+from bfr.runtime.pictures import comparison_paths, is_format, page_rows, side_by_side, write_previews
+from bfr.runtime.pipeline import Pipeline, Work
+from bfr.runtime.report import Entry, Report, describe_run, describe_settings, earlier_entries, write_report
+from bfr.runtime.restorer import Restored, Restorer
 
-REPORT = "report.json"
-FORMATS = (".png", ".jpg", ".webp")
-GAP = 8  # pixels between the two halves of a comparison
+__all__ = ["FORMATS", "JobOptions", "Progress", "run_job"]
 
 Progress = Callable[[float, str], None]
-"""Called with how many images are done, fractions for one under way, and the name of the last one begun."""
+"""Called with how many inputs are done, fractions for those under way, and the name of one of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class JobOptions:
-    """out: the output folder. suffix: the output's format, one of FORMATS. quality: of JPEG and WebP, 1 to 100.
+@dataclass(slots=True, eq=False)
+class _Photo:
+    """An image on its way: read, or refused."""
 
-    compare: write a before/after picture beside each result. resume: skip images whose result is there.
-    """
-
-    out: Path
-    seed: int = DEFAULT_SEED
-    suffix: str = ".png"
-    quality: int = 95
-    compare: bool = False
-    resume: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What became of one image; `seconds` by stage, reading and writing included."""
-
-    source: str
-    status: Literal["restored", "skipped", "failed"]
-    output: str | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    precision: str | None = None
+    item: Item
+    seconds: dict[str, float]
+    image: Image | None = None
+    faces: list[AlignedFace] | None = None  # None: the image is an aligned face itself
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """All entries in the order of the run, and what they were made with."""
-
-    entries: tuple[Entry, ...]
-    facts: dict[str, Any]
-
-    def count(self, status: str) -> int:
-        """How many images have this status."""
-        return sum(entry.status == status for entry in self.entries)
-
-
 def run_job(
-    restorer: Restorer, items: Sequence[Item], options: JobOptions, *, progress: Progress = lambda _done, _name: None
+    restorer: Restorer | PhotoRestorer,
+    items: Sequence[Item],
+    options: JobOptions,
+    *,
+    progress: Progress = lambda _done, _name: None,
 ) -> Report:
-    """Restore `items` (aligned faces) into the output folder and write `report.json` there.
+    """Restore `items` into the output folder and write `report.json` there.
 
-    A file that cannot be read or restored is a failed entry. Raises InvalidOption before any work for options out of
-    range or a result that would replace its source, and WriteFailed where the output folder cannot be written: what
-    was finished until then stays, and `resume` goes on from there.
+    A PhotoRestorer takes photographs and videos, a Restorer aligned faces. A file that cannot be read or restored is a
+    failed entry. Raises InvalidOption before any work for a result that would replace its source or options that
+    differ from those of the run that is resumed, and WriteFailed where the output folder cannot be written: what was
+    finished until then stays, and `resume` goes on from there.
     """
-    begin = time.perf_counter()
-    targets = {item.source: _target(item, items, options) for item in items}
-    entries: dict[Path, Entry] = {}
-    todo = []
-    for item in items:
-        if options.resume and targets[item.source].is_file():
-            output = _below(targets[item.source], options)
-            entries[item.source] = Entry(str(item.source), "skipped", output)
-        else:
-            todo.append(item)
-    if options.out.is_dir():
-        clean_leftovers(options.out)
-    facts = describe_run(restorer, options)
-    try:
-        for batch in _read_batches(todo, restorer.batch, entries):
-            on_step = _step_progress(progress, len(entries), len(batch) / len(restorer.table), batch[0][0].name)
-            results = restorer.run([image.pixels for _, image, _ in batch], seed=options.seed, on_step=on_step)
-            for (item, image, seconds), result in zip(batch, results, strict=True):
-                entries[item.source] = _finish(item, image, seconds, result, targets[item.source], options)
-                progress(len(entries), item.name)
-    finally:
-        ordered = tuple(entries[item.source] for item in items if item.source in entries)
-        facts["seconds"] = round(time.perf_counter() - begin, 3)
-        report = Report(ordered, facts)
-        write_report(report, options.out)
-    return report
+    return _Job(restorer, items, options, progress).run()
 
 
-def _step_progress(progress: Progress, finished: int, share: float, name: str) -> OnStep:
-    """Progress inside a batch, a step of which is worth `share` images."""
-    return lambda done, _state: progress(finished + share * done, name)
+class _Job:
+    def __init__(
+        self, restorer: Restorer | PhotoRestorer, items: Sequence[Item], options: JobOptions, progress: Progress
+    ) -> None:
+        self.photo = restorer if isinstance(restorer, PhotoRestorer) else None
+        self.restorer = restorer.restorer if isinstance(restorer, PhotoRestorer) else restorer
+        self.items, self.options, self.progress = items, options, progress
+        self.targets: dict[Path, Path] = {}
+        self.comparisons: dict[Path, Path] = {}
+        self.entries: dict[Path, Entry] = {}
+        self.stale: dict[Path, Entry] = {}
+        self.reached = 0.0  # inputs, with the shares of those that the networks are done with in part
+        wanted = {name: getattr(options, name) for name in ("seed", "format", "quality", "metadata", "codec", "crf")}
+        if self.photo:
+            photo = asdict(self.photo.options)
+            wanted |= {"photo": photo, "detector": self.photo.detector.name, "background": self.photo.background.name}
+        self.settings = describe_settings(self.restorer, wanted)
 
-
-def describe_run(restorer: Restorer, options: JobOptions) -> dict[str, Any]:
-    """What a result depends on, for the report."""
-    return {
-        "system": restorer.bundle.manifest.system,
-        "bundle_hash": restorer.bundle.hash,
-        "backend": restorer.device.name,
-        "precision": restorer.precision,
-        "sampler": restorer.sampler.model_dump(),
-        "seed": options.seed,
-        "batch": restorer.batch,
-        "versions": {
-            "bfr-runtime": version("bfr-runtime"),
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "pillow": PIL.__version__,
-            **restorer.device.versions,
-        },
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def write_report(report: Report, folder: Path) -> None:
-    """Write `report.json` into the output folder."""
-    counts = {status: report.count(status) for status in ("restored", "skipped", "failed")}
-    content = {**report.facts, "counts": counts, "images": [asdict(entry) for entry in report.entries]}
-    write_bytes(folder / REPORT, json.dumps(content, indent=1).encode() + b"\n")
-
-
-def _target(item: Item, items: Sequence[Item], options: JobOptions) -> Path:
-    if options.suffix not in FORMATS:
-        raise InvalidOption(f"format {options.suffix!r} is not offered: choose one of {', '.join(FORMATS)}")
-    if not 1 <= options.quality <= 100:
-        raise InvalidOption(f"quality {options.quality} is out of range: choose between 1 and 100")
-    target = output_path(options.out, item.name, options.suffix)
-    if target.exists() and any(target.samefile(other.source) for other in items):
-        raise InvalidOption(f"{target} is an input of this run and would be overwritten: choose another output folder")
-    return target
-
-
-def _read_batches(
-    items: Sequence[Item], size: int, entries: dict[Path, Entry]
-) -> Iterator[list[tuple[Item, Image, float]]]:
-    """Batches of images that could be read, with the seconds that took; the others become failed entries."""
-    batch = []
-    for item in items:
+    def run(self) -> Report:
         begin = time.perf_counter()
+        options = self.options
+        self.targets, refused = choose_targets(self.items, options.out, self._suffix)
+        self.entries = {source: Entry(str(source), "failed", error=error) for source, error in refused.items()}
+        self.comparisons = comparison_paths(self.targets)
+        todo = [item for item in self.items if item.source in self.targets]
+        if options.resume:
+            todo = self._resumed(todo)
+        for folder in {options.out, *(target.parent for target in self.targets.values())}:
+            if folder.is_dir():
+                clean_leftovers(folder)
+        # Should this run be killed, what lies there from before must not pass for its results.
+        error = "the run ended before it was restored"
+        self.stale = {
+            i.source: Entry(str(i.source), "failed", error=error) for i in todo if self.targets[i.source].exists()
+        }
+        facts = {**describe_run(self.restorer), "network_seconds": 0.0, "seconds": 0.0}
+        write_report(self._report(facts), options.out)  # a killed run can be resumed, with these settings
+        self.reached = float(len(self.entries))
         try:
-            image = read_image(item.source)
+            self._images([item for item in todo if not is_video(item.source)])
+            for item in todo:
+                if is_video(item.source):
+                    self._video(item)
+        finally:
+            network = sum(
+                entry.seconds.get("network", 0.0) for entry in self.entries.values() if entry.status != "skipped"
+            )
+            facts |= {"network_seconds": round(network, 3), "seconds": round(time.perf_counter() - begin, 3)}
+            report = self._report(facts)
+            write_report(report, options.out)
+            if options.html:
+                names = {str(item.source): item.name for item in self.items}
+                rows = page_rows(options.out, [names[entry.source] for entry in report.entries], report)
+                write_page(options.out, rows, {**report.settings, **report.facts})
+        return report
+
+    def _report(self, facts: dict[str, Any]) -> Report:
+        known = {**self.stale, **self.entries}
+        return Report(tuple(known[i.source] for i in self.items if i.source in known), self.settings, facts)
+
+    def _suffix(self, item: Item) -> str:
+        if is_video(item.source):
+            return output_suffix(item.source.suffix)
+        return same_suffix(item.source) if self.options.format == "same" else self.options.format
+
+    def _resumed(self, items: Sequence[Item]) -> list[Item]:
+        """What is left to do; the rest becomes skipped entries, as the earlier run reported them."""
+        earlier = earlier_entries(self.options.out, self.settings)
+        todo = []
+        for item in items:
+            target = self.targets[item.source]
+            known = earlier.get(str(item.source))
+            if not target.is_file() or (known and known.output is None):
+                todo.append(item)
+                continue
+            output = target.relative_to(self.options.out).as_posix()
+            known = known or Entry(str(item.source), "skipped")
+            self.entries[item.source] = replace(known, status="skipped", output=output)
+        return todo
+
+    def _images(self, items: Sequence[Item]) -> None:
+        threads = max(1, min(4, (os.cpu_count() or 1) // 4))
+        pipeline = Pipeline[Item, _Photo, bool](
+            self.restorer,
+            self._read,
+            self._finish,
+            seed=self.options.seed,
+            weigh=self._weigh,
+            readers=threads,
+            writers=threads,
+            on_step=self._step,
+        )
+        with closing(pipeline.run(items)) as finished:
+            for item, had_faces in zip(items, finished, strict=True):
+                self.reached += not had_faces
+                self.progress(round(self.reached, 6), item.name)
+
+    def _step(self, done: int, photos: list[_Photo]) -> None:
+        steps = len(self.restorer.table)
+        share = sum(1 / max(1, len(photo.faces or ())) for photo in photos) * done / steps
+        self.progress(round(self.reached + share, 6), photos[0].item.name)
+        if done == steps:
+            self.reached += share
+
+    def _weigh(self, item: Item) -> int:
+        width, height = header_size(item.source) or (0, 0)
+        return width * height * (self.photo.options.upscale**2 if self.photo else 1)
+
+    def _read(self, item: Item) -> Work[_Photo]:
+        begin = time.perf_counter()
+        photo = _Photo(item, {})
+        try:
+            photo.image = image = read_image(item.source, max_pixels=self.options.max_pixels)
+            photo.seconds["read"] = time.perf_counter() - begin
+            if self.photo is None:
+                return Work(photo, [image.pixels])
+            begin = time.perf_counter()
+            photo.faces = self.photo.align(image.pixels)
+            photo.seconds["align"] = time.perf_counter() - begin
         except BfrError as error:
-            entries[item.source] = Entry(str(item.source), "failed", error=str(error))
-            continue
-        batch.append((item, image, time.perf_counter() - begin))
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+            photo.error = str(error)
+            return Work(photo)
+        return Work(photo, [face.crop for face in photo.faces])
+
+    def _finish(self, photo: _Photo, results: Sequence[Restored]) -> bool:
+        """Paste, write, and enter what became of an image; whether the networks were needed. Raises WriteFailed."""
+        for result in results:
+            for stage, seconds in result.seconds.items():
+                photo.seconds[stage] = photo.seconds.get(stage, 0.0) + seconds
+        try:
+            entry = self._written(photo, results)
+        except WriteFailed:
+            raise
+        except BfrError as error:
+            entry = Entry(str(photo.item.source), "failed", error=str(error))
+        self.entries[photo.item.source] = replace(entry, seconds=_rounded(photo.seconds))
+        return bool(results)
+
+    def _written(self, photo: _Photo, results: Sequence[Restored]) -> Entry:
+        image, item = photo.image, photo.item
+        errors = tuple(result.error or "unknown" for result in results if result.pixels is None)
+        if image is None or photo.error or (errors and len(errors) == len(results)):
+            return Entry(str(item.source), "failed", error=photo.error or errors[0])
+        begin = time.perf_counter()
+        target = self.targets[item.source]
+        if self.photo is None or photo.faces is None:
+            pixels: NDArray[Any] = results[0].pixels  # type: ignore[assignment]
+            pixels = to_grey(pixels) if image.grey else pixels
+        else:
+            restored = self.photo.paste(image, photo.faces, results)
+            pixels = restored.pixels
+            photo.seconds |= restored.seconds
+            begin = time.perf_counter()
+        if self._unchanged(photo, target):
+            with atomic_path(target) as temporary:
+                shutil.copyfile(item.source, temporary)
+        else:
+            write_image(target, pixels, like=image, quality=self.options.quality, metadata=self.options.metadata)
+        self._show(item, image.pixels, pixels)
+        photo.seconds["write"] = time.perf_counter() - begin
+        failed = f"{len(errors)} of {len(results)} faces failed: {errors[0]}" if errors else None
+        return Entry(
+            str(item.source),
+            "restored" if results else "no face",
+            target.relative_to(self.options.out).as_posix(),
+            width=pixels.shape[1],
+            height=pixels.shape[0],
+            faces=len(results) - len(errors),
+            precision=", ".join(sorted({result.precision for result in results})) or None,
+            error=failed,
+        )
+
+    def _unchanged(self, photo: _Photo, target: Path) -> bool:
+        """Whether the file itself is the best result: no face, nothing enlarged, the same format, metadata kept."""
+        return (
+            photo.faces == []
+            and self.photo is not None
+            and self.photo.options.upscale == 1
+            and isinstance(self.photo.background, Lanczos)
+            and self.options.metadata
+            and is_format(photo.item.source, target.suffix)
+        )
+
+    def _show(self, item: Item, before: NDArray[Any], after: NDArray[Any]) -> None:
+        """Write what shows a result beside its source, where it is wanted."""
+        if self.options.compare:
+            write_image(self.comparisons[item.source], side_by_side(before, after))
+        if self.options.html:
+            write_previews(self.options.out, item.name, before, after)
+
+    def _video(self, item: Item) -> None:
+        finished, target, options = len(self.entries), self.targets[item.source], self.options
+        try:
+            if self.photo is None:
+                raise InvalidOption("a video was given as an aligned face: leave --aligned out")
+            from bfr.runtime.film import restore_video  # raises MissingDependency
+
+            film = restore_video(
+                self.photo,
+                item.source,
+                target,
+                seed=options.seed,
+                metadata=options.metadata,
+                codec=options.codec,
+                crf=options.crf,
+                max_pixels=options.max_pixels,
+                progress=lambda share: self.progress(finished + share, item.name),
+            )
+        except WriteFailed:
+            raise
+        except BfrError as error:
+            self.entries[item.source] = Entry(str(item.source), "failed", error=str(error))
+        else:
+            self.entries[item.source] = Entry(
+                str(item.source),
+                "restored" if film.faces else "no face",
+                target.relative_to(options.out).as_posix(),
+                width=film.width,
+                height=film.height,
+                faces=film.faces,
+                frames=film.frames,
+                seconds=_rounded(film.seconds),
+                precision=self.restorer.precision,
+                error=film.error,
+            )
+            if film.stills:
+                self._show(item, *film.stills)
+        self.progress(finished + 1, item.name)
 
 
-def _finish(
-    item: Item, image: Image, read_seconds: float, result: Restored, target: Path, options: JobOptions
-) -> Entry:
-    if result.pixels is None:
-        return Entry(str(item.source), "failed", seconds=result.seconds, error=result.error)
-    begin = time.perf_counter()
-    try:
-        write_image(target, result.pixels, like=image, quality=options.quality)
-        if options.compare:
-            path = target.with_name(f"{target.stem}.compare.png")
-            write_image(path, side_by_side(image.pixels, result.pixels))
-    except WriteFailed:
-        raise
-    except BfrError as error:
-        return Entry(str(item.source), "failed", seconds=result.seconds, error=str(error))
-    seconds = {"read": read_seconds, **result.seconds, "write": time.perf_counter() - begin}
-    rounded = {stage: round(value, 4) for stage, value in seconds.items()}
-    return Entry(str(item.source), "restored", _below(target, options), rounded, result.precision)
-
-
-def side_by_side(before: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
-    """Two (H, W, 3) images of one size and dtype -> (H, 2W + GAP, 3), a white gap between them."""
-    white = np.iinfo(before.dtype).max
-    gap = np.full((before.shape[0], GAP, 3), white, before.dtype)
-    return np.concatenate([before, gap, after], axis=1)
-
-
-def _below(target: Path, options: JobOptions) -> str:
-    return target.relative_to(options.out).as_posix()
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {stage: round(value, 4) for stage, value in seconds.items()}

@@ -69,12 +69,13 @@ def paste_faces(photograph: NDArray[Any], patches: Sequence[Patch], *, upscale: 
             continue
         left, upper, right, lower = place
         part = photograph[upper:lower, left:right]
-        pixels = np.zeros(part.shape, np.float32)
-        for k, weight in zip(near, _weights([crops[k] for k in near], place), strict=True):
-            change = warp(patches[k].change, _local(crops[k][0], place), _size(place), cv2.BORDER_REPLICATE)
+        pixels = part.astype(np.float32)
+        common = [_common(place, rectangles[k]) for k in near]
+        weights = _weights([crops[k] for k in near], common, place)
+        for k, shared, weight in zip(near, common, weights, strict=True):
+            change = warp(patches[k].change, _local(crops[k][0], shared), _size(shared), cv2.BORDER_REPLICATE)
             change *= (weight * np.float32(blend))[..., None]
-            pixels += change
-        pixels += part
+            pixels[_inside(shared, place)] += change
         pasted = np.clip(np.rint(pixels, out=pixels), 0, top, out=pixels).astype(photograph.dtype)
         if len(near) == 1:
             part[...] = pasted
@@ -112,14 +113,22 @@ def _weight(matrix: Matrix, size: int, place: Rectangle) -> Float32:
     return np.asarray(weight, np.float32)
 
 
-def _weights(crops: list[tuple[Matrix, int]], place: Rectangle) -> list[Float32]:
-    """The masks of faces inside a rectangle; where they overlap, parts of them that add up to one at most."""
-    masks = [_weight(*crop, place) for crop in crops]
+def _weights(crops: list[tuple[Matrix, int]], common: list[Rectangle], place: Rectangle) -> list[Float32]:
+    """The masks of faces inside a rectangle; where they overlap, parts of them that add up to one at most.
+
+    common: what each face's own rectangle has in common with `place`; its mask is of that size.
+    """
+    masks = [_weight(*crop, shared) for crop, shared in zip(crops, common, strict=True)]
     if len(masks) == 1:
         return masks
-    claims = [mask * _depth(*crop, place) for mask, crop in zip(masks, crops, strict=True)]
-    total = np.maximum(np.sum(claims, axis=0), np.finfo(np.float32).tiny)
-    return [np.asarray(mask * claim / total, np.float32) for mask, claim in zip(masks, claims, strict=True)]
+    claims = [mask * _depth(*crop, shared) for mask, crop, shared in zip(masks, crops, common, strict=True)]
+    total = np.full(_size(place)[::-1], np.finfo(np.float32).tiny, np.float32)
+    for claim, shared in zip(claims, common, strict=True):
+        total[_inside(shared, place)] += claim
+    return [
+        np.asarray(mask * claim / total[_inside(shared, place)], np.float32)
+        for mask, claim, shared in zip(masks, claims, common, strict=True)
+    ]
 
 
 def _depth(matrix: Matrix, size: int, place: Rectangle) -> Float32:
@@ -146,3 +155,14 @@ def _size(place: Rectangle) -> tuple[int, int]:
 
 def _touch(a: Rectangle, b: Rectangle) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _common(a: Rectangle, b: Rectangle) -> Rectangle:
+    """What two rectangles that touch have in common."""
+    return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+
+
+def _inside(part: Rectangle, place: Rectangle) -> tuple[slice, slice]:
+    """Where a part of a rectangle lies in an array of the rectangle's pixels."""
+    left, upper = place[:2]
+    return slice(part[1] - upper, part[3] - upper), slice(part[0] - left, part[2] - left)

@@ -122,28 +122,39 @@ class Restorer:
         return [result.pixels for result in results]  # type: ignore[misc]
 
     def run(
-        self, images: Sequence[NDArray[Any]], *, seed: int = DEFAULT_SEED, on_step: OnStep | None = None
+        self,
+        images: Sequence[NDArray[Any]],
+        *,
+        seed: int = DEFAULT_SEED,
+        keys: Sequence[int | None] | None = None,
+        on_step: OnStep | None = None,
     ) -> list[Restored]:
-        """As `restore`, but an image that fails is a result with `error` set, and ends nothing."""
+        """As `restore`, but an image that fails is a result with `error` set, and ends nothing.
+
+        keys: of the noise of each image, 0 .. 2**32 - 1; None for one is a function of its pixels. Images that share a
+        key get the same noise, as the frames of a video should.
+        """
         check_seed(seed)
+        keys = keys or [None] * len(images)
         inputs = [to_input(image, self.size) for image in images]
         results: list[Restored] = []
         while len(results) < len(inputs):
             part = inputs[len(results) : len(results) + self.batch]
-            outcome = self._run_batch(part, seed, on_step)
+            named = keys[len(results) : len(results) + self.batch]
+            outcome = self._run_batch(part, seed, on_step, named)
             seconds = {stage: total / len(part) for stage, total in outcome.seconds.items()}
             for i, face in enumerate(outcome.image[: len(part)]):
                 image = images[len(results)]
                 if np.isfinite(face).all():
                     results.append(Restored(to_output(face, image), seconds, self.precision))
                 else:
-                    results.append(self._run_again(image, part[i], seed, seconds))
+                    results.append(self._run_again(image, part[i], seed, named[i], seconds))
         return results
 
     def warm_up(self) -> float:
         """Run the largest chain once on a grey image; returns the seconds it took, the chain's making included."""
         grey = np.full((3, self.size, self.size), 0.5, np.float32)
-        result = self._run_batch([grey] * self.batch, DEFAULT_SEED, None)
+        result = self._run_batch([grey] * self.batch, DEFAULT_SEED, None, [None] * self.batch)
         if not np.isfinite(result.image).all():
             raise RestorationFailed(
                 f"the warm-up of {self.bundle.manifest.system} gave NaN or Inf: do not use this bundle"
@@ -164,20 +175,25 @@ class Restorer:
             )
         return self._chains[batch]
 
-    def _run_batch(self, inputs: list[Float32], seed: int, on_step: OnStep | None) -> ChainResult:
+    def _run_batch(
+        self, inputs: list[Float32], seed: int, on_step: OnStep | None, keys: Sequence[int | None]
+    ) -> ChainResult:
         bucket = choose_bucket(len(inputs), self.device.buckets)
         padding = [np.zeros_like(inputs[0])] * (bucket - len(inputs))
-        keys = tuple(image_key(image) for image in inputs + padding)
-        return self.chain(bucket).run(np.stack(inputs + padding), seed=seed, images=keys, on_step=on_step)
+        named = [image_key(image) if key is None else key for image, key in zip(inputs, keys, strict=True)]
+        images = (*named, *(0 for _ in padding))
+        return self.chain(bucket).run(np.stack(inputs + padding), seed=seed, images=images, on_step=on_step)
 
-    def _run_again(self, image: NDArray[Any], degraded: Float32, seed: int, seconds: dict[str, float]) -> Restored:
+    def _run_again(
+        self, image: NDArray[Any], degraded: Float32, seed: int, key: int | None, seconds: dict[str, float]
+    ) -> Restored:
         if not np.isfinite(degraded).all():
             return Restored(None, seconds, self.precision, "the input holds NaN or Inf")
         if self.precision == "fp32":
             return Restored(None, seconds, "fp32", "the result holds NaN or Inf in float32")
         if self._float32 is None:
             self._float32 = Restorer(self.bundle, self.device, self.sampler)
-        return self._float32.run([image], seed=seed)[0]
+        return self._float32.run([image], seed=seed, keys=[key])[0]
 
 
 def load_networks(bundle: Bundle, device: Device, precision: Precision) -> dict[str, Network]:

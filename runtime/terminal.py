@@ -24,7 +24,7 @@ def progress_bar(*, download: bool = False) -> Progress:
     """A bar with elapsed and remaining time, of images or of bytes."""
     amount = (DownloadColumn(), TransferSpeedColumn()) if download else (MofNCompleteColumn(),)
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # the names of files
         BarColumn(),
         *amount,
         TimeElapsedColumn(),

@@ -1,17 +1,21 @@
 """A small system exported once a session, and a device made of NumPy functions."""
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bfr.runtime.bundle import Bundle
+from bfr.runtime.bundle import Bundle, default_bundle
+from bfr.runtime.face import Face, template
 from bfr.runtime.noise import HostNoise
+from bfr.runtime.restorer import Restored, Restorer
 
 SIZE = 32
+RESTORED = (210, 200, 190)  # the colour of every pixel that the fake networks restore
+FACE, BAD_FACE = (230, 30, 30), (230, 30, 230)  # colours of what the fake detector takes for faces
 NETWORK: dict[str, Any] = {
     "image_size": SIZE,
     "in_channels": 3,
@@ -85,6 +89,60 @@ def linear_step(eps: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> NumpyNet
     return NumpyNetwork(step)
 
 
+class RecordingRestorer(Restorer):
+    """A Restorer that remembers the keys of each call of `run`."""
+
+    calls: list[list[int | None]]
+
+    def run(self, images: Sequence[Any], *, keys: Sequence[int | None] | None = None, **options: Any) -> list[Restored]:
+        self.calls.append(list(keys or [None] * len(images)))
+        return super().run(images, keys=keys, **options)
+
+
+def small_restorer(batch: int = 1) -> RecordingRestorer:
+    """A Restorer of 32 x 32 faces without a backend: a face becomes RESTORED all over, one of BAD_FACE's colour NaN."""
+
+    def estimate(degraded: np.ndarray) -> tuple[np.ndarray]:
+        bad = degraded[:, 2].mean(axis=(1, 2)) > degraded[:, 1].mean(axis=(1, 2)) + 0.4
+        return (np.where(bad[:, None, None, None], np.nan, 2 * degraded - 1),)
+
+    def denoise(x: np.ndarray, **_: Any) -> tuple[np.ndarray, np.ndarray]:
+        return np.where(np.isnan(x), np.nan, colour), x
+
+    colour = (2 * np.array(RESTORED, np.float32) / 255 - 1)[None, :, None, None]
+
+    mini = Bundle.open(default_bundle())
+    bundle = Bundle(mini.folder, mini.manifest.model_copy(update={"image_size": SIZE}), mini.hash)
+    networks: Any = {"estimator": NumpyNetwork(estimate), "denoiser": NumpyNetwork(denoise)}
+    restorer = RecordingRestorer(
+        bundle, NumpyDevice(), bundle.preset("reference", start=2), batch=batch, networks=networks
+    )
+    restorer.calls = []
+    return restorer
+
+
+class Squares:
+    """A detector of squares in the colours of faces, and of white ones in grey pictures."""
+
+    name = "squares"
+
+    def detect(self, pixels: np.ndarray) -> list[Face]:
+        import cv2
+
+        red, green, blue = np.moveaxis(pixels.astype(int), 2, 0)
+        mask = ((red - green > 100) | (np.minimum(green, blue) > 244)).astype(np.uint8)
+        faces = []
+        for left, top, width, height, area in cv2.connectedComponentsWithStats(mask)[2][1:]:
+            if area >= 100:
+                landmarks = np.array([left, top]) + template(512) * (width / 512)
+                box = np.array([left, top, left + width, top + height], np.float32)
+                faces.append(Face(box, landmarks.astype(np.float32), 0.9))
+        return faces
+
+    def refine(self, pixels: np.ndarray, face: Face) -> Face:
+        return face
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """P32: nothing reaches another machine. Tests of downloads serve themselves, on the loopback address."""
@@ -104,9 +162,24 @@ def fakes() -> Any:
 
     class Fakes:
         Device, Network, step = NumpyDevice, NumpyNetwork, staticmethod(linear_step)
+        Squares, face, bad_face, restored = Squares, FACE, BAD_FACE, RESTORED
         identity = staticmethod(lambda: NumpyNetwork(lambda degraded: (2 * degraded - 1,)))
 
     return Fakes
+
+
+@pytest.fixture
+def small() -> Iterator[Callable[..., RecordingRestorer]]:
+    """A maker of small Restorers, closed afterwards; see `small_restorer`."""
+    made: list[RecordingRestorer] = []
+
+    def make(batch: int = 1) -> RecordingRestorer:
+        made.append(small_restorer(batch))
+        return made[-1]
+
+    yield make
+    for restorer in made:
+        restorer.close()
 
 
 @pytest.fixture(scope="session")

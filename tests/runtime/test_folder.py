@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bfr.runtime.errors import InputNotFound, InvalidOption
-from bfr.runtime.folder import Item, find_images, output_path
+from bfr.runtime.folder import Item, choose_targets, find_images, output_path
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -28,6 +28,44 @@ def test_only_allowed_suffixes_in_any_case(tmp_path: Path) -> None:
     allowed = ["a.PNG", "b.jpg", "c.JPEG", "d.webp", "e.bmp", "f.tif", "g.Tiff"]
     fill(tmp_path, *allowed, "x.gif", "x.txt", "x", "x.png.part", ".hidden.png", ".x.png.7-0.part", ".git/y.png")
     assert found(tmp_path) == allowed
+
+
+def test_videos_only_where_they_are_wanted(tmp_path: Path) -> None:
+    fill(
+        tmp_path,
+        "a.mp4",
+        "b.MOV",
+        "c.mkv",
+        "d.webm",
+        "e.avi",
+        "f.m4v",
+        "g.png",
+        "x.mp3",
+        "x.gif",
+        ".y.mp4",
+        "z.mp4.part",
+    )
+    videos = [item.source.name for item in find_images([tmp_path], videos=True)]
+    assert videos == ["a.mp4", "b.MOV", "c.mkv", "d.webm", "e.avi", "f.m4v", "g.png"]
+    assert found(tmp_path) == ["g.png"]
+
+
+def test_a_video_and_an_image_of_one_name_do_not_collide(tmp_path: Path) -> None:
+    fill(tmp_path, "a.mp4", "a.jpg", "a.mov")
+    assert [item.name for item in find_images([tmp_path], videos=True)] == ["a_jpg", "a_mov", "a_mp4"]
+
+
+def test_results_of_an_earlier_run_are_not_read(tmp_path: Path) -> None:
+    """Where the output folder lies in the input, however it is written; but where it is an input itself, it is read."""
+    fill(tmp_path, "a.png", "out/b.png", "out/deep/c.png", "sub/out/d.png")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for out in (tmp_path / "out", tmp_path / "sub" / ".." / "out", tmp_path / "link" / "out"):
+        items = find_images([tmp_path], out=out)
+        assert [item.source.relative_to(tmp_path).as_posix() for item in items] == ["a.png", "sub/out/d.png"]
+    assert len(find_images([tmp_path], out=tmp_path / "new")) == 4
+    assert len(find_images([tmp_path], out=tmp_path)) == 4
+    assert len(find_images([tmp_path / "out"], out=tmp_path / "out")) == 2
+    assert [item.name for item in find_images([tmp_path / "out/b.png"], out=tmp_path / "out")] == ["b"]
 
 
 def test_an_empty_folder_has_no_images_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
@@ -132,3 +170,22 @@ def test_output_path_refuses_a_linked_folder_below(tmp_path: Path) -> None:
             output_path(out, name, ".png")
     (tmp_path / "alias").symlink_to(out)  # the output folder itself may be a link
     assert output_path(tmp_path / "alias", "sub/a", ".png") == tmp_path / "alias" / "sub" / "a.png"
+
+
+def test_targets_and_names_that_have_none(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    items = [Item(tmp_path / "a.jpg", "sub/a"), Item(tmp_path / "b.jpg", "../b"), Item(tmp_path / "gone.jpg", "c")]
+    targets, refused = choose_targets(items, out, lambda item: item.source.suffix)
+    assert targets == {tmp_path / "a.jpg": out / "sub/a.jpg", tmp_path / "gone.jpg": out / "c.jpg"}
+    assert list(refused) == [tmp_path / "b.jpg"]
+    assert "rename" in refused[tmp_path / "b.jpg"]
+
+
+def test_a_target_that_is_any_input_is_refused(tmp_path: Path) -> None:
+    """By a link too; a target that is some other file is not."""
+    fill(tmp_path, "a.png", "b.png", "out/old.png")
+    items = [Item(tmp_path / "a.png", "old"), Item(tmp_path / "b.png", "new")]
+    assert len(choose_targets(items, tmp_path / "out", lambda _item: ".png")[0]) == 2
+    (tmp_path / "out/new.png").symlink_to(tmp_path / "a.png")
+    with pytest.raises(InvalidOption, match=r"new\.png is an input.*another output folder"):
+        choose_targets(items, tmp_path / "out", lambda _item: ".png")

@@ -70,6 +70,27 @@ def test_the_seed_decides(tiny_bundle: Bundle, alone: list[np.ndarray]) -> None:
             restorer.restore(FACES[:1], seed=-1)
 
 
+def test_keys_decide_the_noise(tiny_bundle: Bundle, alone: list[np.ndarray]) -> None:
+    """One key, one noise, whatever the batch; without a key an image has its own."""
+
+    def results(restorer: Restorer, faces: list[np.ndarray], keys: Any) -> list[np.ndarray]:
+        found = [result.pixels for result in restorer.run(faces, keys=keys)]
+        return [pixels for pixels in found if pixels is not None]
+
+    with opened(tiny_bundle, batch=2) as restorer:
+        same = [FACES[0]] * 3
+        first, second, third = results(restorer, same, [5, 5, 6])
+        assert np.array_equal(first, second)
+        assert not np.array_equal(first, third)
+        assert np.array_equal(results(restorer, [FACES[1], FACES[0]], [7, 6])[1], third)
+        mixed = results(restorer, [FACES[0], FACES[1], FACES[0]], [None, None, 5])
+        assert np.array_equal(mixed[0], alone[0])
+        assert np.array_equal(mixed[1], alone[1])
+        assert np.array_equal(mixed[2], first)
+        other = [result.pixels for result in restorer.run([FACES[0]], keys=[5], seed=1)]
+        assert not np.array_equal(other[0], first)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("shape", [(32, 32), (50, 40), (1, 1)])
 def test_sizes_and_dtypes_come_back(tiny_bundle: Bundle, dtype: type, shape: tuple[int, int]) -> None:
@@ -141,6 +162,18 @@ class TestNotFinite:
         assert (good.precision, again.precision) == ("fp16", "fp32")
         assert again.pixels is not None
         assert (again.pixels == 128).all()
+
+    def test_float32_gets_the_noise_that_half_had(self, tiny_bundle: Bundle, fakes: Any) -> None:
+        """The result is what the noise is: the fake network gives its input back."""
+        keep = fakes.Network(lambda x, **_: (np.where(np.isfinite(x), x, 0), x))
+        restorer = self.restorer(tiny_bundle, fakes, float32=keep)
+        flat = np.full((32, 32, 3), 128, np.uint8)
+        _, keyed = restorer.run([flat, flat], keys=[1, 3])
+        _, same = restorer.run([FACES[0], flat], keys=[2, 3])
+        _, other = restorer.run([flat, flat], keys=[3, 1])
+        assert keyed.precision == "fp32"
+        assert np.array_equal(keyed.pixels, same.pixels)  # type: ignore[arg-type]
+        assert not np.array_equal(keyed.pixels, other.pixels)  # type: ignore[arg-type]
 
     def test_it_is_reported_where_float32_fails_too(self, tiny_bundle: Bundle, fakes: Any) -> None:
         nan = fakes.Network(lambda x, **_: (x * np.nan, x))
