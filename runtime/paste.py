@@ -42,7 +42,7 @@ def make_patch(crop: NDArray[Any], restored: NDArray[Any], matrix: Matrix, *, ke
         change = np.repeat(cv2.cvtColor(change, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
     if keep_colour:
         size = change.shape[0]
-        coarse = cv2.resize(change, (max(1, size // 16),) * 2, interpolation=cv2.INTER_AREA)
+        coarse = cv2.resize(change, (16, 16), interpolation=cv2.INTER_AREA)
         change = change - cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
     return Patch(np.asarray(change, np.float32), matrix)
 
