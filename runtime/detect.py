@@ -64,7 +64,7 @@ class YuNet:
 
     It knows faces of about 10 to 300 pixels, so that the photograph is looked at twice: longest side SIDES[0] for the
     small faces and SIDES[1] for the large. Small photographs are enlarged, at most twice. Landmarks of small faces are
-    a sixth of the eye distance off; `refine` looks again at the face upright and at the size that it knows best.
+    an eighth of the eye distance off; `refine` looks again at the face upright and at the size that it knows best.
     """
 
     name = "yunet"
