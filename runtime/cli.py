@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from bfr.runtime.cli_tools import tools
-from bfr.runtime.errors import BfrError
+from bfr.runtime.errors import BfrError, InvalidOption
 from bfr.runtime.terminal import progress_bar, say
 
 if TYPE_CHECKING:
@@ -110,6 +110,12 @@ def restore(
         codec=codec,
         crf=crf,
     )
+    whole = PhotoOptions(cast("Selection", faces), min_eye_distance, upscale, blend, keep_colour)
+    if aligned and (whole != PhotoOptions() or background or detector != "auto"):
+        raise InvalidOption(
+            "--aligned takes each image for a face: leave out --faces, --min-eye-distance, --upscale, --blend, "
+            "--keep-colour, --detector and --background, or --aligned"
+        )
     items = find_images(inputs, videos=not aligned, out=out)
     if not items:
         print("0 images")
@@ -128,7 +134,7 @@ def restore(
     if not aligned:
         worker = PhotoRestorer(
             restorer,
-            PhotoOptions(cast("Selection", faces), min_eye_distance, upscale, blend, keep_colour),
+            whole,
             detector=open_detector(detector),
             background=NetworkBackground(background, restorer.device) if background else None,
         )

@@ -247,6 +247,7 @@ def test_options_of_the_networks_out_of_range_are_one_clear_error(
         (["--codec", "av1"], "h264, vp9"),
         (["--crf", "-3"], "between 0 and 63"),
         (["--faces", "some"], "all, largest, centre"),
+        (["--aligned", "--upscale", "2"], "--aligned takes each image for a face"),
         (["--min-eye-distance", "-1"], "0 or more"),
         (["--upscale", "3"], "1, 2, 4"),
         (["--blend", "2"], "between 0 and 1"),
