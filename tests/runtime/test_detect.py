@@ -328,6 +328,10 @@ def haar() -> Haar:
 
 
 class TestHaar:
+    def test_folds_and_walls_are_no_faces(self, haar: Haar, astronaut: Array) -> None:
+        """The cascade alone answers six times here; eyes are seen, and windows agree, at her face only."""
+        assert len(haar.detect(astronaut)) == 1
+
     @pytest.mark.parametrize("scale", [0.5, 4])
     def test_a_face_is_found_at_any_scale(self, haar: Haar, astronaut: Array, scale: float) -> None:
         pixels, landmarks = resized(astronaut, scale)
