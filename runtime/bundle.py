@@ -19,7 +19,8 @@ from bfr.runtime.manifest import FORMAT, MANIFEST, BundleFile, Denoise, Estimate
 class Bundle:
     """A bundle on disk.
 
-    folder: where it is. manifest: what it says. hash: sha256 of the manifest, which holds those of all files.
+    folder: where it is. manifest: what it says. hash: sha256 of the manifest's content, which holds those of all files,
+    without its engines: they change how fast a bundle runs on one machine, not what it is.
     """
 
     folder: Path
@@ -47,7 +48,8 @@ class Bundle:
             raise BundleInvalid(f"{path} is not a valid manifest:\n{problems}\nExport the bundle anew.") from error
         except ValueError as error:
             raise BundleInvalid(f"{path} is not JSON ({error}): the bundle is damaged, export it anew") from error
-        return cls(folder, manifest, hashlib.sha256(data).hexdigest())
+        content = json.dumps({key: value for key, value in found.items() if key != "engines"}, sort_keys=True)
+        return cls(folder, manifest, hashlib.sha256(content.encode()).hexdigest())
 
     @property
     def estimator(self) -> str:
@@ -120,8 +122,9 @@ class Bundle:
             raise BundleCorrupt(f"{path} has sha256 {found}, the manifest says {file.sha256}: {remedy}")
 
     def check_all(self) -> int:
-        """Check every file of the bundle; returns how many."""
+        """Check every file of the bundle, engines included; returns how many."""
         files = [f for n in self.manifest.networks.values() for v in n.variants.values() for f in (v.graph, *v.weights)]
+        files += [f for engine in self.manifest.engines for f in (engine.file, engine.runtime_cache) if f]
         for file in files:
             self.check(file)
         return len(files)
@@ -143,7 +146,8 @@ def describe_file(folder: Path, path: Path) -> BundleFile:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json`, whole or not at all."""
-    write_bytes(folder / MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
+    unbuilt = None if manifest.engines else {"engines"}
+    write_bytes(folder / MANIFEST, manifest.model_dump_json(indent=1, exclude=unbuilt).encode() + b"\n")
 
 
 def _names(mapping: Mapping[Any, object]) -> str:

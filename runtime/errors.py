@@ -35,6 +35,32 @@ class BundleCorrupt(BfrError):
     """A file of a bundle is not the one that its manifest describes."""
 
 
+class EngineMissing(BfrError):
+    """No engine was built for a network; `bfr build` makes one."""
+
+
+class EngineMismatch(BfrError):
+    """The engines of a network were built for another machine, library or network."""
+
+
+class EngineBuildFailed(BfrError, RuntimeError):
+    """An engine could not be built, or was not what it should be; nothing was published, older engines stay."""
+
+    exit_code = 1
+
+
+class DeviceOutOfMemory(BfrError, MemoryError):
+    """The device has too little free memory. The device itself can go on."""
+
+    exit_code = 1
+
+
+class DeviceLost(BfrError, RuntimeError):
+    """The GPU reported an error after which its CUDA context cannot be used: the process must be started anew."""
+
+    exit_code = 1
+
+
 class BackendUnavailable(BfrError, RuntimeError):
     """A backend or execution provider was asked for and does not work on this machine."""
 

@@ -122,10 +122,11 @@ class Licence(_Model):
 
 
 class Check(_Model):
-    """One comparison with eager float32 on the same inputs and the same noise.
+    """One comparison with float32 on the same inputs and the same noise.
 
     what: a network or `loop`. psnr_db: peak 2, since images are in [-1, 1]. max_abs: largest absolute difference.
     relative: L2 norm of the difference over that of the reference. floor_db: what psnr_db had to reach.
+    reference: what it was compared with. gpu: where it ran, None on a CPU.
     seconds_a_step, eager_seconds_a_step: of a loop, one denoising step, on the machine that verified.
     """
 
@@ -137,12 +138,52 @@ class Check(_Model):
     max_abs: float
     relative: float
     floor_db: float
+    reference: str = "eager float32"
+    gpu: str | None = None
     seconds_a_step: float | None = None
     eager_seconds_a_step: float | None = None
 
 
+class EngineKey(_Model):
+    """What an engine depends on. An engine is used only where every field is what it was when it was built.
+
+    graph_sha256, weights_sha256: of the network's files in the bundle. buckets: the batch sizes, one optimization
+    profile each, ascending. library: `tensorrt` or `tensorrt-rtx`, and its version. cuda: of the CUDA runtime that
+    the library was used with, driver: the CUDA version that the driver supports, both as `13.0`. gpu: its name.
+    options: the builder's, by name.
+    """
+
+    graph_sha256: str
+    weights_sha256: tuple[str, ...]
+    precision: Precision
+    buckets: tuple[Annotated[int, Field(ge=1)], ...]
+    library: Literal["tensorrt", "tensorrt-rtx"]
+    version: str
+    cuda: str
+    driver: str
+    gpu: str
+    compute_capability: str
+    options: dict[str, str | int | bool | None]
+
+
+class Engine(_Model):
+    """An engine that was built, proven and published on this machine.
+
+    half_share: of the tensors that the engine's inspector lists with a floating type, how many are half (0 .. 1).
+    runtime_cache: what TensorRT-RTX compiled at its first run. build_seconds: of the build alone. checks: the gate.
+    """
+
+    network: str
+    file: BundleFile
+    key: EngineKey
+    half_share: float
+    build_seconds: float
+    checks: tuple[Check, ...] = ()
+    runtime_cache: BundleFile | None = None
+
+
 class Manifest(_Model):
-    """All that the runtime knows of a system."""
+    """All that the runtime knows of a system. `engines` belong to one machine; all else travels with the bundle."""
 
     format: Literal[1]
     system: str
@@ -155,3 +196,4 @@ class Manifest(_Model):
     licence: Licence
     verified: tuple[Check, ...] = ()
     made_with: dict[str, str]
+    engines: tuple[Engine, ...] = ()

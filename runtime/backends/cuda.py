@@ -1,0 +1,304 @@
+"""One GPU through cuda-python: as much of the CUDA runtime as a chain needs, every return value checked.
+
+This is the only module that touches cuda-python. Pointers, streams, events and graphs are integers or the library's
+own handles; whoever asks for one gives it back.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory, MissingDependency
+
+Handle = Any
+REMEDY = 'pip install "bfr-runtime[tensorrt]" or "bfr-runtime[gpu]"'
+# After these the context is gone: every later call fails the same way (CUDA Runtime API, "Error handling").
+STICKY = frozenset(
+    f"cudaError{name}"
+    for name in (
+        "IllegalAddress",
+        "LaunchFailure",
+        "LaunchTimeout",
+        "HardwareStackError",
+        "IllegalInstruction",
+        "MisalignedAddress",
+        "InvalidAddressSpace",
+        "InvalidPc",
+        "Assert",
+        "ECCUncorrectable",
+        "NvlinkUncorrectable",
+        "DevicesUnavailable",
+        "ExternalDevice",
+        "ContextIsDestroyed",
+        "Contained",
+        "TensorMemoryLeak",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Of a GPU and its driver. runtime, driver: CUDA versions, as 13.0. total_bytes: of its memory."""
+
+    name: str
+    compute_capability: str
+    runtime: str
+    driver: str
+    total_bytes: int
+    multiprocessors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An argument of a kernel and its C type."""
+
+    value: int | float
+    type: type[Any]
+
+
+def pointer(address: int) -> Argument:
+    """A pointer to device memory, as a kernel's argument."""
+    return Argument(address, ctypes.c_void_p)
+
+
+def word(value: int) -> Argument:
+    """An unsigned int of 32 bits, as a kernel's argument."""
+    return Argument(value, ctypes.c_uint32)
+
+
+def real(value: float) -> Argument:
+    """A float, as a kernel's argument."""
+    return Argument(value, ctypes.c_float)
+
+
+@cache
+def bindings() -> tuple[ModuleType, ModuleType]:
+    """The runtime and the driver API of cuda-python. Raises MissingDependency where they cannot be imported."""
+    try:
+        from cuda.bindings import driver, runtime
+    except ImportError as error:
+        raise MissingDependency(f"cuda-python cannot be imported ({error}): {REMEDY}") from error
+    return runtime, driver
+
+
+def device_count() -> int:
+    """How many GPUs CUDA sees; 0 without a driver or without cuda-python."""
+    try:
+        runtime, _ = bindings()
+    except MissingDependency:
+        return 0
+    error, count = runtime.cudaGetDeviceCount()
+    return int(count) if error == runtime.cudaError_t.cudaSuccess else 0
+
+
+class Cuda:
+    """The GPU number `index`. Every call makes it the current one of its thread first: processes may use several."""
+
+    def __init__(self, index: int = 0) -> None:
+        """Raises MissingDependency without cuda-python, BackendUnavailable where there is no such GPU."""
+        self.index = index
+        self.rt, self.driver = bindings()
+        found = device_count()
+        if not 0 <= index < found:
+            have = f"there are {found}, numbered from 0" if found else "CUDA finds none"
+            raise BackendUnavailable(
+                f"GPU {index} was asked for and {have}: check `nvidia-smi` and the driver, run `bfr doctor`; "
+                "in a container, start it with --gpus all"
+            )
+        self._capture_mode = self.rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._library: Handle = None
+
+    @property
+    def facts(self) -> Facts:
+        """Of the GPU and its driver."""
+        found = self._call("cudaGetDeviceProperties", self.index)
+        name = found.name.decode() if isinstance(found.name, bytes) else found.name
+        return Facts(
+            name=name.rstrip("\0"),
+            compute_capability=f"{found.major}.{found.minor}",
+            runtime=_version(self._call("cudaRuntimeGetVersion")),
+            driver=_version(self._call("cudaDriverGetVersion")),
+            total_bytes=int(found.totalGlobalMem),
+            multiprocessors=int(found.multiProcessorCount),
+        )
+
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes."""
+        free, total = self._call("cudaMemGetInfo")
+        return int(free), int(total)
+
+    def allocate(self, size: int) -> int:
+        """The address of `size` bytes on the device. Raises DeviceOutOfMemory with needed and free bytes."""
+        return int(self._call("cudaMalloc", size, needed=size))
+
+    def free(self, address: int) -> None:
+        """Give device memory back."""
+        self._call("cudaFree", address)
+
+    def allocate_pinned(self, size: int) -> NDArray[np.uint8]:
+        """`size` bytes of page-locked host memory, from which copies run beside the host's own work."""
+        address = int(self._call("cudaMallocHost", size, needed=size))
+        return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), (size,))
+
+    def free_pinned(self, block: NDArray[np.uint8]) -> None:
+        """Give page-locked memory back."""
+        self._call("cudaFreeHost", block.ctypes.data)
+
+    def copy(self, target: int, source: int, size: int, stream: Handle) -> None:
+        """Enqueue a copy between any two memories."""
+        self._call("cudaMemcpyAsync", target, source, size, self.rt.cudaMemcpyKind.cudaMemcpyDefault, stream)
+
+    def zero(self, address: int, size: int, stream: Handle) -> None:
+        """Enqueue the writing of zeros."""
+        self._call("cudaMemsetAsync", address, 0, size, stream)
+
+    def stream(self) -> Handle:
+        """A new stream that does not wait for the default one."""
+        return self._call("cudaStreamCreateWithFlags", self.rt.cudaStreamNonBlocking)
+
+    def destroy_stream(self, stream: Handle) -> None:
+        """Give a stream back."""
+        self._call("cudaStreamDestroy", stream)
+
+    def synchronize(self, stream: Handle) -> None:
+        """Wait until everything enqueued on a stream is done; raises what went wrong in it."""
+        self._call("cudaStreamSynchronize", stream)
+
+    def event(self) -> Handle:
+        """A new event, with a time."""
+        return self._call("cudaEventCreate")
+
+    def destroy_event(self, event: Handle) -> None:
+        """Give an event back."""
+        self._call("cudaEventDestroy", event)
+
+    def record(self, event: Handle, stream: Handle, *, captured: bool = False) -> None:
+        """Enqueue the event. captured: while its stream is captured, to be recorded at each launch of the graph."""
+        if captured:
+            self._call("cudaEventRecordWithFlags", event, stream, self.rt.cudaEventRecordExternal)
+        else:
+            self._call("cudaEventRecord", event, stream)
+
+    def wait(self, stream: Handle, event: Handle) -> None:
+        """Make a stream wait for an event."""
+        self._call("cudaStreamWaitEvent", stream, event, 0)
+
+    def elapsed(self, begin: Handle, end: Handle) -> float:
+        """Seconds between two events that have happened."""
+        return float(self._call("cudaEventElapsedTime", begin, end)) / 1e3
+
+    def capture(self, stream: Handle, work: Callable[[], None]) -> Handle:
+        """Record what `work` enqueues on a stream as an executable graph; nothing runs.
+
+        Where `work` raises, the capture ends and the stream can be used as before.
+        """
+        self._call("cudaStreamBeginCapture", stream, self._capture_mode)
+        try:
+            work()
+        except BaseException:
+            # The capture must end whatever happened in it; what EndCapture says of it is not the news.
+            error, graph = self.rt.cudaStreamEndCapture(stream)
+            if error == self.rt.cudaError_t.cudaSuccess and int(graph):
+                self.rt.cudaGraphDestroy(graph)
+            self.rt.cudaGetLastError()
+            raise
+        graph = self._call("cudaStreamEndCapture", stream)
+        try:
+            return self._call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self._call("cudaGraphDestroy", graph)
+
+    def launch_graph(self, graph: Handle, stream: Handle) -> None:
+        """Enqueue an executable graph."""
+        self._call("cudaGraphLaunch", graph, stream)
+
+    def destroy_graph(self, graph: Handle) -> None:
+        """Give an executable graph back."""
+        self._call("cudaGraphExecDestroy", graph)
+
+    def load_kernels(self, image: bytes, names: Sequence[str]) -> dict[str, Handle]:
+        """Load compiled kernels; they stay loaded as long as the process lives."""
+        self._call("cudaFree", 0)  # makes the device's context, which loading needs
+        library = self._driver_call("cuLibraryLoadData", image, [], [], 0, [], [], 0)
+        return {name: self._driver_call("cuLibraryGetKernel", library, name.encode()) for name in names}
+
+    def launch(
+        self, kernel: Handle, grid: tuple[int, int], block: int, arguments: Sequence[Argument], stream: Handle
+    ) -> None:
+        """Enqueue a kernel."""
+        self._use()
+        values = tuple(argument.value for argument in arguments)
+        types = tuple(argument.type for argument in arguments)
+        function = self.driver.CUfunction(int(kernel))
+        self._driver_call("cuLaunchKernel", function, *grid, 1, block, 1, 1, 0, stream, (values, types), 0)
+
+    def _use(self) -> None:
+        self._check("cudaSetDevice", self.rt.cudaSetDevice(self.index))
+
+    def _call(self, name: str, *arguments: Any, needed: int | None = None) -> Any:
+        self._use()
+        return self._check(name, getattr(self.rt, name)(*arguments), needed)
+
+    def _check(self, name: str, answer: tuple[Any, ...], needed: int | None = None) -> Any:
+        error, *values = answer
+        if error != self.rt.cudaError_t.cudaSuccess:
+            self._fail(name, error.name, needed)
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def _driver_call(self, name: str, *arguments: Any) -> Any:
+        error, *values = getattr(self.driver, name)(*arguments)
+        if error != self.driver.CUresult.CUDA_SUCCESS:
+            self._fail(name, _runtime_name(error.name), None)
+        return values[0] if values else None
+
+    def _fail(self, call: str, error: str, needed: int | None) -> None:
+        where = f"GPU {self.index}: {call} reports {error}"
+        if error == "cudaErrorMemoryAllocation":
+            self.rt.cudaGetLastError()  # this one does not stick
+            status, free, total = self.rt.cudaMemGetInfo()
+            known = status == self.rt.cudaError_t.cudaSuccess
+            have = f"{free:,} of {total:,} bytes are free" if known else "how much is free is unknown"
+            wanted = "" if needed is None else f", {needed:,} bytes were needed"
+            raise DeviceOutOfMemory(
+                f"{where}{wanted}, {have}: choose a smaller --batch, or end what else uses the GPU (nvidia-smi)"
+            )
+        if error in STICKY:
+            raise DeviceLost(
+                f"{where}: this process can no longer use the GPU and must be started anew. If it happens again, look "
+                "at the kernel log (dmesg, lines with Xid) and run `bfr verify`"
+            )
+        raise RuntimeError(where)
+
+
+def _version(number: Any) -> str:
+    return f"{int(number) // 1000}.{int(number) % 1000 // 10}"
+
+
+_SAME = {
+    "OUT_OF_MEMORY": "MemoryAllocation",
+    "ILLEGAL_ADDRESS": "IllegalAddress",
+    "LAUNCH_FAILED": "LaunchFailure",
+    "LAUNCH_TIMEOUT": "LaunchTimeout",
+    "HARDWARE_STACK_ERROR": "HardwareStackError",
+    "ILLEGAL_INSTRUCTION": "IllegalInstruction",
+    "MISALIGNED_ADDRESS": "MisalignedAddress",
+    "INVALID_ADDRESS_SPACE": "InvalidAddressSpace",
+    "INVALID_PC": "InvalidPc",
+    "ASSERT": "Assert",
+    "ECC_UNCORRECTABLE": "ECCUncorrectable",
+    "NVLINK_UNCORRECTABLE": "NvlinkUncorrectable",
+    "DEVICE_UNAVAILABLE": "DevicesUnavailable",
+    "CONTEXT_IS_DESTROYED": "ContextIsDestroyed",
+}
+
+
+def _runtime_name(driver: str) -> str:
+    """The runtime API's name of a driver API's error, where both have one."""
+    same = _SAME.get(driver.removeprefix("CUDA_ERROR_"))
+    return f"cudaError{same}" if same else driver
