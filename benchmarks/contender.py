@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from bfr.runtime.backends import BACKENDS, Device, Network, open_device
+from bfr.runtime.backends import Device, Network
+from bfr.runtime.backends.choose import BACKENDS, open_device
 from bfr.runtime.bundle import Bundle
 from bfr.runtime.errors import BackendUnavailable, InvalidOption, MissingDependency
 from bfr.runtime.manifest import Precision, Preset

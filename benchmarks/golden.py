@@ -109,7 +109,7 @@ def run_network(module: nn.Module, inputs: dict[str, Float32], scratch: Path) ->
     for name, value in inputs.items():
         device.write(buffers[name], value)
     output = device.array(eager.shape)
-    device.load(graph).bind(buffers, {"y": output})()
+    device.load_graph(graph).bind(buffers, {"y": output})()
     return eager, device.read(output)
 
 
@@ -138,13 +138,15 @@ def _run_loop(arrays: Arrays, config: dict[str, Any], folder: Path, scratch: Pat
             "mask": arrays["mask"],
             "strength": np.full(len(arrays["y0"]), config["gamma"], np.float32),
         }
-    eager, onnxruntime = EagerDevice(), CpuDevice()
+    eager, onnxruntime, size = EagerDevice(), CpuDevice(), arrays["y0"].shape[-1]
     networks: list[tuple[Device, Network | None, Network]] = [
         (eager, EagerNetwork(estimator) if estimator else None, EagerNetwork(step)),
         (
             onnxruntime,
-            onnxruntime.load(_export_estimator(estimator, arrays["y0"].shape[-1], scratch)) if estimator else None,
-            onnxruntime.load(_export_step(step, arrays["y0"].shape[-1], conditions, scratch)),
+            onnxruntime.load_graph(_export_estimator(estimator, arrays["y0"].shape[-1], scratch))
+            if estimator
+            else None,
+            onnxruntime.load_graph(_export_step(step, size, conditions, scratch)),
         ),
     ]
     errors = [replay(device, first, second, table, arrays, conditions) for device, first, second in networks]

@@ -11,7 +11,7 @@ from bfr.models.mini.degrade import Degradation
 from bfr.runtime.errors import InputNotFound, InvalidImage, InvalidOption
 from bfr.runtime.folder import find_images
 from bfr.runtime.image import read_image
-from bfr.runtime.restorer import to_input, to_output
+from bfr.runtime.pixels import to_input, to_output
 
 LEVELS = {
     "mild": Degradation(blur=(1.2, 1.2), downsample=2.0, noise=4.0, jpeg=80),

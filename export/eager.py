@@ -1,13 +1,15 @@
 """Eager PyTorch as a device: what every other backend is proven and measured against, over the same loop."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bfr.runtime.backends import BoundCall, Float32, Network, Noise
+from bfr.runtime.backends import BoundCall, Float32, HostDevice, Noise
+from bfr.runtime.bundle import Bundle
+from bfr.runtime.errors import InvalidOption
+from bfr.runtime.manifest import Precision
 from bfr.runtime.noise import UploadedNoise
 
 
@@ -31,7 +33,7 @@ class EagerNetwork:
         return call
 
 
-class EagerDevice:
+class EagerDevice(HostDevice):
     """The CPU or a GPU through PyTorch. It loads modules, not bundles."""
 
     buckets: tuple[int, ...] | None = None
@@ -47,6 +49,12 @@ class EagerDevice:
     def array(self, shape: tuple[int, ...]) -> Tensor:
         return torch.zeros(shape, device=self.device)
 
+    def view(self, buffer: Tensor, batch: int) -> Tensor:
+        return buffer[:batch]
+
+    def zero(self, buffer: Tensor) -> None:
+        buffer.zero_()
+
     def write(self, buffer: Tensor, values: Float32) -> None:
         buffer.copy_(torch.from_numpy(np.ascontiguousarray(values)))
 
@@ -59,5 +67,10 @@ class EagerDevice:
     def noise(self, shape: tuple[int, ...]) -> Noise:
         return UploadedNoise(self, shape)
 
-    def load(self, graph: Path) -> Network:
-        raise TypeError(f"eager PyTorch runs modules, not {graph}: give Restorer its networks")
+    def load(self, bundle: Bundle, name: str, precision: Precision) -> EagerNetwork:
+        """The float32 module of a bundle's network."""
+        if precision != "fp32":
+            raise InvalidOption(f"eager PyTorch is the float32 reference, not {precision}")
+        from bfr.export.reference import load_stage
+
+        return EagerNetwork(load_stage(bundle, name).to(self.device))

@@ -7,7 +7,6 @@ from bfr.export.step import EstimatorStage, LearnedVarianceStep, LinearStep, cut
 from bfr.models.catalog import ARCHITECTURES
 from bfr.runtime.bundle import Bundle
 from bfr.runtime.errors import BundleInvalid
-from bfr.runtime.manifest import Network
 
 STAGES: dict[str, type[nn.Module]] = {
     "estimator": EstimatorStage,
@@ -18,10 +17,12 @@ STAGES: dict[str, type[nn.Module]] = {
 
 def load_reference(bundle: Bundle) -> dict[str, nn.Module]:
     """Every network of a bundle as its float32 stage module, by name. The files are checked first."""
-    return {name: _load_stage(bundle, name, entry) for name, entry in bundle.manifest.networks.items()}
+    return {name: load_stage(bundle, name) for name in bundle.manifest.networks}
 
 
-def _load_stage(bundle: Bundle, name: str, entry: Network) -> nn.Module:
+def load_stage(bundle: Bundle, name: str) -> nn.Module:
+    """One network of a bundle as its float32 stage module. Its files are checked first."""
+    entry = bundle.network(name)
     path = bundle.graph(name, "fp32").with_suffix(".safetensors")
     if entry.architecture not in ARCHITECTURES:
         raise BundleInvalid(

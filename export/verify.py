@@ -6,7 +6,8 @@ import numpy as np
 from torch import nn
 
 from bfr.export.eager import EagerDevice, EagerNetwork
-from bfr.runtime.backends import Device, Float32, Network, open_device
+from bfr.runtime.backends import Device, Float32, Network
+from bfr.runtime.backends.choose import open_device
 from bfr.runtime.bundle import Bundle
 from bfr.runtime.errors import VerificationFailed
 from bfr.runtime.loop import Chain

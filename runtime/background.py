@@ -45,7 +45,10 @@ class NetworkBackground:
     """
 
     def __init__(self, folder: Path, device: Device) -> None:
-        """Open and check the bundle. Raises BundleInvalid where it is not of one network with one image in and out."""
+        """Open and check the bundle. `device` must be nobody else's: its calls come from several threads.
+
+        Raises BundleInvalid where the bundle is not of one network with one image in and out.
+        """
         bundle = Bundle.open(folder)
         stages, networks = bundle.manifest.stages, bundle.manifest.networks
         if len(networks) != 1 or len(stages) != 1 or not isinstance(stages[0], Estimate):
@@ -65,9 +68,8 @@ class NetworkBackground:
         self.tile, self.scale = tile, result // tile
         self._device = device
         self._input, self._output = device.array((1, 3, tile, tile)), device.array((1, 3, result, result))
-        graph = bundle.graph(name, "fp32")
         self._running = threading.Lock()  # photographs are pasted in several threads, the buffers are one
-        self._call = device.load(graph).bind({"degraded": self._input}, {"estimate": self._output})
+        self._call = device.load(bundle, name, "fp32").bind({"degraded": self._input}, {"estimate": self._output})
 
     def enlarge(self, pixels: NDArray[Any], upscale: int) -> NDArray[Any]:
         """See `Background`. Raises RestorationFailed where the network gives NaN."""

@@ -108,18 +108,34 @@ class Bundle:
             self.check(file)
         return self.folder / variant.graph.path
 
-    def check(self, file: BundleFile) -> None:
+    def check(self, file: BundleFile, remedy: str | None = None) -> None:
         """Raise BundleCorrupt unless the file has the size and the sha256 that the manifest says."""
+        path = self._sized(file, remedy)
+        self._compare(file, sha256_file(path), remedy)
+
+    def read(self, file: BundleFile, remedy: str | None = None) -> bytes:
+        """A file's bytes: the very ones that were checked, as `check` does."""
+        data = self._sized(file, remedy).read_bytes()
+        self._compare(file, hashlib.sha256(data).hexdigest(), remedy)
+        return data
+
+    def _sized(self, file: BundleFile, remedy: str | None) -> Path:
         path = self.folder / file.path
-        remedy = f"copy the bundle anew, or make it with `bfr export {self.manifest.system} -o FOLDER`"
         if not path.is_file():
-            raise BundleCorrupt(f"{path} is missing: {remedy}")
+            raise BundleCorrupt(f"{path} is missing: {remedy or self._remedy}")
         size = path.stat().st_size
         if size != file.bytes:
-            raise BundleCorrupt(f"{path} has {size} bytes, the manifest says {file.bytes}: {remedy}")
-        found = sha256_file(path)
+            raise BundleCorrupt(f"{path} has {size} bytes, the manifest says {file.bytes}: {remedy or self._remedy}")
+        return path
+
+    def _compare(self, file: BundleFile, found: str, remedy: str | None) -> None:
         if found != file.sha256:
-            raise BundleCorrupt(f"{path} has sha256 {found}, the manifest says {file.sha256}: {remedy}")
+            path = self.folder / file.path
+            raise BundleCorrupt(f"{path} has sha256 {found}, the manifest says {file.sha256}: {remedy or self._remedy}")
+
+    @property
+    def _remedy(self) -> str:
+        return f"copy the bundle anew, or make it with `bfr export {self.manifest.system} -o FOLDER`"
 
     def check_all(self) -> int:
         """Check every file of the bundle, engines included; returns how many."""

@@ -67,6 +67,7 @@ def restore(
     seed: Annotated[int, typer.Option(help="Seed of the noise, 0 to 4294967295.")] = 12345,
     batch: Annotated[int, typer.Option(help="Faces that go through the networks together.")] = 1,
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU backend.")] = None,
+    device: Annotated[int, typer.Option(help="Number of the GPU.")] = 0,
     faces: Annotated[str, typer.Option(help="Which ones: all, largest or centre.")] = "all",
     min_eye_distance: Annotated[float, typer.Option(help="Faces with less are left as they are, in pixels.")] = 5.0,
     upscale: Annotated[int, typer.Option(help="1, 2 or 4 times the photograph's size.")] = 1,
@@ -89,6 +90,7 @@ def restore(
     crf: Annotated[int | None, typer.Option(help="Of videos: constant quality, 0 is the best.")] = None,
 ) -> None:
     """Restore the faces of photographs and videos. Writes results and report.json into the output folder."""
+    from bfr.runtime.backends.choose import open_device
     from bfr.runtime.background import NetworkBackground
     from bfr.runtime.detect import open_detector
     from bfr.runtime.folder import find_images
@@ -128,6 +130,7 @@ def restore(
         precision=precision,
         batch=batch,
         threads=threads,
+        device=device,
         **{name: value for name, value in overrides.items() if value is not None},
     )
     worker: Restorer | PhotoRestorer = restorer
@@ -136,7 +139,9 @@ def restore(
             restorer,
             whole,
             detector=open_detector(detector),
-            background=NetworkBackground(background, restorer.device) if background else None,
+            background=NetworkBackground(background, open_device(backend, threads=threads, index=device))
+            if background
+            else None,
         )
     with restorer, progress_bar() as bar:
         task = bar.add_task("restoring", total=len(items))

@@ -4,9 +4,10 @@ Source: DifFace (arXiv 2212.06512), algorithm 1, with DDIM or any other solver t
 The same code runs on every device; nothing but the network runs between two steps.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 
 import numpy as np
 
@@ -17,25 +18,62 @@ OnStep = Callable[[int, Buffer], None]
 """Called with the number of steps done, from 0, and the buffer of the state. May raise to stop the loop."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ChainResult:
     """One batch through the chain.
 
-    image: (B, 3, S, S) float32 in [0, 1], NaN where the loop gave NaN or Inf: whoever writes images looks for it.
-    estimate: (B, 3, S, S) float32 in [0, 1], what the loop started from.
-    seconds: stage -> seconds of the whole batch; `network` is the part spent in the networks' calls.
+    state, start: (B, 3, S, S) float32, the last state and the estimate, as the device holds them, about [-1, 1].
+    seconds: stage -> seconds of the whole batch; `network` is the part spent in the networks.
     """
 
-    image: Float32
-    estimate: Float32
+    state: Float32
+    start: Float32
     seconds: dict[str, float]
 
+    @cached_property
+    def image(self) -> Float32:
+        """(B, 3, S, S) float32 in [0, 1], NaN where the loop gave NaN or Inf: whoever writes images looks for it."""
+        return to_unit(self.state)
 
-class Chain:
-    """The buffers and bound calls of one batch size, allocated once.
+    @cached_property
+    def estimate(self) -> Float32:
+        """(B, 3, S, S) float32 in [0, 1], what the loop started from."""
+        return to_unit(self.start)
+
+
+class Buffers:
+    """All large buffers of a chain, allocated once for the largest batch; smaller ones use their first images.
 
     The state alternates between two buffers, x0 goes round three (the new one and the two that the step reads), and
     noise between two: no call writes what it reads, and no call allocates.
+    """
+
+    def __init__(self, device: Device, batch: int, size: int, noise: Noise | None = None) -> None:
+        """`noise` replaces the device's own. Raises DeviceOutOfMemory."""
+        self.device, self.batch = device, batch
+        shape = (batch, 3, size, size)
+        self.input = device.input(shape)
+        self.noise = noise or device.noise(shape)
+        self.arrays = [device.array(shape) for _ in range(6)]
+        self.estimate, self.x, self.x0 = self.arrays[0], self.arrays[1:3], self.arrays[3:6]
+
+    @staticmethod
+    def bytes(batch: int, size: int) -> int:
+        """What they take on a device: those above, the input and where it arrives, and two of noise."""
+        return 10 * 4 * prod((batch, 3, size, size))
+
+    def close(self) -> None:
+        """Give them back."""
+        self.noise.close()
+        self.input.close()
+        self.device.release(self.arrays)
+
+
+class Chain:
+    """The bound calls of one batch size, recorded as one program where the device can.
+
+    `stage` takes a batch, also while the device works on another one; `start` begins the work on it, and `finish` waits
+    for the result. `run` is the three in a row.
     """
 
     def __init__(
@@ -49,32 +87,38 @@ class Chain:
         size: int,
         noise: Noise | None = None,
         conditions: Mapping[str, Buffer] | None = None,
+        buffers: Buffers | None = None,
     ) -> None:
-        """`noise` replaces the device's own; `conditions` are inputs that every step reads beside its own."""
-        shape = (batch, 3, size, size)
+        """`conditions` are inputs that every step reads beside its own; `buffers`, of this batch or a larger one, are
+        shared with other chains, else the chain makes its own, with `noise` in the place of the device's.
+        """
         self.device, self.table, self.batch = device, table, batch
-        self.noise = noise or device.noise(shape)
-        self.degraded, self.estimate = device.array(shape), device.array(shape)
-        self.x = [device.array(shape) for _ in range(2)]
-        self.x0 = [device.array(shape) for _ in range(3)]
-        self.zeros = np.zeros(shape, np.float32)
-        self.estimate_call = estimator.bind({"degraded": self.degraded}, {"estimate": self.estimate})
-        self.step_calls = []
-        for k, (timestep, row) in enumerate(zip(table.timesteps, table.rows, strict=True)):
-            t, rows = device.array((batch,)), device.array((batch, len(row)))
-            device.write(t, np.full(batch, timestep, np.float32))
-            device.write(rows, np.tile(row, (batch, 1)))
-            inputs = {
-                "x": self.x[k % 2],
-                "h1": self.x0[(k - 1) % 3],
-                "h2": self.x0[(k - 2) % 3],
-                "t": t,
-                "row": rows,
-                "noise": self.noise.buffers[(k + 1) % 2],
-                **(conditions or {}),
-            }
-            outputs = {"x_next": self.x[(k + 1) % 2], "x0": self.x0[k % 3]}
-            self.step_calls.append(denoiser.bind(inputs, outputs))
+        self._owns_buffers = buffers is None
+        self.buffers = buffers or Buffers(device, batch, size, noise)
+        self.clock = device.stopwatch()
+        self._small: list[Buffer] = []
+        self._estimate = self._view(self.buffers.estimate)
+        self._x = [self._view(x) for x in self.buffers.x]
+        self._x0 = [self._view(x0) for x0 in self.buffers.x0]
+        self._noise = [self._view(noise) for noise in self.buffers.noise.buffers]
+        degraded = self._view(self.buffers.input.buffer)
+        self._estimate_call = estimator.bind({"degraded": degraded}, {"estimate": self._estimate})
+        self._step_calls = [
+            denoiser.bind(
+                {
+                    "x": self._x[k % 2],
+                    "h1": self._x0[(k - 1) % 3],
+                    "h2": self._x0[(k - 2) % 3],
+                    "t": self._constant(np.full(batch, timestep, np.float32)),
+                    "row": self._constant(np.tile(row, (batch, 1))),
+                    "noise": self._noise[(k + 1) % 2],
+                    **(conditions or {}),
+                },
+                {"x_next": self._x[(k + 1) % 2], "x0": self._x0[k % 3]},
+            )
+            for k, (timestep, row) in enumerate(zip(table.timesteps, table.rows, strict=True))
+        ]
+        self._program = device.record(self._work)
 
     def run(
         self, degraded: Float32, *, seed: int, images: tuple[int, ...], on_step: OnStep | None = None
@@ -83,57 +127,76 @@ class Chain:
 
         degraded: (B, 3, S, S) float32 in [0, 1]. seed, images: the keys of the noise, one image key for each image.
         """
-        clock = Clock()
-        self.noise.start(seed, images, last=len(self.table) - 1)  # the last step adds no noise
-        self.device.write(self.degraded, degraded)
-        for history in self.x0[1:]:
-            self.device.write(history, self.zeros)  # 0 * NaN is NaN: a bad image must not outlive its batch
-        clock.stage("upload")
-        clock.call(self.estimate_call)
-        clock.stage("estimate")
-        self.noise.ready(0)
-        self.device.diffuse(self.estimate, self.noise.buffers[0], self.x[0], self.table.signal, self.table.noise)
-        clock.stage("diffuse")
-        if on_step:
-            on_step(0, self.x[0])
-        for k, call in enumerate(self.step_calls):
-            if k + 1 < len(self.table):
-                self.noise.ready(k + 1)
-            clock.call(call)
-            if on_step:
-                on_step(k + 1, self.x[(k + 1) % 2])
-        clock.stage("denoise")
-        image = to_unit(self.device.read(self.x[len(self.table) % 2]))
-        estimate = to_unit(self.device.read(self.estimate))
-        clock.stage("download")
-        return ChainResult(image, estimate, clock.seconds)
+        self.stage(degraded)
+        self.start(seed=seed, images=images, on_step=on_step)
+        return self.finish()
+
+    def stage(self, degraded: Float32) -> None:
+        """Take the next batch; the device may still work on the previous one."""
+        self.buffers.input.stage(degraded)
+
+    def start(self, *, seed: int, images: tuple[int, ...], on_step: OnStep | None = None) -> None:
+        """Begin the work on the batch that was staged. The previous one must be finished.
+
+        on_step: is called between the steps, which are then not recorded as one program.
+        """
+        self.clock.begin()
+        self.buffers.noise.start(seed, images, last=len(self.table) - 1)  # the last step adds no noise
+        self.buffers.input.commit()
+        self.clock.mark("upload")
+        if on_step is None:
+            self._program()
+        else:
+            self._work(on_step)
+
+    def finish(self) -> ChainResult:
+        """Wait for the batch and fetch its result."""
+        self.clock.skip()
+        state, start = self.device.read(self._x[len(self.table) % 2]), self.device.read(self._estimate)
+        self.clock.mark("download")
+        return ChainResult(state, start, self.clock.seconds())
 
     def close(self) -> None:
-        """End the noise's thread."""
-        self.noise.close()
+        """Give back what the chain made."""
+        self._program.close()
+        self.clock.close()
+        self.device.release(self._small)
+        if self._owns_buffers:
+            self.buffers.close()
+
+    def _work(self, on_step: OnStep | None = None) -> None:
+        """What the device does for a batch, without a word to the host."""
+        noise, clock = self.buffers.noise, self.clock
+        for history in self._x0[1:]:
+            self.device.zero(history)  # 0 * NaN is NaN: a bad image must not outlive its batch
+        clock.call(self._estimate_call)
+        clock.mark("estimate")
+        noise.ready(0)
+        self.device.diffuse(self._estimate, self._noise[0], self._x[0], self.table.signal, self.table.noise)
+        clock.mark("diffuse")
+        if on_step:
+            on_step(0, self._x[0])
+        for k, call in enumerate(self._step_calls):
+            if k + 1 < len(self.table):
+                noise.ready(k + 1)
+            clock.call(call)
+            if on_step:
+                on_step(k + 1, self._x[(k + 1) % 2])
+        clock.mark("denoise")
+
+    def _view(self, buffer: Buffer) -> Buffer:
+        return self.device.view(buffer, self.batch)
+
+    def _constant(self, values: Float32) -> Buffer:
+        buffer = self.device.array(values.shape)
+        self.device.write(buffer, values)
+        self._small.append(buffer)
+        return buffer
 
 
 def to_unit(x: Float32) -> Float32:
-    """[-1, 1] -> [0, 1], clipped; in place. Inf becomes NaN, which clipping does not hide."""
-    x[np.isinf(x)] = np.nan
-    x *= np.float32(0.5)
-    x += np.float32(0.5)
-    return np.clip(x, 0.0, 1.0, out=x)
-
-
-class Clock:
-    """Seconds per stage, and in the networks' calls."""
-
-    def __init__(self) -> None:
-        self.seconds = {"network": 0.0}
-        self._last = time.perf_counter()
-
-    def call(self, call: Callable[[], None]) -> None:
-        begin = time.perf_counter()
-        call()
-        self.seconds["network"] += time.perf_counter() - begin
-
-    def stage(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
+    """[-1, 1] -> [0, 1], clipped. Inf becomes NaN, which clipping does not hide."""
+    unit = x * np.float32(0.5)
+    unit += np.float32(0.5)
+    unit[np.isinf(unit)] = np.nan
+    return np.clip(unit, 0.0, 1.0, out=unit)

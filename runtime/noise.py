@@ -114,7 +114,7 @@ class HostNoise:
             self._pending = None
 
     def _fill(self, step: int) -> None:
-        for out, image in zip(self.arrays[step % 2], self._images, strict=True):
+        for out, image in zip(self.arrays[step % 2], self._images, strict=False):  # the batch may be smaller
             fill_normal(out, seed=self._seed, image=image, step=step)
 
 
@@ -128,4 +128,5 @@ class UploadedNoise(HostNoise):
 
     def ready(self, step: int) -> None:
         super().ready(step)
-        self.device.write(self.buffers[step % 2], self.arrays[step % 2])
+        count, which = len(self._images), step % 2
+        self.device.write(self.device.view(self.buffers[which], count), self.arrays[which][:count])

@@ -1,7 +1,10 @@
 """`Restorer`: aligned faces in, restored faces out."""
 
+import logging
+import time
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -10,18 +13,20 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.backends import Device, Float32, Network, open_device
+from bfr.runtime.backends import Device, Float32, Network
+from bfr.runtime.backends.choose import open_device
 from bfr.runtime.bundle import Bundle, default_bundle
-from bfr.runtime.errors import InvalidImage, InvalidOption, RestorationFailed
-from bfr.runtime.image import resize
-from bfr.runtime.loop import Chain, ChainResult, OnStep
+from bfr.runtime.errors import BfrError, DeviceLost, DeviceOutOfMemory, InvalidOption, RestorationFailed
+from bfr.runtime.loop import Buffers, Chain, ChainResult, OnStep
 from bfr.runtime.manifest import Precision, Preset
 from bfr.runtime.noise import check_seed
+from bfr.runtime.pixels import check_image, to_input, to_output
 from bfr.runtime.schedule import linear_schedule
 from bfr.runtime.solvers import StepTable, step_table
 
 DEFAULT_SEED = 12345  # the published code's
 Pixels = TypeVar("Pixels", bound=NDArray[Any])
+_log = logging.getLogger("bfr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +44,11 @@ class Restored:
 
 
 class Restorer:
-    """A system opened on a device. Chains are made per batch size, when first needed, and kept.
+    """A system opened on a device. Chains are made per batch size, when first needed, and kept; they share buffers.
 
-    Not thread-safe: one Restorer serves one caller at a time.
+    While the device works on a batch, the host prepares the next one and finishes the previous one.
+    Not thread-safe: one Restorer serves one caller at a time. Several of them, on one GPU or on several, may live in
+    one process.
     """
 
     def __init__(
@@ -62,8 +69,16 @@ class Restorer:
         self.batch, self.size = batch, bundle.manifest.image_size
         self.table = sampler_table(bundle, sampler)
         self._networks = networks or load_networks(bundle, device, self.precision)
+        if device.buckets and batch > max(device.buckets):
+            raise InvalidOption(
+                f"batch {batch} is out of range: {device.name} runs batches of "
+                f"{', '.join(map(str, device.buckets))} here. Choose at most {max(device.buckets)}"
+                f"{', or build with --batches' if device.name.startswith('tensorrt') else ''}"
+            )
+        self._buffers: Buffers | None = None
         self._chains: dict[int, Chain] = {}
         self._float32: Restorer | None = None
+        self._owns_device = False
 
     @classmethod
     def open(
@@ -75,19 +90,29 @@ class Restorer:
         precision: str = "fp32",
         batch: int = 1,
         threads: int | None = None,
+        device: int = 0,
         **overrides: Any,
     ) -> "Restorer":
         """Open a bundle for restoring.
 
-        bundle: its folder; None is the default system, `mini`. backend: one of `bfr.runtime.backends.BACKENDS`.
+        bundle: its folder; None is the default system, `mini`. backend: one of `bfr.runtime.backends.choose.BACKENDS`.
         preset: a name of the bundle's presets. precision: a network without that variant runs in fp32.
         batch: how many images go through the chain together, at most. threads: of the CPU backend.
+        device: the number of the GPU. On a GPU all memory is taken here, and no more later.
         overrides: fields of the preset to change: solver, spacing, start, eta.
         Raises a BfrError whose text says how to mend it.
         """
         opened = Bundle.open(bundle if bundle is not None else default_bundle())
         sampler = opened.preset(preset, **overrides)
-        return cls(opened, open_device(backend, threads=threads), sampler, precision=precision, batch=batch)
+        where = open_device(backend, opened, precision=opened.precision(precision), threads=threads, index=device)
+        try:
+            restorer = cls(opened, where, sampler, precision=precision, batch=batch)
+            restorer._owns_device = True
+            restorer.reserve()
+        except BaseException:
+            where.close()
+            raise
+        return restorer
 
     def __enter__(self) -> "Restorer":
         return self
@@ -98,12 +123,34 @@ class Restorer:
         self.close()
 
     def close(self) -> None:
-        """End the chains' threads. The Restorer can be used again; chains are then made anew."""
-        for chain in self._chains.values():
-            chain.close()
-        self._chains.clear()
+        """Give back what the Restorer made, the device too where `open` made it: it cannot be used again then."""
+        with suppress(DeviceLost):  # its memory went with it
+            self._drop_chains()
         if self._float32:
             self._float32.close()
+        if self._owns_device:
+            self.device.close()
+
+    def reserve(self) -> None:
+        """Take the memory of the largest chain now, on a device with a memory of its own.
+
+        Raises DeviceOutOfMemory with needed and free bytes and the largest batch that fits.
+        """
+        memory = self.device.memory()
+        if memory is None:
+            return
+        free, _ = memory
+        largest = choose_bucket(self.batch, self.device.buckets)
+        sizes = [size for size in self.device.buckets or range(1, self.batch + 1) if size <= largest]
+        needed = {size: self._bytes_needed(size) for size in sizes}
+        if needed[largest] > free:
+            fitting = max((size for size in sizes if needed[size] <= free), default=None)
+            remedy = "not even a batch of 1 fits" if fitting is None else f"the largest batch that fits is {fitting}"
+            raise DeviceOutOfMemory(
+                f"batch {self.batch} at {self.size}x{self.size} needs {needed[largest]:,} bytes on the device, "
+                f"{free:,} are free: {remedy}; choose it with --batch, or end what else uses the GPU (nvidia-smi)"
+            )
+        self.chain(largest)
 
     def restore(self, images: Sequence[Pixels], *, seed: int = DEFAULT_SEED) -> list[Pixels]:
         """Restore aligned faces.
@@ -133,73 +180,153 @@ class Restorer:
 
         keys: of the noise of each image, 0 .. 2**32 - 1; None for one is a function of its pixels. Images that share a
         key get the same noise, as the frames of a video should.
+        on_step: is called between the steps of each batch; on a GPU the batch is not one graph then.
+        Where the device's memory runs out, the batch is halved, for this and for later calls; an image that does not
+        fit alone fails.
         """
         check_seed(seed)
-        keys = keys or [None] * len(images)
-        inputs = [to_input(image, self.size) for image in images]
+        for image in images:
+            check_image(image)
+        named = keys or [None] * len(images)
         results: list[Restored] = []
-        while len(results) < len(inputs):
-            part = inputs[len(results) : len(results) + self.batch]
-            named = keys[len(results) : len(results) + self.batch]
-            outcome = self._run_batch(part, seed, on_step, named)
-            seconds = {stage: total / len(part) for stage, total in outcome.seconds.items()}
-            for i, face in enumerate(outcome.image[: len(part)]):
-                image = images[len(results)]
-                if np.isfinite(face).all():
-                    results.append(Restored(to_output(face, image), seconds, self.precision))
-                else:
-                    results.append(self._run_again(image, part[i], seed, named[i], seconds))
+        running: Batch | None = None
+        while len(results) < len(images):
+            begin = len(results) + (len(running.images) if running else 0)
+            end = begin + self.batch
+            following = Batch(self, images[begin:end], named[begin:end], seed) if begin < len(images) else None
+            outcome, finished, running, failure = None, running, None, None
+            try:
+                if following:
+                    following.stage()
+                if finished:
+                    outcome = finished.finish()
+                if following:
+                    following.start(on_step)
+                    running = following
+            except DeviceOutOfMemory as error:
+                failure = error
+            if finished:
+                results += finished.results(outcome or finished.finish())
+            if following and failure:
+                results += self._give_way(following, failure)
         return results
 
     def warm_up(self) -> float:
-        """Run the largest chain once on a grey image; returns the seconds it took, the chain's making included."""
-        grey = np.full((3, self.size, self.size), 0.5, np.float32)
-        result = self._run_batch([grey] * self.batch, DEFAULT_SEED, None, [None] * self.batch)
-        if not np.isfinite(result.image).all():
-            raise RestorationFailed(
-                f"the warm-up of {self.bundle.manifest.system} gave NaN or Inf: do not use this bundle"
-            )
-        return sum(seconds for stage, seconds in result.seconds.items() if stage != "network")
+        """Run the largest chain twice on a grey image, so that it is recorded; returns the seconds it took.
+
+        Raises RestorationFailed where the result is not finite.
+        """
+        begin = time.perf_counter()
+        grey = np.full((self.size, self.size, 3), 0.5, np.float32)
+        for _ in range(2):
+            for restored in self.run([grey] * self.batch):
+                if restored.pixels is None:
+                    raise RestorationFailed(
+                        f"the warm-up of {self.bundle.manifest.system} failed: {restored.error}. Do not use this bundle"
+                    )
+        return time.perf_counter() - begin
 
     def chain(self, batch: int) -> Chain:
         """The chain of a batch size, made when first asked for."""
+        if self._buffers is None or self._buffers.batch < batch:
+            self._drop_chains()
+            self._buffers = Buffers(self.device, batch, self.size)
         if batch not in self._chains:
-            estimator, denoiser = self.bundle.estimator, self.bundle.denoise.network
             self._chains[batch] = Chain(
                 self.device,
-                self._networks[estimator],
-                self._networks[denoiser],
+                self._networks[self.bundle.estimator],
+                self._networks[self.bundle.denoise.network],
                 self.table,
                 batch=batch,
                 size=self.size,
+                buffers=self._buffers,
             )
         return self._chains[batch]
 
-    def _run_batch(
-        self, inputs: list[Float32], seed: int, on_step: OnStep | None, keys: Sequence[int | None]
-    ) -> ChainResult:
-        bucket = choose_bucket(len(inputs), self.device.buckets)
-        padding = [np.zeros_like(inputs[0])] * (bucket - len(inputs))
-        named = [image_key(image) if key is None else key for image, key in zip(inputs, keys, strict=True)]
-        images = (*named, *(0 for _ in padding))
-        return self.chain(bucket).run(np.stack(inputs + padding), seed=seed, images=images, on_step=on_step)
-
-    def _run_again(
-        self, image: NDArray[Any], degraded: Float32, seed: int, key: int | None, seconds: dict[str, float]
-    ) -> Restored:
-        if not np.isfinite(degraded).all():
-            return Restored(None, seconds, self.precision, "the input holds NaN or Inf")
-        if self.precision == "fp32":
-            return Restored(None, seconds, "fp32", "the result holds NaN or Inf in float32")
+    def float32(self) -> "Restorer":
+        """The same system in float32, on the same device, for what half precision cannot bear."""
         if self._float32 is None:
             self._float32 = Restorer(self.bundle, self.device, self.sampler)
-        return self._float32.run([image], seed=seed, keys=[key])[0]
+        return self._float32
+
+    def _bytes_needed(self, batch: int) -> int:
+        """On the device: the chain's buffers, rows and timesteps, and the networks' activations where known."""
+        rows = sum(4 * batch * (1 + len(row)) for row in self.table.rows)
+        activations = self.device.workspace(list(self._networks.values()), batch)
+        return Buffers.bytes(batch, self.size) + rows + (activations or 0)
+
+    def _give_way(self, batch: "Batch", error: DeviceOutOfMemory) -> list[Restored]:
+        """After a batch found no memory: run smaller ones from now on, or give the image up that does not fit alone."""
+        self._drop_chains()
+        if len(batch.images) == 1:
+            return [Restored(None, {}, self.precision, str(error))]
+        half = len(batch.images) // 2
+        self.batch = max((b for b in self.device.buckets or () if b <= half), default=half)
+        _log.warning("the device's memory ran out at a batch of %d, going on with %d", len(batch.images), self.batch)
+        return []
+
+    def _drop_chains(self) -> None:
+        for chain in self._chains.values():
+            chain.close()
+        self._chains.clear()
+        if self._buffers:
+            self._buffers.close()
+            self._buffers = None
+
+
+class Batch:
+    """Some images on their way through the chain of their bucket."""
+
+    def __init__(
+        self, restorer: Restorer, images: Sequence[NDArray[Any]], keys: Sequence[int | None], seed: int
+    ) -> None:
+        self.restorer, self.images, self.keys, self.seed = restorer, images, keys, seed
+        self.inputs = [to_input(image, restorer.size) for image in images]
+
+    def stage(self) -> None:
+        """Hand the images to the device, which may still work on other ones. Raises DeviceOutOfMemory."""
+        bucket = choose_bucket(len(self.images), self.restorer.device.buckets)
+        padding = [np.zeros_like(self.inputs[0])] * (bucket - len(self.inputs))
+        named = [image_key(x) if key is None else key for x, key in zip(self.inputs, self.keys, strict=True)]
+        self.noise_keys = (*named, *(0 for _ in padding))
+        self.chain = self.restorer.chain(bucket)
+        self.chain.stage(np.stack(self.inputs + padding))
+
+    def start(self, on_step: OnStep | None) -> None:
+        """Begin the work. The previous batch must be finished."""
+        self.chain.start(seed=self.seed, images=self.noise_keys, on_step=on_step)
+
+    def finish(self) -> ChainResult:
+        """Wait for the work."""
+        return self.chain.finish()
+
+    def results(self, outcome: ChainResult) -> list[Restored]:
+        """One for each image; what is not finite is made again in float32 where that is another network."""
+        seconds = {stage: total / len(self.images) for stage, total in outcome.seconds.items()}
+        return [
+            Restored(to_output(face, image), seconds, self.restorer.precision)
+            if np.isfinite(face).all()
+            else self._again(i, seconds)
+            for i, (image, face) in enumerate(zip(self.images, outcome.image, strict=False))  # padding is left out
+        ]
+
+    def _again(self, i: int, seconds: dict[str, float]) -> Restored:
+        precision = self.restorer.precision
+        if not np.isfinite(self.inputs[i]).all():
+            return Restored(None, seconds, precision, "the input holds NaN or Inf")
+        if precision == "fp32":
+            return Restored(None, seconds, "fp32", "the result holds NaN or Inf in float32")
+        try:
+            float32 = self.restorer.float32()
+        except BfrError as error:
+            return Restored(None, seconds, precision, f"the result holds NaN or Inf, and float32 is not there: {error}")
+        return float32.run([self.images[i]], seed=self.seed, keys=[self.keys[i]])[0]
 
 
 def load_networks(bundle: Bundle, device: Device, precision: Precision) -> dict[str, Network]:
     """Load every network of a bundle, its files checked first. A network without that precision runs in fp32."""
     return {
-        name: device.load(bundle.graph(name, precision if precision in network.variants else "fp32"))
+        name: device.load(bundle, name, precision if precision in network.variants else "fp32")
         for name, network in bundle.manifest.networks.items()
     }
 
@@ -231,30 +358,3 @@ def choose_bucket(count: int, buckets: tuple[int, ...] | None) -> int:
 def image_key(degraded: Float32) -> int:
     """The noise's key of an image: a function of its pixels, so that neither order nor neighbours matter."""
     return zlib.crc32(degraded.tobytes())
-
-
-def to_input(image: NDArray[Any], size: int) -> Float32:
-    """(H, W, 3) uint8, uint16, or float32 in [0, 1] -> (3, size, size) float32, resized where it must be."""
-    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise InvalidImage(f"an image of shape {image.shape} was given: (H, W, 3) RGB is needed")
-    if image.dtype not in (np.uint8, np.uint16, np.float32):
-        raise InvalidImage(f"an image of dtype {image.dtype} was given: uint8, uint16, or float32 in [0, 1] is needed")
-    x = image.astype(np.float32) / np.float32(full_scale(image.dtype))
-    if x.shape[:2] != (size, size):
-        x = resize(x, (size, size))
-    return np.ascontiguousarray(x.transpose(2, 0, 1))
-
-
-def to_output(face: Float32, like: NDArray[Any]) -> NDArray[Any]:
-    """(3, S, S) float32 in [0, 1] -> (H, W, 3) of the size and dtype of `like`, rounded to the nearest level."""
-    x = np.ascontiguousarray(face.transpose(1, 2, 0))
-    height, width = like.shape[:2]
-    if x.shape[:2] != (height, width):
-        x = np.clip(resize(x, (width, height)), 0.0, 1.0)
-    scale = full_scale(like.dtype)
-    return x if scale == 1.0 else np.rint(x * scale).astype(like.dtype)
-
-
-def full_scale(dtype: np.dtype[Any]) -> float:
-    """The value of white: 255, 65535, or 1 for floats."""
-    return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bfr.runtime.backends import HostDevice
 from bfr.runtime.bundle import Bundle, default_bundle
 from bfr.runtime.face import Face, template
 from bfr.runtime.noise import HostNoise
@@ -45,7 +46,7 @@ class NumpyNetwork:
         return call
 
 
-class NumpyDevice:
+class NumpyDevice(HostDevice):
     """A device whose buffers are arrays; `load` gives what `graphs` holds under the file's name."""
 
     name = "numpy"
@@ -58,6 +59,12 @@ class NumpyDevice:
 
     def array(self, shape: tuple[int, ...]) -> np.ndarray:
         return np.zeros(shape, np.float32)
+
+    def view(self, buffer: np.ndarray, batch: int) -> np.ndarray:
+        return buffer[:batch]
+
+    def zero(self, buffer: np.ndarray) -> None:
+        buffer[...] = 0
 
     def write(self, buffer: np.ndarray, values: np.ndarray) -> None:
         buffer[...] = values
@@ -73,8 +80,8 @@ class NumpyDevice:
         noise.buffers = noise.arrays  # type: ignore[attr-defined]
         return noise
 
-    def load(self, graph: Path) -> NumpyNetwork:
-        return self.graphs[graph.name]
+    def load(self, bundle: Bundle, name: str, precision: Any) -> NumpyNetwork:
+        return self.graphs[bundle.network(name).variants[precision].graph.path]
 
 
 def linear_step(eps: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> NumpyNetwork:

@@ -8,6 +8,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -81,10 +82,9 @@ def real(value: float) -> Argument:
 def bindings() -> tuple[ModuleType, ModuleType]:
     """The runtime and the driver API of cuda-python. Raises MissingDependency where they cannot be imported."""
     try:
-        from cuda.bindings import driver, runtime
+        return import_module("cuda.bindings.runtime"), import_module("cuda.bindings.driver")
     except ImportError as error:
         raise MissingDependency(f"cuda-python cannot be imported ({error}): {REMEDY}") from error
-    return runtime, driver
 
 
 def device_count() -> int:

@@ -1,15 +1,21 @@
 """ONNX Runtime on the CPU and on CUDA: buffers allocated once, every call bound to them beforehand."""
 
+import io
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bfr.runtime.backends import BoundCall, Buffer, Float32, Noise
-from bfr.runtime.errors import BackendUnavailable, MissingDependency
-from bfr.runtime.noise import HostNoise, UploadedNoise
+from bfr.runtime.backends import BoundCall, Buffer, Float32, HostDevice, Noise
+from bfr.runtime.backends.cuda import device_count
+from bfr.runtime.backends.gpu import GpuBuffer, GpuDevice
+from bfr.runtime.bundle import Bundle
+from bfr.runtime.errors import BackendUnavailable, DeviceOutOfMemory, MissingDependency
+from bfr.runtime.manifest import Precision
+from bfr.runtime.noise import HostNoise
 
 try:
     import onnxruntime as ort
@@ -35,13 +41,6 @@ class HostBuffer:
     value: ort.OrtValue
 
 
-@dataclass(frozen=True, slots=True)
-class CudaBuffer:
-    """An OrtValue in the memory of a GPU."""
-
-    value: ort.OrtValue
-
-
 class OrtNetwork:
     """A session, and the calls bound to it."""
 
@@ -49,9 +48,7 @@ class OrtNetwork:
         self.session = session
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> BoundCall:
-        taken = {buffer.value.data_ptr() for buffer in inputs.values()}
-        if any(buffer.value.data_ptr() in taken for buffer in outputs.values()):
-            raise ValueError("an output buffer is also an input: the result would depend on the order of the writes")
+        _refuse_shared({b.value.data_ptr() for b in inputs.values()}, {b.value.data_ptr() for b in outputs.values()})
         binding = self.session.io_binding()
         for name, buffer in inputs.items():
             binding.bind_ortvalue_input(name, buffer.value)
@@ -64,7 +61,7 @@ class OrtNetwork:
         return call
 
 
-class CpuDevice:
+class CpuDevice(HostDevice):
     """The CPU. Any batch size is as good as another: a call takes as long as its images."""
 
     name = "onnxruntime-cpu"
@@ -81,11 +78,17 @@ class CpuDevice:
     def array(self, shape: tuple[int, ...]) -> HostBuffer:
         return _host_buffer(np.zeros(shape, np.float32))
 
+    def view(self, buffer: HostBuffer, batch: int) -> HostBuffer:
+        return _host_buffer(buffer.array[:batch])
+
     def write(self, buffer: HostBuffer, values: Float32) -> None:
         buffer.array[...] = values
 
     def read(self, buffer: HostBuffer) -> Float32:
         return buffer.array.copy()
+
+    def zero(self, buffer: HostBuffer) -> None:
+        buffer.array.fill(0.0)
 
     def diffuse(self, estimate: HostBuffer, noise: HostBuffer, x: HostBuffer, signal: float, sigma: float) -> None:
         np.multiply(estimate.array, np.float32(signal), out=x.array)
@@ -94,7 +97,11 @@ class CpuDevice:
     def noise(self, shape: tuple[int, ...]) -> Noise:
         return _CpuNoise(shape)
 
-    def load(self, graph: Path) -> OrtNetwork:
+    def load(self, bundle: Bundle, name: str, precision: Precision) -> OrtNetwork:
+        return self.load_graph(bundle.graph(name, precision))
+
+    def load_graph(self, graph: Path) -> OrtNetwork:
+        """Load an ONNX file that is known to be one of ours."""
         options = ort.SessionOptions()
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
@@ -121,55 +128,82 @@ class _CpuNoise(HostNoise):
         return self._wrapped
 
 
-class CudaDevice:
-    """One CUDA GPU through ONNX Runtime. The state stays on the device from the first step to the last."""
+class CudaNetwork:
+    """A session on the device's stream; a call returns when its kernels are enqueued."""
+
+    def __init__(self, session: ort.InferenceSession, index: int) -> None:
+        self.session, self.index = session, index
+        self.options = ort.RunOptions()
+        self.options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def bind(self, inputs: Mapping[str, GpuBuffer], outputs: Mapping[str, GpuBuffer]) -> BoundCall:
+        _refuse_shared({b.address for b in inputs.values()}, {b.address for b in outputs.values()})
+        binding = self.session.io_binding()
+        for name, buffer in inputs.items():
+            binding.bind_input(name, "cuda", self.index, np.float32, buffer.shape, buffer.address)
+        for name, buffer in outputs.items():
+            binding.bind_output(name, "cuda", self.index, np.float32, buffer.shape, buffer.address)
+
+        def call() -> None:
+            try:
+                self.session.run_with_iobinding(binding, self.options)
+            except Exception as error:  # pybind's own types
+                if "memory" in str(error).lower():
+                    raise DeviceOutOfMemory(f"ONNX Runtime: {error}: choose a smaller --batch") from error
+                raise
+
+        return call
+
+
+class CudaDevice(GpuDevice):
+    """One CUDA GPU through ONNX Runtime, which enqueues its kernels on the device's own stream."""
 
     name = "onnxruntime-cuda"
-    buckets: tuple[int, ...] | None = (1, 2, 4, 8, 16)
 
-    def __init__(self, index: int = 0) -> None:
-        self.index = index
+    def __init__(self, index: int = 0, *, graphs: bool = False) -> None:
+        """`graphs`: record whole chains as CUDA graphs, which ONNX Runtime does not promise to bear."""
         if not cuda_works():
             raise BackendUnavailable(f"the CUDA provider of ONNX Runtime does not work here: {CUDA_REMEDY}")
+        super().__init__(index)
+        self.records = graphs
 
     @property
     def versions(self) -> dict[str, str]:
-        return {"onnxruntime": ort.__version__}
+        return {"onnxruntime": ort.__version__, **super().versions}
 
-    def array(self, shape: tuple[int, ...]) -> CudaBuffer:
-        buffer = CudaBuffer(ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.float32, "cuda", self.index))
-        self.write(buffer, np.zeros(shape, np.float32))
-        return buffer
+    def load(self, bundle: Bundle, name: str, precision: Precision) -> CudaNetwork:
+        return self.load_graph(bundle.graph(name, precision))
 
-    def write(self, buffer: CudaBuffer, values: Float32) -> None:
-        buffer.value.update_inplace(np.ascontiguousarray(values, np.float32))
-
-    def read(self, buffer: CudaBuffer) -> Float32:
-        return np.array(buffer.value.numpy(), np.float32)
-
-    def diffuse(self, estimate: CudaBuffer, noise: CudaBuffer, x: CudaBuffer, signal: float, sigma: float) -> None:
-        self.write(x, np.float32(signal) * self.read(estimate) + np.float32(sigma) * self.read(noise))
-
-    def noise(self, shape: tuple[int, ...]) -> Noise:
-        return UploadedNoise(self, shape)
-
-    def load(self, graph: Path) -> OrtNetwork:
+    def load_graph(self, graph: Path) -> CudaNetwork:
+        """Load an ONNX file that is known to be one of ours."""
         options = ort.SessionOptions()
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         # TF32 keeps 10 bits of the mantissa: float32 is asked for, float32 is computed.
-        return OrtNetwork(_session(graph, options, [(CUDA, {"device_id": str(self.index), "use_tf32": "0"})]))
+        provider = {
+            "device_id": str(self.cuda.index),
+            "use_tf32": "0",
+            "user_compute_stream": str(int(self.stream)),
+        }
+        return CudaNetwork(_session(graph, options, [(CUDA, provider)]), self.cuda.index)
 
 
 def cuda_works() -> bool:
     """Whether a GPU can be used: the provider is compiled in, and memory on the device can be had."""
-    if CUDA not in ort.get_available_providers():
+    if CUDA not in ort.get_available_providers() or not device_count():
         return False
+    with redirect_stdout(io.StringIO()):  # it prints what it did not find, which need not be missing
+        ort.preload_dlls()
     try:
         ort.OrtValue.ortvalue_from_shape_and_type([1], np.float32, "cuda", 0)
     except Exception as error:  # ONNX Runtime raises RuntimeError and pybind's own types alike
         _ = error
         return False
     return True
+
+
+def _refuse_shared(inputs: set[int], outputs: set[int]) -> None:
+    if inputs & outputs:
+        raise ValueError("an output buffer is also an input: the result would depend on the order of the writes")
 
 
 def _session(graph: Path, options: ort.SessionOptions, providers: list[Any]) -> ort.InferenceSession:

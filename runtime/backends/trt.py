@@ -12,13 +12,13 @@ from types import ModuleType
 from typing import Any, Literal
 
 from bfr.runtime.backends.cuda import Cuda
+from bfr.runtime.backends.gpu import BUCKETS
 from bfr.runtime.bundle import Bundle
 from bfr.runtime.errors import EngineMismatch, EngineMissing, MissingDependency
 from bfr.runtime.manifest import Engine, EngineKey, Precision
 
 Library = Literal["tensorrt", "tensorrt-rtx"]
 LIBRARIES: tuple[Library, ...] = ("tensorrt", "tensorrt-rtx")
-BUCKETS = (1, 2, 4, 8, 16)
 OPTIMIZATION_LEVEL = 3
 REMEDIES: dict[Library, str] = {
     "tensorrt": 'pip install "bfr-runtime[tensorrt]"; on a Jetson TensorRT comes with JetPack, never from pip',

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 
 from bfr.runtime.backends import onnxruntime as backend
-from bfr.runtime.backends import open_device
+from bfr.runtime.backends.choose import open_device
 from bfr.runtime.backends.onnxruntime import CpuDevice, CudaDevice
 from bfr.runtime.bundle import Bundle
 from bfr.runtime.errors import BackendUnavailable
@@ -31,7 +31,7 @@ def test_a_buffer_and_its_array_are_one_memory() -> None:
 
 def test_an_output_may_not_be_an_input(tiny_bundle: Bundle) -> None:
     device = CpuDevice()
-    network = device.load(tiny_bundle.graph("estimator", "fp32"))
+    network = device.load_graph(tiny_bundle.graph("estimator", "fp32"))
     buffer = device.array((1, 3, 32, 32))
     with pytest.raises(ValueError, match="also an input"):
         network.bind({"degraded": buffer}, {"estimate": buffer})
@@ -57,13 +57,13 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(tiny_bundle: Bundle, mon
     monkeypatch.setattr(backend, "cuda_works", lambda: True)
     monkeypatch.setattr(ort, "InferenceSession", Fallen)
     with pytest.raises(BackendUnavailable, match="CPUExecutionProvider was loaded"):
-        CudaDevice().load(tiny_bundle.graph("estimator", "fp32"))
+        CudaDevice().load_graph(tiny_bundle.graph("estimator", "fp32"))
 
 
 def test_a_graph_that_does_not_load_is_explained(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
     with pytest.raises(BackendUnavailable, match=r"bad.onnx does not load"):
-        CpuDevice().load(tmp_path / "bad.onnx")
+        CpuDevice().load_graph(tmp_path / "bad.onnx")
 
 
 @pytest.fixture

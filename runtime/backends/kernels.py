@@ -1,0 +1,66 @@
+"""The kernels of `kernels.cu`, compiled by NVRTC for the GPU that is there. Compiling itself needs no GPU."""
+
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from bfr.runtime.errors import BackendUnavailable, MissingDependency
+
+SOURCE = Path(__file__).with_suffix(".cu")
+NAMES = ("fill_normal", "diffuse")
+BLOCK = 256  # threads
+
+
+@cache
+def compile_kernels(compute_capability: str) -> bytes:
+    """Machine code for a compute capability, as `9.0`; PTX where NVRTC is older than the GPU.
+
+    Raises MissingDependency without NVRTC, BackendUnavailable where it fails.
+    """
+    try:
+        nvrtc: Any = import_module("cuda.bindings.nvrtc")
+        supported = _check(nvrtc, nvrtc.nvrtcGetSupportedArchs())[1:]
+    except (ImportError, OSError, RuntimeError) as error:
+        raise MissingDependency(
+            f"NVRTC, CUDA's run-time compiler, cannot be used ({error}): pip install nvidia-cuda-nvrtc, of the same "
+            "major version as the driver's CUDA, or install the CUDA toolkit"
+        ) from error
+    known = [int(arch) for arch in supported[0]]
+    wanted = int(compute_capability.replace(".", ""))
+    older = [arch for arch in known if arch <= wanted]
+    if not older:
+        raise BackendUnavailable(
+            f"this NVRTC compiles for compute capability {min(known) / 10} and later, the GPU has "
+            f"{compute_capability}: install an NVRTC of an earlier CUDA (pip install nvidia-cuda-nvrtc-cu12)"
+        )
+    return _compile(nvrtc, "sm" if wanted in known else "compute", max(older))
+
+
+def _compile(nvrtc: Any, kind: str, arch: int) -> bytes:
+    (_, program) = _check(nvrtc, nvrtc.nvrtcCreateProgram(SOURCE.read_bytes(), b"kernels.cu", 0, [], []))
+    try:
+        options = [f"--gpu-architecture={kind}_{arch}".encode(), b"--fmad=false"]
+        error, *_ = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            _, size = _check(nvrtc, nvrtc.nvrtcGetProgramLogSize(program))
+            log = b" " * size
+            nvrtc.nvrtcGetProgramLog(program, log)
+            raise BackendUnavailable(f"NVRTC refuses the project's kernels: {log.decode(errors='replace')}")
+        size_of, get = (
+            (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
+            if kind == "sm"
+            else (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
+        )
+        _, size = _check(nvrtc, size_of(program))
+        image = b" " * int(size)
+        _check(nvrtc, get(program, image))  # written in place: that is how these bindings return bytes
+        return image
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+
+
+def _check(nvrtc: Any, answer: tuple[Any, ...]) -> tuple[Any, ...]:
+    if answer[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise RuntimeError(f"NVRTC reports {answer[0].name}")
+    return answer

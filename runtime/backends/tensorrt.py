@@ -1,0 +1,209 @@
+"""TensorRT and TensorRT-RTX: a bundle's engines, a context for each network and bucket, activations shared by all."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bfr.runtime.backends import BoundCall, Network
+from bfr.runtime.backends.gpu import GpuBuffer, GpuDevice
+from bfr.runtime.backends.trt import Library, find_engine, load_library, make_logger, this_machine
+from bfr.runtime.bundle import Bundle
+from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory, EngineMismatch, InvalidOption
+from bfr.runtime.manifest import Precision
+
+ALIGNMENT = 256  # bytes, of a block of activations; cudaMalloc gives it
+
+
+class TensorRtDevice(GpuDevice):
+    """One GPU through the engines that `bfr build` made on this machine.
+
+    The activations of all engines share one block, since one runs at a time. It is made when the first network is
+    bound; what is loaded later and needs more gets a larger one, and earlier contexts keep theirs.
+    """
+
+    def __init__(self, library: Library = "tensorrt", index: int = 0) -> None:
+        """Raises MissingDependency without the library, BackendUnavailable without the GPU."""
+        self.trt: Any = load_library(library)
+        super().__init__(index)  # before the runtime is made: without a GPU that can kill the process
+        self.name = library
+        self.machine = this_machine(library, self.cuda)
+        self.logger = make_logger(self.trt)
+        self.runtime = self.trt.Runtime(self.logger)
+        self._networks: list[TensorRtNetwork] = []
+        self._blocks: list[tuple[int, int]] = []  # address, bytes; the last is the largest
+
+    @property
+    def buckets(self) -> tuple[int, ...] | None:
+        """The batch sizes that all loaded engines have a profile for; of no engine, none in particular."""
+        if not self._networks:
+            return None
+        shared = set.intersection(*(set(network.profiles) for network in self._networks))
+        if not shared:
+            raise EngineMismatch("the engines have no batch size in common: build them together with `bfr build`")
+        return tuple(sorted(shared))
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {self.machine.library: self.machine.version, **super().versions}
+
+    def load(self, bundle: Bundle, name: str, precision: Precision) -> "TensorRtNetwork":
+        """The bundle's engine of a network: its key and its sha256 are checked before it is deserialized."""
+        engine = find_engine(bundle, name, precision, self.machine)
+        remedy = f"`bfr build {bundle.folder} --precision {precision} --force` makes it anew"
+        cache = bundle.read(engine.runtime_cache, remedy) if engine.runtime_cache else None
+        return self._deserialize(bundle.read(engine.file, remedy), engine.file.path, cache)
+
+    def load_engine(self, path: Path, cache: bytes | None = None) -> "TensorRtNetwork":
+        """Deserialize a file that is known to be an engine of ours. cache: what TensorRT-RTX compiled before.
+
+        Raises BackendUnavailable, with what the library said, where it refuses.
+        """
+        return self._deserialize(path.read_bytes(), path.name, cache)
+
+    def _deserialize(self, data: bytes, name: str, cache: bytes | None) -> "TensorRtNetwork":
+        self.logger.errors.clear()
+        engine = self.runtime.deserialize_cuda_engine(data)
+        if engine is None:
+            said = "; ".join(self.logger.errors) or "nothing"
+            raise BackendUnavailable(
+                f"{name} cannot be deserialized; {self.name} {self.machine.version} said: {said}. "
+                "Build it anew with `bfr build`, or choose another --backend"
+            )
+        network = TensorRtNetwork(self, engine, cache)
+        self._networks.append(network)
+        return network
+
+    def inspect(self, network: "TensorRtNetwork") -> str:
+        """The engine inspector's JSON."""
+        inspector = network.engine.create_engine_inspector()
+        return str(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
+
+    def runtime_cache(self, network: "TensorRtNetwork") -> bytes | None:
+        """What TensorRT-RTX compiled while the network ran; None of TensorRT, whose engines are machine code."""
+        found = network.config.get_runtime_cache() if network.config is not None else None
+        return bytes(found.serialize()) if found is not None else None
+
+    def workspace(self, networks: Sequence[Network], batch: int) -> int | None:
+        sizes = [network.activation_bytes(batch) for network in networks if isinstance(network, TensorRtNetwork)]
+        return max(sizes, default=None)
+
+    def activations(self, batch: int) -> tuple[int, int]:
+        """Address and bytes of the block that every network's context of a batch size uses."""
+        size = max(n.activation_bytes(batch) for n in self._networks if batch in n.profiles)
+        if not self._blocks or self._blocks[-1][1] < size:
+            size = max(size, ALIGNMENT)  # an engine may need none, and an address all the same
+            self._blocks.append((self.cuda.allocate(size), size))
+        return self._blocks[-1]
+
+    def fail(self, what: str) -> NoReturn:
+        """Raise, with what the library said; DeviceOutOfMemory where it is that."""
+        said = "; ".join(self.logger.errors) or "nothing"
+        text = f"{self.name} {self.machine.version}: {what}; it said: {said}"
+        if "memory" in said.lower():
+            free, total = self.cuda.memory()
+            raise DeviceOutOfMemory(f"{text}; {free:,} of {total:,} bytes are free: choose a smaller --batch")
+        raise RuntimeError(text)
+
+    def close(self) -> None:
+        for network in self._networks:
+            network.contexts.clear()
+        with suppress(DeviceLost):
+            for address, _ in self._blocks:
+                self.cuda.free(address)
+        self._networks.clear()
+        self._blocks.clear()
+        super().close()
+
+
+class TensorRtNetwork:
+    """A deserialized engine, and its contexts by batch size.
+
+    profiles: batch size -> the number of its optimization profile. config: of TensorRT-RTX, else None.
+    """
+
+    def __init__(self, device: TensorRtDevice, engine: Any, cache: bytes | None) -> None:
+        self.device, self.engine = device, engine
+        self.names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        self.inputs = [n for n in self.names if engine.get_tensor_mode(n) == device.trt.TensorIOMode.INPUT]
+        self._check_types()
+        self.profiles = {
+            int(engine.get_tensor_profile_shape(self.inputs[0], i)[1][0]): i
+            for i in range(engine.num_optimization_profiles)
+        }
+        self.config = self._runtime_config(cache) if device.machine.library == "tensorrt-rtx" else None
+        self.contexts: dict[int, Any] = {}
+
+    def activation_bytes(self, batch: int) -> int:
+        """What a context of this batch size needs. Raises InvalidOption for a size without a profile."""
+        return int(self.engine.get_device_memory_size_for_profile_v2(self._profile(batch)))
+
+    def bind(self, inputs: Mapping[str, GpuBuffer], outputs: Mapping[str, GpuBuffer]) -> BoundCall:
+        buffers = {**inputs, **outputs}
+        if sorted(buffers) != sorted(self.names):
+            raise ValueError(f"the engine has the tensors {', '.join(self.names)}; {', '.join(buffers)} were bound")
+        if {b.address for b in inputs.values()} & {b.address for b in outputs.values()}:
+            raise ValueError("an output buffer is also an input: the result would depend on the order of the writes")
+        context = self.context(next(iter(inputs.values())).shape[0])
+        for name in self.inputs:
+            if tuple(context.get_tensor_shape(name)) != buffers[name].shape:
+                raise ValueError(f"{name} is {tuple(context.get_tensor_shape(name))}, not {buffers[name].shape}")
+        addresses = [(name, buffer.address) for name, buffer in buffers.items()]
+        device = self.device
+
+        def call() -> None:
+            device.logger.errors.clear()
+            for name, address in addresses:
+                if not context.set_tensor_address(name, address):
+                    device.fail(f"the address of {name} is refused")
+            # A refused enqueue records nothing: a graph captured around it would replay stale buffers.
+            if not context.execute_async_v3(int(device.stream)):
+                device.fail("the engine is refused")
+
+        return call
+
+    def context(self, batch: int) -> Any:
+        """The context of a batch size, made when first asked for."""
+        if batch not in self.contexts:
+            profile, device = self._profile(batch), self.device
+            device.logger.errors.clear()
+            context = self.engine.create_execution_context(
+                device.trt.ExecutionContextAllocationStrategy.USER_MANAGED if self.config is None else self.config
+            )
+            if context is None:
+                device.fail("no execution context can be made")
+            if not context.set_optimization_profile_async(profile, int(device.stream)):
+                device.fail(f"profile {profile} is refused")
+            for name in self.inputs:
+                if not context.set_input_shape(name, self.engine.get_tensor_profile_shape(name, profile)[1]):
+                    device.fail(f"the shape of {name} is refused")
+            context.set_device_memory(*device.activations(batch))
+            device.cuda.synchronize(device.stream)  # the change of profile may copy
+            self.contexts[batch] = context
+        return self.contexts[batch]
+
+    def _profile(self, batch: int) -> int:
+        if batch not in self.profiles:
+            raise InvalidOption(
+                f"the engine was built for batches of {', '.join(map(str, sorted(self.profiles)))}, not {batch}: "
+                f"`bfr build --batches ...,{batch}` builds it anew"
+            )
+        return self.profiles[batch]
+
+    def _runtime_config(self, cache: bytes | None) -> Any:
+        trt, config = self.device.trt, self.engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        # Every profile has one shape: its kernels are compiled when the context is made, not beside the first calls.
+        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        compiled = config.create_runtime_cache()
+        if cache is not None:
+            compiled.deserialize(cache)  # one that does not fit is left unused
+        config.set_runtime_cache(compiled)
+        return config
+
+    def _check_types(self) -> None:
+        other = [n for n in self.names if self.engine.get_tensor_dtype(n) != self.device.trt.DataType.FLOAT]
+        if other:
+            raise BackendUnavailable(
+                f"the engine's {', '.join(other)} are not float32: it is none of ours, build it with `bfr build`"
+            )
