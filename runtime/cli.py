@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from bfr.runtime.cli_build import builds
 from bfr.runtime.cli_tools import tools
 from bfr.runtime.errors import BfrError, InvalidOption
 from bfr.runtime.terminal import progress_bar, say
@@ -23,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(tools)
+app.add_typer(builds)
 
 
 def main() -> None:

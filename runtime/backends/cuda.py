@@ -232,17 +232,18 @@ class Cuda:
         self, kernel: Handle, grid: tuple[int, int], block: int, arguments: Sequence[Argument], stream: Handle
     ) -> None:
         """Enqueue a kernel."""
-        self._use()
+        self.use()
         values = tuple(argument.value for argument in arguments)
         types = tuple(argument.type for argument in arguments)
         function = self.driver.CUfunction(int(kernel))
         self._driver_call("cuLaunchKernel", function, *grid, 1, block, 1, 1, 0, stream, (values, types), 0)
 
-    def _use(self) -> None:
+    def use(self) -> None:
+        """Make this GPU the current one of the thread, for libraries that ask CUDA which one they are on."""
         self._check("cudaSetDevice", self.rt.cudaSetDevice(self.index))
 
     def _call(self, name: str, *arguments: Any, needed: int | None = None) -> Any:
-        self._use()
+        self.use()
         return self._check(name, getattr(self.rt, name)(*arguments), needed)
 
     def _check(self, name: str, answer: tuple[Any, ...], needed: int | None = None) -> Any:

@@ -63,6 +63,7 @@ class TensorRtDevice(GpuDevice):
 
     def _deserialize(self, data: bytes, name: str, cache: bytes | None) -> "TensorRtNetwork":
         self.logger.errors.clear()
+        self.cuda.use()
         engine = self.runtime.deserialize_cuda_engine(data)
         if engine is None:
             said = "; ".join(self.logger.errors) or "nothing"
@@ -153,6 +154,7 @@ class TensorRtNetwork:
 
         def call() -> None:
             device.logger.errors.clear()
+            device.cuda.use()
             for name, address in addresses:
                 if not context.set_tensor_address(name, address):
                     device.fail(f"the address of {name} is refused")
@@ -167,6 +169,7 @@ class TensorRtNetwork:
         if batch not in self.contexts:
             profile, device = self._profile(batch), self.device
             device.logger.errors.clear()
+            device.cuda.use()
             context = self.engine.create_execution_context(
                 device.trt.ExecutionContextAllocationStrategy.USER_MANAGED if self.config is None else self.config
             )

@@ -1,12 +1,14 @@
 """The ONNX Runtime devices; CUDA's through its own code over CPU memory, and on a GPU where there is one."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
+from bfr.runtime.backends import cuda
 from bfr.runtime.backends import onnxruntime as backend
 from bfr.runtime.backends.choose import open_device
 from bfr.runtime.backends.onnxruntime import CpuDevice, CudaDevice
@@ -44,20 +46,74 @@ def test_a_requested_provider_that_does_not_work_is_an_error(monkeypatch: pytest
     assert open_device("auto").name == "onnxruntime-cpu"
 
 
-def test_a_session_that_fell_back_to_the_cpu_is_refused(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime loads the CPU provider silently where CUDA's cannot be."""
+class FakeSession:
+    """A session of the CUDA provider: what it enqueues runs on the fake GPU's stream, computed by a real one."""
 
-    class Fallen:
-        def __init__(self, *_: Any, **__: Any) -> None:
-            pass
+    def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
+        ((name, self.settings),) = providers
+        assert name == "CUDAExecutionProvider"
+        assert self.settings["use_tf32"] == "0"
+        assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+        self.inner = REAL_SESSION(path, providers=["CPUExecutionProvider"])
+        self.gpu = cuda.bindings()[0].gpus[int(self.settings["device_id"])]
+        self.error: str | None = None
 
-        def get_providers(self) -> list[str]:
-            return ["CPUExecutionProvider"]
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider"]
 
+    def io_binding(self) -> Any:
+        bound: dict[str, dict[str, Any]] = {"input": {}, "output": {}}
+
+        def bind(kind: str, name: str, device: str, index: int, dtype: Any, shape: Any, address: int) -> None:
+            assert (device, index, dtype) == ("cuda", int(self.settings["device_id"]), np.float32)
+            bound[kind][name] = (address, tuple(shape))
+
+        return SimpleNamespace(
+            bound=bound,
+            bind_input=lambda *arguments: bind("input", *arguments),
+            bind_output=lambda *arguments: bind("output", *arguments),
+        )
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+        if self.error:
+            raise RuntimeError(self.error)
+
+        def work() -> None:
+            feeds = {n: self.gpu.floats(*where) for n, where in binding.bound["input"].items()}
+            for where, value in zip(
+                binding.bound["output"].values(), self.inner.run(list(binding.bound["output"]), feeds), strict=True
+            ):
+                self.gpu.floats(*where)[...] = value
+
+        self.gpu.enqueue(int(self.settings["user_compute_stream"]), "session", work)
+
+
+REAL_SESSION = ort.InferenceSession
+
+
+@pytest.fixture
+def cuda_provider(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """ONNX Runtime's CUDA provider on the fake GPUs."""
     monkeypatch.setattr(backend, "cuda_works", lambda: True)
-    monkeypatch.setattr(ort, "InferenceSession", Fallen)
+
+    def session(path: str, options: Any, providers: list[Any]) -> Any:
+        kind = REAL_SESSION if providers == ["CPUExecutionProvider"] else FakeSession
+        return kind(path, options, providers=providers)
+
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    return gpus
+
+
+def test_a_session_that_fell_back_to_the_cpu_is_refused(
+    tiny_bundle: Bundle, cuda_provider: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime loads the CPU provider silently where CUDA's cannot be."""
+    monkeypatch.setattr(FakeSession, "get_providers", lambda _: ["CPUExecutionProvider"])
+    device = CudaDevice()
     with pytest.raises(BackendUnavailable, match="CPUExecutionProvider was loaded"):
-        CudaDevice().load_graph(tiny_bundle.graph("estimator", "fp32"))
+        device.load(tiny_bundle, "estimator", "fp32")
+    device.close()
 
 
 def test_a_graph_that_does_not_load_is_explained(tmp_path: Path) -> None:
@@ -66,40 +122,48 @@ def test_a_graph_that_does_not_load_is_explained(tmp_path: Path) -> None:
         CpuDevice().load_graph(tmp_path / "bad.onnx")
 
 
-@pytest.fixture
-def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA's device code, with the library's allocations and sessions on the CPU."""
-    allocate, session = ort.OrtValue.ortvalue_from_shape_and_type, ort.InferenceSession
-
-    def on_cpu(shape: Any, dtype: Any, device: str, index: int) -> Any:
-        assert device == "cuda"
-        assert index == 0
-        return allocate(shape, dtype, "cpu", 0)
-
-    def load(path: str, options: Any, providers: list[Any]) -> Any:
-        if providers == ["CPUExecutionProvider"]:
-            return session(path, options, providers=providers)
-        ((name, settings),) = providers
-        assert name == "CUDAExecutionProvider"
-        assert settings["use_tf32"] == "0"
-        assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
-        loaded = session(path, providers=["CPUExecutionProvider"])
-        monkeypatch.setattr(loaded, "get_providers", lambda: ["CUDAExecutionProvider"])
-        return loaded
-
-    monkeypatch.setattr(backend, "cuda_works", lambda: True)
-    monkeypatch.setattr(ort.OrtValue, "ortvalue_from_shape_and_type", on_cpu)
-    monkeypatch.setattr(ort, "InferenceSession", load)
-
-
-@pytest.mark.usefixtures("cuda_on_the_cpu")
-def test_the_cuda_device_runs_the_same_chain(tiny_bundle: Bundle) -> None:
+@pytest.mark.parametrize("graphs", [False, True])
+def test_the_cuda_device_runs_the_same_chain(tiny_bundle: Bundle, cuda_provider: Any, graphs: bool) -> None:
     with Restorer(tiny_bundle, CpuDevice(), tiny_bundle.preset("reference")) as cpu:
         expected = cpu.restore(FACES)
-    with Restorer(tiny_bundle, CudaDevice(), tiny_bundle.preset("reference"), batch=4) as restorer:
-        found = restorer.restore(FACES)
+    device = CudaDevice(graphs=graphs)
+    with Restorer(tiny_bundle, device, tiny_bundle.preset("reference"), batch=4) as restorer:
+        for _ in range(3):
+            found = restorer.restore(FACES)
+            assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
         assert list(restorer._chains) == [4]  # three images, the bucket of four
-    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    device.close()
+    assert cuda_provider[0].names().count("graph") == (2 if graphs else 0)
+
+
+def test_memory_that_runs_out_in_a_session(tiny_bundle: Bundle, cuda_provider: Any) -> None:
+    with Restorer.open(tiny_bundle.folder, backend="onnxruntime-cuda", batch=4) as restorer:
+        session: Any = restorer._networks["denoiser"].session  # type: ignore[attr-defined]
+        restore = type(session).run_with_iobinding
+
+        def too_large(binding: Any, options: Any) -> None:
+            if binding.bound["input"]["x"][1][0] > 1:
+                raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer")
+            restore(session, binding, options)
+
+        session.run_with_iobinding = too_large
+        assert len(restorer.restore(FACES)) == 3
+        assert restorer.batch == 1
+
+
+def test_other_errors_of_a_session_are_bugs(tiny_bundle: Bundle, cuda_provider: Any) -> None:
+    with Restorer.open(tiny_bundle.folder, backend="onnxruntime-cuda") as restorer:
+        restorer._networks["denoiser"].session.error = "no kernel image"  # type: ignore[attr-defined]
+        with pytest.raises(RuntimeError, match="no kernel image"):
+            restorer.restore(FACES)
+
+
+def test_a_provider_without_a_gpu_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(backend, "device_count", lambda: 0)
+    assert not backend.cuda_works()
+    monkeypatch.setattr(backend, "device_count", lambda: 1)
+    assert not backend.cuda_works()  # this ONNX Runtime has no memory on any GPU
 
 
 @needs_gpu

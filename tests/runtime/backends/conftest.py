@@ -1,0 +1,497 @@
+"""A GPU made of NumPy: cuda-python's and TensorRT's functions at the libraries' boundary, as lazy as a GPU is.
+
+What is enqueued on a stream runs when somebody waits for it and not before, so that whoever forgets to wait reads old
+data. Device addresses are no addresses of this process: whoever follows one crashes. Freed memory is refused.
+"""
+
+import ctypes
+import json
+from collections.abc import Callable, Iterator
+from inspect import ismethod
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from bfr.runtime.backends import cuda, trt
+from bfr.runtime.bundle import Bundle, describe_file, write_manifest
+from bfr.runtime.manifest import Engine
+from bfr.runtime.noise import fill_normal
+
+real: Any = pytest.importorskip("cuda.bindings.runtime")
+OK = real.cudaError_t.cudaSuccess
+MISUSE = real.cudaError_t.cudaErrorStreamCaptureUnsupported
+TOTAL = 1 << 30
+
+
+class Handle(int):
+    """Of a stream, event or graph, with what it stands for."""
+
+    thing: Any
+
+
+class FakeGpu:
+    """The state of one GPU and what was asked of it.
+
+    log: (call, details), in order. fail: call -> the name of the error that it reports next, "everything" for good.
+    """
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.device: dict[int, np.ndarray] = {}
+        self.pinned: dict[int, np.ndarray] = {}
+        self.alive: dict[int, str] = {}
+        self.queues: dict[int, list[Callable[[], None]]] = {}
+        self.capturing: dict[int, list[tuple[str, Callable[[], None]]]] = {}
+        self.log: list[tuple[str, Any]] = []
+        self.fail: dict[str, str] = {}
+        self.total, self.clock, self.next = TOTAL, 0.0, 0x7000_0000_0000 + (index << 40)
+
+    @property
+    def used(self) -> int:
+        return sum(block.size for block in self.device.values())
+
+    def handle(self, kind: str, thing: Any = None) -> Handle:
+        self.next += 256
+        handle = Handle(self.next)
+        handle.thing = thing
+        self.alive[handle] = kind
+        return handle
+
+    def destroy(self, handle: Handle, kind: str) -> None:
+        assert self.alive.pop(handle) == kind
+
+    def at(self, address: int, size: int) -> np.ndarray:
+        """The bytes at an address, of the device or page-locked."""
+        for blocks in (self.device, self.pinned):
+            for base, block in blocks.items():
+                if base <= address and address + size <= base + block.size:
+                    return block[address - base : address - base + size]
+        raise AssertionError(f"{size} bytes at {address:#x} belong to nobody, or not any more")
+
+    def floats(self, address: int, shape: tuple[int, ...]) -> np.ndarray:
+        return self.at(address, 4 * int(np.prod(shape))).view(np.float32).reshape(shape)
+
+    def enqueue(self, stream: int, name: str, work: Callable[[], None], details: Any = None) -> None:
+        assert self.alive[stream] == "stream"
+        if stream in self.capturing:
+            self.capturing[stream].append((name, work))
+        else:
+            self.log.append((name, details))
+            self.queues[stream].append(work)
+
+    def drain(self, stream: int) -> None:
+        while self.queues[stream]:
+            self.clock += 1.0
+            self.queues[stream].pop(0)()
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.log]
+
+
+class FakeRuntime:
+    """The functions of `cuda.bindings.runtime` that are used, over several FakeGpus."""
+
+    cudaError_t, cudaStreamCaptureMode, cudaMemcpyKind = (
+        real.cudaError_t,
+        real.cudaStreamCaptureMode,
+        real.cudaMemcpyKind,
+    )
+    cudaStreamNonBlocking, cudaEventRecordExternal = real.cudaStreamNonBlocking, real.cudaEventRecordExternal
+
+    def __init__(self, gpus: list[FakeGpu]) -> None:
+        self.gpus, self.current = gpus, 0
+
+    def __getattribute__(self, name: str) -> Any:
+        """Every call may be made to fail, once or, for sticky errors, for good."""
+        found = object.__getattribute__(self, name)
+        if not name.startswith("cuda") or name == "cudaGetLastError" or not ismethod(found):
+            return found
+        gpu = self.gpu
+        error = gpu.fail.get("everything") or gpu.fail.pop(name, None)
+        return (lambda *_: (getattr(real.cudaError_t, error),)) if error else found
+
+    @property
+    def gpu(self) -> FakeGpu:
+        return object.__getattribute__(self, "gpus")[object.__getattribute__(self, "current")]
+
+    def cudaGetDeviceCount(self) -> Any:
+        return OK, len(self.gpus)
+
+    def cudaSetDevice(self, index: int) -> Any:
+        self.current = index
+        return (OK,)
+
+    def cudaGetLastError(self) -> Any:
+        return (OK,)
+
+    def cudaGetDeviceProperties(self, index: int) -> Any:
+        return OK, SimpleNamespace(
+            name=f"Fake {index}".encode(), major=9, minor=0, totalGlobalMem=TOTAL, multiProcessorCount=132
+        )
+
+    def cudaRuntimeGetVersion(self) -> Any:
+        return OK, 13000
+
+    def cudaDriverGetVersion(self) -> Any:
+        return OK, 13010
+
+    def cudaMemGetInfo(self) -> Any:
+        return OK, self.gpu.total - self.gpu.used, self.gpu.total
+
+    def cudaMalloc(self, size: int) -> Any:
+        gpu = self.gpu
+        if gpu.capturing:
+            return MISUSE, None
+        if gpu.used + size > gpu.total:
+            return real.cudaError_t.cudaErrorMemoryAllocation, None
+        gpu.next += (size + 511) // 256 * 256
+        address = gpu.next - (size + 255) // 256 * 256
+        gpu.device[address] = np.full(size, 0xFF, np.uint8)  # NaN, as far as anybody can tell
+        gpu.log.append(("cudaMalloc", size))
+        return OK, address
+
+    def cudaFree(self, address: int) -> Any:
+        gpu = self.gpu
+        if gpu.capturing:
+            return (MISUSE,)
+        for stream in gpu.queues:
+            gpu.drain(stream)
+        if address:
+            del gpu.device[address]
+        return (OK,)
+
+    def cudaMallocHost(self, size: int) -> Any:
+        block = np.full(size, 0xFF, np.uint8)
+        self.gpu.pinned[block.ctypes.data] = block
+        self.gpu.log.append(("cudaMallocHost", size))
+        return OK, block.ctypes.data
+
+    def cudaFreeHost(self, address: int) -> Any:
+        del self.gpu.pinned[address]
+        return (OK,)
+
+    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: int) -> Any:
+        gpu = self.gpu
+
+        def work() -> None:
+            gpu.at(target, size)[...] = gpu.at(source, size)
+
+        gpu.enqueue(stream, "copy", work, (target, source, size, stream))
+        return (OK,)
+
+    def cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> Any:
+        gpu = self.gpu
+        gpu.enqueue(stream, "zero", lambda: gpu.at(address, size).fill(value), (address, size))
+        return (OK,)
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> Any:
+        handle = self.gpu.handle("stream")
+        self.gpu.queues[handle] = []
+        return OK, handle
+
+    def cudaStreamDestroy(self, stream: Handle) -> Any:
+        self.gpu.drain(stream)
+        self.gpu.destroy(stream, "stream")
+        del self.gpu.queues[stream]
+        return (OK,)
+
+    def cudaStreamSynchronize(self, stream: int) -> Any:
+        if stream in self.gpu.capturing:
+            return (MISUSE,)
+        self.gpu.log.append(("wait", stream))
+        self.gpu.drain(stream)
+        return (OK,)
+
+    def cudaEventCreate(self) -> Any:
+        return OK, self.gpu.handle("event", SimpleNamespace(marks=[], happened=None))
+
+    def cudaEventDestroy(self, event: Handle) -> Any:
+        self.gpu.destroy(event, "event")
+        return (OK,)
+
+    def cudaEventRecord(self, event: Handle, stream: int) -> Any:
+        assert stream not in self.gpu.capturing, "an event without the external flag is no node of a graph"
+        return self._record(event, stream)
+
+    def cudaEventRecordWithFlags(self, event: Handle, stream: int, flags: int) -> Any:
+        assert stream in self.gpu.capturing, "the external flag is for captures"
+        return self._record(event, stream)
+
+    def _record(self, event: Handle, stream: int) -> Any:
+        gpu, mark = self.gpu, SimpleNamespace(stream=stream, done=False)
+        event.thing.marks.append(mark)
+
+        def work() -> None:
+            mark.done, event.thing.happened = True, gpu.clock
+
+        gpu.enqueue(stream, "event", work)
+        return (OK,)
+
+    def cudaStreamWaitEvent(self, stream: int, event: Handle, flags: int) -> Any:
+        gpu, marks = self.gpu, event.thing.marks[-1:]
+
+        def work() -> None:
+            for mark in marks:
+                while not mark.done:
+                    gpu.queues[mark.stream].pop(0)()
+
+        gpu.enqueue(stream, "wait event", work)
+        return (OK,)
+
+    def cudaEventElapsedTime(self, begin: Handle, end: Handle) -> Any:
+        assert begin.thing.happened is not None
+        assert end.thing.happened is not None
+        return OK, end.thing.happened - begin.thing.happened
+
+    def cudaStreamBeginCapture(self, stream: int, mode: Any) -> Any:
+        assert mode == real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self.gpu.capturing[stream] = []
+        return (OK,)
+
+    def cudaStreamEndCapture(self, stream: int) -> Any:
+        return OK, self.gpu.handle("graph", self.gpu.capturing.pop(stream))
+
+    def cudaGraphDestroy(self, graph: Handle) -> Any:
+        self.gpu.destroy(graph, "graph")
+        return (OK,)
+
+    def cudaGraphInstantiate(self, graph: Handle, flags: int) -> Any:
+        return OK, self.gpu.handle("executable", graph.thing)
+
+    def cudaGraphExecDestroy(self, graph: Handle) -> Any:
+        self.gpu.destroy(graph, "executable")
+        return (OK,)
+
+    def cudaGraphLaunch(self, graph: Handle, stream: int) -> Any:
+        assert self.gpu.alive[graph] == "executable"
+
+        def work() -> None:
+            for _, node in graph.thing:
+                self.gpu.clock += 1.0
+                node()
+
+        self.gpu.enqueue(stream, "graph", work, [name for name, _ in graph.thing])
+        return (OK,)
+
+
+class FakeDriver:
+    """The driver's part: two kernels, in NumPy."""
+
+    CUresult = pytest.importorskip("cuda.bindings.driver").CUresult
+    CUfunction = staticmethod(int)
+
+    def __init__(self, runtime: FakeRuntime) -> None:
+        self.runtime = runtime
+        self.kernels = ("fill_normal", "diffuse")
+
+    def cuLibraryLoadData(self, image: bytes, *_: Any) -> Any:
+        assert image[:4] == b"\x7fELF"  # NVRTC's own machine code
+        return self.CUresult.CUDA_SUCCESS, 1
+
+    def cuLibraryGetKernel(self, library: int, name: bytes) -> Any:
+        return self.CUresult.CUDA_SUCCESS, 100 + self.kernels.index(name.decode())
+
+    def cuLaunchKernel(self, function: int, *arguments: Any) -> Any:
+        gx, gy, gz, bx, by, bz, shared, stream, (values, types), _ = arguments
+        assert (gz, by, bz, shared) == (1, 1, 1, 0)
+        assert len(values) == len(types)
+        gpu, name = self.runtime.gpu, self.kernels[function - 100]
+        work = {"fill_normal": self.fill_normal, "diffuse": self.diffuse}[name]
+        assert all(t in (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_float) for t in types)
+        gpu.enqueue(stream, name, lambda: work(gpu, gx * bx, gy, *values), values)
+        return (self.CUresult.CUDA_SUCCESS,)
+
+    @staticmethod
+    def fill_normal(gpu: FakeGpu, threads: int, images: int, out: int, keys: int, step: int, quads: int) -> None:
+        assert threads >= quads
+        for (seed, image), row in zip(
+            gpu.at(keys, 8 * images).view(np.uint32).reshape(-1, 2), gpu.floats(out, (images, 4 * quads)), strict=True
+        ):
+            fill_normal(row, seed=int(seed), image=int(image), step=step)
+
+    @staticmethod
+    def diffuse(
+        gpu: FakeGpu, threads: int, _rows: int, x: int, estimate: int, noise: int, signal: float, sigma: float, n: int
+    ) -> None:
+        assert threads >= n
+        found = np.float32(signal) * gpu.floats(estimate, (n,))
+        gpu.floats(x, (n,))[...] = found + np.float32(sigma) * gpu.floats(noise, (n,))
+
+
+class FakeContext:
+    """An execution context that runs the engine's ONNX file on the CPU when the stream gets there."""
+
+    def __init__(self, engine: "FakeEngine") -> None:
+        self.engine, self.profile, self.memory = engine, -1, (0, 0)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.enqueued, self.refuse = 0, False
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        self.profile = profile
+        return profile < self.engine.num_optimization_profiles
+
+    def set_input_shape(self, name: str, shape: Any) -> bool:
+        self.shapes[name] = tuple(shape)
+        return self.shapes[name] == self.engine.get_tensor_profile_shape(name, self.profile)[1]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.shapes[name]
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert address % 256 == 0
+        assert size >= self.engine.get_device_memory_size_for_profile_v2(self.profile)
+        self.memory = address, size
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return name in self.engine.names and address % 256 == 0
+
+    def execute_async_v3(self, stream: int) -> bool:
+        gpu, engine = self.engine.gpu, self.engine
+        assert gpu is engine.trt.runtime.gpu, "an engine runs on the GPU that it was deserialized on"
+        first, self.enqueued = not self.enqueued, self.enqueued + 1
+        if self.refuse or (first and stream in gpu.capturing):  # a first call may allocate
+            engine.logger.log(engine.trt.ILogger.Severity.ERROR, "refused")
+            return False
+        assert set(self.addresses) == set(engine.names)
+        batch, addresses = next(iter(self.shapes.values()))[0], dict(self.addresses)
+
+        def work() -> None:
+            gpu.at(*self.memory)[...] = 0xFF  # activations are nobody else's
+            feeds = {n: gpu.floats(addresses[n], (batch, *engine.shapes[n])) for n in engine.inputs}
+            outputs = engine.session.run(list(engine.outputs), feeds)
+            for name, value in zip(engine.outputs, outputs, strict=True):
+                gpu.floats(addresses[name], value.shape)[...] = value
+
+        gpu.enqueue(stream, f"engine {engine.name}", work, addresses)
+        return True
+
+
+class FakeEngine:
+    """What `serialize` wrote: the path of an ONNX file, and batch sizes."""
+
+    def __init__(self, module: "FakeTensorRt", logger: Any, said: dict[str, Any]) -> None:
+        self.trt, self.logger, self.gpu = module, logger, module.runtime.gpu
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = ort.InferenceSession(said["graph"], options, providers=["CPUExecutionProvider"])
+        self.shapes = {t.name: t.shape[1:] for t in (*self.session.get_inputs(), *self.session.get_outputs())}
+        self.inputs = [t.name for t in self.session.get_inputs()]
+        self.outputs = [t.name for t in self.session.get_outputs()]
+        self.names, self.buckets, self.name = [*self.inputs, *self.outputs], said["buckets"], said["name"]
+        self.num_io_tensors, self.num_optimization_profiles = len(self.names), len(self.buckets)
+        self.contexts: list[FakeContext] = []
+
+    def get_tensor_name(self, i: int) -> str:
+        return self.names[i]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "input" if name in self.inputs else "output"
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return self.trt.types.get(name, "float")
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        return [(self.buckets[profile], *self.shapes[name])] * 3
+
+    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
+        return (1000 if self.name == "estimator" else 2000) * self.buckets[profile]
+
+    def create_runtime_config(self) -> Any:
+        assert self.trt.name == "tensorrt-rtx", "of TensorRT-RTX alone"
+        cache = SimpleNamespace(data=b"", serialize=lambda: b"compiled " + cache.data)
+        cache.deserialize = lambda data: setattr(cache, "data", data)
+        config = SimpleNamespace(strategy=None, cache=None, create_runtime_cache=lambda: cache)
+        config.set_execution_context_allocation_strategy = lambda s: setattr(config, "strategy", s)
+        config.set_runtime_cache = lambda c: setattr(config, "cache", c)
+        config.get_runtime_cache = lambda: config.cache
+        return config
+
+    def create_execution_context(self, how: Any) -> FakeContext:
+        assert getattr(how, "strategy", how) == "user managed"
+        self.contexts.append(FakeContext(self))
+        return self.contexts[-1]
+
+    def create_engine_inspector(self) -> Any:
+        return SimpleNamespace(get_engine_information=lambda _: json.dumps({"Layers": [self.name]}))
+
+
+class FakeTensorRt:
+    """The module `tensorrt`, or `tensorrt_rtx`. `engines`: what was deserialized."""
+
+    __version__ = "10.3.0"
+
+    class ILogger:
+        Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4)
+
+    TensorIOMode = SimpleNamespace(INPUT="input", OUTPUT="output")
+    DataType = SimpleNamespace(FLOAT="float", HALF="half")
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
+    LayerInformationFormat = SimpleNamespace(JSON="json")
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+
+    def __init__(self, name: str, runtime: FakeRuntime) -> None:
+        self.name, self.runtime = name, runtime
+        self.engines: list[FakeEngine] = []
+        self.types: dict[str, str] = {}
+        self.refuse = False
+
+    def Runtime(self, logger: Any) -> Any:
+        def deserialize(data: bytes) -> FakeEngine | None:
+            if self.refuse:
+                logger.log(self.ILogger.Severity.ERROR, "serialized for another version")
+                return None
+            self.engines.append(FakeEngine(self, logger, json.loads(data)))
+            return self.engines[-1]
+
+        return SimpleNamespace(deserialize_cuda_engine=deserialize)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeGpu]]:
+    """Two GPUs; afterwards everything that was taken must have been given back, unless a test says otherwise."""
+    found = [FakeGpu(0), FakeGpu(1)]
+    runtime = FakeRuntime(found)
+    driver = FakeDriver(runtime)
+    monkeypatch.setattr(cuda, "bindings", lambda: (runtime, driver))
+    yield found
+    for gpu in found:
+        if "everything" not in gpu.fail:
+            assert not gpu.device, "device memory was not given back"
+            assert not gpu.pinned, "page-locked memory was not given back"
+            assert not gpu.alive, f"not given back: {set(gpu.alive.values())}"
+
+
+@pytest.fixture
+def tensorrt(request: pytest.FixtureRequest, gpus: list[FakeGpu], monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
+    """TensorRT on the fake GPUs, or what the parameter names."""
+    module = FakeTensorRt(getattr(request, "param", "tensorrt"), cuda.bindings()[0])
+    monkeypatch.setattr(trt, "load_library", lambda _: module)
+    monkeypatch.setattr("bfr.runtime.backends.tensorrt.load_library", lambda _: module)
+    return module
+
+
+@pytest.fixture
+def built(tiny_bundle: Bundle, tensorrt: FakeTensorRt, tmp_path: Any) -> Bundle:
+    """`tiny_bundle` with engines for both precisions and batches of 1, 2 and 4."""
+    import shutil
+
+    folder = tmp_path / "built"
+    shutil.copytree(tiny_bundle.folder, folder)
+    (folder / "engines").mkdir()
+    bundle, engines = Bundle.open(folder), []
+    machine = trt.this_machine(tensorrt.name, cuda.Cuda(0))  # type: ignore[arg-type]
+    for name, network in bundle.manifest.networks.items():
+        for precision, variant in network.variants.items():
+            path = folder / "engines" / f"{name}.{precision}.engine"
+            said = {"graph": str(folder / variant.graph.path), "buckets": [1, 2, 4], "name": name}
+            path.write_text(json.dumps(said))
+            key = trt.engine_key(bundle, name, precision, machine, buckets=(1, 2, 4), options={"level": 3})
+            file = describe_file(folder, path)
+            engines.append(Engine(network=name, file=file, key=key, half_share=0.0, build_seconds=1.0))
+    write_manifest(folder, bundle.manifest.model_copy(update={"engines": tuple(engines)}))
+    return Bundle.open(folder)
