@@ -1,11 +1,12 @@
-"""Proves an exported bundle against eager float32 PyTorch: every network, and the whole loop, on the same noise."""
+"""Proves a backend against a float32 reference: every network, and the whole loop, on the same noise."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
-from bfr.export.eager import EagerDevice, EagerNetwork
 from bfr.runtime.backends import Device, Float32, Network
 from bfr.runtime.backends.choose import open_device
 from bfr.runtime.bundle import Bundle
@@ -16,7 +17,11 @@ from bfr.runtime.noise import fill_normal
 from bfr.runtime.restorer import load_networks, sampler_table
 from bfr.runtime.solvers import StepTable
 
+if TYPE_CHECKING:
+    from torch import nn
+
 BATCHES = (1, 3)  # graphs are traced at 2: an axis that became a constant shows at both
+REFERENCE_BATCH = 4  # the reference runs larger batches in parts, so that the host's memory holds them
 SEED = 12345
 # dB of PSNR with peak 2. In float32 only the order of sums differs; half keeps 11 bits of every activation.
 FLOORS_DB: Mapping[Precision, tuple[float, float]] = {"fp32": (90.0, 80.0), "fp16": (40.0, 35.0), "bf16": (30.0, 25.0)}
@@ -24,51 +29,100 @@ FLOORS_DB: Mapping[Precision, tuple[float, float]] = {"fp32": (90.0, 80.0), "fp1
 Progress = Callable[[str], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What is compared with: the float32 networks of a bundle, by name, on a device."""
+
+    name: str
+    device: Device
+    networks: Mapping[str, Network]
+
+
+def eager_reference(modules: Mapping[str, "nn.Module"]) -> Reference:
+    """Float32 stage modules by the bundle's names, see `bfr.export.reference`, on the CPU."""
+    from bfr.export.eager import EagerDevice, EagerNetwork
+
+    return Reference("eager float32", EagerDevice(), {name: EagerNetwork(module) for name, module in modules.items()})
+
+
+def open_reference(bundle: Bundle, index: int = 0) -> Reference:
+    """Eager PyTorch in float32, on GPU `index` where PyTorch has CUDA; without PyTorch ONNX Runtime on the CPU."""
+    if find_spec("torch") is None:
+        cpu = open_device("onnxruntime-cpu")
+        return Reference("ONNX Runtime float32 on the CPU", cpu, load_networks(bundle, cpu, "fp32"))
+    import torch
+
+    from bfr.export.eager import EagerDevice
+
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    device = EagerDevice(f"cuda:{index}" if torch.cuda.is_available() else "cpu")
+    where = "the GPU" if torch.cuda.is_available() else "the CPU"
+    return Reference(f"eager float32 on {where}", device, load_networks(bundle, device, "fp32"))
+
+
 def verify(
     bundle: Bundle,
-    reference: Mapping[str, nn.Module],
+    reference: Reference | Mapping[str, "nn.Module"],
     precision: Precision,
     *,
     backend: str = "onnxruntime-cpu",
+    device: Device | None = None,
+    networks: Mapping[str, Network] | None = None,
     preset: str = "reference",
+    steps: int | None = None,
     threads: int | None = None,
+    gpu: str | None = None,
     progress: Progress = lambda _: None,
 ) -> list[Check]:
-    """Compare a backend with eager float32; returns one Check a network and batch, and one of the loop.
+    """Compare a backend with the reference; returns one Check a network and batch, and one of the loop.
 
-    reference: the float32 stage modules by the bundle's names, see `bfr.export.reference`. threads: of the backend, on
-    a CPU.
+    reference: or its modules, see `eager_reference`. device: the backend's, where it is open already, and `networks` on
+    it, where they are loaded. steps: the most that the loop takes. threads: of the backend, on a CPU. gpu: the name of
+    the one that the backend runs on.
+    A device with buckets is compared at its smallest and its largest, others at BATCHES.
     Raises VerificationFailed where a result is not finite or its PSNR is below its floor.
     """
-    device, eager = open_device(backend, threads=threads), EagerDevice()
-    tested = load_networks(bundle, device, precision)
-    expected = {name: EagerNetwork(module) for name, module in reference.items()}
+    if not isinstance(reference, Reference):
+        reference = eager_reference(reference)
+    device = device or open_device(backend, threads=threads)
+    tested = networks or load_networks(bundle, device, precision)
     sampler = bundle.preset(preset)
+    if steps is not None and steps < sampler.start:
+        sampler = bundle.preset(preset, start=steps)
     table = sampler_table(bundle, sampler)
-    network_floor, loop_floor = FLOORS_DB[precision]
+    batches = sorted({min(device.buckets), max(device.buckets)}) if device.buckets else BATCHES
+    where: dict[str, Any] = {"device": device.name, "precision": precision, "reference": reference.name, "gpu": gpu}
     checks = []
-    for name in bundle.manifest.networks:
-        for batch in BATCHES:
-            progress(f"{name} in {precision} at batch {batch} against eager float32")
+    for name, entry in bundle.manifest.networks.items():
+        floor = FLOORS_DB[precision if precision in entry.variants else "fp32"][0]
+        for batch in batches:
+            progress(f"{name} in {precision} at batch {batch} against {reference.name}")
             inputs = _inputs(bundle, name, table, batch)
-            outputs = {tensor.name: (batch, *inputs_shape(bundle)) for tensor in bundle.network(name).outputs}
-            a = run_network(eager, expected[name], inputs, outputs)
+            outputs = {tensor.name: inputs_shape(bundle) for tensor in entry.outputs}
+            a = run_in_parts(reference.device, reference.networks[name], inputs, outputs, REFERENCE_BATCH)
             b = run_network(device, tested[name], inputs, outputs)
-            what = f"{name}, batch {batch}"
-            checks.append(
-                compare(what, a, b, device=device.name, precision=precision, batch=batch, floor=network_floor)
-            )
-    progress(f"the loop in {precision}, {len(table)} steps, against eager float32")
-    a, eager_seconds = run_loop(bundle, eager, expected, table)
-    b, seconds = run_loop(bundle, device, tested, table)
+            checks.append(compare(f"{name}, batch {batch}", a, b, batch=batch, floor=floor, **where))
+    progress(f"the loop in {precision}, {len(table)} steps, against {reference.name}")
+    a, eager_seconds = run_loop(bundle, reference.device, reference.networks, table, batches[0])
+    b, seconds = run_loop(bundle, device, tested, table, batches[0])
     what = f"loop, preset {preset}, {describe(sampler)}"
-    check = compare(what, a, b, device=device.name, precision=precision, batch=1, floor=loop_floor)
+    check = compare(what, a, b, batch=batches[0], floor=FLOORS_DB[precision][1], **where)
     times = {"seconds_a_step": round(seconds, 5), "eager_seconds_a_step": round(eager_seconds, 5)}
     return [*checks, check.model_copy(update=times)]
 
 
 def compare(
-    what: str, expected: Float32, found: Float32, *, device: str, precision: Precision, batch: int, floor: float
+    what: str,
+    expected: Float32,
+    found: Float32,
+    *,
+    device: str,
+    precision: Precision,
+    batch: int,
+    floor: float,
+    reference: str = "eager float32",
+    gpu: str | None = None,
 ) -> Check:
     """A Check of two arrays, or VerificationFailed."""
     if not np.isfinite(found).all():
@@ -81,7 +135,7 @@ def compare(
     psnr = 20.0 * np.log10(2.0 / rms)
     if psnr < floor:
         raise VerificationFailed(
-            f"{what} on {device} in {precision}: {psnr:.1f} dB against eager float32, the floor is {floor:.0f} dB. "
+            f"{what} on {device} in {precision}: {psnr:.1f} dB against {reference}, the floor is {floor:.0f} dB. "
             "Nothing was published; export in fp32, or with another --opset"
         )
     return Check(
@@ -93,35 +147,56 @@ def compare(
         max_abs=float(np.abs(difference).max()),
         relative=float(np.linalg.norm(difference) / max(float(np.linalg.norm(expected)), 1e-12)),
         floor_db=floor,
+        reference=reference,
+        gpu=gpu,
     )
 
 
 def run_network(
     device: Device, network: Network, inputs: Mapping[str, Float32], outputs: Mapping[str, tuple[int, ...]]
 ) -> Float32:
-    """Run a network once; its outputs, (B, ...) each, side by side along axis 1."""
+    """Run a network once; its outputs, (B, ...) each, side by side along axis 1. outputs: their shapes without B."""
+    batch = len(next(iter(inputs.values())))
     buffers = {name: device.array(value.shape) for name, value in inputs.items()}
-    for name, value in inputs.items():
-        device.write(buffers[name], value)
-    results = {name: device.array(shape) for name, shape in outputs.items()}
-    network.bind(buffers, results)()
-    return np.concatenate([device.read(result) for result in results.values()], axis=1)
+    results = {name: device.array((batch, *shape)) for name, shape in outputs.items()}
+    try:
+        for name, value in inputs.items():
+            device.write(buffers[name], value)
+        network.bind(buffers, results)()
+        return np.concatenate([device.read(result) for result in results.values()], axis=1)
+    finally:
+        device.release([*buffers.values(), *results.values()])
+
+
+def run_in_parts(
+    device: Device, network: Network, inputs: Mapping[str, Float32], outputs: Mapping[str, tuple[int, ...]], part: int
+) -> Float32:
+    """`run_network`, at most `part` images at a time."""
+    batch = len(next(iter(inputs.values())))
+    parts = [
+        run_network(device, network, {name: value[i : i + part] for name, value in inputs.items()}, outputs)
+        for i in range(0, batch, part)
+    ]
+    return np.concatenate(parts)
 
 
 def run_loop(
-    bundle: Bundle, device: Device, networks: Mapping[str, Network], table: StepTable
+    bundle: Bundle, device: Device, networks: Mapping[str, Network], table: StepTable, batch: int = 1
 ) -> tuple[Float32, float]:
-    """The final image of one synthetic face through the chain, (1, 3, S, S) in [-1, 1], and the seconds a step."""
+    """The final images of synthetic faces through the chain, (B, 3, S, S) in [-1, 1], and the seconds a step."""
     chain = Chain(
         device,
         networks[bundle.estimator],
         networks[bundle.denoise.network],
         table,
-        batch=1,
+        batch=batch,
         size=bundle.manifest.image_size,
     )
-    result = chain.run(smooth_image(inputs_shape(bundle), 0)[None], seed=SEED, images=(0,))
-    chain.close()
+    faces = np.stack([smooth_image(inputs_shape(bundle), image) for image in range(batch)])
+    try:
+        result = chain.run(faces, seed=SEED, images=tuple(range(batch)))
+    finally:
+        chain.close()
     return result.image * 2.0 - 1.0, result.seconds["denoise"] / len(table)
 
 

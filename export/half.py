@@ -1,0 +1,70 @@
+"""What an engine computes in half precision, as TensorRT's engine inspector lists it."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bfr.runtime.errors import EngineBuildFailed
+from bfr.runtime.manifest import Precision
+
+# Of the floating tensors that layers write. An engine that was silently built in float32 has none in half (an export in
+# fp16 has casts, but they are fused away). In the exported graphs the convolutions and matrix products and all between
+# them are half; normalization, softmax and the row arithmetic are not.
+HALF_SHARE = 0.5
+_HALF = re.compile(r"half|fp16|float16|bf16|bfloat16", re.IGNORECASE)
+_FLOAT = re.compile(r"float|fp32|half|fp16|bf16", re.IGNORECASE)
+_TYPE_KEYS = ("format/datatype", "datatype", "data type")  # TensorRT 10 has one key for both, 11 has two
+
+
+def half_share(text: str) -> float:
+    """Of the floating tensors that layers write, the share in half (fp16 or bf16), 0 to 1; each tensor counts once.
+
+    text: the inspector's JSON of an engine built with detailed profiling verbosity.
+    Raises EngineBuildFailed where it shows no floating tensor at all: then it proves nothing.
+    """
+    types = dict(_written(text))
+    floating = [kind for kind in types.values() if _FLOAT.search(kind)]
+    if not floating:
+        raise EngineBuildFailed(
+            "the engine inspector shows no tensor types, so that half precision cannot be proven: its format is "
+            "unknown, or the engine was built without detailed profiling verbosity. Report this with the version"
+        )
+    return sum(bool(_HALF.search(kind)) for kind in floating) / len(floating)
+
+
+def prove_precision(text: str, network: str, precision: Precision) -> float:
+    """The share in half of an engine. Of one in fp32 nothing has to be shown.
+
+    Raises EngineBuildFailed where half precision was asked for and the share is below HALF_SHARE.
+    """
+    if precision == "fp32":
+        try:
+            return half_share(text)
+        except EngineBuildFailed:
+            return 0.0
+    share = half_share(text)
+    if share < HALF_SHARE:
+        raise EngineBuildFailed(
+            f"{network} was asked for in {precision} and the engine is float32: {share:.0%} of the tensors that its "
+            f"layers write are half, {HALF_SHARE:.0%} are needed. Export the bundle anew with `--precision {precision}`"
+        )
+    return share
+
+
+def _written(text: str) -> Iterator[tuple[str, str]]:
+    """Name and type of each tensor that a layer writes."""
+    try:
+        layers = json.loads(text)["Layers"]
+    except (ValueError, KeyError, TypeError):
+        return
+    for number, layer in enumerate(layers if isinstance(layers, list) else []):
+        outputs = layer.get("Outputs") if isinstance(layer, Mapping) else None  # else only a name
+        for place, tensor in enumerate(outputs if isinstance(outputs, list) else []):
+            if isinstance(tensor, Mapping) and (kind := _type_of(tensor)):
+                yield str(tensor.get("Name", f"{number}.{place}")), kind
+
+
+def _type_of(tensor: Mapping[str, Any]) -> str:
+    found = {key.lower(): value for key, value in tensor.items()}
+    return next((str(found[key]) for key in _TYPE_KEYS if key in found), "")
