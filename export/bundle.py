@@ -4,18 +4,25 @@ import copy
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bfr.export.onnx import DEFAULT_OPSET, export_graph
-from bfr.export.step import EstimatorStage, LearnedVarianceStep, LinearStep, cut_variance
+from bfr.export.step import (
+    ConditionerStage,
+    EstimatorStage,
+    LearnedVarianceStep,
+    LinearStep,
+    cut_variance,
+    has_variance,
+)
 from bfr.export.verify import verify
 from bfr.models.catalog import NetworkSpec, SystemSpec
 from bfr.models.checkpoint import load_into
-from bfr.models.unet import UNet
+from bfr.models.unet import AttentionBlock, UNet
 from bfr.runtime import manifest as m
 from bfr.runtime.bundle import Bundle, describe_file, write_manifest
 from bfr.runtime.errors import InputNotFound, InvalidOption
@@ -23,6 +30,14 @@ from bfr.runtime.files import atomic_folder, sha256_file
 from bfr.runtime.manifest import Precision
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+CONDITIONER = "conditioner"
+ATTENTION_OPSET = 23  # the first that has attention as one operator
+KINDS: dict[type[nn.Module], str] = {
+    EstimatorStage: "estimator",
+    ConditionerStage: "conditioner",
+    LinearStep: "step",
+    LearnedVarianceStep: "step-learned",
+}
 Progress = Callable[[str], None]
 
 
@@ -34,6 +49,7 @@ def export_system(
     precisions: Sequence[Precision] = ("fp32",),
     opset: int = DEFAULT_OPSET,
     learned_variance: bool = False,
+    time_table: bool = False,
     replace: bool = False,
     threads: int | None = None,
     progress: Progress = lambda _: None,
@@ -43,6 +59,7 @@ def export_system(
     weights: the folder of the checkpoints, under their published names or as .safetensors; weights that are exact in
     half are stored in half and widened in the graph. precisions: fp32, and fp16 for the networks that bear it.
     learned_variance: the step graph of DDPM's learned variance instead of the linear one.
+    time_table: what the denoiser makes of the timesteps is a network of its own, called once for all steps.
     threads: of the CPU backend, where it verifies.
     Raises InputNotFound, InvalidCheckpoint, InvalidOption, VerificationFailed, WriteFailed.
     """
@@ -54,6 +71,8 @@ def export_system(
         progress(f"loading {path.name}")
         module = spec.build()
         load_into(module, path)
+        if opset >= ATTENTION_OPSET:
+            fuse_attention(module)
         modules[name], sources[name] = module, m.Source(file=path.name, sha256=sha256_file(path))
     if learned_variance:
         presets = {"reference": m.Preset(solver="ddpm-learned", spacing="250", start=100)}
@@ -62,7 +81,7 @@ def export_system(
     with atomic_folder(folder, replace=replace) as partial:
         entries, stages = {}, {}
         for name, spec in system.networks.items():
-            stages[name] = as_stage(modules[name], spec, learned_variance=learned_variance)
+            stages[name] = as_stage(modules[name], spec, learned_variance=learned_variance, time_table=time_table)
             variants = {}
             for precision in precisions:
                 if precision in ("fp32", spec.half):
@@ -70,17 +89,25 @@ def export_system(
                     stage = (
                         stages[name]
                         if precision == "fp32"
-                        else in_half(modules[name], spec, precision, learned_variance)
+                        else in_half(modules[name], spec, precision, learned_variance, time_table)
                     )
                     variants[precision] = _export_variant(stage, name, system, precision, partial, opset)
             entries[name] = _network_entry(spec, stages[name], system, sources[name], variants)
+        if time_table:
+            name = system.denoise.network
+            progress(f"exporting {CONDITIONER} in fp32, opset {opset}")
+            stages[CONDITIONER] = ConditionerStage(cast(UNet, modules[name])).eval()
+            variant = _export_variant(stages[CONDITIONER], CONDITIONER, system, "fp32", partial, opset)
+            entries[CONDITIONER] = _network_entry(
+                system.networks[name], stages[CONDITIONER], system, sources[name], {"fp32": variant}
+            )
         manifest = m.Manifest(
             format=1,
             system=system.name,
             title=system.title,
             image_size=system.image_size,
             schedule=system.schedule,
-            stages=system.stages,
+            stages=system_stages(system, time_table),
             presets=presets,
             networks=entries,
             licence=system.licence,
@@ -94,6 +121,21 @@ def export_system(
     return Bundle.open(folder)
 
 
+def fuse_attention(module: nn.Module) -> None:
+    """Let every attention block of a network use the one operator for it."""
+    for block in module.modules():
+        if isinstance(block, AttentionBlock):
+            block.fused = True
+
+
+def system_stages(system: SystemSpec, time_table: bool) -> tuple[m.Estimate | m.Diffuse | m.Denoise, ...]:
+    """The stages of a bundle of the system."""
+    if not time_table:
+        return system.stages
+    conditioned = system.denoise.model_copy(update={"conditioner": CONDITIONER})
+    return tuple(conditioned if stage == system.denoise else stage for stage in system.stages)
+
+
 def find_weights(folder: Path, file: str, system: str) -> Path:
     """The checkpoint `file` in `folder`, or its .safetensors copy. Raises InputNotFound with the remedy."""
     for path in ((folder / file).with_suffix(".safetensors"), folder / file):
@@ -104,46 +146,57 @@ def find_weights(folder: Path, file: str, system: str) -> Path:
     )
 
 
-def as_stage(module: nn.Module, spec: NetworkSpec, *, learned_variance: bool = False) -> nn.Module:
-    """The stage module of `bfr.export.step` around a network; changes the network where channels are cut."""
+def as_stage(
+    module: nn.Module, spec: NetworkSpec, *, learned_variance: bool = False, time_table: bool = False
+) -> nn.Module:
+    """The stage module of `bfr.export.step` around a network; changes the network where channels are cut.
+
+    time_table: it takes what ConditionerStage makes in the place of timesteps.
+    """
     if spec.kind == "estimator":
         return EstimatorStage(module).eval()
+    features = ConditionerStage(module).features if time_table and isinstance(module, UNet) else None
     if learned_variance:
         if not spec.learned_variance:
             raise InvalidOption("this denoiser has no learned variance: export it without --learned-variance")
-        return LearnedVarianceStep(module).eval()
-    if spec.learned_variance and isinstance(module, UNet):
+        return LearnedVarianceStep(module, features).eval()
+    if spec.learned_variance and isinstance(module, UNet) and has_variance(module):
         cut_variance(module)
-    return LinearStep(module).eval()
+    return LinearStep(module, features).eval()
 
 
-def in_half(module: nn.Module, spec: NetworkSpec, precision: Precision, learned_variance: bool) -> nn.Module:
+def in_half(
+    module: nn.Module, spec: NetworkSpec, precision: Precision, learned_variance: bool, time_table: bool
+) -> nn.Module:
     """A copy of a network with its torso in half, as a stage."""
     half: Any = copy.deepcopy(module)
     half.cast_torso(DTYPES[precision])
-    if spec.kind == "estimator":
-        return EstimatorStage(half).eval()
-    return (LearnedVarianceStep if learned_variance else LinearStep)(half).eval()
+    return as_stage(half, spec, learned_variance=learned_variance, time_table=time_table)
 
 
 def stage_examples(stage: nn.Module, size: int, batch: int = 2) -> dict[str, Tensor]:
     """Example inputs of a stage, by name, in the order of its `forward`."""
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(batch, 3, size, size, generator=generator)
+    t = torch.full((batch,), 100.0)
     if isinstance(stage, EstimatorStage):
         return {"degraded": image}
+    if isinstance(stage, ConditionerStage):
+        return {"t": t}
+    features: Any = stage.features
     return {
         "x": image,
         "h1": image.clone(),
         "h2": image.clone(),
-        "t": torch.full((batch,), 100.0),
+        "t": t if features is None else torch.rand(batch, features, generator=generator),
         "row": torch.rand(batch, 8, generator=generator),
         "noise": image.clone(),
     }
 
 
 def _output_names(stage: nn.Module) -> tuple[str, ...]:
-    return ("estimate",) if isinstance(stage, EstimatorStage) else ("x_next", "x0")
+    names = {EstimatorStage: ("estimate",), ConditionerStage: ("conditioning",)}
+    return names.get(type(stage), ("x_next", "x0"))
 
 
 def _export_variant(
@@ -166,8 +219,9 @@ def _network_entry(
     spec: NetworkSpec, stage: nn.Module, system: SystemSpec, source: m.Source, variants: dict[Precision, m.Variant]
 ) -> m.Network:
     examples = stage_examples(stage, system.image_size)
-    image = ("batch", 3, system.image_size, system.image_size)
-    kind = {EstimatorStage: "estimator", LinearStep: "step", LearnedVarianceStep: "step-learned"}[type(stage)]
+    image: tuple[int | str, ...] = ("batch", 3, system.image_size, system.image_size)
+    kind = KINDS[type(stage)]
+    shape = ("batch", stage.features) if isinstance(stage, ConditionerStage) else image
     return m.Network(
         kind=kind,  # type: ignore[arg-type]
         architecture=spec.architecture,
@@ -175,7 +229,7 @@ def _network_entry(
         parameter_count=sum(parameter.numel() for parameter in stage.parameters()),
         gflop=round(gflop(stage, system.image_size), 1),
         inputs=tuple(m.Tensor(name=key, shape=("batch", *value.shape[1:])) for key, value in examples.items()),
-        outputs=tuple(m.Tensor(name=key, shape=image) for key in _output_names(stage)),
+        outputs=tuple(m.Tensor(name=key, shape=shape) for key in _output_names(stage)),
         source=source,
         variants=variants,
     )

@@ -1,9 +1,11 @@
 """The torch modules behind a bundle, made anew from its own weights: what it is verified and measured against."""
 
+from typing import Any
+
 from safetensors.torch import load_file
 from torch import nn
 
-from bfr.export.step import EstimatorStage, LearnedVarianceStep, LinearStep, cut_variance
+from bfr.export.step import ConditionerStage, EstimatorStage, LearnedVarianceStep, LinearStep, cut_variance
 from bfr.models.catalog import ARCHITECTURES
 from bfr.runtime.bundle import Bundle
 from bfr.runtime.errors import BundleInvalid
@@ -23,6 +25,9 @@ def load_reference(bundle: Bundle) -> dict[str, nn.Module]:
 def load_stage(bundle: Bundle, name: str) -> nn.Module:
     """One network of a bundle as its float32 stage module. Its files are checked first."""
     entry = bundle.network(name)
+    if entry.kind == "conditioner":
+        denoiser: Any = load_stage(bundle, bundle.denoise.network)
+        return ConditionerStage(denoiser.denoiser).eval()
     path = bundle.graph(name, "fp32").with_suffix(".safetensors")
     if entry.architecture not in ARCHITECTURES:
         raise BundleInvalid(

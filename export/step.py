@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from bfr.models.unet import UNet
+from bfr.models.unet import UNet, condition
 from bfr.runtime.solvers import Column
 
 
@@ -24,16 +24,34 @@ class EstimatorStage(nn.Module):
         return clip(2.0 * self.estimator(degraded).float() - 1.0)
 
 
-class _Step(nn.Module):
-    def __init__(self, denoiser: nn.Module) -> None:
+class ConditionerStage(nn.Module):
+    """t (B,) float32 -> conditioning (B, features) float32, which a step takes in the place of `t`.
+
+    It depends on the timestep alone: computed once for each of a table, it is left out of every step.
+    """
+
+    def __init__(self, denoiser: UNet) -> None:
         super().__init__()
-        self.denoiser = denoiser
+        self.channels, self.time_embed = denoiser.model_channels, denoiser.time_embed
+        self.layers = nn.ModuleList(denoiser.conditioning_layers())
+        self.features = sum(denoiser.conditioning_sizes)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return torch.cat(condition(t, self.channels, self.time_embed, self.layers), dim=1)
+
+
+class _Step(nn.Module):
+    def __init__(self, denoiser: nn.Module, features: int | None = None) -> None:
+        """`features`: of the conditioning that is given in the place of timesteps, None where timesteps are."""
+        super().__init__()
+        self.denoiser, self.features = denoiser, features
 
 
 class LinearStep(_Step):
     """One step of any linear solver: `x, h1, h2, t, row, noise -> x_next, x0`.
 
-    x, h1, h2, noise: (B, 3, S, S) float32; t: (B,) float32; row: (B, 8) float32. See `bfr.runtime.solvers`.
+    x, h1, h2, noise: (B, 3, S, S) float32; t: (B,) float32, or (B, features) as ConditionerStage makes it; row: (B, 8)
+    float32. See `bfr.runtime.solvers`.
     """
 
     def forward(
@@ -86,6 +104,11 @@ class LearnedVarianceStep(_Step):
         # d and e hold the log-variances; g is 0. Reading h1 and h2 all the same keeps the graphs' inputs alike.
         history = _column(row, Column.G) * (h1 + h2)
         return _column(row, Column.C) * x0 + _column(row, Column.F) * x + deviation * noise + history, x0
+
+
+def has_variance(denoiser: UNet) -> bool:
+    """Whether the denoiser's output has variance channels behind the image's."""
+    return cast(nn.Conv2d, denoiser.out[2]).out_channels > denoiser.in_channels
 
 
 def cut_variance(denoiser: UNet) -> UNet:

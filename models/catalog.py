@@ -57,7 +57,12 @@ class SystemSpec:
     @property
     def stages(self) -> tuple[Estimate, Diffuse, Denoise]:
         """DifFace's: estimate, diffuse, denoise."""
-        return Estimate(network="estimator"), Diffuse(), Denoise(network="denoiser", prediction="eps")
+        return Estimate(network="estimator"), Diffuse(), self.denoise
+
+    @property
+    def denoise(self) -> Denoise:
+        """The last stage."""
+        return Denoise(network="denoiser", prediction="eps")
 
 
 _RELEASE = "https://github.com/zsyOAOA/DifFace/releases/download/V1.0/"

@@ -5,8 +5,9 @@ configurations use. Convolutions follow the dtype of their weights; GroupNorm, s
 compute in float32, so casting the convolutions to half gives the mixed precision of the published code.
 """
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -82,15 +83,16 @@ class ResBlock(nn.Module):
         same = channels == out_channels
         self.skip_connection: nn.Module = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
-    def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, conditioning: Tensor | None) -> Tensor:
+        """`conditioning` (B, features) is what `emb_layers` made of the time embedding."""
         norm, activation, conv = self.in_layers
         h = conv(self.resample(activation(norm(x))))
         x = self.resample(x)
         norm, *rest = self.out_layers
-        if emb is None:
+        if conditioning is None:
             h = norm(h)
         else:
-            conditioning = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
+            conditioning = conditioning.to(h.dtype)[:, :, None, None]
             if self.use_scale_shift_norm:
                 scale, shift = conditioning.chunk(2, dim=1)
                 h = norm(h) * (1 + scale) + shift
@@ -105,8 +107,11 @@ class AttentionBlock(nn.Module):
     """Residual self-attention over the H*W positions.
 
     The published networks order the channels of `qkv` head by head (each head's q, k, v together);
-    `use_new_attention_order` puts all heads' q first, then k, then v.
+    `use_new_attention_order` puts all heads' q first, then k, then v. `fused` leaves the attention to PyTorch's one
+    operator for it, which exports as one node where the opset has it, and computes the softmax as that pleases.
     """
+
+    fused = False
 
     def __init__(self, channels: int, num_heads: int, use_new_attention_order: bool) -> None:
         super().__init__()
@@ -124,18 +129,22 @@ class AttentionBlock(nn.Module):
             q, k, v = qkv.reshape(-1, 3, self.num_heads, head, height * width).unbind(1)
         else:
             q, k, v = qkv.reshape(-1, self.num_heads, 3, head, height * width).unbind(2)
-        scale = head**-0.25  # on q and k each: the product then stays in half's range
-        weight = torch.softmax(((q * scale).transpose(2, 3) @ (k * scale)).float(), dim=-1).to(v.dtype)
-        h = (v @ weight.transpose(2, 3)).reshape(-1, channels, height * width)
+        if self.fused:
+            attended = F.scaled_dot_product_attention(q.transpose(2, 3), k.transpose(2, 3), v.transpose(2, 3))
+            h = attended.transpose(2, 3).reshape(-1, channels, height * width)
+        else:
+            scale = head**-0.25  # on q and k each: the product then stays in half's range
+            weight = torch.softmax(((q * scale).transpose(2, 3) @ (k * scale)).float(), dim=-1).to(v.dtype)
+            h = (v @ weight.transpose(2, 3)).reshape(-1, channels, height * width)
         return cast(Tensor, x + self.proj_out(h).reshape(-1, channels, height, width))
 
 
 class Stage(nn.Sequential):
-    """Layers in order; those that take the time embedding are given it."""
+    """Layers in order; those that are conditioned on time are given the next of the conditionings."""
 
-    def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:  # type: ignore[override]  # nn.Sequential's takes x only
+    def forward(self, x: Tensor, conditionings: Iterator[Tensor | None]) -> Tensor:  # type: ignore[override]  # nn's: x
         for layer in self:
-            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+            x = layer(x, next(conditionings)) if isinstance(layer, ResBlock) else layer(x)
         return x
 
 
@@ -149,8 +158,19 @@ def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
     return F.pad(embedding, (0, channels % 2))
 
 
+def condition(
+    timesteps: Tensor, channels: int, time_embed: nn.Module, layers: Iterable[nn.Module]
+) -> tuple[Tensor, ...]:
+    """(B,) timesteps -> for each of `layers` (B, its features) float32: what it makes of the time embedding."""
+    emb = time_embed(timestep_embedding(timesteps, channels))
+    return tuple(layer(emb) for layer in layers)
+
+
 class UNet(nn.Module):
     """Denoiser `(x, timesteps) -> out`: `x` (B, in_channels, S, S), `timesteps` (B,), `out` (B, out_channels, S, S).
+
+    In the place of timesteps it takes what `condition` makes of them, side by side, (B, features): the same for every
+    image and every run, it can be computed once.
 
     The parameters carry the names of the published configurations. Three are ours, for small networks: `unshuffle` > 1
     computes on the image rearranged into S/unshuffle squares of more channels; `time_conditioned=False` makes a plain
@@ -247,25 +267,47 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor, timesteps: Tensor | None = None) -> Tensor:
-        emb: Tensor | None = None
+        gain: Tensor | None = None
+        conditionings: Iterator[Tensor | None] = itertools.repeat(None)
         if self.time_conditioned:
             if timesteps is None:
                 raise TypeError("this UNet is conditioned on time: call it with (x, timesteps)")
-            emb = self.time_embed(timestep_embedding(timesteps, self.model_channels))
+            parts = (
+                torch.split(timesteps, self.conditioning_sizes, dim=1)
+                if timesteps.ndim == 2
+                else condition(timesteps, self.model_channels, self.time_embed, self.conditioning_layers())
+            )
+            conditionings = iter(parts)
+            gain = parts[-1] if self.residual else None
         h = F.pixel_unshuffle(x, self.unshuffle) if self.unshuffle > 1 else x
         h = h.to(self.torso_dtype)
         skips = []
         for stage in self.input_blocks:
-            h = stage(h, emb)
+            h = stage(h, conditionings)
             skips.append(h)
-        h = self.middle_block(h, emb)
+        h = self.middle_block(h, conditionings)
         for stage in self.output_blocks:
-            h = stage(torch.cat([h, skips.pop()], dim=1), emb)
+            h = stage(torch.cat([h, skips.pop()], dim=1), conditionings)
         h = self.out(h.to(x.dtype))
         h = F.pixel_shuffle(h, self.unshuffle) if self.unshuffle > 1 else h
         if not self.residual:
             return h
-        return h + (x if emb is None else self.gain(emb)[:, :, None, None] * x)
+        return h + (x if gain is None else gain[:, :, None, None] * x)
+
+    def conditioning_layers(self) -> list[nn.Module]:
+        """What reads the time embedding: a layer of each residual block, and the gain's."""
+        layers: list[nn.Module] = [block.emb_layers for block in self.conditioned_blocks()]
+        return [*layers, self.gain] if self.residual else layers
+
+    def conditioned_blocks(self) -> Iterator[ResBlock]:
+        """The residual blocks in the order of the computation."""
+        yield from (module for module in self.torso() if isinstance(module, ResBlock))
+
+    @property
+    def conditioning_sizes(self) -> list[int]:
+        """Features of each of the conditioning layers."""
+        sizes = [cast(nn.Linear, block.emb_layers[1]).out_features for block in self.conditioned_blocks()]
+        return [*sizes, self.gain.out_features] if self.residual else sizes
 
     @property
     def torso_dtype(self) -> torch.dtype:

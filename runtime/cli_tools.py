@@ -52,6 +52,7 @@ def export(
     precision: Annotated[list[str] | None, typer.Option(help="fp32 always; give fp16 to add it.")] = None,
     opset: Annotated[int, typer.Option(help="18, 20, 21 or 23; JetPack 6 needs 20 or less.")] = 21,
     learned_variance: Annotated[bool, typer.Option(help="DDPM with the learned variance, instead of DDIM.")] = False,
+    time_table: Annotated[bool, typer.Option("--time-table", help="What depends on time alone, once a run.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there.")] = False,
 ) -> None:
     """Export a system to ONNX and verify it against eager float32; the bundle appears only when it is whole."""
@@ -70,6 +71,7 @@ def export(
         precisions=precisions,
         opset=opset,
         learned_variance=learned_variance,
+        time_table=time_table,
         replace=replace,
         progress=say,
     )

@@ -87,9 +87,13 @@ class Chain:
         size: int,
         noise: Noise | None = None,
         conditions: Mapping[str, Buffer] | None = None,
+        conditioner: Network | None = None,
+        features: int = 0,
         buffers: Buffers | None = None,
     ) -> None:
-        """`conditions` are inputs that every step reads beside its own; `buffers`, of this batch or a larger one, are
+        """`conditioner` makes `features` numbers of each timestep, now, which the denoiser takes in its place.
+
+        `conditions` are inputs that every step reads beside its own; `buffers`, of this batch or a larger one, are
         shared with other chains, else the chain makes its own, with `noise` in the place of the device's.
         """
         self.device, self.table, self.batch = device, table, batch
@@ -109,7 +113,7 @@ class Chain:
                     "x": self._x[k % 2],
                     "h1": self._x0[(k - 1) % 3],
                     "h2": self._x0[(k - 2) % 3],
-                    "t": self._constant(np.full(batch, timestep, np.float32)),
+                    "t": self._time(float(timestep), conditioner, features),
                     "row": self._constant(np.tile(row, (batch, 1))),
                     "noise": self._noise[(k + 1) % 2],
                     **(conditions or {}),
@@ -186,6 +190,14 @@ class Chain:
 
     def _view(self, buffer: Buffer) -> Buffer:
         return self.device.view(buffer, self.batch)
+
+    def _time(self, timestep: float, conditioner: Network | None, features: int) -> Buffer:
+        t = self._constant(np.full(self.batch, timestep, np.float32))
+        if conditioner is None:
+            return t
+        conditioning = self._constant(np.zeros((self.batch, features), np.float32))
+        conditioner.bind({"t": t}, {"conditioning": conditioning})()
+        return conditioning
 
     def _constant(self, values: Float32) -> Buffer:
         buffer = self.device.array(values.shape)

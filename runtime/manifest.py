@@ -59,7 +59,7 @@ class Network(_Model):
     gflop: billions of floating point operations (2 per multiply-add) of one call on one image.
     """
 
-    kind: Literal["estimator", "step", "step-learned"]
+    kind: Literal["estimator", "step", "step-learned", "conditioner"]
     architecture: str
     parameters: dict[str, Any]
     parameter_count: int
@@ -92,10 +92,14 @@ class Diffuse(_Model):
 
 
 class Denoise(_Model):
-    """The preset's sampler loop; `prediction` is what the network predicts."""
+    """The preset's sampler loop; `prediction` is what the network predicts.
+
+    conditioner: the network that makes of timesteps what `network` takes in their place, once for all steps.
+    """
 
     kind: Literal["denoise"] = "denoise"
     network: str
+    conditioner: str | None = None
     prediction: Literal["eps", "v", "x0"] = "eps"
 
 

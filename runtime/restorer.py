@@ -232,6 +232,7 @@ class Restorer:
             self._drop_chains()
             self._buffers = Buffers(self.device, batch, self.size)
         if batch not in self._chains:
+            conditioner = self.bundle.denoise.conditioner
             self._chains[batch] = Chain(
                 self.device,
                 self._networks[self.bundle.estimator],
@@ -239,6 +240,8 @@ class Restorer:
                 self.table,
                 batch=batch,
                 size=self.size,
+                conditioner=self._networks[conditioner] if conditioner else None,
+                features=self.bundle.features,
                 buffers=self._buffers,
             )
         return self._chains[batch]
@@ -251,7 +254,7 @@ class Restorer:
 
     def _bytes_needed(self, batch: int) -> int:
         """On the device: the chain's buffers, rows and timesteps, and the networks' activations where known."""
-        rows = sum(4 * batch * (1 + len(row)) for row in self.table.rows)
+        rows = sum(4 * batch * (1 + self.bundle.features + len(row)) for row in self.table.rows)
         activations = self.device.workspace(list(self._networks.values()), batch)
         return Buffers.bytes(batch, self.size) + rows + (activations or 0)
 

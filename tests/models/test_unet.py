@@ -166,3 +166,31 @@ def test_with_time_the_input_is_added_times_a_gain_that_depends_on_time() -> Non
         gains = [(network(x, t + shift) / x).median(-1).values.median(-1).values for shift in (0, 100)]
         torch.testing.assert_close(network(x, t), gains[0][:, :, None, None] * x, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(gains[0], gains[1], rtol=1e-3)
+
+
+def test_conditioning_may_be_computed_beforehand() -> None:
+    """As the time table of an exported bundle is; for a plain network, and for one whose gain depends on time."""
+    from bfr.export.step import ConditionerStage
+
+    t = torch.tensor([3.0, 700.0])
+    for residual in (False, True):
+        network = build("tiny_unet", residual=residual, out_channels=3)
+        seed_weights(network)
+        stage = ConditionerStage(network)
+        x = torch.rand(2, network.in_channels, network.image_size, network.image_size)
+        with torch.no_grad():
+            conditioning = stage(t)
+            assert conditioning.shape == (2, stage.features)
+            assert torch.equal(network(x, conditioning), network(x, t))
+            assert not torch.equal(network(x, conditioning.flip(0)), network(x, t))
+
+
+@pytest.mark.parametrize("new_order", [False, True])
+def test_fused_attention_is_the_same_function(new_order: bool) -> None:
+    block = AttentionBlock(64, 2, new_order).eval()
+    seed_weights(block)
+    x = torch.randn(2, 64, 6, 5)
+    with torch.no_grad():
+        plain = block(x)
+        block.fused = True
+        assert (block(x) - plain).abs().max() < 1e-5
