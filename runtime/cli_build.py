@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,7 +38,7 @@ def build(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Build TensorRT engines for this GPU and prove them; they are published only when they agree with float32."""
-    _need("onnxruntime", "filelock")
+    _need()
     from bfr.export.builder import BuildOptions
     from bfr.export.engine import build_engines
     from bfr.export.progress import still_working
@@ -152,10 +152,14 @@ def _numbers(text: str) -> tuple[int, ...] | None:
         raise InvalidOption(f"batches {text!r}: numbers separated by commas are needed, as 1,2,4") from error
 
 
-def _need(*packages: str) -> None:
+def _need() -> None:
+    """Raise MissingDependency unless there is a lock, and a float32 reference to compare engines with."""
     from importlib.util import find_spec
 
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        extra: Literal["cpu", "tensorrt"] = "cpu" if missing == ["onnxruntime"] else "tensorrt"
-        raise MissingDependency(f'{", ".join(missing)} not installed: pip install "bfr-runtime[{extra}]"')
+    if find_spec("filelock") is None:
+        raise MissingDependency('filelock not installed: pip install "bfr-runtime[tensorrt]", on a Jetson [jetson]')
+    if find_spec("torch") is None and find_spec("onnxruntime") is None:
+        raise MissingDependency(
+            "engines are compared with PyTorch or with ONNX Runtime in float32, and neither is installed: "
+            'pip install "bfr-runtime[export]" or "bfr-runtime[cpu]"'
+        )

@@ -1,5 +1,6 @@
 """Where engines are built: never in the installed bundle."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def test_the_installed_bundle_is_copied_and_not_changed(tmp_path: Path) -> None:
         "estimator.safetensors",
         "manifest.json",
     ]
+    text = (copy / "manifest.json").read_text()
+    assert json.loads(text) == json.loads((default_bundle() / "manifest.json").read_text())
     (copy / "engines").mkdir()
     assert writable_bundle(None, copy) == copy  # and stays what it is
     assert (copy / "engines").is_dir()
