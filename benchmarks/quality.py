@@ -32,6 +32,7 @@ from bfr.benchmarks.quality_report import (
 from bfr.benchmarks.sheet import Tile, contact_sheet
 from bfr.models.mini.degrade import Degradation
 from bfr.runtime.backends.choose import open_device
+from bfr.runtime.batch import choose_bucket, image_key
 from bfr.runtime.bundle import Bundle, default_bundle
 from bfr.runtime.errors import (
     BfrError,
@@ -43,7 +44,7 @@ from bfr.runtime.errors import (
 from bfr.runtime.files import write_bytes
 from bfr.runtime.noise import check_seed
 from bfr.runtime.pixels import to_input, to_output
-from bfr.runtime.restorer import DEFAULT_SEED, Restorer, choose_bucket, image_key, load_networks
+from bfr.runtime.restorer import DEFAULT_SEED, Restorer, load_networks
 
 STARTS, ETAS = "2,4,6,8,10,12", "0,0.5,1"
 Report = Callable[[str], None]

@@ -3,8 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from bfr.runtime.batch import Restored
 from bfr.runtime.errors import BfrError
-from bfr.runtime.restorer import Restored, Restorer
+from bfr.runtime.restorer import Restorer
 
 if TYPE_CHECKING:
     from bfr.runtime.folder import find_images

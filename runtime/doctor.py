@@ -7,8 +7,11 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from bfr.runtime.errors import BfrError
 
 MIN_FREE_BYTES = 2 << 30  # published weights of one system, their ONNX files and an engine
 SMI_TIMEOUT_SECONDS = 10
@@ -17,7 +20,8 @@ _TEGRA, _BOARD = Path("/etc/nv_tegra_release"), Path("/proc/device-tree/model")
 _CPUINFO, _MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 _OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
 _ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu")
-_OPTIONAL = ("torch", "onnx", "av", "tensorrt", "tensorrt-rtx", "cuda-bindings", "cuda-core")
+_OPTIONAL = ("torch", "onnx", "av", "tensorrt", "tensorrt-rtx", "cuda-bindings")
+_TENSORRT = ("tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ def diagnose(cache: Path | None = None) -> Report:
         "board": _board,
         "GPU": _gpus,
         "ONNX Runtime": _onnxruntime,
+        "CUDA": _cuda,
         "TensorRT": _tensorrt,
         "CPU": _cpu,
         "memory": _memory,
@@ -178,16 +183,46 @@ def _onnxruntime(report: Report) -> None:
         report.problems.append(Problem(found, remedy))
 
 
-def _tensorrt(report: Report) -> None:
-    if not _version("tensorrt"):
-        return
+def _cuda(report: Report) -> None:
+    """What a GPU's own work needs: the driver through cuda-python, and the compiler of the project's kernels."""
     if not _version("cuda-bindings"):
-        report.problems.append(
-            Problem("tensorrt is installed without cuda-bindings", 'pip install "bfr-runtime[tensorrt]"')
-        )
-    if not _has_gpu(report):
-        found = "tensorrt is installed but no NVIDIA GPU was found: engines can neither be built nor run"
-        report.problems.append(Problem(found, "install the NVIDIA driver, or in a container start it with --gpus all"))
+        if _has_gpu(report):
+            extra = "tensorrt" if any(map(_version, _TENSORRT)) else "gpu"
+            found = "there is a GPU, but cuda-bindings are not installed: no GPU backend of bfr can run"
+            report.problems.append(Problem(found, f'pip install "bfr-runtime[{extra}]"'))
+        return
+    from bfr.runtime.backends.cuda import bindings, device_count
+
+    count = device_count()
+    report.facts["CUDA"] = f"{count} GPU{'s' * (count != 1)} usable"
+    if not count and _has_gpu(report):
+        error, _ = bindings()[0].cudaGetDeviceCount()
+        remedy = "update the NVIDIA driver, or install the cuda-bindings of its CUDA version (nvidia-smi shows it)"
+        report.problems.append(Problem(f"CUDA cannot use the GPU: {error.name}", remedy))
+    try:
+        from bfr.runtime.backends.kernels import compile_kernels
+
+        compile_kernels("9.0")
+        report.facts["CUDA"] += ", NVRTC works"
+    except BfrError as error:
+        report.facts["CUDA"] += ", NVRTC does not work"
+        if _has_gpu(report):
+            report.problems.append(Problem("NVRTC does not work", str(error)))
+
+
+def _tensorrt(report: Report) -> None:
+    for name in _TENSORRT:
+        if not _version(name):
+            continue
+        try:
+            imported = import_module(name.replace("-", "_")).__version__
+        except Exception as error:  # its native libraries do not load
+            remedy = f'pip install --force-reinstall "bfr-runtime[{name}]"; on a Jetson, JetPack brings TensorRT'
+            report.problems.append(Problem(f"{name} cannot be imported ({error})", remedy))
+            continue
+        report.facts[name] = f"{imported}, can be imported"
+        if not _has_gpu(report):
+            report.facts[name] += "; engines run on an NVIDIA GPU, and there is none"
 
 
 def _cpu(report: Report) -> None:

@@ -12,13 +12,14 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bfr.runtime.background import Lanczos
+from bfr.runtime.batch import Restored
 from bfr.runtime.errors import RestorationFailed
 from bfr.runtime.files import atomic_path
 from bfr.runtime.image import MAX_PIXELS, Image
 from bfr.runtime.media import Frame
 from bfr.runtime.photo import AlignedFace, PhotoRestorer
 from bfr.runtime.pipeline import Pipeline, Work
-from bfr.runtime.restorer import DEFAULT_SEED, Restored
+from bfr.runtime.restorer import DEFAULT_SEED
 from bfr.runtime.track import Tracker, is_cut, thumbnail
 from bfr.runtime.video import VideoReader
 from bfr.runtime.video_writer import VideoWriter

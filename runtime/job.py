@@ -12,6 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bfr.runtime.background import Lanczos
+from bfr.runtime.batch import Restored
 from bfr.runtime.encode import same_suffix, write_image
 from bfr.runtime.errors import BfrError, InvalidOption, WriteFailed
 from bfr.runtime.files import atomic_path, clean_leftovers
@@ -25,7 +26,7 @@ from bfr.runtime.photo import AlignedFace, PhotoRestorer
 from bfr.runtime.pictures import comparison_paths, is_format, page_rows, side_by_side, write_previews
 from bfr.runtime.pipeline import Pipeline, Work
 from bfr.runtime.report import Entry, Report, describe_run, describe_settings, earlier_entries, write_report
-from bfr.runtime.restorer import Restored, Restorer
+from bfr.runtime.restorer import Restorer
 
 __all__ = ["FORMATS", "JobOptions", "Progress", "run_job"]
 

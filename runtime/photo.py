@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.background import UPSCALES, Background, Lanczos
+from bfr.runtime.batch import Restored
 from bfr.runtime.detect import Detector, open_detector
 from bfr.runtime.errors import InvalidImage, InvalidOption
 from bfr.runtime.face import SELECTIONS, Face, Matrix, Selection, alignment, crop_face, select_faces
 from bfr.runtime.image import Image
 from bfr.runtime.paste import Patch, make_patch, paste_faces, to_grey
-from bfr.runtime.restorer import DEFAULT_SEED, Restored, Restorer
+from bfr.runtime.restorer import DEFAULT_SEED, Restorer
 
 
 @dataclass(frozen=True, slots=True)

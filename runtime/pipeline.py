@@ -11,8 +11,9 @@ from typing import Any, Generic, TypeVar
 
 from numpy.typing import NDArray
 
+from bfr.runtime.batch import Restored
 from bfr.runtime.loop import OnStep
-from bfr.runtime.restorer import Restored, Restorer
+from bfr.runtime.restorer import Restorer
 
 T = TypeVar("T")
 P = TypeVar("P")

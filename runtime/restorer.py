@@ -2,10 +2,8 @@
 
 import logging
 import time
-import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -13,34 +11,21 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.backends import Device, Float32, Network
+from bfr.runtime.backends import Device, Network
 from bfr.runtime.backends.choose import open_device
+from bfr.runtime.batch import Batch, Restored, choose_bucket
 from bfr.runtime.bundle import Bundle, default_bundle
-from bfr.runtime.errors import BfrError, DeviceLost, DeviceOutOfMemory, InvalidOption, RestorationFailed
-from bfr.runtime.loop import Buffers, Chain, ChainResult, OnStep
+from bfr.runtime.errors import DeviceLost, DeviceOutOfMemory, InvalidOption, RestorationFailed
+from bfr.runtime.loop import Buffers, Chain, OnStep
 from bfr.runtime.manifest import Precision, Preset
 from bfr.runtime.noise import check_seed
-from bfr.runtime.pixels import check_image, to_input, to_output
+from bfr.runtime.pixels import check_image
 from bfr.runtime.schedule import linear_schedule
 from bfr.runtime.solvers import StepTable, step_table
 
 DEFAULT_SEED = 12345  # the published code's
 Pixels = TypeVar("Pixels", bound=NDArray[Any])
 _log = logging.getLogger("bfr")
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """What became of one image.
-
-    pixels: (H, W, 3) RGB of the input's size and dtype, or None where it failed. error: why it failed.
-    seconds: stage -> this image's share of its batch, in seconds. precision: of the networks that made it.
-    """
-
-    pixels: NDArray[Any] | None
-    seconds: dict[str, float]
-    precision: Precision
-    error: str | None = None
 
 
 class Restorer:
@@ -258,7 +243,7 @@ class Restorer:
         activations = self.device.workspace(list(self._networks.values()), batch)
         return Buffers.bytes(batch, self.size) + rows + (activations or 0)
 
-    def _give_way(self, batch: "Batch", error: DeviceOutOfMemory) -> list[Restored]:
+    def _give_way(self, batch: Batch, error: DeviceOutOfMemory) -> list[Restored]:
         """After a batch found no memory: run smaller ones from now on, or give the image up that does not fit alone."""
         self._drop_chains()
         if len(batch.images) == 1:
@@ -275,55 +260,6 @@ class Restorer:
         if self._buffers:
             self._buffers.close()
             self._buffers = None
-
-
-class Batch:
-    """Some images on their way through the chain of their bucket."""
-
-    def __init__(
-        self, restorer: Restorer, images: Sequence[NDArray[Any]], keys: Sequence[int | None], seed: int
-    ) -> None:
-        self.restorer, self.images, self.keys, self.seed = restorer, images, keys, seed
-        self.inputs = [to_input(image, restorer.size) for image in images]
-
-    def stage(self) -> None:
-        """Hand the images to the device, which may still work on other ones. Raises DeviceOutOfMemory."""
-        bucket = choose_bucket(len(self.images), self.restorer.device.buckets)
-        padding = [np.zeros_like(self.inputs[0])] * (bucket - len(self.inputs))
-        named = [image_key(x) if key is None else key for x, key in zip(self.inputs, self.keys, strict=True)]
-        self.noise_keys = (*named, *(0 for _ in padding))
-        self.chain = self.restorer.chain(bucket)
-        self.chain.stage(np.stack(self.inputs + padding))
-
-    def start(self, on_step: OnStep | None) -> None:
-        """Begin the work. The previous batch must be finished."""
-        self.chain.start(seed=self.seed, images=self.noise_keys, on_step=on_step)
-
-    def finish(self) -> ChainResult:
-        """Wait for the work."""
-        return self.chain.finish()
-
-    def results(self, outcome: ChainResult) -> list[Restored]:
-        """One for each image; what is not finite is made again in float32 where that is another network."""
-        seconds = {stage: total / len(self.images) for stage, total in outcome.seconds.items()}
-        return [
-            Restored(to_output(face, image), seconds, self.restorer.precision)
-            if np.isfinite(face).all()
-            else self._again(i, seconds)
-            for i, (image, face) in enumerate(zip(self.images, outcome.image, strict=False))  # padding is left out
-        ]
-
-    def _again(self, i: int, seconds: dict[str, float]) -> Restored:
-        precision = self.restorer.precision
-        if not np.isfinite(self.inputs[i]).all():
-            return Restored(None, seconds, precision, "the input holds NaN or Inf")
-        if precision == "fp32":
-            return Restored(None, seconds, "fp32", "the result holds NaN or Inf in float32")
-        try:
-            float32 = self.restorer.float32()
-        except BfrError as error:
-            return Restored(None, seconds, precision, f"the result holds NaN or Inf, and float32 is not there: {error}")
-        return float32.run([self.images[i]], seed=self.seed, keys=[self.keys[i]])[0]
 
 
 def load_networks(bundle: Bundle, device: Device, precision: Precision) -> dict[str, Network]:
@@ -351,13 +287,3 @@ def sampler_table(bundle: Bundle, sampler: Preset) -> StepTable:
         matched=sampler.matched,
         prediction=stage.prediction,
     )
-
-
-def choose_bucket(count: int, buckets: tuple[int, ...] | None) -> int:
-    """The smallest bucket that holds `count` images; `count` itself where the device has no buckets."""
-    return min((b for b in buckets or () if b >= count), default=count)
-
-
-def image_key(degraded: Float32) -> int:
-    """The noise's key of an image: a function of its pixels, so that neither order nor neighbours matter."""
-    return zlib.crc32(degraded.tobytes())

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from bfr.runtime.backends import HostDevice
+from bfr.runtime.batch import Restored
 from bfr.runtime.bundle import Bundle, default_bundle
 from bfr.runtime.face import Face, template
 from bfr.runtime.noise import HostNoise
-from bfr.runtime.restorer import Restored, Restorer
+from bfr.runtime.restorer import Restorer
 
 SIZE = 32
 RESTORED = (210, 200, 190)  # the colour of every pixel that the fake networks restore

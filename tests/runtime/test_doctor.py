@@ -12,7 +12,9 @@ from typing import NamedTuple
 import pytest
 
 from bfr.runtime import doctor
+from bfr.runtime.backends import cuda, kernels
 from bfr.runtime.doctor import as_json, diagnose, render
+from bfr.runtime.errors import MissingDependency
 
 SMI_LINE = "NVIDIA H100 80GB HBM3, 570.10, 9.0, 81559"
 
@@ -37,12 +39,23 @@ class Machine:
         patch.setenv("PATH", str(folder / "bin"))
         patch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 0, 1 << 40))
         patch.setitem(sys.modules, "onnxruntime", None)
+        patch.setattr(kernels, "compile_kernels", lambda _: b"")
         (folder / "bin").mkdir()
 
     def onnxruntime(self, *packages: str, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> None:
         self.packages.update(dict.fromkeys(packages, "1.22.0"))
         module = SimpleNamespace(get_available_providers=lambda: list(providers))
         self.patch.setitem(sys.modules, "onnxruntime", module)
+
+    def cuda(self, count: int, error: str = "cudaSuccess") -> None:
+        self.packages["cuda-bindings"] = "13.0.0"
+        module = SimpleNamespace(cudaGetDeviceCount=lambda: (SimpleNamespace(name=error), count))
+        self.patch.setattr(cuda, "bindings", lambda: (module, None))
+        self.patch.setattr(cuda, "device_count", lambda: count)
+
+    def tensorrt(self, name: str, version: str) -> None:
+        self.packages[name] = version
+        self.patch.setitem(sys.modules, name.replace("-", "_"), SimpleNamespace(__version__=version))
 
     def smi(self, script: str) -> None:
         path = self.folder / "bin" / "nvidia-smi"
@@ -108,6 +121,7 @@ def test_two_opencv_packages(machine: Machine) -> None:
 @needs_sh
 def test_gpu_is_described(machine: Machine) -> None:
     machine.onnxruntime("onnxruntime-gpu", providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
+    machine.cuda(2)
     machine.smi(f"echo '{SMI_LINE}'; echo 'Odd, name, 570.10, 8.7, [N/A]'")
     report = diagnose()
     assert report.problems == []
@@ -137,10 +151,50 @@ def test_onnxruntime_for_a_gpu_that_is_not_there(machine: Machine) -> None:
 @needs_sh
 def test_the_lean_tensorrt_runtime_needs_no_onnxruntime(machine: Machine) -> None:
     machine.smi(f"echo '{SMI_LINE}'")
-    machine.packages["tensorrt"] = "10.13.0"
-    assert machine.problems() == 'tensorrt is installed without cuda-bindings -> pip install "bfr-runtime[tensorrt]"'
-    machine.packages["cuda-bindings"] = "13.0.0"
+    machine.tensorrt("tensorrt", "10.13.0")
+    assert machine.problems() == (
+        "there is a GPU, but cuda-bindings are not installed: no GPU backend of bfr can run "
+        '-> pip install "bfr-runtime[tensorrt]"'
+    )
+    machine.cuda(1)
     assert machine.problems() == ""
+    assert diagnose().facts["CUDA"] == "1 GPU usable, NVRTC works"
+    assert diagnose().facts["tensorrt"] == "10.13.0, can be imported"
+
+
+@needs_sh
+def test_a_driver_that_is_too_old(machine: Machine) -> None:
+    machine.smi(f"echo '{SMI_LINE}'")
+    machine.tensorrt("tensorrt-rtx", "1.7.1")
+    machine.cuda(0, "cudaErrorInsufficientDriver")
+    assert "CUDA cannot use the GPU: cudaErrorInsufficientDriver -> update the NVIDIA driver" in machine.problems()
+
+
+@needs_sh
+def test_a_gpu_without_the_kernels_compiler(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> bytes:
+        raise MissingDependency("pip install nvidia-cuda-nvrtc")
+
+    machine.smi(f"echo '{SMI_LINE}'")
+    machine.onnxruntime("onnxruntime-gpu", providers=("CUDAExecutionProvider",))
+    machine.cuda(1)
+    monkeypatch.setattr(kernels, "compile_kernels", missing)
+    assert machine.problems() == "NVRTC does not work -> pip install nvidia-cuda-nvrtc"
+
+
+def test_tensorrt_without_a_gpu_builds_and_does_not_run(machine: Machine) -> None:
+    machine.onnxruntime("onnxruntime")
+    machine.tensorrt("tensorrt-rtx", "1.7.1")
+    assert diagnose().facts["tensorrt-rtx"].endswith("engines run on an NVIDIA GPU, and there is none")
+    assert machine.problems() == ""
+
+
+def test_a_tensorrt_that_does_not_load(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.onnxruntime("onnxruntime")
+    machine.packages["tensorrt"] = "11.4.0"
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert "tensorrt cannot be imported" in machine.problems()
+    assert 'pip install --force-reinstall "bfr-runtime[tensorrt]"' in machine.problems()
 
 
 @needs_sh
@@ -170,6 +224,7 @@ def test_driver_that_hangs(machine: Machine, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_jetson(machine: Machine) -> None:
     machine.onnxruntime("onnxruntime-gpu", providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
+    machine.cuda(1)
     (machine.folder / "nv_tegra_release").write_text("# R36 (release), REVISION: 4.3\nmore\n")
     (machine.folder / "model").write_bytes(b"NVIDIA Jetson Orin Nano\0")
     report = diagnose()
@@ -207,10 +262,10 @@ def test_a_failing_probe_is_a_line_and_ends_nothing(machine: Machine, monkeypatc
         raise RuntimeError("a new kind of broken")
 
     machine.onnxruntime("onnxruntime")
-    for probe in ("_packages", "_board", "_gpus", "_onnxruntime", "_tensorrt", "_cpu", "_memory"):
+    for probe in ("_packages", "_board", "_gpus", "_onnxruntime", "_cuda", "_tensorrt", "_cpu", "_memory"):
         monkeypatch.setattr(doctor, probe, fail)
     report = diagnose(machine.folder)
-    assert len(report.problems) == 7
+    assert len(report.problems) == 8
     assert "looking at GPU failed: RuntimeError: a new kind of broken" in render(report)
     assert "cache" in report.facts
 

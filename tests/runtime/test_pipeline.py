@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from bfr.runtime import pipeline
+from bfr.runtime.batch import Restored
 from bfr.runtime.pipeline import Pipeline, Work
-from bfr.runtime.restorer import Restored
 
 PATIENCE = 60  # seconds until a hanging test fails
 

@@ -4,10 +4,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bfr.runtime.batch import choose_bucket
 from bfr.runtime.bundle import Bundle
 from bfr.runtime.errors import InvalidImage, InvalidOption, RestorationFailed
 from bfr.runtime.loop import Chain
-from bfr.runtime.restorer import Restorer, choose_bucket, sampler_table
+from bfr.runtime.restorer import Restorer, sampler_table
 
 RNG = np.random.default_rng(0)
 FACES = [RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(5)]
