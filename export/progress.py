@@ -107,23 +107,28 @@ def watched(work: Callable[[], T], meter: Meter, report: Report, *, interval: fl
     """
     results: list[T] = []
     errors: list[BaseException] = []
+    # Not Thread.join: an interrupt inside it makes Python 3.11 take a running thread for an ended one.
+    ended = threading.Event()
 
     def run() -> None:
         try:
             results.append(work())
         except BaseException as error:
             errors.append(error)
+        finally:
+            ended.set()
 
     thread = threading.Thread(target=run, name=THREAD, daemon=True)
     thread.start()
     try:
-        while thread.is_alive():
-            thread.join(interval)
+        while not ended.wait(interval):
             report(meter.tick())
     except BaseException:
         meter.cancelled.set()
-        thread.join(GRACE)
+        if ended.wait(GRACE):
+            thread.join()
         raise
+    thread.join()
     if errors:
         raise errors[0]
     return results[0]

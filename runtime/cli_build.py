@@ -93,11 +93,11 @@ def build(
             )
     except BackendUnavailable as error:
         raise BackendUnavailable(f"{error}\nWithout a GPU `bfr build --dry-run` reads the graphs, no more.") from error
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        say("interrupted; what was being built is not published")
         if still_working():
-            say("interrupted; nothing was published")
             os._exit(130)  # a layer is being timed, which nothing can stop; the system takes back the lock
-        raise
+        raise typer.Exit(130) from interrupt
     if as_json:
         print(json.dumps([engine.model_dump() for engine in engines], indent=1))
         return
