@@ -8,7 +8,7 @@ from pathlib import Path
 from bfr.runtime.bundle import Bundle, default_bundle
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.files import atomic_folder, write_bytes
-from bfr.runtime.manifest import MANIFEST, Engine
+from bfr.runtime.manifest import MANIFEST, Check, Engine
 
 
 def writable_bundle(source: Path | None, copy: Path | None) -> Path:
@@ -50,8 +50,23 @@ def write_engines(folder: Path, engines: Sequence[Engine]) -> None:
 
     (Fields that a newer version added, and an older file lacks, are not written into it.)
     """
+    _amend(folder, "engines", engines)
+
+
+def record_checks(folder: Path, checks: Sequence[Check]) -> None:
+    """Put checks into a manifest, in the place of earlier ones of the same backend, precision and GPU."""
+
+    def place(check: Check) -> tuple[str, str, str | None]:
+        return check.backend, check.precision, check.gpu
+
+    new = {place(check) for check in checks}
+    kept = [check for check in Bundle.open(folder).manifest.verified if place(check) not in new]
+    _amend(folder, "verified", [*kept, *checks])
+
+
+def _amend(folder: Path, key: str, entries: Sequence[Engine] | Sequence[Check]) -> None:
     content = json.loads((folder / MANIFEST).read_bytes())
-    content.pop("engines", None)
-    if engines:
-        content["engines"] = [engine.model_dump(mode="json") for engine in engines]
+    content.pop(key, None)
+    if entries:
+        content[key] = [entry.model_dump(mode="json") for entry in entries]
     write_bytes(folder / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")

@@ -20,7 +20,7 @@ class Bundle:
     """A bundle on disk.
 
     folder: where it is. manifest: what it says. hash: sha256 of the manifest's content, which holds those of all files,
-    without its engines: they change how fast a bundle runs on one machine, not what it is.
+    without what machines added: its engines, and where it was verified.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class Bundle:
             raise BundleInvalid(f"{path} is not a valid manifest:\n{problems}\nExport the bundle anew.") from error
         except ValueError as error:
             raise BundleInvalid(f"{path} is not JSON ({error}): the bundle is damaged, export it anew") from error
-        content = json.dumps({key: value for key, value in found.items() if key != "engines"}, sort_keys=True)
+        content = json.dumps({key: found[key] for key in sorted({*found} - {"engines", "verified"})}, sort_keys=True)
         return cls(folder, manifest, hashlib.sha256(content.encode()).hexdigest())
 
     @property

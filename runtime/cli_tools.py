@@ -81,31 +81,34 @@ def export(
 @tools.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
-    backend: Annotated[str, typer.Option(help="auto, onnxruntime-cpu or onnxruntime-cuda.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, or one of those that `bfr restore` takes.")] = "auto",
     preset: Annotated[str, typer.Option(help="The preset whose loop is run.")] = "reference",
+    device: Annotated[int, typer.Option(help="Number of the GPU.")] = 0,
+    record: Annotated[
+        bool, typer.Option("--record", help="Keep the result in the bundle: `auto` takes the fastest verified backend.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare every network and the whole loop with eager float32 PyTorch, in every precision of the bundle."""
     _need("export", "torch", "safetensors", "onnxruntime")
-    from bfr.export.reference import load_reference
+    from bfr.export.verify import open_reference
     from bfr.export.verify import verify as compare
+    from bfr.export.writable import record_checks
+    from bfr.runtime.backends.choose import open_device
+    from bfr.runtime.backends.gpu import GpuDevice
     from bfr.runtime.bundle import Bundle
 
     opened = Bundle.open(bundle)
     opened.check_all()
-    reference = load_reference(opened)
-    checks = [
-        check
-        for precision in opened.precisions
-        for check in compare(
-            opened,
-            reference,
-            precision,
-            backend=backend,
-            preset=preset,
-            progress=say,
-        )
-    ]
+    reference = open_reference(opened, device)
+    checks = []
+    for precision in opened.precisions:
+        where = open_device(backend, opened, precision=precision, index=device)
+        gpu = where.facts.name if isinstance(where, GpuDevice) else None
+        checks += compare(opened, reference, precision, device=where, preset=preset, gpu=gpu, progress=say)
+        where.close()
+    if record:
+        record_checks(bundle, checks)
     if as_json:
         print(json.dumps([check.model_dump() for check in checks], indent=1))
         return

@@ -20,6 +20,7 @@ from bfr.export.bundle import export_system, fits_half
 from bfr.export.eager import EagerDevice, EagerNetwork
 from bfr.export.reference import load_reference
 from bfr.export.verify import compare, smooth_image, verify
+from bfr.export.writable import record_checks
 from bfr.runtime.bundle import Bundle, default_bundle
 from bfr.runtime.errors import InputNotFound, InvalidCheckpoint, InvalidOption, VerificationFailed, WriteFailed
 from bfr.runtime.manifest import Check
@@ -53,6 +54,39 @@ def test_the_reference_made_from_the_bundle_is_the_exported_network(tiny_bundle:
     with Restorer.open(tiny_bundle.folder, backend="onnxruntime-cpu") as restorer:
         difference = restorer.restore([face])[0].astype(int) - eager.restore([face])[0]
     assert np.abs(difference).max() <= 1
+
+
+def test_a_time_table_changes_the_graphs_and_not_the_result(
+    tiny_system: Any, tiny_weights: Path, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    bundle = export_system(tiny_system, tiny_weights, tmp_path / "timed", precisions=("fp32", "fp16"), time_table=True)
+    conditioner = bundle.network("conditioner")
+    features = int(conditioner.outputs[0].shape[1])
+    assert bundle.features == features > 100
+    assert next(t.shape for t in bundle.network("denoiser").inputs if t.name == "t") == ("batch", features)
+    assert {check.what for check in bundle.manifest.verified} >= {"conditioner, batch 1", "conditioner, batch 3"}
+    assert conditioner.variants.keys() == {"fp32"}
+    assert load_reference(bundle)["conditioner"](torch.tensor([5.0])).shape == (1, features)
+    face = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    found = []
+    for folder in (bundle.folder, tiny_bundle.folder):
+        with Restorer.open(folder, backend="onnxruntime-cpu", batch=2) as restorer:
+            found.append(restorer.restore([face])[0])
+    assert np.abs(found[0].astype(int) - found[1]).max() <= 1
+
+
+def test_recorded_checks_take_the_place_of_their_own_kind(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_bundle.folder, folder)
+    before = Bundle.open(folder)
+    loop = next(c for c in before.manifest.verified if c.what.startswith("loop") and c.precision == "fp32")
+    here = loop.model_copy(update={"gpu": "NVIDIA X", "backend": "onnxruntime-cuda", "seconds_a_step": 0.5})
+    record_checks(folder, [here])
+    record_checks(folder, [here.model_copy(update={"seconds_a_step": 0.25})])
+    after = Bundle.open(folder)
+    assert [c.seconds_a_step for c in after.manifest.verified if c.gpu == "NVIDIA X"] == [0.25]
+    assert len(after.manifest.verified) == len(before.manifest.verified) + 1
+    assert after.hash == before.hash
 
 
 def test_a_network_that_differs_is_found_out(tiny_bundle: Bundle) -> None:

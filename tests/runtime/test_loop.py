@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bfr.runtime.loop import Chain, to_unit
+from bfr.runtime.loop import Buffers, Chain, to_unit
 from bfr.runtime.noise import fill_normal
 from bfr.runtime.schedule import linear_schedule
 from bfr.runtime.solvers import StepTable, step_table
@@ -121,3 +121,57 @@ def test_seconds_add_up(fakes: Any) -> None:
 def test_to_unit_clips_and_hides_neither_nan_nor_inf() -> None:
     found = to_unit(np.array([-2, -1, 0, 1, 2, np.nan, np.inf, -np.inf], np.float32))
     assert np.array_equal(found, np.array([0, 0, 0.5, 1, 1, *[np.nan] * 3], np.float32), equal_nan=True)
+
+
+def test_what_depends_on_time_alone_is_computed_once(fakes: Any) -> None:
+    asked: list[float] = []
+
+    def condition(t: np.ndarray) -> tuple[np.ndarray]:
+        asked.append(float(t[0]))
+        return (np.stack([t, 0.001 * t], axis=1),)
+
+    def eps(x: np.ndarray, conditioning: np.ndarray) -> np.ndarray:
+        return 0.3 * np.tanh(x) + conditioning[:, 1, None, None, None]
+
+    steps = table()
+    one = Chain(
+        fakes.Device(),
+        fakes.identity(),
+        fakes.step(eps),
+        steps,
+        batch=1,
+        size=SIZE,
+        conditioner=fakes.Network(condition),
+        features=2,
+    )
+    assert asked == steps.timesteps.tolist()
+    for _ in range(2):
+        found = one.run(FACE, seed=11, images=(3,)).image
+    assert np.allclose(found, chain(fakes).run(FACE, seed=11, images=(3,)).image, atol=1e-6)
+    assert len(asked) == len(steps)
+
+
+def test_the_host_may_stage_a_batch_before_the_previous_one_is_fetched(fakes: Any) -> None:
+    other = FACE[:, :, ::-1].copy()
+    one = chain(fakes)
+    expected = [one.run(face, seed=11, images=(3,)).image for face in (FACE, other)]
+    one.stage(FACE)
+    one.start(seed=11, images=(3,))
+    one.stage(other)
+    first = one.finish()
+    one.start(seed=11, images=(3,))
+    second = one.finish()
+    assert np.array_equal(first.image, expected[0])
+    assert np.array_equal(second.image, expected[1])
+
+
+def test_a_smaller_batch_uses_the_first_images_of_larger_buffers(fakes: Any) -> None:
+    device = fakes.Device()
+    buffers = Buffers(device, 3, SIZE)
+    small = Chain(device, fakes.identity(), fakes.step(toy_eps), table(), batch=1, size=SIZE, buffers=buffers)
+    large = Chain(device, fakes.identity(), fakes.step(toy_eps), table(), batch=3, size=SIZE, buffers=buffers)
+    alone = chain(fakes).run(FACE, seed=11, images=(3,)).image
+    three = large.run(np.concatenate([FACE] * 3), seed=11, images=(3, 4, 3)).image
+    assert np.array_equal(small.run(FACE, seed=11, images=(3,)).image, alone)
+    assert np.array_equal(three[[0, 2]], np.concatenate([alone, alone]))
+    assert not np.array_equal(three[1:2], alone)
