@@ -1,7 +1,7 @@
 """`bfr bench`: the runtime's backends against eager PyTorch, interleaved, on the same weights, seeds and images.
 
 `python -m bfr.benchmarks.bench BUNDLE --out DIR` writes `bench.json` (everything, each single time included),
-`bench.md` and `bench.png` into DIR.
+`bench.md`, `bench.png` and `roofline.png` into DIR.
 """
 
 import argparse
@@ -16,11 +16,19 @@ from pathlib import Path
 from bfr.benchmarks import report
 from bfr.benchmarks.cold import Cold, cold_start
 from bfr.benchmarks.contender import BASELINES, Contender, default_backends, default_threads, open_contender, split_name
-from bfr.benchmarks.environment import CpuWatch, describe_machine
+from bfr.benchmarks.environment import CpuWatch, GpuWatch, describe_machine
 from bfr.benchmarks.interleave import Progress, Run, measure
 from bfr.benchmarks.results import BackendResult, Measurement, Results, summarize
+from bfr.benchmarks.roofline import count_cost, measure_ceilings
 from bfr.runtime.bundle import Bundle
-from bfr.runtime.errors import BackendUnavailable, BfrError, InvalidOption
+from bfr.runtime.errors import (
+    BackendUnavailable,
+    BfrError,
+    EngineMismatch,
+    EngineMissing,
+    InvalidOption,
+    MissingDependency,
+)
 from bfr.runtime.files import write_bytes
 from bfr.runtime.manifest import Preset
 from bfr.runtime.restorer import DEFAULT_SEED, sampler_table
@@ -30,9 +38,10 @@ from bfr.runtime.restorer import DEFAULT_SEED, sampler_table
 class BenchConfig:
     """What to measure.
 
-    backends: names of `bfr.benchmarks.contender`, `:fp16` behind a runtime's for half; empty is what works here.
+    backends: names as `bfr.benchmarks.contender` describes them; empty is what works here.
     batches: images per call. preset: of the bundle; start: its number of steps, changed. repeats: timed calls of each
-    backend and batch, after `warmup` others. threads: of the CPU, for all; None is PyTorch's choice. out: the folder.
+    backend and batch, after `warmup` others. threads: of the CPU, for all; None is PyTorch's choice. device: the number
+    of the GPU. out: the folder.
     """
 
     bundle: Path
@@ -44,6 +53,7 @@ class BenchConfig:
     repeats: int = 20
     warmup: int = 2
     threads: int | None = None
+    device: int = 0
 
     def __post_init__(self) -> None:
         for name, values in (("batches", self.batches), ("repeats", (self.repeats,)), ("warmup", (self.warmup,))):
@@ -51,6 +61,8 @@ class BenchConfig:
                 raise InvalidOption(f"{name} {values} is out of range: choose 1 or more")
         if self.threads is not None and self.threads < 1:
             raise InvalidOption(f"threads {self.threads} is out of range: choose 1 or more")
+        if self.device < 0:
+            raise InvalidOption(f"device {self.device} is out of range: choose 0 or more")
         for repeated in (self.backends, self.batches):
             if len(set(repeated)) < len(repeated):
                 raise InvalidOption(f"{repeated} names something twice")
@@ -68,6 +80,7 @@ class BenchConfig:
             "--repeats": self.repeats,
             "--warmup": self.warmup,
             "--threads": self.threads,
+            "--device": self.device or None,
         }
         words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
         return f"python -m bfr.benchmarks.bench BUNDLE --out DIR {shlex.join(words)}"
@@ -84,7 +97,13 @@ def bench(config: BenchConfig, progress: Progress = lambda _: None) -> Path:
     markdown = config.out / "bench.md"
     write_bytes(config.out / "bench.json", report.as_json(results))
     write_bytes(config.out / "bench.png", report.as_png(results))
-    write_bytes(markdown, report.as_markdown(results, plot="bench.png").encode())
+    roofline = report.as_roofline(results)
+    if roofline is not None:
+        write_bytes(config.out / "roofline.png", roofline)
+    write_bytes(
+        markdown,
+        report.as_markdown(results, plot="bench.png", roofline="roofline.png" if roofline else None).encode(),
+    )
     return markdown
 
 
@@ -93,7 +112,7 @@ def run_bench(config: BenchConfig, progress: Progress = lambda _: None) -> Resul
     bundle = Bundle.open(config.bundle)
     sampler = bundle.preset(config.preset, **({} if config.start is None else {"start": config.start}))
     steps = len(sampler_table(bundle, sampler))
-    names = config.backends or default_backends(bundle)
+    names = config.backends or default_backends(bundle, config.device)
     baseline = next((name for name in names if name in BASELINES), None)
     if baseline is None:
         raise InvalidOption(f"there is nothing to compare with: add {' or '.join(BASELINES)} to the backends")
@@ -101,24 +120,38 @@ def run_bench(config: BenchConfig, progress: Progress = lambda _: None) -> Resul
     threads = config.threads or threads_before
     machine = describe_machine()
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    contenders, skipped = open_all(bundle, names, baseline, threads, progress)
+    gpu = None if baseline == "eager-cpu" else config.device
+    contenders, skipped = open_all(bundle, names, baseline, threads, config.device, progress)
     measurements: list[Measurement] = []
-    watch = CpuWatch()
+    watch, gpu_watch = CpuWatch(), GpuWatch(gpu)
+    set_threads(threads)
     try:
+        progress("measuring what the device could do")
+        ceilings, costs = measure_ceilings(gpu), count_cost(bundle, config.batches, half=gpu is not None)
+        limits = {cost.batch: cost.limit_seconds(ceilings) for cost in costs}
         for batch in config.batches:
             runs = measure(
                 bundle, sampler, contenders, batch, repeats=config.repeats, warmup=config.warmup, progress=progress
             )
-            measurements += summarize_all(bundle, baseline, batch, steps, runs)
+            measurements += summarize_all(bundle, baseline, batch, steps, runs, limits.get(batch))
     finally:
         set_threads(threads_before)
+        machine |= gpu_watch.stop()
     others_cores = watch.others()
     backends = []
     for contender in contenders:
+        contender.device.close()  # before the fresh processes need the GPU's memory
+    for contender in contenders:
         progress(f"{contender.name}: a fresh process, for its start and its memory")
-        cold = _cold_or_none(config, contender.name, sampler, threads, progress)
         backends.append(
-            BackendResult(contender.name, contender.precision, contender.device.versions, contender.load_seconds, cold)
+            BackendResult(
+                name=contender.name,
+                precision=contender.precision,
+                versions=contender.device.versions,
+                load_seconds=contender.load_seconds,
+                cold=_cold_or_none(config, contender.name, sampler, threads, progress),
+                build_seconds=contender.build_seconds,
+            )
         )
     return Results(
         system=bundle.manifest.system,
@@ -140,11 +173,13 @@ def run_bench(config: BenchConfig, progress: Progress = lambda _: None) -> Resul
         backends=backends,
         skipped=skipped,
         measurements=measurements,
+        ceilings=ceilings,
+        costs=costs,
     )
 
 
 def open_all(
-    bundle: Bundle, names: Sequence[str], baseline: str, threads: int, progress: Progress
+    bundle: Bundle, names: Sequence[str], baseline: str, threads: int, index: int, progress: Progress
 ) -> tuple[list[Contender], dict[str, str]]:
     """Open every backend; those that do not work here, by name with the reason."""
     contenders: list[Contender] = []
@@ -152,8 +187,8 @@ def open_all(
     for name in names:
         progress(f"loading {name}")
         try:
-            contenders.append(open_contender(bundle, name, threads=threads, spinning=False))
-        except BackendUnavailable as error:
+            contenders.append(open_contender(bundle, name, threads=threads, spinning=False, index=index))
+        except (BackendUnavailable, MissingDependency, EngineMissing, EngineMismatch) as error:
             if name == baseline:
                 raise
             # The reports are for publishing: what may be a path of this machine stays out of them.
@@ -162,7 +197,9 @@ def open_all(
     return contenders, skipped
 
 
-def summarize_all(bundle: Bundle, baseline: str, batch: int, steps: int, runs: Sequence[Run]) -> list[Measurement]:
+def summarize_all(
+    bundle: Bundle, baseline: str, batch: int, steps: int, runs: Sequence[Run], limit_seconds: float | None
+) -> list[Measurement]:
     """The statistics of every backend at one batch size; speed and results are held against the baseline's."""
     estimator, denoiser = bundle.network(bundle.estimator).gflop, bundle.network(bundle.denoise.network).gflop
     gflop = None if estimator is None or denoiser is None else batch * (estimator + steps * denoiser)
@@ -177,6 +214,7 @@ def summarize_all(bundle: Bundle, baseline: str, batch: int, steps: int, runs: S
             gflop=gflop,
             baseline=reference.samples,
             images=None if run is reference else (run.images, reference.images),
+            limit_seconds=limit_seconds,
         )
         for run in runs
     ]
@@ -191,7 +229,7 @@ def set_threads(threads: int) -> None:
 
 def _cold_or_none(config: BenchConfig, name: str, sampler: Preset, threads: int, progress: Progress) -> Cold | None:
     try:
-        return cold_start(config.bundle, name, sampler, batches=config.batches, threads=threads)
+        return cold_start(config.bundle, name, sampler, batches=config.batches, threads=threads, index=config.device)
     except RuntimeError as error:
         progress(f"{name} has no numbers of a fresh process: {error}")
         return None
@@ -209,6 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--threads", type=int, help="of the CPU, for all; default: PyTorch's choice")
+    parser.add_argument("--device", type=int, default=0, help="number of the GPU")
     parser.add_argument("--quick", action="store_true", help="3 repeats after 1 call: a trial, not a result")
     options = vars(parser.parse_args(arguments))
     if options.pop("quick"):

@@ -40,7 +40,9 @@ class Cold:
     imports_torch: bool
 
 
-def cold_start(bundle: Path, name: str, sampler: Preset, *, batches: tuple[int, ...], threads: int) -> Cold:
+def cold_start(
+    bundle: Path, name: str, sampler: Preset, *, batches: tuple[int, ...], threads: int, index: int = 0
+) -> Cold:
     """Start a process, restore a batch of each size in it. Raises RuntimeError, with its stderr, where it fails.
 
     The smallest batch runs the whole sampler; the others one step of it, which needs as much memory.
@@ -51,6 +53,7 @@ def cold_start(bundle: Path, name: str, sampler: Preset, *, batches: tuple[int, 
         "sampler": sampler.model_dump(),
         "batches": sorted(batches),
         "threads": threads,
+        "index": index,
         "gpu_used": gpu_used_bytes(),
         "begin": time.time(),
     }
@@ -72,17 +75,21 @@ def cold_start(bundle: Path, name: str, sampler: Preset, *, batches: tuple[int, 
 def answer_request(request: dict[str, Any]) -> Cold:
     """What the fresh process does."""
     bundle, sampler = Bundle.open(request["bundle"]), Preset.model_validate(request["sampler"])
-    contender = open_contender(bundle, request["name"], threads=request["threads"], spinning=True)
+    contender = open_contender(
+        bundle, request["name"], threads=request["threads"], spinning=True, index=request["index"]
+    )
     grey = np.full((bundle.manifest.image_size, bundle.manifest.image_size, 3), 0.5, np.float32)
     first_seconds = 0.0
     peak: dict[int, int | None] = {}
     gpu: dict[int, int | None] = {}
     for batch in request["batches"]:
         steps = sampler if not peak else sampler.model_copy(update={"start": 1})
-        with contender.settings(), contender.restorer(bundle, steps, batch) as restorer:
+        with contender.restorer(bundle, steps, batch) as restorer:
             restorer.restore([grey] * batch)
             # Across processes only the system's clock is common to both.
             first_seconds = first_seconds or time.time() - request["begin"]
+            if contender.records:
+                restorer.restore([grey] * batch)  # a graph has memory of its own
             peak[batch], used = peak_rss_bytes(), gpu_used_bytes()
             before = request["gpu_used"]
             gpu[batch] = used - before if used is not None and before is not None else None

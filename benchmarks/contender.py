@@ -1,26 +1,45 @@
 """Opens what is compared: eager PyTorch and the runtime's backends, on the same bundle.
 
+A contender is named `NAME[:PRECISION][+graph|+nograph]`:
+
+- `eager-cpu`, `eager-cuda`, `eager-tf32`, `eager-half`: PyTorch as published, in float32; `eager-tf32` rounds as
+  PyTorch does by default on a GPU, `eager-half` has the denoiser's convolutions in half. On a GPU they share the
+  runtime's buffers, noise and stream, so that what is compared is the networks' kernels and their launches.
+- a backend of the runtime, `:fp16` behind it for half.
+- `+graph`: each whole chain is one CUDA graph, where the backend does not do so by itself (eager PyTorch, ONNX Runtime
+  on CUDA). `+nograph`: it is not, where the backend does (TensorRT, TensorRT-RTX, compiled PyTorch).
+
 PyTorch is imported only where it is asked for: a runtime backend's memory is measured without it.
 """
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 from bfr.runtime.backends import Device, Network
 from bfr.runtime.backends.choose import BACKENDS, open_device
+from bfr.runtime.backends.cuda import Cuda, device_count
+from bfr.runtime.backends.trt import LIBRARIES, find_engine, this_machine
 from bfr.runtime.bundle import Bundle
-from bfr.runtime.errors import BackendUnavailable, InvalidOption, MissingDependency
-from bfr.runtime.manifest import Precision, Preset
+from bfr.runtime.errors import BackendUnavailable, BfrError, InvalidOption, MissingDependency
+from bfr.runtime.manifest import Engine, Precision, Preset
 from bfr.runtime.restorer import Restorer, load_networks
 
 BASELINES = ("eager-cpu", "eager-cuda")  # float32: results and times are compared with the first one named
 EAGER = (*BASELINES, "eager-tf32", "eager-half")
 RUNTIME = tuple(name for name in BACKENDS if name != "auto")
+RECORD = (*LIBRARIES, "torch-cuda")  # record graphs unless told otherwise
+MAY_RECORD = ("eager-cuda", "eager-half", "onnxruntime-cuda")
 REMEDY = 'pip install "bfr-runtime[bench]"'
+
+
+class Name(NamedTuple):
+    """A contender's name in parts. graph: whether whole chains are recorded, where the device can."""
+
+    backend: str
+    precision: str
+    graph: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +47,7 @@ class Contender:
     """A backend with a bundle's networks loaded.
 
     name: as in a configuration. load_seconds: of reading, hashing and loading the networks; not of importing libraries.
-    settings: a context that every call runs in.
+    build_seconds: of the engines that it loaded, when `bfr build` made them; None of what builds nothing beforehand.
     """
 
     name: str
@@ -36,50 +55,97 @@ class Contender:
     networks: dict[str, Network]
     precision: Precision = "fp32"
     load_seconds: float = 0.0
-    settings: Callable[[], AbstractContextManager[Any]] = nullcontext
+    build_seconds: float | None = None
+
+    @property
+    def records(self) -> bool:
+        """Whether a chain's second call records it, so that its third is the first that shows its speed."""
+        return bool(getattr(self.device, "records", False))
 
     def restorer(self, bundle: Bundle, sampler: Preset, batch: int) -> Restorer:
         """The Restorer of one batch size. Eager half counts as float32 here: its networks are already what they are."""
-        precision = "fp32" if self.name in EAGER else self.precision
+        precision = "fp32" if self.name.startswith("eager") else self.precision
         return Restorer(bundle, self.device, sampler, precision=precision, batch=batch, networks=self.networks)
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """`NAME[:PRECISION]` -> backend and precision. Raises InvalidOption with the names that there are."""
-    backend, _, precision = name.partition(":")
-    if backend in EAGER and not precision:
-        return backend, "fp16" if backend == "eager-half" else "fp32"
-    if backend not in RUNTIME:
+def split_name(name: str) -> Name:
+    """The parts of a contender's name. Raises InvalidOption with the names that there are."""
+    rest, _, suffix = name.partition("+")
+    backend, _, precision = rest.partition(":")
+    if (backend not in EAGER and backend not in RUNTIME) or (backend in EAGER and precision):
         raise InvalidOption(
             f"backend {name!r} is unknown: choose among {', '.join(EAGER)}, and {', '.join(RUNTIME)}[:fp16]"
         )
-    return backend, precision or "fp32"
+    graph = backend in RECORD
+    if suffix:
+        if (suffix, backend in RECORD, backend in MAY_RECORD) not in (("nograph", True, False), ("graph", False, True)):
+            raise InvalidOption(
+                f"backend {name!r}: +graph goes with {', '.join(MAY_RECORD)}, +nograph with {', '.join(RECORD)}"
+            )
+        graph = not graph
+    return Name(backend, precision or ("fp16" if backend == "eager-half" else "fp32"), graph)
 
 
-def default_backends(bundle: Bundle) -> tuple[str, ...]:
-    """What works here: on a GPU eager float32, TF32 and half, else eager on the CPU; then the runtime's, likewise."""
+def default_backends(bundle: Bundle, index: int = 0) -> tuple[str, ...]:
+    """What works here, on GPU `index` if there is one: eager PyTorch, then the runtime's, in every precision.
+
+    On a GPU: eager in float32, TF32 and half, half as a graph too, compiled PyTorch, ONNX Runtime, and TensorRT and
+    TensorRT-RTX where the bundle has their engines for this machine. Without one: both on the CPU.
+    """
     from bfr.runtime.backends.onnxruntime import cuda_works
 
-    halves = [f":{precision}" for precision in bundle.precisions if precision != "fp32"]
-    eager = ("eager-cuda", "eager-tf32", "eager-half") if _torch().cuda.is_available() else ("eager-cpu",)
-    runtime = [f"onnxruntime-cuda{half}" for half in ("", *halves)] if cuda_works() else ["onnxruntime-cpu"]
-    return (*eager, *runtime)
+    precisions = [f":{precision}" if precision != "fp32" else "" for precision in bundle.precisions]
+    if not (device_count() and _torch().cuda.is_available()):
+        return ("eager-cpu", *(["onnxruntime-cuda"] if cuda_works() else ["onnxruntime-cpu"]))
+    found = ["eager-cuda", "eager-tf32", "eager-half", "eager-half+graph"]
+    if find_spec("triton") is not None:
+        found += [f"torch-cuda{half}" for half in precisions]
+    if cuda_works():
+        found += [f"onnxruntime-cuda{half}" for half in precisions]
+    for library in LIBRARIES:
+        for half in precisions:
+            try:
+                find_engines(bundle, library, half.removeprefix(":") or "fp32", index)
+            except BfrError:
+                continue
+            found.append(f"{library}{half}")
+    return tuple(found)
 
 
-def open_contender(bundle: Bundle, name: str, *, threads: int | None, spinning: bool) -> Contender:
+def find_engines(bundle: Bundle, library: Any, precision: Any, index: int) -> list[Engine]:
+    """The engines that a library would load here. Raises MissingDependency, EngineMissing, EngineMismatch."""
+    machine = this_machine(library, Cuda(index))
+    return [
+        find_engine(bundle, name, precision if precision in entry.variants else "fp32", machine)
+        for name, entry in bundle.manifest.networks.items()
+    ]
+
+
+def open_contender(bundle: Bundle, name: str, *, threads: int | None, spinning: bool, index: int = 0) -> Contender:
     """Open a backend and load the networks. threads: of the CPU, None is each library's own choice.
 
-    spinning: whether ONNX Runtime's idle threads spin, as they do outside benchmarks.
-    Raises BackendUnavailable where it does not work or makes no sense here, MissingDependency, InvalidOption.
+    spinning: whether ONNX Runtime's idle threads spin, as they do outside benchmarks. index: the number of the GPU.
+    Raises BackendUnavailable where it does not work or makes no sense here, MissingDependency, InvalidOption, and
+    EngineMissing or EngineMismatch where the bundle has no engines for this machine.
     """
-    backend, precision = split_name(name)
-    if backend in EAGER:
-        return _open_eager(bundle, backend, threads)
-    device = _open_cpu(threads, spinning) if backend == "onnxruntime-cpu" else open_device(backend, threads=threads)
-    chosen = bundle.precision(precision)
+    parts = split_name(name)
+    if parts.backend == "eager-cpu":
+        return _open_eager_cpu(bundle, threads)
+    if parts.backend in EAGER:
+        return _open_eager_gpu(bundle, name, parts, index)
+    device: Any
+    if parts.backend == "onnxruntime-cpu":
+        device = _open_cpu(threads, spinning)
+    else:
+        device = open_device(parts.backend, bundle, index=index)
+        device.records = parts.graph
+    chosen = bundle.precision(parts.precision)
     begin = time.perf_counter()
     networks = load_networks(bundle, device, chosen)
-    return Contender(name, device, networks, chosen, time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    engines = find_engines(bundle, parts.backend, chosen, index) if parts.backend in LIBRARIES else []
+    build_seconds = sum(engine.build_seconds for engine in engines) if engines else None
+    return Contender(name, device, networks, chosen, seconds, build_seconds)
 
 
 def _open_cpu(threads: int | None, spinning: bool) -> Device:
@@ -88,30 +154,35 @@ def _open_cpu(threads: int | None, spinning: bool) -> Device:
     return CpuDevice(threads, spinning=spinning)
 
 
-def _open_eager(bundle: Bundle, backend: str, threads: int | None) -> Contender:
+def _open_eager_cpu(bundle: Bundle, threads: int | None) -> Contender:
     torch = _torch()
     from bfr.export.eager import EagerDevice, EagerNetwork
     from bfr.export.reference import load_reference
 
-    where = "cpu" if backend == "eager-cpu" else "cuda"
-    if where == "cuda" and not torch.cuda.is_available():
-        reason = "eager PyTorch in half is for GPUs: a CPU emulates it" if backend == "eager-half" else "it needs a GPU"
-        raise BackendUnavailable(f"{backend}: {reason}, and PyTorch found no CUDA device")
     if threads is not None:
         torch.set_num_threads(threads)
     begin = time.perf_counter()
-    modules = load_reference(bundle)
-    if backend == "eager-half":  # the published half mode: the denoiser's convolutions
-        step: Any = modules[bundle.denoise.network]
-        step.denoiser.cast_torso(torch.float16)
-    networks: dict[str, Network] = {name: EagerNetwork(module.to(where)) for name, module in modules.items()}
-    seconds = time.perf_counter() - begin
-    precision: Precision = "fp16" if backend == "eager-half" else "fp32"
+    networks: dict[str, Network] = {name: EagerNetwork(stage) for name, stage in load_reference(bundle).items()}
+    return Contender("eager-cpu", EagerDevice(), networks, "fp32", time.perf_counter() - begin)
+
+
+def _open_eager_gpu(bundle: Bundle, name: str, parts: Name, index: int) -> Contender:
+    torch = _torch()
+    if not torch.cuda.is_available():
+        half = parts.backend == "eager-half"
+        reason = "eager PyTorch in half is for GPUs: a CPU emulates it" if half else "it needs a GPU"
+        raise BackendUnavailable(f"{name}: {reason}, and PyTorch found no CUDA device")
+    from bfr.export.compiled import CompiledDevice
+
     # PyTorch lets cuDNN compute float32 convolutions in TF32 by default, 10 bits of mantissa: the baseline is float32.
-    exact = partial(torch.backends.cudnn.flags, enabled=True, allow_tf32=False)
-    return Contender(
-        backend, EagerDevice(where), networks, precision, seconds, exact if backend == "eager-cuda" else nullcontext
-    )
+    device: Any = CompiledDevice(index, compiled=False, graphs=parts.graph, tf32=parts.backend != "eager-cuda")
+    begin = time.perf_counter()
+    half_too = {bundle.denoise.network} if parts.backend == "eager-half" else set()  # the published half mode
+    networks = {
+        net: device.load(bundle, net, "fp16" if net in half_too else "fp32") for net in bundle.manifest.networks
+    }
+    precision: Precision = "fp16" if half_too else "fp32"
+    return Contender(name, device, networks, precision, time.perf_counter() - begin)
 
 
 def _torch() -> Any:

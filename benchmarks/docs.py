@@ -1,8 +1,9 @@
 """Puts measured tables into the documentation: `python -m bfr.benchmarks.docs FILE...`.
 
 Between `<!-- include: PATH -->` and `<!-- end -->` stands the Markdown file PATH, relative to the document, without its
-title; between `<!-- include: PATH#Heading -->` and the end, that section alone. `--check` changes nothing and fails
-where a document is not up to date.
+title; between `<!-- include: PATH#Heading -->` and the end, that section alone. `include?` in the place of `include`
+leaves what stands there as long as PATH does not exist. `--check` changes nothing and fails where a document is not up
+to date.
 """
 
 import argparse
@@ -14,7 +15,10 @@ from pathlib import Path
 from bfr.runtime.errors import InputNotFound
 from bfr.runtime.files import write_bytes
 
-BLOCK = re.compile(r"(<!-- include: (?P<source>[^#\s]+)(?:#(?P<heading>[^>]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- include(?P<optional>\??): (?P<source>[^#\s]+)(?:#(?P<heading>[^>]+?))? -->\n).*?(?P<end><!-- end -->)",
+    re.DOTALL,
+)
 
 
 def render(document: Path) -> str:
@@ -22,9 +26,11 @@ def render(document: Path) -> str:
 
     def fill(match: re.Match[str]) -> str:
         source = document.parent / match["source"]
+        if match["optional"] and not source.exists():
+            return match[0]
         if not source.is_file():
             raise InputNotFound(f"{document} includes {source}, which does not exist: run the benchmark that writes it")
-        return match[1] + section(source, match["heading"]) + match[4]
+        return match[1] + section(source, match["heading"]) + match["end"]
 
     return BLOCK.sub(fill, document.read_text())
 

@@ -3,7 +3,9 @@
 import os
 import shutil
 import subprocess
+import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +13,11 @@ from pathlib import Path
 from bfr.runtime import doctor
 
 FACTS = ("CPU", "memory", "board", "GPU", "platform", "python", "numpy", "torch", "onnxruntime", "bfr-runtime")
+PACKAGES = ("triton", "tensorrt", "tensorrt-rtx", "cuda-bindings", "cuda-core", "nvidia-cuda-nvrtc", "matplotlib")
 CLOCKS = "clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
+WATCHED = "clocks.sm,clocks.mem,power.draw,temperature.gpu,memory.used"
+UNITS = ("SM MHz", "memory MHz", "W", "degrees C", "MiB used")
+EVERY_MS = 500
 STAT = Path("/proc/stat")
 TIMEOUT_SECONDS = 10
 
@@ -20,7 +26,8 @@ def describe_machine() -> dict[str, str]:
     """CPU, memory, GPU and its clocks, versions and commit, by name. No host name, user name or path."""
     found = doctor.diagnose().facts
     facts = {name: found[name] for name in FACTS if name in found}
-    optional = {"GPU clocks": _gpu_clocks(), "matplotlib": _version("matplotlib"), "commit": _commit()}
+    packages = {name: _version(name) for name in PACKAGES}
+    optional = {"GPU clocks": _gpu_clocks(), **packages, "commit": _commit()}
     return facts | {name: value for name, value in optional.items() if value}
 
 
@@ -47,6 +54,75 @@ class CpuWatch:
         """Cores kept busy by others, on average; None where it is unknown."""
         busy, own, seconds = _busy_seconds(), time.process_time() - self.own, time.perf_counter() - self.begin
         return None if busy is None or self.busy is None else max(0.0, (busy - self.busy - own) / seconds)
+
+
+class GpuWatch:
+    """Clocks, power, temperature and memory of a GPU from its making on, by one `nvidia-smi` that looks twice a second.
+
+    index: its number; None watches nothing.
+    """
+
+    def __init__(self, index: int | None) -> None:
+        smi = None if index is None else shutil.which("nvidia-smi")
+        self._process: subprocess.Popen[str] | None = None
+        if smi is not None:
+            command = [smi, "-i", str(index), f"--query-gpu={WATCHED}", "--format=csv,noheader,nounits"]
+            try:
+                self._process = subprocess.Popen(  # noqa: S603
+                    [*command, "-lms", str(EVERY_MS)],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    stdin=subprocess.DEVNULL,
+                    text=True,
+                )
+            except OSError:
+                return
+            # A pipe that nobody reads fills in an hour; a thread empties it.
+            self._lines: list[str] = []
+            self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+            self._reader.start()
+
+    def stop(self) -> dict[str, str]:
+        """What was seen, by name: at first, the ranges meanwhile, and at last. Empty where nothing was."""
+        if self._process is None:
+            return {}
+        self._process.terminate()
+        self._process.wait()
+        self._reader.join()
+        return summarize_watch(self._lines)
+
+    def _read(self, process: "subprocess.Popen[str]") -> None:
+        if process.stdout is not None:
+            with process.stdout as lines:
+                self._lines.extend(lines)
+
+
+def summarize_watch(lines: Sequence[str]) -> dict[str, str]:
+    """lines: of `nvidia-smi`, comma-separated; what it does not know is `[N/A]` and left out."""
+    rows = [[_number(cell) for cell in line.split(",")] for line in lines if line.count(",") == len(UNITS) - 1]
+    if not rows:
+        return {}
+    ranges = []
+    for unit, column in zip(UNITS, zip(*rows, strict=True), strict=True):
+        known = [value for value in column if value is not None]
+        if known:
+            ranges.append(f"{min(known):g} to {max(known):g} {unit}")
+    return {
+        "GPU before": _state(rows[0]),
+        "GPU meanwhile": f"{', '.join(ranges)}, seen {len(rows)} times",
+        "GPU at last": _state(rows[-1]),
+    }
+
+
+def _state(row: Sequence[float | None]) -> str:
+    return ", ".join(f"{value:g} {unit}" for value, unit in zip(row, UNITS, strict=True) if value is not None)
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
 
 
 def _version(package: str) -> str | None:

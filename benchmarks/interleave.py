@@ -39,7 +39,8 @@ def measure(
 ) -> list[Run]:
     """Time every backend on the same images, taking turns, so that the machine's noise meets all of them alike.
 
-    Each repeat begins with the next backend: none of them always follows the same neighbour's heat.
+    Each repeat begins with the next backend: none of them always follows the same neighbour's heat. warmup: untimed
+    calls of each, the first included; at least two of a backend whose second call records a graph.
     """
     images = synthetic_faces(batch, bundle.manifest.image_size)
     restorers = {c.name: c.restorer(bundle, sampler, batch) for c in contenders}
@@ -49,7 +50,7 @@ def measure(
             progress(f"{contender.name}, batch {batch}: warming up")
             first, restored = time_batch(contender, restorers[contender.name], images)
             runs[contender.name] = Run(contender.name, first, [], restored)
-            for _ in range(warmup - 1):
+            for _ in range(max(warmup, 2 if contender.records else 1) - 1):
                 time_batch(contender, restorers[contender.name], images)
         for repeat in range(repeats):
             progress(f"batch {batch}: repeat {repeat + 1} of {repeats}")
@@ -66,10 +67,9 @@ def measure(
 
 def time_batch(contender: Contender, restorer: Restorer, images: list[Float32]) -> tuple[Sample, Float32]:
     """Restore one batch: its times, and (B, H, W, 3) float32 in [0, 1]."""
-    with contender.settings():
-        begin = time.perf_counter()
-        restored = restorer.run(images)
-        seconds = time.perf_counter() - begin
+    begin = time.perf_counter()
+    restored = restorer.run(images)
+    seconds = time.perf_counter() - begin
     failed = next((result.error for result in restored if result.pixels is None), None)
     if failed:
         raise RestorationFailed(f"{contender.name}: {failed}. Times of wrong results are worthless; see `bfr verify`")

@@ -8,15 +8,25 @@ from typing import Any
 
 from bfr.benchmarks.contender import REMEDY
 from bfr.benchmarks.results import STAGES, Measurement, Results
+from bfr.benchmarks.roofline import as_png as draw_roofline
+from bfr.benchmarks.roofline import describe_ceilings
 from bfr.export.verify import describe
 from bfr.runtime.errors import MissingDependency
 from bfr.runtime.manifest import Preset
 
 FORMAT = 1
 BUSY_CORES = 0.2
+GPU_NOTES = (
+    " On the GPU `network` is all of estimate and denoise, by events on the device; `overhead` is therefore launch, "
+    "upload, download and the host's work. A backend that records graphs does so in its second call, before the timed "
+    "ones; `first` holds what a first call compiles and measures."
+)
 # Okabe and Ito's colours, told apart by colour-blind readers and on grey paper.
-COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+COLOURS: tuple[str, ...] = ("#999999", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+COLOURS += ("#000000", "#8B6914", "#7F3C8D", "#A5AA99", "#F0E442")  # a GPU has more backends
 HEADS = ("p50 s", "p90 s", "p99 s", "mean s", "min s", "first s", "step s", "overhead")
+HEADS_LIMIT = ("limit ms", "share")
+FIRST = "process to first result s"
 HEADS_MORE = ("images/s", "GFLOP/s", "speed-up", "PSNR dB", "max abs")
 
 
@@ -38,8 +48,8 @@ def as_json(results: Results) -> bytes:
     return json.dumps({"format": FORMAT, **asdict(results)}, indent=1, allow_nan=False).encode() + b"\n"
 
 
-def as_markdown(results: Results, *, plot: str) -> str:
-    """A table a batch size, then stages, start and memory, the machine. plot: the image's file name."""
+def as_markdown(results: Results, *, plot: str, roofline: str | None = None) -> str:
+    """A table a batch size, then stages, start and memory, the machine. plot, roofline: the images' file names."""
     r = results
     parts = [
         f"# Benchmark of {r.system}",
@@ -53,18 +63,24 @@ def as_markdown(results: Results, *, plot: str) -> str:
             f"**The machine was not idle: other processes kept {r.others_cores:.2f} of its cores busy. Times of "
             "several threads, eager PyTorch's above all, can be many times those of an idle machine; measure again.**"
         )
+    limited = any(m.share is not None for m in r.measurements)
+    heads = ("backend", *HEADS, *HEADS_MORE, *(HEADS_LIMIT if limited else ()))
     for batch in r.batches:
-        parts += [f"## Batch {batch}", _table(("backend", *HEADS, *HEADS_MORE), map(_numbers, r.at(batch)))]
+        parts += [f"## Batch {batch}", _table(heads, (_numbers(m, limited) for m in r.at(batch)))]
+    parts.append(_notes(r))
+    if r.ceilings is not None and limited:
+        parts += ["## Limit", _limit_notes(r)]
+        if roofline is not None:
+            parts.append(f"![The denoising steps below the device's ceilings]({roofline})")
     parts += [
-        _notes(r),
         "## Stages",
         "Median seconds of a batch.",
         _table(("backend", "batch", *STAGES), (_stages(m) for batch in r.batches for m in r.at(batch))),
         "## Start and memory",
         "`load` is reading, hashing and loading the networks, in the common process. The rest is of a fresh process "
         f"for each backend: from its start to its first result (batch {r.batches[0]}), and the peak of its resident "
-        "memory after a batch of each size; GPU memory is what the GPUs' use grew by.",
-        _table(("backend", "versions", "load s", "process to first result s", *_memory_heads(r)), _starts(r)),
+        "memory after a batch of each size; GPU memory is what the GPUs' use grew by." + _build_notes(r),
+        _table(("backend", "versions", *_build_heads(r), "load s", FIRST, *_memory_heads(r)), _starts(r)),
     ]
     if r.skipped:
         parts.append("\n".join(f"- {name} was skipped: {reason}" for name, reason in r.skipped.items()))
@@ -83,11 +99,40 @@ def _notes(r: Results) -> str:
         f"networks' calls. images/s, GFLOP/s and speed-up (over {r.baseline}) follow from the medians; GFLOP are the "
         "networks', 2 per multiply-add. PSNR (peak 1) and the largest difference are between results and those of "
         f"{r.baseline}, images in [0, 1]. CPU threads of each: {r.threads}; ONNX Runtime's do not spin while backends "
-        "take turns."
+        "take turns." + (GPU_NOTES if r.baseline == "eager-cuda" else "")
     )
 
 
-def _numbers(m: Measurement) -> tuple[str, ...]:
+def _limit_notes(r: Results) -> str:
+    """What the columns `limit ms` and `share` mean, and the numbers behind them."""
+    if r.ceilings is None:
+        return ""
+    precision = "half" if r.ceilings.dtype == "float16" else "float32"
+    costs = "; ".join(
+        f"batch {c.batch}: {c.flop / 1e9:.4g} GFLOP, at least {c.bytes / 1e6:.4g} MB, "
+        f"{c.layer_bytes / 1e6:.4g} MB if every layer's input and output crossed the memory"
+        for c in r.costs
+    )
+    return (
+        f"{describe_ceilings(r.ceilings)} `limit` is the time of one denoising step that neither ceiling lets fall "
+        f"short of, in {precision}, one limit for all backends: the larger of its operations over the first, and of "
+        "its fewest bytes (weights, inputs and outputs once) over the second. `share` is the limit over `step`. An "
+        f"algorithm that needs fewer operations than counted (Winograd's) may exceed it. {costs}."
+    )
+
+
+def _build_heads(r: Results) -> list[str]:
+    return ["build s"] if any(b.build_seconds is not None for b in r.backends) else []
+
+
+def _build_notes(r: Results) -> str:
+    built = " `build` is of the engines, once, by `bfr build`." if _build_heads(r) else ""
+    if any(b.name.startswith("torch-cuda") for b in r.backends):
+        built += " What PyTorch compiled in the common process lies on disk when the fresh one starts."
+    return built
+
+
+def _numbers(m: Measurement, limited: bool) -> tuple[str, ...]:
     s = m.seconds
     return (
         m.backend,
@@ -98,7 +143,16 @@ def _numbers(m: Measurement) -> tuple[str, ...]:
         f"{m.speedup:.2f}x",
         f"{m.drift.psnr_db:.1f}" if m.drift else "",
         f"{m.drift.max_abs:.1e}" if m.drift else "",
+        *_limit(m, limited),
     )
+
+
+def _limit(m: Measurement, limited: bool) -> tuple[str, ...]:
+    if not limited:
+        return ()
+    if m.limit_seconds is None or m.share is None:
+        return ("", "")
+    return (f"{1e3 * m.limit_seconds:.3g}", f"{m.share:.0%}")
 
 
 def _stages(m: Measurement) -> tuple[str, ...]:
@@ -119,6 +173,7 @@ def _starts(r: Results) -> Iterable[tuple[str, ...]]:
         yield (
             b.name,
             ", ".join(f"{name} {version}" for name, version in b.versions.items()),
+            *(f"{b.build_seconds:.4g}" if b.build_seconds is not None else "" for _ in _build_heads(r)),
             f"{b.load_seconds:.3g}",
             f"{b.cold.first_result_seconds:.3g}" if b.cold else "",
             *(cells + [""] * width)[:width],
@@ -175,6 +230,14 @@ def as_png(results: Results) -> bytes:
     data = io.BytesIO()
     figure.savefig(data, format="png")
     return data.getvalue()
+
+
+def as_roofline(results: Results) -> bytes | None:
+    """The denoising steps below the ceilings; None where no ceilings or no operation counts are known."""
+    if results.ceilings is None or not results.costs or not results.measurements:
+        return None
+    points = [(m.backend, m.batch, m.step_seconds) for m in results.measurements]
+    return draw_roofline(results.ceilings, results.costs, points, COLOURS)
 
 
 def _label(axes: Any, x: float, y: float, text: str, crowded: bool) -> None:

@@ -1,12 +1,13 @@
 """What a benchmark found, and the statistics that lead there. Nothing is left out of them: no outlier is removed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from bfr.benchmarks.cold import Cold
+from bfr.benchmarks.roofline import Ceilings, Cost
 from bfr.runtime.backends import Float32
 from bfr.runtime.manifest import Precision
 
@@ -55,6 +56,7 @@ class Measurement:
     first_seconds: of the first call, buffers' making included. seconds: of the timed calls, which follow the warm-up.
     stages, step_seconds, overhead: medians. images_per_second, gflop_per_second and speedup follow from the medians.
     speedup: the baseline's median over this one. drift: None for the baseline itself. samples: seconds, in order.
+    limit_seconds: the least that a step can take below the measured ceilings; None where none were measured.
     """
 
     backend: str
@@ -69,24 +71,35 @@ class Measurement:
     speedup: float
     drift: Drift | None
     samples: list[float]
+    limit_seconds: float | None = None
+
+    @property
+    def share(self) -> float | None:
+        """Of the limit's speed that a step reaches, 0 .. 1."""
+        return None if self.limit_seconds is None else self.limit_seconds / self.step_seconds
 
 
 @dataclass(frozen=True, slots=True)
 class BackendResult:
-    """A backend apart from batches. load_seconds: of its networks in the common process, hashing included."""
+    """A backend apart from batches. load_seconds: of its networks in the common process, hashing included.
+
+    build_seconds: of its engines, when they were built; None of what builds nothing beforehand.
+    """
 
     name: str
     precision: Precision
     versions: dict[str, str]
     load_seconds: float
     cold: Cold | None
+    build_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
     """All of one run. sampler: the preset's fields as used. machine: facts by name. skipped: backend -> reason.
 
-    others_cores: how many cores other processes kept busy during the measurements, on average.
+    others_cores: how many cores other processes kept busy during the measurements, on average. ceilings, costs: of the
+    device that the baseline ran on, and of a step at each batch size; None and empty where they are not known.
     """
 
     system: str
@@ -108,6 +121,8 @@ class Results:
     backends: list[BackendResult]
     skipped: dict[str, str]
     measurements: list[Measurement]
+    ceilings: Ceilings | None = None
+    costs: list[Cost] = field(default_factory=list)
 
     @property
     def batches(self) -> list[int]:
@@ -142,8 +157,12 @@ def summarize(
     gflop: float | None,
     baseline: Sequence[Sample],
     images: tuple[Float32, Float32] | None,
+    limit_seconds: float | None = None,
 ) -> Measurement:
-    """gflop: of one batch. baseline: its samples at this batch. images: this backend's and the baseline's, or None."""
+    """gflop: of one batch. baseline: its samples at this batch. images: this backend's and the baseline's, or None.
+
+    limit_seconds: of a step.
+    """
     seconds = statistics([sample.seconds for sample in samples])
     stages = {stage: float(np.median([s.stages.get(stage, 0.0) for s in samples])) for stage in (*STAGES, "network")}
     return Measurement(
@@ -159,4 +178,5 @@ def summarize(
         speedup=statistics([sample.seconds for sample in baseline]).p50 / seconds.p50,
         drift=None if images is None else drift(*images),
         samples=[sample.seconds for sample in samples],
+        limit_seconds=limit_seconds,
     )

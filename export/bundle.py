@@ -52,6 +52,7 @@ def export_system(
     time_table: bool = False,
     replace: bool = False,
     threads: int | None = None,
+    verified: bool = True,
     progress: Progress = lambda _: None,
 ) -> Bundle:
     """Export a system and verify it; the bundle appears under `folder` only when it is whole and verified.
@@ -60,7 +61,8 @@ def export_system(
     half are stored in half and widened in the graph. precisions: fp32, and fp16 for the networks that bear it.
     learned_variance: the step graph of DDPM's learned variance instead of the linear one.
     time_table: what the denoiser makes of the timesteps is a network of its own, called once for all steps.
-    threads: of the CPU backend, where it verifies.
+    threads: of the CPU backend, where it verifies. verified: False leaves that out, for benchmarks that verify
+    elsewhere; the manifest then holds no checks.
     Raises InputNotFound, InvalidCheckpoint, InvalidOption, VerificationFailed, WriteFailed.
     """
     if "fp32" not in precisions:
@@ -115,7 +117,7 @@ def export_system(
         )
         write_manifest(partial, manifest)
         checks: list[m.Check] = []
-        for precision in Bundle.open(partial).precisions:
+        for precision in Bundle.open(partial).precisions if verified else ():
             checks += verify(Bundle.open(partial), stages, precision, threads=threads, progress=progress)
         write_manifest(partial, manifest.model_copy(update={"verified": tuple(checks)}))
     return Bundle.open(folder)

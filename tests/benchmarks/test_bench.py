@@ -3,6 +3,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 
 from bfr.benchmarks import bench as b
-from bfr.benchmarks import report
+from bfr.benchmarks import report, roofline
 from bfr.benchmarks.cold import cold_start, peak_rss_bytes
 from bfr.benchmarks.contender import Contender, default_threads, open_contender, split_name
-from bfr.benchmarks.environment import CpuWatch, describe_machine
+from bfr.benchmarks.environment import CpuWatch, GpuWatch, describe_machine, summarize_watch
 from bfr.benchmarks.interleave import measure, synthetic_faces
 from bfr.benchmarks.results import Results, Sample, drift, statistics, summarize
+from bfr.benchmarks.roofline import Ceilings, Cost
 from bfr.runtime.bundle import Bundle
 from bfr.runtime.errors import BackendUnavailable, InvalidOption, MissingDependency, RestorationFailed
 
@@ -117,9 +119,10 @@ def test_backends_take_turns_in_a_rotating_order(tiny_bundle: Bundle, fakes: Any
 def test_results_are_held_against_the_baseline(tiny_bundle: Bundle, fakes: Any) -> None:
     contenders = [contender(fakes, "eager-cpu", []), contender(fakes, "same", []), contender(fakes, "off", [], eps=0.5)]
     runs = measure(tiny_bundle, tiny_bundle.preset("short", start=1), contenders, 1, repeats=1, warmup=1)
-    base, same, off = b.summarize_all(tiny_bundle, "eager-cpu", 1, 1, runs)
+    base, same, off = b.summarize_all(tiny_bundle, "eager-cpu", 1, 1, runs, 0.001)
     assert base.drift is None
     assert base.speedup == 1.0
+    assert base.share == pytest.approx(0.001 / base.step_seconds)
     assert same.drift is not None
     assert off.drift is not None
     assert same.drift.max_abs == 0.0
@@ -176,6 +179,7 @@ def test_the_command_can_be_repeated_and_names_no_folder() -> None:
         ({"repeats": 0}, "repeats"),
         ({"warmup": 0}, "warmup"),
         ({"threads": 0}, "threads"),
+        ({"device": -1}, "device"),
         ({"backends": ("eager-gpu",)}, "eager-cpu, eager-cuda"),
     ],
 )
@@ -184,11 +188,93 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
         b.BenchConfig(Path("x"), Path("y"), **options)
 
 
-def test_a_name_may_carry_a_precision() -> None:
-    assert split_name("onnxruntime-cpu:fp16") == ("onnxruntime-cpu", "fp16")
-    assert split_name("eager-half") == ("eager-half", "fp16")
-    with pytest.raises(InvalidOption, match="eager-cpu:fp16"):
-        split_name("eager-cpu:fp16")
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("eager-cpu", ("eager-cpu", "fp32", False)),
+        ("eager-half", ("eager-half", "fp16", False)),
+        ("eager-half+graph", ("eager-half", "fp16", True)),
+        ("onnxruntime-cpu:fp16", ("onnxruntime-cpu", "fp16", False)),
+        ("onnxruntime-cuda:fp16+graph", ("onnxruntime-cuda", "fp16", True)),
+        ("tensorrt:fp16", ("tensorrt", "fp16", True)),
+        ("tensorrt-rtx+nograph", ("tensorrt-rtx", "fp32", False)),
+        ("torch-cuda:fp16+nograph", ("torch-cuda", "fp16", False)),
+    ],
+)
+def test_a_name_may_carry_a_precision_and_a_graph(name: str, parts: tuple[str, str, bool]) -> None:
+    assert split_name(name) == parts
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("eager-cpu:fp16", "eager-cpu:fp16"),
+        ("auto", "onnxruntime-cpu"),
+        ("eager-cpu+graph", "goes with eager-cuda, eager-half, onnxruntime-cuda"),
+        ("onnxruntime-cpu+nograph", "goes with"),
+        ("tensorrt+graph", "nograph with tensorrt"),  # it has one without being asked: one thing, one name
+        ("onnxruntime-cuda+nograph", "goes with"),
+        ("torch-cuda+loop", "goes with"),
+    ],
+)
+def test_a_name_that_makes_no_sense_is_refused(name: str, message: str) -> None:
+    with pytest.raises(InvalidOption, match=re.escape(message)):
+        split_name(name)
+
+
+def test_a_backend_that_records_is_timed_after_its_second_call(tiny_bundle: Bundle, fakes: Any) -> None:
+    calls: list[str] = []
+    plain, recording = contender(fakes, "p", calls), contender(fakes, "r", calls)
+    recording.device.records = True
+    assert (plain.records, recording.records) == (False, True)
+    measure(tiny_bundle, tiny_bundle.preset("short", start=1), [plain, recording], 1, repeats=1, warmup=1)
+    assert "".join(calls) == "p" + "rr" + "pr"
+
+
+class GpuPretender:
+    """A device of a GPU as far as opening a contender goes."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.arguments, self.options, self.loaded, self.records = arguments, options, {}, True
+
+    def load(self, bundle: Bundle, name: str, precision: str) -> str:
+        self.loaded[name] = precision
+        return name
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "denoiser"),
+    [
+        ("eager-cuda", {"graphs": False, "tf32": False}, "fp32"),
+        ("eager-tf32", {"graphs": False, "tf32": True}, "fp32"),
+        ("eager-half", {"graphs": False, "tf32": True}, "fp16"),
+        ("eager-half+graph", {"graphs": True, "tf32": True}, "fp16"),
+    ],
+)
+def test_eager_on_a_gpu_is_the_published_mode(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, bool], denoiser: str
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("bfr.export.compiled.CompiledDevice", GpuPretender)
+    found = open_contender(tiny_bundle, name, threads=1, spinning=False, index=2)
+    device: Any = found.device
+    assert (device.arguments, device.options) == ((2,), {"compiled": False, **options})
+    assert device.loaded == {"estimator": "fp32", "denoiser": denoiser}
+    assert found.precision == denoiser
+
+
+@pytest.mark.parametrize(("name", "records"), [("torch-cuda:fp16", True), ("torch-cuda:fp16+nograph", False)])
+def test_a_runtime_backend_records_as_its_name_says(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: str, records: bool
+) -> None:
+    monkeypatch.setattr("bfr.export.compiled.CompiledDevice", GpuPretender)
+    found = open_contender(tiny_bundle, name, threads=None, spinning=False, index=1)
+    device: Any = found.device
+    assert (device.arguments, found.records) == ((1,), records)
+    assert device.loaded == {"estimator": "fp32", "denoiser": "fp16"}  # the estimator has no other
+    assert found.build_seconds is None
 
 
 def test_without_a_baseline_nothing_is_measured(tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -236,9 +322,70 @@ def test_the_machine_is_described_without_its_owner() -> None:
     assert others is None or others >= 0.0
 
 
-def test_a_whole_run_on_a_tiny_bundle(tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_gpu_watch_says_what_it_saw() -> None:
+    lines = ["1980, 2619, 90.5, 30, 600\n", "1755, 2619, 700.1, 55, 9000\n", "1980, 2619, [N/A], 40, 9000\n", "broken"]
+    assert summarize_watch(lines) == {
+        "GPU before": "1980 SM MHz, 2619 memory MHz, 90.5 W, 30 degrees C, 600 MiB used",
+        "GPU meanwhile": "1755 to 1980 SM MHz, 2619 to 2619 memory MHz, 90.5 to 700.1 W, 30 to 55 degrees C, "
+        "600 to 9000 MiB used, seen 3 times",
+        "GPU at last": "1980 SM MHz, 2619 memory MHz, 40 degrees C, 9000 MiB used",
+    }
+    assert summarize_watch([]) == {}
+    assert GpuWatch(None).stop() == {}
+
+
+def test_the_gpu_watch_ends_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho $@ >&2\nwhile true; do echo '1, 2, 3, 4, 5'; sleep 0.05; done\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    watch = GpuWatch(0)
+    time.sleep(0.3)
+    assert watch.stop()["GPU before"] == "1 SM MHz, 2 memory MHz, 3 W, 4 degrees C, 5 MiB used"
+    assert watch._process is not None
+    assert watch._process.returncode is not None
+
+
+def test_a_limit_makes_two_more_columns_and_a_picture() -> None:
+    ceilings, costs = Ceilings("chip", "float16", 1e12, 1e11), [Cost(n, n * 1e9, 1 << 20, 1 << 22) for n in (1, 2)]
+    plain = make_results()
+    limited = [dataclasses.replace(m, limit_seconds=0.025 * m.batch) for m in plain.measurements]
+    results = make_results(measurements=limited, ceilings=ceilings, costs=costs)
+    text = report.as_markdown(results, plot="bench.png", roofline="roofline.png")
+    assert all(len(widths) == 1 for widths in table_widths(text))
+    assert "| limit ms | share |" in text
+    assert "| 25 | 25% |" in text  # a step takes 0.1 s
+    assert "1 TFLOP/s" in text
+    assert "(roofline.png)" in text
+    picture = report.as_roofline(results)
+    assert picture is not None
+    assert picture.startswith(b"\x89PNG")
+    without = report.as_markdown(plain, plot="bench.png")
+    assert "limit" not in without
+    assert report.as_roofline(plain) is None
+
+
+def test_the_build_of_engines_stands_apart() -> None:
+    backends = make_results().backends
+    built = dataclasses.replace(backends[1], name="tensorrt:fp16", build_seconds=61.25)
+    text = report.as_markdown(make_results(backends=[backends[0], built]), plot="bench.png")
+    assert "| versions | build s | load s |" in text
+    assert "| 61.25 | 0.5 |" in text
+    assert all(len(widths) == 1 for widths in table_widths(text))
+
+
+def test_notes_of_a_gpu_say_what_its_overhead_is() -> None:
+    assert "by events on the device" in report.as_markdown(make_results(baseline="eager-cuda"), plot="bench.png")
+    assert "by events on the device" not in report.as_markdown(make_results(), plot="bench.png")
+
+
+def test_a_whole_run_on_a_tiny_bundle(
+    tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
+    monkeypatch.setattr(roofline, "CPU_SIDE", 128)
+    monkeypatch.setattr(roofline, "CPU_COPY", 1 << 20)
     threads = torch.get_num_threads()
     out = tmp_path / "out"
     options = ["--backends", "eager-cpu,eager-half,onnxruntime-cpu,onnxruntime-cpu:fp16", "--batches", "2,1", "--quick"]
@@ -247,7 +394,7 @@ def test_a_whole_run_on_a_tiny_bundle(tiny_bundle: Bundle, tmp_path: Path, capsy
     assert code == 0, printed.err
     assert torch.get_num_threads() == threads
     assert printed.out.strip() == str(out / "bench.md")
-    assert {path.name for path in out.iterdir()} == {"bench.json", "bench.md", "bench.png"}
+    assert {path.name for path in out.iterdir()} == {"bench.json", "bench.md", "bench.png", "roofline.png"}
     found = json.loads((out / "bench.json").read_text())
     names = [backend["name"] for backend in found["backends"]]
     assert names == [name for name in options[1].split(",") if name not in found["skipped"]]
@@ -261,6 +408,8 @@ def test_a_whole_run_on_a_tiny_bundle(tiny_bundle: Bundle, tmp_path: Path, capsy
     assert by_name["onnxruntime-cpu", 2]["drift"]["psnr_db"] > 80.0
     assert 30.0 < by_name["onnxruntime-cpu:fp16", 1]["drift"]["psnr_db"] < 120.0
     assert all(len(m["samples"]) == 3 for m in found["measurements"])
+    limits = [m["limit_seconds"] for m in found["measurements"] if m["backend"] == "eager-cpu"]
+    assert limits[0] > limits[1] > 0  # batches of 2 and 1
     markdown = (out / "bench.md").read_text()
     assert all(len(widths) == 1 for widths in table_widths(markdown))
     for text in (markdown, (out / "bench.json").read_text()):

@@ -38,6 +38,15 @@ def test_a_source_or_heading_that_is_not_there(document: Path) -> None:
             render(document)
 
 
+def test_an_optional_block_waits_for_its_source(document: Path) -> None:
+    text = "<!-- include?: gpu/bench.md#Speed -->\nnot measured\n<!-- end -->\n"
+    document.write_text(text)
+    assert render(document) == text
+    (document.parent / "gpu").mkdir()
+    (document.parent / "gpu/bench.md").write_text(SOURCE)
+    assert render(document) == "<!-- include?: gpu/bench.md#Speed -->\nfast\n<!-- end -->\n"
+
+
 def test_the_projects_own_documents_are_up_to_date() -> None:
     root = Path(__file__).parents[2]
     documents = [root / "README.md", root / "docs/results.md", root / "models/mini/README.md"]
