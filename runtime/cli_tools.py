@@ -120,13 +120,14 @@ def verify(
 @tools.command()
 def bench(
     bundle: Annotated[Path | None, typer.Argument(help="Folder; the default is the system mini.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.md and bench.png.")] = Path("bench"),
+    out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.md and the plots.")] = Path("bench"),
     backends: Annotated[str, typer.Option(help="Separated by commas; default: what works here.")] = "",
     batches: Annotated[str, typer.Option(help="Images a call, separated by commas.")] = "1",
     preset: Annotated[str, typer.Option(help="A preset of the bundle.")] = "reference",
     start: Annotated[int | None, typer.Option(help="Number of steps, instead of the preset's.")] = None,
     repeats: Annotated[int, typer.Option(help="Timed calls of each backend and batch.")] = 20,
     threads: Annotated[int | None, typer.Option(help="Of the CPU, for all; default: PyTorch's choice.")] = None,
+    device: Annotated[int, typer.Option(help="Number of the GPU.")] = 0,
 ) -> None:
     """Measure every backend against eager PyTorch, interleaved: latency, throughput, memory, drift."""
     _need("bench", "torch", "safetensors", "matplotlib", "onnxruntime")
@@ -147,6 +148,7 @@ def bench(
         start=start,
         repeats=repeats,
         threads=threads,
+        device=device,
     )
     print(measure(config, say).read_text())
 
