@@ -127,6 +127,15 @@ def build_engine_bytes(
     return bytes(serialized)
 
 
+def typed_share(graph: Path, library: Library, *, trt: Any = None) -> float:
+    """Of the floating tensors that the layers of a graph write, the share in half (0 to 1), as the library reads it."""
+    parsed = parse_graph(graph, trt or load_library(library))
+    types, layers = parsed.trt.DataType, (parsed.network.get_layer(i) for i in range(parsed.network.num_layers))
+    written = [layer.get_output(i).dtype for layer in layers for i in range(layer.num_outputs)]
+    half = sum(kind in (types.HALF, types.BF16) for kind in written)
+    return half / max(1, half + sum(kind == types.FLOAT for kind in written))
+
+
 def timing_cache_path(version: str, compute_capability: str, say: Callable[[str], None]) -> Path | None:
     """Where the timing cache of a TensorRT version and a GPU is kept; None, and said so, where there is no place."""
     try:

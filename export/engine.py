@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
-from bfr.export.builder import BuildOptions, build_engine_bytes, timing_cache_path
+from bfr.export.builder import BuildOptions, build_engine_bytes, timing_cache_path, typed_share
 from bfr.export.half import prove_precision
 from bfr.export.progress import Meter, Report, still_working, watched
 from bfr.export.verify import Reference, open_reference, verify
@@ -187,7 +188,10 @@ class _Job:
                 continue
             progress(f"loading {candidate.path.name}")
             networks[name] = candidate.network = self.device.load_engine(candidate.path)
-            share = prove_precision(self.device.inspect(candidate.network), name, precision)
+            # TensorRT-RTX's inspector is not documented to show types; it computes in the graph's and in no others.
+            library, graph = self.device.machine.library, self.bundle.graph(name, precision)
+            typed = partial(typed_share, graph, library) if library == "tensorrt-rtx" else None
+            share = prove_precision(self.device.inspect(candidate.network), name, precision, typed)
             candidate.engine = candidate.engine.model_copy(update={"half_share": share})
         progress("loading the reference")
         return verify(

@@ -2,16 +2,17 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bfr.runtime.errors import EngineBuildFailed
 from bfr.runtime.manifest import Precision
 
-# Of the floating tensors that layers write. An engine that was silently built in float32 has none in half (an export in
-# fp16 has casts, but they are fused away). In the exported graphs the convolutions and matrix products and all between
-# them are half; normalization, softmax and the row arithmetic are not.
-HALF_SHARE = 0.5
+# Of the floating tensors that layers write. In the exported graphs convolutions, matrix products and all between them
+# are half; normalization, softmax and the row arithmetic are not. TensorRT-RTX's parser counts 39 and 44 % half in the
+# two networks of `mini` in fp16, and 6 and 7 % in fp32 (weights that are stored in half and widened). An engine fuses
+# many of these tensors away. One that was built in float32 shows none in half.
+HALF_SHARE = 0.25
 _HALF = re.compile(r"half|fp16|float16|bf16|bfloat16", re.IGNORECASE)
 _FLOAT = re.compile(r"float|fp32|half|fp16|bf16", re.IGNORECASE)
 _TYPE_KEYS = ("format/datatype", "datatype", "data type")  # TensorRT 10 has one key for both, 11 has two
@@ -33,17 +34,21 @@ def half_share(text: str) -> float:
     return sum(bool(_HALF.search(kind)) for kind in floating) / len(floating)
 
 
-def prove_precision(text: str, network: str, precision: Precision) -> float:
+def prove_precision(text: str, network: str, precision: Precision, typed: Callable[[], float] | None = None) -> float:
     """The share in half of an engine. Of one in fp32 nothing has to be shown.
 
+    typed: the share of the network that the engine was built of, which stands in where the inspector shows no types:
+    for a library that has no way to compute in another type than the graph's.
     Raises EngineBuildFailed where half precision was asked for and the share is below HALF_SHARE.
     """
+    try:
+        share = half_share(text)
+    except EngineBuildFailed:
+        if precision != "fp32" and typed is None:
+            raise
+        share = typed() if typed and precision != "fp32" else 0.0
     if precision == "fp32":
-        try:
-            return half_share(text)
-        except EngineBuildFailed:
-            return 0.0
-    share = half_share(text)
+        return share
     if share < HALF_SHARE:
         raise EngineBuildFailed(
             f"{network} was asked for in {precision} and the engine is float32: {share:.0%} of the tensors that its "

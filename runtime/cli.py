@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bfr.runtime.face import Selection
     from bfr.runtime.report import Report
 
+INTERRUPTED = 130  # the exit status of what Ctrl-C ended
 app = typer.Typer(
     help="Diffusion-based blind face restoration, deployed: export, verify, restore, benchmark.",
     no_args_is_help=True,
@@ -34,9 +35,10 @@ def main() -> None:
     except BfrError as error:
         say(f"error: {error}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        say("interrupted; finished results stay where they are")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer makes this of KeyboardInterrupt, without a word
+            say("interrupted; what was finished is kept")
+        raise
 
 
 def _print_version(wanted: bool) -> None:

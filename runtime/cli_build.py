@@ -94,7 +94,7 @@ def build(
     except BackendUnavailable as error:
         raise BackendUnavailable(f"{error}\nWithout a GPU `bfr build --dry-run` reads the graphs, no more.") from error
     except KeyboardInterrupt as interrupt:
-        say("interrupted; what was being built is not published")
+        say("what was being built is not published")
         if still_working():
             os._exit(130)  # a layer is being timed, which nothing can stop; the system takes back the lock
         raise typer.Exit(130) from interrupt

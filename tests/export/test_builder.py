@@ -1,5 +1,8 @@
 """The builder with a library that is a fake, and with TensorRT-RTX on this CPU."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -9,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bfr.export.builder import BuildOptions, build_engine_bytes, parse_graph, timing_cache_path
+from bfr.export.builder import BuildOptions, build_engine_bytes, parse_graph, timing_cache_path, typed_share
+from bfr.export.half import HALF_SHARE
 from bfr.export.progress import Meter, Tick, watched
 from bfr.export.support import check_support
 from bfr.runtime.bundle import Bundle, default_bundle
@@ -264,6 +268,25 @@ def test_rtx_names_the_nodes_that_it_does_not_support(rtx: Any, tmp_path: Path) 
         parse_graph(graph, rtx)
     for part in ("tensorrt-rtx 1.", "Foo the_Foo", "--opset"):
         assert part in str(caught.value)
+
+
+def test_rtx_reads_half_where_the_graph_has_it(rtx: Any, tiny_bundle: Bundle) -> None:
+    full, half = (typed_share(tiny_bundle.graph("denoiser", p), "tensorrt-rtx") for p in ("fp32", "fp16"))
+    assert full < HALF_SHARE / 2
+    assert half > HALF_SHARE
+
+
+def test_polygraphy_reads_the_graphs(rtx: Any, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """As docs/tensorrt.md says: they are plain ONNX files with external weights."""
+    pytest.importorskip("polygraphy")
+    main = "import sys; from polygraphy.tools import main; sys.exit(main())"
+    command = [sys.executable, "-c", main, "inspect", "capability", str(tiny_bundle.graph("denoiser", "fp16"))]
+    environment = {**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1"}
+    done = subprocess.run(  # noqa: S603
+        command, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fully supported" in done.stdout
 
 
 def test_rtx_builds_and_says_how_far_it_is(rtx: Any, tiny_bundle: Bundle) -> None:

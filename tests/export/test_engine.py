@@ -17,6 +17,7 @@ from engine_fakes import MACHINE, FakeBuild, FakeDevice, fake_reference, inspect
 
 from bfr.export.builder import BuildOptions
 from bfr.export.engine import build_engines
+from bfr.export.half import HALF_SHARE
 from bfr.export.progress import Tick
 from bfr.runtime import files
 from bfr.runtime.backends.trt import find_engine
@@ -121,13 +122,35 @@ def test_engines_of_another_library_stay(folder: Path) -> None:
 
 def test_an_engine_that_is_float32_is_not_published(folder: Path) -> None:
     """P4."""
-    with pytest.raises(EngineBuildFailed, match="the engine is float32: 25% of the tensors"):
-        build(folder, precisions=("fp16",), device={"inspector": inspected(1, 3)})
+    with pytest.raises(EngineBuildFailed, match="the engine is float32: 20% of the tensors"):
+        build(folder, precisions=("fp16",), device={"inspector": inspected(1, 4)})
     assert Bundle.open(folder).manifest.engines == ()
     assert files_of(folder) == set()
+    nothing = {"inspector": '{"Layers": ["a", "b"]}'}
     with pytest.raises(EngineBuildFailed, match="shows no tensor types"):
-        build(folder, precisions=("fp16",), device={"inspector": '{"Layers": ["a", "b"]}'})
+        build(folder, precisions=("fp16",), device={**nothing, "machine": replace(MACHINE, library="tensorrt")})
     build(folder, device={"inspector": '{"Layers": ["a", "b"]}'})  # of fp32 nothing has to be shown
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_where_rtx_shows_no_types_the_networks_own_count(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def typed(graph: Path, library: str) -> float:
+        asked.append((graph.name, library))
+        return share
+
+    monkeypatch.setattr("bfr.export.engine.typed_share", typed)
+    nothing = {"inspector": '{"Layers": ["a", "b"]}'}
+    if share < HALF_SHARE:
+        with pytest.raises(EngineBuildFailed, match="the engine is float32: 10% of the tensors"):
+            build(folder, precisions=("fp16",), device=nothing)
+    else:
+        build(folder, precisions=("fp16",), device=nothing)
+        assert {e.half_share for e in Bundle.open(folder).manifest.engines if e.key.precision == "fp16"} == {share}
+    assert asked == [("denoiser.fp16.onnx", "tensorrt-rtx")]
 
 
 class Spoiled:
@@ -317,7 +340,7 @@ def test_ctrl_c_ends_a_build_and_leaves_nothing(folder: Path, mode: str) -> None
     assert process.returncode == 130
     # Work that listens ends by itself; from work that does not the process walks away.
     assert ("walked away" in out) == (mode == "deaf")
-    assert "interrupted; what was being built is not published" in err
+    assert "what was being built is not published" in err
     assert "Traceback" not in err
     assert files_of(folder) == set()
     assert Bundle.open(folder).manifest.engines == ()

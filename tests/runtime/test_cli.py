@@ -345,6 +345,7 @@ def test_an_interrupt_ends_with_130(
     monkeypatch.setattr(job, "run_job", interrupt)
     done = call("restore", faces, "-o", tmp_path / "out")
     assert done.status == 130
+    assert "interrupted; what was finished is kept" in done.stderr
     assert "Traceback" not in done.stderr
 
 
