@@ -225,11 +225,11 @@ def as_png(
         fontsize=9,
     )
     axes.annotate(
-        f"{ceilings.bytes_per_second / 1e9:.3g} GB/s copy",
-        (left, roof[0]),
-        xytext=(14, 0),
+        f"{ceilings.bytes_per_second / 1e9:,.4g} GB/s, copy",
+        (ridge, roof[1]),
+        xytext=(-10, 5),
         textcoords="offset points",
-        va="center",
+        ha="right",
         fontsize=9,
     )
     axes.axvspan(min(lowest), max(lowest), color="#dddddd", alpha=0.6, linewidth=0, zorder=0)
