@@ -8,8 +8,8 @@ from typing import Any
 
 from bfr.benchmarks.contender import REMEDY
 from bfr.benchmarks.results import STAGES, Measurement, Results
-from bfr.benchmarks.roofline import as_png as draw_roofline
 from bfr.benchmarks.roofline import describe_ceilings
+from bfr.benchmarks.roofline_plot import as_png as draw_roofline
 from bfr.export.verify import describe
 from bfr.runtime.errors import MissingDependency
 from bfr.runtime.manifest import Preset
