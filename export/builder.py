@@ -132,8 +132,9 @@ def typed_share(graph: Path, library: Library, *, trt: Any = None) -> float:
     parsed = parse_graph(graph, trt or load_library(library))
     types, layers = parsed.trt.DataType, (parsed.network.get_layer(i) for i in range(parsed.network.num_layers))
     written = [layer.get_output(i).dtype for layer in layers for i in range(layer.num_outputs)]
-    half = sum(kind in (types.HALF, types.BF16) for kind in written)
-    return half / max(1, half + sum(kind == types.FLOAT for kind in written))
+    half = sum(bool(kind in (types.HALF, types.BF16)) for kind in written)
+    full = sum(bool(kind == types.FLOAT) for kind in written)
+    return half / max(1, half + full)
 
 
 def timing_cache_path(version: str, compute_capability: str, say: Callable[[str], None]) -> Path | None:

@@ -5,13 +5,14 @@ The same code runs on every device; nothing but the network runs between two ste
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
 import numpy as np
 
-from bfr.runtime.backends import Buffer, Device, Float32, Network, Noise
+from bfr.runtime.backends import Buffer, Device, Float32, Network, Noise, own_array
 from bfr.runtime.solvers import StepTable
 
 OnStep = Callable[[int, Buffer], None]
@@ -50,12 +51,16 @@ class Buffers:
 
     def __init__(self, device: Device, batch: int, size: int, noise: Noise | None = None) -> None:
         """`noise` replaces the device's own. Raises DeviceOutOfMemory."""
-        self.device, self.batch = device, batch
+        self.batch = batch
         shape = (batch, 3, size, size)
-        self.input = device.input(shape)
-        self.noise = noise or device.noise(shape)
-        self.arrays = [device.array(shape) for _ in range(6)]
-        self.estimate, self.x, self.x0 = self.arrays[0], self.arrays[1:3], self.arrays[3:6]
+        with ExitStack() as owned:  # given back at once where there is not enough for all of it
+            self.input = device.input(shape)
+            owned.callback(self.input.close)
+            self.noise = noise or device.noise(shape)
+            owned.callback(self.noise.close)
+            arrays = [own_array(owned, device, shape) for _ in range(6)]
+            self.estimate, self.x, self.x0 = arrays[0], arrays[1:3], arrays[3:6]
+            self._owned = owned.pop_all()
 
     @staticmethod
     def bytes(batch: int, size: int) -> int:
@@ -64,9 +69,7 @@ class Buffers:
 
     def close(self) -> None:
         """Give them back."""
-        self.noise.close()
-        self.input.close()
-        self.device.release(self.arrays)
+        self._owned.close()
 
 
 class Chain:
@@ -97,10 +100,27 @@ class Chain:
         shared with other chains, else the chain makes its own, with `noise` in the place of the device's.
         """
         self.device, self.table, self.batch = device, table, batch
-        self._owns_buffers = buffers is None
-        self.buffers = buffers or Buffers(device, batch, size, noise)
-        self.clock = device.stopwatch()
-        self._small: list[Buffer] = []
+        with ExitStack() as owned:
+            self.buffers = buffers or Buffers(device, batch, size, noise)
+            if buffers is None:
+                owned.callback(self.buffers.close)
+            self.clock = device.stopwatch()
+            owned.callback(self.clock.close)
+            self._constants = owned.enter_context(ExitStack())
+            self._bind(estimator, denoiser, conditions or {}, conditioner, features)
+            self._program = device.record(self._work)
+            owned.callback(self._program.close)
+            self._owned = owned.pop_all()
+
+    def _bind(
+        self,
+        estimator: Network,
+        denoiser: Network,
+        conditions: Mapping[str, Buffer],
+        conditioner: Network | None,
+        features: int,
+    ) -> None:
+        """Fix the buffers of every call."""
         self._estimate = self._view(self.buffers.estimate)
         self._x = [self._view(x) for x in self.buffers.x]
         self._x0 = [self._view(x0) for x0 in self.buffers.x0]
@@ -114,15 +134,14 @@ class Chain:
                     "h1": self._x0[(k - 1) % 3],
                     "h2": self._x0[(k - 2) % 3],
                     "t": self._time(float(timestep), conditioner, features),
-                    "row": self._constant(np.tile(row, (batch, 1))),
+                    "row": self._constant(np.tile(row, (self.batch, 1))),
                     "noise": self._noise[(k + 1) % 2],
-                    **(conditions or {}),
+                    **conditions,
                 },
                 {"x_next": self._x[(k + 1) % 2], "x0": self._x0[k % 3]},
             )
-            for k, (timestep, row) in enumerate(zip(table.timesteps, table.rows, strict=True))
+            for k, (timestep, row) in enumerate(zip(self.table.timesteps, self.table.rows, strict=True))
         ]
-        self._program = device.record(self._work)
 
     def run(
         self, degraded: Float32, *, seed: int, images: tuple[int, ...], on_step: OnStep | None = None
@@ -162,11 +181,7 @@ class Chain:
 
     def close(self) -> None:
         """Give back what the chain made."""
-        self._program.close()
-        self.clock.close()
-        self.device.release(self._small)
-        if self._owns_buffers:
-            self.buffers.close()
+        self._owned.close()
 
     def _work(self, on_step: OnStep | None = None) -> None:
         """What the device does for a batch, without a word to the host."""
@@ -200,9 +215,8 @@ class Chain:
         return conditioning
 
     def _constant(self, values: Float32) -> Buffer:
-        buffer = self.device.array(values.shape)
+        buffer = own_array(self._constants, self.device, values.shape)
         self.device.write(buffer, values)
-        self._small.append(buffer)
         return buffer
 
 

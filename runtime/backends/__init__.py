@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -92,7 +93,19 @@ class Stopwatch(Protocol):
     def close(self) -> None: ...
 
 
-class Device(Protocol):
+class Memory(Protocol):
+    """Where buffers come from."""
+
+    def array(self, shape: tuple[int, ...]) -> Buffer:
+        """Allocate a float32 buffer of zeros. Raises DeviceOutOfMemory."""
+        ...
+
+    def release(self, buffers: Sequence[Buffer]) -> None:
+        """Give buffers back that `array` made."""
+        ...
+
+
+class Device(Memory, Protocol):
     """Where a chain's buffers live and its networks run. What is called is done in the order of the calls."""
 
     name: str
@@ -107,16 +120,8 @@ class Device(Protocol):
         """Of the libraries that compute, for reports."""
         ...
 
-    def array(self, shape: tuple[int, ...]) -> Buffer:
-        """Allocate a float32 buffer of zeros. Raises DeviceOutOfMemory."""
-        ...
-
     def view(self, buffer: Buffer, batch: int) -> Buffer:
         """The first images of a buffer, which share its memory."""
-        ...
-
-    def release(self, buffers: Sequence[Buffer]) -> None:
-        """Give buffers back that `array` made."""
         ...
 
     def write(self, buffer: Buffer, values: Float32) -> None: ...
@@ -154,6 +159,13 @@ class Device(Protocol):
     def close(self) -> None:
         """Give everything back. Networks, buffers and programs of the device cannot be used after it."""
         ...
+
+
+def own_array(owned: ExitStack, device: Memory, shape: tuple[int, ...]) -> Buffer:
+    """A buffer that goes with `owned`."""
+    buffer = device.array(shape)
+    owned.callback(device.release, [buffer])
+    return buffer
 
 
 class HostStopwatch:

@@ -4,13 +4,14 @@ What runs the networks (TensorRT, ONNX Runtime, compiled PyTorch) is a child of 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.backends import Float32, Network, Program
+from bfr.runtime.backends import Float32, Network, Program, own_array
 from bfr.runtime.backends.cuda import Argument, Cuda, Handle, pointer, real, word
 from bfr.runtime.backends.kernels import BLOCK, NAMES, compile_kernels
 from bfr.runtime.errors import DeviceLost
@@ -133,6 +134,13 @@ class GpuDevice:
         return self._staging[:size]
 
 
+def own_pinned(owned: ExitStack, device: GpuDevice, size: int) -> NDArray[np.uint8]:
+    """Page-locked memory that goes with `owned`."""
+    block = device.cuda.allocate_pinned(size)
+    owned.callback(device.cuda.free_pinned, block)
+    return block
+
+
 class GpuInput:
     """Uploads the next batch on the copy stream while the main stream computes.
 
@@ -141,11 +149,14 @@ class GpuInput:
     """
 
     def __init__(self, device: GpuDevice, shape: tuple[int, ...]) -> None:
-        self.device, self.cuda = device, device.cuda
-        self.buffer, self._arrived_in = device.array(shape), device.array(shape)
-        self._pinned = self.cuda.allocate_pinned(self.buffer.bytes)
-        self._arrived, self._taken = self.cuda.event(), self.cuda.event()
-        self._staged = 0
+        self.device, self.cuda, self._staged = device, device.cuda, 0
+        with ExitStack() as owned:  # given back at once where there is not enough for all of it
+            self.buffer, self._arrived_in = (own_array(owned, device, shape) for _ in range(2))
+            self._pinned = own_pinned(owned, device, self.buffer.bytes)
+            self._arrived, self._taken = self.cuda.event(), self.cuda.event()
+            for event in (self._arrived, self._taken):
+                owned.callback(self.cuda.destroy_event, event)
+            self._owned = owned.pop_all()
 
     def stage(self, values: Float32) -> None:
         self.cuda.synchronize(self.device.copy_stream)  # the previous upload has left the page-locked memory
@@ -162,10 +173,7 @@ class GpuInput:
 
     def close(self) -> None:
         self.cuda.synchronize(self.device.copy_stream)
-        self.device.release([self.buffer, self._arrived_in])
-        self.cuda.free_pinned(self._pinned)
-        for event in (self._arrived, self._taken):
-            self.cuda.destroy_event(event)
+        self._owned.close()
 
 
 class GpuNoise:
@@ -174,12 +182,13 @@ class GpuNoise:
     def __init__(self, device: GpuDevice, shape: tuple[int, ...]) -> None:
         if prod(shape[1:]) % 4:
             raise ValueError(f"noise of shape {shape} is not a multiple of 4 elements an image")
-        self.device, self.cuda = device, device.cuda
-        self.buffers = (device.array(shape), device.array(shape))
+        self.device, self.cuda, self._count = device, device.cuda, 0
         self._quads = prod(shape[1:]) // 4
-        self._keys = device.array((shape[0], 2))  # words of 32 bits, as float32 has
-        self._pinned = self.cuda.allocate_pinned(self._keys.bytes)
-        self._count = 0
+        with ExitStack() as owned:
+            self.buffers = (own_array(owned, device, shape), own_array(owned, device, shape))
+            self._keys = own_array(owned, device, (shape[0], 2))  # words of 32 bits, as float32 has
+            self._pinned = own_pinned(owned, device, self._keys.bytes)
+            self._owned = owned.pop_all()
 
     def start(self, seed: int, images: tuple[int, ...], last: int) -> None:
         del last  # a step's noise is made when it is asked for
@@ -200,8 +209,7 @@ class GpuNoise:
         self.device.launch("fill_normal", (-(-self._quads // BLOCK), self._count), arguments)
 
     def close(self) -> None:
-        self.device.release([*self.buffers, self._keys])
-        self.cuda.free_pinned(self._pinned)
+        self._owned.close()
 
 
 class GraphProgram:

@@ -377,3 +377,22 @@ def test_the_library_speaks_through_logging(built: Bundle, tensorrt: Any, caplog
         logger.log(tensorrt.ILogger.Severity.ERROR, "broken")
     assert [record.message for record in caplog.records] == ["watch out", "broken"]
     assert logger.errors == ["broken"]
+
+
+def test_a_chain_that_does_not_fit_gives_back_what_it_got(built: Bundle, tensorrt: Any, gpus: Any) -> None:
+    """Wherever memory ends, on the device or for page-locked blocks."""
+    with opened(built, tensorrt, batch=1) as restorer:
+        restorer._drop_chains()
+        before = gpus[0].used, len(gpus[0].pinned), dict(gpus[0].alive)
+        for spare in range(0, 130_000, 10_000):
+            gpus[0].total = gpus[0].used + spare
+            with pytest.raises(DeviceOutOfMemory):
+                restorer.chain(4)
+            assert (gpus[0].used, len(gpus[0].pinned)) == before[:2]
+            assert gpus[0].alive == before[2]
+        gpus[0].total = 1 << 30
+        gpus[0].fail["cudaMallocHost"] = "cudaErrorMemoryAllocation"
+        with pytest.raises(DeviceOutOfMemory):
+            restorer.chain(4)
+        assert (gpus[0].used, len(gpus[0].pinned)) == before[:2]
+        assert restorer.restore(FACES[:1])
