@@ -49,10 +49,10 @@ class TensorRtDevice(GpuDevice):
 
     def load(self, bundle: Bundle, name: str, precision: Precision) -> "TensorRtNetwork":
         """The bundle's engine of a network: its key and its sha256 are checked before it is deserialized."""
-        engine = find_engine(bundle, name, precision, self.machine)
+        entry = find_engine(bundle, name, precision, self.machine)
         remedy = f"`bfr build {bundle.folder} --precision {precision} --force` makes it anew"
-        cache = bundle.read(engine.runtime_cache, remedy) if engine.runtime_cache else None
-        return self._deserialize(bundle.read(engine.file, remedy), engine.file.path, cache)
+        cache = bundle.read(entry.runtime_cache, remedy) if entry.runtime_cache else None
+        return self._deserialize(bundle.read(entry.file, remedy), entry.file.path, cache)
 
     def load_engine(self, path: Path, cache: bytes | None = None) -> "TensorRtNetwork":
         """Deserialize a file that is known to be an engine of ours. cache: what TensorRT-RTX compiled before.

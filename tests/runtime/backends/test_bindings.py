@@ -1,0 +1,159 @@
+"""What the fakes stand for: the real cuda-python and the real TensorRT-RTX take what they are given, without a GPU."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bfr.runtime.backends import cuda, tensorrt, trt
+
+rt: Any = pytest.importorskip("cuda.bindings.runtime")
+driver: Any = pytest.importorskip("cuda.bindings.driver")
+# Made-up handles would be followed on a GPU: there the tests of whole chains say more.
+no_gpu = pytest.mark.skipif(cuda.device_count() > 0, reason="a GPU is there")
+
+STREAM, EVENT = rt.cudaStream_t(5), rt.cudaEvent_t(6)
+CALLS: dict[str, tuple[Any, ...]] = {
+    "cudaDriverGetVersion": (),
+    "cudaEventCreate": (),
+    "cudaEventDestroy": (EVENT,),
+    "cudaEventElapsedTime": (EVENT, EVENT),
+    "cudaEventRecord": (EVENT, STREAM),
+    "cudaEventRecordWithFlags": (EVENT, STREAM, rt.cudaEventRecordExternal),
+    "cudaFree": (4096,),
+    "cudaFreeHost": (4096,),
+    "cudaGetDeviceCount": (),
+    "cudaGetDeviceProperties": (0,),
+    "cudaGetLastError": (),
+    "cudaGraphDestroy": (rt.cudaGraph_t(7),),
+    "cudaGraphExecDestroy": (rt.cudaGraphExec_t(7),),
+    "cudaGraphInstantiate": (rt.cudaGraph_t(7), 0),
+    "cudaGraphLaunch": (rt.cudaGraphExec_t(7), STREAM),
+    "cudaMalloc": (4096,),
+    "cudaMallocHost": (4096,),
+    "cudaMemGetInfo": (),
+    "cudaMemcpyAsync": (4096, 8192, 16, rt.cudaMemcpyKind.cudaMemcpyDefault, STREAM),
+    "cudaMemsetAsync": (4096, 0, 16, STREAM),
+    "cudaRuntimeGetVersion": (),
+    "cudaSetDevice": (0,),
+    "cudaStreamBeginCapture": (STREAM, rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal),
+    "cudaStreamCreateWithFlags": (rt.cudaStreamNonBlocking,),
+    "cudaStreamDestroy": (STREAM,),
+    "cudaStreamEndCapture": (STREAM,),
+    "cudaStreamSynchronize": (STREAM,),
+    "cudaStreamWaitEvent": (STREAM, EVENT, 0),
+}
+
+
+@no_gpu
+@pytest.mark.parametrize("name", CALLS)
+def test_the_runtime_takes_what_it_is_given(name: str) -> None:
+    """Without a driver every call is an error code; arguments that it does not take are an exception."""
+    error, *_ = getattr(rt, name)(*CALLS[name])
+    assert error in (rt.cudaError_t.cudaErrorInsufficientDriver, rt.cudaError_t.cudaErrorNoDevice, 0)
+
+
+def test_every_call_is_in_the_table() -> None:
+    named = set(re.findall(r"\bcuda[A-Z]\w+", Path(cuda.__file__).read_text()))
+    assert {name for name in named if "function" in type(getattr(rt, name, None)).__name__} == set(CALLS)
+
+
+# A driver that writes down what arrives. cuda-python finds every function through the first of these.
+DRIVER = r"""
+#include <stdio.h>
+#include <string.h>
+static int any(void) { return 0; }
+static int launch(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                  unsigned shared, void* stream, void** p, void** extra) {
+    printf("launch %p grid %u %u %u block %u %u %u shared %u stream %p extra %d: %p %u %g\n", f, gx, gy, gz, bx, by, bz,
+           shared, stream, extra != 0, *(void**)p[0], *(unsigned*)p[1], *(float*)p[2]);
+    return 0;
+}
+static int load(void** library, const void* code, void* a, void* b, unsigned n, void* c, void* d, unsigned m) {
+    printf("load %.4s %u %u\n", (const char*)code, n, m);
+    *library = (void*)0x77;
+    return 0;
+}
+static int kernel(void** found, void* library, const char* name) {
+    printf("kernel %s of %p\n", name, library);
+    *found = (void*)0x99;
+    return 0;
+}
+int cuGetProcAddress_v2(const char* name, void** found, int version, unsigned long long flags, void* status) {
+    *found = !strcmp(name, "cuLaunchKernel")       ? (void*)launch
+             : !strcmp(name, "cuLibraryLoadData")  ? (void*)load
+             : !strcmp(name, "cuLibraryGetKernel") ? (void*)kernel
+             : !strcmp(name, "cuGetProcAddress")   ? (void*)cuGetProcAddress_v2
+                                                   : (void*)any;
+    return 0;
+}
+int cuGetProcAddress(const char* name, void** found, int version, unsigned long long flags) {
+    return cuGetProcAddress_v2(name, found, version, flags, 0);
+}
+int cuInit(unsigned flags) { return 0; }
+int cuDriverGetVersion(int* version) { *version = 13000; return 0; }
+"""
+PROGRAM = """
+from types import SimpleNamespace
+from cuda.bindings import driver, runtime
+from bfr.runtime.backends.cuda import Cuda, pointer, real, word
+one = object.__new__(Cuda)
+one.index, one.driver = 0, driver
+one.rt = SimpleNamespace(cudaError_t=runtime.cudaError_t, cudaSetDevice=lambda _: (runtime.cudaError_t.cudaSuccess,),
+                         cudaFree=lambda _: (runtime.cudaError_t.cudaSuccess,))
+kernels = one.load_kernels(b"\\x7fELF", ["first"])
+one.launch(kernels["first"], (2, 3), 256, [pointer(0x7000), word(4_000_000_000), real(1.5)], runtime.cudaStream_t(5))
+"""
+
+
+@no_gpu
+@pytest.mark.skipif(sys.platform != "linux", reason="the driver is a libcuda.so.1")
+def test_the_driver_gets_the_kernels_arguments(tmp_path: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    (tmp_path / "driver.c").write_text(DRIVER)
+    command = [compiler, "-shared", "-fPIC", "driver.c", "-o", "libcuda.so.1"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)  # noqa: S603
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "load \x7fELF 0 0",
+        "kernel first of 0x77",
+        "launch 0x99 grid 2 3 1 block 256 1 1 shared 0 stream 0x5 extra 0: 0x7000 4000000000 1.5",
+    ]
+
+
+@pytest.mark.parametrize("name", trt.LIBRARIES)
+def test_every_name_of_the_library_is_there(name: str) -> None:
+    """The names that the device uses, read from its own source, in the bindings of what is installed."""
+    library = pytest.importorskip(name.replace("-", "_"))
+    source = Path(tensorrt.__file__).read_text()
+    for path in re.findall(r"\btrt\.([A-Z]\w+(?:\.\w+)*)", source):
+        found = library
+        for part in path.split("."):
+            assert hasattr(found, part), f"{name} has no {path}"
+            found = getattr(found, part)
+    classes = {
+        "context": library.IExecutionContext,
+        "engine": library.ICudaEngine,
+        "runtime": library.Runtime,
+        "inspector": library.EngineInspector,
+        **({"config": library.IRuntimeConfig, "compiled": library.IRuntimeCache} if name == "tensorrt-rtx" else {}),
+    }
+    used = set(re.findall(r"(?<!bfr\.)\b(context|engine|runtime|inspector|config|compiled)\.([a-z]\w+)", source))
+    assert len(used) > 15
+    for variable, attribute in used:
+        if variable in classes:
+            assert hasattr(classes[variable], attribute), f"{name}: {variable}.{attribute}"
