@@ -82,7 +82,7 @@ class NumpyDevice(HostDevice):
         return noise
 
     def load(self, bundle: Bundle, name: str, precision: Any) -> NumpyNetwork:
-        return self.graphs[bundle.network(name).variants[precision].graph.path]
+        return self.graphs[bundle.graph(name, precision).name]
 
 
 def linear_step(eps: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> NumpyNetwork:

@@ -59,7 +59,7 @@ def test_the_reference_made_from_the_bundle_is_the_exported_network(tiny_bundle:
 def test_a_time_table_changes_the_graphs_and_not_the_result(
     tiny_system: Any, tiny_weights: Path, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
-    bundle = export_system(tiny_system, tiny_weights, tmp_path / "timed", precisions=("fp32", "fp16"), time_table=True)
+    bundle = export_system(tiny_system, tiny_weights, tmp_path / "timed", time_table=True)
     conditioner = bundle.network("conditioner")
     features = int(conditioner.outputs[0].shape[1])
     assert bundle.features == features > 100

@@ -33,7 +33,7 @@ def test_a_damaged_file_never_reaches_the_backend(
         (copy / file).write_bytes(data[: len(data) // 2] if place == "cut" else b"")
     loaded: list[str] = []
     monkeypatch.setattr(
-        "bfr.runtime.backends.onnxruntime.CpuDevice.load", lambda _self, graph: loaded.append(graph.name)
+        "bfr.runtime.backends.onnxruntime.CpuDevice.load_graph", lambda _self, graph: loaded.append(graph.name)
     )
     with pytest.raises(BundleCorrupt, match=file) as caught:
         Restorer.open(copy, backend="onnxruntime-cpu")

@@ -290,6 +290,7 @@ def test_options_reach_the_run(
         "precision": "fp32",
         "batch": 1,
         "threads": None,
+        "device": 0,
     }
     assert opened[0] == networks
     worker, names, options = runs[0]
@@ -299,7 +300,8 @@ def test_options_reach_the_run(
     assert worker.options == PhotoOptions()
     words = (
         "--bundle B --backend onnxruntime-cpu --preset short --start 3 --eta 0.25 --spacing ddim50 --precision fp16 "
-        "--seed 9 --batch 4 --threads 2 --faces largest --min-eye-distance 8.5 --upscale 2 --blend 0.5 --keep-colour "
+        "--seed 9 --batch 4 --threads 2 --device 1 "
+        "--faces largest --min-eye-distance 8.5 --upscale 2 --blend 0.5 --keep-colour "
         "--compare --html --resume --format jpg --quality 80 --strip-metadata --max-pixels 1000 --codec vp9 --crf 30"
     )
     assert call("restore", tmp_path / "in", "-o", out, *words.split()).status == 0
@@ -310,6 +312,7 @@ def test_options_reach_the_run(
         "precision": "fp16",
         "batch": 4,
         "threads": 2,
+        "device": 1,
         "start": 3,
         "eta": 0.25,
         "spacing": "ddim50",
