@@ -62,7 +62,9 @@ def restore(
     out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")],
     aligned: Annotated[bool, typer.Option("--aligned", help="The images are aligned faces, nothing else.")] = False,
     bundle: Annotated[Path | None, typer.Option(help="Bundle folder; the default is the system mini.")] = None,
-    backend: Annotated[str, typer.Option(help="auto, onnxruntime-cpu or onnxruntime-cuda.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="auto, tensorrt, tensorrt-rtx, torch-cuda, onnxruntime-cuda or onnxruntime-cpu.")
+    ] = "auto",
     preset: Annotated[str, typer.Option(help="A preset of the bundle, see `bfr info`.")] = "reference",
     start: Annotated[int | None, typer.Option(help="Instead of the preset's: N, the number of steps.")] = None,
     eta: Annotated[float | None, typer.Option(help="Instead of the preset's: 0 (deterministic) to 1.")] = None,
@@ -186,7 +188,12 @@ def info(bundle: Annotated[Path | None, typer.Argument(help="Folder; the default
     for name, preset in manifest.presets.items():
         settings = ", ".join(f"{key} {value}" for key, value in preset.model_dump().items())
         print(f"preset     {name}: {settings}")
-    for check in manifest.verified:
+    for engine in manifest.engines:
+        key = engine.key
+        where = f"{key.library} {key.version}, {key.gpu}, batches {', '.join(map(str, key.buckets))}"
+        print(f"engine     {engine.network} in {key.precision}: {where}, {engine.file.bytes:,} bytes")
+    proofs = (check for engine in manifest.engines for check in engine.checks)  # the loop's is with every engine
+    for check in dict.fromkeys((*manifest.verified, *proofs)):
         found = f"{check.psnr_db} dB, largest error {check.max_abs:.1e}"
         print(f"verified   {check.what}, {check.precision}, {check.backend}: {found}")
     print(f"files      {files} checked, all as the manifest says")

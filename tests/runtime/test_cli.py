@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,9 +20,10 @@ from PIL import Image
 
 from bfr.models import fetch as fetch_module
 from bfr.runtime import cli, detect, job
-from bfr.runtime.bundle import Bundle
+from bfr.runtime.bundle import Bundle, write_manifest
 from bfr.runtime.detect import YUNET_FILE
 from bfr.runtime.job import JobOptions
+from bfr.runtime.manifest import BundleFile, Engine, EngineKey
 from bfr.runtime.photo import PhotoOptions, PhotoRestorer
 from bfr.runtime.pictures import GAP
 from bfr.runtime.report import Entry, Report
@@ -366,6 +368,47 @@ def test_info_checks_and_names(tiny_bundle: Bundle) -> None:
     assert done.returncode == 0, done.stderr
     for text in (tiny_bundle.hash, "reference", "loop, preset reference", "6 checked", "random weights"):
         assert text in done.stdout
+
+
+def test_info_names_engines_and_their_proof_once(call: Called, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    manifest = tiny_bundle.manifest
+    loop = next(check for check in manifest.verified if check.what.startswith("loop"))
+    proof = loop.model_copy(update={"what": "loop on the GPU", "backend": "tensorrt", "gpu": "NVIDIA X"})
+    engines = [
+        Engine(
+            network=name,
+            file=BundleFile(path=f"engines/{name}.engine", sha256=hashlib.sha256(b"engine").hexdigest(), bytes=6),
+            key=EngineKey(
+                graph_sha256="0",
+                weights_sha256=(),
+                precision="fp32",
+                buckets=(1, 4),
+                library="tensorrt",
+                version="10.3.0",
+                cuda="12.6",
+                driver="12.6",
+                gpu="NVIDIA X",
+                compute_capability="8.7",
+                options={},
+            ),
+            half_share=0.0,
+            build_seconds=1.0,
+            checks=(proof,),
+        )
+        for name in manifest.networks
+    ]
+    folder = tmp_path / "built"
+    shutil.copytree(tiny_bundle.folder, folder)
+    (folder / "engines").mkdir()
+    for engine in engines:
+        (folder / engine.file.path).write_bytes(b"engine")
+    write_manifest(folder, manifest.model_copy(update={"engines": tuple(engines)}))
+    done = call("info", folder)
+    assert done.status == 0, done.stderr
+    assert "engine     denoiser in fp32: tensorrt 10.3.0, NVIDIA X, batches 1, 4, 6 bytes" in done.stdout
+    assert done.stdout.count("loop on the GPU") == 1
+    assert "8 checked" in done.stdout
+    assert Bundle.open(folder).hash == tiny_bundle.hash
 
 
 def test_doctor_and_version_work_with_nothing_optional() -> None:
