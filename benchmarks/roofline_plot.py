@@ -36,9 +36,9 @@ def as_png(
     axes.annotate(
         f"{ceilings.bytes_per_second / 1e9:,.4g} GB/s, copy",
         (ridge, roof[1]),
-        xytext=(-10, 5),
+        xytext=(8, -14),  # under the roof: left of it the text may leave the picture
         textcoords="offset points",
-        ha="right",
+        ha="left",
         fontsize=9,
     )
     axes.axvspan(min(lowest), max(lowest), color="#dddddd", alpha=0.6, linewidth=0, zorder=0)

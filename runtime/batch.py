@@ -3,19 +3,16 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.backends import Float32
+from bfr.runtime.backends import Device, Float32
 from bfr.runtime.errors import BfrError
-from bfr.runtime.loop import ChainResult, OnStep
+from bfr.runtime.loop import Chain, ChainResult, OnStep
 from bfr.runtime.manifest import Precision
 from bfr.runtime.pixels import to_input, to_output
-
-if TYPE_CHECKING:
-    from bfr.runtime.restorer import Restorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +29,26 @@ class Restored:
     error: str | None = None
 
 
+class Owner(Protocol):
+    """What a batch needs of its Restorer."""
+
+    device: Device
+    precision: Precision
+    size: int
+
+    def chain(self, batch: int) -> Chain: ...
+
+    def float32(self) -> "Owner": ...
+
+    def run(
+        self, images: Sequence[NDArray[Any]], *, seed: int, keys: Sequence[int | None] | None
+    ) -> list[Restored]: ...
+
+
 class Batch:
     """Some images on their way through the chain of their bucket."""
 
-    def __init__(
-        self, restorer: "Restorer", images: Sequence[NDArray[Any]], keys: Sequence[int | None], seed: int
-    ) -> None:
+    def __init__(self, restorer: Owner, images: Sequence[NDArray[Any]], keys: Sequence[int | None], seed: int) -> None:
         self.restorer, self.images, self.keys, self.seed = restorer, images, keys, seed
         self.inputs = [to_input(image, restorer.size) for image in images]
 
