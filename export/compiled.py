@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bfr.export.reference import load_stage
-from bfr.runtime.backends import BoundCall, Program
+from bfr.runtime.backends import BoundCall
 from bfr.runtime.backends.cuda import Cuda
 from bfr.runtime.backends.gpu import GpuBuffer, GpuDevice
 from bfr.runtime.bundle import Bundle
@@ -187,9 +187,6 @@ class CompiledDevice(GpuDevice):
                 "choose a smaller --batch, or end what else uses the GPU (nvidia-smi)"
             ) from error
 
-    def record(self, work: Callable[[], None]) -> Program:
-        return CompiledProgram(self, work)
-
     def capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """Record what `work` enqueues on the device's stream, PyTorch's and ours alike; nothing runs.
 
@@ -208,6 +205,11 @@ class CompiledDevice(GpuDevice):
                     self.recording = False
         self._graphs.append(graph)
         return graph
+
+    def replay(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Enqueue a recorded graph."""
+        with self.computing():
+            graph.replay()
 
     def forget(self, graph: torch.cuda.CUDAGraph) -> None:
         """Give a recorded graph back, and its memory once no other graph shares it."""
@@ -234,27 +236,3 @@ class CompiledDevice(GpuDevice):
                 self.forget(graph)
             torch.cuda.empty_cache()
         super().close()
-
-
-class CompiledProgram:
-    """Work that runs once as it is, which compiles and measures, and from then on as one graph."""
-
-    def __init__(self, device: CompiledDevice, work: Callable[[], None]) -> None:
-        self.device, self.work = device, work
-        self._ran = False
-        self._graph: torch.cuda.CUDAGraph | None = None
-
-    def __call__(self) -> None:
-        if not (self._ran and self.device.records):
-            self.work()
-            self._ran = True
-            return
-        if self._graph is None:
-            self._graph = self.device.capture(self.work)
-        with self.device.computing():
-            self._graph.replay()
-
-    def close(self) -> None:
-        if self._graph is not None:
-            self.device.forget(self._graph)
-            self._graph = None

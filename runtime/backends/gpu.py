@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +99,24 @@ class GpuDevice:
 
     def record(self, work: Callable[[], None]) -> Program:
         return GraphProgram(self, work)
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        """Record what `work` enqueues as a graph; nothing runs."""
+        self.cuda.synchronize(self.stream)
+        self.recording = True
+        try:
+            return self.cuda.capture(self.stream, work)
+        finally:
+            self.recording = False
+
+    def replay(self, graph: Any) -> None:
+        """Enqueue a graph."""
+        self.cuda.launch_graph(graph, self.stream)
+
+    def forget(self, graph: Any) -> None:
+        """Give a graph back once it is done."""
+        self.cuda.synchronize(self.stream)
+        self.cuda.destroy_graph(graph)
 
     def stopwatch(self) -> "GpuStopwatch":
         return GpuStopwatch(self)
@@ -218,7 +237,7 @@ class GraphProgram:
     def __init__(self, device: GpuDevice, work: Callable[[], None]) -> None:
         self.device, self.work = device, work
         self._ran = False
-        self._graph: Handle = None
+        self._graph: Any = None
 
     def __call__(self) -> None:
         if not (self._ran and self.device.records):
@@ -226,18 +245,12 @@ class GraphProgram:
             self._ran = True
             return
         if self._graph is None:
-            self.device.cuda.synchronize(self.device.stream)
-            self.device.recording = True
-            try:
-                self._graph = self.device.cuda.capture(self.device.stream, self.work)
-            finally:
-                self.device.recording = False
-        self.device.cuda.launch_graph(self._graph, self.device.stream)
+            self._graph = self.device.capture(self.work)
+        self.device.replay(self._graph)
 
     def close(self) -> None:
         if self._graph is not None:
-            self.device.cuda.synchronize(self.device.stream)
-            self.device.cuda.destroy_graph(self._graph)
+            self.device.forget(self._graph)
             self._graph = None
 
 
