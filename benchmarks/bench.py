@@ -39,7 +39,7 @@ class BenchConfig:
     """What to measure.
 
     backends: names as `bfr.benchmarks.contender` describes them; empty is what works here.
-    batches: images per call. preset: of the bundle; start: its number of steps, changed. repeats: timed calls of each
+    batches: images per call. preset: of the bundle; steps: its number of calls, changed. repeats: timed calls of each
     backend and batch, after `warmup` others. threads: of the CPU, for all; None is PyTorch's choice. device: the number
     of the GPU. out: the folder.
     """
@@ -49,7 +49,7 @@ class BenchConfig:
     backends: tuple[str, ...] = ()
     batches: tuple[int, ...] = (1,)
     preset: str = "reference"
-    start: int | None = None
+    steps: int | None = None
     repeats: int = 20
     warmup: int = 2
     threads: int | None = None
@@ -76,7 +76,7 @@ class BenchConfig:
             "--backends": ",".join(self.backends) or None,
             "--batches": ",".join(map(str, self.batches)),
             "--preset": self.preset,
-            "--start": self.start,
+            "--steps": self.steps,
             "--repeats": self.repeats,
             "--warmup": self.warmup,
             "--threads": self.threads,
@@ -110,7 +110,9 @@ def bench(config: BenchConfig, progress: Progress = lambda _: None) -> Path:
 def run_bench(config: BenchConfig, progress: Progress = lambda _: None) -> Results:
     """Measure; see `bench`. What does not work here is skipped with its reason, the baseline apart."""
     bundle = Bundle.open(config.bundle)
-    sampler = bundle.preset(config.preset, **({} if config.start is None else {"start": config.start}))
+    sampler = bundle.preset(config.preset)
+    if config.steps is not None:
+        sampler = sampler.shortened(config.steps)
     steps = len(sampler_table(bundle, sampler))
     names = config.backends or default_backends(bundle, config.device)
     baseline = next((name for name in names if name in BASELINES), None)
@@ -243,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backends", default="", help="separated by commas; default: what works here")
     parser.add_argument("--batches", default="1", help="images per call, separated by commas")
     parser.add_argument("--preset", default="reference")
-    parser.add_argument("--start", type=int, help="number of steps, instead of the preset's")
+    parser.add_argument("--steps", type=int, help="number of denoiser calls, instead of the preset's")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--threads", type=int, help="of the CPU, for all; default: PyTorch's choice")

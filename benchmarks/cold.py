@@ -83,7 +83,7 @@ def answer_request(request: dict[str, Any]) -> Cold:
     peak: dict[int, int | None] = {}
     gpu: dict[int, int | None] = {}
     for batch in request["batches"]:
-        steps = sampler if not peak else sampler.model_copy(update={"start": 1})
+        steps = sampler if not peak else sampler.shortened(1)
         with contender.restorer(bundle, steps, batch) as restorer:
             restorer.restore([grey] * batch)
             # Across processes only the system's clock is common to both.

@@ -77,18 +77,20 @@ def endure(
     *,
     images: int,
     batch: int = 1,
-    start: int | None = None,
+    steps: int | None = None,
     threads: int | None = None,
     index: int = 0,
     every: int = EVERY,
 ) -> Endurance:
-    """Restore `images` images after the warm-up. start: number of steps, instead of the preset's.
+    """Restore `images` images after the warm-up. steps: number of calls, instead of the preset's.
 
     Raises RestorationFailed for a result that is not finite, and what `open_contender` raises.
     """
     if min(images, batch, every) < 1:
         raise InvalidOption(f"images {images}, batch {batch}, every {every}: choose 1 or more of each")
-    sampler = bundle.preset("reference", **({} if start is None else {"start": start}))
+    sampler = bundle.preset("reference")
+    if steps is not None:
+        sampler = sampler.shortened(steps)
     contender = open_contender(bundle, backend, threads=threads, spinning=True, index=index)
     faces = synthetic_faces(batch, bundle.manifest.image_size)
     sizes = [batch, images % batch] if images % batch else [batch]
@@ -157,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--backend", default="onnxruntime-cpu", help="a name of bfr.benchmarks.contender")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--start", type=int, help="number of steps, instead of the preset's")
+    parser.add_argument("--steps", type=int, help="number of denoiser calls, instead of the preset's")
     parser.add_argument("--every", type=int, default=EVERY, help="images between two looks")
     parser.add_argument("--threads", type=int, help="of the CPU")
     parser.add_argument("--device", type=int, default=0, help="number of the GPU")
@@ -171,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.backend,
             images=args.images,
             batch=args.batch,
-            start=args.start,
+            steps=args.steps,
             threads=args.threads,
             index=args.device,
             every=args.every,
@@ -187,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         return figures, as_markdown(bundle.manifest.system, found)
 
-    options = {"--images": args.images, "--backend": args.backend, "--batch": args.batch, "--start": args.start}
+    options = {"--images": args.images, "--backend": args.backend, "--batch": args.batch, "--steps": args.steps}
     words = " ".join(f"{name} {value}" for name, value in options.items() if value is not None)
     status = publish(args.out, "endurance", f"python -m bfr.benchmarks.endurance BUNDLE --out DIR {words}", call)
     return status or int(not results[0].constant)

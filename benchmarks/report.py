@@ -10,7 +10,6 @@ from bfr.benchmarks.contender import REMEDY
 from bfr.benchmarks.results import STAGES, Measurement, Results
 from bfr.benchmarks.roofline import describe_ceilings
 from bfr.benchmarks.roofline_plot import as_png as draw_roofline
-from bfr.export.verify import describe
 from bfr.runtime.errors import MissingDependency
 from bfr.runtime.manifest import Preset
 
@@ -53,7 +52,7 @@ def as_markdown(results: Results, *, plot: str, roofline: str | None = None) -> 
     r = results
     parts = [
         f"# Benchmark of {r.system}",
-        f"{r.title}. Preset {r.preset}: {describe(Preset.model_validate(r.sampler))}; images of {r.image_size}x"
+        f"{r.title}. Preset {r.preset}: {Preset.model_validate(r.sampler)}; images of {r.image_size}x"
         f"{r.image_size}, float32 in and out. Measured {r.date_utc}.",
         f"```\n{r.command}\n```",
         f"![Latency and throughput by batch size]({plot})",

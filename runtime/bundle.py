@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from bfr.runtime.errors import BundleCorrupt, BundleInvalid, InvalidOption
 from bfr.runtime.files import sha256_file, write_bytes
 from bfr.runtime.manifest import FORMAT, MANIFEST, BundleFile, Denoise, Estimate, Manifest, Network, Precision, Preset
+from bfr.runtime.schedule import GRIDS
+from bfr.runtime.solvers import WITH_ETA
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +86,27 @@ class Bundle:
         )
 
     def preset(self, name: str, **overrides: Any) -> Preset:
-        """A preset by its name, with some fields changed. Raises InvalidOption with the names that there are."""
+        """A preset by its name, with some fields changed; eta falls to 0 with a solver that has none.
+
+        Raises InvalidOption with the names that there are, or with what does not go together.
+        """
         if name not in self.manifest.presets:
             raise InvalidOption(
                 f"preset {name!r} is unknown: {self.manifest.system} has {_names(self.manifest.presets)}"
             )
+        stored = self.manifest.presets[name].model_dump()
+        spacing = overrides.get("spacing")
+        if spacing is not None and (spacing in GRIDS) != (stored["spacing"] in GRIDS):
+            if "start" not in overrides:
+                raise InvalidOption(
+                    f"preset {name!r} is spaced in {stored['spacing']!r}, and its start means something else in "
+                    f"{spacing!r}: give start as well, a timestep for {', '.join(GRIDS)}, an index for others"
+                )
+            stored["steps"] = None
+        if overrides.get("solver", stored["solver"]) not in WITH_ETA:
+            stored["eta"] = 0.0
         try:
-            return Preset.model_validate({**self.manifest.presets[name].model_dump(), **overrides})
+            return Preset.model_validate({**stored, **overrides})
         except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise InvalidOption(f"preset {name!r} cannot be changed so: {problems}") from error

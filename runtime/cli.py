@@ -66,9 +66,18 @@ def restore(
         str, typer.Option(help="auto, tensorrt, tensorrt-rtx, torch-cuda, onnxruntime-cuda or onnxruntime-cpu.")
     ] = "auto",
     preset: Annotated[str, typer.Option(help="A preset of the bundle, see `bfr info`.")] = "reference",
-    start: Annotated[int | None, typer.Option(help="Instead of the preset's: N, the number of steps.")] = None,
+    start: Annotated[
+        float | None,
+        typer.Option(help="Instead of the preset's: less keeps more of the photograph, more invents more."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Instead of the preset's: calls of the denoiser.")] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="Instead of the preset's: ddim, ddpm, dpmpp-2m, dpmpp-3m or unipc-2.")
+    ] = None,
     eta: Annotated[float | None, typer.Option(help="Instead of the preset's: 0 (deterministic) to 1.")] = None,
-    spacing: Annotated[str | None, typer.Option(help="Instead of the preset's: kept timesteps, as ddim250.")] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="Instead of the preset's: time, log-snr, quadratic, or kept ones as ddim250.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp32, or fp16 where the bundle has it.")] = "fp32",
     seed: Annotated[int, typer.Option(help="Seed of the noise, 0 to 4294967295.")] = 12345,
     batch: Annotated[int, typer.Option(help="Faces that go through the networks together.")] = 1,
@@ -128,7 +137,7 @@ def restore(
     if not items:
         print("0 images")
         return
-    overrides = {"start": start, "eta": eta, "spacing": spacing}
+    overrides = {"solver": solver, "start": start, "steps": steps, "eta": eta, "spacing": spacing}
     restorer = Restorer.open(
         bundle,
         backend=backend,
@@ -186,8 +195,7 @@ def info(bundle: Annotated[Path | None, typer.Argument(help="Folder; the default
         size = f"{network.parameter_count / 1e6:.2f} M parameters, {network.gflop} GFLOP a call"
         print(f"network    {name}: {network.architecture}, {size}, {variants}")
     for name, preset in manifest.presets.items():
-        settings = ", ".join(f"{key} {value}" for key, value in preset.model_dump().items())
-        print(f"preset     {name}: {settings}")
+        print(f"preset     {name}: {preset}")
     for engine in manifest.engines:
         key = engine.key
         where = f"{key.library} {key.version}, {key.gpu}, batches {', '.join(map(str, key.buckets))}"

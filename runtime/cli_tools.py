@@ -49,7 +49,8 @@ def export(
     system: Annotated[str, typer.Argument(help="difface or mini.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new bundle.")],
     weights: Annotated[Path | None, typer.Option(help="Folder of the checkpoints; default: fetched ones.")] = None,
-    precision: Annotated[list[str] | None, typer.Option(help="fp32 always; give fp16 to add it.")] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="fp32 always; fp16 and int8 add theirs.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="For int8: a folder of aligned faces, some 32.")] = None,
     opset: Annotated[int, typer.Option(help="18, 20, 21 or 23; JetPack 6 needs 20 or less.")] = 21,
     learned_variance: Annotated[bool, typer.Option(help="DDPM with the learned variance, instead of DDIM.")] = False,
     time_table: Annotated[bool, typer.Option("--time-table", help="What depends on time alone, once a run.")] = False,
@@ -69,6 +70,7 @@ def export(
         source,
         out,
         precisions=precisions,
+        calibration=calibration,
         opset=opset,
         learned_variance=learned_variance,
         time_table=time_table,
@@ -89,7 +91,10 @@ def verify(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare every network and the whole loop with eager float32 PyTorch, in every precision of the bundle."""
+    """Compare every network and the whole loop with eager float32 PyTorch, in every precision of the bundle.
+
+    int8 is compared on the CPU, which it is for, whatever the backend.
+    """
     _need("export", "torch", "safetensors", "onnxruntime")
     from bfr.export.verify import open_reference
     from bfr.export.verify import verify as compare
@@ -103,7 +108,8 @@ def verify(
     reference = open_reference(opened, device)
     checks = []
     for precision in opened.precisions:
-        where = open_device(backend, opened, precision=precision, index=device)
+        name = "onnxruntime-cpu" if precision == "int8" else backend  # int8 is for the CPU
+        where = open_device(name, opened, precision=precision, index=device)
         gpu = where.facts.name if isinstance(where, GpuDevice) else None
         checks += compare(opened, reference, precision, device=where, preset=preset, gpu=gpu, progress=say)
         where.close()
@@ -124,7 +130,7 @@ def bench(
     backends: Annotated[str, typer.Option(help="Separated by commas; default: what works here.")] = "",
     batches: Annotated[str, typer.Option(help="Images a call, separated by commas.")] = "1",
     preset: Annotated[str, typer.Option(help="A preset of the bundle.")] = "reference",
-    start: Annotated[int | None, typer.Option(help="Number of steps, instead of the preset's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Calls of the denoiser, instead of the preset's.")] = None,
     repeats: Annotated[int, typer.Option(help="Timed calls of each backend and batch.")] = 20,
     threads: Annotated[int | None, typer.Option(help="Of the CPU, for all; default: PyTorch's choice.")] = None,
     device: Annotated[int, typer.Option(help="Number of the GPU.")] = 0,
@@ -145,7 +151,7 @@ def bench(
         backends=tuple(name for name in backends.split(",") if name),
         batches=sizes,
         preset=preset,
-        start=start,
+        steps=steps,
         repeats=repeats,
         threads=threads,
         device=device,

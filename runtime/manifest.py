@@ -5,10 +5,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from bfr.runtime.solvers import Solver
+
 FORMAT = 1
 MANIFEST = "manifest.json"
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 def _inside(path: str) -> str:
@@ -104,17 +106,39 @@ class Denoise(_Model):
 
 
 class Preset(_Model):
-    """A sampler: solver, spacing of the kept timesteps, start index N (the number of network calls), eta, and whether
-    the start is diffused to the timestep of the first call (`matched`) or one index beyond it, as published.
+    """A sampler: what solves, where the denoiser is called, and how far the truncation goes.
 
+    spacing: `ddim250` or `250` respaces the schedule as published; `start` is then the index N, whole, which is also
+    the number of calls. `time`, `log-snr` and `quadratic` are grids; `start` is then the timestep that the estimate is
+    diffused to, any real number of the training schedule's, and `steps` the number of calls.
+    matched: of a respacing, whether the start is diffused to the timestep of the first call or one index beyond it, as
+    published; a grid always is.
     See `bfr.runtime.solvers.step_table`.
     """
 
-    solver: Literal["ddim", "ddpm", "ddpm-learned"] = "ddim"
+    solver: Solver = "ddim"
     spacing: str = "ddim250"
-    start: int = 100
+    start: float = 100
+    steps: Annotated[int, Field(ge=1)] | None = None
     eta: float = 0.0
     matched: bool = False
+
+    @property
+    def calls(self) -> int:
+        """How often the denoiser is called for one image."""
+        return int(self.start) if self.steps is None else self.steps
+
+    def __str__(self) -> str:
+        """In words: `ddim, 100 of ddim250, eta 0.5` or `dpmpp-2m, 10 steps from t = 396, spaced in log-snr`."""
+        if self.steps is None:
+            where = f"{self.calls} of {self.spacing}{' matched' * self.matched}"
+        else:
+            where = f"{self.steps} step{'s' * (self.steps > 1)} from t = {self.start:g}, spaced in {self.spacing}"
+        return f"{self.solver}, {where}{f', eta {self.eta:g}' * (self.eta > 0)}"
+
+    def shortened(self, calls: int) -> "Preset":
+        """The same sampler with `calls` calls: of a respacing, a lower start."""
+        return self.model_copy(update={"start": calls} if self.steps is None else {"steps": calls})
 
 
 class Licence(_Model):

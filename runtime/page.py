@@ -128,6 +128,7 @@ def _facts(facts: Mapping[str, Any]) -> list[str]:
         (steps.get("solver"), "{}"),
         (steps.get("spacing"), "spacing {}"),
         (steps.get("start"), "start {}"),
+        (steps.get("steps"), "{} steps"),
         (steps.get("eta"), "eta {}"),
         *((facts.get(key), "{}") for key in ("backend", "precision")),
         (facts.get("seed"), "seed {}"),

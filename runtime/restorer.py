@@ -21,7 +21,7 @@ from bfr.runtime.manifest import Precision, Preset
 from bfr.runtime.noise import check_seed
 from bfr.runtime.pixels import check_image
 from bfr.runtime.schedule import linear_schedule
-from bfr.runtime.solvers import StepTable, step_table
+from bfr.runtime.solvers import SOLVERS, StepTable, step_table
 
 DEFAULT_SEED = 12345  # the published code's
 Pixels = TypeVar("Pixels", bound=NDArray[Any])
@@ -84,7 +84,7 @@ class Restorer:
         preset: a name of the bundle's presets. precision: a network without that variant runs in fp32.
         batch: how many images go through the chain together, at most. threads: of the CPU backend.
         device: the number of the GPU. On a GPU all memory is taken here, and no more later.
-        overrides: fields of the preset to change: solver, spacing, start, eta.
+        overrides: fields of the preset to change: solver, spacing, start, steps, eta, matched.
         Raises a BfrError whose text says how to mend it.
         """
         opened = Bundle.open(bundle if bundle is not None else default_bundle())
@@ -275,14 +275,17 @@ def sampler_table(bundle: Bundle, sampler: Preset) -> StepTable:
     stage, spec = bundle.denoise, bundle.manifest.schedule
     learned = bundle.network(stage.network).kind == "step-learned"
     if learned != (sampler.solver == "ddpm-learned"):
-        solvers = "ddpm-learned" if learned else "ddim or ddpm"
-        raise InvalidOption(f"solver {sampler.solver} does not fit the exported step graph: it runs {solvers}")
+        fitting = ["ddpm-learned"] if learned else [solver for solver in SOLVERS if solver != "ddpm-learned"]
+        raise InvalidOption(
+            f"solver {sampler.solver} does not fit the exported step graph: it runs {', '.join(fitting)}"
+        )
     schedule = linear_schedule(spec.timesteps, spec.beta_start, spec.beta_end)
     return step_table(
         schedule,
         solver=sampler.solver,
         spacing=sampler.spacing,
         start=sampler.start,
+        steps=sampler.steps,
         eta=sampler.eta,
         matched=sampler.matched,
         prediction=stage.prediction,

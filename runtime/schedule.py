@@ -1,11 +1,13 @@
-"""The noise schedule: betas, alpha_bar, respacing. Everything is float64 NumPy.
+"""The noise schedule, and where on it a truncated loop calls its denoiser. Everything is float64 NumPy.
 
 Sources: Ho et al., "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239) for the linear schedule; Nichol &
-Dhariwal, "Improved DDPM" (arXiv 2102.09672) and Song et al., "DDIM" (arXiv 2010.02502) for the two ways of respacing.
+Dhariwal, "Improved DDPM" (arXiv 2102.09672) and Song et al., "DDIM" (arXiv 2010.02502) for the two ways of respacing;
+Lu et al., "DPM-Solver" (arXiv 2206.00927) for grids in log-SNR.
 """
 
 import re
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,8 @@ from numpy.typing import NDArray
 from bfr.runtime.errors import InvalidOption
 
 Float64 = NDArray[np.float64]
+Grid = Literal["time", "log-snr", "quadratic"]
+GRIDS: tuple[Grid, ...] = get_args(Grid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +31,41 @@ class Schedule:
     alpha_bar: Float64
 
     @property
-    def alpha_bar_prev(self) -> Float64:
-        """(n,) float64: alpha_bar one kept step earlier; 1 before the first."""
-        return np.concatenate([[1.0], self.alpha_bar[:-1]])
+    def log_snr(self) -> Float64:
+        """(n,) float64: half the logarithm of the signal-to-noise ratio, as solvers count time; falling."""
+        return log_snr(self.alpha_bar)
+
+    def alpha_bar_at(self, timesteps: Float64) -> Float64:
+        """alpha_bar at real-valued timesteps: between two kept ones, log-SNR is interpolated linearly in time."""
+        return np.asarray(1.0 / (1.0 + np.exp(-2.0 * np.interp(timesteps, self.timesteps, self.log_snr))))
+
+    def timesteps_at(self, log_snr: Float64) -> Float64:
+        """The real-valued timesteps of log-SNRs: the inverse of `alpha_bar_at`."""
+        return np.asarray(np.interp(-log_snr, -self.log_snr, self.timesteps))
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a truncated loop of N steps calls the denoiser, in the order of its calls.
+
+    timesteps: (N,) float64, falling, of the training schedule. alpha_bar: (N,) float64, at each of them.
+    start: alpha_bar that the estimate is diffused to.
+    """
+
+    timesteps: Float64
+    alpha_bar: Float64
+    start: float
 
     @property
-    def betas(self) -> Float64:
-        """(n,) float64: the noise variance added from each kept step to the next."""
-        return np.asarray(1.0 - self.alpha_bar / self.alpha_bar_prev)
+    def following(self) -> Float64:
+        """(N,) float64: alpha_bar that each step goes to, that of the next call, and 1, no noise, after the last."""
+        return np.append(self.alpha_bar[1:], 1.0)
+
+
+def log_snr(alpha_bar: Float64) -> Float64:
+    """log(signal / noise) = log(alpha_bar / (1 - alpha_bar)) / 2, both standard deviations; infinite without noise."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(0.5 * (np.log(alpha_bar) - np.log1p(-alpha_bar)))
 
 
 def linear_schedule(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
@@ -81,3 +112,53 @@ def _spread(steps: int, count: int) -> NDArray[np.int64]:
         kept.append(round(position))
         position += stride
     return np.array(kept, dtype=np.int64)
+
+
+def route(schedule: Schedule, spacing: str, start: float, *, steps: int | None = None, matched: bool = False) -> Route:
+    """The calls of a truncated loop.
+
+    spacing: a respacing (see `respace`): the start is diffused to index `start`, N, of the kept timesteps, and the loop
+    calls indices N-1 .. 0, as published; 1 <= N < kept steps. Or a grid: `steps` calls, the first at the timestep
+    `start`, 0 < start <= the last timestep, which the start is diffused to. They and timestep 0, where no call is, are
+    even in time, in log-SNR or in the square root of time; the last call's step goes to the clean image instead.
+    matched: of a respacing, diffuse to index N-1 instead, the one that the first call is told. At the published spacing
+    and N the two are nearly the same; at wide spacings or a small N, noise that no call is told of would stay in the
+    image.
+    Raises InvalidOption where a number is out of its range.
+    """
+    if spacing in GRIDS:
+        return _grid(schedule, spacing, start, steps)
+    if steps is not None:
+        raise InvalidOption(
+            f"steps {steps} goes with the spacings {', '.join(GRIDS)}; at spacing {spacing!r} the start is the number "
+            "of steps: change that"
+        )
+    kept = respace(schedule, spacing)
+    last = len(kept.timesteps) - 1
+    if not (1 <= start <= last and start == int(start)):
+        raise InvalidOption(
+            f"start {start:g} is out of range: spacing {spacing!r} allows whole numbers from 1 to {last}"
+        )
+    first = int(start) - 1
+    backwards = slice(first, None, -1)
+    return Route(
+        kept.timesteps[backwards].astype(np.float64),
+        kept.alpha_bar[backwards],
+        float(kept.alpha_bar[first if matched else first + 1]),
+    )
+
+
+def _grid(schedule: Schedule, spacing: str, start: float, steps: int | None) -> Route:
+    last = int(schedule.timesteps[-1])
+    if steps is None or steps < 1:
+        raise InvalidOption(f"spacing {spacing!r} needs the number of steps, 1 or more: add steps")
+    if not 0.0 < start <= last:
+        raise InvalidOption(f"start {start:g} is out of range: spacing {spacing!r} allows timesteps above 0, to {last}")
+    left = 1.0 - np.arange(steps) / steps  # the share of the way that is left at each call
+    if spacing == "log-snr":
+        from_, to = log_snr(schedule.alpha_bar_at(np.array([start, 0.0])))
+        timesteps = schedule.timesteps_at(to + (from_ - to) * left)
+    else:
+        timesteps = start * (left if spacing == "time" else left**2)
+    alpha_bar = schedule.alpha_bar_at(timesteps)
+    return Route(timesteps, alpha_bar, float(alpha_bar[0]))

@@ -43,7 +43,7 @@ def test_it_looks_after_the_warm_up_every_so_many_images_and_at_the_end(
 
     monkeypatch.setattr(e.Restorer, "restore", restore)
     monkeypatch.setattr(e, "WARM_UP", 4)
-    found = e.endure(tiny_bundle, "onnxruntime-cpu", images=7, batch=2, start=1, threads=1, every=3)
+    found = e.endure(tiny_bundle, "onnxruntime-cpu", images=7, batch=2, steps=1, threads=1, every=3)
     assert [look.images for look in found.looks] == [0, 4, 6, 7]
     assert seen == [(2, None), (1, None)] * 2 + [(2, 0), (2, 2), (2, 4), (1, 6)]
     assert found.steps == 1
@@ -60,7 +60,7 @@ def test_the_command_ends_with_1_where_memory_grew(
 ) -> None:
     sizes = iter((100 << 20, 100 << 20, 200 << 20))  # two looks of the first half, one of the second
     monkeypatch.setattr(e, "resident_bytes", lambda: next(sizes))
-    options = ["--images", "2", "--every", "1", "--start", "1", "--threads", "1"]
+    options = ["--images", "2", "--every", "1", "--steps", "1", "--threads", "1"]
     assert e.main([str(tiny_bundle.folder), "--out", str(tmp_path), *options]) == 1
     found = json.loads((tmp_path / "endurance.json").read_text())
     assert (found["constant"], found["host_growth"], found["device_growth"]) == (False, 1.0, None)

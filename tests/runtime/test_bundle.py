@@ -87,6 +87,17 @@ def test_unknown_names_are_answered_with_the_known_ones(tiny_bundle: Bundle) -> 
     with pytest.raises(InvalidOption, match="solver"):
         tiny_bundle.preset("reference", solver="euler")
     assert tiny_bundle.preset("reference", start=2).start == 2
+    grid = tiny_bundle.preset("reference", spacing="log-snr", start=40.5, steps=3, solver="unipc-2")
+    assert (grid.calls, str(grid)) == (3, "unipc-2, 3 steps from t = 40.5, spaced in log-snr")
+    assert str(tiny_bundle.preset("reference")) == "ddim, 6 of ddim250, eta 0.5"
+    with pytest.raises(InvalidOption, match="give start as well, a timestep for time, log-snr, quadratic"):
+        tiny_bundle.preset("reference", spacing="time", steps=3)
+
+
+def test_a_preset_shortened_keeps_its_spacing(tiny_bundle: Bundle) -> None:
+    assert tiny_bundle.preset("reference").shortened(2).start == 2
+    grid = tiny_bundle.preset("reference", spacing="time", start=40, steps=9).shortened(2)
+    assert (grid.start, grid.steps, grid.calls) == (40, 2, 2)
 
 
 def test_the_default_bundle_is_installed_and_whole() -> None:

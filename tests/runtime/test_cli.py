@@ -219,7 +219,7 @@ def test_empty_and_missing_folders(call: Called, opened: list[Any], tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--start", "250"], "allows 1 to 249"),
+        (["--start", "250"], "allows whole numbers from 1 to 249"),
         (["--eta", "1.5"], "between 0"),
         (["--spacing", "ddim3"], "spacing"),
         (["--preset", "best"], "reference, short"),
@@ -301,7 +301,8 @@ def test_options_reach_the_run(
     assert isinstance(worker, PhotoRestorer)
     assert worker.options == PhotoOptions()
     words = (
-        "--bundle B --backend onnxruntime-cpu --preset short --start 3 --eta 0.25 --spacing ddim50 --precision fp16 "
+        "--bundle B --backend onnxruntime-cpu --preset short --precision fp16 "
+        "--solver ddim --start 3 --steps 7 --eta 0.25 --spacing time "
         "--seed 9 --batch 4 --threads 2 --device 1 "
         "--faces largest --min-eye-distance 8.5 --upscale 2 --blend 0.5 --keep-colour "
         "--compare --html --resume --format jpg --quality 80 --strip-metadata --max-pixels 1000 --codec vp9 --crf 30"
@@ -315,9 +316,11 @@ def test_options_reach_the_run(
         "batch": 4,
         "threads": 2,
         "device": 1,
-        "start": 3,
+        "solver": "ddim",
+        "start": 3.0,
+        "steps": 7,
         "eta": 0.25,
-        "spacing": "ddim50",
+        "spacing": "time",
     }
     worker, _, options = runs[1]
     assert worker.options == PhotoOptions("largest", 8.5, 2, 0.5, keep_colour=True)

@@ -28,12 +28,6 @@ def test_250_is_spread_by_additions_rounded_half_to_even() -> None:
     assert (kept[0], kept[-1]) == (0, 999)
 
 
-def test_new_betas_rebuild_the_kept_alpha_bars() -> None:
-    full = linear_schedule()
-    kept = respace(full, "ddim50")
-    assert np.allclose(np.cumprod(1 - kept.betas), full.alpha_bar[kept.timesteps], rtol=1e-12)
-
-
 def test_one_step() -> None:
     assert respace(linear_schedule(), "1").timesteps.tolist() == [0]
 

@@ -79,17 +79,23 @@ def test_the_last_step_adds_no_noise() -> None:
 def test_learned_variance_rows_carry_the_two_log_variances() -> None:
     kept = respace(linear_schedule(), "ddim250")
     rows = table(solver="ddpm-learned").rows
-    posterior = kept.betas * (1 - kept.alpha_bar_prev) / (1 - kept.alpha_bar)
-    assert np.allclose(rows[:, Column.LOG_BETA], np.log(kept.betas[:100])[::-1], rtol=1e-6)
+    before = np.append(1.0, kept.alpha_bar[:-1])
+    betas = 1 - kept.alpha_bar / before
+    posterior = betas * (1 - before) / (1 - kept.alpha_bar)
+    assert np.allclose(rows[:, Column.LOG_BETA], np.log(betas[:100])[::-1], rtol=1e-6)
     assert np.allclose(rows[:-1, Column.LOG_POSTERIOR], np.log(posterior[1:100])[::-1], rtol=1e-6)
     assert rows[-1, Column.LOG_POSTERIOR] == pytest.approx(np.log(posterior[1]), rel=1e-6)
+
+
+def test_one_learned_step_has_finite_log_variances() -> None:
+    assert np.isfinite(table(solver="ddpm-learned", start=1).rows).all()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"start": 0}, "allows 1 to 249"),
-        ({"start": 250}, "allows 1 to 249"),
+        ({"start": 0}, "allows whole numbers from 1 to 249"),
+        ({"start": 250}, "allows whole numbers from 1 to 249"),
         ({"eta": -0.1}, "between 0"),
         ({"eta": 1.1}, "between 0"),
         ({"eta": float("nan")}, "between 0"),
