@@ -1,4 +1,4 @@
-"""Measures of a picture against its ground truth: PSNR, SSIM, sharpness, agreement of detail; and their means.
+"""Measures of a picture against its ground truth: PSNR, SSIM, HaarPSI, sharpness, agreement of detail; their means.
 
 Pictures are (H, W, 3) uint8 RGB. None of these measures sees what a person sees: PSNR and SSIM prefer a blurred
 average of all plausible faces to any sharp one of them (Blau and Michaeli, "The Perception-Distortion Tradeoff",
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from bfr.benchmarks.perceptual import haar_psi
 
 UInt8 = NDArray[np.uint8]
 HIGH_PASS_SIGMA = 1.0  # pixels, at any size: what is sharp is sharp from one pixel to the next
@@ -65,8 +67,8 @@ def correlation(x: NDArray[np.float32], y: NDArray[np.float32]) -> float:
 def score(image: UInt8, truth: UInt8 | None) -> dict[str, float]:
     """All measures of a picture by name; without a truth, `high_pass` alone, in grey levels (see HIGH_PASS).
 
-    With one: `psnr_db`, `ssim`, `sharpness` and `correlation` (see SHARPNESS). A truth without any detail, a flat
-    one, gives an infinite or undefined sharpness.
+    With one: `psnr_db`, `ssim`, `haar_psi`, `sharpness` and `correlation` (see SHARPNESS). A truth without any detail,
+    a flat one, gives an infinite or undefined sharpness.
     """
     detail = high_pass(image)
     if truth is None:
@@ -76,6 +78,7 @@ def score(image: UInt8, truth: UInt8 | None) -> dict[str, float]:
     return {
         "psnr_db": psnr(image, truth),
         "ssim": ssim(image, truth),
+        "haar_psi": haar_psi(image, truth),
         "sharpness": rms(detail) / energy if energy > 0 else math.nan,
         "correlation": correlation(detail, wanted),
     }

@@ -1,25 +1,24 @@
 """Quality of a system on faces whose truth is known: `python -m bfr.benchmarks.quality FOLDER --out DIR`.
 
 Every image of FOLDER, an aligned face, is resized to the system's size, degraded by seeded degradations and restored.
-PSNR, SSIM and two measures of detail of the input, the estimate and the result are written to quality.json and
-quality.md, and contact sheets beside them. With --sweep, one level is restored with a grid of truncations and etas;
-with --no-truth, images are restored as they are. The same seed gives the same numbers, the seconds apart.
+PSNR, SSIM, HaarPSI and two measures of detail of the input, the estimate and the result are written to quality.json
+and quality.md, and contact sheets beside them. With --sweep, one level is restored with a grid of truncations and etas;
+with --no-truth, images are restored as they are; --against adds the drift from another preset, --geometry what became
+of the face's landmarks. The same seed gives the same numbers, the seconds apart.
 """
 
 import argparse
-import shlex
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-
+from bfr.benchmarks.chains import Pictures, restore
+from bfr.benchmarks.drift import Anchor, anchor, check_seeds, drift
+from bfr.benchmarks.geometry import examine
 from bfr.benchmarks.levels import LEVELS, Face, degrade, level_at, read_faces
-from bfr.benchmarks.metrics import HIGH_PASS, SHARPNESS, UInt8, score
+from bfr.benchmarks.metrics import HIGH_PASS, SHARPNESS, score
+from bfr.benchmarks.options import OTHER_SEEDS, check_common, command_line, numbers, words
 from bfr.benchmarks.quality_report import (
     STAGES,
     Evaluation,
@@ -27,51 +26,20 @@ from bfr.benchmarks.quality_report import (
     as_json,
     as_markdown,
     describe_degradation,
-    describe_preset,
 )
 from bfr.benchmarks.sheet import Tile, contact_sheet
 from bfr.models.mini.degrade import Degradation
 from bfr.runtime.backends.choose import open_device
-from bfr.runtime.batch import choose_bucket, image_key
 from bfr.runtime.bundle import Bundle, default_bundle
-from bfr.runtime.errors import (
-    BfrError,
-    InputNotFound,
-    InvalidOption,
-    MissingDependency,
-    RestorationFailed,
-)
+from bfr.runtime.detect import Detector, open_detector
+from bfr.runtime.errors import BfrError, InputNotFound, InvalidOption
 from bfr.runtime.files import write_bytes
 from bfr.runtime.noise import check_seed
-from bfr.runtime.pixels import to_input, to_output
 from bfr.runtime.restorer import DEFAULT_SEED, Restorer, load_networks
 
+PARTS = ("solver", "spacing", "start", "steps", "eta")  # of a preset
 STARTS, ETAS = "2,4,6,8,10,12", "0,0.5,1"
 Report = Callable[[str], None]
-Number = TypeVar("Number", int, float)
-
-
-@dataclass(frozen=True, slots=True)
-class Pictures:
-    """One face at each stage, (S, S, 3) uint8 RGB."""
-
-    name: str
-    stages: dict[str, UInt8]
-    truth: UInt8 | None
-
-
-def restore(restorer: Restorer, face: Face, seed: int) -> tuple[Pictures, float]:
-    """One face through the chain, and the seconds that the chain took. Raises RestorationFailed for NaN or Inf."""
-    degraded = to_input(face.degraded, restorer.size)
-    batch = choose_bucket(1, restorer.device.buckets)
-    chain = restorer.chain(batch)
-    begin = time.perf_counter()
-    outcome = chain.run(np.stack([degraded] * batch), seed=seed, images=(image_key(degraded),) * batch)
-    seconds = time.perf_counter() - begin
-    if not (np.isfinite(outcome.image[0]).all() and np.isfinite(outcome.estimate[0]).all()):
-        raise RestorationFailed(f"{face.name}: the result holds NaN or Inf; `bfr verify` checks the bundle")
-    estimate, result = (to_output(x[0], face.degraded) for x in (outcome.estimate, outcome.image))
-    return Pictures(face.name, {"input": face.degraded, "estimate": estimate, "result": result}, face.truth), seconds
 
 
 def evaluate(
@@ -82,19 +50,27 @@ def evaluate(
     degradation: Degradation | None,
     seed: int,
     keep: int = 0,
+    anchors: Sequence[Anchor] | None = None,
+    detector: Detector | None = None,
     report: Report = lambda _: None,
 ) -> tuple[Evaluation, list[Pictures]]:
-    """Restore and measure all faces with the restorer's sampler; returns the first `keep` as pictures too."""
+    """Restore and measure all faces with the restorer's sampler; returns the first `keep` as pictures too.
+
+    anchors: of the faces, to measure the drift from. detector: to measure geometry with.
+    """
     scores: list[ImageScores] = []
     kept: list[Pictures] = []
-    for face in faces:
-        pictures, seconds = restore(restorer, face, seed)
+    for i, face in enumerate(faces):
+        pictures = restore(restorer, face, seed)
         stages = {stage: score(pictures.stages[stage], face.truth) for stage in STAGES}
-        scores.append(ImageScores(face.name, stages, seconds))
+        drifted = drift(pictures.stages["result"], anchors[i].result) if anchors else None
+        spread = anchors[i].spread if anchors else None
+        geometry = examine(detector, face.name, pictures.stages, face.truth) if detector else None
+        scores.append(ImageScores(face.name, stages, pictures.seconds, drifted, spread, geometry))
         if len(kept) < keep:
             kept.append(pictures)
         if len(scores) % 10 == 0 or len(scores) == len(faces):
-            report(f"{title}, {describe_preset(restorer.sampler)}: {len(scores)} of {len(faces)}")
+            report(f"{title}, {restorer.sampler}: {len(scores)} of {len(faces)}")
     table = restorer.table
     return Evaluation(title, restorer.sampler, float(table.timesteps[0]), table.noise, degradation, scores), kept
 
@@ -106,7 +82,7 @@ def draw_sheet(evaluation: Evaluation, pictures: Sequence[Pictures], facts: dict
         tiles = [Tile(kept.stages[stage], _caption(scores.stages[stage])) for stage in STAGES]
         rows.append((kept.name, tiles if kept.truth is None else [*tiles, Tile(kept.truth)]))
     truth = evaluation.degradation is not None
-    sampler = f"{facts['bundle']['system']}: {describe_preset(evaluation.preset)}; seed {facts['seed']}"
+    sampler = f"{facts['bundle']['system']}: {evaluation.preset}; seed {facts['seed']}"
     under = "Under the pictures: PSNR, SSIM, sharpness relative to the truth." if truth else ""
     notes = [describe_degradation(evaluation.degradation), sampler, under, facts["attribution"] or ""]
     return contact_sheet([*STAGES, *["truth"] * truth], rows, title=evaluation.title, notes=notes)
@@ -123,12 +99,12 @@ def benchmark(args: argparse.Namespace, command: str, report: Report) -> str:
     _check(args)
     bundle = Bundle.open(args.bundle or default_bundle())
     size = bundle.manifest.image_size
-    chosen = {name: getattr(args, name) for name in ("start", "eta", "spacing") if getattr(args, name) is not None}
+    chosen = {name: getattr(args, name) for name in PARTS if getattr(args, name) is not None}
     settings = [chosen]
     if args.sweep:
-        starts, etas = _numbers("--starts", args.starts, int), _numbers("--etas", args.etas, float)
+        starts, etas = numbers("--starts", args.starts, float), numbers("--etas", args.etas, float)
         settings = [{**chosen, "start": start, "eta": eta} for start in starts for eta in etas]
-    levels = (args.levels or ("medium" if args.sweep else ",".join(LEVELS))).split(",")
+    levels = words("--levels", args.levels or ("medium" if args.sweep else ",".join(LEVELS)), tuple(LEVELS))
     if args.sweep and len(levels) > 1:
         raise InvalidOption(f"--sweep runs one level, not {', '.join(levels)}: name one with --levels")
     degradations = {"as found": None} if args.no_truth else {name: level_at(name, size) for name in levels}
@@ -138,6 +114,12 @@ def benchmark(args: argparse.Namespace, command: str, report: Report) -> str:
     # All are made, and so all settings are checked, before the first image is restored.
     samplers = [bundle.preset(args.preset, **setting) for setting in settings]
     restorers = [Restorer(bundle, device, sampler, networks=networks) for sampler in samplers]
+    others = numbers("--other-seeds", args.other_seeds, int)
+    reference = None
+    if args.against:
+        check_seeds(args.seed, others)
+        reference = Restorer(bundle, device, bundle.preset(args.against), networks=networks)
+    detector, no_geometry = _open_detector(args, report)
     facts = {
         "command": command,
         "bundle": {"system": bundle.manifest.system, "hash": bundle.hash, "image_size": size},
@@ -147,17 +129,30 @@ def benchmark(args: argparse.Namespace, command: str, report: Report) -> str:
         "seed": args.seed,
         "images": len(truths),
         "definition": HIGH_PASS if args.no_truth else SHARPNESS,
+        "against": f"{args.against} ({reference.sampler})" if reference else None,
+        "other_seeds": others if reference else None,
+        "detector": detector.name if detector else None,
+        "no_geometry": no_geometry,
         "attribution": args.attribution,
     }
     restorers[0].warm_up()
     evaluations = []
     for title, degradation in degradations.items():
         faces = [degrade(*t, degradation, args.seed) if degradation else Face(*t, None) for t in truths]
+        anchors = anchor(reference, faces, seed=args.seed, others=others, report=report) if reference else None
         for restorer in restorers:
             keep = 0 if args.sweep else args.sheet
             with restorer:
                 evaluation, pictures = evaluate(
-                    restorer, faces, title=title, degradation=degradation, seed=args.seed, keep=keep, report=report
+                    restorer,
+                    faces,
+                    title=title,
+                    degradation=degradation,
+                    seed=args.seed,
+                    keep=keep,
+                    anchors=anchors,
+                    detector=detector,
+                    report=report,
                 )
             evaluations.append(evaluation)
             if pictures:
@@ -169,44 +164,31 @@ def benchmark(args: argparse.Namespace, command: str, report: Report) -> str:
     return markdown
 
 
+def _open_detector(args: argparse.Namespace, report: Report) -> tuple[Detector | None, str | None]:
+    """YuNet where geometry is wanted, or why it is not there: the cascades' landmarks are too coarse for this."""
+    if not args.geometry:
+        return None, None
+    try:
+        return open_detector("yunet", folder=args.yunet), None
+    except InputNotFound:
+        why = "Geometry was left out: YuNet is not there. `bfr fetch yunet` downloads it, --yunet names its folder."
+        report(why)
+        return None, why
+
+
 def _check(args: argparse.Namespace) -> None:
-    missing = [
-        name for name, module in (("scikit-image", "skimage"), ("matplotlib", "matplotlib")) if not find_spec(module)
-    ]
-    if missing:
-        raise MissingDependency(f'{" and ".join(missing)} not installed: pip install "bfr-runtime[bench]"')
+    check_common(args)
     check_seed(args.seed)
-    if not args.folder.is_dir():
-        raise InputNotFound(f"{args.folder} is no folder: name a folder of aligned faces")
-    if args.limit is not None and args.limit < 1:
-        raise InvalidOption(f"--limit {args.limit} is out of range: choose 1 or more")
-    if args.out.exists() and not args.out.is_dir():
-        raise InvalidOption(f"{args.out} is a file: name a folder with --out")
     if args.sheet < 0:
         raise InvalidOption(f"--sheet {args.sheet} is out of range: choose 0 (no sheets) or more")
     if args.sweep and (args.start is not None or args.eta is not None):
         raise InvalidOption("--sweep takes --starts and --etas, not --start and --eta")
+    if args.sweep and (args.against or args.geometry):
+        raise InvalidOption(
+            "--sweep goes without --against and --geometry: `python -m bfr.benchmarks.pareto` has drift"
+        )
     if args.no_truth and (args.sweep or args.levels):
         raise InvalidOption("--no-truth degrades nothing and compares with nothing: leave out --sweep and --levels")
-
-
-def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InvalidOption(f"{option} {text!r} is not a list of numbers: write it as {STARTS} or {ETAS}") from error
-
-
-def _command(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
-    """The command line without defaults; of paths, the last part alone: a report tells nothing of the machine."""
-    words = ["python", "-m", "bfr.benchmarks.quality", args.folder.resolve().name]
-    for name, value in vars(args).items():
-        if name == "folder" or value == parser.get_default(name):
-            continue
-        words.append(f"--{name.replace('_', '-')}")
-        if value is not True:
-            words.append(value.resolve().name if isinstance(value, Path) else str(value))
-    return shlex.join(words)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -217,9 +199,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--bundle", type=Path, help="folder of the bundle; the default is the system mini")
     parser.add_argument("--preset", default="reference", help="a preset of the bundle (%(default)s)")
-    parser.add_argument("--start", type=int, help="instead of the preset's: N, the number of steps")
-    parser.add_argument("--eta", type=float, help="instead of the preset's: 0 to 1")
-    parser.add_argument("--spacing", help="instead of the preset's: kept timesteps, as ddim250")
+    for name, kind in zip(PARTS, (str, str, float, int, float), strict=True):
+        parser.add_argument(f"--{name}", type=kind, help="instead of the preset's")
+    parser.add_argument("--against", metavar="PRESET", help="measure the drift from this preset's results too")
+    parser.add_argument("--other-seeds", default=OTHER_SEEDS, help="of that preset, for its spread (%(default)s)")
+    parser.add_argument("--geometry", action="store_true", help="measure landmarks and proportions too, with YuNet")
+    parser.add_argument("--yunet", type=Path, metavar="FOLDER", help="where YuNet is, instead of bfr's cache")
     parser.add_argument("--levels", help=f"of {','.join(LEVELS)}; all, for a sweep medium")
     parser.add_argument("--sweep", action="store_true", help="a grid of --starts and --etas, on one level")
     parser.add_argument("--starts", default=STARTS, help="(%(default)s)")
@@ -239,7 +224,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     try:
-        markdown = benchmark(args, _command(parser, args), lambda text: print(text, file=sys.stderr, flush=True))
+        markdown = benchmark(
+            args,
+            command_line("bfr.benchmarks.quality", parser, args),
+            lambda text: print(text, file=sys.stderr, flush=True),
+        )
     except BfrError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

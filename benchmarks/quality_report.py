@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from bfr.benchmarks.drift import RULE, drift_table
+from bfr.benchmarks.geometry import Record, describe_geometry, geometry_table
 from bfr.benchmarks.metrics import Mean
+from bfr.benchmarks.tables import show, table
 from bfr.models.mini.degrade import Degradation
 from bfr.runtime.manifest import Preset
 
@@ -16,6 +19,7 @@ GAINS = (("estimate", "input"), ("result", "estimate"), ("result", "input"))
 LABELS = {
     "psnr_db": ("PSNR, dB", 2),
     "ssim": ("SSIM", 4),
+    "haar_psi": ("HaarPSI", 4),
     "sharpness": ("sharpness", 3),
     "correlation": ("detail correlation", 3),
     "high_pass": ("high-pass, grey levels", 2),
@@ -24,11 +28,18 @@ LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class ImageScores:
-    """One image: its measures (see `bfr.benchmarks.metrics.score`) by stage, and the seconds of its chain."""
+    """One image: its measures (see `bfr.benchmarks.metrics.score`) by stage, and the seconds of its chain.
+
+    drift: from the reference's result, spread: of that (see `bfr.benchmarks.drift`); geometry: see
+    `bfr.benchmarks.geometry.examine`. Each is None where it was not asked for; geometry also where no face was found.
+    """
 
     name: str
     stages: Mapping[str, Mapping[str, float]]
     seconds: float
+    drift: Mapping[str, float] | None = None
+    spread: Mapping[str, float] | None = None
+    geometry: Record | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +86,14 @@ class Evaluation:
             "mean": {s: {m: asdict(self.mean(s, m)) for m in self.measures} for s in STAGES},
             "gain_db": {f"{a} - {b}": asdict(self.gain(a, b)) for a, b in GAINS} if self.degradation else None,
             "seconds_per_image": self.seconds,
-            "images": [{"name": i.name, **i.stages, "seconds": i.seconds} for i in self.images],
+            "images": [_image(image) for image in self.images],
         }
 
 
 def as_json(facts: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> str:
     """One object; what is infinite or undefined is null."""
     content = {**facts, "evaluations": [evaluation.as_dict() for evaluation in evaluations]}
-    return json.dumps(_plain(content), indent=1, allow_nan=False) + "\n"
+    return json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
 
 
 def as_markdown(facts: Mapping[str, Any], evaluations: Sequence[Evaluation], *, sweep: bool) -> str:
@@ -95,19 +106,19 @@ def as_markdown(facts: Mapping[str, Any], evaluations: Sequence[Evaluation], *, 
     lines += [
         "- Values are means over the images ± their standard errors; seconds are per image, one at a time, median."
     ]
-    if facts["attribution"]:
-        lines += [f"- {facts['attribution']}"]
+    lines += [f"- {RULE} Reference: {facts['against']}."] if facts["against"] else []
+    if facts["detector"]:
+        lines += [f"- {describe_geometry(facts['detector'], truth=evaluations[0].degradation is not None)}"]
+    lines += [f"- {facts[name]}" for name in ("no_geometry", "attribution") if facts[name]]
     if sweep:
         lines += ["", *_heading(evaluations[0], sampler=False), "", *_sweep_table(evaluations)]
     else:
         for evaluation in evaluations:
             lines += ["", *_heading(evaluation, sampler=True), "", *_stage_table(evaluation)]
+            lines += _drift_table(evaluation, facts)
+            if facts["detector"]:
+                lines += ["", *geometry_table([image.geometry for image in evaluation.images])]
     return "\n".join(lines) + "\n"
-
-
-def describe_preset(preset: Preset) -> str:
-    """In words: `ddim50 from step 10, eta 0.5`."""
-    return f"{preset.spacing} from step {preset.start}, {preset.solver}, eta {preset.eta:g}"
 
 
 def describe_degradation(degradation: Degradation | None) -> str:
@@ -120,30 +131,20 @@ def describe_degradation(degradation: Degradation | None) -> str:
     )
 
 
-def show(value: Mean, digits: int, *, sign: bool = False) -> str:
-    """`12.34 ± 0.05`; the error is left out where there is none."""
-    text = f"{value.mean:{'+' if sign else ''}.{digits}f}"
-    return text if value.error is None else f"{text} ± {value.error:.{digits}f}"
-
-
 def _heading(evaluation: Evaluation, *, sampler: bool) -> list[str]:
     words = describe_degradation(evaluation.degradation)
     if sampler:
-        words += f"; {describe_preset(evaluation.preset)}: {evaluation.seconds:.3g} s per image"
+        words += f"; {evaluation.preset}: {evaluation.seconds:.3g} s per image"
     return [f"## {evaluation.title}", "", f"{words[0].upper()}{words[1:]}."]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]
 
 
 def _stage_table(evaluation: Evaluation) -> list[str]:
     labels = [LABELS[measure] for measure in evaluation.measures]
     rows = [[stage, *(show(evaluation.mean(stage, m), LABELS[m][1]) for m in evaluation.measures)] for stage in STAGES]
-    lines = _table(["", *(label for label, _ in labels)], rows)
+    lines = table(["", *(label for label, _ in labels)], rows)
     if evaluation.degradation:
         gains = [[f"{a} - {b}", show(evaluation.gain(a, b), 2, sign=True)] for a, b in GAINS]
-        lines += ["", *_table(["gain", "PSNR, dB"], gains)]
+        lines += ["", *table(["gain", "PSNR, dB"], gains)]
     return lines
 
 
@@ -155,15 +156,33 @@ def _sweep_table(evaluations: Sequence[Evaluation]) -> list[str]:
         for stage in ("input", "estimate")
     ]
     for e in evaluations:
-        cells = ["result", str(e.preset.start), f"{e.preset.eta:g}", f"{e.timestep:g}"]
+        cells = ["result", f"{e.preset.start:g}", f"{e.preset.eta:g}", f"{e.timestep:g}"]
         cells += [show(e.mean("result", m), LABELS[m][1]) for m in e.measures]
         rows.append([*cells, show(e.gain("result", "estimate"), 2, sign=True), f"{e.seconds:.3g}"])
-    return [f"Spacing {first.preset.spacing}, solver {first.preset.solver}.", "", *_table(head, rows)]
+    steps = "" if first.preset.steps is None else f", {first.preset.steps} steps"
+    return [f"Spacing {first.preset.spacing}, solver {first.preset.solver}{steps}.", "", *table(head, rows)]
 
 
-def _plain(value: Any) -> Any:
+def _drift_table(evaluation: Evaluation, facts: Mapping[str, Any]) -> list[str]:
+    drifts = [image.drift for image in evaluation.images if image.drift is not None]
+    spreads = [image.spread for image in evaluation.images if image.spread is not None]
+    if not drifts:
+        return []
+    seeds = ", ".join(map(str, facts["other_seeds"]))
+    title = f"Drift from {facts['against']}, seed {facts['seed']}; spread of that over the seeds {seeds}:"
+    return ["", title, "", *drift_table(drifts, spreads)]
+
+
+def _image(image: ImageScores) -> dict[str, Any]:
+    more = {name: getattr(image, name) for name in ("drift", "spread", "geometry")}
+    measured = {name: value for name, value in more.items() if value is not None}
+    return {"name": image.name, **image.stages, **measured, "seconds": image.seconds}
+
+
+def plain(value: Any) -> Any:
+    """The value with None for every float that JSON does not know."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

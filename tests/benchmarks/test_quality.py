@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from bfr.benchmarks import quality
+from bfr.benchmarks import options, quality
+from bfr.benchmarks.drift import EQUAL_DB
+from bfr.benchmarks.geometry import MOVED, SPOILT
 from bfr.benchmarks.levels import LEVELS, degrade, level_at, read_faces
 from bfr.benchmarks.metrics import Mean, correlation, high_pass, psnr, rms, score, ssim
-from bfr.benchmarks.quality_report import Evaluation, ImageScores, as_json
+from bfr.benchmarks.quality_report import STAGES, Evaluation, ImageScores, as_json
 from bfr.benchmarks.sheet import Tile, contact_sheet
 from bfr.runtime.bundle import Bundle
 from bfr.runtime.errors import BfrError, InputNotFound, InvalidImage, InvalidOption, MissingDependency
+from bfr.runtime.face import Face, template
 from bfr.runtime.manifest import Preset
 
 Image = np.ndarray
@@ -50,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 def test_levels_are_ordered_by_what_they_take_away(face: Image) -> None:
     inputs = [degrade("face", face, level_at(name, 256), seed=1).degraded for name in LEVELS]
     scores = [score(x, face) for x in inputs]
-    for measure in ("psnr_db", "ssim", "sharpness", "correlation"):
+    for measure in ("psnr_db", "ssim", "haar_psi", "sharpness", "correlation"):
         values = [s[measure] for s in scores]
         assert values == sorted(values, reverse=True), measure
         assert len(set(values)) == 3, measure
@@ -229,10 +232,63 @@ def test_without_truth_only_the_detail_is_measured(tiny_bundle: Bundle, folder: 
     assert (tmp_path / "out" / "sheet_as_found.png").is_file()
 
 
+def test_drift_from_another_preset_beside_its_spread(tiny_bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+    options = ("--preset", "short", "--levels", "medium", "--sheet", "0", "--other-seeds", "7")
+    content = run(folder, tiny_bundle, tmp_path / "out", *options, "--against", "reference")
+    images = content["evaluations"][0]["images"]
+    assert all(image["drift"]["psnr_db"] < EQUAL_DB for image in images)
+    markdown = (tmp_path / "out" / "quality.md").read_text()
+    title = f"Drift from reference ({tiny_bundle.preset('reference')}), seed 12345; spread of that over the seeds 7:"
+    assert title in markdown
+    drift, spread = (np.mean([image[name]["psnr_db"] for image in images]) for name in ("drift", "spread"))
+    assert f"| drift | {drift:.2f} ± " in markdown
+    assert f"| spread | {spread:.2f} ± " in markdown
+    itself = run(folder, tiny_bundle, tmp_path / "itself", *options, "--against", "short")
+    (first, second) = itself["evaluations"][0]["images"]
+    assert first["drift"] == pytest.approx({"psnr_db": EQUAL_DB, "ssim": 1, "haar_psi": 1})
+    assert max(first["spread"]["psnr_db"], second["spread"]["psnr_db"]) < EQUAL_DB
+    assert "Within the spread." in (tmp_path / "itself" / "quality.md").read_text()
+
+
+class Still:
+    """A detector that finds the same face in every picture."""
+
+    name = "still"
+
+    def detect(self, pixels: Image) -> list[Face]:
+        return [Face(np.array([0, 0, 9, 9], np.float32), template(60).astype(np.float32), 1.0)]
+
+    def refine(self, pixels: Image, face: Face) -> Face:
+        return face
+
+
+def test_geometry_is_a_table_or_a_line_that_says_how_to_get_it(
+    tiny_bundle: Bundle,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ("--start", "2", "--levels", "mild", "--sheet", "0", "--geometry", "--yunet", str(tmp_path))
+    content = run(folder, tiny_bundle, tmp_path / "without", *options)
+    assert "geometry" not in content["evaluations"][0]["images"][0]
+    assert "- Geometry was left out" in (tmp_path / "without" / "quality.md").read_text()
+    assert "`bfr fetch yunet`" in capsys.readouterr().err
+    monkeypatch.setattr(quality, "open_detector", lambda *_, **__: Still())
+    content = run(folder, tiny_bundle, tmp_path / "with", *options)
+    assert list(content["evaluations"][0]["images"][0]["geometry"]) == [*STAGES, MOVED, SPOILT]
+    markdown = (tmp_path / "with" / "quality.md").read_text()
+    assert "| result | 2 of 2 | 0.0000 ± 0.0000 | 0.0000 | 0.00 ± 0.00 |" in markdown
+    assert "looks of still" in markdown
+    content = run(folder, tiny_bundle, tmp_path / "found", "--no-truth", "--start", "2", "--geometry")
+    assert list(content["evaluations"][0]["images"][0]["geometry"]) == ["estimate", "result", MOVED, SPOILT]
+    assert "to those of the input" in (tmp_path / "found" / "quality.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--levels", "mild,worse"], "level 'worse' is unknown"),
+        (["--levels", "mild,worse"], "--levels 'worse' is unknown: choose from mild, medium, severe"),
         (["--limit", "0"], "--limit 0 is out of range"),
         (["--sheet", "-1"], "--sheet -1 is out of range"),
         (["--seed", "-1"], "seed -1 is out of range"),
@@ -243,6 +299,10 @@ def test_without_truth_only_the_detail_is_measured(tiny_bundle: Bundle, folder: 
         (["--sweep", "--starts", "2,x"], "--starts '2,x' is not a list of numbers"),
         (["--sweep", "--etas", "0,2"], "eta 2.0 is out of range"),
         (["--no-truth", "--sweep"], "leave out --sweep"),
+        (["--sweep", "--against", "short"], "goes without --against"),
+        (["--against", "none"], "preset 'none' is unknown"),
+        (["--against", "short", "--other-seeds", "12345"], "each different"),
+        (["--solver", "euler"], "preset 'reference' cannot be changed so: solver"),
     ],
 )
 def test_wrong_options_are_told_before_anything_runs(
@@ -270,7 +330,7 @@ def test_wrong_folders_and_pictures(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named_with_its_extra(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(quality, "find_spec", lambda name: None if name == "skimage" else name)
+    monkeypatch.setattr(options, "find_spec", lambda name: None if name == "skimage" else name)
     args = quality._parser().parse_args([str(folder), "--out", str(tmp_path / "out")])
     with pytest.raises(MissingDependency, match=r'scikit-image not installed: pip install "bfr-runtime\[bench\]"'):
         quality.benchmark(args, "", lambda _: None)

@@ -1,0 +1,16 @@
+"""Markdown tables, and numbers in them."""
+
+from collections.abc import Sequence
+
+from bfr.benchmarks.metrics import Mean
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table whose first column is text and whose others are numbers."""
+    return [f"| {' | '.join(row)} |" for row in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]
+
+
+def show(value: Mean, digits: int, *, sign: bool = False) -> str:
+    """`12.34 ± 0.05`; the error is left out where there is none."""
+    text = f"{value.mean:{'+' if sign else ''}.{digits}f}"
+    return text if value.error is None else f"{text} ± {value.error:.{digits}f}"
