@@ -61,8 +61,9 @@ class EagerDevice(HostDevice):
     def read(self, buffer: Tensor) -> Float32:
         return np.array(buffer.cpu().numpy())
 
-    def diffuse(self, estimate: Tensor, noise: Tensor, x: Tensor, signal: float, sigma: float) -> None:
-        torch.add(estimate * signal, noise, alpha=sigma, out=x)
+    def diffuse(self, estimate: Tensor, noise: Tensor, x: Tensor, levels: Tensor) -> None:
+        signal, sigma = levels.T[:, :, None, None, None]
+        torch.add(estimate * signal, noise * sigma, out=x)
 
     def noise(self, shape: tuple[int, ...]) -> Noise:
         return UploadedNoise(self, shape)

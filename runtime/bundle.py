@@ -102,7 +102,7 @@ class Bundle:
                     f"preset {name!r} is spaced in {stored['spacing']!r}, and its start means something else in "
                     f"{spacing!r}: give start as well, a timestep for {', '.join(GRIDS)}, an index for others"
                 )
-            stored["steps"] = None
+            stored["steps"], stored["adapt"] = None, None
         if overrides.get("solver", stored["solver"]) not in WITH_ETA:
             stored["eta"] = 0.0
         try:

@@ -4,16 +4,17 @@ Source: DifFace (arXiv 2212.06512), algorithm 1, with DDIM or any other solver t
 The same code runs on every device; nothing but the network runs between two steps.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 
 import numpy as np
 
 from bfr.runtime.backends import Buffer, Device, Float32, Network, Noise, own_array
 from bfr.runtime.solvers import StepTable
+from bfr.runtime.truncation import Truncate, movement
 
 OnStep = Callable[[int, Buffer], None]
 """Called with the number of steps done, from 0, and the buffer of the state. May raise to stop the loop."""
@@ -92,10 +93,12 @@ class Chain:
         conditions: Mapping[str, Buffer] | None = None,
         conditioner: Network | None = None,
         features: int = 0,
+        truncate: Truncate | None = None,
         buffers: Buffers | None = None,
     ) -> None:
-        """`conditioner` makes `features` numbers of each timestep, now, which the denoiser takes in its place.
+        """`conditioner` makes `features` numbers of each timestep, ahead, which the denoiser takes in its place.
 
+        `truncate` chooses a table for each image, of the length of `table`, once its estimate is there.
         `conditions` are inputs that every step reads beside its own; `buffers`, of this batch or a larger one, are
         shared with other chains, else the chain makes its own, with `noise` in the place of the device's.
         """
@@ -108,8 +111,13 @@ class Chain:
             owned.callback(self.clock.close)
             self._constants = owned.enter_context(ExitStack())
             self._bind(estimator, denoiser, conditions or {}, conditioner, features)
-            self._program = device.record(self._work)
-            owned.callback(self._program.close)
+            self._set_tables([table] * batch)
+            self._truncate = truncate
+            # A graph ends where the host has to decide.
+            parts = [self._work] if truncate is None else [self._begin, self._denoise]
+            self._programs = [device.record(part) for part in parts]
+            for program in self._programs:
+                owned.callback(program.close)
             self._owned = owned.pop_all()
 
     def _bind(
@@ -126,6 +134,15 @@ class Chain:
         self._x0 = [self._view(x0) for x0 in self.buffers.x0]
         self._noise = [self._view(noise) for noise in self.buffers.noise.buffers]
         degraded = self._view(self.buffers.input.buffer)
+        self._levels = self._constant((self.batch, 2))
+        self._rows = [self._constant((self.batch, len(row))) for row in self.table.rows]
+        self._times = [self._constant((self.batch,)) for _ in self.table.timesteps]
+        times, self._condition_calls = self._times, []
+        if conditioner is not None:
+            times = [self._constant((self.batch, features)) for _ in self._times]
+            self._condition_calls = [
+                conditioner.bind({"t": t}, {"conditioning": made}) for t, made in zip(self._times, times, strict=True)
+            ]
         self._estimate_call = estimator.bind({"degraded": degraded}, {"estimate": self._estimate})
         self._step_calls = [
             denoiser.bind(
@@ -133,14 +150,14 @@ class Chain:
                     "x": self._x[k % 2],
                     "h1": self._x0[(k - 1) % 3],
                     "h2": self._x0[(k - 2) % 3],
-                    "t": self._time(float(timestep), conditioner, features),
-                    "row": self._constant(np.tile(row, (self.batch, 1))),
+                    "t": times[k],
+                    "row": self._rows[k],
                     "noise": self._noise[(k + 1) % 2],
                     **conditions,
                 },
                 {"x_next": self._x[(k + 1) % 2], "x0": self._x0[k % 3]},
             )
-            for k, (timestep, row) in enumerate(zip(self.table.timesteps, self.table.rows, strict=True))
+            for k in range(len(self.table))
         ]
 
     def run(
@@ -156,21 +173,29 @@ class Chain:
 
     def stage(self, degraded: Float32) -> None:
         """Take the next batch; the device may still work on the previous one."""
+        self._degraded = degraded
         self.buffers.input.stage(degraded)
 
     def start(self, *, seed: int, images: tuple[int, ...], on_step: OnStep | None = None) -> None:
         """Begin the work on the batch that was staged. The previous one must be finished.
 
-        on_step: is called between the steps, which are then not recorded as one program.
+        on_step: is called between the steps, which are then not recorded as one program. With `truncate`, this waits
+        for the estimate.
         """
         self.clock.begin()
         self.buffers.noise.start(seed, images, last=len(self.table) - 1)  # the last step adds no noise
         self.buffers.input.commit()
         self.clock.mark("upload")
         if on_step is None:
-            self._program()
+            parts: list[Callable[[], None]] = list(self._programs)
         else:
-            self._work(on_step)
+            parts = [self._begin, partial(self._denoise, on_step)]
+        parts[0]()
+        if self._truncate is not None:
+            moved = movement(self._degraded, self.device.read(self._estimate))
+            self._set_tables(self._truncate(moved))
+        for part in parts[1:]:
+            part()
 
     def finish(self) -> ChainResult:
         """Wait for the batch and fetch its result."""
@@ -183,15 +208,21 @@ class Chain:
         """Give back what the chain made."""
         self._owned.close()
 
-    def _work(self, on_step: OnStep | None = None) -> None:
+    def _work(self) -> None:
         """What the device does for a batch, without a word to the host."""
-        noise, clock = self.buffers.noise, self.clock
+        self._begin()
+        self._denoise()
+
+    def _begin(self) -> None:
         for history in self._x0[1:]:
             self.device.zero(history)  # 0 * NaN is NaN: a bad image must not outlive its batch
-        clock.call(self._estimate_call)
-        clock.mark("estimate")
+        self.clock.call(self._estimate_call)
+        self.clock.mark("estimate")
+
+    def _denoise(self, on_step: OnStep | None = None) -> None:
+        noise, clock = self.buffers.noise, self.clock
         noise.ready(0)
-        self.device.diffuse(self._estimate, self._noise[0], self._x[0], self.table.signal, self.table.noise)
+        self.device.diffuse(self._estimate, self._noise[0], self._x[0], self._levels)
         clock.mark("diffuse")
         if on_step:
             on_step(0, self._x[0])
@@ -203,21 +234,22 @@ class Chain:
                 on_step(k + 1, self._x[(k + 1) % 2])
         clock.mark("denoise")
 
+    def _set_tables(self, tables: Sequence[StepTable]) -> None:
+        """Write what the steps read of each image's table."""
+        write = self.device.write
+        write(self._levels, np.array([(table.signal, table.noise) for table in tables], np.float32))
+        for k, (row, time) in enumerate(zip(self._rows, self._times, strict=True)):
+            write(row, np.stack([table.rows[k] for table in tables]))
+            write(time, np.array([table.timesteps[k] for table in tables], np.float32))
+        for call in self._condition_calls:
+            call()
+
     def _view(self, buffer: Buffer) -> Buffer:
         return self.device.view(buffer, self.batch)
 
-    def _time(self, timestep: float, conditioner: Network | None, features: int) -> Buffer:
-        t = self._constant(np.full(self.batch, timestep, np.float32))
-        if conditioner is None:
-            return t
-        conditioning = self._constant(np.zeros((self.batch, features), np.float32))
-        conditioner.bind({"t": t}, {"conditioning": conditioning})()
-        return conditioning
-
-    def _constant(self, values: Float32) -> Buffer:
-        buffer = own_array(self._constants, self.device, values.shape)
-        self.device.write(buffer, values)
-        return buffer
+    def _constant(self, shape: tuple[int, ...]) -> Buffer:
+        """A small buffer that the work reads and never writes."""
+        return own_array(self._constants, self.device, shape)
 
 
 def to_unit(x: Float32) -> Float32:

@@ -105,6 +105,19 @@ class Denoise(_Model):
     prediction: Literal["eps", "v", "x0"] = "eps"
 
 
+class Adapt(_Model):
+    """How the start of a grid depends on the image, see `bfr.runtime.truncation`.
+
+    typical: the movement of the estimate from its input, RMS in grey levels of 255, that the preset's start belongs to.
+    power: of the movement, that the start goes with. least, most: timesteps that the start stays between.
+    """
+
+    typical: Annotated[float, Field(gt=0)]
+    power: Annotated[float, Field(gt=0)] = 1.0
+    least: Annotated[float, Field(gt=0)]
+    most: Annotated[float, Field(gt=0)]
+
+
 class Preset(_Model):
     """A sampler: what solves, where the denoiser is called, and how far the truncation goes.
 
@@ -112,7 +125,7 @@ class Preset(_Model):
     the number of calls. `time`, `log-snr` and `quadratic` are grids; `start` is then the timestep that the estimate is
     diffused to, any real number of the training schedule's, and `steps` the number of calls.
     matched: of a respacing, whether the start is diffused to the timestep of the first call or one index beyond it, as
-    published; a grid always is.
+    published; a grid always is. adapt: of a grid, lets the start depend on the image.
     See `bfr.runtime.solvers.step_table`.
     """
 
@@ -122,6 +135,7 @@ class Preset(_Model):
     steps: Annotated[int, Field(ge=1)] | None = None
     eta: float = 0.0
     matched: bool = False
+    adapt: Adapt | None = None
 
     @property
     def calls(self) -> int:
@@ -134,7 +148,8 @@ class Preset(_Model):
             where = f"{self.calls} of {self.spacing}{' matched' * self.matched}"
         else:
             where = f"{self.steps} step{'s' * (self.steps > 1)} from t = {self.start:g}, spaced in {self.spacing}"
-        return f"{self.solver}, {where}{f', eta {self.eta:g}' * (self.eta > 0)}"
+        adapted = f", adapted between {self.adapt.least:g} and {self.adapt.most:g}" if self.adapt else ""
+        return f"{self.solver}, {where}{adapted}{f', eta {self.eta:g}' * (self.eta > 0)}"
 
     def shortened(self, calls: int) -> "Preset":
         """The same sampler with `calls` calls: of a respacing, a lower start."""

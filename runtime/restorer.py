@@ -22,6 +22,7 @@ from bfr.runtime.noise import check_seed
 from bfr.runtime.pixels import check_image
 from bfr.runtime.schedule import linear_schedule
 from bfr.runtime.solvers import SOLVERS, StepTable, step_table
+from bfr.runtime.truncation import truncation
 
 DEFAULT_SEED = 12345  # the published code's
 Pixels = TypeVar("Pixels", bound=NDArray[Any])
@@ -53,6 +54,7 @@ class Restorer:
         self.precision: Precision = bundle.precision(precision)
         self.batch, self.size = batch, bundle.manifest.image_size
         self.table = sampler_table(bundle, sampler)
+        self._truncate = truncation(sampler, lambda other: sampler_table(bundle, other))
         self._networks = networks or load_networks(bundle, device, self.precision)
         if device.buckets and batch > max(device.buckets):
             raise InvalidOption(
@@ -84,7 +86,8 @@ class Restorer:
         preset: a name of the bundle's presets. precision: a network without that variant runs in fp32.
         batch: how many images go through the chain together, at most. threads: of the CPU backend.
         device: the number of the GPU. On a GPU all memory is taken here, and no more later.
-        overrides: fields of the preset to change: solver, spacing, start, steps, eta, matched.
+        overrides: fields of the preset to change: solver, spacing, start, steps, eta, matched,
+        adapt.
         Raises a BfrError whose text says how to mend it.
         """
         opened = Bundle.open(bundle if bundle is not None else default_bundle())
@@ -227,6 +230,7 @@ class Restorer:
                 size=self.size,
                 conditioner=self._networks[conditioner] if conditioner else None,
                 features=self.bundle.features,
+                truncate=self._truncate,
                 buffers=self._buffers,
             )
         return self._chains[batch]
@@ -239,7 +243,7 @@ class Restorer:
 
     def _bytes_needed(self, batch: int) -> int:
         """On the device: the chain's buffers, rows and timesteps, and the networks' activations where known."""
-        rows = sum(4 * batch * (1 + self.bundle.features + len(row)) for row in self.table.rows)
+        rows = 8 * batch + sum(4 * batch * (1 + self.bundle.features + len(row)) for row in self.table.rows)
         activations = self.device.workspace(list(self._networks.values()), batch)
         return Buffers.bytes(batch, self.size) + rows + (activations or 0)
 

@@ -73,8 +73,9 @@ class NumpyDevice(HostDevice):
     def read(self, buffer: np.ndarray) -> np.ndarray:
         return buffer.copy()
 
-    def diffuse(self, estimate: np.ndarray, noise: np.ndarray, x: np.ndarray, signal: float, sigma: float) -> None:
-        x[...] = np.float32(signal) * estimate + np.float32(sigma) * noise
+    def diffuse(self, estimate: np.ndarray, noise: np.ndarray, x: np.ndarray, levels: np.ndarray) -> None:
+        signal, sigma = levels.T[:, :, None, None, None]
+        x[...] = signal * estimate + sigma * noise
 
     def noise(self, shape: tuple[int, ...]) -> Any:
         noise = HostNoise(shape)

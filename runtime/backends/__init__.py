@@ -132,8 +132,8 @@ class Device(Memory, Protocol):
 
     def zero(self, buffer: Buffer) -> None: ...
 
-    def diffuse(self, estimate: Buffer, noise: Buffer, x: Buffer, signal: float, sigma: float) -> None:
-        """Write signal * estimate + sigma * noise into `x`."""
+    def diffuse(self, estimate: Buffer, noise: Buffer, x: Buffer, levels: Buffer) -> None:
+        """Write signal * estimate + sigma * noise into `x`; levels: (B, 2), signal and sigma of each image."""
         ...
 
     def noise(self, shape: tuple[int, ...]) -> Noise: ...

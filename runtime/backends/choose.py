@@ -56,10 +56,10 @@ def choose(bundle: Bundle | None, precision: Precision, index: int = 0) -> Backe
     """The backend that `auto` takes.
 
     Of those that were verified on this GPU (by `bfr build`, or by `bfr verify --record`) the one with the fastest
-    step; then TensorRT where engines were built, then ONNX Runtime on CUDA; without a GPU the CPU. What was expected
-    and does not work is said once, as a warning.
+    step; then TensorRT where engines were built, then ONNX Runtime on CUDA; without a GPU, and for int8, the CPU. What
+    was expected and does not work is said once, as a warning.
     """
-    if not device_count():
+    if precision == "int8" or not device_count():
         return "onnxruntime-cpu"
     measured = verified_seconds(bundle, precision, Cuda(index).facts.name) if bundle else {}
     ranked = sorted(measured, key=lambda name: measured[name])

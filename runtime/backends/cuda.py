@@ -73,11 +73,6 @@ def word(value: int) -> Argument:
     return Argument(value, ctypes.c_uint32)
 
 
-def real(value: float) -> Argument:
-    """A float, as a kernel's argument."""
-    return Argument(value, ctypes.c_float)
-
-
 @cache
 def bindings() -> tuple[ModuleType, ModuleType]:
     """The runtime and the driver API of cuda-python. Raises MissingDependency where they cannot be imported."""

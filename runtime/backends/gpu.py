@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.backends import Float32, Network, Program, own_array
-from bfr.runtime.backends.cuda import Argument, Cuda, Handle, pointer, real, word
+from bfr.runtime.backends.cuda import Argument, Cuda, Handle, pointer, word
 from bfr.runtime.backends.kernels import BLOCK, NAMES, compile_kernels
 from bfr.runtime.errors import DeviceLost
 from bfr.runtime.noise import check_seed
@@ -86,10 +86,10 @@ class GpuDevice:
     def zero(self, buffer: GpuBuffer) -> None:
         self.cuda.zero(buffer.address, buffer.bytes, self.stream)
 
-    def diffuse(self, estimate: GpuBuffer, noise: GpuBuffer, x: GpuBuffer, signal: float, sigma: float) -> None:
-        count = prod(x.shape)
-        arguments = [*(pointer(b.address) for b in (x, estimate, noise)), real(signal), real(sigma), word(count)]
-        self.launch("diffuse", (-(-count // BLOCK), 1), arguments)
+    def diffuse(self, estimate: GpuBuffer, noise: GpuBuffer, x: GpuBuffer, levels: GpuBuffer) -> None:
+        count = prod(x.shape[1:])
+        arguments = [*(pointer(b.address) for b in (x, estimate, noise, levels)), word(count)]
+        self.launch("diffuse", (-(-count // BLOCK), x.shape[0]), arguments)
 
     def noise(self, shape: tuple[int, ...]) -> "GpuNoise":
         return GpuNoise(self, shape)

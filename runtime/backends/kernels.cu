@@ -43,10 +43,13 @@ BFR_KERNEL void fill_normal(float* out, const unsigned int* keys, unsigned int s
     *target = make_float4(normals[0], normals[1], normals[2], normals[3]);
 }
 
-// x = signal * estimate + sigma * noise. All (count) float32.
+// x = signal * estimate + sigma * noise, each (images, count) float32. levels: (images, 2), signal and sigma of each.
 BFR_KERNEL void diffuse(
-    float* x, const float* estimate, const float* noise, float signal, float sigma, unsigned int count
+    float* x, const float* estimate, const float* noise, const float* levels, unsigned int count
 ) {
     const unsigned int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < count) x[i] = signal * estimate[i] + sigma * noise[i];
+    const unsigned int image = blockIdx.y;
+    if (i >= count) return;
+    const unsigned long long at = (unsigned long long)image * count + i;
+    x[at] = levels[2 * image] * estimate[at] + levels[2 * image + 1] * noise[at];
 }

@@ -90,9 +90,10 @@ class CpuDevice(HostDevice):
     def zero(self, buffer: HostBuffer) -> None:
         buffer.array.fill(0.0)
 
-    def diffuse(self, estimate: HostBuffer, noise: HostBuffer, x: HostBuffer, signal: float, sigma: float) -> None:
-        np.multiply(estimate.array, np.float32(signal), out=x.array)
-        np.add(x.array, np.float32(sigma) * noise.array, out=x.array)
+    def diffuse(self, estimate: HostBuffer, noise: HostBuffer, x: HostBuffer, levels: HostBuffer) -> None:
+        signal, sigma = levels.array.T[:, :, None, None, None]
+        np.multiply(estimate.array, signal, out=x.array)
+        np.add(x.array, sigma * noise.array, out=x.array)
 
     def noise(self, shape: tuple[int, ...]) -> Noise:
         return _CpuNoise(shape)

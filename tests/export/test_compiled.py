@@ -69,11 +69,10 @@ class FakeCuda:
         self.log.append(kernel)
         values = [argument.value for argument in arguments]
         if kernel == "diffuse":
-            target, estimate, noise, signal, sigma, count = values
-            mixed = np.float32(signal) * host_array(estimate, (count,)) + np.float32(sigma) * host_array(
-                noise, (count,)
-            )
-            host_array(target, (count,))[...] = mixed
+            target, estimate, noise, levels, count = values
+            shape = (grid[1], count)
+            signal, sigma = host_array(levels, (grid[1], 2)).T[:, :, None]
+            host_array(target, shape)[...] = signal * host_array(estimate, shape) + sigma * host_array(noise, shape)
             return
         target, keys, step, quads = values
         for i, (seed, image) in enumerate(host_array(keys, (grid[1], 2), np.uint32)):

@@ -100,7 +100,15 @@ def test_settings_and_facts_are_of_the_restorer(small: Callable[..., Any]) -> No
         "system": "mini",
         "bundle_hash": restorer.bundle.hash,
         "precision": "fp32",
-        "sampler": {"solver": "ddim", "spacing": "ddim100", "start": 2, "eta": 0.5, "matched": True},
+        "sampler": {
+            "solver": "ddim",
+            "spacing": "ddim100",
+            "start": 2,
+            "steps": None,
+            "eta": 0.5,
+            "matched": True,
+            "adapt": None,
+        },
         "seed": 5,
     }
     facts = describe_run(restorer)

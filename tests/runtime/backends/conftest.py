@@ -300,7 +300,7 @@ class FakeDriver:
         assert len(values) == len(types)
         gpu, name = self.runtime.gpu, self.kernels[function - 100]
         work = {"fill_normal": self.fill_normal, "diffuse": self.diffuse}[name]
-        assert all(t in (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_float) for t in types)
+        assert all(t in (ctypes.c_void_p, ctypes.c_uint32) for t in types)
         gpu.enqueue(stream, name, lambda: work(gpu, gx * bx, gy, *values), values)
         return (self.CUresult.CUDA_SUCCESS,)
 
@@ -314,11 +314,13 @@ class FakeDriver:
 
     @staticmethod
     def diffuse(
-        gpu: FakeGpu, threads: int, _rows: int, x: int, estimate: int, noise: int, signal: float, sigma: float, n: int
+        gpu: FakeGpu, threads: int, images: int, x: int, estimate: int, noise: int, levels: int, n: int
     ) -> None:
         assert threads >= n
-        found = np.float32(signal) * gpu.floats(estimate, (n,))
-        gpu.floats(x, (n,))[...] = found + np.float32(sigma) * gpu.floats(noise, (n,))
+        signal, sigma = gpu.floats(levels, (images, 2)).T[:, :, None]
+        gpu.floats(x, (images, n))[...] = signal * gpu.floats(estimate, (images, n)) + sigma * gpu.floats(
+            noise, (images, n)
+        )
 
 
 class FakeContext:

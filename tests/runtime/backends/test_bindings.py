@@ -70,8 +70,8 @@ DRIVER = r"""
 static int any(void) { return 0; }
 static int launch(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                   unsigned shared, void* stream, void** p, void** extra) {
-    printf("launch %p grid %u %u %u block %u %u %u shared %u stream %p extra %d: %p %u %g\n", f, gx, gy, gz, bx, by, bz,
-           shared, stream, extra != 0, *(void**)p[0], *(unsigned*)p[1], *(float*)p[2]);
+    printf("launch %p grid %u %u %u block %u %u %u shared %u stream %p extra %d: %p %u\n", f, gx, gy, gz, bx, by, bz,
+           shared, stream, extra != 0, *(void**)p[0], *(unsigned*)p[1]);
     return 0;
 }
 static int load(void** library, const void* code, void* a, void* b, unsigned n, void* c, void* d, unsigned m) {
@@ -101,13 +101,13 @@ int cuDriverGetVersion(int* version) { *version = 13000; return 0; }
 PROGRAM = """
 from types import SimpleNamespace
 from cuda.bindings import driver, runtime
-from bfr.runtime.backends.cuda import Cuda, pointer, real, word
+from bfr.runtime.backends.cuda import Cuda, pointer, word
 one = object.__new__(Cuda)
 one.index, one.driver = 0, driver
 one.rt = SimpleNamespace(cudaError_t=runtime.cudaError_t, cudaSetDevice=lambda _: (runtime.cudaError_t.cudaSuccess,),
                          cudaFree=lambda _: (runtime.cudaError_t.cudaSuccess,))
 kernels = one.load_kernels(b"\\x7fELF", ["first"])
-one.launch(kernels["first"], (2, 3), 256, [pointer(0x7000), word(4_000_000_000), real(1.5)], runtime.cudaStream_t(5))
+one.launch(kernels["first"], (2, 3), 256, [pointer(0x7000), word(4_000_000_000)], runtime.cudaStream_t(5))
 """
 
 
@@ -131,7 +131,7 @@ def test_the_driver_gets_the_kernels_arguments(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == [
         "load \x7fELF 0 0",
         "kernel first of 0x77",
-        "launch 0x99 grid 2 3 1 block 256 1 1 shared 0 stream 0x5 extra 0: 0x7000 4000000000 1.5",
+        "launch 0x99 grid 2 3 1 block 256 1 1 shared 0 stream 0x5 extra 0: 0x7000 4000000000",
     ]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from bfr.runtime.backends import cuda
-from bfr.runtime.backends.cuda import STICKY, Cuda, device_count, pointer, real, word
+from bfr.runtime.backends.cuda import STICKY, Cuda, device_count, pointer, word
 from bfr.runtime.backends.gpu import GpuDevice, GpuNoise
 from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory, InvalidOption, MissingDependency
 
@@ -68,7 +68,7 @@ def test_the_drivers_errors_are_the_same_ones(gpus: Any, monkeypatch: pytest.Mon
         answer = (getattr(driver.CUresult, name),)
         monkeypatch.setattr(driver, "cuLaunchKernel", lambda *_, answer=answer: answer)
         with pytest.raises(kind):
-            device.launch("diffuse", (1, 1), [pointer(0), word(1), real(1.0)])
+            device.launch("diffuse", (1, 1), [pointer(0), word(1)])
     device.close()
 
 

@@ -35,8 +35,8 @@ extern "C" void run_fill_normal(
 ) { GRID(gx, gy, block, fill_normal(out, keys, step, quads)) }
 extern "C" void run_diffuse(
     unsigned int gx, unsigned int gy, unsigned int block,
-    float* x, const float* estimate, const float* noise, float signal, float sigma, unsigned int count
-) { GRID(gx, gy, block, diffuse(x, estimate, noise, signal, sigma, count)) }
+    float* x, const float* estimate, const float* noise, const float* levels, unsigned int count
+) { GRID(gx, gy, block, diffuse(x, estimate, noise, levels, count)) }
 """
 Floats = np.ctypeslib.ndpointer(np.float32, flags="C")
 Words = np.ctypeslib.ndpointer(np.uint32, flags="C")
@@ -83,11 +83,13 @@ def test_the_noise_is_the_hosts(on_the_cpu: Callable[..., None], seed: int, step
 
 
 def test_diffuse(on_the_cpu: Callable[..., None]) -> None:
-    estimate, noise = np.random.default_rng(0).normal(size=(2, 1000)).astype(np.float32)
-    x = np.full(1100, np.float32(7))
-    on_the_cpu("diffuse", (4, 1), x, estimate, noise, 0.6, 0.8, 1000)
-    assert np.array_equal(x[:1000], np.float32(0.6) * estimate + np.float32(0.8) * noise)
-    assert (x[1000:] == 7).all()
+    estimate, noise = np.random.default_rng(0).normal(size=(2, 2, 1000)).astype(np.float32)
+    levels = np.array([[0.6, 0.8], [0.96, 0.28]], np.float32)
+    x = np.full((3, 1000), np.float32(7))
+    on_the_cpu("diffuse", (4, 2), x, estimate, noise, levels, 1000)
+    for image, (signal, sigma) in enumerate(levels):
+        assert np.array_equal(x[image], signal * estimate[image] + sigma * noise[image])
+    assert (x[2] == 7).all()
 
 
 @pytest.mark.parametrize("capability", ["7.5", "8.7", "9.0", "12.0"])

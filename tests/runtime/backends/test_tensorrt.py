@@ -49,6 +49,24 @@ def test_the_chain_gives_what_the_cpu_gives(built: Bundle, tensorrt: Any, expect
 
 
 @both
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_start_for_each_image_ends_a_graph_where_the_host_decides(
+    built: Bundle, tensorrt: Any, gpus: Any, batch: int
+) -> None:
+    sampler: dict[str, Any] = {"solver": "unipc-2", "spacing": "log-snr", "start": 90.0, "steps": 4}
+    adapt = {"typical": 60.0, "power": 2.0, "least": 5.0, "most": 400.0}
+    preset = built.preset("reference", **sampler, adapt=adapt)
+    with Restorer(built, CpuDevice(), preset, batch=batch) as cpu:
+        wanted = cpu.restore(FACES)
+    with opened(built, tensorrt, batch=batch, **sampler, adapt=adapt) as restorer:
+        for _ in range(3):
+            assert all(np.array_equal(a, b) for a, b in zip(restorer.restore(FACES), wanted, strict=True))
+        gpus[0].log.clear()
+        restorer.restore(FACES[:1])
+        assert [name for name, _ in gpus[0].log].count("graph") == 2
+
+
+@both
 def test_half_precision_runs_the_half_engines(built: Bundle, tensorrt: Any) -> None:
     with Restorer(built, CpuDevice(), built.preset("reference"), precision="fp16", batch=4) as cpu:
         wanted = cpu.restore(FACES)
