@@ -19,6 +19,7 @@ import numpy as np
 
 from bfr.benchmarks.chains import restore
 from bfr.benchmarks.drift import anchor, check_seeds, drift
+from bfr.benchmarks.environment import describe_machine
 from bfr.benchmarks.levels import LEVELS, Face, degrade, level_at, read_faces
 from bfr.benchmarks.metrics import SHARPNESS, UInt8, score
 from bfr.benchmarks.options import OTHER_SEEDS, check_common, command_line, numbers, words
@@ -114,7 +115,7 @@ def benchmark(args: argparse.Namespace, command: str, report: Report) -> str:
         "bundle": bundle.hash,
         "backend": device.name,
         "threads": args.threads,
-        "reference": reference.model_dump(),
+        "reference": reference.model_dump(exclude_defaults=True),
         "level": args.level,
         "seed": args.seed,
         "other_seeds": others,
@@ -126,6 +127,7 @@ def benchmark(args: argparse.Namespace, command: str, report: Report) -> str:
         "image_size": size,
         "precision": "fp32",
         "versions": device.versions,
+        "machine": describe_machine(),
         "degradation": describe_degradation(level),
         "definition": SHARPNESS,
         "attribution": args.attribution,
@@ -134,17 +136,17 @@ def benchmark(args: argparse.Namespace, command: str, report: Report) -> str:
     missing = [preset for preset in presets if results is None or not results.find(preset)]
     if results is None or missing:
         networks = load_networks(bundle, device, "fp32")
+        # All are made, and so all samplers are checked, before the first image is restored.
+        restorers = [Restorer(bundle, device, preset, networks=networks) for preset in missing]
         if results is None:
-            results = _begin(
-                Restorer(bundle, device, reference, networks=networks), faces, settings, facts, args, report
-            )
+            first = Restorer(bundle, device, reference, networks=networks)
+            results = _begin(first, faces, settings, facts, args, report)
         wanted = load_pictures(args.out)
-        for preset in missing:
-            restorer = Restorer(bundle, device, preset, networks=networks)
+        for restorer in restorers:
             try:
                 found = measure(restorer, faces, wanted, seed=args.seed, report=report)
             except RestorationFailed as error:
-                raise RestorationFailed(f"{preset}: {error}. Leave this sampler out to go on") from error
+                raise RestorationFailed(f"{restorer.sampler}: {error}. Leave this sampler out to go on") from error
             results = results.with_candidate(found)
             save(args.out, results, PRESETS)
     save(args.out, results, PRESETS)

@@ -82,6 +82,7 @@ def _draw_drift(axes: Any, results: Results, styles: "_Styles") -> None:
     axes.set_xlim(left, right)
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
+    axes.margins(y=0.1)
     axes.set_xlabel("calls of the denoiser per image")
     axes.set_ylabel("PSNR to the reference, dB")
     axes.set_title("Drift from the reference (higher is nearer)", fontsize=10)

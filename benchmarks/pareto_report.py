@@ -27,8 +27,8 @@ def as_markdown(results: Results, presets: Mapping[str, int], *, plot: str) -> s
         f"- System: {facts['system']}, {size}x{size}, {facts['precision']}; bundle `{settings['bundle']}`",
         f"- Reference: {results.reference}; seed {settings['seed']}, for the spread the seeds {seeds}",
         f"- Images: {len(results.reference.samples)}, {settings['level']}: {facts['degradation']}",
-        f"- Backend: {settings['backend']}, {_threads(settings['threads'])}; seconds are per image, one at a time, "
-        "median; `cost` is their share of the reference's",
+        f"- Backend: {settings['backend']}, {_threads(settings['threads'])}; {facts['machine']['CPU']}",
+        "- Seconds are per image, one at a time, median; `cost` is their share of the reference's",
         f"- {RULE}",
         f"- {READ_OFF}",
         f"- {facts['definition']}",

@@ -27,6 +27,7 @@ FACTS = {
     "system": "tiny",
     "image_size": 32,
     "precision": "fp32",
+    "machine": {"CPU": "a CPU"},
     "degradation": "d",
     "definition": "",
     "attribution": None,
@@ -125,9 +126,12 @@ def read(out: Path) -> dict[str, Any]:
     return dict(json.loads((out / "pareto.json").read_text()))
 
 
+MACHINE = ("command", "machine")  # free memory among it
+
+
 def without_seconds(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: without_seconds(v) for k, v in value.items() if "seconds" not in k and k != "command"}
+        return {k: without_seconds(v) for k, v in value.items() if "seconds" not in k and k not in MACHINE}
     return [without_seconds(v) for v in value] if isinstance(value, list) else value
 
 
