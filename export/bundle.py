@@ -24,6 +24,7 @@ from bfr.models.catalog import NetworkSpec, SystemSpec
 from bfr.models.checkpoint import load_into
 from bfr.models.unet import AttentionBlock, UNet
 from bfr.runtime import manifest as m
+from bfr.runtime.backends import Float32
 from bfr.runtime.bundle import Bundle, describe_file, write_manifest
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.files import atomic_folder, sha256_file
@@ -47,6 +48,7 @@ def export_system(
     folder: Path,
     *,
     precisions: Sequence[Precision] = ("fp32",),
+    calibration: Path | None = None,
     opset: int = DEFAULT_OPSET,
     learned_variance: bool = False,
     time_table: bool = False,
@@ -58,15 +60,17 @@ def export_system(
     """Export a system and verify it; the bundle appears under `folder` only when it is whole and verified.
 
     weights: the folder of the checkpoints, under their published names or as .safetensors; weights that are exact in
-    half are stored in half and widened in the graph. precisions: fp32, and fp16 for the networks that bear it.
+    half are stored in half and widened in the graph. precisions: fp32, fp16 for the networks that bear it, and int8 for
+    those that were measured in it. calibration: for int8, a folder of aligned faces, see `bfr.export.quantize`.
     learned_variance: the step graph of DDPM's learned variance instead of the linear one.
     time_table: what the denoiser makes of the timesteps is a network of its own, called once for all steps.
     threads: of the CPU backend, where it verifies. verified: False leaves that out, for benchmarks that verify
     elsewhere; the manifest then holds no checks.
-    Raises InputNotFound, InvalidCheckpoint, InvalidOption, VerificationFailed, WriteFailed.
+    Raises InputNotFound, InvalidCheckpoint, InvalidImage, InvalidOption, VerificationFailed, WriteFailed.
     """
     if "fp32" not in precisions:
         raise InvalidOption("fp32 is always exported: half precision falls back on it. Add --precision fp32")
+    faces = _int8_faces(system, calibration) if "int8" in precisions else []
     modules, sources = {}, {}
     for name, spec in system.networks.items():
         path = find_weights(weights, spec.weights.file, system.name)
@@ -116,11 +120,46 @@ def export_system(
             made_with={package: version(package) for package in ("torch", "onnx", "onnxscript", "onnxruntime")},
         )
         write_manifest(partial, manifest)
+        if faces:
+            manifest = _add_int8(Bundle.open(partial), system, faces, threads, progress)
+            write_manifest(partial, manifest)
         checks: list[m.Check] = []
         for precision in Bundle.open(partial).precisions if verified else ():
             checks += verify(Bundle.open(partial), stages, precision, threads=threads, progress=progress)
         write_manifest(partial, manifest.model_copy(update={"verified": tuple(checks)}))
     return Bundle.open(folder)
+
+
+def _int8_faces(system: SystemSpec, calibration: Path | None) -> list[Float32]:
+    """The faces to calibrate on. Raises InvalidOption where a system has no int8 variant, or no folder was named."""
+    if not any(spec.int8 for spec in system.networks.values()):
+        raise InvalidOption(
+            f"{system.name} has no int8 variant: what 8 bits cost was not measured on its weights. "
+            "Leave --precision int8 out; for GPUs there is fp16"
+        )
+    if calibration is None:
+        raise InvalidOption(
+            "int8 is calibrated on real faces: name a folder of aligned ones, as `bfr restore --aligned` takes them, "
+            "with --calibration FOLDER"
+        )
+    from bfr.export.quantize import calibration_faces  # needs ONNX Runtime, which export without verifying does not
+
+    return calibration_faces(calibration, system.image_size)
+
+
+def _add_int8(
+    bundle: Bundle, system: SystemSpec, faces: Sequence[Float32], threads: int | None, progress: Progress
+) -> m.Manifest:
+    """The manifest with the int8 variants of the networks that bear them, their files written."""
+    from bfr.export.quantize import quantize_network
+
+    networks = dict(bundle.manifest.networks)
+    for name, spec in system.networks.items():
+        if spec.int8:
+            progress(f"exporting {name} in int8, calibrated on {len(faces)} faces")
+            variants = {**networks[name].variants, "int8": quantize_network(bundle, name, faces, threads=threads)}
+            networks[name] = networks[name].model_copy(update={"variants": variants})
+    return bundle.manifest.model_copy(update={"networks": networks})
 
 
 def fuse_attention(module: nn.Module) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bfr.export.builder import BuildOptions, build_engine_bytes, timing_cache_path, typed_share
-from bfr.export.half import prove_precision
+from bfr.export.half import check_buildable, prove_precision
 from bfr.export.progress import Meter, Report, still_working, watched
 from bfr.export.verify import Reference, open_reference, verify
 from bfr.export.writable import write_engines
@@ -87,6 +87,7 @@ def build_engines(
     process that builds for the same bundle is waited for, and what it built is not built again.
     Raises BackendUnavailable without a GPU, EngineBuildFailed, VerificationFailed, WriteFailed.
     """
+    check_buildable(precisions)
     kinds = [Bundle.open(folder).precision(name) for name in dict.fromkeys(precisions)]
     device = open_device(library, index)  # before anything is written: without a GPU nothing is
     try:

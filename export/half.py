@@ -2,10 +2,10 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from bfr.runtime.errors import EngineBuildFailed
+from bfr.runtime.errors import EngineBuildFailed, InvalidOption
 from bfr.runtime.manifest import Precision
 
 # Of the floating tensors that layers write. In the exported graphs convolutions, matrix products and all between them
@@ -55,6 +55,15 @@ def prove_precision(text: str, network: str, precision: Precision, typed: Callab
             f"layers write are half, {HALF_SHARE:.0%} are needed. Export the bundle anew with `--precision {precision}`"
         )
     return share
+
+
+def check_buildable(precisions: Iterable[str]) -> None:
+    """Raise InvalidOption for a precision that engines are not built in."""
+    if "int8" in precisions:
+        raise InvalidOption(
+            "engines are not built in int8: its scales were chosen for ONNX Runtime on CPUs and measured there alone. "
+            "Build with --precision fp16, or run int8 with --backend onnxruntime-cpu"
+        )
 
 
 def _written(text: str) -> Iterator[tuple[str, str]]:

@@ -60,10 +60,19 @@ def export_graph(
         )
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")
-    model = program.model_proto
+    return save_graph(program.model_proto, path, state=module.state_dict(), store_half=store_half)
+
+
+def save_graph(
+    model: onnx.ModelProto, path: Path, *, state: Mapping[str, Tensor] | None = None, store_half: bool = False
+) -> tuple[Path, Path]:
+    """Write a graph and the .safetensors file of its large tensors beside it, and of `state`; returns both paths.
+
+    store_half: as in `export_graph`. `model` is changed.
+    """
     _strip_traces(model)
     weights = path.with_suffix(".safetensors")
-    _move_weights(model, module.state_dict(), weights, store_half=store_half)
+    _move_weights(model, state or {}, weights, store_half=store_half)
     onnx.save(model, path)
     onnx.checker.check_model(path, full_check=False)
     return path, weights
@@ -94,7 +103,7 @@ def _move_weights(model: onnx.ModelProto, state: Mapping[str, Tensor], path: Pat
     The file also holds what of the module's state the graph does not name, because the exporter merged equal tensors or
     folded them: it loads as the checkpoint does.
     """
-    prefix = _stage_prefix(state)
+    prefix = _stage_prefix(state) if state else ""
     large = [tensor for tensor in model.graph.initializer if int(np.prod(tensor.dims)) >= EXTERNAL_FROM]
     arrays = {tensor.name.removeprefix(prefix): numpy_helper.to_array(tensor) for tensor in large}
     for name, value in state.items():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bfr.runtime import manifest
 from bfr.runtime.backends import Device, Float32, Network
 from bfr.runtime.backends.choose import open_device
 from bfr.runtime.bundle import Bundle
@@ -24,13 +25,16 @@ BATCHES = (1, 3)  # graphs are traced at 2: an axis that became a constant shows
 REFERENCE_BATCH = 4  # the reference runs larger batches in parts, so that the host's memory holds them
 SEED = 12345
 GPU_RUNS = 3  # the first is enqueued call by call, the second records the chain
-# dB of PSNR with peak 2. In float32 only the order of sums differs; half keeps 11 bits of every activation.
+# dB of PSNR with peak 2, of a network and of the loop. In float32 only the order of sums differs; half keeps 11 bits of
+# every activation. int8 reaches 43 and 44 dB with the weights of `mini` on these inputs, unlike what it was calibrated
+# on, and 37 with the random ones of the tests; a step, of whose result the network is a small part, reaches 63 dB.
 FLOORS_DB: Mapping[Precision, tuple[float, float]] = {
     "fp32": (90.0, 80.0),
     "fp16": (40.0, 35.0),
     "bf16": (30.0, 25.0),
-    "int8": (35.0, 30.0),
+    "int8": (34.0, 34.0),
 }
+INT8_STEP_DB = 50.0
 
 Progress = Callable[[str], None]
 
@@ -101,7 +105,7 @@ def verify(
     where: dict[str, Any] = {"device": device.name, "precision": precision, "reference": reference.name, "gpu": gpu}
     checks = []
     for name, entry in bundle.manifest.networks.items():
-        floor = FLOORS_DB[precision if precision in entry.variants else "fp32"][0]
+        floor = network_floor(entry, precision)
         for batch in batches:
             progress(f"{name} in {precision} at batch {batch} against {reference.name}")
             inputs = _inputs(bundle, name, table, batch, reference)
@@ -116,6 +120,12 @@ def verify(
     check = compare(what, a, b, batch=batches[0], floor=FLOORS_DB[precision][1], **where)
     times = {"seconds_a_step": round(seconds, 7), "eager_seconds_a_step": round(eager_seconds, 7)}
     return [*checks, check.model_copy(update=times)]
+
+
+def network_floor(network: manifest.Network, precision: Precision) -> float:
+    """What a network has to reach, in dB; in fp32 where it has no such variant."""
+    kind = precision if precision in network.variants else "fp32"
+    return INT8_STEP_DB if kind == "int8" and network.kind.startswith("step") else FLOORS_DB[kind][0]
 
 
 def compare(

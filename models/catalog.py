@@ -23,7 +23,8 @@ class NetworkSpec:
 
     architecture, parameters: what builds it, see ARCHITECTURES. weights: its published file. learned_variance: whether
     its output has variance channels after eps. half: the half precision that it bears, None where none is known to be
-    safe; it then stays in float32 in a half-precision bundle.
+    safe; it then stays in float32 in a half-precision bundle. int8: whether its own weights were measured with 8-bit
+    convolutions (`bfr.export.quantize`) and bear them; else it stays in float32 in an int8 bundle.
     """
 
     kind: Literal["estimator", "denoiser"]
@@ -32,6 +33,7 @@ class NetworkSpec:
     weights: Download
     learned_variance: bool = False
     half: Precision | None = "fp16"
+    int8: bool = False
 
     def build(self) -> nn.Module:
         """A new module with these parameters, in float32, its weights random."""
@@ -134,12 +136,14 @@ MINI = SystemSpec(
             architecture="unet",
             parameters=mini.ESTIMATOR,
             weights=Download("", "estimator.safetensors"),
+            int8=True,
         ),
         "denoiser": NetworkSpec(
             kind="denoiser",
             architecture="unet",
             parameters=mini.DENOISER,
             weights=Download("", "denoiser.safetensors"),
+            int8=True,
         ),
     },
     presets={"reference": Preset(solver="ddim", spacing="ddim100", start=4, eta=0.5, matched=True)},

@@ -41,6 +41,7 @@ def build(
     _need()
     from bfr.export.builder import BuildOptions
     from bfr.export.engine import build_engines
+    from bfr.export.half import check_buildable
     from bfr.export.progress import still_working
     from bfr.export.support import check_support
     from bfr.export.writable import writable_bundle
@@ -62,6 +63,7 @@ def build(
         options = BuildOptions(buckets or BUCKETS, workspace, level)
     packaged = bundle is None or (str(bundle) == "mini" and not bundle.exists())
     source = Bundle.open(default_bundle() if packaged or bundle is None else bundle)
+    check_buildable(precision or [])
     precisions = [source.precision(name) for name in precision or ["fp32"]]
     if target and chosen == "tensorrt":
         jetson.check_opsets(source, load_library(chosen).__version__)
