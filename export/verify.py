@@ -13,7 +13,7 @@ from bfr.runtime.backends.choose import open_device
 from bfr.runtime.bundle import Bundle
 from bfr.runtime.errors import VerificationFailed
 from bfr.runtime.loop import Chain
-from bfr.runtime.manifest import Check, Precision, Preset
+from bfr.runtime.manifest import Check, Precision
 from bfr.runtime.noise import fill_normal
 from bfr.runtime.restorer import load_networks, sampler_table
 from bfr.runtime.solvers import StepTable
