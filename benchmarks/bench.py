@@ -48,7 +48,7 @@ class BenchConfig:
     out: Path
     backends: tuple[str, ...] = ()
     batches: tuple[int, ...] = (1,)
-    preset: str = "reference"
+    preset: str | None = None
     steps: int | None = None
     repeats: int = 20
     warmup: int = 2
@@ -160,7 +160,7 @@ def run_bench(config: BenchConfig, progress: Progress = lambda _: None) -> Resul
         title=bundle.manifest.title,
         bundle_sha256=bundle.hash,
         image_size=bundle.manifest.image_size,
-        preset=config.preset,
+        preset=config.preset or bundle.manifest.default_preset,
         sampler=sampler.model_dump(),
         steps=steps,
         date_utc=date,
@@ -244,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the reports")
     parser.add_argument("--backends", default="", help="separated by commas; default: what works here")
     parser.add_argument("--batches", default="1", help="images per call, separated by commas")
-    parser.add_argument("--preset", default="reference")
+    parser.add_argument("--preset", help="of the bundle; default: the bundle's")
     parser.add_argument("--steps", type=int, help="number of denoiser calls, instead of the preset's")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=2)

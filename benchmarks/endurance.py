@@ -88,7 +88,7 @@ def endure(
     """
     if min(images, batch, every) < 1:
         raise InvalidOption(f"images {images}, batch {batch}, every {every}: choose 1 or more of each")
-    sampler = bundle.preset("reference")
+    sampler = bundle.preset()
     if steps is not None:
         sampler = sampler.shortened(steps)
     contender = open_contender(bundle, backend, threads=threads, spinning=True, index=index)

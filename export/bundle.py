@@ -115,6 +115,7 @@ def export_system(
             schedule=system.schedule,
             stages=system_stages(system, time_table),
             presets=presets,
+            default_preset="reference" if learned_variance else system.default_preset,
             networks=entries,
             licence=system.licence,
             made_with={package: version(package) for package in ("torch", "onnx", "onnxscript", "onnxruntime")},

@@ -44,6 +44,7 @@ class NetworkSpec:
 class SystemSpec:
     """A system: its networks by name, its stages, the settings that its makers published as presets.
 
+    default_preset: the one that is used where none is named.
     packaged: the folder of its weights where they come with the package, else they are fetched.
     """
 
@@ -54,6 +55,7 @@ class SystemSpec:
     presets: dict[str, Preset]
     licence: Licence
     packaged: Path | None = None
+    default_preset: str = "reference"
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
 
     @property
@@ -118,7 +120,11 @@ DIFFACE = SystemSpec(
             learned_variance=True,
         ),
     },
-    presets={"reference": Preset(solver="ddim", spacing="ddim250", start=100, eta=0.5)},
+    presets={
+        "reference": Preset(solver="ddim", spacing="ddim250", start=100, eta=0.5),
+        "balanced": Preset(solver="dpmpp-2m", spacing="log-snr", start=400, steps=20),
+        "fast": Preset(solver="dpmpp-2m", spacing="log-snr", start=400, steps=10),
+    },
     licence=Licence(
         name="S-Lab License 1.0",
         url="https://github.com/zsyOAOA/DifFace/blob/master/LICENSE",

@@ -85,11 +85,12 @@ class Bundle:
             f"`bfr export {self.manifest.system} --precision {name} -o FOLDER` makes one where it is offered"
         )
 
-    def preset(self, name: str, **overrides: Any) -> Preset:
-        """A preset by its name, with some fields changed; eta falls to 0 with a solver that has none.
+    def preset(self, name: str | None = None, **overrides: Any) -> Preset:
+        """A preset by its name, else the bundle's default, with some fields changed; eta falls to 0 with a solver that has none.
 
         Raises InvalidOption with the names that there are, or with what does not go together.
         """
+        name = name or self.manifest.default_preset
         if name not in self.manifest.presets:
             raise InvalidOption(
                 f"preset {name!r} is unknown: {self.manifest.system} has {_names(self.manifest.presets)}"

@@ -65,7 +65,7 @@ def restore(
     backend: Annotated[
         str, typer.Option(help="auto, tensorrt, tensorrt-rtx, torch-cuda, onnxruntime-cuda or onnxruntime-cpu.")
     ] = "auto",
-    preset: Annotated[str, typer.Option(help="A preset of the bundle, see `bfr info`.")] = "reference",
+    preset: Annotated[str | None, typer.Option(help="A preset of the bundle, see `bfr info`.")] = None,
     start: Annotated[
         float | None,
         typer.Option(help="Instead of the preset's: less keeps more of the photograph, more invents more."),
@@ -195,7 +195,7 @@ def info(bundle: Annotated[Path | None, typer.Argument(help="Folder; the default
         size = f"{network.parameter_count / 1e6:.2f} M parameters, {network.gflop} GFLOP a call"
         print(f"network    {name}: {network.architecture}, {size}, {variants}")
     for name, preset in manifest.presets.items():
-        print(f"preset     {name}: {preset}")
+        print(f"preset     {name}{' (default)' * (name == manifest.default_preset)}: {preset}")
     for engine in manifest.engines:
         key = engine.key
         where = f"{key.library} {key.version}, {key.gpu}, batches {', '.join(map(str, key.buckets))}"

@@ -129,7 +129,7 @@ def bench(
     out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.md and the plots.")] = Path("bench"),
     backends: Annotated[str, typer.Option(help="Separated by commas; default: what works here.")] = "",
     batches: Annotated[str, typer.Option(help="Images a call, separated by commas.")] = "1",
-    preset: Annotated[str, typer.Option(help="A preset of the bundle.")] = "reference",
+    preset: Annotated[str | None, typer.Option(help="A preset of the bundle; default: the bundle's.")] = None,
     steps: Annotated[int | None, typer.Option(help="Calls of the denoiser, instead of the preset's.")] = None,
     repeats: Annotated[int, typer.Option(help="Timed calls of each backend and batch.")] = 20,
     threads: Annotated[int | None, typer.Option(help="Of the CPU, for all; default: PyTorch's choice.")] = None,

@@ -226,7 +226,10 @@ class Engine(_Model):
 
 
 class Manifest(_Model):
-    """All that the runtime knows of a system. `engines` belong to one machine; all else travels with the bundle."""
+    """All that the runtime knows of a system. `engines` belong to one machine; all else travels with the bundle.
+
+    default_preset: of `presets`, the one that is used where none is named.
+    """
 
     format: Literal[1]
     system: str
@@ -235,6 +238,7 @@ class Manifest(_Model):
     schedule: NoiseSchedule
     stages: tuple[Annotated[Estimate | Diffuse | Denoise, Field(discriminator="kind")], ...]
     presets: dict[str, Preset]
+    default_preset: str = "reference"
     networks: dict[str, Network]
     licence: Licence
     verified: tuple[Check, ...] = ()

@@ -73,7 +73,7 @@ class Restorer:
         bundle: Path | str | None = None,
         *,
         backend: str = "auto",
-        preset: str = "reference",
+        preset: str | None = None,
         precision: str = "fp32",
         batch: int = 1,
         threads: int | None = None,
@@ -83,7 +83,7 @@ class Restorer:
         """Open a bundle for restoring.
 
         bundle: its folder; None is the default system, `mini`. backend: one of `bfr.runtime.backends.choose.BACKENDS`.
-        preset: a name of the bundle's presets. precision: a network without that variant runs in fp32.
+        preset: a name of the bundle's presets; None is its default. precision: a network without that variant runs in fp32.
         batch: how many images go through the chain together, at most. threads: of the CPU backend.
         device: the number of the GPU. On a GPU all memory is taken here, and no more later.
         overrides: fields of the preset to change: solver, spacing, start, steps, eta, matched,

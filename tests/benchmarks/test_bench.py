@@ -165,7 +165,7 @@ def test_the_plot_is_a_png() -> None:
 def test_the_command_can_be_repeated_and_names_no_folder() -> None:
     config = b.BenchConfig(Path("/home/me/x"), Path("/tmp/o"), backends=("eager-cpu",), batches=(1, 2), steps=3)  # noqa: S108
     assert config.command == (
-        "python -m bfr.benchmarks.bench BUNDLE --out DIR --backends eager-cpu --batches 1,2 --preset reference "
+        "python -m bfr.benchmarks.bench BUNDLE --out DIR --backends eager-cpu --batches 1,2 "
         "--steps 3 --repeats 20 --warmup 2"
     )
 

@@ -288,7 +288,7 @@ def test_options_reach_the_run(
     networks = {
         "bundle": None,
         "backend": "auto",
-        "preset": "reference",
+        "preset": None,
         "precision": "fp32",
         "batch": 1,
         "threads": None,
