@@ -74,7 +74,7 @@ def split_name(name: str) -> Name:
     backend, _, precision = rest.partition(":")
     if (backend not in EAGER and backend not in RUNTIME) or (backend in EAGER and precision):
         raise InvalidOption(
-            f"backend {name!r} is unknown: choose among {', '.join(EAGER)}, and {', '.join(RUNTIME)}[:fp16]"
+            f"backend {name!r} is unknown: choose among {', '.join(EAGER)}, and {', '.join(RUNTIME)}[:fp16 or :int8]"
         )
     graph = backend in RECORD
     if suffix:
@@ -94,7 +94,8 @@ def default_backends(bundle: Bundle, index: int = 0) -> tuple[str, ...]:
     """
     from bfr.runtime.backends.onnxruntime import cuda_works
 
-    precisions = [f":{precision}" if precision != "fp32" else "" for precision in bundle.precisions]
+    on_gpu = [precision for precision in bundle.precisions if precision != "int8"]
+    precisions = [f":{precision}" if precision != "fp32" else "" for precision in on_gpu]
     if not (device_count() and _torch().cuda.is_available()):
         return ("eager-cpu", *(["onnxruntime-cuda"] if cuda_works() else ["onnxruntime-cpu"]))
     found = ["eager-cuda", "eager-tf32", "eager-half", "eager-half+graph"]

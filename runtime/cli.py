@@ -78,7 +78,7 @@ def restore(
     spacing: Annotated[
         str | None, typer.Option(help="Instead of the preset's: time, log-snr, quadratic, or kept ones as ddim250.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, or fp16 where the bundle has it.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, or fp16 or int8 where the bundle has it.")] = "fp32",
     seed: Annotated[int, typer.Option(help="Seed of the noise, 0 to 4294967295.")] = 12345,
     batch: Annotated[int, typer.Option(help="Faces that go through the networks together.")] = 1,
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU backend.")] = None,
