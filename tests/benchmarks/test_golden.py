@@ -1,10 +1,19 @@
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from bfr.benchmarks import golden
 from bfr.benchmarks.golden import main, run_golden
+from bfr.export.eager import EagerDevice, EagerNetwork
+from bfr.export.step import LinearStep, cut_variance
+from bfr.models.seeded import LOOP_SCALE
+from bfr.runtime.loop import Chain
+from bfr.runtime.schedule import linear_schedule
+from bfr.runtime.solvers import Solver, step_table
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -34,3 +43,30 @@ def test_what_is_no_golden_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert "begins with none of" in out
     assert "missing.npz does not exist" in out
+
+
+def test_at_100_steps_every_solver_agrees_with_ddim_at_every_timestep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the golden's network, estimate and noise, eta 0, nothing clipped, as name-seeded x0 would be.
+
+    DDIM as published keeps the network's eps where x0 is clipped, the others step from the clipped x0: another flow.
+    """
+    monkeypatch.setattr("bfr.export.step.clip", lambda x: x)
+    with np.load(GOLDEN / "loop_ddim250_n100_eta05.npz") as file:
+        recorded = dict(file)
+    denoiser = golden._network(json.loads((GOLDEN / "tiny_unet.json").read_text()), LOOP_SCALE)
+    cut_variance(denoiser)
+    device, step = EagerDevice(), EagerNetwork(LinearStep(denoiser))
+
+    def run(**sampler: Any) -> np.ndarray:
+        table = step_table(linear_schedule(), **sampler)
+        draws = np.repeat(recorded["noise"][:1], len(table) + 1, axis=0)  # the first diffuses, eta 0 uses no other
+        noise, estimate = golden.ReplayedNoise(device, draws), golden.GivenEstimate(device, recorded["estimate"])
+        chain = Chain(device, estimate, step, table, batch=1, size=32, noise=noise)
+        return chain.run(recorded["y0"], seed=0, images=(0,)).state
+
+    published = run(solver="ddim", spacing="ddim1000", start=401, matched=True)
+    assert np.sqrt(np.mean(published**2)) > 0.5
+    solvers: tuple[Solver, ...] = ("ddim", "dpmpp-2m", "dpmpp-3m", "unipc-2")
+    for solver in solvers:
+        found = run(solver=solver, spacing="log-snr", start=400, steps=100)
+        assert np.sqrt(np.mean((found - published) ** 2)) < 8e-3, solver
