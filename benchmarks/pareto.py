@@ -25,7 +25,7 @@ from bfr.benchmarks.metrics import SHARPNESS, UInt8, score
 from bfr.benchmarks.options import OTHER_SEEDS, check_common, command_line, numbers, words
 from bfr.benchmarks.pareto_plot import as_png
 from bfr.benchmarks.pareto_report import as_markdown
-from bfr.benchmarks.pareto_results import Candidate, Results, Sample
+from bfr.benchmarks.pareto_results import Allowance, Candidate, Results, Sample
 from bfr.benchmarks.pareto_store import load, load_pictures, save, save_pictures
 from bfr.benchmarks.quality_report import describe_degradation
 from bfr.runtime.backends.choose import open_device
@@ -37,7 +37,7 @@ from bfr.runtime.restorer import DEFAULT_SEED, Restorer, load_networks, sampler_
 from bfr.runtime.schedule import GRIDS, linear_schedule, log_snr
 from bfr.runtime.solvers import SOLVERS, WITH_ETA
 
-PRESETS = {"balanced": 20, "fast": 10}  # most calls
+PRESETS = {"balanced": Allowance(20, 0.1), "fast": Allowance(10, 0.5)}
 Report = Callable[[str], None]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from itertools import cycle
 from typing import Any
 
-from bfr.benchmarks.pareto_results import Candidate, Results, read_off
+from bfr.benchmarks.pareto_results import Allowance, Candidate, Results, read_off
 from bfr.benchmarks.report import COLOURS
 
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)))  # by spacing
@@ -13,8 +13,8 @@ MARKERS = ("o", "s", "^", "D")  # by eta
 BAND, CHOSEN = "#56B4E9", "#222222"
 
 
-def as_png(results: Results, presets: Mapping[str, int]) -> bytes:
-    """Two panels as PNG: a line a solver, spacing and eta; presets: name -> most calls, which are circled."""
+def as_png(results: Results, presets: Mapping[str, Allowance]) -> bytes:
+    """Two panels as PNG: a line a solver, spacing and eta; presets: which are circled."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 6.2), dpi=150, layout="constrained")

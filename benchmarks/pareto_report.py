@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from bfr.benchmarks.drift import LABELS, RULE
-from bfr.benchmarks.pareto_results import READ_OFF, Candidate, Results, read_off
+from bfr.benchmarks.pareto_results import READ_OFF, Allowance, Candidate, Results, read_off
 from bfr.benchmarks.tables import show, table
 
 TRUTH = {
@@ -14,10 +14,10 @@ TRUTH = {
 }
 
 
-def as_markdown(results: Results, presets: Mapping[str, int], *, plot: str) -> str:
+def as_markdown(results: Results, presets: Mapping[str, Allowance], *, plot: str) -> str:
     """The facts, the presets that are read off, the front, and every sampler; means ± standard errors.
 
-    presets: name -> most calls. plot: the picture's file name.
+    presets: to be read off. plot: the picture's file name.
     """
     facts, settings = results.facts, results.settings
     seeds = ", ".join(map(str, settings["other_seeds"]))
@@ -37,7 +37,10 @@ def as_markdown(results: Results, presets: Mapping[str, int], *, plot: str) -> s
         "",
         "## Presets",
         "",
-        *table(["preset", "calls at most", "sampler", "calls", "drift, dB", "spread"], _presets(results, presets)),
+        *table(
+            ["preset", "calls at most", "dB behind at most", "sampler", "calls", "drift, dB", "spread"],
+            _presets(results, presets),
+        ),
         "",
         "## Pareto front",
         "",
@@ -50,12 +53,12 @@ def as_markdown(results: Results, presets: Mapping[str, int], *, plot: str) -> s
     return "\n".join(lines) + "\n"
 
 
-def _presets(results: Results, presets: Mapping[str, int]) -> list[list[str]]:
+def _presets(results: Results, presets: Mapping[str, Allowance]) -> list[list[str]]:
     rows = []
-    for name, most in presets.items():
-        found = read_off(results, most)
+    for name, allowance in presets.items():
+        found = read_off(results, allowance)
         cells = [str(found), str(found.calls), show(found.drift(), 2), _verdict(results, found)] if found else ["none"]
-        rows.append([name, str(most), *cells, *[""] * (4 - len(cells))])
+        rows.append([name, str(allowance.calls), f"{allowance.db:g}", *cells, *[""] * (4 - len(cells))])
     return rows
 
 

@@ -11,9 +11,18 @@ from bfr.runtime.manifest import Preset
 
 BY = "psnr_db"  # the measure of drift that decides
 READ_OFF = (
-    "Read off: of the samplers of at most so many calls, the one with the least drift (highest PSNR to the reference); "
-    "where others are no farther from it than one standard error of the paired difference, the one of fewest calls."
+    "Read off: of the samplers of at most so many calls, the best is the one with the least drift (highest PSNR to the "
+    "reference); taken is the one of fewest calls among those that are no farther behind it than so many dB, or than "
+    "one standard error of the paired difference, and of several the one with the least drift."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a preset may cost: calls at most, and by how many dB it may be behind the best of so many calls."""
+
+    calls: int
+    db: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +126,15 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return kept
 
 
-def read_off(results: Results, most_calls: int) -> Candidate | None:
-    """The preset of at most `most_calls` calls by the rule of READ_OFF; None where no candidate has so few."""
-    allowed = [candidate for candidate in results.candidates if 1 <= candidate.calls <= most_calls]
+def read_off(results: Results, allowance: Allowance) -> Candidate | None:
+    """The preset within an allowance by the rule of READ_OFF; None where no candidate has so few calls."""
+    allowed = [candidate for candidate in results.candidates if 1 <= candidate.calls <= allowance.calls]
     if not allowed:
         return None
     best = max(allowed, key=lambda candidate: (candidate.drift().mean, -candidate.calls))
-    tied = [candidate for candidate in allowed if _tied(best.nearer(candidate))]
+    tied = [candidate for candidate in allowed if _tied(best.nearer(candidate), allowance.db)]
     return min(tied, key=lambda candidate: (candidate.calls, -candidate.drift().mean))
 
 
-def _tied(lead: Mean) -> bool:
-    return lead.mean <= (lead.error or 0.0)
+def _tied(lead: Mean, db: float) -> bool:
+    return lead.mean <= max(db, lead.error or 0.0)

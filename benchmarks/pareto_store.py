@@ -11,7 +11,7 @@ import numpy as np
 
 from bfr.benchmarks.drift import LABELS
 from bfr.benchmarks.metrics import UInt8
-from bfr.benchmarks.pareto_results import Candidate, Results, Sample, read_off
+from bfr.benchmarks.pareto_results import Allowance, Candidate, Results, Sample, read_off
 from bfr.benchmarks.quality_report import plain
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.files import write_bytes
@@ -21,9 +21,9 @@ FORMAT = 1
 JSON, PICTURES = "pareto.json", "reference.npz"
 
 
-def save(out: Path, results: Results, presets: Mapping[str, int]) -> None:
-    """Write pareto.json, whole or not at all. presets: name -> most calls, to be read off the front."""
-    chosen = {name: read_off(results, calls) for name, calls in presets.items()}
+def save(out: Path, results: Results, presets: Mapping[str, Allowance]) -> None:
+    """Write pareto.json, whole or not at all. presets: to be read off the front."""
+    chosen = {name: read_off(results, allowance) for name, allowance in presets.items()}
     content = {
         "format": FORMAT,
         **results.facts,

@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as name:
             with Restorer.open() as reference:
                 moving = measure_flicker(PhotoRestorer(reference, detector=detector), portrait, args.short, Path(name))
-            with Restorer.open(start=1) as short:
+            with Restorer.open(preset="fast", steps=1) as short:
                 memory = measure_memory(PhotoRestorer(short, detector=detector), portrait, args.frames, Path(name))
         result = {"flicker": moving, "memory": memory}
         return result, as_markdown(result, command)

@@ -71,20 +71,17 @@ def calibration_faces(folder: Path, size: int) -> list[Float32]:
 
 
 def loop_inputs(bundle: Bundle, faces: Sequence[Float32], threads: int | None = None) -> Iterator[Inputs]:
-    """What the denoiser reads at every step of the loop, in float32 on the CPU; the presets take the faces in turn.
+    """What the denoiser reads at every step of the default preset's loop, in float32 on the CPU.
 
     faces: (3, S, S) float32 in [0, 1] each.
     """
     device = CpuDevice(threads)
     networks = load_networks(bundle, device, "fp32")
     recorder = networks[bundle.denoise.network] = _Recorder(networks[bundle.denoise.network], device)
-    presets = [bundle.preset(name) for name in bundle.manifest.presets]
-    restorers = [Restorer(bundle, device, preset, networks=networks) for preset in presets]
-    for number, face in enumerate(faces):
-        restorers[number % len(restorers)].chain(1).run(face[None], seed=SEED, images=(number,))
-        yield from recorder.take()
-    for restorer in restorers:
-        restorer.close()
+    with Restorer(bundle, device, bundle.preset(), networks=networks) as restorer:
+        for number, face in enumerate(faces):
+            restorer.chain(1).run(face[None], seed=SEED, images=(number,))
+            yield from recorder.take()
 
 
 def quantize_graph(graph: Path, path: Path, inputs: Iterable[Inputs]) -> tuple[Path, Path]:

@@ -12,7 +12,7 @@ from bfr.models.mini import networks as mini
 from bfr.models.swinir import SwinIR
 from bfr.models.unet import UNet
 from bfr.runtime.errors import InvalidOption
-from bfr.runtime.manifest import Denoise, Diffuse, Estimate, Licence, NoiseSchedule, Precision, Preset
+from bfr.runtime.manifest import Adapt, Denoise, Diffuse, Estimate, Licence, NoiseSchedule, Precision, Preset
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "swinir": SwinIR}
 
@@ -152,7 +152,20 @@ MINI = SystemSpec(
             int8=True,
         ),
     },
-    presets={"reference": Preset(solver="ddim", spacing="ddim100", start=4, eta=0.5, matched=True)},
+    # Read off benchmarks/results/cpu/pareto and truncation, see docs/presets.md.
+    presets={
+        "reference": Preset(solver="ddim", spacing="time", start=10, steps=100, eta=0.5),
+        "balanced": Preset(solver="unipc-2", spacing="log-snr", start=10, steps=4),
+        "fast": Preset(solver="ddim", spacing="quadratic", start=10, steps=2),
+        "adaptive": Preset(
+            solver="unipc-2",
+            spacing="log-snr",
+            start=10,
+            steps=4,
+            adapt=Adapt(typical=8.5, power=1.5, least=3, most=60),
+        ),
+    },
+    default_preset="balanced",
     licence=Licence(
         name="Apache-2.0",
         url="https://www.apache.org/licenses/LICENSE-2.0",

@@ -86,8 +86,9 @@ class Bundle:
         )
 
     def preset(self, name: str | None = None, **overrides: Any) -> Preset:
-        """A preset by its name, else the bundle's default, with some fields changed; eta falls to 0 with a solver that has none.
+        """A preset by its name, else the bundle's default, with some fields changed.
 
+        eta falls to 0 with a solver that has none, and steps and adapt go with the grid that is left for a respacing.
         Raises InvalidOption with the names that there are, or with what does not go together.
         """
         name = name or self.manifest.default_preset

@@ -83,7 +83,7 @@ class Restorer:
         """Open a bundle for restoring.
 
         bundle: its folder; None is the default system, `mini`. backend: one of `bfr.runtime.backends.choose.BACKENDS`.
-        preset: a name of the bundle's presets; None is its default. precision: a network without that variant runs in fp32.
+        preset: of the bundle's; None is its default. precision: a network without that variant runs in fp32.
         batch: how many images go through the chain together, at most. threads: of the CPU backend.
         device: the number of the GPU. On a GPU all memory is taken here, and no more later.
         overrides: fields of the preset to change: solver, spacing, start, steps, eta, matched,

@@ -12,6 +12,7 @@ from bfr.runtime.backends import HostDevice
 from bfr.runtime.batch import Restored
 from bfr.runtime.bundle import Bundle, default_bundle
 from bfr.runtime.face import Face, template
+from bfr.runtime.manifest import Preset
 from bfr.runtime.noise import HostNoise
 from bfr.runtime.restorer import Restorer
 
@@ -123,9 +124,8 @@ def small_restorer(batch: int = 1) -> RecordingRestorer:
     mini = Bundle.open(default_bundle())
     bundle = Bundle(mini.folder, mini.manifest.model_copy(update={"image_size": SIZE}), mini.hash)
     networks: Any = {"estimator": NumpyNetwork(estimate), "denoiser": NumpyNetwork(denoise)}
-    restorer = RecordingRestorer(
-        bundle, NumpyDevice(), bundle.preset("reference", start=2), batch=batch, networks=networks
-    )
+    sampler = Preset(spacing="ddim100", start=2, eta=0.5, matched=True)
+    restorer = RecordingRestorer(bundle, NumpyDevice(), sampler, batch=batch, networks=networks)
     restorer.calls = []
     return restorer
 
@@ -196,7 +196,7 @@ def tiny_system() -> Any:
     """A DifFace of two small name-seeded UNets at 32x32, its denoiser with variance channels as the published one."""
     from bfr.models.catalog import NetworkSpec, SystemSpec
     from bfr.models.fetch import Download
-    from bfr.runtime.manifest import Licence, Preset
+    from bfr.runtime.manifest import Licence
 
     return SystemSpec(
         name="tiny",

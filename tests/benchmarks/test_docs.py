@@ -49,5 +49,9 @@ def test_an_optional_block_waits_for_its_source(document: Path) -> None:
 
 def test_the_projects_own_documents_are_up_to_date() -> None:
     root = Path(__file__).parents[2]
-    documents = [root / "README.md", root / "docs/results.md", root / "models/mini/README.md"]
+    documents = [
+        root / "README.md",
+        *(root / "docs" / f"{name}.md" for name in ("results", "presets")),
+        root / "models/mini/README.md",
+    ]
     assert main([*map(str, documents), "--check"]) == 0

@@ -15,7 +15,7 @@ from bfr.benchmarks.drift import EQUAL_DB, drift, within
 from bfr.benchmarks.metrics import Mean
 from bfr.benchmarks.pareto_plot import as_png
 from bfr.benchmarks.pareto_report import as_markdown
-from bfr.benchmarks.pareto_results import Candidate, Results, Sample, front, read_off
+from bfr.benchmarks.pareto_results import Allowance, Candidate, Results, Sample, front, read_off
 from bfr.runtime.bundle import Bundle
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.manifest import Preset
@@ -66,13 +66,15 @@ def test_what_is_read_off_has_the_least_drift_and_ties_go_to_fewer_calls() -> No
     reference = candidate(100, 30, 30, 30)
     short, long = candidate(4, 31, 32, 33), candidate(8, 33, 34, 35)  # always 2 dB: no tie, far apart as faces are
     found = results(reference, candidate(0, 99, 99, 99), short, long, candidate(12, 36, 36, 36))
-    assert read_off(found, 10) is long
-    assert read_off(found, 7) is short
-    assert read_off(found, 3) is None  # the estimate is no preset
+    assert read_off(found, Allowance(10)) is long
+    assert read_off(found, Allowance(7)) is short
+    assert read_off(found, Allowance(3)) is None  # the estimate is no preset
     tied = candidate(6, 33.5, 33, 35)  # 0.17 dB less, give or take 0.44
-    assert read_off(results(reference, short, tied, long), 10) is tied
+    assert read_off(results(reference, short, tied, long), Allowance(10)) is tied
     same = candidate(6, 33.6, 33, 35, solver="dpmpp-2m")
-    assert read_off(results(reference, tied, same, long), 10) is same
+    assert read_off(results(reference, tied, same, long), Allowance(10)) is same
+    assert read_off(found, Allowance(10, 1.9)) is long
+    assert read_off(found, Allowance(10, 2.0)) is short  # as many dB behind as it may be
 
 
 def test_the_verdict_is_paired_with_the_spread() -> None:
@@ -97,12 +99,12 @@ def test_drift_of_equal_pictures_is_finite() -> None:
 def test_report_and_plot() -> None:
     outside, inside = candidate(2, 25, 26, 27), candidate(20, 33, 34, 35, solver="unipc-2")
     found = results(candidate(100, 30, 31, 32), candidate(0, 20, 21, 22), outside, inside)
-    text = as_markdown(found, {"balanced": 20, "fast": 10}, plot="p.png")
+    text = as_markdown(found, {"balanced": Allowance(20), "fast": Allowance(10)}, plot="p.png")
     assert "| balanced | 20 | unipc-2, 20 steps from t = 400, spaced in time | 20 | 34.00 ± 0.58 | within |" in text
     assert "| fast | 10 | ddim, 2 steps from t = 400, spaced in time | 2 | 26.00 ± 0.58 | outside |" in text
     assert "| the estimate itself | 0 | 21.00 ± 0.58 |" in text
     assert text.count("| -10.00 ± 0.00 | outside |") == 2  # the estimate, on the front and in the full table
-    with Pillow.open(BytesIO(as_png(found, {"balanced": 20, "fast": 10}))) as picture:
+    with Pillow.open(BytesIO(as_png(found, {"balanced": Allowance(20), "fast": Allowance(10)}))) as picture:
         assert picture.size == (1800, 930)
 
 

@@ -150,16 +150,15 @@ def test_calibration_sees_the_loop_as_it_is(bundle: Bundle, folder: Path) -> Non
     again = calibration_faces(folder, 32)
     assert all(np.array_equal(a, b) for a, b in zip(faces, again, strict=True))
     seen = list(loop_inputs(bundle, faces[:2], threads=1))
-    tables = [sampler_table(bundle, bundle.preset(name)) for name in ("reference", "short")]  # in turn
-    assert [float(inputs["t"][0]) for inputs in seen] == [float(t) for table in tables for t in table.timesteps]
-    rows = np.concatenate([table.rows for table in tables])
-    assert np.array_equal([inputs["row"][0] for inputs in seen], rows.astype(np.float32))
+    table = sampler_table(bundle, bundle.preset())
+    assert [float(inputs["t"][0]) for inputs in seen] == 2 * [float(t) for t in table.timesteps]
+    assert np.array_equal([inputs["row"][0] for inputs in seen], np.concatenate([table.rows] * 2))
     restorer = Restorer(bundle, CpuDevice(1), bundle.preset("reference"))
     states: list[np.ndarray] = []
     restorer.chain(1).run(
         faces[0][None], seed=SEED, images=(0,), on_step=lambda _, x: states.append(restorer.device.read(x))
     )
-    steps = len(tables[0])
+    steps = len(table)
     assert all(np.array_equal(seen[k]["x"], states[k]) for k in range(steps))
     assert not any(inputs["noise"].std() < 0.5 for inputs in seen[: steps - 1] if inputs["row"][0, Column.S])
 
