@@ -100,8 +100,8 @@ def test_report_and_plot() -> None:
     outside, inside = candidate(2, 25, 26, 27), candidate(20, 33, 34, 35, solver="unipc-2")
     found = results(candidate(100, 30, 31, 32), candidate(0, 20, 21, 22), outside, inside)
     text = as_markdown(found, {"balanced": Allowance(20), "fast": Allowance(10)}, plot="p.png")
-    assert "| balanced | 20 | unipc-2, 20 steps from t = 400, spaced in time | 20 | 34.00 ± 0.58 | within |" in text
-    assert "| fast | 10 | ddim, 2 steps from t = 400, spaced in time | 2 | 26.00 ± 0.58 | outside |" in text
+    assert "| balanced | 20 | 0 | unipc-2, 20 steps from t = 400, spaced in time | 20 | 34.00 ± 0.58 | within |" in text
+    assert "| fast | 10 | 0 | ddim, 2 steps from t = 400, spaced in time | 2 | 26.00 ± 0.58 | outside |" in text
     assert "| the estimate itself | 0 | 21.00 ± 0.58 |" in text
     assert text.count("| -10.00 ± 0.00 | outside |") == 2  # the estimate, on the front and in the full table
     with Pillow.open(BytesIO(as_png(found, {"balanced": Allowance(20), "fast": Allowance(10)}))) as picture:
