@@ -72,7 +72,7 @@ def test_engines_are_published_with_key_hash_and_proof(folder: Path, tiny_bundle
     assert denoiser.file.sha256[:12] in denoiser.file.path
     whats = [check.what for check in denoiser.checks]
     assert whats[:2] == ["denoiser, batch 1", "denoiser, batch 2"]
-    assert whats[2].startswith("loop, preset reference, 6 steps")
+    assert whats[2].startswith("loop, preset reference, ddim, 6 of ddim250")
     assert {check.gpu for check in denoiser.checks} == {"NVIDIA Fake"}
     assert {check.reference for check in denoiser.checks} == {"a reference"}
     assert denoiser.checks[2].seconds_a_step is not None

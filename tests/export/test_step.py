@@ -48,7 +48,8 @@ def test_learned_variance_interpolates_between_the_two_log_variances() -> None:
     kept = respace(linear_schedule(), "250")
     table = step_table(linear_schedule(), solver="ddpm-learned", spacing="250", start=10)
     row = torch.from_numpy(table.rows[9 - index]).repeat(2, 1)
-    ab, prev, beta = kept.alpha_bar[index], kept.alpha_bar_prev[index], kept.betas[index]
+    ab, prev = kept.alpha_bar[index], kept.alpha_bar[index - 1]
+    beta = 1 - ab / prev
     posterior = beta * (1 - prev) / (1 - ab)
     for v, variance in ((-1.0, posterior), (1.0, beta)):
         out = torch.cat([eps, torch.full(SHAPE, v)], dim=1)
