@@ -31,7 +31,8 @@ from bfr.runtime.errors import (
 )
 from bfr.runtime.files import write_bytes
 from bfr.runtime.manifest import Preset
-from bfr.runtime.restorer import DEFAULT_SEED, sampler_table
+from bfr.runtime.plan import sampler_table
+from bfr.runtime.restorer import DEFAULT_SEED
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,18 +19,10 @@ import torch
 
 from bfr.benchmarks.environment import describe_machine
 from bfr.export.bundle import export_system
-from bfr.models.catalog import SystemSpec, get_system
-from bfr.models.seeded import LOOP_SCALE, seed_weights
+from bfr.models.catalog import get_system
+from bfr.models.seeded import write_seeded
 from bfr.runtime.bundle import Bundle
 from bfr.runtime.files import write_bytes
-
-
-def write_seeded_weights(system: SystemSpec, folder: Path) -> None:
-    """Write checkpoints of a system under their published names, weights a function of their names."""
-    for spec in system.networks.values():
-        module = spec.build()
-        seed_weights(module, LOOP_SCALE if spec.kind == "denoiser" else None)
-        torch.save(module.state_dict(), folder / spec.weights.file)
 
 
 def report(bundle: Bundle, seconds: float) -> str:
@@ -74,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         weights = Path(scratch) / "weights"
         weights.mkdir()
-        write_seeded_weights(system, weights)
+        write_seeded(system, weights)
         begin = time.perf_counter()
         folder = args.keep or Path(scratch) / "bundle"
         bundle = export_system(

@@ -24,16 +24,17 @@ from torch import Tensor, nn
 
 from bfr.export.eager import EagerDevice, EagerNetwork
 from bfr.export.onnx import export_graph
-from bfr.export.step import EstimatorStage, GuidedStep, LearnedVarianceStep, LinearStep, cut_variance
+from bfr.export.step import EstimatorStage, KnownStep, LearnedVarianceStep, LinearStep, cut_variance
 from bfr.models.lama import LaMa
 from bfr.models.seeded import LOOP_SCALE, seed_weights
 from bfr.models.swinir import SwinIR
 from bfr.models.unet import UNet
 from bfr.runtime.backends import BoundCall, Buffer, Device, Float32, Network
 from bfr.runtime.backends.onnxruntime import CpuDevice
+from bfr.runtime.chain import Chain
 from bfr.runtime.errors import BfrError, InputNotFound, InvalidOption
 from bfr.runtime.files import write_bytes
-from bfr.runtime.loop import Chain
+from bfr.runtime.plan import difface_plan
 from bfr.runtime.schedule import linear_schedule
 from bfr.runtime.solvers import StepTable, step_table
 
@@ -127,7 +128,7 @@ def _run_loop(arrays: Arrays, config: dict[str, Any], folder: Path, scratch: Pat
         step: nn.Module = LearnedVarianceStep(denoiser)
     else:
         cut_variance(denoiser)
-        step = GuidedStep(denoiser) if guided else LinearStep(denoiser)
+        step = KnownStep(denoiser) if guided else LinearStep(denoiser)
     estimator = None
     if not config["estimator"].startswith("none"):
         estimator = EstimatorStage(_network(_read(folder / f"{config['estimator']}.json")))
@@ -136,7 +137,6 @@ def _run_loop(arrays: Arrays, config: dict[str, Any], folder: Path, scratch: Pat
         conditions = {
             "known": np.asarray(2.0 * arrays["y0"] - 1.0, np.float32),
             "mask": arrays["mask"],
-            "strength": np.full(len(arrays["y0"]), config["gamma"], np.float32),
         }
     eager, onnxruntime, size = EagerDevice(), CpuDevice(), arrays["y0"].shape[-1]
     networks: list[tuple[Device, Network | None, Network]] = [
@@ -149,7 +149,8 @@ def _run_loop(arrays: Arrays, config: dict[str, Any], folder: Path, scratch: Pat
             onnxruntime.load_graph(_export_step(step, size, conditions, scratch)),
         ),
     ]
-    errors = [replay(device, first, second, table, arrays, conditions) for device, first, second in networks]
+    strength = config["gamma"] if guided else None
+    errors = [replay(device, first, second, table, arrays, conditions, strength) for device, first, second in networks]
     return Errors(*errors)
 
 
@@ -160,22 +161,14 @@ def replay(
     table: StepTable,
     arrays: Arrays,
     conditions: Mapping[str, Float32],
+    strength: float | None = None,
 ) -> float:
     """Run a recorded loop with its own noise; the largest error of its estimate, kept states and final image."""
     batch, size = arrays["y0"].shape[0], arrays["y0"].shape[-1]
-    buffers = {name: device.array(value.shape) for name, value in conditions.items()}
-    for name, value in conditions.items():
-        device.write(buffers[name], value)
-    chain = Chain(
-        device,
-        estimator or GivenEstimate(device, arrays["estimate"]),
-        step,
-        table,
-        batch=batch,
-        size=size,
-        noise=ReplayedNoise(device, arrays["noise"]),
-        conditions=buffers,
-    )
+    shapes = {name: value.shape[1:] for name, value in conditions.items()}
+    plan = difface_plan(table, size, conditions=shapes, strength=strength)
+    networks = {"estimator": estimator or GivenEstimate(device, arrays["estimate"]), "denoiser": step}
+    chain = Chain(device, networks, plan, batch=batch, noise=ReplayedNoise(device, arrays["noise"]))
     kept = {int(index): state for index, state in zip(arrays["kept"], arrays["states"], strict=True)}
     errors = []
 
@@ -183,7 +176,7 @@ def replay(
         if done in kept:
             errors.append(_distance(device.read(buffer), kept[done]))
 
-    result = chain.run(arrays["y0"], seed=0, images=(0,) * batch, on_step=compare)
+    result = chain.run(arrays["y0"], seed=0, images=(0,) * batch, on_step=compare, inputs=conditions)
     image = result.image
     if "mask" in arrays:
         image = np.where(arrays["mask"] > 0, image, arrays["y0"])  # known pixels are put back
@@ -230,6 +223,7 @@ def _export_step(step: nn.Module, size: int, conditions: Mapping[str, Float32], 
     inputs: dict[str, Tensor] = {name: torch.rand(2, 3, size, size) for name in ("x", "h1", "h2")}
     inputs |= {"t": torch.full((2,), 100.0), "row": torch.rand(2, 8), "noise": torch.rand(2, 3, size, size)}
     inputs |= {name: torch.rand(2, *value.shape[1:]) for name, value in conditions.items()}
+    inputs |= {"strength": torch.rand(2)} if conditions else {}
     return export_graph(step, inputs, ["x_next", "x0"], scratch / "step.onnx")[0]
 
 

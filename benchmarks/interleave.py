@@ -79,6 +79,6 @@ def time_batch(contender: Contender, restorer: Restorer, images: list[Float32]) 
 
 def synthetic_faces(batch: int, size: int) -> list[Float32]:
     """(H, W, 3) float32 in [0, 1], the same in every run."""
-    from bfr.export.verify import smooth_image
+    from bfr.export.walk import smooth_image
 
     return [np.ascontiguousarray(smooth_image((3, size, size), i).transpose(1, 2, 0)) for i in range(batch)]

@@ -33,7 +33,8 @@ from bfr.runtime.bundle import Bundle, default_bundle
 from bfr.runtime.errors import BfrError, RestorationFailed
 from bfr.runtime.files import write_bytes
 from bfr.runtime.manifest import Preset
-from bfr.runtime.restorer import DEFAULT_SEED, Restorer, load_networks, sampler_table
+from bfr.runtime.plan import sampler_table
+from bfr.runtime.restorer import DEFAULT_SEED, Restorer, load_networks
 from bfr.runtime.schedule import GRIDS, linear_schedule, log_snr
 from bfr.runtime.solvers import SOLVERS, WITH_ETA
 

@@ -59,7 +59,7 @@ class Candidate:
     @property
     def line(self) -> tuple[str, str, float] | None:
         """Solver, spacing and eta: what samplers on one line of the plot share. None of the estimate."""
-        return (self.preset.solver, self.preset.spacing, self.preset.eta) if self.preset else None
+        return (str(self.preset.solver), self.preset.spacing, self.preset.eta) if self.preset else None
 
     def drift(self, measure: str = BY) -> Mean:
         """Over the faces."""

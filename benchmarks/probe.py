@@ -64,7 +64,7 @@ def run_child(bundle: Bundle, engine: Path, index: int, seconds: float) -> dict[
 
 def run_engine(bundle: Bundle, engine: Path, index: int) -> dict[str, Any]:
     """What the child does: deserialize, run, compare."""
-    from bfr.export.verify import run_network, smooth_image
+    from bfr.export.walk import run_network, smooth_image
     from bfr.runtime.backends.onnxruntime import CpuDevice
     from bfr.runtime.backends.tensorrt import TensorRtDevice
 

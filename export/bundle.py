@@ -11,14 +11,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bfr.export.onnx import DEFAULT_OPSET, export_graph
-from bfr.export.step import (
-    ConditionerStage,
-    EstimatorStage,
-    LearnedVarianceStep,
-    LinearStep,
-    cut_variance,
-    has_variance,
-)
+from bfr.export.stage import Stage
+from bfr.export.stages import make_stage
+from bfr.export.step import ConditionerStage, cut_variance, has_variance
 from bfr.export.verify import verify
 from bfr.models.catalog import NetworkSpec, SystemSpec
 from bfr.models.checkpoint import load_into
@@ -33,12 +28,6 @@ from bfr.runtime.manifest import Precision
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 CONDITIONER = "conditioner"
 ATTENTION_OPSET = 23  # the first that has attention as one operator
-KINDS: dict[type[nn.Module], str] = {
-    EstimatorStage: "estimator",
-    ConditionerStage: "conditioner",
-    LinearStep: "step",
-    LearnedVarianceStep: "step-learned",
-}
 Progress = Callable[[str], None]
 
 
@@ -71,15 +60,12 @@ def export_system(
     if "fp32" not in precisions:
         raise InvalidOption("fp32 is always exported: half precision falls back on it. Add --precision fp32")
     faces = _int8_faces(system, calibration) if "int8" in precisions else []
-    modules, sources = {}, {}
+    modules, sources = {}, dict[str, dict[str, m.Source]]()
     for name, spec in system.networks.items():
-        path = find_weights(weights, spec.weights.file, system.name)
-        progress(f"loading {path.name}")
-        module = spec.build()
-        load_into(module, path)
+        module, sources[name] = load_weights(spec, weights, system.name, progress)
         if opset >= ATTENTION_OPSET:
             fuse_attention(module)
-        modules[name], sources[name] = module, m.Source(file=path.name, sha256=sha256_file(path))
+        modules[name] = module
     if learned_variance:
         presets = {"reference": m.Preset(solver="ddpm-learned", spacing="250", start=100)}
     else:
@@ -97,13 +83,14 @@ def export_system(
                         if precision == "fp32"
                         else in_half(modules[name], spec, precision, learned_variance, time_table)
                     )
-                    variants[precision] = _export_variant(stage, name, system, precision, partial, opset)
+                    size = spec.size or system.image_size
+                    variants[precision] = _export_variant(stage, name, size, precision, partial, opset)
             entries[name] = _network_entry(spec, stages[name], system, sources[name], variants)
         if time_table:
             name = system.denoise.network
             progress(f"exporting {CONDITIONER} in fp32, opset {opset}")
             stages[CONDITIONER] = ConditionerStage(cast(UNet, modules[name])).eval()
-            variant = _export_variant(stages[CONDITIONER], CONDITIONER, system, "fp32", partial, opset)
+            variant = _export_variant(stages[CONDITIONER], CONDITIONER, system.image_size, "fp32", partial, opset)
             entries[CONDITIONER] = _network_entry(
                 system.networks[name], stages[CONDITIONER], system, sources[name], {"fp32": variant}
             )
@@ -113,7 +100,9 @@ def export_system(
             title=system.title,
             image_size=system.image_size,
             schedule=system.schedule,
+            inputs=system.inputs,
             stages=system_stages(system, time_table),
+            result=system.result,
             presets=presets,
             default_preset="reference" if learned_variance else system.default_preset,
             networks=entries,
@@ -188,98 +177,103 @@ def find_weights(folder: Path, file: str, system: str) -> Path:
     )
 
 
+def load_weights(
+    spec: NetworkSpec, folder: Path, system: str, progress: Progress = lambda _: None
+) -> tuple[nn.Module, dict[str, m.Source]]:
+    """A network with its weights, and where they came from, by the part of the network that they fill.
+
+    Raises InputNotFound, InvalidCheckpoint.
+    """
+    module, sources = spec.build(), {}
+    for part, download in spec.files.items():
+        path = find_weights(folder, download.file, system)
+        progress(f"loading {path.name}")
+        load_into(module.get_submodule(part), path)
+        sources[part] = m.Source(file=path.name, sha256=sha256_file(path))
+    return module, sources
+
+
 def as_stage(
     module: nn.Module, spec: NetworkSpec, *, learned_variance: bool = False, time_table: bool = False
-) -> nn.Module:
-    """The stage module of `bfr.export.step` around a network; changes the network where channels are cut.
+) -> Stage:
+    """The stage of `bfr.export.stages` around a network; changes the network where channels are cut.
 
     time_table: it takes what ConditionerStage makes in the place of timesteps.
     """
-    if spec.kind == "estimator":
-        return EstimatorStage(module).eval()
-    features = ConditionerStage(module).features if time_table and isinstance(module, UNet) else None
-    if learned_variance:
-        if not spec.learned_variance:
+    kind, options = spec.kind, dict(spec.options)
+    if kind == "step":
+        if learned_variance and not spec.learned_variance:
             raise InvalidOption("this denoiser has no learned variance: export it without --learned-variance")
-        return LearnedVarianceStep(module, features).eval()
-    if spec.learned_variance and isinstance(module, UNet) and has_variance(module):
+        kind = "step-learned" if learned_variance else kind
+        if time_table and isinstance(module, UNet):
+            options["features"] = ConditionerStage(module).features
+    unused = kind.startswith("step") and kind != "step-learned" and spec.learned_variance
+    if unused and isinstance(module, UNet) and has_variance(module, options.get("channels")):
         cut_variance(module)
-    return LinearStep(module, features).eval()
+    return make_stage(kind, module, options)
 
 
 def in_half(
     module: nn.Module, spec: NetworkSpec, precision: Precision, learned_variance: bool, time_table: bool
-) -> nn.Module:
+) -> Stage:
     """A copy of a network with its torso in half, as a stage."""
     half: Any = copy.deepcopy(module)
     half.cast_torso(DTYPES[precision])
     return as_stage(half, spec, learned_variance=learned_variance, time_table=time_table)
 
 
-def stage_examples(stage: nn.Module, size: int, batch: int = 2) -> dict[str, Tensor]:
-    """Example inputs of a stage, by name, in the order of its `forward`."""
-    generator = torch.Generator().manual_seed(0)
-    image = torch.rand(batch, 3, size, size, generator=generator)
-    t = torch.full((batch,), 100.0)
-    if isinstance(stage, EstimatorStage):
-        return {"degraded": image}
-    if isinstance(stage, ConditionerStage):
-        return {"t": t}
-    features: Any = stage.features
-    return {
-        "x": image,
-        "h1": image.clone(),
-        "h2": image.clone(),
-        "t": t if features is None else torch.rand(batch, features, generator=generator),
-        "row": torch.rand(batch, 8, generator=generator),
-        "noise": image.clone(),
-    }
-
-
-def _output_names(stage: nn.Module) -> tuple[str, ...]:
-    names = {EstimatorStage: ("estimate",), ConditionerStage: ("conditioning",)}
-    return names.get(type(stage), ("x_next", "x0"))
-
-
-def _export_variant(
-    stage: nn.Module, name: str, system: SystemSpec, precision: Precision, folder: Path, opset: int
-) -> m.Variant:
+def _export_variant(stage: Stage, name: str, size: int, precision: Precision, folder: Path, opset: int) -> m.Variant:
     store_half = precision == "fp32" and fits_half(stage)
     file = f"{name}.onnx" if precision == "fp32" else f"{name}.{precision}.onnx"
-    examples = stage_examples(stage, system.image_size)
-    paths = export_graph(stage, examples, _output_names(stage), folder / file, opset=opset, store_half=store_half)
+    paths = export_graph(stage, stage.examples(size), stage.outputs, folder / file, opset=opset, store_half=store_half)
     graph, weights = (describe_file(folder, path) for path in paths)
     return m.Variant(graph=graph, weights=(weights,), opset=opset)
 
 
 def fits_half(module: nn.Module) -> bool:
     """Whether all weights are exact in half: they came so, and are kept so."""
-    return all(torch.equal(parameter, parameter.half().float()) for parameter in module.parameters())
+    weights = list(module.parameters())
+    return bool(weights) and all(torch.equal(weight, weight.half().float()) for weight in weights)
 
 
 def _network_entry(
-    spec: NetworkSpec, stage: nn.Module, system: SystemSpec, source: m.Source, variants: dict[Precision, m.Variant]
+    spec: NetworkSpec,
+    stage: Stage,
+    system: SystemSpec,
+    sources: dict[str, m.Source],
+    variants: dict[Precision, m.Variant],
 ) -> m.Network:
-    examples = stage_examples(stage, system.image_size)
-    image: tuple[int | str, ...] = ("batch", 3, system.image_size, system.image_size)
-    kind = KINDS[type(stage)]
-    shape = ("batch", stage.features) if isinstance(stage, ConditionerStage) else image
+    size = spec.size or system.image_size
+    first, *more = sources or [""]
     return m.Network(
-        kind=kind,  # type: ignore[arg-type]
+        kind=stage.kind,
         architecture=spec.architecture,
         parameters=spec.parameters,
+        options=spec.options,
         parameter_count=sum(parameter.numel() for parameter in stage.parameters()),
-        gflop=round(gflop(stage, system.image_size), 1),
-        inputs=tuple(m.Tensor(name=key, shape=("batch", *value.shape[1:])) for key, value in examples.items()),
-        outputs=tuple(m.Tensor(name=key, shape=shape) for key in _output_names(stage)),
-        source=source,
+        gflop=round(gflop(stage, size), 1),
+        inputs=_tensors(stage.examples(size)),
+        outputs=_tensors(output_examples(stage, size)),
+        source=sources.get(first, m.Source(file="", sha256="")),
+        more_sources={part: sources[part] for part in more},
         variants=variants,
     )
 
 
-def gflop(stage: nn.Module, size: int) -> float:
-    """Billions of floating point operations of one call on one image, 2 per multiply-add."""
-    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+def _tensors(examples: dict[str, Tensor]) -> tuple[m.Tensor, ...]:
+    return tuple(m.Tensor(name=name, shape=("batch", *value.shape[1:])) for name, value in examples.items())
+
+
+def output_examples(stage: Stage, size: int, batch: int = 1) -> dict[str, Tensor]:
+    """What a stage makes of its examples, by name, as tensors without values."""
+    with torch.device("meta"), torch.no_grad():
         meta = copy.deepcopy(stage).to("meta")
-        meta(**{name: value.to("meta") for name, value in stage_examples(stage, size, batch=1).items()})
+        made = meta(**{name: value.to("meta") for name, value in stage.examples(size, batch).items()})
+    return dict(zip(stage.outputs, (made,) if isinstance(made, Tensor) else made, strict=True))
+
+
+def gflop(stage: Stage, size: int) -> float:
+    """Billions of floating point operations of one call on one image, 2 per multiply-add."""
+    with FlopCounterMode(display=False) as counter:
+        output_examples(stage, size)
     return float(counter.get_total_flops()) / 1e9

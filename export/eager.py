@@ -65,8 +65,8 @@ class EagerDevice(HostDevice):
         signal, sigma = levels.T[:, :, None, None, None]
         torch.add(estimate * signal, noise * sigma, out=x)
 
-    def noise(self, shape: tuple[int, ...]) -> Noise:
-        return UploadedNoise(self, shape)
+    def noise(self, shape: tuple[int, ...], first: int = 0) -> Noise:
+        return UploadedNoise(self, shape, first)
 
     def load(self, bundle: Bundle, name: str, precision: Precision) -> EagerNetwork:
         """The float32 module of a bundle's network."""

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 from bfr.export.builder import BuildOptions, build_engine_bytes, timing_cache_path, typed_share
 from bfr.export.half import check_buildable, prove_precision
 from bfr.export.progress import Meter, Report, still_working, watched
-from bfr.export.verify import Reference, open_reference, verify
+from bfr.export.verify import open_reference, verify
+from bfr.export.walk import Reference
 from bfr.export.writable import write_engines
 from bfr.runtime.backends import Device, Network
 from bfr.runtime.backends.trt import Library, Machine, engine_key, find_engine

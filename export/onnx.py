@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
+from bfr.export.stage import Stage
 from bfr.runtime.errors import InvalidOption
 
 OPSETS = (18, 20, 21, 23)
@@ -47,9 +48,14 @@ def export_graph(
         raise InvalidOption(f"opset {opset} is not offered: choose one of {', '.join(map(str, OPSETS))}")
     if any(example.shape[0] != 2 for example in inputs.values()):
         raise ValueError("examples are of batch 2")
+    module = module.eval()
+    state, wraps = module.state_dict(), getattr(module, "wraps", "")
+    prefix = f"{wraps}." if wraps else ""
+    if isinstance(module, Stage):
+        module = module.traceable(next(iter(inputs.values())).shape[-1])
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            module.eval(),
+            module,
             tuple(inputs.values()),
             dynamo=True,
             opset_version=opset,
@@ -60,19 +66,24 @@ def export_graph(
         )
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")
-    return save_graph(program.model_proto, path, state=module.state_dict(), store_half=store_half)
+    return save_graph(program.model_proto, path, state=state, prefix=prefix, store_half=store_half)
 
 
 def save_graph(
-    model: onnx.ModelProto, path: Path, *, state: Mapping[str, Tensor] | None = None, store_half: bool = False
+    model: onnx.ModelProto,
+    path: Path,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+    prefix: str = "",
+    store_half: bool = False,
 ) -> tuple[Path, Path]:
     """Write a graph and the .safetensors file of its large tensors beside it, and of `state`; returns both paths.
 
-    store_half: as in `export_graph`. `model` is changed.
+    prefix: what the names of weights lose there. store_half: as in `export_graph`. `model` is changed.
     """
     _strip_traces(model)
     weights = path.with_suffix(".safetensors")
-    _move_weights(model, state or {}, weights, store_half=store_half)
+    _move_weights(model, state or {}, weights, prefix=prefix, store_half=store_half)
     onnx.save(model, path)
     onnx.checker.check_model(path, full_check=False)
     return path, weights
@@ -97,13 +108,14 @@ def _strip_traces(model: onnx.ModelProto) -> None:
     del graph.value_info[:]  # whoever loads the graph infers the shapes anew
 
 
-def _move_weights(model: onnx.ModelProto, state: Mapping[str, Tensor], path: Path, *, store_half: bool) -> None:
+def _move_weights(
+    model: onnx.ModelProto, state: Mapping[str, Tensor], path: Path, *, prefix: str, store_half: bool
+) -> None:
     """Move the initializers of `model` into a safetensors file and refer to them there.
 
     The file also holds what of the module's state the graph does not name, because the exporter merged equal tensors or
     folded them: it loads as the checkpoint does.
     """
-    prefix = _stage_prefix(state) if state else ""
     large = [tensor for tensor in model.graph.initializer if int(np.prod(tensor.dims)) >= EXTERNAL_FROM]
     arrays = {tensor.name.removeprefix(prefix): numpy_helper.to_array(tensor) for tensor in large}
     for name, value in state.items():
@@ -150,11 +162,6 @@ def _offsets(path: Path) -> dict[str, tuple[int, int]]:
         for name, entry in header.items()
         if name != "__metadata__"
     }
-
-
-def _stage_prefix(state: Mapping[str, Tensor]) -> str:
-    """What a stage of `bfr.export.step` puts before the checkpoint's own names."""
-    return next((p for p in ("denoiser.", "estimator.") if all(name.startswith(p) for name in state)), "")
 
 
 @contextmanager

@@ -5,16 +5,12 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
-from bfr.export.step import ConditionerStage, EstimatorStage, LearnedVarianceStep, LinearStep, cut_variance
+from bfr.export.stages import make_stage
+from bfr.export.step import ConditionerStage, cut_variance
 from bfr.models.catalog import ARCHITECTURES
+from bfr.models.unet import UNet
 from bfr.runtime.bundle import Bundle
 from bfr.runtime.errors import BundleInvalid
-
-STAGES: dict[str, type[nn.Module]] = {
-    "estimator": EstimatorStage,
-    "step": LinearStep,
-    "step-learned": LearnedVarianceStep,
-}
 
 
 def load_reference(bundle: Bundle) -> dict[str, nn.Module]:
@@ -35,8 +31,9 @@ def load_stage(bundle: Bundle, name: str) -> nn.Module:
         )
     module = ARCHITECTURES[entry.architecture](**entry.parameters)
     state = load_file(path)
-    if entry.kind == "step" and len(state["out.2.bias"]) < len(module.state_dict()["out.2.bias"]):
-        cut_variance(module)  # type: ignore[arg-type]
+    cut = entry.kind.startswith("step") and entry.kind != "step-learned"
+    if cut and isinstance(module, UNet) and len(state["out.2.bias"]) < len(module.state_dict()["out.2.bias"]):
+        cut_variance(module)
     # The file also holds what the exporter folded, under names of its own.
     module.load_state_dict({key: state[key].to(value.dtype) for key, value in module.state_dict().items()})
-    return STAGES[entry.kind](module).eval()
+    return make_stage(entry.kind, module, entry.options)

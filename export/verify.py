@@ -1,29 +1,26 @@
 """Proves a backend against a float32 reference: every network, and the whole loop, on the same noise."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bfr.export.walk import SEED, Reference, output_shapes, run_network, side_by_side, synthetic, walk
 from bfr.runtime import manifest
 from bfr.runtime.backends import Device, Float32, Network
 from bfr.runtime.backends.choose import open_device
 from bfr.runtime.bundle import Bundle
+from bfr.runtime.chain import Chain
 from bfr.runtime.errors import VerificationFailed
-from bfr.runtime.loop import Chain
 from bfr.runtime.manifest import Check, Precision
-from bfr.runtime.noise import fill_normal
-from bfr.runtime.restorer import load_networks, sampler_table
-from bfr.runtime.solvers import StepTable
+from bfr.runtime.plan import DEGRADED, Plan, make_plan
+from bfr.runtime.restorer import common_buckets, load_networks
 
 if TYPE_CHECKING:
     from torch import nn
 
 BATCHES = (1, 3)  # graphs are traced at 2: an axis that became a constant shows at both
-REFERENCE_BATCH = 4  # the reference runs larger batches in parts, so that the host's memory holds them
-SEED = 12345
 GPU_RUNS = 3  # the first is enqueued call by call, the second records the chain
 # dB of PSNR with peak 2, of a network and of the loop. In float32 only the order of sums differs; half keeps 11 bits of
 # every activation. int8 reaches 43 and 44 dB with the weights of `mini` on these inputs, unlike what it was calibrated
@@ -37,15 +34,6 @@ FLOORS_DB: Mapping[Precision, tuple[float, float]] = {
 INT8_STEP_DB = 50.0
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What is compared with: the float32 networks of a bundle, by name, on a device."""
-
-    name: str
-    device: Device
-    networks: Mapping[str, Network]
 
 
 def eager_reference(modules: Mapping[str, "nn.Module"]) -> Reference:
@@ -97,27 +85,31 @@ def verify(
         reference = eager_reference(reference)
     device = device or open_device(backend, threads=threads)
     tested = networks or load_networks(bundle, device, precision)
-    sampler = bundle.preset(preset)
-    if steps is not None and steps < sampler.calls:
-        sampler = sampler.shortened(steps)
-    table = sampler_table(bundle, sampler)
-    batches = sorted({min(device.buckets), max(device.buckets)}) if device.buckets else BATCHES
+    sampler = bundle.preset(preset if bundle.denoisers else None)
+    if steps is not None:
+        sampler = _shortened(sampler, steps)
+    plan = make_plan(bundle, sampler)
+    buckets = common_buckets(bundle.manifest.batches, device.buckets)
+    batches = sorted({min(buckets), max(buckets)}) if buckets else BATCHES
     where: dict[str, Any] = {"device": device.name, "precision": precision, "reference": reference.name, "gpu": gpu}
     checks = []
-    for name, entry in bundle.manifest.networks.items():
-        floor = network_floor(entry, precision)
-        for batch in batches:
+    for batch in batches:
+        for name, inputs, expected in walk(bundle, plan, reference, batch):
+            entry = bundle.network(name)
             progress(f"{name} in {precision} at batch {batch} against {reference.name}")
-            inputs = _inputs(bundle, name, table, batch, reference)
-            outputs = {tensor.name: tuple(int(size) for size in tensor.shape[1:]) for tensor in entry.outputs}
-            a = run_in_parts(reference.device, reference.networks[name], inputs, outputs, REFERENCE_BATCH)
-            b = run_network(device, tested[name], inputs, outputs)
-            checks.append(compare(f"{name}, batch {batch}", a, b, batch=batch, floor=floor, **where))
-    progress(f"the loop in {precision}, {len(table)} steps, against {reference.name}")
-    a, eager_seconds = run_loop(bundle, reference.device, reference.networks, table, batches[0])
-    b, seconds = run_loop(bundle, device, tested, table, batches[0])
-    what = f"loop, preset {preset}, {sampler}"
+            b = run_network(device, tested[name], inputs, output_shapes(entry))
+            floor = network_floor(entry, precision)
+            checks.append(
+                compare(f"{name}, batch {batch}", side_by_side(expected), b, batch=batch, floor=floor, **where)
+            )
+    steps = sum(len(loop.table) for loop in plan.loops)
+    progress(f"the loop in {precision}, {steps} steps, against {reference.name}")
+    a, eager_seconds = run_chain(plan, reference.device, reference.networks, batches[0])
+    b, seconds = run_chain(plan, device, tested, batches[0])
+    what = f"loop, preset {preset}, {sampler}" if steps else "chain"
     check = compare(what, a, b, batch=batches[0], floor=FLOORS_DB[precision][1], **where)
+    if not steps:
+        return [*checks, check]
     times = {"seconds_a_step": round(seconds, 7), "eager_seconds_a_step": round(eager_seconds, 7)}
     return [*checks, check.model_copy(update=times)]
 
@@ -168,103 +160,25 @@ def compare(
     )
 
 
-def run_network(
-    device: Device, network: Network, inputs: Mapping[str, Float32], outputs: Mapping[str, tuple[int, ...]]
-) -> Float32:
-    """Run a network once; its outputs, (B, ...) each, side by side along axis 1. outputs: their shapes without B."""
-    batch = len(next(iter(inputs.values())))
-    buffers = {name: device.array(value.shape) for name, value in inputs.items()}
-    results = {name: device.array((batch, *shape)) for name, shape in outputs.items()}
-    try:
-        for name, value in inputs.items():
-            device.write(buffers[name], value)
-        network.bind(buffers, results)()
-        return np.concatenate([device.read(result) for result in results.values()], axis=1)
-    finally:
-        device.release([*buffers.values(), *results.values()])
-
-
-def run_in_parts(
-    device: Device, network: Network, inputs: Mapping[str, Float32], outputs: Mapping[str, tuple[int, ...]], part: int
-) -> Float32:
-    """`run_network`, at most `part` images at a time."""
-    batch = len(next(iter(inputs.values())))
-    parts = [
-        run_network(device, network, {name: value[i : i + part] for name, value in inputs.items()}, outputs)
-        for i in range(0, batch, part)
-    ]
-    return np.concatenate(parts)
-
-
-def run_loop(
-    bundle: Bundle, device: Device, networks: Mapping[str, Network], table: StepTable, batch: int = 1
-) -> tuple[Float32, float]:
-    """The final images of synthetic faces through the chain, (B, 3, S, S) in [-1, 1], and the seconds a step.
+def run_chain(plan: Plan, device: Device, networks: Mapping[str, Network], batch: int = 1) -> tuple[Float32, float]:
+    """The final images of synthetic faces through a chain, (B, 3, S, S) in [-1, 1], and the seconds a step.
 
     On a device that records chains, they are those of the recorded one.
     """
-    conditioner = bundle.denoise.conditioner
-    chain = Chain(
-        device,
-        networks[bundle.estimator],
-        networks[bundle.denoise.network],
-        table,
-        batch=batch,
-        size=bundle.manifest.image_size,
-        conditioner=networks[conditioner] if conditioner else None,
-        features=bundle.features,
-    )
-    faces = np.stack([smooth_image(inputs_shape(bundle), image) for image in range(batch)])
+    chain = Chain(device, networks, plan, batch=batch)
+    faces = {name: synthetic(name, shape, batch) for name, shape in plan.inputs.items()}
+    degraded, loops = faces.pop(DEGRADED), list(plan.loops)
     try:
         for _ in range(1 if device.memory() is None else GPU_RUNS):
-            result = chain.run(faces, seed=SEED, images=tuple(range(batch)))
+            result = chain.run(degraded, seed=SEED, images=tuple(range(batch)), inputs=faces)
     finally:
         chain.close()
-    return result.image * 2.0 - 1.0, result.seconds["denoise"] / len(table)
+    steps = sum(len(loop.table) for loop in loops)
+    return result.image * 2.0 - 1.0, sum(result.seconds[loop.name] for loop in loops) / max(steps, 1)
 
 
-def inputs_shape(bundle: Bundle) -> tuple[int, int, int]:
-    """(3, S, S)."""
-    return (3, bundle.manifest.image_size, bundle.manifest.image_size)
-
-
-def smooth_image(shape: tuple[int, int, int], image: int) -> Float32:
-    """A deterministic image in [0, 1] with the statistics that matter here: smooth, with a little noise on top."""
-    noise = np.empty(shape, np.float32)
-    fill_normal(noise, seed=SEED, image=image, step=0)
-    axis = np.linspace(0.0, 2.0 * np.pi, shape[-1], dtype=np.float32)
-    phases = noise[:, 0, :2, None]
-    waves = np.sin(axis + phases[:, :1])[:, :, None, :] * np.cos(axis + phases[:, 1:])[:, :, :, None]
-    return np.asarray(np.clip(0.5 + 0.3 * waves.reshape(shape) + 0.02 * noise, 0.0, 1.0), np.float32)
-
-
-def _inputs(bundle: Bundle, name: str, table: StepTable, batch: int, reference: Reference) -> dict[str, Float32]:
-    shape = inputs_shape(bundle)
-    middle = len(table) // 2
-    # Different steps side by side: a batch may hold images at different times.
-    t = np.roll(table.timesteps, -middle)[np.arange(batch) % len(table)]
-    conditioner = bundle.denoise.conditioner
-    if name == conditioner:
-        return {"t": t}
-    clean = np.stack([smooth_image(shape, image) for image in range(batch)])
-    if bundle.network(name).kind == "estimator":
-        return {"degraded": clean}
-    draws = {key: np.stack(list(_draws(shape, batch, step))) for step, key in enumerate(("x", "noise"), start=1)}
-    if conditioner:
-        outputs = {"conditioning": (bundle.features,)}
-        t = run_network(reference.device, reference.networks[conditioner], {"t": t}, outputs)
-    return {
-        "x": np.float32(table.signal) * (2.0 * clean - 1.0) + np.float32(table.noise) * draws["x"],
-        "h1": 2.0 * clean - 1.0,
-        "h2": 2.0 * clean - 1.0,
-        "t": t,
-        "row": np.roll(table.rows, -middle, axis=0)[np.arange(batch) % len(table)],
-        "noise": draws["noise"],
-    }
-
-
-def _draws(shape: tuple[int, ...], batch: int, step: int) -> Iterator[Float32]:
-    for image in range(batch):
-        draw = np.empty(shape, np.float32)
-        fill_normal(draw, seed=SEED, image=image, step=step)
-        yield draw
+def _shortened(sampler: manifest.Preset, steps: int) -> manifest.Preset:
+    """A preset whose loops take at most so many steps each."""
+    own = sampler.shortened(steps) if steps < sampler.calls else sampler
+    stages = {name: one.shortened(steps) if steps < one.calls else one for name, one in own.stages.items()}
+    return own.model_copy(update={"stages": stages})

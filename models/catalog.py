@@ -1,73 +1,14 @@
 """The systems that `bfr` knows: networks, hyper-parameters, schedule, presets, where the weights are, licence."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-from torch import nn
 
 from bfr.models.fetch import Download
 from bfr.models.mini import networks as mini
-from bfr.models.swinir import SwinIR
-from bfr.models.unet import UNet
+from bfr.models.system import ARCHITECTURES, NetworkSpec, SystemSpec
 from bfr.runtime.errors import InvalidOption
-from bfr.runtime.manifest import Adapt, Denoise, Diffuse, Estimate, Licence, NoiseSchedule, Precision, Preset
+from bfr.runtime.manifest import Adapt, Licence, Preset
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "swinir": SwinIR}
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkSpec:
-    """One network of a system.
-
-    architecture, parameters: what builds it, see ARCHITECTURES. weights: its published file. learned_variance: whether
-    its output has variance channels after eps. half: the half precision that it bears, None where none is known to be
-    safe; it then stays in float32 in a half-precision bundle. int8: whether its own weights were measured with 8-bit
-    convolutions (`bfr.export.quantize`) and bear them; else it stays in float32 in an int8 bundle.
-    """
-
-    kind: Literal["estimator", "denoiser"]
-    architecture: str
-    parameters: dict[str, Any]
-    weights: Download
-    learned_variance: bool = False
-    half: Precision | None = "fp16"
-    int8: bool = False
-
-    def build(self) -> nn.Module:
-        """A new module with these parameters, in float32, its weights random."""
-        return ARCHITECTURES[self.architecture](**self.parameters)
-
-
-@dataclass(frozen=True, slots=True)
-class SystemSpec:
-    """A system: its networks by name, its stages, the settings that its makers published as presets.
-
-    default_preset: the one that is used where none is named.
-    packaged: the folder of its weights where they come with the package, else they are fetched.
-    """
-
-    name: str
-    title: str
-    image_size: int
-    networks: dict[str, NetworkSpec]
-    presets: dict[str, Preset]
-    licence: Licence
-    packaged: Path | None = None
-    default_preset: str = "reference"
-    schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
-
-    @property
-    def stages(self) -> tuple[Estimate, Diffuse, Denoise]:
-        """DifFace's: estimate, diffuse, denoise."""
-        return Estimate(network="estimator"), Diffuse(), self.denoise
-
-    @property
-    def denoise(self) -> Denoise:
-        """The last stage."""
-        return Denoise(network="denoiser", prediction="eps")
-
+__all__ = ["ARCHITECTURES", "DIFFACE", "MINI", "SYSTEMS", "NetworkSpec", "SystemSpec", "get_system"]
 
 _RELEASE = "https://github.com/zsyOAOA/DifFace/releases/download/V1.0/"
 
@@ -99,7 +40,7 @@ DIFFACE = SystemSpec(
             half=None,  # its residual stream leaves fp16's range: JingyunLiang/SwinIR issues 103 and 180
         ),
         "denoiser": NetworkSpec(
-            kind="denoiser",
+            kind="step",
             architecture="unet",
             parameters={
                 "image_size": 512,
@@ -145,7 +86,7 @@ MINI = SystemSpec(
             int8=True,
         ),
         "denoiser": NetworkSpec(
-            kind="denoiser",
+            kind="step",
             architecture="unet",
             parameters=mini.DENOISER,
             weights=Download("", "denoiser.safetensors"),

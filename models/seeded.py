@@ -7,11 +7,14 @@ storing what made it.
 import math
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch import nn
+
+from bfr.models.system import SystemSpec
 
 LOOP_SCALE: Mapping[str, float] = MappingProxyType({"out.2.weight": 0.3, "out.2.bias": 0.3})
 """For a UNet inside a sampling loop: with its last layer at full strength a random network makes the loop chaotic."""
@@ -54,3 +57,18 @@ def seed_weights(module: nn.Module, scale: Mapping[str, float] | None = None) ->
                 tensor.copy_(torch.from_numpy(seeded_array(name, tuple(tensor.shape))))
         for name, factor in (scale or {}).items():
             state[name].mul_(factor)
+
+
+def write_seeded(system: SystemSpec, folder: Path) -> None:
+    """Write the checkpoints of a system under their published names, weights a function of the parameters' names.
+
+    They restore nothing: they are for tests and timings. A file that several networks share is the same for each.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for spec in system.networks.values():
+        module = spec.build()
+        for part, download in spec.files.items():
+            filled = module.get_submodule(part)
+            scale = {name: factor for name, factor in LOOP_SCALE.items() if name in filled.state_dict()}
+            seed_weights(filled, scale if spec.kind.startswith("step") else None)
+            torch.save(filled.state_dict(), folder / download.file)

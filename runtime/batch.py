@@ -1,7 +1,7 @@
 """Some images on their way through a chain, and what became of each."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.backends import Device, Float32
+from bfr.runtime.chain import Chain, ChainResult
 from bfr.runtime.errors import BfrError
-from bfr.runtime.loop import Chain, ChainResult, OnStep
+from bfr.runtime.inputs import Given, ImageInputs, keep_known
+from bfr.runtime.loop import OnStep
 from bfr.runtime.manifest import Precision
-from bfr.runtime.pixels import to_input, to_output
+from bfr.runtime.pixels import to_output
+from bfr.runtime.plan import DEGRADED
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,32 +37,49 @@ class Owner(Protocol):
 
     device: Device
     precision: Precision
-    size: int
+    inputs: ImageInputs
+
+    @property
+    def buckets(self) -> tuple[int, ...] | None: ...
 
     def chain(self, batch: int) -> Chain: ...
 
     def float32(self) -> "Owner": ...
 
     def run(
-        self, images: Sequence[NDArray[Any]], *, seed: int, keys: Sequence[int | None] | None
+        self, images: Sequence[NDArray[Any]], *, seed: int, keys: Sequence[int | None] | None, inputs: Mapping[str, Given] | None
     ) -> list[Restored]: ...
 
 
 class Batch:
     """Some images on their way through the chain of their bucket."""
 
-    def __init__(self, restorer: Owner, images: Sequence[NDArray[Any]], keys: Sequence[int | None], seed: int) -> None:
-        self.restorer, self.images, self.keys, self.seed = restorer, images, keys, seed
-        self.inputs = [to_input(image, restorer.size) for image in images]
+    def __init__(
+        self,
+        restorer: Owner,
+        images: Sequence[NDArray[Any]],
+        keys: Sequence[int | None],
+        seed: int,
+        given: Mapping[str, Given] | None = None,
+    ) -> None:
+        """given: pictures for the system's other inputs, by name, one or None for each image."""
+        self.restorer, self.images, self.keys, self.seed, self.given = restorer, images, keys, seed, given or {}
+        self.prepared = [restorer.inputs.prepare(image, self._pictures(i)) for i, image in enumerate(images)]
 
     def stage(self) -> None:
         """Hand the images to the device, which may still work on other ones. Raises DeviceOutOfMemory."""
-        bucket = choose_bucket(len(self.images), self.restorer.device.buckets)
-        padding = [np.zeros_like(self.inputs[0])] * (bucket - len(self.inputs))
-        named = [image_key(x) if key is None else key for x, key in zip(self.inputs, self.keys, strict=True)]
-        self.noise_keys = (*named, *(0 for _ in padding))
+        bucket = choose_bucket(len(self.images), self.restorer.buckets)
+        padding = bucket - len(self.prepared)
+        named = [
+            image_key(one[DEGRADED]) if key is None else key for one, key in zip(self.prepared, self.keys, strict=True)
+        ]
+        self.noise_keys = (*named, *(0 for _ in range(padding)))
         self.chain = self.restorer.chain(bucket)
-        self.chain.stage(np.stack(self.inputs + padding))
+        inputs = {
+            name: np.stack([one[name] for one in self.prepared] + [np.zeros_like(first)] * padding)
+            for name, first in self.prepared[0].items()
+        }
+        self.chain.stage(inputs.pop(DEGRADED), inputs)
 
     def start(self, on_step: OnStep | None) -> None:
         """Begin the work. The previous batch must be finished."""
@@ -73,15 +93,23 @@ class Batch:
         """One for each image; what is not finite is made again in float32 where that is another network."""
         seconds = {stage: total / len(self.images) for stage, total in outcome.seconds.items()}
         return [
-            Restored(to_output(face, image), seconds, self.restorer.precision)
+            Restored(self._output(i, face), seconds, self.restorer.precision)
             if np.isfinite(face).all()
             else self._again(i, seconds)
-            for i, (image, face) in enumerate(zip(self.images, outcome.image, strict=False))  # padding is left out
+            for i, face in enumerate(outcome.image[: len(self.images)])  # padding is left out
         ]
+
+    def _output(self, i: int, face: Float32) -> NDArray[Any]:
+        """A result as the image came; where there is a mask, the known pixels are the image's own."""
+        image, result = self.images[i], to_output(face, self.images[i])
+        return keep_known(image, result, self._pictures(i).get("mask")) if "mask" in self.prepared[i] else result
+
+    def _pictures(self, i: int) -> dict[str, NDArray[Any] | None]:
+        return {name: pictures[i] for name, pictures in self.given.items()}
 
     def _again(self, i: int, seconds: dict[str, float]) -> Restored:
         precision = self.restorer.precision
-        if not np.isfinite(self.inputs[i]).all():
+        if not all(np.isfinite(values).all() for values in self.prepared[i].values()):
             return Restored(None, seconds, precision, "the input holds NaN or Inf")
         if precision == "fp32":
             return Restored(None, seconds, "fp32", "the result holds NaN or Inf in float32")
@@ -89,7 +117,8 @@ class Batch:
             float32 = self.restorer.float32()
         except BfrError as error:
             return Restored(None, seconds, precision, f"the result holds NaN or Inf, and float32 is not there: {error}")
-        return float32.run([self.images[i]], seed=self.seed, keys=[self.keys[i]])[0]
+        given = {name: [picture] for name, picture in self._pictures(i).items()}
+        return float32.run([self.images[i]], seed=self.seed, keys=[self.keys[i]], inputs=given)[0]
 
 
 def choose_bucket(count: int, buckets: tuple[int, ...] | None) -> int:

@@ -59,9 +59,16 @@ class Bundle:
         return next(stage.network for stage in self.manifest.stages if isinstance(stage, Estimate))
 
     @property
+    def denoisers(self) -> tuple[Denoise, ...]:
+        """The denoise stages."""
+        return tuple(stage for stage in self.manifest.stages if isinstance(stage, Denoise))
+
+    @property
     def denoise(self) -> Denoise:
-        """The denoising stage."""
-        return next(stage for stage in self.manifest.stages if isinstance(stage, Denoise))
+        """The first denoise stage. Raises InvalidOption where there is none."""
+        if not self.denoisers:
+            raise InvalidOption(f"{self.manifest.system} has no denoising loop: it calls its networks once")
+        return self.denoisers[0]
 
     @property
     def features(self) -> int:
@@ -91,6 +98,11 @@ class Bundle:
         eta falls to 0 with a solver that has none, and steps and adapt go with the grid that is left for a respacing.
         Raises InvalidOption with the names that there are, or with what does not go together.
         """
+        if not self.denoisers:
+            if name or overrides:
+                given = ", ".join([*(["preset"] if name else []), *overrides])
+                raise InvalidOption(f"{self.manifest.system} has no loop, so no {given}: leave it out")
+            return Preset(solver=None)
         name = name or self.manifest.default_preset
         if name not in self.manifest.presets:
             raise InvalidOption(

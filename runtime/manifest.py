@@ -1,7 +1,7 @@
 """The manifest of a deployment bundle: what `manifest.json` may say, checked when it is read."""
 
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -58,51 +58,109 @@ class Source(_Model):
 class Network(_Model):
     """A network: its role in the graph's inputs and outputs, its architecture, and its variants by precision.
 
+    kind: of the stage around it, `step...` for a denoiser's; see `bfr.export.stages`. options: of that stage.
     gflop: billions of floating point operations (2 per multiply-add) of one call on one image.
+    source: its checkpoint. more_sources: further ones, by the part of the network that they hold.
     """
 
-    kind: Literal["estimator", "step", "step-learned", "conditioner"]
+    kind: str
     architecture: str
     parameters: dict[str, Any]
+    options: dict[str, Any] = {}
     parameter_count: int
     gflop: float | None = None
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     source: Source
+    more_sources: dict[str, Source] = {}
     variants: dict[Precision, Variant]
 
 
 class NoiseSchedule(_Model):
-    """The linear schedule that the denoiser was trained with."""
+    """The schedule that the denoiser was trained with: betas even in themselves, or in their square roots."""
 
     timesteps: Annotated[int, Field(ge=2)] = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    betas: Literal["linear", "scaled-linear"] = "linear"
+
+
+class ImageInput(_Model):
+    """What a system reads beside the degraded image: (batch, channels, S, S) in [0, 1], all 0 where it is not given.
+
+    `mask` is 1 where the picture is to be made up; `reference` is another picture of the same person.
+    """
+
+    name: Literal["mask", "reference"]
+    channels: Annotated[int, Field(ge=1)]
 
 
 class Estimate(_Model):
-    """A network called once on the degraded image."""
+    """A network called once: an estimator, an encoder, a decoder, a resize.
+
+    inputs, outputs: the network's name of a tensor -> the name of the value that it reads or makes; a tensor that is
+    not named stands for the value of its own name. The first values are the system's inputs, `degraded` first.
+    """
 
     kind: Literal["estimate"] = "estimate"
+    name: str = "estimate"
     network: str
+    inputs: dict[str, str] = {}
+    outputs: dict[str, str] = {}
 
 
 class Diffuse(_Model):
-    """Noise added to the previous stage's result, up to the preset's start."""
+    """Noise added to the value `source`, up to the start of the sampler of the denoise stage that follows."""
 
     kind: Literal["diffuse"] = "diffuse"
+    name: str = "diffuse"
+    source: str = "estimate"
+
+
+class Guidance(_Model):
+    """A gradient network that is called between steps, see `bfr.export.guide`.
+
+    x0 moves against the gradient, by `strength`; the next state moves with it. start, stop: the first and the last
+    timestep at which it is called. inputs: as of Estimate, of what it reads beside the step's results.
+    """
+
+    network: str
+    strength: float
+    start: float = 1000.0
+    stop: float = 0.0
+    inputs: dict[str, str] = {}
 
 
 class Denoise(_Model):
-    """The preset's sampler loop; `prediction` is what the network predicts.
+    """A sampler loop; `prediction` is what the network predicts.
 
+    name: by which a preset names a sampler for this stage alone. source: the value that the loop starts from as it is;
+    None where a diffuse stage stands before it. result: the name of the value that it makes.
     conditioner: the network that makes of timesteps what `network` takes in their place, once for all steps.
+    conditions: the network's name of an input -> the value that every step reads there.
+    strength: of the guidance towards known pixels, for a network that has it folded in (kind `step-known`).
     """
 
     kind: Literal["denoise"] = "denoise"
+    name: str = "denoise"
     network: str
+    source: str | None = None
+    result: str = "state"
     conditioner: str | None = None
     prediction: Literal["eps", "v", "x0"] = "eps"
+    conditions: dict[str, str] = {}
+    strength: float | None = None
+    guidance: Guidance | None = None
+
+
+Stage = Annotated[Estimate | Diffuse | Denoise, Field(discriminator="kind")]
+
+
+def _named_once(stages: tuple[Estimate | Diffuse | Denoise, ...]) -> tuple[Estimate | Diffuse | Denoise, ...]:
+    names = [stage.name for stage in stages]
+    if len(set(names)) < len(names):
+        raise ValueError("two stages have the same name: each stage of a system has one of its own")
+    return stages
 
 
 class Adapt(_Model):
@@ -118,18 +176,19 @@ class Adapt(_Model):
     most: Annotated[float, Field(gt=0)]
 
 
-class Preset(_Model):
-    """A sampler: what solves, where the denoiser is called, and how far the truncation goes.
+class Sampler(_Model):
+    """What solves, where the denoiser is called, and how far the truncation goes.
 
     spacing: `ddim250` or `250` respaces the schedule as published; `start` is then the index N, whole, which is also
     the number of calls. `time`, `log-snr` and `quadratic` are grids; `start` is then the timestep that the estimate is
     diffused to, any real number of the training schedule's, and `steps` the number of calls.
+    solver: None for a system without a loop.
     matched: of a respacing, whether the start is diffused to the timestep of the first call or one index beyond it, as
     published; a grid always is. adapt: of a grid, lets the start depend on the image.
     See `bfr.runtime.solvers.step_table`.
     """
 
-    solver: Solver = "ddim"
+    solver: Solver | None = "ddim"
     spacing: str = "ddim250"
     start: float = 100
     steps: Annotated[int, Field(ge=1)] | None = None
@@ -140,10 +199,14 @@ class Preset(_Model):
     @property
     def calls(self) -> int:
         """How often the denoiser is called for one image."""
+        if self.solver is None:
+            return 0
         return int(self.start) if self.steps is None else self.steps
 
     def __str__(self) -> str:
         """In words: `ddim, 100 of ddim250, eta 0.5` or `dpmpp-2m, 10 steps from t = 396, spaced in log-snr`."""
+        if self.solver is None:
+            return "no loop"
         if self.steps is None:
             where = f"{self.calls} of {self.spacing}{' matched' * self.matched}"
         else:
@@ -151,9 +214,27 @@ class Preset(_Model):
         adapted = f", adapted between {self.adapt.least:g} and {self.adapt.most:g}" if self.adapt else ""
         return f"{self.solver}, {where}{adapted}{f', eta {self.eta:g}' * (self.eta > 0)}"
 
-    def shortened(self, calls: int) -> "Preset":
+    def shortened(self, calls: int) -> Self:
         """The same sampler with `calls` calls: of a respacing, a lower start."""
         return self.model_copy(update={"start": calls} if self.steps is None else {"steps": calls})
+
+
+class Preset(Sampler):
+    """The samplers of a system: its own, and those of single denoise stages, by their names.
+
+    guidance: the strength of guidance in the place of the stages' own; 0 leaves it out.
+    """
+
+    stages: dict[str, Sampler] = {}
+    guidance: Annotated[float, Field(ge=0)] | None = None
+
+    def __str__(self) -> str:
+        guided = "" if self.guidance is None else f", guidance {self.guidance:g}"
+        return "; ".join([super().__str__() + guided, *(f"{name}: {one}" for name, one in self.stages.items())])
+
+    def sampler(self, stage: str) -> Sampler:
+        """The sampler of a denoise stage."""
+        return self.stages.get(stage, self)
 
 
 class Licence(_Model):
@@ -228,7 +309,9 @@ class Engine(_Model):
 class Manifest(_Model):
     """All that the runtime knows of a system. `engines` belong to one machine; all else travels with the bundle.
 
-    default_preset: of `presets`, the one that is used where none is named.
+    inputs: what it reads beside the degraded image. result: the value that is the restored image, (batch, 3, S, S) in
+    [-1, 1]. default_preset: of `presets`, the one that is used where none is named; a system without a denoise stage
+    has no presets. batches: the only batch sizes that its graphs take, ascending; None where every size will do.
     """
 
     format: Literal[1]
@@ -236,7 +319,10 @@ class Manifest(_Model):
     title: str
     image_size: int
     schedule: NoiseSchedule
-    stages: tuple[Annotated[Estimate | Diffuse | Denoise, Field(discriminator="kind")], ...]
+    inputs: tuple[ImageInput, ...] = ()
+    stages: Annotated[tuple[Stage, ...], AfterValidator(_named_once)]
+    result: str = "state"
+    batches: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     presets: dict[str, Preset]
     default_preset: str = "reference"
     networks: dict[str, Network]

@@ -78,10 +78,11 @@ class HostNoise:
     """A stream of noise for one batch, made one step ahead on a thread of its own while the network runs.
 
     `arrays` are two, (B, C, H, W) float32: the noise of `step` is in array `step % 2`, from the return of
-    `ready(step)` until the next call.
+    `ready(step)` until the next call. It is step `first` + `step` of the noise: streams of one chain share no numbers.
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], first: int = 0) -> None:
+        self.first = first
         self.arrays = (np.zeros(shape, np.float32), np.zeros(shape, np.float32))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="bfr-noise")
         self._pending: Future[None] | None = None
@@ -115,14 +116,14 @@ class HostNoise:
 
     def _fill(self, step: int) -> None:
         for out, image in zip(self.arrays[step % 2], self._images, strict=False):  # the batch may be smaller
-            fill_normal(out, seed=self._seed, image=image, step=step)
+            fill_normal(out, seed=self._seed, image=image, step=self.first + step)
 
 
 class UploadedNoise(HostNoise):
     """Host noise for a device with a memory of its own: written there as soon as it is due."""
 
-    def __init__(self, device: Device, shape: tuple[int, ...]) -> None:
-        super().__init__(shape)
+    def __init__(self, device: Device, shape: tuple[int, ...], first: int = 0) -> None:
+        super().__init__(shape, first)
         self.device = device
         self.buffers = (device.array(shape), device.array(shape))
 

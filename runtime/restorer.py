@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 from bfr.runtime.backends import Device, Network
 from bfr.runtime.backends.choose import open_device
 from bfr.runtime.batch import Batch, Restored, choose_bucket
+from bfr.runtime.buffers import Buffers
 from bfr.runtime.bundle import Bundle, default_bundle
+from bfr.runtime.chain import Chain
 from bfr.runtime.errors import DeviceLost, DeviceOutOfMemory, InvalidOption, RestorationFailed
-from bfr.runtime.loop import Buffers, Chain, OnStep
+from bfr.runtime.inputs import Given, ImageInputs
+from bfr.runtime.loop import OnStep
 from bfr.runtime.manifest import Precision, Preset
 from bfr.runtime.noise import check_seed
 from bfr.runtime.pixels import check_image
-from bfr.runtime.schedule import linear_schedule
-from bfr.runtime.solvers import SOLVERS, StepTable, step_table
-from bfr.runtime.truncation import truncation
+from bfr.runtime.plan import make_plan, sampler_table
+from bfr.runtime.solvers import StepTable
 
 DEFAULT_SEED = 12345  # the published code's
 Pixels = TypeVar("Pixels", bound=NDArray[Any])
@@ -53,13 +55,14 @@ class Restorer:
         self.bundle, self.device, self.sampler = bundle, device, sampler
         self.precision: Precision = bundle.precision(precision)
         self.batch, self.size = batch, bundle.manifest.image_size
-        self.table = sampler_table(bundle, sampler)
-        self._truncate = truncation(sampler, lambda other: sampler_table(bundle, other))
+        self.plan = make_plan(bundle, sampler)
+        self.inputs = ImageInputs(bundle.manifest.system, self.size, bundle.manifest.inputs)
         self._networks = networks or load_networks(bundle, device, self.precision)
-        if device.buckets and batch > max(device.buckets):
+        if self.buckets and batch > max(self.buckets):
+            runs = "the bundle's graphs run" if self.buckets == bundle.manifest.batches else f"{device.name} runs"
             raise InvalidOption(
-                f"batch {batch} is out of range: {device.name} runs batches of "
-                f"{', '.join(map(str, device.buckets))} here. Choose at most {max(device.buckets)}"
+                f"batch {batch} is out of range: {runs} batches of "
+                f"{', '.join(map(str, self.buckets))} here. Choose at most {max(self.buckets)}"
                 f"{', or build with --batches' if device.name.startswith('tensorrt') else ''}"
             )
         self._buffers: Buffers | None = None
@@ -119,6 +122,16 @@ class Restorer:
         if self._owns_device:
             self.device.close()
 
+    @property
+    def buckets(self) -> tuple[int, ...] | None:
+        """The batch sizes that chains are made for, ascending, or None where every size is as good."""
+        return common_buckets(self.bundle.manifest.batches, self.device.buckets)
+
+    @property
+    def table(self) -> StepTable:
+        """The step table of the first denoise stage. Raises InvalidOption where the system has no loop."""
+        return sampler_table(self.bundle, self.sampler)
+
     def reserve(self) -> None:
         """Take the memory of the largest chain now, on a device with a memory of its own.
 
@@ -128,8 +141,8 @@ class Restorer:
         if memory is None:
             return
         free, _ = memory
-        largest = choose_bucket(self.batch, self.device.buckets)
-        sizes = [size for size in self.device.buckets or range(1, self.batch + 1) if size <= largest]
+        largest = choose_bucket(self.batch, self.buckets)
+        sizes = [size for size in self.buckets or range(1, self.batch + 1) if size <= largest]
         needed = {size: self._bytes_needed(size) for size in sizes}
         if needed[largest] > free:
             fitting = max((size for size in sizes if needed[size] <= free), default=None)
@@ -140,16 +153,20 @@ class Restorer:
             )
         self.chain(largest)
 
-    def restore(self, images: Sequence[Pixels], *, seed: int = DEFAULT_SEED) -> list[Pixels]:
+    def restore(
+        self, images: Sequence[Pixels], *, seed: int = DEFAULT_SEED, inputs: Mapping[str, Given] | None = None
+    ) -> list[Pixels]:
         """Restore aligned faces.
 
         images: (H, W, 3) RGB each, uint8 or uint16, or float32 in [0, 1]. A size other than the system's is resized
         (antialiased bicubic) and the result resized back. Returns as many images of the same sizes and dtypes.
         seed: 0 .. 2**32 - 1. The result of an image depends on its pixels and the seed alone, not on its neighbours.
+        inputs: of systems that read more than the image: `mask` or `reference`, one picture or None for each image, see
+        `bfr.runtime.inputs`.
         Raises InvalidImage for a wrong shape or dtype, RestorationFailed where a result is not finite: `run` returns
         the others all the same.
         """
-        results = self.run(images, seed=seed)
+        results = self.run(images, seed=seed, inputs=inputs)
         failed = {i: result.error for i, result in enumerate(results) if result.pixels is None}
         if failed:
             reasons = "; ".join(f"image {i}: {error}" for i, error in failed.items())
@@ -163,6 +180,7 @@ class Restorer:
         seed: int = DEFAULT_SEED,
         keys: Sequence[int | None] | None = None,
         on_step: OnStep | None = None,
+        inputs: Mapping[str, Given] | None = None,
     ) -> list[Restored]:
         """As `restore`, but an image that fails is a result with `error` set, and ends nothing.
 
@@ -175,13 +193,18 @@ class Restorer:
         check_seed(seed)
         for image in images:
             check_image(image)
+        given = inputs or {}
+        self.inputs.check(len(images), given)
         named = keys or [None] * len(images)
         results: list[Restored] = []
         running: Batch | None = None
         while len(results) < len(images):
             begin = len(results) + (len(running.images) if running else 0)
             end = begin + self.batch
-            following = Batch(self, images[begin:end], named[begin:end], seed) if begin < len(images) else None
+            following = None
+            if begin < len(images):
+                part = {name: pictures[begin:end] for name, pictures in given.items()}
+                following = Batch(self, images[begin:end], named[begin:end], seed, part)
             outcome, finished, running, failure = None, running, None, None
             try:
                 if following:
@@ -218,21 +241,9 @@ class Restorer:
         """The chain of a batch size, made when first asked for."""
         if self._buffers is None or self._buffers.batch < batch:
             self._drop_chains()
-            self._buffers = Buffers(self.device, batch, self.size)
+            self._buffers = Buffers(self.device, self.plan, batch)
         if batch not in self._chains:
-            conditioner = self.bundle.denoise.conditioner
-            self._chains[batch] = Chain(
-                self.device,
-                self._networks[self.bundle.estimator],
-                self._networks[self.bundle.denoise.network],
-                self.table,
-                batch=batch,
-                size=self.size,
-                conditioner=self._networks[conditioner] if conditioner else None,
-                features=self.bundle.features,
-                truncate=self._truncate,
-                buffers=self._buffers,
-            )
+            self._chains[batch] = Chain(self.device, self._networks, self.plan, batch=batch, buffers=self._buffers)
         return self._chains[batch]
 
     def float32(self) -> "Restorer":
@@ -243,9 +254,11 @@ class Restorer:
 
     def _bytes_needed(self, batch: int) -> int:
         """On the device: the chain's buffers, rows and timesteps, and the networks' activations where known."""
-        rows = 8 * batch + sum(4 * batch * (1 + self.bundle.features + len(row)) for row in self.table.rows)
+        rows = sum(
+            batch * (8 + sum(4 * (1 + loop.features + len(row)) for row in loop.table.rows)) for loop in self.plan.loops
+        )
         activations = self.device.workspace(list(self._networks.values()), batch)
-        return Buffers.bytes(batch, self.size) + rows + (activations or 0)
+        return Buffers.bytes(self.plan, batch) + rows + (activations or 0)
 
     def _give_way(self, batch: Batch, error: DeviceOutOfMemory) -> list[Restored]:
         """After a batch found no memory: run smaller ones from now on, or give the image up that does not fit alone."""
@@ -253,7 +266,7 @@ class Restorer:
         if len(batch.images) == 1:
             return [Restored(None, {}, self.precision, str(error))]
         half = len(batch.images) // 2
-        self.batch = max((b for b in self.device.buckets or () if b <= half), default=half)
+        self.batch = max((b for b in self.buckets or () if b <= half), default=half)
         _log.warning("the device's memory ran out at a batch of %d, going on with %d", len(batch.images), self.batch)
         return []
 
@@ -274,23 +287,8 @@ def load_networks(bundle: Bundle, device: Device, precision: Precision) -> dict[
     }
 
 
-def sampler_table(bundle: Bundle, sampler: Preset) -> StepTable:
-    """The step table of a preset on a bundle's schedule. Raises InvalidOption where they do not go together."""
-    stage, spec = bundle.denoise, bundle.manifest.schedule
-    learned = bundle.network(stage.network).kind == "step-learned"
-    if learned != (sampler.solver == "ddpm-learned"):
-        fitting = ["ddpm-learned"] if learned else [solver for solver in SOLVERS if solver != "ddpm-learned"]
-        raise InvalidOption(
-            f"solver {sampler.solver} does not fit the exported step graph: it runs {', '.join(fitting)}"
-        )
-    schedule = linear_schedule(spec.timesteps, spec.beta_start, spec.beta_end)
-    return step_table(
-        schedule,
-        solver=sampler.solver,
-        spacing=sampler.spacing,
-        start=sampler.start,
-        steps=sampler.steps,
-        eta=sampler.eta,
-        matched=sampler.matched,
-        prediction=stage.prediction,
-    )
+def common_buckets(ours: tuple[int, ...] | None, device: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The batch sizes that both a bundle's graphs and a device take, ascending; None where every size will do."""
+    if ours is None or device is None:
+        return ours or device
+    return tuple(size for size in ours if size in device) or ours

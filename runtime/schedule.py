@@ -74,6 +74,12 @@ def linear_schedule(steps: int = 1000, beta_start: float = 1e-4, beta_end: float
     return Schedule(np.arange(steps), np.asarray(np.cumprod(1.0 - betas), np.float64))
 
 
+def scaled_linear_schedule(steps: int, beta_start: float, beta_end: float) -> Schedule:
+    """Stable Diffusion's schedule: betas even in their square roots (arXiv 2112.10752, its published settings)."""
+    betas = np.linspace(np.sqrt(beta_start), np.sqrt(beta_end), steps, dtype=np.float64) ** 2
+    return Schedule(np.arange(steps), np.asarray(np.cumprod(1.0 - betas), np.float64))
+
+
 def respace(schedule: Schedule, spacing: str) -> Schedule:
     """Keep the timesteps that `spacing` names.
 

@@ -11,9 +11,11 @@ import pytest
 from bfr.runtime.backends import HostDevice
 from bfr.runtime.batch import Restored
 from bfr.runtime.bundle import Bundle, default_bundle
+from bfr.runtime.chain import Chain
 from bfr.runtime.face import Face, template
 from bfr.runtime.manifest import Preset
 from bfr.runtime.noise import HostNoise
+from bfr.runtime.plan import difface_plan
 from bfr.runtime.restorer import Restorer
 
 SIZE = 32
@@ -78,8 +80,8 @@ class NumpyDevice(HostDevice):
         signal, sigma = levels.T[:, :, None, None, None]
         x[...] = signal * estimate + sigma * noise
 
-    def noise(self, shape: tuple[int, ...]) -> Any:
-        noise = HostNoise(shape)
+    def noise(self, shape: tuple[int, ...], first: int = 0) -> Any:
+        noise = HostNoise(shape, first)
         noise.buffers = noise.arrays  # type: ignore[attr-defined]
         return noise
 
@@ -97,6 +99,24 @@ def linear_step(eps: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> NumpyNet
         return c * x0 + d * out + e * h1 + g * h2 + f * x + s * noise, x0
 
     return NumpyNetwork(step)
+
+
+def difface_chain(
+    device: Any,
+    estimator: Any,
+    denoiser: Any,
+    table: Any,
+    *,
+    batch: int,
+    size: int,
+    buffers: Any = None,
+    conditioner: Any = None,
+    **plan: Any,
+) -> Chain:
+    """DifFace's chain of these networks; see `difface_plan`."""
+    networks = {"estimator": estimator, "denoiser": denoiser, "conditioner": conditioner}
+    named = {"conditioner": "conditioner"} if conditioner else {}
+    return Chain(device, networks, difface_plan(table, size, **named, **plan), batch=batch, buffers=buffers)
 
 
 class RecordingRestorer(Restorer):
@@ -173,6 +193,7 @@ def fakes() -> Any:
         Device, Network, step = NumpyDevice, NumpyNetwork, staticmethod(linear_step)
         Squares, face, bad_face, restored = Squares, FACE, BAD_FACE, RESTORED
         identity = staticmethod(lambda: NumpyNetwork(lambda degraded: (2 * degraded - 1,)))
+        chain = staticmethod(difface_chain)
 
     return Fakes
 
@@ -211,7 +232,7 @@ def tiny_system() -> Any:
                 half=None,
             ),
             "denoiser": NetworkSpec(
-                kind="denoiser",
+                kind="step",
                 architecture="unet",
                 parameters={**NETWORK, "out_channels": 6},
                 weights=Download("", "denoiser.pth"),

@@ -91,8 +91,8 @@ class GpuDevice:
         arguments = [*(pointer(b.address) for b in (x, estimate, noise, levels)), word(count)]
         self.launch("diffuse", (-(-count // BLOCK), x.shape[0]), arguments)
 
-    def noise(self, shape: tuple[int, ...]) -> "GpuNoise":
-        return GpuNoise(self, shape)
+    def noise(self, shape: tuple[int, ...], first: int = 0) -> "GpuNoise":
+        return GpuNoise(self, shape, first)
 
     def input(self, shape: tuple[int, ...]) -> "GpuInput":
         return GpuInput(self, shape)
@@ -198,10 +198,10 @@ class GpuInput:
 class GpuNoise:
     """`bfr.runtime.noise` as a kernel that reads seed and image keys from device memory: a graph can hold it."""
 
-    def __init__(self, device: GpuDevice, shape: tuple[int, ...]) -> None:
+    def __init__(self, device: GpuDevice, shape: tuple[int, ...], first: int = 0) -> None:
         if prod(shape[1:]) % 4:
             raise ValueError(f"noise of shape {shape} is not a multiple of 4 elements an image")
-        self.device, self.cuda, self._count = device, device.cuda, 0
+        self.device, self.cuda, self.first, self._count = device, device.cuda, first, 0
         self._quads = prod(shape[1:]) // 4
         with ExitStack() as owned:
             self.buffers = (own_array(owned, device, shape), own_array(owned, device, shape))
@@ -222,7 +222,7 @@ class GpuNoise:
         arguments = [
             pointer(self.buffers[step % 2].address),
             pointer(self._keys.address),
-            word(step),
+            word(self.first + step),
             word(self._quads),
         ]
         self.device.launch("fill_normal", (-(-self._quads // BLOCK), self._count), arguments)
@@ -255,20 +255,25 @@ class GraphProgram:
 
 
 class GpuStopwatch:
-    """Events on the main stream, inside a recorded graph as well. `network` is all of estimate and denoise."""
+    """Events on the main stream, inside a recorded graph as well. `network` is all of the stages that call one."""
 
     def __init__(self, device: GpuDevice) -> None:
         self.device, self.cuda = device, device.cuda
         self._begin = self.cuda.event()
         self._ends: dict[str, Handle] = {}
+        self._calls, self._calling = set[str](), False
 
     def begin(self) -> None:
         self.cuda.record(self._begin, self.device.stream)
 
     def call(self, call: Callable[[], None]) -> None:
+        self._calling = True
         call()
 
     def mark(self, stage: str) -> None:
+        if self._calling:
+            self._calls.add(stage)
+            self._calling = False
         if stage not in self._ends:
             self._ends[stage] = self.cuda.event()
         self.cuda.record(self._ends[stage], self.device.stream, captured=self.device.recording)
@@ -283,7 +288,7 @@ class GpuStopwatch:
             found[stage] = self.cuda.elapsed(previous, end)
             previous = end
         found.pop("", None)
-        return {**found, "network": sum(found.get(stage, 0.0) for stage in ("estimate", "denoise"))}
+        return {**found, "network": sum(found.get(stage, 0.0) for stage in self._calls)}
 
     def close(self) -> None:
         for event in (self._begin, *self._ends.values()):

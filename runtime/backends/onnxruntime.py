@@ -95,8 +95,8 @@ class CpuDevice(HostDevice):
         np.multiply(estimate.array, signal, out=x.array)
         np.add(x.array, sigma * noise.array, out=x.array)
 
-    def noise(self, shape: tuple[int, ...]) -> Noise:
-        return _CpuNoise(shape)
+    def noise(self, shape: tuple[int, ...], first: int = 0) -> Noise:
+        return _CpuNoise(shape, first)
 
     def load(self, bundle: Bundle, name: str, precision: Precision) -> OrtNetwork:
         return self.load_graph(bundle.graph(name, precision))
@@ -120,8 +120,8 @@ def _host_buffer(array: Float32) -> HostBuffer:
 class _CpuNoise(HostNoise):
     """Host noise whose two arrays are buffers of the device."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__(shape)
+    def __init__(self, shape: tuple[int, ...], first: int) -> None:
+        super().__init__(shape, first)
         self._wrapped = (_host_buffer(self.arrays[0]), _host_buffer(self.arrays[1]))
 
     @property

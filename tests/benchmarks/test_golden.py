@@ -11,7 +11,8 @@ from bfr.benchmarks.golden import main, run_golden
 from bfr.export.eager import EagerDevice, EagerNetwork
 from bfr.export.step import LinearStep, cut_variance
 from bfr.models.seeded import LOOP_SCALE
-from bfr.runtime.loop import Chain
+from bfr.runtime.chain import Chain
+from bfr.runtime.plan import difface_plan
 from bfr.runtime.schedule import linear_schedule
 from bfr.runtime.solvers import Solver, step_table
 
@@ -61,7 +62,8 @@ def test_at_100_steps_every_solver_agrees_with_ddim_at_every_timestep(monkeypatc
         table = step_table(linear_schedule(), **sampler)
         draws = np.repeat(recorded["noise"][:1], len(table) + 1, axis=0)  # the first diffuses, eta 0 uses no other
         noise, estimate = golden.ReplayedNoise(device, draws), golden.GivenEstimate(device, recorded["estimate"])
-        chain = Chain(device, estimate, step, table, batch=1, size=32, noise=noise)
+        networks = {"estimator": estimate, "denoiser": step}
+        chain = Chain(device, networks, difface_plan(table, 32), batch=1, noise=noise)
         return chain.run(recorded["y0"], seed=0, images=(0,)).state
 
     published = run(solver="ddim", spacing="ddim1000", start=401, matched=True)

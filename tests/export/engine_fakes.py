@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bfr.export.verify import Reference
+from bfr.export.walk import Reference
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.backends.trt import Library, Machine
 from bfr.runtime.bundle import Bundle

@@ -344,7 +344,7 @@ def test_support_is_reported_for_every_graph(rtx: Any, tiny_bundle: Bundle, trt:
 @pytest.mark.parametrize("name", ["denoiser", "estimator"])
 def test_rtx_builds_difface(rtx: Any, tmp_path: Path, name: str) -> None:
     """The 512 UNet and SwinIR in their published shapes, with name-seeded weights: minutes, and 3 GB."""
-    from bfr.export.bundle import as_stage, stage_examples
+    from bfr.export.bundle import as_stage
     from bfr.export.onnx import export_graph
     from bfr.models.catalog import get_system
     from bfr.models.seeded import seed_weights
@@ -354,6 +354,6 @@ def test_rtx_builds_difface(rtx: Any, tmp_path: Path, name: str) -> None:
     seed_weights(module)
     stage = as_stage(module, spec)
     outputs = ("estimate",) if name == "estimator" else ("x_next", "x0")
-    graph, weights = export_graph(stage, stage_examples(stage, 512), outputs, tmp_path / f"{name}.onnx")
+    graph, weights = export_graph(stage, stage.examples(512), outputs, tmp_path / f"{name}.onnx")
     data = build_engine_bytes(graph, BuildOptions(buckets=(1,)), "tensorrt-rtx")
     assert len(data) > 0.4 * weights.stat().st_size

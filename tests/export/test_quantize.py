@@ -17,7 +17,8 @@ from bfr.export.bundle import export_system
 from bfr.export.engine import build_engines
 from bfr.export.half import check_buildable
 from bfr.export.quantize import SEED, calibration_faces, loop_inputs, quantize_graph, quantize_network
-from bfr.export.verify import open_reference, smooth_image, verify
+from bfr.export.verify import open_reference, verify
+from bfr.export.walk import smooth_image
 from bfr.models.catalog import DIFFACE, MINI, SystemSpec
 from bfr.runtime.backends import choose as choosing
 from bfr.runtime.backends.onnxruntime import CpuDevice

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bfr.export.step import EstimatorStage, GuidedStep, LearnedVarianceStep, LinearStep, cut_variance
+from bfr.export.step import EstimatorStage, KnownStep, LearnedVarianceStep, LinearStep, cut_variance
 from bfr.models.unet import UNet
 from bfr.runtime.schedule import linear_schedule, respace
 from bfr.runtime.solvers import step_table
@@ -67,7 +67,7 @@ def test_guidance_is_the_gradient_of_the_known_pixels_error() -> None:
     loss = ((free - known) ** 2 * (1 - mask)).sum()
     (gradient,) = torch.autograd.grad(loss, free)
     expected = (free - 0.5 * gradient).clamp(-1, 1).detach()
-    x_next, x0 = GuidedStep(Fixed(out))(x, h1, h2, torch.zeros(2), row, noise, known, mask, torch.full((2,), 0.5))
+    x_next, x0 = KnownStep(Fixed(out))(x, h1, h2, torch.zeros(2), row, noise, known, mask, torch.full((2,), 0.5))
     assert torch.allclose(x0, expected, atol=1e-6)
     assert torch.equal(x_next, x0)
 

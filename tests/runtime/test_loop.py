@@ -3,8 +3,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bfr.runtime.loop import Buffers, Chain, to_unit
+from bfr.runtime.buffers import Buffers
+from bfr.runtime.chain import Chain, to_unit
 from bfr.runtime.noise import fill_normal
+from bfr.runtime.plan import difface_plan
 from bfr.runtime.schedule import linear_schedule
 from bfr.runtime.solvers import StepTable, step_table
 
@@ -23,7 +25,7 @@ def toy_eps(x: np.ndarray, t: np.ndarray) -> np.ndarray:
 def chain(fakes: Any, step: Any = None, batch: int = 1, steps: StepTable | None = None) -> Chain:
     device = fakes.Device()
     network = step or fakes.step(toy_eps)
-    return Chain(device, fakes.identity(), network, steps or table(), batch=batch, size=SIZE)
+    return fakes.chain(device, fakes.identity(), network, steps or table(), batch=batch, size=SIZE)  # type: ignore[no-any-return]
 
 
 def draw(step: int, image: int = 3) -> np.ndarray:
@@ -134,7 +136,7 @@ def test_what_depends_on_time_alone_is_computed_once(fakes: Any) -> None:
         return 0.3 * np.tanh(x) + conditioning[:, 1, None, None, None]
 
     steps = table()
-    one = Chain(
+    one = fakes.chain(
         fakes.Device(),
         fakes.identity(),
         fakes.step(eps),
@@ -167,9 +169,9 @@ def test_the_host_may_stage_a_batch_before_the_previous_one_is_fetched(fakes: An
 
 def test_a_smaller_batch_uses_the_first_images_of_larger_buffers(fakes: Any) -> None:
     device = fakes.Device()
-    buffers = Buffers(device, 3, SIZE)
-    small = Chain(device, fakes.identity(), fakes.step(toy_eps), table(), batch=1, size=SIZE, buffers=buffers)
-    large = Chain(device, fakes.identity(), fakes.step(toy_eps), table(), batch=3, size=SIZE, buffers=buffers)
+    buffers = Buffers(device, difface_plan(table(), SIZE), 3)
+    small = fakes.chain(device, fakes.identity(), fakes.step(toy_eps), table(), batch=1, size=SIZE, buffers=buffers)
+    large = fakes.chain(device, fakes.identity(), fakes.step(toy_eps), table(), batch=3, size=SIZE, buffers=buffers)
     alone = chain(fakes).run(FACE, seed=11, images=(3,)).image
     three = large.run(np.concatenate([FACE] * 3), seed=11, images=(3, 4, 3)).image
     assert np.array_equal(small.run(FACE, seed=11, images=(3,)).image, alone)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,8 +7,9 @@ import pytest
 
 from bfr.runtime.batch import choose_bucket
 from bfr.runtime.bundle import Bundle
+from bfr.runtime.chain import Chain
 from bfr.runtime.errors import InvalidImage, InvalidOption, RestorationFailed
-from bfr.runtime.loop import Chain
+from bfr.runtime.plan import difface_plan
 from bfr.runtime.restorer import Restorer, sampler_table
 
 RNG = np.random.default_rng(0)
@@ -137,7 +139,7 @@ def test_red_stays_red(tiny_bundle: Bundle, fakes: Any) -> None:
     """With networks that change nothing, every channel comes back where it was."""
     identity = {"estimator": fakes.identity(), "denoiser": fakes.Network(lambda x, **_: (x, x))}
     restorer = Restorer(tiny_bundle, fakes.Device(), tiny_bundle.preset("short"), networks=identity)
-    restorer.table = restorer.table.__class__(restorer.table.timesteps, restorer.table.rows, signal=1.0, noise=0.0)
+    restorer.plan = difface_plan(replace(restorer.table, signal=1.0, noise=0.0), restorer.size)
     red = np.zeros((32, 32, 3), np.uint8)
     red[..., 0], red[..., 1] = 200, 30
     assert np.abs(restorer.restore([red])[0].astype(int) - red).max() <= 1

@@ -5,9 +5,9 @@ import pytest
 
 from bfr.runtime.bundle import Bundle
 from bfr.runtime.errors import InvalidOption
-from bfr.runtime.loop import Chain
 from bfr.runtime.manifest import Adapt, Preset
-from bfr.runtime.restorer import Restorer, sampler_table
+from bfr.runtime.plan import sampler_table
+from bfr.runtime.restorer import Restorer
 from bfr.runtime.solvers import StepTable
 from bfr.runtime.truncation import movement, starts, truncation
 
@@ -68,7 +68,7 @@ def test_each_image_is_restored_as_with_its_own_start(tiny_bundle: Bundle, fakes
     networks, degraded = toy(fakes), faces()
     truncate = truncation(PRESET, table_of(tiny_bundle))
     options: dict[str, Any] = {"size": SIZE}
-    together = Chain(
+    together = fakes.chain(
         fakes.Device(),
         networks["estimator"],
         networks["denoiser"],
@@ -87,7 +87,7 @@ def test_each_image_is_restored_as_with_its_own_start(tiny_bundle: Bundle, fakes
     assert len({*chosen.tolist()}) == 3
     for i, start in enumerate(chosen):
         constant = PRESET.model_copy(update={"start": float(start), "adapt": None})
-        alone = Chain(
+        alone = fakes.chain(
             fakes.Device(),
             networks["estimator"],
             networks["denoiser"],
@@ -103,7 +103,7 @@ def test_a_bad_image_takes_the_typical_start_and_harms_no_other(tiny_bundle: Bun
     networks, degraded = toy(fakes), faces()
     options: dict[str, Any] = {"batch": 3, "size": SIZE, "truncate": truncation(PRESET, table_of(tiny_bundle))}
     table: StepTable = sampler_table(tiny_bundle, PRESET)
-    chain = Chain(fakes.Device(), networks["estimator"], networks["denoiser"], table, **options)
+    chain = fakes.chain(fakes.Device(), networks["estimator"], networks["denoiser"], table, **options)
     good = chain.run(degraded, seed=5, images=(1, 2, 3)).image
     degraded[1] = np.nan
     found = chain.run(degraded, seed=5, images=(1, 2, 3)).image
