@@ -232,6 +232,8 @@ class ResizeStage(Stage):
     def forward(self, image: Tensor) -> Tensor:
         matrix = cast(Tensor, self.matrix)
         x = image if self.low < 0 else 2.0 * image - 1.0
+        if matrix.shape[0] == matrix.shape[1]:
+            return x
         return clip(torch.matmul(torch.matmul(matrix, x), matrix.T))
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:

@@ -102,13 +102,12 @@ def verify(
             checks.append(
                 compare(f"{name}, batch {batch}", side_by_side(expected), b, batch=batch, floor=floor, **where)
             )
-    steps = sum(len(loop.table) for loop in plan.loops)
-    progress(f"the loop in {precision}, {steps} steps, against {reference.name}")
+    progress(f"the loop in {precision}, {plan.steps} steps, against {reference.name}")
     a, eager_seconds = run_chain(plan, reference.device, reference.networks, batches[0])
     b, seconds = run_chain(plan, device, tested, batches[0])
-    what = f"loop, preset {preset}, {sampler}" if steps else "chain"
+    what = f"loop, preset {preset}, {sampler}" if plan.steps else "chain"
     check = compare(what, a, b, batch=batches[0], floor=FLOORS_DB[precision][1], **where)
-    if not steps:
+    if not plan.steps:
         return [*checks, check]
     times = {"seconds_a_step": round(seconds, 7), "eager_seconds_a_step": round(eager_seconds, 7)}
     return [*checks, check.model_copy(update=times)]
@@ -173,8 +172,7 @@ def run_chain(plan: Plan, device: Device, networks: Mapping[str, Network], batch
             result = chain.run(degraded, seed=SEED, images=tuple(range(batch)), inputs=faces)
     finally:
         chain.close()
-    steps = sum(len(loop.table) for loop in loops)
-    return result.image * 2.0 - 1.0, sum(result.seconds[loop.name] for loop in loops) / max(steps, 1)
+    return result.image * 2.0 - 1.0, sum(result.seconds[loop.name] for loop in loops) / max(plan.steps, 1)
 
 
 def _shortened(sampler: manifest.Preset, steps: int) -> manifest.Preset:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from bfr.models.system import SystemSpec
@@ -71,4 +72,8 @@ def write_seeded(system: SystemSpec, folder: Path) -> None:
             filled = module.get_submodule(part)
             scale = {name: factor for name, factor in LOOP_SCALE.items() if name in filled.state_dict()}
             seed_weights(filled, scale if spec.kind.startswith("step") else None)
-            torch.save(filled.state_dict(), folder / download.file)
+            path = folder / download.file
+            if path.suffix == ".safetensors":
+                save_file(filled.state_dict(), path)
+            else:
+                torch.save(filled.state_dict(), path)

@@ -1,9 +1,9 @@
 """What a system is: its networks and where their weights are, its stages, its presets, its licence."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 
@@ -94,6 +94,11 @@ class SystemSpec:
     published: bool = True
     default_preset: str = "reference"
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
+
+    def untrained(self) -> Self:
+        """The same system, its title saying that its weights are made from their names."""
+        licence = Licence(name="none", url="", notice="Weights made from their names: they restore nothing.")
+        return replace(self, title=f"untrained, for tests and timings: {self.title}", licence=licence)
 
     @property
     def denoise(self) -> Denoise:

@@ -47,7 +47,12 @@ class Owner(Protocol):
     def float32(self) -> "Owner": ...
 
     def run(
-        self, images: Sequence[NDArray[Any]], *, seed: int, keys: Sequence[int | None] | None, inputs: Mapping[str, Given] | None
+        self,
+        images: Sequence[NDArray[Any]],
+        *,
+        seed: int,
+        keys: Sequence[int | None] | None,
+        inputs: Mapping[str, Given] | None,
     ) -> list[Restored]: ...
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from bfr.runtime.cli_build import builds
+from bfr.runtime.cli_inpaint import inpaints
 from bfr.runtime.cli_tools import tools
 from bfr.runtime.errors import BfrError, InvalidOption
 from bfr.runtime.terminal import progress_bar, say
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(tools)
 app.add_typer(builds)
+app.add_typer(inpaints)
 
 
 def main() -> None:
@@ -77,6 +79,9 @@ def restore(
     eta: Annotated[float | None, typer.Option(help="Instead of the preset's: 0 (deterministic) to 1.")] = None,
     spacing: Annotated[
         str | None, typer.Option(help="Instead of the preset's: time, log-snr, quadratic, or kept ones as ddim250.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Of systems with identity guidance, instead of the bundle's; 0 leaves it out.")
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32, or fp16 or int8 where the bundle has it.")] = "fp32",
     seed: Annotated[int, typer.Option(help="Seed of the noise, 0 to 4294967295.")] = 12345,
@@ -137,7 +142,14 @@ def restore(
     if not items:
         print("0 images")
         return
-    overrides = {"solver": solver, "start": start, "steps": steps, "eta": eta, "spacing": spacing}
+    overrides = {
+        "solver": solver,
+        "start": start,
+        "steps": steps,
+        "eta": eta,
+        "spacing": spacing,
+        "guidance": guidance,
+    }
     restorer = Restorer.open(
         bundle,
         backend=backend,

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -31,22 +32,28 @@ def fetch(
     if spec.packaged:
         print(f"the weights of {system} come with the package; there is nothing to fetch")
         return
+    if not spec.published:
+        raise InvalidOption(
+            f"nobody has published weights of {system}: train your own and name their folder with "
+            f"`bfr export {system} --weights FOLDER`, or try the machinery with `bfr export {system} --seeded`"
+        )
     print(f"{spec.title}\nlicence: {spec.licence.name}, {spec.licence.url}\n{spec.licence.notice}")
     if not accept_license:
         raise InvalidOption("read the licence above, and run this again with --accept-license if you accept it")
     target = folder or cache_folder() / system
     for name, network in spec.networks.items():
-        got = _download(network.weights, target)
-        check_layout(network.build(), load_state_dict(got.path), got.path)
-        safe = got.path.with_suffix(".safetensors")
-        convert(got.path, safe)
-        print(f"{name}: {got.path.name}, {got.bytes} bytes, sha256 {got.sha256}; safe copy {safe.name}")
+        for part, download in network.files.items():
+            got = _download(download, target)
+            check_layout(network.build().get_submodule(part), load_state_dict(got.path), got.path)
+            safe = got.path.with_suffix(".safetensors")
+            convert(got.path, safe)
+            print(f"{name}: {got.path.name}, {got.bytes} bytes, sha256 {got.sha256}; safe copy {safe.name}")
     print(f"next: bfr export {system} -o bundles/{system}")
 
 
 @tools.command()
 def export(
-    system: Annotated[str, typer.Argument(help="difface or mini.")],
+    system: Annotated[str, typer.Argument(help="mini, difface, difface-inpainting, diffbfr, clr-face or osdface.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new bundle.")],
     weights: Annotated[Path | None, typer.Option(help="Folder of the checkpoints; default: fetched ones.")] = None,
     precision: Annotated[list[str] | None, typer.Option(help="fp32 always; fp16 and int8 add theirs.")] = None,
@@ -54,6 +61,10 @@ def export(
     opset: Annotated[int, typer.Option(help="18, 20, 21 or 23; JetPack 6 needs 20 or less.")] = 21,
     learned_variance: Annotated[bool, typer.Option(help="DDPM with the learned variance, instead of DDIM.")] = False,
     time_table: Annotated[bool, typer.Option("--time-table", help="What depends on time alone, once a run.")] = False,
+    seeded: Annotated[
+        bool,
+        typer.Option("--seeded", help="Weights made from their names, for tests and timings: nothing is restored."),
+    ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there.")] = False,
 ) -> None:
     """Export a system to ONNX and verify it against eager float32; the bundle appears only when it is whole."""
@@ -62,21 +73,29 @@ def export(
     from bfr.models.catalog import get_system
     from bfr.runtime.files import cache_folder
 
+    if seeded and weights:
+        raise InvalidOption("--seeded makes weights of its own: leave out --weights, or --seeded")
     spec = get_system(system)
     source = weights or spec.packaged or cache_folder() / system
     precisions: Any = tuple(dict.fromkeys(["fp32", *(precision or [])]))
-    bundle = export_system(
-        spec,
-        source,
-        out,
-        precisions=precisions,
-        calibration=calibration,
-        opset=opset,
-        learned_variance=learned_variance,
-        time_table=time_table,
-        replace=replace,
-        progress=say,
-    )
+    with TemporaryDirectory() as scratch:
+        if seeded:
+            from bfr.models.seeded import write_seeded
+
+            spec, source = spec.untrained(), Path(scratch)
+            write_seeded(spec, source)
+        bundle = export_system(
+            spec,
+            source,
+            out,
+            precisions=precisions,
+            calibration=calibration,
+            opset=opset,
+            learned_variance=learned_variance,
+            time_table=time_table,
+            replace=replace,
+            progress=say,
+        )
     print(f"{bundle.folder}: exported and verified, hash {bundle.hash}")
 
 

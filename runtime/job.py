@@ -160,7 +160,7 @@ class _Job:
                 self.progress(round(self.reached, 6), item.name)
 
     def _step(self, done: int, photos: list[_Photo]) -> None:
-        steps = len(self.restorer.table)
+        steps = self.restorer.plan.steps
         share = sum(1 / max(1, len(photo.faces or ())) for photo in photos) * done / steps
         self.progress(round(self.reached + share, 6), photos[0].item.name)
         if done == steps:

@@ -89,6 +89,11 @@ class Plan:
         """The denoise stages."""
         return (stage for stage in self.stages if isinstance(stage, Loop))
 
+    @property
+    def steps(self) -> int:
+        """Of all denoise stages together; 0 where there is none."""
+        return sum(len(loop.table) for loop in self.loops)
+
     def calls(self) -> dict[str, int]:
         """Network -> how often it is called for a batch; conditioners, which are called ahead, are not counted."""
         found: dict[str, int] = {}

@@ -1,0 +1,121 @@
+"""DifFace: restoration at 512 and inpainting at 256, as published (arXiv 2212.06512)."""
+
+from bfr.models.fetch import Download
+from bfr.models.system import NetworkSpec, SystemSpec
+from bfr.runtime.manifest import Denoise, Diffuse, Estimate, ImageInput, Licence, Preset
+
+_RELEASE = "https://github.com/zsyOAOA/DifFace/releases/download/V1.0/"
+
+LICENCE = Licence(
+    name="S-Lab License 1.0",
+    url="https://github.com/zsyOAOA/DifFace/blob/master/LICENSE",
+    notice="Code and weights of DifFace are for non-commercial use only. Copyright 2022 S-Lab.",
+)
+
+DIFFACE = SystemSpec(
+    name="difface",
+    title="DifFace: Blind Face Restoration with Diffused Error Contraction, 512x512 (arXiv 2212.06512)",
+    image_size=512,
+    networks={
+        "estimator": NetworkSpec(
+            kind="estimator",
+            architecture="swinir",
+            parameters={
+                "img_size": 64,
+                "patch_size": 1,
+                "in_chans": 3,
+                "embed_dim": 180,
+                "depths": [6] * 8,
+                "num_heads": [6] * 8,
+                "window_size": 8,
+                "mlp_ratio": 2,
+                "sf": 8,
+                "img_range": 1.0,
+                "upsampler": "nearest+conv",
+                "resi_connection": "1conv",
+                "unshuffle": True,
+                "unshuffle_scale": 8,
+            },
+            weights=Download(_RELEASE + "swinir_restoration512_L1.pth", "swinir_restoration512_L1.pth"),
+            half=None,  # its residual stream leaves fp16's range: JingyunLiang/SwinIR issues 103 and 180
+        ),
+        "denoiser": NetworkSpec(
+            kind="step",
+            architecture="unet",
+            parameters={
+                "image_size": 512,
+                "in_channels": 3,
+                "model_channels": 32,
+                "out_channels": 6,
+                "attention_resolutions": [32, 16, 8],
+                "dropout": 0,
+                "channel_mult": [1, 2, 4, 8, 8, 16, 16],
+                "num_res_blocks": [1, 2, 2, 2, 2, 3, 4],
+                "conv_resample": True,
+                "num_head_channels": 64,
+                "use_scale_shift_norm": True,
+                "resblock_updown": False,
+                "use_new_attention_order": False,
+            },
+            weights=Download(_RELEASE + "iddpm_ffhq512_ema500000.pth", "iddpm_ffhq512_ema500000.pth"),
+            learned_variance=True,
+        ),
+    },
+    presets={
+        "reference": Preset(solver="ddim", spacing="ddim250", start=100, eta=0.5),
+        "balanced": Preset(solver="dpmpp-2m", spacing="log-snr", start=400, steps=20),
+        "fast": Preset(solver="dpmpp-2m", spacing="log-snr", start=400, steps=10),
+    },
+    licence=LICENCE,
+)
+
+INPAINTING = SystemSpec(
+    name="difface-inpainting",
+    title="DifFace: inpainting of aligned faces, 256x256 (arXiv 2212.06512)",
+    image_size=256,
+    inputs=(ImageInput(name="mask", channels=1),),
+    networks={
+        "estimator": NetworkSpec(
+            kind="inpainter",
+            architecture="lama",
+            parameters={
+                "image_size": 256,
+                "input_nc": 4,
+                "output_nc": 3,
+                "ngf": 64,
+                "n_downsampling": 3,
+                "n_blocks": 18,
+                "add_out_act": "sigmoid",
+                "init_conv_kwargs": {"ratio_gin": 0, "ratio_gout": 0, "enable_lfu": False},
+                "downsample_conv_kwargs": {"ratio_gin": 0, "ratio_gout": 0, "enable_lfu": False},
+                "resnet_conv_kwargs": {"ratio_gin": 0.75, "ratio_gout": 0.75, "enable_lfu": False},
+            },
+            weights=Download(_RELEASE + "lama_inpainting256.pth", "lama_inpainting256.pth"),
+            half=None,  # sums over whole images, which half precision was not tried on
+        ),
+        "denoiser": NetworkSpec(
+            kind="step-known",
+            architecture="unet",
+            parameters={
+                "image_size": 256,
+                "in_channels": 3,
+                "model_channels": 128,
+                "out_channels": 6,
+                "attention_resolutions": [16, 8],
+                "dropout": 0,
+                "channel_mult": [1, 1, 2, 2, 4, 4],
+                "num_res_blocks": 2,
+                "conv_resample": True,
+                "num_head_channels": 64,
+                "use_scale_shift_norm": True,
+                "resblock_updown": False,
+                "use_new_attention_order": False,
+            },
+            weights=Download(_RELEASE + "iddpm_ffhq256_ema750000.pth", "iddpm_ffhq256_ema750000.pth"),
+            learned_variance=True,
+        ),
+    },
+    stages=(Estimate(network="estimator"), Diffuse(), Denoise(network="denoiser", strength=0.5)),
+    presets={"reference": Preset(solver="ddim", spacing="ddim250", start=120, eta=1.0)},
+    licence=LICENCE,
+)

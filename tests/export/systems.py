@@ -1,0 +1,62 @@
+"""The systems of the family at a size that a test can run: the same stages, small name-seeded networks."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bfr.export.bundle import export_system
+from bfr.models.seeded import write_seeded
+from bfr.models.system import SystemSpec
+from bfr.models.systems.diffbfr import DIFFBFR
+from bfr.models.systems.diffbfr import networks as diffbfr_networks
+from bfr.models.systems.difface import INPAINTING
+from bfr.runtime.bundle import Bundle
+from bfr.runtime.manifest import Preset, Sampler
+
+SIZE = 32
+
+
+def unet(size: int = SIZE, **changes: Any) -> dict[str, Any]:
+    """Parameters of a small UNet."""
+    return {
+        "image_size": size,
+        "in_channels": 3,
+        "out_channels": 3,
+        "model_channels": 32,
+        "num_res_blocks": 1,
+        "attention_resolutions": [size // 2],
+        "channel_mult": [1, 2],
+        "num_head_channels": 32,
+        "use_scale_shift_norm": True,
+        **changes,
+    }
+
+
+def inpainting() -> SystemSpec:
+    """DifFace inpainting."""
+    estimator, denoiser = INPAINTING.networks["estimator"], INPAINTING.networks["denoiser"]
+    lama = {**estimator.parameters, "image_size": SIZE, "ngf": 8, "n_downsampling": 2, "n_blocks": 2}
+    networks = {
+        "estimator": replace(estimator, parameters=lama),
+        "denoiser": replace(denoiser, parameters=unet(out_channels=6)),
+    }
+    presets = {"reference": Preset(spacing="ddim250", start=6, eta=1.0)}
+    return replace(INPAINTING, name="tiny-inpainting", image_size=SIZE, networks=networks, presets=presets)
+
+
+def diffbfr() -> SystemSpec:
+    """DiffBFR: 16 and 32."""
+    networks = diffbfr_networks(unet(16, in_channels=6), unet(in_channels=6), unet(), size=SIZE)
+    texture = Sampler(solver="ddim", spacing="log-snr", start=40.5, steps=2, eta=0.5)
+    reference = Preset(solver="ddim", spacing="time", start=300, steps=4, eta=1.0, stages={"denoise-texture": texture})
+    return replace(DIFFBFR, name="tiny-diffbfr", image_size=SIZE, networks=networks, presets={"reference": reference})
+
+
+MAKERS = {"inpainting": inpainting, "diffbfr": diffbfr}
+
+
+def export_tiny(name: str, folder: Path, **options: Any) -> Bundle:
+    """Export one of MAKERS with name-seeded weights, verified."""
+    system = MAKERS[name]()
+    write_seeded(system, folder / "weights")
+    return export_system(system, folder / "weights", folder / "bundle", threads=1, **options)
