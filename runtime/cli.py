@@ -10,6 +10,7 @@ import typer
 from bfr.runtime.cli_build import builds
 from bfr.runtime.cli_inpaint import inpaints
 from bfr.runtime.cli_tools import tools
+from bfr.runtime.cli_wrap import wraps
 from bfr.runtime.errors import BfrError, InvalidOption
 from bfr.runtime.terminal import progress_bar, say
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.add_typer(tools)
 app.add_typer(builds)
 app.add_typer(inpaints)
+app.add_typer(wraps)
 
 
 def main() -> None:
