@@ -31,7 +31,7 @@ from bfr.runtime.errors import (
 )
 from bfr.runtime.files import write_bytes
 from bfr.runtime.manifest import Preset
-from bfr.runtime.plan import sampler_table
+from bfr.runtime.plan import Plan, make_plan
 from bfr.runtime.restorer import DEFAULT_SEED
 
 
@@ -114,16 +114,18 @@ def run_bench(config: BenchConfig, progress: Progress = lambda _: None) -> Resul
     sampler = bundle.preset(config.preset)
     if config.steps is not None:
         sampler = sampler.shortened(config.steps)
-    steps = len(sampler_table(bundle, sampler))
+    plan = make_plan(bundle, sampler)
     names = config.backends or default_backends(bundle, config.device)
-    baseline = next((name for name in names if name in BASELINES), None)
+    wrapped = any(network.kind == "wrapped" for network in bundle.manifest.networks.values())
+    # What was wrapped has no PyTorch modules: the first backend is what others are compared with.
+    baseline = names[0] if wrapped else next((name for name in names if name in BASELINES), None)
     if baseline is None:
         raise InvalidOption(f"there is nothing to compare with: add {' or '.join(BASELINES)} to the backends")
     threads_before = default_threads()
     threads = config.threads or threads_before
     machine = describe_machine()
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    gpu = None if baseline == "eager-cpu" else config.device
+    gpu = None if baseline.split(":")[0].endswith("-cpu") else config.device
     contenders, skipped = open_all(bundle, names, baseline, threads, config.device, progress)
     measurements: list[Measurement] = []
     watch, gpu_watch = CpuWatch(), GpuWatch(gpu)
@@ -136,7 +138,7 @@ def run_bench(config: BenchConfig, progress: Progress = lambda _: None) -> Resul
             runs = measure(
                 bundle, sampler, contenders, batch, repeats=config.repeats, warmup=config.warmup, progress=progress
             )
-            measurements += summarize_all(bundle, baseline, batch, steps, runs, limits.get(batch))
+            measurements += summarize_all(bundle, plan, baseline, batch, runs, limits.get(batch))
     finally:
         set_threads(threads_before)
         machine |= gpu_watch.stop()
@@ -161,9 +163,9 @@ def run_bench(config: BenchConfig, progress: Progress = lambda _: None) -> Resul
         title=bundle.manifest.title,
         bundle_sha256=bundle.hash,
         image_size=bundle.manifest.image_size,
-        preset=config.preset or bundle.manifest.default_preset,
+        preset=config.preset or (bundle.manifest.default_preset if bundle.denoisers else "none"),
         sampler=sampler.model_dump(),
-        steps=steps,
+        steps=plan.steps,
         date_utc=date,
         command=config.command,
         seed=DEFAULT_SEED,
@@ -201,17 +203,17 @@ def open_all(
 
 
 def summarize_all(
-    bundle: Bundle, baseline: str, batch: int, steps: int, runs: Sequence[Run], limit_seconds: float | None
+    bundle: Bundle, plan: Plan, baseline: str, batch: int, runs: Sequence[Run], limit_seconds: float | None
 ) -> list[Measurement]:
     """The statistics of every backend at one batch size; speed and results are held against the baseline's."""
-    estimator, denoiser = bundle.network(bundle.estimator).gflop, bundle.network(bundle.denoise.network).gflop
-    gflop = None if estimator is None or denoiser is None else batch * (estimator + steps * denoiser)
+    image_gflop = plan_gflop(bundle, plan)
+    gflop = None if image_gflop is None else batch * image_gflop
     reference = next(run for run in runs if run.name == baseline)
     return [
         summarize(
             run.name,
             batch,
-            steps,
+            plan.steps,
             run.first,
             run.samples,
             gflop=gflop,
@@ -221,6 +223,12 @@ def summarize_all(
         )
         for run in runs
     ]
+
+
+def plan_gflop(bundle: Bundle, plan: Plan) -> float | None:
+    """Billions of operations of all calls for one image, None where a network's are not counted."""
+    counts = [(calls, bundle.network(name).gflop) for name, calls in plan.calls().items()]
+    return None if any(gflop is None for _, gflop in counts) else sum(calls * (gflop or 0.0) for calls, gflop in counts)
 
 
 def set_threads(threads: int) -> None:

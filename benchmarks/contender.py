@@ -96,6 +96,9 @@ def default_backends(bundle: Bundle, index: int = 0) -> tuple[str, ...]:
 
     on_gpu = [precision for precision in bundle.precisions if precision != "int8"]
     precisions = [f":{precision}" if precision != "fp32" else "" for precision in on_gpu]
+    wrapped = any(network.kind == "wrapped" for network in bundle.manifest.networks.values())
+    if wrapped:
+        return ("onnxruntime-cuda", "onnxruntime-cpu") if cuda_works() else ("onnxruntime-cpu",)
     if not (device_count() and _torch().cuda.is_available()):
         return ("eager-cpu", *(["onnxruntime-cuda"] if cuda_works() else ["onnxruntime-cpu"]))
     found = ["eager-cuda", "eager-tf32", "eager-half", "eager-half+graph"]
@@ -178,7 +181,10 @@ def _open_eager_gpu(bundle: Bundle, name: str, parts: Name, index: int) -> Conte
     # PyTorch lets cuDNN compute float32 convolutions in TF32 by default, 10 bits of mantissa: the baseline is float32.
     device: Any = CompiledDevice(index, compiled=False, graphs=parts.graph, tf32=parts.backend != "eager-cuda")
     begin = time.perf_counter()
-    half_too = {bundle.denoise.network} if parts.backend == "eager-half" else set()  # the published half mode
+    half_too = set()
+    if parts.backend == "eager-half":  # the published half mode
+        unets = (stage.network for stage in bundle.denoisers)
+        half_too = {name for name in unets if bundle.network(name).architecture == "unet"}
     networks = {
         net: device.load(bundle, net, "fp16" if net in half_too else "fp32") for net in bundle.manifest.networks
     }

@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from bfr.benchmarks.bench import plan_gflop
 from bfr.benchmarks.contender import open_contender
 from bfr.benchmarks.publish import publish
 from bfr.benchmarks.tables import table
 from bfr.runtime.bundle import Bundle
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.manifest import Preset
+from bfr.runtime.plan import make_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +75,8 @@ def measure(
 
 
 def gflop(bundle: Bundle, sampler: Preset) -> float:
-    """Billions of operations of the estimator's call and all of the denoiser's, as the manifest counts them."""
-    denoiser, estimator = bundle.network(bundle.denoise.network), bundle.network(bundle.estimator)
-    return (estimator.gflop or 0.0) + sampler.calls * (denoiser.gflop or 0.0)
+    """Billions of operations of all calls for one image, as the manifest counts them; 0 where it does not."""
+    return plan_gflop(bundle, make_plan(bundle, sampler)) or 0.0
 
 
 def as_markdown(costs: Sequence[Cost]) -> str:

@@ -119,10 +119,14 @@ def _median_seconds(call: Callable[[], Any], where: Any, repeats: int) -> float:
 def count_cost(bundle: Bundle, batches: Sequence[int], *, half: bool) -> list[Cost]:
     """The cost of the denoiser's call at each batch size; empty where the manifest has no operation count.
 
+    Of systems with one denoiser that is a UNet on images; empty for others.
+
     half: weights and inner activations in half where the published half mode has them so, else all float32.
     """
+    if len(bundle.denoisers) != 1:
+        return []
     entry = bundle.network(bundle.denoise.network)
-    if entry.gflop is None:
+    if entry.gflop is None or entry.architecture != "unet" or entry.kind not in ("step", "step-known", "step-learned"):
         return []
     weights, traffic = _count_layers(bundle, half=half)
     state = sum(4 * prod(int(size) for size in tensor.shape[1:]) for tensor in (*entry.inputs, *entry.outputs))

@@ -103,7 +103,7 @@ def verify(
             checks.append(
                 compare(f"{name}, batch {batch}", side_by_side(expected), b, batch=batch, floor=floor, **where)
             )
-    progress(f"the loop in {precision}, {plan.steps} steps, against {reference.name}")
+    progress(f"the chain in {precision}, {plan.steps} steps, against {reference.name}")
     a, eager_seconds = run_chain(plan, reference.device, reference.networks, batches[0])
     b, seconds = run_chain(plan, device, tested, batches[0])
     what = f"loop, preset {preset}, {sampler}" if plan.steps else "chain"

@@ -206,7 +206,8 @@ def info(bundle: Annotated[Path | None, typer.Argument(help="Folder; the default
     print(f"{manifest.title}\nlicence    {manifest.licence.name}: {manifest.licence.notice}\nhash       {opened.hash}")
     for name, network in manifest.networks.items():
         variants = ", ".join(f"{p} (opset {v.opset})" for p, v in network.variants.items())
-        size = f"{network.parameter_count / 1e6:.2f} M parameters, {network.gflop} GFLOP a call"
+        cost = "" if network.gflop is None else f", {network.gflop} GFLOP a call"
+        size = f"{network.parameter_count / 1e6:.2f} M parameters{cost}"
         print(f"network    {name}: {network.architecture}, {size}, {variants}")
     for name, preset in manifest.presets.items():
         print(f"preset     {name}{' (default)' * (name == manifest.default_preset)}: {preset}")
