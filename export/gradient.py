@@ -87,9 +87,11 @@ def _tidy(graph: fx.Graph) -> None:
         same = node.target in (*VIEWS, aten.expand.default) and _shape(source) == _shape(node)
         if same or node.target in COPIES:
             node.replace_all_uses_with(source)
-        elif node.target in VIEWS and sum(isinstance(size, fx.Node) for size in node.args[1]) < 2:
-            # reshape, which takes any strides: the copies that views needed are gone
+        elif node.target in VIEWS:
             sizes = [-1 if isinstance(size, fx.Node) else size for size in node.args[1]]
+            if sizes.count(-1) > 1:
+                sizes = node.args[1]
+            # reshape, which takes any strides: the copies that views needed are gone
             with graph.inserting_before(node):
                 view = graph.call_function(aten.reshape.default, (source, sizes))
             view.meta = dict(node.meta)

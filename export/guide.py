@@ -1,7 +1,8 @@
 """Stages of identity guidance: the gradient between two steps, and the networks before and after the loop.
 
 PGDiff (arXiv 2309.10810) guides in pixels towards a reference picture's identity; CLR-Face (arXiv 2402.06106) guides
-in latents towards the one that a network recovers from the degraded picture. `bfr.models.clrface` builds what they wrap.
+in latents towards the one that a network recovers from the degraded picture. What they wrap is built by
+`bfr.models.clrface`.
 """
 
 import torch

@@ -265,7 +265,7 @@ def test_encoder_and_decoder_are_the_autoencoders_two_halves() -> None:
 
 @pytest.mark.slow
 def test_r50_at_full_size(tmp_path: Path) -> None:
-    stage = GuideStage(identity_guide(recognizer={"layers": 50}, image_size=512))
+    stage = GuideStage(identity_guide(recognizer={"layers": 50}, image_size=512), clipped=False)
     seeded(stage)
     started = time.perf_counter()
     graph, _ = export_graph(stage, stage.examples(512), stage.outputs, tmp_path / "guide.onnx")
@@ -273,12 +273,14 @@ def test_r50_at_full_size(tmp_path: Path) -> None:
     nodes = len(onnx.load(graph, load_external_data=False).graph.node)
     runner = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
     errors = []
-    for batch in (1, 3):
+    for batch in (1, 2, 3):
         values = {**inputs(batch, 512), "target": torch.randn(batch, 512, generator=torch.Generator().manual_seed(0))}
-        found = run(runner, values)
-        with torch.no_grad():
-            expected = stage(**values)
-        errors.append(relative(found[1] - values["x0"], expected[1] - values["x0"]))
+        gradient = stage.gradient(values["x0"], values["target"])
+        values["strength"] = 1e6 / gradient.abs().amax((1, 2, 3))  # so strong that the image itself is rounded away
+        found = (values["x0"] - run(runner, values)[1]) / values["strength"][:, None, None, None]
+        errors.extend(((found - gradient).flatten(1).norm(dim=1) / gradient.flatten(1).norm(dim=1)).tolist())
     print(f"{nodes} nodes, exported in {seconds:.0f} s, relative errors {errors}")
-    assert max(errors) < 1e-4
-    assert nodes < 600
+    # Where an activation is 0 but for rounding, PReLU's gradient is of either side: a jump, in float64 too.
+    assert float(np.median(errors)) < 1e-4
+    assert max(errors) < 5e-3
+    assert nodes < 500
