@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from bfr.runtime.backends import Float32
 from bfr.runtime.errors import InvalidImage, InvalidOption
-from bfr.runtime.image import resize
 from bfr.runtime.manifest import ImageInput
 from bfr.runtime.pixels import full_scale, to_input
 from bfr.runtime.plan import DEGRADED
@@ -16,7 +15,7 @@ from bfr.runtime.plan import DEGRADED
 Given = Sequence[NDArray[Any] | None]
 """Pictures for one further input, one or None for each image."""
 
-TOUCHED = 1e-3  # of a resized mask: more than this of the hole went into the pixel
+BICUBIC_SUPPORT = 2.0  # pixels to each side
 
 
 class ImageInputs:
@@ -44,9 +43,13 @@ class ImageInputs:
         pixels that are 0 in all channels, as published. `reference`, (h, w, 3); None is all 0: there is none.
         Raises InvalidImage.
         """
-        made = {DEGRADED: to_input(image, self.size)}
+        mask = None
         if "mask" in self.others:
-            hole = _hole(image, given.get("mask"), self.size)
+            mask = _mask(image, given.get("mask"))
+            image = np.where(mask[:, :, None], image.dtype.type(0), image)  # what stands in the hole says nothing
+        made = {DEGRADED: to_input(image, self.size)}
+        if mask is not None:
+            hole = _at_size(mask, self.size)
             made["mask"] = hole[None].astype(np.float32)
             made[DEGRADED][:, hole] = 0.0
         if "reference" in self.others:
@@ -73,14 +76,22 @@ def _mask(image: NDArray[Any], mask: NDArray[Any] | None) -> NDArray[np.bool_]:
     return np.asarray(mask != 0)
 
 
-def _hole(image: NDArray[Any], mask: NDArray[Any] | None, size: int) -> NDArray[np.bool_]:
+def _at_size(hole: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
     """The hole at the system's size: every pixel that a resized image takes some of the hole into."""
-    hole = _mask(image, mask)
     if hole.shape == (size, size):
         return hole
-    return np.asarray(
-        np.abs(resize(hole.astype(np.float32)[:, :, None].repeat(3, axis=2), (size, size)))[:, :, 0] > TOUCHED
-    )
+    total = np.pad(hole, ((1, 0), (1, 0))).cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+    (top, bottom), (left, right) = (_reach(side, size) for side in hole.shape)
+    found = total[bottom][:, right] - total[top][:, right] - total[bottom][:, left] + total[top][:, left]
+    return np.asarray(found > 0)
+
+
+def _reach(side: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first and one past the last of `side` pixels that each of `size` is made of, by antialiased bicubic."""
+    scale = side / size
+    centres, support = (np.arange(size) + 0.5) * scale, BICUBIC_SUPPORT * max(scale, 1.0)
+    first = np.clip(np.floor(centres - support), 0, side).astype(np.int64)
+    return first, np.clip(np.ceil(centres + support), 0, side).astype(np.int64)
 
 
 def read_mask(pixels: NDArray[Any]) -> NDArray[np.bool_]:

@@ -1,0 +1,135 @@
+"""Every system of the family, end to end: exported, verified, run from its bundle by ONNX Runtime."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from PIL import Image
+from systems import MAKERS, SIZE, export_tiny
+
+from bfr.runtime.bundle import Bundle
+from bfr.runtime.errors import InvalidOption
+from bfr.runtime.plan import make_plan
+from bfr.runtime.restorer import Restorer
+
+
+def shared(name: str, factory: pytest.TempPathFactory) -> Bundle:
+    """A small system, exported once for all processes of the run."""
+    folder = factory.getbasetemp().parent / "systems" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / "bundle").exists():
+            export_tiny(name, folder)
+    return Bundle.open(folder / "bundle")
+
+
+@pytest.fixture(scope="module", params=sorted(MAKERS))
+def system(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Bundle]]:
+    yield request.param, shared(request.param, tmp_path_factory)
+
+
+def faces() -> list[Any]:
+    made = [np.random.default_rng(i).integers(1, 256, (SIZE, SIZE, 3), dtype=np.uint8) for i in range(3)]
+    for i, face in enumerate(made):
+        face[8 : 16 + i, 10:20] = 0  # the hole of those that inpaint
+    return made
+
+
+def restored(bundle: Bundle, batch: int, **options: Any) -> list[Any]:
+    with Restorer.open(bundle.folder, backend="onnxruntime-cpu", batch=batch, threads=1, **options) as restorer:
+        return restorer.restore(faces())
+
+
+def test_an_image_is_restored_alike_alone_and_in_company(system: tuple[str, Bundle]) -> None:
+    """Batch 1 and batch 3, on ONNX Runtime; the CPU's kernels give the same bytes."""
+    name, bundle = system
+    alone, together = restored(bundle, 1), restored(bundle, 3)
+    for face, one, other in zip(faces(), alone, together, strict=True):
+        assert np.array_equal(one, other)
+        assert one.shape == face.shape
+        assert (one != face).any(), f"{name} changed nothing"
+    assert not np.array_equal(alone[0], alone[1])
+
+
+def test_every_network_and_the_chain_were_compared_with_eager(system: tuple[str, Bundle]) -> None:
+    _, bundle = system
+    checks = {check.what: check for check in bundle.manifest.verified}
+    for network in bundle.manifest.networks:
+        for batch in (1, 3):
+            assert checks[f"{network}, batch {batch}"].psnr_db > 90
+    chains = [check for what, check in checks.items() if what.startswith("loop")]
+    assert len(chains) == 1
+    assert chains[0].psnr_db > 80
+
+
+def test_a_bundle_needs_no_torch(system: tuple[str, Bundle], tmp_path: Path) -> None:
+    """A process in which torch, onnx and diffusers cannot be imported restores the same picture."""
+    name, bundle = system
+    Image.fromarray(faces()[0]).save(tmp_path / "face.png")
+    verb = ["inpaint"] if name == "inpainting" else ["restore", "--aligned", "--threads", "1"]
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'diffusers', 'transformers'): sys.modules[name] = None\n"
+        "from bfr.runtime.cli import main\n"
+        f"sys.argv = {['bfr', *verb, str(tmp_path / 'face.png'), '-o', str(tmp_path / 'out')]!r}\n"
+        f"sys.argv += ['--bundle', {str(bundle.folder)!r}, '--backend', 'onnxruntime-cpu']\n"
+        "main()\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=120)  # noqa: S603
+    with Image.open(tmp_path / "out" / "face.png") as found:
+        assert np.array_equal(np.asarray(found), restored(bundle, 1)[0])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [image["status"] for image in report["images"]] == ["restored"]
+
+
+@pytest.fixture(scope="module")
+def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return shared("inpainting", tmp_path_factory)
+
+
+def test_inpainting_keeps_every_known_pixel_and_fills_the_hole(inpainting: Bundle) -> None:
+    for face, found in zip(faces(), restored(inpainting, 3), strict=True):
+        hole = (face == 0).all(axis=2)
+        assert np.array_equal(found[~hole], face[~hole])
+        assert (found[hole] != 0).any(axis=1).mean() > 0.9
+    with Restorer.open(inpainting.folder, backend="onnxruntime-cpu", threads=1) as restorer:
+        large = np.random.default_rng(5).integers(1, 256, (70, 70, 3), dtype=np.uint8)
+        mask = np.zeros((70, 70), bool)
+        mask[20:40, 15:50] = True
+        found = restorer.restore([large], inputs={"mask": [mask]})[0]
+        assert np.array_equal(found[~mask], large[~mask])
+        assert (found[mask] != large[mask]).any(axis=1).mean() > 0.9
+        painted = large.copy()
+        painted[mask] = 77  # what stands in the hole says nothing
+        again = restorer.restore([painted], inputs={"mask": [mask]})[0]
+        assert np.abs(again[mask].astype(int) - found[mask]).max() <= 1
+
+
+def test_the_strength_of_mask_guidance_can_be_chosen(inpainting: Bundle) -> None:
+    reference = restored(inpainting, 1)
+    assert all(np.array_equal(a, b) for a, b in zip(restored(inpainting, 1, guidance=0.5), reference, strict=True))
+    assert not np.array_equal(restored(inpainting, 1, guidance=0.0)[0], reference[0])
+
+
+def test_a_stage_has_a_sampler_of_its_own(system: tuple[str, Bundle]) -> None:
+    name, bundle = system
+    if name != "diffbfr":
+        return
+    preset = bundle.preset()
+    loops = {loop.name: loop for loop in make_plan(bundle, preset).loops}
+    assert [len(loop.table) for loop in loops.values()] == [4, 4, 2]
+    assert loops["denoise-texture"].table.timesteps[0] == 40.5
+    assert loops["denoise-low"].shape == (3, 16, 16)
+    changed = make_plan(bundle, bundle.preset(steps=3))
+    assert [len(loop.table) for loop in changed.loops] == [3, 3, 2]
+    unknown = preset.model_copy(update={"stages": {"denoise": preset.stages["denoise-texture"]}})
+    with pytest.raises(InvalidOption, match="a sampler of denoise: tiny-diffbfr has the denoise stages"):
+        make_plan(bundle, unknown)
+    with pytest.raises(InvalidOption, match="has no guided stage"):
+        make_plan(bundle, bundle.preset(guidance=1.0))
