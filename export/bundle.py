@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from bfr.export.onnx import DEFAULT_OPSET, export_graph
 from bfr.export.stage import Stage
@@ -274,6 +275,18 @@ def output_examples(stage: Stage, size: int, batch: int = 1) -> dict[str, Tensor
 
 def gflop(stage: Stage, size: int) -> float:
     """Billions of floating point operations of one call on one image, 2 per multiply-add."""
-    with FlopCounterMode(display=False) as counter:
+    with _Operations() as counter:
         output_examples(stage, size)
-    return float(counter.get_total_flops()) / 1e9
+    return counter.total / 1e9
+
+
+class _Operations(TorchDispatchMode):
+    """Adds up floating point operations, those of gradients too, which torch's own FlopCounterMode refuses."""
+
+    total = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result

@@ -124,7 +124,7 @@ def _move_weights(
         arrays = {
             name: array.astype(np.float16) if array.dtype == np.float32 else array for name, array in arrays.items()
         }
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+    save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)  # scalars stay scalars
     path.chmod(0o644)  # safetensors makes its files private; a bundle is data to copy and install
     offsets = _offsets(path)
     casts = []

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from bfr.export.guide import DecodeStage, EmbedStage, EncodeStage, GuideStage, RecoverStage
 from bfr.export.stage import Stage
 from bfr.export.step import (
     ConcatStep,
@@ -30,6 +31,11 @@ STAGES: dict[str, type[Stage]] = {
         LearnedVarianceStep,
         ConditionerStage,
         ResizeStage,
+        GuideStage,
+        EmbedStage,
+        EncodeStage,
+        RecoverStage,
+        DecodeStage,
     )
 }
 

@@ -1,14 +1,15 @@
 """The systems that `bfr` knows, by name."""
 
 from bfr.models.system import ARCHITECTURES, NetworkSpec, SystemSpec
-from bfr.models.systems.difface import DIFFACE, INPAINTING
+from bfr.models.systems.clrface import CLRFACE
+from bfr.models.systems.difface import DIFFACE, IDENTITY, INPAINTING
 from bfr.models.systems.diffbfr import DIFFBFR
 from bfr.models.systems.mini import MINI
 from bfr.runtime.errors import InvalidOption
 
 __all__ = ["ARCHITECTURES", "DIFFACE", "MINI", "SYSTEMS", "NetworkSpec", "SystemSpec", "get_system"]
 
-SYSTEMS = {spec.name: spec for spec in (MINI, DIFFACE, INPAINTING, DIFFBFR)}
+SYSTEMS = {spec.name: spec for spec in (MINI, DIFFACE, IDENTITY, INPAINTING, DIFFBFR, CLRFACE)}
 
 
 def get_system(name: str) -> SystemSpec:

@@ -79,10 +79,19 @@ def check_layout(module: nn.Module, state: Mapping[str, Tensor], source: str | P
 
 
 def load_into(module: nn.Module, path: Path) -> None:
-    """Fill `module` from a checkpoint of exactly its layout; on InvalidCheckpoint it is left as it was."""
-    state = load_state_dict(path)
+    """Fill `module` from a checkpoint of exactly its layout; on InvalidCheckpoint it is left as it was.
+
+    A module with a method `own_weights` chooses what of the checkpoint is its own.
+    """
+    state = own_weights(module, load_state_dict(path))
     check_layout(module, state, path)
     module.load_state_dict(state, strict=True)
+
+
+def own_weights(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What of a checkpoint is the module's, where the file is known to hold more: see `load_into`."""
+    choose = getattr(module, "own_weights", None)
+    return dict(choose(state)) if choose else state
 
 
 def convert(path: Path, destination: Path) -> None:

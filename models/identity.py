@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from bfr.models.resize import resize_matrix
 from bfr.models.vqgan import VQModel
 from bfr.runtime.errors import InvalidOption
 
@@ -39,22 +40,12 @@ def arcface_box(size: int) -> tuple[float, float, float, float]:
     return left, top, right, bottom
 
 
-def resize_matrix(source: int, size: int, start: float = 0.0, stop: float | None = None) -> Tensor:
-    """(size, source) float64: resamples the pixels from `start` to `stop` into `size`, antialiased bilinear.
+class LatentMask(nn.Module):
+    """A learnable mask over latents, (1, C, h, w), that starts at 1."""
 
-    As in Pillow's `resize(box=...)` and torch's `interpolate(antialias=True)`: a triangle as wide as the larger of a
-    source and a target pixel, cut off at the image's edges, its weights summing to 1.
-    """
-    stop = float(source) if stop is None else stop
-    if not 0.0 <= start < stop <= source:
-        raise InvalidOption(
-            f"the crop from {start:g} to {stop:g} is not within an image of {source} pixels: choose whole"
-        )
-    scale = (stop - start) / size
-    centres = start + (torch.arange(size, dtype=torch.float64) + 0.5) * scale
-    distance = torch.arange(source, dtype=torch.float64) + 0.5 - centres[:, None]
-    weights = (1.0 - distance.abs() / max(scale, 1.0)).clamp(min=0.0)
-    return weights / weights.sum(1, keepdim=True)
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(shape))
 
 
 class IdentityDistance(nn.Module):
@@ -65,13 +56,12 @@ class IdentityDistance(nn.Module):
     crop: "arcface", its crop of an FFHQ-aligned face, or "whole", as PGDiff resizes the image.
     metric: "cosine", 1 - cos, from 0 to 2, and 1 for a target of zeros, towards which it has no gradient; "mse", the
     squared length of the difference, PGDiff's, which depends on the lengths of embeddings too.
-    mask_shape: (1, C, h, w) of `mask`, a parameter that starts at 1: where, and how much, a gradient may change x0.
+    mask_shape: (1, C, h, w) of `latent_mask`, which starts at 1: where, and how much, a gradient may change x0.
     Raises InvalidOption for an unknown metric or crop.
     """
 
     rows: Tensor
     columns: Tensor
-    mask: nn.Parameter | None
 
     def __init__(
         self,
@@ -99,9 +89,14 @@ class IdentityDistance(nn.Module):
         left, top, right, bottom = arcface_box(image_size) if crop == "arcface" else whole
         # (S, R) each: resize the columns of pixels by their product with the one, the rows by that with the other
         for name, start, stop in (("columns", left, right), ("rows", top, bottom)):
-            matrix = resize_matrix(image_size, self.size, start, stop).T
-            self.register_buffer(name, matrix.float().contiguous(), persistent=False)
-        self.mask = None if mask_shape is None else nn.Parameter(torch.ones(mask_shape))
+            matrix = torch.from_numpy(resize_matrix(image_size, self.size, start, stop, filter="bilinear"))
+            self.register_buffer(name, matrix.T.float().contiguous(), persistent=False)
+        self.latent_mask = None if mask_shape is None else LatentMask(mask_shape)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(1, C, h, w), or None where there is none."""
+        return None if self.latent_mask is None else self.latent_mask.weight
 
     def image(self, x0: Tensor) -> Tensor:
         """(B, C, h, w) -> RGB (B, 3, S, S), about in [-1, 1], not clipped: clipping would stop gradients."""

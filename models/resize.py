@@ -1,19 +1,41 @@
 """Resizing as products with constant matrices: exact on every backend, and the same for every batch."""
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
+from bfr.runtime.errors import InvalidOption
 
-def resize_matrix(source: int, target: int) -> NDArray[np.float64]:
-    """(target, source) float64: antialiased bicubic resampling along one axis, its rows summing to 1.
+Filter = Literal["bicubic", "bilinear"]
 
-    Pillow's filter: Keys' cubic with a = -0.5, as wide as the sampling when it shrinks, cut at the image's edges.
+
+def resize_matrix(
+    source: int,
+    target: int,
+    start: float = 0.0,
+    stop: float | None = None,
+    *,
+    filter: Filter = "bicubic",  # noqa: A002  (the name in Pillow)
+) -> NDArray[np.float64]:
+    """(target, source) float64: resamples the pixels from `start` to `stop`, all of them, antialiased along one axis.
+
+    As Pillow's `resize(box=...)`: a triangle, or Keys' cubic with a = -0.5, as wide as the larger of a source and a
+    target pixel, cut off at the image's edges, its weights summing to 1. Raises InvalidOption for a box outside.
     """
-    scale = source / target
-    width = max(scale, 1.0)
-    centres = (np.arange(target) + 0.5) * scale
-    distance = np.abs(np.arange(source)[None, :] + 0.5 - centres[:, None]) / width
-    near = ((1.5 * distance - 2.5) * distance) * distance + 1.0
-    far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
-    weights = np.where(distance < 1.0, near, np.where(distance < 2.0, far, 0.0))
+    stop = float(source) if stop is None else stop
+    if not 0.0 <= start < stop <= source:
+        raise InvalidOption(
+            f"the crop from {start:g} to {stop:g} is not within an image of {source} pixels: choose whole"
+        )
+    scale = (stop - start) / target
+    centres = start + (np.arange(target) + 0.5) * scale
+    distance = np.abs(np.arange(source)[None, :] + 0.5 - centres[:, None]) / max(scale, 1.0)
+    weights = _cubic(distance) if filter == "bicubic" else np.maximum(1.0 - distance, 0.0)
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    near = (1.5 * distance - 2.5) * distance**2 + 1.0
+    far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
+    return np.asarray(np.where(distance < 1.0, near, np.where(distance < 2.0, far, 0.0)))

@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from bfr.models.system import SystemSpec
 
@@ -66,14 +66,16 @@ def write_seeded(system: SystemSpec, folder: Path) -> None:
     They restore nothing: they are for tests and timings. A file that several networks share is the same for each.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, dict[str, Tensor]] = {}
     for spec in system.networks.values():
         module = spec.build()
         for part, download in spec.files.items():
             filled = module.get_submodule(part)
             scale = {name: factor for name, factor in LOOP_SCALE.items() if name in filled.state_dict()}
             seed_weights(filled, scale if spec.kind.startswith("step") else None)
-            path = folder / download.file
-            if path.suffix == ".safetensors":
-                save_file(filled.state_dict(), path)
-            else:
-                torch.save(filled.state_dict(), path)
+            files.setdefault(download.file, {}).update(filled.state_dict())
+    for name, state in files.items():
+        if name.endswith(".safetensors"):
+            save_file(state, folder / name)
+        else:
+            torch.save(state, folder / name)

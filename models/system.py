@@ -7,10 +7,12 @@ from typing import Any, Self
 
 from torch import nn
 
+from bfr.models.clrface import clrface_guide, clrface_recoverer, identity_guide
 from bfr.models.fetch import Download
 from bfr.models.lama import LaMa
 from bfr.models.swinir import SwinIR
 from bfr.models.unet import UNet
+from bfr.models.vqgan import VQModel
 from bfr.runtime.manifest import (
     Denoise,
     Diffuse,
@@ -27,6 +29,10 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "swinir": SwinIR,
     "lama": LaMa,
     "none": nn.Identity,
+    "vqmodel": VQModel,
+    "identity": identity_guide,
+    "clrface-guide": clrface_guide,
+    "clrface-recoverer": clrface_recoverer,
 }
 """What builds a network from the parameters that its bundle's manifest holds."""
 
@@ -78,7 +84,7 @@ class SystemSpec:
 
     default_preset: the one that is used where none is named. inputs, result: see `bfr.runtime.manifest.Manifest`.
     packaged: the folder of its weights where they come with the package, else they are fetched. published: whether
-    there are any to fetch.
+    there are any to fetch. by_hand: files that cannot be fetched, and where people find them.
     """
 
     name: str
@@ -92,6 +98,7 @@ class SystemSpec:
     result: str = "state"
     packaged: Path | None = None
     published: bool = True
+    by_hand: Mapping[str, str] = field(default_factory=dict)
     default_preset: str = "reference"
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
 

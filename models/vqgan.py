@@ -298,6 +298,14 @@ class VQModel(nn.Module):
             self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
             self.decoder = Decoder(**options(out_ch=out_ch))  # type: ignore[arg-type]
 
+    def own_weights(self, checkpoint: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What of a published checkpoint is this module's: without the parts that it was built without, and `loss.*`.
+
+        The checkpoints also hold the discriminator and the perceptual network that they were trained with.
+        """
+        own = {name.split(".", 1)[0] for name in self.state_dict()}
+        return {name: value for name, value in checkpoint.items() if name.split(".", 1)[0] in own}
+
     def encode(self, x: Tensor) -> Tensor:
         """Image (B, in_channels, S, S) -> z (B, embed_dim, s, s), not quantised: what latent diffusion works on."""
         return cast(Tensor, self.quant_conv(self.encoder(x)))
@@ -310,12 +318,3 @@ class VQModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """An image, encoded, quantised and decoded."""
         return self.decode(self.encode(x))
-
-
-def autoencoder_weights(module: VQModel, checkpoint: Mapping[str, T]) -> dict[str, T]:
-    """What of a published checkpoint is `module`'s: without the parts that it was built without, and without `loss.*`.
-
-    The checkpoints also hold the discriminator and the perceptual network that they were trained with, under `loss.`.
-    """
-    own = {name.split(".", 1)[0] for name in module.state_dict()}
-    return {name: value for name, value in checkpoint.items() if name.split(".", 1)[0] in own}

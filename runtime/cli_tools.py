@@ -25,7 +25,7 @@ def fetch(
         return
     _need("export", "torch", "safetensors")
     from bfr.models.catalog import get_system
-    from bfr.models.checkpoint import check_layout, convert, load_state_dict
+    from bfr.models.checkpoint import check_layout, convert, load_state_dict, own_weights
     from bfr.runtime.files import cache_folder
 
     spec = get_system(system)
@@ -40,14 +40,20 @@ def fetch(
     print(f"{spec.title}\nlicence: {spec.licence.name}, {spec.licence.url}\n{spec.licence.notice}")
     if not accept_license:
         raise InvalidOption("read the licence above, and run this again with --accept-license if you accept it")
-    target = folder or cache_folder() / system
+    target, by_hand = folder or cache_folder() / system, dict[str, str]()
     for name, network in spec.networks.items():
         for part, download in network.files.items():
+            if download.file in spec.by_hand:
+                by_hand[download.file] = spec.by_hand[download.file]
+                continue
             got = _download(download, target)
-            check_layout(network.build().get_submodule(part), load_state_dict(got.path), got.path)
+            module = network.build().get_submodule(part)
+            check_layout(module, own_weights(module, load_state_dict(got.path)), got.path)
             safe = got.path.with_suffix(".safetensors")
             convert(got.path, safe)
             print(f"{name}: {got.path.name}, {got.bytes} bytes, sha256 {got.sha256}; safe copy {safe.name}")
+    for file, where in by_hand.items():
+        print(f"{file} cannot be downloaded for you: {where}. Put it into {target}")
     print(f"next: bfr export {system} -o bundles/{system}")
 
 

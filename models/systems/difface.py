@@ -1,8 +1,11 @@
 """DifFace: restoration at 512 and inpainting at 256, as published (arXiv 2212.06512)."""
 
+from dataclasses import replace
+from typing import Any
+
 from bfr.models.fetch import Download
 from bfr.models.system import NetworkSpec, SystemSpec
-from bfr.runtime.manifest import Denoise, Diffuse, Estimate, ImageInput, Licence, Preset
+from bfr.runtime.manifest import Denoise, Diffuse, Estimate, Guidance, ImageInput, Licence, Preset
 
 _RELEASE = "https://github.com/zsyOAOA/DifFace/releases/download/V1.0/"
 
@@ -67,6 +70,43 @@ DIFFACE = SystemSpec(
         "fast": Preset(solver="dpmpp-2m", spacing="log-snr", start=400, steps=10),
     },
     licence=LICENCE,
+)
+
+ARCFACE = "ms1mv3_arcface_r50_fp16.pth"
+RECOGNIZER: dict[str, Any] = {"layers": 50, "widths": [64, 128, 256, 512], "image_size": 112, "embedding": 512}
+IDENTITY_STAGES = (
+    Estimate(network="estimator"),
+    Estimate(name="embed", network="embedder"),
+    Diffuse(),
+    Denoise(
+        network="denoiser", guidance=Guidance(network="guide", strength=0.1, stop=20.0, inputs={"target": "identity"})
+    ),
+)
+
+
+def identity_networks(recognizer: dict[str, Any], size: int) -> dict[str, NetworkSpec]:
+    """What identity guidance adds to a system in pixel space; size: of its images."""
+    parameters = {"recognizer": recognizer, "image_size": size}
+    weights = {"recognizer": Download("", ARCFACE)}
+    return {
+        "embedder": NetworkSpec("embedder", "identity", parameters, weights, half=None),
+        "guide": NetworkSpec("guide", "identity", parameters, weights, {"normalize": True}, half=None),
+    }
+
+
+IDENTITY = replace(
+    DIFFACE,
+    name="difface-identity",
+    title="DifFace guided towards an identity, as PGDiff guides (arXiv 2309.10810), 512x512",
+    inputs=(ImageInput(name="reference", channels=3),),
+    networks={**DIFFACE.networks, **identity_networks(RECOGNIZER, 512)},
+    stages=IDENTITY_STAGES,
+    licence=Licence(
+        name="S-Lab License 1.0; InsightFace, non-commercial research",
+        url=LICENCE.url,
+        notice=f"{LICENCE.notice} InsightFace's weights are for non-commercial research only.",
+    ),
+    by_hand={ARCFACE: "PGDiff's README (https://github.com/pq-yang/PGDiff) names where it is, under ArcFace"},
 )
 
 INPAINTING = SystemSpec(

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from bfr.export.bundle import export_system
+from bfr.models.fetch import Download
 from bfr.models.seeded import write_seeded
-from bfr.models.system import SystemSpec
+from bfr.models.system import NetworkSpec, SystemSpec
+from bfr.models.systems.clrface import CLRFACE
+from bfr.models.systems.clrface import networks as clrface_networks
+from bfr.models.systems.difface import IDENTITY, INPAINTING, identity_networks
 from bfr.models.systems.diffbfr import DIFFBFR
 from bfr.models.systems.diffbfr import networks as diffbfr_networks
-from bfr.models.systems.difface import INPAINTING
 from bfr.runtime.bundle import Bundle
 from bfr.runtime.manifest import Preset, Sampler
 
@@ -52,7 +55,56 @@ def diffbfr() -> SystemSpec:
     return replace(DIFFBFR, name="tiny-diffbfr", image_size=SIZE, networks=networks, presets={"reference": reference})
 
 
-MAKERS = {"inpainting": inpainting, "diffbfr": diffbfr}
+RECOGNIZER: dict[str, Any] = {"layers": 18, "widths": [8, 8, 16, 16], "image_size": 32, "embedding": 16}
+AUTOENCODER: dict[str, Any] = {
+    "ch": 16,
+    "ch_mult": [1, 2],
+    "num_res_blocks": 1,
+    "attn_resolutions": [],
+    "resolution": SIZE,
+    "z_channels": 3,
+    "n_embed": 64,
+    "embed_dim": 3,
+    "groups": 8,
+}
+
+
+def identity() -> SystemSpec:
+    """DifFace with identity guidance; the estimator is a UNet, as mini's."""
+    estimator = NetworkSpec(
+        "estimator", "unet", unet(time_conditioned=False), Download("", "estimator.safetensors"), half=None
+    )
+    denoiser = NetworkSpec("step", "unet", unet(), Download("", "denoiser.safetensors"))
+    networks = {"estimator": estimator, "denoiser": denoiser, **identity_networks(RECOGNIZER, SIZE)}
+    presets = {"reference": Preset(spacing="ddim250", start=6, eta=0.5)}
+    stages = guided(IDENTITY.stages, strength=0.5)
+    return replace(
+        IDENTITY, name="tiny-identity", image_size=SIZE, networks=networks, presets=presets, stages=stages
+    )
+
+
+def clrface() -> SystemSpec:
+    """CLR-Face: latents of 16x16."""
+    irn = {"model_channels": 32, "attention_resolutions": [8], "channel_mult": [1, 2], "num_res_blocks": 1}
+    networks = clrface_networks(unet(16, in_channels=6), irn, AUTOENCODER, RECOGNIZER)
+    presets = {"reference": Preset(solver="dpmpp-2m", spacing="log-snr", start=500, steps=4, eta=0.5)}
+    stages = guided(CLRFACE.stages, strength=0.5)
+    return replace(
+        CLRFACE, name="tiny-clr-face", image_size=SIZE, networks=networks, presets=presets, stages=stages
+    )
+
+
+def guided(stages: Any, strength: float) -> Any:
+    """Stages whose guidance is strong enough to be seen."""
+    return tuple(
+        stage.model_copy(update={"guidance": stage.guidance.model_copy(update={"strength": strength})})
+        if getattr(stage, "guidance", None)
+        else stage
+        for stage in stages
+    )
+
+
+MAKERS = {"inpainting": inpainting, "diffbfr": diffbfr, "identity": identity, "clrface": clrface}
 
 
 def export_tiny(name: str, folder: Path, **options: Any) -> Bundle:

@@ -31,7 +31,7 @@ def shared(name: str, factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module", params=sorted(MAKERS))
 def system(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Bundle]]:
-    yield request.param, shared(request.param, tmp_path_factory)
+    return request.param, shared(request.param, tmp_path_factory)
 
 
 def faces() -> list[Any]:

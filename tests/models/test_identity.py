@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from bfr.models.arcface import IResNet
 from bfr.models.clrface import clrface_guide, clrface_recoverer, identity_guide
-from bfr.models.identity import ARCFACE_112, FFHQ_512, IdentityDistance, arcface_box, resize_matrix
+from bfr.models.identity import ARCFACE_112, FFHQ_512, IdentityDistance, arcface_box
+from bfr.models.resize import resize_matrix as resampling
 from bfr.models.seeded import seed_weights
 from bfr.runtime.errors import InvalidOption
 
@@ -34,6 +35,10 @@ IRN: dict[str, Any] = {
     "attention_resolutions": [],
     "channel_mult": [1],
 }
+
+
+def resize_matrix(source: int, size: int, start: float = 0.0, stop: float | None = None) -> torch.Tensor:
+    return torch.from_numpy(resampling(source, size, start, stop, filter="bilinear"))
 
 
 def images(batch: int, size: int = 32) -> Tensor:
@@ -122,7 +127,7 @@ def test_plain_parameters_build_the_networks_again() -> None:
         first, second = (builder(**json.loads(json.dumps(parameters))) for _ in range(2))  # type: ignore[operator]
         second.load_state_dict(first.state_dict())
         parts = {name.split(".")[0] for name in first.state_dict()}
-        assert parts <= {"recognizer", "autoencoder", "mask", "irn", "distance"}
+        assert parts <= {"recognizer", "autoencoder", "latent_mask", "irn", "distance"}
         assert not any("encoder.conv_in" in name and "autoencoder.encoder" in name for name in first.state_dict())
 
 

@@ -14,7 +14,7 @@ import bfr.models.vqgan as module
 from bfr.export.onnx import export_graph
 from bfr.models.checkpoint import check_layout
 from bfr.models.seeded import seed_weights
-from bfr.models.vqgan import AttnBlock, Downsample, Upsample, VectorQuantizer, VQModel, autoencoder_weights
+from bfr.models.vqgan import AttnBlock, Downsample, Upsample, VectorQuantizer, VQModel
 from bfr.runtime.errors import InvalidOption
 
 TINY: dict[str, Any] = {
@@ -100,7 +100,7 @@ def test_parts_hold_their_share_of_a_checkpoint() -> None:
     encoder, decoder = build(parts="encoder"), build(parts="decoder")
     names = set()
     for part in (encoder, decoder):
-        own = autoencoder_weights(part, whole)
+        own = part.own_weights(whole)
         check_layout(part, own, "checkpoint")
         names |= set(own)
     assert names == {name for name in whole if not name.startswith("loss.")}

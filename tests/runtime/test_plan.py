@@ -43,15 +43,19 @@ def draw(image: int, step: int, shape: tuple[int, ...]) -> Array:
 
 
 def ddim(
-    x: Array, t: Array, eps: Callable[[Array, float], Array], noise: Callable[[int], Array], *, eta: float, **options: Any
+    x: Array,
+    t: Array,
+    eps: Callable[[Array, float], Array],
+    noise: Callable[[int], Array],
+    *,
+    eta: float,
+    guide: Callable[[Array, int], Array] | None = None,
 ) -> Array:
-    """DDIM over the timesteps t to the clean image; guide(x0, k) moves x0, clip limits it."""
-    guide, clipped = options.get("guide"), options.get("clipped", True)
+    """DDIM over the timesteps t to the clean image; guide(x0, k) moves x0."""
     for k, now in enumerate(t):
         ab, prev = alpha_bar(now), alpha_bar(t[k + 1]) if k + 1 < len(t) else 1.0
         e = eps(x, now)
-        x0 = (x - np.sqrt(1 - ab) * e) / np.sqrt(ab)
-        x0 = np.clip(x0, -1, 1) if clipped else x0
+        x0 = np.clip((x - np.sqrt(1 - ab) * e) / np.sqrt(ab), -1, 1)
         if guide is not None:
             x0 = guide(x0, k)
         sigma = eta * np.sqrt((1 - prev) / (1 - ab)) * np.sqrt(1 - ab / prev)
@@ -71,7 +75,16 @@ def cascade() -> Plan:
             Call("shrink", "shrink", {"image": "degraded"}, {"resized": "lq"}),
             Loop("first", "low", grid(400, 3), small, "lq", "low", "diffuse-first", {"condition": "lq"}),
             Call("enlarge", "enlarge", {"image": "low"}, {"resized": "enlarged"}),
-            Loop("second", "high", grid(300, 4), image, "enlarged", "estimate", "diffuse-second", {"condition": "degraded"}),
+            Loop(
+                "second",
+                "high",
+                grid(300, 4),
+                image,
+                "enlarged",
+                "estimate",
+                "diffuse-second",
+                {"condition": "degraded"},
+            ),
             Loop("third", "texture", grid(40.5, 2), image, "estimate", "state", "diffuse-third"),
         ),
         result="state",
@@ -170,7 +183,8 @@ def guided(strength: float, steps: frozenset[int], target: str = "target") -> Pl
     image = (3, SIZE, SIZE)
     guide = Guide("guide", {"target": target}, strength, steps)
     loop = Loop("denoise", "denoiser", grid(500, 5), image, "degraded", "state", guide=guide)
-    return Plan({"degraded": image, "target": image}, {"degraded": image, "target": image, "state": image}, (loop,), "state")
+    inputs = {"degraded": image, "target": image}
+    return Plan(inputs, {**inputs, "state": image}, (loop,), "state")
 
 
 def guide_network(fakes: Any) -> Any:
@@ -212,8 +226,9 @@ def test_guided_x0_is_what_later_steps_read(fakes: Any) -> None:
         seen.append(h1.copy())
         return x, np.full_like(x, 0.5)
 
-    guide = fakes.Network(lambda x_next, x0, row, strength, target: (x_next, x0 + 0.25))
-    chain = Chain(fakes.Device(), {"denoiser": fakes.Network(step), "guide": guide}, guided(1.0, frozenset({1})), batch=1)
+    guide = fakes.Network(lambda x_next, x0, **_: (x_next, x0 + 0.25))
+    networks = {"denoiser": fakes.Network(step), "guide": guide}
+    chain = Chain(fakes.Device(), networks, guided(1.0, frozenset({1})), batch=1)
     chain.run(faces(1), seed=1, images=(0,))
     assert [float(h[0, 0, 0, 0]) for h in seen] == [0.0, 0.5, 0.75, 0.5, 0.5]
 

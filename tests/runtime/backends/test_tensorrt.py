@@ -87,7 +87,7 @@ def test_a_batch_is_one_launch(built: Bundle, tensorrt: Any, gpus: Any) -> None:
     assert [name for name, _ in launched] == ["copy", "copy", "copy", "graph", "copy", "copy"]
     steps = [["fill_normal", "engine denoiser"]] * 5 + [["engine denoiser"]]
     work = [name for name in launched[3][1] if name != "event"]
-    assert work == ["zero", "zero", "engine estimator", "fill_normal", "diffuse", *(n for step in steps for n in step)]
+    assert work == ["engine estimator", "zero", "zero", "fill_normal", "diffuse", *(n for step in steps for n in step)]
 
 
 def test_nothing_is_allocated_after_the_warm_up(built: Bundle, tensorrt: Any, gpus: Any) -> None:
