@@ -131,6 +131,6 @@ def choose_bucket(count: int, buckets: tuple[int, ...] | None) -> int:
     return min((b for b in buckets or () if b >= count), default=count)
 
 
-def image_key(degraded: Float32) -> int:
+def image_key(degraded: NDArray[Any]) -> int:
     """The noise's key of an image: a function of its pixels, so that neither order nor neighbours matter."""
     return zlib.crc32(degraded.tobytes())

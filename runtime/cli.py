@@ -85,6 +85,9 @@ def restore(
     guidance: Annotated[
         float | None, typer.Option(help="Of systems with identity guidance, instead of the bundle's; 0 leaves it out.")
     ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Of such systems: another photograph of the person, whose identity is kept.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp32, or fp16 or int8 where the bundle has it.")] = "fp32",
     seed: Annotated[int, typer.Option(help="Seed of the noise, 0 to 4294967295.")] = 12345,
     batch: Annotated[int, typer.Option(help="Faces that go through the networks together.")] = 1,
@@ -117,7 +120,7 @@ def restore(
     from bfr.runtime.detect import open_detector
     from bfr.runtime.folder import find_images
     from bfr.runtime.job import JobOptions, run_job
-    from bfr.runtime.photo import PhotoOptions, PhotoRestorer
+    from bfr.runtime.photo import PhotoOptions, PhotoRestorer, read_reference
     from bfr.runtime.restorer import Restorer
 
     suffix = image_format if image_format == "same" else f".{image_format.removeprefix('.')}"
@@ -172,6 +175,9 @@ def restore(
             if background
             else None,
         )
+    if reference is not None:
+        restorer.fixed = {"reference": read_reference(reference, worker, max_pixels)}
+        restorer.inputs.check(1, {name: [picture] for name, picture in restorer.fixed.items()})
     with restorer, progress_bar() as bar:
         task = bar.add_task("restoring", total=len(items))
         report = run_job(

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from bfr.runtime.batch import Restored
 from bfr.runtime.detect import Detector, open_detector
 from bfr.runtime.errors import InvalidImage, InvalidOption
 from bfr.runtime.face import SELECTIONS, Face, Matrix, Selection, alignment, crop_face, select_faces
-from bfr.runtime.image import Image
+from bfr.runtime.image import MAX_PIXELS, Image, read_image
 from bfr.runtime.paste import Patch, make_patch, paste_faces, to_grey
 from bfr.runtime.restorer import DEFAULT_SEED, Restorer
 
@@ -158,3 +159,17 @@ class PhotoRestorer:
         paste_faces(pixels, patches, upscale=options.upscale, blend=options.blend)
         seconds = {"background": enlarged - begin, "paste": time.perf_counter() - enlarged}
         return RestoredPhoto(pixels, tuple(restored), tuple(errors), seconds)
+
+
+def read_reference(path: Path, worker: Restorer | PhotoRestorer, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
+    """A picture of the person for systems that keep an identity: the largest face of a photograph, aligned.
+
+    With a Restorer, which takes aligned faces, it is one itself. Raises InvalidImage, also where no face is in it.
+    """
+    pixels = read_image(path, max_pixels=max_pixels).pixels
+    if isinstance(worker, Restorer):
+        return pixels
+    faces = PhotoRestorer(worker.restorer, PhotoOptions(faces="largest"), detector=worker.detector).align(pixels)
+    if not faces:
+        raise InvalidImage(f"{path}: no face was found: choose a clear photograph of the person for --reference")
+    return faces[0].crop

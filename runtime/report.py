@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import PIL
 
+from bfr.runtime.batch import image_key
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.files import write_bytes
 from bfr.runtime.restorer import Restorer
@@ -61,6 +62,7 @@ def describe_settings(restorer: Restorer, options: dict[str, Any]) -> dict[str, 
         "bundle_hash": restorer.bundle.hash,
         "precision": restorer.precision,
         "sampler": restorer.sampler.model_dump(),
+        **{name: image_key(np.ascontiguousarray(picture)) for name, picture in restorer.fixed.items()},
         **options,
     }
 

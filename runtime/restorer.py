@@ -68,6 +68,7 @@ class Restorer:
         self._buffers: Buffers | None = None
         self._chains: dict[int, Chain] = {}
         self._float32: Restorer | None = None
+        self.fixed: dict[str, NDArray[Any]] = {}  # pictures for further inputs, for images that are not given their own
         self._owns_device = False
 
     @classmethod
@@ -193,7 +194,7 @@ class Restorer:
         check_seed(seed)
         for image in images:
             check_image(image)
-        given = inputs or {}
+        given = {**{name: [picture] * len(images) for name, picture in self.fixed.items()}, **(inputs or {})}
         self.inputs.check(len(images), given)
         named = keys or [None] * len(images)
         results: list[Restored] = []

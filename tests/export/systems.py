@@ -78,9 +78,7 @@ def identity() -> SystemSpec:
     networks = {"estimator": estimator, "denoiser": denoiser, **identity_networks(RECOGNIZER, SIZE)}
     presets = {"reference": Preset(spacing="ddim250", start=6, eta=0.5)}
     stages = guided(IDENTITY.stages, strength=0.5)
-    return replace(
-        IDENTITY, name="tiny-identity", image_size=SIZE, networks=networks, presets=presets, stages=stages
-    )
+    return replace(IDENTITY, name="tiny-identity", image_size=SIZE, networks=networks, presets=presets, stages=stages)
 
 
 def clrface() -> SystemSpec:
@@ -89,15 +87,13 @@ def clrface() -> SystemSpec:
     networks = clrface_networks(unet(16, in_channels=6), irn, AUTOENCODER, RECOGNIZER)
     presets = {"reference": Preset(solver="dpmpp-2m", spacing="log-snr", start=500, steps=4, eta=0.5)}
     stages = guided(CLRFACE.stages, strength=0.5)
-    return replace(
-        CLRFACE, name="tiny-clr-face", image_size=SIZE, networks=networks, presets=presets, stages=stages
-    )
+    return replace(CLRFACE, name="tiny-clr-face", image_size=SIZE, networks=networks, presets=presets, stages=stages)
 
 
 def guided(stages: Any, strength: float) -> Any:
     """Stages whose guidance is strong enough to be seen."""
     return tuple(
-        stage.model_copy(update={"guidance": stage.guidance.model_copy(update={"strength": strength})})
+        stage.model_copy(update={"guidance": stage.guidance.model_copy(update={"strength": strength, "stop": 0.0})})
         if getattr(stage, "guidance", None)
         else stage
         for stage in stages

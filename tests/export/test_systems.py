@@ -42,7 +42,8 @@ def faces() -> list[Any]:
 
 
 def restored(bundle: Bundle, batch: int, **options: Any) -> list[Any]:
-    with Restorer.open(bundle.folder, backend="onnxruntime-cpu", batch=batch, threads=1, **options) as restorer:
+    given = {name: value for name, value in options.items() if value is not None}
+    with Restorer.open(bundle.folder, backend="onnxruntime-cpu", batch=batch, threads=1, **given) as restorer:
         return restorer.restore(faces())
 
 
@@ -133,3 +134,29 @@ def test_a_stage_has_a_sampler_of_its_own(system: tuple[str, Bundle]) -> None:
         make_plan(bundle, unknown)
     with pytest.raises(InvalidOption, match="has no guided stage"):
         make_plan(bundle, bundle.preset(guidance=1.0))
+
+
+@pytest.fixture(scope="module")
+def guided(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return shared("identity", tmp_path_factory)
+
+
+def test_guidance_can_be_left_out_or_made_stronger(guided: Bundle) -> None:
+    plain, default, strong = (restored(guided, 1, guidance=g)[0].astype(int) for g in (0.0, None, 2.0))
+    assert 0 < np.abs(default - plain).mean() < np.abs(strong - plain).mean()
+    assert make_plan(guided, guided.preset()).calls()["guide"] == 6
+    assert "guide" not in make_plan(guided, guided.preset(guidance=0.0)).calls()
+
+
+def test_a_reference_is_one_for_each_image_or_for_all(guided: Bundle) -> None:
+    other = np.random.default_rng(9).integers(1, 256, (50, 50, 3), dtype=np.uint8)
+    with Restorer.open(guided.folder, backend="onnxruntime-cpu", batch=3, threads=1, guidance=2.0) as restorer:
+        without = restorer.restore(faces())
+        mixed = restorer.restore(faces(), inputs={"reference": [None, other, None]})
+        assert [np.array_equal(a, b) for a, b in zip(without, mixed, strict=True)] == [True, False, True]
+        restorer.fixed = {"reference": other}
+        every = restorer.restore(faces())
+        assert np.array_equal(every[1], mixed[1])
+        assert not np.array_equal(every[0], mixed[0])
+    with pytest.raises(InvalidOption, match="tiny-identity has no input 'mask': it takes reference"):
+        restorer.run(faces(), inputs={"mask": [None] * 3})

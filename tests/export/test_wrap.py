@@ -9,8 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 from bfr.export.verify import open_reference, verify
 from bfr.export.wrap import wrap
 from bfr.export.wrap_graph import WrapOptions
-from bfr.runtime.background import NetworkBackground
 from bfr.runtime.backends.onnxruntime import CpuDevice
+from bfr.runtime.background import NetworkBackground
 from bfr.runtime.bundle import Bundle
 from bfr.runtime.errors import InputNotFound, InvalidCheckpoint, InvalidOption
 from bfr.runtime.restorer import Restorer

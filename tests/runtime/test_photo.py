@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image as Pillow
 
 from bfr.runtime.background import Lanczos
 from bfr.runtime.bundle import Bundle, write_manifest
@@ -27,7 +29,7 @@ from bfr.runtime.manifest import (
     Source,
     Variant,
 )
-from bfr.runtime.photo import PhotoOptions, PhotoRestorer
+from bfr.runtime.photo import PhotoOptions, PhotoRestorer, read_reference
 from bfr.runtime.restorer import Restorer
 
 Array = NDArray[Any]
@@ -438,3 +440,19 @@ class TestNoise:
         photograph = picture()
         one, other = (self.restored(bundle, fakes, photograph, 8, seed) for seed in (1, 2))
         assert not np.array_equal(one, other)
+
+
+def test_a_reference_is_the_largest_face_of_its_photograph(small: Any, fakes: Any, tmp_path: Path) -> None:
+
+    picture = np.full((200, 300, 3), 120, np.uint8)
+    picture[20:60, 20:60] = fakes.face
+    picture[60:160, 150:250] = fakes.face
+    Pillow.fromarray(picture).save(tmp_path / "two.png")
+    Pillow.fromarray(picture[:20]).save(tmp_path / "none.png")
+    worker = PhotoRestorer(small(), detector=fakes.Squares())
+    crop = read_reference(tmp_path / "two.png", worker)
+    largest = max(worker.align(picture), key=lambda face: face.face.box[2] - face.face.box[0])
+    assert np.array_equal(crop, largest.crop)
+    assert np.array_equal(read_reference(tmp_path / "two.png", small()), picture)  # of aligned faces, all of it
+    with pytest.raises(InvalidImage, match="no face was found"):
+        read_reference(tmp_path / "none.png", worker)
