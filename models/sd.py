@@ -79,8 +79,8 @@ def unet(**config: Any) -> nn.Module:
 class VaeEncoder(nn.Module):
     """image (B, 3, S, S) in [-1, 1] -> latent (B, C, S / factor, S / factor): the mean, scaled to about unit size.
 
-    The published samplers draw from the distribution around that mean, which makes a restoration depend on a seed; its
-    deviation is small beside the mean's, and the mean is its most likely value.
+    OSDFace's published code draws from the normal distribution around that mean, which makes a restoration depend on
+    a seed. The mean is that distribution's most likely value, and the same every time.
     """
 
     def __init__(self, autoencoder: Any) -> None:
