@@ -71,9 +71,33 @@ def unet(**config: Any) -> nn.Module:
     # A subclass, not a module around it: the names of weights stay those of the published file.
     class Denoiser(base):  # type: ignore[misc]
         def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-            return cast(Tensor, super().forward(x, t, context, return_dict=False)[0])
+            dtype = self.conv_in.weight.dtype
+            return cast(Tensor, super().forward(x.to(dtype), t, context.to(dtype), return_dict=False)[0]).float()
+
+        def cast_torso(self, dtype: torch.dtype) -> "Denoiser":
+            """Cast all but the norms to `dtype`; the published half mode casts those too. Returns itself."""
+            nn.Module.to(self, dtype)  # not their own `to`, which warns of modules that are kept in float32: none are
+            for module in self.modules():
+                for plain, wide in ((nn.GroupNorm, WideGroupNorm), (nn.LayerNorm, WideLayerNorm)):
+                    if isinstance(module, plain):
+                        module.float().__class__ = wide
+            return self
 
     return cast(nn.Module, Denoiser(**config))
+
+
+class WideGroupNorm(nn.GroupNorm):
+    """GroupNorm in float32 whatever the input's dtype, which its output has."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name in torch)
+        return super().forward(input.float()).to(input.dtype)
+
+
+class WideLayerNorm(nn.LayerNorm):
+    """LayerNorm in float32 whatever the input's dtype, which its output has."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name in torch)
+        return super().forward(input.float()).to(input.dtype)
 
 
 class VaeEncoder(nn.Module):

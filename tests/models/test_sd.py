@@ -76,6 +76,23 @@ def test_denoiser_equals_diffusers_own() -> None:
     assert (other[1] - eps[1]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(("dtype", "least", "most"), [(torch.float16, 1e-5, 3e-3), (torch.bfloat16, 1e-4, 3e-2)])
+def test_torso_in_half(dtype: torch.dtype, least: float, most: float) -> None:
+    network = unet(**TINY_UNET).eval()
+    seed_weights(network)
+    x, t, context = normal(3, 4, 8, 8), torch.full((3,), 399.0), normal(3, 7, 24, seed=1)
+    with torch.no_grad():
+        expected = network(x, t, context)
+        assert network.cast_torso(dtype).cast_torso(dtype) is network
+        eps = network(x, t, context)
+    assert eps.dtype == torch.float32
+    assert least < (eps - expected).norm() / expected.norm() < most
+    kinds = {"norm" in name.split(".")[-2]: set[torch.dtype]() for name in network.state_dict()}
+    for name, value in network.state_dict().items():
+        kinds["norm" in name.split(".")[-2]].add(value.dtype)
+    assert kinds == {True: {torch.float32}, False: {dtype}}
+
+
 def test_encoder_gives_the_scaled_mean(autoencoder: AutoencoderKL) -> None:
     ours = vae_encoder(**TINY_VAE).eval()
     ours.load_state_dict({key: value for key, value in autoencoder.state_dict().items() if key in ours.state_dict()})
