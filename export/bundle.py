@@ -275,15 +275,18 @@ def output_examples(stage: Stage, size: int, batch: int = 1) -> dict[str, Tensor
 
 def gflop(stage: Stage, size: int) -> float:
     """Billions of floating point operations of one call on one image, 2 per multiply-add."""
-    with _Operations() as counter:
+    counter = _Operations()
+    with counter:
         output_examples(stage, size)
     return counter.total / 1e9
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     """Adds up floating point operations, those of gradients too, which torch's own FlopCounterMode refuses."""
 
-    total = 0.0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from bfr.export.guide import DecodeStage, EmbedStage, EncodeStage, GuideStage, RecoverStage
+from bfr.export.osdface import LatentDecodeStage, LatentEncodeStage, PromptStage
 from bfr.export.stage import Stage
 from bfr.export.step import (
     ConcatStep,
@@ -36,6 +37,9 @@ STAGES: dict[str, type[Stage]] = {
         EncodeStage,
         RecoverStage,
         DecodeStage,
+        LatentEncodeStage,
+        PromptStage,
+        LatentDecodeStage,
     )
 }
 

@@ -5,11 +5,12 @@ from bfr.models.systems.clrface import CLRFACE
 from bfr.models.systems.difface import DIFFACE, IDENTITY, INPAINTING
 from bfr.models.systems.diffbfr import DIFFBFR
 from bfr.models.systems.mini import MINI
+from bfr.models.systems.osdface import OSDFACE
 from bfr.runtime.errors import InvalidOption
 
 __all__ = ["ARCHITECTURES", "DIFFACE", "MINI", "SYSTEMS", "NetworkSpec", "SystemSpec", "get_system"]
 
-SYSTEMS = {spec.name: spec for spec in (MINI, DIFFACE, IDENTITY, INPAINTING, DIFFBFR, CLRFACE)}
+SYSTEMS = {spec.name: spec for spec in (MINI, DIFFACE, IDENTITY, INPAINTING, DIFFBFR, CLRFACE, OSDFACE)}
 
 
 def get_system(name: str) -> SystemSpec:

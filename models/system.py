@@ -10,6 +10,8 @@ from torch import nn
 from bfr.models.clrface import clrface_guide, clrface_recoverer, identity_guide
 from bfr.models.fetch import Download
 from bfr.models.lama import LaMa
+from bfr.models.osdface import VisualEmbedder
+from bfr.models.sd import unet, vae_decoder, vae_encoder
 from bfr.models.swinir import SwinIR
 from bfr.models.unet import UNet
 from bfr.models.vqgan import VQModel
@@ -33,6 +35,10 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "identity": identity_guide,
     "clrface-guide": clrface_guide,
     "clrface-recoverer": clrface_recoverer,
+    "vae-encoder": vae_encoder,
+    "vae-decoder": vae_decoder,
+    "visual-embedder": VisualEmbedder,
+    "sd-unet": unet,
 }
 """What builds a network from the parameters that its bundle's manifest holds."""
 
@@ -84,7 +90,9 @@ class SystemSpec:
 
     default_preset: the one that is used where none is named. inputs, result: see `bfr.runtime.manifest.Manifest`.
     packaged: the folder of its weights where they come with the package, else they are fetched. published: whether
-    there are any to fetch. by_hand: files that cannot be fetched, and where people find them.
+    there are any to fetch. by_hand: files that cannot be fetched, and where people find them. sources, importer: of
+    weights that are not published network by network, the files, and what makes the networks' own of them: it takes
+    their folder and the one that it writes into.
     """
 
     name: str
@@ -99,6 +107,8 @@ class SystemSpec:
     packaged: Path | None = None
     published: bool = True
     by_hand: Mapping[str, str] = field(default_factory=dict)
+    sources: tuple[Download, ...] = ()
+    importer: Callable[[Path, Path], object] | None = None
     default_preset: str = "reference"
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
 

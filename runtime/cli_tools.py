@@ -41,6 +41,13 @@ def fetch(
     if not accept_license:
         raise InvalidOption("read the licence above, and run this again with --accept-license if you accept it")
     target, by_hand = folder or cache_folder() / system, dict[str, str]()
+    if spec.importer:
+        for download in spec.sources:
+            got = _download(download, target)
+            print(f"{got.path.name}, {got.bytes} bytes, sha256 {got.sha256}")
+        spec.importer(target, target)
+        print(f"converted; next: bfr export {system} -o bundles/{system}")
+        return
     for name, network in spec.networks.items():
         for part, download in network.files.items():
             if download.file in spec.by_hand:

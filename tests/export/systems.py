@@ -13,6 +13,8 @@ from bfr.models.systems.clrface import networks as clrface_networks
 from bfr.models.systems.difface import IDENTITY, INPAINTING, identity_networks
 from bfr.models.systems.diffbfr import DIFFBFR
 from bfr.models.systems.diffbfr import networks as diffbfr_networks
+from bfr.models.systems.osdface import OSDFACE
+from bfr.models.systems.osdface import networks as osdface_networks
 from bfr.runtime.bundle import Bundle
 from bfr.runtime.manifest import Preset, Sampler
 
@@ -27,9 +29,8 @@ def unet(size: int = SIZE, **changes: Any) -> dict[str, Any]:
         "out_channels": 3,
         "model_channels": 32,
         "num_res_blocks": 1,
-        "attention_resolutions": [size // 2],
-        "channel_mult": [1, 2],
-        "num_head_channels": 32,
+        "attention_resolutions": [],
+        "channel_mult": [1],
         "use_scale_shift_norm": True,
         **changes,
     }
@@ -55,11 +56,11 @@ def diffbfr() -> SystemSpec:
     return replace(DIFFBFR, name="tiny-diffbfr", image_size=SIZE, networks=networks, presets={"reference": reference})
 
 
-RECOGNIZER: dict[str, Any] = {"layers": 18, "widths": [8, 8, 16, 16], "image_size": 32, "embedding": 16}
+RECOGNIZER: dict[str, Any] = {"layers": [1, 1, 1, 1], "widths": [8, 8, 16, 16], "image_size": 32, "embedding": 16}
 AUTOENCODER: dict[str, Any] = {
     "ch": 16,
     "ch_mult": [1, 2],
-    "num_res_blocks": 1,
+    "num_res_blocks": 0,
     "attn_resolutions": [],
     "resolution": SIZE,
     "z_channels": 3,
@@ -83,11 +84,51 @@ def identity() -> SystemSpec:
 
 def clrface() -> SystemSpec:
     """CLR-Face: latents of 16x16."""
-    irn = {"model_channels": 32, "attention_resolutions": [8], "channel_mult": [1, 2], "num_res_blocks": 1}
+    irn = {"model_channels": 32, "attention_resolutions": [], "channel_mult": [1], "num_res_blocks": 1}
     networks = clrface_networks(unet(16, in_channels=6), irn, AUTOENCODER, RECOGNIZER)
     presets = {"reference": Preset(solver="dpmpp-2m", spacing="log-snr", start=500, steps=4, eta=0.5)}
     stages = guided(CLRFACE.stages, strength=0.5)
     return replace(CLRFACE, name="tiny-clr-face", image_size=SIZE, networks=networks, presets=presets, stages=stages)
+
+
+def osdface() -> SystemSpec:
+    """OSDFace: latents of 16x16, a prompt of 7 tokens."""
+    vae = {
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "block_out_channels": [8, 16],
+        "latent_channels": 4,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "scaling_factor": 0.18215,
+    }
+    denoiser = {
+        "in_channels": 4,
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D"],
+        "mid_block_type": None,
+        "block_out_channels": [8],
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "cross_attention_dim": 6,
+        "attention_head_dim": [2],
+        "use_linear_projection": True,
+    }
+    embedder = {
+        "ch": 8,
+        "ch_mult": [1, 2],
+        "num_res_blocks": 1,
+        "attn_resolutions": [16],
+        "resolution": SIZE,
+        "z_channels": 8,
+        "n_embed": 30,
+        "embed_dim": 8,
+        "tokens": 7,
+        "context_dim": 6,
+        "groups": 4,
+    }
+    networks = osdface_networks(denoiser, vae, embedder, tokens=7, latent=16)
+    return replace(OSDFACE, name="tiny-osdface", image_size=SIZE, networks=networks)
 
 
 def guided(stages: Any, strength: float) -> Any:
@@ -100,7 +141,7 @@ def guided(stages: Any, strength: float) -> Any:
     )
 
 
-MAKERS = {"inpainting": inpainting, "diffbfr": diffbfr, "identity": identity, "clrface": clrface}
+MAKERS = {"inpainting": inpainting, "diffbfr": diffbfr, "identity": identity, "clrface": clrface, "osdface": osdface}
 
 
 def export_tiny(name: str, folder: Path, **options: Any) -> Bundle:

@@ -182,7 +182,11 @@ CASES: list[tuple[Callable[..., GuideStage], int, int, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("make", "side", "opset", "options"), CASES)
+# Exporting a gradient takes half a minute: one here, and those of the small systems in test_systems.py.
+@pytest.mark.parametrize(
+    ("make", "side", "opset", "options"),
+    [case if case[2] == 20 else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+)
 def test_onnx_runtime_agrees_with_autograd_at_every_batch(
     make: Callable[..., GuideStage], side: int, opset: int, options: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -216,7 +220,11 @@ def stages() -> dict[str, tuple[Stage, int]]:
     }
 
 
-@pytest.mark.parametrize("kind", ["embedder", "encoder", "recoverer", "decoder"])
+# The small systems of test_systems.py export the others as well.
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("embedder", "recoverer", "decoder")]
+
+
+@pytest.mark.parametrize("kind", ["encoder", *SLOW])
 def test_the_other_stages_agree_under_onnx_runtime(kind: str, tmp_path: Path) -> None:
     stage, size = stages()[kind]
     seeded(stage)
