@@ -176,7 +176,9 @@ def test_guidance_is_the_gradient_of_autograd(name: str, batch: int, tmp_path_fa
     shapes = output_shapes(bundle.network("guide"))
     found = call_network(device, device.load(bundle, "guide", "fp32"), inputs, shapes)
     for output, before in (("x0_guided", "x0"), ("x_next_guided", "x_next")):
-        for i in range(batch):
-            added = expected[output][i] - inputs[before][i]
-            assert np.abs(added).max() > 1e-3
-            assert np.linalg.norm(found[output][i] - expected[output][i]) < 1e-4 * np.linalg.norm(added)
+        added = [float(np.linalg.norm(expected[output][i] - inputs[before][i])) for i in range(batch)]
+        assert sum(length > 0.01 for length in added) >= max(
+            1, batch - 1
+        )  # one may stand at the last step: x_next is x0
+        for i, length in enumerate(added):
+            assert np.linalg.norm(found[output][i] - expected[output][i]) <= 1e-4 * length
