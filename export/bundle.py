@@ -60,6 +60,7 @@ def export_system(
     """
     if "fp32" not in precisions:
         raise InvalidOption("fp32 is always exported: half precision falls back on it. Add --precision fp32")
+    _check_variants(system, learned_variance=learned_variance, time_table=time_table)
     faces = _int8_faces(system, calibration) if "int8" in precisions else []
     modules, sources = {}, dict[str, dict[str, m.Source]]()
     for name, spec in system.networks.items():
@@ -119,6 +120,16 @@ def export_system(
             checks += verify(Bundle.open(partial), stages, precision, threads=threads, progress=progress)
         write_manifest(partial, manifest.model_copy(update={"verified": tuple(checks)}))
     return Bundle.open(folder)
+
+
+def _check_variants(system: SystemSpec, *, learned_variance: bool, time_table: bool) -> None:
+    """Raise InvalidOption where a system has no such step graph."""
+    networks = [system.networks[stage.network] for stage in system.stages if isinstance(stage, m.Denoise)]
+    plain = len(networks) == 1 and networks[0].kind == "step" and networks[0].architecture == "unet"
+    if time_table and not plain:
+        raise InvalidOption(f"{system.name} has no time table: its denoisers are not one UNet alone. Leave it out")
+    if learned_variance and not (plain and networks[0].learned_variance):
+        raise InvalidOption(f"{system.name} has no learned variance: export it without --learned-variance")
 
 
 def _int8_faces(system: SystemSpec, calibration: Path | None) -> list[Float32]:

@@ -13,8 +13,10 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from bfr.export.gradient import move
+from bfr.export.guide import GuideStage
 from bfr.export.reference import load_stage
 from bfr.runtime.backends import BoundCall
 from bfr.runtime.backends.cuda import Cuda
@@ -163,9 +165,14 @@ class CompiledDevice(GpuDevice):
         Raises InvalidOption for a precision that it does not have.
         """
         # Compiled code keeps the layout of the weights; eager stays as published.
-        stage = prepare_stage(load_stage(bundle, name), precision, channels_last=self.compiled)
+        stage: nn.Module = prepare_stage(load_stage(bundle, name), precision, channels_last=self.compiled)
+        if isinstance(
+            stage, GuideStage
+        ):  # autograd can be neither compiled nor recorded; its trace is plain arithmetic
+            stage = stage.traceable(int(bundle.network(name).inputs[0].shape[-1])).eval()
+        where = torch.device("cuda", self.cuda.index)
         with self.computing():
-            stage = stage.to(torch.device("cuda", self.cuda.index))
+            stage = move(stage, where) if isinstance(stage, fx.GraphModule) else stage.to(where)
         self.cuda.synchronize(self.stream)
         return CompiledNetwork(self, stage_call(stage, COMPILER if self.compiled else None))
 

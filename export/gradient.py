@@ -48,6 +48,15 @@ def without_autograd(stage: Stage, size: int) -> fx.GraphModule:
     return _module(stage, recorded, list(weights), list(inputs))
 
 
+def move(recorded: fx.GraphModule, device: torch.device) -> fx.GraphModule:
+    """A module of `without_autograd` on another device, the constants that its graph makes included. Returns itself."""
+    for node in recorded.graph.nodes:
+        if "device" in node.kwargs:
+            node.update_kwarg("device", device)
+    recorded.recompile()
+    return recorded.to(device)
+
+
 def _symbolic(mode: FakeTensorMode, example: Tensor) -> Tensor:
     """A stand-in for `example` whose first axis alone is unknown; every such axis is the same unknown."""
     sizes = [DimDynamic.DUCK, *[DimDynamic.STATIC] * (example.ndim - 1)]

@@ -116,6 +116,7 @@ def _move_weights(
     The file also holds what of the module's state the graph does not name, because the exporter merged equal tensors or
     folded them: it loads as the checkpoint does.
     """
+    _unfold_transposes(model, state, prefix)
     large = [tensor for tensor in model.graph.initializer if int(np.prod(tensor.dims)) >= EXTERNAL_FROM]
     arrays = {tensor.name.removeprefix(prefix): numpy_helper.to_array(tensor) for tensor in large}
     for name, value in state.items():
@@ -136,6 +137,36 @@ def _move_weights(
             casts.append(helper.make_node("Cast", [tensor.name], [name], name=f"widen/{name}", to=TensorProto.FLOAT))
         _refer(tensor, path.name, *offsets[name.removeprefix(prefix)], array)
     nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _unfold_transposes(model: onnx.ModelProto, state: Mapping[str, Tensor], prefix: str) -> None:
+    """Put a Transpose of the checkpoint's own weight in the place of each weight that the exporter transposed.
+
+    Else such weights stand in the file twice, a third of a transformer's. Whoever loads the graph folds them again.
+    """
+    matrices: dict[tuple[int, ...], list[str]] = {}
+    for name, value in state.items():
+        if value.ndim == 2 and value.numel() >= EXTERNAL_FROM:
+            matrices.setdefault(tuple(value.shape), []).append(name)
+    there, nodes = {tensor.name for tensor in model.graph.initializer}, []
+    for tensor in list(model.graph.initializer):
+        if len(tensor.dims) != 2 or tensor.name in state or tensor.name.removeprefix(prefix) in state:
+            continue
+        array, (rows, columns) = numpy_helper.to_array(tensor), tensor.dims
+        for name in matrices.get((columns, rows), ()):
+            own = state[name].detach().cpu().numpy()
+            if own.dtype == array.dtype and np.array_equal(own.T, array):
+                model.graph.initializer.remove(tensor)
+                if name not in there:
+                    model.graph.initializer.append(numpy_helper.from_array(own, name))
+                    there.add(name)
+                nodes.append(
+                    helper.make_node("Transpose", [name], [tensor.name], name=f"unfold/{tensor.name}", perm=[1, 0])
+                )
+                break
+    nodes += model.graph.node
     del model.graph.node[:]
     model.graph.node.extend(nodes)
 

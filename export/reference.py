@@ -27,7 +27,8 @@ def load_stage(bundle: Bundle, name: str) -> nn.Module:
     path = bundle.graph(name, "fp32").with_suffix(".safetensors")
     if entry.architecture not in ARCHITECTURES:
         raise BundleInvalid(
-            f"{bundle.folder}: architecture {entry.architecture!r} is unknown; there is no reference for it"
+            f"{bundle.folder}: architecture {entry.architecture!r} has no PyTorch modules here: choose a backend "
+            "that runs the bundle's own graphs"
         )
     module = ARCHITECTURES[entry.architecture](**entry.parameters)
     state = load_file(path)

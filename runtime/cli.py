@@ -83,7 +83,7 @@ def restore(
         str | None, typer.Option(help="Instead of the preset's: time, log-snr, quadratic, or kept ones as ddim250.")
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="Of systems with identity guidance, instead of the bundle's; 0 leaves it out.")
+        float | None, typer.Option(help="Of guided systems, instead of the bundle's strength; 0 leaves it out.")
     ] = None,
     reference: Annotated[
         Path | None, typer.Option(help="Of such systems: another photograph of the person, whose identity is kept.")

@@ -15,7 +15,10 @@ tools = typer.Typer()
 
 @tools.command()
 def fetch(
-    system: Annotated[str, typer.Argument(help="difface, or yunet (the face detector).")],
+    system: Annotated[
+        str,
+        typer.Argument(help="difface, difface-identity, difface-inpainting, osdface, or yunet (the face detector)."),
+    ],
     accept_license: Annotated[bool, typer.Option("--accept-license", help="You have read and accept it.")] = False,
     folder: Annotated[Path | None, typer.Option(help="Where to; the default is bfr's cache folder.")] = None,
 ) -> None:
@@ -42,6 +45,7 @@ def fetch(
         raise InvalidOption("read the licence above, and run this again with --accept-license if you accept it")
     target, by_hand = folder or cache_folder() / system, dict[str, str]()
     if spec.importer:
+        _need("sd", "diffusers")  # before gigabytes are downloaded
         for download in spec.sources:
             got = _download(download, target)
             print(f"{got.path.name}, {got.bytes} bytes, sha256 {got.sha256}")
@@ -66,7 +70,9 @@ def fetch(
 
 @tools.command()
 def export(
-    system: Annotated[str, typer.Argument(help="mini, difface, difface-inpainting, diffbfr, clr-face or osdface.")],
+    system: Annotated[
+        str, typer.Argument(help="mini, difface, difface-identity, difface-inpainting, osdface, diffbfr or clr-face.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new bundle.")],
     weights: Annotated[Path | None, typer.Option(help="Folder of the checkpoints; default: fetched ones.")] = None,
     precision: Annotated[list[str] | None, typer.Option(help="fp32 always; fp16 and int8 add theirs.")] = None,

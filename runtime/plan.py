@@ -5,7 +5,7 @@ stage reads some and makes others, and one of them is the restored image.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bfr.runtime import manifest as m
@@ -172,7 +172,8 @@ def make_plan(bundle: Bundle, preset: m.Preset) -> Plan:
             raise BundleInvalid(f"{bundle.folder}: stage {stage.name} makes {min(taken)}, which is there already")
         values |= made
     _need(bundle, "result", values, (manifest.result,))
-    return Plan(inputs, values, tuple(stages), manifest.result, _truncation(bundle, preset, values))
+    plan = Plan(inputs, values, tuple(stages), manifest.result)
+    return replace(plan, truncate=_truncation(bundle, preset, plan)) if preset.adapt else plan
 
 
 def sampler_table(bundle: Bundle, preset: m.Preset, stage: m.Denoise | None = None) -> StepTable:
@@ -242,12 +243,11 @@ def _guide(bundle: Bundle, override: float | None, spec: m.Guidance, table: Step
     return Guide(spec.network, _names(extra, spec.inputs), strength, steps)
 
 
-def _truncation(bundle: Bundle, preset: m.Preset, values: Mapping[str, Shape]) -> Truncate | None:
-    if preset.adapt is None:
-        return None
-    if values.get(ESTIMATE) != values[DEGRADED] or len(bundle.denoisers) != 1:
+def _truncation(bundle: Bundle, preset: m.Preset, plan: Plan) -> Truncate | None:
+    if [loop.source for loop in plan.loops] != [ESTIMATE] or plan.values[ESTIMATE] != plan.values[DEGRADED]:
         raise InvalidOption(
-            f"adapt compares an estimate with its input, and {bundle.manifest.system} has not one of each: leave it out"
+            f"adapt compares the image with the estimate that is diffused: {bundle.manifest.system} has no one such "
+            "loop, leave it out"
         )
     return truncation(preset, lambda other: sampler_table(bundle, other))
 

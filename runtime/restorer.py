@@ -90,8 +90,8 @@ class Restorer:
         preset: of the bundle's; None is its default. precision: a network without that variant runs in fp32.
         batch: how many images go through the chain together, at most. threads: of the CPU backend.
         device: the number of the GPU. On a GPU all memory is taken here, and no more later.
-        overrides: fields of the preset to change: solver, spacing, start, steps, eta, matched,
-        adapt.
+        overrides: fields of the preset to change: solver, spacing, start, steps, eta, matched, adapt, guidance, and
+        stages, the samplers of single stages by name.
         Raises a BfrError whose text says how to mend it.
         """
         opened = Bundle.open(bundle if bundle is not None else default_bundle())

@@ -13,6 +13,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
+from bfr.export.gradient import move
 from bfr.export.guide import DecodeStage, EmbedStage, EncodeStage, GuideStage, RecoverStage
 from bfr.export.onnx import export_graph
 from bfr.export.stage import Stage
@@ -146,6 +147,14 @@ def test_strength_0_changes_nothing_and_only_in_its_image(options: dict[str, Any
     assert torch.equal(x_next[1], values["x_next"][1])
     assert torch.equal(x0[1], values["x0"][1])
     assert not torch.equal(x0[0], values["x0"][0])
+
+
+def test_a_recorded_gradient_moves_to_another_device() -> None:
+    """Without a GPU the only other one is that of tensors without values: every constant of the graph must go along."""
+    stage = pixels(normalize=True)
+    recorded: Any = move(stage.traceable(32), torch.device("meta"))  # type: ignore[arg-type]
+    made = recorded(**{name: value.to("meta") for name, value in stage.examples(32, 3).items()})
+    assert [(value.device.type, value.shape) for value in made] == [("meta", (3, 3, 32, 32))] * 2
 
 
 def test_the_mask_keeps_what_it_covers() -> None:

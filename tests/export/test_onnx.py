@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from bfr.export.onnx import export_graph
+from bfr.export.stage import Stage
 from bfr.models.seeded import seed_weights
 from bfr.models.unet import AttentionBlock, GroupNorm32
 from bfr.runtime.errors import InvalidOption
@@ -28,7 +29,9 @@ class Small(nn.Module):
         return self.last(self.attention(self.norm(self.first(x))))  # type: ignore[no-any-return]
 
 
-class Stage(nn.Module):
+class Wrapping(Stage):
+    kind, outputs, wraps = "wrapping", ("y",), "denoiser"
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.denoiser = network
@@ -68,7 +71,7 @@ def test_every_opset_agrees_with_eager_at_every_batch(network: nn.Module, tmp_pa
 
 
 def test_the_weights_lie_beside_the_graph_under_the_checkpoints_names(network: nn.Module, tmp_path: Path) -> None:
-    graph, weights = export(Stage(network), tmp_path)
+    graph, weights = export(Wrapping(network), tmp_path)
     state = load_file(weights)
     for name, value in network.state_dict().items():
         assert np.array_equal(state[name], value.numpy())
@@ -100,3 +103,28 @@ def test_the_graph_names_no_file_of_the_machine_that_made_it(network: nn.Module,
 def test_an_opset_that_is_not_offered_is_refused(network: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match="18, 20, 21, 23"):
         export(network, tmp_path, opset=17)
+
+
+class Transposing(nn.Module):
+    """Linear layers on vectors of several positions, which the exporter writes as products with folded transposes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.tied = nn.Linear(48, 40), nn.Linear(40, 48), nn.Linear(48, 48, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tied(self.two(self.one(x).sigmoid()).sigmoid()) + x @ self.tied.weight
+
+
+def test_a_transposed_weight_is_stored_once(tmp_path: Path) -> None:
+    module = Transposing().eval()
+    graph, weights = export_graph(module, {"x": torch.rand(2, 5, 48)}, ["y"], tmp_path / "t.onnx", opset=21)
+    stored = load_file(weights)
+    assert {name: value.shape for name, value in stored.items() if value.ndim == 2} == {
+        name: tuple(value.shape) for name, value in module.state_dict().items() if value.ndim == 2
+    }
+    assert sum(node.op_type == "Transpose" for node in onnx.load(graph).graph.node) == 3
+    x = torch.rand(3, 5, 48)
+    found = ort.InferenceSession(graph).run(None, {"x": x.numpy()})[0]
+    with torch.no_grad():
+        assert np.abs(found - module(x).numpy()).max() < 1e-5

@@ -12,12 +12,17 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 from systems import MAKERS, SIZE, export_tiny
+from typer.testing import CliRunner
 
+from bfr.benchmarks import guidance
+from bfr.export.bundle import export_system
 from bfr.export.verify import open_reference
 from bfr.export.walk import call_network, output_shapes, walk
 from bfr.runtime.backends.onnxruntime import CpuDevice
-from bfr.runtime.bundle import Bundle
-from bfr.runtime.errors import InvalidOption
+from bfr.runtime.bundle import Bundle, default_bundle
+from bfr.runtime.cli import app
+from bfr.runtime.errors import BundleInvalid, InputNotFound, InvalidOption
+from bfr.runtime.manifest import Manifest
 from bfr.runtime.plan import make_plan
 from bfr.runtime.restorer import Restorer
 
@@ -182,3 +187,86 @@ def test_guidance_is_the_gradient_of_autograd(name: str, batch: int, tmp_path_fa
         )  # one may stand at the last step: x_next is x0
         for i, length in enumerate(added):
             assert np.linalg.norm(found[output][i] - expected[output][i]) <= 1e-4 * length
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_variants_that_a_system_does_not_have_are_refused(name: str, tmp_path: Path) -> None:
+    """Before anything is loaded or written."""
+    system = MAKERS[name]()
+    with pytest.raises(InvalidOption, match="has no learned variance"):
+        export_system(system, tmp_path, tmp_path / "bundle", learned_variance=True)
+    if name != "identity":
+        with pytest.raises(InvalidOption, match="has no time table"):
+            export_system(system, tmp_path, tmp_path / "bundle", time_table=True)
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("name", ["clrface", "diffbfr", "osdface"])
+def test_a_start_for_each_image_needs_an_estimate_that_is_diffused(
+    name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    bundle = shared(name, tmp_path_factory)
+    adapt = {"typical": 8.0, "least": 5.0, "most": 50.0}
+    with pytest.raises(InvalidOption, match="has no one such loop, leave it out"):
+        make_plan(bundle, bundle.preset(adapt=adapt))
+
+
+def rewired(bundle: Bundle, stages: list[dict[str, Any]], **changes: Any) -> Bundle:
+    manifest = Manifest.model_validate({**bundle.manifest.model_dump(), "stages": stages, **changes})
+    return Bundle(bundle.folder, manifest, bundle.hash)
+
+
+def test_stages_that_do_not_fit_each_other_are_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    bundle = shared("diffbfr", tmp_path_factory)
+    stages = [stage.model_dump() for stage in bundle.manifest.stages]
+    cases: list[tuple[list[dict[str, Any]], dict[str, Any], str]] = [
+        (stages[1:], {}, "reads low_quality, which no stage before it makes"),
+        (stages, {"result": "other"}, "stage result reads other"),
+        ([s for s in stages if s["name"] != "diffuse-high"], {}, "needs either a diffuse stage before it or a source"),
+        ([*stages[:2], {**stages[2], "source": "quality"}, *stages[3:]], {}, r"works on \(3, 16, 16\), its source"),
+        ([{**stages[0], "network": "none"}, *stages[1:]], {}, "calls the network none, which is not there"),
+        ([*stages[:5], {**stages[4], "name": "again"}, *stages[5:]], {}, "makes enlarged, which is there already"),
+    ]
+    for changed, changes, message in cases:
+        with pytest.raises(BundleInvalid, match=message):
+            make_plan(rewired(bundle, changed, **changes), bundle.preset())
+    with pytest.raises(ValueError, match="two stages have the same name"):
+        rewired(bundle, [*stages[:5], stages[4], *stages[5:]])
+
+
+def test_masks_are_found_by_name(inpainting: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos, masks, out = (tmp_path / name for name in ("photos", "masks", "out"))
+    photos.mkdir()
+    masks.mkdir()
+    hole = np.zeros((SIZE, SIZE), np.uint8)
+    hole[4:9, 4:9] = 255
+    for i, face in enumerate(faces()[:2]):
+        Image.fromarray(face).save(photos / f"{i}.png")
+        Image.fromarray(hole if i == 0 else hole.T[:9]).save(masks / f"{i}.bmp")
+    command = ["inpaint", str(photos), "--bundle", str(inpainting.folder), "-o", str(out), "--threads", "1"]
+    command += ["--backend", "onnxruntime-cpu", "--mask"]
+    ended = CliRunner().invoke(app, [*command, str(masks)])
+    assert ended.exit_code == 1
+    assert "2 images: 1 inpainted, 1 failed" in ended.output
+    with Image.open(out / "0.png") as found:
+        assert np.array_equal(np.asarray(found)[hole == 0], faces()[0][hole == 0])
+    report = json.loads((out / "report.json").read_text())
+    assert "give a mask of the image's size" in report["images"][1]["error"]
+    (masks / "1.bmp").unlink()
+    refused = CliRunner().invoke(app, [*command, str(masks)])
+    assert isinstance(refused.exception, InputNotFound)
+    assert "has no mask named 1" in str(refused.exception)
+    other = CliRunner().invoke(app, ["inpaint", str(photos), "--bundle", str(default_bundle()), "-o", str(out)])
+    assert isinstance(other.exception, InvalidOption)
+    assert "mini does not inpaint" in str(other.exception)
+
+
+def test_the_step_overhead_of_guidance_is_measured(guided: Bundle, tmp_path: Path) -> None:
+    arguments = [str(guided.folder), "--out", str(tmp_path), "--steps", "3", "--repeats", "1", "--warmup", "0"]
+    assert guidance.main([*arguments, "--threads", "1", "--backends", "onnxruntime-cpu"]) == 0
+    content = json.loads((tmp_path / "guidance.json").read_text())
+    (found,) = content["overheads"]
+    assert (found["steps"], found["guided"]) == (3, 3)
+    assert found["guided_seconds"][0] > found["plain_seconds"][0] > 0
+    assert found["gradient_gflop"] > 0
+    assert guidance.main([str(default_bundle()), "--out", str(tmp_path / "none")]) == 2
