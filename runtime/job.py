@@ -161,7 +161,7 @@ class _Job:
 
     def _step(self, done: int, photos: list[_Photo]) -> None:
         steps = self.restorer.plan.steps
-        share = sum(1 / max(1, len(photo.faces or ())) for photo in photos) * done / steps
+        share = sum(1 / max(1, len(photo.faces or ())) for photo in photos) * (done / steps if steps else 1.0)
         self.progress(round(self.reached + share, 6), photos[0].item.name)
         if done == steps:
             self.reached += share

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from bfr.runtime.chain import Chain
 
 OnStep = Callable[[int, Buffer], None]
-"""Called with the number of steps done, from 0, and the buffer of the state. May raise to stop the loop."""
+"""Called with the number of steps done, from 0, and the buffer of the state. May raise to stop the loop.
+
+For a system without a loop it is called once, with 0, at the end.
+"""
 
 
 class BoundLoop:

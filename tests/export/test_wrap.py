@@ -12,7 +12,10 @@ from bfr.export.wrap_graph import WrapOptions
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.background import NetworkBackground
 from bfr.runtime.bundle import Bundle
+from bfr.runtime.encode import write_image
 from bfr.runtime.errors import InputNotFound, InvalidCheckpoint, InvalidOption
+from bfr.runtime.folder import find_images
+from bfr.runtime.job import JobOptions, run_job
 from bfr.runtime.restorer import Restorer
 
 SIZE = 16
@@ -156,6 +159,19 @@ def test_it_is_verified_like_any_other_and_has_no_sampler(tmp_path: Path) -> Non
     with Restorer.open(bundle.folder, backend="onnxruntime-cpu") as restorer:
         assert str(restorer.sampler) == "no loop"
         assert restorer.warm_up() > 0
+
+
+def test_a_run_over_files_counts_to_its_end(tmp_path: Path) -> None:
+    bundle = wrap(darkening(tmp_path / "dark.onnx"), tmp_path / "bundle", WrapOptions())
+    for i, face in enumerate(faces(3)):
+        write_image(tmp_path / "in" / f"{i}.png", face)
+    seen: list[float] = []
+    with Restorer.open(bundle.folder, backend="onnxruntime-cpu", batch=2, threads=1) as restorer:
+        items, options = find_images([tmp_path / "in"]), JobOptions(out=tmp_path / "out")
+        report = run_job(restorer, items, options, progress=lambda done, _: seen.append(done))
+    assert report.count("restored") == 3
+    assert seen[-1] == 3
+    assert report.settings["sampler"]["solver"] is None
 
 
 def test_an_enlarger_is_a_background(tmp_path: Path) -> None:
