@@ -1,9 +1,13 @@
 """A small system exported once a session, and a device made of NumPy functions."""
 
+import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads than that only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from bfr.runtime.batch import Restored
 from bfr.runtime.bundle import Bundle, default_bundle
 from bfr.runtime.chain import Chain
 from bfr.runtime.face import Face, template
-from bfr.runtime.manifest import Preset
+from bfr.runtime.manifest import Network, Preset, Tensor
 from bfr.runtime.noise import HostNoise
 from bfr.runtime.plan import difface_plan
 from bfr.runtime.restorer import Restorer
@@ -129,6 +133,16 @@ class RecordingRestorer(Restorer):
         return super().run(images, keys=keys, **options)
 
 
+def _of_size(network: Network) -> Network:
+    """A network's entry whose images are SIZE x SIZE."""
+
+    def resized(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        shapes = [(*tensor.shape[:2], SIZE, SIZE) if len(tensor.shape) == 4 else tensor.shape for tensor in tensors]
+        return tuple(one.model_copy(update={"shape": shape}) for one, shape in zip(tensors, shapes, strict=True))
+
+    return network.model_copy(update={"inputs": resized(network.inputs), "outputs": resized(network.outputs)})
+
+
 def small_restorer(batch: int = 1) -> RecordingRestorer:
     """A Restorer of 32 x 32 faces without a backend: a face becomes RESTORED all over, one of BAD_FACE's colour NaN."""
 
@@ -142,10 +156,12 @@ def small_restorer(batch: int = 1) -> RecordingRestorer:
     colour = (2 * np.array(RESTORED, np.float32) / 255 - 1)[None, :, None, None]
 
     mini = Bundle.open(default_bundle())
-    bundle = Bundle(mini.folder, mini.manifest.model_copy(update={"image_size": SIZE}), mini.hash)
-    networks: Any = {"estimator": NumpyNetwork(estimate), "denoiser": NumpyNetwork(denoise)}
+    networks = {name: _of_size(network) for name, network in mini.manifest.networks.items()}
+    manifest = mini.manifest.model_copy(update={"image_size": SIZE, "networks": networks})
+    bundle = Bundle(mini.folder, manifest, mini.hash)
+    fakes: Any = {"estimator": NumpyNetwork(estimate), "denoiser": NumpyNetwork(denoise)}
     sampler = Preset(spacing="ddim100", start=2, eta=0.5, matched=True)
-    restorer = RecordingRestorer(bundle, NumpyDevice(), sampler, batch=batch, networks=networks)
+    restorer = RecordingRestorer(bundle, NumpyDevice(), sampler, batch=batch, networks=fakes)
     restorer.calls = []
     return restorer
 

@@ -21,6 +21,7 @@ from bfr.benchmarks.results import Results, Sample, drift, statistics, summarize
 from bfr.benchmarks.roofline import Ceilings, Cost
 from bfr.runtime.bundle import Bundle
 from bfr.runtime.errors import BackendUnavailable, InvalidOption, MissingDependency, RestorationFailed
+from bfr.runtime.plan import make_plan
 
 ABSOLUTE = re.compile(r"(?<![\w.:/)])/(home|root|tmp|usr|work|opt|var|private|Users)\b|[A-Z]:\\")
 
@@ -119,7 +120,8 @@ def test_backends_take_turns_in_a_rotating_order(tiny_bundle: Bundle, fakes: Any
 def test_results_are_held_against_the_baseline(tiny_bundle: Bundle, fakes: Any) -> None:
     contenders = [contender(fakes, "eager-cpu", []), contender(fakes, "same", []), contender(fakes, "off", [], eps=0.5)]
     runs = measure(tiny_bundle, tiny_bundle.preset("short", start=1), contenders, 1, repeats=1, warmup=1)
-    base, same, off = b.summarize_all(tiny_bundle, "eager-cpu", 1, 1, runs, 0.001)
+    plan = make_plan(tiny_bundle, tiny_bundle.preset("short", start=1))
+    base, same, off = b.summarize_all(tiny_bundle, plan, "eager-cpu", 1, runs, 0.001)
     assert base.drift is None
     assert base.speedup == 1.0
     assert base.share == pytest.approx(0.001 / base.step_seconds)

@@ -27,6 +27,7 @@ from bfr.runtime.manifest import (
     NoiseSchedule,
     Preset,
     Source,
+    Tensor,
     Variant,
 )
 from bfr.runtime.photo import PhotoOptions, PhotoRestorer, read_reference
@@ -73,10 +74,15 @@ class Known:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A system whose networks are given when it is opened."""
 
-    def network(kind: Any) -> Network:
-        source = Source(file="none", sha256="0" * 64)
-        nothing: dict[str, Any] = {"parameters": {}, "inputs": (), "outputs": (), "variants": {"fp32": VARIANT}}
-        return Network(kind=kind, architecture="none", parameter_count=0, source=source, **nothing)
+    def network(kind: Any, inputs: str, outputs: str) -> Network:
+        source, image = Source(file="none", sha256="0" * 64), ("batch", 3, SIZE, SIZE)
+        shapes: dict[str, Any] = {"t": ("batch",), "row": ("batch", 8)}
+        tensors = [
+            tuple(Tensor(name=name, shape=shapes.get(name, image)) for name in names.split())
+            for names in (inputs, outputs)
+        ]
+        nothing: dict[str, Any] = {"parameters": {}, "variants": {"fp32": VARIANT}, "parameter_count": 0}
+        return Network(kind=kind, architecture="none", source=source, inputs=tensors[0], outputs=tensors[1], **nothing)
 
     folder = tmp_path_factory.mktemp("bundle")
     manifest = Manifest(
@@ -87,7 +93,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         schedule=NoiseSchedule(),
         stages=(Estimate(network="estimator"), Diffuse(), Denoise(network="denoiser")),
         presets={"short": Preset(spacing="ddim50", start=2)},
-        networks={"estimator": network("estimator"), "denoiser": network("step")},
+        networks={
+            "estimator": network("estimator", "degraded", "estimate"),
+            "denoiser": network("step", "x h1 h2 t row noise", "x_next x0"),
+        },
         licence=Licence(name="none", url="", notice=""),
         made_with={},
     )

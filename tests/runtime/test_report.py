@@ -108,6 +108,8 @@ def test_settings_and_facts_are_of_the_restorer(small: Callable[..., Any]) -> No
             "eta": 0.5,
             "matched": True,
             "adapt": None,
+            "stages": {},
+            "guidance": None,
         },
         "seed": 5,
     }
