@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from bfr.export.bundle import export_system
 from bfr.models.fetch import Download
 from bfr.models.seeded import write_seeded
@@ -142,6 +144,16 @@ def guided(stages: Any, strength: float) -> Any:
 
 
 MAKERS = {"inpainting": inpainting, "diffbfr": diffbfr, "identity": identity, "clrface": clrface, "osdface": osdface}
+
+
+def shared(name: str, factory: Any) -> Bundle:
+    """A small system, exported once for all processes of the run. factory: pytest's of temporary folders."""
+    folder = factory.getbasetemp().parent / "systems" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / "bundle").exists():
+            export_tiny(name, folder)
+    return Bundle.open(folder / "bundle")
 
 
 def export_tiny(name: str, folder: Path, **options: Any) -> Bundle:

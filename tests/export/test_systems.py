@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from PIL import Image
-from systems import MAKERS, SIZE, export_tiny
+from systems import MAKERS, SIZE, shared
 from typer.testing import CliRunner
 
 from bfr.benchmarks import guidance
@@ -25,16 +24,6 @@ from bfr.runtime.errors import BundleInvalid, InputNotFound, InvalidOption
 from bfr.runtime.manifest import Manifest
 from bfr.runtime.plan import make_plan
 from bfr.runtime.restorer import Restorer
-
-
-def shared(name: str, factory: pytest.TempPathFactory) -> Bundle:
-    """A small system, exported once for all processes of the run."""
-    folder = factory.getbasetemp().parent / "systems" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        if not (folder / "bundle").exists():
-            export_tiny(name, folder)
-    return Bundle.open(folder / "bundle")
 
 
 @pytest.fixture(scope="module", params=sorted(MAKERS))

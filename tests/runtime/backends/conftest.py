@@ -6,6 +6,7 @@ data. Device addresses are no addresses of this process: whoever follows one cra
 
 import ctypes
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from inspect import ismethod
 from types import SimpleNamespace
@@ -480,10 +481,18 @@ def tensorrt(request: pytest.FixtureRequest, gpus: list[FakeGpu], monkeypatch: p
 @pytest.fixture
 def built(tiny_bundle: Bundle, tensorrt: FakeTensorRt, tmp_path: Any) -> Bundle:
     """`tiny_bundle` with engines for both precisions and batches of 1, 2 and 4."""
-    import shutil
+    return with_engines(tiny_bundle, tensorrt, tmp_path / "built")
 
-    folder = tmp_path / "built"
-    shutil.copytree(tiny_bundle.folder, folder)
+
+@pytest.fixture
+def building(tensorrt: FakeTensorRt, tmp_path: Any) -> Callable[[Bundle], Bundle]:
+    """A maker of engines for other bundles, as those of `built`."""
+    return lambda bundle: with_engines(bundle, tensorrt, tmp_path / "built")
+
+
+def with_engines(source: Bundle, tensorrt: FakeTensorRt, folder: Any) -> Bundle:
+    """A copy of a bundle with engines for all its precisions and batches of 1, 2 and 4."""
+    shutil.copytree(source.folder, folder)
     (folder / "engines").mkdir()
     bundle, engines = Bundle.open(folder), []
     machine = trt.this_machine(tensorrt.name, cuda.Cuda(0))  # type: ignore[arg-type]

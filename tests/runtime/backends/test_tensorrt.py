@@ -2,11 +2,13 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from systems import MAKERS, shared
 
 from bfr.runtime.backends import cuda, trt
 from bfr.runtime.backends.onnxruntime import CpuDevice
@@ -64,6 +66,33 @@ def test_a_start_for_each_image_ends_a_graph_where_the_host_decides(
         gpus[0].log.clear()
         restorer.restore(FACES[:1])
         assert [name for name, _ in gpus[0].log].count("graph") == 2
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_every_system_of_the_family_is_one_graph_a_batch(
+    name: str,
+    building: Callable[[Bundle], Bundle],
+    tensorrt: Any,
+    gpus: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Several loops, their noise, inputs beside the image, guidance and latents: the same bytes as on the CPU."""
+    bundle = shared(name, tmp_path_factory)
+    pictures = [np.random.default_rng(i).integers(1, 256, (32, 32, 3), dtype=np.uint8) for i in range(3)]
+    inputs: dict[str, Any] = {}
+    if name == "inpainting":
+        inputs["mask"] = [np.tri(32, k=-i, dtype=bool) for i in range(3)]
+    if name == "identity":
+        inputs["reference"] = [None, pictures[0], pictures[2]]
+    with Restorer(bundle, CpuDevice(1), bundle.preset(), batch=2) as cpu:
+        wanted = cpu.restore(pictures, inputs=inputs)
+    with opened(building(bundle), tensorrt, batch=2) as restorer:
+        for _ in range(3):  # call by call, recorded, and as the graphs
+            found = restorer.restore(pictures, inputs=inputs)
+            assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+        gpus[0].log.clear()
+        restorer.restore(pictures[:2], inputs={key: values[:2] for key, values in inputs.items()})
+        assert [what for what, _ in gpus[0].log].count("graph") == 1
 
 
 @both
