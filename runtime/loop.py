@@ -6,16 +6,14 @@ The same code runs on every device; nothing but networks runs between two steps.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
-from bfr.runtime.backends import BoundCall, Buffer, Network, own_array
+from bfr.runtime.backends import BoundCall, Buffer, Device, Network, Stopwatch, own_array
+from bfr.runtime.buffers import Buffers
 from bfr.runtime.plan import Loop
 from bfr.runtime.solvers import StepTable
-
-if TYPE_CHECKING:
-    from bfr.runtime.chain import Chain
 
 OnStep = Callable[[int, Buffer], None]
 """Called with the number of steps done, from 0, and the buffer of the state. May raise to stop the loop.
@@ -24,11 +22,21 @@ For a system without a loop it is called once, with 0, at the end.
 """
 
 
+class Owner(Protocol):
+    """What a loop needs of its chain. values: of its batch size, by name."""
+
+    device: Device
+    buffers: Buffers
+    clock: Stopwatch
+    values: dict[str, Buffer]
+    batch: int
+
+
 class BoundLoop:
     """A diffuse and a denoise stage, every call of every step bound to its buffers."""
 
     def __init__(
-        self, chain: "Chain", networks: Mapping[str, Network], spec: Loop, constants: ExitStack, first: int
+        self, chain: Owner, networks: Mapping[str, Network], spec: Loop, constants: ExitStack, first: int
     ) -> None:
         """first: the place of the loop's first draw in its stream of noise."""
         self.spec, self.device, self.clock = spec, chain.device, chain.clock
