@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from systems import MAKERS, shared
 
 from bfr.export.builder import BuildOptions, build_engine_bytes, parse_graph, timing_cache_path, typed_share
 from bfr.export.half import HALF_SHARE
@@ -324,6 +325,15 @@ def test_rtx_builds_all_of_mini(rtx: Any) -> None:
     for name in bundle.manifest.networks:
         data = build_engine_bytes(bundle.graph(name, "fp32"), BuildOptions(buckets=(1,)), "tensorrt-rtx")
         assert len(data) > 1e6
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_rtx_builds_every_system_of_the_family(rtx: Any, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Gradients, Fourier transforms, codebooks and resizing included."""
+    bundle = shared(name, tmp_path_factory)
+    for network in bundle.manifest.networks:
+        data = build_engine_bytes(bundle.graph(network, "fp32"), BuildOptions(buckets=(1, 2)), "tensorrt-rtx")
+        assert len(data) > 1e5
 
 
 def test_support_is_reported_for_every_graph(rtx: Any, tiny_bundle: Bundle, trt: FakeTensorRt) -> None:
