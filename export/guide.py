@@ -140,7 +140,11 @@ class RecoverStage(Stage):
 
 
 class DecodeStage(Stage):
-    """latent_state (B, C, h, w) -> restored (B, 3, S, S) in [-1, 1], clipped; quantised before it is decoded."""
+    """latent_state (B, C, h, w) -> restored (B, 3, S, S) in [-1, 1], clipped; quantised before it is decoded.
+
+    NaN or Inf in an image's latent make all of its picture NaN: the nearest code of NaN would be some code, and a loop
+    that overflowed would pass for a restoration.
+    """
 
     kind, outputs, wraps = "decoder", ("restored",), "network"
 
@@ -150,7 +154,8 @@ class DecodeStage(Stage):
         self.network, self.quantize = network, quantize
 
     def forward(self, latent_state: Tensor) -> Tensor:
-        return clip(self.network.decode(latent_state, quantize=self.quantize))
+        broken = 0.0 * latent_state.sum((1, 2, 3), keepdim=True)  # 0, or NaN
+        return clip(self.network.decode(latent_state, quantize=self.quantize)) + broken
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
         """See `Stage`; `size` is the side of the latent."""

@@ -116,6 +116,7 @@ def _move_weights(
     The file also holds what of the module's state the graph does not name, because the exporter merged equal tensors or
     folded them: it loads as the checkpoint does.
     """
+    _rename_folded(model, state)
     _unfold_transposes(model, state, prefix)
     large = [tensor for tensor in model.graph.initializer if int(np.prod(tensor.dims)) >= EXTERNAL_FROM]
     arrays = {tensor.name.removeprefix(prefix): numpy_helper.to_array(tensor) for tensor in large}
@@ -139,6 +140,22 @@ def _move_weights(
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+def _rename_folded(model: onnx.ModelProto, state: Mapping[str, Tensor]) -> None:
+    """Give weights that the exporter changed, by folding a batch normalization into them, a name of their own.
+
+    They keep the checkpoint's names else, under which the file must hold the checkpoint's values.
+    """
+    renamed = {}
+    for tensor in model.graph.initializer:
+        own = state.get(tensor.name)
+        if own is not None and not np.array_equal(numpy_helper.to_array(tensor), own.detach().cpu().numpy()):
+            name = tensor.name
+            renamed[name] = tensor.name = f"{name}.folded"
+    for node in model.graph.node if renamed else ():
+        for i, name in enumerate(node.input):
+            node.input[i] = renamed.get(name, name)
 
 
 def _unfold_transposes(model: onnx.ModelProto, state: Mapping[str, Tensor], prefix: str) -> None:

@@ -128,3 +128,28 @@ def test_a_transposed_weight_is_stored_once(tmp_path: Path) -> None:
     found = ort.InferenceSession(graph).run(None, {"x": x.numpy()})[0]
     with torch.no_grad():
         assert np.abs(found - module(x).numpy()).max() < 1e-5
+
+
+class Normalized(nn.Module):
+    """A batch normalization behind a convolution, which the exporter folds into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(8, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.convolution(x))  # type: ignore[no-any-return]
+
+
+def test_folded_weights_do_not_replace_the_checkpoints(tmp_path: Path) -> None:
+    module = Normalized()
+    seed_weights(module)
+    graph, weights = export_graph(module.eval(), {"x": torch.rand(2, 8, 9, 9)}, ["y"], tmp_path / "n.onnx")
+    stored = load_file(weights)
+    for name, value in module.state_dict().items():
+        assert np.array_equal(stored[name], value.numpy()), name
+        assert stored[name].shape == value.shape  # of the counter too, which is a scalar
+    x = torch.rand(3, 8, 9, 9)
+    with torch.no_grad():
+        expected = module(x).numpy()
+    assert np.abs(ort.InferenceSession(graph).run(None, {"x": x.numpy()})[0] - expected).max() < 1e-5

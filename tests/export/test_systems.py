@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from bfr.benchmarks import guidance
 from bfr.export.bundle import export_system
-from bfr.export.verify import open_reference
+from bfr.export.verify import open_reference, verify
 from bfr.export.walk import call_network, output_shapes, walk
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.bundle import Bundle, default_bundle
@@ -64,6 +64,14 @@ def test_every_network_and_the_chain_were_compared_with_eager(system: tuple[str,
     chains = [check for what, check in checks.items() if what.startswith("loop")]
     assert len(chains) == 1
     assert chains[0].psnr_db > 80
+
+
+def test_the_modules_made_anew_from_a_bundle_are_those_that_it_was_made_of(system: tuple[str, Bundle]) -> None:
+    """As `bfr verify` compares with: nothing but the bundle's own files."""
+    _, bundle = system
+    checks = verify(bundle, open_reference(bundle), "fp32", threads=1)
+    assert len(checks) == 2 * len(bundle.manifest.networks) + 1
+    assert all(check.psnr_db > check.floor_db for check in checks)
 
 
 def test_a_bundle_needs_no_torch(system: tuple[str, Bundle], tmp_path: Path) -> None:
@@ -260,3 +268,16 @@ def test_the_step_overhead_of_guidance_is_measured(guided: Bundle, tmp_path: Pat
     assert min(found["guided_seconds"] + found["plain_seconds"]) > 0
     assert found["gradient_gflop"] is not None
     assert guidance.main([str(default_bundle()), "--out", str(tmp_path / "none")]) == 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_latent_that_overflowed_is_no_picture(value: float, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Codes are chosen from NaN as well: in ONNX Runtime too the picture must show it, and its neighbours must not."""
+    bundle, device = shared("clrface", tmp_path_factory), CpuDevice(1)
+    latents = np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)
+    network, shapes = device.load(bundle, "decoder", "fp32"), output_shapes(bundle.network("decoder"))
+    whole = call_network(device, network, {"latent_state": latents}, shapes)["restored"]
+    latents[1, 2, 5, 7] = value
+    found = call_network(device, network, {"latent_state": latents}, shapes)["restored"]
+    assert np.isnan(found[1]).all()
+    assert np.array_equal(found[[0, 2]], whole[[0, 2]])
