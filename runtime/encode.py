@@ -1,6 +1,7 @@
 """Encode one image: RGB becomes a PNG, JPEG or WebP with its source's alpha, depth, grey, profile and EXIF."""
 
 import logging
+import re
 from io import BytesIO
 from pathlib import Path
 from zlib import Z_RLE, compress
@@ -13,6 +14,7 @@ from bfr.runtime.files import write_bytes
 from bfr.runtime.image import Image, Pixels, resize
 from bfr.runtime.metadata import EXIF_PREFIX, clean_exif, png_chunk
 
+_BEGINS = {".png": rb"\x89PNG\r\n\x1a\n", ".jpg": rb"\xff\xd8\xff", ".webp": rb"RIFF....WEBP"}
 _LONGEST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
 _LONGEST_JPEG_EXIF = 65_533 - len(EXIF_PREFIX)
 _log = logging.getLogger(__name__)
@@ -22,6 +24,11 @@ def same_suffix(path: Path) -> str:
     """The suffix of a result in the format of its source: .jpg, .png or .webp; .png for all that is not written."""
     suffix = path.suffix.lower()
     return {".jpeg": ".jpg"}.get(suffix, suffix) if suffix in (".jpg", ".jpeg", ".webp") else ".png"
+
+
+def format_of(data: bytes) -> str | None:
+    """.png, .jpg or .webp, by the first bytes of an image file; None for all that is not written."""
+    return next((suffix for suffix, begin in _BEGINS.items() if re.match(begin, data[:12], re.DOTALL)), None)
 
 
 def write_image(

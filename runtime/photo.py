@@ -71,39 +71,24 @@ class RestoredPhoto:
     seconds: dict[str, float]
 
 
-class PhotoRestorer:
-    """Restores the faces of photographs with a Restorer.
-
-    `align` and `paste` may be called from other threads while the Restorer runs; `restore` is all three in a row.
-    """
+class PhotoEditor:
+    """What is done around the networks: finds faces, cuts them out, and pastes restored ones back."""
 
     def __init__(
         self,
-        restorer: Restorer,
+        size: int,
         options: PhotoOptions | None = None,
         *,
         detector: Detector | None = None,
         background: Background | None = None,
     ) -> None:
-        """`detector` and `background` are, where not given, the best that is there, and Lanczos interpolation."""
-        self.restorer, self.options = restorer, options or PhotoOptions()
+        """size: of the sides of crops, pixels.
+
+        `detector` and `background` are, where not given, the best that is there, and Lanczos interpolation.
+        """
+        self.size, self.options = size, options or PhotoOptions()
         self.detector, self.background = detector or open_detector(), background or Lanczos()
         self._detecting = threading.Lock()
-
-    def restore(self, photograph: NDArray[Any], *, grey: bool = False, seed: int = DEFAULT_SEED) -> RestoredPhoto:
-        """Restore the faces of an (H, W, 3) uint8 or uint16 RGB photograph, which is not changed.
-
-        grey: the photograph is greyscale; its faces get no colour. seed: of the noise, as of `Restorer.restore`.
-        Raises InvalidImage for another shape or dtype.
-        """
-        begin = time.perf_counter()
-        faces = self.align(photograph)
-        aligned = time.perf_counter()
-        results = self.restorer.run([face.crop for face in faces], seed=seed)
-        restored = time.perf_counter()
-        photo = self.paste(Image(photograph, grey=grey), faces, results)
-        seconds = {"align": aligned - begin, "restore": restored - aligned, "paste": time.perf_counter() - restored}
-        return RestoredPhoto(photo.pixels, photo.faces, photo.errors, seconds)
 
     def align(self, photograph: NDArray[Any]) -> list[AlignedFace]:
         """The faces of an (H, W, 3) uint8 or uint16 RGB photograph that the options choose, as crops."""
@@ -130,7 +115,7 @@ class PhotoRestorer:
 
     def crop(self, photograph: NDArray[Any], faces: Sequence[Face]) -> list[AlignedFace]:
         """The crops of known faces; one whose landmarks fit no face is left out."""
-        size = self.restorer.size
+        size = self.size
         matrices = [(face, alignment(face.landmarks, size)) for face in faces]
         return [
             AlignedFace(face, matrix, crop_face(photograph, matrix, size))
@@ -161,6 +146,40 @@ class PhotoRestorer:
         return RestoredPhoto(pixels, tuple(restored), tuple(errors), seconds)
 
 
+class PhotoRestorer(PhotoEditor):
+    """Restores the faces of photographs with a Restorer.
+
+    `align` and `paste` may be called from other threads while the Restorer runs; `restore` is all three in a row.
+    """
+
+    def __init__(
+        self,
+        restorer: Restorer,
+        options: PhotoOptions | None = None,
+        *,
+        detector: Detector | None = None,
+        background: Background | None = None,
+    ) -> None:
+        """`detector` and `background` as of `PhotoEditor`."""
+        super().__init__(restorer.size, options, detector=detector, background=background)
+        self.restorer = restorer
+
+    def restore(self, photograph: NDArray[Any], *, grey: bool = False, seed: int = DEFAULT_SEED) -> RestoredPhoto:
+        """Restore the faces of an (H, W, 3) uint8 or uint16 RGB photograph, which is not changed.
+
+        grey: the photograph is greyscale; its faces get no colour. seed: of the noise, as of `Restorer.restore`.
+        Raises InvalidImage for another shape or dtype.
+        """
+        begin = time.perf_counter()
+        faces = self.align(photograph)
+        aligned = time.perf_counter()
+        results = self.restorer.run([face.crop for face in faces], seed=seed)
+        restored = time.perf_counter()
+        photo = self.paste(Image(photograph, grey=grey), faces, results)
+        seconds = {"align": aligned - begin, "restore": restored - aligned, "paste": time.perf_counter() - restored}
+        return RestoredPhoto(photo.pixels, photo.faces, photo.errors, seconds)
+
+
 def read_reference(path: Path, worker: Restorer | PhotoRestorer, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     """A picture of the person for systems that keep an identity: the largest face of a photograph, aligned.
 
@@ -169,7 +188,7 @@ def read_reference(path: Path, worker: Restorer | PhotoRestorer, max_pixels: int
     pixels = read_image(path, max_pixels=max_pixels).pixels
     if isinstance(worker, Restorer):
         return pixels
-    faces = PhotoRestorer(worker.restorer, PhotoOptions(faces="largest"), detector=worker.detector).align(pixels)
+    faces = PhotoEditor(worker.size, PhotoOptions(faces="largest"), detector=worker.detector).align(pixels)
     if not faces:
         raise InvalidImage(f"{path}: no face was found: choose a clear photograph of the person for --reference")
     return faces[0].crop

@@ -57,7 +57,7 @@ class Restorer:
         self.batch, self.size = batch, bundle.manifest.image_size
         self.plan = make_plan(bundle, sampler)
         self.inputs = ImageInputs(bundle.manifest.system, self.size, bundle.manifest.inputs)
-        self._networks = networks or load_networks(bundle, device, self.precision)
+        self._networks = load_networks(bundle, device, self.precision) if networks is None else networks
         if self.buckets and batch > max(self.buckets):
             runs = "the bundle's graphs run" if self.buckets == bundle.manifest.batches else f"{device.name} runs"
             raise InvalidOption(

@@ -1,0 +1,1 @@
+"""The server: one machine, many GPUs, or a cluster, on Ray Serve."""
