@@ -1,29 +1,27 @@
 """A run over files: read, restore, write, report. One bad file never ends it."""
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from bfr.runtime.background import Lanczos
 from bfr.runtime.batch import Restored
 from bfr.runtime.encode import same_suffix, write_image
 from bfr.runtime.errors import BfrError, InvalidOption, WriteFailed
-from bfr.runtime.files import atomic_path, clean_leftovers
+from bfr.runtime.files import clean_leftovers, write_bytes
 from bfr.runtime.folder import Item, choose_targets
-from bfr.runtime.image import Image, header_size, read_image
+from bfr.runtime.image import header_size, read_image
+from bfr.runtime.image_work import Photo, finish_photo, prepare_photo, rounded
 from bfr.runtime.job_options import FORMATS, JobOptions
 from bfr.runtime.media import is_video, output_suffix
 from bfr.runtime.page import write_page
-from bfr.runtime.paste import to_grey
-from bfr.runtime.photo import AlignedFace, PhotoRestorer
-from bfr.runtime.pictures import comparison_paths, is_format, page_rows, side_by_side, write_previews
+from bfr.runtime.photo import PhotoRestorer
+from bfr.runtime.pictures import comparison_paths, page_rows, side_by_side, write_previews
 from bfr.runtime.pipeline import Pipeline, Work
 from bfr.runtime.report import Entry, Report, describe_run, describe_settings, earlier_entries, write_report
 from bfr.runtime.restorer import Restorer
@@ -32,17 +30,6 @@ __all__ = ["FORMATS", "JobOptions", "Progress", "run_job"]
 
 Progress = Callable[[float, str], None]
 """Called with how many inputs are done, fractions for those under way, and the name of one of them."""
-
-
-@dataclass(slots=True, eq=False)
-class _Photo:
-    """An image on its way: read, or refused."""
-
-    item: Item
-    seconds: dict[str, float]
-    image: Image | None = None
-    faces: list[AlignedFace] | None = None  # None: the image is an aligned face itself
-    error: str | None = None
 
 
 def run_job(
@@ -69,6 +56,7 @@ class _Job:
         self.photo = restorer if isinstance(restorer, PhotoRestorer) else None
         self.restorer = restorer.restorer if isinstance(restorer, PhotoRestorer) else restorer
         self.items, self.options, self.progress = items, options, progress
+        self.named = {str(item.source): item for item in items}
         self.targets: dict[Path, Path] = {}
         self.comparisons: dict[Path, Path] = {}
         self.entries: dict[Path, Entry] = {}
@@ -144,7 +132,7 @@ class _Job:
 
     def _images(self, items: Sequence[Item]) -> None:
         threads = max(1, min(4, (os.cpu_count() or 1) // 4))
-        pipeline = Pipeline[Item, _Photo, bool](
+        pipeline = Pipeline[Item, Photo, bool](
             self.restorer,
             self._read,
             self._finish,
@@ -159,10 +147,10 @@ class _Job:
                 self.reached += not had_faces
                 self.progress(round(self.reached, 6), item.name)
 
-    def _step(self, done: int, photos: list[_Photo]) -> None:
+    def _step(self, done: int, photos: list[Photo]) -> None:
         steps = self.restorer.plan.steps
         share = sum(1 / max(1, len(photo.faces or ())) for photo in photos) * (done / steps if steps else 1.0)
-        self.progress(round(self.reached + share, 6), photos[0].item.name)
+        self.progress(round(self.reached + share, 6), self.named[photos[0].source].name)
         if done == steps:
             self.reached += share
 
@@ -170,80 +158,36 @@ class _Job:
         width, height = header_size(item.source) or (0, 0)
         return width * height * (self.photo.options.upscale**2 if self.photo else 1)
 
-    def _read(self, item: Item) -> Work[_Photo]:
-        begin = time.perf_counter()
-        photo = _Photo(item, {})
-        try:
-            photo.image = image = read_image(item.source, max_pixels=self.options.max_pixels)
-            photo.seconds["read"] = time.perf_counter() - begin
-            if self.photo is None:
-                return Work(photo, [image.pixels])
-            begin = time.perf_counter()
-            photo.faces = self.photo.align(image.pixels)
-            photo.seconds["align"] = time.perf_counter() - begin
-        except BfrError as error:
-            photo.error = str(error)
-            return Work(photo)
-        return Work(photo, [face.crop for face in photo.faces])
+    def _read(self, item: Item) -> Work[Photo]:
+        photo = Photo(str(item.source), item.source.read_bytes)
+        return prepare_photo(photo, lambda: read_image(item.source, max_pixels=self.options.max_pixels), self.photo)
 
-    def _finish(self, photo: _Photo, results: Sequence[Restored]) -> bool:
+    def _finish(self, photo: Photo, results: Sequence[Restored]) -> bool:
         """Paste, write, and enter what became of an image; whether the networks were needed. Raises WriteFailed."""
-        for result in results:
-            for stage, seconds in result.seconds.items():
-                photo.seconds[stage] = photo.seconds.get(stage, 0.0) + seconds
+        item, options = self.named[photo.source], self.options
+        target = self.targets[item.source]
         try:
-            entry = self._written(photo, results)
+            result = finish_photo(
+                photo,
+                results,
+                self.photo,
+                suffix=target.suffix,
+                quality=options.quality,
+                metadata=options.metadata,
+            )
+            begin = time.perf_counter()
+            write_bytes(target, result.data)
+            if photo.image is not None:
+                self._show(item, photo.image.pixels, result.pixels)
+            photo.seconds["write"] += time.perf_counter() - begin
         except WriteFailed:
             raise
         except BfrError as error:
-            entry = Entry(str(photo.item.source), "failed", error=str(error))
-        self.entries[photo.item.source] = replace(entry, seconds=_rounded(photo.seconds))
+            entry = Entry(photo.source, "failed", seconds=rounded(photo.seconds), error=str(error))
+        else:
+            entry = result.entry(photo, target.relative_to(options.out).as_posix())
+        self.entries[item.source] = entry
         return bool(results)
-
-    def _written(self, photo: _Photo, results: Sequence[Restored]) -> Entry:
-        image, item = photo.image, photo.item
-        errors = tuple(result.error or "unknown" for result in results if result.pixels is None)
-        if image is None or photo.error or (errors and len(errors) == len(results)):
-            return Entry(str(item.source), "failed", error=photo.error or errors[0])
-        begin = time.perf_counter()
-        target = self.targets[item.source]
-        if self.photo is None or photo.faces is None:
-            pixels: NDArray[Any] = results[0].pixels  # type: ignore[assignment]
-            pixels = to_grey(pixels) if image.grey else pixels
-        else:
-            restored = self.photo.paste(image, photo.faces, results)
-            pixels = restored.pixels
-            photo.seconds |= restored.seconds
-            begin = time.perf_counter()
-        if self._unchanged(photo, target):
-            with atomic_path(target) as temporary:
-                shutil.copyfile(item.source, temporary)
-        else:
-            write_image(target, pixels, like=image, quality=self.options.quality, metadata=self.options.metadata)
-        self._show(item, image.pixels, pixels)
-        photo.seconds["write"] = time.perf_counter() - begin
-        failed = f"{len(errors)} of {len(results)} faces failed: {errors[0]}" if errors else None
-        return Entry(
-            str(item.source),
-            "restored" if results else "no face",
-            target.relative_to(self.options.out).as_posix(),
-            width=pixels.shape[1],
-            height=pixels.shape[0],
-            faces=len(results) - len(errors),
-            precision=", ".join(sorted({result.precision for result in results})) or None,
-            error=failed,
-        )
-
-    def _unchanged(self, photo: _Photo, target: Path) -> bool:
-        """Whether the file itself is the best result: no face, nothing enlarged, the same format, metadata kept."""
-        return (
-            photo.faces == []
-            and self.photo is not None
-            and self.photo.options.upscale == 1
-            and isinstance(self.photo.background, Lanczos)
-            and self.options.metadata
-            and is_format(photo.item.source, target.suffix)
-        )
 
     def _show(self, item: Item, before: NDArray[Any], after: NDArray[Any]) -> None:
         """Write what shows a result beside its source, where it is wanted."""
@@ -283,14 +227,10 @@ class _Job:
                 height=film.height,
                 faces=film.faces,
                 frames=film.frames,
-                seconds=_rounded(film.seconds),
+                seconds=rounded(film.seconds),
                 precision=self.restorer.precision,
                 error=film.error,
             )
             if film.stills:
                 self._show(item, *film.stills)
         self.progress(finished + 1, item.name)
-
-
-def _rounded(seconds: dict[str, float]) -> dict[str, float]:
-    return {stage: round(value, 4) for stage, value in seconds.items()}

@@ -8,19 +8,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.encode import format_of
 from bfr.runtime.files import write_bytes
 from bfr.runtime.page import Row, preview, preview_paths
 from bfr.runtime.report import Report
 
 GAP = 8  # pixels between the two halves of a comparison
 LONGEST = 1024  # pixels of a preview
-
-
-def is_format(path: Path, suffix: str) -> bool:
-    """Whether a file holds what .png, .jpg or .webp says, by its first bytes. Raises OSError."""
-    with path.open("rb") as file:
-        return format_of(file.read(12)) == suffix
 
 
 def comparison_paths(targets: Mapping[Path, Path]) -> dict[Path, Path]:

@@ -16,8 +16,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from bfr.runtime.encode import write_image
 from bfr.runtime.errors import InvalidImage, InvalidOption, WriteFailed
+from bfr.runtime.files import write_bytes
 from bfr.runtime.folder import Item, find_images
 from bfr.runtime.image import read_image
 from bfr.runtime.job import JobOptions, run_job
@@ -480,12 +480,12 @@ class TestResume:
         """`copy` becomes what a run that is killed when it has written `name` would leave in `out`."""
 
         def write(path: Path, *arguments: Any, **named: Any) -> None:
-            write_image(path, *arguments, **named)
+            write_bytes(path, *arguments, **named)
             if path == out / name:
                 shutil.copytree(out, copy)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("bfr.runtime.job.write_image", write)
+            patch.setattr("bfr.runtime.job.write_bytes", write)
             patch.setattr("os.cpu_count", lambda: 1)  # one writer: nothing overtakes
             run(worker, folder, out, **options)
 
