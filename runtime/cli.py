@@ -188,16 +188,14 @@ def restore(
 
 def finish(report: "Report", out: Path) -> None:
     """Print what failed, then one line of counts; exit with 1 where anything failed."""
-    from bfr.runtime.report import STATUSES
+    from bfr.runtime.report import STATUSES, summary
 
     for entry in report.entries:
         if entry.error:
             say(f"{'failed' if entry.status == 'failed' else 'in part'}: {entry.source}: {entry.error}")
-    total, faces = len(report.entries), sum(entry.faces or 0 for entry in report.entries)
-    counts = ", ".join(f"{count} {status}" for status in STATUSES if (count := report.count(status)))
-    faces_too = f", {faces} face{'s' * (faces != 1)}" if "photo" in report.settings else ""
-    seconds = report.facts["seconds"]
-    print(f"{total} image{'s' * (total != 1)}: {counts}{faces_too}, in {seconds:.1f} s; see {out}")
+    faces = sum(entry.faces or 0 for entry in report.entries) if "photo" in report.settings else None
+    counts = {status: report.count(status) for status in STATUSES}
+    print(summary(counts, faces, report.facts["seconds"], out))
     if any(entry.error for entry in report.entries):
         raise typer.Exit(1)
 

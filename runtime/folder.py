@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.image import SUFFIXES
@@ -41,19 +41,20 @@ def find_images(inputs: Sequence[Path], *, videos: bool = False, out: Path | Non
     suffixes = (*SUFFIXES, *VIDEO_SUFFIXES) if videos else SUFFIXES
     found: dict[Path, tuple[Path, Path]] = {}  # absolute path -> the file as named, its path below the input
     for path in inputs:
-        if path.is_dir():
-            files = [
-                (file, file.relative_to(path))
-                for file in sorted(_walk(path, suffixes, out), key=lambda file: _natural(path, file))
-            ]
-        elif path.exists():
-            files = [(path, Path(path.name))]
-        else:
-            raise InputNotFound(f"{path} does not exist: check the name of the image or folder")
-        for file, below in files:
+        for file, below in list_files(path, suffixes, out):
             found.setdefault(file.absolute(), (file, below))
-    names = _names([below for _, below in found.values()])
+    names = choose_names([below for _, below in found.values()])
     return [Item(file, name) for (file, _), name in zip(found.values(), names, strict=True)]
+
+
+def list_files(path: Path, suffixes: tuple[str, ...], out: Path | None) -> list[tuple[Path, Path]]:
+    """A file, or those of a folder by the rules of `find_images`, each with its path below it. Raises InputNotFound."""
+    if path.is_dir():
+        files = [(file, file.relative_to(path)) for file in _walk(path, suffixes, out)]
+        return sorted(files, key=lambda file: natural_key(file[1]))
+    if path.exists():
+        return [(path, Path(path.name))]
+    raise InputNotFound(f"{path} does not exist: check the name of the image or folder")
 
 
 def output_path(folder: Path, name: str, suffix: str) -> Path:
@@ -62,18 +63,22 @@ def output_path(folder: Path, name: str, suffix: str) -> Path:
     Raises InvalidOption for a name that would leave the folder: absolute, `..`, a drive, a backslash, NUL or another
     control character, or a folder below it that is a link to elsewhere.
     """
-    parts = name.split("/")
+    check_name(folder, name, suffix)
+    path = folder / (name + suffix)
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise InvalidOption(f"{path} lies outside the output folder {folder}, through a link: remove the link")
+    return path
+
+
+def check_name(folder: object, name: str, suffix: str) -> None:
+    """Raise InvalidOption for a name that would leave its folder by its text alone; see `output_path`."""
     if (
-        any(part in ("", ".", "..") for part in parts)
+        any(part in ("", ".", "..") for part in name.split("/"))
         or re.search(r"[\x00-\x1f\\]", name + suffix)
         or "/" in suffix
         or re.match(r"[A-Za-z]:", name)
     ):
         raise InvalidOption(f"the name {name + suffix!r} could leave the output folder {folder}: rename the image")
-    path = folder.joinpath(*parts[:-1], parts[-1] + suffix)
-    if not path.parent.resolve().is_relative_to(folder.resolve()):
-        raise InvalidOption(f"{path} lies outside the output folder {folder}, through a link: remove the link")
-    return path
 
 
 def choose_targets(
@@ -83,7 +88,7 @@ def choose_targets(
 
     Raises InvalidOption where a result would replace an input of the run, whatever the two are called.
     """
-    sources = {_identity(item.source) for item in items} - {None}
+    sources = {identity(item.source) for item in items} - {None}
     targets, refused = {}, {}
     for item in items:
         try:
@@ -91,7 +96,7 @@ def choose_targets(
         except InvalidOption as error:
             refused[item.source] = str(error)
             continue
-        if _identity(target) in sources:
+        if identity(target) in sources:
             raise InvalidOption(
                 f"{target} is an input of this run and would be overwritten: choose another output folder"
             )
@@ -99,7 +104,7 @@ def choose_targets(
     return targets, refused
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def identity(path: Path) -> tuple[int, int] | None:
     """Of a file, through links; None where there is none."""
     try:
         found = path.stat()
@@ -108,9 +113,9 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _natural(folder: Path, file: Path) -> list[tuple[tuple[int, int, str], ...]]:
-    """A sort key below `folder`: numbers by value, letters without case, then exactly."""
-    parts = file.relative_to(folder).parts
+def natural_key(below: PurePath) -> list[tuple[tuple[int, int, str], ...]]:
+    """A sort key of a path below its folder: numbers by value, letters without case, then exactly."""
+    parts = below.parts
     return [
         *(tuple((0, int(t), "") if t.isdecimal() else (1, 0, t.casefold()) for t in _tokens(part)) for part in parts),
         tuple((1, 0, part) for part in parts),
@@ -138,7 +143,8 @@ def _report(error: OSError) -> None:
     _log.warning("%s is passed over: %s", error.filename, error.strerror)
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
+def choose_names(paths: Sequence[PurePath]) -> list[str]:
+    """The names of results by the rules of `find_images`. paths: of the sources, below their inputs."""
     plain = [path.with_suffix("").as_posix() for path in paths]
     long = [f"{name}_{path.suffix[1:]}" if path.suffix else name for name, path in zip(plain, paths, strict=True)]
     shared = Counter(name.casefold() for name in plain)

@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,8 +13,10 @@ import numpy as np
 import PIL
 
 from bfr.runtime.batch import image_key
+from bfr.runtime.bundle import Bundle
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.files import write_bytes
+from bfr.runtime.manifest import Preset
 from bfr.runtime.restorer import Restorer
 
 REPORT = "report.json"
@@ -58,12 +61,19 @@ class Report:
 def describe_settings(restorer: Restorer, options: dict[str, Any]) -> dict[str, Any]:
     """All that a result depends on: a run with other settings gives other pictures."""
     return {
-        "system": restorer.bundle.manifest.system,
-        "bundle_hash": restorer.bundle.hash,
-        "precision": restorer.precision,
-        "sampler": restorer.sampler.model_dump(),
+        **describe_system(restorer.bundle, restorer.precision, restorer.sampler),
         **{name: image_key(np.ascontiguousarray(picture)) for name, picture in restorer.fixed.items()},
         **options,
+    }
+
+
+def describe_system(bundle: Bundle, precision: str, sampler: Preset) -> dict[str, Any]:
+    """What a result depends on beside the options: the networks, and how they are called."""
+    return {
+        "system": bundle.manifest.system,
+        "bundle_hash": bundle.hash,
+        "precision": precision,
+        "sampler": sampler.model_dump(),
     }
 
 
@@ -72,15 +82,32 @@ def describe_run(restorer: Restorer) -> dict[str, Any]:
     return {
         "backend": restorer.device.name,
         "batch": restorer.batch,
-        "versions": {
-            "bfr-runtime": version("bfr-runtime"),
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "pillow": PIL.__version__,
-            **restorer.device.versions,
-        },
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {**describe_versions(), **restorer.device.versions},
+        "started": describe_now(),
     }
+
+
+def describe_versions() -> dict[str, str]:
+    """Of what results depend on whatever runs the networks."""
+    return {
+        "bfr-runtime": version("bfr-runtime"),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+    }
+
+
+def describe_now() -> str:
+    """The time, as reports have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def summary(counts: Mapping[Any, int], faces: int | None, seconds: float, out: object) -> str:
+    """The one line that a command ends with. counts: inputs by status. faces: of photographs, None of aligned faces."""
+    total = sum(counts.values())
+    parts = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    faces_too = "" if faces is None else f", {faces} face{'s' * (faces != 1)}"
+    return f"{total} image{'s' * (total != 1)}: {parts}{faces_too}, in {seconds:.1f} s; see {out}"
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -102,11 +129,21 @@ def earlier_entries(folder: Path, settings: dict[str, Any]) -> dict[str, Entry]:
     """
     try:
         content = json.loads((folder / REPORT).read_bytes())
-        found = _flat(content["settings"])
+        found = content["settings"]
+        _flat(found)
         entries = {image["source"]: Entry(**image) for image in content["images"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # none there, or of another version: results are taken by their names alone
-    now = _flat(json.loads(json.dumps(settings)))
+    check_settings(found, settings, folder)
+    return entries
+
+
+def check_settings(earlier: dict[str, Any], settings: dict[str, Any], folder: object) -> None:
+    """Raise InvalidOption with what differs between the settings of an earlier run into `folder` and these.
+
+    TypeError where the earlier ones are no dict.
+    """
+    found, now = _flat(earlier), _flat(json.loads(json.dumps(settings)))
     different = [
         f"{key}: {found.get(key)} then, {now.get(key)} now"
         for key in sorted({*found, *now})
@@ -118,7 +155,6 @@ def earlier_entries(folder: Path, settings: dict[str, Any]) -> dict[str, Entry]:
             + "\n  ".join(different)
             + "\nuse the same settings, or another output folder"
         )
-    return entries
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
