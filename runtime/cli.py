@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from bfr.runtime.cli_batch import batches
 from bfr.runtime.cli_build import builds
 from bfr.runtime.cli_inpaint import inpaints
+from bfr.runtime.cli_serve import serves
 from bfr.runtime.cli_tools import tools
 from bfr.runtime.cli_wrap import wraps
 from bfr.runtime.errors import BfrError, InvalidOption
@@ -29,6 +31,8 @@ app = typer.Typer(
 app.add_typer(tools)
 app.add_typer(builds)
 app.add_typer(inpaints)
+app.add_typer(batches)
+app.add_typer(serves)
 app.add_typer(wraps)
 
 

@@ -1,6 +1,5 @@
 """The replicas that run the networks: one a GPU, each with a queue that forms batches across requests."""
 
-import logging
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -24,7 +23,6 @@ Faces = Sequence[NDArray[Any]]
 NICENESS = 5  # on a CPU: who answers requests comes before who computes
 NO_LOOP = "default"  # what the one setting of a system without a loop is called
 TICK = 0.25  # seconds between two reports of progress
-_log = logging.getLogger("bfr.serve")
 
 
 class FaceServer:
@@ -51,12 +49,16 @@ class FaceServer:
         self._stoppable = on_cpu
         self._lost: DeviceLost | None = None
         self.batcher = Batcher(self._run, size=options.batch, linger=options.linger, ahead=1 if on_cpu else 2)
-        _log.info("ready on %s after %.1f s", device.name, time.perf_counter() - begin)
+        self.facts = {"backend": device.name, "warm_up_seconds": round(time.perf_counter() - begin, 3)}
 
     def check_health(self) -> None:
         """Raise where this process must be started anew."""
         if self._lost:
             raise self._lost
+
+    def describe(self) -> dict[str, Any]:
+        """The backend's name, and the seconds until it was warm."""
+        return self.facts
 
     async def restore(self, faces: Faces, order: FaceOrder) -> AsyncIterator[float | list[Finished] | Refusal]:
         """The share of the denoising that is done, now and then, and at last the results or why there are none.

@@ -95,7 +95,7 @@ def read_keys(file: Path | None, environment: Mapping[str, str]) -> tuple[str, .
     for key in keys:
         if len(key) < LEAST_KEY or not key.isascii() or any(c.isspace() for c in key):
             raise InvalidOption(
-                f"an API key needs {LEAST_KEY} ASCII characters or more without spaces: `openssl rand -hex 24` makes one"
+                f"an API key has {LEAST_KEY} ASCII characters or more and no spaces: `openssl rand -hex 24` makes one"
             )
     return tuple(hash_key(key) for key in dict.fromkeys(keys))
 

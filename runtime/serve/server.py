@@ -1,0 +1,236 @@
+"""`bfr serve`: one process for HTTP, and a Ray of its own for the rest, started and ended with it.
+
+HTTP is answered here and not by Serve's proxy, so that a full house says so in a millisecond, whatever the replicas do.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from secrets import token_hex
+from typing import Any
+
+import uvicorn
+
+from bfr.runtime.errors import InvalidOption, RestorationFailed
+from bfr.runtime.serve.api import make_api
+from bfr.runtime.serve.front import Front
+from bfr.runtime.serve.jobs import check_folder
+from bfr.runtime.serve.options import ServeOptions
+
+SILENT = 10  # looks in vain after which Ray is given up
+WATCH = 1.0  # seconds between two looks at the replicas
+SHARED_MEMORY = 512 << 20  # bytes of Ray's object store: images on their way, which are encoded, and crops of faces
+_log = logging.getLogger("bfr.serve")
+
+
+def serve_forever(options: ServeOptions, *, host: str, port: int, drain: float) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit status.
+
+    On the first signal no new work is taken, and what is in the house is finished within `drain` seconds; a second one
+    ends at once. Raises InvalidOption where the address is in use, and what `Front` raises.
+    """
+    if options.jobs:
+        check_folder(options.jobs)
+    listening = _listen(host, port)
+    return asyncio.run(_Server(options, listening, drain).run())
+
+
+class _Http(uvicorn.Server):
+    """The HTTP server; what signals mean is ours to say."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Server:
+    def __init__(self, options: ServeOptions, listening: socket.socket, drain: float) -> None:
+        self.options, self.listening, self.drain = options, listening, drain
+        self.signals = 0
+        self.failure: BaseException | None = None
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        self.ending, self.front = asyncio.Event(), Front(self.options)
+        http = _Http(
+            uvicorn.Config(
+                make_api(lambda: self.front),
+                log_config=None,
+                access_log=False,
+                timeout_keep_alive=30,
+                timeout_graceful_shutdown=5,
+            )
+        )
+        answering = asyncio.create_task(http.serve(sockets=[self.listening]))
+        answering.add_done_callback(lambda _: self.ending.set())
+        self._catch(loop)
+        engine = asyncio.create_task(self._run_engine(loop))
+        status = 1
+        try:
+            await self.ending.wait()
+            if self.failure is None:
+                _log.info("ending: no new work is taken, %d requests are in the house", len(self.front.visits))
+                done = await self._drained()
+                _log.info("all requests were answered" if done else "ended before all requests were answered")
+                status = 0 if done else 1
+        finally:
+            http.should_exit = True
+            engine.cancel()
+            await asyncio.wait({engine, answering})
+            await asyncio.to_thread(_stop)
+        if self.failure is not None:
+            raise self.failure
+        return status
+
+    async def _run_engine(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Bring Ray and the replicas up and watch them; what fails for good ends the server."""
+        begin = time.perf_counter()
+        try:
+            starting = asyncio.ensure_future(asyncio.to_thread(_start, self.options))
+            try:
+                handle, facts, jobs = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                await asyncio.wait({starting})  # a half-started Ray cannot be stopped
+                raise
+            self._catch(loop)  # Ray sets handlers of its own
+            from bfr.runtime.serve.app import streaming
+
+            self.front.backend = facts["backend"]
+            if self.front.state == "starting":
+                self.front.open(streaming(handle))
+                _log.info("ready on %s after %.1f s", facts["backend"], time.perf_counter() - begin)
+            watching = asyncio.create_task(self._watch())
+            try:
+                if jobs is not None:  # until then they wait on disk
+                    await asyncio.shield(asyncio.to_thread(_start_jobs, jobs))
+                await watching
+            finally:
+                watching.cancel()
+        except Exception as error:
+            self.failure = error
+            self.ending.set()
+
+    async def _drained(self) -> bool:
+        task = asyncio.create_task(self.front.drain(self.drain))
+        while not task.done():
+            if self.signals > 1:
+                task.cancel()
+                return False
+            await asyncio.wait({task}, timeout=0.1)
+        return task.result()
+
+    def _catch(self, loop: asyncio.AbstractEventLoop) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+
+    def _signalled(self) -> None:
+        self.signals += 1
+        if self.front.state != "draining":
+            self.front.state = "draining"  # at once, before anything else is done
+        self.ending.set()
+
+    async def _watch(self) -> None:
+        """Follow which replicas are there: without networks the server is not ready."""
+        known: dict[str, str] = {}
+        silent = 0
+        while True:
+            try:
+                found = await asyncio.to_thread(_replicas)
+                silent = 0
+            except Exception as error:
+                silent += 1
+                if silent == SILENT:
+                    raise RestorationFailed(f"Ray does not answer any more ({error}): start the server anew") from error
+                found = {}
+            for name, (running, message) in found.items():
+                self.front.metrics.replicas.labels(name).set(running)
+                if message and known.get(name) != message:
+                    _log.warning("%s: %s", name, message)
+                known[name] = message
+            lacking = [name for name in ("Faces", "Photos") if not found.get(name, (0, ""))[0]]
+            self.front.lacking = f"no process runs {' and '.join(lacking)} just now: ask again" if lacking else None
+            self.front.metrics.ready.set(self.front.why_not_ready() is None)
+            await asyncio.sleep(WATCH)
+
+
+def _start(options: ServeOptions) -> tuple[Any, dict[str, Any], Any]:
+    """Start Ray and what a request needs: a handle of the photographs, what the networks say of themselves, and the
+    application of the jobs, which can be started later."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's ports carry pickles. They take only calls with this token, and most listen on the loopback alone.
+    os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", token_hex(32)
+    import ray
+    from ray import serve
+
+    from bfr.runtime.serve.app import FACES, PHOTOS, engine
+
+    ray.init(
+        address="local",
+        num_cpus=max(8, os.cpu_count() or 1),
+        include_dashboard=False,
+        object_store_memory=SHARED_MEMORY,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address="127.0.0.1",
+    )
+    gpus = 0 if options.backend == "onnxruntime-cpu" else int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+    if gpus and options.replicas is None:
+        options = options.model_copy(update={"replicas": gpus})
+    serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
+    photos, jobs = engine(options, gpus=bool(gpus))
+    try:
+        serve.run(photos, name="bfr", route_prefix=None)
+    except RuntimeError as error:
+        raise RestorationFailed(f"the networks could not be started: {_last_lines(str(error))}") from error
+    facts = serve.get_deployment_handle(FACES, "bfr").describe.remote().result()
+    return serve.get_deployment_handle(PHOTOS, "bfr"), facts, jobs
+
+
+def _start_jobs(jobs: Any) -> None:
+    from ray import serve
+
+    serve.run(jobs, name="bfr-jobs", route_prefix=None)
+
+
+def _replicas() -> dict[str, tuple[int, str]]:
+    """Deployment -> how many replicas run, and what Serve says of it where it is not well."""
+    from ray import serve
+
+    found = {}
+    for app in serve.status().applications.values():
+        for name, one in app.deployments.items():
+            running = sum(count for state, count in one.replica_states.items() if str(state).endswith("RUNNING"))
+            found[name] = (running, one.message)
+    return found
+
+
+def _stop() -> None:
+    import ray
+    from ray import serve
+
+    if ray.is_initialized():
+        serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
+
+
+def _last_lines(text: str) -> str:
+    return "\n".join(text.strip().splitlines()[-12:])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(2048)
+    except OSError as error:
+        raise InvalidOption(
+            f"cannot listen on {host}, port {port} ({error.strerror}): choose another with --port"
+        ) from None
+    return listening
