@@ -63,10 +63,14 @@ def header_size(path: Path) -> tuple[int, int] | None:
         return None
 
 
+def byte_limit(max_pixels: int) -> int:
+    """The bytes of 16-bit RGBA without compression and of metadata: no larger file is an image of so many pixels."""
+    return 8 * max_pixels + (64 << 20)
+
+
 def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image:
     """Read one image file; see `decode_image`. Raises InputNotFound, and InvalidImage naming the path."""
-    # 16-bit RGBA without compression, and metadata: nothing larger holds an image within the limit.
-    limit = 8 * max_pixels + (64 << 20)
+    limit = byte_limit(max_pixels)
     try:
         if not path.exists():
             raise InputNotFound(f"{path} does not exist: check the name")

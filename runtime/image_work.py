@@ -3,6 +3,7 @@
 A run over files (`job.py`) and one over a cluster (`bulk/worker.py`) share it: their results are the same bytes.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -121,6 +122,11 @@ def finish_photo(
         ", ".join(sorted({result.precision for result in results})) or None,
         f"{len(errors)} of {len(results)} faces failed: {errors[0]}" if errors else None,
     )
+
+
+def side_threads() -> int:
+    """How many threads read, and how many write, beside the networks."""
+    return max(1, min(4, (os.cpu_count() or 1) // 4))
 
 
 def rounded(seconds: dict[str, float]) -> dict[str, float]:

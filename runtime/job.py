@@ -1,6 +1,5 @@
 """A run over files: read, restore, write, report. One bad file never ends it."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -16,7 +15,7 @@ from bfr.runtime.errors import BfrError, InvalidOption, WriteFailed
 from bfr.runtime.files import clean_leftovers, write_bytes
 from bfr.runtime.folder import Item, choose_targets
 from bfr.runtime.image import header_size, read_image
-from bfr.runtime.image_work import Photo, finish_photo, prepare_photo, rounded
+from bfr.runtime.image_work import Photo, finish_photo, prepare_photo, rounded, side_threads
 from bfr.runtime.job_options import FORMATS, JobOptions
 from bfr.runtime.media import is_video, output_suffix
 from bfr.runtime.page import write_page
@@ -131,7 +130,7 @@ class _Job:
         return todo
 
     def _images(self, items: Sequence[Item]) -> None:
-        threads = max(1, min(4, (os.cpu_count() or 1) // 4))
+        threads = side_threads()
         pipeline = Pipeline[Item, Photo, bool](
             self.restorer,
             self._read,

@@ -1,0 +1,106 @@
+"""The machines of a bulk run: a cluster that is there, or a local Ray; and how many workers fit."""
+
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from bfr.runtime.errors import BackendUnavailable, InvalidOption, MissingDependency
+
+_STORE_BYTES = 200 << 20  # of a local Ray's memory: nothing goes through it but names and rows
+_ANSWER = 10.0  # seconds that a cluster may take to accept a connection
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """How many workers there are, and what each holds; threads: of a CPU backend, None where a GPU is used."""
+
+    workers: int
+    cpus: int
+    gpus: float
+    threads: int | None
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[Any]:
+    """`ray`, connected: to the cluster at `address`, else to a new local one, which ends with the block.
+
+    Where this process is connected already, that is used, and stays. Raises MissingDependency without Ray,
+    BackendUnavailable where no cluster answers.
+    """
+    if address is None:  # before Ray is imported: it reads them once
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what goes wrong is said by Python
+        if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & os.environ.keys():
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise MissingDependency(f'`bfr batch` needs Ray: pip install "bfr-runtime[serve]" ({error})') from error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield ray
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address is None:
+            quiet |= {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
+            ray.init(address="local", _node_ip_address="127.0.0.1", **quiet)
+        else:
+            _reach(address)
+            ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise BackendUnavailable(
+            f"Ray cannot be reached at {address or 'this machine'} ({error}): check --address, and `ray status` there"
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def size_pool(
+    nodes: Sequence[dict[str, Any]], *, backend: str, workers: int | None = None, threads: int | None = None
+) -> Pool:
+    """The workers for a cluster. nodes: as `ray.nodes()` has them.
+
+    One for each GPU; without any, or for `onnxruntime-cpu`, as many equal ones as there are machines of the smallest
+    size: one a machine where all are alike, with all of its cores. With `workers` they share what there is.
+    Raises InvalidOption where that many do not fit, or nothing does.
+    """
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    if workers is not None and workers < 1:
+        raise InvalidOption(f"{workers} workers are out of range: choose 1 or more")
+    gpus = int(sum(node.get("GPU", 0) for node in alive))
+    if gpus and backend != "onnxruntime-cpu":
+        count = workers or gpus
+        return Pool(count, 0, 1 / -(-count // gpus), threads)
+    cores = [int(node["CPU"]) for node in alive if node.get("CPU", 0) >= 1]
+    if not cores:
+        raise InvalidOption("the cluster has no CPU to run a worker on: check `ray status`")
+    if workers is None:
+        share = min(cores)
+        workers = sum(one // share for one in cores)
+    else:
+        share = next((n for n in range(max(cores), 0, -1) if sum(one // n for one in cores) >= workers), 0)
+        if not share:
+            raise InvalidOption(f"{workers} workers do not fit: there are {sum(cores)} cores. Choose at most as many")
+    return Pool(workers, share, 0, threads or share)
+
+
+def _reach(address: str) -> None:
+    """Raise ConnectionError where nothing answers: Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        if address == "auto":
+            return
+        raise ValueError("an address is auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
+    except OSError as error:
+        raise ConnectionError(str(error)) from error
