@@ -103,7 +103,7 @@ def write_page(folder: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> P
 
 def _policy(page: str) -> str:
     """What the page may load and run: its previews, and its own style and script, by their hashes."""
-    style, script = (_hash(page, tag) for tag in ("style", "script"))
+    style, script = (source_expression(page, tag) for tag in ("style", "script"))
     # Of a page opened from disk not every browser takes its own folder for 'self'.
     return (
         f"default-src 'none'; img-src 'self' file:; style-src {style}; script-src {script}; "
@@ -111,7 +111,7 @@ def _policy(page: str) -> str:
     )
 
 
-def _hash(page: str, tag: str) -> str:
+def source_expression(page: str, tag: str) -> str:
     """The source expression of a policy that allows the one element of this name; nothing in it is substituted."""
     body = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
     return f"'sha256-{b64encode(sha256(body.encode()).digest()).decode()}'"
