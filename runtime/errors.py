@@ -87,3 +87,23 @@ class DownloadFailed(BfrError, OSError):
     """A download was interrupted, or what arrived is not the file that was expected."""
 
     exit_code = 1
+
+
+class ServerError(BfrError):
+    """A server failed at a request, or did not answer as `bfr serve` does."""
+
+    exit_code = 1
+
+
+class ServerUnavailable(ServerError):
+    """A server cannot be reached or is overloaded, and was so until time or attempts were used up."""
+
+
+class RequestRefused(ServerError, ValueError):
+    """A server does not do what was asked, and will not if it is asked again. status: of HTTP, 400 to 499."""
+
+    exit_code = 2
+
+    def __init__(self, text: str, status: int = 400) -> None:
+        super().__init__(text)
+        self.status = status

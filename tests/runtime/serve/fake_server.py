@@ -61,6 +61,7 @@ class FakeServer:
     faces: int = 1
     failed: int = 0
     ready: bool = True
+    cut: bool = False  # results of jobs end in the middle
     result: bytes | None = None  # instead of the sharpened image
     faults: list[Fault] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
@@ -228,7 +229,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(204, b"", {})
         if parts[2:] == ["result"]:
             media_type, body = fake.bodies[parts[1]]
-            return self._send(200, body[::-1], {"Content-Type": media_type})
+            return self._send(200, body[::-1], {"Content-Type": media_type}, cut=fake.cut)
         self._further(job)
         return self._json(job)
 
@@ -263,14 +264,15 @@ class Handler(BaseHTTPRequestHandler):
         data = json.dumps(content).encode()
         self._send(status, data, {"Content-Type": "application/json", **(headers or {})})
 
-    def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+    def _send(self, status: int, data: bytes, headers: dict[str, str], *, cut: bool = False) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, re.sub(r"[\r\n]", " ", value))
         if status != HTTPStatus.NO_CONTENT:
             self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        self.wfile.write(data[: len(data) // 2] if cut else data)
+        self.close_connection = self.close_connection or cut
 
 
 @contextmanager
