@@ -223,15 +223,16 @@ class Restorer:
                 results += self._give_way(following, failure)
         return results
 
-    def warm_up(self) -> float:
-        """Run the largest chain twice on a grey image, so that it is recorded; returns the seconds it took.
+    def warm_up(self, *, batch: int | None = None, times: int = 2) -> float:
+        """Run a chain, the largest unless `batch` says another, on grey images; returns the seconds it took.
 
+        times: twice, so that it is recorded where the device records.
         Raises RestorationFailed where the result is not finite.
         """
         begin = time.perf_counter()
         grey = np.full((self.size, self.size, 3), 0.5, np.float32)
-        for _ in range(2):
-            for restored in self.run([grey] * self.batch):
+        for _ in range(times):
+            for restored in self.run([grey] * (batch or self.batch)):
                 if restored.pixels is None:
                     raise RestorationFailed(
                         f"the warm-up of {self.bundle.manifest.system} failed: {restored.error}. Do not use this bundle"

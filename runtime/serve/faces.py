@@ -28,7 +28,7 @@ TICK = 0.25  # seconds between two reports of progress
 class FaceServer:
     """A system opened on one device, for any number of callers. Its presets share the device and the networks.
 
-    The constructor warms every preset up and raises where a result is not finite, so that what fails never serves.
+    The constructor warms up, on a GPU every preset, and raises where a result is not finite: what fails never serves.
     """
 
     def __init__(self, options: ServeOptions) -> None:
@@ -44,7 +44,11 @@ class FaceServer:
                 os.nice(NICENESS)
         for restorer in self.restorers.values():
             restorer.reserve()
-            restorer.warm_up()
+        if on_cpu:
+            next(iter(self.restorers.values())).warm_up(batch=1, times=1)  # nothing is recorded: one image proves it
+        else:
+            for restorer in self.restorers.values():
+                restorer.warm_up()
         # A GPU works on one batch while the next is prepared; its loop is one graph, which nothing stops.
         self._stoppable = on_cpu
         self._lost: DeviceLost | None = None

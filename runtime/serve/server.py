@@ -160,7 +160,8 @@ class _Server:
 
 def _start(options: ServeOptions) -> tuple[Any, dict[str, Any], Any]:
     """Start Ray and what a request needs: a handle of the photographs, what the networks say of themselves, and the
-    application of the jobs, which can be started later."""
+    application of the jobs, which can be started later.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's ports carry pickles. They take only calls with this token, and most listen on the loopback alone.
     os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", token_hex(32)
