@@ -10,6 +10,7 @@ import typer
 from bfr.runtime.cli_batch import batches
 from bfr.runtime.cli_build import builds
 from bfr.runtime.cli_inpaint import inpaints
+from bfr.runtime.cli_remote import check_server_options, restore_remotely
 from bfr.runtime.cli_serve import serves
 from bfr.runtime.cli_tools import tools
 from bfr.runtime.cli_wrap import wraps
@@ -66,6 +67,7 @@ def _top(
 
 @app.command()
 def restore(
+    context: typer.Context,
     inputs: Annotated[list[Path], typer.Argument(help="Photographs, videos, or folders of them.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")],
     aligned: Annotated[bool, typer.Option("--aligned", help="The images are aligned faces, nothing else.")] = False,
@@ -117,6 +119,10 @@ def restore(
     max_pixels: Annotated[int, typer.Option(help="Larger images and frames are refused.")] = 64_000_000,
     codec: Annotated[str | None, typer.Option(help="Of videos: h264 or vp9.")] = None,
     crf: Annotated[int | None, typer.Option(help="Of videos: constant quality, 0 is the best.")] = None,
+    server: Annotated[str | None, typer.Option(help="Address of a `bfr serve` that restores instead.")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="Of such a server; or the key itself in BFR_API_KEY.")
+    ] = None,
 ) -> None:
     """Restore the faces of photographs and videos. Writes results and report.json into the output folder."""
     from bfr.runtime.backends.choose import open_device
@@ -127,6 +133,7 @@ def restore(
     from bfr.runtime.photo import PhotoOptions, PhotoRestorer, read_reference
     from bfr.runtime.restorer import Restorer
 
+    check_server_options(context, server=server)
     suffix = image_format if image_format == "same" else f".{image_format.removeprefix('.')}"
     options = JobOptions(
         out=out,
@@ -150,6 +157,9 @@ def restore(
     items = find_images(inputs, videos=not aligned, out=out)
     if not items:
         print("0 images")
+        return
+    if server is not None:
+        finish(restore_remotely(server, api_key_file, items, options, None if aligned else whole, preset), out)
         return
     overrides = {
         "solver": solver,

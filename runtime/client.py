@@ -43,6 +43,11 @@ class Client:
         self._calls = Calls(_address(url), timeout, retries)
         self._http = _library().Client(headers=_headers(api_key), limits=_limits())
 
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return self._calls.url
+
     def restore(self, image: bytes | Path | NDArray[np.uint8], **options: Unpack[RestoreOptions]) -> Result:
         """Restore an image file, its path, or (H, W, 3) uint8 RGB."""
         return self._run(self._calls.restore(image, options))
@@ -127,6 +132,11 @@ class AsyncClient:
         """Raises InvalidOption, and MissingDependency without the extra `client`."""
         self._calls = Calls(_address(url), timeout, retries)
         self._http = _library().AsyncClient(headers=_headers(api_key), limits=_limits())
+
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return self._calls.url
 
     async def restore(self, image: bytes | Path | NDArray[np.uint8], **options: Unpack[RestoreOptions]) -> Result:
         """As of Client."""
