@@ -14,7 +14,7 @@ from bfr.runtime.bulk.cluster import connected, size_pool
 from bfr.runtime.bulk.names import Source, choose_outputs, find_sources
 from bfr.runtime.bulk.options import BulkOptions
 from bfr.runtime.bulk.store import Store
-from bfr.runtime.bulk.table import BATCH, RESULTS, Row, RowLog, part_number, parts_of, read_rows, write_table
+from bfr.runtime.bulk.table import BATCH, RESULTS, Row, RowLog, parts_of, read_rows, write_table
 from bfr.runtime.errors import BfrError, RestorationFailed
 from bfr.runtime.report import STATUSES, check_settings, describe_now, describe_versions
 
@@ -80,7 +80,8 @@ class _Run:
         if resume:
             self._check_settings()
             self._take_over(names)
-        self.log = RowLog(store, self._clear(names, resume))
+        store.clean()
+        self.log = RowLog(store, parts_of(names)) if resume else self._clear(names)
 
     def run(
         self, workers: int | None, address: str | None, progress: Callable[[int, int], None], begin: float
@@ -103,8 +104,7 @@ class _Run:
         done = {status: counts[status] for status in STATUSES}
         self.facts |= {"seconds": seconds, "counts": done, "taken_over": len(self.taken_over)}
         self._write_facts()
-        for part in parts_of(self.store.names()):  # the table has them all
-            self.store.remove(part)
+        self.log.remove()
         now = Counter("skipped" if row.source in self.taken_over else row.status for row in rows)
         return BulkReport(tuple(rows), {status: now[status] for status in STATUSES}, seconds)
 
@@ -183,22 +183,17 @@ class _Run:
                 self.taken_over.add(url)
                 self.rows[url] = replace(known, output=output) if known else Row(url, "skipped", output)
 
-    def _clear(self, names: set[str], resume: bool) -> int:
-        """Make room for the rows of this run; the number of its first part.
+    def _clear(self, names: set[str]) -> RowLog:
+        """Take away what an earlier run said, and start a log.
 
-        Should a run that resumes nothing be killed, what lies there from before must not pass for its results.
+        Should this run be killed, what lies there from before must not pass for its results.
         """
-        self.store.clean()
-        parts = parts_of(names)
-        if resume:
-            return 1 + max((part_number(part) for part in parts), default=0)
-        for name in (*parts, *({RESULTS} & names)):
+        for name in (*parts_of(names), *({RESULTS} & names)):
             self.store.remove(name)
-        stale = [url for url, output in self.outputs.items() if output in names]
-        log = RowLog(self.store, 0)
-        log.add([Row(url, "failed", error="the run ended before it was restored") for url in stale])
+        log, error = RowLog(self.store), "the run ended before it was restored"
+        log.add([Row(url, "failed", error=error) for url, output in self.outputs.items() if output in names])
         log.flush()
-        return 1
+        return log
 
     def _write_facts(self) -> None:
         self.store.write(BATCH, json.dumps(self.facts, indent=1).encode() + b"\n")

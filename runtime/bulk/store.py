@@ -81,8 +81,11 @@ class Store:
             return
         path = self._path(name)
         try:
-            self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
-            self.system.pipe_file(path, data)
+            try:
+                self.system.pipe_file(path, data)
+            except FileNotFoundError:  # where folders are more than parts of names: SFTP, SMB, HDFS
+                self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
+                self.system.pipe_file(path, data)
         except BfrError:
             raise
         except Exception as error:  # of whatever package serves the protocol

@@ -54,9 +54,9 @@ class Row:
 class RowLog:
     """Rows as they come, put beside the results every few seconds."""
 
-    def __init__(self, store: Store, first: int) -> None:
-        """first: the number of the first part that this run may write."""
-        self.store, self.number = store, first
+    def __init__(self, store: Store, parts: Sequence[str] = ()) -> None:
+        """parts: those that are there already, oldest first; this log's come after them."""
+        self.store, self.parts = store, list(parts)
         self._waiting: list[Row] = []
         self._last = time.monotonic()
 
@@ -71,8 +71,16 @@ class RowLog:
         self._last = time.monotonic()
         if self._waiting:
             lines = "".join(json.dumps(asdict(row)) + "\n" for row in self._waiting)
-            self.store.write(f"{PARTS}{self.number:06d}.jsonl", lines.encode())
-            self.number, self._waiting = self.number + 1, []
+            part = f"{PARTS}{_number(self.parts[-1]) + 1 if self.parts else 0:06d}.jsonl"
+            self.store.write(part, lines.encode())
+            self.parts.append(part)
+            self._waiting = []
+
+    def remove(self) -> None:
+        """Remove all parts: the table has their rows."""
+        for part in self.parts:
+            self.store.remove(part)
+        self.parts = []
 
 
 def read_rows(store: Store, names: Iterable[str]) -> dict[str, Row]:
@@ -91,12 +99,7 @@ def read_rows(store: Store, names: Iterable[str]) -> dict[str, Row]:
 
 def parts_of(names: Iterable[str]) -> list[str]:
     """The parts of a row log among the files of a folder, oldest first."""
-    return sorted((name for name in names if _PART.fullmatch(name)), key=part_number)
-
-
-def part_number(part: str) -> int:
-    """The number in the name of a part."""
-    return int(part.removeprefix(PARTS).removesuffix(".jsonl"))
+    return sorted((name for name in names if _PART.fullmatch(name)), key=_number)
 
 
 def write_table(store: Store, rows: Sequence[Row]) -> None:
@@ -107,6 +110,10 @@ def write_table(store: Store, rows: Sequence[Row]) -> None:
         store.write(FAILURES, _csv(("source", "status", "error"), failed))
     else:
         store.remove(FAILURES)
+
+
+def _number(part: str) -> int:
+    return int(part.removeprefix(PARTS).removesuffix(".jsonl"))
 
 
 def _csv(columns: Any, rows: Iterable[Mapping[str, Any]]) -> bytes:

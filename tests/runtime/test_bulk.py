@@ -26,10 +26,12 @@ from bfr.runtime.cli import main
 from bfr.runtime.errors import (
     BackendUnavailable,
     BundleInvalid,
+    DeviceLost,
     InputNotFound,
     InvalidOption,
     MissingDependency,
     RestorationFailed,
+    WriteFailed,
 )
 from bfr.runtime.folder import find_images
 from bfr.runtime.job import JobOptions, run_job
@@ -410,15 +412,45 @@ def test_workers_refuse_what_would_not_be_one_result(here: InProcess, tmp_path: 
     assert ", not 9.0" in refused(versions={**describe_versions(), "pillow": "9.0"})
 
 
+def test_a_lost_gpu_ends_the_worker(here: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a new process can use it again: Ray starts one, see `test_a_worker_that_died_for_good_is_said`."""
+
+    def lost(*_arguments: Any, **_options: Any) -> None:
+        raise DeviceLost("an illegal address")
+
+    def ended(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(Restorer, "run", lost)
+    monkeypatch.setattr(os, "_exit", ended)
+    with pytest.raises(SystemExit, match="1"):
+        run_bulk([str(noise(tmp_path / "in", "a.png"))], str(tmp_path / "out"), ALIGNED)
+
+
+def test_a_full_disk_ends_the_run_and_says_so(here: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Store.write
+
+    def full(self: Store, name: str, data: bytes) -> None:
+        if name == "b.png":
+            raise WriteFailed("the disk is full")
+        write(self, name, data)
+
+    monkeypatch.setattr(Store, "write", full)
+    with pytest.raises(WriteFailed, match=r"the disk is full \(node \w{8}\)"):
+        run_bulk([str(noise(tmp_path / "in", "a.png", "b.png", "c.png"))], str(tmp_path / "out"), ALIGNED)
+    assert here.done == ["a.png", "b.png"]
+    assert (tmp_path / "out/a.png").is_file()
+
+
 def test_rows_survive_their_files(tmp_path: Path) -> None:
     """Names with commas, quotes, line ends and bytes that are no text; the latest row of a source counts."""
     store, name = Store(str(tmp_path)), 'a,"b"\n\udcff.png'
     first, second = Row(name, "failed", error="x,\ny"), Row(name, "restored", "b.png", 3, 4, 1, 0.5, "fp32", "cpu", "n")
-    log = RowLog(store, 9)
+    log = RowLog(store, ["rows-000009.jsonl"])
     for row in (first, second):
         log.add([row])
         log.flush()
-    assert sorted(tree(tmp_path)) == ["rows-000009.jsonl", "rows-000010.jsonl"]
+    assert sorted(tree(tmp_path)) == ["rows-000010.jsonl", "rows-000011.jsonl"]
     assert read_rows(store, tree(tmp_path)) == {name: second}
     from bfr.runtime.bulk.table import write_table
 
