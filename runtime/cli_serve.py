@@ -40,6 +40,7 @@ def serve(
     timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 120.0,
     linger: Annotated[float, typer.Option(help="Seconds that a batch waits to be filled.")] = 0.005,
     body_bytes: Annotated[int, typer.Option(help="Largest body of a request.")] = 50_000_000,
+    body_seconds: Annotated[float, typer.Option(help="Seconds that a body may take to arrive.")] = 30.0,
     job_bytes: Annotated[int, typer.Option(help="Largest body of a job.")] = 2_000_000_000,
     max_pixels: Annotated[int, typer.Option(help="Larger images, results and frames are refused.")] = 64_000_000,
     jobs: Annotated[
@@ -79,6 +80,7 @@ def serve(
         timeout=timeout,
         linger=linger,
         body_bytes=body_bytes,
+        body_seconds=body_seconds,
         job_bytes=job_bytes,
         max_pixels=max_pixels,
         jobs=None if no_jobs else (jobs or cache_folder() / "jobs").absolute(),

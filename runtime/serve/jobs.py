@@ -96,9 +96,9 @@ class Job:
 
     @property
     def result(self) -> Path | None:
-        """The restored file, once it is there."""
+        """The restored file, once it is there; never one of another folder."""
         name = self.status.result
-        return self.out / name if name else None
+        return self.out / name if name and "/" not in name else None
 
     def write(self, status: Status) -> None:
         """By the worker alone. Raises WriteFailed."""

@@ -425,9 +425,9 @@ def test_options_out_of_range_are_named() -> None:
         make_options(batch=0)
     with pytest.raises(InvalidOption, match="backend"):
         make_options(backend="abacus")
+    options = make_options(presets=("nothing",))
     with pytest.raises(InvalidOption, match="preset"):
-        make_options(presets=("nothing",))
-        Front(make_options(presets=("nothing",)))
+        Front(options)
 
 
 def test_the_description_is_whole() -> None:
