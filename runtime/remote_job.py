@@ -58,20 +58,20 @@ class _RemoteJob(FileRun):
         items: Sequence[Item],
         options: JobOptions,
         photo: PhotoOptions | None,
-        preset: str,
+        preset: str | None,
         progress: Progress,
     ) -> None:
-        if preset not in info["presets"]:
-            raise InvalidOption(
-                f"preset {preset!r} is not offered by the server: choose one of {', '.join(info['presets'])}"
-            )
+        presets = info["presets"]  # none of a system without a loop
+        if preset is not None and preset not in presets:
+            offered = ", ".join(presets) or "none"
+            raise InvalidOption(f"preset {preset!r} is not offered by the server: choose one of {offered}")
         self.client, self.info, self.photo = client, info, photo
-        self.asked: dict[str, Any] = {"seed": options.seed, "preset": preset}
+        self.asked: dict[str, Any] = {"seed": options.seed} | ({"preset": preset} if preset else {})
         chosen = {} if photo is None else asdict(photo)
         chosen.pop("min_eye_distance", None)
         self.asked |= chosen or {"mode": "aligned"}
         settings = {"system": info["system"], "bundle_hash": info["bundle"], "preset": preset}
-        settings |= {"steps": info["presets"][preset]["steps"], "seed": options.seed, "format": options.format}
+        settings |= {"sampler": presets.get(preset), "seed": options.seed, "format": options.format}
         facts = {"backend": info["backend"], "server": client.url, "started": describe_now()}
         versions = {**describe_versions(), "server": info["version"]}
         super().__init__(
@@ -87,9 +87,8 @@ class _RemoteJob(FileRun):
         try:
             waiting = {pool.submit(self._image, item): item for item in items if not is_video(item.source)}
             for future in as_completed(waiting):
-                item = waiting[future]
-                self.entries[item.source] = future.result()
-                self.progress(len(self.entries), item.name)
+                future.result()  # raises what ends the run
+                self.progress(len(self.entries), waiting[future].name)
         finally:
             pool.shutdown(cancel_futures=True)
         for item in items:
@@ -97,8 +96,8 @@ class _RemoteJob(FileRun):
                 self.entries[item.source] = self._video(item)
                 self.progress(len(self.entries), item.name)
 
-    def _image(self, item: Item) -> Entry:
-        """In a thread: send, write, and say what became of it."""
+    def _image(self, item: Item) -> None:
+        """In a thread: send, write, and enter what became of it."""
         target = self.targets[item.source]
         try:
             result = self.client.restore(item.source, **self._options(format=target.suffix))
@@ -110,9 +109,9 @@ class _RemoteJob(FileRun):
                 if before.dtype != after.dtype:  # 16 bits were asked for as a JPEG
                     before = (before // 257).astype(after.dtype)
                 self.show(item, before, after)
-            return self._entry(item, result, time.perf_counter() - begin)
+            self.entries[item.source] = self._entry(item, result, time.perf_counter() - begin)
         except BfrError as error:
-            return self._failed(item, error)
+            self.entries[item.source] = self._failed(item, error)
 
     def _entry(self, item: Item, result: Result, seconds: float) -> Entry:
         width, height = size_in_header(BytesIO(result.data)) or (None, None)

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import re
 import socket
 import sys
 import time
@@ -340,3 +341,24 @@ def test_a_download_is_whole_or_not_there(connect: Any, server: FakeServer, tmp_
     (tmp_path / "file").touch()
     with pytest.raises(WriteFailed):
         client.download(job.id, tmp_path / "file" / "film.mp4")
+
+
+GUIDE = Path(__file__).parents[2] / "docs" / "client.md"
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_examples_of_the_guide(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("album").mkdir()
+    for path in ("photograph.jpg", "album/a.jpg", "album/b.jpg"):
+        Pillow.fromarray(PIXELS).save(path)
+    film(tmp_path)
+    example = EXAMPLES[number].replace("http://localhost:8000", server.url)
+    exec(compile(example, f"{GUIDE.name}, example {number}", "exec"), {})  # noqa: S102
+    expected = ["1 0.31 (48, 64, 3)\n", "0%\n50%\n100%\n", "1\n1\n"]
+    assert capsys.readouterr().out == expected[number]
+    assert Path("restored.jpg").exists() == (number == 0)
+    assert Path("restored.mp4").exists() == (number == 1)

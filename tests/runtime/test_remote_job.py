@@ -288,3 +288,9 @@ def test_results_are_what_the_server_sent(server: FakeServer, album: Path, tmp_p
     server.result = stream.getvalue()
     run(server, album, tmp_path / "out")
     assert np.asarray(Pillow.open(tmp_path / "out" / "b.png"))[0, 0].tolist() == [1, 2, 3]
+
+
+def test_a_system_without_a_loop_has_no_presets(server: FakeServer, album: Path, tmp_path: Path) -> None:
+    server.presets = {}
+    assert run(server, album, tmp_path / "out").count("restored") == 4
+    assert "preset" not in server.posts()[0].query

@@ -58,6 +58,7 @@ class FakeServer:
     key: str | None = None
     jobs: bool = True
     delay: float = 0.0  # seconds of a restoration, in `steps` steps
+    presets: dict[str, Any] = field(default_factory=lambda: dict(PRESETS))
     faces: int = 1
     failed: int = 0
     ready: bool = True
@@ -84,10 +85,11 @@ class FakeServer:
             "bundle": "0123456789abcdef" * 4,
             "image_size": 256,
             "backend": "onnxruntime-cpu",
-            "presets": PRESETS,
-            "default_preset": "balanced",
+            "presets": self.presets,
+            "default_preset": "balanced" if self.presets else None,
             "defaults": {"seed": 12345, "faces": "all", "upscale": 1, "blend": 1.0},
-            "limits": {"body_bytes": 50_000_000, "pixels": 64_000_000, "timeout_seconds": 120.0, "queue": 64},
+            "licence": "Apache-2.0",
+            "limits": {"body_bytes": 50_000_000, "job_bytes": 2_000_000_000, "timeout_seconds": 120.0, "queue": 64},
             "formats": list(FORMATS),
             "api_key": self.key is not None,
             "jobs": self.jobs,

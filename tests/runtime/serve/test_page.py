@@ -395,8 +395,18 @@ def test_a_server_without_jobs_takes_no_videos(opened: Any, server: FakeServer) 
     assert "takes no videos" in tab.locator(".error:visible").text_content()
 
 
+def test_a_system_without_a_loop_has_no_presets(opened: Any, server: FakeServer) -> None:
+    server.presets = {}
+    tab = opened(wait=False)
+    tab.set_input_files("#choose", PHOTOGRAPH)
+    done(tab)
+    assert not tab.get_by_text("Preset").is_visible()
+    assert "preset" not in server.posts()[0].query
+
+
 def test_pasted_pictures_are_restored(opened: Any, server: FakeServer) -> None:
     tab = opened()
+    tab.evaluate("delete Crypto.prototype.randomUUID")  # as at an address without https
     tab.evaluate(
         """async () => {
             const canvas = Object.assign(document.createElement("canvas"), { width: 8, height: 8 });
@@ -409,6 +419,28 @@ def test_pasted_pictures_are_restored(opened: Any, server: FakeServer) -> None:
     )
     done(tab)
     assert server.posts()[0].headers["content-type"] == "image/png"
+    assert re.fullmatch("[0-9a-f]{32}", server.posts()[0].headers["x-request-id"])
+
+
+def test_contrast() -> None:
+    """WCAG AA: 4.5 for text, 3 for the edges of controls, in both schemes."""
+
+    def light(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def ratio(one: str, other: str) -> float:
+        low, high = sorted((light(one), light(other)))
+        return (high + 0.05) / (low + 0.05)
+
+    schemes = re.findall(r":root \{(.*?)\}", served_page()[0].decode(), re.DOTALL)
+    assert len(schemes) == 2
+    for scheme in schemes:
+        colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", scheme))
+        for ground in ("paper", "mat"):
+            assert min(ratio(colours[text], colours[ground]) for text in ("ink", "soft", "bad")) >= 4.5
+            assert min(ratio(colours[edge], colours[ground]) for edge in ("edge", "focus")) >= 3
 
 
 def test_quiet_where_less_motion_is_wanted(opened: Any) -> None:
