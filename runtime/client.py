@@ -1,27 +1,32 @@
 """Clients of `bfr serve`, one that waits and one for asyncio: what both ask and understand is `client_calls.py`."""
 
 import asyncio
-import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.client_calls import Calls
+from bfr.runtime.client_http import (
+    address,
+    answer_of,
+    arguments,
+    key_headers,
+    library,
+    limits,
+    lost,
+    parts,
+    parts_async,
+)
 from bfr.runtime.client_types import Answer, Call, Job, Lost, Pause, Request, RestoreOptions, Result
-from bfr.runtime.errors import InvalidOption, MissingDependency
 from bfr.runtime.files import atomic_path
-
-if TYPE_CHECKING:
-    import httpx2
 
 __all__ = ["AsyncClient", "Client", "Job", "RestoreOptions", "Result"]
 
-CHUNK = 1 << 20  # bytes of an upload that are in memory at once
 T = TypeVar("T")
 
 
@@ -40,8 +45,8 @@ class Client:
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 120.0, retries: int = 5) -> None:
         """Raises InvalidOption, and MissingDependency without the extra `client`."""
-        self._calls = Calls(_address(url), timeout, retries)
-        self._http = _library().Client(headers=_headers(api_key), limits=_limits())
+        self._calls = Calls(address(url), timeout, retries)
+        self._http = library().Client(headers=key_headers(api_key), limits=limits())
 
     @property
     def url(self) -> str:
@@ -107,22 +112,22 @@ class Client:
 
     def _send(self, request: Request) -> Answer | Lost:
         end = time.monotonic() + request.seconds
-        content = request.body if isinstance(request.body, bytes) else _parts(request.body)
+        content = request.body if isinstance(request.body, bytes) else parts(request.body)
         try:
-            with self._http.stream(**_arguments(self._calls.url, request), content=content) as response:
+            with self._http.stream(**arguments(self._calls.url, request), content=content) as response:
                 if request.into is not None and response.status_code == 200:
                     with atomic_path(request.into) as temporary, temporary.open("wb") as file:
                         for part in response.iter_bytes():
                             file.write(part)
-                    return _answer(response, b"")
+                    return answer_of(response, b"")
                 body = bytearray()
                 for part in response.iter_bytes():
                     body += part
                     if request.bounded and time.monotonic() > end:
                         return Lost("the answer took too long", sent=True)
-                return _answer(response, bytes(body))
-        except _library().RequestError as error:
-            return _lost(error)
+                return answer_of(response, bytes(body))
+        except library().RequestError as error:
+            return lost(error)
 
 
 class AsyncClient:
@@ -130,8 +135,8 @@ class AsyncClient:
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 120.0, retries: int = 5) -> None:
         """Raises InvalidOption, and MissingDependency without the extra `client`."""
-        self._calls = Calls(_address(url), timeout, retries)
-        self._http = _library().AsyncClient(headers=_headers(api_key), limits=_limits())
+        self._calls = Calls(address(url), timeout, retries)
+        self._http = library().AsyncClient(headers=key_headers(api_key), limits=limits())
 
     @property
     def url(self) -> str:
@@ -198,78 +203,19 @@ class AsyncClient:
                 reply = await self._send(step)
 
     async def _send(self, request: Request) -> Answer | Lost:
-        content = request.body if isinstance(request.body, bytes) else _parts_async(request.body)
+        content = request.body if isinstance(request.body, bytes) else parts_async(request.body)
         try:
             async with (
                 asyncio.timeout(request.seconds if request.bounded else None),
-                self._http.stream(**_arguments(self._calls.url, request), content=content) as response,
+                self._http.stream(**arguments(self._calls.url, request), content=content) as response,
             ):
                 if request.into is not None and response.status_code == 200:
                     with atomic_path(request.into) as temporary, temporary.open("wb") as file:
                         async for part in response.aiter_bytes():
                             await asyncio.to_thread(file.write, part)
-                    return _answer(response, b"")
-                return _answer(response, await response.aread())
+                    return answer_of(response, b"")
+                return answer_of(response, await response.aread())
         except TimeoutError:
             return Lost("the answer took too long", sent=True)
-        except _library().RequestError as error:
-            return _lost(error)
-
-
-def _library() -> Any:
-    try:
-        import httpx2
-    except ImportError as error:
-        raise MissingDependency('httpx2 is not installed: pip install "bfr-runtime[client]"') from error
-    return httpx2
-
-
-def _address(url: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url):
-        raise InvalidOption(f"{url!r} is no address of a server: give one as http://localhost:8000")
-    return url.rstrip("/")
-
-
-def _headers(api_key: str | None) -> dict[str, str]:
-    if api_key is None:
-        return {}
-    if not re.fullmatch(r"[\x21-\x7e]+", api_key):
-        raise InvalidOption("an API key has ASCII characters alone, and no spaces: copy it again")
-    return {"Authorization": f"Bearer {api_key}"}
-
-
-def _limits() -> "httpx2.Limits":
-    return _library().Limits(max_connections=None, max_keepalive_connections=20)  # type: ignore[no-any-return]
-
-
-def _arguments(url: str, request: Request) -> dict[str, Any]:
-    return {
-        "method": request.method,
-        "url": url + request.path,
-        "params": dict(request.query),
-        "headers": dict(request.headers),
-        "timeout": request.seconds,
-    }
-
-
-def _answer(response: "httpx2.Response", body: bytes) -> Answer:
-    headers = {name.lower(): value for name, value in response.headers.items()}
-    return Answer(response.status_code, headers, body)
-
-
-def _lost(error: "httpx2.RequestError") -> Lost:
-    library = _library()
-    unsent = isinstance(error, library.ConnectError | library.ConnectTimeout | library.PoolTimeout)
-    return Lost(str(error) or type(error).__name__, sent=not unsent)
-
-
-def _parts(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while part := file.read(CHUNK):
-            yield part
-
-
-async def _parts_async(path: Path) -> AsyncIterator[bytes]:
-    with path.open("rb") as file:
-        while part := await asyncio.to_thread(file.read, CHUNK):
-            yield part
+        except library().RequestError as error:
+            return lost(error)
