@@ -6,6 +6,7 @@ HTTP is answered here and not by Serve's proxy, so that a full house says so in 
 import asyncio
 import logging
 import os
+import re
 import signal
 import socket
 import time
@@ -187,7 +188,7 @@ def _start(options: ServeOptions) -> tuple[Any, dict[str, Any], Any]:
     try:
         serve.run(photos, name="bfr", route_prefix=None)
     except RuntimeError as error:
-        raise RestorationFailed(f"the networks could not be started: {_last_lines(str(error))}") from error
+        raise RestorationFailed(f"the networks could not be started: {_why(error)}") from error
     facts = serve.get_deployment_handle(FACES, "bfr").describe.remote().result()
     return serve.get_deployment_handle(PHOTOS, "bfr"), facts, jobs
 
@@ -219,8 +220,11 @@ def _stop() -> None:
         ray.shutdown()
 
 
-def _last_lines(text: str) -> str:
-    return "\n".join(text.strip().splitlines()[-12:])
+def _why(error: Exception) -> str:
+    """What stopped the replicas: of the tracebacks that Serve passes on, the error of ours, else all."""
+    told = "\n".join(message for _, message in _replicas().values() if message) or str(error)
+    ours = re.findall(r"^(?:ray\S* )?bfr\.runtime\.errors\.\w+: (.+)$", told, re.MULTILINE)
+    return str(ours[-1]) if ours else told.strip()
 
 
 def _listen(host: str, port: int) -> socket.socket:
