@@ -1,6 +1,7 @@
 """What is done with one image around the networks: read it and find its faces, then paste them and encode the result.
 
-A run over files (`job.py`) and one over a cluster (`bulk/worker.py`) share it: their results are the same bytes.
+A run over files (`job.py`), one over a cluster (`bulk/worker.py`) and the server (`serve/photos.py`) share it: their
+results are the same bytes.
 """
 
 import os
@@ -17,7 +18,7 @@ from bfr.runtime.encode import encode_image, format_of
 from bfr.runtime.errors import BfrError, RestorationFailed
 from bfr.runtime.image import Image
 from bfr.runtime.paste import to_grey
-from bfr.runtime.photo import AlignedFace, PhotoRestorer
+from bfr.runtime.photo import AlignedFace, PhotoEditor
 from bfr.runtime.pipeline import Work
 from bfr.runtime.report import Entry, Status
 
@@ -64,16 +65,16 @@ class Result:
         )
 
 
-def prepare_photo(photo: Photo, read: Callable[[], Image], restorer: PhotoRestorer | None) -> Work[Photo]:
-    """Read an image and align its faces; without a PhotoRestorer it is a face itself. A BfrError is kept as `error`."""
+def prepare_photo(photo: Photo, read: Callable[[], Image], editor: PhotoEditor | None) -> Work[Photo]:
+    """Read an image and align its faces; without a PhotoEditor it is a face itself. A BfrError is kept as `error`."""
     begin = time.perf_counter()
     try:
         photo.image = image = read()
         photo.seconds["read"] = time.perf_counter() - begin
-        if restorer is None:
+        if editor is None:
             return Work(photo, [image.pixels])
         begin = time.perf_counter()
-        photo.faces = restorer.align(image.pixels)
+        photo.faces = editor.align(image.pixels)
         photo.seconds["align"] = time.perf_counter() - begin
     except BfrError as error:
         photo.error = str(error)
@@ -84,7 +85,7 @@ def prepare_photo(photo: Photo, read: Callable[[], Image], restorer: PhotoRestor
 def finish_photo(
     photo: Photo,
     results: Sequence[Restored],
-    restorer: PhotoRestorer | None,
+    editor: PhotoEditor | None,
     *,
     suffix: str,
     quality: int,
@@ -102,15 +103,15 @@ def finish_photo(
     errors = tuple(result.error or "unknown" for result in results if result.pixels is None)
     if image is None or photo.error or (errors and len(errors) == len(results)):
         raise RestorationFailed(photo.error or errors[0])
-    if restorer is None or photo.faces is None:
+    if editor is None or photo.faces is None:
         pixels: NDArray[Any] = results[0].pixels  # type: ignore[assignment]
         pixels = to_grey(pixels) if image.grey else pixels
     else:
-        restored = restorer.paste(image, photo.faces, results)
+        restored = editor.paste(image, photo.faces, results)
         pixels = restored.pixels
         photo.seconds |= restored.seconds
     begin = time.perf_counter()
-    data = photo.original() if metadata and _is_unchanged(photo, restorer) else b""
+    data = photo.original() if metadata and _is_unchanged(photo, editor) else b""
     if format_of(data) != suffix:
         data = encode_image(pixels, suffix, like=image, quality=quality, metadata=metadata)
     photo.seconds["write"] = time.perf_counter() - begin
@@ -134,11 +135,11 @@ def rounded(seconds: dict[str, float]) -> dict[str, float]:
     return {stage: round(value, 4) for stage, value in seconds.items()}
 
 
-def _is_unchanged(photo: Photo, restorer: PhotoRestorer | None) -> bool:
+def _is_unchanged(photo: Photo, editor: PhotoEditor | None) -> bool:
     """Whether nothing was done to the pixels: no face, nothing enlarged."""
     return (
         photo.faces == []
-        and restorer is not None
-        and restorer.options.upscale == 1
-        and isinstance(restorer.background, Lanczos)
+        and editor is not None
+        and editor.options.upscale == 1
+        and isinstance(editor.background, Lanczos)
     )

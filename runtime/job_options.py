@@ -11,6 +11,7 @@ from bfr.runtime.restorer import DEFAULT_SEED
 FORMATS = ("same", ".png", ".jpg", ".webp")
 CODECS = ("h264", "vp9")  # those of `bfr.runtime.video_writer`, which needs PyAV
 WORST_CRF = 63
+QUALITY = 95  # of JPEG and WebP
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class JobOptions:
     out: Path
     seed: int = DEFAULT_SEED
     format: str = "same"
-    quality: int = 95
+    quality: int = QUALITY
     metadata: bool = True
     compare: bool = False
     html: bool = False

@@ -17,6 +17,10 @@ MEDIA_TYPES = {
     ".avi": "video/x-msvideo",
     ".m4v": "video/x-m4v",
 }
+USUAL_SUFFIXES = {media_type: suffix for suffix, media_type in reversed(MEDIA_TYPES.items())}
+IMAGES = tuple(media_type for media_type in USUAL_SUFFIXES if media_type.startswith("image/"))
+VIDEOS = tuple(media_type for media_type in USUAL_SUFFIXES if media_type.startswith("video/"))
+WRITTEN = ("image/png", "image/jpeg", "image/webp")
 
 
 def media_type_of(data: bytes) -> str:

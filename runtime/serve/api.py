@@ -11,6 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from bfr.runtime.media_types import IMAGES, MEDIA_TYPES, VIDEOS, WRITTEN
 from bfr.runtime.serve.front import Front, unless_gone
 from bfr.runtime.serve.gate import Gate, request_id
 from bfr.runtime.serve.jobs import Job, JobRequest
@@ -22,10 +23,6 @@ from bfr.runtime.serve.requests import (
     BYTES,
     FIELD,
     FORM,
-    IMAGES,
-    MEDIA_TYPES,
-    VIDEOS,
-    WRITTEN,
     RestoreQuery,
     job_body,
     job_suffix,
@@ -200,7 +197,7 @@ def _add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
         "/jobs/{job_id}/result",
         response_class=Response,
         responses={
-            200: {"description": "The restored file.", "content": dict.fromkeys(MEDIA_TYPES.values(), BINARY)},
+            200: {"description": "The restored file.", "content": dict.fromkeys((*WRITTEN, *VIDEOS), BINARY)},
             **documented(401, 404, 409, 422),
         },
         openapi_extra=KEYED,
@@ -211,8 +208,7 @@ def _add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
         path = job.result
         if path is None or not path.is_file():
             raise Problem(409, "not done", f"the job is {job.status.state}: its result is there when it is done")
-        name = f"restored{path.suffix}"
-        return FileResponse(path, media_type=MEDIA_TYPES[path.suffix], filename=name)
+        return FileResponse(path, media_type=MEDIA_TYPES[path.suffix])
 
     @api.delete("/jobs/{job_id}", status_code=204, responses=documented(401, 403, 404, 422), openapi_extra=KEYED)
     async def delete(job_id: Text) -> None:

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from bfr.runtime.batch import Restored
 from bfr.runtime.detect import Detector, open_detector
-from bfr.runtime.encode import encode_image, format_of
+from bfr.runtime.encode import format_of
 from bfr.runtime.errors import BfrError, InvalidImage
-from bfr.runtime.image import Image, decode_image
+from bfr.runtime.image import decode_image
+from bfr.runtime.image_work import Photo, Result, finish_photo, prepare_photo
+from bfr.runtime.job_options import QUALITY
 from bfr.runtime.metadata import size_in_header
-from bfr.runtime.paste import to_grey
-from bfr.runtime.photo import AlignedFace, PhotoEditor
+from bfr.runtime.photo import PhotoEditor
+from bfr.runtime.pipeline import Work
 from bfr.runtime.serve.batching import Finished
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import Answer, FaceOrder, Order, Progress, Refusal
@@ -53,16 +55,18 @@ class PhotoServer:
             yield Refusal("invalid" if isinstance(error, ValueError) else "failed", str(error))
 
     async def _restored(self, data: bytes, order: Order) -> AsyncGenerator[Progress | Answer | Refusal, None]:
-        seconds: dict[str, float] = {}
+        photo = Photo("the image", lambda: data)
         yield Progress("reading")
-        image, faces = await self._in_thread(self._read, data, order, seconds)
-        crops = [image.pixels] if faces is None else [face.crop for face in faces]
+        work = await self._in_thread(self._read, photo, data, order)
+        if photo.error:
+            yield Refusal("invalid", photo.error)
+            return
         finished: list[Finished] = []
-        if crops:
+        if work.crops:
             yield Progress("queued")
             wanted = FaceOrder(order.preset, order.seed, order.deadline)
             begin = time.perf_counter()
-            async with aclosing(self._restore_faces(crops, wanted)) as steps:
+            async with aclosing(self._restore_faces(work.crops, wanted)) as steps:
                 async for step in steps:
                     if isinstance(step, Refusal):
                         yield step
@@ -71,61 +75,27 @@ class PhotoServer:
                         yield Progress("restoring" if step else "queued", step)
                     else:
                         finished = step
-            seconds["restore"] = time.perf_counter() - begin
-            seconds["queue"] = max(one.waited for one in finished)
-            for one in finished:
-                for stage, value in one.restored.seconds.items():
-                    seconds[stage] = seconds.get(stage, 0.0) + value
-        results = [one.restored for one in finished]
-        failed = [result for result in results if result.pixels is None]
-        if failed and len(failed) == len(results):
-            yield Refusal("failed", f"no face could be restored: {failed[0].error}")
-            return
+            photo.seconds["restore"] = time.perf_counter() - begin
+            photo.seconds["queue"] = max(one.waited for one in finished)
         yield Progress("writing", 1.0)
-        encoded, suffix = await self._in_thread(self._write, data, order, image, faces, results, seconds)
+        suffix = order.suffix or format_of(data) or ".png"
+        results = [one.restored for one in finished]
+        result = await self._in_thread(self._write, photo, results, order, suffix)
         batches = tuple(one.batch for one in finished if one.batch)
-        yield Answer(encoded, suffix, len(results) - len(failed), len(failed), seconds, batches)
+        yield Answer(result.data, suffix, result.faces, len(results) - result.faces, photo.seconds, batches)
 
-    def _read(self, data: bytes, order: Order, seconds: dict[str, float]) -> tuple[Image, list[AlignedFace] | None]:
-        """In a thread: the image, and its faces; None where it is an aligned face itself."""
-        begin = time.perf_counter()
-        image = decode_image(data, max_pixels=self.options.max_pixels)
-        seconds["decode"] = time.perf_counter() - begin
+    def _read(self, photo: Photo, data: bytes, order: Order) -> Work[Photo]:
+        """In a thread."""
+        return prepare_photo(photo, lambda: decode_image(data, max_pixels=self.options.max_pixels), self._editor(order))
+
+    def _write(self, photo: Photo, results: Sequence[Restored], order: Order, suffix: str) -> Result:
+        """In a thread."""
+        return finish_photo(photo, results, self._editor(order), suffix=suffix, quality=QUALITY, metadata=True)
+
+    def _editor(self, order: Order) -> PhotoEditor | None:
+        """With a detector of this thread's own: they are not thread-safe. None for an aligned face."""
         if order.aligned:
-            return image, None
-        begin = time.perf_counter()
-        faces = self._photo(order).align(image.pixels)
-        seconds["align"] = time.perf_counter() - begin
-        return image, faces
-
-    def _write(
-        self,
-        data: bytes,
-        order: Order,
-        image: Image,
-        faces: list[AlignedFace] | None,
-        results: Sequence[Restored],
-        seconds: dict[str, float],
-    ) -> tuple[bytes, str]:
-        """In a thread: the result as a file, and its suffix."""
-        source = format_of(data)
-        suffix = order.suffix or source or ".png"
-        begin = time.perf_counter()
-        if faces is None:
-            pixels: NDArray[Any] = results[0].pixels  # type: ignore[assignment]
-            pixels = to_grey(pixels) if image.grey else pixels
-        elif not faces and order.photo.upscale == 1 and source == suffix:
-            return data, suffix  # the file itself is the best result
-        else:
-            pixels = self._photo(order).paste(image, faces, results).pixels
-        seconds["paste"] = time.perf_counter() - begin
-        begin = time.perf_counter()
-        encoded = encode_image(pixels, suffix, like=image)
-        seconds["encode"] = time.perf_counter() - begin
-        return encoded, suffix
-
-    def _photo(self, order: Order) -> PhotoEditor:
-        """With a detector of this thread's own: they are not thread-safe."""
+            return None
         detector: Detector | None = getattr(self._own, "detector", None)
         if detector is None:
             detector = self._own.detector = open_detector(self.options.detector)

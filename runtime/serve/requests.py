@@ -12,34 +12,16 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message
 
 from bfr.runtime.errors import InvalidOption
-from bfr.runtime.media import SUFFIXES as VIDEO_SUFFIXES
+from bfr.runtime.media_types import IMAGES, USUAL_SUFFIXES, VIDEOS, WRITTEN
 from bfr.runtime.noise import WORD
 from bfr.runtime.photo import PhotoOptions
 from bfr.runtime.restorer import DEFAULT_SEED
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.problems import Problem
 
-IMAGES = {
-    "image/png": ".png",
-    "image/jpeg": ".jpg",
-    "image/webp": ".webp",
-    "image/bmp": ".bmp",
-    "image/tiff": ".tiff",
-}
-WRITTEN = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
-VIDEOS = {
-    "video/mp4": ".mp4",
-    "video/quicktime": ".mov",
-    "video/x-matroska": ".mkv",
-    "video/webm": ".webm",
-    "video/x-msvideo": ".avi",
-    "video/x-m4v": ".m4v",
-}
-MEDIA_TYPES = {suffix: media_type for media_type, suffix in {**WRITTEN, **VIDEOS}.items()}
 BYTES = "application/octet-stream"
 FORM = "multipart/form-data"
 FIELD = "image"
-assert set(VIDEOS.values()) == set(VIDEO_SUFFIXES)  # noqa: S101
 
 
 def _number(value: object) -> object:
@@ -105,7 +87,7 @@ def wanted_suffix(accept: str | None) -> str | None:
     if not found:
         raise Problem(406, "not acceptable", f"images are answered as {', '.join(WRITTEN)}: ask for one with Accept")
     best = max(found, key=lambda one: (one[0], one[1] in WRITTEN))[1]  # the first of equals; a named one before `*/*`
-    return WRITTEN.get(best)
+    return USUAL_SUFFIXES.get(best)
 
 
 def content_type(request: Request) -> str:
@@ -139,12 +121,12 @@ async def read_image(request: Request, options: ServeOptions) -> bytes:
 def job_suffix(request: Request, options: ServeOptions) -> str:
     """The suffix of the file that a job is sent. Raises Problem 413 and 415, before the body is read."""
     kind = content_type(request)
-    suffix = {**IMAGES, **VIDEOS, "image/jpg": ".jpg"}.get(kind)
+    suffix = USUAL_SUFFIXES.get("image/jpeg" if kind == "image/jpg" else kind)
     if suffix is None:
         raise Problem(
             415,
             "media type",
-            f"a body of {kind or 'no type'} is not read: its Content-Type is one of {', '.join({**VIDEOS, **IMAGES})}",
+            f"a body of {kind or 'no type'} is not read: its Content-Type is one of {', '.join((*VIDEOS, *IMAGES))}",
         )
     _check_length(request, options.job_bytes)
     return suffix

@@ -187,7 +187,7 @@ class Handler(BaseHTTPRequestHandler):
             "X-Bfr-Seed": seen.query.get("seed", "12345"),
             "X-Bfr-Preset": seen.query.get("preset", "balanced"),
             "X-Bfr-Bundle": fake.info()["bundle"],
-            "X-Bfr-Seconds": "queue=0.012;decode=0.004;align=0.020;network=0.310;paste=0.005;encode=0.006",
+            "X-Bfr-Seconds": "queue=0.012;read=0.004;align=0.020;network=0.310;paste=0.005;write=0.006",
             "X-Request-Id": request_id,
         }
         return self._send(200, data, headers | ({"X-Bfr-Faces-Failed": str(fake.failed)} if fake.failed else {}))

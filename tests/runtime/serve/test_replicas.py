@@ -135,7 +135,7 @@ class TestPhotographs:
             assert answer.data == expected
             assert (answer.faces, answer.failed, answer.suffix) == (len(local.faces), 0, ".jpg")
             assert answer.faces >= 1
-            assert {"decode", "align", "queue", "network", "paste", "encode"} <= set(answer.seconds)
+            assert {"read", "align", "queue", "network", "paste", "write"} <= set(answer.seconds)
             assert sum(answer.batches) == answer.faces
             states = [step.state for step in steps[:-1] if isinstance(step, Progress)]
             assert states[0] == "reading"
