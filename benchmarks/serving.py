@@ -1,8 +1,9 @@
 """A server under load: `python -m bfr.benchmarks.serving --out DIR`.
 
 Closed loop: each of 1 to 64 clients sends its next image when the last one is answered. The bare Restorer, at the same
-batch size and on the same images, is timed between the levels, while the server is idle. Then, with a house that is full, how soon it says so; then photographs and portraits together; with `--minutes`, the memory of the
-server's processes over that time. Linux only.
+batch size and on the same images, is timed between the levels, while the server is idle. Then, with a house that is
+full, how soon it says so; then photographs and portraits together; with `--minutes`, the memory of the server's
+processes over that time. Linux only.
 """
 
 import argparse

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from secrets import token_hex
 from typing import Any
 
@@ -23,8 +24,10 @@ from bfr.runtime.serve.front import Front
 from bfr.runtime.serve.jobs import check_folder
 from bfr.runtime.serve.options import ServeOptions
 
+WATCH = 2.0  # seconds between two looks at the networks
+PATIENCE = 5.0  # seconds that they may take to answer
+COUNTED = 8  # every so many looks the replicas are counted
 SILENT = 10  # looks in vain after which Ray is given up
-WATCH = 1.0  # seconds between two looks at the replicas
 SHARED_MEMORY = 512 << 20  # bytes of Ray's object store: images on their way, which are encoded, and crops of faces
 _log = logging.getLogger("bfr.serve")
 
@@ -94,7 +97,7 @@ class _Server:
         try:
             starting = asyncio.ensure_future(asyncio.to_thread(_start, self.options))
             try:
-                handle, facts, jobs = await asyncio.shield(starting)
+                photos, networks, facts, jobs = await asyncio.shield(starting)
             except asyncio.CancelledError:
                 await asyncio.wait({starting})  # a half-started Ray cannot be stopped
                 raise
@@ -103,9 +106,9 @@ class _Server:
 
             self.front.backend = facts["backend"]
             if self.front.state == "starting":
-                self.front.open(streaming(handle))
+                self.front.open(streaming(photos))
                 _log.info("ready on %s after %.1f s", facts["backend"], time.perf_counter() - begin)
-            watching = asyncio.create_task(self._watch())
+            watching = asyncio.create_task(self._watch(networks))
             try:
                 if jobs is not None:  # until then they wait on disk
                     await asyncio.shield(asyncio.to_thread(_start_jobs, jobs))
@@ -135,33 +138,39 @@ class _Server:
             self.front.state = "draining"  # at once, before anything else is done
         self.ending.set()
 
-    async def _watch(self) -> None:
-        """Follow which replicas are there: without networks the server is not ready."""
-        known: dict[str, str] = {}
+    async def _watch(self, networks: Any) -> None:
+        """Follow whether the networks can be reached, and how many replicas there are: Serve's status is not cheap."""
+        told: dict[str, str] = {}
         silent = 0
-        while True:
+        for look in count():
             try:
-                found = await asyncio.to_thread(_replicas)
-                silent = 0
-            except Exception as error:
-                silent += 1
-                if silent == SILENT:
-                    raise RestorationFailed(f"Ray does not answer any more ({error}): start the server anew") from error
-                found = {}
-            for name, (running, message) in found.items():
-                self.front.metrics.replicas.labels(name).set(running)
-                if message and known.get(name) != message:
-                    _log.warning("%s: %s", name, message)
-                known[name] = message
-            lacking = [name for name in ("Faces", "Photos") if not found.get(name, (0, ""))[0]]
-            self.front.lacking = f"no process runs {' and '.join(lacking)} just now: ask again" if lacking else None
+                await asyncio.wait_for(networks.describe.remote(), PATIENCE)
+                self.front.lacking = None
+            except Exception:  # dead, or nobody there: Serve starts a new one
+                self.front.lacking = "no process runs the networks just now: ask again"
+            if look % COUNTED == 0 or self.front.lacking:
+                try:
+                    found = await asyncio.to_thread(_replicas)
+                    silent = 0
+                except Exception as error:
+                    silent += 1
+                    if silent == SILENT:
+                        raise RestorationFailed(f"Ray does not answer ({error}): start the server anew") from error
+                    found = {}
+                for name, (running, message) in found.items():
+                    self.front.metrics.replicas.labels(name).set(running)
+                    if message and told.get(name) != message:
+                        _log.warning("%s: %s", name, message)
+                    told[name] = message
             self.front.metrics.ready.set(self.front.why_not_ready() is None)
             await asyncio.sleep(WATCH)
 
 
-def _start(options: ServeOptions) -> tuple[Any, dict[str, Any], Any]:
-    """Start Ray and what a request needs: a handle of the photographs, what the networks say of themselves, and the
-    application of the jobs, which can be started later.
+def _start(options: ServeOptions) -> tuple[Any, Any, dict[str, Any], Any]:
+    """Start Ray and what a request needs.
+
+    Returns handles of the photographs and of the networks, what these say of themselves, and the application of the
+    jobs, which can be started later.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's ports carry pickles. They take only calls with this token, and most listen on the loopback alone.
@@ -189,8 +198,8 @@ def _start(options: ServeOptions) -> tuple[Any, dict[str, Any], Any]:
         serve.run(photos, name="bfr", route_prefix=None)
     except RuntimeError as error:
         raise RestorationFailed(f"the networks could not be started: {_why(error)}") from error
-    facts = serve.get_deployment_handle(FACES, "bfr").describe.remote().result()
-    return serve.get_deployment_handle(PHOTOS, "bfr"), facts, jobs
+    networks = serve.get_deployment_handle(FACES, "bfr")
+    return serve.get_deployment_handle(PHOTOS, "bfr"), networks, networks.describe.remote().result(), jobs
 
 
 def _start_jobs(jobs: Any) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 
 import httpx2
 import pytest
+import yaml
 from PIL import Image as Pillow
 from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
 
+from bfr.runtime.cli import app
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.photo import PhotoOptions
 from bfr.runtime.serve.api import make_api
@@ -22,6 +26,7 @@ from bfr.runtime.serve.options import ServeOptions, check_host, hash_key, make_o
 from bfr.runtime.serve.orders import Answer, Order, Progress, Refusal
 
 PNG = {"Content-Type": "image/png"}
+DEPLOY = Path(__file__).parents[3] / "docs" / "deploy"
 KEY = "k" * 24
 Work = Callable[["House"], Coroutine[Any, Any, None]]
 
@@ -446,3 +451,37 @@ def test_the_description_is_whole() -> None:
         assert info["default_preset"] == "balanced"
 
     in_house(work)
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
+    async def work(house: House) -> None:
+        await house.post()
+        text = (await house.client.get("/metrics")).text
+        there = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+        dashboard = json.loads((DEPLOY / "grafana.json").read_text())
+        queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+        asked = set(re.findall(r"bfr_\w+", " ".join(queries)))
+        assert len(asked) > 8
+        for name in asked:
+            assert name in there or re.sub("_(bucket|sum|count)$", "", name) in there, name
+
+    in_house(work)
+
+
+def test_the_files_for_deployment_name_options_that_there_are() -> None:
+    flags = set(re.findall(r"--[a-z][a-z-]+", CliRunner().invoke(app, ["serve", "--help"], terminal_width=200).output))
+    for name in ("Dockerfile", "bfr.service"):
+        command = next(
+            line for line in (DEPLOY / name).read_text().splitlines() if re.match("ENTRYPOINT|ExecStart", line)
+        )
+        assert set(re.findall(r"--[a-z][a-z-]+", command)) <= flags, command
+    config = yaml.safe_load((DEPLOY / "serve.yaml").read_text())
+    service = yaml.safe_load((DEPLOY / "rayservice.yaml").read_text())
+    for one in (config, yaml.safe_load(service["spec"]["serveConfigV2"])):
+        [application] = one["applications"]
+        options = ServeOptions(**{**application["args"], "keys": ()})
+        assert application["import_path"] == "bfr.runtime.serve.app:build"
+        assert {deployment["name"] for deployment in application["deployments"]} == {"Faces", "Photos"}
+        assert options.batch >= 1
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    assert set(compose["services"]) == {"bfr", "prometheus", "grafana"}
