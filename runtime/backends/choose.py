@@ -25,12 +25,13 @@ def open_device(
     *,
     precision: Precision = "fp32",
     threads: int | None = None,
+    spinning: bool = True,
     index: int = 0,
 ) -> Device:
     """Open the device of a backend, one of BACKENDS; `auto` is the fastest that was verified here, see `choose`.
 
-    bundle, precision: what will run, for `auto` to look for engines and measurements. threads: of the CPU backend.
-    index: the number of the GPU.
+    bundle, precision: what will run, for `auto` to look for engines and measurements. threads, spinning: of the
+    CPU backend. index: the number of the GPU.
     Raises InvalidOption for an unknown name, MissingDependency without a package that it needs, BackendUnavailable
     where it does not work.
     """
@@ -49,7 +50,7 @@ def open_device(
         return cast("Device", import_module("bfr.export.compiled").CompiledDevice(index))
     from bfr.runtime.backends import onnxruntime as ort
 
-    return ort.CudaDevice(index) if name == "onnxruntime-cuda" else ort.CpuDevice(threads)
+    return ort.CudaDevice(index) if name == "onnxruntime-cuda" else ort.CpuDevice(threads, spinning=spinning)
 
 
 def choose(bundle: Bundle | None, precision: Precision, index: int = 0) -> BackendName:
