@@ -26,7 +26,10 @@ def serve(
     preset: Annotated[
         list[str] | None, typer.Option(help="Offer this preset; may be repeated, the first is the default. Else: all.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Faces that go through the networks together, across requests.")] = 4,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Faces that go through the networks together, across requests; 4, or 2 without a GPU."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU backend.")] = None,
     detector: Annotated[str, typer.Option(help="auto, yunet or haar.")] = "auto",
     replicas: Annotated[

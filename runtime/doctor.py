@@ -20,7 +20,7 @@ _TEGRA, _BOARD = Path("/etc/nv_tegra_release"), Path("/proc/device-tree/model")
 _CPUINFO, _MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 _OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
 _ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu")
-_OPTIONAL = ("torch", "onnx", "av", "tensorrt", "tensorrt-rtx", "cuda-bindings")
+_OPTIONAL = ("torch", "onnx", "av", "ray", "tensorrt", "tensorrt-rtx", "cuda-bindings")
 _TENSORRT = ("tensorrt", "tensorrt-rtx")
 
 

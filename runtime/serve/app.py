@@ -47,9 +47,9 @@ class Jobs(JobServer):
 def engine(options: ServeOptions, *, gpus: bool) -> tuple[Application, Application | None]:
     """The deployments without HTTP: photographs, and jobs where there are any."""
     size = Bundle.open(options.bundle or default_bundle()).manifest.image_size
-    faces = _deployment(FaceServer, FACES, options.replicas or 1, options.max_replicas, 2 * options.batch, gpus).bind(
-        options
-    )
+    faces = _deployment(
+        FaceServer, FACES, options.replicas or 1, options.max_replicas, 2 * options.batch_size, gpus
+    ).bind(options)
     photos = _deployment(Photos, PHOTOS, options.photo_processes, None, 8, False).bind(options, size, faces)
     jobs = _deployment(Jobs, JOBS, 1, None, 1, False).bind(options, faces) if options.jobs else None
     return photos, jobs

@@ -24,7 +24,7 @@ def serve_config(options: ServeOptions, *, host: str, port: int) -> dict[str, An
         faces["autoscaling_config"] = {
             "min_replicas": options.replicas or 1,
             "max_replicas": options.max_replicas,
-            "target_ongoing_requests": 2 * options.batch,
+            "target_ongoing_requests": 2 * options.batch_size,
         }
     else:
         faces["num_replicas"] = options.replicas or 1

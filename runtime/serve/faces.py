@@ -52,7 +52,7 @@ class FaceServer:
         # A GPU works on one batch while the next is prepared; its loop is one graph, which nothing stops.
         self._stoppable = on_cpu
         self._lost: DeviceLost | None = None
-        self.batcher = Batcher(self._run, size=options.batch, linger=options.linger, ahead=1 if on_cpu else 2)
+        self.batcher = Batcher(self._run, size=options.batch_size, linger=options.linger, ahead=1 if on_cpu else 2)
         self.facts = {"backend": device.name, "warm_up_seconds": round(time.perf_counter() - begin, 3)}
 
     def check_health(self) -> None:
@@ -106,7 +106,9 @@ def open_presets(bundle: Bundle, device: Device, options: ServeOptions) -> dict[
     """A Restorer for each preset that is served, over the same networks."""
     networks = load_networks(bundle, device, bundle.precision(options.precision))
     return {
-        name: Restorer(bundle, device, sampler, precision=options.precision, batch=options.batch, networks=networks)
+        name: Restorer(
+            bundle, device, sampler, precision=options.precision, batch=options.batch_size, networks=networks
+        )
         for name, sampler in served_presets(bundle, options).items()
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from secrets import token_hex
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bfr.runtime.serve.front import ClientGone, Front
@@ -60,7 +60,7 @@ class Gate:
         except Problem as problem:
             state["facts"]["reason"] = problem.reason
             await problem.response(request_id)(scope, receive, sending)
-        except ClientGone:
+        except (ClientGone, ClientDisconnect):
             status = CLIENT_GONE
         except Exception:
             _log.exception("request failed", extra={"fields": {"request_id": request_id, "path": scope["path"]}})

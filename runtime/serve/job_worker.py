@@ -90,7 +90,7 @@ class JobServer:
             else:  # the server ends, which is not the job's fault
                 job.write(replace(status, state="queued", attempts=status.attempts - 1))
         except BfrError as error:
-            job.write(replace(status, state="failed", error=str(error), ended=time.time()))
+            job.write(replace(status, state="failed", error=_told(job, error), ended=time.time()))
         except Exception as error:  # a bug: it is reported, and the next job goes on
             _log.exception("job %s failed", job.id)
             failure = f"the server failed: {type(error).__name__}; its log has more"
@@ -116,7 +116,7 @@ class JobServer:
             status,
             state="failed" if entry.status == "failed" else "done",
             share=1.0,
-            error=entry.error,
+            error=entry.error and _told(job, entry.error),
             result=entry.output,
             faces=entry.faces,
             frames=entry.frames,
@@ -129,9 +129,9 @@ class RemoteRestorer(Restorer):
 
     def __init__(self, bundle: Bundle, options: ServeOptions, preset: str, restore_faces: RestoreFaces) -> None:
         sampler, device = served_presets(bundle, options)[preset], cast("Device", _Elsewhere())
-        super().__init__(bundle, device, sampler, precision=options.precision, batch=options.batch, networks={})
-        self.batch = options.batch * (options.replicas or 1)
-        self._preset, self._most, self._restore_faces = preset, options.batch, restore_faces
+        super().__init__(bundle, device, sampler, precision=options.precision, batch=options.batch_size, networks={})
+        self.batch = options.batch_size * (options.replicas or 1)
+        self._preset, self._most, self._restore_faces = preset, options.batch_size, restore_faces
 
     def run(
         self,
@@ -178,6 +178,11 @@ class _Elsewhere(HostDevice):
     name = "remote"
     buckets: tuple[int, ...] | None = None
     versions: Mapping[str, str] = {}
+
+
+def _told(job: Job, error: object) -> str:
+    """An error without the server's own paths."""
+    return str(error).replace(f"{job.folder}/", "")
 
 
 def _lock(folder: Path, stopping: threading.Event) -> int:

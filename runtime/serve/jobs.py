@@ -7,12 +7,13 @@ JOBS/ID/cancel         somebody does not want it any more
 JOBS/ID/out/           the result and the report of the run
 """
 
+import asyncio
 import json
 import re
 import shutil
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -129,16 +130,19 @@ class JobStore:
         """Keep a job whose input is `body`, whole or not at all. Raises WriteFailed, and what `body` does."""
         job = Job(token_hex(16), self.folder, request)
         target = self.folder / job.id
-        with atomic_folder(target) as temporary:
-            with (temporary / job.input.name).open("wb") as file:
-                held = bytearray()
-                async for chunk in body:
-                    held += chunk
-                    if len(held) >= _CHUNK:
-                        file.write(held)
-                        held.clear()
-                file.write(held)
+        # On an event loop: whatever touches the disk runs in a thread.
+        with ExitStack() as stack:
+            temporary = await asyncio.to_thread(stack.enter_context, atomic_folder(target))
+            file = stack.enter_context((temporary / job.input.name).open("wb"))
+            held = bytearray()
+            async for chunk in body:
+                held += chunk
+                if len(held) >= _CHUNK:
+                    await asyncio.to_thread(file.write, bytes(held))
+                    held.clear()
+            await asyncio.to_thread(file.write, bytes(held))
             (temporary / "request.json").write_text(json.dumps(asdict(request)))
+            await asyncio.to_thread(stack.close)  # synced, and given its name
         return replace(job, folder=target)
 
     def get(self, name: str) -> Job | None:

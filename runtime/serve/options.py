@@ -14,6 +14,7 @@ from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.image import MAX_PIXELS
 
 KEY_VARIABLE = "BFR_API_KEY"
+BATCH, CPU_BATCH = 4, 2  # on a CPU larger ones gain little, and two requests at a time overlap
 LEAST_KEY = 16  # characters
 
 
@@ -21,9 +22,10 @@ class ServeOptions(BaseModel):
     """What is served, and its limits.
 
     bundle: None is the default system. presets: those that are offered, the first being the default; empty is all of
-    the bundle's. batch: faces that go through the networks together. replicas: of the networks, one for each GPU; None
-    is as many as there are GPUs, and one without. max_replicas: more than `replicas` turns on autoscaling by queue
-    length. photo_replicas: processes that decode, align, paste and encode; None is one for each four cores.
+    the bundle's. batch: faces that go through the networks together; None is BATCH, for `bfr serve` without a GPU
+    CPU_BATCH. replicas: of the networks, one for each GPU; None is as many as there are GPUs, and one without.
+    max_replicas: more than `replicas` turns on autoscaling by queue length. photo_replicas: processes that decode,
+    align, paste and encode; None is one for each four cores.
     queue: requests in the house; more get 503. timeout: seconds that a request may take. linger: seconds that a batch
     waits to be filled. body_bytes, job_bytes: largest body of a request and of a job. body_seconds: that a body may
     take to arrive. jobs: folder of long work, None for none. keep_jobs: hours that finished ones are kept.
@@ -36,7 +38,7 @@ class ServeOptions(BaseModel):
     backend: str = "auto"
     precision: str = "fp32"
     presets: tuple[str, ...] = ()
-    batch: int = Field(4, ge=1)
+    batch: int | None = Field(None, ge=1)
     threads: int | None = Field(None, ge=1)
     detector: str = "auto"
     replicas: int | None = Field(None, ge=1)
@@ -59,6 +61,11 @@ class ServeOptions(BaseModel):
             return True
         digest = hash_key(key or "")
         return max(compare_digest(digest, known) for known in self.keys)  # all are compared, whichever fits
+
+    @property
+    def batch_size(self) -> int:
+        """Faces that go through the networks together, at most."""
+        return self.batch or BATCH
 
     @property
     def photo_processes(self) -> int:

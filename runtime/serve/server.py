@@ -4,6 +4,7 @@ HTTP is answered here and not by Serve's proxy, so that a full house says so in 
 """
 
 import asyncio
+import gc
 import logging
 import os
 import re
@@ -22,7 +23,7 @@ from bfr.runtime.errors import InvalidOption, RestorationFailed
 from bfr.runtime.serve.api import make_api
 from bfr.runtime.serve.front import Front
 from bfr.runtime.serve.jobs import check_folder
-from bfr.runtime.serve.options import ServeOptions
+from bfr.runtime.serve.options import CPU_BATCH, ServeOptions
 
 WATCH = 2.0  # seconds between two looks at the networks
 PATIENCE = 5.0  # seconds that they may take to answer
@@ -104,6 +105,8 @@ class _Server:
             self._catch(loop)  # Ray sets handlers of its own
             from bfr.runtime.serve.app import streaming
 
+            gc.collect()
+            gc.freeze()  # what was imported stays: looking through it again and again costs answers a tenth of a second
             self.front.backend = facts["backend"]
             if self.front.state == "starting":
                 self.front.open(streaming(photos))
@@ -192,6 +195,8 @@ def _start(options: ServeOptions) -> tuple[Any, Any, dict[str, Any], Any]:
     gpus = 0 if options.backend == "onnxruntime-cpu" else int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
     if gpus and options.replicas is None:
         options = options.model_copy(update={"replicas": gpus})
+    if not gpus and options.batch is None:
+        options = options.model_copy(update={"batch": CPU_BATCH})
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
     photos, jobs = engine(options, gpus=bool(gpus))
     try:

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx2
@@ -296,6 +297,30 @@ def test_a_client_that_leaves_ends_its_work() -> None:
     in_house(work)
 
 
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_bug() -> None:
+    async def work(house: House) -> None:
+        events: list[Any] = []
+
+        async def receive() -> Any:
+            return events.pop(0)
+
+        async def send(_message: Any) -> None:
+            raise AssertionError("nobody is there")
+
+        headers = [(b"content-type", b"image/png")]
+        for path in ("/restore", "/jobs"):
+            events[:] = [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
+            scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+            await house.api(scope, receive, send)
+        assert await house.metric("bfr_requests_total", code="499") == 2
+        assert house.front.visits == {}
+        assert house.front.jobs is not None
+        assert list(house.front.jobs.folder.iterdir()) == []
+
+    with TemporaryDirectory() as folder:
+        in_house(work, jobs=Path(folder))
+
+
 def test_progress_can_be_asked_for_by_request_id() -> None:
     async def work(house: House) -> None:
         house.go.clear()
@@ -482,6 +507,6 @@ def test_the_files_for_deployment_name_options_that_there_are() -> None:
         options = ServeOptions(**{**application["args"], "keys": ()})
         assert application["import_path"] == "bfr.runtime.serve.app:build"
         assert {deployment["name"] for deployment in application["deployments"]} == {"Faces", "Photos"}
-        assert options.batch >= 1
+        assert options.batch_size >= 1
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     assert set(compose["services"]) == {"bfr", "prometheus", "grafana"}

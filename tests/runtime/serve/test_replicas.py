@@ -320,6 +320,7 @@ class TestJobs:
         until(lambda: good.status.state == "done")
         assert broken.status.state == "failed"
         assert broken.status.error
+        assert str(store.folder) not in broken.status.error
         assert broken.describe()["result"] is None
         worker.stop()
 
