@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,7 @@ class ServerProcess:
 
     def processes(self) -> Iterator[tuple[int, str]]:
         """Number and title of the server and all that it started, Ray's own processes too."""
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                if os.getsid(int(path.name)) == self.session:
-                    title = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                    yield int(path.name), title
-            except OSError:
-                continue  # it has ended
+        return session_processes(self.session)
 
     def replicas(self, name: str) -> list[int]:
         """The processes of a deployment."""
@@ -103,9 +98,23 @@ class ServerProcess:
 
     def kill(self) -> None:
         """End it and all that it started, whatever state they are in."""
-        for pid, _ in list(self.processes()):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except OSError:
-                continue
+        kill_session(self.session)
         self.process.wait()
+
+
+def session_processes(session: int) -> Iterator[tuple[int, str]]:
+    """Number and title of the processes of a session."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(path.name)) == session:
+                title = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                yield int(path.name), title
+        except OSError:
+            continue  # it has ended
+
+
+def kill_session(session: int) -> None:
+    """Kill every process of a session."""
+    for pid, _ in list(session_processes(session)):
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)

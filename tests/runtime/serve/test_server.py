@@ -21,7 +21,7 @@ from filelock import FileLock
 from live import face, restore
 from onnx import TensorProto, helper, save
 
-from bfr.benchmarks.server_process import COMMAND, ServerProcess
+from bfr.benchmarks.server_process import COMMAND, ServerProcess, kill_session
 from bfr.export.wrap import wrap
 from bfr.export.wrap_graph import WrapOptions
 from bfr.runtime.image import decode_image
@@ -312,3 +312,57 @@ def test_a_job_survives_a_restart(tmp_path: Path) -> None:
                 time.sleep(0.3)
     finally:
         assert again.stop() == 0
+
+
+@pytest.mark.slow
+def test_the_same_options_run_as_a_serve_application(tmp_path: Path) -> None:
+    """As `serve deploy` and KubeRay start it: HTTP is Serve's own there."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    printed = subprocess.run(  # noqa: S603
+        [*COMMAND, "--print-config", "--port", port, "--preset", "fast", "--no-jobs", *HAAR],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "BFR_API_KEY": "k" * 24},
+    )
+    (tmp_path / "serve.yaml").write_text(printed.stdout)
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", "ray.serve.scripts", "run", str(tmp_path / "serve.yaml")],
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+        stdout=(tmp_path / "out.txt").open("w"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    url, key = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {'k' * 24}"}
+
+    def ready() -> bool:
+        assert process.poll() is None, (tmp_path / "out.txt").read_text()[-3000:]
+        try:
+            return bool(httpx2.get(f"{url}/ready", timeout=5).status_code == 200)
+        except httpx2.TransportError:
+            return False
+
+    try:
+        until(ready, 180)
+        assert restore(url, face(1), mode="aligned").status_code == 401
+        answer = restore(url, face(1), mode="aligned", headers=key)
+        assert answer.status_code == 200
+        with Restorer.open(preset="fast", backend="onnxruntime-cpu", threads=1) as restorer:
+            [expected] = restorer.restore([decode_image(face(1)).pixels])
+        assert np.array_equal(decode_image(answer.content).pixels, expected)
+        with pytest.raises(httpx2.ReadTimeout):
+            restore(url, face(2), mode="aligned", headers=key, timeout=0.05)
+        metrics = httpx2.get(f"{url}/metrics", headers=key, timeout=30).text
+        assert 'bfr_requests_total{code="200",reason="",route="/restore"} 1.0' in metrics
+        big = httpx2.post(
+            f"{url}/restore", content=b"x" * 60_000_000, headers={"Content-Type": "image/png", **key}, timeout=60
+        )
+        assert big.status_code == 413
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        finally:
+            kill_session(process.pid)
