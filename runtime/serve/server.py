@@ -11,11 +11,11 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from secrets import token_hex
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 
@@ -28,6 +28,7 @@ from bfr.runtime.serve.options import CPU_BATCH, ServeOptions
 WATCH = 2.0  # seconds between two looks at the networks
 PATIENCE = 5.0  # seconds that they may take to answer
 COUNTED = 8  # every so many looks the replicas are counted
+T = TypeVar("T")
 SILENT = 10  # looks in vain after which Ray is given up
 SHARED_MEMORY = 512 << 20  # bytes of Ray's object store: images on their way, which are encoded, and crops of faces
 _log = logging.getLogger("bfr.serve")
@@ -96,12 +97,7 @@ class _Server:
         """Bring Ray and the replicas up and watch them; what fails for good ends the server."""
         begin = time.perf_counter()
         try:
-            starting = asyncio.ensure_future(asyncio.to_thread(_start, self.options))
-            try:
-                photos, networks, facts, jobs = await asyncio.shield(starting)
-            except asyncio.CancelledError:
-                await asyncio.wait({starting})  # a half-started Ray cannot be stopped
-                raise
+            photos, networks, facts, jobs = await _to_the_end(_start, self.options)
             self._catch(loop)  # Ray sets handlers of its own
             from bfr.runtime.serve.app import streaming
 
@@ -114,7 +110,7 @@ class _Server:
             watching = asyncio.create_task(self._watch(networks))
             try:
                 if jobs is not None:  # until then they wait on disk
-                    await asyncio.shield(asyncio.to_thread(_start_jobs, jobs))
+                    await _to_the_end(_start_jobs, jobs)
                 await watching
             finally:
                 watching.cancel()
@@ -169,6 +165,16 @@ class _Server:
             await asyncio.sleep(WATCH)
 
 
+async def _to_the_end(work: Callable[..., T], *arguments: Any) -> T:
+    """The result of a function in a thread; cancelled, it waits for it: a half-started Ray cannot be stopped."""
+    running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        raise
+
+
 def _start(options: ServeOptions) -> tuple[Any, Any, dict[str, Any], Any]:
     """Start Ray and what a request needs.
 
@@ -192,6 +198,8 @@ def _start(options: ServeOptions) -> tuple[Any, Any, dict[str, Any], Any]:
         logging_level=logging.ERROR,
         _node_ip_address="127.0.0.1",
     )
+    # Whatever connects again, to look or to stop, must not find somebody else's Ray on this machine.
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     gpus = 0 if options.backend == "onnxruntime-cpu" else int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
     if gpus and options.replicas is None:
         options = options.model_copy(update={"replicas": gpus})
@@ -215,9 +223,12 @@ def _start_jobs(jobs: Any) -> None:
 
 def _replicas() -> dict[str, tuple[int, str]]:
     """Deployment -> how many replicas run, and what Serve says of it where it is not well."""
+    import ray
     from ray import serve
 
-    found = {}
+    found: dict[str, tuple[int, str]] = {}
+    if not ray.is_initialized():
+        return found
     for app in serve.status().applications.values():
         for name, one in app.deployments.items():
             running = sum(count for state, count in one.replica_states.items() if str(state).endswith("RUNNING"))
