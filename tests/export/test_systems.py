@@ -66,9 +66,18 @@ def test_every_network_and_the_chain_were_compared_with_eager(system: tuple[str,
     assert chains[0].psnr_db > 80
 
 
-def test_the_modules_made_anew_from_a_bundle_are_those_that_it_was_made_of(system: tuple[str, Bundle]) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("inpainting", "clrface") else pytest.mark.slow)
+        for name in sorted(MAKERS)
+    ],
+)
+def test_the_modules_made_anew_from_a_bundle_are_those_that_it_was_made_of(
+    name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """As `bfr verify` compares with: nothing but the bundle's own files."""
-    _, bundle = system
+    bundle = shared(name, tmp_path_factory)
     checks = verify(bundle, open_reference(bundle), "fp32", threads=1)
     assert len(checks) == 2 * len(bundle.manifest.networks) + 1
     assert all(check.psnr_db > check.floor_db for check in checks)

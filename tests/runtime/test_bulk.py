@@ -125,6 +125,7 @@ class TestWithRay:
         assert tree(out)["img2.png"] == tree(expected)["img2.png"]
         assert not (out / "failures.csv").exists()
 
+    @pytest.mark.slow
     def test_photographs(self, ray: Any, tmp_path: Path) -> None:
         """Faces are found and pasted as `bfr restore` does; a photograph without one stays byte for byte."""
         folder = noise(tmp_path / "in", "none.jpg")
@@ -141,6 +142,7 @@ class TestWithRay:
         for name in ("astronaut.png", "none.jpg"):
             assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
 
+    @pytest.mark.slow
     def test_a_node_with_another_bundle_ends_the_run(
         self, ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -151,6 +153,7 @@ class TestWithRay:
             run_bulk([str(noise(tmp_path / "in", "a.png"))], str(tmp_path / "out"), ALIGNED)
         assert tree(tmp_path / "out").keys() == {"batch.json"}
 
+    @pytest.mark.slow
     def test_a_worker_that_died_for_good_is_said(self, ray: Any, tmp_path: Path) -> None:
         """The images of its block are tried again, but not for ever."""
         with (
@@ -343,6 +346,7 @@ class TestResume:
         ]  # fmt: skip
         assert not [name for name in tree(out) if name.startswith("rows-")]
 
+    @pytest.mark.slow
     def test_results_of_a_run_before_the_killed_one_are_not_taken(self, here: InProcess, tmp_path: Path) -> None:
         """They were made with other settings, and would pass for those of the run that goes on."""
         folder, out = noise(tmp_path / "in", "a.jpg", "b.jpg", "c.jpg"), tmp_path / "out"

@@ -107,11 +107,11 @@ def test_an_image_is_restored(connect: Any, server: FakeServer, tmp_path: Path) 
     assert result.bundle == server.info()["bundle"]
     assert result.seconds == {
         "queue": 0.012,
-        "decode": 0.004,
+        "read": 0.004,
         "align": 0.02,
         "network": 0.31,
         "paste": 0.005,
-        "encode": 0.006,
+        "write": 0.006,
     }
     assert result.pixels.shape == (48, 64, 3)
     assert result.request_id.startswith("server-made")

@@ -146,6 +146,7 @@ def test_a_dropped_photograph_is_restored_compared_and_saved(opened: Any, server
         assert (image.format, image.size) == ("JPEG", (512, 512))
 
 
+@pytest.mark.slow
 def test_other_options_without_choosing_the_file_again(opened: Any, server: FakeServer) -> None:
     tab = opened()
     tab.set_input_files("#choose", PHOTOGRAPH)
@@ -248,6 +249,7 @@ def test_cancel(opened: Any, server: FakeServer) -> None:
     done(tab)
 
 
+@pytest.mark.slow
 def test_a_busy_server_is_asked_once_more(opened: Any, server: FakeServer) -> None:
     server.faults = [Fault(503, "64 requests wait: try again in 2 s", "2")]
     tab = opened()
@@ -328,6 +330,7 @@ def test_hostile_names_and_details_are_text(opened: Any, server: FakeServer) -> 
     assert tab.locator("body script, img[src=x]").count() == 0
 
 
+@pytest.mark.slow
 def test_several_files_each_get_a_card(opened: Any, server: FakeServer, tmp_path: Path) -> None:
     server.delay = 0.3
     tab = opened()
@@ -371,6 +374,7 @@ def test_a_turned_photograph_has_one_box(opened: Any, server: FakeServer, tmp_pa
 
 
 @pytest.mark.parametrize("key", [None, KEY])
+@pytest.mark.slow
 def test_a_video_is_a_job(opened: Any, server: FakeServer, key: str | None) -> None:
     tab = opened()
     server.key = key
@@ -406,6 +410,7 @@ def test_a_system_without_a_loop_has_no_presets(opened: Any, server: FakeServer)
     assert "preset" not in server.posts()[0].query
 
 
+@pytest.mark.slow
 def test_pasted_pictures_are_restored(opened: Any, server: FakeServer) -> None:
     tab = opened()
     tab.evaluate("delete Crypto.prototype.randomUUID")  # as at an address without https

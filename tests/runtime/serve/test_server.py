@@ -256,6 +256,7 @@ def test_a_killed_replica_costs_no_answer_and_sigterm_under_load_loses_no_reques
         server.kill()
 
 
+@pytest.mark.slow
 def test_a_warm_up_that_fails_is_never_ready(tmp_path: Path) -> None:
     """A network that divides by its input: NaN for the grey image of the warm-up, finite for all photographs."""
     shape = ["n", 3, 16, 16]
