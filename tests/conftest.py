@@ -1,6 +1,7 @@
 """A small system exported once a session, and a device made of NumPy functions."""
 
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads than
 
 import numpy as np
 import pytest
+from once import once
 
 from bfr.runtime.backends import HostDevice
 from bfr.runtime.batch import Restored
@@ -281,8 +283,11 @@ def tiny_weights(tiny_system: Any, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_system: Any, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """`tiny_system`, exported in fp32 and fp16 and verified."""
+    """`tiny_system`, exported in fp32 and fp16 and verified. This process's own: tests build engines into it."""
     from bfr.export.bundle import export_system
 
-    folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    return export_system(tiny_system, tiny_weights, folder, precisions=("fp32", "fp16"))
+    def make(folder: Path) -> None:
+        export_system(tiny_system, tiny_weights, folder / "bundle", precisions=("fp32", "fp16"))
+
+    made = once(tmp_path_factory, "tiny", make)
+    return Bundle.open(Path(shutil.copytree(made / "bundle", tmp_path_factory.mktemp("bundles") / "tiny")))

@@ -12,6 +12,7 @@ from typing import Any
 from bfr.runtime.errors import BackendUnavailable, InvalidOption, MissingDependency
 
 _STORE_BYTES = 200 << 20  # of a local Ray's memory: nothing goes through it but names and rows
+_TOKEN = secrets.token_hex(32)  # of the local Ray's ports; a process reads it once, for every Ray that it starts
 _ANSWER = 10.0  # seconds that a cluster may take to accept a connection
 
 
@@ -36,7 +37,7 @@ def connected(address: str | None) -> Iterator[Any]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what goes wrong is said by Python
         if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & os.environ.keys():
-            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
     try:
         import ray
         import ray.data

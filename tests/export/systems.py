@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from once import once
 
 from bfr.export.bundle import export_system
 from bfr.models.fetch import Download
@@ -148,11 +148,7 @@ MAKERS = {"inpainting": inpainting, "diffbfr": diffbfr, "identity": identity, "c
 
 def shared(name: str, factory: Any) -> Bundle:
     """A small system, exported once for all processes of the run. factory: pytest's of temporary folders."""
-    folder = factory.getbasetemp().parent / "systems" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        if not (folder / "bundle").exists():
-            export_tiny(name, folder)
+    folder = once(factory, name, lambda folder: export_tiny(name, folder))
     return Bundle.open(folder / "bundle")
 
 

@@ -1,12 +1,16 @@
 """Bulk restoration: names, resuming, exactly one row for each input, and what a killed driver or node leaves."""
 
 import csv
+import importlib
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -15,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+from bfr.benchmarks.server_process import kill_session
 from bfr.runtime.bulk import run as driver
 from bfr.runtime.bulk.cluster import Pool, connected, size_pool
 from bfr.runtime.bulk.names import choose_outputs, find_sources
@@ -43,10 +48,10 @@ ALIGNED = BulkOptions(backend="onnxruntime-cpu", preset="fast", batch=2, photo=N
 FAST = ["--aligned", "--preset", "fast", "--backend", "onnxruntime-cpu"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ray() -> Iterator[Any]:
-    """A local Ray, as `bfr batch` starts it."""
-    with mock.patch.dict(os.environ), connected(None) as started:
+    """A local Ray in this process, as `bfr batch` starts it: of slow tests, for its threads stay."""
+    with connected(None) as started:
         yield started
 
 
@@ -76,27 +81,37 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(end.value.code or 0)
 
 
-class TestWithRay:
-    """In a real Ray, in one process of this machine."""
+def batch(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    """`bfr batch` in a process of its own, with its Ray; nothing of it is left behind."""
+    command = [sys.executable, "-c", "from bfr.runtime.cli import main; main()", "batch", *map(str, arguments)]
+    with subprocess.Popen(  # noqa: S603
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=120)
+        finally:
+            kill_session(process.pid)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
-    def test_it_writes_what_restore_writes(
-        self, ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+
+class TestWithRay:
+    """In a real Ray."""
+
+    def test_it_writes_what_restore_writes(self, tmp_path: Path) -> None:
         """Byte for byte; of names that collide too; a bad file fails alone."""
         folder = noise(tmp_path / "in", "a.jpg", "a.png", "sub/b.webp", "img10.png", "img2.png")
         (folder / "bad.png").write_text("no image")
         expected, out = tmp_path / "expected", tmp_path / "out"
         with Restorer.open(backend="onnxruntime-cpu", preset="fast", batch=2) as restorer:
             report = run_job(restorer, find_images([folder]), JobOptions(expected))
-        assert call(monkeypatch, "batch", folder, "-o", out, *FAST, "--batch", 2) == 1
-        assert tree(out).keys() == tree(expected).keys() - {"report.json"} | {
-            "results.csv",
-            "failures.csv",
-            "batch.json",
-        }
-        assert {name: tree(out)[name] for name in tree(expected).keys() - {"report.json"}} == {
-            name: data for name, data in tree(expected).items() if name != "report.json"
-        }
+        said = batch(folder, "-o", out, *FAST, "--batch", 2)
+        assert said.returncode == 1
+        assert "6 images: 5 restored, 1 failed, in " in said.stdout
+        assert "bad.png is not an image" in said.stderr
+        made, wanted = tree(out), tree(expected)
+        del wanted["report.json"]
+        assert made.keys() - wanted.keys() == {"results.csv", "failures.csv", "batch.json"}
+        assert {name: made.get(name) for name in wanted} == wanted
         rows = table(out)
         assert [(row["source"], row["status"], row["output"] or None) for row in rows] == [
             (entry.source, entry.status, entry.output) for entry in report.entries
@@ -107,23 +122,6 @@ class TestWithRay:
         assert facts["counts"] == {"restored": 5, "no face": 0, "skipped": 0, "failed": 1}
         earlier = json.loads((expected / "report.json").read_text())["settings"]
         assert facts["settings"] == {name: earlier[name] for name in earlier if name not in ("codec", "crf")}
-        said = capsys.readouterr()
-        assert "6 images: 5 restored, 1 failed, in " in said.out
-        assert "bad.png is not an image" in said.err
-
-        # What is there is skipped, and stays in the table as it was; what failed is tried again.
-        noise(folder, "bad.png")
-        (out / "img2.png").unlink()
-        before = (out / "a_jpg.jpg").stat().st_mtime_ns
-        assert call(monkeypatch, "batch", folder, "-o", out, *FAST, "--batch", 2, "--resume") == 0
-        assert "6 images: 2 restored, 4 skipped, in " in capsys.readouterr().out
-        again = {row["source"]: row for row in table(out)}
-        for row in rows:
-            if not row["source"].endswith(("bad.png", "img2.png")):
-                assert again[row["source"]] == row
-        assert (out / "a_jpg.jpg").stat().st_mtime_ns == before
-        assert tree(out)["img2.png"] == tree(expected)["img2.png"]
-        assert not (out / "failures.csv").exists()
 
     @pytest.mark.slow
     def test_photographs(self, ray: Any, tmp_path: Path) -> None:
@@ -175,7 +173,7 @@ class _Dying:
 
 
 class InProcess:
-    """Workers in this process instead of Ray's: what they and the driver do over a file system that no other sees."""
+    """Workers in this process, and no Ray: what they and the driver do over a file system that no other sees."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[str] = []
@@ -203,12 +201,16 @@ class InProcess:
                         raise KeyboardInterrupt
                     yield rows
 
+        node = SimpleNamespace(get_node_id=lambda: "0" * 56)
+        monkeypatched.setattr(driver, "connected", lambda _address: nullcontext(importlib.import_module("ray")))
+        monkeypatched.setattr("ray.nodes", lambda: nodes((2, 0)))
+        monkeypatched.setattr("ray.get_runtime_context", lambda: node)
         monkeypatched.setattr("ray.data.from_items", lambda tasks, **_options: Blocks(tasks))
         monkeypatched.setattr("ray.data.ActorPoolStrategy", Pools.ActorPoolStrategy)
 
 
 @pytest.fixture
-def here(ray: Any, monkeypatch: pytest.MonkeyPatch) -> InProcess:
+def here(monkeypatch: pytest.MonkeyPatch) -> InProcess:
     return InProcess(monkeypatch)
 
 
@@ -346,6 +348,24 @@ class TestResume:
         ]  # fmt: skip
         assert not [name for name in tree(out) if name.startswith("rows-")]
 
+    def test_what_is_there_is_skipped_and_what_failed_is_tried_again(
+        self, here: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """What is skipped stays in the table as it was."""
+        folder, out = noise(tmp_path / "in", "a.png", "b.png"), tmp_path / "out"
+        (folder / "bad.png").write_text("no image")
+        assert call(monkeypatch, "batch", folder, "-o", out, *FAST) == 1
+        rows, made = table(out), tree(out)
+        noise(folder, "bad.png")
+        (out / "b.png").unlink()
+        before = (out / "a.png").stat().st_mtime_ns
+        assert call(monkeypatch, "batch", folder, "-o", out, *FAST, "--resume") == 0
+        assert "3 images: 2 restored, 1 skipped, in " in capsys.readouterr().out
+        assert table(out)[0] == rows[0]
+        assert (out / "a.png").stat().st_mtime_ns == before
+        assert tree(out)["b.png"] == made["b.png"]
+        assert not (out / "failures.csv").exists()
+
     @pytest.mark.slow
     def test_results_of_a_run_before_the_killed_one_are_not_taken(self, here: InProcess, tmp_path: Path) -> None:
         """They were made with other settings, and would pass for those of the run that goes on."""
@@ -385,13 +405,13 @@ class TestExactlyOnce:
         ],
     )
     def test_rows_that_are_not_those_of_the_inputs_are_no_success(
-        self, ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], message: str
+        self, here: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], message: str
     ) -> None:
         with pytest.raises(RestorationFailed, match=message):
             self.run(tmp_path, monkeypatch, *names)
         assert not (tmp_path / "out/results.csv").exists()
 
-    def test_rows_that_are(self, ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_rows_that_are(self, here: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert [row.output for row in self.run(tmp_path, monkeypatch, "b.png", "a.png").rows] == ["a.png", "b.png"]
 
 
