@@ -70,6 +70,7 @@ def opened(browser: Any, server: FakeServer) -> Iterator[Callable[..., Any]]:
         tab.on("pageerror", lambda error: errors.append(str(error)))
         tab.on("console", lambda line: "Failed to load" in line.text or errors.append(line.text))
         tab.on("dialog", lambda box: (errors.append(f"dialog: {box.message}"), box.dismiss()))
+        tab.on("filechooser", lambda _: None)  # from now on they are intercepted; later on a busy machine is too late
         tab.goto(server.url)
         if wait:
             tab.wait_for_selector(".preset", state="attached")
