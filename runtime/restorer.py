@@ -142,17 +142,21 @@ class Restorer:
         if memory is None:
             return
         free, _ = memory
-        largest = choose_bucket(self.batch, self.buckets)
-        sizes = [size for size in self.buckets or range(1, self.batch + 1) if size <= largest]
-        needed = {size: self._bytes_needed(size) for size in sizes}
+        needed = {size: self._bytes_needed(size) for size in self.sizes()}
+        largest = max(needed)
         if needed[largest] > free:
-            fitting = max((size for size in sizes if needed[size] <= free), default=None)
+            fitting = max((size for size in needed if needed[size] <= free), default=None)
             remedy = "not even a batch of 1 fits" if fitting is None else f"the largest batch that fits is {fitting}"
             raise DeviceOutOfMemory(
                 f"batch {self.batch} at {self.size}x{self.size} needs {needed[largest]:,} bytes on the device, "
                 f"{free:,} are free: {remedy}; choose it with --batch, or end what else uses the GPU (nvidia-smi)"
             )
         self.chain(largest)
+
+    def sizes(self) -> list[int]:
+        """The batch sizes of the chains that it may run, in ascending order: the buckets, or any."""
+        largest = choose_bucket(self.batch, self.buckets)
+        return [size for size in self.buckets or range(1, self.batch + 1) if size <= largest]
 
     def restore(
         self, images: Sequence[Pixels], *, seed: int = DEFAULT_SEED, inputs: Mapping[str, Given] | None = None

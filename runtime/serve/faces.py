@@ -48,7 +48,8 @@ class FaceServer:
             next(iter(self.restorers.values())).warm_up(batch=1, times=1)  # nothing is recorded: one image proves it
         else:
             for restorer in self.restorers.values():
-                restorer.warm_up()
+                for size in restorer.sizes():  # each is recorded, so that no request waits for that
+                    restorer.warm_up(batch=size)
         # A GPU works on one batch while the next is prepared; its loop is one graph, which nothing stops.
         self._stoppable = on_cpu
         self._lost: DeviceLost | None = None

@@ -63,16 +63,15 @@ class Front:
         self._last_answer = 0.0
         self._empty = asyncio.Event()
         self._empty.set()
+        self.metrics.ready.set_function(lambda: self.why_not_ready() is None)
 
     def open(self, restore: Restore) -> None:
         """Take work from now on: the replicas are there, and warm."""
         self._restore, self.state = restore, "ready"
-        self.metrics.ready.set(1)
 
     async def drain(self, seconds: float) -> bool:
         """Take no more work, and wait for what is in the house; whether all of it was answered in that time."""
         self.state = "draining"
-        self.metrics.ready.set(0)
         try:
             await asyncio.wait_for(self._empty.wait(), seconds)
         except TimeoutError:

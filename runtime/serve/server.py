@@ -58,6 +58,7 @@ class _Server:
     def __init__(self, options: ServeOptions, listening: socket.socket, drain: float) -> None:
         self.options, self.listening, self.drain = options, listening, drain
         self.signals = 0
+        self.told: dict[str, str] = {}  # what was logged of each deployment last
         self.failure: BaseException | None = None
 
     async def run(self) -> int:
@@ -104,6 +105,7 @@ class _Server:
             gc.collect()
             gc.freeze()  # what was imported stays: looking through it again and again costs answers a tenth of a second
             self.front.backend = facts["backend"]
+            await self._count()
             if self.front.state == "starting":
                 self.front.open(streaming(photos))
                 _log.info("ready on %s after %.1f s", facts["backend"], time.perf_counter() - begin)
@@ -139,9 +141,8 @@ class _Server:
 
     async def _watch(self, networks: Any) -> None:
         """Follow whether the networks can be reached, and how many replicas there are: Serve's status is not cheap."""
-        told: dict[str, str] = {}
         silent = 0
-        for look in count():
+        for look in count(1):
             try:
                 await asyncio.wait_for(networks.describe.remote(), PATIENCE)
                 self.front.lacking = None
@@ -149,20 +150,21 @@ class _Server:
                 self.front.lacking = "no process runs the networks just now: ask again"
             if look % COUNTED == 0 or self.front.lacking:
                 try:
-                    found = await asyncio.to_thread(_replicas)
+                    await self._count()
                     silent = 0
                 except Exception as error:
                     silent += 1
                     if silent == SILENT:
                         raise RestorationFailed(f"Ray does not answer ({error}): start the server anew") from error
-                    found = {}
-                for name, (running, message) in found.items():
-                    self.front.metrics.replicas.labels(name).set(running)
-                    if message and told.get(name) != message:
-                        _log.warning("%s: %s", name, message)
-                    told[name] = message
-            self.front.metrics.ready.set(self.front.why_not_ready() is None)
             await asyncio.sleep(WATCH)
+
+    async def _count(self) -> None:
+        """Note how many replicas run, and log what Serve says of them where that is new."""
+        for name, (running, message) in (await asyncio.to_thread(_replicas)).items():
+            self.front.metrics.replicas.labels(name).set(running)
+            if message and self.told.get(name) != message:
+                _log.warning("%s: %s", name, message)
+            self.told[name] = message
 
 
 async def _to_the_end(work: Callable[..., T], *arguments: Any) -> T:
