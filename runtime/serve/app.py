@@ -34,24 +34,34 @@ class Photos(PhotoServer):
 
 
 class Jobs(JobServer):
-    """A JobServer whose faces go to the replicas of the networks."""
+    """A JobServer whose faces go to the replicas of the networks, which are the requests' own.
 
-    def __init__(self, options: ServeOptions, faces: Handle) -> None:
-        super().__init__(options, streaming(faces))
+    app: the application that has them; None for the one that this is a part of. By name, because a deployment that is
+    bound in two applications is deployed in both, and there are GPUs for one.
+    """
+
+    def __init__(self, options: ServeOptions, app: str | None) -> None:
+        app = app or serve.get_replica_context().app_name
+        super().__init__(options, streaming(serve.get_deployment_handle(FACES, app)))
 
     def __del__(self) -> None:
         """Serve calls it before a replica ends."""
         self.stop()
 
 
-def engine(options: ServeOptions, *, gpus: bool) -> tuple[Application, Application | None]:
-    """The deployments without HTTP: photographs, and jobs where there are any."""
+def engine(
+    options: ServeOptions, *, gpus: bool, app: str | None = None
+) -> tuple[Application, Application | None]:
+    """The deployments without HTTP: photographs, and jobs where there are any.
+
+    app: the name that the first will run under where the jobs become an application of their own.
+    """
     size = Bundle.open(options.bundle or default_bundle()).manifest.image_size
     faces = _deployment(
         FaceServer, FACES, options.replicas or 1, options.max_replicas, 2 * options.batch_size, gpus
     ).bind(options)
     photos = _deployment(Photos, PHOTOS, options.photo_processes, None, 8, False).bind(options, size, faces)
-    jobs = _deployment(Jobs, JOBS, 1, None, 1, False).bind(options, faces) if options.jobs else None
+    jobs = _deployment(Jobs, JOBS, 1, None, 1, False).bind(options, app) if options.jobs else None
     return photos, jobs
 
 

@@ -25,6 +25,7 @@ from bfr.runtime.serve.front import Front
 from bfr.runtime.serve.jobs import check_folder
 from bfr.runtime.serve.options import CPU_BATCH, ServeOptions
 
+APP = "bfr"  # the Serve application that answers requests
 WATCH = 2.0  # seconds between two looks at the networks
 PATIENCE = 5.0  # seconds that they may take to answer
 COUNTED = 8  # every so many looks the replicas are counted
@@ -113,6 +114,7 @@ class _Server:
             try:
                 if jobs is not None:  # until then they wait on disk
                     await _to_the_end(_start_jobs, jobs)
+                    await self._count()
                 await watching
             finally:
                 watching.cancel()
@@ -208,19 +210,19 @@ def _start(options: ServeOptions) -> tuple[Any, Any, dict[str, Any], Any]:
     if not gpus and options.batch is None:
         options = options.model_copy(update={"batch": CPU_BATCH})
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
-    photos, jobs = engine(options, gpus=bool(gpus))
+    photos, jobs = engine(options, gpus=bool(gpus), app=APP)
     try:
-        serve.run(photos, name="bfr", route_prefix=None)
+        serve.run(photos, name=APP, route_prefix=None)
     except RuntimeError as error:
         raise RestorationFailed(f"the networks could not be started: {_why(error)}") from error
-    networks = serve.get_deployment_handle(FACES, "bfr")
-    return serve.get_deployment_handle(PHOTOS, "bfr"), networks, networks.describe.remote().result(), jobs
+    networks = serve.get_deployment_handle(FACES, APP)
+    return serve.get_deployment_handle(PHOTOS, APP), networks, networks.describe.remote().result(), jobs
 
 
 def _start_jobs(jobs: Any) -> None:
     from ray import serve
 
-    serve.run(jobs, name="bfr-jobs", route_prefix=None)
+    serve.run(jobs, name=f"{APP}-jobs", route_prefix=None)
 
 
 def _replicas() -> dict[str, tuple[int, str]]:
@@ -234,7 +236,7 @@ def _replicas() -> dict[str, tuple[int, str]]:
     for app in serve.status().applications.values():
         for name, one in app.deployments.items():
             running = sum(count for state, count in one.replica_states.items() if str(state).endswith("RUNNING"))
-            found[name] = (running, one.message)
+            found[name] = (running + found.get(name, (0, ""))[0], one.message)
     return found
 
 

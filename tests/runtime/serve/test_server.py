@@ -117,7 +117,8 @@ class TestServing:
             "bfr_images_total", result="restored"
         ) + server.metric("bfr_images_total", result="no face")
         assert server.metric("bfr_ready") == 1
-        assert server.metric("bfr_replicas", deployment="Faces") == 1
+        until(lambda: server.metric("bfr_replicas", deployment="Jobs") == 1)
+        assert server.metric("bfr_replicas", deployment="Faces") == 1  # requests and jobs share it
 
     def test_past_the_queue_it_says_so_and_clients_that_leave_free_their_places(self, server: ServerProcess) -> None:
         gone = server.metric("bfr_requests_total", code="499")
