@@ -327,11 +327,11 @@ def test_rtx_builds_all_of_mini(rtx: Any) -> None:
         assert len(data) > 1e6
 
 
-# The others have no operator that these and the small system have not, but for LaMa's matrix products.
-OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in sorted(MAKERS.keys() - {"identity", "clrface"})]
+# Identity has the gradient, of all the one that TensorRT needs most help with; each other takes half a minute to two.
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in sorted(MAKERS.keys() - {"identity"})]
 
 
-@pytest.mark.parametrize("name", ["identity", "clrface", *OTHERS])
+@pytest.mark.parametrize("name", ["identity", *OTHERS])
 def test_rtx_builds_every_system_of_the_family(rtx: Any, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Gradients, Fourier transforms, codebooks and resizing included."""
     bundle = shared(name, tmp_path_factory)

@@ -322,7 +322,7 @@ def test_the_same_options_run_as_a_serve_application(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     printed = subprocess.run(  # noqa: S603
-        [*COMMAND, "--print-config", "--port", port, "--preset", "fast", "--no-jobs", *HAAR],
+        [*COMMAND, "--print-config", "--port", port, "--preset", "fast", "--jobs", str(tmp_path / "jobs"), *HAAR],
         capture_output=True,
         text=True,
         check=True,
@@ -353,6 +353,11 @@ def test_the_same_options_run_as_a_serve_application(tmp_path: Path) -> None:
         with Restorer.open(preset="fast", backend="onnxruntime-cpu", threads=1) as restorer:
             [expected] = restorer.restore([decode_image(face(1)).pixels])
         assert np.array_equal(decode_image(answer.content).pixels, expected)
+        headers = {**key, "Content-Type": "image/png"}
+        job = httpx2.post(f"{url}/jobs?mode=aligned", content=face(1), headers=headers, timeout=60).headers["location"]
+        until(lambda: httpx2.get(url + job, headers=key, timeout=60).json()["state"] == "done")
+        result = httpx2.get(f"{url}{job}/result", headers=key, timeout=60)
+        assert np.array_equal(decode_image(result.content).pixels, expected)
         with pytest.raises(httpx2.ReadTimeout):
             restore(url, face(2), mode="aligned", headers=key, timeout=0.05)
         metrics = httpx2.get(f"{url}/metrics", headers=key, timeout=30).text
