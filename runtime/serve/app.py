@@ -49,9 +49,7 @@ class Jobs(JobServer):
         self.stop()
 
 
-def engine(
-    options: ServeOptions, *, gpus: bool, app: str | None = None
-) -> tuple[Application, Application | None]:
+def engine(options: ServeOptions, *, gpus: bool, app: str | None = None) -> tuple[Application, Application | None]:
     """The deployments without HTTP: photographs, and jobs where there are any.
 
     app: the name that the first will run under where the jobs become an application of their own.
