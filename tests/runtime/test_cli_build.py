@@ -127,11 +127,12 @@ def test_progress_on_a_terminal_and_without_one(monkeypatch: pytest.MonkeyPatch)
     lines: list[str] = []
     monkeypatch.setattr(cli_build, "say", lines.append)
     monkeypatch.setattr(cli_build, "stderr", Console(file=io.StringIO(), force_terminal=False))
+    begin = time.monotonic()
     with cli_build.progress_lines() as report:
         for i in range(10):
             report(Tick("denoiser", f"phase {i}", i, None))
             time.sleep(0.05)
-    assert 1 <= len(lines) <= 3
+    assert 1 <= len(lines) <= 1 + (time.monotonic() - begin) / 0.2
     assert "elapsed, remaining time unknown" in lines[0]
     shown = io.StringIO()
     monkeypatch.setattr(cli_build, "stderr", Console(file=shown, force_terminal=True, width=100))
