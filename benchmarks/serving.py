@@ -1,7 +1,8 @@
 """A server under load: `python -m bfr.benchmarks.serving --out DIR`.
 
-Closed loop: each of 1 to 64 clients sends its next image when the last one is answered. The bare Restorer, at the same
-batch size and on the same images, is timed between the levels, while the server is idle. Then, with a house that is
+Closed loop: each of 1 to 64 clients sends its next image when the last one is answered. The bare Restorer, at the
+batch size that so many clients can fill and on the same images, is timed before and after each level, while the server
+is idle. Then, with a house that is
 full, how soon it says so; then photographs and portraits together; with `--minutes`, the memory of the server's
 processes over that time. Linux only.
 """
@@ -13,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +133,12 @@ async def refusals(url: str, requests: Sequence[Request], *, queue: int) -> list
     return found
 
 
-def bare(restorer: Restorer, requests: Sequence[Request], seconds: float) -> float:
-    """Faces a second of the Restorer alone, in full batches."""
+def bare(restorer: Restorer, requests: Sequence[Request], size: int, seconds: float) -> float:
+    """Faces a second of the Restorer alone, in batches of this size."""
     images = [decode_image(one.body).pixels for one in requests]
     begin, done = time.perf_counter(), 0
     while time.perf_counter() - begin < seconds:
-        chosen = [images[(done + i) % len(images)] for i in range(restorer.batch)]
+        chosen = [images[(done + i) % len(images)] for i in range(size)]
         restorer.restore(chosen)
         done += len(chosen)
     return done / (time.perf_counter() - begin)
@@ -188,10 +188,12 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         start = time.perf_counter() - begin
         try:
             asyncio.run(drive(server.url, faces, clients=2 * args.batch, seconds=5))
-            alone, loads = [bare(restorer, faces, args.seconds / 2)], []
+            alone, loads = [], []
             for clients in args.clients:
+                size = min(clients, args.batch)
+                before = bare(restorer, faces, size, args.seconds / 2)
                 loads.append(asyncio.run(drive(server.url, faces, clients=clients, seconds=args.seconds)))
-                alone.append(bare(restorer, faces, args.seconds / 2))
+                alone.append((size, before, bare(restorer, faces, size, args.seconds / 2)))
             batches = server.metric("bfr_batch_size_sum") / max(1.0, server.metric("bfr_batch_size_count"))
             refused = asyncio.run(refusals(server.url, faces, queue=args.queue))
             inside = [line["seconds"] for line in server.log if line.get("reason") == "overload"]
@@ -211,16 +213,16 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "batch": args.batch,
         "queue": args.queue,
         "start_seconds": start,
-        "bare_per_second": alone,
         "loads": [
             {
                 "clients": one.clients,
+                "bare": {"batch": size, "per_second_before": before, "per_second_after": after},
                 "wall": one.wall,
                 "faces": one.faces,
                 "refused": one.refused,
                 "seconds": one.seconds,
             }
-            for one in loads
+            for one, (size, before, after) in zip(loads, alone, strict=True)
         ],
         "mean_batch": batches,
         "refusal_seconds": refused,
@@ -237,8 +239,8 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def as_markdown(figures: dict[str, Any], loads: Sequence[Load], mixed: Load, endured: Load | None) -> str:
     """The tables."""
-    alone = figures["bare_per_second"]
-    neighbours = [(before + after) / 2 for before, after in pairwise(alone)]
+    alone = [one["bare"] for one in figures["loads"]]
+    neighbours = [(one["per_second_before"] + one["per_second_after"]) / 2 for one in alone]
     rows = [
         [
             str(one.clients),
@@ -256,7 +258,8 @@ def as_markdown(figures: dict[str, Any], loads: Sequence[Load], mixed: Load, end
         f"# A server under load: mini, preset {figures['preset']}, batches of {figures['batch']}",
         "",
         "Aligned faces as JPEG in and out, closed loop; clients, server and all its processes on one machine. "
-        "The bare Restorer, in full batches, is timed right before and right after each level, the server being idle. "
+        "The bare Restorer, in batches as large as so many clients can fill, is timed right before and right after "
+        "each level, the server being idle. "
         f"Ready after {figures['start_seconds']:.0f} s; {figures['mean_batch']:.1f} faces a batch on average.",
         "",
         "## Closed loop",
