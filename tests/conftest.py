@@ -42,6 +42,12 @@ NETWORK: dict[str, Any] = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules that need the tiny bundle come first: one process makes it, the other begins where none is needed."""
+    needing = {item.path for item in items if "tiny_bundle" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in needing)
+
+
 class NumpyNetwork:
     """A network that is a function of named arrays and returns its outputs in order."""
 

@@ -19,34 +19,30 @@ from bfr.runtime.solvers import Solver, step_table
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-DDPM = "loop_ddpm250_n10"
+LONG = ["loop_ddpm250_n10", "loop_inpaint_ddim250_n12_eta10"]
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "tiny_swinir",
-        "loop_ddim250_n10_eta05",
-        pytest.param(DDPM, marks=pytest.mark.slow),
-        "loop_inpaint_ddim250_n12_eta10",
-    ],
+    ["tiny_swinir", "loop_ddim250_n10_eta05", *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)],
 )
 def test_the_published_code_is_met_by_both_backends(name: str, tmp_path: Path) -> None:
     errors = run_golden(GOLDEN / f"{name}.npz", tmp_path)
     assert errors.worst < 1e-4
 
 
-def test_the_published_ddpm_is_met_by_eager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without the half minute that its export takes."""
+@pytest.mark.parametrize("name", LONG)
+def test_these_are_met_by_eager(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without the half minute that their export takes."""
 
     class Device(EagerDevice):
         def load_graph(self, stage: Any) -> EagerNetwork:
             return EagerNetwork(stage)
 
     monkeypatch.setattr(golden, "CpuDevice", Device)
-    for name in ("_export_step", "_export_estimator"):
-        monkeypatch.setattr(golden, name, lambda stage, *_: stage)
-    assert run_golden(GOLDEN / f"{DDPM}.npz", tmp_path).worst < 1e-4
+    for function in ("_export_step", "_export_estimator"):
+        monkeypatch.setattr(golden, function, lambda stage, *_: stage)
+    assert run_golden(GOLDEN / f"{name}.npz", tmp_path).worst < 1e-4
 
 
 def test_a_wrong_result_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
