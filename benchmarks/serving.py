@@ -2,9 +2,8 @@
 
 Closed loop: each of 1 to 64 clients sends its next image when the last one is answered. The bare Restorer, at the
 batch size that so many clients can fill and on the same images, is timed before and after each level, while the server
-is idle. Then, with a house that is
-full, how soon it says so; then photographs and portraits together; with `--minutes`, the memory of the server's
-processes over that time. Linux only.
+is idle. Then, with a house that is full, how soon it says so; then photographs and portraits together; with
+`--minutes`, the memory of the server's processes over that time. Linux only.
 """
 
 import argparse

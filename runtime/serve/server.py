@@ -150,7 +150,7 @@ class _Server:
     async def _watch(self, networks: Any) -> None:
         """Follow whether the networks can be reached, and how many replicas there are: Serve's status is not cheap."""
         silent = 0
-        for look in count(1):
+        for look in count(1):  # who started this has just counted
             try:
                 await asyncio.wait_for(networks.describe.remote(), PATIENCE)
                 self.front.lacking = None
