@@ -7,17 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from bfr.benchmarks.metrics import UInt8
-from bfr.models.mini.degrade import Degradation
+from bfr.models.mini.degrade import LEVELS, Degradation
 from bfr.runtime.errors import InputNotFound, InvalidImage, InvalidOption
 from bfr.runtime.folder import find_images
 from bfr.runtime.image import read_image
 from bfr.runtime.pixels import to_input, to_output
 
-LEVELS = {
-    "mild": Degradation(blur=(1.2, 1.2), downsample=2.0, noise=4.0, jpeg=80),
-    "medium": Degradation(blur=(2.5, 2.5), downsample=4.0, noise=8.0, jpeg=60),
-    "severe": Degradation(blur=(5.0, 5.0), downsample=8.0, noise=15.0, jpeg=40),
-}
 LEVELS_SIZE = 256  # pixels: the side that LEVELS are given for
 
 

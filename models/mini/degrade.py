@@ -75,3 +75,11 @@ def draw(rng: np.random.Generator) -> Degradation:
         jpeg=int(rng.integers(30, 101)),
         grey=bool(rng.random() < 0.01),
     )
+
+
+LEVELS = {
+    "mild": Degradation(blur=(1.2, 1.2), downsample=2.0, noise=4.0, jpeg=80),
+    "medium": Degradation(blur=(2.5, 2.5), downsample=4.0, noise=8.0, jpeg=60),
+    "severe": Degradation(blur=(5.0, 5.0), downsample=8.0, noise=15.0, jpeg=40),
+}
+"""What quality is measured on, for faces of 256x256."""

@@ -1,7 +1,8 @@
-"""Trains the two networks of `mini`: `python -m bfr.models.mini.train estimator --faces FOLDER --out FOLDER`.
+"""Train the two networks of `mini`: `python -m bfr.models.mini.train estimator --faces FOLDER --out FOLDER`.
 
-Seeded: a batch is a function of the seed and its step, so a run that was interrupted continues as if it had not been.
-Runs on the CPU in float32, on a GPU in bfloat16. The recipe is that of the reference (arXiv 2212.06512), made small.
+Seeded: a batch is a function of the seed and its step, so an interrupted run continues with the batches it would have
+had. Runs on the CPU in float32, on a GPU in bfloat16. The denoiser's recipe is that of arXiv 2212.06512, made small;
+the estimator learns to undo `bfr.models.mini.field`. Muon optimizes the matrices, AdamW the rest.
 """
 
 import argparse
@@ -20,12 +21,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from bfr.models.mini.degrade import draw
+from bfr.models.mini.degrade import LEVELS
+from bfr.models.mini.field import pair, to_uint8
 from bfr.models.mini.networks import IMAGE_SIZE, build
 from bfr.runtime.schedule import linear_schedule
 
 WARMUP_STEPS, COOLDOWN_SHARE = 100, 0.3
 SAVE_EVERY_S = 120.0
+ASIDE_EVERY = 20  # one face in so many is not trained on
 
 
 class FaceBatches(Dataset[tuple[Tensor, Tensor]]):
@@ -34,18 +37,25 @@ class FaceBatches(Dataset[tuple[Tensor, Tensor]]):
     Without `degrade` both are the clean faces: the denoiser looks at no others.
     """
 
-    def __init__(self, folder: Path, *, batch: int, seed: int, degrade: bool) -> None:
-        files = sorted(folder.glob("*.webp")) + sorted(folder.glob("*.png")) + sorted(folder.glob("*.jpg"))
-        if not files:
-            raise SystemExit(f"{folder}: no .webp, .png or .jpg faces there")
-        self.faces = np.stack([read_face(file) for file in files])
-        self.batch, self.seed, self.degrade = batch, seed, degrade
+    def __init__(self, faces: NDArray[np.uint8], *, batch: int, seed: int, degrade: bool) -> None:
+        self.faces, self.batch, self.seed, self.degrade = faces, batch, seed, degrade
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self.seed, step])
-        clean = [augment(self.faces[i], rng) for i in rng.integers(len(self.faces), size=self.batch)]
-        degraded = [draw(rng).apply(face, rng) for face in clean] if self.degrade else clean
-        return torch.from_numpy(np.stack(clean)), torch.from_numpy(np.stack(degraded))
+        faces = [augment(self.faces[i], rng) for i in rng.integers(len(self.faces), size=self.batch)]
+        pairs = [pair(face, rng) if self.degrade else (face, face) for face in faces]
+        clean, degraded = (torch.from_numpy(np.stack(images)) for images in zip(*pairs, strict=True))
+        return clean, degraded
+
+
+def read_faces(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The faces to train on, and every twentieth, kept aside to judge by; each (N, 320, 320, 3) uint8 RGB."""
+    files = sorted(folder.glob("*.webp")) + sorted(folder.glob("*.png")) + sorted(folder.glob("*.jpg"))
+    if len(files) < 2:
+        raise SystemExit(f"{folder}: expected at least two .webp, .png or .jpg faces there")
+    faces = np.stack([read_face(file) for file in files])
+    aside = np.arange(len(faces)) % ASIDE_EVERY == 0
+    return faces[~aside], faces[aside]
 
 
 def read_face(file: Path) -> NDArray[np.uint8]:
@@ -61,9 +71,9 @@ def augment(face: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uin
     if rng.random() < 0.5:
         face = face[:, ::-1]
     centre = (face.shape[1] / 2, face.shape[0] / 2)
-    turn, scale = float(rng.normal(0.0, 2.0)), float(np.exp(rng.normal(0.0, 0.03)))
+    turn, scale = float(rng.normal(0.0, 3.0)), float(np.exp(rng.normal(0.0, 0.05)))
     matrix = np.asarray(cv2.getRotationMatrix2D(centre, turn, scale), dtype=np.float64)
-    matrix[:, 2] += IMAGE_SIZE / 2 - np.array(centre) + rng.normal(0.0, 3.0, size=2)
+    matrix[:, 2] += IMAGE_SIZE / 2 - np.array(centre) + rng.normal(0.0, 4.0, size=2)
     gain = rng.uniform(0.9, 1.1) * rng.uniform(0.97, 1.03, size=3)
     turned = cv2.warpAffine(
         np.ascontiguousarray(face),
@@ -72,7 +82,7 @@ def augment(face: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uin
         flags=cv2.INTER_CUBIC,
         borderMode=cv2.BORDER_REFLECT_101,
     )
-    return np.asarray(np.clip(turned * gain, 0, 255), dtype=np.uint8)
+    return to_uint8(turned * gain / 255.0)
 
 
 def estimator_loss(
@@ -109,13 +119,69 @@ def batches(data: FaceBatches, first: int, last: int, workers: int) -> Iterator[
     yield from loader
 
 
+class Optimizer:
+    """Muon for the matrices of convolutions and linear layers, AdamW for all other parameters."""
+
+    def __init__(self, network: torch.nn.Module, lr: float) -> None:
+        matrices = [
+            p
+            for name, p in network.named_parameters()
+            if p.ndim > 1 and not name.startswith(("input_blocks.0.", "out."))
+        ]
+        others = {id(p) for p in network.parameters()} - {id(p) for p in matrices}
+        self.pairs = [(p, torch.nn.Parameter(p.detach().flatten(1))) for p in matrices]  # views: torch's takes 2D only
+        self.parts: dict[str, torch.optim.Optimizer] = {
+            "muon": torch.optim.Muon(
+                [view for _, view in self.pairs], lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+            ),
+            "adamw": torch.optim.AdamW([p for p in network.parameters() if id(p) in others], lr=lr, weight_decay=1e-4),
+        }
+
+    def step(self, lr: float) -> None:
+        """Update the parameters from their gradients, and drop the gradients."""
+        for parameter, view in self.pairs:
+            view.grad = None if parameter.grad is None else parameter.grad.flatten(1)
+        for part in self.parts.values():
+            for group in part.param_groups:
+                group["lr"] = lr
+            part.step()
+            part.zero_grad(set_to_none=True)
+        for parameter, _ in self.pairs:
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+
+
+@torch.no_grad()
+def judge(estimator: torch.nn.Module, faces: NDArray[np.uint8], device: torch.device) -> dict[str, float]:
+    """PSNR of the estimate less that of its input, in dB, in the mean of the faces, by level; of clean faces, PSNR."""
+    edge = (faces.shape[1] - IMAGE_SIZE) // 2
+    crops = np.ascontiguousarray(faces[:, edge:-edge, edge:-edge])
+    gains: dict[str, float] = {}
+    for level, degradation in {"clean": None, **LEVELS}.items():
+        rng = np.random.default_rng(0)
+        values = []
+        for face in crops:
+            degraded = face if degradation is None else degradation.apply(face, rng)
+            clean, given = (to_float(torch.from_numpy(image[None]), device) for image in (face, degraded))
+            error = F.mse_loss(estimator(given).clamp(0, 1), clean).clamp_min(1e-10)
+            before = 1.0 if degradation is None else float(F.mse_loss(given, clean))
+            values.append(10 * np.log10(before / float(error)))
+        gains[level] = round(float(np.mean(values)), 3)
+    return gains
+
+
 def train(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
     network = build(args.role).to(device)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
     average = build(args.role).to(device).requires_grad_(False)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, weight_decay=1e-4)
+    optimizer = Optimizer(network, args.lr)
     checkpoint, first = args.out / f"{args.role}.pt", 0
     average.load_state_dict(network.state_dict())
     if checkpoint.exists():
@@ -130,19 +196,18 @@ def train(args: argparse.Namespace) -> None:
         network.load_state_dict(named)
         average.load_state_dict(named)
         print(f"starting from {args.init}")
-    data = FaceBatches(args.faces, batch=args.batch, seed=args.seed, degrade=args.role == "estimator")
+    faces, aside = read_faces(args.faces)
+    data = FaceBatches(faces, batch=args.batch, seed=args.seed, degrade=args.role == "estimator")
+    called = torch.compile(network) if args.compile else network
     loss_of, losses, saved = LOSSES[args.role], [], time.monotonic()
     with (args.out / f"{args.role}.jsonl").open("a") as log:
         for step, pair in enumerate(batches(data, first, args.steps, args.workers), start=first):
             clean, degraded = (to_float(images, device) for images in pair)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, args.steps, args.lr)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss = loss_of(network, clean, degraded, step, args)
-            optimizer.zero_grad(set_to_none=True)
+                loss = loss_of(called, clean, degraded, step, args)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
+            optimizer.step(learning_rate(step, args.steps, args.lr))
             decay = min(args.ema, (1 + step) / (10 + step))
             with torch.no_grad():
                 for mean, value in zip(average.parameters(), network.parameters(), strict=True):
@@ -150,7 +215,13 @@ def train(args: argparse.Namespace) -> None:
             losses.append(loss.detach())
             done = step + 1
             if done % args.log_every == 0 or done == args.steps:
-                entry = {"step": done, "loss": float(torch.stack(losses).mean()), "seconds": round(time.time(), 1)}
+                entry: dict[str, Any] = {
+                    "step": done,
+                    "loss": float(torch.stack(losses).mean()),
+                    "at": round(time.time(), 1),
+                }
+                if args.role == "estimator" and (done % args.judge_every == 0 or done == args.steps):
+                    entry["gain"] = judge(average, aside[: args.judged], device)
                 print(json.dumps(entry), file=log, flush=True)
                 losses = []
             if time.monotonic() - saved > SAVE_EVERY_S or done == args.steps:
@@ -170,7 +241,7 @@ def save(
     *,
     network: torch.nn.Module,
     average: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
 ) -> None:
     """Write the resumable state, and the averaged weights in half as `<role>.safetensors`, each atomically."""
     state: dict[str, Any] = {
@@ -204,7 +275,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare batches (%(default)s)")
-    parser.add_argument("--log-every", type=int, default=50)
+    parser.add_argument("--log-every", type=int, default=50, help="steps between two lines of the log (%(default)s)")
+    parser.add_argument("--judge-every", type=int, default=500, help="steps between two looks at faces kept aside")
+    parser.add_argument("--judged", type=int, default=24, help="how many of those faces are looked at (%(default)s)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     train(args)
