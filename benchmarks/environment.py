@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from bfr.runtime import doctor
+from bfr.runtime.cli import doctor
 
 FACTS = ("CPU", "memory", "board", "GPU", "platform", "python", "numpy", "torch", "onnxruntime", "bfr-runtime")
 PACKAGES = ("triton", "tensorrt", "tensorrt-rtx", "cuda-bindings", "cuda-core", "nvidia-cuda-nvrtc", "matplotlib")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from bfr.benchmarks.metrics import Mean
+from bfr.benchmarks.quality.metrics import Mean
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from bfr.export.onnx import DEFAULT_OPSET, export_graph
-from bfr.export.stage import Stage
-from bfr.export.stages import make_stage
-from bfr.export.step import ConditionerStage, cut_variance, has_variance
-from bfr.export.verify import verify
+from bfr.export.onnx.graph import DEFAULT_OPSET, export_graph
+from bfr.export.verify.compare import verify
 from bfr.models.catalog import NetworkSpec, SystemSpec
-from bfr.models.checkpoint import load_into
-from bfr.models.unet import AttentionBlock, UNet
-from bfr.runtime import manifest as m
-from bfr.runtime.backends import Float32
-from bfr.runtime.bundle import Bundle, describe_file, write_manifest
+from bfr.models.networks.unet import AttentionBlock, UNet
+from bfr.models.stages.kinds import make_stage
+from bfr.models.stages.stage import Stage
+from bfr.models.stages.step import ConditionerStage, cut_variance, has_variance
+from bfr.models.weights.checkpoint import load_into
+from bfr.runtime.backends.device import Float32
+from bfr.runtime.bundle import manifest as m
+from bfr.runtime.bundle.bundle import Bundle, describe_file, write_manifest
+from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.files import atomic_folder, sha256_file
-from bfr.runtime.manifest import Precision
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 CONDITIONER = "conditioner"
@@ -51,7 +51,7 @@ def export_system(
 
     weights: the folder of the checkpoints, under their published names or as .safetensors; weights that are exact in
     half are stored in half and widened in the graph. precisions: fp32, fp16 for the networks that bear it, and int8 for
-    those that were measured in it. calibration: for int8, a folder of aligned faces, see `bfr.export.quantize`.
+    those that were measured in it. calibration: for int8, a folder of aligned faces, see `bfr.export.onnx.quantize`.
     learned_variance: the step graph of DDPM's learned variance instead of the linear one.
     time_table: what the denoiser makes of the timesteps is a network of its own, called once for all steps.
     threads: of the CPU backend, where it verifies. verified: False leaves that out, for benchmarks that verify
@@ -144,7 +144,9 @@ def _int8_faces(system: SystemSpec, calibration: Path | None) -> list[Float32]:
             "int8 is calibrated on real faces: name a folder of aligned ones, as `bfr restore --aligned` takes them, "
             "with --calibration FOLDER"
         )
-    from bfr.export.quantize import calibration_faces  # needs ONNX Runtime, which export without verifying does not
+    from bfr.export.onnx.quantize import (
+        calibration_faces,  # needs ONNX Runtime, which export without verifying does not
+    )
 
     return calibration_faces(calibration, system.image_size)
 
@@ -153,7 +155,7 @@ def _add_int8(
     bundle: Bundle, system: SystemSpec, faces: Sequence[Float32], threads: int | None, progress: Progress
 ) -> m.Manifest:
     """The manifest with the int8 variants of the networks that bear them, their files written."""
-    from bfr.export.quantize import quantize_network
+    from bfr.export.onnx.quantize import quantize_network
 
     networks = dict(bundle.manifest.networks)
     for name, spec in system.networks.items():
@@ -208,7 +210,7 @@ def load_weights(
 def as_stage(
     module: nn.Module, spec: NetworkSpec, *, learned_variance: bool = False, time_table: bool = False
 ) -> Stage:
-    """The stage of `bfr.export.stages` around a network; changes the network where channels are cut.
+    """The stage of `bfr.models.stages.kinds` around a network; changes the network where channels are cut.
 
     time_table: it takes what ConditionerStage makes in the place of timesteps.
     """

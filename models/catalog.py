@@ -1,11 +1,11 @@
 """The systems that `bfr` knows, by name."""
 
-from bfr.models.system import ARCHITECTURES, NetworkSpec, SystemSpec
 from bfr.models.systems.clrface import CLRFACE
 from bfr.models.systems.difface import DIFFACE, IDENTITY, INPAINTING
 from bfr.models.systems.diffbfr import DIFFBFR
-from bfr.models.systems.mini import MINI
+from bfr.models.systems.mini.system import MINI
 from bfr.models.systems.osdface import OSDFACE
+from bfr.models.systems.system import ARCHITECTURES, NetworkSpec, SystemSpec
 from bfr.runtime.errors import InvalidOption
 
 __all__ = ["ARCHITECTURES", "DIFFACE", "MINI", "SYSTEMS", "NetworkSpec", "SystemSpec", "get_system"]

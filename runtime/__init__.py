@@ -3,14 +3,14 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from bfr.runtime.batch import Restored
 from bfr.runtime.errors import BfrError
-from bfr.runtime.restorer import Restorer
+from bfr.runtime.restore.batch import Restored
+from bfr.runtime.restore.restorer import Restorer
 
 if TYPE_CHECKING:
-    from bfr.runtime.folder import find_images
-    from bfr.runtime.job import JobOptions, run_job
-    from bfr.runtime.photo import PhotoOptions, PhotoRestorer, RestoredPhoto
+    from bfr.runtime.faces.photo import PhotoOptions, PhotoRestorer, RestoredPhoto
+    from bfr.runtime.jobs.run import JobOptions, run_job
+    from bfr.runtime.jobs.sources import find_images
 
 __all__ = [
     "BfrError",
@@ -26,12 +26,12 @@ __all__ = [
 
 # Imported when first asked for: OpenCV is slow to load, and aligned faces do without it.
 _LATER = {
-    "JobOptions": "job",
-    "PhotoOptions": "photo",
-    "PhotoRestorer": "photo",
-    "RestoredPhoto": "photo",
-    "find_images": "folder",
-    "run_job": "job",
+    "JobOptions": "jobs.options",
+    "PhotoOptions": "faces.photo",
+    "PhotoRestorer": "faces.photo",
+    "RestoredPhoto": "faces.photo",
+    "find_images": "jobs.sources",
+    "run_job": "jobs.run",
 }
 
 

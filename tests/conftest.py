@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 from once import once
 
-from bfr.runtime.backends import HostDevice
-from bfr.runtime.batch import Restored
-from bfr.runtime.bundle import Bundle, default_bundle
-from bfr.runtime.chain import Chain
-from bfr.runtime.face import Face, template
-from bfr.runtime.manifest import Network, Preset, Tensor
-from bfr.runtime.noise import HostNoise
-from bfr.runtime.plan import difface_plan
-from bfr.runtime.restorer import Restorer
+from bfr.runtime.backends.device import HostDevice
+from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.bundle.manifest import Network, Preset, Tensor
+from bfr.runtime.diffusion.noise import HostNoise
+from bfr.runtime.faces.geometry import Face, template
+from bfr.runtime.restore.batch import Restored
+from bfr.runtime.restore.chain import Chain
+from bfr.runtime.restore.plan import difface_plan
+from bfr.runtime.restore.restorer import Restorer
 
 SIZE = 32
 RESTORED = (210, 200, 190)  # the colour of every pixel that the fake networks restore
@@ -243,8 +243,8 @@ def small() -> Iterator[Callable[..., RecordingRestorer]]:
 def tiny_system() -> Any:
     """A DifFace of two small name-seeded UNets at 32x32, its denoiser with variance channels as the published one."""
     from bfr.models.catalog import NetworkSpec, SystemSpec
-    from bfr.models.fetch import Download
-    from bfr.runtime.manifest import Licence
+    from bfr.models.weights.fetch import Download
+    from bfr.runtime.bundle.manifest import Licence
 
     return SystemSpec(
         name="tiny",
@@ -276,7 +276,7 @@ def tiny_weights(tiny_system: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     """The checkpoints of `tiny_system`, in the layouts that published files have."""
     import torch
 
-    from bfr.models.seeded import LOOP_SCALE, seed_weights
+    from bfr.models.weights.seeded import LOOP_SCALE, seed_weights
 
     folder = tmp_path_factory.mktemp("weights")
     for name, spec in tiny_system.networks.items():

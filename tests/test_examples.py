@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bfr.runtime.image import read_image
-from bfr.runtime.media import VideoInfo
-from bfr.runtime.video_writer import VideoWriter
+from bfr.runtime.images.decode import read_image
+from bfr.runtime.video.formats import VideoInfo
+from bfr.runtime.video.write import VideoWriter
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "photographs.md"

@@ -8,10 +8,10 @@ ours, see docs/systems/clr-face.md: the networks' sizes, the schedule and the pr
 
 from typing import Any
 
-from bfr.models.fetch import Download
-from bfr.models.system import NetworkSpec, SystemSpec
 from bfr.models.systems.difface import ARCFACE, RECOGNIZER
-from bfr.runtime.manifest import Denoise, Diffuse, Estimate, Guidance, Licence, Preset
+from bfr.models.systems.system import NetworkSpec, SystemSpec
+from bfr.models.weights.fetch import Download
+from bfr.runtime.bundle.manifest import Denoise, Diffuse, Estimate, Guidance, Licence, Preset
 
 AUTOENCODER: dict[str, Any] = {  # latent diffusion's vq-f4
     "ch": 128,

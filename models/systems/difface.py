@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from bfr.models.fetch import Download
-from bfr.models.system import NetworkSpec, SystemSpec
-from bfr.runtime.manifest import Denoise, Diffuse, Estimate, Guidance, ImageInput, Licence, Preset
+from bfr.models.systems.system import NetworkSpec, SystemSpec
+from bfr.models.weights.fetch import Download
+from bfr.runtime.bundle.manifest import Denoise, Diffuse, Estimate, Guidance, ImageInput, Licence, Preset
 
 _RELEASE = "https://github.com/zsyOAOA/DifFace/releases/download/V1.0/"
 

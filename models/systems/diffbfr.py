@@ -8,9 +8,9 @@ not settle is ours, see docs/systems/diffbfr.md: sizes and widths of the network
 
 from typing import Any
 
-from bfr.models.fetch import Download
-from bfr.models.system import NetworkSpec, SystemSpec
-from bfr.runtime.manifest import Denoise, Diffuse, Estimate, Licence, Preset, Sampler
+from bfr.models.systems.system import NetworkSpec, SystemSpec
+from bfr.models.weights.fetch import Download
+from bfr.runtime.bundle.manifest import Denoise, Diffuse, Estimate, Licence, Preset, Sampler
 
 STAGES = (
     Estimate(name="shrink", network="shrink", inputs={"image": "degraded"}, outputs={"resized": "low_quality"}),

@@ -5,12 +5,12 @@
 
 from typing import Any
 
-from bfr.models.fetch import Download
-from bfr.models.import_osdface import LICENCE, SOURCES, import_osdface
-from bfr.models.osdface import VISUAL_EMBEDDER
-from bfr.models.sd import SD21_UNET, SD21_VAE
-from bfr.models.system import NetworkSpec, SystemSpec
-from bfr.runtime.manifest import Denoise, Estimate, NoiseSchedule, Preset
+from bfr.models.networks.osdface import VISUAL_EMBEDDER
+from bfr.models.networks.sd import SD21_UNET, SD21_VAE
+from bfr.models.systems.system import NetworkSpec, SystemSpec
+from bfr.models.weights.fetch import Download
+from bfr.models.weights.osdface import LICENCE, SOURCES, import_osdface
+from bfr.runtime.bundle.manifest import Denoise, Estimate, NoiseSchedule, Preset
 
 TIMESTEP = 399
 STAGES = (

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from bfr.runtime.backends import BoundCall, Buffer, Float32, HostDevice, Noise
-from bfr.runtime.backends.cuda import device_count
-from bfr.runtime.backends.gpu import GpuBuffer, GpuDevice
-from bfr.runtime.bundle import Bundle
+from bfr.runtime.backends.cuda.bindings import device_count
+from bfr.runtime.backends.cuda.device import GpuBuffer, GpuDevice
+from bfr.runtime.backends.device import BoundCall, Buffer, Float32, HostDevice, Noise
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.manifest import Precision
+from bfr.runtime.diffusion.noise import HostNoise
 from bfr.runtime.errors import BackendUnavailable, DeviceOutOfMemory, MissingDependency
-from bfr.runtime.manifest import Precision
-from bfr.runtime.noise import HostNoise
 
 try:
     import onnxruntime as ort

@@ -5,12 +5,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bfr.runtime.backends import BoundCall, Network
-from bfr.runtime.backends.gpu import GpuBuffer, GpuDevice
-from bfr.runtime.backends.trt import Library, find_engine, load_library, make_logger, this_machine
-from bfr.runtime.bundle import Bundle
+from bfr.runtime.backends.cuda.device import GpuBuffer, GpuDevice
+from bfr.runtime.backends.device import BoundCall, Network
+from bfr.runtime.backends.tensorrt_key import Library, find_engine, load_library, make_logger, this_machine
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory, EngineMismatch, InvalidOption
-from bfr.runtime.manifest import Precision
 
 ALIGNMENT = 256  # bytes, of a block of activations; cudaMalloc gives it
 

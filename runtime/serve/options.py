@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bfr.runtime.backends.choose import BACKENDS
+from bfr.runtime.backends.registry import BACKENDS
 from bfr.runtime.errors import InputNotFound, InvalidOption
-from bfr.runtime.image import MAX_PIXELS
+from bfr.runtime.images.decode import MAX_PIXELS
 
 KEY_VARIABLE = "BFR_API_KEY"
 BATCH, CPU_BATCH = 4, 2  # on a CPU larger ones gain little, and two requests at a time overlap

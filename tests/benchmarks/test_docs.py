@@ -52,6 +52,6 @@ def test_the_projects_own_documents_are_up_to_date() -> None:
     documents = [
         root / "README.md",
         *(root / "docs" / f"{name}.md" for name in ("results", "presets")),
-        root / "models/mini/README.md",
+        root / "models/systems/mini/README.md",
     ]
     assert main([*map(str, documents), "--check"]) == 0

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bfr.export.walk import Reference
+from bfr.export.verify.walk import Reference
 from bfr.runtime.backends.onnxruntime import CpuDevice
-from bfr.runtime.backends.trt import Library, Machine
-from bfr.runtime.bundle import Bundle
-from bfr.runtime.manifest import Precision
-from bfr.runtime.restorer import load_networks
+from bfr.runtime.backends.tensorrt_key import Library, Machine
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.manifest import Precision
+from bfr.runtime.restore.restorer import load_networks
 
 MACHINE = Machine("tensorrt-rtx", "1.7.1", "13.0", "13.1", "NVIDIA Fake", "8.9")
 

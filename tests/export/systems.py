@@ -7,9 +7,6 @@ from typing import Any
 from once import once
 
 from bfr.export.bundle import export_system
-from bfr.models.fetch import Download
-from bfr.models.seeded import write_seeded
-from bfr.models.system import NetworkSpec, SystemSpec
 from bfr.models.systems.clrface import CLRFACE
 from bfr.models.systems.clrface import networks as clrface_networks
 from bfr.models.systems.difface import IDENTITY, INPAINTING, identity_networks
@@ -17,8 +14,11 @@ from bfr.models.systems.diffbfr import DIFFBFR
 from bfr.models.systems.diffbfr import networks as diffbfr_networks
 from bfr.models.systems.osdface import OSDFACE
 from bfr.models.systems.osdface import networks as osdface_networks
-from bfr.runtime.bundle import Bundle
-from bfr.runtime.manifest import Preset, Sampler
+from bfr.models.systems.system import NetworkSpec, SystemSpec
+from bfr.models.weights.fetch import Download
+from bfr.models.weights.seeded import write_seeded
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.manifest import Preset, Sampler
 
 SIZE = 32
 

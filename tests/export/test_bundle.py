@@ -17,15 +17,15 @@ import torch
 
 from bfr.export import bundle as exporting
 from bfr.export.bundle import export_system, fits_half
-from bfr.export.eager import EagerDevice, EagerNetwork
-from bfr.export.reference import load_reference
-from bfr.export.verify import compare, verify
-from bfr.export.walk import smooth_image
-from bfr.export.writable import record_checks
-from bfr.runtime.bundle import Bundle, default_bundle
+from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
+from bfr.export.pytorch.reference import load_reference
+from bfr.export.tensorrt.writable import record_checks
+from bfr.export.verify.compare import compare, verify
+from bfr.export.verify.walk import smooth_image
+from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.bundle.manifest import Check
 from bfr.runtime.errors import InputNotFound, InvalidCheckpoint, InvalidOption, VerificationFailed, WriteFailed
-from bfr.runtime.manifest import Check
-from bfr.runtime.restorer import Restorer
+from bfr.runtime.restore.restorer import Restorer
 
 
 def test_what_was_exported_is_described_and_verified(tiny_bundle: Bundle) -> None:

@@ -13,17 +13,17 @@ from PIL import Image
 from systems import MAKERS, SIZE, shared
 from typer.testing import CliRunner
 
-from bfr.benchmarks import guidance
+from bfr.benchmarks.agreement import guidance
 from bfr.export.bundle import export_system
-from bfr.export.verify import open_reference, verify
-from bfr.export.walk import call_network, output_shapes, walk
+from bfr.export.verify.compare import open_reference, verify
+from bfr.export.verify.walk import call_network, output_shapes, walk
 from bfr.runtime.backends.onnxruntime import CpuDevice
-from bfr.runtime.bundle import Bundle, default_bundle
-from bfr.runtime.cli import app
+from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.bundle.manifest import Manifest
+from bfr.runtime.cli.main import app
 from bfr.runtime.errors import BundleInvalid, InputNotFound, InvalidOption
-from bfr.runtime.manifest import Manifest
-from bfr.runtime.plan import make_plan
-from bfr.runtime.restorer import Restorer
+from bfr.runtime.restore.plan import make_plan
+from bfr.runtime.restore.restorer import Restorer
 
 
 @pytest.fixture(scope="module", params=sorted(MAKERS))
@@ -91,7 +91,7 @@ def test_a_bundle_needs_no_torch(system: tuple[str, Bundle], tmp_path: Path) -> 
     script = (
         "import sys\n"
         "for name in ('torch', 'onnx', 'diffusers', 'transformers'): sys.modules[name] = None\n"
-        "from bfr.runtime.cli import main\n"
+        "from bfr.runtime.cli.main import main\n"
         f"sys.argv = {['bfr', *verb, str(tmp_path / 'face.png'), '-o', str(tmp_path / 'out')]!r}\n"
         f"sys.argv += ['--bundle', {str(bundle.folder)!r}, '--backend', 'onnxruntime-cpu']\n"
         "main()\n"

@@ -16,10 +16,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from bfr.runtime.backends import cuda, trt
-from bfr.runtime.bundle import Bundle, describe_file, write_manifest
-from bfr.runtime.manifest import Engine
-from bfr.runtime.noise import fill_normal
+from bfr.runtime.backends import tensorrt_key as trt
+from bfr.runtime.backends.cuda import bindings as cuda
+from bfr.runtime.bundle.bundle import Bundle, describe_file, write_manifest
+from bfr.runtime.bundle.manifest import Engine
+from bfr.runtime.diffusion.noise import fill_normal
 
 real: Any = pytest.importorskip("cuda.bindings.runtime")
 OK = real.cudaError_t.cudaSuccess

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from bfr.runtime.backends import cuda, tensorrt, trt
+from bfr.runtime.backends import tensorrt
+from bfr.runtime.backends import tensorrt_key as trt
+from bfr.runtime.backends.cuda import bindings as cuda
 
 rt: Any = pytest.importorskip("cuda.bindings.runtime")
 driver: Any = pytest.importorskip("cuda.bindings.driver")
@@ -101,7 +103,7 @@ int cuDriverGetVersion(int* version) { *version = 13000; return 0; }
 PROGRAM = """
 from types import SimpleNamespace
 from cuda.bindings import driver, runtime
-from bfr.runtime.backends.cuda import Cuda, pointer, word
+from bfr.runtime.backends.cuda.bindings import Cuda, pointer, word
 one = object.__new__(Cuda)
 one.index, one.driver = 0, driver
 one.rt = SimpleNamespace(cudaError_t=runtime.cudaError_t, cudaSetDevice=lambda _: (runtime.cudaError_t.cudaSuccess,),

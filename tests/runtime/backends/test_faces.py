@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from bfr.runtime.backends.onnxruntime import CpuDevice
-from bfr.runtime.bundle import Bundle
+from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.errors import DeviceLost
-from bfr.runtime.restorer import Restorer
-from bfr.runtime.serve.batching import Finished
-from bfr.runtime.serve.faces import FaceServer
+from bfr.runtime.restore.restorer import Restorer
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import FaceOrder
+from bfr.runtime.serve.workers.batching import Finished
+from bfr.runtime.serve.workers.faces import FaceServer
 
 FACES = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8) for i in range(7)]
 

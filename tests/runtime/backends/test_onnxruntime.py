@@ -8,13 +8,13 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from bfr.runtime.backends import cuda
 from bfr.runtime.backends import onnxruntime as backend
-from bfr.runtime.backends.choose import open_device
+from bfr.runtime.backends.cuda import bindings as cuda
 from bfr.runtime.backends.onnxruntime import CpuDevice, CudaDevice
-from bfr.runtime.bundle import Bundle
+from bfr.runtime.backends.registry import open_device
+from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.errors import BackendUnavailable
-from bfr.runtime.restorer import Restorer
+from bfr.runtime.restore.restorer import Restorer
 
 FACES = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8) for i in range(3)]
 needs_gpu = pytest.mark.skipif(not backend.cuda_works(), reason="no GPU that ONNX Runtime can use")

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from systems import MAKERS, shared
 
-from bfr.runtime.backends import cuda, trt
+from bfr.runtime.backends import tensorrt_key as trt
+from bfr.runtime.backends.cuda import bindings as cuda
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.backends.tensorrt import TensorRtDevice
-from bfr.runtime.bundle import Bundle, write_manifest
+from bfr.runtime.bundle.bundle import Bundle, write_manifest
+from bfr.runtime.bundle.manifest import EngineKey
 from bfr.runtime.errors import (
     BackendUnavailable,
     BundleCorrupt,
@@ -24,8 +26,7 @@ from bfr.runtime.errors import (
     InvalidOption,
     RestorationFailed,
 )
-from bfr.runtime.manifest import EngineKey
-from bfr.runtime.restorer import Restorer
+from bfr.runtime.restore.restorer import Restorer
 
 both = pytest.mark.parametrize("tensorrt", trt.LIBRARIES, indirect=True)
 FACES = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8) for i in range(9)]

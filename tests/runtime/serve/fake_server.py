@@ -154,7 +154,7 @@ class Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def _page(self) -> None:
-        from bfr.runtime.serve.page import page
+        from bfr.runtime.serve.http.page import page
 
         data, headers = page()
         self._send(200, data, headers)

@@ -1,0 +1,280 @@
+"""Runs recorded outputs of the published code against this one: `python -m bfr.benchmarks.agreement.golden FILE...`.
+
+A golden is an .npz with a .json of the same name beside it (`layout_NAME.json` for `full_NAME.npz`). Weights are made
+anew from the parameters' names (`bfr.models.weights.seeded`). Three forms are known: `tiny_*`, a network's whole input
+and output; `full_*`, every 16th pixel of a published network at full size; `loop_*`, a whole sampler run with its
+noise. Each is run in eager PyTorch and exported, on ONNX Runtime; the largest absolute error of each is printed.
+Exit status: 0 where every error is below the tolerance, 1 where one is not, 2 where a file is no golden.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bfr.export.onnx.graph import export_graph
+from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
+from bfr.models.networks.lama import LaMa
+from bfr.models.networks.swinir import SwinIR
+from bfr.models.networks.unet import UNet
+from bfr.models.stages.step import EstimatorStage, KnownStep, LearnedVarianceStep, LinearStep, cut_variance
+from bfr.models.weights.seeded import LOOP_SCALE, seed_weights
+from bfr.runtime.backends.device import BoundCall, Buffer, Device, Float32, Network
+from bfr.runtime.backends.onnxruntime import CpuDevice
+from bfr.runtime.diffusion.schedule import linear_schedule
+from bfr.runtime.diffusion.solvers import StepTable, step_table
+from bfr.runtime.errors import BfrError, InputNotFound, InvalidOption
+from bfr.runtime.files import write_bytes
+from bfr.runtime.restore.chain import Chain
+from bfr.runtime.restore.plan import difface_plan
+
+TOLERANCE = 1e-4
+NETWORKS: dict[str, type[nn.Module]] = {"UNetModel": UNet, "SwinIR": SwinIR, "FFCResNetGenerator": LaMa}
+# Parameters of the published classes that choose nothing in inference.
+IGNORED = {"dims", "use_fp16", "use_checkpoint", "dropout", "drop_rate", "attn_drop_rate", "drop_path_rate"}
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """The largest absolute error of one golden on both backends."""
+
+    eager: float
+    onnxruntime: float
+
+    @property
+    def worst(self) -> float:
+        """The larger one; NaN counts as infinitely wrong."""
+        return max(np.inf if np.isnan(e) else e for e in (self.eager, self.onnxruntime))
+
+
+def run_golden(path: Path, scratch: Path) -> Errors:
+    """Run one golden; `scratch` is a folder for the exported graphs."""
+    if not path.is_file():
+        raise InputNotFound(f"{path} does not exist")
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    form = path.stem.split("_", 1)[0]
+    if form == "tiny":
+        return _run_tiny(arrays, _read(path.with_suffix(".json")), scratch)
+    if form == "full":
+        name = path.stem.removeprefix("full_")
+        return _run_full(name, arrays, _read(path.with_name(f"layout_{name}.json")), scratch)
+    if form == "loop":
+        return _run_loop(arrays, _read(path.with_suffix(".json")), path.parent, scratch)
+    raise InvalidOption(f"{path.name} is no golden: its name begins with none of tiny_, full_, loop_")
+
+
+def _run_tiny(arrays: Arrays, config: dict[str, Any], scratch: Path) -> Errors:
+    inputs = {name: arrays[name].astype(np.float32) for name in ("x", "t") if name in arrays}
+    eager, exported = run_network(_network(config, image_size=arrays["x"].shape[-1]), inputs, scratch)
+    return Errors(_distance(eager, arrays["y"]), _distance(exported, arrays["y"]))
+
+
+def _run_full(name: str, arrays: Arrays, config: dict[str, Any], scratch: Path) -> Errors:
+    generator = np.random.Generator(np.random.PCG64(zlib.crc32(f"full-x-{name}.pth".encode())))
+    kind, size = config["class"], 512 if "512" in name else 256
+    shape = (1, 4 if kind == "FFCResNetGenerator" else 3, size, size)
+    draw = generator.standard_normal if kind == "UNetModel" else generator.random
+    inputs = {"x": draw(shape).astype(np.float32)}
+    if kind == "UNetModel":
+        inputs["t"] = np.array([396.0], np.float32)
+
+    def distance(result: Float32) -> float:
+        y = result[0]
+        pairs = ((y[:, ::16, ::16], "out_every_16"), (y.mean((1, 2)), "mean"), (y.std((1, 2)), "std"))
+        return max(_distance(value, arrays[kept]) for value, kept in pairs)
+
+    eager, exported = run_network(_network(config, image_size=size), inputs, scratch)
+    return Errors(distance(eager), distance(exported))
+
+
+def run_network(module: nn.Module, inputs: dict[str, Float32], scratch: Path) -> tuple[Float32, Float32]:
+    """The output of a module on `inputs`, in eager PyTorch and exported on ONNX Runtime."""
+    with torch.inference_mode():
+        eager = module.eval()(*(torch.from_numpy(value) for value in inputs.values())).numpy()
+    pair = {name: torch.from_numpy(np.concatenate([v, v])[:2].copy()) for name, v in inputs.items()}
+    graph, _ = export_graph(module, pair, ["y"], scratch / "network.onnx")
+    device = CpuDevice()
+    buffers = {name: device.array(value.shape) for name, value in inputs.items()}
+    for name, value in inputs.items():
+        device.write(buffers[name], value)
+    output = device.array(eager.shape)
+    device.load_graph(graph).bind(buffers, {"y": output})()
+    return eager, device.read(output)
+
+
+def _run_loop(arrays: Arrays, config: dict[str, Any], folder: Path, scratch: Path) -> Errors:
+    denoiser = _network(_read(folder / f"{config['model'].split()[0]}.json"), LOOP_SCALE)
+    table = step_table(
+        linear_schedule(),
+        solver="ddpm-learned" if config["sampler"] == "ddpm" else "ddim",
+        spacing=config["timestep_respacing"],
+        start=config["start_timesteps"],
+        eta=config["eta"],
+    )
+    guided = config["gamma"] > 0
+    if config["sampler"] == "ddpm":
+        step: nn.Module = LearnedVarianceStep(denoiser)
+    else:
+        cut_variance(denoiser)
+        step = KnownStep(denoiser) if guided else LinearStep(denoiser)
+    estimator = None
+    if not config["estimator"].startswith("none"):
+        estimator = EstimatorStage(_network(_read(folder / f"{config['estimator']}.json")))
+    conditions: dict[str, Float32] = {}
+    if guided:
+        conditions = {
+            "known": np.asarray(2.0 * arrays["y0"] - 1.0, np.float32),
+            "mask": arrays["mask"],
+        }
+    eager, onnxruntime, size = EagerDevice(), CpuDevice(), arrays["y0"].shape[-1]
+    networks: list[tuple[Device, Network | None, Network]] = [
+        (eager, EagerNetwork(estimator) if estimator else None, EagerNetwork(step)),
+        (
+            onnxruntime,
+            onnxruntime.load_graph(_export_estimator(estimator, arrays["y0"].shape[-1], scratch))
+            if estimator
+            else None,
+            onnxruntime.load_graph(_export_step(step, size, conditions, scratch)),
+        ),
+    ]
+    strength = config["gamma"] if guided else None
+    errors = [replay(device, first, second, table, arrays, conditions, strength) for device, first, second in networks]
+    return Errors(*errors)
+
+
+def replay(
+    device: Device,
+    estimator: Network | None,
+    step: Network,
+    table: StepTable,
+    arrays: Arrays,
+    conditions: Mapping[str, Float32],
+    strength: float | None = None,
+) -> float:
+    """Run a recorded loop with its own noise; the largest error of its estimate, kept states and final image."""
+    batch, size = arrays["y0"].shape[0], arrays["y0"].shape[-1]
+    shapes = {name: value.shape[1:] for name, value in conditions.items()}
+    plan = difface_plan(table, size, conditions=shapes, strength=strength)
+    networks = {"estimator": estimator or GivenEstimate(device, arrays["estimate"]), "denoiser": step}
+    chain = Chain(device, networks, plan, batch=batch, noise=ReplayedNoise(device, arrays["noise"]))
+    kept = {int(index): state for index, state in zip(arrays["kept"], arrays["states"], strict=True)}
+    errors = []
+
+    def compare(done: int, buffer: Buffer) -> None:
+        if done in kept:
+            errors.append(_distance(device.read(buffer), kept[done]))
+
+    result = chain.run(arrays["y0"], seed=0, images=(0,) * batch, on_step=compare, inputs=conditions)
+    image = result.image
+    if "mask" in arrays:
+        image = np.where(arrays["mask"] > 0, image, arrays["y0"])  # known pixels are put back
+    errors.append(_distance(result.estimate, np.clip(arrays["estimate"], 0, 1)))
+    errors.append(_distance(image, arrays["final"]))
+    return max(errors)
+
+
+class ReplayedNoise:
+    """A recorded stream of noise in the place of a device's own."""
+
+    def __init__(self, device: Device, draws: NDArray[np.float32]) -> None:
+        self.device, self.draws = device, draws
+        self.buffers = (device.array(draws[0].shape), device.array(draws[0].shape))
+
+    def start(self, seed: int, images: tuple[int, ...], last: int) -> None:
+        """Nothing to prepare: the draws are there."""
+
+    def ready(self, step: int) -> None:
+        """Write the recorded draw of `step`."""
+        self.device.write(self.buffers[step % 2], self.draws[step])
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class GivenEstimate:
+    """A recorded estimate in the place of the estimator."""
+
+    def __init__(self, device: Device, estimate: NDArray[np.float32]) -> None:
+        self.device, self.estimate = device, np.clip(estimate, 0, 1) * 2.0 - 1.0
+
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> BoundCall:
+        """A call that writes the estimate."""
+        del inputs
+        return lambda: self.device.write(outputs["estimate"], self.estimate)
+
+
+def _export_estimator(stage: nn.Module, size: int, scratch: Path) -> Path:
+    return export_graph(stage, {"degraded": torch.rand(2, 3, size, size)}, ["estimate"], scratch / "estimator.onnx")[0]
+
+
+def _export_step(step: nn.Module, size: int, conditions: Mapping[str, Float32], scratch: Path) -> Path:
+    inputs: dict[str, Tensor] = {name: torch.rand(2, 3, size, size) for name in ("x", "h1", "h2")}
+    inputs |= {"t": torch.full((2,), 100.0), "row": torch.rand(2, 8), "noise": torch.rand(2, 3, size, size)}
+    inputs |= {name: torch.rand(2, *value.shape[1:]) for name, value in conditions.items()}
+    inputs |= {"strength": torch.rand(2)} if conditions else {}
+    return export_graph(step, inputs, ["x_next", "x0"], scratch / "step.onnx")[0]
+
+
+def _network(config: dict[str, Any], scale: Mapping[str, float] | None = None, *, image_size: int | None = None) -> Any:
+    if config["class"] not in NETWORKS:
+        raise InvalidOption(f"networks of class {config['class']} are not supported: {', '.join(NETWORKS)} are")
+    parameters = {k: v for k, v in config["params"].items() if k not in IGNORED}
+    if config["class"] == "FFCResNetGenerator" and image_size is not None:
+        parameters["image_size"] = image_size  # the published class has no such parameter
+    module = NETWORKS[config["class"]](**parameters)
+    seed_weights(module, scale)
+    return module.eval()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputNotFound(f"{path} does not exist: it describes the golden's network and must lie beside it")
+    return dict(json.loads(path.read_text()))
+
+
+def _distance(a: NDArray[Any], b: NDArray[Any]) -> float:
+    return float(np.abs(a.astype(np.float64) - b).max())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument("--markdown", type=Path, help="write the table to this file as well")
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest absolute error (%(default)s)")
+    args = parser.parse_args(arguments)
+    status, rows = 0, ["# Goldens", "| golden | eager PyTorch | ONNX Runtime |", "| --- | --- | --- |"]
+    print(f"{'golden':44} {'eager':>10} {'onnxruntime':>12}")
+    for path in args.files:
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                errors = run_golden(path, Path(scratch))
+            except BfrError as error:
+                print(f"{path.stem:44} {error}")
+                status = max(status, 2)
+                continue
+        ok = errors.worst <= args.tolerance
+        print(
+            f"{path.stem:44} {errors.eager:10.1e} {errors.onnxruntime:12.1e}  {'ok' if ok else 'TOO LARGE'}", flush=True
+        )
+        rows.append(f"| {path.stem} | {errors.eager:.1e} | {errors.onnxruntime:.1e} |")
+        status = max(status, 0 if ok else 1)
+    if args.markdown:
+        write_bytes(args.markdown, ("\n".join(rows) + "\n").encode())
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

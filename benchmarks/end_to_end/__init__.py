@@ -1,0 +1,1 @@
+"""Whole photographs, folders, videos and servers."""

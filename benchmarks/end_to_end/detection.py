@@ -1,0 +1,172 @@
+"""Recall and landmark error of the face detectors: `python -m bfr.benchmarks.end_to_end.detection FACES --out DIR`.
+
+FACES holds folders of pictures of one person each: `photos`, and any others. From `photos` groups are composed
+(`bfr.benchmarks.end_to_end.group`), whose landmarks are known by construction. There is no annotation by hand: the
+truth of a single picture is the median of nine looks of YuNet at sizes that it likes, so that YuNet's own errors in
+common do not show; the groups show what size, rotation and neighbours do.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.benchmarks.end_to_end.group import Portrait, compose_group, measure_portrait
+from bfr.benchmarks.publish import publish
+from bfr.runtime.errors import InputNotFound
+from bfr.runtime.faces.detect import Detector, open_detector
+from bfr.runtime.faces.geometry import Face
+from bfr.runtime.images.decode import read_image
+from bfr.runtime.jobs.sources import find_images
+
+SIZES = (2, 5, 10, 20, 30)
+WIDTH, HEIGHT = 4000, 3000
+NEAR = 0.6  # eye distances: a detection whose landmarks' middle is nearer than this found the face
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one detector did on one set of pictures. errors: of each face found, mean over its landmarks."""
+
+    pictures: int = 0
+    faces: int = 0
+    found: int = 0
+    false: int = 0
+    errors: list[float] = field(default_factory=list)
+    refined: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def add(self, detector: Detector, pixels: NDArray[np.uint8], truths: Sequence[NDArray[np.float64]]) -> None:
+        """Look at a picture whose faces have the landmarks `truths`, (5, 2) each."""
+        begin = time.perf_counter()
+        faces = detector.detect(pixels)
+        self.seconds.append(time.perf_counter() - begin)
+        left = list(faces)
+        for truth in truths:
+            eyes = float(np.hypot(*(truth[1] - truth[0])))
+            face = min(left, key=lambda face: _apart(face, truth), default=None)
+            if face is not None and _apart(face, truth) < NEAR * eyes:
+                left.remove(face)
+                self.found += 1
+                self.errors.append(_error(face, truth) / eyes)
+                self.refined.append(_error(detector.refine(pixels, face), truth) / eyes)
+        self.pictures += 1
+        self.faces += len(truths)
+        self.false += len(left)
+
+    def row(self) -> dict[str, Any]:
+        """The figures of a table."""
+        return {
+            "pictures": self.pictures,
+            "faces": self.faces,
+            "found": self.found,
+            "recall": round(self.found / max(1, self.faces), 4),
+            "false": self.false,
+            "error_p50": _quantile(self.errors, 0.5),
+            "refined_p50": _quantile(self.refined, 0.5),
+            "refined_p90": _quantile(self.refined, 0.9),
+            "seconds_p50": _quantile(self.seconds, 0.5),
+        }
+
+
+def _apart(face: Face, truth: NDArray[np.float64]) -> float:
+    return float(np.hypot(*(face.landmarks.mean(0) - truth.mean(0))))
+
+
+def _error(face: Face, truth: NDArray[np.float64]) -> float:
+    return float(np.hypot(*(face.landmarks - truth).T).mean())
+
+
+def _quantile(values: Sequence[float], share: float) -> float | None:
+    return round(float(np.quantile(values, share)), 4) if values else None
+
+
+def read_portraits(folder: Path) -> tuple[list[Portrait], int]:
+    """The pictures of a folder that one person was found in, and how many there are in all."""
+    detector = open_detector("yunet")
+    portraits = [measure_portrait(read_image(item.source).pixels, detector) for item in find_images([folder])]
+    return [portrait for portrait in portraits if portrait is not None], len(portraits)
+
+
+def measure(folder: Path, groups: int, seed: int) -> dict[str, Any]:
+    """All tables: set -> detector -> figures."""
+    detectors = [open_detector("yunet"), open_detector("haar")]
+    sets: dict[str, Any] = {}
+    portraits: list[Portrait] = []
+    for sub in sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "train"):
+        known, total = read_portraits(sub)
+        sets[sub.name] = {"pictures": total, "with_truth": len(known)}
+        sets[sub.name] |= _tables(detectors, ((one.pixels, [one.landmarks]) for one in known))
+        if sub.name == "photos":
+            portraits = known
+    if not portraits:
+        raise InputNotFound(f"{folder} has no folder `photos` with portraits: groups are composed from them")
+    rng = np.random.default_rng(seed)
+    for size in SIZES:
+        composed = (compose_group(portraits, size, width=WIDTH, height=HEIGHT, rng=rng) for _ in range(groups))
+        sets[f"groups of {size}"] = _tables(detectors, ((one.pixels, one.landmarks) for one in composed))
+    return sets
+
+
+def _tables(
+    detectors: Sequence[Detector], pictures: Iterable[tuple[NDArray[np.uint8], Sequence[NDArray[np.float64]]]]
+) -> dict[str, Any]:
+    tallies = {detector.name: Tally() for detector in detectors}
+    for pixels, truths in pictures:
+        for detector in detectors:
+            tallies[detector.name].add(detector, pixels, truths)
+    return {name: tally.row() for name, tally in tallies.items()}
+
+
+def as_markdown(sets: dict[str, Any], command: str) -> str:
+    """The tables as Markdown."""
+    lines = [
+        "# Face detectors",
+        "",
+        "Recall, and the landmarks' mean error in eye distances (median over the faces found; `closer look`: after "
+        "the detector has looked again at the face upright, as restoring does). Single pictures: the truth is the "
+        "median of nine looks of YuNet itself, so that only its scatter shows, and pictures that it does not know are "
+        f"left out. Groups: {WIDTH} x {HEIGHT}, people scaled by 0.1 to 1 and turned by up to 30 degrees, landmarks "
+        "known from the portraits; `false` are detections of no face.",
+        "",
+        "```",
+        command,
+        "```",
+        "",
+        "| pictures | detector | faces | recall | false | error | closer look | closer look, p90 | s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, tables in sets.items():
+        for detector in ("yunet", "haar"):
+            row = tables[detector]
+            cells = [name, detector, row["faces"], f"{row['recall']:.1%}", row["false"]]
+            cells += [row[key] for key in ("error_p50", "refined_p50", "refined_p90", "seconds_p50")]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("faces", type=Path, help="folder of folders of pictures, one of them `photos`")
+    parser.add_argument("--out", type=Path, required=True, help="folder for detection.json and detection.md")
+    parser.add_argument("--groups", type=int, default=6, help="composed photographs of each size (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+    command = f"python -m bfr.benchmarks.end_to_end.detection FACES --out DIR --groups {args.groups} --seed {args.seed}"
+
+    def call() -> tuple[dict[str, Any], str]:
+        sets = measure(args.faces, args.groups, args.seed)
+        return {"sets": sets}, as_markdown(sets, command)
+
+    return publish(args.out, "detection", command, call)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

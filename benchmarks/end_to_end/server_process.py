@@ -1,0 +1,120 @@
+"""`bfr serve` in a process of its own, started as a user would, for measurements and tests. Linux only."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from prometheus_client.parser import text_string_to_metric_families
+
+from bfr.runtime.errors import ServerUnavailable
+
+START = 180.0  # seconds; two idle cores need 15 to 20
+COMMAND = (sys.executable, "-c", "from bfr.runtime.cli.main import main; main()", "serve")
+
+
+class ServerProcess:
+    """A server on a free port of this machine, with its files below `home`."""
+
+    def __init__(self, home: Path, *flags: str, wait: bool = True) -> None:
+        """Start it, and wait until it is ready. Raises ServerUnavailable where it is not in START seconds."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.home, self.url = home, f"http://127.0.0.1:{port}"
+        self.process = subprocess.Popen(  # noqa: S603
+            [*COMMAND, "--port", str(port), *flags],
+            env={"BFR_HOME": str(home), **os.environ},
+            stdout=(home / "stdout.txt").open("w"),
+            stderr=(home / "stderr.txt").open("w"),
+            start_new_session=True,
+        )
+        self.session = self.process.pid
+        if wait:
+            try:
+                self.wait_ready()
+            except BaseException:
+                self.kill()
+                raise
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """Its standard output, every line of which is JSON."""
+        return [json.loads(line) for line in (self.home / "stdout.txt").read_text().splitlines()]
+
+    def errors(self) -> str:
+        """Its standard error."""
+        return (self.home / "stderr.txt").read_text()
+
+    def ready(self) -> bool:
+        """Whether it takes work."""
+        try:
+            return bool(httpx2.get(f"{self.url}/ready", timeout=5).status_code == 200)
+        except httpx2.TransportError:
+            return False
+
+    def wait_ready(self, seconds: float = START) -> float:
+        """Until it takes work; returns the seconds that it took. Raises ServerUnavailable."""
+        begin = time.monotonic()
+        while time.monotonic() - begin < seconds and self.process.poll() is None:
+            if self.ready():
+                return time.monotonic() - begin
+            time.sleep(0.1)
+        raise ServerUnavailable(f"the server is not ready, status {self.process.poll()}: {self.errors()[-2000:]}")
+
+    def processes(self) -> Iterator[tuple[int, str]]:
+        """Number and title of the server and all that it started, Ray's own processes too."""
+        return session_processes(self.session)
+
+    def replicas(self, name: str) -> list[int]:
+        """The processes of a deployment."""
+        return [pid for pid, title in self.processes() if title.startswith(f"ray::ServeReplica:bfr:{name}")]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A value of `/metrics`, summed over the labels that are not given."""
+        text = httpx2.get(f"{self.url}/metrics", timeout=30).text
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and all(sample.labels.get(key) == value for key, value in labels.items())
+        )
+
+    def stop(self, seconds: float = 60) -> int:
+        """SIGTERM, and wait for the end; the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(seconds)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it and all that it started, whatever state they are in."""
+        kill_session(self.session)
+        self.process.wait()
+
+
+def session_processes(session: int) -> Iterator[tuple[int, str]]:
+    """Number and title of the processes of a session."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(path.name)) == session:
+                title = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                yield int(path.name), title
+        except OSError:
+            continue  # it has ended
+
+
+def kill_session(session: int) -> None:
+    """Kill every process of a session."""
+    for pid, _ in list(session_processes(session)):
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,315 @@
+"""A server under load: `python -m bfr.benchmarks.end_to_end.serving --out DIR`.
+
+Closed loop: each of 1 to 64 clients sends its next image when the last one is answered. The bare Restorer, at the
+batch size that so many clients can fill and on the same images, is timed before and after each level, while the server
+is idle. Then, with a house that is full, how soon it says so; then photographs and portraits together; with
+`--minutes`, the memory of the server's processes over that time. Linux only.
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+
+from bfr.benchmarks.end_to_end.server_process import ServerProcess
+from bfr.benchmarks.environment import CpuWatch
+from bfr.benchmarks.publish import publish
+from bfr.benchmarks.speed.interleave import synthetic_faces
+from bfr.benchmarks.tables import table
+from bfr.runtime.errors import RestorationFailed
+from bfr.runtime.images.decode import decode_image
+from bfr.runtime.images.encode import encode_image
+from bfr.runtime.restore.restorer import Restorer
+
+CLIENTS = (1, 2, 4, 8, 16, 32, 64)
+FACES = 16  # different portraits
+REFUSALS = 200
+LOOK = 15.0  # seconds between two looks at memory
+PROCESSES = {
+    "front": "-c from bfr.runtime.cli.main",
+    "networks": "ray::ServeReplica:bfr:Faces",
+    "photographs": "ray::ServeReplica:bfr:Photos",
+}
+
+
+@dataclass(slots=True)
+class Load:
+    """What a level of load came to. seconds: of each request, from the client's side. refused: answers 503."""
+
+    clients: int
+    wall: float = 0.0
+    seconds: list[float] = field(default_factory=list)
+    faces: int = 0
+    refused: int = 0
+
+    @property
+    def per_second(self) -> float:
+        """Faces restored a second."""
+        return self.faces / self.wall
+
+    def quantile(self, share: float) -> float:
+        """Seconds that so large a share of the requests took at most."""
+        return float(np.quantile(self.seconds, share))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One that is sent again and again."""
+
+    body: bytes
+    media_type: str
+    query: dict[str, str]
+
+
+def portraits(size: int, preset: str) -> list[Request]:
+    """Aligned faces as JPEG."""
+    images = [np.rint(255 * face).astype(np.uint8) for face in synthetic_faces(FACES, size)]
+    query = {"mode": "aligned", "preset": preset}
+    return [Request(encode_image(image, ".jpg"), "image/jpeg", query) for image in images]
+
+
+async def drive(url: str, requests: Sequence[Request], *, clients: int, seconds: float) -> Load:
+    """So many clients for so long; each sends its next request when the last one is answered."""
+    load, begin = Load(clients), time.perf_counter()
+    deadline = begin + seconds
+
+    async def client(number: int) -> None:
+        async with httpx2.AsyncClient(base_url=url, timeout=600) as line:
+            k = number
+            while (sent := time.perf_counter()) < deadline:
+                one = requests[k % len(requests)]
+                k += clients
+                answer = await line.post(
+                    "/restore", content=one.body, params=one.query, headers={"Content-Type": one.media_type}
+                )
+                if answer.status_code == 503:
+                    load.refused += 1
+                    await asyncio.sleep(float(answer.headers["retry-after"]))
+                elif answer.status_code == 200:
+                    load.seconds.append(time.perf_counter() - sent)
+                    load.faces += int(answer.headers["x-bfr-faces"])
+                else:
+                    raise RestorationFailed(f"the server answered {answer.status_code}: {answer.text}")
+
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    load.wall = time.perf_counter() - begin
+    return load
+
+
+async def refusals(url: str, requests: Sequence[Request], *, queue: int) -> list[float]:
+    """Seconds until a full house said so, REFUSALS times."""
+    one = requests[0]
+    headers = {"Content-Type": one.media_type}
+    found: list[float] = []
+    async with httpx2.AsyncClient(base_url=url, timeout=600, limits=httpx2.Limits(max_connections=None)) as line:
+
+        async def fill() -> None:
+            while len(found) < REFUSALS:
+                answer = await line.post("/restore", content=one.body, params=one.query, headers=headers)
+                if answer.status_code == 503:
+                    await asyncio.sleep(0.1)
+
+        filling = [asyncio.create_task(fill()) for _ in range(queue + 4)]
+        await asyncio.sleep(2)
+        while len(found) < REFUSALS:
+            begin = time.perf_counter()
+            try:
+                answer = await line.post("/restore", content=one.body, params=one.query, headers=headers, timeout=1)
+            except httpx2.ReadTimeout:
+                continue  # it was let in, and leaves
+            if answer.status_code == 503:
+                found.append(time.perf_counter() - begin)
+            await asyncio.sleep(0.05)
+        await asyncio.gather(*filling)
+    return found
+
+
+def bare(restorer: Restorer, requests: Sequence[Request], size: int, seconds: float) -> float:
+    """Faces a second of the Restorer alone, in batches of this size."""
+    images = [decode_image(one.body).pixels for one in requests]
+    begin, done = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds:
+        chosen = [images[(done + i) % len(images)] for i in range(size)]
+        restorer.restore(chosen)
+        done += len(chosen)
+    return done / (time.perf_counter() - begin)
+
+
+def memory(server: ServerProcess) -> dict[str, float]:
+    """Resident MiB of the server's own processes, by what they do."""
+    found = dict.fromkeys(PROCESSES, 0.0)
+    for pid, title in server.processes():
+        for name, begin in PROCESSES.items():
+            if begin in title:
+                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+                found[name] += pages * 4096 / 2**20
+    return found
+
+
+async def endure(
+    server: ServerProcess, requests: Sequence[Request], *, clients: int, seconds: float
+) -> tuple[Load, list[dict[str, float]]]:
+    """Load for a long time, and the memory now and then."""
+    looks: list[dict[str, float]] = []
+    driving = asyncio.create_task(drive(server.url, requests, clients=clients, seconds=seconds))
+    begin = time.perf_counter()
+    while not driving.done():
+        looks.append({"second": round(time.perf_counter() - begin, 1), **await asyncio.to_thread(memory, server)})
+        await asyncio.wait({driving}, timeout=LOOK)
+    return driving.result(), looks
+
+
+def growth(looks: Sequence[dict[str, float]], name: str) -> float:
+    """The largest of the second half over the largest of the first half, less 1; the first fifth is the warm-up."""
+    values = [look[name] for look in looks[len(looks) // 5 :]]
+    half = len(values) // 2
+    return max(values[half:]) / max(values[:half]) - 1
+
+
+def measure(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """All parts; figures and Markdown."""
+    others = CpuWatch()
+    photograph = Request(args.photograph.read_bytes(), "image/jpeg", {"preset": args.preset})
+    with tempfile.TemporaryDirectory() as home, Restorer.open(preset=args.preset, batch=args.batch) as restorer:
+        faces = portraits(restorer.size, args.preset)
+        restorer.warm_up()
+        flags = ["--preset", args.preset, "--batch", str(args.batch), "--queue", str(args.queue), "--no-jobs"]
+        begin = time.perf_counter()
+        server = ServerProcess(Path(home), *flags, "--detector", args.detector, "--timeout", "600")
+        start = time.perf_counter() - begin
+        try:
+            asyncio.run(drive(server.url, faces, clients=2 * args.batch, seconds=5))
+            alone, loads = [], []
+            for clients in args.clients:
+                size = min(clients, args.batch)
+                before = bare(restorer, faces, size, args.seconds / 2)
+                loads.append(asyncio.run(drive(server.url, faces, clients=clients, seconds=args.seconds)))
+                alone.append((size, before, bare(restorer, faces, size, args.seconds / 2)))
+            batches = server.metric("bfr_batch_size_sum") / max(1.0, server.metric("bfr_batch_size_count"))
+            refused = asyncio.run(refusals(server.url, faces, queue=args.queue))
+            inside = [line["seconds"] for line in server.log if line.get("reason") == "overload"]
+            mixed = asyncio.run(
+                drive(server.url, [*faces[:3], photograph], clients=2 * args.batch, seconds=args.seconds)
+            )
+            endured, looks = (
+                asyncio.run(endure(server, [*faces, photograph], clients=2 * args.batch, seconds=60 * args.minutes))
+                if args.minutes
+                else (None, [])
+            )
+            status = server.stop()
+        finally:
+            server.kill()
+    figures = {
+        "preset": args.preset,
+        "batch": args.batch,
+        "queue": args.queue,
+        "start_seconds": start,
+        "loads": [
+            {
+                "clients": one.clients,
+                "bare": {"batch": size, "per_second_before": before, "per_second_after": after},
+                "wall": one.wall,
+                "faces": one.faces,
+                "refused": one.refused,
+                "seconds": one.seconds,
+            }
+            for one, (size, before, after) in zip(loads, alone, strict=True)
+        ],
+        "mean_batch": batches,
+        "refusal_seconds": refused,
+        "refusal_seconds_inside": inside,
+        "mixed": {"per_second": mixed.per_second, "p50": mixed.quantile(0.5), "p99": mixed.quantile(0.99)},
+        "endured": endured and {"wall": endured.wall, "faces": endured.faces, "requests": len(endured.seconds)},
+        "memory": looks,
+        "growth": {name: growth(looks, name) for name in PROCESSES} if len(looks) > 10 else None,
+        "exit_status": status,
+        "others_cores": others.others(),
+    }
+    return figures, as_markdown(figures, loads, mixed, endured)
+
+
+def as_markdown(figures: dict[str, Any], loads: Sequence[Load], mixed: Load, endured: Load | None) -> str:
+    """The tables."""
+    alone = [one["bare"] for one in figures["loads"]]
+    neighbours = [(one["per_second_before"] + one["per_second_after"]) / 2 for one in alone]
+    rows = [
+        [
+            str(one.clients),
+            f"{one.per_second:.2f}",
+            f"{near:.2f}",
+            f"{one.per_second / near:.0%}",
+            *(f"{one.quantile(share):.2f}" for share in (0.5, 0.9, 0.99)),
+            str(len(one.seconds)),
+            str(one.refused),
+        ]
+        for one, near in zip(loads, neighbours, strict=True)
+    ]
+    refused, inside = figures["refusal_seconds"], figures["refusal_seconds_inside"]
+    lines = [
+        f"# A server under load: mini, preset {figures['preset']}, batches of {figures['batch']}",
+        "",
+        "Aligned faces as JPEG in and out, closed loop; clients, server and all its processes on one machine. "
+        "The bare Restorer, in batches as large as so many clients can fill, is timed right before and right after "
+        "each level, the server being idle. "
+        f"Ready after {figures['start_seconds']:.0f} s; {figures['mean_batch']:.1f} faces a batch on average.",
+        "",
+        "## Closed loop",
+        *table(["clients", "faces/s", "bare faces/s", "share", "p50 s", "p90 s", "p99 s", "answers", "refused"], rows),
+        "",
+        "## A full house",
+        f"503 with Retry-After, {len(refused)} times under full load, from the client's side: "
+        f"p50 {1000 * np.quantile(refused, 0.5):.1f} ms, p99 {1000 * np.quantile(refused, 0.99):.1f} ms, "
+        f"largest {1000 * max(refused):.1f} ms. Inside the server, {len(inside)} of them: "
+        f"p50 {1000 * np.quantile(inside, 0.5):.1f} ms, p99 {1000 * np.quantile(inside, 0.99):.1f} ms, "
+        f"largest {1000 * max(inside):.1f} ms.",
+        "",
+        "## Photographs and portraits",
+        f"One photograph for three portraits, {mixed.clients} clients: {mixed.per_second:.2f} faces/s, "
+        f"p50 {mixed.quantile(0.5):.2f} s, p99 {mixed.quantile(0.99):.2f} s.",
+    ]
+    if endured and figures["growth"]:
+        looks = figures["memory"]
+        picked = [looks[round(i * (len(looks) - 1) / 6)] for i in range(7)]
+        lines += [
+            "",
+            "## Memory over time",
+            f"{endured.clients} clients for {endured.wall / 60:.0f} minutes, {len(endured.seconds)} answers, "
+            f"{endured.faces} faces. Resident MiB, and the largest of the second half over the first half's, the first "
+            f"fifth left out: {', '.join(f'{name} {value:+.2%}' for name, value in figures['growth'].items())}.",
+            "",
+            *table(
+                ["minute", *PROCESSES],
+                [[f"{one['second'] / 60:.0f}", *(f"{one[n]:.0f}" for n in PROCESSES)] for one in picked],
+            ),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument("--photograph", type=Path, default=Path("docs/images/photograph.jpg"), help="a JPEG")
+    parser.add_argument("--preset", default="balanced")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--queue", type=int, default=64)
+    parser.add_argument("--detector", default="auto")
+    parser.add_argument("--clients", type=int, nargs="+", default=list(CLIENTS))
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each level")
+    parser.add_argument("--minutes", type=float, default=0.0, help="of the look at memory")
+    args = parser.parse_args(arguments)
+    program = "python -m bfr.benchmarks.end_to_end.serving"
+    command = f"{program} --preset {args.preset} --batch {args.batch} --minutes {args.minutes:g}"
+    return publish(args.out, "serving", command, lambda: measure(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""Video: flicker and memory: `python -m bfr.benchmarks.end_to_end.video PORTRAIT --out DIR`.
+
+A clip is made from a portrait: blurred and shrunk, panned by whole pixels, with new sensor noise in every frame. As the
+movement is known, successive frames can be laid over each other exactly; what differs between them is flicker. It is
+measured for the clip itself, for faces that keep their noise, and for noise drawn anew in each frame. Memory is that of
+the process while a long clip is restored.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.benchmarks.publish import publish
+from bfr.models.systems.mini.degrade import Degradation
+from bfr.runtime.errors import InputNotFound
+from bfr.runtime.faces.detect import open_detector
+from bfr.runtime.faces.geometry import alignment, inverse, transform
+from bfr.runtime.faces.photo import PhotoRestorer
+from bfr.runtime.images.decode import read_image
+from bfr.runtime.restore.restorer import Restorer
+from bfr.runtime.video.formats import VideoInfo
+from bfr.runtime.video.read import VideoReader
+from bfr.runtime.video.restore import Film, restore_video
+from bfr.runtime.video.write import VideoWriter
+
+WIDTH, HEIGHT, RATE = 320, 240, 25
+SENSOR = 2.0  # standard deviation of a frame's noise, grey levels
+DEGRADATION = Degradation(blur=(2.5, 2.5), downsample=3.0, noise=6.0, jpeg=60)
+CODEC_CRF = 4  # nearly lossless: the encoder's own flicker would hide what is measured
+STAGES = ("read", "align", "network", "paste", "write")
+
+
+def shift(frame: int) -> tuple[int, int]:
+    """Where the window lies in the portrait at a frame: a slow Lissajous curve of whole pixels."""
+    return round(20 + 20 * np.sin(frame / 17)), round(12 + 12 * np.sin(frame / 11))
+
+
+def frames(portrait: NDArray[np.uint8], count: int, rng: np.random.Generator) -> Iterator[NDArray[np.uint8]]:
+    """(HEIGHT, WIDTH, 3) uint8 RGB each."""
+    scale = max((WIDTH + 40) / portrait.shape[1], (HEIGHT + 24) / portrait.shape[0])
+    size = (int(np.ceil(portrait.shape[1] * scale)), int(np.ceil(portrait.shape[0] * scale)))
+    still = DEGRADATION.apply(np.asarray(cv2.resize(portrait, size, interpolation=cv2.INTER_AREA), np.uint8), rng)
+    for index in range(count):
+        x, y = shift(index)
+        window = still[y : y + HEIGHT, x : x + WIDTH] + rng.normal(0, SENSOR, (HEIGHT, WIDTH, 3))
+        yield np.clip(np.rint(window), 0, 255).astype(np.uint8)
+
+
+def write_clip(path: Path, portrait: NDArray[np.uint8], count: int, seed: int) -> None:
+    """A clip of `count` frames."""
+    info = VideoInfo(WIDTH, HEIGHT, Fraction(RATE), None, None, 0, 0, "", Fraction(1, RATE))
+    with VideoWriter(path, path.suffix, info, crf=CODEC_CRF) as writer:
+        for index, pixels in enumerate(frames(portrait, count, np.random.default_rng(seed))):
+            writer.write(pixels, index, Fraction(1, RATE))
+
+
+def flicker(path: Path, place: tuple[slice, slice]) -> float:
+    """Mean absolute difference of successive frames in grey levels, laid over each other, inside the face."""
+    previous: NDArray[np.float32] | None = None
+    differences = []
+    with VideoReader(path) as reader:
+        for frame in reader.frames():
+            x, y = shift(frame.index)
+            canvas = np.full((HEIGHT + 48, WIDTH + 80, 3), np.nan, np.float32)
+            canvas[y : y + HEIGHT, x : x + WIDTH] = frame.pixels
+            current = canvas[place]
+            if previous is not None:
+                differences.append(float(np.nanmean(np.abs(current - previous))))
+            previous = current
+    return float(np.mean(differences))
+
+
+def measure_flicker(photo: PhotoRestorer, portrait: NDArray[np.uint8], count: int, folder: Path) -> dict[str, Any]:
+    """The clip itself, with the noise of tracks, and with new noise in each frame."""
+    clip = folder / "clip.mp4"
+    write_clip(clip, portrait, count, 0)
+    with VideoReader(clip) as reader:
+        face = photo.find(next(reader.frames()).pixels)[0]
+    matrix = alignment(face.landmarks, 256)
+    if matrix is None:
+        raise InputNotFound("no face can be aligned in the clip: choose another portrait")
+    x0, y0 = shift(0)
+    low, high = transform(inverse(matrix), np.array([(60, 60), (196, 220)])) + np.array([x0, y0])
+    place = slice(round(low[1]), round(high[1])), slice(round(low[0]), round(high[0]))
+    result: dict[str, Any] = {"frames": count, "clip": round(flicker(clip, place), 3)}
+    for name, still in (("still_noise", True), ("new_noise", False)):
+        target = folder / f"{name}.mp4"
+        film = restore_video(photo, clip, target, crf=CODEC_CRF, still_noise=still)
+        result[name] = {"flicker": round(flicker(target, place), 3), "faces": film.faces, "tracks": film.tracks}
+    return result
+
+
+def measure_memory(photo: PhotoRestorer, portrait: NDArray[np.uint8], count: int, folder: Path) -> dict[str, Any]:
+    """Resident memory while a long clip is restored, at ten places of it."""
+    clip = folder / "long.mp4"
+    write_clip(clip, portrait, count, 1)
+    samples: list[tuple[int, float]] = []
+
+    def watch(share: float) -> None:
+        done = round(share * count)
+        if done // max(1, count // 10) > len(samples):
+            samples.append((done, _resident()))
+
+    begin = time.perf_counter()
+    film: Film = restore_video(photo, clip, folder / "restored.mp4", progress=watch)
+    seconds = time.perf_counter() - begin
+    return {
+        "frames": film.frames,
+        "faces": film.faces,
+        "tracks": film.tracks,
+        "seconds": round(seconds, 2),
+        "rss_mib": [{"frame": frame, "mib": round(mib, 1)} for frame, mib in samples],
+        "stages": {stage: round(film.seconds.get(stage, 0.0), 2) for stage in STAGES},
+    }
+
+
+def _resident() -> float:
+    """MiB of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+def as_markdown(result: dict[str, Any], command: str) -> str:
+    """The tables as Markdown."""
+    moving, memory = result["flicker"], result["memory"]
+    at = memory["rss_mib"]
+    return "\n".join(
+        [
+            "# Video",
+            "",
+            "Flicker, mean difference of successive frames inside the face after the known movement is undone, over "
+            f"{moving['frames']} frames of {WIDTH} x {HEIGHT}, `mini`'s preset:",
+            "",
+            "```",
+            command,
+            "```",
+            "",
+            "| video | flicker, grey levels | faces | tracks |",
+            "| --- | --- | --- | --- |",
+            f"| the clip itself (new sensor noise of {SENSOR} levels in each frame) | {moving['clip']} | | |",
+            *(
+                f"| {title} | {moving[key]['flicker']} | {moving[key]['faces']} | {moving[key]['tracks']} |"
+                for title, key in (
+                    ("restored, a track keeps its noise", "still_noise"),
+                    ("restored, new noise in each frame", "new_noise"),
+                )
+            ),
+            "",
+            f"Memory over {memory['frames']} frames ({memory['faces']} faces restored in one step each, "
+            f"{memory['seconds']} s in all): "
+            + ", ".join(
+                f"{sample['mib']} MiB at frame {sample['frame']}" for sample in (at[0], at[len(at) // 2], at[-1])
+            )
+            + ". Seconds of reading, finding and following faces, networks, pasting and encoding: "
+            + ", ".join(str(memory["stages"][stage]) for stage in STAGES)
+            + "; all but the networks run beside them.",
+            "",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("portrait", type=Path, help="a photograph of one person")
+    parser.add_argument("--out", type=Path, required=True, help="folder for video.json and video.md")
+    parser.add_argument("--frames", type=int, default=2000, help="of the long clip (%(default)s)")
+    parser.add_argument("--short", type=int, default=50, help="frames of the clip for flicker (%(default)s)")
+    parser.add_argument("--detector", default="yunet", help="yunet or haar (%(default)s)")
+    args = parser.parse_args(arguments)
+    command = (
+        f"python -m bfr.benchmarks.end_to_end.video PORTRAIT --out DIR --frames {args.frames} --short {args.short}"
+    )
+
+    def call() -> tuple[dict[str, Any], str]:
+        portrait, detector = read_image(args.portrait).pixels, open_detector(args.detector)
+        with tempfile.TemporaryDirectory() as name:
+            with Restorer.open() as reference:
+                moving = measure_flicker(PhotoRestorer(reference, detector=detector), portrait, args.short, Path(name))
+            with Restorer.open(preset="fast", steps=1) as short:
+                memory = measure_memory(PhotoRestorer(short, detector=detector), portrait, args.frames, Path(name))
+        result = {"flicker": moving, "memory": memory}
+        return result, as_markdown(result, command)
+
+    return publish(args.out, "video", command, call)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Quality on faces whose truth is known."""

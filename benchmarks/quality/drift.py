@@ -1,0 +1,98 @@
+"""How far one sampler's pictures are from another's, and the yardstick: how far the other is from itself.
+
+A reference draws one face of many that fit the input; another seed draws another. A shorter sampler that is no farther
+from the reference, same seed, than the reference is from itself with another seed changes nothing that chance does not.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bfr.benchmarks.quality.chains import Pictures, restore
+from bfr.benchmarks.quality.levels import Face
+from bfr.benchmarks.quality.metrics import Mean, UInt8, psnr, ssim
+from bfr.benchmarks.quality.perceptual import haar_psi
+from bfr.benchmarks.tables import show, table
+from bfr.runtime.diffusion.noise import check_seed
+from bfr.runtime.errors import InvalidOption
+from bfr.runtime.restore.restorer import Restorer
+
+EQUAL_DB = 100.0  # the PSNR that equal pictures count as: one sample that is a level off has about as much
+LABELS = {"psnr_db": ("PSNR, dB", 2), "ssim": ("SSIM", 4), "haar_psi": ("HaarPSI", 4)}
+RULE = (
+    "Drift is measured between a sampler's results and the reference's, same inputs and same seed; the spread between "
+    "the reference's results with one seed and with others. A sampler is within the spread if its mean drift PSNR is "
+    "at least the spread's less one standard error of the paired difference (image by image, drift - spread; above 0 "
+    "is nearer to the reference than its own other seeds are). A blur lies between all draws, and nearer to each than "
+    "they to each other, so that it can be within the spread too: read the verdict beside the sharpness."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """What the reference makes of one face, and its spread: drift of other seeds' results from it, their mean."""
+
+    pictures: Pictures
+    spread: Mapping[str, float]
+
+    @property
+    def result(self) -> UInt8:
+        """(S, S, 3) uint8 RGB."""
+        return self.pictures.stages["result"]
+
+
+def drift(image: UInt8, reference: UInt8) -> dict[str, float]:
+    """`psnr_db` (EQUAL_DB at most), `ssim` and `haar_psi` between two pictures, (H, W, 3) uint8 RGB."""
+    return {
+        "psnr_db": min(psnr(image, reference), EQUAL_DB),
+        "ssim": ssim(image, reference),
+        "haar_psi": haar_psi(image, reference),
+    }
+
+
+def anchor(
+    restorer: Restorer,
+    faces: Sequence[Face],
+    *,
+    seed: int,
+    others: Sequence[int],
+    report: Callable[[str], None] = lambda _: None,
+) -> list[Anchor]:
+    """Restore every face with the reference's `seed` and with the `others`; the restorer's chains are closed after."""
+    anchors = []
+    with restorer:
+        for face in faces:
+            pictures = restore(restorer, face, seed)
+            result = pictures.stages["result"]
+            spreads = [drift(restore(restorer, face, other).stages["result"], result) for other in others]
+            anchors.append(Anchor(pictures, {m: float(np.mean([spread[m] for spread in spreads])) for m in LABELS}))
+            if len(anchors) % 10 == 0 or len(anchors) == len(faces):
+                report(f"reference, {restorer.sampler}, {1 + len(others)} seeds: {len(anchors)} of {len(faces)}")
+    return anchors
+
+
+def check_seeds(seed: int, others: Sequence[int]) -> None:
+    """Raise InvalidOption unless all are seeds and no two are the same."""
+    for each in (seed, *others):
+        check_seed(each)
+    if not others or len({seed, *others}) != 1 + len(others):
+        raise InvalidOption(
+            f"--other-seeds {','.join(map(str, others))} with --seed {seed}: name at least one, each different"
+        )
+
+
+def within(difference: Mean) -> bool:
+    """The rule of RULE. difference: of PSNR in dB, drift less spread, image by image."""
+    return difference.mean >= -(difference.error or 0.0)
+
+
+def drift_table(drifts: Sequence[Mapping[str, float]], spreads: Sequence[Mapping[str, float]]) -> list[str]:
+    """Markdown of one sampler's drift beside the spread, paired image by image, and the verdict."""
+    rows = []
+    for name, values in (("drift", drifts), ("spread", spreads)):
+        rows.append([name, *(show(Mean.of([v[m] for v in values]), LABELS[m][1]) for m in LABELS)])
+    paired = {m: Mean.of([d[m] - s[m] for d, s in zip(drifts, spreads, strict=True)]) for m in LABELS}
+    rows.append(["drift - spread", *(show(paired[m], LABELS[m][1], sign=True) for m in LABELS)])
+    verdict = "within" if within(paired["psnr_db"]) else "outside"
+    return [*table(["", *(label for label, _ in LABELS.values())], rows), "", f"{verdict.capitalize()} the spread."]

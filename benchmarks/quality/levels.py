@@ -1,0 +1,70 @@
+"""Faces to measure on: read, resized to a system's size, degraded by one of three levels."""
+
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from bfr.benchmarks.quality.metrics import UInt8
+from bfr.models.systems.mini.degrade import LEVELS, Degradation
+from bfr.runtime.errors import InputNotFound, InvalidImage, InvalidOption
+from bfr.runtime.images.decode import read_image
+from bfr.runtime.jobs.sources import find_images
+from bfr.runtime.restore.pixels import to_input, to_output
+
+LEVELS_SIZE = 256  # pixels: the side that LEVELS are given for
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """A name without path, the picture to restore and its truth, each (S, S, 3) uint8 RGB."""
+
+    name: str
+    degraded: UInt8
+    truth: UInt8 | None
+
+
+def level_at(name: str, size: int) -> Degradation:
+    """A level for a system's size: blur and downsampling scale with the side, so that as much of the face is lost.
+
+    Noise and JPEG act on the small picture, which then has the same size, and stay. No level enlarges: below 256
+    pixels a downsampling stops at 1. The blur's kernel has 41 pixels at any size, so a wide one is cut at 512.
+    """
+    if name not in LEVELS:
+        raise InvalidOption(f"level {name!r} is unknown: choose from {', '.join(LEVELS)}")
+    level, scale = LEVELS[name], size / LEVELS_SIZE
+    blur = (level.blur[0] * scale, level.blur[1] * scale)
+    return replace(level, blur=blur, downsample=max(1.0, level.downsample * scale))
+
+
+def read_faces(folder: Path, size: int, limit: int | None) -> list[tuple[str, UInt8]]:
+    """Names and pictures, (S, S, 3) uint8 RGB, of the first `limit` images of a folder, resized (antialiased bicubic).
+
+    Raises InputNotFound where there are none, InvalidImage for one that is not square.
+    """
+    items = find_images([folder])[:limit]
+    if not items:
+        raise InputNotFound(f"{folder} has no PNG, JPEG, WebP, BMP or TIFF image: name a folder of aligned faces")
+    faces = []
+    for item in items:
+        pixels = read_image(item.source).pixels
+        height, width = pixels.shape[:2]
+        if height != width:
+            raise InvalidImage(
+                f"{item.source} has {width} x {height} pixels: aligned faces are square, align and crop it"
+            )
+        unit = np.clip(to_input(pixels, size), 0.0, 1.0)
+        faces.append((item.name, to_output(unit, np.empty((size, size, 3), np.uint8))))
+    return faces
+
+
+def degrade(name: str, truth: UInt8, degradation: Degradation, seed: int) -> Face:
+    """Degrade a face with noise of its own: a function of the seed and its name, not of its place in the folder.
+
+    Raises InvalidImage for a truth of one colour: nothing can be as sharp as it.
+    """
+    if truth.min() == truth.max():
+        raise InvalidImage(f"{name} is of one colour, its sharpness is undefined: take it out of the folder")
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    return Face(name, degradation.apply(truth, rng), truth)

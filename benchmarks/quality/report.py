@@ -1,0 +1,189 @@
+"""What the quality benchmark found, as JSON and as Markdown."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from bfr.benchmarks.quality.drift import RULE, drift_table
+from bfr.benchmarks.quality.geometry import Record, describe_geometry, geometry_table
+from bfr.benchmarks.quality.metrics import Mean
+from bfr.benchmarks.tables import show, table
+from bfr.models.systems.mini.degrade import Degradation
+from bfr.runtime.bundle.manifest import Preset
+
+STAGES = ("input", "estimate", "result")
+GAINS = (("estimate", "input"), ("result", "estimate"), ("result", "input"))
+LABELS = {
+    "psnr_db": ("PSNR, dB", 2),
+    "ssim": ("SSIM", 4),
+    "haar_psi": ("HaarPSI", 4),
+    "sharpness": ("sharpness", 3),
+    "correlation": ("detail correlation", 3),
+    "high_pass": ("high-pass, grey levels", 2),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageScores:
+    """One image: its measures (see `bfr.benchmarks.quality.metrics.score`) by stage, and the seconds of its chain.
+
+    drift: from the reference's result, spread: of that (see `bfr.benchmarks.quality.drift`); geometry: see
+    `bfr.benchmarks.quality.geometry.examine`. Each is None where it was not asked for; geometry also where no face was
+    found.
+    """
+
+    name: str
+    stages: Mapping[str, Mapping[str, float]]
+    seconds: float
+    drift: Mapping[str, float] | None = None
+    spread: Mapping[str, float] | None = None
+    geometry: Record | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One preset on one set of inputs.
+
+    title: the level, or what the inputs are. degradation: at the system's size; None where inputs are as found.
+    timestep: the first that the denoiser is called with. noise: standard deviation of the start, images in [-1, 1].
+    """
+
+    title: str
+    preset: Preset
+    timestep: float
+    noise: float
+    degradation: Degradation | None
+    images: Sequence[ImageScores]
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of what was measured."""
+        return tuple(self.images[0].stages["input"])
+
+    def mean(self, stage: str, measure: str) -> Mean:
+        """Over the images."""
+        return Mean.of([image.stages[stage][measure] for image in self.images])
+
+    def gain(self, stage: str, over: str) -> Mean:
+        """Of PSNR in dB, image by image: its error is that of the paired differences."""
+        return Mean.of([image.stages[stage]["psnr_db"] - image.stages[over]["psnr_db"] for image in self.images])
+
+    @property
+    def seconds(self) -> float:
+        """Per image: the median."""
+        return median(image.seconds for image in self.images)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All numbers, per image too."""
+        return {
+            "title": self.title,
+            "preset": self.preset.model_dump(),
+            "first_timestep": self.timestep,
+            "start_noise": self.noise,
+            "degradation": asdict(self.degradation) if self.degradation else None,
+            "mean": {s: {m: asdict(self.mean(s, m)) for m in self.measures} for s in STAGES},
+            "gain_db": {f"{a} - {b}": asdict(self.gain(a, b)) for a, b in GAINS} if self.degradation else None,
+            "seconds_per_image": self.seconds,
+            "images": [_image(image) for image in self.images],
+        }
+
+
+def as_json(facts: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> str:
+    """One object; what is infinite or undefined is null."""
+    content = {**facts, "evaluations": [evaluation.as_dict() for evaluation in evaluations]}
+    return json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
+
+
+def as_markdown(facts: Mapping[str, Any], evaluations: Sequence[Evaluation], *, sweep: bool) -> str:
+    """The facts, then a table for each evaluation, or one table of all for a sweep; means ± standard errors."""
+    lines = ["# Quality", "", "```", facts["command"], "```", ""]
+    bundle = facts["bundle"]
+    lines += [f"- System: {bundle['system']}, {bundle['image_size']}x{bundle['image_size']}, {facts['precision']}"]
+    lines += [f"- Bundle: `{bundle['hash']}`", f"- Backend: {facts['backend']}"]
+    lines += [f"- Images: {facts['images']}, seed {facts['seed']}", f"- {facts['definition']}"]
+    lines += [
+        "- Values are means over the images ± their standard errors; seconds are per image, one at a time, median."
+    ]
+    lines += [f"- {RULE} Reference: {facts['against']}."] if facts["against"] else []
+    if facts["detector"]:
+        lines += [f"- {describe_geometry(facts['detector'], truth=evaluations[0].degradation is not None)}"]
+    lines += [f"- {facts[name]}" for name in ("no_geometry", "attribution") if facts[name]]
+    if sweep:
+        lines += ["", *_heading(evaluations[0], sampler=False), "", *_sweep_table(evaluations)]
+    else:
+        for evaluation in evaluations:
+            lines += ["", *_heading(evaluation, sampler=True), "", *_stage_table(evaluation)]
+            lines += _drift_table(evaluation, facts)
+            if facts["detector"]:
+                lines += ["", *geometry_table([image.geometry for image in evaluation.images])]
+    return "\n".join(lines) + "\n"
+
+
+def describe_degradation(degradation: Degradation | None) -> str:
+    """In words, lengths in pixels of the system's size."""
+    if degradation is None:
+        return "inputs as they are, without ground truth"
+    return (
+        f"blur of sigma {degradation.blur[0]:g} px, downsampling {degradation.downsample:g}x, noise "
+        f"{degradation.noise:g} of 255, JPEG {degradation.jpeg}, back to size bilinearly"
+    )
+
+
+def _heading(evaluation: Evaluation, *, sampler: bool) -> list[str]:
+    words = describe_degradation(evaluation.degradation)
+    if sampler:
+        words += f"; {evaluation.preset}: {evaluation.seconds:.3g} s per image"
+    return [f"## {evaluation.title}", "", f"{words[0].upper()}{words[1:]}."]
+
+
+def _stage_table(evaluation: Evaluation) -> list[str]:
+    labels = [LABELS[measure] for measure in evaluation.measures]
+    rows = [[stage, *(show(evaluation.mean(stage, m), LABELS[m][1]) for m in evaluation.measures)] for stage in STAGES]
+    lines = table(["", *(label for label, _ in labels)], rows)
+    if evaluation.degradation:
+        gains = [[f"{a} - {b}", show(evaluation.gain(a, b), 2, sign=True)] for a, b in GAINS]
+        lines += ["", *table(["gain", "PSNR, dB"], gains)]
+    return lines
+
+
+def _sweep_table(evaluations: Sequence[Evaluation]) -> list[str]:
+    first = evaluations[0]
+    head = ["", "start", "eta", "first t", *(LABELS[m][0] for m in first.measures), "result - estimate, dB", "s"]
+    rows = [
+        [stage, "", "", "", *(show(first.mean(stage, m), LABELS[m][1]) for m in first.measures), "", ""]
+        for stage in ("input", "estimate")
+    ]
+    for e in evaluations:
+        cells = ["result", f"{e.preset.start:g}", f"{e.preset.eta:g}", f"{e.timestep:g}"]
+        cells += [show(e.mean("result", m), LABELS[m][1]) for m in e.measures]
+        rows.append([*cells, show(e.gain("result", "estimate"), 2, sign=True), f"{e.seconds:.3g}"])
+    steps = "" if first.preset.steps is None else f", {first.preset.steps} steps"
+    return [f"Spacing {first.preset.spacing}, solver {first.preset.solver}{steps}.", "", *table(head, rows)]
+
+
+def _drift_table(evaluation: Evaluation, facts: Mapping[str, Any]) -> list[str]:
+    drifts = [image.drift for image in evaluation.images if image.drift is not None]
+    spreads = [image.spread for image in evaluation.images if image.spread is not None]
+    if not drifts:
+        return []
+    seeds = ", ".join(map(str, facts["other_seeds"]))
+    title = f"Drift from {facts['against']}, seed {facts['seed']}; spread of that over the seeds {seeds}:"
+    return ["", title, "", *drift_table(drifts, spreads)]
+
+
+def _image(image: ImageScores) -> dict[str, Any]:
+    more = {name: getattr(image, name) for name in ("drift", "spread", "geometry")}
+    measured = {name: value for name, value in more.items() if value is not None}
+    return {"name": image.name, **image.stages, **measured, "seconds": image.seconds}
+
+
+def plain(value: Any) -> Any:
+    """The value with None for every float that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,205 @@
+"""Opens what is compared: eager PyTorch and the runtime's backends, on the same bundle.
+
+A contender is named `NAME[:PRECISION][+graph|+nograph]`:
+
+- `eager-cpu`, `eager-cuda`, `eager-tf32`, `eager-half`: PyTorch as published, in float32; `eager-tf32` rounds as
+  PyTorch does by default on a GPU, `eager-half` has the denoiser's convolutions in half. On a GPU they share the
+  runtime's buffers, noise and stream, so that what is compared is the networks' kernels and their launches.
+- a backend of the runtime, `:fp16` behind it for half.
+- `+graph`: each whole chain is one CUDA graph, where the backend does not do so by itself (eager PyTorch, ONNX Runtime
+  on CUDA). `+nograph`: it is not, where the backend does (TensorRT, TensorRT-RTX, compiled PyTorch).
+
+PyTorch is imported only where it is asked for: a runtime backend's memory is measured without it.
+"""
+
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+from bfr.runtime.backends.cuda.bindings import Cuda, device_count
+from bfr.runtime.backends.device import Device, Network
+from bfr.runtime.backends.registry import BACKENDS, open_device
+from bfr.runtime.backends.tensorrt_key import LIBRARIES, find_engine, this_machine
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.manifest import Engine, Precision, Preset
+from bfr.runtime.errors import BackendUnavailable, BfrError, InvalidOption, MissingDependency
+from bfr.runtime.restore.restorer import Restorer, load_networks
+
+BASELINES = ("eager-cpu", "eager-cuda")  # float32: results and times are compared with the first one named
+EAGER = (*BASELINES, "eager-tf32", "eager-half")
+RUNTIME = tuple(name for name in BACKENDS if name != "auto")
+RECORD = (*LIBRARIES, "torch-cuda")  # record graphs unless told otherwise
+MAY_RECORD = ("eager-cuda", "eager-half", "onnxruntime-cuda")
+REMEDY = 'pip install "bfr-runtime[bench]"'
+
+
+class Name(NamedTuple):
+    """A contender's name in parts. graph: whether whole chains are recorded, where the device can."""
+
+    backend: str
+    precision: str
+    graph: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A backend with a bundle's networks loaded.
+
+    name: as in a configuration. load_seconds: of reading, hashing and loading the networks; not of importing libraries.
+    build_seconds: of the engines that it loaded, when `bfr build` made them; None of what builds nothing beforehand.
+    """
+
+    name: str
+    device: Device
+    networks: dict[str, Network]
+    precision: Precision = "fp32"
+    load_seconds: float = 0.0
+    build_seconds: float | None = None
+
+    @property
+    def records(self) -> bool:
+        """Whether a chain's second call records it, so that its third is the first that shows its speed."""
+        return bool(getattr(self.device, "records", False))
+
+    def restorer(self, bundle: Bundle, sampler: Preset, batch: int) -> Restorer:
+        """The Restorer of one batch size. Eager half counts as float32 here: its networks are already what they are."""
+        precision = "fp32" if self.name.startswith("eager") else self.precision
+        return Restorer(bundle, self.device, sampler, precision=precision, batch=batch, networks=self.networks)
+
+
+def split_name(name: str) -> Name:
+    """The parts of a contender's name. Raises InvalidOption with the names that there are."""
+    rest, _, suffix = name.partition("+")
+    backend, _, precision = rest.partition(":")
+    if (backend not in EAGER and backend not in RUNTIME) or (backend in EAGER and precision):
+        raise InvalidOption(
+            f"backend {name!r} is unknown: choose among {', '.join(EAGER)}, and {', '.join(RUNTIME)}[:fp16 or :int8]"
+        )
+    graph = backend in RECORD
+    if suffix:
+        if (suffix, backend in RECORD, backend in MAY_RECORD) not in (("nograph", True, False), ("graph", False, True)):
+            raise InvalidOption(
+                f"backend {name!r}: +graph goes with {', '.join(MAY_RECORD)}, +nograph with {', '.join(RECORD)}"
+            )
+        graph = not graph
+    return Name(backend, precision or ("fp16" if backend == "eager-half" else "fp32"), graph)
+
+
+def default_backends(bundle: Bundle, index: int = 0) -> tuple[str, ...]:
+    """What works here, on GPU `index` if there is one: eager PyTorch, then the runtime's, in every precision.
+
+    On a GPU: eager in float32, TF32 and half, half as a graph too, compiled PyTorch, ONNX Runtime, and TensorRT and
+    TensorRT-RTX where the bundle has their engines for this machine. Without one: both on the CPU.
+    """
+    from bfr.runtime.backends.onnxruntime import cuda_works
+
+    on_gpu = [precision for precision in bundle.precisions if precision != "int8"]
+    precisions = [f":{precision}" if precision != "fp32" else "" for precision in on_gpu]
+    wrapped = any(network.kind == "wrapped" for network in bundle.manifest.networks.values())
+    if wrapped:
+        return ("onnxruntime-cuda", "onnxruntime-cpu") if cuda_works() else ("onnxruntime-cpu",)
+    if not (device_count() and _torch().cuda.is_available()):
+        return ("eager-cpu", *(["onnxruntime-cuda"] if cuda_works() else ["onnxruntime-cpu"]))
+    found = ["eager-cuda", "eager-tf32", "eager-half", "eager-half+graph"]
+    if find_spec("triton") is not None:
+        found += [f"torch-cuda{half}" for half in precisions]
+    if cuda_works():
+        found += [f"onnxruntime-cuda{half}" for half in precisions]
+    for library in LIBRARIES:
+        for half in precisions:
+            try:
+                find_engines(bundle, library, half.removeprefix(":") or "fp32", index)
+            except BfrError:
+                continue
+            found.append(f"{library}{half}")
+    return tuple(found)
+
+
+def find_engines(bundle: Bundle, library: Any, precision: Any, index: int) -> list[Engine]:
+    """The engines that a library would load here. Raises MissingDependency, EngineMissing, EngineMismatch."""
+    machine = this_machine(library, Cuda(index))
+    return [
+        find_engine(bundle, name, precision if precision in entry.variants else "fp32", machine)
+        for name, entry in bundle.manifest.networks.items()
+    ]
+
+
+def open_contender(bundle: Bundle, name: str, *, threads: int | None, spinning: bool, index: int = 0) -> Contender:
+    """Open a backend and load the networks. threads: of the CPU, None is each library's own choice.
+
+    spinning: whether ONNX Runtime's idle threads spin, as they do outside benchmarks. index: the number of the GPU.
+    Raises BackendUnavailable where it does not work or makes no sense here, MissingDependency, InvalidOption, and
+    EngineMissing or EngineMismatch where the bundle has no engines for this machine.
+    """
+    parts = split_name(name)
+    if parts.backend == "eager-cpu":
+        return _open_eager_cpu(bundle, threads)
+    if parts.backend in EAGER:
+        return _open_eager_gpu(bundle, name, parts, index)
+    device: Any
+    if parts.backend == "onnxruntime-cpu":
+        device = _open_cpu(threads, spinning)
+    else:
+        device = open_device(parts.backend, bundle, index=index)
+        device.records = parts.graph
+    chosen = bundle.precision(parts.precision)
+    begin = time.perf_counter()
+    networks = load_networks(bundle, device, chosen)
+    seconds = time.perf_counter() - begin
+    engines = find_engines(bundle, parts.backend, chosen, index) if parts.backend in LIBRARIES else []
+    build_seconds = sum(engine.build_seconds for engine in engines) if engines else None
+    return Contender(name, device, networks, chosen, seconds, build_seconds)
+
+
+def _open_cpu(threads: int | None, spinning: bool) -> Device:
+    from bfr.runtime.backends.onnxruntime import CpuDevice
+
+    return CpuDevice(threads, spinning=spinning)
+
+
+def _open_eager_cpu(bundle: Bundle, threads: int | None) -> Contender:
+    torch = _torch()
+    from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
+    from bfr.export.pytorch.reference import load_reference
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    begin = time.perf_counter()
+    networks: dict[str, Network] = {name: EagerNetwork(stage) for name, stage in load_reference(bundle).items()}
+    return Contender("eager-cpu", EagerDevice(), networks, "fp32", time.perf_counter() - begin)
+
+
+def _open_eager_gpu(bundle: Bundle, name: str, parts: Name, index: int) -> Contender:
+    torch = _torch()
+    if not torch.cuda.is_available():
+        half = parts.backend == "eager-half"
+        reason = "eager PyTorch in half is for GPUs: a CPU emulates it" if half else "it needs a GPU"
+        raise BackendUnavailable(f"{name}: {reason}, and PyTorch found no CUDA device")
+    from bfr.export.pytorch.compiled import CompiledDevice
+
+    # PyTorch lets cuDNN compute float32 convolutions in TF32 by default, 10 bits of mantissa: the baseline is float32.
+    device: Any = CompiledDevice(index, compiled=False, graphs=parts.graph, tf32=parts.backend != "eager-cuda")
+    begin = time.perf_counter()
+    half_too = set()
+    if parts.backend == "eager-half":  # the published half mode
+        unets = (stage.network for stage in bundle.denoisers)
+        half_too = {name for name in unets if bundle.network(name).architecture == "unet"}
+    networks = {
+        net: device.load(bundle, net, "fp16" if net in half_too else "fp32") for net in bundle.manifest.networks
+    }
+    precision: Precision = "fp16" if half_too else "fp32"
+    return Contender(name, device, networks, precision, time.perf_counter() - begin)
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingDependency(f"eager PyTorch, the baseline, needs torch: {REMEDY}") from error
+    return torch
+
+
+def default_threads() -> int:
+    """PyTorch's own choice: the physical cores that it may use, or OMP_NUM_THREADS."""
+    return int(_torch().get_num_threads())

@@ -1,0 +1,195 @@
+"""What a benchmark found, and the statistics that lead there. Nothing is left out of them: no outlier is removed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bfr.benchmarks.speed.cold import Cold
+from bfr.benchmarks.speed.roofline import Ceilings, Cost
+from bfr.runtime.backends.device import Float32
+from bfr.runtime.bundle.manifest import Precision
+
+STAGES = ("upload", "estimate", "diffuse", "denoise", "download")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One timed batch.
+
+    seconds: wall time, from host images to host images. stages: seconds, as the loop measures them.
+    """
+
+    seconds: float
+    stages: dict[str, float]
+
+    @property
+    def overhead(self) -> float:
+        """The share of the wall time outside the networks' calls, 0 .. 1."""
+        return 1.0 - self.stages["network"] / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Of seconds per batch. Percentiles are interpolated linearly between the two nearest times."""
+
+    p50: float
+    p90: float
+    p99: float
+    mean: float
+    min: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Distance of results from the baseline's. psnr_db: peak 1, images in [0, 1]. max_abs: in the same unit."""
+
+    psnr_db: float
+    max_abs: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One backend at one batch size.
+
+    first_seconds: of the first call, buffers' making included. seconds: of the timed calls, which follow the warm-up.
+    stages, step_seconds, overhead: medians. images_per_second, gflop_per_second and speedup follow from the medians.
+    speedup: the baseline's median over this one. drift: None for the baseline itself. samples: seconds, in order.
+    limit_seconds: the least that a step can take below the measured ceilings; None where none were measured.
+    """
+
+    backend: str
+    batch: int
+    first_seconds: float
+    seconds: Statistics
+    stages: dict[str, float]
+    step_seconds: float
+    overhead: float
+    images_per_second: float
+    gflop_per_second: float | None
+    speedup: float
+    drift: Drift | None
+    samples: list[float]
+    limit_seconds: float | None = None
+
+    @property
+    def share(self) -> float | None:
+        """Of the limit's speed that a step reaches, 0 .. 1."""
+        return None if self.limit_seconds is None else self.limit_seconds / self.step_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class BackendResult:
+    """A backend apart from batches. load_seconds: of its networks in the common process, hashing included.
+
+    build_seconds: of its engines, when they were built; None of what builds nothing beforehand.
+    """
+
+    name: str
+    precision: Precision
+    versions: dict[str, str]
+    load_seconds: float
+    cold: Cold | None
+    build_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All of one run. sampler: the preset's fields as used. machine: facts by name. skipped: backend -> reason.
+
+    others_cores: how many cores other processes kept busy during the measurements, on average. ceilings, costs: of the
+    device that the baseline ran on, and of a step at each batch size; None and empty where they are not known.
+    """
+
+    system: str
+    title: str
+    bundle_sha256: str
+    image_size: int
+    preset: str
+    sampler: dict[str, Any]
+    steps: int
+    date_utc: str
+    command: str
+    seed: int
+    repeats: int
+    warmup: int
+    threads: int
+    baseline: str
+    machine: dict[str, str]
+    others_cores: float | None
+    backends: list[BackendResult]
+    skipped: dict[str, str]
+    measurements: list[Measurement]
+    ceilings: Ceilings | None = None
+    costs: list[Cost] = field(default_factory=list)
+
+    @property
+    def batches(self) -> list[int]:
+        """Ascending."""
+        return sorted({m.batch for m in self.measurements})
+
+    def at(self, batch: int) -> list[Measurement]:
+        """The measurements of one batch size, in the backends' order."""
+        return [m for m in self.measurements if m.batch == batch]
+
+
+def statistics(seconds: Sequence[float]) -> Statistics:
+    """Of at least one time."""
+    p50, p90, p99 = (float(p) for p in np.percentile(seconds, (50, 90, 99)))
+    return Statistics(p50, p90, p99, float(np.mean(seconds)), min(seconds))
+
+
+def drift(found: Float32, expected: Float32) -> Drift:
+    """Of arrays of one shape in [0, 1]. Equal ones have 240 dB: JSON has no infinity."""
+    difference = found.astype(np.float64) - expected
+    rms = max(float(np.sqrt(np.mean(difference**2))), 1e-12)
+    return Drift(psnr_db=float(-20.0 * np.log10(rms)), max_abs=float(np.abs(difference).max()))
+
+
+def by_kind(stages: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of a system's own stages, by name, as those of STAGES: `denoise-high` is one that denoises.
+
+    Whatever else calls a network is an estimate.
+    """
+    found = dict.fromkeys((*STAGES, "network"), 0.0)
+    for name, seconds in stages.items():
+        kind = name.split("-", 1)[0]
+        found[kind if kind in found else "estimate"] += seconds
+    return found
+
+
+def summarize(
+    backend: str,
+    batch: int,
+    steps: int,
+    first: Sample,
+    samples: Sequence[Sample],
+    *,
+    gflop: float | None,
+    baseline: Sequence[Sample],
+    images: tuple[Float32, Float32] | None,
+    limit_seconds: float | None = None,
+) -> Measurement:
+    """gflop: of one batch. baseline: its samples at this batch. images: this backend's and the baseline's, or None.
+
+    limit_seconds: of a step.
+    """
+    seconds = statistics([sample.seconds for sample in samples])
+    kinds = [by_kind(sample.stages) for sample in samples]
+    stages = {stage: float(np.median([found[stage] for found in kinds])) for stage in (*STAGES, "network")}
+    return Measurement(
+        backend=backend,
+        batch=batch,
+        first_seconds=first.seconds,
+        seconds=seconds,
+        stages=stages,
+        step_seconds=stages["denoise"] / max(steps, 1),
+        overhead=float(np.median([sample.overhead for sample in samples])),
+        images_per_second=batch / seconds.p50,
+        gflop_per_second=None if gflop is None else gflop / seconds.p50,
+        speedup=statistics([sample.seconds for sample in baseline]).p50 / seconds.p50,
+        drift=None if images is None else drift(*images),
+        samples=[sample.seconds for sample in samples],
+        limit_seconds=limit_seconds,
+    )

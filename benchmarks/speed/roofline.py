@@ -1,0 +1,233 @@
+"""What a call of the denoiser could take at least on a device: `python -m bfr.benchmarks.speed.roofline BUNDLE --out
+DIR`.
+
+Two ceilings are measured here and now, never looked up: operations a second of a large matrix product, and bytes a
+second of a large copy. A call cannot be faster than its operations over the one or its fewest bytes over the other.
+Writes `roofline.json` and `roofline.md`; `bfr bench` draws its measurements under the same ceilings.
+
+Source: Williams, Waterman, Patterson, "Roofline: an insightful visual performance model" (2009).
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from bfr.benchmarks.publish import publish
+from bfr.runtime.bundle.bundle import Bundle
+
+REPEATS = 20
+GPU_SIDE, GPU_COPY = 8192, 2 << 30  # of the square matrices; bytes of the copy, far beyond any cache
+CPU_SIDE, CPU_COPY = 1536, 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """What one device reached. dtype: of the product. bytes_per_second: read and written bytes of the copy together."""
+
+    device: str
+    dtype: str
+    flop_per_second: float
+    bytes_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one call of the step network.
+
+    flop: operations of the batch, 2 per multiply-add. bytes: the fewest that must cross the memory: every weight once,
+    the step's inputs and outputs once. layer_bytes: where besides every layer (convolution, norm, activation) reads its
+    input from memory and writes its output there; an estimate, since kernels merge layers, and sums are not counted.
+    """
+
+    batch: int
+    flop: float
+    bytes: int
+    layer_bytes: int
+
+    @property
+    def intensity(self) -> float:
+        """Operations a byte, at the fewest bytes."""
+        return self.flop / self.bytes
+
+    def limit_seconds(self, ceilings: Ceilings) -> float:
+        """No call of this cost can take less."""
+        return max(self.flop / ceilings.flop_per_second, self.bytes / ceilings.bytes_per_second)
+
+
+def measure_ceilings(index: int | None, *, repeats: int = REPEATS) -> Ceilings:
+    """Measure GPU `index` in half precision, or the CPU in float32 with PyTorch's current threads where it is None."""
+    import torch
+
+    where = torch.device("cpu") if index is None else torch.device("cuda", index)
+    dtype = torch.float32 if index is None else torch.float16
+    side, size = (CPU_SIDE, CPU_COPY) if index is None else (GPU_SIDE, GPU_COPY)
+    ceilings = Ceilings(
+        device="CPU" if index is None else torch.cuda.get_device_name(index),
+        dtype=str(dtype).removeprefix("torch."),
+        flop_per_second=2.0 * side**3 / _product_seconds(side, dtype, where, repeats),
+        bytes_per_second=2.0 * size / _copy_seconds(size, where, repeats),
+    )
+    if index is not None:
+        torch.cuda.empty_cache()
+    return ceilings
+
+
+def _product_seconds(side: int, dtype: Any, where: Any, repeats: int) -> float:
+    import torch
+
+    a, b = (torch.randn(side, side, device=where).to(dtype) for _ in range(2))  # zeros would draw less power
+    product = torch.empty(side, side, dtype=dtype, device=where)
+    return _median_seconds(lambda: torch.mm(a, b, out=product), where, repeats)
+
+
+def _copy_seconds(size: int, where: Any, repeats: int) -> float:
+    import torch
+
+    source = torch.ones(size, dtype=torch.uint8, device=where)
+    target = torch.zeros_like(source)
+    return _median_seconds(lambda: target.copy_(source), where, repeats)
+
+
+def _median_seconds(call: Callable[[], Any], where: Any, repeats: int) -> float:
+    """The median of single calls, after a quarter as many others; by events on a GPU."""
+    import torch
+
+    found: list[float] = []
+    for repeat in range(-max(1, repeats // 4), repeats):
+        if where.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            with torch.cuda.device(where):
+                begin.record()
+                call()
+                end.record()
+                end.synchronize()
+            seconds = begin.elapsed_time(end) / 1e3
+        else:
+            start = time.perf_counter()
+            call()
+            seconds = time.perf_counter() - start
+        if repeat >= 0:
+            found.append(seconds)
+    return float(statistics.median(found))
+
+
+def count_cost(bundle: Bundle, batches: Sequence[int], *, half: bool) -> list[Cost]:
+    """The cost of the denoiser's call at each batch size; empty where the manifest has no operation count.
+
+    Of systems with one denoiser that is a UNet on images; empty for others.
+
+    half: weights and inner activations in half where the published half mode has them so, else all float32.
+    """
+    if len(bundle.denoisers) != 1:
+        return []
+    entry = bundle.network(bundle.denoise.network)
+    if entry.gflop is None or entry.architecture != "unet" or entry.kind not in ("step", "step-known", "step-learned"):
+        return []
+    weights, traffic = _count_layers(bundle, half=half)
+    state = sum(4 * prod(int(size) for size in tensor.shape[1:]) for tensor in (*entry.inputs, *entry.outputs))
+    return [
+        Cost(batch, 1e9 * entry.gflop * batch, weights + state * batch, weights + (state + traffic) * batch)
+        for batch in batches
+    ]
+
+
+def _count_layers(bundle: Bundle, *, half: bool) -> tuple[int, int]:
+    """Bytes of the denoiser's weights, and of all layers' inputs and outputs for one image. Computes nothing."""
+    import torch
+
+    from bfr.models.catalog import ARCHITECTURES
+
+    entry = bundle.network(bundle.denoise.network)
+    with torch.device("meta"):
+        module: Any = ARCHITECTURES[entry.architecture](**entry.parameters)
+    if half:
+        module.cast_torso(torch.float16)
+    traffic = 0
+
+    def count(layer: Any, inputs: Any, output: Any) -> None:
+        nonlocal traffic
+        if not isinstance(layer, torch.nn.Identity | torch.nn.Dropout):  # they move nothing
+            traffic += sum(t.numel() * t.element_size() for t in (*inputs, output) if isinstance(t, torch.Tensor))
+
+    for layer in module.modules():
+        if not list(layer.children()):
+            layer.register_forward_hook(count)
+    size = bundle.manifest.image_size
+    with torch.no_grad():
+        module(torch.empty(1, 3, size, size, device="meta"), torch.empty(1, device="meta"))
+    return sum(p.numel() * p.element_size() for p in module.parameters()), traffic
+
+
+def as_markdown(bundle: Bundle, ceilings: Ceilings, costs: Sequence[Cost]) -> str:
+    """The ceilings and the limits of a call."""
+    lines = [
+        f"# What a call of {bundle.manifest.system}'s denoiser can take at least",
+        "",
+        describe_ceilings(ceilings),
+        "",
+        "| batch | GFLOP | fewest MB | FLOP/byte | operations ms | bytes ms | limit ms | layer by layer MB | ms |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for cost in costs:
+        cells = (
+            str(cost.batch),
+            f"{cost.flop / 1e9:.4g}",
+            f"{cost.bytes / 1e6:.4g}",
+            f"{cost.intensity:.4g}",
+            f"{1e3 * cost.flop / ceilings.flop_per_second:.3g}",
+            f"{1e3 * cost.bytes / ceilings.bytes_per_second:.3g}",
+            f"{1e3 * cost.limit_seconds(ceilings):.3g}",
+            f"{cost.layer_bytes / 1e6:.4g}",
+            f"{1e3 * cost.layer_bytes / ceilings.bytes_per_second:.3g}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "`fewest` is every weight, input and output of the step once. `layer by layer` is the estimate where every "
+        "layer reads and writes memory besides; kernels that merge layers move less.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def describe_ceilings(ceilings: Ceilings) -> str:
+    """One sentence."""
+    return (
+        f"Measured on {ceilings.device}: {ceilings.flop_per_second / 1e12:.4g} TFLOP/s in a large {ceilings.dtype} "
+        f"matrix product, {ceilings.bytes_per_second / 1e9:.4g} GB/s in a large copy, read and written bytes together."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--device", type=int, help="number of the GPU; default: the CPU")
+    args = parser.parse_args(arguments)
+
+    def call() -> tuple[dict[str, Any], str]:
+        bundle = Bundle.open(args.bundle)
+        ceilings = measure_ceilings(args.device)
+        costs = count_cost(bundle, args.batches, half=args.device is not None)
+        limits = [{**asdict(cost), "limit_seconds": cost.limit_seconds(ceilings)} for cost in costs]
+        return {"ceilings": asdict(ceilings), "costs": limits}, as_markdown(bundle, ceilings, costs)
+
+    device = "" if args.device is None else f" --device {args.device}"
+    batches = " ".join(map(str, args.batches))
+    return publish(
+        args.out,
+        "roofline",
+        f"python -m bfr.benchmarks.speed.roofline BUNDLE --out DIR --batches {batches}{device}",
+        call,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

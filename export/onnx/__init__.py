@@ -1,0 +1,1 @@
+"""torch modules and other people's files to ONNX graphs."""

@@ -1,0 +1,1 @@
+"""PyTorch as a backend: the eager reference, and a compiled one on GPUs."""

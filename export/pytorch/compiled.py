@@ -1,0 +1,245 @@
+"""PyTorch on a GPU, compiled or eager, as a child of the runtime's GPU device: its buffers, its stream, its noise.
+
+The buffers' memory is seen as tensors without a copy, and everything that PyTorch enqueues goes to the device's stream.
+A whole chain becomes one CUDA graph, captured by PyTorch, whose allocator must know of it: what it hands out meanwhile
+belongs to the graph as long as the graph lives.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from bfr.export.pytorch.reference import load_stage
+from bfr.models.stages.gradient import move
+from bfr.models.stages.guide import GuideStage
+from bfr.runtime.backends.cuda.bindings import Cuda
+from bfr.runtime.backends.cuda.device import GpuBuffer, GpuDevice
+from bfr.runtime.backends.device import BoundCall
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.manifest import Precision
+from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory, InvalidOption, MissingDependency
+
+HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+COMPILER = {"mode": "max-autotune-no-cudagraphs"}
+RECOMPILE_LIMIT = 64  # of torch.compile: every network, precision and batch size is compiled apart
+StageCall = Callable[[dict[str, Tensor], tuple[Tensor, ...]], None]
+
+
+def prepare_stage(stage: nn.Module, precision: Precision, *, channels_last: bool = False) -> nn.Module:
+    """A stage module ready to run: in half as published (`cast_torso`), weights laid out. Changes and returns it.
+
+    channels_last: the layout in which tensor cores read convolutions; compiled code keeps activations in it as well,
+    eager group normalization does not.
+    Raises InvalidOption for half precision of a stage that has none.
+    """
+    stage = stage.eval().requires_grad_(False)
+    if precision != "fp32":
+        network = next((getattr(stage, name) for name in ("estimator", "denoiser") if hasattr(stage, name)), None)
+        if precision not in HALVES or network is None:
+            raise InvalidOption(f"{type(stage).__name__} cannot run in {precision}: choose fp32")
+        network.cast_torso(HALVES[precision])
+    return stage.to(memory_format=torch.channels_last) if channels_last else stage  # type: ignore[call-overload]
+
+
+def stage_call(stage: nn.Module, compiler: Mapping[str, Any] | None = None) -> StageCall:
+    """A function of inputs by name and of the tensors that it writes the outputs into, in the stage's order.
+
+    The writes belong to what is compiled: the last kernels write where the results are wanted, without another copy.
+    compiler: options of `torch.compile`; None runs eagerly. What cannot be compiled raises, nothing falls back.
+    """
+
+    def run(inputs: dict[str, Tensor], outputs: tuple[Tensor, ...]) -> None:
+        results = stage(**inputs)
+        for output, result in zip(outputs, (results,) if isinstance(results, Tensor) else results, strict=True):
+            output.copy_(result)
+
+    if compiler is None:
+        return run
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
+    return torch.compile(run, fullgraph=True, dynamic=False, **compiler)
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayView:
+    """A device buffer as the CUDA array interface describes it, version 3.
+
+    Its stream is None: there is nothing to wait for, since whoever reads or writes it does so on the device's stream.
+    """
+
+    buffer: GpuBuffer
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.buffer.shape,
+            "typestr": "<f4",
+            "data": (self.buffer.address, False),
+            "strides": None,
+            "stream": None,
+            "version": 3,
+        }
+
+
+def tensor_view(buffer: GpuBuffer, index: int) -> Tensor:
+    """The buffer's memory on GPU `index` as a float32 tensor. It must not be used once the buffer was released."""
+    found = torch.as_tensor(ArrayView(buffer), device=torch.device("cuda", index))
+    if found.data_ptr() != buffer.address:
+        raise RuntimeError("this PyTorch copies device arrays; what a network writes would not reach the chain")
+    return found
+
+
+class CompiledNetwork:
+    """A stage module on the GPU; a call returns when its kernels are enqueued."""
+
+    def __init__(self, device: "CompiledDevice", run: StageCall) -> None:
+        self.device, self.run = device, run
+
+    def bind(self, inputs: Mapping[str, GpuBuffer], outputs: Mapping[str, GpuBuffer]) -> BoundCall:
+        if {b.address for b in inputs.values()} & {b.address for b in outputs.values()}:
+            raise ValueError("an output buffer is also an input: the result would depend on the order of the writes")
+        sources = {name: self.device.tensor(buffer) for name, buffer in inputs.items()}
+        targets = tuple(self.device.tensor(buffer) for buffer in outputs.values())
+
+        def call() -> None:
+            with self.device.computing():
+                self.run(sources, targets)
+
+        return call
+
+
+class CompiledDevice(GpuDevice):
+    """One GPU through PyTorch; `torch-cuda` is the compiled one.
+
+    The first call of a network at a batch size compiles it, for minutes; PyTorch keeps the result on disk for the next
+    process. Eager PyTorch on the same buffers, noise and stream is what the others are measured against.
+    """
+
+    def __init__(self, index: int = 0, *, compiled: bool = True, graphs: bool = True, tf32: bool = False) -> None:
+        """compiled: by `torch.compile`, else eager. graphs: record whole chains. tf32: float32 convolutions may round
+        their inputs to 10 bits of mantissa, as PyTorch does where nobody says otherwise.
+
+        Raises MissingDependency without cuda-python, NVRTC or Triton, BackendUnavailable without the GPU or where
+        PyTorch was built without CUDA.
+        """
+        Cuda(index)  # its errors say more than PyTorch's
+        if not torch.cuda.is_available():
+            raise BackendUnavailable(
+                f"PyTorch {torch.__version__} cannot use CUDA here: install a build of it for CUDA "
+                "(https://pytorch.org/get-started), or choose another --backend"
+            )
+        if compiled and find_spec("triton") is None:
+            raise MissingDependency(
+                "torch.compile needs Triton on a GPU: pip install triton, or choose another --backend"
+            )
+        super().__init__(index)
+        self.name = "torch-cuda" if compiled else "eager-cuda"
+        self.compiled, self.records, self.tf32 = compiled, graphs, tf32
+        torch.cuda.set_device(index)
+        self.torch_stream = torch.cuda.ExternalStream(int(self.stream), device=index)  # type: ignore[no-untyped-call]
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+
+    @property
+    def versions(self) -> dict[str, str]:
+        found = {"torch": torch.__version__, "torch's CUDA": str(torch.version.cuda)}
+        if self.compiled:
+            try:
+                found["triton"] = version("triton")
+            except PackageNotFoundError:  # it came under another name
+                found["triton"] = "unknown"
+        return {**found, **super().versions}
+
+    def tensor(self, buffer: GpuBuffer) -> Tensor:
+        """A buffer's memory as a tensor."""
+        return tensor_view(buffer, self.cuda.index)
+
+    def load(self, bundle: Bundle, name: str, precision: Precision) -> CompiledNetwork:
+        """A network of a bundle, made anew from its float32 weights; its files are checked first.
+
+        Raises InvalidOption for a precision that it does not have.
+        """
+        # Compiled code keeps the layout of the weights; eager stays as published.
+        stage: nn.Module = prepare_stage(load_stage(bundle, name), precision, channels_last=self.compiled)
+        if isinstance(
+            stage, GuideStage
+        ):  # autograd can be neither compiled nor recorded; its trace is plain arithmetic
+            stage = stage.traceable(int(bundle.network(name).inputs[0].shape[-1])).eval()
+        where = torch.device("cuda", self.cuda.index)
+        with self.computing():
+            stage = move(stage, where) if isinstance(stage, fx.GraphModule) else stage.to(where)
+        self.cuda.synchronize(self.stream)
+        return CompiledNetwork(self, stage_call(stage, COMPILER if self.compiled else None))
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """PyTorch works on this device's GPU and stream, without gradients, in the precision that was asked for.
+
+        Raises DeviceOutOfMemory.
+        """
+        # cuDNN is measured once, before anything is recorded; eager takes what it guesses, as published.
+        flags = torch.backends.cudnn.flags(enabled=True, benchmark=self.compiled, allow_tf32=self.tf32)
+        try:
+            with torch.no_grad(), torch.cuda.stream(self.torch_stream), flags:
+                yield
+        except torch.OutOfMemoryError as error:
+            free, total = self.cuda.memory()
+            raise DeviceOutOfMemory(
+                f"GPU {self.cuda.index}, PyTorch: {str(error).splitlines()[0]} {free:,} of {total:,} bytes are free: "
+                "choose a smaller --batch, or end what else uses the GPU (nvidia-smi)"
+            ) from error
+
+    def capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Record what `work` enqueues on the device's stream, PyTorch's and ours alike; nothing runs.
+
+        Chains run one after the other, so that all graphs share the memory of the first one's.
+        """
+        graph = torch.cuda.CUDAGraph()
+        pool = self._graphs[0].pool() if self._graphs else None
+        self.cuda.synchronize(self.stream)
+        with self.computing():
+            capture = torch.cuda.graph(graph, pool=pool, stream=self.torch_stream, capture_error_mode="thread_local")
+            with capture:
+                self.recording = True
+                try:
+                    work()
+                finally:
+                    self.recording = False
+        self._graphs.append(graph)
+        return graph
+
+    def replay(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Enqueue a recorded graph."""
+        with self.computing():
+            graph.replay()
+
+    def forget(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Give a recorded graph back, and its memory once no other graph shares it."""
+        self.cuda.synchronize(self.stream)
+        self._graphs = [other for other in self._graphs if other is not graph]
+        graph.reset()
+        torch.cuda.empty_cache()
+
+    def array(self, shape: tuple[int, ...]) -> GpuBuffer:
+        try:
+            return super().array(shape)
+        except DeviceOutOfMemory:
+            torch.cuda.empty_cache()  # what PyTorch keeps for itself may be enough
+            return super().array(shape)
+
+    def memory(self) -> tuple[int, int] | None:
+        torch.cuda.empty_cache()  # what PyTorch keeps without using it is free
+        return super().memory()
+
+    def close(self) -> None:
+        # cuBLAS's workspaces stay: graphs of other devices in this process may hold their addresses.
+        with suppress(DeviceLost):
+            for graph in list(self._graphs):
+                self.forget(graph)
+            torch.cuda.empty_cache()
+        super().close()

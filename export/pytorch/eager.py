@@ -1,0 +1,77 @@
+"""Eager PyTorch as a device: what every other backend is proven and measured against, over the same loop."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bfr.runtime.backends.device import BoundCall, Float32, HostDevice, Noise
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.manifest import Precision
+from bfr.runtime.diffusion.noise import UploadedNoise
+from bfr.runtime.errors import InvalidOption
+
+
+class EagerNetwork:
+    """A stage module of `bfr.models.stages.step`, called as it is."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module.eval()
+
+    def bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> BoundCall:
+        def call() -> None:
+            with torch.inference_mode():
+                results = self.module(**inputs)
+                for buffer, result in zip(
+                    outputs.values(), (results,) if isinstance(results, Tensor) else results, strict=True
+                ):
+                    buffer.copy_(result)
+                if buffer.is_cuda:
+                    torch.cuda.synchronize(buffer.device)
+
+        return call
+
+
+class EagerDevice(HostDevice):
+    """The CPU or a GPU through PyTorch. It loads modules, not bundles."""
+
+    buckets: tuple[int, ...] | None = None
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.name = f"eager-{self.device.type}"
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {"torch": torch.__version__}
+
+    def array(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.zeros(shape, device=self.device)
+
+    def view(self, buffer: Tensor, batch: int) -> Tensor:
+        return buffer[:batch]
+
+    def zero(self, buffer: Tensor) -> None:
+        buffer.zero_()
+
+    def write(self, buffer: Tensor, values: Float32) -> None:
+        buffer.copy_(torch.from_numpy(np.ascontiguousarray(values)))
+
+    def read(self, buffer: Tensor) -> Float32:
+        return np.array(buffer.cpu().numpy())
+
+    def diffuse(self, estimate: Tensor, noise: Tensor, x: Tensor, levels: Tensor) -> None:
+        signal, sigma = levels.T[:, :, None, None, None]
+        torch.add(estimate * signal, noise * sigma, out=x)
+
+    def noise(self, shape: tuple[int, ...], first: int = 0) -> Noise:
+        return UploadedNoise(self, shape, first)
+
+    def load(self, bundle: Bundle, name: str, precision: Precision) -> EagerNetwork:
+        """The float32 module of a bundle's network."""
+        if precision != "fp32":
+            raise InvalidOption(f"eager PyTorch is the float32 reference, not {precision}")
+        from bfr.export.pytorch.reference import load_stage
+
+        return EagerNetwork(load_stage(bundle, name).to(self.device))

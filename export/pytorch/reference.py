@@ -1,0 +1,40 @@
+"""The torch modules behind a bundle, made anew from its own weights: what it is verified and measured against."""
+
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import nn
+
+from bfr.models.catalog import ARCHITECTURES
+from bfr.models.networks.unet import UNet
+from bfr.models.stages.kinds import make_stage
+from bfr.models.stages.step import ConditionerStage, cut_variance
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.errors import BundleInvalid
+
+
+def load_reference(bundle: Bundle) -> dict[str, nn.Module]:
+    """Every network of a bundle as its float32 stage module, by name. The files are checked first."""
+    return {name: load_stage(bundle, name) for name in bundle.manifest.networks}
+
+
+def load_stage(bundle: Bundle, name: str) -> nn.Module:
+    """One network of a bundle as its float32 stage module. Its files are checked first."""
+    entry = bundle.network(name)
+    if entry.kind == "conditioner":
+        denoiser: Any = load_stage(bundle, bundle.denoise.network)
+        return ConditionerStage(denoiser.denoiser).eval()
+    path = bundle.graph(name, "fp32").with_suffix(".safetensors")
+    if entry.architecture not in ARCHITECTURES:
+        raise BundleInvalid(
+            f"{bundle.folder}: architecture {entry.architecture!r} has no PyTorch modules here: choose a backend "
+            "that runs the bundle's own graphs"
+        )
+    module = ARCHITECTURES[entry.architecture](**entry.parameters)
+    state = load_file(path)
+    cut = entry.kind.startswith("step") and entry.kind != "step-learned"
+    if cut and isinstance(module, UNet) and len(state["out.2.bias"]) < len(module.state_dict()["out.2.bias"]):
+        cut_variance(module)
+    # The file also holds what the exporter folded, under names of its own.
+    module.load_state_dict({key: state[key].to(value.dtype) for key, value in module.state_dict().items()})
+    return make_stage(entry.kind, module, entry.options)

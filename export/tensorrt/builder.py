@@ -1,0 +1,206 @@
+"""ONNX to a serialized engine, with TensorRT 10.3 to 11 or TensorRT-RTX. No GPU is asked for here.
+
+Networks are strongly typed, always: the graph says what is half and what is not. TensorRT 11 knows nothing else.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bfr.export.tensorrt.progress import Meter, monitor
+from bfr.runtime.backends.cuda.device import BUCKETS
+from bfr.runtime.backends.tensorrt_key import OPTIMIZATION_LEVEL, Library, load_library, make_logger
+from bfr.runtime.errors import BfrError, EngineBuildFailed, InvalidOption
+from bfr.runtime.files import cache_folder, write_bytes
+
+# What older libraries do not read. Source: the ONNX support matrices of TensorRT.
+OPERATOR_REMEDIES = {
+    "GroupNormalization": "it needs TensorRT 10.9 or later: export the bundle with `--opset 20`",
+    "Attention": "it needs TensorRT 10.14 or later: export the bundle with `--opset 21`",
+}
+REMEDY = "export the bundle with another --opset (18, 20 or 21), or upgrade the library"
+_log = logging.getLogger("bfr.tensorrt")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """What the builder may do.
+
+    buckets: batch sizes, one optimization profile each. workspace_mib: the most that a layer's scratch memory may take,
+    in MiB; None is the whole GPU. optimization_level: 0 (quick to build) to 5 (slow to build).
+    """
+
+    buckets: tuple[int, ...] = BUCKETS
+    workspace_mib: int | None = None
+    optimization_level: int = OPTIMIZATION_LEVEL
+
+    def __post_init__(self) -> None:
+        """Raises InvalidOption."""
+        if not self.buckets or min(self.buckets) < 1 or list(self.buckets) != sorted(set(self.buckets)):
+            raise InvalidOption(f"batches {self.buckets}: ascending numbers from 1 on are needed, as 1,2,4")
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise InvalidOption(
+                f"workspace {self.workspace_mib} MiB is out of range: choose 1 or more, or leave it out"
+            )
+        if not 0 <= self.optimization_level <= 5:
+            raise InvalidOption(f"level {self.optimization_level} is out of range: choose 0 to 5")
+
+    @property
+    def key_options(self) -> dict[str, str | int | bool | None]:
+        """What of these an engine depends on beside its buckets: the `options` of its key."""
+        return {"optimization_level": self.optimization_level, "workspace_mib": self.workspace_mib, "tf32": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A parsed graph. All are kept together: a parser whose network was collected is a segmentation fault."""
+
+    trt: Any
+    logger: Any
+    builder: Any
+    network: Any
+    parser: Any
+
+
+def parse_graph(graph: Path, trt: Any) -> Parsed:
+    """Parse an ONNX file; its weights are read from the files that it refers to.
+
+    Raises EngineBuildFailed with every node that the library does not support, and the remedy.
+    """
+    logger = make_logger(trt, logging.CRITICAL)  # what it says is in the errors
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(graph)):
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        lines = [f"  {_describe(error)}" for error in errors] or [f"  {text}" for text in logger.errors]
+        remedies = {OPERATOR_REMEDIES.get(error.node_operator(), REMEDY) for error in errors} or {REMEDY}
+        raise EngineBuildFailed(
+            f"{graph.name} cannot be read by {trt.__name__.replace('_', '-')} {trt.__version__}:\n"
+            + "\n".join(dict.fromkeys(lines))
+            + "\n"
+            + "\n".join(sorted(remedies))
+        )
+    return Parsed(trt, logger, builder, network, parser)
+
+
+def build_engine_bytes(
+    graph: Path,
+    options: BuildOptions,
+    library: Library,
+    *,
+    meter: Meter | None = None,
+    timing: Path | None = None,
+    say: Callable[[str], None] = _log.warning,
+    trt: Any = None,
+) -> bytes:
+    """Build the engine of an ONNX file and return it serialized; nothing is written but the timing cache.
+
+    meter: gets the phases, and cancels the build. timing: the file of the timing cache, for `tensorrt` only. say: gets
+    what happened to it. trt: the library's module, where it is not the installed one.
+    Raises MissingDependency without the library, EngineBuildFailed with what the library said.
+    """
+    meter = meter or Meter(graph.name)
+    trt = trt or load_library(library)
+    meter.say("parsing")
+    parsed = parse_graph(graph, trt)
+    config = _configure(parsed, options)
+    cached = timing is not None and library == "tensorrt"
+    if timing is not None and cached:
+        _use_timing_cache(config, timing, say)
+    config.progress_monitor = watcher = monitor(trt, meter)
+    meter.say("building")
+    serialized = parsed.builder.build_serialized_network(parsed.network, config)
+    del watcher  # lives as long as the build
+    if serialized is None:
+        said = "; ".join(parsed.logger.errors) or "nothing"
+        if meter.cancelled.is_set():
+            raise EngineBuildFailed(f"the build of {graph.name} was cancelled")
+        raise EngineBuildFailed(
+            f"no engine was built of {graph.name}; {library} {trt.__version__} said: {said}. "
+            "Where memory ran out: fewer or smaller --batches, a smaller --workspace, or end what else uses the GPU"
+        )
+    if timing is not None and cached:
+        _save_timing_cache(config, timing, say)
+    return bytes(serialized)
+
+
+def typed_share(graph: Path, library: Library, *, trt: Any = None) -> float:
+    """Of the floating tensors that the layers of a graph write, the share in half (0 to 1), as the library reads it."""
+    parsed = parse_graph(graph, trt or load_library(library))
+    types, layers = parsed.trt.DataType, (parsed.network.get_layer(i) for i in range(parsed.network.num_layers))
+    written = [layer.get_output(i).dtype for layer in layers for i in range(layer.num_outputs)]
+    half = sum(bool(kind in (types.HALF, types.BF16)) for kind in written)
+    full = sum(bool(kind == types.FLOAT) for kind in written)
+    return half / max(1, half + full)
+
+
+def timing_cache_path(version: str, compute_capability: str, say: Callable[[str], None]) -> Path | None:
+    """Where the timing cache of a TensorRT version and a GPU is kept; None, and said so, where there is no place."""
+    try:
+        return cache_folder() / "timing" / f"{version}-{compute_capability}.cache"
+    except BfrError as error:
+        say(f"no timing cache: {error}")
+        return None
+
+
+def _configure(parsed: Parsed, options: BuildOptions) -> Any:
+    trt, config = parsed.trt, parsed.builder.create_builder_config()
+    config.builder_optimization_level = options.optimization_level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector shows no types
+    if hasattr(trt.BuilderFlag, "TF32"):
+        config.clear_flag(trt.BuilderFlag.TF32)  # on by default; float32 means float32
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    for bucket in options.buckets:
+        if config.add_optimization_profile(_profile(parsed, bucket)) < 0:
+            raise EngineBuildFailed(
+                f"batch {bucket} is refused: {'; '.join(parsed.logger.errors) or 'without a reason'}"
+            )
+    return config
+
+
+def _profile(parsed: Parsed, bucket: int) -> Any:
+    """The optimization profile of one batch size: nothing varies inside it."""
+    profile = parsed.builder.create_optimization_profile()
+    for i in range(parsed.network.num_inputs):
+        tensor = parsed.network.get_input(i)
+        shape = tuple(tensor.shape)
+        if -1 in shape[1:] or shape[0] != -1:
+            raise EngineBuildFailed(
+                f"input {tensor.name} has the shape {shape}: only the batch, and always the batch, may vary. "
+                "Export the bundle anew with `bfr export`"
+            )
+        fixed = (bucket, *shape[1:])
+        profile.set_shape(tensor.name, fixed, fixed, fixed)
+    return profile
+
+
+def _use_timing_cache(config: Any, path: Path, say: Callable[[str], None]) -> None:
+    data = b""
+    try:
+        if path.is_file():
+            data = path.read_bytes()
+    except OSError as error:
+        say(f"the timing cache {path} cannot be read ({error.strerror}): the build takes longer")
+    cache = config.create_timing_cache(data)
+    if cache is None or not config.set_timing_cache(cache, False):
+        say(f"the timing cache {path} is damaged or of another machine and is left unused: the build takes longer")
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _save_timing_cache(config: Any, path: Path, say: Callable[[str], None]) -> None:
+    cache = config.get_timing_cache()
+    if cache is None:
+        return
+    try:
+        write_bytes(path, bytes(cache.serialize()))
+    except BfrError as error:
+        say(f"the timing cache is not kept: {error}")
+
+
+def _describe(error: Any) -> str:
+    node = f"{error.node_operator()} {error.node_name()}".strip()
+    return f"{node or 'the graph'}: {error.desc()}"

@@ -1,0 +1,282 @@
+"""`bfr build`: the engines of a bundle, built for this machine, proven, and published in its manifest.
+
+An engine is published by one write of the manifest: before it no backend loads the file, whatever happened to it.
+"""
+
+import time
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+from bfr.export.tensorrt.builder import BuildOptions, build_engine_bytes, timing_cache_path, typed_share
+from bfr.export.tensorrt.precision import check_buildable, prove_precision
+from bfr.export.tensorrt.progress import Meter, Report, still_working, watched
+from bfr.export.tensorrt.writable import write_engines
+from bfr.export.verify.compare import open_reference, verify
+from bfr.export.verify.walk import Reference
+from bfr.runtime.backends.device import Device, Network
+from bfr.runtime.backends.tensorrt_key import Library, Machine, engine_key, find_engine
+from bfr.runtime.bundle.bundle import Bundle, describe_file
+from bfr.runtime.bundle.manifest import Check, Engine, Precision
+from bfr.runtime.errors import (
+    BundleCorrupt,
+    EngineBuildFailed,
+    EngineMismatch,
+    EngineMissing,
+    MissingDependency,
+    WriteFailed,
+)
+from bfr.runtime.files import clean_leftovers, write_bytes
+
+ENGINES = "engines"  # the folder inside a bundle
+LOCK = ".build.lock"
+GATE_STEPS = 10  # of the loop; the CPU, which is often the reference, takes seconds for one
+Say = Callable[[str], None]
+
+
+class EngineDevice(Device, Protocol):
+    """A device that runs engines: `bfr.runtime.backends.tensorrt.TensorRtDevice`."""
+
+    machine: Machine
+
+    def load_engine(self, path: Path, cache: bytes | None = None) -> Network: ...
+
+    def inspect(self, network: Any) -> str: ...
+
+    def runtime_cache(self, network: Any) -> bytes | None: ...
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """An engine whose file is there and whose entry is not in the manifest yet."""
+
+    engine: Engine
+    path: Path
+    network: Network | None = None
+
+
+def open_engine_device(library: Library, index: int) -> EngineDevice:
+    """The GPU. Raises MissingDependency, BackendUnavailable."""
+    from bfr.runtime.backends.tensorrt import TensorRtDevice
+
+    return TensorRtDevice(library, index)
+
+
+def build_engines(
+    folder: Path,
+    library: Library,
+    *,
+    precisions: Sequence[Precision] = ("fp32",),
+    options: BuildOptions = BuildOptions(),  # noqa: B008  (frozen)
+    index: int = 0,
+    force: bool = False,
+    say: Say = lambda _: None,
+    report: Report = lambda _: None,
+    open_device: Callable[[Library, int], EngineDevice] = open_engine_device,
+    build: Callable[..., bytes] = build_engine_bytes,
+    reference: Callable[[Bundle, int], Reference] = open_reference,
+) -> list[Engine]:
+    """Build the engines of a bundle that this machine lacks, one after the other; returns those that were published.
+
+    precisions: a network that was not exported in one is built in fp32 for it. index: the number of the GPU. force:
+    build anew what is there as well. say: gets one line an event; report: how far it is, twice a second.
+    All engines of a precision are proven together and published together; the old ones stay until then. Another
+    process that builds for the same bundle is waited for, and what it built is not built again.
+    Raises BackendUnavailable without a GPU, EngineBuildFailed, VerificationFailed, WriteFailed.
+    """
+    check_buildable(precisions)
+    kinds = [Bundle.open(folder).precision(name) for name in dict.fromkeys(precisions)]
+    device = open_device(library, index)  # before anything is written: without a GPU nothing is
+    try:
+        with _only_builder(folder, say):
+            _sweep(folder)
+            built: list[Engine] = []
+            try:
+                for precision in kinds:
+                    if precision != kinds[0]:  # what the one before has loaded is given back
+                        device.close()
+                        device = open_device(library, index)
+                    job = _Job(Bundle.open(folder), device, precision, options, index, say, report, build, reference)
+                    done = {(engine.network, engine.key.precision) for engine in built}
+                    built += job.run(force, done)
+            finally:
+                _sweep(folder)  # of a failed build the new files, of a finished one the old
+            return built
+    finally:
+        if not still_working():  # else the process ends now, and the work must not lose its device before
+            device.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """The engines of one precision. The fields are the arguments of `build_engines`."""
+
+    bundle: Bundle
+    device: EngineDevice
+    precision: Precision
+    options: BuildOptions
+    index: int
+    say: Say
+    report: Report
+    build: Callable[..., bytes]
+    reference: Callable[[Bundle, int], Reference]
+
+    def run(self, force: bool, done: Container[tuple[str, Precision]]) -> list[Engine]:
+        """Build, prove and publish. done: network and precision of what this call of `build_engines` built before."""
+        candidates: dict[str, _Candidate] = {}
+        for name, kind in self._wanted().items():
+            found = _built_already(self.bundle, name, kind, self.device.machine, self.options)
+            if found and (not force or (name, kind) in done):
+                self.say(f"{name} in {kind}: {found.file.path} fits this machine and is kept")
+            else:
+                candidates[name] = self._build(name, kind)
+        if not candidates:
+            return []
+        meter = Meter(f"{self.precision}, the proof", "loading")
+        checks = watched(lambda: self._prove(candidates, meter), meter, self.report)
+        engines = [self._proven(name, candidate, checks) for name, candidate in candidates.items()]
+        _publish(self.bundle.folder, engines)
+        for engine in engines:
+            self.say(f"{engine.network} in {engine.key.precision}: published as {engine.file.path}")
+        return engines
+
+    def _wanted(self) -> dict[str, Precision]:
+        networks = self.bundle.manifest.networks
+        return {
+            name: self.precision if self.precision in entry.variants else "fp32" for name, entry in networks.items()
+        }
+
+    def _build(self, name: str, precision: Precision) -> _Candidate:
+        """Build the engine of a network and write it beside the others. It is not in the manifest yet."""
+        bundle, machine = self.bundle, self.device.machine
+        graph = bundle.graph(name, precision)  # its files are checked here
+        meter = Meter(f"{name} in {precision}")
+        timing = None
+        if machine.library == "tensorrt":
+            timing = timing_cache_path(machine.version, machine.compute_capability, self.say)
+
+        def work() -> bytes:
+            return self.build(graph, self.options, machine.library, meter=meter, timing=timing, say=self.say)
+
+        begin = time.perf_counter()
+        data = watched(work, meter, self.report)
+        seconds = round(time.perf_counter() - begin, 1)
+        self.say(f"{name} in {precision}: built in {seconds:.0f} s, {len(data):,} bytes")
+        tag = sha256(data).hexdigest()[:12]  # a new engine never takes an old one's name
+        path = bundle.folder / ENGINES / f"{name}.{precision}.{machine.library}.{tag}.engine"
+        write_bytes(path, data)
+        options = self.options
+        key = engine_key(bundle, name, precision, machine, buckets=options.buckets, options=options.key_options)
+        file = describe_file(bundle.folder, path)
+        return _Candidate(Engine(network=name, file=file, key=key, half_share=0.0, build_seconds=seconds), path)
+
+    def _prove(self, candidates: dict[str, _Candidate], meter: Meter) -> list[Check]:
+        """Load the engines, look for half precision in them, and compare them with the reference."""
+
+        def progress(text: str) -> None:
+            if meter.cancelled.is_set():
+                raise EngineBuildFailed("the proof was cancelled")
+            meter.say(text)
+
+        networks: dict[str, Network] = {}
+        for name, precision in self._wanted().items():
+            candidate = candidates.get(name)
+            if candidate is None:
+                networks[name] = self.device.load(self.bundle, name, precision)
+                continue
+            progress(f"loading {candidate.path.name}")
+            networks[name] = candidate.network = self.device.load_engine(candidate.path)
+            # TensorRT-RTX's inspector is not documented to show types; it computes in the graph's and in no others.
+            library, graph = self.device.machine.library, self.bundle.graph(name, precision)
+            typed = partial(typed_share, graph, library) if library == "tensorrt-rtx" else None
+            share = prove_precision(self.device.inspect(candidate.network), name, precision, typed)
+            candidate.engine = candidate.engine.model_copy(update={"half_share": share})
+        progress("loading the reference")
+        return verify(
+            self.bundle,
+            self.reference(self.bundle, self.index),
+            self.precision,
+            device=self.device,
+            networks=networks,
+            steps=GATE_STEPS,
+            gpu=self.device.machine.gpu,
+            progress=progress,
+        )
+
+    def _proven(self, name: str, candidate: _Candidate, checks: Sequence[Check]) -> Engine:
+        """The engine's entry with what proves it, and with what TensorRT-RTX compiled for it."""
+        own = tuple(check for check in checks if check.what.startswith((f"{name}, ", "loop, ")))
+        cache, path = self.device.runtime_cache(candidate.network), candidate.path.with_suffix(".cache")
+        if cache is None:
+            return candidate.engine.model_copy(update={"checks": own})
+        write_bytes(path, cache)
+        return candidate.engine.model_copy(
+            update={"checks": own, "runtime_cache": describe_file(self.bundle.folder, path)}
+        )
+
+
+def _built_already(
+    bundle: Bundle, name: str, precision: Precision, machine: Machine, options: BuildOptions
+) -> Engine | None:
+    """The engine that fits this machine and these options, whole, if there is one."""
+    try:
+        engine = find_engine(bundle, name, precision, machine, buckets=options.buckets, options=options.key_options)
+        for file in (engine.file, engine.runtime_cache):
+            if file is not None:
+                bundle.check(file)
+    except (EngineMissing, EngineMismatch, BundleCorrupt):
+        return None
+    return engine
+
+
+def _publish(folder: Path, engines: Sequence[Engine]) -> None:
+    """Put engines into the manifest as it is now, in the place of those of the same network, precision and library."""
+
+    def place(engine: Engine) -> tuple[str, str, str]:
+        return engine.network, engine.key.precision, engine.key.library
+
+    new = {place(engine) for engine in engines}
+    kept = (engine for engine in Bundle.open(folder).manifest.engines if place(engine) not in new)
+    write_engines(folder, [*kept, *engines])
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what is in the folder of the engines and not in the manifest. Only the one who builds may do so."""
+    manifest = Bundle.open(folder).manifest
+    known = {file.path for engine in manifest.engines for file in (engine.file, engine.runtime_cache) if file}
+    for path in (folder / ENGINES).iterdir():
+        if path.suffix in (".engine", ".cache") and path.relative_to(folder).as_posix() not in known:
+            with suppress(OSError):  # what cannot be deleted is in nobody's way
+                path.unlink()
+    clean_leftovers(folder / ENGINES)
+    clean_leftovers(folder)
+
+
+@contextmanager
+def _only_builder(folder: Path, say: Say) -> Iterator[None]:
+    """Wait until no other process builds for this bundle. The lock is the system's and dies with its owner."""
+    try:
+        from filelock import FileLock, Timeout
+    except ImportError as error:
+        raise MissingDependency('filelock is not installed: pip install "bfr-runtime[tensorrt]"') from error
+    try:
+        (folder / ENGINES).mkdir(exist_ok=True)
+        lock = FileLock(folder / ENGINES / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say(f"another process builds engines for {folder}: waiting for it")
+            lock.acquire(poll_interval=0.5)
+    except OSError as error:
+        raise WriteFailed(
+            f"cannot write in {folder / ENGINES} ({error.strerror or error}): engines are kept in their bundle. "
+            f"Copy it to a folder that can be written: `bfr build {folder} -o COPY`"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,183 @@
+"""Proves a backend against a float32 reference: every network, and the whole loop, on the same noise."""
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bfr.export.verify.walk import SEED, Reference, output_shapes, run_network, side_by_side, synthetic, walk
+from bfr.runtime.backends.device import Device, Float32, Network
+from bfr.runtime.backends.registry import open_device
+from bfr.runtime.bundle import manifest
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.manifest import Check, Precision
+from bfr.runtime.errors import VerificationFailed
+from bfr.runtime.restore.chain import Chain
+from bfr.runtime.restore.plan import DEGRADED, Plan, make_plan
+from bfr.runtime.restore.restorer import common_buckets, load_networks
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BATCHES = (1, 3)  # graphs are traced at 2: an axis that became a constant shows at both
+GPU_RUNS = 3  # the first is enqueued call by call, the second records the chain
+# dB of PSNR with peak 2, of a network and of the loop. In float32 only the order of sums differs; half keeps 11 bits of
+# every activation. int8 reaches 43 and 44 dB with the weights of `mini` on these inputs, unlike what it was calibrated
+# on, and 37 with the random ones of the tests; a step, of whose result the network is a small part, reaches 63 dB.
+FLOORS_DB: Mapping[Precision, tuple[float, float]] = {
+    "fp32": (90.0, 80.0),
+    "fp16": (40.0, 35.0),
+    "bf16": (30.0, 25.0),
+    "int8": (34.0, 34.0),
+}
+INT8_STEP_DB = 50.0
+
+Progress = Callable[[str], None]
+
+
+def eager_reference(modules: Mapping[str, "nn.Module"]) -> Reference:
+    """Float32 stage modules by the bundle's names, see `bfr.export.pytorch.reference`, on the CPU."""
+    from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
+
+    return Reference("eager float32", EagerDevice(), {name: EagerNetwork(module) for name, module in modules.items()})
+
+
+def open_reference(bundle: Bundle, index: int = 0) -> Reference:
+    """Eager PyTorch in float32, on GPU `index` where PyTorch has CUDA; without PyTorch ONNX Runtime on the CPU."""
+    wrapped = any(network.kind == "wrapped" for network in bundle.manifest.networks.values())  # it has no modules
+    if find_spec("torch") is None or wrapped:
+        cpu = open_device("onnxruntime-cpu")
+        return Reference("ONNX Runtime float32 on the CPU", cpu, load_networks(bundle, cpu, "fp32"))
+    import torch
+
+    from bfr.export.pytorch.eager import EagerDevice
+
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    device = EagerDevice(f"cuda:{index}" if torch.cuda.is_available() else "cpu")
+    where = "the GPU" if torch.cuda.is_available() else "the CPU"
+    return Reference(f"eager float32 on {where}", device, load_networks(bundle, device, "fp32"))
+
+
+def verify(
+    bundle: Bundle,
+    reference: Reference | Mapping[str, "nn.Module"],
+    precision: Precision,
+    *,
+    backend: str = "onnxruntime-cpu",
+    device: Device | None = None,
+    networks: Mapping[str, Network] | None = None,
+    preset: str = "reference",
+    steps: int | None = None,
+    threads: int | None = None,
+    gpu: str | None = None,
+    progress: Progress = lambda _: None,
+) -> list[Check]:
+    """Compare a backend with the reference; returns one Check a network and batch, and one of the loop.
+
+    reference: or its modules, see `eager_reference`. device: the backend's, where it is open already, and `networks` on
+    it, where they are loaded. steps: the most that the loop takes. threads: of the backend, on a CPU. gpu: the name of
+    the one that the backend runs on.
+    A device with buckets is compared at its smallest and its largest, others at BATCHES.
+    Raises VerificationFailed where a result is not finite or its PSNR is below its floor.
+    """
+    if not isinstance(reference, Reference):
+        reference = eager_reference(reference)
+    device = device or open_device(backend, threads=threads)
+    tested = networks or load_networks(bundle, device, precision)
+    sampler = bundle.preset(preset if bundle.denoisers else None)
+    if steps is not None:
+        sampler = _shortened(sampler, steps)
+    plan = make_plan(bundle, sampler)
+    buckets = common_buckets(bundle.manifest.batches, device.buckets)
+    batches = sorted({min(buckets), max(buckets)}) if buckets else BATCHES
+    where: dict[str, Any] = {"device": device.name, "precision": precision, "reference": reference.name, "gpu": gpu}
+    checks = []
+    for batch in batches:
+        for name, inputs, expected in walk(bundle, plan, reference, batch):
+            entry = bundle.network(name)
+            progress(f"{name} in {precision} at batch {batch} against {reference.name}")
+            b = run_network(device, tested[name], inputs, output_shapes(entry))
+            floor = network_floor(entry, precision)
+            checks.append(
+                compare(f"{name}, batch {batch}", side_by_side(expected), b, batch=batch, floor=floor, **where)
+            )
+    progress(f"the chain in {precision}, {plan.steps} steps, against {reference.name}")
+    a, eager_seconds = run_chain(plan, reference.device, reference.networks, batches[0])
+    b, seconds = run_chain(plan, device, tested, batches[0])
+    what = f"loop, preset {preset}, {sampler}" if plan.steps else "chain"
+    check = compare(what, a, b, batch=batches[0], floor=FLOORS_DB[precision][1], **where)
+    if not plan.steps:
+        return [*checks, check]
+    times = {"seconds_a_step": round(seconds, 7), "eager_seconds_a_step": round(eager_seconds, 7)}
+    return [*checks, check.model_copy(update=times)]
+
+
+def network_floor(network: manifest.Network, precision: Precision) -> float:
+    """What a network has to reach, in dB; in fp32 where it has no such variant."""
+    kind = precision if precision in network.variants else "fp32"
+    return INT8_STEP_DB if kind == "int8" and network.kind.startswith("step") else FLOORS_DB[kind][0]
+
+
+def compare(
+    what: str,
+    expected: Float32,
+    found: Float32,
+    *,
+    device: str,
+    precision: Precision,
+    batch: int,
+    floor: float,
+    reference: str = "eager float32",
+    gpu: str | None = None,
+) -> Check:
+    """A Check of two arrays, or VerificationFailed."""
+    if not np.isfinite(found).all():
+        raise VerificationFailed(
+            f"{what} on {device} in {precision}: the result holds NaN or Inf. "
+            "Half precision overflows where activations exceed 65504: export this network in fp32"
+        )
+    difference = found.astype(np.float64) - expected
+    rms = max(float(np.sqrt(np.mean(difference**2))), 1e-12)
+    psnr = 20.0 * np.log10(2.0 / rms)
+    if psnr < floor:
+        raise VerificationFailed(
+            f"{what} on {device} in {precision}: {psnr:.1f} dB against {reference}, the floor is {floor:.0f} dB. "
+            "Nothing was published; export in fp32, or with another --opset"
+        )
+    return Check(
+        what=what,
+        backend=device,
+        precision=precision,
+        batch=batch,
+        psnr_db=round(psnr, 1),
+        max_abs=float(np.abs(difference).max()),
+        relative=float(np.linalg.norm(difference) / max(float(np.linalg.norm(expected)), 1e-12)),
+        floor_db=floor,
+        reference=reference,
+        gpu=gpu,
+    )
+
+
+def run_chain(plan: Plan, device: Device, networks: Mapping[str, Network], batch: int = 1) -> tuple[Float32, float]:
+    """The final images of synthetic faces through a chain, (B, 3, S, S) in [-1, 1], and the seconds a step.
+
+    On a device that records chains, they are those of the recorded one.
+    """
+    chain = Chain(device, networks, plan, batch=batch)
+    faces = {name: synthetic(name, shape, batch) for name, shape in plan.inputs.items()}
+    degraded, loops = faces.pop(DEGRADED), list(plan.loops)
+    try:
+        for _ in range(1 if device.memory() is None else GPU_RUNS):
+            result = chain.run(degraded, seed=SEED, images=tuple(range(batch)), inputs=faces)
+    finally:
+        chain.close()
+    return result.image * 2.0 - 1.0, sum(result.seconds[loop.name] for loop in loops) / max(plan.steps, 1)
+
+
+def _shortened(sampler: manifest.Preset, steps: int) -> manifest.Preset:
+    """A preset whose loops take at most so many steps each."""
+    own = sampler.shortened(steps) if steps < sampler.calls else sampler
+    stages = {name: one.shortened(steps) if steps < one.calls else one for name, one in own.stages.items()}
+    return own.model_copy(update={"stages": stages})

@@ -1,0 +1,1 @@
+"""What is exported: networks wrapped so that one call is one stage of a chain."""

@@ -1,0 +1,167 @@
+"""Stages of identity guidance: the gradient between two steps, and the networks before and after the loop.
+
+PGDiff (arXiv 2309.10810) guides in pixels towards a reference picture's identity; CLR-Face (arXiv 2402.06106) guides
+in latents towards the one that a network recovers from the degraded picture. What they wrap is built by
+`bfr.models.networks.clrface`.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from bfr.models.networks.clrface import IdentityRecovery
+from bfr.models.networks.identity import IdentityDistance
+from bfr.models.networks.vqgan import VQModel
+from bfr.models.stages.gradient import without_autograd
+from bfr.models.stages.stage import Stage, random
+from bfr.models.stages.step import clip
+from bfr.runtime.diffusion.solvers import Column
+
+TINY = 1e-12
+
+
+class GuideStage(Stage):
+    """Moves a step's result against the gradient of the identity's distance: `... -> x_next_guided, x0_guided`.
+
+    x_next, x0: (B, C, h, w), what the step made; row: (B, 8), the step's; strength: (B,); target: (B, E) embeddings.
+    With g the gradient of the distance at x0, taken as a constant, and the distance's mask m where it has one,
+
+        x0_guided = x0 - strength * m * g,    x_next_guided = x_next + c * (x0_guided - x0),
+
+    because every solver is linear in x0, with coefficient c. PGDiff shifts the mean by scale * variance * g instead:
+    that is the strength scale * variance / c. An image of strength 0 is left exactly as it is.
+    """
+
+    kind, outputs, wraps = "guide", ("x_next_guided", "x0_guided"), "network"
+
+    def __init__(self, network: IdentityDistance, *, normalize: bool = False, clipped: bool = True) -> None:
+        """clipped: whether x0_guided is clipped to [-1, 1], as images are and latents are not.
+
+        normalize: whether m * g is scaled, in each image, to the length of x_next - x0, so that a strength means the
+        same everywhere. PGDiff's dynamic guidance scales to the length of the last step, x_t - x_{t-1}: x_t is not at
+        hand here. Like that, x_next - x0 becomes shorter as the loop ends, and is 0 where x_next is x0: the last
+        step of most solvers is not guided then.
+        """
+        super().__init__()
+        self.network, self.normalize, self.clipped = network, normalize, clipped
+
+    def forward(
+        self, x_next: Tensor, x0: Tensor, row: Tensor, strength: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        direction = self.gradient(x0, target)
+        if self.network.mask is not None:
+            direction = self.network.mask * direction
+        if self.normalize:
+            direction = direction * (_length(x_next - x0) / _length(direction).clamp(min=TINY))
+        amount = strength[:, None, None, None]
+        moved = x0 - amount * direction
+        moved = torch.where(amount == 0.0, x0, clip(moved) if self.clipped else moved)
+        return x_next + row[:, Column.C, None, None, None] * (moved - x0), moved
+
+    def gradient(self, x0: Tensor, target: Tensor) -> Tensor:
+        """The gradient of each image's distance at its x0, (B, C, h, w); also where gradients are switched off."""
+        with torch.inference_mode(False), torch.enable_grad():
+            point = x0.detach().clone().requires_grad_()  # clones, of what inference mode made, can have gradients
+            distance = self.network(point, target.detach().clone())
+            (gradient,) = torch.autograd.grad(distance.sum(), point)
+        return gradient
+
+    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
+        """See `Stage`; `size` is the side of x0."""
+        autoencoder = self.network.autoencoder
+        state = 2.0 * random(batch, 3 if autoencoder is None else autoencoder.embed_dim, size, size) - 1.0
+        return {
+            "x_next": 0.5 * state,
+            "x0": state,
+            "row": random(batch, 8),
+            "strength": torch.full((batch,), 0.1),
+            "target": random(batch, self.network.embedding) - 0.5,
+        }
+
+    def traceable(self, size: int) -> nn.Module:
+        """See `Stage`: the same without autograd."""
+        return without_autograd(self, size)
+
+
+class EmbedStage(Stage):
+    """reference (B, 3, S, S) in [0, 1], estimate (B, 3, S, S) in [-1, 1] -> identity (B, E), whom to guide towards.
+
+    It is the reference's, another picture of the same person, or the estimate's where the reference is all 0: where
+    none was given.
+    """
+
+    kind, outputs, wraps = "embedder", ("identity",), "network"
+
+    def __init__(self, network: IdentityDistance) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, reference: Tensor, estimate: Tensor) -> Tensor:
+        given = reference.amax((1, 2, 3), keepdim=True) > 0.0
+        return self.network.embed(torch.where(given, 2.0 * reference - 1.0, estimate))
+
+    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
+        """See `Stage`."""
+        return {"reference": random(batch, 3, size, size), "estimate": 2.0 * random(batch, 3, size, size) - 1.0}
+
+
+class EncodeStage(Stage):
+    """degraded (B, 3, S, S) in [0, 1] -> latent (B, C, h, w), not quantised."""
+
+    kind, outputs, wraps = "encoder", ("latent",), "network"
+
+    def __init__(self, network: VQModel) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, degraded: Tensor) -> Tensor:
+        return self.network.encode(2.0 * degraded - 1.0)
+
+    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
+        """See `Stage`."""
+        return {"degraded": random(batch, 3, size, size)}
+
+
+class RecoverStage(Stage):
+    """latent (B, C, h, w) of a degraded image -> identity (B, E), and estimate (B, 3, S, S) in [-1, 1], clipped."""
+
+    kind, outputs, wraps = "recoverer", ("identity", "estimate"), "network"
+
+    def __init__(self, network: IdentityRecovery) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        identity, estimate = self.network(latent)
+        return identity, clip(estimate)
+
+    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
+        """See `Stage`; `size` is the side of the latent."""
+        return {"latent": random(batch, self.network.channels, size, size)}
+
+
+class DecodeStage(Stage):
+    """latent_state (B, C, h, w) -> restored (B, 3, S, S) in [-1, 1], clipped; quantised before it is decoded.
+
+    NaN or Inf in an image's latent make all of its picture NaN: the nearest code of NaN would be some code, and a loop
+    that overflowed would pass for a restoration.
+    """
+
+    kind, outputs, wraps = "decoder", ("restored",), "network"
+
+    def __init__(self, network: VQModel, *, quantize: bool = True) -> None:
+        """quantize: False decodes the latent as it is."""
+        super().__init__()
+        self.network, self.quantize = network, quantize
+
+    def forward(self, latent_state: Tensor) -> Tensor:
+        broken = 0.0 * latent_state.sum((1, 2, 3), keepdim=True)  # 0, or NaN
+        return clip(self.network.decode(latent_state, quantize=self.quantize)) + broken
+
+    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
+        """See `Stage`; `size` is the side of the latent."""
+        return {"latent_state": random(batch, self.network.embed_dim, size, size)}
+
+
+def _length(x: Tensor) -> Tensor:
+    """Each image's Euclidean length, (B, 1, 1, 1)."""
+    return (x * x).sum((1, 2, 3), keepdim=True).sqrt()

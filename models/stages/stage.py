@@ -1,0 +1,36 @@
+"""What a bundle's network is made of: a torch module with named inputs and outputs."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Stage(nn.Module):
+    """A module that is exported as one network of a bundle.
+
+    kind: its name in the manifest, by which `bfr.export.pytorch.reference` makes it anew. outputs: their names, in the
+    order of what `forward` returns; its inputs are named as `forward`'s arguments are. wraps: the attribute that holds
+    the network, whose state dict is the checkpoint's; its name is left out where the weights are stored.
+    """
+
+    kind: ClassVar[str]
+    outputs: ClassVar[tuple[str, ...]]
+    wraps: ClassVar[str] = ""
+
+    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
+        """Inputs to trace and count with, by name, in the order of `forward`: float32, the first axis the batch.
+
+        size: the side of the images or latents that the network works on.
+        """
+        raise NotImplementedError
+
+    def traceable(self, size: int) -> nn.Module:
+        """What is traced in its place: a module of the same arithmetic and the same names of weights."""
+        del size
+        return self
+
+
+def random(*shape: int) -> Tensor:
+    """Values in [0, 1), the same for the same shape."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))

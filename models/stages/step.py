@@ -1,0 +1,277 @@
+"""Wraps networks so that one call is one whole stage of the chain, arithmetic included.
+
+Nothing but the network runs between two steps: the row's arithmetic (`bfr.runtime.diffusion.solvers`) and the clipping
+are part of the graph, computed in float32 whatever the network's precision.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bfr.models.networks.resize import resize_matrix
+from bfr.models.networks.unet import UNet, condition
+from bfr.models.stages.stage import Stage, random
+from bfr.runtime.diffusion.solvers import Column
+
+
+class EstimatorStage(Stage):
+    """degraded (B, 3, S, S) in [0, 1] -> estimate (B, 3, S, S) in [-1, 1], clipped, as the loop starts from it."""
+
+    kind, outputs, wraps = "estimator", ("estimate",), "estimator"
+
+    def __init__(self, estimator: nn.Module) -> None:
+        super().__init__()
+        self.estimator = estimator
+
+    def forward(self, degraded: Tensor) -> Tensor:
+        return clip(2.0 * self.estimator(degraded).float() - 1.0)
+
+    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
+        """See `Stage`."""
+        return {"degraded": random(batch, 3, size, size)}
+
+
+class InpaintStage(Stage):
+    """degraded (B, 3, S, S) in [0, 1], 0 in the hole, and mask (B, 1, S, S), 1 there -> estimate and known.
+
+    Both (B, 3, S, S) in [-1, 1]: the picture with its hole filled, and the degraded image as KnownStep reads it.
+    """
+
+    kind, outputs, wraps = "inpainter", ("estimate", "known"), "estimator"
+
+    def __init__(self, estimator: nn.Module) -> None:
+        super().__init__()
+        self.estimator = estimator
+
+    def forward(self, degraded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        filled = self.estimator(torch.cat([degraded, mask], dim=1)).float()
+        return clip(2.0 * filled - 1.0), 2.0 * degraded - 1.0
+
+    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
+        """See `Stage`."""
+        return {"degraded": random(batch, 3, size, size), "mask": random(batch, 1, size, size).round()}
+
+
+class ConditionerStage(Stage):
+    """t (B,) float32 -> conditioning (B, features) float32, which a step takes in the place of `t`.
+
+    It depends on the timestep alone: computed once for each of a table, it is left out of every step.
+    """
+
+    kind, outputs, wraps = "conditioner", ("conditioning",), ""
+
+    def __init__(self, denoiser: UNet) -> None:
+        super().__init__()
+        self.channels, self.time_embed = denoiser.model_channels, denoiser.time_embed
+        self.layers = nn.ModuleList(denoiser.conditioning_layers())
+        self.features = sum(denoiser.conditioning_sizes)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return torch.cat(condition(t, self.channels, self.time_embed, self.layers), dim=1)
+
+    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
+        """See `Stage`."""
+        del size
+        return {"t": torch.full((batch,), 100.0)}
+
+
+class LinearStep(Stage):
+    """One step of any linear solver: `x, h1, h2, t, row, noise -> x_next, x0`.
+
+    x, h1, h2, noise: (B, C, S, S) float32; t: (B,) float32, or (B, features) as ConditionerStage makes it; row: (B, 8)
+    float32. See `bfr.runtime.diffusion.solvers`.
+    """
+
+    kind, outputs, wraps = "step", ("x_next", "x0"), "denoiser"
+
+    def __init__(
+        self, denoiser: nn.Module, *, features: int | None = None, clipped: bool = True, channels: int | None = None
+    ) -> None:
+        """features: of the conditioning that is given in the place of timesteps, None where timesteps are.
+
+        clipped: whether x0 is clipped to [-1, 1], as images are and latents are not. channels: of the state, C; None
+        where they are all that the denoiser reads.
+        """
+        super().__init__()
+        self.denoiser, self.features, self.clipped, self.channels = denoiser, features, clipped, channels
+
+    def forward(
+        self, x: Tensor, h1: Tensor, h2: Tensor, t: Tensor, row: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self.follow(self.denoiser(x, t).float(), x, h1, h2, row, noise)
+
+    def follow(
+        self, out: Tensor, x: Tensor, h1: Tensor, h2: Tensor, row: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The row's arithmetic on the denoiser's output."""
+        x0 = _column(row, Column.A) * x - _column(row, Column.B) * out
+        x0 = clip(x0) if self.clipped else x0
+        return _next_state(x0, out, x, h1, h2, row, noise), x0
+
+    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
+        """See `Stage`."""
+        channels = self.channels or int(cast(UNet, self.denoiser).in_channels)
+        image, features = random(batch, channels, size, size), self.features
+        return {
+            "x": image,
+            "h1": image.clone(),
+            "h2": image.clone(),
+            "t": torch.full((batch,), 100.0) if features is None else random(batch, features),
+            "row": random(batch, 8),
+            "noise": image.clone(),
+        }
+
+
+class ConcatStep(LinearStep):
+    """A linear step whose denoiser reads `condition`, (B, K, S, S), beside the state: channels after its own."""
+
+    kind = "step-concat"
+
+    def forward(  # type: ignore[override]  # it reads more
+        self, x: Tensor, h1: Tensor, h2: Tensor, t: Tensor, row: Tensor, noise: Tensor, condition: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self.follow(self.denoiser(torch.cat([x, condition], dim=1), t).float(), x, h1, h2, row, noise)
+
+    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
+        """See `Stage`."""
+        own = super().examples(size, batch)
+        more = int(cast(UNet, self.denoiser).in_channels) - own["x"].shape[1]
+        return {**own, "condition": random(batch, more, size, size)}
+
+
+class ContextStep(LinearStep):
+    """A linear step whose denoiser attends to `context`, (B, tokens, width), as text-conditioned ones do."""
+
+    kind = "step-context"
+
+    def __init__(self, denoiser: nn.Module, *, context: Sequence[int], **options: Any) -> None:
+        """context: tokens and width. options: as of LinearStep."""
+        super().__init__(denoiser, **options)
+        self.context = tuple(context)
+
+    def forward(  # type: ignore[override]  # it reads more
+        self, x: Tensor, h1: Tensor, h2: Tensor, t: Tensor, row: Tensor, noise: Tensor, context: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self.follow(self.denoiser(x, t, context).float(), x, h1, h2, row, noise)
+
+    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
+        """See `Stage`."""
+        return {**super().examples(size, batch), "context": random(batch, *self.context)}
+
+
+class KnownStep(LinearStep):
+    """A linear step guided towards known pixels, as in inpainting: reads `known`, `mask` and `strength` as well.
+
+    known: (B, 3, S, S) float32 in [-1, 1]; mask: (B, 1, S, S) float32, 1 in the hole; strength: (B,) float32, gamma.
+    After clipping, x0 takes one gradient step of gamma * sum((x0 - known)^2 * (1 - mask)), and is clipped again.
+    """
+
+    kind = "step-known"
+
+    def forward(  # type: ignore[override]  # it reads more
+        self,
+        x: Tensor,
+        h1: Tensor,
+        h2: Tensor,
+        t: Tensor,
+        row: Tensor,
+        noise: Tensor,
+        known: Tensor,
+        mask: Tensor,
+        strength: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        out = self.denoiser(x, t).float()
+        x0 = clip(_column(row, Column.A) * x - _column(row, Column.B) * out)
+        x0 = clip(x0 - 2.0 * strength[:, None, None, None] * (1.0 - mask) * (x0 - known))
+        return _next_state(x0, out, x, h1, h2, row, noise), x0
+
+    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
+        """See `Stage`."""
+        own = super().examples(size, batch)
+        mask = random(batch, 1, size, size).round()
+        return {**own, "known": own["x"].clone(), "mask": mask, "strength": random(batch)}
+
+
+class LearnedVarianceStep(LinearStep):
+    """One ancestral step whose variance the network chose: the denoiser gives (B, 6, S, S), eps and variance values.
+
+    Reads and writes what LinearStep does. Source: "Improved DDPM" (arXiv 2102.09672), equation 15.
+    """
+
+    kind = "step-learned"
+
+    def forward(
+        self, x: Tensor, h1: Tensor, h2: Tensor, t: Tensor, row: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        eps, variance = self.denoiser(x, t).float().chunk(2, dim=1)
+        x0 = clip(_column(row, Column.A) * x - _column(row, Column.B) * eps)
+        share = (variance + 1.0) / 2.0
+        log_variance = share * _column(row, Column.LOG_BETA) + (1.0 - share) * _column(row, Column.LOG_POSTERIOR)
+        deviation = _column(row, Column.S) * torch.exp(0.5 * log_variance)
+        # d and e hold the log-variances; g is 0. Reading h1 and h2 all the same keeps the graphs' inputs alike.
+        history = _column(row, Column.G) * (h1 + h2)
+        return _column(row, Column.C) * x0 + _column(row, Column.F) * x + deviation * noise + history, x0
+
+
+class ResizeStage(Stage):
+    """image (B, C, S, S) -> resized (B, C, T, T): antialiased bicubic, as two products with constant matrices.
+
+    Source and target are fixed, so that every backend computes the same; the weights are Pillow's bicubic ones.
+    """
+
+    kind, outputs, wraps = "resize", ("resized",), ""
+
+    def __init__(self, _none: nn.Module | None = None, *, target: int, source: int, low: float = -1.0) -> None:
+        """target, source: T and S. low: of the image's range; [0, 1] is mapped to [-1, 1], [-1, 1] stays."""
+        super().__init__()
+        self.low, self.source = low, source
+        self.register_buffer("matrix", torch.from_numpy(resize_matrix(source, target)).float(), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        matrix = cast(Tensor, self.matrix)
+        x = image if self.low < 0 else 2.0 * image - 1.0
+        if matrix.shape[0] == matrix.shape[1]:
+            return x
+        return clip(torch.matmul(torch.matmul(matrix, x), matrix.T))
+
+    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
+        """See `Stage`."""
+        del size
+        return {"image": random(batch, 3, self.source, self.source)}
+
+
+def has_variance(denoiser: UNet, channels: int | None = None) -> bool:
+    """Whether the output has variance channels behind the state's, `channels` or all that the denoiser reads."""
+    return cast(nn.Conv2d, denoiser.out[2]).out_channels > (channels or denoiser.in_channels)
+
+
+def cut_variance(denoiser: UNet) -> UNet:
+    """Drop the last convolution's variance channels, which DDIM never reads: 6 outputs become 3. Returns itself."""
+    last = cast(nn.Conv2d, denoiser.out[2])
+    keep = last.out_channels // 2
+    cut = nn.Conv2d(last.in_channels, keep, 3, padding=1).to(last.weight)
+    cut.load_state_dict({name: value[:keep] for name, value in last.state_dict().items()})
+    denoiser.out[2] = cut
+    return denoiser
+
+
+def _next_state(x0: Tensor, out: Tensor, x: Tensor, h1: Tensor, h2: Tensor, row: Tensor, noise: Tensor) -> Tensor:
+    return (
+        _column(row, Column.C) * x0
+        + _column(row, Column.D) * out
+        + _column(row, Column.E) * h1
+        + _column(row, Column.G) * h2
+        + _column(row, Column.F) * x
+        + _column(row, Column.S) * noise
+    )
+
+
+def clip(x: Tensor) -> Tensor:
+    """Clip to [-1, 1]."""
+    return x.clamp(-1.0, 1.0)
+
+
+def _column(row: Tensor, column: Column) -> Tensor:
+    return row[:, column, None, None, None]

@@ -1,0 +1,123 @@
+"""What a system is: its networks and where their weights are, its stages, its presets, its licence."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from torch import nn
+
+from bfr.models.networks.clrface import clrface_guide, clrface_recoverer, identity_guide
+from bfr.models.networks.lama import LaMa
+from bfr.models.networks.osdface import VisualEmbedder
+from bfr.models.networks.sd import unet, vae_decoder, vae_encoder
+from bfr.models.networks.swinir import SwinIR
+from bfr.models.networks.unet import UNet
+from bfr.models.networks.vqgan import VQModel
+from bfr.models.weights.fetch import Download
+from bfr.runtime.bundle.manifest import (
+    Denoise,
+    Diffuse,
+    Estimate,
+    ImageInput,
+    Licence,
+    NoiseSchedule,
+    Precision,
+    Preset,
+)
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "unet": UNet,
+    "swinir": SwinIR,
+    "lama": LaMa,
+    "none": nn.Identity,
+    "vqmodel": VQModel,
+    "identity": identity_guide,
+    "clrface-guide": clrface_guide,
+    "clrface-recoverer": clrface_recoverer,
+    "vae-encoder": vae_encoder,
+    "vae-decoder": vae_decoder,
+    "visual-embedder": VisualEmbedder,
+    "sd-unet": unet,
+}
+"""What builds a network from the parameters that its bundle's manifest holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """One network of a system.
+
+    kind, options: of the stage around it, see `bfr.models.stages.kinds`. architecture, parameters: what builds it, see
+    ARCHITECTURES. weights: its file, None for one without weights; or files, by the part of the network that they fill.
+    size: of the sides of what it works on, None for the system's images. learned_variance: whether its output has
+    variance channels after eps. half: the half precision that it bears, None where none is known to be safe; it then
+    stays in float32 in a half-precision bundle. int8: whether its own weights were measured with 8-bit convolutions
+    (`bfr.export.onnx.quantize`) and bear them; else it stays in float32 in an int8 bundle.
+    """
+
+    kind: str
+    architecture: str
+    parameters: dict[str, Any]
+    weights: Download | Mapping[str, Download] | None
+    options: dict[str, Any] = field(default_factory=dict)
+    size: int | None = None
+    learned_variance: bool = False
+    half: Precision | None = "fp16"
+    int8: bool = False
+
+    def build(self) -> nn.Module:
+        """A new module with these parameters, in float32, its weights random."""
+        return ARCHITECTURES[self.architecture](**self.parameters)
+
+    @property
+    def files(self) -> dict[str, Download]:
+        """Its files, by the part of the network that they fill, "" for all of it."""
+        if self.weights is None:
+            return {}
+        return {"": self.weights} if isinstance(self.weights, Download) else dict(self.weights)
+
+
+DIFFACE_STAGES: tuple[Estimate | Diffuse | Denoise, ...] = (
+    Estimate(network="estimator"),
+    Diffuse(),
+    Denoise(network="denoiser"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SystemSpec:
+    """A system: its networks by name, its stages, the settings that its makers published as presets.
+
+    default_preset: the one that is used where none is named. inputs, result: see
+    `bfr.runtime.bundle.manifest.Manifest`. packaged: the folder of its weights where they come with the package, else
+    they are fetched. published: whether there are any to fetch. by_hand: files that cannot be fetched, and where people
+    find them. sources, importer: of weights that are not published network by network, the files, and what makes the
+    networks' own of them: it takes their folder and the one that it writes into.
+    """
+
+    name: str
+    title: str
+    image_size: int
+    networks: dict[str, NetworkSpec]
+    presets: dict[str, Preset]
+    licence: Licence
+    stages: tuple[Estimate | Diffuse | Denoise, ...] = DIFFACE_STAGES
+    inputs: tuple[ImageInput, ...] = ()
+    result: str = "state"
+    packaged: Path | None = None
+    published: bool = True
+    by_hand: Mapping[str, str] = field(default_factory=dict)
+    sources: tuple[Download, ...] = ()
+    importer: Callable[[Path, Path], object] | None = None
+    default_preset: str = "reference"
+    schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
+
+    def untrained(self) -> Self:
+        """The same system, its title saying that its weights are made from their names."""
+        licence = Licence(name="none", url="", notice="Weights made from their names: they restore nothing.")
+        return replace(self, title=f"untrained, for tests and timings: {self.title}", licence=licence)
+
+    @property
+    def denoise(self) -> Denoise:
+        """The first denoise stage."""
+        return next(stage for stage in self.stages if isinstance(stage, Denoise))

@@ -1,0 +1,1 @@
+"""Where weights come from: fetched, read safely, or made from their names."""

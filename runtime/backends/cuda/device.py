@@ -1,0 +1,295 @@
+"""A CUDA GPU as a device: buffers allocated once, one stream, and whole chains recorded as CUDA graphs.
+
+What runs the networks (TensorRT, ONNX Runtime, compiled PyTorch) is a child of GpuDevice that knows how to load them.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.runtime.backends.cuda.bindings import Argument, Cuda, Handle, pointer, word
+from bfr.runtime.backends.cuda.kernels import BLOCK, NAMES, compile_kernels
+from bfr.runtime.backends.device import Float32, Network, Program, own_array
+from bfr.runtime.diffusion.noise import check_seed
+from bfr.runtime.errors import DeviceLost
+
+BUCKETS = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class GpuBuffer:
+    """A float32 array in device memory. address: of its first element, aligned to 256 bytes."""
+
+    address: int
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return 4 * prod(self.shape)
+
+
+class GpuDevice:
+    """One GPU. Everything is enqueued on one stream, in the order of the calls; only `read` and `write` wait for it.
+
+    Uploads go through page-locked memory on a second stream, beside the work of the first.
+    """
+
+    name = "gpu"
+    records = True  # whether `record` makes graphs; False where the networks cannot be captured
+
+    def __init__(self, index: int = 0) -> None:
+        """Raises MissingDependency without cuda-python or NVRTC, BackendUnavailable without such a GPU."""
+        self.cuda = Cuda(index)
+        self.facts = self.cuda.facts
+        self.kernels = self.cuda.load_kernels(compile_kernels(self.facts.compute_capability), NAMES)
+        self.stream, self.copy_stream = self.cuda.stream(), self.cuda.stream()
+        self.recording = False
+        self._staging: NDArray[np.uint8] | None = None
+
+    @property
+    def buckets(self) -> tuple[int, ...] | None:
+        return BUCKETS
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {"CUDA": self.facts.runtime, "driver's CUDA": self.facts.driver}
+
+    def array(self, shape: tuple[int, ...]) -> GpuBuffer:
+        buffer = GpuBuffer(self.cuda.allocate(4 * prod(shape)), shape)
+        self.zero(buffer)
+        return buffer
+
+    def view(self, buffer: GpuBuffer, batch: int) -> GpuBuffer:
+        return GpuBuffer(buffer.address, (batch, *buffer.shape[1:]))
+
+    def release(self, buffers: Sequence[GpuBuffer]) -> None:
+        for buffer in buffers:
+            self.cuda.free(buffer.address)  # waits until the device is done with it
+
+    def write(self, buffer: GpuBuffer, values: Float32) -> None:
+        staging = self._pinned(buffer.bytes)
+        staging.view(np.float32).reshape(buffer.shape)[...] = values
+        self.cuda.copy(buffer.address, staging.ctypes.data, buffer.bytes, self.stream)
+        self.cuda.synchronize(self.stream)
+
+    def read(self, buffer: GpuBuffer) -> Float32:
+        staging = self._pinned(buffer.bytes)
+        self.cuda.copy(staging.ctypes.data, buffer.address, buffer.bytes, self.stream)
+        self.cuda.synchronize(self.stream)
+        return staging.view(np.float32).reshape(buffer.shape).copy()
+
+    def zero(self, buffer: GpuBuffer) -> None:
+        self.cuda.zero(buffer.address, buffer.bytes, self.stream)
+
+    def diffuse(self, estimate: GpuBuffer, noise: GpuBuffer, x: GpuBuffer, levels: GpuBuffer) -> None:
+        count = prod(x.shape[1:])
+        arguments = [*(pointer(b.address) for b in (x, estimate, noise, levels)), word(count)]
+        self.launch("diffuse", (-(-count // BLOCK), x.shape[0]), arguments)
+
+    def noise(self, shape: tuple[int, ...], first: int = 0) -> "GpuNoise":
+        return GpuNoise(self, shape, first)
+
+    def input(self, shape: tuple[int, ...]) -> "GpuInput":
+        return GpuInput(self, shape)
+
+    def record(self, work: Callable[[], None]) -> Program:
+        return GraphProgram(self, work)
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        """Record what `work` enqueues as a graph; nothing runs."""
+        self.cuda.synchronize(self.stream)
+        self.recording = True
+        try:
+            return self.cuda.capture(self.stream, work)
+        finally:
+            self.recording = False
+
+    def replay(self, graph: Any) -> None:
+        """Enqueue a graph."""
+        self.cuda.launch_graph(graph, self.stream)
+
+    def forget(self, graph: Any) -> None:
+        """Give a graph back once it is done."""
+        self.cuda.synchronize(self.stream)
+        self.cuda.destroy_graph(graph)
+
+    def stopwatch(self) -> "GpuStopwatch":
+        return GpuStopwatch(self)
+
+    def memory(self) -> tuple[int, int] | None:
+        return self.cuda.memory()
+
+    def workspace(self, networks: Sequence[Network], batch: int) -> int | None:
+        del networks, batch
+        return None
+
+    def launch(self, kernel: str, grid: tuple[int, int], arguments: Sequence[Argument]) -> None:
+        """Enqueue one of the project's kernels."""
+        self.cuda.launch(self.kernels[kernel], grid, BLOCK, arguments, self.stream)
+
+    def close(self) -> None:
+        try:
+            self.cuda.synchronize(self.stream)
+            if self._staging is not None:
+                self.cuda.free_pinned(self._staging)
+                self._staging = None
+            self.cuda.destroy_stream(self.copy_stream)
+            self.cuda.destroy_stream(self.stream)
+        except DeviceLost:
+            pass  # its memory went with it
+
+    def _pinned(self, size: int) -> NDArray[np.uint8]:
+        """Page-locked memory for copies that are waited for: one block, as large as the largest of them."""
+        if self._staging is None or self._staging.size < size:
+            if self._staging is not None:
+                self.cuda.free_pinned(self._staging)
+                self._staging = None
+            self._staging = self.cuda.allocate_pinned(size)
+        return self._staging[:size]
+
+
+def own_pinned(owned: ExitStack, device: GpuDevice, size: int) -> NDArray[np.uint8]:
+    """Page-locked memory that goes with `owned`."""
+    block = device.cuda.allocate_pinned(size)
+    owned.callback(device.cuda.free_pinned, block)
+    return block
+
+
+class GpuInput:
+    """Uploads the next batch on the copy stream while the main stream computes.
+
+    A batch goes from page-locked memory to a buffer of its own, and from there, once the main stream is ready for it,
+    to the buffer that the networks read.
+    """
+
+    def __init__(self, device: GpuDevice, shape: tuple[int, ...]) -> None:
+        self.device, self.cuda, self._staged = device, device.cuda, 0
+        with ExitStack() as owned:  # given back at once where there is not enough for all of it
+            self.buffer, self._arrived_in = (own_array(owned, device, shape) for _ in range(2))
+            self._pinned = own_pinned(owned, device, self.buffer.bytes)
+            self._arrived, self._taken = self.cuda.event(), self.cuda.event()
+            for event in (self._arrived, self._taken):
+                owned.callback(self.cuda.destroy_event, event)
+            self._owned = owned.pop_all()
+
+    def stage(self, values: Float32) -> None:
+        self.cuda.synchronize(self.device.copy_stream)  # the previous upload has left the page-locked memory
+        self._staged = values.nbytes
+        self._pinned[: values.nbytes].view(np.float32).reshape(values.shape)[...] = values
+        self.cuda.wait(self.device.copy_stream, self._taken)
+        self.cuda.copy(self._arrived_in.address, self._pinned.ctypes.data, values.nbytes, self.device.copy_stream)
+        self.cuda.record(self._arrived, self.device.copy_stream)
+
+    def commit(self) -> None:
+        self.cuda.wait(self.device.stream, self._arrived)
+        self.cuda.copy(self.buffer.address, self._arrived_in.address, self._staged, self.device.stream)
+        self.cuda.record(self._taken, self.device.stream)
+
+    def close(self) -> None:
+        self.cuda.synchronize(self.device.copy_stream)
+        self._owned.close()
+
+
+class GpuNoise:
+    """Noise as a kernel that reads seed and image keys from device memory: a graph can hold it."""
+
+    def __init__(self, device: GpuDevice, shape: tuple[int, ...], first: int = 0) -> None:
+        if prod(shape[1:]) % 4:
+            raise ValueError(f"noise of shape {shape} is not a multiple of 4 elements an image")
+        self.device, self.cuda, self.first, self._count = device, device.cuda, first, 0
+        self._quads = prod(shape[1:]) // 4
+        with ExitStack() as owned:
+            self.buffers = (own_array(owned, device, shape), own_array(owned, device, shape))
+            self._keys = own_array(owned, device, (shape[0], 2))  # words of 32 bits, as float32 has
+            self._pinned = own_pinned(owned, device, self._keys.bytes)
+            self._owned = owned.pop_all()
+
+    def start(self, seed: int, images: tuple[int, ...], last: int) -> None:
+        del last  # a step's noise is made when it is asked for
+        check_seed(seed)
+        self.cuda.synchronize(self.device.stream)  # the previous keys have left the page-locked memory
+        self._count = len(images)
+        keys = self._pinned.view(np.uint32).reshape(-1, 2)
+        keys[: self._count, 0], keys[: self._count, 1] = seed, images
+        self.cuda.copy(self._keys.address, self._pinned.ctypes.data, self._keys.bytes, self.device.stream)
+
+    def ready(self, step: int) -> None:
+        arguments = [
+            pointer(self.buffers[step % 2].address),
+            pointer(self._keys.address),
+            word(self.first + step),
+            word(self._quads),
+        ]
+        self.device.launch("fill_normal", (-(-self._quads // BLOCK), self._count), arguments)
+
+    def close(self) -> None:
+        self._owned.close()
+
+
+class GraphProgram:
+    """Work that runs once as it is, which lets libraries allocate what they need, and from then on as one graph."""
+
+    def __init__(self, device: GpuDevice, work: Callable[[], None]) -> None:
+        self.device, self.work = device, work
+        self._ran = False
+        self._graph: Any = None
+
+    def __call__(self) -> None:
+        if not (self._ran and self.device.records):
+            self.work()
+            self._ran = True
+            return
+        if self._graph is None:
+            self._graph = self.device.capture(self.work)
+        self.device.replay(self._graph)
+
+    def close(self) -> None:
+        if self._graph is not None:
+            self.device.forget(self._graph)
+            self._graph = None
+
+
+class GpuStopwatch:
+    """Events on the main stream, inside a recorded graph as well. `network` is all of the stages that call one."""
+
+    def __init__(self, device: GpuDevice) -> None:
+        self.device, self.cuda = device, device.cuda
+        self._begin = self.cuda.event()
+        self._ends: dict[str, Handle] = {}
+        self._calls, self._calling = set[str](), False
+
+    def begin(self) -> None:
+        self.cuda.record(self._begin, self.device.stream)
+
+    def call(self, call: Callable[[], None]) -> None:
+        self._calling = True
+        call()
+
+    def mark(self, stage: str) -> None:
+        if self._calling:
+            self._calls.add(stage)
+            self._calling = False
+        if stage not in self._ends:
+            self._ends[stage] = self.cuda.event()
+        self.cuda.record(self._ends[stage], self.device.stream, captured=self.device.recording)
+
+    def skip(self) -> None:
+        self.mark("")
+
+    def seconds(self) -> dict[str, float]:
+        self.cuda.synchronize(self.device.stream)
+        found, previous = {}, self._begin
+        for stage, end in self._ends.items():
+            found[stage] = self.cuda.elapsed(previous, end)
+            previous = end
+        found.pop("", None)
+        return {**found, "network": sum(found.get(stage, 0.0) for stage in self._calls)}
+
+    def close(self) -> None:
+        for event in (self._begin, *self._ends.values()):
+            self.cuda.destroy_event(event)

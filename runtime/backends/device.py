@@ -1,0 +1,258 @@
+"""What a backend provides. A backend's module is imported when it is chosen (`bfr.runtime.backends.registry`)."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from bfr.runtime.bundle.bundle import Bundle
+    from bfr.runtime.bundle.manifest import Precision
+
+Float32 = NDArray[np.float32]
+Buffer = Any
+"""A float32 array in the memory of a device, allocated once; only the device that made it can look inside."""
+
+BoundCall = Callable[[], None]
+"""Runs a network once on the buffers that it was bound to. It may return before the device is done."""
+
+
+class Network(Protocol):
+    """A network loaded on a device."""
+
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> BoundCall:
+        """Fix the buffers of a call. An output must not be one of the inputs."""
+        ...
+
+
+class Noise(Protocol):
+    """A stream of Gaussian noise on a device: step `k` stands in `buffers[k % 2]` for what is called after `ready(k)`.
+
+    A batch smaller than the buffers fills their first images.
+    """
+
+    @property
+    def buffers(self) -> tuple[Buffer, Buffer]: ...
+
+    def start(self, seed: int, images: tuple[int, ...], last: int) -> None: ...
+
+    def ready(self, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Input(Protocol):
+    """The way of a batch onto a device."""
+
+    @property
+    def buffer(self) -> Buffer: ...
+
+    def stage(self, values: Float32) -> None:
+        """Take the next batch, of at most the buffer's size, while the device may still work on the previous one."""
+        ...
+
+    def commit(self) -> None:
+        """What was staged stands in `buffer` for what is called next."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Program(Protocol):
+    """Work that is done again and again on the same buffers, recorded where the device can."""
+
+    def __call__(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Stopwatch(Protocol):
+    """Seconds of the stages of a chain, `network` being the part spent in the networks."""
+
+    def begin(self) -> None: ...
+
+    def call(self, call: BoundCall) -> None:
+        """Call a network."""
+        ...
+
+    def mark(self, stage: str) -> None:
+        """The end of a stage, and the begin of the next."""
+        ...
+
+    def skip(self) -> None:
+        """What was since the last mark belongs to no stage."""
+        ...
+
+    def seconds(self) -> dict[str, float]:
+        """Since `begin`, once the device is done."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Memory(Protocol):
+    """Where buffers come from."""
+
+    def array(self, shape: tuple[int, ...]) -> Buffer:
+        """Allocate a float32 buffer of zeros. Raises DeviceOutOfMemory."""
+        ...
+
+    def release(self, buffers: Sequence[Buffer]) -> None:
+        """Give buffers back that `array` made."""
+        ...
+
+
+class Device(Memory, Protocol):
+    """Where a chain's buffers live and its networks run. What is called is done in the order of the calls."""
+
+    name: str
+
+    @property
+    def buckets(self) -> tuple[int, ...] | None:
+        """The batch sizes that chains are made for, ascending, or None where every size is as good."""
+        ...
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the libraries that compute, for reports."""
+        ...
+
+    def view(self, buffer: Buffer, batch: int) -> Buffer:
+        """The first images of a buffer, which share its memory."""
+        ...
+
+    def write(self, buffer: Buffer, values: Float32) -> None: ...
+
+    def read(self, buffer: Buffer) -> Float32:
+        """A copy of a buffer, once everything that was called is done."""
+        ...
+
+    def zero(self, buffer: Buffer) -> None: ...
+
+    def diffuse(self, estimate: Buffer, noise: Buffer, x: Buffer, levels: Buffer) -> None:
+        """Write signal * estimate + sigma * noise into `x`; levels: (B, 2), signal and sigma of each image."""
+        ...
+
+    def noise(self, shape: tuple[int, ...], first: int = 0) -> Noise:
+        """A stream of noise whose step k is step `first` + k of `bfr.runtime.diffusion.noise`."""
+        ...
+
+    def input(self, shape: tuple[int, ...]) -> Input: ...
+
+    def record(self, work: Callable[[], None]) -> Program: ...
+
+    def stopwatch(self) -> Stopwatch: ...
+
+    def memory(self) -> tuple[int, int] | None:
+        """Free and total bytes of the device's own memory; None where it shares the host's or does not say."""
+        ...
+
+    def workspace(self, networks: Sequence[Network], batch: int) -> int | None:
+        """Bytes that these networks need beside a chain's buffers at a batch size; None where it is unknown."""
+        ...
+
+    def load(self, bundle: "Bundle", name: str, precision: "Precision") -> Network:
+        """Load a network of a bundle, its files checked first."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back. Networks, buffers and programs of the device cannot be used after it."""
+        ...
+
+
+def own_array(owned: ExitStack, device: Memory, shape: tuple[int, ...]) -> Buffer:
+    """A buffer that goes with `owned`."""
+    buffer = device.array(shape)
+    owned.callback(device.release, [buffer])
+    return buffer
+
+
+class HostStopwatch:
+    """Of a device whose calls return when they are done."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self._seconds = {"network": 0.0}
+        self._last = time.perf_counter()
+
+    def call(self, call: BoundCall) -> None:
+        begin = time.perf_counter()
+        call()
+        self._seconds["network"] += time.perf_counter() - begin
+
+    def mark(self, stage: str) -> None:
+        now = time.perf_counter()
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+    def skip(self) -> None:
+        self._last = time.perf_counter()
+
+    def seconds(self) -> dict[str, float]:
+        return dict(self._seconds)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class WrittenInput:
+    """Of a device without a way beside its work: what was staged is written when it is due."""
+
+    def __init__(self, device: Device, shape: tuple[int, ...]) -> None:
+        self.device, self.buffer = device, device.array(shape)
+        self._staged: Float32 | None = None
+
+    def stage(self, values: Float32) -> None:
+        self._staged = values
+
+    def commit(self) -> None:
+        if self._staged is None:
+            raise RuntimeError("stage() comes before commit()")
+        self.device.write(self.device.view(self.buffer, len(self._staged)), self._staged)
+
+    def close(self) -> None:
+        self.device.release([self.buffer])
+
+
+class RepeatedProgram:
+    """Of a device that records nothing: the work itself."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work = work
+
+    def __call__(self) -> None:
+        self.work()
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class HostDevice:
+    """What all devices share whose calls return when they are done, and whose memory Python gives back by itself."""
+
+    def release(self, buffers: Sequence[Buffer]) -> None:
+        """Nothing to do."""
+
+    def input(self: Any, shape: tuple[int, ...]) -> Input:
+        return WrittenInput(self, shape)
+
+    def record(self, work: Callable[[], None]) -> Program:
+        return RepeatedProgram(work)
+
+    def stopwatch(self) -> Stopwatch:
+        return HostStopwatch()
+
+    def memory(self) -> tuple[int, int] | None:
+        return None
+
+    def workspace(self, networks: Sequence[Network], batch: int) -> int | None:
+        del networks, batch
+        return None
+
+    def close(self) -> None:
+        """Nothing to give back."""

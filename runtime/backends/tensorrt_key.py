@@ -1,0 +1,159 @@
+"""TensorRT and TensorRT-RTX: the one that is installed, its logger, and the key that engines are kept under.
+
+Both have the API of TensorRT 11 as far as it is used here, and TensorRT has it from 10.3 on. Nothing here needs a GPU
+but `gpu_facts`: a deserialization without one can kill the process, so that everything asks `gpu_facts` first.
+"""
+
+import importlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+from bfr.runtime.backends.cuda.bindings import Cuda
+from bfr.runtime.backends.cuda.device import BUCKETS
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.manifest import Engine, EngineKey, Precision
+from bfr.runtime.errors import EngineMismatch, EngineMissing, MissingDependency
+
+Library = Literal["tensorrt", "tensorrt-rtx"]
+LIBRARIES: tuple[Library, ...] = ("tensorrt", "tensorrt-rtx")
+OPTIMIZATION_LEVEL = 3
+REMEDIES: dict[Library, str] = {
+    "tensorrt": 'pip install "bfr-runtime[tensorrt]"; on a Jetson TensorRT comes with JetPack, never from pip',
+    "tensorrt-rtx": 'pip install "bfr-runtime[tensorrt-rtx]"',
+}
+_log = logging.getLogger("bfr.tensorrt")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What of this machine an engine depends on; the fields are those of EngineKey."""
+
+    library: Library
+    version: str
+    cuda: str
+    driver: str
+    gpu: str
+    compute_capability: str
+
+
+def load_library(name: Library) -> ModuleType:
+    """The Python module of a library. Raises MissingDependency where it, or what it links to, is not there."""
+    try:
+        return importlib.import_module(name.replace("-", "_"))
+    except (ImportError, OSError) as error:  # OSError: a shared library of it cannot be loaded
+        raise MissingDependency(f"{name} cannot be imported ({error}): {REMEDIES[name]}") from error
+
+
+def make_logger(trt: Any, level: int = logging.WARNING) -> Any:
+    """A logger of the library that writes to Python's logging, under `bfr.tensorrt`, from `level` on.
+
+    It must outlive everything that is made with it.
+    """
+    severities = trt.ILogger.Severity
+    levels = {
+        severities.INTERNAL_ERROR: logging.CRITICAL,
+        severities.ERROR: logging.ERROR,
+        severities.WARNING: logging.WARNING,
+        severities.INFO: logging.INFO,
+        severities.VERBOSE: logging.DEBUG,
+    }
+
+    class Logger(trt.ILogger):  # type: ignore[misc]  # a class of the bindings
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if levels[severity] >= logging.ERROR:
+                self.errors.append(message)
+            if levels[severity] >= level:
+                _log.log(levels[severity], message)
+
+    return Logger()
+
+
+def this_machine(library: Library, cuda: Cuda) -> Machine:
+    """The machine as engines see it."""
+    trt = load_library(library)
+    facts = cuda.facts
+    return Machine(library, trt.__version__, facts.runtime, facts.driver, facts.name, facts.compute_capability)
+
+
+def engine_key(
+    bundle: Bundle,
+    network: str,
+    precision: Precision,
+    machine: Machine,
+    *,
+    buckets: Sequence[int] = BUCKETS,
+    options: dict[str, str | int | bool | None],
+) -> EngineKey:
+    """The full key of an engine of a bundle's network, built on `machine` with the builder's `options`."""
+    variant = bundle.network(network).variants[precision]
+    return EngineKey(
+        graph_sha256=variant.graph.sha256,
+        weights_sha256=tuple(file.sha256 for file in variant.weights),
+        precision=precision,
+        buckets=tuple(sorted(buckets)),
+        library=machine.library,
+        version=machine.version,
+        cuda=machine.cuda,
+        driver=machine.driver,
+        gpu=machine.gpu,
+        compute_capability=machine.compute_capability,
+        options=options,
+    )
+
+
+def find_engine(
+    bundle: Bundle,
+    network: str,
+    precision: Precision,
+    machine: Machine,
+    *,
+    buckets: Sequence[int] | None = None,
+    options: dict[str, str | int | bool | None] | None = None,
+) -> Engine:
+    """The manifest's engine of a network for this machine. Its files are not yet checked.
+
+    buckets, options: as the engine must have been built; None takes those that it was built with.
+    Raises EngineMissing where none was built, EngineMismatch with each field, what it has and what is wanted.
+    """
+    command = f"bfr build {bundle.folder} --precision {precision}"
+    built = [engine for engine in bundle.manifest.engines if engine.network == network]
+    same = [engine for engine in built if engine.key.library == machine.library and engine.key.precision == precision]
+    if not same:
+        others = ", ".join(f"{engine.key.precision} with {engine.key.library}" for engine in built)
+        raise EngineMissing(
+            f"{bundle.folder} has no {machine.library} engine of {network} in {precision}"
+            f"{f', only {others}' if others else ''}: run `{command}`"
+        )
+    for engine in same:
+        found = engine.key
+        wanted = engine_key(
+            bundle,
+            network,
+            precision,
+            machine,
+            buckets=found.buckets if buckets is None else buckets,
+            options=found.options if options is None else options,
+        )
+        if found == wanted:
+            return engine
+    differences = "\n".join(f"  {line}" for line in key_differences(same[-1].key, wanted))
+    raise EngineMismatch(
+        f"{bundle.folder}: the engine of {network} does not fit:\n{differences}\n"
+        f"Build it anew: `{command}`. The present one stays until the new one is verified."
+    )
+
+
+def key_differences(have: EngineKey, want: EngineKey) -> list[str]:
+    """One line for each field that differs: its name, what the engine has, what is wanted."""
+    return [
+        f"{name}: the engine has {getattr(have, name)}, wanted is {getattr(want, name)}"
+        for name in EngineKey.model_fields
+        if getattr(have, name) != getattr(want, name)
+    ]

@@ -1,0 +1,217 @@
+"""The deployment bundle: a folder with a manifest and the networks' files. Nothing in it is used unchecked."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bfr.runtime.bundle.manifest import (
+    FORMAT,
+    MANIFEST,
+    BundleFile,
+    Denoise,
+    Estimate,
+    Manifest,
+    Network,
+    Precision,
+    Preset,
+)
+from bfr.runtime.diffusion.schedule import GRIDS
+from bfr.runtime.diffusion.solvers import WITH_ETA
+from bfr.runtime.errors import BundleCorrupt, BundleInvalid, InvalidOption
+from bfr.runtime.files import sha256_file, write_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle on disk.
+
+    folder: where it is. manifest: what it says. hash: sha256 of the manifest's content, which holds those of all files,
+    without what machines added: its engines, and where it was verified.
+    """
+
+    folder: Path
+    manifest: Manifest
+    hash: str
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "Bundle":
+        """Read the manifest of a bundle. Raises BundleInvalid where there is none, or none of this format."""
+        folder = Path(folder)
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise BundleInvalid(
+                f"{folder} is no bundle: it has no {MANIFEST}. `bfr export SYSTEM -o {folder}` makes one"
+            )
+        data = path.read_bytes()
+        try:
+            found = json.loads(data)
+            version = found.get("format") if isinstance(found, dict) else None
+            if isinstance(version, int) and version > FORMAT:
+                raise BundleInvalid(f"{path} has format {version}, this bfr reads up to {FORMAT}: upgrade bfr-runtime")
+            manifest = Manifest.model_validate(found)
+        except ValidationError as error:
+            problems = "\n".join(f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+            raise BundleInvalid(f"{path} is not a valid manifest:\n{problems}\nExport the bundle anew.") from error
+        except ValueError as error:
+            raise BundleInvalid(f"{path} is not JSON ({error}): the bundle is damaged, export it anew") from error
+        content = json.dumps({key: found[key] for key in sorted({*found} - {"engines", "verified"})}, sort_keys=True)
+        return cls(folder, manifest, hashlib.sha256(content.encode()).hexdigest())
+
+    @property
+    def estimator(self) -> str:
+        """The name of the network of the first stage."""
+        return next(stage.network for stage in self.manifest.stages if isinstance(stage, Estimate))
+
+    @property
+    def denoisers(self) -> tuple[Denoise, ...]:
+        """The denoise stages."""
+        return tuple(stage for stage in self.manifest.stages if isinstance(stage, Denoise))
+
+    @property
+    def denoise(self) -> Denoise:
+        """The first denoise stage. Raises InvalidOption where there is none."""
+        if not self.denoisers:
+            raise InvalidOption(f"{self.manifest.system} has no denoising loop: it calls its networks once")
+        return self.denoisers[0]
+
+    @property
+    def features(self) -> int:
+        """How many numbers the conditioner makes of a timestep; 0 where there is none."""
+        name = self.denoise.conditioner
+        size = self.network(name).outputs[0].shape[-1] if name else 0
+        return int(size)
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """The precisions that at least one network was exported in."""
+        return tuple(sorted({p for network in self.manifest.networks.values() for p in network.variants}))
+
+    def precision(self, name: str) -> Precision:
+        """`name`, if a network was exported in that precision. Raises InvalidOption with those that there are."""
+        for precision in self.precisions:
+            if precision == name:
+                return precision
+        raise InvalidOption(
+            f"{self.folder} has no network in {name}, only {', '.join(self.precisions)}: "
+            f"`bfr export {self.manifest.system} --precision {name} -o FOLDER` makes one where it is offered"
+        )
+
+    def preset(self, name: str | None = None, **overrides: Any) -> Preset:
+        """A preset by its name, else the bundle's default, with some fields changed.
+
+        eta falls to 0 with a solver that has none, and steps and adapt go with the grid that is left for a respacing.
+        Raises InvalidOption with the names that there are, or with what does not go together.
+        """
+        if not self.denoisers:
+            if name or overrides:
+                given = ", ".join([*(["preset"] if name else []), *overrides])
+                raise InvalidOption(f"{self.manifest.system} has no loop, so no {given}: leave it out")
+            return Preset(solver=None)
+        name = name or self.manifest.default_preset
+        if name not in self.manifest.presets:
+            raise InvalidOption(
+                f"preset {name!r} is unknown: {self.manifest.system} has {_names(self.manifest.presets)}"
+            )
+        stored = self.manifest.presets[name].model_dump()
+        spacing = overrides.get("spacing")
+        if spacing is not None and (spacing in GRIDS) != (stored["spacing"] in GRIDS):
+            if "start" not in overrides:
+                raise InvalidOption(
+                    f"preset {name!r} is spaced in {stored['spacing']!r}, and its start means something else in "
+                    f"{spacing!r}: give start as well, a timestep for {', '.join(GRIDS)}, an index for others"
+                )
+            stored["steps"], stored["adapt"] = None, None
+        if overrides.get("solver", stored["solver"]) not in WITH_ETA:
+            stored["eta"] = 0.0
+        try:
+            return Preset.model_validate({**stored, **overrides})
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise InvalidOption(f"preset {name!r} cannot be changed so: {problems}") from error
+
+    def network(self, name: str) -> Network:
+        """A network's entry by its name."""
+        return self.manifest.networks[name]
+
+    def graph(self, name: str, precision: Precision) -> Path:
+        """The ONNX file of a network, after it and its weights were found to be what the manifest says.
+
+        Raises InvalidOption for a precision that was not exported, BundleCorrupt for a file that is not the one.
+        """
+        variants = self.network(name).variants
+        if precision not in variants:
+            raise InvalidOption(
+                f"{name} was not exported in {precision}, only in {_names(variants)}: "
+                f"`bfr export {self.manifest.system} --precision {precision} -o FOLDER` makes it"
+            )
+        variant = variants[precision]
+        for file in (variant.graph, *variant.weights):
+            self.check(file)
+        return self.folder / variant.graph.path
+
+    def check(self, file: BundleFile, remedy: str | None = None) -> None:
+        """Raise BundleCorrupt unless the file has the size and the sha256 that the manifest says."""
+        path = self._sized(file, remedy)
+        self._compare(file, sha256_file(path), remedy)
+
+    def read(self, file: BundleFile, remedy: str | None = None) -> bytes:
+        """A file's bytes: the very ones that were checked, as `check` does."""
+        data = self._sized(file, remedy).read_bytes()
+        self._compare(file, hashlib.sha256(data).hexdigest(), remedy)
+        return data
+
+    def _sized(self, file: BundleFile, remedy: str | None) -> Path:
+        path = self.folder / file.path
+        if not path.is_file():
+            raise BundleCorrupt(f"{path} is missing: {remedy or self._remedy}")
+        size = path.stat().st_size
+        if size != file.bytes:
+            raise BundleCorrupt(f"{path} has {size} bytes, the manifest says {file.bytes}: {remedy or self._remedy}")
+        return path
+
+    def _compare(self, file: BundleFile, found: str, remedy: str | None) -> None:
+        if found != file.sha256:
+            path = self.folder / file.path
+            raise BundleCorrupt(f"{path} has sha256 {found}, the manifest says {file.sha256}: {remedy or self._remedy}")
+
+    @property
+    def _remedy(self) -> str:
+        return f"copy the bundle anew, or make it with `bfr export {self.manifest.system} -o FOLDER`"
+
+    def check_all(self) -> int:
+        """Check every file of the bundle, engines included; returns how many."""
+        files = [f for n in self.manifest.networks.values() for v in n.variants.values() for f in (v.graph, *v.weights)]
+        files += [f for engine in self.manifest.engines for f in (engine.file, engine.runtime_cache) if f]
+        for file in files:
+            self.check(file)
+        return len(files)
+
+
+def default_bundle() -> Path:
+    """The folder of the bundle that is installed with the package: the system `mini`."""
+    spec = find_spec("bfr.models")
+    folder = Path(spec.origin).parent / "systems" / "mini" / "bundle" if spec and spec.origin else None
+    if folder is None or not (folder / MANIFEST).is_file():
+        raise BundleInvalid("the default bundle is not installed: reinstall bfr-runtime, or name one with --bundle")
+    return folder
+
+
+def describe_file(folder: Path, path: Path) -> BundleFile:
+    """The manifest's entry of a file inside `folder`."""
+    return BundleFile(path=path.relative_to(folder).as_posix(), sha256=sha256_file(path), bytes=path.stat().st_size)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`, whole or not at all."""
+    unbuilt = None if manifest.engines else {"engines"}
+    write_bytes(folder / MANIFEST, manifest.model_dump_json(indent=1, exclude=unbuilt).encode() + b"\n")
+
+
+def _names(mapping: Mapping[Any, object]) -> str:
+    return ", ".join(sorted(mapping)) or "none"

@@ -1,0 +1,167 @@
+"""`bfr build`: TensorRT engines for this machine."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bfr.runtime.cli.terminal import say, stderr
+from bfr.runtime.errors import BackendUnavailable, EngineBuildFailed, InvalidOption, MissingDependency
+
+if TYPE_CHECKING:
+    from bfr.runtime.backends.tensorrt_key import Library
+
+EVERY = 4.0  # seconds between two lines of progress where there is no terminal
+builds = typer.Typer()
+
+
+@builds.command()
+def build(
+    bundle: Annotated[Path | None, typer.Argument(help="Folder; the default is the system mini, with -o.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Copy the bundle there first, and build there.")
+    ] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="fp32 (default) or fp16; may be given twice.")] = None,
+    batches: Annotated[str, typer.Option(help="Batch sizes, separated by commas; default 1,2,4,8,16.")] = "",
+    library: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
+    workspace: Annotated[int | None, typer.Option(help="Most scratch memory of a layer, in MiB.")] = None,
+    level: Annotated[int, typer.Option(help="0 (quick to build) to 5 (slow to build).")] = 3,
+    device: Annotated[int, typer.Option(help="Number of the GPU.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read the graphs and report; build nothing.")] = False,
+    target: Annotated[str | None, typer.Option("--for", help="jetson: fewer batches, less memory, checks.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build anew what is there as well.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Build TensorRT engines for this GPU and prove them; they are published only when they agree with float32."""
+    _need()
+    from bfr.export.tensorrt.builder import BuildOptions
+    from bfr.export.tensorrt.engine import build_engines
+    from bfr.export.tensorrt.precision import check_buildable
+    from bfr.export.tensorrt.progress import still_working
+    from bfr.export.tensorrt.support import check_support
+    from bfr.export.tensorrt.writable import writable_bundle
+    from bfr.runtime.backends.cuda.bindings import Cuda
+    from bfr.runtime.backends.cuda.device import BUCKETS
+    from bfr.runtime.backends.tensorrt_key import load_library
+    from bfr.runtime.bundle.bundle import Bundle, default_bundle
+
+    if target not in (None, "jetson"):
+        raise InvalidOption(f"--for {target!r} is unknown: jetson is the only one")
+    chosen = find_library(library)
+    buckets = _numbers(batches)
+    if target:
+        from bfr.export.tensorrt import jetson
+
+        board = jetson.this_board()
+        options = jetson.jetson_options(board, buckets=buckets, workspace_mib=workspace, level=level)
+    else:
+        options = BuildOptions(buckets or BUCKETS, workspace, level)
+    packaged = bundle is None or (str(bundle) == "mini" and not bundle.exists())
+    source = Bundle.open(default_bundle() if packaged or bundle is None else bundle)
+    check_buildable(precision or [])
+    precisions = [source.precision(name) for name in precision or ["fp32"]]
+    if target and chosen == "tensorrt":
+        jetson.check_opsets(source, load_library(chosen).__version__)
+    if dry_run:
+        found = check_support(source, chosen, precisions)
+        if as_json:
+            print(json.dumps([{name: getattr(s, name) for name in s.__slots__} for s in found], indent=1))
+        else:
+            print("\n".join(map(str, found)))
+        if any(support.problem for support in found):
+            raise EngineBuildFailed(f"{chosen} does not read every graph of {source.folder}; nothing was built")
+        return
+    if target:
+        jetson.check_board(board)
+        for line in jetson.advice(board):
+            say(line)
+    try:
+        Cuda(device)  # before anything is copied
+        with progress_lines() as report:
+            engines = build_engines(
+                writable_bundle(bundle, out),
+                chosen,
+                precisions=precisions,
+                options=options,
+                index=device,
+                force=force,
+                say=say,
+                report=report,
+            )
+    except BackendUnavailable as error:
+        raise BackendUnavailable(f"{error}\nWithout a GPU `bfr build --dry-run` reads the graphs, no more.") from error
+    except KeyboardInterrupt as interrupt:
+        say("what was being built is not published")
+        if still_working():
+            os._exit(130)  # a layer is being timed, which nothing can stop; the system takes back the lock
+        raise typer.Exit(130) from interrupt
+    if as_json:
+        print(json.dumps([engine.model_dump() for engine in engines], indent=1))
+        return
+    for engine in engines:
+        print(f"{engine.network}, {engine.key.precision}, {engine.key.library}: {engine.file.bytes:,} bytes")
+        for check in engine.checks:
+            print(f"  {check.what}: {check.psnr_db:.1f} dB (floor {check.floor_db:.0f}) against {check.reference}")
+    if not engines:
+        print("every engine is there and fits this machine")
+
+
+def find_library(name: str) -> "Library":
+    """The library of a name; `auto` is the first that can be imported. Raises InvalidOption, MissingDependency."""
+    from bfr.runtime.backends.tensorrt_key import LIBRARIES, load_library
+
+    if name not in ("auto", *LIBRARIES):
+        raise InvalidOption(f"library {name!r} is unknown: choose auto, {' or '.join(LIBRARIES)}")
+    errors = []
+    for library in LIBRARIES:
+        if name in ("auto", library):
+            try:
+                load_library(library)
+            except MissingDependency as error:
+                errors.append(str(error))
+            else:
+                return library
+    raise MissingDependency("\n".join(errors))
+
+
+@contextmanager
+def progress_lines() -> Iterator[Callable[[Any], None]]:
+    """What shows how far a build is: one line that changes on a terminal, else a line every few seconds."""
+    if stderr.is_terminal:
+        with stderr.status("starting") as status:
+            yield lambda tick: status.update(str(tick).replace("[", r"\["))
+        return
+    last = time.monotonic()
+
+    def report(tick: Any) -> None:
+        nonlocal last
+        if time.monotonic() - last >= EVERY:
+            last = time.monotonic()
+            say(str(tick))
+
+    yield report
+
+
+def _numbers(text: str) -> tuple[int, ...] | None:
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")})) if text else None
+    except ValueError as error:
+        raise InvalidOption(f"batches {text!r}: numbers separated by commas are needed, as 1,2,4") from error
+
+
+def _need() -> None:
+    """Raise MissingDependency unless there is a lock, and a float32 reference to compare engines with."""
+    from importlib.util import find_spec
+
+    if find_spec("filelock") is None:
+        raise MissingDependency('filelock not installed: pip install "bfr-runtime[tensorrt]", on a Jetson [jetson]')
+    if find_spec("torch") is None and find_spec("onnxruntime") is None:
+        raise MissingDependency(
+            "engines are compared with PyTorch or with ONNX Runtime in float32, and neither is installed: "
+            'pip install "bfr-runtime[export]" or "bfr-runtime[cpu]"'
+        )

@@ -1,0 +1,256 @@
+"""What works on this machine, and what to do about what does not. Needs nothing optional, and never raises."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from bfr.runtime.errors import BfrError
+
+MIN_FREE_BYTES = 2 << 30  # published weights of one system, their ONNX files and an engine
+SMI_TIMEOUT_SECONDS = 10
+_GIB = 1 << 30
+_TEGRA, _BOARD = Path("/etc/nv_tegra_release"), Path("/proc/device-tree/model")
+_CPUINFO, _MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+_OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
+_ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu")
+_OPTIONAL = ("torch", "onnx", "av", "ray", "tensorrt", "tensorrt-rtx", "cuda-bindings")
+_TENSORRT = ("tensorrt", "tensorrt-rtx")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that does not work, and what to do about it."""
+
+    found: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """facts: what was looked at -> what was found, in order of printing. problems: the most basic ones first."""
+
+    facts: dict[str, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def diagnose(cache: Path | None = None) -> Report:
+    """Look at packages, GPU, board, CPU, memory and disks; at the folder of downloads too where `cache` names it.
+
+    Takes a second: ONNX Runtime is imported and `nvidia-smi` asked; no CUDA context is made, torch is not imported.
+    """
+    report = Report()
+    probes: dict[str, Callable[[Report], None]] = {
+        "packages": _packages,
+        "board": _board,
+        "GPU": _gpus,
+        "ONNX Runtime": _onnxruntime,
+        "CUDA": _cuda,
+        "TensorRT": _tensorrt,
+        "CPU": _cpu,
+        "memory": _memory,
+        "disk": lambda report: _disk(report, "this folder", Path.cwd()),
+    }
+    if cache is not None:
+        probes["cache"] = lambda report: _disk(report, "cache", cache)
+        probes["face detector"] = lambda report: _detector(report, cache)
+    for name, probe in probes.items():
+        try:
+            probe(report)
+        except Exception as error:  # a machine broken in a new way is what this command is for
+            report.facts.setdefault(name, "unknown")
+            found = f"looking at {name} failed: {type(error).__name__}: {error}"
+            report.problems.append(
+                Problem(found, "this may be harmless; if not, report it with the output of bfr doctor")
+            )
+    return report
+
+
+def render(report: Report) -> str:
+    """The report as text: one line a fact, then one line a problem with its remedy."""
+    width = max(map(len, report.facts), default=0)
+    lines = [f"{name:<{width}}  {value}" for name, value in report.facts.items()]
+    lines.append("")
+    lines += [f"problem: {problem.found} -> {problem.remedy}" for problem in report.problems] or ["no problems found"]
+    return "\n".join(lines)
+
+
+def as_json(report: Report) -> str:
+    """The report as a JSON object: `facts` by name, `problems` as a list of `found` and `remedy`."""
+    return json.dumps(asdict(report), indent=2)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _packages(report: Report) -> None:
+    report.facts["bfr-runtime"] = _version("bfr-runtime") or "not installed, run from its sources"
+    report.facts["python"] = platform.python_version()
+    report.facts["platform"] = platform.platform()
+    opencv = [name for name in _OPENCV if _version(name)]
+    for name in ("numpy", "pillow", *(opencv or _OPENCV[:1])):
+        if (found := _version(name)) is None:
+            report.problems.append(Problem(f"{name} is not installed", f'pip install "{name}"'))
+        report.facts[name] = found or "not installed"
+    if len(opencv) > 1:
+        found = f"{' and '.join(opencv)} are installed and overwrite each other's files"
+        report.problems.append(Problem(found, f"pip uninstall -y {' '.join(opencv)}; pip install {_OPENCV[0]}"))
+    for name in _OPTIONAL:
+        report.facts[name] = _version(name) or "not installed (optional)"
+
+
+def _detector(report: Report, cache: Path) -> None:
+    from bfr.runtime.faces.detect import YUNET_FILE
+
+    fetched = (cache / "yunet" / YUNET_FILE).is_file()
+    report.facts["face detector"] = (
+        "YuNet" if fetched else "the cascades inside OpenCV; `bfr fetch yunet` brings a better one"
+    )
+
+
+def _board(report: Report) -> None:
+    if _TEGRA.exists():
+        model = _BOARD.read_text().strip("\0\n ") if _BOARD.exists() else "a Jetson"
+        report.facts["board"] = f"{model}, {_TEGRA.read_text().splitlines()[0].lstrip('# ')}"
+
+
+def _gpus(report: Report) -> None:
+    report.facts["GPU"] = "no NVIDIA GPU found" if "board" not in report.facts else "integrated, see board"
+    if (smi := shutil.which("nvidia-smi")) is None:
+        return
+    query = [smi, "--query-gpu=name,driver_version,compute_cap,memory.total", "--format=csv,noheader,nounits"]
+    remedy = "reinstall or update the NVIDIA driver and restart; in a container, start it with --gpus all"
+    try:
+        asked = subprocess.run(query, capture_output=True, text=True, timeout=SMI_TIMEOUT_SECONDS, check=False)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        report.problems.append(Problem(f"nvidia-smi gave no answer in {SMI_TIMEOUT_SECONDS} s", remedy))
+        return
+    gpus = [line.rsplit(", ", 3) for line in asked.stdout.splitlines() if line.count(", ") >= 3]
+    if asked.returncode or not gpus:
+        said = " ".join((asked.stderr or asked.stdout).split())[:200] or "nothing"
+        report.problems.append(Problem(f"nvidia-smi found no GPU (exit status {asked.returncode}): {said}", remedy))
+        return
+    report.facts["GPU"] = "; ".join(
+        f"{name}, driver {driver}, compute capability {capability}, "
+        + (f"{memory} MiB" if memory.isdecimal() else "memory shared with the CPU or unknown")
+        for name, driver, capability, memory in gpus
+    )
+
+
+def _has_gpu(report: Report) -> bool:
+    return "board" in report.facts or "driver" in report.facts.get("GPU", "")
+
+
+def _onnxruntime(report: Report) -> None:
+    installed = [f"{name} {found}" for name in _ONNXRUNTIME if (found := _version(name))]
+    report.facts["onnxruntime"] = " and ".join(installed) or "not installed"
+    extra = "gpu" if _has_gpu(report) else "cpu"
+    if len(installed) > 1:
+        found = f"{report.facts['onnxruntime']} are both installed and overwrite each other's files"
+        remedy = f'pip uninstall -y {" ".join(_ONNXRUNTIME)}; pip install "bfr-runtime[{extra}]"'
+        report.problems.append(Problem(found, remedy))
+    try:
+        import onnxruntime
+
+        providers = onnxruntime.get_available_providers()
+    except Exception as error:  # missing, or its native libraries do not load
+        if not installed and _version("tensorrt"):
+            return
+        found = f"ONNX Runtime cannot be imported ({error})" if installed else "ONNX Runtime is not installed"
+        reinstall = "--force-reinstall " if installed else ""
+        report.problems.append(Problem(found, f'pip install {reinstall}"bfr-runtime[{extra}]"'))
+        return
+    report.facts["onnxruntime providers"] = ", ".join(providers) + " (compiled in; not tried)"
+    if "CUDAExecutionProvider" in providers:
+        if not _has_gpu(report):
+            found = "onnxruntime-gpu is installed but no NVIDIA GPU was found: the CPU will be used"
+            report.problems.append(
+                Problem(found, "install the NVIDIA driver, or in a container start it with --gpus all")
+            )
+    elif _has_gpu(report) and not _version("tensorrt"):
+        found = "there is a GPU, but this ONNX Runtime runs on the CPU only"
+        remedy = 'pip uninstall -y onnxruntime; pip install "bfr-runtime[gpu]" (or "bfr-runtime[tensorrt]")'
+        report.problems.append(Problem(found, remedy))
+
+
+def _cuda(report: Report) -> None:
+    """What a GPU's own work needs: the driver through cuda-python, and the compiler of the project's kernels."""
+    if not _version("cuda-bindings"):
+        if _has_gpu(report):
+            extra = "tensorrt" if any(map(_version, _TENSORRT)) else "gpu"
+            found = "there is a GPU, but cuda-bindings are not installed: no GPU backend of bfr can run"
+            report.problems.append(Problem(found, f'pip install "bfr-runtime[{extra}]"'))
+        return
+    from bfr.runtime.backends.cuda.bindings import bindings, device_count
+
+    count = device_count()
+    report.facts["CUDA"] = f"{count} GPU{'s' * (count != 1)} usable"
+    if not count and _has_gpu(report):
+        error, _ = bindings()[0].cudaGetDeviceCount()
+        remedy = "update the NVIDIA driver, or install the cuda-bindings of its CUDA version (nvidia-smi shows it)"
+        report.problems.append(Problem(f"CUDA cannot use the GPU: {error.name}", remedy))
+    try:
+        from bfr.runtime.backends.cuda.kernels import compile_kernels
+
+        compile_kernels("9.0")
+        report.facts["CUDA"] += ", NVRTC works"
+    except BfrError as error:
+        report.facts["CUDA"] += ", NVRTC does not work"
+        if _has_gpu(report):
+            report.problems.append(Problem("NVRTC does not work", str(error)))
+
+
+def _tensorrt(report: Report) -> None:
+    for name in _TENSORRT:
+        if not _version(name):
+            continue
+        try:
+            imported = import_module(name.replace("-", "_")).__version__
+        except Exception as error:  # its native libraries do not load
+            remedy = f'pip install --force-reinstall "bfr-runtime[{name}]"; on a Jetson, JetPack brings TensorRT'
+            report.problems.append(Problem(f"{name} cannot be imported ({error})", remedy))
+            continue
+        report.facts[name] = f"{imported}, can be imported"
+        if not _has_gpu(report):
+            report.facts[name] += "; engines run on an NVIDIA GPU, and there is none"
+
+
+def _cpu(report: Report) -> None:
+    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    model = models[0] if models else platform.processor() or platform.machine()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    report.facts["CPU"] = f"{model}, {usable} of {os.cpu_count()} logical cores usable"
+
+
+def _memory(report: Report) -> None:
+    if not _MEMINFO.exists():
+        report.facts["memory"] = "unknown on this platform"
+        return
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in _MEMINFO.read_text().splitlines()}
+    available, total = kib["MemAvailable"] * 1024 / _GIB, kib["MemTotal"] * 1024 / _GIB
+    report.facts["memory"] = f"{available:.1f} of {total:.1f} GiB available"
+
+
+def _disk(report: Report, name: str, folder: Path) -> None:
+    """Free space of a folder, or of where it would be made; whether it can be written."""
+    exists = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(exists).free
+    report.facts[name] = f"{folder}, {free / _GIB:.1f} GiB free" + ("" if folder.exists() else ", not made yet")
+    choose = "set BFR_HOME to another folder" if name == "cache" else "choose another output folder"
+    if not exists.is_dir() or not os.access(exists, os.W_OK | os.X_OK):
+        found = f"{name} cannot be written: {exists} is read-only for this user, or a file"
+        report.problems.append(Problem(found, f"{choose}, or change its permissions"))
+    if free < MIN_FREE_BYTES:
+        found = f"{name} has {free / _GIB:.1f} GiB free, less than {MIN_FREE_BYTES / _GIB:.0f} GiB"
+        report.problems.append(Problem(found, f"free some space at {exists}, or {choose}"))

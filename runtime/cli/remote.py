@@ -1,0 +1,76 @@
+"""`bfr restore --server`: what a server decides is refused here, and files go through `remote_job.py`."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from bfr.runtime.cli.terminal import progress_bar
+from bfr.runtime.errors import InputNotFound, InvalidOption
+
+if TYPE_CHECKING:
+    from bfr.runtime.faces.photo import PhotoOptions
+    from bfr.runtime.jobs.options import JobOptions
+    from bfr.runtime.jobs.report import Report
+    from bfr.runtime.jobs.sources import Item
+
+SERVER_DECIDES = (
+    *("bundle", "backend", "start", "steps", "solver", "eta", "spacing", "guidance", "reference", "precision", "batch"),
+    *("threads", "device", "min_eye_distance", "detector", "background", "quality", "strip_metadata", "max_pixels"),
+    *("codec", "crf"),
+)
+KEY_VARIABLE = "BFR_API_KEY"
+
+
+def check_server_options(context: typer.Context, *, server: str | None) -> None:
+    """Raise InvalidOption for options of `bfr restore` that do not go with --server, or only with it."""
+    given = [
+        name
+        for name in (*SERVER_DECIDES, "api_key_file")
+        if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
+    ]
+    if server is None:
+        if "api_key_file" in given:
+            raise InvalidOption("--api-key-file is for a server: give its address with --server, or leave it out")
+        return
+    if flags := [f"--{name.replace('_', '-')}" for name in given if name != "api_key_file"]:
+        raise InvalidOption(f"with --server the server decides {', '.join(flags)}: leave it out, or --server")
+
+
+def restore_remotely(
+    server: str,
+    api_key_file: Path | None,
+    items: "Sequence[Item]",
+    options: "JobOptions",
+    photo: "PhotoOptions | None",
+    preset: str | None,
+) -> "Report":
+    """As `run_remote_job`, with a progress bar."""
+    from bfr.runtime.client.client import Client
+    from bfr.runtime.client.job import run_remote_job
+
+    with Client(server, api_key=_key(api_key_file)) as client, progress_bar() as bar:
+        task = bar.add_task("restoring", total=len(items))
+        return run_remote_job(
+            client,
+            items,
+            options,
+            photo,
+            preset=preset,
+            progress=lambda done, name: bar.update(task, completed=done, description=name),
+        )
+
+
+def _key(file: Path | None) -> str | None:
+    """The API key: the first line of the file, else the environment's, else none."""
+    if file is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    try:
+        lines = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputNotFound(f"{file} cannot be read ({error}): it holds the API key in its first line") from error
+    if not lines:
+        raise InvalidOption(f"{file} is empty: write the server's API key into it")
+    return lines[0]

@@ -1,0 +1,228 @@
+"""The commands that need more than the runtime: fetch, export, verify, bench."""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+
+from bfr.runtime.cli.terminal import progress_bar, say
+from bfr.runtime.errors import InvalidOption, MissingDependency
+
+tools = typer.Typer()
+
+
+@tools.command()
+def fetch(
+    system: Annotated[
+        str,
+        typer.Argument(help="difface, difface-identity, difface-inpainting, osdface, or yunet (the face detector)."),
+    ],
+    accept_license: Annotated[bool, typer.Option("--accept-license", help="You have read and accept it.")] = False,
+    folder: Annotated[Path | None, typer.Option(help="Where to; the default is bfr's cache folder.")] = None,
+) -> None:
+    """Download a system's published weights, check them, and keep a safetensors copy; or the face detector `yunet`."""
+    if system == "yunet":
+        _fetch_yunet(folder)
+        return
+    _need("export", "torch", "safetensors")
+    from bfr.models.catalog import get_system
+    from bfr.models.weights.checkpoint import check_layout, convert, load_state_dict, own_weights
+    from bfr.runtime.files import cache_folder
+
+    spec = get_system(system)
+    if spec.packaged:
+        print(f"the weights of {system} come with the package; there is nothing to fetch")
+        return
+    if not spec.published:
+        raise InvalidOption(
+            f"nobody has published weights of {system}: train your own and name their folder with "
+            f"`bfr export {system} --weights FOLDER`, or try the machinery with `bfr export {system} --seeded`"
+        )
+    print(f"{spec.title}\nlicence: {spec.licence.name}, {spec.licence.url}\n{spec.licence.notice}")
+    if not accept_license:
+        raise InvalidOption("read the licence above, and run this again with --accept-license if you accept it")
+    target, by_hand = folder or cache_folder() / system, dict[str, str]()
+    if spec.importer:
+        _need("sd", "diffusers")  # before gigabytes are downloaded
+        for download in spec.sources:
+            got = _download(download, target)
+            print(f"{got.path.name}, {got.bytes} bytes, sha256 {got.sha256}")
+        spec.importer(target, target)
+        print(f"converted; next: bfr export {system} -o bundles/{system}")
+        return
+    for name, network in spec.networks.items():
+        for part, download in network.files.items():
+            if download.file in spec.by_hand:
+                by_hand[download.file] = spec.by_hand[download.file]
+                continue
+            got = _download(download, target)
+            module = network.build().get_submodule(part)
+            check_layout(module, own_weights(module, load_state_dict(got.path)), got.path)
+            safe = got.path.with_suffix(".safetensors")
+            convert(got.path, safe)
+            print(f"{name}: {got.path.name}, {got.bytes} bytes, sha256 {got.sha256}; safe copy {safe.name}")
+    for file, where in by_hand.items():
+        print(f"{file} cannot be downloaded for you: {where}. Put it into {target}")
+    print(f"next: bfr export {system} -o bundles/{system}")
+
+
+@tools.command()
+def export(
+    system: Annotated[
+        str, typer.Argument(help="mini, difface, difface-identity, difface-inpainting, osdface, diffbfr or clr-face.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new bundle.")],
+    weights: Annotated[Path | None, typer.Option(help="Folder of the checkpoints; default: fetched ones.")] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="fp32 always; fp16 and int8 add theirs.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="For int8: a folder of aligned faces, some 32.")] = None,
+    opset: Annotated[int, typer.Option(help="18, 20, 21 or 23; JetPack 6 needs 20 or less.")] = 21,
+    learned_variance: Annotated[bool, typer.Option(help="DDPM with the learned variance, instead of DDIM.")] = False,
+    time_table: Annotated[bool, typer.Option("--time-table", help="What depends on time alone, once a run.")] = False,
+    seeded: Annotated[
+        bool,
+        typer.Option("--seeded", help="Weights made from their names, for tests and timings: nothing is restored."),
+    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there.")] = False,
+) -> None:
+    """Export a system to ONNX and verify it against eager float32; the bundle appears only when it is whole."""
+    _need("export", "torch", "onnx", "onnxscript", "safetensors", "onnxruntime")
+    from bfr.export.bundle import export_system
+    from bfr.models.catalog import get_system
+    from bfr.runtime.files import cache_folder
+
+    if seeded and weights:
+        raise InvalidOption("--seeded makes weights of its own: leave out --weights, or --seeded")
+    spec = get_system(system)
+    source = weights or spec.packaged or cache_folder() / system
+    precisions: Any = tuple(dict.fromkeys(["fp32", *(precision or [])]))
+    with TemporaryDirectory() as scratch:
+        if seeded:
+            from bfr.models.weights.seeded import write_seeded
+
+            spec, source = spec.untrained(), Path(scratch)
+            write_seeded(spec, source)
+        bundle = export_system(
+            spec,
+            source,
+            out,
+            precisions=precisions,
+            calibration=calibration,
+            opset=opset,
+            learned_variance=learned_variance,
+            time_table=time_table,
+            replace=replace,
+            progress=say,
+        )
+    print(f"{bundle.folder}: exported and verified, hash {bundle.hash}")
+
+
+@tools.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    backend: Annotated[str, typer.Option(help="auto, or one of those that `bfr restore` takes.")] = "auto",
+    preset: Annotated[str, typer.Option(help="The preset whose loop is run.")] = "reference",
+    device: Annotated[int, typer.Option(help="Number of the GPU.")] = 0,
+    record: Annotated[
+        bool, typer.Option("--record", help="Keep the result in the bundle: `auto` takes the fastest verified backend.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare every network and the whole loop with eager float32 PyTorch, in every precision of the bundle.
+
+    int8 is compared on the CPU, which it is for, whatever the backend.
+    """
+    _need("export", "torch", "safetensors", "onnxruntime")
+    from bfr.export.tensorrt.writable import record_checks
+    from bfr.export.verify.compare import open_reference
+    from bfr.export.verify.compare import verify as compare
+    from bfr.runtime.backends.cuda.device import GpuDevice
+    from bfr.runtime.backends.registry import open_device
+    from bfr.runtime.bundle.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    opened.check_all()
+    reference = open_reference(opened, device)
+    checks = []
+    for precision in opened.precisions:
+        name = "onnxruntime-cpu" if precision == "int8" else backend  # int8 is for the CPU
+        where = open_device(name, opened, precision=precision, index=device)
+        gpu = where.facts.name if isinstance(where, GpuDevice) else None
+        checks += compare(opened, reference, precision, device=where, preset=preset, gpu=gpu, progress=say)
+        where.close()
+    if record:
+        record_checks(bundle, checks)
+    if as_json:
+        print(json.dumps([check.model_dump() for check in checks], indent=1))
+        return
+    for check in checks:
+        found = f"{check.psnr_db:6.1f} dB (floor {check.floor_db:.0f}), largest {check.max_abs:.1e}"
+        print(f"{check.what}, {check.precision}, {check.backend}: {found}, relative {check.relative:.1e}")
+
+
+@tools.command()
+def bench(
+    bundle: Annotated[Path | None, typer.Argument(help="Folder; the default is the system mini.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.md and the plots.")] = Path("bench"),
+    backends: Annotated[str, typer.Option(help="Separated by commas; default: what works here.")] = "",
+    batches: Annotated[str, typer.Option(help="Images a call, separated by commas.")] = "1",
+    preset: Annotated[str | None, typer.Option(help="A preset of the bundle; default: the bundle's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Calls of the denoiser, instead of the preset's.")] = None,
+    repeats: Annotated[int, typer.Option(help="Timed calls of each backend and batch.")] = 20,
+    threads: Annotated[int | None, typer.Option(help="Of the CPU, for all; default: PyTorch's choice.")] = None,
+    device: Annotated[int, typer.Option(help="Number of the GPU.")] = 0,
+) -> None:
+    """Measure every backend against eager PyTorch, interleaved: latency, throughput, memory, drift."""
+    _need("bench", "torch", "safetensors", "matplotlib", "onnxruntime")
+    from bfr.benchmarks.speed.bench import BenchConfig
+    from bfr.benchmarks.speed.bench import bench as measure
+    from bfr.runtime.bundle.bundle import default_bundle
+
+    try:
+        sizes = tuple(int(batch) for batch in batches.split(","))
+    except ValueError as error:
+        raise InvalidOption(f"batches {batches!r}: numbers separated by commas are needed, as 1,2,4") from error
+    config = BenchConfig(
+        bundle=bundle or default_bundle(),
+        out=out,
+        backends=tuple(name for name in backends.split(",") if name),
+        batches=sizes,
+        preset=preset,
+        steps=steps,
+        repeats=repeats,
+        threads=threads,
+        device=device,
+    )
+    print(measure(config, say).read_text())
+
+
+def _need(extra: str, *packages: str) -> None:
+    """Raise MissingDependency with the extra to install, unless all packages are there."""
+    from importlib.util import find_spec
+
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing == ["onnxruntime"]:
+        extra = "cpu"
+    if missing:
+        raise MissingDependency(f'{", ".join(missing)} not installed: pip install "bfr-runtime[{extra}]"')
+
+
+def _download(weights: Any, folder: Path) -> Any:
+    """Fetch one file under a progress bar."""
+    from bfr.models.weights.fetch import fetch as download
+
+    with progress_bar(download=True) as bar:
+        task = bar.add_task(weights.file, total=None)
+        return download(weights, folder, progress=lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _fetch_yunet(folder: Path | None) -> None:
+    from bfr.models.weights.fetch import Download
+    from bfr.runtime.faces.detect import YUNET_BYTES, YUNET_FILE, YUNET_SHA256, YUNET_URL
+    from bfr.runtime.files import cache_folder
+
+    target = folder or cache_folder() / "yunet"
+    print("YuNet, OpenCV's face detector\nlicence: MIT, https://github.com/opencv/opencv_zoo")
+    got = _download(Download(YUNET_URL, YUNET_FILE, YUNET_BYTES, YUNET_SHA256), target)
+    print(f"{got.path.name}, {got.bytes} bytes, sha256 {got.sha256}; `bfr restore` uses it from now on")

@@ -1,0 +1,70 @@
+"""`bfr wrap`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from bfr.runtime.cli.terminal import say
+from bfr.runtime.errors import InvalidOption, MissingDependency
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+wraps = typer.Typer()
+
+
+@wraps.command()
+def wrap(
+    model: Annotated[Path, typer.Argument(help="An ONNX file of one network that restores an aligned face.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new bundle.")],
+    input_range: Annotated[str, typer.Option(help="Black and white of its input: -1..1, 0..1 or 0..255.")] = "-1..1",
+    output_range: Annotated[str, typer.Option(help="Black and white of its output.")] = "-1..1",
+    colour: Annotated[str, typer.Option(help="Order of its channels: rgb or bgr.")] = "rgb",
+    size: Annotated[
+        int | None, typer.Option(help="Side of its input in pixels, where the file leaves it open.")
+    ] = None,
+    input_name: Annotated[str | None, typer.Option("--input", help="Its input, where several could be.")] = None,
+    output_name: Annotated[str | None, typer.Option("--output", help="Its output, where several could be.")] = None,
+    value: Annotated[
+        list[str] | None, typer.Option("--set", help="The value of a further input, as w=0.5; may be repeated.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the system; the default is the file's.")] = None,
+    licence: Annotated[str, typer.Option(help="Of the weights, for the manifest.")] = "unknown",
+    threads: Annotated[int | None, typer.Option(help="Of the CPU, where it is verified.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there.")] = False,
+) -> None:
+    """Make a bundle of any single-network restorer, so that every command runs it: restore, video, verify, bench."""
+    try:
+        from bfr.export.onnx.wrap import wrap as wrap_file
+        from bfr.export.onnx.wrap_graph import WrapOptions
+    except ImportError as error:
+        raise MissingDependency(f'bfr wrap needs pip install "bfr-runtime[export,cpu]" ({error})') from error
+
+    options = WrapOptions(
+        input=input_name,
+        output=output_name,
+        input_range=_range("--input-range", input_range),
+        output_range=_range("--output-range", output_range),
+        colour=cast("Literal['rgb', 'bgr']", colour),
+        size=size,
+        values=dict(_value(one) for one in value or ()),
+    )
+    bundle = wrap_file(model, out, options, name=name, licence=licence, replace=replace, threads=threads, say=say)
+    print(f"{bundle.folder}: wrapped and verified, hash {bundle.hash}")
+
+
+def _range(option: str, text: str) -> tuple[float, float]:
+    try:
+        black, white = (float(part) for part in text.split(".."))
+    except ValueError as error:
+        raise InvalidOption(f"{option} {text!r} is not understood: name black and white, as -1..1 or 0..255") from error
+    return black, white
+
+
+def _value(text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
+    try:
+        return name, float(number)
+    except ValueError as error:
+        raise InvalidOption(f"--set {text!r} is not understood: name an input and its value, as w=0.5") from error

@@ -1,0 +1,1 @@
+"""Many machines: Ray Serve and Ray Data."""

@@ -1,0 +1,214 @@
+"""The driver of a bulk run: lists, resumes, hands blocks of images to the workers, and keeps the table."""
+
+import json
+import secrets
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from bfr.runtime import errors
+from bfr.runtime.cluster.bulk.names import Source, choose_outputs, find_sources
+from bfr.runtime.cluster.bulk.options import BulkOptions
+from bfr.runtime.cluster.bulk.pool import connected, size_pool
+from bfr.runtime.cluster.bulk.store import Store
+from bfr.runtime.cluster.bulk.table import BATCH, RESULTS, Row, RowLog, parts_of, read_rows, write_table
+from bfr.runtime.errors import BfrError, RestorationFailed
+from bfr.runtime.jobs.report import STATUSES, check_settings, describe_now, describe_versions
+
+LARGEST_BLOCK = 32  # images; a block ends with its pipeline running empty, and its rows come back together
+BLOCKS = 8  # for each worker, where there are enough images: the last ones end at about the same time
+RETRIES = 8  # of a block whose worker or node died; an image that kills its worker must not do so for ever
+
+
+@dataclass(frozen=True, slots=True)
+class BulkReport:
+    """All rows in the order of the inputs. counts: by status, what was taken over being `skipped`."""
+
+    rows: tuple[Row, ...]
+    counts: dict[str, int]
+    seconds: float
+
+
+def run_bulk(
+    inputs: Sequence[str],
+    out: str,
+    options: BulkOptions,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    resume: bool = False,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> BulkReport:
+    """Restore the images that `inputs` name into `out`, folders or URLs, on this machine or a cluster.
+
+    workers: how many, see `size_pool`. address: of a Ray cluster, None for this machine. resume: skip inputs whose
+    result is in `out`. progress: is called with how many inputs are done, and with how many there are.
+    An image that cannot be read or restored is a failed row. A block of images whose worker or node dies is done again,
+    there or elsewhere: a result depends on its image and the settings alone, so that it is the same file.
+    Raises InvalidOption before any work for settings that differ from those of the run that is resumed, a BfrError
+    where workers cannot do their work, and RestorationFailed where the rows at the end are not those of the inputs.
+    """
+    begin = time.perf_counter()
+    store = Store(out)
+    sources = find_sources(inputs, store)
+    if not sources:
+        return BulkReport((), {}, 0.0)
+    return _Run(sources, list(inputs), store, options, resume).run(workers, address, progress, begin)
+
+
+class _Run:
+    def __init__(
+        self, sources: Sequence[Source], inputs: list[str], store: Store, options: BulkOptions, resume: bool
+    ) -> None:
+        self.sources, self.store, self.options = sources, store, options
+        self.settings = options.settings()
+        self.outputs, refused = choose_outputs(sources, store, options.format)
+        self.rows = {url: Row(url, "failed", error=error) for url, error in refused.items()}
+        self.facts: dict[str, Any] = {
+            "run": secrets.token_hex(8),
+            "settings": self.settings,
+            "inputs": inputs,
+            "versions": describe_versions(),
+            "started": describe_now(),
+        }
+        self.new: set[str] = set()
+        self.taken_over: set[str] = set()
+        names = store.names()
+        if resume:
+            self._check_settings()
+            self._take_over(names)
+        store.clean()
+        self.log = RowLog(store, parts_of(names)) if resume else self._clear(names)
+
+    def run(
+        self, workers: int | None, address: str | None, progress: Callable[[int, int], None], begin: float
+    ) -> BulkReport:
+        todo = [source for source in self.sources if source.url not in self.rows]
+        self._write_facts()  # a killed run can be resumed, with these settings
+        progress(len(self.rows), len(self.sources))
+        if todo:
+            with connected(address) as ray:
+                try:
+                    for rows in self._restored(ray, todo, workers):
+                        self._enter(rows)
+                        progress(len(self.rows), len(self.sources))
+                finally:
+                    self.log.flush()
+        rows = self._checked()
+        write_table(self.store, rows)
+        seconds = round(time.perf_counter() - begin, 3)
+        counts = Counter(row.status for row in rows)
+        done = {status: counts[status] for status in STATUSES}
+        self.facts |= {"seconds": seconds, "counts": done, "taken_over": len(self.taken_over)}
+        self._write_facts()
+        self.log.remove()
+        now = Counter("skipped" if row.source in self.taken_over else row.status for row in rows)
+        return BulkReport(tuple(rows), {status: now[status] for status in STATUSES}, seconds)
+
+    def _restored(self, ray: Any, todo: Sequence[Source], workers: int | None) -> Iterator[list[Row]]:
+        """The rows of a block, whenever one is done. Raises what a worker refused to work for."""
+        from bfr.runtime.cluster.bulk.worker import Order, Task, Worker
+
+        options = self.options
+        pool = size_pool(ray.nodes(), backend=options.backend, workers=workers, threads=options.threads)
+        self.facts |= {"versions": {**self.facts["versions"], "ray": ray.__version__}, "workers": pool.workers}
+        order = Order(
+            options,
+            self.store.url,
+            self.facts["run"],
+            self.settings["bundle_hash"],
+            describe_versions(),
+            self.settings.get("detector"),
+            pool.threads,
+        )
+        tasks = [{"task": json.dumps(asdict(Task(source, self.outputs[source.url])))} for source in todo]
+        size = block_size(len(tasks), pool.workers, options.batch)
+        context = ray.data.DataContext.get_current().copy()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        with ray.data.DataContext.current(context), warnings.catch_warnings():
+            # Of arguments for actors, which nothing that is named replaces: without them retries have no end.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            blocks = ray.data.from_items(tasks, override_num_blocks=-(-len(tasks) // size)).map_batches(
+                Worker,
+                batch_size=None,
+                fn_constructor_args=(order,),
+                compute=ray.data.ActorPoolStrategy(size=pool.workers),
+                num_cpus=pool.cpus,
+                num_gpus=pool.gpus,
+                ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": RETRIES},
+            )
+            try:
+                for block in blocks.iter_batches(batch_size=None, prefetch_batches=0):
+                    yield _rows(block["row"])
+            except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError) as error:
+                raise RestorationFailed(
+                    f"workers died {RETRIES + 1} times over the same images, or the cluster went away ({error}): "
+                    "see Ray's logs; what was finished is kept, --resume goes on"
+                ) from error
+
+    def _enter(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            if row.source not in self.outputs or row.source in self.new:
+                raise RestorationFailed(f"{row.source} has two rows, or is no input: report this, it is a bug")
+            self.new.add(row.source)
+            self.rows[row.source] = row
+        self.log.add(rows)
+
+    def _checked(self) -> list[Row]:
+        """The rows in the order of the inputs. Raises RestorationFailed where they are not the same set."""
+        missing = [source.url for source in self.sources if source.url not in self.rows]
+        if missing or len(self.rows) != len(self.sources):
+            raise RestorationFailed(
+                f"{len(missing)} of {len(self.sources)} inputs have no row, {', '.join(missing[:3])} among them: "
+                "what was finished is kept, --resume goes on"
+            )
+        return [self.rows[source.url] for source in self.sources]
+
+    def _check_settings(self) -> None:
+        try:
+            earlier = json.loads(self.store.read(BATCH) or b"")["settings"]
+        except (ValueError, KeyError, TypeError):
+            return  # none there, or of another version: results are taken by their names alone
+        check_settings(earlier, self.settings, self.store.url)
+
+    def _take_over(self, names: set[str]) -> None:
+        """Enter what has a result already, as the earlier run reported it."""
+        earlier = read_rows(self.store, names)
+        for url, output in self.outputs.items():
+            known = earlier.get(url)
+            if output in names and not (known and known.output is None):
+                self.taken_over.add(url)
+                self.rows[url] = replace(known, output=output) if known else Row(url, "skipped", output)
+
+    def _clear(self, names: set[str]) -> RowLog:
+        """Take away what an earlier run said, and start a log.
+
+        Should this run be killed, what lies there from before must not pass for its results.
+        """
+        for name in (*parts_of(names), *({RESULTS} & names)):
+            self.store.remove(name)
+        log, error = RowLog(self.store), "the run ended before it was restored"
+        log.add([Row(url, "failed", error=error) for url, output in self.outputs.items() if output in names])
+        log.flush()
+        return log
+
+    def _write_facts(self) -> None:
+        self.store.write(BATCH, json.dumps(self.facts, indent=1).encode() + b"\n")
+
+
+def block_size(count: int, workers: int, batch: int) -> int:
+    """How many images a worker is handed at once: whole batches, where there are enough."""
+    share = min(LARGEST_BLOCK, -(-count // (BLOCKS * workers)))
+    return -(-max(1, share) // batch) * batch
+
+
+def _rows(texts: Sequence[str]) -> list[Row]:
+    found = [json.loads(text) for text in texts]
+    for row in found:
+        if "refusal" in row:
+            kind = getattr(errors, row["kind"], BfrError)
+            raise kind(row["refusal"])
+    return [Row(**row) for row in found]

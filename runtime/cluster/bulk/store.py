@@ -1,0 +1,124 @@
+"""A folder on a disk or in an object store: `photos`, `file:///photos`, `s3://bucket/photos` and what fsspec knows."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from bfr.runtime.errors import BfrError, InvalidOption, MissingDependency, WriteFailed
+from bfr.runtime.files import clean_leftovers, write_bytes
+from bfr.runtime.jobs.sources import check_name, identity, output_path
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)", re.IGNORECASE)  # two letters at least: `C:\photos` is a path
+
+
+def open_url(url: str) -> tuple[Any, str]:
+    """An fsspec file system, and the path in it. Raises MissingDependency or InvalidOption naming what is missing."""
+    try:
+        import fsspec
+    except ImportError as error:
+        raise MissingDependency(f'{url} needs fsspec: pip install "bfr-runtime[serve]"') from error
+    if "::" in url:  # what lies in such a file system has no address of its own, by which a worker could read it
+        raise InvalidOption(f"{url} is a chain of file systems: name the last one alone")
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:  # fsspec says which package brings the protocol: "Install s3fs to access S3"
+        raise MissingDependency(f"{url} cannot be opened: {error}. On a cluster, every node needs it") from error
+    except ValueError as error:
+        raise InvalidOption(
+            f"{url} cannot be opened ({error}): name a folder, or a URL that fsspec knows, as s3://bucket/folder"
+        ) from error
+    return system, str(path)
+
+
+def local_path(name: str) -> Path | None:
+    """The path that `name` is on this machine's disks, `file://` included; None where it is another URL."""
+    if not _URL.match(name):
+        return Path(name)
+    if name.lower().startswith(("file://", "local://")):
+        return Path(open_url(name)[1])
+    return None
+
+
+class Store:
+    """The output folder. Files appear in it whole or not at all: by a rename on a disk, by one put elsewhere."""
+
+    def __init__(self, url: str) -> None:
+        """Raises what `open_url` raises."""
+        self.folder = local_path(url)
+        if self.folder is not None:
+            self.folder = self.folder.absolute()
+            self.url = str(self.folder)
+        else:
+            self.system, self._root = open_url(url)
+            self.url = url.rstrip("/")
+
+    def check(self, name: str, suffix: str) -> None:
+        """Raise InvalidOption where `name + suffix` would leave the folder."""
+        if self.folder is None:
+            check_name(self.url, name, suffix)
+        else:
+            output_path(self.folder, name, suffix)
+
+    def identity(self, name: str) -> object:
+        """What no other file shares, see `identity_of`."""
+        return identity_of(
+            str(self.folder / name) if self.folder is not None else self.system.unstrip_protocol(self._path(name))
+        )
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes of a file; None where it is not there."""
+        try:
+            if self.folder is not None:
+                return (self.folder / name).read_bytes()
+            return bytes(self.system.cat_file(self._path(name)))
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file, replacing one of that name. Raises WriteFailed."""
+        if self.folder is not None:
+            write_bytes(self.folder / name, data)
+            return
+        path = self._path(name)
+        try:
+            try:
+                self.system.pipe_file(path, data)
+            except FileNotFoundError:  # where folders are more than parts of names: SFTP, SMB, HDFS
+                self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
+                self.system.pipe_file(path, data)
+        except BfrError:
+            raise
+        except Exception as error:  # of whatever package serves the protocol
+            raise WriteFailed(
+                f"cannot write {name} in {self.url} ({error}): check the address, the credentials and the network"
+            ) from error
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        if self.folder is not None:
+            (self.folder / name).unlink(missing_ok=True)
+        elif self.system.exists(self._path(name)):
+            self.system.rm_file(self._path(name))
+
+    def names(self) -> set[str]:
+        """The files in the folder, relative to it, `/` between their parts; none where it does not exist."""
+        if self.folder is not None:
+            return {file.relative_to(self.folder).as_posix() for file in self.folder.rglob("*") if file.is_file()}
+        self.system.invalidate_cache()
+        root = self._root.rstrip("/")
+        return {str(path)[len(root) :].lstrip("/") for path in self.system.find(root)}
+
+    def clean(self) -> None:
+        """Delete temporary files that dead processes of this machine left."""
+        if self.folder is not None and self.folder.is_dir():
+            for folder in {self.folder, *(path for path in self.folder.rglob("*") if path.is_dir())}:
+                clean_leftovers(folder)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+
+def identity_of(source: str) -> object:
+    """What no other file shares: of a local one its device and inode, else its address; None where there is none."""
+    path = local_path(source)
+    return source if path is None else identity(path)

@@ -1,0 +1,133 @@
+"""The table of a bulk run: a row for each input, kept while the run goes on and written when it ends.
+
+While it goes on, rows are put beside the results in parts, `rows-N.jsonl`, which an object store can take too; a run
+that is killed leaves them to the one that resumes it. At the end they become `results.csv`: it opens in every tool,
+spreadsheets included, a row is read by a person, and a million rows are some 200 MB.
+"""
+
+import csv
+import io
+import json
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from bfr.runtime.cluster.bulk.store import Store
+from bfr.runtime.jobs.report import Entry, Status
+
+BATCH, RESULTS, FAILURES, PARTS = "batch.json", "results.csv", "failures.csv", "rows-"
+_PART = re.compile(rf"{PARTS}\d+\.jsonl")
+EVERY = 5.0  # seconds between two parts
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What became of one input.
+
+    source: its absolute path or URL. output: relative to the output folder. width, height: of the result, pixels.
+    faces: how many were restored. seconds: of all stages, what runs beside the networks included. node, backend: where
+    it was made. error: why it failed, or what of it did.
+    """
+
+    source: str
+    status: Status
+    output: str | None = None
+    width: int | None = None
+    height: int | None = None
+    faces: int | None = None
+    seconds: float | None = None
+    precision: str | None = None
+    backend: str | None = None
+    node: str | None = None
+    error: str | None = None
+
+    @classmethod
+    def of(cls, entry: Entry, *, backend: str, node: str) -> "Row":
+        """The row of a report's entry."""
+        shared = {name: getattr(entry, name) for name in ("source", "status", "output", "width", "height", "faces")}
+        seconds = round(sum(entry.seconds.values()), 4)
+        return cls(**shared, seconds=seconds, precision=entry.precision, backend=backend, node=node, error=entry.error)
+
+
+class RowLog:
+    """Rows as they come, put beside the results every few seconds."""
+
+    def __init__(self, store: Store, parts: Sequence[str] = ()) -> None:
+        """parts: those that are there already, oldest first; this log's come after them."""
+        self.store, self.parts = store, list(parts)
+        self._waiting: list[Row] = []
+        self._last = time.monotonic()
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Keep rows. Raises WriteFailed."""
+        self._waiting += rows
+        if time.monotonic() - self._last >= EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting. Raises WriteFailed."""
+        self._last = time.monotonic()
+        if self._waiting:
+            lines = "".join(json.dumps(asdict(row)) + "\n" for row in self._waiting)
+            part = f"{PARTS}{_number(self.parts[-1]) + 1 if self.parts else 0:06d}.jsonl"
+            self.store.write(part, lines.encode())
+            self.parts.append(part)
+            self._waiting = []
+
+    def remove(self) -> None:
+        """Remove all parts: the table has their rows."""
+        for part in self.parts:
+            self.store.remove(part)
+        self.parts = []
+
+
+def read_rows(store: Store, names: Iterable[str]) -> dict[str, Row]:
+    """The rows that earlier runs left, by source; of one source, the latest. names: the files that are there."""
+    rows: dict[str, Row] = {}
+    if (table := store.read(RESULTS)) is not None:
+        for values in csv.DictReader(io.StringIO(table.decode("utf-8", "surrogateescape"), newline="")):
+            row = _row(values)
+            rows[row.source] = row
+    for part in parts_of(names):
+        for line in (store.read(part) or b"").splitlines():
+            row = Row(**json.loads(line))
+            rows[row.source] = row
+    return rows
+
+
+def parts_of(names: Iterable[str]) -> list[str]:
+    """The parts of a row log among the files of a folder, oldest first."""
+    return sorted((name for name in names if _PART.fullmatch(name)), key=_number)
+
+
+def write_table(store: Store, rows: Sequence[Row]) -> None:
+    """Write `results.csv`, and `failures.csv` where anything failed. Raises WriteFailed."""
+    store.write(RESULTS, _csv(Row, [asdict(row) for row in rows]))
+    failed = [{"source": row.source, "status": row.status, "error": row.error} for row in rows if row.error]
+    if failed:
+        store.write(FAILURES, _csv(("source", "status", "error"), failed))
+    else:
+        store.remove(FAILURES)
+
+
+def _number(part: str) -> int:
+    return int(part.removeprefix(PARTS).removesuffix(".jsonl"))
+
+
+def _csv(columns: Any, rows: Iterable[Mapping[str, Any]]) -> bytes:
+    names = columns if isinstance(columns, tuple) else tuple(field.name for field in fields(columns))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")  # names that are no text
+
+
+def _row(values: Mapping[str, str]) -> Row:
+    given: dict[str, Any] = {name: value or None for name, value in values.items()}
+    for name in ("width", "height", "faces"):
+        given[name] = int(given[name]) if given[name] else None
+    given["seconds"] = float(given["seconds"]) if given["seconds"] else None
+    return Row(**given)

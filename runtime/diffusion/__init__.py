@@ -1,0 +1,1 @@
+"""The mathematics of the loop: schedule, solvers, noise. NumPy alone."""

@@ -1,0 +1,1 @@
+"""Photographs: faces found, aligned, restored and pasted back."""

@@ -1,0 +1,194 @@
+"""Whole photographs: faces are found, aligned, restored and pasted back."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.runtime.errors import InvalidImage, InvalidOption
+from bfr.runtime.faces.background import UPSCALES, Background, Lanczos
+from bfr.runtime.faces.detect import Detector, open_detector
+from bfr.runtime.faces.geometry import SELECTIONS, Face, Matrix, Selection, alignment, crop_face, select_faces
+from bfr.runtime.faces.paste import Patch, make_patch, paste_faces, to_grey
+from bfr.runtime.images.decode import MAX_PIXELS, Image, read_image
+from bfr.runtime.restore.batch import Restored
+from bfr.runtime.restore.restorer import DEFAULT_SEED, Restorer
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoOptions:
+    """What is done with a photograph.
+
+    faces: all, the largest, or the one nearest the centre. min_eye_distance: faces with less are left, in pixels.
+    upscale: 1, 2 or 4 times the photograph's width and height. blend: 0 (faces as they were) to 1 (restored).
+    keep_colour: faces keep their colours and light, only finer structure is restored.
+    Raises InvalidOption for values out of range.
+    """
+
+    faces: Selection = "all"
+    min_eye_distance: float = 5.0
+    upscale: int = 1
+    blend: float = 1.0
+    keep_colour: bool = False
+
+    def __post_init__(self) -> None:
+        if self.faces not in SELECTIONS:
+            raise InvalidOption(f"faces {self.faces!r} is unknown: choose one of {', '.join(SELECTIONS)}")
+        if self.upscale not in UPSCALES:
+            raise InvalidOption(f"upscale {self.upscale} is not offered: choose one of {', '.join(map(str, UPSCALES))}")
+        if not 0 <= self.blend <= 1:
+            raise InvalidOption(f"blend {self.blend} is out of range: choose between 0 and 1")
+        if not self.min_eye_distance >= 0:
+            raise InvalidOption(f"the minimum eye distance {self.min_eye_distance} is out of range: choose 0 or more")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AlignedFace:
+    """A face of a photograph, its transform to the crop, and the crop, (S, S, 3) of the photograph's dtype."""
+
+    face: Face
+    matrix: Matrix
+    crop: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RestoredPhoto:
+    """What became of a photograph.
+
+    pixels: (H * upscale, W * upscale, 3) RGB of its dtype; without faces, it is only enlarged.
+    faces: those that were restored, left to right. errors: of the faces that could not be; they are left as they were.
+    seconds: stage -> seconds.
+    """
+
+    pixels: NDArray[Any]
+    faces: tuple[Face, ...]
+    errors: tuple[str, ...]
+    seconds: dict[str, float]
+
+
+class PhotoEditor:
+    """What is done around the networks: finds faces, cuts them out, and pastes restored ones back."""
+
+    def __init__(
+        self,
+        size: int,
+        options: PhotoOptions | None = None,
+        *,
+        detector: Detector | None = None,
+        background: Background | None = None,
+    ) -> None:
+        """size: of the sides of crops, pixels.
+
+        `detector` and `background` are, where not given, the best that is there, and Lanczos interpolation.
+        """
+        self.size, self.options = size, options or PhotoOptions()
+        self.detector, self.background = detector or open_detector(), background or Lanczos()
+        self._detecting = threading.Lock()
+
+    def align(self, photograph: NDArray[Any]) -> list[AlignedFace]:
+        """The faces of an (H, W, 3) uint8 or uint16 RGB photograph that the options choose, as crops."""
+        shape, dtype = photograph.shape, photograph.dtype
+        if photograph.ndim != 3 or shape[2] != 3 or photograph.size == 0 or dtype not in (np.uint8, np.uint16):
+            raise InvalidImage(
+                f"a photograph of shape {shape} and {dtype} was given: (H, W, 3) uint8 or uint16 RGB is needed"
+            )
+        return self.crop(photograph, self.find(photograph))
+
+    def find(self, photograph: NDArray[Any]) -> list[Face]:
+        """The faces that the options choose, from left to right."""
+        eight = photograph if photograph.dtype == np.uint8 else (photograph >> 8).astype(np.uint8)
+        height, width = eight.shape[:2]
+        with self._detecting:
+            found = select_faces(
+                self.detector.detect(eight),
+                self.options.faces,
+                width=width,
+                height=height,
+                min_eye_distance=self.options.min_eye_distance,
+            )
+            return [self.detector.refine(eight, face) for face in found]
+
+    def crop(self, photograph: NDArray[Any], faces: Sequence[Face]) -> list[AlignedFace]:
+        """The crops of known faces; one whose landmarks fit no face is left out."""
+        size = self.size
+        matrices = [(face, alignment(face.landmarks, size)) for face in faces]
+        return [
+            AlignedFace(face, matrix, crop_face(photograph, matrix, size))
+            for face, matrix in matrices
+            if matrix is not None
+        ]
+
+    def paste(self, image: Image, faces: Sequence[AlignedFace], results: Sequence[Restored]) -> RestoredPhoto:
+        """The photograph with its faces restored, `results` being those of the crops."""
+        begin = time.perf_counter()
+        options = self.options
+        pixels = self.background.enlarge(image.pixels, options.upscale)
+        if image.grey and not isinstance(self.background, Lanczos):
+            pixels = to_grey(pixels)  # a network may have coloured it
+        enlarged = time.perf_counter()
+        patches: list[Patch] = []
+        restored, errors = [], []
+        for face, result in zip(faces, results, strict=True):
+            if result.pixels is None:
+                errors.append(result.error or "unknown")
+                continue
+            patches.append(
+                make_patch(face.crop, result.pixels, face.matrix, keep_colour=options.keep_colour, grey=image.grey)
+            )
+            restored.append(face.face)
+        paste_faces(pixels, patches, upscale=options.upscale, blend=options.blend)
+        seconds = {"background": enlarged - begin, "paste": time.perf_counter() - enlarged}
+        return RestoredPhoto(pixels, tuple(restored), tuple(errors), seconds)
+
+
+class PhotoRestorer(PhotoEditor):
+    """Restores the faces of photographs with a Restorer.
+
+    `align` and `paste` may be called from other threads while the Restorer runs; `restore` is all three in a row.
+    """
+
+    def __init__(
+        self,
+        restorer: Restorer,
+        options: PhotoOptions | None = None,
+        *,
+        detector: Detector | None = None,
+        background: Background | None = None,
+    ) -> None:
+        """`detector` and `background` as of `PhotoEditor`."""
+        super().__init__(restorer.size, options, detector=detector, background=background)
+        self.restorer = restorer
+
+    def restore(self, photograph: NDArray[Any], *, grey: bool = False, seed: int = DEFAULT_SEED) -> RestoredPhoto:
+        """Restore the faces of an (H, W, 3) uint8 or uint16 RGB photograph, which is not changed.
+
+        grey: the photograph is greyscale; its faces get no colour. seed: of the noise, as of `Restorer.restore`.
+        Raises InvalidImage for another shape or dtype.
+        """
+        begin = time.perf_counter()
+        faces = self.align(photograph)
+        aligned = time.perf_counter()
+        results = self.restorer.run([face.crop for face in faces], seed=seed)
+        restored = time.perf_counter()
+        photo = self.paste(Image(photograph, grey=grey), faces, results)
+        seconds = {"align": aligned - begin, "restore": restored - aligned, "paste": time.perf_counter() - restored}
+        return RestoredPhoto(photo.pixels, photo.faces, photo.errors, seconds)
+
+
+def read_reference(path: Path, worker: Restorer | PhotoRestorer, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
+    """A picture of the person for systems that keep an identity: the largest face of a photograph, aligned.
+
+    With a Restorer, which takes aligned faces, it is one itself. Raises InvalidImage, also where no face is in it.
+    """
+    pixels = read_image(path, max_pixels=max_pixels).pixels
+    if isinstance(worker, Restorer):
+        return pixels
+    faces = PhotoEditor(worker.size, PhotoOptions(faces="largest"), detector=worker.detector).align(pixels)
+    if not faces:
+        raise InvalidImage(f"{path}: no face was found: choose a clear photograph of the person for --reference")
+    return faces[0].crop

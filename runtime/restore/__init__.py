@@ -1,0 +1,1 @@
+"""Aligned faces in, restored faces out."""

@@ -1,0 +1,61 @@
+"""Truncation per image: how far each image is diffused depends on how far the estimate moved from its input.
+
+What needed little mending is diffused little and keeps its detail; what needed much gives little detail to lose. All
+images of a batch take the same number of steps, each on its own grid.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from bfr.runtime.backends.device import Float32
+from bfr.runtime.bundle.manifest import Preset
+from bfr.runtime.diffusion.schedule import GRIDS, Float64
+from bfr.runtime.diffusion.solvers import StepTable
+from bfr.runtime.errors import InvalidOption
+
+Truncate = Callable[[Float64], Sequence[StepTable]]
+"""From each image's movement, (B,), to its table; all are of one length."""
+
+
+def movement(degraded: Float32, estimate: Float32) -> Float64:
+    """(B,) float64: the RMS of the estimate's difference from its input, in grey levels of 255.
+
+    degraded: (B, 3, S, S) in [0, 1]. estimate: the same shape, in [-1, 1], as the loop starts from it.
+    """
+    difference = (estimate * np.float32(0.5) + np.float32(0.5)) - degraded
+    return np.asarray(255.0 * np.sqrt(np.mean(np.square(difference, dtype=np.float64), axis=(1, 2, 3))))
+
+
+def starts(sampler: Preset, moved: Float64) -> Float64:
+    """(B,) float64: the timestep that each image is diffused to; the preset's own where the movement is not finite.
+
+    The preset's start belongs to an image that moved by `adapt.typical`; it goes with a power of the movement, within
+    `adapt.least` and `adapt.most`.
+    """
+    adapt = sampler.adapt
+    if adapt is None:
+        return np.full(len(moved), float(sampler.start))
+    scaled = sampler.start * (np.where(np.isfinite(moved), moved, adapt.typical) / adapt.typical) ** adapt.power
+    return np.asarray(np.clip(scaled, adapt.least, adapt.most))
+
+
+def truncation(sampler: Preset, table: Callable[[Preset], StepTable]) -> Truncate | None:
+    """What chooses the table of each image, or None where the preset has one for all of them.
+
+    table: of a preset. Raises InvalidOption where the preset's limits are not those of a grid.
+    """
+    adapt = sampler.adapt
+    if adapt is None:
+        return None
+    if sampler.spacing not in GRIDS:
+        raise InvalidOption(f"adapt chooses a start between timesteps: it needs a spacing of {', '.join(GRIDS)}")
+    if not adapt.least <= adapt.most:
+        raise InvalidOption(f"adapt's least start {adapt.least:g} is above its most, {adapt.most:g}: exchange them")
+
+    def at(start: float) -> StepTable:
+        return table(sampler.model_copy(update={"start": float(start)}))
+
+    for end in (adapt.least, adapt.most):
+        at(end)  # refused now, not in the middle of a batch
+    return lambda moved: [at(start) for start in starts(sampler, moved)]

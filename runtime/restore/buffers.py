@@ -1,0 +1,64 @@
+"""The large buffers of a chain."""
+
+from contextlib import ExitStack
+from math import prod
+
+from bfr.runtime.backends.device import Buffer, Device, Noise, own_array
+from bfr.runtime.restore.plan import Plan, Shape
+
+
+class Buffers:
+    """All large buffers of a chain, allocated once for the largest batch; smaller ones use their first images.
+
+    The state of each loop alternates between two buffers, x0 goes round three (the new one and the two that the step
+    reads), and noise between two: no call writes what it reads, and no call allocates. Loops whose states have one
+    shape share x0 and noise; a guided step's results stand in two more before they are guided.
+    """
+
+    def __init__(self, device: Device, plan: Plan, batch: int, noise: Noise | None = None) -> None:
+        """`noise` replaces the device's own, of a plan with one loop. Raises DeviceOutOfMemory."""
+        self.batch = batch
+        with ExitStack() as owned:  # given back at once where there is not enough for all of it
+
+            def array(shape: Shape) -> Buffer:
+                return own_array(owned, device, (batch, *shape))
+
+            self.inputs = {name: device.input((batch, *shape)) for name, shape in plan.inputs.items()}
+            for one in self.inputs.values():
+                owned.callback(one.close)
+            states = {loop.result for loop in plan.loops}
+            self.values = {
+                name: self.inputs[name].buffer if name in plan.inputs else array(shape)
+                for name, shape in plan.values.items()
+                if name not in states
+            }
+            self.x = {loop.name: (array(loop.shape), array(loop.shape)) for loop in plan.loops}
+            shapes = dict.fromkeys(loop.shape for loop in plan.loops)
+            guided = {loop.shape for loop in plan.loops if loop.guide}
+            self.x0 = {shape: tuple(array(shape) for _ in range(3)) for shape in shapes}
+            self.unguided = {shape: (array(shape), array(shape)) for shape in shapes if shape in guided}
+            self.noise: dict[Shape, Noise] = {}
+            self.draws = {shape: sum(loop.draws for loop in plan.loops if loop.shape == shape) for shape in shapes}
+            first = 0
+            for shape in shapes:
+                self.noise[shape] = noise or device.noise((batch, *shape), first)
+                owned.callback(self.noise[shape].close)
+                first += self.draws[shape]  # two streams of one image never hold the same numbers
+            for loop in plan.loops:
+                self.values[loop.result] = self.x[loop.name][len(loop.table) % 2]
+            self._owned = owned.pop_all()
+
+    @staticmethod
+    def bytes(plan: Plan, batch: int) -> int:
+        """What they take on a device: an input arrives in a buffer beside its own, and noise has two."""
+        loops = list(plan.loops)
+        counts = {loop.shape: 5 + 2 * any(o.guide for o in loops if o.shape == loop.shape) for loop in loops}
+        states = {loop.result for loop in loops}
+        made = [shape for name, shape in plan.values.items() if name not in states]
+        elements = sum(map(prod, made)) + sum(map(prod, plan.inputs.values()))
+        elements += sum(count * prod(shape) for shape, count in counts.items()) + sum(2 * prod(o.shape) for o in loops)
+        return 4 * batch * elements
+
+    def close(self) -> None:
+        """Give them back."""
+        self._owned.close()

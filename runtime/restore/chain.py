@@ -1,0 +1,184 @@
+"""A chain: a system's networks and truncated loops, one after the other over the same buffers, for one batch size."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+
+from bfr.runtime.backends.device import Buffer, Device, Float32, Network, Noise
+from bfr.runtime.errors import InvalidOption
+from bfr.runtime.restore.adapt import movement
+from bfr.runtime.restore.buffers import Buffers
+from bfr.runtime.restore.loop import BoundLoop, OnStep
+from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, Call, Plan
+
+
+@dataclass(frozen=True)
+class ChainResult:
+    """One batch through the chain.
+
+    state, start: (B, 3, S, S) float32, the result and the estimate, as the device holds them, about [-1, 1]; `start` is
+    None where the system makes no estimate.
+    seconds: stage -> seconds of the whole batch; `network` is the part spent in the networks.
+    """
+
+    state: Float32
+    start: Float32 | None
+    seconds: dict[str, float]
+
+    @cached_property
+    def image(self) -> Float32:
+        """(B, 3, S, S) float32 in [0, 1], NaN where the loop gave NaN or Inf: whoever writes images looks for it."""
+        return to_unit(self.state)
+
+    @cached_property
+    def estimate(self) -> Float32:
+        """(B, 3, S, S) float32 in [0, 1], what the loop started from. Raises InvalidOption where there is none."""
+        if self.start is None:
+            raise InvalidOption("this system makes no estimate: only its result can be looked at")
+        return to_unit(self.start)
+
+
+class Chain:
+    """The bound calls of one batch size, recorded as one program where the device can.
+
+    `stage` takes a batch, also while the device works on another one; `start` begins the work on it, and `finish` waits
+    for the result. `run` is the three in a row.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        networks: Mapping[str, Network],
+        plan: Plan,
+        *,
+        batch: int,
+        noise: Noise | None = None,
+        buffers: Buffers | None = None,
+    ) -> None:
+        """`buffers`, of this plan and this batch or a larger one, are shared with other chains.
+
+        Else the chain makes its own, with `noise` in the place of the device's.
+        """
+        self.device, self.plan, self.batch = device, plan, batch
+        with ExitStack() as owned:
+            self.buffers = buffers or Buffers(device, plan, batch, noise)
+            if buffers is None:
+                owned.callback(self.buffers.close)
+            self.clock = device.stopwatch()
+            owned.callback(self.clock.close)
+            constants = owned.enter_context(ExitStack())
+            self.values = {name: self._view(buffer) for name, buffer in self.buffers.values.items()}
+            self._stages: list[BoundNetwork | BoundLoop] = []
+            first = dict.fromkeys(self.buffers.noise, 0)
+            for stage in plan.stages:
+                if isinstance(stage, Call):
+                    self._stages.append(BoundNetwork(self, networks, stage))
+                else:
+                    self._stages.append(BoundLoop(self, networks, stage, constants, first[stage.shape]))
+                    first[stage.shape] += stage.draws
+            # A graph ends where the host has to decide.
+            split = next(i for i, s in enumerate(self._stages) if isinstance(s, BoundLoop)) if plan.truncate else 0
+            parts = [p for p in (self._stages[:split], self._stages[split:]) if p]
+            self._parts = [partial(self._work, part) for part in parts]
+            self._programs = [device.record(part) for part in self._parts]
+            for program in self._programs:
+                owned.callback(program.close)
+            self._owned = owned.pop_all()
+
+    def run(
+        self,
+        degraded: Float32,
+        *,
+        seed: int,
+        images: tuple[int, ...],
+        on_step: OnStep | None = None,
+        inputs: Mapping[str, Float32] | None = None,
+    ) -> ChainResult:
+        """Restore one batch.
+
+        degraded: (B, 3, S, S) float32 in [0, 1]. seed, images: the keys of the noise, one image key for each image.
+        inputs: the plan's others, by name.
+        """
+        self.stage(degraded, inputs)
+        self.start(seed=seed, images=images, on_step=on_step)
+        return self.finish()
+
+    def stage(self, degraded: Float32, inputs: Mapping[str, Float32] | None = None) -> None:
+        """Take the next batch; the device may still work on the previous one. An input that is not given is all 0."""
+        self._degraded = degraded
+        given = {DEGRADED: degraded, **(inputs or {})}
+        for name, shape in self.plan.inputs.items():
+            values = given.get(name)
+            self.buffers.inputs[name].stage(np.zeros((self.batch, *shape), np.float32) if values is None else values)
+
+    def start(self, *, seed: int, images: tuple[int, ...], on_step: OnStep | None = None) -> None:
+        """Begin the work on the batch that was staged. The previous one must be finished.
+
+        on_step: is called between the steps, which are then not recorded as one program. With `truncate`, this waits
+        for the estimate.
+        """
+        self.clock.begin()
+        for shape, noise in self.buffers.noise.items():
+            if draws := self.buffers.draws[shape]:
+                noise.start(seed, images, last=draws - 1)
+        for one in self.buffers.inputs.values():
+            one.commit()
+        self.clock.mark("upload")
+        parts = self._programs if on_step is None else [partial(part, on_step) for part in self._parts]
+        parts[0]()
+        if self.plan.truncate is not None:
+            moved = movement(self._degraded, self.device.read(self.values[ESTIMATE]))
+            loop = next(stage for stage in self._stages if isinstance(stage, BoundLoop))
+            loop.set_tables(self.plan.truncate(moved))
+        for part in parts[1:]:
+            part()
+
+    def finish(self) -> ChainResult:
+        """Wait for the batch and fetch its result."""
+        self.clock.skip()
+        state = self.device.read(self.values[self.plan.result])
+        start = self.device.read(self.values[ESTIMATE]) if ESTIMATE in self.values else None
+        self.clock.mark("download")
+        return ChainResult(state, start, self.clock.seconds())
+
+    def close(self) -> None:
+        """Give back what the chain made."""
+        self._owned.close()
+
+    def _work(self, stages: Sequence["BoundNetwork | BoundLoop"], on_step: OnStep | None = None) -> None:
+        """What the device does for a batch, without a word to the host."""
+        done = 0
+        for stage in stages:
+            done = stage.run(on_step, done)
+        if on_step and not self.plan.steps:
+            on_step(0, self.values[self.plan.result])  # a system without a loop is done with its last call
+
+    def _view(self, buffer: Buffer) -> Buffer:
+        return self.device.view(buffer, self.batch)
+
+
+class BoundNetwork:
+    """A network that is called once."""
+
+    def __init__(self, chain: Chain, networks: Mapping[str, Network], spec: Call) -> None:
+        self.name, self.clock = spec.name, chain.clock
+        inputs = {name: chain.values[value] for name, value in spec.inputs.items()}
+        outputs = {name: chain.values[value] for name, value in spec.outputs.items()}
+        self.call = networks[spec.network].bind(inputs, outputs)
+
+    def run(self, on_step: OnStep | None, done: int) -> int:
+        del on_step
+        self.clock.call(self.call)
+        self.clock.mark(self.name)
+        return done
+
+
+def to_unit(x: Float32) -> Float32:
+    """[-1, 1] -> [0, 1], clipped. Inf becomes NaN, which clipping does not hide."""
+    unit = x * np.float32(0.5)
+    unit += np.float32(0.5)
+    unit[np.isinf(unit)] = np.nan
+    return np.clip(unit, 0.0, 1.0, out=unit)

@@ -1,0 +1,99 @@
+"""What a system reads of an image: the degraded face, and for some a mask or another picture of the same person."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.runtime.backends.device import Float32
+from bfr.runtime.bundle.manifest import ImageInput
+from bfr.runtime.errors import InvalidImage, InvalidOption
+from bfr.runtime.restore.pixels import full_scale, to_input
+from bfr.runtime.restore.plan import DEGRADED
+
+Given = Sequence[NDArray[Any] | None]
+"""Pictures for one further input, one or None for each image."""
+
+BICUBIC_SUPPORT = 2.0  # pixels to each side
+
+
+class ImageInputs:
+    """How the inputs of a system are made from pictures."""
+
+    def __init__(self, system: str, size: int, others: Sequence[ImageInput]) -> None:
+        """size: of the sides, S. others: the manifest's inputs beside the degraded image."""
+        self.system, self.size, self.others = system, size, {one.name for one in others}
+
+    def check(self, count: int, given: Mapping[str, Given]) -> None:
+        """Raise InvalidOption where the system has no such input, or the pictures are not one for each image."""
+        for name, pictures in given.items():
+            if name not in self.others:
+                takes = f"it takes {', '.join(sorted(self.others))}" if self.others else "it takes the image alone"
+                raise InvalidOption(f"{self.system} has no input {name!r}: {takes}")
+            if len(pictures) != count:
+                raise InvalidOption(
+                    f"{len(pictures)} pictures for {name!r}, {count} images: give one, or None, for each"
+                )
+
+    def prepare(self, image: NDArray[Any], given: Mapping[str, NDArray[Any] | None]) -> dict[str, Float32]:
+        """The inputs of one image, by name: (channels, S, S) float32 in [0, 1] each.
+
+        image: (H, W, 3). given: `mask`, (H, W) of the image's size, not 0 where it is to be made up; None takes the
+        pixels that are 0 in all channels, as published. `reference`, (h, w, 3); None is all 0: there is none.
+        Raises InvalidImage.
+        """
+        mask = None
+        if "mask" in self.others:
+            mask = _mask(image, given.get("mask"))
+            image = np.where(mask[:, :, None], image.dtype.type(0), image)  # what stands in the hole says nothing
+        made = {DEGRADED: to_input(image, self.size)}
+        if mask is not None:
+            hole = _at_size(mask, self.size)
+            made["mask"] = hole[None].astype(np.float32)
+            made[DEGRADED][:, hole] = 0.0
+        if "reference" in self.others:
+            reference = given.get("reference")
+            made["reference"] = np.zeros_like(made[DEGRADED]) if reference is None else to_input(reference, self.size)
+        return made
+
+
+def keep_known(image: NDArray[Any], result: NDArray[Any], mask: NDArray[Any] | None) -> NDArray[Any]:
+    """The result where the mask is not 0, and every other pixel of the image as it was, bit for bit."""
+    return np.where(_mask(image, mask)[:, :, None], result, image)
+
+
+def _mask(image: NDArray[Any], mask: NDArray[Any] | None) -> NDArray[np.bool_]:
+    """(H, W) bool, True in the hole. Raises InvalidImage where the mask is not of the image's size."""
+    if mask is None:
+        return np.asarray((image == 0).all(axis=2))
+    mask = np.asarray(mask.any(axis=2)) if mask.ndim == 3 else mask
+    if mask.shape != image.shape[:2]:
+        raise InvalidImage(
+            f"the mask is {mask.shape[1]}x{mask.shape[0]}, the image {image.shape[1]}x{image.shape[0]}: "
+            "give a mask of the image's size"
+        )
+    return np.asarray(mask != 0)
+
+
+def _at_size(hole: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+    """The hole at the system's size: every pixel that a resized image takes some of the hole into."""
+    if hole.shape == (size, size):
+        return hole
+    total = np.pad(hole, ((1, 0), (1, 0))).cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+    (top, bottom), (left, right) = (_reach(side, size) for side in hole.shape)
+    found = total[bottom][:, right] - total[top][:, right] - total[bottom][:, left] + total[top][:, left]
+    return np.asarray(found > 0)
+
+
+def _reach(side: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first and one past the last of `side` pixels that each of `size` is made of, by antialiased bicubic."""
+    scale = side / size
+    centres, support = (np.arange(size) + 0.5) * scale, BICUBIC_SUPPORT * max(scale, 1.0)
+    first = np.clip(np.floor(centres - support), 0, side).astype(np.int64)
+    return first, np.clip(np.ceil(centres + support), 0, side).astype(np.int64)
+
+
+def read_mask(pixels: NDArray[Any]) -> NDArray[np.bool_]:
+    """A mask image, (H, W, 3), as people draw it: white, from half its range on, is to be made up; (H, W) bool."""
+    return np.asarray(pixels.max(axis=2) > full_scale(pixels.dtype) / 2)

@@ -1,0 +1,182 @@
+"""Reading, restoring and writing at once: while the networks run, the next inputs are prepared and results written.
+
+The networks run in the caller's thread, in batches across inputs; the rest runs in threads beside it.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from numpy.typing import NDArray
+
+from bfr.runtime.restore.batch import Restored
+from bfr.runtime.restore.loop import OnStep
+from bfr.runtime.restore.restorer import Restorer
+
+T = TypeVar("T")
+P = TypeVar("P")
+R = TypeVar("R")
+
+BUDGET = 100_000_000  # pixels in flight; one input may exceed it alone
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work(Generic[P]):
+    """An input made ready.
+
+    crops: what the networks restore, (H, W, 3) RGB each; may be empty. keys: of their noise, where not their own
+    pixels decide. payload: whatever `finish` needs.
+    """
+
+    payload: P
+    crops: Sequence[NDArray[Any]] = ()
+    keys: Sequence[int] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Task(Generic[P, R]):
+    """One input: first `prepared` is set, then `work`, then `finished`; what is done with is let go of."""
+
+    weight: int
+    prepared: "Future[Work[P] | None] | None"
+    work: Work[P] | None = None
+    results: list[Restored] = field(default_factory=list)
+    finished: "Future[R] | None" = None
+
+    @property
+    def restored(self) -> bool:
+        return self.work is not None and len(self.results) == len(self.work.crops)
+
+
+class Pipeline(Generic[T, P, R]):
+    """Runs inputs through prepare, the networks, and finish; at most BUDGET pixels are in flight."""
+
+    def __init__(
+        self,
+        restorer: Restorer,
+        prepare: Callable[[T], Work[P] | None],
+        finish: Callable[[P, list[Restored]], R],
+        *,
+        seed: int,
+        weigh: Callable[[T], int] = lambda _input: 0,
+        readers: int = 1,
+        writers: int = 1,
+        on_step: Callable[[int, list[P]], None] | None = None,
+    ) -> None:
+        """Calls `prepare` in a reader's thread and `finish` in a writer's; None from `prepare` ends the run.
+
+        Both are started in the order of the inputs, so that with one thread they also run in it.
+        weigh: pixels that an input will hold in memory. on_step: called after each denoising step of a batch with its
+        number, from 0, and the inputs that are in it.
+        """
+        self.restorer, self.seed = restorer, seed
+        self._prepare, self._finish, self._weigh, self._on_step = prepare, finish, weigh, on_step
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="bfr-read")
+        self._writers = ThreadPoolExecutor(writers, thread_name_prefix="bfr-write")
+        self._most = 2 * restorer.batch + readers + writers + 1
+        self._inputs: Iterator[T] = iter(())
+        self._next: tuple[T, int] | None = None  # an input and its weight
+        self._ended = False
+        self._tasks: deque[_Task[P, R]] = deque()
+
+    def run(self, inputs: Iterable[T]) -> Generator[R, None, None]:
+        """What `finish` returned, in the order of the inputs. An exception of either side ends the run.
+
+        Close it (`contextlib.closing`) where it may be left early: its threads end then, and not when it is forgotten.
+        """
+        self._inputs = iter(inputs)
+        self._advance()
+        faces: deque[tuple[_Task[P, R], int]] = deque()
+        try:
+            while True:
+                if self._collect(faces):
+                    self._restore([faces.popleft() for _ in range(min(self.restorer.batch, len(faces)))])
+                self._start_finishing()
+                while self._tasks and (head := self._tasks[0].finished) and (head.done() or not self._busy(faces)):
+                    self._tasks.popleft()
+                    yield head.result()
+                if not self._tasks and self._ended:
+                    return
+        finally:
+            for pool in (self._readers, self._writers):
+                pool.shutdown(cancel_futures=True)
+
+    def _busy(self, faces: Sequence[object]) -> bool:
+        """Whether anything but finishing is left to do."""
+        return bool(faces) or not self._ended or any(task.prepared for task in self._tasks)
+
+    def _advance(self) -> None:
+        try:
+            upcoming = next(self._inputs)
+        except StopIteration:
+            self._next, self._ended = None, True
+        else:
+            self._next = upcoming, self._weigh(upcoming)
+
+    def _feed(self) -> None:
+        """Start preparing as many inputs as may be in flight."""
+        while not self._ended and self._next is not None:
+            flying = [task for task in self._tasks if task.finished is None or not task.finished.done()]
+            upcoming, weight = self._next
+            if flying and (len(flying) >= self._most or sum(task.weight for task in flying) + weight > BUDGET):
+                return
+            self._tasks.append(_Task(weight, self._readers.submit(self._prepare, upcoming)))
+            self._advance()
+
+    def _collect(self, faces: "deque[tuple[_Task[P, R], int]]") -> bool:
+        """Wait until a batch of faces is there, or all that can be there; False where something else is to do first."""
+        while len(faces) < self.restorer.batch:
+            self._start_finishing()
+            self._feed()
+            if self._tasks and (head := self._tasks[0].finished) and head.done():
+                return False
+            task = next((task for task in self._tasks if task.prepared), None)
+            if task is not None and task.prepared:
+                task.work, task.prepared = task.prepared.result(), None
+                if task.work is None:
+                    self._end(task)
+                else:
+                    faces.extend((task, i) for i in range(len(task.work.crops)))
+                continue
+            writing = [task.finished for task in self._tasks if task.finished and not task.finished.done()]
+            if faces or self._ended or not writing:
+                return bool(faces)
+            wait(writing, return_when=FIRST_COMPLETED)  # nothing may be read until something was written
+        return True
+
+    def _end(self, last: "_Task[P, R]") -> None:
+        self._ended = True
+        while (task := self._tasks.pop()) is not last:
+            if task.prepared:
+                task.prepared.cancel()
+
+    def _restore(self, faces: "list[tuple[_Task[P, R], int]]") -> None:
+        crops, keys, payloads = [], [], []
+        for task, i in faces:
+            assert task.work is not None  # noqa: S101  (its faces came from it)
+            crops.append(task.work.crops[i])
+            keys.append(None if task.work.keys is None else task.work.keys[i])
+            payloads.append(task.work.payload)
+        results = self.restorer.run(crops, seed=self.seed, keys=keys, on_step=self._stepped(payloads))
+        for (task, _), result in zip(faces, results, strict=True):
+            task.results.append(result)
+
+    def _stepped(self, payloads: list[P]) -> OnStep:
+        def on_step(done: int, _state: object) -> None:
+            self._feed()
+            if self._on_step:
+                self._on_step(done, payloads)
+
+        return on_step
+
+    def _start_finishing(self) -> None:
+        """Hand what is restored to the writers, in order."""
+        for task in self._tasks:
+            if task.finished is not None:
+                continue
+            if not task.restored or task.work is None:
+                return
+            task.finished = self._writers.submit(self._finish, task.work.payload, task.results)
+            task.work, task.results = None, []  # their memory ends with the writer's call

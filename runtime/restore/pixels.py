@@ -1,0 +1,42 @@
+"""Images as people have them, and as networks read and write them."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.runtime.backends.device import Float32
+from bfr.runtime.errors import InvalidImage
+from bfr.runtime.images.decode import resize
+
+
+def check_image(image: NDArray[Any]) -> None:
+    """Raise InvalidImage unless it is (H, W, 3), uint8, uint16 or float32."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise InvalidImage(f"an image of shape {image.shape} was given: (H, W, 3) RGB is needed")
+    if image.dtype not in (np.uint8, np.uint16, np.float32):
+        raise InvalidImage(f"an image of dtype {image.dtype} was given: uint8, uint16, or float32 in [0, 1] is needed")
+
+
+def to_input(image: NDArray[Any], size: int) -> Float32:
+    """(H, W, 3) uint8, uint16, or float32 in [0, 1] -> (3, size, size) float32, resized where it must be."""
+    check_image(image)
+    x = image.astype(np.float32) / np.float32(full_scale(image.dtype))
+    if x.shape[:2] != (size, size):
+        x = resize(x, (size, size))
+    return np.ascontiguousarray(x.transpose(2, 0, 1))
+
+
+def to_output(face: Float32, like: NDArray[Any]) -> NDArray[Any]:
+    """(3, S, S) float32 in [0, 1] -> (H, W, 3) of the size and dtype of `like`, rounded to the nearest level."""
+    x = np.ascontiguousarray(face.transpose(1, 2, 0))
+    height, width = like.shape[:2]
+    if x.shape[:2] != (height, width):
+        x = np.clip(resize(x, (width, height)), 0.0, 1.0)
+    scale = full_scale(like.dtype)
+    return x if scale == 1.0 else np.rint(x * scale).astype(like.dtype)
+
+
+def full_scale(dtype: np.dtype[Any]) -> float:
+    """The value of white: 255, 65535, or 1 for floats."""
+    return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0

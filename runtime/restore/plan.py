@@ -1,0 +1,288 @@
+"""What a chain does with a batch: a bundle's stages, with a preset's samplers, resolved before any device is there.
+
+A chain is a list of calls over named values. The first values are the system's inputs, `degraded` among them; every
+stage reads some and makes others, and one of them is the restored image.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from bfr.runtime.bundle import manifest as m
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.diffusion.schedule import Schedule, linear_schedule, scaled_linear_schedule
+from bfr.runtime.diffusion.solvers import SOLVERS, StepTable, step_table
+from bfr.runtime.errors import BundleInvalid, InvalidOption
+from bfr.runtime.restore.adapt import Truncate, truncation
+
+Shape = tuple[int, ...]
+"""Of one image's share of a value, without the batch."""
+
+DEGRADED = "degraded"
+ESTIMATE = "estimate"
+STEP_INPUTS = ("x", "h1", "h2", "t", "row", "noise")
+GUIDE_INPUTS = ("x_next", "x0", "row", "strength")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A network called once. inputs, outputs: the network's name of a tensor -> the value's."""
+
+    name: str
+    network: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """A gradient network called after some steps. inputs: as of Call, beyond GUIDE_INPUTS. steps: after which."""
+
+    network: str
+    inputs: Mapping[str, str]
+    strength: float
+    steps: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """A denoise stage, and the diffuse stage before it.
+
+    diffuse: the name of that stage, None where the loop starts from the value `source` as it is. shape: of the state.
+    strength: what a network with folded guidance reads, None for others. features: the conditioner's, 0 without one.
+    """
+
+    name: str
+    network: str
+    table: StepTable
+    shape: Shape
+    source: str
+    result: str
+    diffuse: str | None = "diffuse"
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    strength: float | None = None
+    conditioner: str | None = None
+    features: int = 0
+    guide: Guide | None = None
+
+    @property
+    def draws(self) -> int:
+        """How many draws of noise it takes: one to diffuse, one a step but for the last, which adds none."""
+        return (self.diffuse is not None) + len(self.table) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A chain. inputs: what the host hands over. values: all that there is to read, inputs included.
+
+    result: the restored image. truncate: chooses a table for each image, once `estimate` is there.
+    """
+
+    inputs: Mapping[str, Shape]
+    values: Mapping[str, Shape]
+    stages: tuple[Call | Loop, ...]
+    result: str
+    truncate: Truncate | None = None
+
+    @property
+    def loops(self) -> Iterator[Loop]:
+        """The denoise stages."""
+        return (stage for stage in self.stages if isinstance(stage, Loop))
+
+    @property
+    def steps(self) -> int:
+        """Of all denoise stages together; 0 where there is none."""
+        return sum(len(loop.table) for loop in self.loops)
+
+    def calls(self) -> dict[str, int]:
+        """Network -> how often it is called for a batch; conditioners, which are called ahead, are not counted."""
+        found: dict[str, int] = {}
+        for stage in self.stages:
+            count = len(stage.table) if isinstance(stage, Loop) else 1
+            found[stage.network] = found.get(stage.network, 0) + count
+            if isinstance(stage, Loop) and stage.guide:
+                found[stage.guide.network] = found.get(stage.guide.network, 0) + len(stage.guide.steps)
+        return found
+
+
+def difface_plan(
+    table: StepTable,
+    size: int,
+    *,
+    truncate: Truncate | None = None,
+    conditions: Mapping[str, Shape] | None = None,
+    **loop: Any,
+) -> Plan:
+    """DifFace's chain of one `estimator` and one `denoiser`, without a bundle.
+
+    conditions: inputs of the chain that every step reads under the same names. loop: further fields of the loop.
+    """
+    image = (3, size, size)
+    inputs = {DEGRADED: image, **(conditions or {})}
+    same = {name: name for name in conditions or {}}
+    return Plan(
+        inputs=inputs,
+        values={**inputs, ESTIMATE: image, "state": image},
+        stages=(
+            Call("estimate", "estimator", {DEGRADED: DEGRADED}, {ESTIMATE: ESTIMATE}),
+            Loop("denoise", "denoiser", table, image, source=ESTIMATE, result="state", conditions=same, **loop),
+        ),
+        result="state",
+        truncate=truncate,
+    )
+
+
+def make_plan(bundle: Bundle, preset: m.Preset) -> Plan:
+    """The chain of a bundle under a preset.
+
+    Raises InvalidOption where the preset does not fit, BundleInvalid where stages and networks do not fit each other.
+    """
+    manifest = bundle.manifest
+    side = manifest.image_size
+    inputs: dict[str, Shape] = {DEGRADED: (3, side, side)}
+    inputs |= {one.name: (one.channels, side, side) for one in manifest.inputs}
+    values, stages, diffuse = dict(inputs), list[Call | Loop](), None
+    _check_names(bundle, preset)
+    for stage in manifest.stages:
+        made: dict[str, Shape] = {}
+        if isinstance(stage, m.Diffuse):
+            _need(bundle, stage.name, values, (stage.source,))
+            diffuse = stage
+            continue
+        network = _network(bundle, stage.network)
+        if isinstance(stage, m.Estimate):
+            call = Call(
+                stage.name, stage.network, _names(network.inputs, stage.inputs), _names(network.outputs, stage.outputs)
+            )
+            _need(bundle, stage.name, values, call.inputs.values())
+            stages.append(call)
+            made = {call.outputs[t.name]: _shape(t) for t in network.outputs}
+        else:
+            loop = _loop(bundle, preset, stage, diffuse)
+            read = [loop.source, *loop.conditions.values(), *(loop.guide.inputs.values() if loop.guide else ())]
+            _need(bundle, stage.name, values, read)
+            if values[loop.source] != loop.shape:
+                raise BundleInvalid(
+                    f"{bundle.folder}: stage {stage.name} works on {loop.shape}, its source {loop.source} is "
+                    f"{values[loop.source]}: export the bundle anew"
+                )
+            stages.append(loop)
+            made, diffuse = {loop.result: loop.shape}, None
+        if taken := made.keys() & values.keys():
+            raise BundleInvalid(f"{bundle.folder}: stage {stage.name} makes {min(taken)}, which is there already")
+        values |= made
+    _need(bundle, "result", values, (manifest.result,))
+    plan = Plan(inputs, values, tuple(stages), manifest.result)
+    return replace(plan, truncate=_truncation(bundle, preset, plan)) if preset.adapt else plan
+
+
+def sampler_table(bundle: Bundle, preset: m.Preset, stage: m.Denoise | None = None) -> StepTable:
+    """The step table of a denoise stage, the bundle's first where none is named, under a preset.
+
+    Raises InvalidOption where they do not go together.
+    """
+    stage = stage or bundle.denoise
+    sampler = preset.sampler(stage.name)
+    learned = bundle.network(stage.network).kind == "step-learned"
+    if sampler.solver is None or learned != (sampler.solver == "ddpm-learned"):
+        fitting = ["ddpm-learned"] if learned else [solver for solver in SOLVERS if solver != "ddpm-learned"]
+        raise InvalidOption(
+            f"solver {sampler.solver} does not fit the exported step graph: it runs {', '.join(fitting)}"
+        )
+    return step_table(
+        noise_schedule(bundle.manifest.schedule),
+        solver=sampler.solver,
+        spacing=sampler.spacing,
+        start=sampler.start,
+        steps=sampler.steps,
+        eta=sampler.eta,
+        matched=sampler.matched,
+        prediction=stage.prediction,
+    )
+
+
+def noise_schedule(spec: m.NoiseSchedule) -> Schedule:
+    """The training schedule of a manifest."""
+    make = linear_schedule if spec.betas == "linear" else scaled_linear_schedule
+    return make(spec.timesteps, spec.beta_start, spec.beta_end)
+
+
+def _loop(bundle: Bundle, preset: m.Preset, stage: m.Denoise, diffuse: m.Diffuse | None) -> Loop:
+    if (diffuse is None) == (stage.source is None):
+        raise BundleInvalid(
+            f"{bundle.folder}: stage {stage.name} needs either a diffuse stage before it or a source: export it anew"
+        )
+    network, table = _network(bundle, stage.network), sampler_table(bundle, preset, stage)
+    features = _shape(_network(bundle, stage.conditioner).outputs[0])[0] if stage.conditioner else 0
+    own = (*STEP_INPUTS, *(("strength",) if stage.strength is not None else ()))
+    extra = tuple(tensor for tensor in network.inputs if tensor.name not in own)
+    guidance = preset.guidance
+    strength = guidance if guidance is not None and stage.strength is not None else stage.strength
+    return Loop(
+        name=stage.name,
+        network=stage.network,
+        table=table,
+        shape=next(_shape(tensor) for tensor in network.inputs if tensor.name == "x"),
+        source=stage.source or (diffuse.source if diffuse else ""),
+        result=stage.result,
+        diffuse=diffuse.name if diffuse else None,
+        conditions=_names(extra, stage.conditions),
+        strength=strength,
+        conditioner=stage.conditioner,
+        features=features,
+        guide=_guide(bundle, guidance, stage.guidance, table) if stage.guidance else None,
+    )
+
+
+def _guide(bundle: Bundle, override: float | None, spec: m.Guidance, table: StepTable) -> Guide | None:
+    strength = spec.strength if override is None else override
+    steps = frozenset(k for k, t in enumerate(table.timesteps) if spec.stop <= t <= spec.start)
+    if strength == 0.0 or not steps:
+        return None
+    extra = tuple(tensor for tensor in _network(bundle, spec.network).inputs if tensor.name not in GUIDE_INPUTS)
+    return Guide(spec.network, _names(extra, spec.inputs), strength, steps)
+
+
+def _truncation(bundle: Bundle, preset: m.Preset, plan: Plan) -> Truncate | None:
+    if [loop.source for loop in plan.loops] != [ESTIMATE] or plan.values[ESTIMATE] != plan.values[DEGRADED]:
+        raise InvalidOption(
+            f"adapt compares the image with the estimate that is diffused: {bundle.manifest.system} has no one such "
+            "loop, leave it out"
+        )
+    return truncation(preset, lambda other: sampler_table(bundle, other))
+
+
+def _check_names(bundle: Bundle, preset: m.Preset) -> None:
+    known = {stage.name for stage in bundle.denoisers}
+    if unknown := preset.stages.keys() - known:
+        raise InvalidOption(
+            f"the preset names a sampler of {min(unknown)}: {bundle.manifest.system} has the denoise stages "
+            f"{', '.join(sorted(known)) or 'none'}"
+        )
+    guided = any(stage.guidance or stage.strength is not None for stage in bundle.denoisers)
+    if preset.guidance is not None and not guided:
+        raise InvalidOption(f"guidance {preset.guidance:g}: {bundle.manifest.system} has no guided stage; leave it out")
+    if any(sampler.adapt for sampler in preset.stages.values()):
+        raise InvalidOption("adapt belongs to a preset's own sampler, not to that of a single stage")
+
+
+def _need(bundle: Bundle, name: str, values: Mapping[str, Shape], read: Iterable[str]) -> None:
+    for value in read:
+        if value not in values:
+            raise BundleInvalid(
+                f"{bundle.folder}: stage {name} reads {value}, which no stage before it makes: export the bundle anew"
+            )
+
+
+def _network(bundle: Bundle, name: str) -> m.Network:
+    if name not in bundle.manifest.networks:
+        raise BundleInvalid(f"{bundle.folder}: a stage calls the network {name}, which is not there: export it anew")
+    return bundle.network(name)
+
+
+def _names(tensors: tuple[m.Tensor, ...], renamed: Mapping[str, str]) -> dict[str, str]:
+    return {tensor.name: renamed.get(tensor.name, tensor.name) for tensor in tensors}
+
+
+def _shape(tensor: m.Tensor) -> Shape:
+    return tuple(int(size) for size in tensor.shape[1:])

@@ -1,0 +1,300 @@
+"""`Restorer`: aligned faces in, restored faces out."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.runtime.backends.device import Device, Network
+from bfr.runtime.backends.registry import open_device
+from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.bundle.manifest import Precision, Preset
+from bfr.runtime.diffusion.noise import check_seed
+from bfr.runtime.diffusion.solvers import StepTable
+from bfr.runtime.errors import DeviceLost, DeviceOutOfMemory, InvalidOption, RestorationFailed
+from bfr.runtime.restore.batch import Batch, Restored, choose_bucket
+from bfr.runtime.restore.buffers import Buffers
+from bfr.runtime.restore.chain import Chain
+from bfr.runtime.restore.inputs import Given, ImageInputs
+from bfr.runtime.restore.loop import OnStep
+from bfr.runtime.restore.pixels import check_image
+from bfr.runtime.restore.plan import make_plan, sampler_table
+
+DEFAULT_SEED = 12345  # the published code's
+Pixels = TypeVar("Pixels", bound=NDArray[Any])
+_log = logging.getLogger("bfr")
+
+
+class Restorer:
+    """A system opened on a device. Chains are made per batch size, when first needed, and kept; they share buffers.
+
+    While the device works on a batch, the host prepares the next one and finishes the previous one.
+    Not thread-safe: one Restorer serves one caller at a time. Several of them, on one GPU or on several, may live in
+    one process.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        sampler: Preset,
+        *,
+        precision: str = "fp32",
+        batch: int = 1,
+        networks: dict[str, Network] | None = None,
+    ) -> None:
+        """Most users call `Restorer.open`. `networks` replaces the bundle's own, by name."""
+        if batch < 1:
+            raise InvalidOption(f"batch {batch} is out of range: choose 1 or more")
+        self.bundle, self.device, self.sampler = bundle, device, sampler
+        self.precision: Precision = bundle.precision(precision)
+        self.batch, self.size = batch, bundle.manifest.image_size
+        self.plan = make_plan(bundle, sampler)
+        self.inputs = ImageInputs(bundle.manifest.system, self.size, bundle.manifest.inputs)
+        self._networks = load_networks(bundle, device, self.precision) if networks is None else networks
+        if self.buckets and batch > max(self.buckets):
+            runs = "the bundle's graphs run" if self.buckets == bundle.manifest.batches else f"{device.name} runs"
+            raise InvalidOption(
+                f"batch {batch} is out of range: {runs} batches of "
+                f"{', '.join(map(str, self.buckets))} here. Choose at most {max(self.buckets)}"
+                f"{', or build with --batches' if device.name.startswith('tensorrt') else ''}"
+            )
+        self._buffers: Buffers | None = None
+        self._chains: dict[int, Chain] = {}
+        self._float32: Restorer | None = None
+        self.fixed: dict[str, NDArray[Any]] = {}  # pictures for further inputs, for images that are not given their own
+        self._owns_device = False
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Path | str | None = None,
+        *,
+        backend: str = "auto",
+        preset: str | None = None,
+        precision: str = "fp32",
+        batch: int = 1,
+        threads: int | None = None,
+        device: int = 0,
+        **overrides: Any,
+    ) -> "Restorer":
+        """Open a bundle for restoring.
+
+        bundle: its folder; None is the default system, `mini`. backend: one of
+        `bfr.runtime.backends.registry.BACKENDS`. preset: of the bundle's; None is its default. precision: a network
+        without that variant runs in fp32. batch: how many images go through the chain together, at most. threads: of
+        the CPU backend. device: the number of the GPU. On a GPU all memory is taken here, and no more later.
+        overrides: fields of the preset to change: solver, spacing, start, steps, eta, matched, adapt, guidance, and
+        stages, the samplers of single stages by name.
+        Raises a BfrError whose text says how to mend it.
+        """
+        opened = Bundle.open(bundle if bundle is not None else default_bundle())
+        sampler = opened.preset(preset, **overrides)
+        where = open_device(backend, opened, precision=opened.precision(precision), threads=threads, index=device)
+        try:
+            restorer = cls(opened, where, sampler, precision=precision, batch=batch)
+            restorer._owns_device = True
+            restorer.reserve()
+        except BaseException:
+            where.close()
+            raise
+        return restorer
+
+    def __enter__(self) -> "Restorer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what the Restorer made, the device too where `open` made it: it cannot be used again then."""
+        with suppress(DeviceLost):  # its memory went with it
+            self._drop_chains()
+        if self._float32:
+            self._float32.close()
+        if self._owns_device:
+            self.device.close()
+
+    @property
+    def buckets(self) -> tuple[int, ...] | None:
+        """The batch sizes that chains are made for, ascending, or None where every size is as good."""
+        return common_buckets(self.bundle.manifest.batches, self.device.buckets)
+
+    @property
+    def table(self) -> StepTable:
+        """The step table of the first denoise stage. Raises InvalidOption where the system has no loop."""
+        return sampler_table(self.bundle, self.sampler)
+
+    def reserve(self) -> None:
+        """Take the memory of the largest chain now, on a device with a memory of its own.
+
+        Raises DeviceOutOfMemory with needed and free bytes and the largest batch that fits.
+        """
+        memory = self.device.memory()
+        if memory is None:
+            return
+        free, _ = memory
+        needed = {size: self._bytes_needed(size) for size in self.sizes()}
+        largest = max(needed)
+        if needed[largest] > free:
+            fitting = max((size for size in needed if needed[size] <= free), default=None)
+            remedy = "not even a batch of 1 fits" if fitting is None else f"the largest batch that fits is {fitting}"
+            raise DeviceOutOfMemory(
+                f"batch {self.batch} at {self.size}x{self.size} needs {needed[largest]:,} bytes on the device, "
+                f"{free:,} are free: {remedy}; choose it with --batch, or end what else uses the GPU (nvidia-smi)"
+            )
+        self.chain(largest)
+
+    def sizes(self) -> list[int]:
+        """The batch sizes of the chains that it may run, in ascending order: the buckets, or any."""
+        largest = choose_bucket(self.batch, self.buckets)
+        return [size for size in self.buckets or range(1, self.batch + 1) if size <= largest]
+
+    def restore(
+        self, images: Sequence[Pixels], *, seed: int = DEFAULT_SEED, inputs: Mapping[str, Given] | None = None
+    ) -> list[Pixels]:
+        """Restore aligned faces.
+
+        images: (H, W, 3) RGB each, uint8 or uint16, or float32 in [0, 1]. A size other than the system's is resized
+        (antialiased bicubic) and the result resized back. Returns as many images of the same sizes and dtypes.
+        seed: 0 .. 2**32 - 1. The result of an image depends on its pixels and the seed alone, not on its neighbours.
+        inputs: of systems that read more than the image: `mask` or `reference`, one picture or None for each image, see
+        `bfr.runtime.restore.inputs`.
+        Raises InvalidImage for a wrong shape or dtype, RestorationFailed where a result is not finite: `run` returns
+        the others all the same.
+        """
+        results = self.run(images, seed=seed, inputs=inputs)
+        failed = {i: result.error for i, result in enumerate(results) if result.pixels is None}
+        if failed:
+            reasons = "; ".join(f"image {i}: {error}" for i, error in failed.items())
+            raise RestorationFailed(f"{len(failed)} of {len(results)} images failed: {reasons}")
+        return [result.pixels for result in results]  # type: ignore[misc]
+
+    def run(
+        self,
+        images: Sequence[NDArray[Any]],
+        *,
+        seed: int = DEFAULT_SEED,
+        keys: Sequence[int | None] | None = None,
+        on_step: OnStep | None = None,
+        inputs: Mapping[str, Given] | None = None,
+    ) -> list[Restored]:
+        """As `restore`, but an image that fails is a result with `error` set, and ends nothing.
+
+        keys: of the noise of each image, 0 .. 2**32 - 1; None for one is a function of its pixels. Images that share a
+        key get the same noise, as the frames of a video should.
+        on_step: is called between the steps of each batch; on a GPU the batch is not one graph then.
+        Where the device's memory runs out, the batch is halved, for this and for later calls; an image that does not
+        fit alone fails.
+        """
+        check_seed(seed)
+        for image in images:
+            check_image(image)
+        given = {**{name: [picture] * len(images) for name, picture in self.fixed.items()}, **(inputs or {})}
+        self.inputs.check(len(images), given)
+        named = keys or [None] * len(images)
+        results: list[Restored] = []
+        running: Batch | None = None
+        while len(results) < len(images):
+            begin = len(results) + (len(running.images) if running else 0)
+            end = begin + self.batch
+            following = None
+            if begin < len(images):
+                part = {name: pictures[begin:end] for name, pictures in given.items()}
+                following = Batch(self, images[begin:end], named[begin:end], seed, part)
+            outcome, finished, running, failure = None, running, None, None
+            try:
+                if following:
+                    following.stage()
+                if finished:
+                    outcome = finished.finish()
+                if following:
+                    following.start(on_step)
+                    running = following
+            except DeviceOutOfMemory as error:
+                failure = error
+            if finished:
+                results += finished.results(outcome or finished.finish())
+            if following and failure:
+                results += self._give_way(following, failure)
+        return results
+
+    def warm_up(self, *, batch: int | None = None, times: int = 2) -> float:
+        """Run a chain, the largest unless `batch` says another, on grey images; returns the seconds it took.
+
+        times: twice, so that it is recorded where the device records.
+        Raises RestorationFailed where the result is not finite.
+        """
+        begin = time.perf_counter()
+        grey = np.full((self.size, self.size, 3), 0.5, np.float32)
+        for _ in range(times):
+            for restored in self.run([grey] * (batch or self.batch)):
+                if restored.pixels is None:
+                    raise RestorationFailed(
+                        f"the warm-up of {self.bundle.manifest.system} failed: {restored.error}. Do not use this bundle"
+                    )
+        return time.perf_counter() - begin
+
+    def chain(self, batch: int) -> Chain:
+        """The chain of a batch size, made when first asked for."""
+        if self._buffers is None or self._buffers.batch < batch:
+            self._drop_chains()
+            self._buffers = Buffers(self.device, self.plan, batch)
+        if batch not in self._chains:
+            self._chains[batch] = Chain(self.device, self._networks, self.plan, batch=batch, buffers=self._buffers)
+        return self._chains[batch]
+
+    def float32(self) -> "Restorer":
+        """The same system in float32, on the same device, for what half precision cannot bear."""
+        if self._float32 is None:
+            self._float32 = Restorer(self.bundle, self.device, self.sampler)
+        return self._float32
+
+    def _bytes_needed(self, batch: int) -> int:
+        """On the device: the chain's buffers, rows and timesteps, and the networks' activations where known."""
+        rows = sum(
+            batch * (8 + sum(4 * (1 + loop.features + len(row)) for row in loop.table.rows)) for loop in self.plan.loops
+        )
+        activations = self.device.workspace(list(self._networks.values()), batch)
+        return Buffers.bytes(self.plan, batch) + rows + (activations or 0)
+
+    def _give_way(self, batch: Batch, error: DeviceOutOfMemory) -> list[Restored]:
+        """After a batch found no memory: run smaller ones from now on, or give the image up that does not fit alone."""
+        self._drop_chains()
+        if len(batch.images) == 1:
+            return [Restored(None, {}, self.precision, str(error))]
+        half = len(batch.images) // 2
+        self.batch = max((b for b in self.buckets or () if b <= half), default=half)
+        _log.warning("the device's memory ran out at a batch of %d, going on with %d", len(batch.images), self.batch)
+        return []
+
+    def _drop_chains(self) -> None:
+        for chain in self._chains.values():
+            chain.close()
+        self._chains.clear()
+        if self._buffers:
+            self._buffers.close()
+            self._buffers = None
+
+
+def load_networks(bundle: Bundle, device: Device, precision: Precision) -> dict[str, Network]:
+    """Load every network of a bundle, its files checked first. A network without that precision runs in fp32."""
+    return {
+        name: device.load(bundle, name, precision if precision in network.variants else "fp32")
+        for name, network in bundle.manifest.networks.items()
+    }
+
+
+def common_buckets(ours: tuple[int, ...] | None, device: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The batch sizes that both a bundle's graphs and a device take, ascending; None where every size will do."""
+    if ours is None or device is None:
+        return ours or device
+    return tuple(size for size in ours if size in device) or ours

@@ -1,0 +1,1 @@
+"""The server's long jobs, on disk."""

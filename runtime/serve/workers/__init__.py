@@ -1,0 +1,1 @@
+"""The server's work: photographs around the networks, and faces through them."""

@@ -1,0 +1,143 @@
+"""The replicas around the networks: they decode, find faces, paste them back and encode, so that a GPU never waits."""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager
+from io import BytesIO
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
+
+from bfr.runtime.errors import BfrError, InvalidImage
+from bfr.runtime.faces.detect import Detector, open_detector
+from bfr.runtime.faces.photo import PhotoEditor
+from bfr.runtime.images.decode import decode_image
+from bfr.runtime.images.encode import format_of
+from bfr.runtime.images.metadata import size_in_header
+from bfr.runtime.jobs.options import QUALITY
+from bfr.runtime.jobs.work import Photo, Result, finish_photo, prepare_photo
+from bfr.runtime.restore.batch import Restored
+from bfr.runtime.restore.pipeline import Work
+from bfr.runtime.serve.options import ServeOptions
+from bfr.runtime.serve.orders import Answer, FaceOrder, Order, Progress, Refusal
+from bfr.runtime.serve.workers.batching import Finished
+
+RestoreFaces = Callable[[Sequence[NDArray[Any]], FaceOrder], AsyncGenerator[float | list[Finished] | Refusal, None]]
+"""As `FaceServer.restore`, wherever that is."""
+
+BUDGET = 200_000_000  # pixels of images and results in memory; one may exceed it alone
+T = TypeVar("T")
+
+
+class PhotoServer:
+    """Restores encoded images. `restore` may be called any number of times at once."""
+
+    def __init__(self, options: ServeOptions, restore_faces: RestoreFaces, *, size: int) -> None:
+        """size: of the sides of aligned faces, pixels."""
+        self.options, self.size = options, size
+        self._restore_faces = restore_faces
+        self._threads = ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 1)), thread_name_prefix="bfr-photo")
+        self._own = threading.local()
+        self._room = Room(BUDGET)
+
+    async def restore(self, data: bytes, order: Order) -> AsyncIterator[Progress | Answer | Refusal]:
+        """Where the image is, now and then, and at last the restored one or why there is none."""
+        try:
+            pixels = _pixels(data, order, self.options.max_pixels)
+            async with self._room.of(pixels), aclosing(self._restored(data, order)) as steps:
+                async for step in steps:
+                    yield step
+        except BfrError as error:
+            yield Refusal("invalid" if isinstance(error, ValueError) else "failed", str(error))
+
+    async def _restored(self, data: bytes, order: Order) -> AsyncGenerator[Progress | Answer | Refusal, None]:
+        photo = Photo("the image", lambda: data)
+        yield Progress("reading")
+        work = await self._in_thread(self._read, photo, data, order)
+        if photo.error:
+            yield Refusal("invalid", photo.error)
+            return
+        finished: list[Finished] = []
+        if work.crops:
+            yield Progress("queued")
+            wanted = FaceOrder(order.preset, order.seed, order.deadline)
+            begin = time.perf_counter()
+            async with aclosing(self._restore_faces(work.crops, wanted)) as steps:
+                async for step in steps:
+                    if isinstance(step, Refusal):
+                        yield step
+                        return
+                    if isinstance(step, float):
+                        yield Progress("restoring" if step else "queued", step)
+                    else:
+                        finished = step
+            photo.seconds["restore"] = time.perf_counter() - begin
+            photo.seconds["queue"] = max(one.waited for one in finished)
+        yield Progress("writing", 1.0)
+        suffix = order.suffix or format_of(data) or ".png"
+        results = [one.restored for one in finished]
+        result = await self._in_thread(self._write, photo, results, order, suffix)
+        batches = tuple(one.batch for one in finished if one.batch)
+        yield Answer(result.data, suffix, result.faces, len(results) - result.faces, photo.seconds, batches)
+
+    def _read(self, photo: Photo, data: bytes, order: Order) -> Work[Photo]:
+        """In a thread."""
+        return prepare_photo(photo, lambda: decode_image(data, max_pixels=self.options.max_pixels), self._editor(order))
+
+    def _write(self, photo: Photo, results: Sequence[Restored], order: Order, suffix: str) -> Result:
+        """In a thread."""
+        return finish_photo(photo, results, self._editor(order), suffix=suffix, quality=QUALITY, metadata=True)
+
+    def _editor(self, order: Order) -> PhotoEditor | None:
+        """With a detector of this thread's own: they are not thread-safe. None for an aligned face."""
+        if order.aligned:
+            return None
+        detector: Detector | None = getattr(self._own, "detector", None)
+        if detector is None:
+            detector = self._own.detector = open_detector(self.options.detector)
+        return PhotoEditor(self.size, order.photo, detector=detector)
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+
+class Room:
+    """So many pixels may be in memory at once; who comes later waits. What is larger than all of it goes alone."""
+
+    def __init__(self, pixels: int) -> None:
+        self.all, self.taken = pixels, 0
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def of(self, pixels: int) -> AsyncIterator[None]:
+        """Wait for room for an image, and hold it."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self.taken or self.taken + pixels <= self.all)
+            self.taken += pixels
+        try:
+            yield
+        finally:
+            self.taken -= pixels
+            async with self._changed:
+                self._changed.notify_all()
+
+
+def _pixels(data: bytes, order: Order, most: int) -> int:
+    """Pixels of the image and its result together, from its header. Raises InvalidImage where either has too many."""
+    try:
+        size = size_in_header(BytesIO(data))
+    except ValueError:
+        size = None  # the decoder says what is wrong with it
+    if size is None:
+        return 0
+    count, scale = size[0] * size[1], order.photo.upscale**2
+    if count * scale > most:
+        raise InvalidImage(
+            f"the image has {size[0]} x {size[1]} pixels{f', {scale} times as many enlarged' if scale > 1 else ''}: "
+            f"{most} are the limit here. Make it smaller{', or enlarge less' if scale > 1 else ''}"
+        )
+    return count * (1 + scale)

@@ -1,0 +1,1 @@
+"""Videos: read, faces followed, restored, written."""

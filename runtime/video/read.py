@@ -1,0 +1,242 @@
+"""Read a video: frames in the order of their showing, upright, in RGB, one at a time. `video_writer.py` writes.
+
+Containers come from strangers. They are read as open files, by a short list of formats: a playlist that is called .mp4
+would otherwise make FFmpeg open whatever file or address it names.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.runtime.errors import InputNotFound, InvalidImage, MissingDependency
+from bfr.runtime.images.decode import MAX_PIXELS
+from bfr.runtime.video.formats import SUFFIXES, Colour, Frame, VideoInfo
+
+try:
+    import av
+    from av.container import InputContainer
+    from av.sidedata.sidedata import SideDataContainer
+    from av.sidedata.sidedata import Type as SideData
+    from av.stream import Disposition
+    from av.video.frame import VideoFrame
+    from av.video.reformatter import Interpolation
+    from av.video.stream import VideoStream
+except ImportError as error:
+    raise MissingDependency('PyAV is not installed: pip install "bfr-runtime[video]"') from error
+
+CONVERSION = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
+"""Between RGB and YUV. FFmpeg's default makes 4:2:0 more than one level too dark on average; this has no bias."""
+
+_DEMUXERS = "matroska,webm,mov,mp4,avi"
+_TOLERANCE = 0.5  # seconds; durations are rounded and guessed: only a larger gap at the end is called damage
+_HDR = (16, 18)  # transfer: PQ and HLG
+# H.273's matrices -> the numbers of FFmpeg's converter, which knows no others.
+_MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
+_log = logging.getLogger(__name__)
+
+
+class VideoReader:
+    """An open video, read once from its begin to its end.
+
+    info: VideoInfo. damage: what was found broken, or None; complete once `frames` has ended. A broken file gives every
+    frame that can be decoded and then says so, here and by a warning, so that nothing of it is lost.
+    """
+
+    def __init__(self, path: Path, *, max_pixels: int = MAX_PIXELS) -> None:
+        """Open `path` and decode its first frame.
+
+        Raises InputNotFound, and InvalidImage for a file that is no video in one of the containers that SUFFIXES name,
+        whose frames have more than `max_pixels`, or of which not one frame can be decoded.
+        """
+        self.path = path
+        self.damage: str | None = None
+        with ExitStack() as stack:
+            self._container = stack.enter_context(open_container(path, max_pixels=max_pixels))
+            self._stream = _video_stream(self._container, path)
+            codec = self._stream.codec_context
+            _check_size(path, codec.width, codec.height, max_pixels)
+            codec.options = {"max_pixels": str(max_pixels)}  # a stream may grow after its header
+            codec.thread_type = "AUTO"
+            self._decoded = self._decode()
+            first = next(self._decoded, None)
+            if first is None:
+                raise InvalidImage(f"{path}: not one of its frames can be decoded: copy it again or convert it")
+            _check_size(path, first.width, first.height, max_pixels)
+            self._first = first
+            self._matrix = _display_matrix(first)
+            self.info = self._describe(first)
+            self._opened = stack.pop_all()
+        if self.info.colour.transfer in _HDR:
+            _log.warning("%s is HDR: it is restored, and written, with 8 bits a sample", path)
+        if first.interlaced_frame:
+            _log.warning("%s is interlaced: its frames are restored as they are; deinterlace it first", path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._opened.close()
+
+    def frames(self) -> Iterator[Frame]:
+        """All frames, once, in constant memory; their times always rise. `damage` is complete at the end.
+
+        Frames whose size changes on the way are scaled to the size of the first.
+        """
+        last: int | None = None
+        for index, frame in enumerate(chain([self._first], self._decoded)):
+            pts = frame.pts
+            if pts is None or (last is not None and pts <= last):  # broken files; no container takes them like this
+                pts = 0 if last is None else last + 1
+            last = pts
+            yield Frame(self._upright(frame), pts, self.info.time_base, index)
+        if self.damage:
+            _log.warning("%s %s: what can be decoded is used; copy or download it again", self.path, self.damage)
+
+    def _decode(self) -> Iterator[VideoFrame]:
+        broken, end = 0, Fraction(0)
+        try:
+            for packet in self._container.demux():  # of all streams: the longest one tells where the file should end
+                if (time := packet.dts if packet.pts is None else packet.pts) is not None:
+                    end = max(end, (time + (packet.duration or 0)) * packet.time_base)
+                if packet.stream is not self._stream:
+                    continue
+                broken += packet.is_corrupt
+                try:
+                    frames = self._stream.decode(packet)
+                except av.FFmpegError:
+                    broken += 1
+                    continue
+                for frame in frames:
+                    broken += frame.is_corrupt
+                    yield frame
+        except (av.FFmpegError, OSError) as error:
+            self.damage = f"cannot be read beyond {float(end):.2f} s ({error})"
+            return
+        expected = Fraction((self._container.start_time or 0) + (self._container.duration or 0), av.time_base)
+        if end + _TOLERANCE < expected:
+            self.damage = f"ends after {float(end):.2f} of {float(expected):.2f} s"
+        elif broken:
+            self.damage = f"is damaged in {broken} frames"
+
+    def _upright(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        matrix = None if frame.format.is_rgb else converter_matrix(self.info)
+        array: NDArray[Any] = frame.to_ndarray(
+            format="rgb24",
+            width=self._first.width,
+            height=self._first.height,
+            src_colorspace=matrix,
+            interpolation=CONVERSION,
+        )
+        # x' = a x + c y, y' = b x + d y, with rows downwards.
+        (a, b), (c, d) = self._matrix
+        if abs(a) < abs(b):
+            array, a, d = array.swapaxes(0, 1), c, b
+        return np.ascontiguousarray(array[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1], np.uint8)
+
+    def _describe(self, first: VideoFrame) -> VideoInfo:
+        stream, container = self._stream, self._container
+        assert stream.time_base is not None  # noqa: S101  (every stream of a file has one)
+        if stream.duration:
+            seconds = float(stream.duration * stream.time_base)
+        else:
+            seconds = (container.duration or 0) / av.time_base
+        (a, b), _ = self._matrix
+        size, aspect = (first.width, first.height), stream.sample_aspect_ratio
+        if abs(a) < abs(b):
+            size, aspect = size[::-1], 1 / aspect if aspect else None
+        return VideoInfo(
+            *size,
+            rate=stream.average_rate or stream.guessed_rate or None,
+            frames=stream.frames or None,
+            seconds=seconds or None,
+            rotation=round(math.degrees(math.atan2(b, a))) % 360,
+            audio=len(container.streams.audio),
+            codec=stream.codec_context.name,
+            time_base=stream.time_base,
+            colour=_colour(first, self.path),
+            aspect=None if aspect == 1 else aspect,
+        )
+
+
+@contextmanager
+def open_container(path: Path, *, max_pixels: int = MAX_PIXELS) -> Iterator[InputContainer]:
+    """The container of a file, which reads nothing but this file. Raises InputNotFound and InvalidImage."""
+    if not path.exists():
+        raise InputNotFound(f"{path} does not exist: check the name")
+    if not path.is_file():
+        raise InvalidImage(f"{path} is not a file but a folder or device: name a video")
+    options = {"format_whitelist": _DEMUXERS, "max_pixels": str(max_pixels)}
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(path.open("rb"))
+        except OSError as error:
+            raise InvalidImage(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+        try:
+            container = stack.enter_context(
+                av.open(file, "r", options=options, metadata_errors="replace", io_open=_refuse)
+            )
+        except (av.FFmpegError, OSError) as error:  # OSError: hostile headers lead to places that no file has
+            raise InvalidImage(
+                f"{path} is not a video of {', '.join(SUFFIXES)}, or is damaged ({error.strerror}): "
+                "copy it again or convert it, whatever its suffix"
+            ) from error
+        yield container
+
+
+def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
+    """Raises InvalidImage for frames of more than `max_pixels`."""
+    if width * height > max_pixels:
+        raise InvalidImage(
+            f"{path} has frames of {width} x {height} pixels, more than the limit of {max_pixels}: "
+            f"make it smaller, or raise the limit if you trust it"
+        )
+
+
+def converter_matrix(info: VideoInfo) -> int:
+    """The matrix as FFmpeg's converter counts; where a video names none, what players take for one of its size."""
+    if info.colour.matrix in _MATRICES:
+        return _MATRICES[info.colour.matrix]
+    short, long = sorted((info.width, info.height))
+    return 1 if long >= 1280 or short > 576 else 5
+
+
+def _refuse(url: str, _flags: int, _options: dict[str, str]) -> None:
+    raise PermissionError(f"a video may not open other files: {url}")
+
+
+def _video_stream(container: InputContainer, path: Path) -> VideoStream:
+    stream = container.streams.best("video")
+    # A song's cover is a stream of one frame.
+    if not isinstance(stream, VideoStream) or Disposition.attached_pic in Disposition(stream.disposition):
+        raise InvalidImage(f"{path} holds no video, or was cut short: name a file that does, or copy it again")
+    if stream.codec_context is None:
+        raise InvalidImage(f"{path} has a video codec that is not known here: convert it to H.264")
+    return stream
+
+
+def _display_matrix(frame: VideoFrame) -> tuple[tuple[int, int], tuple[int, int]]:
+    for data in cast(SideDataContainer, frame.side_data):
+        if data.type is SideData.DISPLAYMATRIX:
+            a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
+            return (a, b), (c, d)
+    return (1, 0), (0, 1)
+
+
+def _colour(frame: VideoFrame, path: Path) -> Colour:
+    if frame.format.is_rgb:  # written as what every player knows
+        return Colour(1, 1, frame.color_primaries, frame.color_trc)
+    colour = Colour(frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc)
+    if colour.matrix != 2 and colour.matrix not in _MATRICES:
+        raise InvalidImage(f"{path} has a colour matrix that is not supported (H.273's {colour.matrix}): convert it")
+    return colour

@@ -1,0 +1,195 @@
+"""Write a video: restored frames, encoded, beside the sound and the subtitles of the source as they were."""
+
+import logging
+from collections.abc import Iterable
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.runtime.errors import InvalidOption, MissingDependency
+from bfr.runtime.video.formats import OUTPUT_SUFFIXES, VideoInfo
+from bfr.runtime.video.read import CONVERSION, VideoReader, converter_matrix, open_container
+from bfr.runtime.video.streams import StreamCopy, packet_time
+
+try:
+    import av
+    from av.codec import Codec
+    from av.filter import Graph
+    from av.packet import Packet
+    from av.video.format import VideoFormat
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+except ImportError as error:
+    raise MissingDependency('PyAV is not installed: pip install "bfr-runtime[video]"') from error
+
+_MUXERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """library: its name in FFmpeg. suffixes: the containers. crf: the default, and the largest. even: sizes must be."""
+
+    library: str
+    suffixes: tuple[str, ...]
+    crf: int
+    worst_crf: int
+    even: bool
+    options: dict[str, str]
+
+
+CODECS = {
+    "h264": Encoder("libx264", (".mp4", ".mov", ".mkv"), 17, 51, even=True, options={"preset": "medium"}),
+    "vp9": Encoder(
+        "libvpx-vp9", (".mp4", ".mkv", ".webm"), 16, 63, even=False, options={"row-mt": "1", "cpu-used": "4"}
+    ),
+}
+
+
+class VideoWriter:
+    """An open video of which frames are written one after the other, in constant memory.
+
+    Colours are converted and tagged as `info` has them; where it has no tags there are none, and a player shows the
+    result as it shows the source. Times are kept: gaps, varying rates, a begin before or after that of the sound.
+    Within `with`, an exception leaves a file that is not whole: write to the name that `atomic_path` gives.
+    """
+
+    def __init__(
+        self, path: Path, suffix: str, info: VideoInfo, *, codec: str | None = None, crf: int | None = None
+    ) -> None:
+        """path: the file to write, of whatever name. suffix: its container, one of OUTPUT_SUFFIXES.
+
+        info: size, rate, clock and colours of what is written. codec: a key of CODECS; without it vp9 for .webm, h264
+        for all others. crf: constant quality, 0 is the best; without it the default of the codec.
+        H.264 needs even sizes here: of an odd size the last row or column is written twice, and a warning says so.
+
+        Raises InvalidOption, MissingDependency, and from here on OSError where the file cannot be written.
+        """
+        codec = codec or ("vp9" if suffix == ".webm" else "h264")
+        encoder = _choose(suffix, codec, crf)
+        even = 2 if encoder.even else 1
+        self._padding = -info.height % even, -info.width % even
+        height, width = info.height + self._padding[0], info.width + self._padding[1]
+        if any(self._padding):
+            _log.warning("%s needs even sizes: %d x %d becomes %d x %d", codec, info.width, info.height, width, height)
+        self._info, self._suffix = info, suffix
+        self._colour, self._matrix = info.colour, converter_matrix(info)
+        # An absolute name: in a relative one a colon would end the name of a protocol.
+        self._output = av.open(
+            str(path.absolute()),
+            "w",
+            format=_MUXERS[suffix],
+            container_options={"movflags": "faststart"} if suffix in (".mp4", ".mov") else {},
+        )
+        rate = info.rate or 25
+        options = {**encoder.options, "crf": str(encoder.crf if crf is None else crf)}
+        stream = self._output.add_stream(encoder.library, rate, options, width=width, height=height)
+        assert isinstance(stream, VideoStream)  # noqa: S101  (what these libraries encode)
+        self._video = stream
+        context = self._video.codec_context
+        context.pix_fmt, context.time_base, context.thread_type = "yuv420p", info.time_base, "AUTO"
+        context.colorspace, context.color_range = info.colour.matrix, info.colour.range
+        context.color_primaries, context.color_trc = info.colour.primaries, info.colour.transfer
+        if info.aspect:
+            context.sample_aspect_ratio = info.aspect
+        self._siting = _left_sited(width, height, info.time_base)
+        self._sources = ExitStack()
+        self._copy: StreamCopy | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        whole = False
+        with self._sources:
+            try:
+                if kind is None:
+                    self._mux(self._video.encode(None))
+                    self._copy_until(None)
+                    whole = True
+            finally:
+                # Where an error is under way, that of ending the file would hide it.
+                with nullcontext() if whole else suppress(av.FFmpegError):
+                    self._output.close()
+
+    def copy_streams_from(self, reader: VideoReader, *, keep_metadata: bool = True) -> None:
+        """Take over sound and subtitles of the source, packet by packet, and its title and chapters; before any frame.
+
+        Sound that the container cannot hold is encoded anew (AAC, in WebM Opus), and so is uncompressed sound in .mp4,
+        which many players do not know there. Subtitles that it cannot hold are left out. Both are said by a warning.
+        Data streams (of cameras) are left out. Without `keep_metadata` so are title, place, date, and chapters.
+        """
+        source = self._sources.enter_context(open_container(reader.path))
+        self._copy = StreamCopy(source, self._output, self._suffix, reader.path, keep_metadata=keep_metadata)
+
+    def write(self, pixels: NDArray[np.uint8], pts: int, time_base: Fraction) -> None:
+        """Append a frame. pixels: (H, W, 3) uint8 RGB of the size in `info`. pts: in ticks of `time_base`, rising."""
+        if pixels.shape != (self._info.height, self._info.width, 3):
+            raise ValueError(f"a frame of {pixels.shape} in a video of {self._info.width} x {self._info.height}")
+        if any(self._padding):
+            pixels = np.pad(pixels, [(0, self._padding[0]), (0, self._padding[1]), (0, 0)], mode="edge")
+        frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
+        frame.pts, frame.time_base = pts, time_base
+        self._siting.push(frame)
+        frame = cast(VideoFrame, self._siting.pull()).reformat(
+            format="yuv420p",
+            dst_colorspace=self._matrix,
+            dst_color_range=self._colour.range or 1,
+            interpolation=CONVERSION,
+        )
+        frame.colorspace, frame.color_range = self._colour.matrix, self._colour.range
+        frame.color_primaries, frame.color_trc = self._colour.primaries, self._colour.transfer
+        self._mux(self._video.encode(frame))
+
+    def _mux(self, packets: "Iterable[Packet[Any]]") -> None:
+        for packet in packets:
+            self._copy_until(packet_time(packet))
+            self._output.mux(packet)
+
+    def _copy_until(self, seconds: Fraction | None) -> None:
+        for packet in self._copy.until(seconds) if self._copy else ():
+            self._output.mux(packet)
+
+
+def _choose(suffix: str, codec: str, crf: int | None) -> Encoder:
+    if suffix not in OUTPUT_SUFFIXES:
+        raise InvalidOption(f"videos are not written as {suffix!r}: choose one of {', '.join(OUTPUT_SUFFIXES)}")
+    if codec not in CODECS:
+        raise InvalidOption(f"codec {codec!r} is not offered: choose --codec {' or '.join(CODECS)}")
+    encoder = CODECS[codec]
+    if suffix not in encoder.suffixes:
+        fit = [name for name, other in CODECS.items() if suffix in other.suffixes]
+        raise InvalidOption(f"{suffix} does not hold {codec}: choose --codec {' or '.join(fit)}, or another format")
+    if crf is not None and not 0 <= crf <= encoder.worst_crf:
+        raise InvalidOption(f"crf {crf} is out of range: choose between 0 and {encoder.worst_crf} for {codec}")
+    try:
+        Codec(encoder.library, "w")
+    except ValueError as error:
+        raise MissingDependency(
+            f"this PyAV was built without {encoder.library}: choose another --codec, or install one that has it "
+            '(pip install "bfr-runtime[video]")'
+        ) from error
+    return encoder
+
+
+def _left_sited(width: int, height: int, time_base: Fraction) -> Graph:
+    """Passes RGB frames on and says where their chroma will lie, for which PyAV has no attribute.
+
+    Between the luma samples of a row is FFmpeg's default; decoders, and players, look at the left one of two. Colours
+    would move by half a pixel.
+    """
+    graph = Graph()
+    graph.link_nodes(
+        graph.add_buffer(width=width, height=height, format=VideoFormat("rgb24"), time_base=time_base),
+        graph.add("setparams", "chroma_location=left"),
+        graph.add("buffersink"),
+    ).configure()
+    return graph

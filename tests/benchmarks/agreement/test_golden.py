@@ -1,0 +1,93 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bfr.benchmarks.agreement import golden
+from bfr.benchmarks.agreement.golden import main, run_golden
+from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
+from bfr.models.stages.step import LinearStep, cut_variance
+from bfr.models.weights.seeded import LOOP_SCALE
+from bfr.runtime.diffusion.schedule import linear_schedule
+from bfr.runtime.diffusion.solvers import Solver, step_table
+from bfr.runtime.restore.chain import Chain
+from bfr.runtime.restore.plan import difface_plan
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+
+LONG = ["loop_ddpm250_n10", "loop_inpaint_ddim250_n12_eta10"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tiny_swinir", "loop_ddim250_n10_eta05", *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)],
+)
+def test_the_published_code_is_met_by_both_backends(name: str, tmp_path: Path) -> None:
+    errors = run_golden(GOLDEN / f"{name}.npz", tmp_path)
+    assert errors.worst < 1e-4
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_these_are_met_by_eager(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without the half minute that their export takes."""
+
+    class Device(EagerDevice):
+        def load_graph(self, stage: Any) -> EagerNetwork:
+            return EagerNetwork(stage)
+
+    monkeypatch.setattr(golden, "CpuDevice", Device)
+    for function in ("_export_step", "_export_estimator"):
+        monkeypatch.setattr(golden, function, lambda stage, *_: stage)
+    assert run_golden(GOLDEN / f"{name}.npz", tmp_path).worst < 1e-4
+
+
+def test_a_wrong_result_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for suffix in ("npz", "json"):
+        shutil.copy(GOLDEN / f"tiny_swinir.{suffix}", tmp_path)
+    with np.load(GOLDEN / "tiny_swinir.npz") as file:
+        arrays = dict(file)
+    arrays["y"][0, 0, 0, 0] += 1e-3
+    np.savez(tmp_path / "tiny_swinir.npz", **arrays)
+    assert main([str(tmp_path / "tiny_swinir.npz")]) == 1
+    assert "TOO LARGE" in capsys.readouterr().out
+
+
+def test_what_is_no_golden_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "other.npz", x=np.zeros(1))
+    assert main([str(tmp_path / "other.npz"), str(tmp_path / "missing.npz")]) == 2
+    out = capsys.readouterr().out
+    assert "begins with none of" in out
+    assert "missing.npz does not exist" in out
+
+
+@pytest.mark.slow
+def test_at_100_steps_every_solver_agrees_with_ddim_at_every_timestep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the golden's network, estimate and noise, eta 0, nothing clipped, as name-seeded x0 would be.
+
+    DDIM as published keeps the network's eps where x0 is clipped, the others step from the clipped x0: another flow.
+    """
+    monkeypatch.setattr("bfr.models.stages.step.clip", lambda x: x)
+    with np.load(GOLDEN / "loop_ddim250_n100_eta05.npz") as file:
+        recorded = dict(file)
+    denoiser = golden._network(json.loads((GOLDEN / "tiny_unet.json").read_text()), LOOP_SCALE)
+    cut_variance(denoiser)
+    device, step = EagerDevice(), EagerNetwork(LinearStep(denoiser))
+
+    def run(**sampler: Any) -> np.ndarray:
+        table = step_table(linear_schedule(), **sampler)
+        draws = np.repeat(recorded["noise"][:1], len(table) + 1, axis=0)  # the first diffuses, eta 0 uses no other
+        noise, estimate = golden.ReplayedNoise(device, draws), golden.GivenEstimate(device, recorded["estimate"])
+        networks = {"estimator": estimate, "denoiser": step}
+        chain = Chain(device, networks, difface_plan(table, 32), batch=1, noise=noise)
+        return chain.run(recorded["y0"], seed=0, images=(0,)).state
+
+    published = run(solver="ddim", spacing="ddim1000", start=401, matched=True)
+    assert np.sqrt(np.mean(published**2)) > 0.5
+    solvers: tuple[Solver, ...] = ("ddim", "dpmpp-2m", "dpmpp-3m", "unipc-2")
+    for solver in solvers:
+        found = run(solver=solver, spacing="log-snr", start=400, steps=100)
+        assert np.sqrt(np.mean((found - published) ** 2)) < 8e-3, solver

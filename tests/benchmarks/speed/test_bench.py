@@ -1,0 +1,425 @@
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bfr.benchmarks.environment import CpuWatch, GpuWatch, describe_machine, summarize_watch
+from bfr.benchmarks.speed import bench as b
+from bfr.benchmarks.speed import report, roofline
+from bfr.benchmarks.speed.cold import cold_start, peak_rss_bytes
+from bfr.benchmarks.speed.contender import Contender, default_threads, open_contender, split_name
+from bfr.benchmarks.speed.interleave import measure, synthetic_faces
+from bfr.benchmarks.speed.results import Results, Sample, drift, statistics, summarize
+from bfr.benchmarks.speed.roofline import Ceilings, Cost
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.errors import BackendUnavailable, InvalidOption, MissingDependency, RestorationFailed
+from bfr.runtime.restore.plan import make_plan
+
+ABSOLUTE = re.compile(r"(?<![\w.:/)])/(home|root|tmp|usr|work|opt|var|private|Users)\b|[A-Z]:\\")
+
+
+def sample(seconds: float, network: float = 0.0) -> Sample:
+    return Sample(seconds, {"network": network, "estimate": 0.1, "denoise": 0.6})
+
+
+def contender(fakes: Any, name: str, calls: list[str], eps: float = 0.0) -> Contender:
+    def noted(x: np.ndarray, t: np.ndarray) -> np.ndarray:
+        calls.append(name)
+        return np.full_like(x, eps)
+
+    networks = {"estimator": fakes.identity(), "denoiser": fakes.step(noted)}
+    return Contender(name, fakes.Device(), networks)
+
+
+def make_results(**changes: Any) -> Results:
+    first, samples = sample(3.0), [sample(1.0, 0.9), sample(2.0, 1.0)]
+    images = (np.zeros((1, 4, 4, 3), np.float32), np.full((1, 4, 4, 3), 0.1, np.float32))
+    measurements = [
+        summarize(name, batch, 6, first, samples, gflop=3.0, baseline=samples, images=images if i else None)
+        for batch in (1, 2)
+        for i, name in enumerate(("eager-cpu", "onnxruntime-cpu"))
+    ]
+    backends = [b.BackendResult(name, "fp32", {"library": "1"}, 0.5, None) for name in ("eager-cpu", "onnxruntime-cpu")]
+    fields: dict[str, Any] = {
+        "system": "tiny",
+        "title": "a | title",
+        "bundle_sha256": "0" * 64,
+        "image_size": 32,
+        "preset": "reference",
+        "sampler": {"solver": "ddim", "spacing": "ddim250", "start": 6, "eta": 0.5},
+        "steps": 6,
+        "date_utc": "2000-01-01T00:00:00+00:00",
+        "command": "command",
+        "seed": 1,
+        "repeats": 2,
+        "warmup": 1,
+        "threads": 1,
+        "baseline": "eager-cpu",
+        "machine": {"CPU": "a | b, 2 cores"},
+        "others_cores": 0.0,
+        "backends": backends,
+        "skipped": {"eager-half": "no GPU"},
+        "measurements": measurements,
+    }
+    return Results(**{**fields, **changes})
+
+
+def table_widths(markdown: str) -> list[set[int]]:
+    """The number of columns of each table's rows; one number a table is a table that parses."""
+    tables = re.findall(r"(?:^\|.*\|$\n?)+", markdown, re.MULTILINE)
+    return [{len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()} for table in tables]
+
+
+def test_statistics_keep_the_outlier() -> None:
+    found = statistics([1.0, 2.0, 3.0, 4.0, 100.0])
+    assert (found.min, found.p50, found.mean) == (1.0, 3.0, 22.0)
+    assert found.p90 == pytest.approx(61.6)
+    assert found.p99 == pytest.approx(96.16)
+    one = statistics([2.0])
+    assert {one.p50, one.p90, one.p99, one.mean, one.min} == {2.0}
+
+
+def test_drift_is_psnr_and_the_largest_difference() -> None:
+    a = np.zeros((2, 4, 4, 3), np.float32)
+    assert drift(a + np.float32(0.1), a).psnr_db == pytest.approx(20.0, abs=1e-4)
+    a[0, 0, 0, 0] = 0.5
+    assert drift(a, np.zeros_like(a)).max_abs == 0.5
+    assert drift(a, a).psnr_db == 240.0
+
+
+def test_derived_numbers_follow_from_the_medians() -> None:
+    samples = [sample(1.0, 0.5), sample(2.0, 1.5), sample(9.0, 9.0)]
+    found = summarize("x", 4, 6, sample(5.0), samples, gflop=8.0, baseline=[sample(6.0)], images=None)
+    assert found.images_per_second == 2.0
+    assert found.gflop_per_second == 4.0
+    assert found.speedup == 3.0
+    assert found.overhead == 0.25
+    assert found.step_seconds == pytest.approx(0.1)
+    assert found.stages["upload"] == 0.0
+    assert (found.first_seconds, found.samples, found.drift) == (5.0, [1.0, 2.0, 9.0], None)
+
+
+def test_backends_take_turns_in_a_rotating_order(tiny_bundle: Bundle, fakes: Any) -> None:
+    calls: list[str] = []
+    contenders = [contender(fakes, name, calls) for name in "abc"]
+    runs = measure(tiny_bundle, tiny_bundle.preset("short", start=1), contenders, 2, repeats=4, warmup=2)
+    assert "".join(calls) == "aabbcc" + "abc" + "bca" + "cab" + "abc"
+    assert [(run.name, len(run.samples), run.images.shape) for run in runs] == [(n, 4, (2, 32, 32, 3)) for n in "abc"]
+    for run in runs:
+        assert all(0 < s.stages["network"] < s.seconds for s in run.samples)
+
+
+def test_results_are_held_against_the_baseline(tiny_bundle: Bundle, fakes: Any) -> None:
+    contenders = [contender(fakes, "eager-cpu", []), contender(fakes, "same", []), contender(fakes, "off", [], eps=0.5)]
+    runs = measure(tiny_bundle, tiny_bundle.preset("short", start=1), contenders, 1, repeats=1, warmup=1)
+    plan = make_plan(tiny_bundle, tiny_bundle.preset("short", start=1))
+    base, same, off = b.summarize_all(tiny_bundle, plan, "eager-cpu", 1, runs, 0.001)
+    assert base.drift is None
+    assert base.speedup == 1.0
+    assert base.share == pytest.approx(0.001 / base.step_seconds)
+    assert same.drift is not None
+    assert off.drift is not None
+    assert same.drift.max_abs == 0.0
+    assert off.drift.max_abs > 0.0
+    assert off.drift.psnr_db < 60.0
+
+
+def test_a_result_that_is_not_finite_is_not_timed(tiny_bundle: Bundle, fakes: Any) -> None:
+    with pytest.raises(RestorationFailed, match=r"bad: .*NaN"):
+        measure(tiny_bundle, tiny_bundle.preset("short"), [contender(fakes, "bad", [], np.nan)], 1, repeats=1, warmup=1)
+
+
+def test_the_images_are_the_same_in_every_run() -> None:
+    first, again = synthetic_faces(2, 32), synthetic_faces(2, 32)
+    assert all(np.array_equal(x, y) for x, y in zip(first, again, strict=True))
+    assert not np.array_equal(*first)
+    assert first[0].shape == (32, 32, 3)
+
+
+def test_json_holds_every_number_and_no_infinity() -> None:
+    found = json.loads(report.as_json(make_results()))
+    assert set(found) == {"format", *(field.name for field in dataclasses.fields(Results))}
+    assert found["measurements"][1]["samples"] == [1.0, 2.0]
+    assert set(found["measurements"][1]["seconds"]) == {"p50", "p90", "p99", "mean", "min"}
+
+
+def test_markdown_has_a_table_a_batch_that_parses() -> None:
+    text = report.as_markdown(make_results(), plot="bench.png")
+    assert [len(widths) for widths in table_widths(text)] == [1] * 5  # two batches, stages, start, machine
+    for part in ("## Batch 1", "## Batch 2", "```\ncommand\n```", "bench.png", "eager-half was skipped: no GPU"):
+        assert part in text
+    assert "not idle" not in text
+    assert "kept 1.50 of its cores busy" in report.as_markdown(make_results(others_cores=1.5), plot="bench.png")
+
+
+def test_the_plot_is_a_png() -> None:
+    assert report.as_png(make_results()).startswith(b"\x89PNG\r\n")
+
+
+def test_the_command_can_be_repeated_and_names_no_folder() -> None:
+    config = b.BenchConfig(Path("/home/me/x"), Path("/tmp/o"), backends=("eager-cpu",), batches=(1, 2), steps=3)  # noqa: S108
+    assert config.command == (
+        "python -m bfr.benchmarks.speed.bench BUNDLE --out DIR --backends eager-cpu --batches 1,2 "
+        "--steps 3 --repeats 20 --warmup 2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batches": ()}, "batches"),
+        ({"batches": (0,)}, "batches"),
+        ({"batches": (1, 1)}, "twice"),
+        ({"repeats": 0}, "repeats"),
+        ({"warmup": 0}, "warmup"),
+        ({"threads": 0}, "threads"),
+        ({"device": -1}, "device"),
+        ({"backends": ("eager-gpu",)}, "eager-cpu, eager-cuda"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidOption, match=message):
+        b.BenchConfig(Path("x"), Path("y"), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("eager-cpu", ("eager-cpu", "fp32", False)),
+        ("eager-half", ("eager-half", "fp16", False)),
+        ("eager-half+graph", ("eager-half", "fp16", True)),
+        ("onnxruntime-cpu:fp16", ("onnxruntime-cpu", "fp16", False)),
+        ("onnxruntime-cuda:fp16+graph", ("onnxruntime-cuda", "fp16", True)),
+        ("tensorrt:fp16", ("tensorrt", "fp16", True)),
+        ("tensorrt-rtx+nograph", ("tensorrt-rtx", "fp32", False)),
+        ("torch-cuda:fp16+nograph", ("torch-cuda", "fp16", False)),
+    ],
+)
+def test_a_name_may_carry_a_precision_and_a_graph(name: str, parts: tuple[str, str, bool]) -> None:
+    assert split_name(name) == parts
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("eager-cpu:fp16", "eager-cpu:fp16"),
+        ("auto", "onnxruntime-cpu"),
+        ("eager-cpu+graph", "goes with eager-cuda, eager-half, onnxruntime-cuda"),
+        ("onnxruntime-cpu+nograph", "goes with"),
+        ("tensorrt+graph", "nograph with tensorrt"),  # it has one without being asked: one thing, one name
+        ("onnxruntime-cuda+nograph", "goes with"),
+        ("torch-cuda+loop", "goes with"),
+    ],
+)
+def test_a_name_that_makes_no_sense_is_refused(name: str, message: str) -> None:
+    with pytest.raises(InvalidOption, match=re.escape(message)):
+        split_name(name)
+
+
+def test_a_backend_that_records_is_timed_after_its_second_call(tiny_bundle: Bundle, fakes: Any) -> None:
+    calls: list[str] = []
+    plain, recording = contender(fakes, "p", calls), contender(fakes, "r", calls)
+    recording.device.records = True
+    assert (plain.records, recording.records) == (False, True)
+    measure(tiny_bundle, tiny_bundle.preset("short", start=1), [plain, recording], 1, repeats=1, warmup=1)
+    assert "".join(calls) == "p" + "rr" + "pr"
+
+
+class GpuPretender:
+    """A device of a GPU as far as opening a contender goes."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.arguments, self.options, self.loaded, self.records = arguments, options, {}, True
+
+    def load(self, bundle: Bundle, name: str, precision: str) -> str:
+        self.loaded[name] = precision
+        return name
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "denoiser"),
+    [
+        ("eager-cuda", {"graphs": False, "tf32": False}, "fp32"),
+        ("eager-tf32", {"graphs": False, "tf32": True}, "fp32"),
+        ("eager-half", {"graphs": False, "tf32": True}, "fp16"),
+        ("eager-half+graph", {"graphs": True, "tf32": True}, "fp16"),
+    ],
+)
+def test_eager_on_a_gpu_is_the_published_mode(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, bool], denoiser: str
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("bfr.export.pytorch.compiled.CompiledDevice", GpuPretender)
+    found = open_contender(tiny_bundle, name, threads=1, spinning=False, index=2)
+    device: Any = found.device
+    assert (device.arguments, device.options) == ((2,), {"compiled": False, **options})
+    assert device.loaded == {"estimator": "fp32", "denoiser": denoiser}
+    assert found.precision == denoiser
+
+
+@pytest.mark.parametrize(("name", "records"), [("torch-cuda:fp16", True), ("torch-cuda:fp16+nograph", False)])
+def test_a_runtime_backend_records_as_its_name_says(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: str, records: bool
+) -> None:
+    monkeypatch.setattr("bfr.export.pytorch.compiled.CompiledDevice", GpuPretender)
+    found = open_contender(tiny_bundle, name, threads=None, spinning=False, index=1)
+    device: Any = found.device
+    assert (device.arguments, found.records) == ((1,), records)
+    assert device.loaded == {"estimator": "fp32", "denoiser": "fp16"}  # the estimator has no other
+    assert found.build_seconds is None
+
+
+def test_without_a_baseline_nothing_is_measured(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(InvalidOption, match="nothing to compare with"):
+        b.run_bench(b.BenchConfig(tiny_bundle.folder, tmp_path, backends=("onnxruntime-cpu",)))
+
+
+def test_half_on_a_cpu_is_refused_with_the_reason(tiny_bundle: Bundle) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is there")
+    with pytest.raises(BackendUnavailable, match="half is for GPUs"):
+        open_contender(tiny_bundle, "eager-half", threads=1, spinning=False)
+
+
+@pytest.mark.parametrize(("module", "call"), [("torch", default_threads), ("matplotlib", report.need_matplotlib)])
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, module: str, call: Any) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependency, match=re.escape('pip install "bfr-runtime[bench]"')):
+        call()
+
+
+def test_the_parents_memory_is_not_the_childs() -> None:
+    ballast = np.ones(40 << 20, np.uint8)
+    child = "from bfr.benchmarks.speed.cold import peak_rss_bytes as p; a = p(); b = bytearray(64 << 20); print(a, p())"
+    found = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True).stdout  # noqa: S603
+    before, after = map(int, found.split())
+    own = peak_rss_bytes()
+    assert own is not None
+    assert own > before + ballast.size
+    assert after - before > 50 << 20
+
+
+def test_a_fresh_process_that_fails_says_why(tmp_path: Path, tiny_bundle: Bundle) -> None:
+    with pytest.raises(RuntimeError, match="is no bundle"):
+        cold_start(tmp_path, "onnxruntime-cpu", tiny_bundle.preset("short"), batches=(1,), threads=1)
+
+
+def test_the_machine_is_described_without_its_owner() -> None:
+    facts = describe_machine()
+    assert {"CPU", "python", "numpy", "torch"} <= set(facts)
+    assert not ABSOLUTE.search(json.dumps(facts))
+    others = CpuWatch().others()
+    assert others is None or others >= 0.0
+
+
+def test_the_gpu_watch_says_what_it_saw() -> None:
+    lines = ["1980, 2619, 90.5, 30, 600\n", "1755, 2619, 700.1, 55, 9000\n", "1980, 2619, [N/A], 40, 9000\n", "broken"]
+    assert summarize_watch(lines) == {
+        "GPU before": "1980 SM MHz, 2619 memory MHz, 90.5 W, 30 degrees C, 600 MiB used",
+        "GPU meanwhile": "1755 to 1980 SM MHz, 2619 to 2619 memory MHz, 90.5 to 700.1 W, 30 to 55 degrees C, "
+        "600 to 9000 MiB used, seen 3 times",
+        "GPU at last": "1980 SM MHz, 2619 memory MHz, 40 degrees C, 9000 MiB used",
+    }
+    assert summarize_watch([]) == {}
+    assert GpuWatch(None).stop() == {}
+
+
+def test_the_gpu_watch_ends_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho $@ >&2\nwhile true; do echo '1, 2, 3, 4, 5'; sleep 0.05; done\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    watch = GpuWatch(0)
+    time.sleep(0.3)
+    assert watch.stop()["GPU before"] == "1 SM MHz, 2 memory MHz, 3 W, 4 degrees C, 5 MiB used"
+    assert watch._process is not None
+    assert watch._process.returncode is not None
+
+
+def test_a_limit_makes_two_more_columns_and_a_picture() -> None:
+    ceilings, costs = Ceilings("chip", "float16", 1e12, 1e11), [Cost(n, n * 1e9, 1 << 20, 1 << 22) for n in (1, 2)]
+    plain = make_results()
+    limited = [dataclasses.replace(m, limit_seconds=0.025 * m.batch) for m in plain.measurements]
+    results = make_results(measurements=limited, ceilings=ceilings, costs=costs)
+    text = report.as_markdown(results, plot="bench.png", roofline="roofline.png")
+    assert all(len(widths) == 1 for widths in table_widths(text))
+    assert "| limit ms | share |" in text
+    assert "| 25 | 25% |" in text  # a step takes 0.1 s
+    assert "1 TFLOP/s" in text
+    assert "(roofline.png)" in text
+    picture = report.as_roofline(results)
+    assert picture is not None
+    assert picture.startswith(b"\x89PNG")
+    without = report.as_markdown(plain, plot="bench.png")
+    assert "limit" not in without
+    assert report.as_roofline(plain) is None
+
+
+def test_the_build_of_engines_stands_apart() -> None:
+    backends = make_results().backends
+    built = dataclasses.replace(backends[1], name="tensorrt:fp16", build_seconds=61.25)
+    text = report.as_markdown(make_results(backends=[backends[0], built]), plot="bench.png")
+    assert "| versions | build s | load s |" in text
+    assert "| 61.25 | 0.5 |" in text
+    assert all(len(widths) == 1 for widths in table_widths(text))
+
+
+def test_notes_of_a_gpu_say_what_its_overhead_is() -> None:
+    assert "by events on the device" in report.as_markdown(make_results(baseline="eager-cuda"), plot="bench.png")
+    assert "by events on the device" not in report.as_markdown(make_results(), plot="bench.png")
+
+
+def test_a_whole_run_on_a_tiny_bundle(
+    tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(roofline, "CPU_SIDE", 128)
+    monkeypatch.setattr(roofline, "CPU_COPY", 1 << 20)
+    threads = torch.get_num_threads()
+    out = tmp_path / "out"
+    options = ["--backends", "eager-cpu,eager-half,onnxruntime-cpu,onnxruntime-cpu:fp16", "--batches", "2,1", "--quick"]
+    code = b.main([str(tiny_bundle.folder), "--out", str(out), "--preset", "short", "--threads", "1", *options])
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert torch.get_num_threads() == threads
+    assert printed.out.strip() == str(out / "bench.md")
+    assert {path.name for path in out.iterdir()} == {"bench.json", "bench.md", "bench.png", "roofline.png"}
+    found = json.loads((out / "bench.json").read_text())
+    names = [backend["name"] for backend in found["backends"]]
+    assert names == [name for name in options[1].split(",") if name not in found["skipped"]]
+    for backend in found["backends"]:
+        cold = backend["cold"]
+        assert cold["imports_torch"] == backend["name"].startswith("eager")
+        assert cold["first_result_seconds"] > cold["load_seconds"] > 0
+        peaks = [cold["peak_bytes"][batch] for batch in ("1", "2")]
+        assert all(1 << 20 < low <= high for low, high in pairwise(peaks))
+    by_name = {(m["backend"], m["batch"]): m for m in found["measurements"]}
+    assert by_name["onnxruntime-cpu", 2]["drift"]["psnr_db"] > 80.0
+    assert 30.0 < by_name["onnxruntime-cpu:fp16", 1]["drift"]["psnr_db"] < 120.0
+    assert all(len(m["samples"]) == 3 for m in found["measurements"])
+    limits = [m["limit_seconds"] for m in found["measurements"] if m["backend"] == "eager-cpu"]
+    assert limits[0] > limits[1] > 0  # batches of 2 and 1
+    markdown = (out / "bench.md").read_text()
+    assert all(len(widths) == 1 for widths in table_widths(markdown))
+    for text in (markdown, (out / "bench.json").read_text()):
+        assert not ABSOLUTE.search(text)
+        assert str(tiny_bundle.folder) not in text
+
+
+def test_the_command_explains_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert b.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "is no bundle" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

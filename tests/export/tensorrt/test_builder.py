@@ -1,0 +1,371 @@
+"""The builder with a library that is a fake, and with TensorRT-RTX on this CPU."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from systems import MAKERS, shared
+
+from bfr.export.tensorrt.builder import BuildOptions, build_engine_bytes, parse_graph, timing_cache_path, typed_share
+from bfr.export.tensorrt.precision import HALF_SHARE
+from bfr.export.tensorrt.progress import Meter, Tick, watched
+from bfr.export.tensorrt.support import check_support
+from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.errors import EngineBuildFailed, InvalidOption, WriteFailed
+
+GRAPH = Path("denoiser.onnx")
+SEVERITIES = {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2, "INFO": 3, "VERBOSE": 4}
+
+
+class FakeError:
+    def __init__(self, operator: str, node: str, text: str) -> None:
+        self.operator, self.node, self.text = operator, node, text
+
+    def node_operator(self) -> str:
+        return self.operator
+
+    def node_name(self) -> str:
+        return self.node
+
+    def desc(self) -> str:
+        return self.text
+
+
+class FakeTensorRt:
+    """The part of TensorRT 10.3 to 11 that the builder uses. What a test asks for, it does."""
+
+    __name__, __version__ = "tensorrt", "11.4.0"
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.errors: list[FakeError] = []
+        self.serialized: bytes | None = b"engine"
+        self.says: str | None = None
+        self.cache_fits = True
+        self.steps = 3
+        self.shapes: dict[str, tuple[int, ...]] = {"x": (-1, 3, 8, 8), "t": (-1,)}
+        self.ILogger = type("ILogger", (), {"Severity": SimpleNamespace(**SEVERITIES)})
+        self.IProgressMonitor = type("IProgressMonitor", (), {})
+        self.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
+        self.BuilderFlag = SimpleNamespace(TF32="TF32")
+        self.MemoryPoolType = SimpleNamespace(WORKSPACE="WORKSPACE")
+        self.ProfilingVerbosity = SimpleNamespace(DETAILED="DETAILED")
+
+    def Builder(self, logger: Any) -> Any:  # noqa: N802
+        self.logger = logger
+
+        def create_network(flags: int) -> Any:
+            self.calls.append(("create_network", flags))
+            inputs = [SimpleNamespace(name=name, shape=shape) for name, shape in self.shapes.items()]
+            return SimpleNamespace(num_inputs=len(inputs), get_input=inputs.__getitem__, num_layers=7)
+
+        return SimpleNamespace(
+            create_network=create_network,
+            create_builder_config=self.config,
+            create_optimization_profile=lambda: SimpleNamespace(set_shape=lambda *a: self.calls.append(("shape", *a))),
+            build_serialized_network=self.build,
+        )
+
+    def OnnxParser(self, network: Any, logger: Any) -> Any:  # noqa: N802
+        return SimpleNamespace(
+            parse_from_file=lambda _: not self.errors,
+            num_errors=len(self.errors),
+            get_error=self.errors.__getitem__,
+        )
+
+    def config(self) -> Any:
+        trt = self
+
+        class Config:
+            def clear_flag(self, flag: str) -> None:
+                trt.calls.append(("clear_flag", flag))
+
+            def set_memory_pool_limit(self, pool: str, size: int) -> None:
+                trt.calls.append(("pool", pool, size))
+
+            def add_optimization_profile(self, profile: Any) -> int:
+                return 0
+
+            def create_timing_cache(self, data: bytes) -> Any:
+                trt.calls.append(("cache", data))
+                return None if data == b"damaged" else SimpleNamespace(data=data, serialize=lambda: b"new")
+
+            def set_timing_cache(self, cache: Any, ignore: bool) -> bool:
+                assert ignore is False
+                self.cache = cache
+                return trt.cache_fits or not cache.data
+
+            def get_timing_cache(self) -> Any:
+                return self.cache
+
+        self.made = Config()
+        return self.made
+
+    def build(self, network: Any, config: Any) -> bytes | None:
+        monitor = config.progress_monitor
+        monitor.phase_start("Building engine", None, self.steps)
+        for step in range(self.steps):
+            if self.steps > 3:
+                time.sleep(0.02)
+            if not monitor.step_complete("Building engine", step):
+                self.logger.log(1, "Build canceled by user")
+                return None
+        monitor.phase_finish("Building engine")
+        if self.says:
+            self.logger.log(1, self.says)
+        return self.serialized
+
+
+@pytest.fixture
+def trt() -> FakeTensorRt:
+    return FakeTensorRt()
+
+
+def test_the_network_is_strongly_typed_and_every_batch_has_a_profile(trt: FakeTensorRt) -> None:
+    options = BuildOptions(buckets=(1, 4), workspace_mib=2, optimization_level=5)
+    assert build_engine_bytes(GRAPH, options, "tensorrt", trt=trt) == b"engine"
+    assert ("create_network", 1 << 1) in trt.calls
+    assert ("clear_flag", "TF32") in trt.calls
+    assert ("pool", "WORKSPACE", 2 << 20) in trt.calls
+    assert trt.made.builder_optimization_level == 5
+    assert trt.made.profiling_verbosity == "DETAILED"
+    shapes = [call[1:] for call in trt.calls if call[0] == "shape"]
+    one, four = (1, 3, 8, 8), (4, 3, 8, 8)
+    assert shapes == [("x", one, one, one), ("t", (1,), (1,), (1,)), ("x", four, four, four), ("t", (4,), (4,), (4,))]
+
+
+def test_options_out_of_range_are_refused() -> None:
+    for wrong in (
+        {"buckets": ()},
+        {"buckets": (0, 1)},
+        {"buckets": (2, 1)},
+        {"workspace_mib": 0},
+        {"optimization_level": 6},
+    ):
+        with pytest.raises(InvalidOption):
+            BuildOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_every_node_that_is_not_supported_is_named_with_a_remedy(trt: FakeTensorRt) -> None:
+    trt.errors = [FakeError("GroupNormalization", "node_a", "no importer"), FakeError("Foo", "node_b", "what is Foo")]
+    with pytest.raises(EngineBuildFailed) as caught:
+        build_engine_bytes(GRAPH, BuildOptions(), "tensorrt", trt=trt)
+    for part in (
+        "GroupNormalization node_a: no importer",
+        "Foo node_b: what is Foo",
+        "10.9",
+        "--opset 20",
+        "another --opset",
+    ):
+        assert part in str(caught.value)
+
+
+def test_a_fixed_batch_is_refused(trt: FakeTensorRt) -> None:
+    trt.shapes["x"] = (2, 3, 8, 8)
+    with pytest.raises(EngineBuildFailed, match=r"input x has the shape \(2, 3, 8, 8\)"):
+        build_engine_bytes(GRAPH, BuildOptions(), "tensorrt", trt=trt)
+
+
+def test_no_engine_is_an_error_with_what_the_library_said(trt: FakeTensorRt) -> None:
+    trt.serialized, trt.says = None, "could not find any implementation for node 7"
+    with pytest.raises(EngineBuildFailed, match=r"node 7.*--workspace"):
+        build_engine_bytes(GRAPH, BuildOptions(), "tensorrt", trt=trt)
+
+
+def test_a_cancelled_build_ends_soon(trt: FakeTensorRt) -> None:
+    trt.steps = 100_000
+    meter = Meter("x")
+    threading.Timer(0.3, meter.cancelled.set).start()
+    with pytest.raises(EngineBuildFailed, match="cancelled"):
+        build_engine_bytes(GRAPH, BuildOptions(), "tensorrt", trt=trt, meter=meter)
+
+
+def test_the_timing_cache_is_kept_and_used_again(trt: FakeTensorRt, tmp_path: Path) -> None:
+    path = tmp_path / "made" / "10.3-8.7.cache"
+    said: list[str] = []
+    build_engine_bytes(GRAPH, BuildOptions(), "tensorrt", trt=trt, timing=path, say=said.append)
+    assert path.read_bytes() == b"new"
+    build_engine_bytes(GRAPH, BuildOptions(), "tensorrt", trt=trt, timing=path, say=said.append)
+    assert [call for call in trt.calls if call[0] == "cache"] == [("cache", b""), ("cache", b"new")]
+    assert said == []
+    path.unlink()
+    build_engine_bytes(GRAPH, BuildOptions(), "tensorrt-rtx", trt=trt, timing=path, say=said.append)
+    assert not path.exists()  # TensorRT-RTX has none
+
+
+@pytest.mark.parametrize("how", ["damaged", "foreign", "unreadable"])
+def test_a_timing_cache_that_cannot_be_used_is_said(trt: FakeTensorRt, tmp_path: Path, how: str) -> None:
+    """P18."""
+    path = tmp_path / "timing.cache"
+    path.write_bytes(b"damaged" if how == "damaged" else b"of another GPU")
+    trt.cache_fits = how != "foreign"
+    said: list[str] = []
+    if how == "unreadable":
+        path.unlink()
+        path.mkdir()  # and cannot be written either
+    assert build_engine_bytes(GRAPH, BuildOptions(), "tensorrt", trt=trt, timing=path, say=said.append) == b"engine"
+    assert len(said) == 1
+    assert str(path.parent) in said[0]
+    if how != "unreadable":
+        assert path.read_bytes() == b"new"
+
+
+def test_no_place_for_a_timing_cache_breaks_nothing(
+    trt: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P18."""
+    said: list[str] = []
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BFR_HOME", str(tmp_path / "file" / "bfr"))
+    path = timing_cache_path("11.4.0", "9.0", said.append)
+    assert path is not None
+    assert build_engine_bytes(GRAPH, BuildOptions(), "tensorrt", trt=trt, timing=path, say=said.append) == b"engine"
+    assert "not kept" in said[0]
+
+    def homeless() -> Path:
+        raise WriteFailed("no home")
+
+    monkeypatch.setattr("bfr.export.tensorrt.builder.cache_folder", homeless)
+    assert timing_cache_path("11.4.0", "9.0", said.append) is None
+
+
+def graph_of(folder: Path, nodes: list[Any]) -> Path:
+    """An ONNX file of (operator, domain) after another, on images of 8 x 8."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    shape = ["batch", 3, 8, 8]
+    names = ["x", *(f"y{i}" for i in range(len(nodes)))]
+    made = [
+        helper.make_node(op, [a], [b], name=f"the_{op}", domain=domain)
+        for (op, domain), a, b in zip(nodes, names, names[1:], strict=False)
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        made, "g", [value("x", TensorProto.FLOAT, shape)], [value(names[-1], TensorProto.FLOAT, shape)]
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("nowhere", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), folder / "graph.onnx")
+    return folder / "graph.onnx"
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Any:
+    return pytest.importorskip("tensorrt_rtx")
+
+
+def test_rtx_names_the_nodes_that_it_does_not_support(rtx: Any, tmp_path: Path) -> None:
+    graph = graph_of(tmp_path, [("Relu", ""), ("Foo", "nowhere"), ("Bar", "nowhere")])
+    with pytest.raises(EngineBuildFailed) as caught:
+        parse_graph(graph, rtx)
+    for part in ("tensorrt-rtx 1.", "Foo the_Foo", "--opset"):
+        assert part in str(caught.value)
+
+
+def test_rtx_reads_half_where_the_graph_has_it(rtx: Any, tiny_bundle: Bundle) -> None:
+    full, half = (typed_share(tiny_bundle.graph("denoiser", p), "tensorrt-rtx") for p in ("fp32", "fp16"))
+    assert full < HALF_SHARE / 2
+    assert half > HALF_SHARE
+
+
+def test_polygraphy_reads_the_graphs(rtx: Any, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """As docs/tensorrt.md says: they are plain ONNX files with external weights."""
+    pytest.importorskip("polygraphy")
+    main = "import sys; from polygraphy.tools import main; sys.exit(main())"
+    command = [sys.executable, "-c", main, "inspect", "capability", str(tiny_bundle.graph("denoiser", "fp16"))]
+    environment = {**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1"}
+    done = subprocess.run(  # noqa: S603
+        command, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fully supported" in done.stdout
+
+
+def test_rtx_builds_and_says_how_far_it_is(rtx: Any, tiny_bundle: Bundle) -> None:
+    """Both precisions: the engine of mixed half precision is the smaller one."""
+    ticks: list[Tick] = []
+    options = BuildOptions(buckets=(1, 2), workspace_mib=512)
+    sizes = {}
+    for precision in ("fp32", "fp16"):
+        graph = tiny_bundle.graph("denoiser", precision)  # type: ignore[arg-type]
+        meter = Meter(precision)
+        data = watched(
+            lambda graph=graph, meter=meter: build_engine_bytes(graph, options, "tensorrt-rtx", meter=meter),
+            meter,
+            ticks.append,
+            interval=0.05,
+        )
+        sizes[precision] = len(data)
+    assert sizes["fp16"] < sizes["fp32"]
+    assert len({tick.phase for tick in ticks}) > 2  # the thread that reports runs beside the builder
+    elapsed = [tick.elapsed for tick in ticks if tick.what == "fp32"]
+    assert max(np.diff(elapsed)) < 5
+
+
+def test_rtx_can_be_cancelled(rtx: Any) -> None:
+    meter = Meter("x")
+    threading.Timer(0.5, meter.cancelled.set).start()
+    begin = time.monotonic()
+    with pytest.raises(EngineBuildFailed, match="cancelled"):
+        build_engine_bytes(default_bundle() / "denoiser.onnx", BuildOptions(), "tensorrt-rtx", meter=meter)
+    assert time.monotonic() - begin < 10  # five profiles take half a minute
+
+
+def test_rtx_builds_all_of_mini(rtx: Any) -> None:
+    bundle = Bundle.open(default_bundle())
+    for name in bundle.manifest.networks:
+        data = build_engine_bytes(bundle.graph(name, "fp32"), BuildOptions(buckets=(1,)), "tensorrt-rtx")
+        assert len(data) > 1e6
+
+
+# Identity has the gradient, of all the one that TensorRT needs most help with; each other takes half a minute to two.
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in sorted(MAKERS.keys() - {"identity"})]
+
+
+@pytest.mark.parametrize("name", ["identity", *OTHERS])
+def test_rtx_builds_every_system_of_the_family(rtx: Any, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Gradients, Fourier transforms, codebooks and resizing included."""
+    bundle = shared(name, tmp_path_factory)
+    for network in bundle.manifest.networks:
+        data = build_engine_bytes(bundle.graph(network, "fp32"), BuildOptions(buckets=(1, 2)), "tensorrt-rtx")
+        assert len(data) > 1e5
+
+
+def test_support_is_reported_for_every_graph(rtx: Any, tiny_bundle: Bundle, trt: FakeTensorRt) -> None:
+    found = check_support(tiny_bundle, "tensorrt-rtx", ("fp16", "fp32"))
+    assert [(s.network, s.precision) for s in found] == [
+        ("estimator", "fp32"),
+        ("denoiser", "fp16"),
+        ("denoiser", "fp32"),
+    ]
+    assert all(support.problem is None and support.layers > 100 for support in found)
+    assert "can be built" in str(found[0])
+    trt.errors = [FakeError("GroupNormalization", "n", "no")]
+    found = check_support(tiny_bundle, "tensorrt", trt=trt)
+    assert all("10.9" in str(support) for support in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["denoiser", "estimator"])
+def test_rtx_builds_difface(rtx: Any, tmp_path: Path, name: str) -> None:
+    """The 512 UNet and SwinIR in their published shapes, with name-seeded weights: minutes, and 3 GB."""
+    from bfr.export.bundle import as_stage
+    from bfr.export.onnx.graph import export_graph
+    from bfr.models.catalog import get_system
+    from bfr.models.weights.seeded import seed_weights
+
+    spec = get_system("difface").networks[name]
+    module = spec.build()
+    seed_weights(module)
+    stage = as_stage(module, spec)
+    outputs = ("estimate",) if name == "estimator" else ("x_next", "x0")
+    graph, weights = export_graph(stage, stage.examples(512), outputs, tmp_path / f"{name}.onnx")
+    data = build_engine_bytes(graph, BuildOptions(buckets=(1,)), "tensorrt-rtx")
+    assert len(data) > 0.4 * weights.stat().st_size

@@ -1,0 +1,346 @@
+"""`build_engines`: what is published was built, proven, and fits; P3 to P5 and P15 to P19."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_fakes import MACHINE, FakeBuild, FakeDevice, fake_reference, inspected, opener
+
+from bfr.export.tensorrt.builder import BuildOptions
+from bfr.export.tensorrt.engine import build_engines
+from bfr.export.tensorrt.precision import HALF_SHARE
+from bfr.export.tensorrt.progress import Tick
+from bfr.runtime import files
+from bfr.runtime.backends.tensorrt_key import find_engine
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.errors import (
+    BackendUnavailable,
+    BundleCorrupt,
+    EngineBuildFailed,
+    InvalidOption,
+    VerificationFailed,
+    WriteFailed,
+)
+
+OPTIONS = BuildOptions(buckets=(1, 2))
+
+
+@pytest.fixture
+def folder(tiny_bundle: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle.folder, tmp_path / "tiny"))
+
+
+def build(folder: Path, *, device: dict[str, Any] | None = None, **options: Any) -> Any:
+    options = {"build": FakeBuild(), "reference": fake_reference, "options": OPTIONS, **options}
+    return build_engines(folder, "tensorrt-rtx", open_device=opener(folder, **(device or {})), **options)
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "engines").iterdir()} - {".build.lock"}
+
+
+def test_engines_are_published_with_key_hash_and_proof(folder: Path, tiny_bundle: Bundle) -> None:
+    said: list[str] = []
+    built = build(folder, precisions=("fp16",), say=said.append)
+    bundle = Bundle.open(folder)
+    assert bundle.manifest.engines == tuple(built)
+    assert bundle.hash == tiny_bundle.hash
+    assert bundle.check_all() == 6 + 4  # graphs and weights, engines and what was compiled for them
+    estimator, denoiser = built
+    assert (estimator.key.precision, denoiser.key.precision) == ("fp32", "fp16")  # the estimator has no half
+    assert denoiser.half_share == 0.75
+    key = denoiser.key
+    assert key.graph_sha256 == bundle.network("denoiser").variants["fp16"].graph.sha256
+    assert (key.gpu, key.compute_capability, key.cuda, key.driver, key.version) == (
+        "NVIDIA Fake",
+        "8.9",
+        "13.0",
+        "13.1",
+        "1.7.1",
+    )
+    assert key.buckets == (1, 2)
+    assert key.options == {"optimization_level": 3, "workspace_mib": None, "tf32": False}
+    assert denoiser.file.sha256[:12] in denoiser.file.path
+    whats = [check.what for check in denoiser.checks]
+    assert whats[:2] == ["denoiser, batch 1", "denoiser, batch 2"]
+    assert whats[2].startswith("loop, preset reference, ddim, 6 of ddim250")
+    assert {check.gpu for check in denoiser.checks} == {"NVIDIA Fake"}
+    assert {check.reference for check in denoiser.checks} == {"a reference"}
+    assert denoiser.checks[2].seconds_a_step is not None
+    assert find_engine(bundle, "denoiser", "fp16", MACHINE) == denoiser
+    assert any("published" in line for line in said)
+
+
+def test_what_fits_is_not_built_again_and_what_does_not_fit_is(folder: Path) -> None:
+    first = build(folder)
+    again = FakeBuild()
+    assert build(folder, build=again) == []
+    assert again.asked == []
+    # P3: another driver, other buckets or another level ask for other engines, and the old ones go.
+    build(folder, build=again, device={"machine": replace(MACHINE, driver="13.2")})
+    build(folder, build=again, options=BuildOptions(buckets=(1, 2, 4)))
+    build(folder, build=again, options=BuildOptions(buckets=(1, 2), optimization_level=5))
+    assert len(again.asked) == 6
+    engines = Bundle.open(folder).manifest.engines
+    assert len(engines) == 2
+    assert files_of(folder) == {Path(f.path).name for e in engines for f in (e.file, e.runtime_cache) if f}
+    assert not {engine.file.path for engine in first} & {engine.file.path for engine in engines}
+
+
+def test_force_builds_anew_and_a_damaged_engine_is_built_anew(folder: Path) -> None:
+    first = build(folder)
+    forced = FakeBuild()
+    build(folder, build=forced, force=True, precisions=("fp32", "fp16"))
+    # The estimator, which fp16 needs in fp32 as well, is built once.
+    assert forced.asked == [(n, "tensorrt-rtx") for n in ("estimator.onnx", "denoiser.onnx", "denoiser.fp16.onnx")]
+    engine = Bundle.open(folder).manifest.engines[0]
+    assert engine != first[0]
+    path = folder / engine.file.path
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    mended = FakeBuild()
+    build(folder, build=mended)
+    assert mended.asked == [(f"{engine.network}.onnx", "tensorrt-rtx")]
+    Bundle.open(folder).check_all()
+
+
+def test_engines_of_another_library_stay(folder: Path) -> None:
+    build(folder)
+    other = replace(MACHINE, library="tensorrt", version="11.4.0")
+    build(folder, device={"machine": other})
+    assert {engine.key.library for engine in Bundle.open(folder).manifest.engines} == {"tensorrt", "tensorrt-rtx"}
+    assert sum(name.endswith(".engine") for name in files_of(folder)) == 4
+
+
+def test_an_engine_that_is_float32_is_not_published(folder: Path) -> None:
+    """P4."""
+    with pytest.raises(EngineBuildFailed, match="the engine is float32: 20% of the tensors"):
+        build(folder, precisions=("fp16",), device={"inspector": inspected(1, 4)})
+    assert Bundle.open(folder).manifest.engines == ()
+    assert files_of(folder) == set()
+    nothing = {"inspector": '{"Layers": ["a", "b"]}'}
+    with pytest.raises(EngineBuildFailed, match="shows no tensor types"):
+        build(folder, precisions=("fp16",), device={**nothing, "machine": replace(MACHINE, library="tensorrt")})
+    build(folder, device={"inspector": '{"Layers": ["a", "b"]}'})  # of fp32 nothing has to be shown
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_where_rtx_shows_no_types_the_networks_own_count(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def typed(graph: Path, library: str) -> float:
+        asked.append((graph.name, library))
+        return share
+
+    monkeypatch.setattr("bfr.export.tensorrt.engine.typed_share", typed)
+    nothing = {"inspector": '{"Layers": ["a", "b"]}'}
+    if share < HALF_SHARE:
+        with pytest.raises(EngineBuildFailed, match="the engine is float32: 10% of the tensors"):
+            build(folder, precisions=("fp16",), device=nothing)
+    else:
+        build(folder, precisions=("fp16",), device=nothing)
+        assert {e.half_share for e in Bundle.open(folder).manifest.engines if e.key.precision == "fp16"} == {share}
+    assert asked == [("denoiser.fp16.onnx", "tensorrt-rtx")]
+
+
+class Spoiled:
+    """A network whose outputs are changed after every call."""
+
+    def __init__(self, network: Any, change: Any) -> None:
+        self.network, self.change = network, change
+
+    def bind(self, inputs: Any, outputs: Any) -> Any:
+        call = self.network.bind(inputs, outputs)
+
+        def changed() -> None:
+            call()
+            for buffer in outputs.values():
+                buffer.array[...] = self.change(buffer.array)
+
+        return changed
+
+
+def test_engines_that_differ_are_not_published_and_the_old_ones_stay(folder: Path) -> None:
+    """P5 and P3: the old engines are there, whole and in the manifest, until new ones are verified."""
+    old = build(folder)
+    before = files_of(folder)
+    for change, message in (
+        (lambda values: values * np.float32(1.01), "floor"),
+        (lambda values: values * np.float32(np.nan), "NaN or Inf"),
+    ):
+        with pytest.raises(VerificationFailed, match=message):
+            build(folder, force=True, device={"spoil": lambda network, change=change: Spoiled(network, change)})
+        assert Bundle.open(folder).manifest.engines == tuple(old)
+        assert files_of(folder) == before
+        Bundle.open(folder).check_all()
+
+
+def test_a_full_disk_leaves_the_old_engines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P15."""
+    old = build(folder)
+    before = files_of(folder)
+    sync = files._sync
+    for kind in (".engine", ".cache", "manifest.json"):
+
+        def full(path: Path, kind: str = kind) -> None:
+            if kind in path.name:
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            sync(path)
+
+        monkeypatch.setattr(files, "_sync", full)
+        with pytest.raises(WriteFailed, match="disk is full") as caught:
+            build(folder, force=True)
+        assert str(folder) in str(caught.value)
+        assert Bundle.open(folder).manifest.engines == tuple(old)
+        assert files_of(folder) == before
+
+
+def test_a_bundle_that_cannot_be_written_names_the_remedy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(WriteFailed, match=r"Read-only file system.*bfr build .* -o COPY"):
+        build(folder)
+
+
+def test_without_a_gpu_nothing_is_written(folder: Path) -> None:
+    with pytest.raises(BackendUnavailable, match="GPU 0"):
+        build_engines(folder, "tensorrt-rtx", build=FakeBuild(), reference=fake_reference)
+    assert not (folder / "engines").exists()
+
+
+def test_a_precision_that_was_not_exported_and_a_damaged_graph_are_refused(folder: Path) -> None:
+    with pytest.raises(InvalidOption, match="no network in bf16"):
+        build(folder, precisions=("bf16",))
+    with (folder / "denoiser.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(BundleCorrupt, match=r"denoiser\.onnx"):
+        build(folder)
+    assert files_of(folder) == set()
+
+
+def test_a_build_reports_and_gives_the_device_back(folder: Path) -> None:
+    """P19, the first half: it says how far it is all the time."""
+    ticks: list[tuple[float, Tick]] = []
+    devices: list[FakeDevice] = []
+
+    def opened(*_: Any) -> FakeDevice:
+        devices.append(FakeDevice(folder))
+        return devices[-1]
+
+    build_engines(
+        folder,
+        "tensorrt-rtx",
+        options=OPTIONS,
+        precisions=("fp32", "fp16"),
+        build=FakeBuild(seconds=1.2),
+        reference=fake_reference,
+        open_device=opened,
+        report=lambda tick: ticks.append((time.monotonic(), tick)),
+    )
+    times = [when for when, _ in ticks]
+    assert max(np.diff(times)) < 5
+    assert {"estimator in fp32", "denoiser in fp16", "fp16, the proof"} <= {tick.what for _, tick in ticks}
+    assert "timing" in {tick.phase for _, tick in ticks}
+    assert len(devices) == 2
+    assert all(device.closed for device in devices)
+
+
+CHILD = """
+import os, sys
+from functools import partial
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from engine_fakes import FakeBuild, fake_reference, opener
+from bfr.export.tensorrt import engine, progress
+from bfr.runtime.backends.cuda import bindings as cuda
+folder, mode, seconds = Path(sys.argv[2]), sys.argv[3], float(sys.argv[4])
+cuda.Cuda = lambda index: None
+leave = os._exit
+os._exit = lambda status: (print("walked away", flush=True), leave(status))
+def reference(bundle, index):
+    if mode == "proof":
+        print("proving", flush=True)
+        import time; time.sleep(seconds)
+    return fake_reference(bundle, index)
+build = FakeBuild(0 if mode == "proof" else seconds, folder.parent / "log", deaf=mode == "deaf")
+if mode == "deaf":
+    progress.GRACE = 1.0
+engine.build_engines = partial(engine.build_engines, build=build, open_device=opener(folder), reference=reference)
+sys.argv = ["bfr", "build", str(folder), "--batches", "1,2", "--library", "tensorrt-rtx"]
+from bfr.runtime.cli.main import main
+main()
+"""
+
+
+def child(folder: Path, mode: str, seconds: float = 0.0) -> "subprocess.Popen[str]":
+    code = [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(folder), mode, str(seconds)]
+    return subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 30
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("mode", ["build", "proof"])
+def test_a_killed_build_leaves_nothing_published_and_blocks_nobody(folder: Path, mode: str) -> None:
+    """P16."""
+    process = child(folder, mode, 60)
+    if mode == "proof":
+        assert process.stdout is not None
+        assert process.stdout.readline() == "proving\n"
+    else:
+        wait_for(folder.parent / "log")
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert Bundle.open(folder).manifest.engines == ()
+    begin = time.monotonic()
+    built = build(folder)
+    assert time.monotonic() - begin < 20
+    assert len(built) == 2
+    assert files_of(folder) == {Path(f.path).name for e in built for f in (e.file, e.runtime_cache)}
+
+
+def test_of_eight_processes_one_builds_and_the_others_wait(folder: Path) -> None:
+    """P17."""
+    processes = [child(folder, "build", 2.0) for _ in range(8)]
+    results = [process.communicate(timeout=100) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 8, results
+    assert sorted((folder.parent / "log").read_text().split()) == ["denoiser.onnx", "estimator.onnx"]
+    assert sum("every engine is there" in out for out, _ in results) == 7
+    assert sum("another process builds" in err for _, err in results) >= 1
+    assert all(err.count("another process builds") <= 1 for _, err in results)
+    Bundle.open(folder).check_all()
+
+
+@pytest.mark.parametrize("mode", ["build", "deaf"])
+def test_ctrl_c_ends_a_build_and_leaves_nothing(folder: Path, mode: str) -> None:
+    """P19, the second half; `deaf` is a build that does not look at its progress monitor."""
+    process = child(folder, mode, 60)
+    wait_for(folder.parent / "log")
+    time.sleep(0.3)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert time.monotonic() - begin < 10
+    assert process.returncode == 130
+    # Work that listens ends by itself; from work that does not the process walks away.
+    assert ("walked away" in out) == (mode == "deaf")
+    assert "what was being built is not published" in err
+    assert "Traceback" not in err
+    assert files_of(folder) == set()
+    assert Bundle.open(folder).manifest.engines == ()

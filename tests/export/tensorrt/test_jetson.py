@@ -1,0 +1,59 @@
+"""`bfr build --for jetson`, as far as it can be tested without a board."""
+
+from pathlib import Path
+
+import pytest
+
+from bfr.export.tensorrt.jetson import Board, advice, check_board, check_opsets, jetson_options, this_board
+from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.errors import InvalidOption
+
+
+def board(memory: float, swap: float = 0.0, model: str | None = "NVIDIA Jetson Orin Nano") -> Board:
+    return Board(model, memory, swap)
+
+
+def test_a_board_is_recognized(tmp_path: Path) -> None:
+    model, memory = tmp_path / "model", tmp_path / "meminfo"
+    memory.write_text("MemTotal:        7802864 kB\nMemFree: 1 kB\nSwapTotal:       3901424 kB\n")
+    model.write_bytes(b"NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\0")
+    found = this_board(model, memory)
+    assert found.model is not None
+    assert found.memory == pytest.approx(7.44, abs=0.01)
+    assert found.swap == pytest.approx(3.72, abs=0.01)
+    check_board(found)
+    model.write_bytes(b"Raspberry Pi 5\0")
+    for other in (this_board(model, memory), this_board(tmp_path / "none", tmp_path / "none")):
+        with pytest.raises(InvalidOption, match="this is none"):
+            check_board(other)
+
+
+@pytest.mark.parametrize(("memory", "limit"), [(7.4, 1024), (15.3, 2048), (30.0, None), (61.4, None)])
+def test_the_memory_decides_the_workspace(memory: float, limit: int | None) -> None:
+    options = jetson_options(board(memory), buckets=None, workspace_mib=None, level=3)
+    assert (options.buckets, options.workspace_mib) == ((1, 2), limit)
+    given = jetson_options(board(memory), buckets=(1,), workspace_mib=512, level=2)
+    assert (given.buckets, given.workspace_mib, given.optimization_level) == ((1,), 512, 2)
+
+
+def test_advice() -> None:
+    assert any("swap file of 8 GiB" in line for line in advice(board(7.4, 3.7)))
+    assert not any("swap file" in line for line in advice(board(7.4, 16.0)))
+    assert not any("swap file" in line for line in advice(board(61.4)))
+    assert all(any("nvpmodel" in line for line in advice(board(memory))) for memory in (7.4, 61.4))
+
+
+def test_opsets() -> None:
+    mini = Bundle.open(default_bundle())
+    check_opsets(mini, "10.3.0")
+    networks = {
+        name: entry.model_copy(
+            update={"variants": {p: v.model_copy(update={"opset": 21}) for p, v in entry.variants.items()}}
+        )
+        for name, entry in mini.manifest.networks.items()
+    }
+    newer = Bundle(mini.folder, mini.manifest.model_copy(update={"networks": networks}), mini.hash)
+    with pytest.raises(InvalidOption, match=r"denoiser in fp32 has opset 21; .*10\.3\.0 reads up to 20: .*--opset 20"):
+        check_opsets(newer, "10.3.0")
+    check_opsets(newer, "10.13.2")
+    check_opsets(newer, "11.4.1")

@@ -1,0 +1,142 @@
+"""LaMa against the published code's output and layout, and its Fourier transforms against torch's."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bfr.models.networks.lama import LaMa, RealDft2d
+from bfr.models.weights.seeded import seed_weights
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+
+def description(name: str) -> Any:
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def build(**changes: Any) -> LaMa:
+    network = LaMa(**(description("tiny_lama")["params"] | {"image_size": 64} | changes)).eval()
+    seed_weights(network)
+    return network
+
+
+def ratios(gin: float, gout: float, **others: Any) -> dict[str, Any]:
+    return {"ratio_gin": gin, "ratio_gout": gout, "enable_lfu": False, **others}
+
+
+def golden() -> tuple[Tensor, Tensor]:
+    with np.load(GOLDEN / "tiny_lama.npz") as arrays:
+        return torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
+
+
+def complex_spectrum(stacked: Tensor) -> Tensor:
+    return torch.complex(*stacked.chunk(2, dim=-2))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> LaMa:
+    return build()
+
+
+def test_output_equals_the_published_code(tiny: LaMa) -> None:
+    x, y = golden()
+    with torch.no_grad():
+        torch.testing.assert_close(tiny(x), y, rtol=0, atol=1e-5)
+
+
+def test_layout_equals_the_published_checkpoint() -> None:
+    layout = description("layout_lama_inpainting256")
+    with torch.device("meta"):
+        network = LaMa(**layout["params"])
+    own = {key: [list(value.shape), str(value.dtype)[6:]] for key, value in network.state_dict().items()}
+    assert own == layout["state_dict"]
+    assert network.image_size == 256
+
+
+def test_images_of_a_batch_are_independent(tiny: LaMa) -> None:
+    x, y = golden()
+    with torch.no_grad():
+        alone = torch.cat([tiny(image[None]) for image in x])
+        torch.testing.assert_close(alone, y, rtol=0, atol=1e-5)
+        torch.testing.assert_close(tiny(x.flip(0)), y.flip(0), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 8, 16, 30, 32, 64])
+def test_products_equal_the_fourier_transform_and_its_inverse(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    dft = RealDft2d(size)
+    x = torch.randn(2, 3, size, size, generator=generator)
+    spectrum = dft(x)
+    expected = torch.fft.rfft2(x.double(), norm="ortho").to(torch.complex64)
+    assert spectrum.shape == (2, 3, 2 * size, size // 2 + 1)
+    torch.testing.assert_close(complex_spectrum(spectrum), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(dft.inverse(spectrum), x, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 8, 30, 32])
+def test_inverse_of_a_spectrum_that_no_real_image_has(size: int) -> None:
+    shape = (2, 3, 2 * size, size // 2 + 1)
+    spectrum = torch.randn(shape, generator=torch.Generator().manual_seed(size))
+    result = RealDft2d(size).inverse(spectrum)
+    whole = complex_spectrum(spectrum)
+    torch.testing.assert_close(result, torch.fft.irfft2(whole, (size, size), norm="ortho"), rtol=0, atol=1e-5)
+    # what the row transform must ignore: the imaginary part, after the columns', of frequencies 0 and size / 2
+    real = torch.fft.ifft(whole, dim=-2, norm="ortho")
+    real[..., [0, -1]] = real[..., [0, -1]].real.to(real.dtype)
+    torch.testing.assert_close(result, torch.fft.irfft(real, size, norm="ortho"), rtol=0, atol=1e-5)
+
+
+def test_transforms_are_shared_and_outside_the_state_dict(tiny: LaMa) -> None:
+    transforms = [module for module in tiny.modules() if isinstance(module, RealDft2d)]
+    assert {16} == {transform.size for transform in transforms}
+    assert len(transforms) == 1
+    assert all(buffer.dtype == torch.float32 for buffer in transforms[0].buffers())
+    assert not any("dft" in key for key in tiny.state_dict())
+
+
+def test_the_global_stream_may_begin_with_the_image() -> None:
+    shares = {"init_conv_kwargs": ratios(0, 0.5), "downsample_conv_kwargs": ratios(0.5, 0.5)}
+    network = build(**shares, n_blocks=1, add_out_act="tanh")
+    sizes = {module.size for module in network.modules() if isinstance(module, RealDft2d)}
+    assert sizes == {32, 16}
+    with torch.no_grad():
+        y = network(golden()[0])
+    assert y.shape == (2, 3, 64, 64)
+    assert y.min() < 0
+
+
+def test_without_a_global_stream_the_network_is_an_ordinary_one() -> None:
+    network = build(resnet_conv_kwargs=ratios(0, 0), add_out_act=False)
+    assert not any("convg" in key or "bn_g" in key for key in network.state_dict())
+    with torch.no_grad():
+        assert network(golden()[0]).shape == (2, 3, 64, 64)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 32, 32), (1, 4, 64, 32), (1, 3, 64, 64), (1, 4, 128, 128)])
+def test_another_size_is_refused(tiny: LaMa, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"\(4, 64, 64\).*resize"):
+        tiny(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 66}, "cannot be halved"),
+        ({"add_out_act": "relu"}, "add_out_act"),
+        ({"resnet_conv_kwargs": ratios(0.75, 0.75) | {"enable_lfu": True}}, "local Fourier units"),
+        ({"resnet_conv_kwargs": {"ratio_gin": 0.75, "ratio_gout": 0.75}}, "local Fourier units"),
+        ({"resnet_conv_kwargs": ratios(0.75, 0.75, groups=2)}, "groups"),
+        ({"resnet_conv_kwargs": ratios(0.75, 0.5)}, "equal"),
+        ({"resnet_conv_kwargs": ratios(1, 1)}, r"\[0, 1\)"),
+        ({"init_conv_kwargs": ratios(0.5, 0)}, "no global channels"),
+        ({"init_conv_kwargs": ratios(0, 0.5)}, "must be equal"),
+    ],
+)
+def test_impossible_options_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**changes)

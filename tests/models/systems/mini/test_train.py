@@ -1,0 +1,86 @@
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bfr.models.systems.mini import train as training
+from bfr.models.systems.mini.networks import build
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faces")
+    for i in range(2):
+        noise = np.random.default_rng(i).integers(0, 256, (320, 320, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{i}.png"), cv2.GaussianBlur(noise, (0, 0), 6))
+    return folder
+
+
+def options(faces: Path, out: Path, **changes: Any) -> argparse.Namespace:
+    out.mkdir(exist_ok=True)
+    values = {"role": "denoiser", "faces": faces, "out": out, "steps": 3, "batch": 1, "lr": 1e-3, "ema": 0.9}
+    values |= {"last_timestep": 400, "init": None, "seed": 0, "device": "cpu", "workers": 0, "log_every": 1}
+    values |= {"judge_every": 2, "judged": 1, "compile": False}
+    return argparse.Namespace(**(values | changes))
+
+
+def test_an_interrupted_run_continues_as_if_it_had_not_been(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training.train(options(faces, tmp_path / "whole"))
+    batches = training.batches
+
+    def interrupted(*arguments: Any) -> Iterator[Any]:
+        for step, batch in enumerate(batches(*arguments)):
+            if step == 2:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(training, "SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr(training, "batches", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(options(faces, tmp_path / "parts"))
+    monkeypatch.setattr(training, "batches", batches)
+    training.train(options(faces, tmp_path / "parts"))
+    whole, parts = (load_file(tmp_path / name / "denoiser.safetensors") for name in ("whole", "parts"))
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=1e-5)
+    assert max(float(value.float().abs().max()) for key, value in whole.items() if key.startswith("out.2")) > 0
+
+
+def test_a_batch_is_a_function_of_the_seed_and_the_step(faces: Path) -> None:
+    pictures, _ = training.read_faces(faces)
+    data = training.FaceBatches(pictures, batch=2, seed=1, degrade=True)
+    for a, b in zip(data[5], data[5], strict=True):
+        assert torch.equal(a, b)
+        assert a.shape == (2, 256, 256, 3)
+    assert not torch.equal(data[5][0], data[6][0])
+    assert not torch.equal(*data[5])
+    assert torch.equal(*training.FaceBatches(pictures, batch=2, seed=1, degrade=False)[5])
+
+
+def test_new_networks_change_nothing_yet() -> None:
+    x = torch.rand(1, 3, 256, 256)
+    with torch.inference_mode():
+        assert torch.equal(build("estimator")(x), x)
+        assert not build("denoiser")(x, torch.tensor([10.0])).any()
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_zero() -> None:
+    rates = [training.learning_rate(step, 1000, 1.0) for step in (0, 99, 500, 850, 1000)]
+    assert rates == pytest.approx([0.01, 1.0, 1.0, 0.5, 0.0])
+
+
+def test_faces_of_another_size_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"\.webp"):
+        training.read_faces(tmp_path)
+    for name in "ab":
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(SystemExit, match="320x320"):
+        training.read_faces(tmp_path)

@@ -1,0 +1,260 @@
+"""Checkpoints that are damaged, malicious, wrapped, or of another network."""
+
+import os
+import pickle
+import resource
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bfr.models.weights.checkpoint import check_layout, convert, load_into, load_state_dict
+from bfr.runtime.errors import InputNotFound, InvalidCheckpoint, WriteFailed
+from bfr.runtime.files import sha256_file
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(OrderedDict(first=nn.Linear(64, 64), norm=nn.BatchNorm1d(64), last=nn.Linear(64, 8)))
+
+
+def weights() -> dict[str, Tensor]:
+    return dict(network().state_dict())
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+class Payload:
+    """What a malicious checkpoint holds: unpickled by Python's own pickle, it makes a folder."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.marker),)
+
+
+# Files that hold the weights, whole.
+
+
+def save_legacy(state: object, path: Path) -> None:
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+
+
+def save_compressed(state: object, path: Path) -> None:
+    torch.save(state, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = [(name, archive.read(name)) for name in archive.namelist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries:
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize("save", [torch.save, save_legacy, save_compressed])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "params_ema", "params", "model_ema"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_published_forms_are_read(
+    tmp_path: Path, save: Callable[[object, Path], None], wrapper: str | None, prefix: str
+) -> None:
+    state: object = {prefix + key: value for key, value in weights().items()}
+    save({"epoch": 3, wrapper: state} if wrapper else state, tmp_path / "a.pth")
+    assert equal(load_state_dict(tmp_path / "a.pth"), weights())
+
+
+def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
+    torch.save({"params": {"a": torch.zeros(1)}, "params_ema": {"a": torch.ones(1)}}, tmp_path / "a.pth")
+    assert load_state_dict(tmp_path / "a.pth")["a"].item() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened(tmp_path: Path, dtype: torch.dtype) -> None:
+    half = {key: value.to(dtype) if value.is_floating_point() else value for key, value in weights().items()}
+    torch.save(half, tmp_path / "a.pth")
+    state = load_state_dict(tmp_path / "a.pth")
+    assert equal(state, {key: value.float() if value.is_floating_point() else value for key, value in half.items()})
+    assert state["first.weight"].dtype == torch.float32
+    assert state["norm.num_batches_tracked"].dtype == torch.int64
+    load_into(network(), tmp_path / "a.pth")
+
+
+def test_safetensors_round_trip(tmp_path: Path) -> None:
+    source, destination = tmp_path / "a.pth", tmp_path / "new" / "a.safetensors"
+    shared = torch.arange(12.0).reshape(3, 4)
+    state = weights() | {"tied": shared, "tied.too": shared, "transposed": shared.T}
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, source)
+    convert(source, destination)
+    assert equal(load_state_dict(destination), state)
+    with safetensors.safe_open(destination, "pt") as file:
+        assert file.metadata() == {"format": "pt", "source": "a.pth", "source_sha256": sha256_file(source)}
+    assert [entry.name for entry in destination.parent.iterdir()] == ["a.safetensors"]
+
+
+def test_load_into_fills_the_network(tmp_path: Path) -> None:
+    torch.save({key: value + 1 for key, value in weights().items()}, tmp_path / "a.pth")
+    target = network()
+    load_into(target, tmp_path / "a.pth")
+    assert equal(dict(target.state_dict()), {key: value + 1 for key, value in weights().items()})
+
+
+# Files that must be refused.
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("<html>404: Not Found</html>\n" * 40),
+    "zeros": lambda path: path.write_bytes(bytes(4096)),
+    "random": lambda path: path.write_bytes(torch.manual_seed(0).get_state().numpy().tobytes()),
+    "zip of text": lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", "a"),
+    "pickled list": lambda path: path.write_bytes(pickle.dumps([1, 2, 3], 2)),
+    "a tensor": lambda path: torch.save(torch.zeros(3), path),
+    "an empty dict": lambda path: torch.save({}, path),
+    "an optimizer": lambda path: torch.save({"state": {0: {"step": 3}}, "param_groups": []}, path),
+    "nested tensors": lambda path: torch.save({"a": torch.zeros(1), "b": {"c": torch.zeros(1)}}, path),
+    "a number inside": lambda path: torch.save({"state_dict": weights() | {"epoch": 3}}, path),
+    "a key that is no name": lambda path: torch.save({7: torch.zeros(1)}, path),
+    "a sparse tensor": lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path),
+    "a key twice": lambda path: torch.save({"a": torch.zeros(1), "module.a": torch.ones(1)}, path),
+    "a whole network": lambda path: torch.save(network(), path),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_refused(tmp_path: Path, damage: str, suffix: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    DAMAGES[damage](path)
+    with pytest.raises(InvalidCheckpoint) as error:
+        load_state_dict(path)
+    assert str(path) in str(error.value)
+    assert "bfr fetch" in str(error.value)
+
+
+@pytest.mark.parametrize("percent", [1, 50, 99])
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_a_truncated_file_is_refused(tmp_path: Path, kind: str, percent: int) -> None:
+    path = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pth")
+    saver: dict[str, Callable[[dict[str, Tensor], Path], None]] = {
+        "zip": torch.save,
+        "legacy": save_legacy,
+        "safetensors": save_file,
+    }
+    saver[kind](weights(), path)
+    assert equal(load_state_dict(path), weights())
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * percent // 100])
+    target = network()
+    with pytest.raises(InvalidCheckpoint, match="damaged") as error:
+        load_into(target, path)
+    assert str(path) in str(error.value)
+    assert equal(dict(target.state_dict()), weights())
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle", "beside weights"])
+def test_code_in_a_pickle_does_not_run(tmp_path: Path, form: str) -> None:
+    marker, path = tmp_path / "marker", tmp_path / "a.pth"
+    if form == "bare pickle":
+        path.write_bytes(pickle.dumps(Payload(marker), 2))
+    elif form == "beside weights":
+        torch.save({"state_dict": weights(), "extra": Payload(marker)}, path)
+    else:
+        (torch.save if form == "zip" else save_legacy)(Payload(marker), path)
+    with pytest.raises(InvalidCheckpoint, match="more than tensors"):
+        load_state_dict(path)
+    assert not marker.exists()
+    if form == "bare pickle":  # the payload is a live one: Python's own pickle runs it
+        pickle.loads(path.read_bytes())  # noqa: S301
+    else:
+        torch.load(path, weights_only=False)
+    assert marker.exists()
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputNotFound, match=r"no\.pth"):
+        load_state_dict(tmp_path / "no.pth")
+
+
+# Weights of another network.
+
+
+def test_layout_problems_are_named_and_counted() -> None:
+    state = weights()
+    check_layout(network(), state, "a.pth")
+    del state["norm.weight"], state["norm.bias"]
+    state["last.weight"] = torch.zeros(9, 64)
+    state["norm.num_batches_tracked"] = torch.tensor(0.0)
+    state |= {f"extra.{index}": torch.zeros(1) for index in range(7)}
+    with pytest.raises(InvalidCheckpoint) as error:
+        check_layout(network(), state, "a.pth")
+    text = str(error.value)
+    assert text.startswith("a.pth: ")
+    assert "2 missing: norm.weight, norm.bias" in text
+    assert "7 unexpected: extra.0, extra.1, extra.2, extra.3, extra.4 and 2 more" in text
+    assert "2 of another shape or type: " in text
+    assert "last.weight is (9, 64) float32, expected (8, 64) float32" in text
+    assert "norm.num_batches_tracked is () float32, expected () int64" in text
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_another_precision_of_the_same_kind_is_no_problem(dtype: torch.dtype) -> None:
+    state = {key: value.to(dtype) if value.is_floating_point() else value.int() for key, value in weights().items()}
+    check_layout(network(), state, "a.pth")
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "misshapen", "complex"])
+def test_a_network_is_not_filled_by_another_layout(tmp_path: Path, change: str) -> None:
+    state = {key: value + 1 for key, value in weights().items()}
+    if change == "missing":
+        del state["last.bias"]
+    elif change == "unexpected":
+        state["other"] = torch.zeros(1)
+    else:
+        state["last.bias"] = torch.zeros(1) if change == "misshapen" else torch.zeros(8, dtype=torch.complex64)
+    torch.save(state, tmp_path / "a.pth")
+    target = network()
+    with pytest.raises(InvalidCheckpoint, match="Sequential"):
+        load_into(target, tmp_path / "a.pth")
+    assert equal(dict(target.state_dict()), weights())
+
+
+# Writing.
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Writing beyond `size` bytes fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    torch.save(weights(), tmp_path / "a.pth")
+    folder = tmp_path / "out"
+    with largest_file(4096), pytest.raises(WriteFailed, match="out"):
+        convert(tmp_path / "a.pth", folder / "a.safetensors")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_failed_conversion_keeps_the_old_file(tmp_path: Path) -> None:
+    torch.save(weights(), tmp_path / "a.pth")
+    destination = tmp_path / "out" / "a.safetensors"
+    convert(tmp_path / "a.pth", destination)
+    before = destination.read_bytes()
+    with largest_file(4096), pytest.raises(WriteFailed):
+        convert(tmp_path / "a.pth", destination)
+    (tmp_path / "a.pth").write_bytes(b"damaged")
+    with pytest.raises(InvalidCheckpoint):
+        convert(tmp_path / "a.pth", destination)
+    assert destination.read_bytes() == before

@@ -1,0 +1,126 @@
+"""The CUDA layer: errors become what a user can mend, and what was taken is given back."""
+
+from typing import Any
+
+import pytest
+
+from bfr.runtime.backends.cuda import bindings as cuda
+from bfr.runtime.backends.cuda.bindings import STICKY, Cuda, device_count, pointer, word
+from bfr.runtime.backends.cuda.device import GpuDevice, GpuNoise
+from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory, InvalidOption, MissingDependency
+
+
+def test_facts_of_the_gpu(gpus: Any) -> None:
+    facts = Cuda(1).facts
+    assert (facts.name, facts.compute_capability) == ("Fake 1", "9.0")
+    assert (facts.runtime, facts.driver) == ("13.0", "13.1")
+    assert facts.multiprocessors == 132
+
+
+def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(cuda, "import_module", missing)
+    cuda.bindings.cache_clear()
+    try:
+        assert device_count() == 0
+        with pytest.raises(MissingDependency, match="cuda-python cannot be imported"):
+            Cuda(0)
+    finally:
+        cuda.bindings.cache_clear()
+
+
+def test_without_a_driver() -> None:
+    """The real bindings, where the machine has no GPU; where it has one, there is more than none."""
+    count = device_count()
+    with pytest.raises(BackendUnavailable, match=f"GPU {count} was asked for and"):
+        Cuda(count)
+
+
+def test_out_of_memory_says_how_much(gpus: Any) -> None:
+    one = Cuda(0)
+    with pytest.raises(DeviceOutOfMemory, match=r"2,147,483,648 bytes were needed, 1,073,741,824 of 1,073,741,824"):
+        one.allocate(2 << 30)
+    one.free(one.allocate(100))
+
+
+@pytest.mark.parametrize("name", sorted(STICKY))
+def test_sticky_errors_are_known_to_cuda_and_end_the_device(gpus: Any, name: str) -> None:
+    if not hasattr(cuda.bindings()[0].cudaError_t, name):
+        pytest.skip(f"these bindings have no {name}")
+    gpus[0].fail["cudaMalloc"] = name
+    with pytest.raises(DeviceLost, match=name):
+        Cuda(0).allocate(8)
+
+
+def test_any_other_error_is_a_bug(gpus: Any) -> None:
+    gpus[0].fail["cudaMalloc"] = "cudaErrorInvalidValue"
+    with pytest.raises(RuntimeError, match="GPU 0: cudaMalloc reports cudaErrorInvalidValue") as caught:
+        Cuda(0).allocate(8)
+    assert type(caught.value) is RuntimeError
+
+
+def test_the_drivers_errors_are_the_same_ones(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = GpuDevice()
+    driver = cuda.bindings()[1]
+    for name, kind in (("CUDA_ERROR_OUT_OF_MEMORY", DeviceOutOfMemory), ("CUDA_ERROR_ILLEGAL_ADDRESS", DeviceLost)):
+        answer = (getattr(driver.CUresult, name),)
+        monkeypatch.setattr(driver, "cuLaunchKernel", lambda *_, answer=answer: answer)
+        with pytest.raises(kind):
+            device.launch("diffuse", (1, 1), [pointer(0), word(1)])
+    device.close()
+
+
+def test_a_capture_that_fails_ends(gpus: Any) -> None:
+    device = GpuDevice()
+    buffer = device.array((4,))
+
+    def work() -> None:
+        device.zero(buffer)
+        raise KeyError("in the middle")
+
+    with pytest.raises(KeyError):
+        device.cuda.capture(device.stream, work)
+    assert not gpus[0].capturing
+    device.write(buffer, [1, 2, 3, 4])  # type: ignore[arg-type]
+    assert device.read(buffer).tolist() == [1, 2, 3, 4]
+    device.release([buffer])
+    device.close()
+
+
+def test_an_allocation_during_a_capture_is_an_error(gpus: Any) -> None:
+    device = GpuDevice()
+    with pytest.raises(RuntimeError, match="StreamCaptureUnsupported"):
+        device.cuda.capture(device.stream, lambda: device.array((4,)))  # type: ignore[arg-type, return-value]
+    assert not gpus[0].capturing
+    device.close()
+
+
+def test_noise_of_a_smaller_batch_leaves_the_rest(gpus: Any) -> None:
+    device = GpuDevice()
+    noise = GpuNoise(device, (3, 1, 2, 2))
+    noise.start(1, (5, 6, 7), last=0)
+    noise.ready(0)
+    three = device.read(noise.buffers[0])
+    noise.start(2, (5,), last=0)
+    noise.ready(0)
+    one = device.read(noise.buffers[0])
+    assert (one[0] != three[0]).all()
+    assert (one[1:] == three[1:]).all()
+    with pytest.raises(InvalidOption, match="seed -1"):
+        noise.start(-1, (5,), last=0)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        device.noise((1, 1, 3, 3))
+    noise.close()
+    device.close()
+
+
+def test_the_page_locked_block_grows_once(gpus: Any) -> None:
+    device = GpuDevice()
+    small, large = device.array((2,)), device.array((200,))
+    for buffer in (small, large, small, large):
+        device.read(buffer)
+    assert [size for name, size in gpus[0].log if name == "cudaMallocHost"] == [8, 800]
+    device.release([small, large])
+    device.close()

@@ -1,0 +1,109 @@
+"""What `auto` takes."""
+
+from typing import Any
+
+import pytest
+
+from bfr.runtime.backends import registry as module
+from bfr.runtime.backends.registry import BACKENDS, choose, open_device
+from bfr.runtime.backends.tensorrt_key import LIBRARIES
+from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.bundle.manifest import Check
+from bfr.runtime.errors import BackendUnavailable, EngineMismatch, InvalidOption, MissingDependency
+
+MINI = Bundle.open(default_bundle())
+
+
+def verified(*checks: tuple[str, float | None, str]) -> Bundle:
+    """`mini`, its loop verified: backend, seconds a step, GPU."""
+    found = tuple(
+        Check(
+            what="loop",
+            backend=backend,
+            precision="fp32",
+            batch=1,
+            psnr_db=99.0,
+            max_abs=0.0,
+            relative=0.0,
+            floor_db=80.0,
+            gpu=gpu,
+            seconds_a_step=seconds,
+        )
+        for backend, seconds, gpu in checks
+    )
+    return Bundle(MINI.folder, MINI.manifest.model_copy(update={"verified": found}), MINI.hash)
+
+
+@pytest.fixture
+def usable(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Exception | None]:
+    """What happens where a backend is tried: by default all work."""
+    outcome: dict[str, Exception | None] = {}
+
+    def tried(name: str, *_: Any) -> None:
+        if error := outcome.get(name):
+            raise error
+
+    monkeypatch.setattr(module, "_usable", tried)
+    return outcome
+
+
+def test_without_a_gpu_it_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "device_count", lambda: 0)
+    assert choose(MINI, "fp32") == "onnxruntime-cpu"
+    assert open_device("auto", MINI).name == "onnxruntime-cpu"
+
+
+def test_the_fastest_that_was_verified_on_this_gpu(usable: Any) -> None:
+    bundle = verified(
+        ("tensorrt", 0.002, "Fake 0"), ("torch-cuda", 0.001, "Fake 0"), ("onnxruntime-cuda", 0.0001, "another")
+    )
+    assert choose(bundle, "fp32") == "torch-cuda"
+    usable["torch-cuda"] = MissingDependency("no torch")
+    assert choose(bundle, "fp32") == "tensorrt"
+
+
+def test_what_was_measured_in_another_precision_or_not_at_all_does_not_count(usable: Any) -> None:
+    bundle = verified(("torch-cuda", 0.001, "Fake 0"), ("onnxruntime-cuda", None, "Fake 0"))
+    assert choose(bundle, "fp16") == "tensorrt"
+    assert choose(verified(("onnxruntime-cuda", None, "Fake 0")), "fp32") == "tensorrt"
+
+
+def test_what_was_verified_and_fails_is_said(usable: Any, caplog: pytest.LogCaptureFixture) -> None:
+    usable["tensorrt"] = EngineMismatch("driver: the engine has 12.4")
+    usable["tensorrt-rtx"] = MissingDependency("not installed")
+    assert choose(verified(("tensorrt", 0.002, "Fake 0")), "fp32") == "onnxruntime-cuda"
+    assert "backend tensorrt is passed over: driver: the engine has 12.4" in caplog.text
+    assert "tensorrt-rtx" not in caplog.text
+
+
+def test_where_nothing_works_it_is_the_cpu(usable: Any) -> None:
+    usable.update(dict.fromkeys(BACKENDS, BackendUnavailable("no")))
+    assert choose(MINI, "fp32") == "onnxruntime-cpu"
+    assert choose(None, "fp32") == "onnxruntime-cpu"
+
+
+@pytest.mark.parametrize("tensorrt", LIBRARIES, indirect=True)
+def test_engines_are_looked_for_before_onnxruntime(built: Bundle, tensorrt: Any) -> None:
+    """The real look: engines of the right machine in the manifest."""
+    assert choose(built, "fp16") == tensorrt.name
+    assert open_device("auto", built).close() is None
+    assert choose(MINI, "fp32") == "onnxruntime-cpu"  # has none, and this ONNX Runtime has no CUDA
+
+
+def test_engines_of_another_machine_are_passed_over_aloud(
+    built: Bundle, tensorrt: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    type(tensorrt).__version__, version = "10.9.0", type(tensorrt).__version__
+    try:
+        assert choose(built, "fp32") == "onnxruntime-cpu"
+    finally:
+        type(tensorrt).__version__ = version
+    assert "version: the engine has 10.3.0, wanted is 10.9.0" in caplog.text
+
+
+def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidOption, match="backend 'cuda' is unknown: choose one of auto, onnxruntime-cpu"):
+        open_device("cuda")
+    monkeypatch.setattr(module, "find_spec", lambda _: None)
+    with pytest.raises(MissingDependency, match="torch-cuda needs PyTorch"):
+        open_device("torch-cuda")

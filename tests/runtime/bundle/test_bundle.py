@@ -1,0 +1,108 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.errors import BundleCorrupt, BundleInvalid, InvalidOption
+from bfr.runtime.restore.restorer import Restorer
+
+
+@pytest.fixture
+def copy(tiny_bundle: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle.folder, tmp_path / "copy"))
+
+
+def test_a_whole_bundle_passes(copy: Path) -> None:
+    assert Bundle.open(copy).check_all() == 6  # the estimator in fp32, the denoiser in fp32 and fp16, two files each
+
+
+@pytest.mark.parametrize("file", ["estimator.onnx", "denoiser.onnx", "denoiser.safetensors"])
+@pytest.mark.parametrize("place", ["head", "middle", "tail", "cut", "empty", "gone"])
+def test_a_damaged_file_never_reaches_the_backend(
+    copy: Path, file: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytearray((copy / file).read_bytes())
+    if place in ("head", "middle", "tail"):
+        data[{"head": 0, "middle": len(data) // 2, "tail": -1}[place]] ^= 1
+        (copy / file).write_bytes(data)
+    elif place == "gone":
+        (copy / file).unlink()
+    else:
+        (copy / file).write_bytes(data[: len(data) // 2] if place == "cut" else b"")
+    loaded: list[str] = []
+    monkeypatch.setattr(
+        "bfr.runtime.backends.onnxruntime.CpuDevice.load_graph", lambda _self, graph: loaded.append(graph.name)
+    )
+    with pytest.raises(BundleCorrupt, match=file) as caught:
+        Restorer.open(copy, backend="onnxruntime-cpu")
+    assert "bfr export" in str(caught.value)
+    assert file not in loaded
+    assert file.replace(".safetensors", ".onnx") not in loaded
+
+
+def test_a_hash_is_named_found_and_expected(copy: Path) -> None:
+    path = copy / "estimator.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    expected = Bundle.open(copy).network("estimator").variants["fp32"].graph.sha256
+    with pytest.raises(BundleCorrupt, match=rf"sha256 [0-9a-f]{{64}}, the manifest says {expected}"):
+        Bundle.open(copy).check_all()
+
+
+def edit(folder: Path, change: object) -> None:
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    change(content)  # type: ignore[operator]
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", ["../outside.onnx", "/etc/passwd", "a/../../b", "a\\b", ""])
+def test_a_file_outside_the_bundle_is_refused(copy: Path, name: str) -> None:
+    edit(copy, lambda m: m["networks"]["denoiser"]["variants"]["fp32"]["graph"].update(path=name))
+    with pytest.raises(BundleInvalid, match="relative path inside"):
+        Bundle.open(copy)
+
+
+def test_manifests_that_cannot_be_read(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleInvalid, match="bfr export"):
+        Bundle.open(tmp_path / "nothing")
+    edit(copy, lambda m: m.update(format=99))
+    with pytest.raises(BundleInvalid, match="upgrade"):
+        Bundle.open(copy)
+    edit(copy, lambda m: m.update(format=1, surprise=True))
+    with pytest.raises(BundleInvalid, match="surprise"):
+        Bundle.open(copy)
+    for text in ("", "{", "[]", "\0"):
+        (copy / "manifest.json").write_text(text)
+        with pytest.raises(BundleInvalid):
+            Bundle.open(copy)
+
+
+def test_unknown_names_are_answered_with_the_known_ones(tiny_bundle: Bundle) -> None:
+    with pytest.raises(InvalidOption, match="reference, short"):
+        tiny_bundle.preset("best")
+    with pytest.raises(InvalidOption, match="fp16, fp32"):
+        tiny_bundle.precision("bf16")
+    with pytest.raises(InvalidOption, match="solver"):
+        tiny_bundle.preset("reference", solver="euler")
+    assert tiny_bundle.preset("reference", start=2).start == 2
+    grid = tiny_bundle.preset("reference", spacing="log-snr", start=40.5, steps=3, solver="unipc-2")
+    assert (grid.calls, str(grid)) == (3, "unipc-2, 3 steps from t = 40.5, spaced in log-snr")
+    assert str(tiny_bundle.preset("reference")) == "ddim, 6 of ddim250, eta 0.5"
+    with pytest.raises(InvalidOption, match="give start as well, a timestep for time, log-snr, quadratic"):
+        tiny_bundle.preset("reference", spacing="time", steps=3)
+
+
+def test_a_preset_shortened_keeps_its_spacing(tiny_bundle: Bundle) -> None:
+    assert tiny_bundle.preset("reference").shortened(2).start == 2
+    grid = tiny_bundle.preset("reference", spacing="time", start=40, steps=9).shortened(2)
+    assert (grid.start, grid.steps, grid.calls) == (40, 2, 2)
+
+
+def test_the_default_bundle_is_installed_and_whole() -> None:
+    bundle = Bundle.open(default_bundle())
+    assert bundle.check_all() == 4
+    assert bundle.manifest.system == "mini"
+    assert sum(path.stat().st_size for path in bundle.folder.iterdir()) < 30e6
+    assert {check.what.split(",")[0] for check in bundle.manifest.verified} == {"estimator", "denoiser", "loop"}

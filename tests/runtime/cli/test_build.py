@@ -1,0 +1,143 @@
+"""`bfr build` as a user runs it, on a machine without a GPU."""
+
+import io
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from bfr.export.tensorrt import jetson
+from bfr.export.tensorrt.progress import Tick
+from bfr.runtime.backends import tensorrt_key as trt
+from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.cli import build as cli_build
+from bfr.runtime.cli import main as cli
+from bfr.runtime.errors import InvalidOption, MissingDependency
+
+
+@pytest.fixture
+def bfr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """`bfr ARGUMENTS` in this process: status, standard output, standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["bfr", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_a_dry_run_needs_no_gpu_and_writes_nothing(bfr: Any) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    before = sorted(default_bundle().iterdir())
+    status, out, _ = bfr("build", "--dry-run", "--library", "tensorrt-rtx")
+    assert status == 0
+    assert out.count("can be built") == 2
+    status, out, _ = bfr("build", "mini", "--dry-run", "--library", "tensorrt-rtx", "--for", "jetson", "--json")
+    assert status == 0
+    assert [(entry["network"], entry["problem"]) for entry in json.loads(out)] == [
+        ("estimator", None),
+        ("denoiser", None),
+    ]
+    assert sorted(default_bundle().iterdir()) == before
+
+
+def test_a_graph_that_cannot_be_read_ends_a_dry_run_with_an_error(bfr: Any, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    folder = Path(shutil.copytree(default_bundle(), tmp_path / "b"))
+    graph = folder / "estimator.onnx"
+    graph.write_bytes(b"not a graph")
+    bundle = json.loads((folder / "manifest.json").read_text())
+    from bfr.runtime.bundle.bundle import describe_file
+
+    entry = bundle["networks"]["estimator"]["variants"]["fp32"]
+    entry["graph"] = describe_file(folder, graph).model_dump()
+    (folder / "manifest.json").write_text(json.dumps(bundle))
+    status, out, err = bfr("build", folder, "--dry-run", "--library", "tensorrt-rtx")
+    assert status == 1
+    assert "estimator.onnx cannot be read by tensorrt-rtx" in out
+    assert "denoiser in fp32" in out
+    assert "nothing was built" in err
+    assert "Traceback" not in err
+
+
+def test_without_a_gpu_nothing_is_copied_or_built(bfr: Any, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    status, _, err = bfr("build", "-o", tmp_path / "copy", "--library", "tensorrt-rtx")
+    assert status == 2
+    assert "--dry-run" in err
+    assert not (tmp_path / "copy").exists()
+
+
+def test_wrong_options(bfr: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_build, "find_library", lambda _: "tensorrt-rtx")
+    monkeypatch.setattr(jetson, "this_board", lambda: jetson.Board(None, 64.0, 0.0))
+    for arguments, message in (
+        (("--batches", "1,x"), "numbers separated by commas"),
+        (("--batches", "0"), "ascending numbers from 1"),
+        (("--workspace", "0"), "workspace 0 MiB"),
+        (("--level", "6"), "choose 0 to 5"),
+        (("--for", "phone"), "jetson is the only one"),
+        (("--for", "jetson"), "this is none"),
+        (("--precision", "bf16"), "no network in bf16"),
+    ):
+        status, _, err = bfr("build", *arguments)
+        assert status == 2
+        assert message in err
+    assert bfr("build", tmp_path)[0] == 2  # no bundle
+
+
+def test_the_library_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"tensorrt-rtx"}
+
+    def load(name: str) -> Any:
+        if name not in there:
+            raise MissingDependency(f"{name} cannot be imported: pip install it")
+        return object()
+
+    monkeypatch.setattr(trt, "load_library", load)
+    assert cli_build.find_library("auto") == "tensorrt-rtx"
+    there.add("tensorrt")
+    assert cli_build.find_library("auto") == "tensorrt"
+    assert cli_build.find_library("tensorrt-rtx") == "tensorrt-rtx"
+    there.clear()
+    with pytest.raises(MissingDependency, match=r"(?s)tensorrt cannot.*tensorrt-rtx cannot"):
+        cli_build.find_library("auto")
+    with pytest.raises(InvalidOption, match="choose auto, tensorrt or tensorrt-rtx"):
+        cli_build.find_library("onnx")
+
+
+def test_jetpack_6_refuses_a_newer_opset(bfr: Any, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = type("trt", (), {"__version__": "10.3.0"})
+    monkeypatch.setattr(trt, "load_library", lambda _: library)
+    status, _, err = bfr("build", tiny_bundle.folder, "--for", "jetson", "--library", "tensorrt", "--dry-run")
+    assert status == 2
+    assert "bfr export tiny --opset 20" in err
+
+
+def test_progress_on_a_terminal_and_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P19: without a terminal a line at least every 5 seconds."""
+    assert cli_build.EVERY < 5
+    monkeypatch.setattr(cli_build, "EVERY", 0.2)
+    lines: list[str] = []
+    monkeypatch.setattr(cli_build, "say", lines.append)
+    monkeypatch.setattr(cli_build, "stderr", Console(file=io.StringIO(), force_terminal=False))
+    begin = time.monotonic()
+    with cli_build.progress_lines() as report:
+        for i in range(10):
+            report(Tick("denoiser", f"phase {i}", i, None))
+            time.sleep(0.05)
+    assert 1 <= len(lines) <= 1 + (time.monotonic() - begin) / 0.2
+    assert "elapsed, remaining time unknown" in lines[0]
+    shown = io.StringIO()
+    monkeypatch.setattr(cli_build, "stderr", Console(file=shown, force_terminal=True, width=100))
+    with cli_build.progress_lines() as report:
+        report(Tick("denoiser", "Timing [x]", 3.0, 9.0))
+        time.sleep(0.3)
+    assert "Timing [x], 0:03 elapsed, about 0:09 remain" in shown.getvalue()

@@ -1,0 +1,279 @@
+"""The doctor on machines that are simulated: bare, wrongly installed, with a GPU, a Jetson, a full disk."""
+
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+
+from bfr.runtime.backends.cuda import bindings as cuda
+from bfr.runtime.backends.cuda import kernels
+from bfr.runtime.cli import doctor
+from bfr.runtime.cli.doctor import as_json, diagnose, render
+from bfr.runtime.errors import MissingDependency
+
+SMI_LINE = "NVIDIA H100 80GB HBM3, 570.10, 9.0, 81559"
+
+
+class Usage(NamedTuple):
+    """What shutil.disk_usage returns, in bytes."""
+
+    total: int
+    used: int
+    free: int
+
+
+class Machine:
+    """What the doctor looks at, all of it simulated."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.patch = folder, patch
+        self.packages = {"numpy": "2.0.0", "pillow": "12.0.0", "opencv-python-headless": "4.12.0"}
+        patch.setattr(doctor, "_version", self.packages.get)
+        patch.setattr(doctor, "_TEGRA", folder / "nv_tegra_release")
+        patch.setattr(doctor, "_BOARD", folder / "model")
+        patch.setenv("PATH", str(folder / "bin"))
+        patch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 0, 1 << 40))
+        patch.setitem(sys.modules, "onnxruntime", None)
+        patch.setattr(kernels, "compile_kernels", lambda _: b"")
+        (folder / "bin").mkdir()
+
+    def onnxruntime(self, *packages: str, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> None:
+        self.packages.update(dict.fromkeys(packages, "1.22.0"))
+        module = SimpleNamespace(get_available_providers=lambda: list(providers))
+        self.patch.setitem(sys.modules, "onnxruntime", module)
+
+    def cuda(self, count: int, error: str = "cudaSuccess") -> None:
+        self.packages["cuda-bindings"] = "13.0.0"
+        module = SimpleNamespace(cudaGetDeviceCount=lambda: (SimpleNamespace(name=error), count))
+        self.patch.setattr(cuda, "bindings", lambda: (module, None))
+        self.patch.setattr(cuda, "device_count", lambda: count)
+
+    def tensorrt(self, name: str, version: str) -> None:
+        self.packages[name] = version
+        self.patch.setitem(sys.modules, name.replace("-", "_"), SimpleNamespace(__version__=version))
+
+    def smi(self, script: str) -> None:
+        path = self.folder / "bin" / "nvidia-smi"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+    def problems(self) -> str:
+        return "\n".join(f"{problem.found} -> {problem.remedy}" for problem in diagnose().problems)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, monkeypatch)
+
+
+needs_sh = pytest.mark.skipif(os.name == "nt", reason="nvidia-smi is simulated by a shell script")
+
+
+def test_this_machine_as_it_is(tmp_path: Path) -> None:
+    report = diagnose(tmp_path)
+    for name in ("python", "platform", "numpy", "pillow", "onnxruntime", "torch", "GPU", "CPU", "memory", "cache"):
+        assert report.facts[name]
+        assert f"{name} " in render(report)
+    assert not [problem for problem in report.problems if problem.found.startswith("looking at")]
+
+
+def test_nothing_optional_installed(machine: Machine) -> None:
+    machine.packages.clear()
+    report = diagnose()
+    text = render(report)
+    assert 'ONNX Runtime is not installed -> pip install "bfr-runtime[cpu]"' in text
+    assert 'numpy is not installed -> pip install "numpy"' in text
+    assert report.facts["tensorrt"] == "not installed (optional)"
+    assert report.facts["GPU"] == "no NVIDIA GPU found"
+    assert "no problems" not in text
+
+
+def test_a_machine_in_order_has_no_problems(machine: Machine) -> None:
+    machine.onnxruntime("onnxruntime")
+    report = diagnose()
+    assert report.problems == []
+    assert report.facts["onnxruntime"] == "onnxruntime 1.22.0"
+    assert report.facts["onnxruntime providers"].startswith("CPUExecutionProvider")
+    assert render(report).endswith("no problems found")
+
+
+def test_both_onnxruntime_packages(machine: Machine) -> None:
+    machine.onnxruntime("onnxruntime", "onnxruntime-gpu")
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu; pip install" in machine.problems()
+
+
+def test_onnxruntime_that_cannot_be_imported(machine: Machine) -> None:
+    machine.packages["onnxruntime"] = "1.22.0"
+    assert "ONNX Runtime cannot be imported" in machine.problems()
+    assert "--force-reinstall" in machine.problems()
+
+
+def test_two_opencv_packages(machine: Machine) -> None:
+    machine.packages["opencv-python"] = "4.12.0"
+    assert "pip uninstall -y opencv-python-headless opencv-python; pip install" in machine.problems()
+
+
+@needs_sh
+def test_gpu_is_described(machine: Machine) -> None:
+    machine.onnxruntime("onnxruntime-gpu", providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
+    machine.cuda(2)
+    machine.smi(f"echo '{SMI_LINE}'; echo 'Odd, name, 570.10, 8.7, [N/A]'")
+    report = diagnose()
+    assert report.problems == []
+    first, second = report.facts["GPU"].split("; ")
+    assert first == "NVIDIA H100 80GB HBM3, driver 570.10, compute capability 9.0, 81559 MiB"
+    assert second.startswith("Odd, name, driver 570.10, compute capability 8.7, memory shared")
+
+
+@needs_sh
+def test_gpu_with_onnxruntime_for_the_cpu(machine: Machine) -> None:
+    machine.onnxruntime("onnxruntime")
+    machine.smi(f"echo '{SMI_LINE}'")
+    assert 'runs on the CPU only -> pip uninstall -y onnxruntime; pip install "bfr-runtime[gpu]"' in machine.problems()
+
+
+@needs_sh
+def test_gpu_without_onnxruntime(machine: Machine) -> None:
+    machine.smi(f"echo '{SMI_LINE}'")
+    assert 'is not installed -> pip install "bfr-runtime[gpu]"' in machine.problems()
+
+
+def test_onnxruntime_for_a_gpu_that_is_not_there(machine: Machine) -> None:
+    machine.onnxruntime("onnxruntime-gpu", providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
+    assert "no NVIDIA GPU was found: the CPU will be used -> install the NVIDIA driver" in machine.problems()
+
+
+@needs_sh
+def test_the_lean_tensorrt_runtime_needs_no_onnxruntime(machine: Machine) -> None:
+    machine.smi(f"echo '{SMI_LINE}'")
+    machine.tensorrt("tensorrt", "10.13.0")
+    assert machine.problems() == (
+        "there is a GPU, but cuda-bindings are not installed: no GPU backend of bfr can run "
+        '-> pip install "bfr-runtime[tensorrt]"'
+    )
+    machine.cuda(1)
+    assert machine.problems() == ""
+    assert diagnose().facts["CUDA"] == "1 GPU usable, NVRTC works"
+    assert diagnose().facts["tensorrt"] == "10.13.0, can be imported"
+
+
+@needs_sh
+def test_a_driver_that_is_too_old(machine: Machine) -> None:
+    machine.smi(f"echo '{SMI_LINE}'")
+    machine.tensorrt("tensorrt-rtx", "1.7.1")
+    machine.cuda(0, "cudaErrorInsufficientDriver")
+    assert "CUDA cannot use the GPU: cudaErrorInsufficientDriver -> update the NVIDIA driver" in machine.problems()
+
+
+@needs_sh
+def test_a_gpu_without_the_kernels_compiler(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> bytes:
+        raise MissingDependency("pip install nvidia-cuda-nvrtc")
+
+    machine.smi(f"echo '{SMI_LINE}'")
+    machine.onnxruntime("onnxruntime-gpu", providers=("CUDAExecutionProvider",))
+    machine.cuda(1)
+    monkeypatch.setattr(kernels, "compile_kernels", missing)
+    assert machine.problems() == "NVRTC does not work -> pip install nvidia-cuda-nvrtc"
+
+
+def test_tensorrt_without_a_gpu_builds_and_does_not_run(machine: Machine) -> None:
+    machine.onnxruntime("onnxruntime")
+    machine.tensorrt("tensorrt-rtx", "1.7.1")
+    assert diagnose().facts["tensorrt-rtx"].endswith("engines run on an NVIDIA GPU, and there is none")
+    assert machine.problems() == ""
+
+
+def test_a_tensorrt_that_does_not_load(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.onnxruntime("onnxruntime")
+    machine.packages["tensorrt"] = "11.4.0"
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert "tensorrt cannot be imported" in machine.problems()
+    assert 'pip install --force-reinstall "bfr-runtime[tensorrt]"' in machine.problems()
+
+
+@needs_sh
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18", "exit status 18.*mismatch"),
+        ("exit 0", "exit status 0.*nothing"),
+        ("echo 'Field compute_cap is not valid'; exit 2", "not valid"),
+    ],
+)
+def test_broken_driver(machine: Machine, script: str, said: str) -> None:
+    machine.onnxruntime("onnxruntime")
+    machine.smi(script)
+    (problem,) = diagnose().problems
+    assert re.search(said, problem.found)
+    assert "driver" in problem.remedy
+    assert "--gpus all" in problem.remedy
+
+
+@needs_sh
+def test_driver_that_hangs(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "SMI_TIMEOUT_SECONDS", 0.5)
+    machine.smi("exec /bin/sleep 30")
+    assert "nvidia-smi gave no answer in 0.5 s -> reinstall" in machine.problems()
+
+
+def test_jetson(machine: Machine) -> None:
+    machine.onnxruntime("onnxruntime-gpu", providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
+    machine.cuda(1)
+    (machine.folder / "nv_tegra_release").write_text("# R36 (release), REVISION: 4.3\nmore\n")
+    (machine.folder / "model").write_bytes(b"NVIDIA Jetson Orin Nano\0")
+    report = diagnose()
+    assert report.facts["board"] == "NVIDIA Jetson Orin Nano, R36 (release), REVISION: 4.3"
+    assert report.problems == []
+
+
+def test_little_disk(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.onnxruntime("onnxruntime")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 0, 1 << 30))
+    found = [problem.found for problem in diagnose(machine.folder / "cache").problems]
+    assert found == ["this folder has 1.0 GiB free, less than 2 GiB", "cache has 1.0 GiB free, less than 2 GiB"]
+
+
+def test_read_only_cache(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.onnxruntime("onnxruntime")
+    (machine.folder / "cache").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != machine.folder / "cache" and access(path, mode))
+    for cache in (machine.folder / "cache", machine.folder / "cache" / "not" / "made"):
+        (problem,) = diagnose(cache).problems
+        assert problem.found.startswith("cache cannot be written")
+        assert "set BFR_HOME to another folder" in problem.remedy
+
+
+def test_a_cache_that_is_a_file(machine: Machine) -> None:
+    machine.onnxruntime("onnxruntime")
+    (machine.folder / "cache").touch()
+    (problem,) = diagnose(machine.folder / "cache").problems
+    assert "or a file" in problem.found
+
+
+def test_a_failing_probe_is_a_line_and_ends_nothing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(report: object) -> None:
+        raise RuntimeError("a new kind of broken")
+
+    machine.onnxruntime("onnxruntime")
+    for probe in ("_packages", "_board", "_gpus", "_onnxruntime", "_cuda", "_tensorrt", "_cpu", "_memory"):
+        monkeypatch.setattr(doctor, probe, fail)
+    report = diagnose(machine.folder)
+    assert len(report.problems) == 8
+    assert "looking at GPU failed: RuntimeError: a new kind of broken" in render(report)
+    assert "cache" in report.facts
+
+
+def test_json_says_the_same(machine: Machine) -> None:
+    report = diagnose()
+    parsed = json.loads(as_json(report))
+    assert parsed["facts"] == report.facts
+    assert [(p["found"], p["remedy"]) for p in parsed["problems"]] == [(p.found, p.remedy) for p in report.problems]
+    assert parsed["problems"]

@@ -1,0 +1,514 @@
+"""The commands as a user runs them."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from http.client import HTTPMessage
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from bfr.models.weights import fetch as fetch_module
+from bfr.runtime.bundle.bundle import Bundle, write_manifest
+from bfr.runtime.bundle.manifest import BundleFile, Engine, EngineKey
+from bfr.runtime.cli import main as cli
+from bfr.runtime.faces import detect
+from bfr.runtime.faces.detect import YUNET_FILE
+from bfr.runtime.faces.photo import PhotoOptions, PhotoRestorer
+from bfr.runtime.jobs import run as job
+from bfr.runtime.jobs.pictures import GAP
+from bfr.runtime.jobs.report import Entry, Report
+from bfr.runtime.jobs.run import JobOptions
+from bfr.runtime.restore.restorer import Restorer
+
+BLOCKED = ("torch", "onnx", "onnxscript", "safetensors", "tensorrt", "av")
+NO_NETWORK = """
+import socket
+def refuse(*_a, **_k):
+    raise AssertionError("a socket was opened")
+socket.socket.connect = socket.socket.connect_ex = socket.create_connection = socket.getaddrinfo = refuse
+"""
+
+
+def without(*packages: str) -> str:
+    """Code that makes the packages look as if they were not installed."""
+    return NO_NETWORK + f"import sys\nsys.modules.update(dict.fromkeys({packages!r}))\n"
+
+
+GUARD = without(*BLOCKED)
+
+
+def bfr(*arguments: object, guard: str = GUARD, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `bfr` in a process without torch and without sockets."""
+    code = f"{guard}\nimport sys\nsys.argv = ['bfr', *sys.argv[1:]]\nfrom bfr.runtime.cli.main import main\nmain()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(  # noqa: S603
+        command, capture_output=True, text=True, check=False, timeout=120, env={**os.environ, **environment}
+    )
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """Noise, in which no detector finds a face, and which is an aligned face as well as any."""
+    folder = tmp_path / "faces"
+    (folder / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "a.jpg", "sub/b.webp"):
+        Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+class Called:
+    """`main` called in this process: its exit status, what it printed, and what it would have opened and run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+        self.status, self.stdout, self.stderr = -1, "", ""
+
+    def __call__(self, *arguments: object) -> "Called":
+        self._monkeypatch.setattr(sys, "argv", ["bfr", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        self.status = 0 if ended.value.code is None else int(ended.value.code)
+        self.stdout, self.stderr = self._capsys.readouterr()
+        return self
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Called:
+    return Called(monkeypatch, capsys)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch, small: Callable[..., Any], fakes: Any) -> list[dict[str, Any]]:
+    """What `Restorer.open` was called with; it gives a small Restorer, and detectors find squares."""
+    calls: list[dict[str, Any]] = []
+
+    def open_small(bundle: Any = None, **options: Any) -> Any:
+        calls.append({"bundle": bundle, **options})
+        return small(options["batch"])
+
+    known = detect.open_detector
+    monkeypatch.setattr(Restorer, "open", open_small)
+    monkeypatch.setattr(
+        detect, "open_detector", lambda name: known("haar" if name == "auto" else name) and fakes.Squares()
+    )
+    return calls
+
+
+def face_in(path: Path, fakes: Any) -> Path:
+    pixels = np.full((64, 64, 3), (60, 120, 60), np.uint8)
+    pixels[16:48, 16:48] = fakes.face
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_a_folder_of_faces_is_restored_without_torch_and_without_network(
+    tiny_bundle: Bundle, faces: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = bfr(
+        "restore",
+        faces,
+        "-o",
+        out,
+        "--aligned",
+        "--compare",
+        "--batch",
+        "2",
+        "--bundle",
+        tiny_bundle.folder,
+        "--backend",
+        "onnxruntime-cpu",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 images: 3 restored, in " in done.stdout
+    found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    results = ["a_jpg.jpg", "a_png.png", "sub/b.webp"]
+    pairs = [f"{result.rpartition('.')[0]}.compare.png" for result in results]
+    assert found == sorted([*results, *pairs, "report.json"])
+    with Image.open(out / "a_png.png") as result, Image.open(out / "a_png.compare.png") as pair:
+        assert result.size == (36, 40)
+        assert pair.size == (72 + GAP, 40)
+        with Image.open(faces / "a.png") as source:
+            assert np.array_equal(np.asarray(pair)[:, :36], np.asarray(source))
+        assert np.array_equal(np.asarray(pair)[:, 36 + GAP :], np.asarray(result))
+        with Restorer.open(tiny_bundle.folder, backend="onnxruntime-cpu") as restorer:
+            (expected,) = restorer.restore([np.asarray(Image.open(faces / "a.png"))])
+        assert np.array_equal(np.asarray(result), expected)
+    report = json.loads((out / "report.json").read_text())
+    assert report["settings"]["bundle_hash"] == tiny_bundle.hash
+    assert report["settings"]["seed"] == 12345
+    assert report["counts"] == {"restored": 3, "no face": 0, "skipped": 0, "failed": 0}
+    for image in report["images"]:
+        assert {"read", "estimate", "denoise", "write"} <= image["seconds"].keys()
+
+
+def test_photographs_need_neither_torch_nor_pyav_nor_a_fetched_detector(
+    tiny_bundle: Bundle, faces: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("restore", faces, "-o", out, "--html", "--bundle", tiny_bundle.folder, "--backend", "onnxruntime-cpu")
+    done = bfr(*arguments, BFR_HOME=str(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    assert "3 images: 3 no face, 0 faces, in " in done.stdout
+    assert "bfr fetch yunet" in done.stderr
+    assert (out / "sub/b.webp").read_bytes() == (faces / "sub/b.webp").read_bytes()
+    assert (out / "report.html").is_file()
+    assert not (tmp_path / "home").exists()
+
+
+def test_one_bad_file_does_not_end_a_folder_and_resume_finishes_it(
+    call: Called, opened: Any, tmp_path: Path, fakes: Any
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for name in ("a.png", "[/b] {x}.png", "c.png"):  # the second would be markup to a terminal
+        face_in(folder / name, fakes)
+    (folder / "bad.png").write_text("no image")
+    done = call("restore", folder, "-o", out)
+    assert done.status == 1
+    assert "4 images: 3 restored, 1 failed, 3 faces, in " in done.stdout
+    assert f"see {out}" in done.stdout
+    assert f"failed: {folder / 'bad.png'}: " in done.stderr.replace("\n", " ")
+    assert not (out / "bad.png").exists()
+    (out / "c.png").unlink()
+    before = (out / "a.png").stat().st_mtime_ns
+    Image.new("RGB", (8, 8)).save(folder / "bad.png")
+    done = call("restore", folder, "-o", out, "--resume")
+    assert done.status == 0, done.stderr
+    assert "4 images: 1 restored, 1 no face, 2 skipped, 3 faces, in " in done.stdout
+    assert (out / "a.png").stat().st_mtime_ns == before
+    done = call("restore", folder, "-o", out, "--resume", "--seed", "7", "--upscale", "2")
+    assert done.status == 2
+    assert "seed: 12345 then, 7 now" in done.stderr
+    assert "photo.upscale: 1 then, 2 now" in done.stderr
+
+
+def test_a_failure_in_part_is_said_and_is_a_failure(call: Called, opened: Any, tmp_path: Path, fakes: Any) -> None:
+    pixels = np.full((64, 128, 3), (60, 120, 60), np.uint8)
+    pixels[16:48, 16:48], pixels[16:48, 80:112] = fakes.face, fakes.bad_face
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    done = call("restore", tmp_path / "a.png", "-o", tmp_path / "out")
+    assert done.status == 1
+    assert "1 image: 1 restored, 1 face, in " in done.stdout
+    assert "in part: " in done.stderr
+    assert "1 of 2 faces failed" in done.stderr
+
+
+def test_empty_and_missing_folders(call: Called, opened: list[Any], tmp_path: Path) -> None:
+    """P12. Nothing is loaded for them."""
+    (tmp_path / "empty").mkdir()
+    done = call("restore", tmp_path / "empty", "-o", tmp_path / "out")
+    assert (done.status, done.stdout.strip()) == (0, "0 images")
+    done = call("restore", tmp_path / "missing", "-o", tmp_path / "out")
+    assert done.status == 2
+    assert "missing does not exist" in done.stderr
+    assert opened == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--start", "250"], "allows whole numbers from 1 to 249"),
+        (["--eta", "1.5"], "between 0"),
+        (["--spacing", "ddim3"], "spacing"),
+        (["--preset", "best"], "reference, short"),
+        (["--precision", "int8"], "fp16, fp32"),
+        (["--backend", "onnxruntime-cuda"], "onnxruntime-cpu"),
+        (["--batch", "0"], "batch 0"),
+    ],
+)
+def test_options_of_the_networks_out_of_range_are_one_clear_error(
+    call: Called, tiny_bundle: Bundle, faces: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = call("restore", faces, "-o", tmp_path / "out", "--aligned", "--bundle", tiny_bundle.folder, *arguments)
+    assert done.status == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", "-1"], "seed"),
+        (["--format", "gif"], "same, .png, .jpg, .webp"),
+        (["--quality", "0"], "between 1 and 100"),
+        (["--max-pixels", "0"], "1 or more"),
+        (["--codec", "av1"], "h264, vp9"),
+        (["--crf", "-3"], "between 0 and 63"),
+        (["--faces", "some"], "all, largest, centre"),
+        (["--aligned", "--upscale", "2"], "--aligned takes each image for a face"),
+        (["--min-eye-distance", "-1"], "0 or more"),
+        (["--upscale", "3"], "1, 2, 4"),
+        (["--blend", "2"], "between 0 and 1"),
+        (["--detector", "best"], "auto, yunet, haar"),
+        (["--background", "nowhere"], "nowhere is no bundle"),
+    ],
+)
+def test_options_of_photographs_out_of_range_are_one_clear_error(
+    call: Called, opened: Any, faces: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = call("restore", faces, "-o", tmp_path / "out", *arguments)
+    assert done.status == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_reach_the_run(
+    call: Called, opened: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[tuple[Any, list[str], JobOptions]] = []
+
+    def run_job(worker: Any, items: Any, options: JobOptions, *, progress: Any) -> Report:
+        progress(0.5, "a")
+        runs.append((worker, [item.source.name for item in items], options))
+        return Report((Entry("a", "restored"),), {}, {"seconds": 1.0})
+
+    monkeypatch.setattr(job, "run_job", run_job)
+    for name in ("in/a.jpg", "in/b.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    out = tmp_path / "in" / "out"
+    done = call("restore", tmp_path / "in", "-o", out)
+    assert (done.status, done.stdout) == (0, f"1 image: 1 restored, in 1.0 s; see {out}\n")
+    networks = {
+        "bundle": None,
+        "backend": "auto",
+        "preset": None,
+        "precision": "fp32",
+        "batch": 1,
+        "threads": None,
+        "device": 0,
+    }
+    assert opened[0] == networks
+    worker, names, options = runs[0]
+    assert names == ["a.jpg", "b.mp4"]
+    assert options == JobOptions(out)
+    assert isinstance(worker, PhotoRestorer)
+    assert worker.options == PhotoOptions()
+    words = (
+        "--bundle B --backend onnxruntime-cpu --preset short --precision fp16 "
+        "--solver ddim --start 3 --steps 7 --eta 0.25 --spacing time "
+        "--seed 9 --batch 4 --threads 2 --device 1 "
+        "--faces largest --min-eye-distance 8.5 --upscale 2 --blend 0.5 --keep-colour "
+        "--compare --html --resume --format jpg --quality 80 --strip-metadata --max-pixels 1000 --codec vp9 --crf 30"
+    )
+    assert call("restore", tmp_path / "in", "-o", out, *words.split()).status == 0
+    assert opened[1] == {
+        "bundle": Path("B"),
+        "backend": "onnxruntime-cpu",
+        "preset": "short",
+        "precision": "fp16",
+        "batch": 4,
+        "threads": 2,
+        "device": 1,
+        "solver": "ddim",
+        "start": 3.0,
+        "steps": 7,
+        "eta": 0.25,
+        "spacing": "time",
+    }
+    worker, _, options = runs[1]
+    assert worker.options == PhotoOptions("largest", 8.5, 2, 0.5, keep_colour=True)
+    assert worker.restorer.batch == 4
+    assert options == JobOptions(
+        out,
+        seed=9,
+        format=".jpg",
+        quality=80,
+        metadata=False,
+        compare=True,
+        html=True,
+        resume=True,
+        max_pixels=1000,
+        codec="vp9",
+        crf=30,
+    )
+    assert call("restore", tmp_path / "in", "-o", out, "--aligned").status == 0
+    worker, names, _ = runs[2]
+    assert isinstance(worker, Restorer)
+    assert names == ["a.jpg"]
+
+
+def test_an_interrupt_ends_with_130(
+    call: Called, opened: Any, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_arguments: Any, **_options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "run_job", interrupt)
+    done = call("restore", faces, "-o", tmp_path / "out")
+    assert done.status == 130
+    assert "interrupted; what was finished is kept" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_result_never_replaces_its_source(call: Called, opened: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), (9, 9, 9)).save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    done = call("restore", tmp_path / "a.png", "-o", tmp_path)
+    assert done.status == 2
+    assert "another output folder" in done.stderr
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_info_checks_and_names(tiny_bundle: Bundle) -> None:
+    done = bfr("info", tiny_bundle.folder)
+    assert done.returncode == 0, done.stderr
+    for text in (tiny_bundle.hash, "reference", "loop, preset reference", "6 checked", "random weights"):
+        assert text in done.stdout
+
+
+def test_info_names_engines_and_their_proof_once(call: Called, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    manifest = tiny_bundle.manifest
+    loop = next(check for check in manifest.verified if check.what.startswith("loop"))
+    proof = loop.model_copy(update={"what": "loop on the GPU", "backend": "tensorrt", "gpu": "NVIDIA X"})
+    engines = [
+        Engine(
+            network=name,
+            file=BundleFile(path=f"engines/{name}.engine", sha256=hashlib.sha256(b"engine").hexdigest(), bytes=6),
+            key=EngineKey(
+                graph_sha256="0",
+                weights_sha256=(),
+                precision="fp32",
+                buckets=(1, 4),
+                library="tensorrt",
+                version="10.3.0",
+                cuda="12.6",
+                driver="12.6",
+                gpu="NVIDIA X",
+                compute_capability="8.7",
+                options={},
+            ),
+            half_share=0.0,
+            build_seconds=1.0,
+            checks=(proof,),
+        )
+        for name in manifest.networks
+    ]
+    folder = tmp_path / "built"
+    shutil.copytree(tiny_bundle.folder, folder)
+    (folder / "engines").mkdir()
+    for engine in engines:
+        (folder / engine.file.path).write_bytes(b"engine")
+    write_manifest(folder, manifest.model_copy(update={"engines": tuple(engines)}))
+    done = call("info", folder)
+    assert done.status == 0, done.stderr
+    assert "engine     denoiser in fp32: tensorrt 10.3.0, NVIDIA X, batches 1, 4, 6 bytes" in done.stdout
+    assert done.stdout.count("loop on the GPU") == 1
+    assert "8 checked" in done.stdout
+    assert Bundle.open(folder).hash == tiny_bundle.hash
+
+
+def test_doctor_and_version_work_with_nothing_optional() -> None:
+    no_runtime = without(*BLOCKED, "onnxruntime")
+    done = bfr("doctor", "--json", guard=no_runtime)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+    done = bfr("--version", guard=no_runtime)
+    assert done.stdout.startswith("bfr ")
+
+
+def test_a_missing_extra_is_named(tiny_bundle: Bundle, faces: Path, tmp_path: Path) -> None:
+    done = bfr("export", "mini", "-o", tmp_path / "x")
+    assert done.returncode == 2
+    assert 'pip install "bfr-runtime[export]"' in done.stderr
+    no_runtime = without(*BLOCKED, "onnxruntime")
+    done = bfr("restore", faces, "-o", tmp_path / "out", "--aligned", "--bundle", tiny_bundle.folder, guard=no_runtime)
+    assert done.returncode == 2
+    assert 'pip install "bfr-runtime[cpu]"' in done.stderr
+
+
+def test_fetch_shows_the_licence_and_waits_for_its_acceptance() -> None:
+    done = bfr("fetch", "difface", guard=NO_NETWORK)
+    assert done.returncode == 2
+    assert "S-Lab License 1.0" in done.stdout
+    assert "non-commercial" in done.stdout
+    assert "--accept-license" in done.stderr
+
+
+def test_the_runtime_imports_neither_torch_nor_a_backend() -> None:
+    code = (
+        "import sys, bfr.runtime\n"
+        "heavy = 'torch', 'tensorrt', 'onnx', 'onnxruntime', 'matplotlib', 'av', 'cv2'\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_full_disk_ends_the_run_and_leaves_nothing_partial(
+    call: Called, opened: Any, tmp_path: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        if ".png." in self.name:
+            write(self, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device", str(self))
+        return write(self, data)
+
+    face_in(tmp_path / "in/a.png", fakes)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    out = tmp_path / "out"
+    done = call("restore", tmp_path / "in", "-o", out)
+    assert done.status == 1
+    assert "full" in done.stderr
+    assert str(out) in done.stderr
+    assert [path.name for path in out.iterdir()] == ["report.json"]
+
+
+class TestFetchYunet:
+    @pytest.fixture
+    def data(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> bytes:
+        """What the address of YuNet gives, and its published size and hash."""
+        data = b"a face detector" * 100
+
+        class Response(BytesIO):
+            status, headers = 200, HTTPMessage()
+
+        def respond(url: str, start: int) -> Response:
+            assert (url, start) == (detect.YUNET_URL, 0)
+            return Response(data)
+
+        monkeypatch.setenv("BFR_HOME", str(tmp_path / "home"))
+        monkeypatch.setattr(fetch_module, "_open", respond)
+        monkeypatch.setattr(detect, "YUNET_BYTES", len(data))
+        monkeypatch.setattr(detect, "YUNET_SHA256", hashlib.sha256(data).hexdigest())
+        return data
+
+    def test_it_is_put_where_the_detector_looks_for_it(self, call: Called, data: bytes, tmp_path: Path) -> None:
+        done = call("fetch", "yunet")
+        assert done.status == 0, done.stderr
+        assert "licence: MIT" in done.stdout
+        assert hashlib.sha256(data).hexdigest() in done.stdout
+        assert (tmp_path / "home/yunet" / YUNET_FILE).read_bytes() == data
+        with pytest.raises(cv2.error):  # found, and given to OpenCV, which knows that it is no network
+            detect.open_detector("yunet")
+        assert call("fetch", "yunet", "--folder", tmp_path / "other").status == 0
+        assert (tmp_path / "other" / YUNET_FILE).read_bytes() == data
+
+    def test_another_file_is_refused(
+        self, call: Called, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(detect, "YUNET_SHA256", "0" * 64)
+        done = call("fetch", "yunet")
+        assert done.status == 1
+        assert "sha256" in done.stderr
+        assert list((tmp_path / "home/yunet").iterdir()) == []

@@ -1,0 +1,387 @@
+"""The clients, on real sockets: what they send, what they try again and how long, and that both are the same."""
+
+import asyncio
+import inspect
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_server import FakeServer, Fault, fake_server
+from PIL import Image as Pillow
+
+from bfr.runtime.client import calls as client_calls
+from bfr.runtime.client.client import AsyncClient, Client
+from bfr.runtime.client.types import Answer, Pause
+from bfr.runtime.errors import (
+    InputNotFound,
+    InvalidImage,
+    InvalidOption,
+    MissingDependency,
+    RequestRefused,
+    ServerError,
+    ServerUnavailable,
+    WriteFailed,
+)
+
+KEY = "a-key-of-some-length"
+PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+
+
+class Waiting:
+    """An AsyncClient that is called as a Client is."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self.runner = asyncio.Runner()
+        self.client = AsyncClient(url, **options)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return lambda *args, **options: self.runner.run(getattr(self.client, name)(*args, **options))
+
+    def __enter__(self) -> "Waiting":
+        self.runner.run(self.client.__aenter__())
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.runner.run(self.client.__aexit__(*error))
+        self.runner.close()
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with fake_server() as fake:
+        yield fake
+
+
+@pytest.fixture(params=[Client, Waiting], ids=["sync", "async"])
+def connect(request: pytest.FixtureRequest, server: FakeServer) -> Iterator[Callable[..., Any]]:
+    opened: list[Any] = []
+
+    def make(url: str | None = None, **options: Any) -> Any:
+        opened.append(request.param(url or server.url, **options).__enter__())
+        return opened[-1]
+
+    yield make
+    for client in opened:
+        client.__exit__(None, None, None)
+
+
+def png() -> bytes:
+    stream = BytesIO()
+    Pillow.fromarray(PIXELS).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_both_clients_have_the_same_methods() -> None:
+    def signatures(kind: type) -> dict[str, str]:
+        functions = {name: value for name, value in vars(kind).items() if inspect.isfunction(value)}
+        return {name: str(inspect.signature(f)) for name, f in functions.items() if not name.startswith("_")}
+
+    assert signatures(Client) == signatures(AsyncClient)
+
+
+def test_an_image_is_restored(connect: Any, server: FakeServer, tmp_path: Path) -> None:
+    server.failed, server.faces = 1, 2
+    client = connect()
+    path = tmp_path / "a.png"
+    path.write_bytes(png())
+    results = [
+        client.restore(image, seed=3, preset="fast", upscale=2, keep_colour=True) for image in (PIXELS, png(), path)
+    ]
+    assert len({result.data for result in results}) == 1
+    result = results[0]
+    assert (result.media_type, result.faces, result.failed, result.seed, result.preset) == (
+        "image/png",
+        2,
+        1,
+        3,
+        "fast",
+    )
+    assert result.bundle == server.info()["bundle"]
+    assert result.seconds == {
+        "queue": 0.012,
+        "read": 0.004,
+        "align": 0.02,
+        "network": 0.31,
+        "paste": 0.005,
+        "write": 0.006,
+    }
+    assert result.pixels.shape == (48, 64, 3)
+    assert result.request_id.startswith("server-made")
+    for sent in server.posts():
+        assert sent.query == {"seed": "3", "preset": "fast", "upscale": "2", "keep_colour": "true"}
+        assert sent.headers["content-type"] == "image/png"
+        assert np.array_equal(np.asarray(Pillow.open(BytesIO(sent.body))), PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("file_format", "kind"), [("BMP", "bmp"), ("TIFF", "tiff"), ("WEBP", "webp"), ("JPEG", "jpeg")]
+)
+def test_types_are_those_of_the_bytes(connect: Any, server: FakeServer, file_format: str, kind: str) -> None:
+    stream = BytesIO()
+    Pillow.fromarray(PIXELS).save(stream, file_format)
+    result = connect().restore(stream.getvalue(), format=".webp")
+    assert server.posts()[0].headers["content-type"] == f"image/{kind}"
+    assert server.posts()[0].headers["accept"] == result.media_type == "image/webp"
+
+
+@pytest.mark.parametrize("options", [{"format": ".gif"}, {"speed": 3}])
+def test_options_that_there_are_not(connect: Any, server: FakeServer, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOption, match="choose"):
+        connect().restore(png(), **options)
+    assert not server.seen
+
+
+@pytest.mark.parametrize(
+    ("image", "error"),
+    [(PIXELS[..., 0], InvalidImage), (PIXELS / 255, InvalidImage), (Path("nowhere.png"), InputNotFound)],
+)
+def test_images_that_there_are_not(connect: Any, server: FakeServer, image: Any, error: Any) -> None:
+    with pytest.raises(error):
+        connect().restore(image)
+    assert not server.seen
+
+
+def test_a_busy_server_is_left_alone_for_as_long_as_it_says(connect: Any, server: FakeServer) -> None:
+    client = connect()
+    server.faults = [Fault(503, retry_after="0.4"), Fault(503, retry_after="0.1")]
+    assert client.restore(png()).faces == 1
+    first, second, third = (sent.at for sent in server.posts())
+    assert second - first >= 0.4
+    assert third - second >= 0.1
+
+
+NOW = datetime(2026, 2, 28, 23, 59, 55, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("7", 7.0),
+        ("0.4", 0.4),
+        ("0", 0.0),
+        ("-5", 0.0),
+        (format_datetime(NOW + timedelta(seconds=12), usegmt=True), 12.0),
+        (format_datetime(NOW - timedelta(seconds=12), usegmt=True), 0.0),
+        ("3600", client_calls.LONGEST_PAUSE),
+    ],
+)
+def test_a_pause_is_as_long_as_the_server_says_and_at_most_a_tenth_longer(said: str, seconds: float) -> None:
+    call = client_calls.Calls("http://there", timeout=600.0, retries=1).info()
+    next(call)
+    step = call.send(Answer(503, {"retry-after": said, "date": format_datetime(NOW, usegmt=True)}, b""))
+    assert isinstance(step, Pause)
+    assert seconds <= step.seconds <= 1.1 * seconds
+
+
+def test_a_date_to_come_back_at(connect: Any, server: FakeServer) -> None:
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+    server.faults = [Fault(503, retry_after=later)]
+    connect().restore(png())
+    assert len(server.posts()) == 2
+
+
+@pytest.mark.parametrize("fault", [Fault(502), Fault(503), Fault(504), Fault(503, retry_after="soon"), Fault(0)])
+def test_restoring_is_tried_again(connect: Any, server: FakeServer, fault: Fault) -> None:
+    server.faults = [fault]
+    assert connect().restore(png()).faces == 1
+    assert len(server.posts()) == 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 406, 408, 413, 415, 422])
+def test_what_is_refused_is_not_tried_again(connect: Any, server: FakeServer, status: int) -> None:
+    server.faults = [Fault(status, "send something else")]
+    with pytest.raises(RequestRefused, match="send something else") as refused:
+        connect().restore(png())
+    assert (refused.value.status, refused.value.exit_code, len(server.posts())) == (status, 2, 1)
+
+
+def test_a_server_that_fails_is_not_tried_again(connect: Any, server: FakeServer) -> None:
+    server.faults = [Fault(500, "the networks failed")]
+    with pytest.raises(ServerError, match="the networks failed") as failed:
+        connect().restore(png())
+    assert not isinstance(failed.value, RequestRefused | ServerUnavailable)
+    assert len(server.posts()) == 1
+
+
+def test_attempts_are_counted(connect: Any, server: FakeServer) -> None:
+    server.faults = [Fault(503, "64 wait", "0")] * 9
+    with pytest.raises(ServerUnavailable, match="64 wait"):
+        connect(retries=2).restore(png())
+    assert len(server.posts()) == 3
+
+
+def test_time_is_bounded(connect: Any, server: FakeServer) -> None:
+    client, begin = connect(timeout=0.6), time.monotonic()
+    server.faults = [Fault(503, "64 wait", "20")]
+    with pytest.raises(ServerUnavailable):
+        client.restore(png())
+    assert time.monotonic() - begin < 10  # there is no use in waiting
+    server.delay, begin = 5.0, time.monotonic()
+    with pytest.raises(ServerUnavailable):
+        client.restore(png())
+    assert 0.5 < time.monotonic() - begin < 4.5
+
+
+def test_retry_after_is_capped(monkeypatch: pytest.MonkeyPatch, connect: Any, server: FakeServer) -> None:
+    monkeypatch.setattr(client_calls, "LONGEST_PAUSE", 0.1)
+    server.faults = [Fault(503, retry_after="3600")]
+    connect().restore(png())
+    assert len(server.posts()) == 2
+
+
+def test_nobody_listens(connect: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    client = connect(url, retries=2)
+    with pytest.raises(ServerUnavailable, match="check the address"):
+        client.info()
+    assert not client.ready()
+
+
+def test_a_server_of_another_kind(connect: Any, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeServer, "info", lambda _self: ["html"])
+    with pytest.raises(ServerError, match="does not answer as"):
+        connect().info()
+
+
+def test_the_api_key(connect: Any, server: FakeServer) -> None:
+    server.key = KEY
+    with pytest.raises(RequestRefused, match="--api-key-file"):
+        connect().restore(png())
+    assert connect(api_key=KEY).restore(png()).faces == 1
+    assert connect().info()["api_key"] is True
+    with pytest.raises(InvalidOption, match="copy it again"):
+        connect(api_key="two\nlines")
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://a", "http://", "http://user:secret@a", "http://a/?b=c"])
+def test_addresses(url: str) -> None:
+    with pytest.raises(InvalidOption, match="address"):
+        Client(url)
+
+
+@pytest.mark.parametrize("options", [{"timeout": 0}, {"timeout": float("nan")}, {"retries": -1}])
+def test_limits(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOption):
+        Client("http://localhost", **options)
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    with pytest.raises(MissingDependency, match="client"):
+        Client("http://localhost")
+
+
+def test_ready(connect: Any, server: FakeServer) -> None:
+    client = connect()
+    assert client.ready()
+    server.ready = False
+    assert not client.ready()
+
+
+def film(folder: Path, data: bytes = b"moving pictures") -> Path:
+    path = folder / "film.mp4"
+    path.write_bytes(data)
+    return path
+
+
+def test_a_job_from_its_file_to_its_result(connect: Any, server: FakeServer, tmp_path: Path) -> None:
+    client, told = connect(), []
+    job = client.submit(film(tmp_path), seed=2, faces="largest")
+    (sent,) = server.posts("/jobs")
+    assert (sent.body, sent.headers["content-type"]) == (b"moving pictures", "video/mp4")
+    assert sent.headers["content-length"] == "15"
+    assert sent.query == {"seed": "2", "faces": "largest"}
+    assert (job.state, client.job(job.id).state) == ("queued", "running")
+    ended = client.wait(job.id, progress=lambda job: told.append(job.share))
+    assert (ended.state, ended.faces, ended.frames) == ("done", 6, 3)
+    assert told == [0.5, 1.0]
+    client.download(job.id, tmp_path / "out" / "film.mp4")
+    assert (tmp_path / "out" / "film.mp4").read_bytes() == b"serutcip gnivom"
+    client.delete(job.id)
+    assert server.deleted == [job.id]
+    with pytest.raises(RequestRefused, match="no such job") as gone:
+        client.job(job.id)
+    assert gone.value.status == 404
+
+
+def test_a_job_that_failed_is_told(connect: Any, tmp_path: Path) -> None:
+    client = connect()
+    job = client.wait(client.submit(film(tmp_path, b"broken")).id)
+    assert (job.state, job.error) == ("failed", "the video is damaged: copy it again")
+
+
+def test_waiting_ends(connect: Any, server: FakeServer, tmp_path: Path) -> None:
+    client = connect()
+    name = client.submit(film(tmp_path)).id
+    with pytest.raises(ServerUnavailable, match="running"):
+        client.wait(name, timeout=0)
+
+
+@pytest.mark.parametrize(("fault", "posts"), [(Fault(503, retry_after="0.05"), 2), (Fault(502), 1), (Fault(0), 1)])
+def test_a_job_is_sent_once(connect: Any, server: FakeServer, tmp_path: Path, fault: Fault, posts: int) -> None:
+    server.faults = [fault]
+    client = connect()
+    if posts == 2:
+        client.submit(film(tmp_path))
+    else:
+        with pytest.raises(ServerUnavailable):
+            client.submit(film(tmp_path))
+    assert len(server.posts("/jobs")) == posts
+
+
+def test_what_is_no_job(connect: Any, server: FakeServer, tmp_path: Path) -> None:
+    with pytest.raises(InvalidOption, match="named"):
+        connect().submit(tmp_path / "notes.txt")
+    with pytest.raises(InputNotFound):
+        connect().submit(tmp_path / "nowhere.mp4")
+    assert not server.seen
+
+
+def test_a_download_is_whole_or_not_there(connect: Any, server: FakeServer, tmp_path: Path) -> None:
+    client = connect(retries=0)
+    target = tmp_path / "out" / "film.mp4"
+    with pytest.raises(RequestRefused):
+        client.download("f" * 32, target)
+    assert not target.parent.exists()
+    job = client.submit(film(tmp_path))
+    client.wait(job.id)
+    server.cut = True
+    with pytest.raises(ServerUnavailable):
+        client.download(job.id, target)
+    assert list(target.parent.iterdir()) == []
+    server.cut = False
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteFailed):
+        client.download(job.id, tmp_path / "file" / "film.mp4")
+
+
+GUIDE = Path(__file__).parents[3] / "docs" / "client.md"
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_examples_of_the_guide(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("album").mkdir()
+    for path in ("photograph.jpg", "album/a.jpg", "album/b.jpg"):
+        Pillow.fromarray(PIXELS).save(path)
+    film(tmp_path)
+    example = EXAMPLES[number].replace("http://localhost:8000", server.url)
+    exec(compile(example, f"{GUIDE.name}, example {number}", "exec"), {})  # noqa: S102
+    expected = ["1 0.31 (48, 64, 3)\n", "0%\n50%\n100%\n", "1\n1\n"]
+    assert capsys.readouterr().out == expected[number]
+    assert Path("restored.jpg").exists() == (number == 0)
+    assert Path("restored.mp4").exists() == (number == 1)

@@ -1,0 +1,297 @@
+"""`bfr restore --server`: files go to a server and come back, under the names and statuses of a run without one."""
+
+import json
+import sys
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_server import FakeServer, Fault, fake_server
+from PIL import Image as Pillow
+
+from bfr.runtime.cli import main as cli
+from bfr.runtime.client import job as remote_job
+from bfr.runtime.client.client import Client
+from bfr.runtime.client.job import run_remote_job
+from bfr.runtime.errors import InvalidOption, RequestRefused, ServerUnavailable
+from bfr.runtime.faces.photo import PhotoOptions
+from bfr.runtime.jobs.options import JobOptions
+from bfr.runtime.jobs.page import preview_paths
+from bfr.runtime.jobs.pictures import GAP
+from bfr.runtime.jobs.report import Report
+from bfr.runtime.jobs.sources import find_images
+
+KEY = "a-key-of-some-length"
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with fake_server() as fake:
+        yield fake
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    folder = tmp_path / "album"
+    (folder / "sub").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    for name in ("a.jpg", "a.png", "b.bmp", "sub/c.webp"):
+        Pillow.fromarray(pixels).save(folder / name)
+    return folder
+
+
+def run(
+    server: FakeServer, folder: Path, out: Path, *, retries: int = 5, preset: str | None = None, **options: Any
+) -> Report:
+    items = find_images([folder], videos=True, out=out)
+    with Client(server.url, retries=retries, timeout=20) as client:
+        return run_remote_job(client, items, JobOptions(out, **options), PhotoOptions(), preset=preset)
+
+
+def statuses(report: Report) -> dict[str, str]:
+    return {Path(entry.source).name: entry.status for entry in report.entries}
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def bfr(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a command."""
+    monkeypatch.setattr(sys, "argv", ["bfr", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0), *capsys.readouterr()
+
+
+def test_a_folder(server: FakeServer, album: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = run(server, album, out, seed=9)
+    assert statuses(report) == dict.fromkeys(["a.jpg", "a.png", "b.bmp", "c.webp"], "restored")
+    assert tree(out) == ["a_jpg.jpg", "a_png.png", "b.png", "report.json", "sub/c.webp"]
+    for path, kind in (("a_jpg.jpg", "JPEG"), ("b.png", "PNG"), ("sub/c.webp", "WEBP")):
+        with Pillow.open(out / path) as image:
+            assert (image.format, image.size) == (kind, (32, 24))
+    content = json.loads((out / "report.json").read_text())
+    assert content["counts"] == {"restored": 4, "no face": 0, "skipped": 0, "failed": 0}
+    assert content["settings"]["bundle_hash"] == server.info()["bundle"]
+    assert (content["backend"], content["server"]) == ("onnxruntime-cpu", server.url)
+    assert content["network_seconds"] == pytest.approx(4 * 0.31)
+    for entry in content["images"]:
+        assert (entry["width"], entry["height"], entry["faces"]) == (32, 24, 1)
+        assert {"queue", "network", "write"} <= entry["seconds"].keys()
+    for sent in server.posts():
+        assert sent.query == {
+            "seed": "9",
+            "preset": "balanced",
+            "faces": "all",
+            "upscale": "1",
+            "blend": "1.0",
+            "keep_colour": "false",
+        }
+
+
+def test_a_few_at_once(server: FakeServer, album: Path, tmp_path: Path) -> None:
+    server.delay = 0.3
+    run(server, album, tmp_path / "out")
+    assert 2 <= server.most_at_once <= remote_job.REQUESTS
+
+
+def test_faces_that_are_not_there_or_fail(server: FakeServer, album: Path, tmp_path: Path) -> None:
+    server.faces = 0
+    assert set(statuses(run(server, album, tmp_path / "none")).values()) == {"no face"}
+    server.faces, server.failed = 2, 1
+    report = run(server, album, tmp_path / "part")
+    assert {entry.error for entry in report.entries} == {"1 of 3 faces failed"}
+    assert report.count("restored") == 4
+
+
+def test_a_bad_file_ends_nothing(server: FakeServer, album: Path, tmp_path: Path) -> None:
+    (album / "text.png").write_text("no image")
+    report = run(server, album, tmp_path / "out")
+    assert report.count("restored") == 4
+    (failed,) = (entry for entry in report.entries if entry.status == "failed")
+    assert "damaged or truncated" in str(failed.error)
+    assert not (tmp_path / "out" / "text.png").exists()
+
+
+def test_a_file_that_the_server_fails_at(server: FakeServer, album: Path, tmp_path: Path) -> None:
+    server.faults = [Fault(500, "the networks failed"), Fault(503, retry_after="0.05"), Fault(504)]
+    report = run(server, album, tmp_path / "out")
+    assert (report.count("restored"), report.count("failed")) == (3, 1)
+
+
+def test_a_server_that_goes_away_and_comes_back(server: FakeServer, album: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    server.faults, server.ready = [Fault(503, "draining", "0")] * 50, False
+    with pytest.raises(ServerUnavailable, match="--resume"):
+        run(server, album, out, retries=1)
+    assert (out / "report.json").is_file()
+    server.faults, server.ready = [], True
+    assert run(server, album, out, resume=True).count("restored") == 4
+
+
+def test_resume(server: FakeServer, album: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(server, album, out)
+    (out / "b.png").unlink()
+    report = run(server, album, out, resume=True)
+    assert statuses(report)["b.bmp"] == "restored"
+    assert report.count("skipped") == 3
+    assert len(server.posts()) == 5
+    for options in ({"seed": 1}, {"preset": "best"}):
+        with pytest.raises(InvalidOption, match="other settings"):
+            run(server, album, out, resume=True, **options)
+
+
+def test_pictures_to_look_at(server: FakeServer, album: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    deep = np.random.default_rng(0).integers(0, 65_536, (24, 32), np.uint16)
+    Pillow.fromarray(deep).save(album / "deep.png")
+    report = run(server, album, out, compare=True, html=True, format=".jpg")
+    assert report.count("restored") == 5
+    with Pillow.open(out / "b.compare.png") as pair:
+        assert pair.size == (64 + GAP, 24)
+    assert (out / preview_paths("b")[1]).is_file()
+    assert "before and after" in (out / "report.html").read_text()
+
+
+def test_videos_are_jobs(server: FakeServer, album: Path, tmp_path: Path) -> None:
+    out, told = tmp_path / "out", []
+    (album / "film.mp4").write_bytes(b"moving")
+    (album / "torn.mkv").write_bytes(b"broken")
+    items = find_images([album], videos=True, out=out)
+    with Client(server.url) as client:
+        report = run_remote_job(
+            client, items, JobOptions(out), PhotoOptions(), progress=lambda done, name: told.append((done, name))
+        )
+    film = next(entry for entry in report.entries if entry.source.endswith("film.mp4"))
+    assert (film.status, film.output, film.faces, film.frames) == ("restored", "film.mp4", 6, 3)
+    assert (out / "film.mp4").read_bytes() == b"gnivom"
+    torn = next(entry for entry in report.entries if entry.source.endswith("torn.mkv"))
+    assert (torn.status, torn.error) == ("failed", "the video is damaged: copy it again")
+    assert len(server.deleted) == 2  # nothing is left on the server
+    assert (4.5, "film") in told
+    assert told[-1][0] == len(items)
+
+
+def test_a_server_without_jobs(server: FakeServer, album: Path, tmp_path: Path) -> None:
+    server.jobs = False
+    (album / "film.mp4").write_bytes(b"moving")
+    report = run(server, album, tmp_path / "out")
+    assert (report.count("restored"), report.count("failed")) == (4, 1)
+
+
+def test_a_key_that_is_not_let_in_ends_the_run(server: FakeServer, album: Path, tmp_path: Path) -> None:
+    server.key = KEY
+    with pytest.raises(RequestRefused, match="API key"):
+        run(server, album, tmp_path / "out")
+
+
+@pytest.mark.parametrize("options", [{"quality": 50}, {"metadata": False}, {"codec": "vp9"}, {"crf": 3}])
+def test_what_the_server_decides_is_refused(
+    server: FakeServer, album: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidOption, match="server decides"):
+        run(server, album, tmp_path / "out", **options)
+    with pytest.raises(InvalidOption, match="not offered"):
+        run(server, album, tmp_path / "out", preset="finest")
+    assert not server.posts()
+
+
+def test_the_command(server: FakeServer, album: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    server.key, out, key_file = KEY, tmp_path / "out", tmp_path / "key"
+    key_file.write_text(f"\n{KEY}\n")
+    arguments = (
+        "restore",
+        album,
+        "-o",
+        out,
+        "--server",
+        server.url,
+        "--upscale",
+        "2",
+        "--format",
+        "png",
+        "--seed",
+        "4",
+    )
+    status, stdout, stderr = bfr(monkeypatch, capsys, *arguments, "--api-key-file", key_file)
+    assert (status, "4 images: 4 restored, 4 faces, in " in stdout) == (0, True), stderr
+    with Pillow.open(out / "a_jpg.png") as image:
+        assert image.size == (64, 48)
+    monkeypatch.setenv("BFR_API_KEY", KEY)
+    status, stdout, _ = bfr(monkeypatch, capsys, *arguments, "--resume")
+    assert (status, "4 images: 4 skipped, 4 faces, in " in stdout) == (0, True)
+    (album / "text.png").write_text("no image")
+    status, stdout, stderr = bfr(monkeypatch, capsys, *arguments, "--resume")
+    assert (status, "4 skipped, 1 failed" in stdout, "text.png: " in stderr) == (1, True, True)
+
+
+def test_aligned_faces(server: FakeServer, album: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    arguments = ("restore", album / "a.png", "-o", tmp_path / "out", "--server", server.url, "--aligned")
+    status, stdout, _ = bfr(monkeypatch, capsys, *arguments)
+    assert (status, "1 image: 1 restored, in " in stdout) == (0, True)
+    assert server.posts()[0].query == {"seed": "12345", "preset": "balanced", "mode": "aligned"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--backend", "tensorrt"), ("--threads", "2"), ("--steps", "4"), ("--detector", "haar"), ("--strip-metadata",)],
+)
+def test_options_of_this_machine_are_refused(
+    server: FakeServer, album: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, options: tuple[str, ...]
+) -> None:
+    status, _, stderr = bfr(
+        monkeypatch, capsys, "restore", album, "-o", tmp_path / "out", "--server", server.url, *options
+    )
+    assert status == 2
+    assert f"the server decides {options[0]}: leave it out" in stderr
+    assert not server.seen
+
+
+def test_a_key_without_a_server(album: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    status, _, stderr = bfr(
+        monkeypatch, capsys, "restore", album, "-o", tmp_path / "out", "--api-key-file", tmp_path / "key"
+    )
+    assert (status, "--server" in stderr) == (2, True)
+
+
+@pytest.mark.parametrize("content", [None, "\n"])
+def test_key_files(
+    server: FakeServer, album: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, content: str | None
+) -> None:
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_text(content)
+    arguments = ("restore", album, "-o", tmp_path / "out", "--server", server.url, "--api-key-file", file)
+    status, _, stderr = bfr(monkeypatch, capsys, *arguments)
+    assert (status, "API key" in stderr) == (2, True)
+
+
+def test_nobody_listens(album: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr("bfr.runtime.client.calls.uniform", lambda *_: 0.0)
+    status, _, stderr = bfr(
+        monkeypatch, capsys, "restore", album, "-o", tmp_path / "out", "--server", "http://127.0.0.1:9"
+    )
+    assert (status, "check the address" in stderr) == (1, True)
+    assert "Traceback" not in stderr
+
+
+def test_results_are_what_the_server_sent(server: FakeServer, album: Path, tmp_path: Path) -> None:
+    stream = BytesIO()
+    Pillow.new("RGB", (8, 8), (1, 2, 3)).save(stream, "PNG")
+    server.result = stream.getvalue()
+    run(server, album, tmp_path / "out")
+    assert np.asarray(Pillow.open(tmp_path / "out" / "b.png"))[0, 0].tolist() == [1, 2, 3]
+
+
+def test_a_system_without_a_loop_has_no_presets(server: FakeServer, album: Path, tmp_path: Path) -> None:
+    server.presets = {}
+    assert run(server, album, tmp_path / "out").count("restored") == 4
+    assert "preset" not in server.posts()[0].query

@@ -1,0 +1,383 @@
+"""A real server under load, faults and nonsense. One is shared by most tests, and by the processes that run them."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx2
+import numpy as np
+import pytest
+from filelock import FileLock
+from live import face, restore
+from once import WAIT, run_folder
+from onnx import TensorProto, helper, save
+
+from bfr.benchmarks.end_to_end.server_process import COMMAND, ServerProcess, kill_session
+from bfr.export.onnx.wrap import wrap
+from bfr.export.onnx.wrap_graph import WrapOptions
+from bfr.runtime.images.decode import decode_image
+from bfr.runtime.restore.restorer import Restorer
+
+PHOTOGRAPH = Path(__file__).parents[3] / "docs" / "images" / "photograph.jpg"
+FLAGS = ("--preset", "fast", "--preset", "reference", "--queue", "8", "--batch", "4", "--body-seconds", "2")
+HAAR = ("--detector", "haar", "--backend", "onnxruntime-cpu")
+SLOW: dict[str, Any] = {"mode": "aligned", "preset": "reference"}  # 100 steps: seconds a face
+
+
+class Shared(ServerProcess):
+    """A server that another test process may have started."""
+
+    def __init__(self, home: Path, url: str) -> None:
+        self.home, self.url = home, url
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The server of this module's tests, whichever of the test processes they are in."""
+    folder = run_folder(tmp_path_factory) / "server"
+    folder.mkdir(exist_ok=True)
+    state, lock = folder / "state.json", FileLock(folder / "lock", timeout=WAIT)
+    own = None
+    with lock:
+        known = json.loads(state.read_text()) if state.exists() else {"users": 0}
+        if not known["users"]:
+            home = folder / f"home-{os.getpid()}"
+            home.mkdir()
+            own = ServerProcess(home, *FLAGS, *HAAR, "--jobs", str(home / "jobs"))
+            known = {"users": 0, "home": str(home), "url": own.url, "pid": own.process.pid}
+        state.write_text(json.dumps({**known, "users": known["users"] + 1}))
+    yield own or Shared(Path(known["home"]), known["url"])
+    with lock:
+        users = json.loads(state.read_text())["users"] - 1
+        state.write_text(json.dumps({**known, "users": users}))
+        if not users:
+            os.kill(known["pid"], signal.SIGTERM)
+    if own:  # its starter waits, so that nothing is left behind
+        own.process.wait(WAIT)
+
+
+@pytest.fixture
+def server(running: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """With nobody else in the house."""
+    with FileLock(run_folder(tmp_path_factory) / "server" / "test", timeout=WAIT):
+        until(lambda: running.metric("bfr_requests_in_house") == 0)
+        yield running
+
+
+def at_once(calls: list[Callable[[], Any]]) -> list[Any]:
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+def send(server: ServerProcess, image: bytes) -> socket.socket:
+    """The connection of a request for a hundred steps, whose answer is not waited for."""
+    host, port = server.url.removeprefix("http://").split(":")
+    line = socket.create_connection((host, int(port)), timeout=60)
+    head = f"POST /restore?{urlencode(SLOW)} HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/png\r\n"
+    line.sendall(f"{head}Content-Length: {len(image)}\r\n\r\n".encode() + image)
+    return line
+
+
+def until(done: Callable[[], bool], seconds: float = 60) -> None:
+    begin = time.monotonic()
+    while not done():
+        assert time.monotonic() - begin < seconds
+        time.sleep(0.05)
+
+
+class TestServing:
+    def test_portraits_and_photographs_at_once_are_what_they_are_alone(self, server: ServerProcess) -> None:
+        photograph = PHOTOGRAPH.read_bytes()
+        alone = httpx2.post(
+            f"{server.url}/restore", content=photograph, headers={"Content-Type": "image/jpeg"}, timeout=120
+        )
+        assert alone.status_code == 200
+        assert int(alone.headers["x-bfr-faces"]) >= 1
+
+        def send_photograph() -> Any:
+            files = {"image": ("photograph.jpg", photograph, "image/jpeg")}
+            return httpx2.post(f"{server.url}/restore", files=files, timeout=120)
+
+        answers = at_once(
+            [send_photograph, *(lambda k=k: restore(server.url, face(k), mode="aligned") for k in range(4))]
+        )
+        assert [answer.status_code for answer in answers] == [200] * 5
+        assert answers[0].content == alone.content
+        with Restorer.open(preset="fast", backend="onnxruntime-cpu", threads=1) as restorer:
+            for k, answer in enumerate(answers[1:]):
+                [expected] = restorer.restore([decode_image(face(k)).pixels])
+                assert np.array_equal(decode_image(answer.content).pixels, expected)
+
+    def test_metrics_add_up(self, server: ServerProcess) -> None:
+        """Every face that was restored is in exactly one batch."""
+        restore(server.url, face(1), mode="aligned")
+        assert server.metric("bfr_batch_size_sum") == server.metric("bfr_faces_total", result="restored")
+        assert server.metric("bfr_requests_total", route="/restore", code="200") == server.metric(
+            "bfr_images_total", result="restored"
+        ) + server.metric("bfr_images_total", result="no face")
+        assert server.metric("bfr_ready") == 1
+        until(lambda: server.metric("bfr_replicas", deployment="Jobs") == 1)
+        assert server.metric("bfr_replicas", deployment="Faces") == 1  # requests and jobs share it
+
+    def test_past_the_queue_it_says_so_and_clients_that_leave_free_their_places(self, server: ServerProcess) -> None:
+        gone = server.metric("bfr_requests_total", code="499")
+        lines = [send(server, face(k)) for k in range(8)]
+        until(lambda: server.metric("bfr_requests_in_house") == 8)
+        refused = restore(server.url, face(9), mode="aligned")
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        assert "8 requests" in refused.json()["detail"]
+        for line in lines:
+            line.close()
+        until(lambda: server.metric("bfr_requests_in_house") == 0)
+        assert server.metric("bfr_requests_total", code="499") == gone + 8
+        # Eight faces of a hundred steps would take a minute: they are not worked on any more.
+        answer = restore(server.url, face(9), mode="aligned")
+        assert answer.status_code == 200
+        stages = dict(stage.split("=") for stage in answer.headers["x-bfr-seconds"].split(";"))
+        assert float(stages["queue"]) < 10
+
+    def test_a_job_is_done_and_deleted(self, server: ServerProcess) -> None:
+        answer = httpx2.post(
+            f"{server.url}/jobs?mode=aligned&seed=5", content=face(3), headers={"Content-Type": "image/png"}, timeout=60
+        )
+        assert answer.status_code == 202
+        where = server.url + answer.headers["location"]
+        begin = time.monotonic()
+        while (found := httpx2.get(where, timeout=60).json())["state"] not in ("done", "failed"):
+            assert time.monotonic() - begin < 120
+            time.sleep(0.2)
+        assert (found["state"], found["faces"], found["error"]) == ("done", 1, None)
+        result = httpx2.get(server.url + found["result"], timeout=60)
+        direct = restore(server.url, face(3), mode="aligned", seed=5)
+        assert np.array_equal(decode_image(result.content).pixels, decode_image(direct.content).pixels)
+        assert httpx2.delete(where, timeout=60).status_code == 204
+        assert httpx2.get(where, timeout=60).status_code == 404
+
+    def test_every_line_of_the_log_is_json_with_the_request_id(self, server: ServerProcess) -> None:
+        restore(server.url, face(1), mode="aligned", headers={"X-Request-Id": "find-me-in-the-log"})
+        line = next(line for line in server.log if line.get("request_id") == "find-me-in-the-log")
+        assert (line["route"], line["status"], line["faces"]) == ("/restore", 200, 1)
+        assert line["seconds"] > 0
+
+
+class TestNonsense:
+    def test_a_hundred_megabytes_are_refused_by_their_length_and_as_they_come(self, server: ServerProcess) -> None:
+        answer = httpx2.post(
+            f"{server.url}/restore", content=b"x" * 100_000_000, headers={"Content-Type": "image/png"}, timeout=60
+        )
+        assert answer.status_code == 413
+
+        def endless() -> Iterator[bytes]:
+            for _ in range(1000):
+                yield b"x" * 100_000
+
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
+        try:
+            connection.request("POST", "/restore", endless(), {"Content-Type": "image/png"}, encode_chunked=True)
+            assert connection.getresponse().status == 413
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it hung up on us, which says the same
+        assert server.ready()
+
+    def test_a_slow_body_is_given_up(self, server: ServerProcess) -> None:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as line:
+            line.sendall(
+                b"POST /restore HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\nabc"
+            )
+            assert b"408" in line.recv(64)
+
+    @pytest.mark.parametrize(
+        "raw",
+        [
+            b"POST /restore HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+            b"POST /restore HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde",
+            b"\x00\xff\x16\x03\x01" * 20,
+            b"GET /jobs/..%2f..%2fetc%2fpasswd/result HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"GET //etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n",
+        ],
+    )
+    def test_broken_requests_get_a_4xx_or_nothing(self, server: ServerProcess, raw: bytes) -> None:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as line:
+            line.sendall(raw)
+            line.shutdown(socket.SHUT_WR)
+            answer = line.recv(64)
+        assert not answer or answer.startswith(b"HTTP/1.1 4"), answer
+        assert server.ready()
+
+    def test_no_route_gives_a_5xx_whatever_it_is_sent(self, server: ServerProcess) -> None:
+        """Schemathesis against the server's own description: answers as described, and none is a server error."""
+        command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]
+        checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+        bounds = ["--max-examples", "12", "--phases", "examples,coverage,fuzzing", "--seed", "1", "--workers", "1"]
+        run = subprocess.run(  # noqa: S603
+            [*command, "--checks", checks, *bounds, "--request-timeout", "60", "--no-color", "--continue-on-failure"],
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+        assert run.returncode == 0, run.stdout[-6000:]
+        assert server.ready()
+
+
+def test_a_killed_replica_costs_no_answer_and_sigterm_under_load_loses_no_request(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path, *FLAGS, *HAAR, "--no-jobs")
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            accepted = [pool.submit(restore, server.url, face(0), **SLOW)]
+            until(lambda: server.metric("bfr_requests_in_house") == 1)
+            time.sleep(0.5)
+            [replica] = server.replicas("Faces")
+            os.kill(replica, signal.SIGKILL)
+            until(lambda: server.replicas("Faces") not in ([], [replica]))
+            server.wait_ready(60)
+            accepted += [pool.submit(restore, server.url, face(k), mode="aligned") for k in range(6)]
+            until(lambda: server.metric("bfr_requests_in_house") >= 3)
+            server.process.send_signal(signal.SIGTERM)
+            refused = restore(server.url, face(9), mode="aligned")
+            assert refused.status_code == 503
+            assert refused.headers["retry-after"]
+            assert not server.ready()
+            in_time = [future.result().status_code for future in accepted]
+        assert in_time.count(200) == len(accepted) - in_time.count(503)
+        assert in_time[0] == 200  # of the killed replica
+        assert server.process.wait(60) == 0
+        assert "all requests were answered" in [line["message"] for line in server.log]
+        answered = [line for line in server.log if line.get("route") == "/restore"]
+        let_in = [line for line in answered if line["status"] == 200]
+        assert len(let_in) == in_time.count(200) >= 3
+        assert {line["reason"] for line in answered if line["status"] != 200} == {"draining"}
+        assert not server.replicas("")
+    finally:
+        server.kill()
+
+
+@pytest.mark.slow
+def test_a_warm_up_that_fails_is_never_ready(tmp_path: Path) -> None:
+    """A network that divides by its input: NaN for the grey image of the warm-up, finite for all photographs."""
+    shape = ["n", 3, 16, 16]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
+    nodes = [helper.make_node("Mul", ["x", "x"], ["square"]), helper.make_node("Div", ["square", "x"], ["y"])]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "nan.onnx")
+    wrap(tmp_path / "nan.onnx", tmp_path / "bundle", WrapOptions())
+    server = ServerProcess(tmp_path, str(tmp_path / "bundle"), *HAAR, "--no-jobs", wait=False)
+    try:
+        ready = False
+        while server.process.poll() is None:
+            ready = ready or server.ready()
+            time.sleep(0.2)
+        assert not ready
+        assert server.process.returncode == 1
+        assert "the warm-up of nan failed" in server.errors()
+    finally:
+        server.kill()
+
+
+def test_an_address_that_is_taken_is_said_at_once(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        command = [*COMMAND, "--no-jobs", "--port", str(other.getsockname()[1])]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    assert run.returncode == 2
+    assert "--port" in run.stderr
+
+
+@pytest.mark.slow
+def test_a_job_survives_a_restart(tmp_path: Path) -> None:
+    jobs = ("--jobs", str(tmp_path / "jobs"))
+    server = ServerProcess(tmp_path, *FLAGS, *HAAR, *jobs)
+    names = []
+    for k in range(3):
+        answer = httpx2.post(
+            f"{server.url}/jobs",
+            params={"mode": "aligned", "preset": "reference"},
+            content=face(k),
+            headers={"Content-Type": "image/png"},
+            timeout=60,
+        )
+        names.append(answer.json()["id"])
+    server.kill()
+    (tmp_path / "again").mkdir()
+    again = ServerProcess(tmp_path / "again", *FLAGS, *HAAR, *jobs)
+    try:
+        for name in names:
+            begin = time.monotonic()
+            while httpx2.get(f"{again.url}/jobs/{name}", timeout=60).json()["state"] != "done":
+                assert time.monotonic() - begin < 120
+                time.sleep(0.3)
+    finally:
+        assert again.stop() == 0
+
+
+@pytest.mark.slow
+def test_the_same_options_run_as_a_serve_application(tmp_path: Path) -> None:
+    """As `serve deploy` and KubeRay start it: HTTP is Serve's own there."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    printed = subprocess.run(  # noqa: S603
+        [*COMMAND, "--print-config", "--port", port, "--preset", "fast", "--jobs", str(tmp_path / "jobs"), *HAAR],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "BFR_API_KEY": "k" * 24},
+    )
+    (tmp_path / "serve.yaml").write_text(printed.stdout)
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", "ray.serve.scripts", "run", str(tmp_path / "serve.yaml")],
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+        stdout=(tmp_path / "out.txt").open("w"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    url, key = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {'k' * 24}"}
+
+    def ready() -> bool:
+        assert process.poll() is None, (tmp_path / "out.txt").read_text()[-3000:]
+        try:
+            return bool(httpx2.get(f"{url}/ready", timeout=5).status_code == 200)
+        except httpx2.TransportError:
+            return False
+
+    try:
+        until(ready, 180)
+        assert restore(url, face(1), mode="aligned").status_code == 401
+        answer = restore(url, face(1), mode="aligned", headers=key)
+        assert answer.status_code == 200
+        with Restorer.open(preset="fast", backend="onnxruntime-cpu", threads=1) as restorer:
+            [expected] = restorer.restore([decode_image(face(1)).pixels])
+        assert np.array_equal(decode_image(answer.content).pixels, expected)
+        headers = {**key, "Content-Type": "image/png"}
+        job = httpx2.post(f"{url}/jobs?mode=aligned", content=face(1), headers=headers, timeout=60).headers["location"]
+        until(lambda: httpx2.get(url + job, headers=key, timeout=60).json()["state"] == "done")
+        result = httpx2.get(f"{url}{job}/result", headers=key, timeout=60)
+        assert np.array_equal(decode_image(result.content).pixels, expected)
+        with pytest.raises(httpx2.ReadTimeout):
+            restore(url, face(2), mode="aligned", headers=key, timeout=0.05)
+        metrics = httpx2.get(f"{url}/metrics", headers=key, timeout=30).text
+        assert 'bfr_requests_total{code="200",reason="",route="/restore"} 1.0' in metrics
+        big = httpx2.post(
+            f"{url}/restore", content=b"x" * 60_000_000, headers={"Content-Type": "image/png", **key}, timeout=60
+        )
+        assert big.status_code == 413
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        finally:
+            kill_session(process.pid)

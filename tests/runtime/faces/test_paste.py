@@ -1,0 +1,379 @@
+"""Pasting: where changes go, what they leave alone, and how neighbours share."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bfr.runtime.faces.geometry import crop_face
+from bfr.runtime.faces.paste import Patch, make_patch, paste_faces, to_grey
+
+Array = NDArray[Any]
+SIZE = 128
+RNG = np.random.default_rng(0)
+
+
+def similarity(scale: float, degrees: float, centre: tuple[float, float], size: int = SIZE) -> Array:
+    """Photograph -> crop: `centre` comes to the crop's middle, turned, and `scale` times as large."""
+    c, s = scale * np.cos(np.radians(degrees)), scale * np.sin(np.radians(degrees))
+    turn = np.array([[c, -s], [s, c]])
+    return np.hstack([turn, ((size - 1) / 2 - turn @ np.array(centre))[:, None]])
+
+
+def undone(matrix: Array, points: Array) -> Array:
+    """Where points of the crop lie in the photograph, by solving for them."""
+    return np.linalg.solve(matrix[:, :2], (points - matrix[:, 2]).T).T
+
+
+def in_crop(shape: tuple[int, ...], matrix: Array, upscale: int = 1) -> Array:
+    """(H, W, 2): where the pixels of an enlarged photograph lie in the crop, as shares of its side."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    points = (np.stack([x, y], -1) + 0.5) / upscale - 0.5
+    return np.asarray((points @ matrix[:, :2].T + matrix[:, 2] + 0.5) / SIZE)
+
+
+def constant(level: float, matrix: Array, size: int = SIZE) -> Patch:
+    return Patch(np.full((size, size, 3), level, np.float32), matrix)
+
+
+def pasted(photograph: Array, *patches: Patch, **options: Any) -> Array:
+    """The result alone."""
+    result = photograph.copy()
+    paste_faces(result, patches, **options)
+    return result
+
+
+def noise(shape: tuple[int, int] = (150, 170), dtype: type = np.uint8) -> Array:
+    return RNG.integers(0, np.iinfo(dtype).max + 1, (*shape, 3), dtype)
+
+
+def grey(level: int, shape: tuple[int, int] = (150, 170), dtype: type = np.uint8) -> Array:
+    return np.full((*shape, 3), level, dtype)
+
+
+PLACES: dict[str, Array] = {
+    "upright": similarity(1.0, 0, (85, 75)),
+    "small": similarity(3.0, 0, (85, 75)),
+    "large": similarity(0.4, 0, (85, 75)),
+    "rotated": similarity(1.7, 33, (85, 75)),
+    "at the corner": similarity(1.7, 20, (0, 0)),
+    "at the edge": similarity(1.7, -70, (169, 75)),
+    "outside": similarity(2.0, 20, (500, 500)),
+}
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest) -> Array:
+    return PLACES[request.param]
+
+
+class TestWhatIsLeftAlone:
+    @pytest.mark.parametrize("upscale", [1, 2, 4])
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+    @pytest.mark.parametrize("keep_colour", [False, True])
+    def test_an_unchanged_face_leaves_no_trace(
+        self, place: Array, upscale: int, dtype: type, keep_colour: bool
+    ) -> None:
+        crop = crop_face(noise(dtype=dtype), place, SIZE)
+        enlarged = noise((150 * upscale, 170 * upscale), dtype)
+        patch = make_patch(crop, crop.copy(), place, keep_colour=keep_colour, grey=False)
+        assert np.array_equal(pasted(enlarged, patch, upscale=upscale), enlarged)
+
+    @pytest.mark.parametrize("upscale", [1, 2, 4])
+    def test_nothing_outside_the_face_changes(self, place: Array, upscale: int) -> None:
+        photograph = noise((150 * upscale, 170 * upscale))
+        changed = (pasted(photograph, constant(90, place), upscale=upscale) != photograph).any(-1)
+        where = in_crop(photograph.shape, place, upscale)
+        slack = 1.0 / upscale * np.sqrt(abs(np.linalg.det(place[:, :2]))) / SIZE  # one pixel of the photograph
+        assert not changed[((where < -slack) | (where > 1 + slack)).any(-1)].any()
+        middle = (np.abs(where - 0.5) < 0.35).all(-1)
+        assert changed[middle].sum() >= 0.95 * middle.sum()  # all that was not white
+
+    def test_no_faces(self) -> None:
+        photograph = noise()
+        assert np.array_equal(pasted(photograph), photograph)
+
+    def test_a_thin_photograph(self) -> None:
+        for shape in ((1, 1), (1, 90), (90, 1)):
+            photograph = grey(10, shape)
+            result = pasted(photograph, constant(50, similarity(0.5, 10, (0, 0))))
+            assert result[0, 0].tolist() == [60, 60, 60]
+
+    def test_the_crop_and_the_change_are_not_written_to(self) -> None:
+        patch = constant(50, PLACES["rotated"])
+        patch.change.flags.writeable = False
+        patch.matrix.flags.writeable = False
+        assert np.array_equal(pasted(grey(9), patch), pasted(grey(9), patch))
+        crop, restored = noise((SIZE, SIZE)), noise((SIZE, SIZE))
+        crop.flags.writeable = restored.flags.writeable = False
+        make_patch(crop, restored, patch.matrix, keep_colour=True, grey=True)
+
+
+class TestRegistration:
+    @pytest.mark.parametrize("upscale", [1, 2, 4])
+    @pytest.mark.parametrize("degrees", [0, 25, -110])
+    @pytest.mark.parametrize("scale", [0.45, 1.0, 1.37, 3.0])
+    def test_a_change_lands_where_its_face_is(self, scale: float, degrees: float, upscale: int) -> None:
+        """A bright spot in the crop: its centroid in the photograph is the transformed point to a twentieth pixel."""
+        matrix = similarity(scale, degrees, (100.3, 95.6))
+        spot = np.array([0.44 * SIZE, 0.57 * SIZE])
+        y, x = np.mgrid[:SIZE, :SIZE]
+        bump = 50_000 * np.exp(-((x - spot[0]) ** 2 + (y - spot[1]) ** 2) / (2 * (0.06 * SIZE) ** 2))
+        patch = Patch(np.repeat(bump[..., None], 3, axis=2).astype(np.float32), matrix)
+        result = pasted(grey(0, (200 * upscale, 200 * upscale), np.uint16), patch, upscale=upscale)[..., 1].astype(
+            float
+        )
+        rows, columns = (np.arange(200 * upscale) for _ in range(2))
+        centroid = np.array([(result.sum(0) * columns).sum(), (result.sum(1) * rows).sum()]) / result.sum()
+        (exact,) = undone(matrix, spot[None])
+        expected = (
+            exact + 0.5
+        ) * upscale - 0.5  # the middle of the enlarged pixel, (upscale - 1) / 2 beyond its corner
+        assert np.abs(centroid - expected).max() < 0.05
+
+    @pytest.mark.parametrize("degrees", [0, 25])
+    @pytest.mark.parametrize("scale", [0.4, 1.0, 2.5])
+    def test_crop_and_paste_are_each_others_inverse(self, scale: float, degrees: float) -> None:
+        """The crop of another photograph, pasted, is that photograph where the mask is whole."""
+        y, x = np.mgrid[:320, :320].astype(float)
+        one, other = (
+            np.rint(20_000 + 9000 * np.stack([np.sin(x / a), np.cos(y / a), np.sin((x + y) / a)], -1)).astype(np.uint16)
+            for a in (70, 55)
+        )
+        matrix = similarity(scale, degrees, (160.2, 158.8))
+        patch = make_patch(
+            crop_face(one, matrix, SIZE), crop_face(other, matrix, SIZE), matrix, keep_colour=False, grey=False
+        )
+        middle = (np.abs(in_crop(one.shape, matrix) - 0.5) < 0.35).all(-1)
+        difference = pasted(one, patch)[middle].astype(int) - other[middle]
+        assert np.abs(difference).max() < 0.5 * 257
+        assert np.abs(one[middle].astype(int) - other[middle]).max() > 20 * 257
+
+    def test_red_stays_red(self) -> None:
+        change = np.zeros((SIZE, SIZE, 3), np.float32)
+        change[..., 0], change[..., 2] = 80, -20
+        assert pasted(grey(100), Patch(change, PLACES["upright"]))[75, 85].tolist() == [180, 100, 80]
+
+
+class TestMask:
+    @pytest.mark.parametrize("degrees", [0, 30])
+    @pytest.mark.parametrize("scale", [0.5, 1.0, 2.5])
+    @pytest.mark.parametrize("upscale", [1, 2])
+    def test_it_is_whole_inside_nothing_at_the_edge_and_has_no_seam(
+        self, scale: float, degrees: float, upscale: int
+    ) -> None:
+        side = int(1.5 * SIZE / scale) + 10
+        matrix = similarity(scale, degrees, (side / 2, side / 2 + 0.3))
+        photograph = grey(10_000, (side * upscale, side * upscale), np.uint16)
+        change = pasted(photograph, constant(10_000, matrix), upscale=upscale).astype(int) - photograph
+        assert np.array_equal(change[..., 0], change[..., 2])
+        share, off = change[..., 0] / 10_000, np.abs(in_crop(photograph.shape, matrix, upscale) - 0.5).max(-1)
+        assert (share[off < 0.39] == 1).all()
+        assert share.min() == 0
+        assert share[off > 0.495].max() < 0.02
+        assert not share[off > 0.4985].any()
+        assert 0.4 < share[np.abs(off - 0.45) < 0.003].mean() < 0.6  # half of it, a twentieth from the edge
+        pixel = scale / SIZE / upscale  # of the enlarged photograph, as a share of the crop
+        for axis in (0, 1):
+            assert np.abs(np.diff(share, axis=axis)).max() < 26 * pixel + 0.005
+
+    @pytest.mark.parametrize("shape", [(150, 170), (151, 171)])
+    def test_it_is_even(self, shape: tuple[int, int]) -> None:
+        matrix = similarity(1.0, 0, ((shape[1] - 1) / 2, (shape[0] - 1) / 2))
+        change = pasted(grey(10_000, shape, np.uint16), constant(10_000, matrix)).astype(int)
+        assert np.abs(change - change[::-1]).max() <= 1
+        assert np.abs(change - change[:, ::-1]).max() <= 1
+
+    @pytest.mark.parametrize(("blend", "expected"), [(0, 0), (0.5, 5000), (0.25, 2500), (1, 10_000)])
+    def test_blend(self, blend: float, expected: int) -> None:
+        result = pasted(grey(10_000, dtype=np.uint16), constant(10_000, PLACES["rotated"]), blend=blend)
+        assert result[75, 85].tolist() == [10_000 + expected] * 3
+        if blend == 0:
+            assert (result == 10_000).all()
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+    def test_light_and_dark_do_not_wrap_around(self, dtype: type) -> None:
+        top = np.iinfo(dtype).max
+        for level, change, expected in ((top - 5, 0.4 * top, top), (5, -0.4 * top, 0)):
+            photograph = grey(level, dtype=dtype)
+            result = pasted(photograph, constant(change, PLACES["upright"]))
+            assert result[75, 85].tolist() == [expected] * 3
+            assert np.abs(result.astype(int) - photograph).max() == 5
+
+    def test_levels_are_rounded_to_the_nearest(self) -> None:
+        assert pasted(grey(100), constant(0.6, PLACES["upright"])).max() == 101
+        assert pasted(grey(100), constant(0.4, PLACES["upright"])).max() == 100
+        assert pasted(grey(100), constant(-0.6, PLACES["upright"])).min() == 99
+
+
+def beside(offset: float, levels: tuple[float, float], degrees: float = 0) -> list[Patch]:
+    """Two faces, `offset` to the left and to the right of the middle of a photograph of 170 x 150."""
+    return [
+        constant(level, similarity(1.7, degrees, (85 + x, 75)))
+        for level, x in zip(levels, (-offset, offset), strict=True)
+    ]
+
+
+class TestNeighbours:
+    @pytest.mark.parametrize("offset", [0, 5, 15, 30, 36])
+    @pytest.mark.parametrize("degrees", [0, 20])
+    def test_two_never_change_a_pixel_more_than_one(self, offset: float, degrees: float) -> None:
+        photograph = grey(10_000, dtype=np.uint16)
+        patches = beside(offset, (10_000, 10_000), degrees)
+        change = pasted(photograph, *patches).astype(int) - photograph
+        assert change.max() <= 10_001
+        where = [in_crop(photograph.shape, patch.matrix) for patch in patches]
+        whole = [(np.abs(place - 0.5) < 0.39).all(-1) for place in where]
+        assert change[whole[0] & whole[1]].min(initial=10_000) >= 9999  # nor less, where both masks are whole
+        ovals = [(((place - (0.5, 0.55)) / (0.27, 0.37)) ** 2).sum(-1) < 1 for place in where]
+        assert change[ovals[0] | ovals[1]].min() >= 9000  # nor leave a gap in one of the faces
+
+    @pytest.mark.parametrize("upscale", [1, 2])
+    def test_the_seam_lies_between_them(self, upscale: int) -> None:
+        photograph = grey(30_000, (150 * upscale, 170 * upscale), np.uint16)
+        result = pasted(photograph, *beside(22, (10_000, -10_000)), upscale=upscale).astype(int)
+        row = result[75 * upscale, :, 0] - 30_000
+        middle = 85.5 * upscale - 0.5
+        columns = np.arange(len(row))
+        assert (row[columns < middle] >= 0).all()
+        assert (row[columns > middle] <= 0).all()
+        assert abs(np.interp(middle, columns, row)) < 500
+        assert row[63 * upscale] > 9900  # each face has its own middle for itself
+        assert row[107 * upscale] < -9900
+        assert np.abs(np.diff(row)).max() < 5000  # and passes over to the other softly
+
+    @pytest.mark.parametrize("levels", [(80, 80), (80, -80), (200, -200), (-30, 90)])
+    @pytest.mark.parametrize("background", [20, 128, 230])
+    def test_their_order_does_not_matter(self, levels: tuple[float, float], background: int) -> None:
+        """Nor where one of them alone would be saturated."""
+        photograph = grey(background)
+        patches = beside(15, levels, 10)
+        one, other = pasted(photograph, *patches), pasted(photograph, *patches[::-1])
+        assert np.abs(one.astype(int) - other).max() <= 1
+
+    def test_a_change_past_white_counts_where_a_neighbour_darkens(self) -> None:
+        """Halfway between them the two cancel, also near white: only their sum is limited."""
+        result = pasted(grey(230), *beside(15, (200, -200)))
+        assert abs(int(result[75, 85, 0]) - 230) < 15
+
+    def test_faces_apart_do_not_feel_each_other(self) -> None:
+        photograph = noise((100, 300))
+        patches = [constant(40, similarity(2, 0, (x, 50))) for x in (50, 150, 250)]
+        result = pasted(photograph, *patches)
+        for patch, left in zip(patches, (0, 100, 200), strict=True):
+            alone = pasted(photograph, patch)
+            assert np.array_equal(result[:, left : left + 100], alone[:, left : left + 100])
+
+    def test_a_face_outside_the_photograph_takes_nothing(self) -> None:
+        photograph = noise()
+        alone = pasted(photograph, constant(40, PLACES["rotated"]))
+        assert np.array_equal(pasted(photograph, *(constant(40, PLACES[n]) for n in ("outside", "rotated"))), alone)
+
+    def test_a_small_face_before_a_large_one(self) -> None:
+        photograph = grey(20_000, dtype=np.uint16)
+        patches = [constant(10_000, similarity(1.0, 0, (85, 75))), constant(-10_000, similarity(5.0, 0, (85, 82)))]
+        result = pasted(photograph, *patches).astype(int) - photograph
+        assert result.max() <= 10_001
+        assert result[120, 85, 0] == 10_000  # where the small one is not
+        assert np.abs(result - (pasted(photograph, *patches[::-1]).astype(int) - photograph)).max() <= 257
+
+    def test_thirty_faces(self) -> None:
+        rng = np.random.default_rng(7)
+        centres = [(40.0 * (i % 6) + 30, 40.0 * (i // 6) + 30) for i in range(30)]
+        patches = [
+            constant(level, similarity(float(rng.uniform(1.5, 3)), float(rng.uniform(-40, 40)), centre))
+            for level, centre in zip(rng.uniform(5000, 10_000, 30), centres, strict=True)
+        ]
+        photograph = grey(20_000, (220, 260), np.uint16)
+        result = pasted(photograph, *patches).astype(int)
+        assert result.max() <= 30_001
+        for patch, (x, y) in zip(patches, centres, strict=True):
+            assert result[int(y), int(x), 0] - 20_000 == pytest.approx(patch.change[0, 0, 0], rel=0.01)
+        shuffled = [patches[i] for i in rng.permutation(30)]
+        assert np.abs(pasted(photograph, *shuffled).astype(int) - result).max() <= 257
+        coarse = [Patch(patch.change / np.float32(257), patch.matrix) for patch in patches]
+        few = grey(80, (220, 260))
+        one, other = pasted(few, *coarse), pasted(few, *coarse[::-1])
+        assert np.abs(one.astype(int) - other).max() <= 1
+
+
+class TestPatch:
+    MATRIX = PLACES["upright"]
+
+    def made(self, change: Array, **options: bool) -> Array:
+        """The patch of a grey crop of 20,000 and that crop with a change."""
+        crop = grey(20_000, (SIZE, SIZE), np.uint16)
+        restored = (crop + np.broadcast_to(change, crop.shape)).astype(np.uint16)
+        return make_patch(crop, restored, self.MATRIX, **{"keep_colour": False, "grey": False, **options}).change
+
+    def test_it_is_the_difference(self) -> None:
+        crop, restored = noise((SIZE, SIZE)), noise((SIZE, SIZE))
+        patch = make_patch(crop, restored, self.MATRIX, keep_colour=False, grey=False)
+        assert np.array_equal(patch.change, restored.astype(int) - crop)
+        assert patch.change.dtype == np.float32
+        assert patch.matrix is self.MATRIX
+
+    def test_keep_colour_takes_out_colour_and_light(self) -> None:
+        y, x = np.mgrid[:SIZE, :SIZE] / SIZE
+        light = 3000 * np.sin(2 * np.pi * x)[..., None] * np.cos(np.pi * y)[..., None]
+        assert np.abs(self.made(np.array([3000, -800, 41]), keep_colour=True)).max() < 0.01
+        assert np.abs(self.made(light, keep_colour=True)).mean() < 0.1 * np.abs(self.made(light)).mean()
+
+    def test_keep_colour_keeps_what_is_fine(self) -> None:
+        board = 2000.0 * ((np.indices((SIZE, SIZE)) // 2).sum(0) % 2 * 2 - 1)[..., None]
+        kept = self.made(board + np.array([5000, 0, -3000]), keep_colour=True)
+        assert np.abs(kept - board).max() < 0.01
+
+    def test_keep_colour_reaches_the_photograph(self) -> None:
+        crop, restored = grey(100, (SIZE, SIZE)), grey(100, (SIZE, SIZE))
+        restored[...] = (140, 90, 100)
+        results = [
+            pasted(grey(100), make_patch(crop, restored, self.MATRIX, keep_colour=keep, grey=False))
+            for keep in (True, False)
+        ]
+        assert np.array_equal(results[0], grey(100))
+        assert results[1][75, 85].tolist() == [140, 90, 100]
+
+    @pytest.mark.parametrize("keep_colour", [False, True])
+    def test_a_grey_photograph_stays_grey(self, keep_colour: bool) -> None:
+        crop, restored = np.repeat(noise((SIZE, SIZE))[..., :1], 3, axis=2), noise((SIZE, SIZE))
+        patch = make_patch(crop, restored, PLACES["rotated"], keep_colour=keep_colour, grey=True)
+        photograph = np.repeat(noise()[..., :1], 3, axis=2)
+        result = pasted(photograph, patch)
+        assert (result == result[..., :1]).all()
+        assert not np.array_equal(result, photograph)
+
+    def test_grey_is_the_luma_of_the_change(self) -> None:
+        change = self.made(np.array([1000, 0, 0]), grey=True)
+        assert change.shape == (SIZE, SIZE, 3)
+        assert np.allclose(change, 299, atol=0.1)
+        assert np.allclose(self.made(np.array([0, 0, 1000]), grey=True), 114, atol=0.1)
+
+    @pytest.mark.parametrize("size", [1, 8, 20])
+    def test_small_crops(self, size: int) -> None:
+        crop, restored = grey(100, (size, size)), grey(120, (size, size))
+        patch = make_patch(crop, restored, self.MATRIX, keep_colour=True, grey=False)
+        assert np.abs(patch.change).max() < 0.01
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+class TestToGrey:
+    def test_luma_in_every_channel(self, dtype: type) -> None:
+        top = np.iinfo(dtype).max
+        pixels = np.zeros((2, 3, 3), dtype)
+        pixels[:, 0, 0], pixels[:, 1, 1], pixels[:, 2, 2] = top, top, top
+        result = to_grey(pixels)
+        assert result.dtype == dtype
+        assert result.shape == (2, 3, 3)
+        assert (result == result[..., :1]).all()
+        assert np.allclose(result[0, :, 0] / top, [0.299, 0.587, 0.114], atol=0.003)
+
+    def test_grey_stays_as_it_is(self, dtype: type) -> None:
+        levels = np.arange(np.iinfo(dtype).max + 1).astype(dtype)
+        pixels: Array = np.repeat(levels.reshape(16, -1, 1), 3, axis=2)
+        assert np.array_equal(to_grey(pixels), pixels)
+
+    def test_views(self, dtype: type) -> None:
+        pixels = noise(dtype=dtype)
+        assert np.array_equal(to_grey(pixels[::-1, ::2]), to_grey(pixels)[::-1, ::2])

@@ -1,0 +1,284 @@
+"""Hostile files: what claims to be huge is refused unseen, and damaged bytes give an image or our error, never more."""
+
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bfr.runtime.errors import BfrError, InvalidImage
+from bfr.runtime.images.decode import decode_image, header_size, read_image
+from bfr.runtime.images.encode import encode_image
+
+MAX_PIXELS = 1_000_000
+# Repeatable, and no example is shown: the bytes would fill the screen.
+BOUNDED = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
+
+
+def test_pixel_limit_is_checked_before_decoding(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        pytest.fail("the image was decoded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("PIL.Image.open", fail)
+        patch.setattr(cv2, "imdecode", fail)
+        for size in ((100_000, 100_000), (8_001, 8_000), (64_000_001, 1)):
+            with pytest.raises(InvalidImage, match=r"big\.png has .* pixels, more than the limit"):
+                decode_image(files.png(files.deep[..., :3], 2, size=size), name="big.png")
+        with pytest.raises(InvalidImage, match="6 x 5 pixels, more than the limit of 29"):
+            decode_image(files.png(files.deep[:, :6, :3], 2), max_pixels=29)
+    assert decode_image(files.png(files.deep[:, :6, :3], 2), max_pixels=30).pixels.shape == (5, 6, 3)
+
+
+def test_huge_file_is_not_read(tmp_path: Path, files: Any) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(files.png(files.deep, 6))
+    with path.open("rb+") as file:
+        file.truncate(1 << 40)  # sparse
+    with pytest.raises(InvalidImage, match=r"bytes, more than .* make it smaller"):
+        read_image(path)
+    assert header_size(path) == (7, 5)
+
+
+def test_chunk_that_claims_gigabytes_never_reaches_opencv(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV 4.11 and later allocate what a chunk's length says: 4 GiB and 10 s for a file of 300 bytes."""
+
+    def fail(*_: object) -> None:
+        pytest.fail("the chunk was handed to OpenCV")
+
+    data = files.png(files.deep, 6)
+    monkeypatch.setattr(cv2, "imdecode", fail)
+    with pytest.raises(InvalidImage, match="longer than the file"):
+        decode_image(data[:33] + b"\xff\0\0\0" + data[37:])
+
+
+def test_a_png_with_two_headers_is_refused(files: Any) -> None:
+    """Pillow believes the last, OpenCV the first, and would allocate for it."""
+    whole = files.png(files.deep, 6)
+    first = files.png(files.deep, 6, size=(900, 900))[8:33]
+    with pytest.raises(InvalidImage, match="two"):
+        decode_image(whole[:8] + first + whole[8:])
+    huge = files.png(files.deep, 6, size=(9_000, 9_000))
+    with pytest.raises(InvalidImage, match="9000 x 9000 pixels, more than the limit"):
+        decode_image(whole[:33] + huge[8:])
+
+
+@pytest.mark.parametrize("key", [b"exif", b"icc_profile", b"transparency"])
+def test_text_under_a_name_that_pillow_uses(files: Any, key: bytes) -> None:
+    text = files.chunk(b"iTXt", key + b"\0\0\0\0\0" + b"words")
+    for samples, colour_type in ((files.deep[..., 0], 0), (files.deep, 6)):
+        image = decode_image(files.png(samples, colour_type, text))
+        np.testing.assert_array_equal(image.pixels[..., 0], samples.reshape(5, 7, -1)[..., 0])
+        assert (image.exif, image.icc) == (None, None)
+        assert (image.alpha is None) == (colour_type == 0)
+
+
+def test_lack_of_memory_is_not_called_damage(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    with pytest.raises(InvalidImage, match=r"x\.png does not fit into memory"):
+        decode_image(files.png(files.deep, 6), name="x.png")
+
+
+# Reads every file of a folder, each with 256 MiB of address space above what the first, a valid one, left in use.
+LIMITED = """
+import resource, sys, warnings
+from pathlib import Path
+from bfr.runtime.errors import InvalidImage
+from bfr.runtime.images.decode import header_size, read_image
+warnings.simplefilter("ignore")
+first, *rest = sorted(Path(sys.argv[1]).iterdir())
+read_image(first)
+import PIL.ImageCms
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), -1))
+for path in rest:
+    header_size(path)
+    try:
+        read_image(path, max_pixels=1_000_000)
+        print(path.name, "was read")
+    except InvalidImage as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited as Linux does it")
+def test_bombs_cost_no_memory(tmp_path: Path, files: Any) -> None:
+    body = zlib.compress(bytes(1_000))
+
+    def tiff(width: int, height: int, *tags: tuple[int, int, int, int]) -> bytes:
+        """RGB of 8 bits, deflated, whose only strip or tile is `body`; tags: number, type, count, value."""
+        entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 2)]
+        entries += [(277, 3, 1, 3), *(tags or [(273, 4, 1, 2_000), (278, 4, 1, height), (279, 4, 1, len(body))])]
+        directory = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+        head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory
+        return head.ljust(2_000, b"\0") + body
+
+    def webp(side: int) -> bytes:
+        data = bytearray(
+            files.saved(files.flat("RGBA", (1, 2, 3, 4)), "WEBP", save_all=True, append_images=[files.flat("RGBA", 0)])
+        )
+        data[24:30] = 2 * (side - 1).to_bytes(3, "little")
+        return bytes(data)
+
+    # 20,000 tags of 100,000 bytes, all at one place: 2 GB if each is kept.
+    tags = b"".join(struct.pack("<HHII", 2_000 + i, 7, 100_000, 240_014) for i in range(20_000))
+    overlap = b"II*\0" + struct.pack("<IH", 8, 20_000) + tags + bytes(100_004)
+    jpeg = files.saved(files.flat("RGB", (1, 2, 3)), "JPEG")
+    segments = [b"Exif\0\0" + overlap[at : at + 65_000] for at in range(0, len(overlap), 65_000)]
+    long_exif = b"".join(b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment for segment in segments)
+
+    def png(size: tuple[int, int], colour_type: int = 6) -> bytes:
+        return files.png(files.deep[..., :4], colour_type, size=size)
+
+    cases = {
+        "png": (png((60_000, 60_000)), "more than the limit"),
+        "png, within": (png((1_000, 1_000)), "damaged or truncated"),
+        "webp": (webp(16_383), "more than the limit"),
+        "webp, within": (webp(900), "was read"),
+        "tiff": (tiff(60_000, 60_000), "more than the limit"),
+        "tiff, within": (tiff(1_000, 1_000), "damaged or truncated"),
+        "tiff, huge tile": (
+            tiff(16, 16, (322, 4, 1, 20_000), (323, 4, 1, 20_000), (324, 4, 1, 2_000), (325, 4, 1, len(body))),
+            "20000 x 20000 pixels, more than the limit",
+        ),
+        "tiff, huge strip": (tiff(16, 16, (273, 4, 1, 2_000), (278, 4, 1, 1 << 31), (279, 4, 1, 9)), "damaged or"),
+        "tiff, overlapping tags": (overlap, "damaged or|not an image"),
+        "jpeg": (jpeg.replace(b"\x08\0\x10\0\x10", b"\x08\xff\xff\xff\xff"), "more than the limit"),
+        "jpeg, overlapping tags": (jpeg[:2] + long_exif + jpeg[20:], "was read"),
+        "png, overlapping tags": (files.png(files.deep, 6, files.chunk(b"eXIf", overlap)), "was read"),
+        "bmp": (b"BM" + struct.pack("<IHHIIiiHH", 54, 0, 0, 54, 40, 60_000, -60_000, 1, 24) + bytes(24), "more than"),
+    }
+    (tmp_path / " first").write_bytes(files.png(files.deep, 6))
+    for name, (data, _) in cases.items():
+        (tmp_path / name).write_bytes(data)
+    run = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    for line, (name, (_, text)) in zip(run.stdout.splitlines(), sorted(cases.items()), strict=True):
+        assert name in line
+        assert "Memory" not in line, line
+        assert any(part in line for part in text.split("|")), line
+
+
+def check(data: bytes, action: str = "ignore") -> None:
+    """Decode with warnings ignored, or raised; what comes out is whole, and can be written."""
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)  # type: ignore[arg-type]
+        try:
+            image = decode_image(data, max_pixels=MAX_PIXELS)
+        except BfrError:
+            return
+    height, width, channels = image.pixels.shape
+    assert channels == 3
+    assert 0 < height * width <= MAX_PIXELS
+    assert type(image.grey) is bool
+    for array, shape in ((image.pixels, (height, width, 3)), (image.alpha, (height, width))):
+        if array is not None:
+            assert array.shape == shape
+            assert array.dtype == image.pixels.dtype
+            assert array.dtype in (np.uint8, np.uint16)
+            assert array.flags.c_contiguous
+            assert array.flags.writeable
+    if image.exif or image.icc:
+        small = np.zeros((2, 2, 3), np.uint8)
+        again = decode_image(encode_image(small, ".png", like=image))
+        assert (again.exif is None) == (image.exif is None)
+
+
+def chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """The names and bodies of a valid PNG's chunks."""
+    found, at = [], 8
+    while at < len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        found.append((data[at + 4 : at + 8], data[at + 8 : end]))
+        at = end + 4
+    return found
+
+
+def scramble(draw: Any, data: bytes, most: int = 4) -> bytes:
+    """A few bytes changed, removed, put in; perhaps cut off."""
+    changed = bytearray(data)
+    for _ in range(draw(st.integers(0, most))):
+        at = draw(st.integers(0, len(changed)))
+        match draw(st.sampled_from(["change", "change", "change", "remove", "insert"])):
+            case "change":
+                changed[at : at + 1] = bytes([draw(st.sampled_from([0, 1, 2, 127, 128, 255]) | st.integers(0, 255))])
+            case "remove":
+                del changed[at : at + draw(st.integers(1, 9))]
+            case "insert":
+                changed[at:at] = draw(st.binary(max_size=9))
+    return bytes(changed[: draw(st.integers(0, len(changed)))] if draw(st.integers(0, 4)) == 0 else changed)
+
+
+@settings(max_examples=160, **BOUNDED)
+@given(st.data())
+def test_damaged_bytes_give_an_image_or_our_error(files: Any, data: st.DataObject) -> None:
+    one = data.draw(st.sampled_from(files.valid))
+    if data.draw(st.integers(0, 3)) == 0:  # the head of one file, the tail of another
+        other = data.draw(st.sampled_from(files.valid))
+        one = one[: data.draw(st.integers(0, len(one)))] + other[data.draw(st.integers(0, len(other))) :]
+    check(scramble(data.draw, one), data.draw(st.sampled_from(["ignore", "error"])))
+
+
+@settings(max_examples=80, **BOUNDED)
+@given(st.data())
+def test_png_of_damaged_chunks_with_good_checksums(files: Any, data: st.DataObject) -> None:
+    """Behind a wrong checksum no decoder looks; here they are right, and the damage goes deeper."""
+    parts = chunks(data.draw(st.sampled_from([one for one in files.valid if one[:4] == b"\x89PNG"])))
+    if data.draw(st.booleans()):
+        name = data.draw(
+            st.sampled_from([b"eXIf", b"iCCP", b"tRNS", b"acTL", b"fcTL", b"gAMA", b"PLTE", b"IHDR", b"iTXt"])
+        )
+        parts.insert(data.draw(st.integers(0, len(parts))), (name, data.draw(st.binary(max_size=40))))
+    at = data.draw(st.integers(0, len(parts) - 1))
+    if data.draw(st.booleans()):
+        parts[at] = parts[at][0], scramble(data.draw, parts[at][1])
+    if data.draw(st.integers(0, 4)) == 0:
+        parts[at], parts[-1] = parts[-1], parts[at]
+    written = [files.chunk(name, body) for name, body in parts]
+    if data.draw(st.integers(0, 4)) == 0:  # the length lies
+        length = data.draw(st.integers(0, (1 << 32) - 1) | st.integers(0, 99))
+        written[at] = struct.pack(">I", length) + written[at][4:]
+    check(b"\x89PNG\r\n\x1a\n" + b"".join(written))
+
+
+@settings(max_examples=60, **BOUNDED)
+@given(st.data())
+def test_any_exif_or_profile_costs_no_image(files: Any, data: st.DataObject) -> None:
+    """Whatever these blocks hold, the pixels come through."""
+    if data.draw(st.booleans()):
+        block, name = data.draw(st.binary(max_size=60)), data.draw(st.sampled_from(["exif", "icc_profile"]))
+    elif data.draw(st.booleans()):
+        block, name = scramble(data.draw, files.swapped_profile(), most=30), "icc_profile"
+    else:
+        order = data.draw(st.sampled_from("<>"))
+        numbers = st.sampled_from([0x112, 0x10F, 0x11A, 0x8769, 0x8825, 0x927C, 0xA002, 0xA005, 1]) | st.integers(
+            0, 65_535
+        )
+        offsets = st.integers(0, 90) | st.integers(0, (1 << 32) - 1)
+        entry = st.tuples(numbers, st.integers(0, 14), offsets, offsets)
+        entries = b"".join(struct.pack(f"{order}HHII", *one) for one in data.draw(st.lists(entry, max_size=6)))
+        magic = b"II*\0" if order == "<" else b"MM\0*"
+        count = data.draw(st.integers(0, 9))
+        block, name = magic + struct.pack(f"{order}IH", 8, count) + entries + data.draw(st.binary(max_size=60)), "exif"
+    kind = data.draw(st.sampled_from(["PNG", "JPEG", "WEBP"]))
+    file = files.saved(files.flat("RGB", (9, 9, 9), (3, 2)), kind, **{name: block})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert decode_image(file).pixels.shape in ((2, 3, 3), (3, 2, 3))
+    check(file)
+    for deep in ("eXIf", "iCCP"):
+        body = block if deep == "eXIf" else b"name\0\0" + zlib.compress(block)
+        check(files.png(files.deep, 6, files.chunk(deep.encode(), body)))

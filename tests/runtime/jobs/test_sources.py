@@ -1,0 +1,191 @@
+"""What a run reads, and the names that it writes under."""
+
+from pathlib import Path
+
+import pytest
+
+from bfr.runtime.errors import InputNotFound, InvalidOption
+from bfr.runtime.jobs.sources import Item, choose_targets, find_images, output_path
+
+
+def fill(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def found(folder: Path) -> list[str]:
+    return [item.source.relative_to(folder).as_posix() for item in find_images([folder])]
+
+
+def test_a_folder_is_listed_recursively_in_natural_order(tmp_path: Path) -> None:
+    fill(tmp_path, "img10.png", "img2.png", "Img1.png", "b/x.jpg", "a/2.tif", "a/10.tif")
+    assert found(tmp_path) == ["a/2.tif", "a/10.tif", "b/x.jpg", "Img1.png", "img2.png", "img10.png"]
+
+
+def test_only_allowed_suffixes_in_any_case(tmp_path: Path) -> None:
+    allowed = ["a.PNG", "b.jpg", "c.JPEG", "d.webp", "e.bmp", "f.tif", "g.Tiff"]
+    fill(tmp_path, *allowed, "x.gif", "x.txt", "x", "x.png.part", ".hidden.png", ".x.png.7-0.part", ".git/y.png")
+    assert found(tmp_path) == allowed
+
+
+def test_videos_only_where_they_are_wanted(tmp_path: Path) -> None:
+    fill(
+        tmp_path,
+        "a.mp4",
+        "b.MOV",
+        "c.mkv",
+        "d.webm",
+        "e.avi",
+        "f.m4v",
+        "g.png",
+        "x.mp3",
+        "x.gif",
+        ".y.mp4",
+        "z.mp4.part",
+    )
+    videos = [item.source.name for item in find_images([tmp_path], videos=True)]
+    assert videos == ["a.mp4", "b.MOV", "c.mkv", "d.webm", "e.avi", "f.m4v", "g.png"]
+    assert found(tmp_path) == ["g.png"]
+
+
+def test_a_video_and_an_image_of_one_name_do_not_collide(tmp_path: Path) -> None:
+    fill(tmp_path, "a.mp4", "a.jpg", "a.mov")
+    assert [item.name for item in find_images([tmp_path], videos=True)] == ["a_jpg", "a_mov", "a_mp4"]
+
+
+def test_results_of_an_earlier_run_are_not_read(tmp_path: Path) -> None:
+    """Where the output folder lies in the input, however it is written; but where it is an input itself, it is read."""
+    fill(tmp_path, "a.png", "out/b.png", "out/deep/c.png", "sub/out/d.png")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for out in (tmp_path / "out", tmp_path / "sub" / ".." / "out", tmp_path / "link" / "out"):
+        items = find_images([tmp_path], out=out)
+        assert [item.source.relative_to(tmp_path).as_posix() for item in items] == ["a.png", "sub/out/d.png"]
+    assert len(find_images([tmp_path], out=tmp_path / "new")) == 4
+    assert len(find_images([tmp_path], out=tmp_path)) == 4
+    assert len(find_images([tmp_path / "out"], out=tmp_path / "out")) == 2
+    assert [item.name for item in find_images([tmp_path / "out/b.png"], out=tmp_path / "out")] == ["b"]
+
+
+def test_an_empty_folder_has_no_images_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
+    assert find_images([tmp_path]) == []
+    with pytest.raises(InputNotFound, match="nowhere does not exist: check"):
+        find_images([tmp_path / "nowhere"])
+
+
+def test_links_that_leave_the_folder_are_not_followed(tmp_path: Path) -> None:
+    inside, outside = fill(tmp_path / "in", "a.png"), fill(tmp_path / "out", "secret.png")
+    (inside / "file.png").symlink_to(outside / "secret.png")
+    (inside / "folder").symlink_to(outside)
+    (inside / "loop").symlink_to(inside)
+    (inside / "broken.png").symlink_to(inside / "nothing.png")
+    (inside / "same.png").symlink_to(inside / "a.png")
+    assert found(inside) == ["a.png", "same.png"]
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["a.jpg"], ["a"]),
+        (["a.b.jpg", "a.c.jpg"], ["a.b", "a.c"]),
+        (["a.jpg", "a.png"], ["a_jpg", "a_png"]),
+        (["a.JPG", "A.png"], ["a_JPG", "A_png"]),
+        (["x/a.jpg", "y/a.jpg"], ["x/a", "y/a"]),
+        # What the suffix would give is taken by another image.
+        (["a.jpg", "a.png", "a_jpg.bmp"], ["a_jpg_2", "a_png", "a_jpg"]),
+        (["a.jpg", "a.png", "a_jpg.bmp", "a_jpg.png"], ["a_jpg", "a_png", "a_jpg_bmp", "a_jpg_png"]),
+        (["a.jpg", "a.png", "a_jpg.bmp", "a_jpg_2.bmp"], ["a_jpg_3", "a_png", "a_jpg", "a_jpg_2"]),
+    ],
+)
+def test_names_do_not_collide(tmp_path: Path, files: list[str], names: list[str]) -> None:
+    fill(tmp_path, *files)
+    items = {item.source.relative_to(tmp_path).as_posix(): item.name for item in find_images([tmp_path])}
+    assert items == dict(zip(files, names, strict=True))
+    assert len({name.casefold() for name in items.values()}) == len(files)
+
+
+def test_inputs_keep_their_order_and_are_read_once(tmp_path: Path) -> None:
+    fill(tmp_path, "z.png", "f/a.png", "g/a.png", "odd.name")
+    inputs = [tmp_path / "z.png", tmp_path / "f", tmp_path / "g", tmp_path / "z.png", tmp_path / "odd.name"]
+    assert find_images(inputs) == [
+        Item(tmp_path / "z.png", "z"),
+        Item(tmp_path / "f/a.png", "a_png"),
+        Item(tmp_path / "g/a.png", "a_png_2"),
+        Item(tmp_path / "odd.name", "odd"),
+    ]
+
+
+def test_relative_and_absolute_names_are_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert find_images([Path("a.png"), tmp_path / "a.png"]) == [Item(Path("a.png"), "a")]
+
+
+def test_output_path_of_good_names(tmp_path: Path) -> None:
+    folder = tmp_path / "not made yet"
+    assert output_path(folder, "a", ".png") == folder / "a.png"
+    assert output_path(folder, "sub/v1.2 é..", ".png") == folder / "sub" / "v1.2 é...png"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "..",
+        ".",
+        "../a",
+        "a/../../b",
+        "a/..",
+        "/etc/a",
+        "//a",
+        "a//b",
+        "a/",
+        "a\0b",
+        "a\nb",
+        "..\\a",
+        "a\\b",
+        "C:a",
+        "C:/a",
+    ],
+)
+def test_output_path_refuses_to_leave_the_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidOption, match="rename the image"):
+        output_path(tmp_path, name, ".png")
+
+
+@pytest.mark.parametrize("suffix", ["/../../a", "\\a", ".p\0ng"])
+def test_output_path_refuses_such_suffixes(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(InvalidOption):
+        output_path(tmp_path, "a", suffix)
+
+
+def test_output_path_refuses_a_linked_folder_below(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (out / "link").symlink_to(tmp_path / "elsewhere")
+    for name in ("link/a", "link/deep/a", "link/new/a"):
+        with pytest.raises(InvalidOption, match="remove the link"):
+            output_path(out, name, ".png")
+    (tmp_path / "alias").symlink_to(out)  # the output folder itself may be a link
+    assert output_path(tmp_path / "alias", "sub/a", ".png") == tmp_path / "alias" / "sub" / "a.png"
+
+
+def test_targets_and_names_that_have_none(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    items = [Item(tmp_path / "a.jpg", "sub/a"), Item(tmp_path / "b.jpg", "../b"), Item(tmp_path / "gone.jpg", "c")]
+    targets, refused = choose_targets(items, out, lambda item: item.source.suffix)
+    assert targets == {tmp_path / "a.jpg": out / "sub/a.jpg", tmp_path / "gone.jpg": out / "c.jpg"}
+    assert list(refused) == [tmp_path / "b.jpg"]
+    assert "rename" in refused[tmp_path / "b.jpg"]
+
+
+def test_a_target_that_is_any_input_is_refused(tmp_path: Path) -> None:
+    """By a link too; a target that is some other file is not."""
+    fill(tmp_path, "a.png", "b.png", "out/old.png")
+    items = [Item(tmp_path / "a.png", "old"), Item(tmp_path / "b.png", "new")]
+    assert len(choose_targets(items, tmp_path / "out", lambda _item: ".png")[0]) == 2
+    (tmp_path / "out/new.png").symlink_to(tmp_path / "a.png")
+    with pytest.raises(InvalidOption, match=r"new\.png is an input.*another output folder"):
+        choose_targets(items, tmp_path / "out", lambda _item: ".png")

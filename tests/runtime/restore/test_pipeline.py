@@ -1,0 +1,387 @@
+"""Preparing, networks and finishing side by side: order, batches, limits, ends. All waiting is for events, not time."""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from itertools import count, repeat
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bfr.runtime.restore import pipeline
+from bfr.runtime.restore.batch import Restored
+from bfr.runtime.restore.pipeline import Pipeline, Work
+
+PATIENCE = 60  # seconds until a hanging test fails
+
+
+class Networks:
+    """Stands for a Restorer: gives every crop back as it came, after STEPS steps."""
+
+    STEPS = 3
+
+    def __init__(self, batch: int, during: Callable[[int], None] = lambda _call: None) -> None:
+        """during: called in each call of `run` with its number, from 0."""
+        self.batch, self.during = batch, during
+        self.sizes: list[int] = []
+        self.keys: list[list[int | None]] = []
+
+    def run(self, images: Sequence[Any], *, seed: int, keys: Sequence[int | None], on_step: Any) -> list[Restored]:
+        assert seed == 7
+        self.sizes.append(len(images))
+        self.keys.append(list(keys))
+        for done in range(self.STEPS + 1):
+            on_step(done, None)
+        self.during(len(self.sizes) - 1)
+        return [Restored(image, {}, "fp32") for image in images]
+
+
+def crops(number: int, faces: int) -> list[Any]:
+    """Face `i` of input `number` is the pixel (number, i, 0)."""
+    return [np.array([[[number, i, 0]]], np.uint8) for i in range(faces)]
+
+
+def piped(networks: Networks, prepare: Any = None, finish: Any = None, **options: Any) -> Pipeline[Any, Any, Any]:
+    """Without `prepare` an input is (number, faces); without `finish` a result is the number and its faces' pixels."""
+    return Pipeline(
+        networks,  # type: ignore[arg-type]
+        prepare or (lambda given: Work(given[0], crops(*given))),
+        finish or (lambda number, results: (number, [tuple(result.pixels[0, 0]) for result in results])),
+        seed=7,
+        **options,
+    )
+
+
+def expected(inputs: Sequence[tuple[int, int]]) -> list[Any]:
+    return [(number, [(number, i, 0) for i in range(faces)]) for number, faces in inputs]
+
+
+def wait(event: threading.Event) -> None:
+    assert event.wait(PATIENCE), "what this waits for never happened"
+
+
+def guarded(function: Callable[[], Any]) -> Any:
+    """The result of a call, or its exception; a call that hangs fails."""
+    outcome: list[Any] = []
+
+    def call() -> None:
+        try:
+            outcome.append((function(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert outcome, "it hangs"
+    result, error = outcome[0]
+    if error:
+        raise error
+    return result
+
+
+def pool_threads() -> list[str]:
+    """The pipeline's own; other tests of the process may have left noise being made."""
+    names = (thread.name for thread in threading.enumerate())
+    return [name for name in names if name.startswith("bfr-") and not name.startswith("bfr-noise")]
+
+
+def test_results_come_in_the_order_of_the_inputs_whatever_is_ready_first() -> None:
+    """The first input is the last to be read, and the last to be written, of the three that are under way."""
+    prepared, finished = threading.Event(), threading.Event()
+    order = []
+
+    def prepare(given: tuple[int, int]) -> Work[int]:
+        if given[0] == 0:
+            wait(prepared)
+        if given[0] == 2:
+            prepared.set()
+        return Work(given[0], crops(*given))
+
+    def finish(number: int, results: list[Restored]) -> Any:
+        if number == 0:
+            wait(finished)
+        order.append(number)
+        if number == 2:
+            finished.set()
+        return number, [tuple(result.pixels[0, 0]) for result in results if result.pixels is not None]
+
+    inputs = [(0, 2), (1, 1), (2, 3), (3, 0), (4, 1), (5, 2)]
+    line = piped(Networks(2), prepare, finish, readers=3, writers=3)
+    assert guarded(lambda: list(line.run(inputs))) == expected(inputs)
+    assert order.index(2) < order.index(0)
+    assert not pool_threads()
+
+
+def test_batches_are_filled_across_inputs() -> None:
+    networks = Networks(4)
+    inputs = [(0, 7), *((number, 1) for number in range(1, 7))]
+    assert guarded(lambda: list(piped(networks).run(inputs))) == expected(inputs)
+    assert networks.sizes == [4, 4, 4, 1]
+
+
+def test_a_large_input_takes_several_batches_and_a_small_rest_is_restored() -> None:
+    networks = Networks(4)
+    assert guarded(lambda: list(piped(networks).run([(0, 9)]))) == expected([(0, 9)])
+    assert networks.sizes == [4, 4, 1]
+
+
+def test_no_inputs_and_no_faces() -> None:
+    networks = Networks(4)
+    assert guarded(lambda: list(piped(networks).run([]))) == []
+    assert guarded(lambda: list(piped(networks).run([(0, 0), (1, 0)]))) == [(0, []), (1, [])]
+    assert networks.sizes == []
+    assert not pool_threads()
+
+
+def test_an_input_without_faces_is_finished_before_the_next_is_read() -> None:
+    """It waits for no batch."""
+    finished = threading.Event()
+
+    def prepare(given: tuple[int, int]) -> Work[int]:
+        if given[0] == 1:
+            wait(finished)
+        return Work(given[0], crops(*given))
+
+    def finish(number: int, results: list[Restored]) -> int:
+        if number == 0:
+            finished.set()
+        return number
+
+    assert guarded(lambda: list(piped(Networks(4), prepare, finish).run([(0, 0), (1, 1)]))) == [0, 1]
+
+
+def test_an_input_without_faces_does_not_overtake() -> None:
+    order = []
+
+    def finish(number: int, results: list[Restored]) -> int:
+        order.append(number)
+        return number
+
+    inputs = [(0, 1), (1, 0), (2, 1), (3, 0), (4, 0), (5, 3), (6, 0)]
+    assert guarded(lambda: list(piped(Networks(2), finish=finish).run(inputs))) == list(range(7))
+    assert order == list(range(7))
+
+
+class Flight:
+    """Counts the inputs between the begin of preparing and the end of finishing."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.now: dict[int, int] = {}
+        self.seen: list[dict[int, int]] = []
+        self.ready: dict[int, threading.Event] = {}
+
+    def prepare(self, given: tuple[int, int]) -> Work[tuple[int, int]]:
+        with self.lock:
+            self.now[given[0]] = given[1]
+            self.seen.append(dict(self.now))
+        return Work(given, crops(given[0], 1))
+
+    def finish(self, given: tuple[int, int], results: list[Restored]) -> int:
+        with self.lock:
+            del self.now[given[0]]
+        return given[0]
+
+
+def test_no_more_pixels_than_the_budget_are_in_flight_but_for_a_single_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a batch of four that the budget never lets fill, too: there it must not wait for ever."""
+    monkeypatch.setattr(pipeline, "BUDGET", 100)
+    flight, networks = Flight(), Networks(4)
+    weights = [60, 40, 50, 1000, 50, 50, 30, 30, 30, 30, 60, 60]
+    line = piped(networks, flight.prepare, flight.finish, weigh=lambda given: given[1], readers=2, writers=2)
+    assert guarded(lambda: list(line.run(list(enumerate(weights))))) == list(range(12))
+    assert all(len(seen) == 1 or sum(seen.values()) <= 100 for seen in flight.seen)
+    assert any(len(seen) == 2 for seen in flight.seen)  # and yet some are there together
+    assert sum(networks.sizes) == 12
+    assert max(networks.sizes) <= 3
+
+
+def test_reading_goes_on_to_a_limit_and_not_beyond() -> None:
+    flight = Flight()
+    full = threading.Event()
+
+    def prepare(given: tuple[int, int]) -> Work[tuple[int, int]]:
+        work = flight.prepare(given)
+        if given[0] == 2 * 2 + 1 + 1:  # the seventh
+            full.set()
+        return work
+
+    networks = Networks(2, during=lambda call: wait(full) if call == 0 else None)
+    line = piped(networks, prepare, flight.finish)
+    assert guarded(lambda: list(line.run([(number, 0) for number in range(30)]))) == list(range(30))
+    assert max(len(seen) for seen in flight.seen) == 2 * 2 + 1 + 1 + 1
+    assert sum(networks.sizes) == 30
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+@pytest.mark.parametrize("inputs", [count, lambda: repeat(None)])
+def test_none_ends_an_endless_input(inputs: Callable[[], Iterator[Any]], readers: int) -> None:
+    """Where the input says nothing, as for the frames of a video, the prepared things are what is counted."""
+    made, lock = count(), threading.Lock()
+
+    def prepare(given: int | None) -> Work[int] | None:
+        with lock:
+            number = next(made) if given is None else given
+        return None if number >= 5 else Work(number, crops(number, number % 3))
+
+    results = guarded(lambda: list(piped(Networks(2), prepare, readers=readers).run(inputs())))
+    if readers == 1:
+        assert results == expected([(number, number % 3) for number in range(5)])
+    else:
+        assert sorted(number for number, _ in results) == [number for number, _ in results]
+        assert len(results) <= 5
+    assert not pool_threads()
+
+
+@pytest.mark.parametrize("place", ["input", "weigh", "prepare", "networks", "finish"])
+def test_an_exception_anywhere_ends_the_run_and_every_thread(place: str) -> None:
+    begun, ended = [], []
+
+    def fail_in(here: str) -> None:
+        if here == place:
+            raise ZeroDivisionError(here)
+
+    def inputs() -> Iterator[tuple[int, int]]:
+        yield from ((number, 1) for number in range(6))
+        fail_in("input")
+        yield from ((number, 1) for number in range(6, 50))
+
+    def weigh(given: tuple[int, int]) -> int:
+        if given[0] == 6:
+            fail_in("weigh")
+        return 0
+
+    def prepare(given: tuple[int, int]) -> Work[int]:
+        if given[0] == 6:
+            fail_in("prepare")
+        return Work(given[0], crops(*given))
+
+    def finish(number: int, results: list[Restored]) -> int:
+        begun.append(number)
+        if number == 6:
+            fail_in("finish")
+        ended.append(number)
+        return number
+
+    networks = Networks(2, during=lambda call: fail_in("networks") if call == 3 else None)
+    results = []
+
+    def run() -> None:
+        for number in piped(networks, prepare, finish, weigh=weigh, readers=2, writers=2).run(inputs()):
+            results.append(number)  # noqa: PERF402
+
+    with pytest.raises(ZeroDivisionError, match=place):
+        guarded(run)
+    assert not pool_threads()
+    assert results == list(range(len(results)))
+    assert set(begun) - set(ended) <= {6}  # what was begun was brought to its end
+    assert set(results) <= set(ended)
+    assert len(ended) < 50
+    if place == "finish":
+        assert results == list(range(6))
+
+
+def test_whoever_leaves_early_leaves_no_thread() -> None:
+    begun, ended = [], []
+
+    def finish(number: int, results: list[Restored]) -> int:
+        begun.append(number)
+        ended.append(number)
+        return number
+
+    def run() -> None:
+        with closing(piped(Networks(2), finish=finish, readers=2, writers=2).run((n, 1) for n in count())) as results:
+            assert next(results) == 0
+
+    guarded(run)
+    assert not pool_threads()
+    assert begun == ended
+
+
+def test_inputs_are_read_while_the_networks_run() -> None:
+    """Input 2 is read only when the first call of the networks has begun, which ends only when it was read."""
+    running, read = threading.Event(), threading.Event()
+
+    def prepare(given: tuple[int, int]) -> Work[int]:
+        if given[0] == 2:
+            wait(running)
+            read.set()
+        return Work(given[0], crops(*given))
+
+    def during(call: int) -> None:
+        running.set()
+        wait(read)
+
+    inputs = [(number, 1) for number in range(4)]
+    assert guarded(lambda: list(piped(Networks(2, during), prepare).run(inputs))) == expected(inputs)
+
+
+def test_results_are_written_while_the_networks_run() -> None:
+    """Input 0 is written only when the second call of the networks has begun, which ends only when it was written."""
+    running, written = threading.Event(), threading.Event()
+
+    def finish(number: int, results: list[Restored]) -> int:
+        if number == 0:
+            wait(running)
+            written.set()
+        return number
+
+    def during(call: int) -> None:
+        if call == 1:
+            running.set()
+            wait(written)
+
+    assert guarded(lambda: list(piped(Networks(1, during), finish=finish).run([(n, 1) for n in range(3)]))) == [0, 1, 2]
+
+
+def test_keys_reach_the_networks_beside_their_crops() -> None:
+    def prepare(given: tuple[int, list[int] | None]) -> Work[int]:
+        number, keys = given
+        return Work(number, crops(number, 2), keys)
+
+    networks = Networks(3)
+    inputs = [(0, [10, 11]), (1, None), (2, [12, 13])]
+    assert guarded(lambda: list(piped(networks, prepare).run(inputs))) == expected([(0, 2), (1, 2), (2, 2)])
+    assert networks.keys == [[10, 11, None], [None, 12, 13]]
+
+
+def test_steps_are_told_with_the_inputs_of_the_batch() -> None:
+    told: list[tuple[int, list[int]]] = []
+    line = piped(Networks(2), on_step=lambda done, numbers: told.append((done, numbers)))
+    guarded(lambda: list(line.run([(0, 1), (1, 2)])))
+    assert told == [(done, [0, 1]) for done in range(4)] + [(done, [1]) for done in range(4)]
+
+
+def test_what_is_finished_is_let_go_even_where_an_earlier_input_is_not() -> None:
+    """One writer holds the first input until the other has written all the rest."""
+
+    class Payload:
+        def __init__(self, number: int) -> None:
+            self.number, self.pixels = number, np.zeros(10)
+
+    inputs = 60
+    alive: weakref.WeakSet[Payload] = weakref.WeakSet()
+    last = threading.Event()
+    most: list[int] = []
+    lock = threading.Lock()
+
+    def prepare(number: int) -> Work[Payload]:
+        payload = Payload(number)
+        with lock:
+            alive.add(payload)
+            most.append(len(alive))
+        return Work(payload, crops(number, 1))
+
+    def finish(payload: Payload, results: list[Restored]) -> int:
+        if payload.number == 0:
+            wait(last)
+        if payload.number == inputs - 1:
+            last.set()
+        return payload.number
+
+    line = piped(Networks(1), prepare, finish, writers=2)
+    assert guarded(lambda: list(line.run(range(inputs)))) == list(range(inputs))
+    assert max(most) <= 2 * 1 + 1 + 2 + 1 + 2  # the pipeline's limit, and one that each writer is about to drop
