@@ -1,4 +1,5 @@
 import argparse
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,38 @@ def test_faces_of_another_size_are_named(tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(SystemExit, match="320x320"):
         training.read_faces(tmp_path)
+
+
+def test_the_estimator_is_trained_and_judged_on_faces_kept_aside(faces: Path, tmp_path: Path) -> None:
+    training.train(options(faces, tmp_path, role="estimator", steps=2))
+    entries = [json.loads(line) for line in (tmp_path / "estimator.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [1, 2]
+    assert set(entries[1]["gain"]) == {"clean", "mild", "medium", "severe"}
+    assert "gain" not in entries[0]
+
+
+def test_faces_kept_aside_are_not_trained_on(faces: Path) -> None:
+    trained, aside = training.read_faces(faces)
+    assert (len(trained), len(aside)) == (1, 1)
+    assert not np.array_equal(trained[0], aside[0])
+
+
+@pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 16)])
+def test_muon_steps_are_nearly_orthogonal(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(training.orthogonal(matrix))
+    assert 0.3 < float(values.min()) <= float(values.max()) < 1.4
+
+
+def test_muon_lowers_a_loss_that_adamw_alone_would_lower_too() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 3))
+    x, y = torch.randn(4, 3, 12, 12), torch.randn(4, 3, 8, 8)
+    optimizer, losses = training.Optimizer(network, 1e-2), []
+    for _ in range(20):
+        loss = torch.nn.functional.mse_loss(network(x), y)
+        loss.backward()
+        optimizer.step(1e-2)
+        losses.append(float(loss.detach()))
+        assert all(p.grad is None for p in network.parameters())
+    assert losses[-1] < 0.95 * losses[0]
