@@ -6,7 +6,7 @@ does so in two ways. The same image and seed give the same bytes: to restore can
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -14,13 +14,13 @@ from itertools import count
 from math import isnan
 from pathlib import Path
 from random import uniform
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.client.types import Answer, Call, Job, Pause, Request, RestoreOptions, Result
+from bfr.runtime.client.types import Answer, Call, Job, Pause, Request, Result
 from bfr.runtime.errors import (
     BfrError,
     InputNotFound,
@@ -31,8 +31,11 @@ from bfr.runtime.errors import (
     ServerUnavailable,
 )
 from bfr.runtime.images.encode import encode_image
-from bfr.runtime.images.formats import MEDIA_TYPES, media_type_of
+from bfr.runtime.images.formats import BY_SUFFIX, WRITTEN, format_of
+from bfr.runtime.jobs.options import RestoreOptions
+from bfr.runtime.video.formats import MEDIA_TYPES as VIDEOS
 
+MEDIA_TYPES = {suffix: one.media_type for suffix, one in BY_SUFFIX.items()} | VIDEOS
 LONGEST_PAUSE = 30.0  # seconds, whatever Retry-After says
 ENDED = ("done", "failed", "cancelled")
 
@@ -52,18 +55,19 @@ class Calls:
         if self.retries < 0:
             raise InvalidOption(f"{self.retries} retries were asked for: choose 0 or more")
 
-    def restore(self, image: bytes | Path | NDArray[np.uint8], options: RestoreOptions) -> Call[Result]:
+    def restore(self, image: bytes | Path | NDArray[np.uint8], options: Mapping[str, Any]) -> Call[Result]:
         """Restore one image. See `Client.restore`."""
         query, headers = _asked(options)
         body = _image_bytes(image)
-        headers["Content-Type"] = media_type_of(body)
+        found = format_of(body)
+        headers["Content-Type"] = found.media_type if found else "application/octet-stream"
         answer = yield from self._exchange(Request("POST", "/restore", query, headers, body))
         try:
             return _result(answer)
         except (KeyError, ValueError) as error:
             raise self._stranger() from error
 
-    def submit(self, path: Path, options: RestoreOptions) -> Call[Job]:
+    def submit(self, path: Path, options: Mapping[str, Any]) -> Call[Job]:
         """Send a video or an image as a job. It is asked for again only where the server cannot have it."""
         query, headers = _asked(options)
         media_type = MEDIA_TYPES.get(path.suffix.lower())
@@ -176,19 +180,18 @@ class Calls:
         )
 
 
-def _asked(options: RestoreOptions) -> tuple[dict[str, str], dict[str, str]]:
+def _asked(options: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     """The query and the headers of a request. Raises InvalidOption for names and formats that there are not."""
-    given = cast("dict[str, Any]", options)
-    known = RestoreOptions.__annotations__
-    if unknown := [name for name in given if name not in known]:
+    known = (*RestoreOptions.model_fields, "format")
+    if unknown := [name for name in options if name not in known]:
         raise InvalidOption(f"there is no option {', '.join(unknown)}: choose among {', '.join(known)}")
-    wanted = given.get("format", "same")
-    formats = {"same": "*/*"} | {suffix: MEDIA_TYPES[suffix] for suffix in (".png", ".jpg", ".webp")}
+    wanted = options.get("format", "same")
+    formats = {"same": "*/*"} | {one.suffixes[0]: one.media_type for one in WRITTEN}
     if wanted not in formats:
         raise InvalidOption(f"format {wanted!r} is not offered: choose one of {', '.join(formats)}")
     query = {
         name: str(value).lower() if isinstance(value, bool) else str(value)
-        for name, value in given.items()
+        for name, value in options.items()
         if name != "format"
     }
     return query, {"Accept": formats[wanted]}

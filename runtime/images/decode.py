@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from struct import unpack_from
-from typing import cast
+from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,10 @@ from PIL import UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from bfr.runtime.errors import InputNotFound, InvalidImage
-from bfr.runtime.images.metadata import bare_png, clean_exif, size_in_header
+from bfr.runtime.images.formats import NAMES, format_of
+from bfr.runtime.images.metadata import bare_png, clean_exif
 
 Pixels = NDArray[np.unsignedinteger]  # uint8 or uint16
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 64_000_000
 _ORIENTATION, _BITS, _PHOTOMETRIC, _PLANAR, _EXTRA_SAMPLES = 0x0112, 258, 262, 284, 338
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
@@ -61,6 +60,50 @@ def header_size(path: Path) -> tuple[int, int] | None:
             return size_in_header(file)
     except (OSError, ValueError):  # a name of 300 characters, or with a NUL, is refused here
         return None
+
+
+def size_in_header(file: BinaryIO) -> tuple[int, int] | None:
+    """(width, height) in pixels that the header of an image file claims, as stored; nothing is decoded.
+
+    Pillow's classes open a file by its header alone. They are called without `Pillow.open`, which warns about sizes
+    that the caller refuses anyway.
+
+    Returns:
+        None for a file of no allowed format, and for a header that cannot be read or claims no pixels.
+
+    Raises:
+        OSError, ValueError: Those of reading and seeking in `file`.
+    """
+    head = file.read(32)
+    found = format_of(head)
+    if found is None:
+        return None
+    if found.name == "WEBP":  # Pillow would read all of it, and allocate what it claims
+        size = _webp_size(head)
+    else:
+        if found.name not in Pillow.OPEN:
+            Pillow.init()
+        file.seek(0)
+        try:
+            size = Pillow.OPEN[found.name][0](file, "").size
+        except Exception:  # hostile bytes raise nearly anything; the decoder says what is wrong
+            return None
+    return size if size and min(size) > 0 else None
+
+
+def _webp_size(head: bytes) -> tuple[int, int] | None:
+    if len(head) < 30:
+        return None
+    match head[12:16]:
+        case b"VP8X":  # less one, 24 bits each
+            return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+        case b"VP8L":  # less one, 14 bits each
+            (bits,) = unpack_from("<I", head, 21)
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        case b"VP8 ":  # 14 bits each, above which is a scale
+            width, height = unpack_from("<HH", head, 26)
+            return width & 0x3FFF, height & 0x3FFF
+    return None
 
 
 def byte_limit(max_pixels: int) -> int:
@@ -101,7 +144,7 @@ def decode_image(data: bytes, *, name: str = "image", max_pixels: int = MAX_PIXE
         raise InvalidImage(f"{name} is empty: copy or download it again")
     _limit(size_in_header(BytesIO(data)), name, max_pixels)
     with _decoding(name):
-        file = Pillow.open(BytesIO(data), formats=FORMATS)
+        file = Pillow.open(BytesIO(data), formats=NAMES)
     _limit(file.size, name, max_pixels)
     with _decoding(name):
         if isinstance(file, TiffImageFile):  # a tile is decoded whole, whatever the picture shows of it
@@ -152,9 +195,7 @@ def _decoding(name: str) -> Iterator[None]:
     except MemoryError as error:
         raise InvalidImage(f"{name} does not fit into memory: make it smaller, or free some memory") from error
     except UnidentifiedImageError as error:
-        raise InvalidImage(
-            f"{name} is not an image of {', '.join(FORMATS)}: convert it, whatever its suffix"
-        ) from error
+        raise InvalidImage(f"{name} is not an image of {', '.join(NAMES)}: convert it, whatever its suffix") from error
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
         raise InvalidImage(f"{name} has more pixels than can be opened safely: make it smaller ({error})") from error
     except Exception as error:

@@ -1,32 +1,72 @@
-"""Media types of the files that are sent and received, by suffix and by their first bytes."""
+"""The image formats, a row each: all that any other module says about a format is read from here.
 
-from bfr.runtime.images.encode import format_of
+A new format is a row. Only what Pillow cannot do with it (16-bit colour, say) is code in `decode.py` or `encode.py`.
+"""
 
-MEDIA_TYPES = {
-    ".png": "image/png",
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".webp": "image/webp",
-    ".bmp": "image/bmp",
-    ".tif": "image/tiff",
-    ".tiff": "image/tiff",
-    ".mp4": "video/mp4",
-    ".mov": "video/quicktime",
-    ".mkv": "video/x-matroska",
-    ".webm": "video/webm",
-    ".avi": "video/x-msvideo",
-    ".m4v": "video/x-m4v",
-}
-USUAL_SUFFIXES = {media_type: suffix for suffix, media_type in reversed(MEDIA_TYPES.items())}
-IMAGES = tuple(media_type for media_type in USUAL_SUFFIXES if media_type.startswith("image/"))
-VIDEOS = tuple(media_type for media_type in USUAL_SUFFIXES if media_type.startswith("video/"))
-WRITTEN = ("image/png", "image/jpeg", "image/webp")
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from zlib import Z_RLE
+
+EXIF_PREFIX = b"Exif\0\0"  # before the TIFF structure in a JPEG, and in nothing else
 
 
-def media_type_of(data: bytes) -> str:
-    """Of an image file, by its first bytes; `application/octet-stream` for what is none."""
-    if suffix := format_of(data):
-        return MEDIA_TYPES[suffix]
-    if data.startswith(b"BM"):
-        return "image/bmp"
-    return "image/tiff" if data.startswith((b"II*\0", b"MM\0*")) else "application/octet-stream"
+@dataclass(frozen=True, slots=True)
+class Format:
+    """An image format that is read, and written where `options` is given.
+
+    Attributes:
+        name: Pillow's name of the format.
+        media_type: Of HTTP.
+        suffixes: In lower case; results get the first.
+        begin: Regular expression for the first 16 bytes of a file.
+        options: Arguments of Pillow's `save`; None where results are not written in this format.
+        lossy: Whether `save` takes a quality, 1 to 100.
+        alpha: Whether a result may have alpha.
+        deep: Whether a result may have 16 bits a sample.
+        longest_side: Largest width and height that can be written, pixels.
+        exif_prefix: What stands before the TIFF structure of the EXIF data.
+        longest_exif: Largest EXIF data that can be written, bytes.
+    """
+
+    name: str
+    media_type: str
+    suffixes: tuple[str, ...]
+    begin: bytes
+    options: Mapping[str, Any] | None = field(default=None, hash=False)
+    lossy: bool = False
+    alpha: bool = False
+    deep: bool = False
+    longest_side: int | None = None
+    exif_prefix: bytes = b""
+    longest_exif: int | None = None
+
+
+FORMATS = (
+    # On photographs runs alone are three to five times as fast as all of deflate, and 4 % larger at most.
+    Format("PNG", "image/png", (".png",), rb"\x89PNG\r\n\x1a\n", {"compress_level": 1, "compress_type": Z_RLE},
+           alpha=True, deep=True),
+    Format("JPEG", "image/jpeg", (".jpg", ".jpeg"), rb"\xff\xd8\xff", {"subsampling": 0}, lossy=True,
+           longest_side=65_500, exif_prefix=EXIF_PREFIX, longest_exif=65_533 - len(EXIF_PREFIX)),
+    # exact: colour below alpha 0 stays
+    Format("WEBP", "image/webp", (".webp",), rb"RIFF....WEBP", {"exact": True}, lossy=True, alpha=True,
+           longest_side=16_383),
+    Format("BMP", "image/bmp", (".bmp",), rb"BM"),
+    Format("TIFF", "image/tiff", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]"),
+)  # fmt: skip
+
+NAMES = tuple(one.name for one in FORMATS)
+BY_SUFFIX = {suffix: one for one in FORMATS for suffix in one.suffixes}
+WRITTEN = tuple(one for one in FORMATS if one.options is not None)
+PNG = FORMATS[0]
+
+
+def format_of(data: bytes) -> Format | None:
+    """The format of an image file by its first 16 bytes; None where it is none of FORMATS."""
+    return next((one for one in FORMATS if re.match(one.begin, data[:16], re.DOTALL)), None)
+
+
+def result_suffix(source: Format | None) -> str:
+    """The suffix of a result in the format of its source; `.png` where that is not written."""
+    return (source if source and source in WRITTEN else PNG).suffixes[0]

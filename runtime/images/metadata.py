@@ -1,17 +1,16 @@
-"""Image files without a decoder: the size that a header claims, the EXIF tags that outlive a restoration, PNG chunks.
+"""Metadata without a decoder: the EXIF tags that outlive a restoration, and the chunks of a PNG.
 
 All of it reads hostile bytes: nothing allocates more than what it returns and a few kilobytes.
 """
 
 from collections.abc import Container
-from io import SEEK_CUR
-from struct import calcsize, error, pack, unpack, unpack_from
-from typing import BinaryIO
+from struct import error, pack, unpack_from
 from zlib import crc32
+
+from bfr.runtime.images.formats import EXIF_PREFIX
 
 Tags = dict[int, tuple[int, int, bytes]]  # number: type, count, values in the block's byte order
 
-EXIF_PREFIX = b"Exif\0\0"  # before the TIFF structure in a JPEG, and in nothing else
 LONGEST_EXIF = 1 << 20  # bytes of tags; overlapping ones would grow without bound
 _ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
@@ -27,84 +26,6 @@ _IMAGE_TAGS |= {_WIDTH, _HEIGHT, _ORIENTATION, _EXIF, _GPS, *range(0x9C9B, 0x9CA
 _CAMERA_TAGS = set(range(0x829A, 0xA500)) - {0x927C, 0xA005, 0x9214, 0xA214}
 _GPS_TAGS = range(0x20)
 _SAYS_NOTHING = {_WIDTH, _HEIGHT, _ORIENTATION}
-
-
-def size_in_header(file: BinaryIO) -> tuple[int, int] | None:
-    """(width, height) that the header of a PNG, JPEG, WebP, BMP or TIFF claims, as stored; None where it claims none.
-
-    Seeks over what it does not need. Raises OSError and ValueError of `file` only.
-    """
-    head = file.read(32)
-    size = None
-    try:
-        if head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR":
-            size = unpack_from(">II", head, 16)
-        elif head[:2] == b"BM":
-            width, height = unpack_from("<HH" if head[14:18] == b"\x0c\0\0\0" else "<ii", head, 18)
-            size = width, abs(height)  # negative: stored from the top
-        elif head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-            size = _webp_size(head)
-        elif head[:2] == b"\xff\xd8":
-            size = _jpeg_size(file)
-        elif head[:2] in (b"II", b"MM"):
-            size = _tiff_size(file, head)
-    except error:  # the file ends in its header
-        return None
-    return (size[0], size[1]) if size and min(size) > 0 else None
-
-
-def _webp_size(head: bytes) -> tuple[int, int] | None:
-    match head[12:16]:
-        case b"VP8X" if len(head) >= 30:  # less one, 24 bits each
-            return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
-        case b"VP8L":  # less one, 14 bits each
-            (bits,) = unpack_from("<I", head, 21)
-            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-        case b"VP8 ":  # 14 bits each, above which is a scale
-            width, height = unpack_from("<HH", head, 26)
-            return width & 0x3FFF, height & 0x3FFF
-    return None
-
-
-def _jpeg_size(file: BinaryIO) -> tuple[int, int] | None:
-    file.seek(2)
-    for _ in range(1 << 16):  # segments and fill bytes: ten are usual
-        if (byte := file.read(1)) != b"\xff":
-            if not byte:
-                return None
-            continue
-        while (marker := file.read(1)) == b"\xff":
-            pass
-        if marker in (b"", b"\xd9", b"\xda"):  # the end, or a scan without a frame
-            return None
-        if marker == b"\0" or b"\xd0" <= marker <= b"\xd8":  # without a body
-            continue
-        (length,) = unpack(">H", file.read(2))
-        if b"\xc0" <= marker <= b"\xcf" and marker not in (b"\xc4", b"\xc8", b"\xcc"):  # a frame, not a table
-            height, width = unpack(">xHH", file.read(5))
-            return width, height
-        file.seek(max(length - 2, 0), SEEK_CUR)
-    return None
-
-
-def _tiff_size(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
-    order = "<" if head[:2] == b"II" else ">"
-    big = 43 in head[2:4]
-    (offset,) = unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)
-    if offset >= 1 << 63:  # more than can be sought
-        return None
-    file.seek(offset)
-    counter, entry = (f"{order}Q", f"{order}HHQ8s") if big else (f"{order}H", f"{order}HHI4s")
-    letters = {_SHORT: "H", _LONG: "I", **({16: "Q"} if big else {})}
-    (number,) = unpack(counter, file.read(calcsize(counter)))
-    found: dict[int, int] = {}
-    for _ in range(min(number, 1 << 16)):
-        tag, kind, _count, value = unpack(entry, file.read(calcsize(entry)))
-        if tag in (_WIDTH, _HEIGHT) and kind in letters:
-            found.setdefault(tag, unpack_from(order + letters[kind], value)[0])
-        if len(found) == 2:
-            return found[_WIDTH], found[_HEIGHT]
-    return None
 
 
 def clean_exif(block: bytes, size: tuple[int, int], *, srgb: bool = True) -> bytes | None:

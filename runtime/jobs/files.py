@@ -10,7 +10,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bfr.runtime.files import clean_leftovers
-from bfr.runtime.images.encode import same_suffix, write_image
+from bfr.runtime.images.encode import write_image
+from bfr.runtime.images.formats import BY_SUFFIX, result_suffix
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.page import write_page
 from bfr.runtime.jobs.pictures import comparison_paths, page_rows, side_by_side, write_previews
@@ -101,7 +102,11 @@ class FileRun(ABC):
     def _suffix(self, item: Item) -> str:
         if is_video(item.source):
             return output_suffix(item.source.suffix)
-        return same_suffix(item.source) if self.options.format == "same" else self.options.format
+        return (
+            result_suffix(BY_SUFFIX.get(item.source.suffix.lower()))
+            if self.options.format == "same"
+            else self.options.format
+        )
 
     def _resumed(self, items: Sequence[Item]) -> list[Item]:
         """What is left to do; the rest becomes skipped entries, as the earlier run reported them."""

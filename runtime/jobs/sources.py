@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from bfr.runtime.errors import InputNotFound, InvalidOption
-from bfr.runtime.images.decode import SUFFIXES
+from bfr.runtime.images.formats import BY_SUFFIX
 from bfr.runtime.video.formats import SUFFIXES as VIDEO_SUFFIXES
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def find_images(inputs: Sequence[Path], *, videos: bool = False, out: Path | Non
     and `a.png`: `a_jpg`, `a_png`), and where that collides still, a number (`a_2`). Names depend on the files alone, so
     that a resumed run finds its own results. Raises InputNotFound.
     """
-    suffixes = (*SUFFIXES, *VIDEO_SUFFIXES) if videos else SUFFIXES
+    suffixes = (*BY_SUFFIX, *VIDEO_SUFFIXES) if videos else tuple(BY_SUFFIX)
     found: dict[Path, tuple[Path, Path]] = {}  # absolute path -> the file as named, its path below the input
     for path in inputs:
         for file, below in list_files(path, suffixes, out):

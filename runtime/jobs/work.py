@@ -17,7 +17,8 @@ from bfr.runtime.faces.background import Lanczos
 from bfr.runtime.faces.paste import to_grey
 from bfr.runtime.faces.photo import AlignedFace, PhotoEditor
 from bfr.runtime.images.decode import Image
-from bfr.runtime.images.encode import encode_image, format_of
+from bfr.runtime.images.encode import encode_image
+from bfr.runtime.images.formats import format_of
 from bfr.runtime.jobs.report import Entry, Status
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.restore.pipeline import Work
@@ -112,7 +113,7 @@ def finish_photo(
         photo.seconds |= restored.seconds
     begin = time.perf_counter()
     data = photo.original() if metadata and _is_unchanged(photo, editor) else b""
-    if format_of(data) != suffix:
+    if (found := format_of(data)) is None or suffix not in found.suffixes:
         data = encode_image(pixels, suffix, like=image, quality=quality, metadata=metadata)
     photo.seconds["write"] = time.perf_counter() - begin
     return Result(

@@ -9,9 +9,26 @@ from numpy.typing import NDArray
 
 from bfr.runtime.errors import InvalidOption
 
-SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
-OUTPUT_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
-_REPLACED = {".m4v": ".mp4", ".avi": ".mp4"}
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container that is read, and written where FFmpeg's `muxer` is named."""
+
+    media_type: str
+    muxer: str | None = None
+
+
+CONTAINERS = {
+    ".mp4": Container("video/mp4", "mp4"),
+    ".mov": Container("video/quicktime", "mov"),
+    ".mkv": Container("video/x-matroska", "matroska"),
+    ".webm": Container("video/webm", "webm"),
+    ".avi": Container("video/x-msvideo"),
+    ".m4v": Container("video/x-m4v"),
+}
+SUFFIXES = tuple(CONTAINERS)
+OUTPUT_SUFFIXES = tuple(suffix for suffix, one in CONTAINERS.items() if one.muxer)
+MEDIA_TYPES = {suffix: one.media_type for suffix, one in CONTAINERS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +88,11 @@ def is_video(path: Path) -> bool:
 
 
 def output_suffix(source: str) -> str:
-    """The container that a video with suffix `source` becomes: its own, or .mp4 for .m4v and .avi.
+    """The container that a video with suffix `source` becomes: its own where it is written, else .mp4.
 
     Raises InvalidOption for a suffix that is not one of SUFFIXES.
     """
     suffix = source.lower()
     if suffix not in SUFFIXES:
         raise InvalidOption(f"{source!r} is not the suffix of a video: choose one of {', '.join(SUFFIXES)}")
-    return _REPLACED.get(suffix, suffix)
+    return suffix if suffix in OUTPUT_SUFFIXES else ".mp4"

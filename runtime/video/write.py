@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.errors import InvalidOption, MissingDependency
-from bfr.runtime.video.formats import OUTPUT_SUFFIXES, VideoInfo
+from bfr.runtime.video.formats import CONTAINERS, OUTPUT_SUFFIXES, VideoInfo
 from bfr.runtime.video.read import CONVERSION, VideoReader, converter_matrix, open_container
 from bfr.runtime.video.streams import StreamCopy, packet_time
 
@@ -28,7 +28,6 @@ try:
 except ImportError as error:
     raise MissingDependency('PyAV is not installed: pip install "bfr-runtime[video]"') from error
 
-_MUXERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 _log = logging.getLogger(__name__)
 
 
@@ -84,7 +83,7 @@ class VideoWriter:
         self._output = av.open(
             str(path.absolute()),
             "w",
-            format=_MUXERS[suffix],
+            format=CONTAINERS[suffix].muxer,
             container_options={"movflags": "faststart"} if suffix in (".mp4", ".mov") else {},
         )
         rate = info.rate or 25

@@ -7,8 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from bfr.runtime.cluster.bulk.store import Store, identity_of, local_path, open_url
 from bfr.runtime.errors import InputNotFound, InvalidOption
-from bfr.runtime.images.decode import SUFFIXES
-from bfr.runtime.images.encode import same_suffix
+from bfr.runtime.images.formats import BY_SUFFIX, result_suffix
 from bfr.runtime.jobs.sources import choose_names, list_files, natural_key
 
 _MAGIC = "*?["
@@ -58,7 +57,7 @@ def choose_outputs(sources: Sequence[Source], out: Store, image_format: str) -> 
     taken = {identity_of(source.url) for source in sources} - {None}
     outputs, refused = {}, {}
     for source in sources:
-        suffix = same_suffix(Path(PurePosixPath(source.url).name)) if image_format == "same" else image_format
+        suffix = result_suffix(BY_SUFFIX.get(PurePosixPath(source.url).suffix.lower())) if image_format == "same" else image_format
         try:
             out.check(source.name, suffix)
         except InvalidOption as error:
@@ -75,7 +74,7 @@ def choose_outputs(sources: Sequence[Source], out: Store, image_format: str) -> 
 
 def _local(path: Path, out: Store) -> list[_Found]:
     if path.exists() or not glob.has_magic(str(path)):
-        files = list_files(path, SUFFIXES, out.folder)
+        files = list_files(path, tuple(BY_SUFFIX), out.folder)
     else:
         base = Path(*_fixed(path.parts))
         matches = [Path(match) for match in glob.iglob(str(path), recursive=True)]  # noqa: PTH207  (a last `**` is files)
@@ -119,4 +118,4 @@ def _fixed(parts: Sequence[str]) -> Sequence[str]:
 
 
 def _wanted(path: PurePosixPath | Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+    return path.suffix.lower() in BY_SUFFIX and not any(part.startswith(".") for part in path.parts)

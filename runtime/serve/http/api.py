@@ -11,16 +11,19 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from bfr.runtime.images.formats import IMAGES, MEDIA_TYPES, VIDEOS, WRITTEN
 from bfr.runtime.serve.http.front import Front, unless_gone
 from bfr.runtime.serve.http.gate import Gate, request_id
 from bfr.runtime.serve.http.metrics import CONTENT_TYPE
 from bfr.runtime.serve.http.page import page
 from bfr.runtime.serve.http.problems import Problem, documented
 from bfr.runtime.serve.http.requests import (
+    ANSWERED,
     BYTES,
     FIELD,
     FORM,
+    IMAGES,
+    MEDIA_TYPES,
+    VIDEOS,
     RestoreQuery,
     job_body,
     job_suffix,
@@ -46,7 +49,7 @@ RESULT_HEADERS = {
 }
 RESTORED: dict[str, Any] = {
     "description": "The restored image.",
-    "content": dict.fromkeys(WRITTEN, BINARY),
+    "content": dict.fromkeys(ANSWERED, BINARY),
     "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in RESULT_HEADERS.items()},
 }
 KEYED: dict[str, Any] = {"security": [{"key": []}]}
@@ -197,7 +200,7 @@ def _add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
         "/jobs/{job_id}/result",
         response_class=Response,
         responses={
-            200: {"description": "The restored file.", "content": dict.fromkeys((*WRITTEN, *VIDEOS), BINARY)},
+            200: {"description": "The restored file.", "content": dict.fromkeys((*ANSWERED, *VIDEOS), BINARY)},
             **documented(401, 404, 409, 422),
         },
         openapi_extra=KEYED,

@@ -11,10 +11,11 @@ from importlib.metadata import version
 from typing import Any, Literal, TypeVar
 
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.images.formats import WRITTEN
 from bfr.runtime.restore.plan import make_plan
-from bfr.runtime.restore.restorer import DEFAULT_SEED
 from bfr.runtime.serve.http.metrics import Metrics
 from bfr.runtime.serve.http.problems import Problem
+from bfr.runtime.serve.http.requests import RestoreQuery
 from bfr.runtime.serve.jobs.store import JobStore
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import Answer, Order, Progress, Refusal, State
@@ -163,7 +164,8 @@ class Front:
                 for name, one in loops.items()
             },
             "default_preset": self.default_preset if loops else None,
-            "defaults": {"seed": DEFAULT_SEED, "faces": "all", "upscale": 1, "blend": 1.0},
+            "defaults": RestoreQuery().model_dump(exclude={"preset"}),
+            "options": RestoreQuery.model_json_schema()["properties"],
             "limits": {
                 "body_bytes": options.body_bytes,
                 "job_bytes": options.job_bytes,
@@ -171,7 +173,7 @@ class Front:
                 "timeout_seconds": options.timeout,
                 "queue": options.queue,
             },
-            "formats": ["image/png", "image/jpeg", "image/webp"],
+            "formats": [one.media_type for one in WRITTEN],
             "api_key": bool(options.keys),
             "jobs": self.jobs is not None,
             "version": version("bfr-runtime"),

@@ -1,57 +1,37 @@
 """Reading requests: options, bodies within limits, and the format that the client wants back."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
-from typing import Annotated, Literal
 
 from fastapi import Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import Message
 
-from bfr.runtime.diffusion.noise import WORD
 from bfr.runtime.errors import InvalidOption
-from bfr.runtime.faces.photo import PhotoOptions
-from bfr.runtime.images.formats import IMAGES, USUAL_SUFFIXES, VIDEOS, WRITTEN
-from bfr.runtime.restore.restorer import DEFAULT_SEED
+from bfr.runtime.faces.options import PhotoOptions
+from bfr.runtime.images.formats import BY_SUFFIX, FORMATS, WRITTEN
+from bfr.runtime.jobs.options import RestoreOptions
 from bfr.runtime.serve.http.problems import Problem
 from bfr.runtime.serve.options import ServeOptions
+from bfr.runtime.video.formats import MEDIA_TYPES as VIDEO_TYPES
 
+MEDIA_TYPES = {suffix: one.media_type for suffix, one in BY_SUFFIX.items()} | VIDEO_TYPES
+USUAL_SUFFIXES = {media_type: suffix for suffix, media_type in reversed(MEDIA_TYPES.items())}
+IMAGES = tuple(one.media_type for one in FORMATS)
+ANSWERED = tuple(one.media_type for one in WRITTEN)
+VIDEOS = tuple(VIDEO_TYPES.values())
 BYTES = "application/octet-stream"
 FORM = "multipart/form-data"
 FIELD = "image"
 
 
-def _number(value: object) -> object:
-    """Of a query, where all is text."""
-    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]", value) else value
-
-
-class RestoreQuery(BaseModel):
-    """Options of a request, as query parameters."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    seed: Annotated[int, Field(ge=0, le=WORD, description="Of the noise: the same seed, the same bytes.")] = (
-        DEFAULT_SEED
-    )
-    preset: Annotated[str | None, Field(max_length=64, description="One of `GET /info`; left out, the default.")] = None
-    mode: Annotated[
-        Literal["photo", "aligned"],
-        Field(description="A photograph with any number of faces, or an aligned face and nothing else."),
-    ] = "photo"
-    faces: Annotated[Literal["all", "largest", "centre"], Field(description="Which faces of a photograph.")] = "all"
-    upscale: Annotated[
-        Literal[1, 2, 4], BeforeValidator(_number), Field(description="Times the photograph's width and height.")
-    ] = 1
-    blend: Annotated[float, Field(ge=0, le=1, description="0 (faces as they were) to 1 (restored).")] = 1.0
-    keep_colour: Annotated[bool, Field(description="Faces keep their colours and light.")] = False
+class RestoreQuery(RestoreOptions):
+    """The options of a request, as query parameters."""
 
     def photo(self) -> PhotoOptions:
         """What is done with a photograph. Raises Problem where the options exclude each other."""
-        options = PhotoOptions(self.faces, upscale=self.upscale, blend=self.blend, keep_colour=self.keep_colour)
+        options = PhotoOptions(**self.model_dump(include=PhotoOptions.model_fields.keys() & self.model_fields_set))
         if self.mode == "aligned" and options != PhotoOptions():
             raise Problem(
                 422,
@@ -82,11 +62,11 @@ def wanted_suffix(accept: str | None) -> str | None:
                     quality = float(parameter[2:])
                 except ValueError:
                     quality = 0.0
-        if quality > 0 and (name in WRITTEN or name in ("*/*", "image/*")):
+        if quality > 0 and (name in ANSWERED or name in ("*/*", "image/*")):
             found.append((quality, name))
     if not found:
-        raise Problem(406, "not acceptable", f"images are answered as {', '.join(WRITTEN)}: ask for one with Accept")
-    best = max(found, key=lambda one: (one[0], one[1] in WRITTEN))[1]  # the first of equals; a named one before `*/*`
+        raise Problem(406, "not acceptable", f"images are answered as {', '.join(ANSWERED)}: ask for one with Accept")
+    best = max(found, key=lambda one: (one[0], one[1] in ANSWERED))[1]  # the first of equals; a named one before `*/*`
     return USUAL_SUFFIXES.get(best)
 
 

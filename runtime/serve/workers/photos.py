@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from bfr.runtime.errors import BfrError, InvalidImage
 from bfr.runtime.faces.detect import Detector, open_detector
 from bfr.runtime.faces.photo import PhotoEditor
-from bfr.runtime.images.decode import decode_image
-from bfr.runtime.images.encode import format_of
-from bfr.runtime.images.metadata import size_in_header
-from bfr.runtime.jobs.options import QUALITY
+from bfr.runtime.images.decode import decode_image, size_in_header
+from bfr.runtime.images.formats import format_of, result_suffix
+from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.work import Photo, Result, finish_photo, prepare_photo
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.restore.pipeline import Work
@@ -78,7 +77,7 @@ class PhotoServer:
             photo.seconds["restore"] = time.perf_counter() - begin
             photo.seconds["queue"] = max(one.waited for one in finished)
         yield Progress("writing", 1.0)
-        suffix = order.suffix or format_of(data) or ".png"
+        suffix = order.suffix or result_suffix(format_of(data))
         results = [one.restored for one in finished]
         result = await self._in_thread(self._write, photo, results, order, suffix)
         batches = tuple(one.batch for one in finished if one.batch)
@@ -90,7 +89,8 @@ class PhotoServer:
 
     def _write(self, photo: Photo, results: Sequence[Restored], order: Order, suffix: str) -> Result:
         """In a thread."""
-        return finish_photo(photo, results, self._editor(order), suffix=suffix, quality=QUALITY, metadata=True)
+        quality = JobOptions.model_fields["quality"].default
+        return finish_photo(photo, results, self._editor(order), suffix=suffix, quality=quality, metadata=True)
 
     def _editor(self, order: Order) -> PhotoEditor | None:
         """With a detector of this thread's own: they are not thread-safe. None for an aligned face."""

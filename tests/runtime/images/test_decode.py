@@ -16,9 +16,8 @@ from PIL import Image as Pillow
 from PIL import ImageCms
 
 from bfr.runtime.errors import InputNotFound, InvalidImage
-from bfr.runtime.images.decode import decode_image, header_size, read_image, resize
+from bfr.runtime.images.decode import decode_image, header_size, read_image, resize, size_in_header
 from bfr.runtime.images.encode import encode_image, write_image
-from bfr.runtime.images.metadata import size_in_header
 
 Array = NDArray[Any]
 ORIENTATION = 0x0112
