@@ -1,65 +1,58 @@
 """`bfr inpaint`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from bfr.runtime.cli.options import OUT, STRIP, Flags, expanded
 from bfr.runtime.cli.terminal import progress_bar, say
+from bfr.runtime.jobs.options import JobOptions
+from bfr.runtime.restore.options import OpenOptions, SamplerOptions
 
-inpaints = typer.Typer()
 
-
-@inpaints.command()
+@expanded
 def inpaint(
     inputs: Annotated[list[Path], typer.Argument(help="Pictures of aligned faces, or folders of them.")],
-    bundle: Annotated[Path, typer.Option(help="A bundle that inpaints, see `bfr export difface-inpainting`.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")],
+    opened: Annotated[OpenOptions, Flags(without=("batch",))],
+    sampler: Annotated[SamplerOptions, Flags(only=("guidance",))],
+    output: Annotated[
+        JobOptions,
+        Flags(only=("out", "seed", "max_pixels", "metadata", "compare", "html", "resume"), names=OUT, negative=STRIP),
+    ],
     mask: Annotated[
         Path | None,
         typer.Option(
-            help="White where the picture is to be made up: an image, or a folder of them by name; "
+            help="White where the picture is inpainted: an image, or a folder of them by name; "
             "without it, pixels that are 0."
         ),
     ] = None,
-    backend: Annotated[str, typer.Option(help="As of `bfr restore`.")] = "auto",
-    preset: Annotated[str | None, typer.Option(help="A preset of the bundle, see `bfr info`.")] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Instead of the bundle's: how strongly known pixels pull, from 0.")
-    ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, or fp16 where the bundle has it.")] = "fp32",
-    seed: Annotated[int, typer.Option(help="Seed of the noise, 0 to 4294967295.")] = 12345,
-    threads: Annotated[int | None, typer.Option(help="Threads of the CPU backend.")] = None,
-    device: Annotated[int, typer.Option(help="Number of the GPU.")] = 0,
-    max_pixels: Annotated[int, typer.Option(help="Larger images are refused.")] = 64_000_000,
 ) -> None:
-    """Make up the holes of pictures of faces; every known pixel comes back as it was. Writes PNG and report.json."""
-    from bfr.runtime.jobs.inpaint import inpaint_files
+    """Inpaint masked areas of aligned faces; known pixels stay as they are. Writes PNG files and report.json."""
+    from bfr.runtime.errors import InvalidOption
+    from bfr.runtime.jobs.run import run_job
     from bfr.runtime.jobs.sources import find_images
     from bfr.runtime.restore.restorer import Restorer
 
-    items = find_images(inputs, out=out)
-    changed: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
-    with (
-        Restorer.open(
-            bundle, backend=backend, preset=preset, precision=precision, threads=threads, device=device, **changed
-        ) as restorer,
-        progress_bar() as bar,
-    ):
+    items = find_images(inputs, out=output.out)
+    with Restorer.open(opened, **sampler.changes) as restorer, progress_bar() as bar:
+        if "mask" not in restorer.inputs.others:
+            raise InvalidOption(
+                f"{restorer.bundle.manifest.system} does not inpaint: name a bundle that does with --bundle, as "
+                "`bfr export difface-inpainting` makes it"
+            )
         task = bar.add_task("inpainting", total=len(items))
-        report = inpaint_files(
+        report = run_job(
             restorer,
             items,
-            mask,
-            out,
-            seed=seed,
-            max_pixels=max_pixels,
+            output.model_copy(update={"format": ".png"}),
+            mask=mask,
             progress=lambda done, name: bar.update(task, completed=done, description=name),
         )
     for entry in report.entries:
         if entry.error:
             say(f"failed: {entry.source}: {entry.error}")
-    failed = report.count("failed")
-    print(f"{len(items)} image{'s' * (len(items) != 1)}: {len(items) - failed} inpainted, {failed} failed; see {out}")
+    failed, count = report.count("failed"), len(items)
+    print(f"{count} image{'s' * (count != 1)}: {count - failed} inpainted, {failed} failed; see {output.out}")
     if failed:
         raise typer.Exit(1)

@@ -1,28 +1,25 @@
 """A run over files whose networks are a server's: the same names, reports and statuses as of `run_job`."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import asdict
 from io import BytesIO
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 from bfr.runtime.client.client import Client
-from bfr.runtime.client.types import RestoreOptions, Result
 from bfr.runtime.errors import BfrError, InvalidOption, RequestRefused, ServerError, ServerUnavailable, WriteFailed
-from bfr.runtime.faces.photo import PhotoOptions
-from bfr.runtime.files import write_bytes
-from bfr.runtime.images.decode import decode_image, read_image
-from bfr.runtime.images.metadata import size_in_header
-from bfr.runtime.jobs.files import FileRun, Progress
-from bfr.runtime.jobs.options import JobOptions
-from bfr.runtime.jobs.report import Entry, Report, describe_now, describe_versions
+from bfr.runtime.faces.options import PhotoOptions
+from bfr.runtime.images.decode import decode_image, read_image, size_in_header
+from bfr.runtime.jobs.options import JobOptions, RestoreOptions
+from bfr.runtime.jobs.report import Entry, Report, describe_now, describe_versions, rounded
+from bfr.runtime.jobs.run import Progress, Run
 from bfr.runtime.jobs.sources import Item
-from bfr.runtime.video.formats import is_video
 
 REQUESTS = 4  # that are under way at once
 _SERVERS = ("quality", "metadata", "codec", "crf")  # of JobOptions, what a server decides
+_CHOSEN = PhotoOptions.model_fields.keys() & RestoreOptions.model_fields.keys()  # of PhotoOptions, what a client does
 
 
 def run_remote_job(
@@ -41,16 +38,16 @@ def run_remote_job(
     where nobody answers any more, and RequestRefused for a key that is not let in: what was finished until then stays,
     and `resume` goes on from there.
     """
-    given = [name for name in _SERVERS if getattr(options, name) != JobOptions.__dataclass_fields__[name].default]
-    if photo is not None and photo.min_eye_distance != PhotoOptions().min_eye_distance:
-        given.append("min_eye_distance")
+    given = [name for name in _SERVERS if getattr(options, name) != JobOptions.model_fields[name].default]
+    if photo is not None:
+        given += photo.model_dump(exclude=_CHOSEN, exclude_defaults=True)
     if given:
         raise InvalidOption(f"the server decides {', '.join(given)}: leave it out, or restore without a server")
     info = client.info()
-    return _RemoteJob(client, info, items, options, photo, preset or info["default_preset"], progress).run()
+    return _RemoteRun(client, info, items, options, photo, preset or info["default_preset"], progress).run()
 
 
-class _RemoteJob(FileRun):
+class _RemoteRun(Run):
     def __init__(
         self,
         client: Client,
@@ -67,8 +64,7 @@ class _RemoteJob(FileRun):
             raise InvalidOption(f"preset {preset!r} is not offered by the server: choose one of {offered}")
         self.client, self.info, self.photo = client, info, photo
         self.asked: dict[str, Any] = {"seed": options.seed} | ({"preset": preset} if preset else {})
-        chosen = {} if photo is None else asdict(photo)
-        chosen.pop("min_eye_distance", None)
+        chosen = {} if photo is None else photo.model_dump(include=_CHOSEN)
         self.asked |= chosen or {"mode": "aligned"}
         settings = {"system": info["system"], "bundle_hash": info["bundle"], "preset": preset}
         settings |= {"sampler": presets.get(preset), "seed": options.seed, "format": options.format}
@@ -85,87 +81,76 @@ class _RemoteJob(FileRun):
     def restore(self, items: Sequence[Item]) -> None:
         pool = ThreadPoolExecutor(REQUESTS, thread_name_prefix="bfr-remote")
         try:
-            waiting = {pool.submit(self._image, item): item for item in items if not is_video(item.source)}
+            waiting = {pool.submit(self._enter, self._image, item): item for item in items if not item.is_video}
             for future in as_completed(waiting):
                 future.result()  # raises what ends the run
                 self.progress(len(self.entries), waiting[future].name)
         finally:
             pool.shutdown(cancel_futures=True)
         for item in items:
-            if is_video(item.source):
-                self.entries[item.source] = self._video(item)
+            if item.is_video:
+                self._enter(self._video, item)
                 self.progress(len(self.entries), item.name)
 
-    def _image(self, item: Item) -> None:
-        """In a thread: send, write, and enter what became of it."""
-        target = self.targets[item.source]
+    def _enter(self, restore: Callable[[Item], Entry], item: Item) -> None:
+        """Enter what becomes of an item. Raises where no other one would fare better."""
         try:
-            result = self.client.restore(item.source, **self._options(format=target.suffix))
-            begin = time.perf_counter()
-            write_bytes(target, result.data)
-            if self.options.compare or self.options.html:
-                before = read_image(item.source, max_pixels=self.options.max_pixels).pixels
-                after = decode_image(result.data, name=target.name, max_pixels=16 * self.options.max_pixels).pixels
-                if before.dtype != after.dtype:  # 16 bits were asked for as a JPEG
-                    before = (before // 257).astype(after.dtype)
-                self.show(item, before, after)
-            self.entries[item.source] = self._entry(item, result, time.perf_counter() - begin)
+            entry = restore(item)
         except BfrError as error:
-            self.entries[item.source] = self._failed(item, error)
+            if isinstance(error, WriteFailed) or (isinstance(error, RequestRefused) and error.status in (401, 403)):
+                raise
+            if isinstance(error, ServerUnavailable) and not self.client.ready():
+                raise ServerUnavailable(
+                    f"{error}\nwhat was finished is kept, and --resume goes on from there"
+                ) from error
+            entry = Entry(item.key, "failed", error=str(error))
+        self.entries[item.key] = rounded(entry)
 
-    def _entry(self, item: Item, result: Result, seconds: float) -> Entry:
+    def _image(self, item: Item) -> Entry:
+        """In a thread: send, and write."""
+        target, options = self.target(item), self.options
+        result = self.client.restore(Path(item.source), **self.asked, format=target.suffix)
+        begin = time.perf_counter()
+        self.store.write(self.outputs[item.key], result.data)
+        if options.compare or options.html:
+            before = read_image(Path(item.source), max_pixels=options.max_pixels).pixels
+            after = decode_image(result.data, name=target.name, max_pixels=16 * options.max_pixels).pixels
+            if before.dtype != after.dtype:  # 16 bits were asked for as a JPEG
+                before = (before // 257).astype(after.dtype)
+            self.show(item, before, after)
         width, height = size_in_header(BytesIO(result.data)) or (None, None)
         total = result.faces + result.failed
-        faceless = self.photo is not None and not total
         return Entry(
-            str(item.source),
-            "no face" if faceless else "restored",
-            self.output(item),
+            item.key,
+            "restored" if total or self.photo is None else "no face",
+            self.outputs[item.key],
             width=width,
             height=height,
             faces=result.faces,
-            seconds={**result.seconds, "write": round(seconds, 4)},
+            seconds={**result.seconds, "write": time.perf_counter() - begin},
             error=f"{result.failed} of {total} faces failed" if result.failed else None,
         )
 
     def _video(self, item: Item) -> Entry:
-        finished, name = len(self.entries), None
+        finished, begin, name = len(self.entries), time.perf_counter(), None
+        if not self.info["jobs"]:
+            raise InvalidOption("this server takes no videos: start it with a folder for jobs, or restore without it")
         try:
-            if not self.info["jobs"]:
-                raise InvalidOption(
-                    "this server takes no videos: start it with a folder for jobs, or restore without it"
-                )
-            begin = time.perf_counter()
-            name = self.client.submit(item.source, **self._options()).id
+            name = self.client.submit(Path(item.source), **self.asked).id
             job = self.client.wait(name, progress=lambda job: self.progress(finished + job.share, item.name))
             if job.state != "done":
                 raise ServerError(job.error or f"the job was {job.state} on the server: restore it again")
-            self.client.download(name, self.targets[item.source])
-            return Entry(
-                str(item.source),
-                "restored" if job.faces else "no face",
-                self.output(item),
-                faces=job.faces,
-                frames=job.frames,
-                seconds={"job": round(time.perf_counter() - begin, 4)},
-                error=job.error,
-            )
-        except BfrError as error:
-            return self._failed(item, error)
+            self.client.download(name, self.target(item))
         finally:
             if name:
                 with suppress(ServerError):  # it is forgotten in its time
                     self.client.delete(name)
-
-    def _options(self, **more: Any) -> RestoreOptions:
-        return cast("RestoreOptions", {**self.asked, **more})
-
-    def _failed(self, item: Item, error: BfrError) -> Entry:
-        """The entry of a file that could not be restored. Raises where no other file would fare better."""
-        if isinstance(error, WriteFailed):
-            raise error
-        if isinstance(error, RequestRefused) and error.status in (401, 403):
-            raise error
-        if isinstance(error, ServerUnavailable) and not self.client.ready():
-            raise ServerUnavailable(f"{error}\nwhat was finished is kept, and --resume goes on from there") from error
-        return Entry(str(item.source), "failed", error=str(error))
+        return Entry(
+            item.key,
+            "restored" if job.faces else "no face",
+            self.outputs[item.key],
+            faces=job.faces,
+            frames=job.frames,
+            seconds={"job": time.perf_counter() - begin},
+            error=job.error,
+        )

@@ -10,41 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.errors import InvalidImage, InvalidOption
-from bfr.runtime.faces.background import UPSCALES, Background, Lanczos
+from bfr.runtime.errors import InvalidImage
+from bfr.runtime.faces.background import Background, Lanczos
 from bfr.runtime.faces.detect import Detector, open_detector
-from bfr.runtime.faces.geometry import SELECTIONS, Face, Matrix, Selection, alignment, crop_face, select_faces
+from bfr.runtime.faces.geometry import Face, Matrix, alignment, crop_face, select_faces
+from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.paste import Patch, make_patch, paste_faces, to_grey
 from bfr.runtime.images.decode import MAX_PIXELS, Image, read_image
 from bfr.runtime.restore.batch import Restored
-from bfr.runtime.restore.restorer import DEFAULT_SEED, Restorer
-
-
-@dataclass(frozen=True, slots=True)
-class PhotoOptions:
-    """What is done with a photograph.
-
-    faces: all, the largest, or the one nearest the centre. min_eye_distance: faces with less are left, in pixels.
-    upscale: 1, 2 or 4 times the photograph's width and height. blend: 0 (faces as they were) to 1 (restored).
-    keep_colour: faces keep their colours and light, only finer structure is restored.
-    Raises InvalidOption for values out of range.
-    """
-
-    faces: Selection = "all"
-    min_eye_distance: float = 5.0
-    upscale: int = 1
-    blend: float = 1.0
-    keep_colour: bool = False
-
-    def __post_init__(self) -> None:
-        if self.faces not in SELECTIONS:
-            raise InvalidOption(f"faces {self.faces!r} is unknown: choose one of {', '.join(SELECTIONS)}")
-        if self.upscale not in UPSCALES:
-            raise InvalidOption(f"upscale {self.upscale} is not offered: choose one of {', '.join(map(str, UPSCALES))}")
-        if not 0 <= self.blend <= 1:
-            raise InvalidOption(f"blend {self.blend} is out of range: choose between 0 and 1")
-        if not self.min_eye_distance >= 0:
-            raise InvalidOption(f"the minimum eye distance {self.min_eye_distance} is out of range: choose 0 or more")
+from bfr.runtime.restore.pipeline import FaceRestorer
+from bfr.runtime.restore.restorer import DEFAULT_SEED
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,10 +59,11 @@ class PhotoEditor:
     ) -> None:
         """size: of the sides of crops, pixels.
 
-        `detector` and `background` are, where not given, the best that is there, and Lanczos interpolation.
+        `detector` and `background` are, where not given, the one that the options name, and Lanczos interpolation.
         """
         self.size, self.options = size, options or PhotoOptions()
-        self.detector, self.background = detector or open_detector(), background or Lanczos()
+        self.detector = detector or open_detector(self.options.detector)
+        self.background = background or Lanczos()
         self._detecting = threading.Lock()
 
     def align(self, photograph: NDArray[Any]) -> list[AlignedFace]:
@@ -154,7 +130,7 @@ class PhotoRestorer(PhotoEditor):
 
     def __init__(
         self,
-        restorer: Restorer,
+        restorer: FaceRestorer,
         options: PhotoOptions | None = None,
         *,
         detector: Detector | None = None,
@@ -180,13 +156,13 @@ class PhotoRestorer(PhotoEditor):
         return RestoredPhoto(photo.pixels, photo.faces, photo.errors, seconds)
 
 
-def read_reference(path: Path, worker: Restorer | PhotoRestorer, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
+def read_reference(path: Path, worker: FaceRestorer | PhotoRestorer, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     """A picture of the person for systems that keep an identity: the largest face of a photograph, aligned.
 
     With a Restorer, which takes aligned faces, it is one itself. Raises InvalidImage, also where no face is in it.
     """
     pixels = read_image(path, max_pixels=max_pixels).pixels
-    if isinstance(worker, Restorer):
+    if not isinstance(worker, PhotoRestorer):
         return pixels
     faces = PhotoEditor(worker.size, PhotoOptions(faces="largest"), detector=worker.detector).align(pixels)
     if not faces:

@@ -1,51 +1,50 @@
-"""How a run writes its results."""
+"""What a run does with images and how it writes its results."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from bfr.runtime.diffusion.noise import check_seed
-from bfr.runtime.errors import InvalidOption
+from pydantic import BeforeValidator, Field
+
+from bfr.runtime.diffusion.noise import WORD
+from bfr.runtime.faces.options import PhotoOptions, Selection, Upscale
 from bfr.runtime.images.decode import MAX_PIXELS
+from bfr.runtime.images.formats import WRITTEN
+from bfr.runtime.options import Options, field_of
+from bfr.runtime.restore.options import OpenOptions
 from bfr.runtime.restore.restorer import DEFAULT_SEED
 
-FORMATS = ("same", ".png", ".jpg", ".webp")
-CODECS = ("h264", "vp9")  # those of `bfr.runtime.video.write`, which needs PyAV
-WORST_CRF = 63
-QUALITY = 95  # of JPEG and WebP
+FORMATS = ("same", *(one.suffixes[0] for one in WRITTEN))
+if TYPE_CHECKING:
+    Format = str
+else:  # with or without the dot
+    Format = Annotated[Literal[FORMATS], BeforeValidator(lambda name: f".{name}" if f".{name}" in FORMATS else name)]
 
 
-@dataclass(frozen=True, slots=True)
-class JobOptions:
-    """How a run writes its results.
+class JobOptions(Options):
+    """How a run writes its results."""
 
-    out: the output folder. format: one of FORMATS; `same` is the source's own where it can be written, else PNG.
-    quality: of JPEG and WebP, 1 to 100. metadata: keep the photographs' EXIF data. html: write `report.html`, with a
-    slider for each picture. compare: write a before/after picture beside each result. resume: skip inputs whose result
-    is there. max_pixels: larger images are refused. codec, crf: of videos, see `bfr.runtime.video.write`.
-    """
+    out: Path = Field(description="Output folder.")
+    seed: int = Field(DEFAULT_SEED, ge=0, le=WORD, description="Seed of the noise: the same seed, the same bytes.")
+    format: Format = Field("same", description="Of images; same: the source's own where it can be written, else PNG.")
+    quality: int = Field(95, ge=1, le=100, description="Of JPEG and WebP. Higher is better and larger.")
+    metadata: bool = Field(True, description="Keep the photographs' EXIF data.")
+    compare: bool = Field(False, description="Write a before/after picture beside each result.")
+    html: bool = Field(False, description="Write report.html, with before/after sliders.")
+    resume: bool = Field(False, description="Skip inputs whose result is there already.")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, description="Refuse images and frames with more pixels.")
+    codec: Literal["h264", "vp9"] | None = Field(None, description="Of videos; chosen by the suffix if left out.")
+    crf: int | None = Field(None, ge=0, le=63, description="Constant quality of videos: lower is better and larger.")
 
-    out: Path
-    seed: int = DEFAULT_SEED
-    format: str = "same"
-    quality: int = QUALITY
-    metadata: bool = True
-    compare: bool = False
-    html: bool = False
-    resume: bool = False
-    max_pixels: int = MAX_PIXELS
-    codec: str | None = None
-    crf: int | None = None
 
-    def __post_init__(self) -> None:
-        """Raise InvalidOption for values out of range."""
-        check_seed(self.seed)
-        if self.format not in FORMATS:
-            raise InvalidOption(f"format {self.format!r} is not offered: choose one of {', '.join(FORMATS)}")
-        if not 1 <= self.quality <= 100:
-            raise InvalidOption(f"quality {self.quality} is out of range: choose between 1 and 100")
-        if self.max_pixels < 1:
-            raise InvalidOption(f"the limit of {self.max_pixels} pixels is out of range: choose 1 or more")
-        if self.codec not in (None, *CODECS):
-            raise InvalidOption(f"codec {self.codec!r} is not offered: choose one of {', '.join(CODECS)}")
-        if self.crf is not None and not 0 <= self.crf <= WORST_CRF:
-            raise InvalidOption(f"crf {self.crf} is out of range: choose between 0 and {WORST_CRF}")
+class RestoreOptions(Options):
+    """What a client of a server chooses for an image; the rest is the server's to decide."""
+
+    seed: int = field_of(JobOptions, "seed")
+    preset: Annotated[str, Field(max_length=64)] | None = field_of(OpenOptions, "preset")
+    mode: Literal["photo", "aligned"] = Field(
+        "photo", description="A photograph with any number of faces, or an aligned face and nothing else."
+    )
+    faces: Selection = field_of(PhotoOptions, "faces")
+    upscale: Upscale = field_of(PhotoOptions, "upscale")
+    blend: float = field_of(PhotoOptions, "blend")
+    keep_colour: bool = field_of(PhotoOptions, "keep_colour")

@@ -19,52 +19,24 @@ from typing import Any
 from urllib.parse import quote
 
 from bfr.runtime.files import write_bytes
-from bfr.runtime.images.decode import Pixels
-from bfr.runtime.images.encode import encode_image
-from bfr.runtime.jobs.report import STATUSES, Status
+from bfr.runtime.jobs.report import STATUSES, Entry, Report
 
 PAGE = "report.html"
 PREVIEWS = "report_files"
-QUALITY = 85  # of the previews, WebP
 _UNFIT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One input on the page.
+class Card:
+    """One input on the page. before, after: its previews, relative to the output folder, of one shape.
 
-    name: its relative name, unique in the run, without suffix. source: its path, as it was given.
-    output: the result, relative to the output folder; before, after: its previews, likewise, of one shape; all with
-    `/` between parts, not percent-encoded. faces: how many were restored. seconds: stage -> seconds; `network` is a
-    part of the others. error: why it failed, or what of it did. size: (width, height) of the result, pixels.
+    name: its relative name, unique in the run, without suffix. Paths have `/` between parts, not percent-encoded.
     """
 
     name: str
-    source: str
-    status: Status
-    output: str | None
-    before: str | None
-    after: str | None
-    faces: int | None
-    seconds: dict[str, float]
-    error: str | None
-    size: tuple[int, int] | None
-
-
-def preview(pixels: Pixels, longest: int = 1024) -> bytes:
-    """(H, W, 3) uint8 or uint16 RGB -> the bytes of a WebP of 8 bits, averaged over areas to `longest` pixels a side.
-
-    Smaller images keep their size.
-    """
-    import cv2
-
-    height, width = pixels.shape[:2]
-    if max(height, width) > longest:
-        scale = longest / max(height, width)
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        resized = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-        return encode_image(resized.astype(pixels.dtype, copy=False), ".webp", quality=QUALITY)
-    return encode_image(pixels, ".webp", quality=QUALITY)
+    entry: Entry
+    before: str | None = None
+    after: str | None = None
 
 
 def preview_paths(name: str) -> tuple[str, str]:
@@ -79,23 +51,33 @@ def preview_paths(name: str) -> tuple[str, str]:
     return f"{stem}-before.webp", f"{stem}-after.webp"
 
 
-def write_page(folder: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> Path:
+def cards_of(folder: Path, names: Sequence[str], report: Report) -> list[Card]:
+    """The cards of a run, `names` being those of the report's entries; previews of earlier runs are shown again."""
+    cards = []
+    for name, entry in zip(names, report.entries, strict=True):
+        before, after = preview_paths(name)
+        shown = entry.output is not None and (folder / before).is_file() and (folder / after).is_file()
+        cards.append(Card(name, entry, before, after) if shown else Card(name, entry))
+    return cards
+
+
+def write_page(folder: Path, cards: Sequence[Card], facts: Mapping[str, Any]) -> Path:
     """Write `report.html` into the output folder, whole or not at all, and return its path. Raises WriteFailed.
 
-    rows: in the order of the run; the previews that they name are written by the caller (`preview_paths`, `preview`).
+    cards: in the order of the run; the previews that they name are there already (`write_previews`).
     facts: of the run; system, preset, sampler, backend, precision, seed, bundle_hash, seconds and started are shown.
     """
     page = Path(__file__).with_name("page.html").read_text("utf-8")
-    failed = [_failed(row) for row in rows if row.status == "failed"]
+    failed = [_failed(card) for card in cards if card.entry.status == "failed"]
     content = Template(page).substitute(
         policy=_policy(page),
-        title=_plural(len(rows), "file"),
+        title=_plural(len(cards), "file"),
         facts="\n".join(f"<li>{fact}</li>" for fact in _facts(facts)),
-        counts="\n".join(_counts(rows)),
-        choices="\n".join(_choices(rows)),
+        counts="\n".join(_counts(cards)),
+        choices="\n".join(_choices(cards)),
         unless_failed="" if failed else " hidden",
         failed="\n".join(failed),
-        cards="\n".join(_card(row) for row in rows if row.status != "failed"),
+        cards="\n".join(_card(card) for card in cards if card.entry.status != "failed"),
     )
     write_bytes(folder / PAGE, content.encode())
     return folder / PAGE
@@ -154,55 +136,61 @@ def _when(started: str) -> str:
     return f'<time datetime="{moment.isoformat()}">{moment.strftime("%Y-%m-%d %H:%M %Z").strip()}</time>'
 
 
-def _counts(rows: Sequence[Row]) -> list[str]:
-    counts = [("files", len(rows)), *((status, sum(row.status == status for row in rows)) for status in STATUSES)]
+def _counts(cards: Sequence[Card]) -> list[str]:
+    counts = [
+        ("files", len(cards)),
+        *((status, sum(card.entry.status == status for card in cards)) for status in STATUSES),
+    ]
     return [f"<div><dt>{label}</dt><dd>{count}</dd></div>" for label, count in counts if count or label == "files"]
 
 
-def _choices(rows: Sequence[Row]) -> list[str]:
-    present = {row.status for row in rows}
+def _choices(cards: Sequence[Card]) -> list[str]:
+    present = {card.entry.status for card in cards}
     choice = '<label class="choice"><input type="radio" name="show" value="{}"{}><span>{}</span></label>'
     offered = [choice.format(status, "", status.capitalize()) for status in STATUSES if status in present]
     return [choice.format("", " checked", "All"), *offered]
 
 
-def _failed(row: Row) -> str:
+def _failed(card: Card) -> str:
     return (
-        f'<tr {_data(row)}><th scope="row"><span class="name" dir="auto">{_text(row.name)}</span>'
-        f'<small dir="auto">{_text(row.source)}</small></th><td class="error">{_text(row.error or "unknown")}</td></tr>'
+        f'<tr {_data(card)}><th scope="row"><span class="name" dir="auto">{_text(card.name)}</span>'
+        f'<small dir="auto">{_text(card.entry.source)}</small></th>'
+        f'<td class="error">{_text(card.entry.error or "unknown")}</td></tr>'
     )
 
 
-def _card(row: Row) -> str:
-    name = _text(row.name) if row.output is None else f'<a href="{_url(row.output)}">{_text(row.name)}</a>'
+def _card(card: Card) -> str:
+    entry = card.entry
+    name = _text(card.name) if entry.output is None else f'<a href="{_url(entry.output)}">{_text(card.name)}</a>'
     about = [
-        {"no face": "no face found", "skipped": "done by an earlier run"}.get(row.status),
-        f"{row.size[0]} × {row.size[1]}" if row.size else None,  # noqa: RUF001
-        _plural(row.faces, "face") if row.faces else None,
+        {"no face": "no face found", "skipped": "done by an earlier run"}.get(entry.status),
+        f"{entry.width} × {entry.height}" if entry.width else None,  # noqa: RUF001
+        _plural(entry.faces, "face") if entry.faces else None,
     ]
     lines = [
-        f'<article class="card" {_data(row)}>{_frame(row)}',
+        f'<article class="card" {_data(card)}>{_frame(card)}',
         f'<h3 class="name" dir="auto">{name}</h3>',
         f'<p class="about">{" · ".join(part for part in about if part)}</p>' if any(about) else "",
-        f'<p class="error">{_text(row.error)}</p>' if row.error else "",
-        _stages(row),
+        f'<p class="error">{_text(entry.error)}</p>' if entry.error else "",
+        _stages(card),
         "</article>",
     ]
     return "\n".join(line for line in lines if line)
 
 
-def _data(row: Row) -> str:
-    return f'data-status="{row.status}" data-seconds="{_total(row.seconds):.4f}"'
+def _data(card: Card) -> str:
+    return f'data-status="{card.entry.status}" data-seconds="{_total(card.entry.seconds):.4f}"'
 
 
-def _frame(row: Row) -> str:
+def _frame(card: Card) -> str:
     """The pictures of a card: two and a slider, one, or none."""
-    size = f' width="{row.size[0]}" height="{row.size[1]}"' if row.size else ""
-    name = _text(row.name)
+    entry = card.entry
+    size = f' width="{entry.width}" height="{entry.height}"' if entry.width else ""
+    name = _text(card.name)
     figures = [
         f'<figure class="{side}"><img src="{_url(path)}" alt="{name}, {side}"{size} loading="lazy">'
         f'<figcaption aria-hidden="true">{side.capitalize()}</figcaption></figure>'
-        for side, path in (("before", row.before), ("after", row.after))
+        for side, path in (("before", card.before), ("after", card.after))
         if path is not None
     ]
     if len(figures) < 2:
@@ -212,8 +200,8 @@ def _frame(row: Row) -> str:
     return f'<div class="frame pair">{"".join(figures)}{slider}</div>'
 
 
-def _stages(row: Row) -> str:
-    stages = sorted(row.seconds.items(), key=lambda stage: stage[0] == "network")
+def _stages(card: Card) -> str:
+    stages = sorted(card.entry.seconds.items(), key=lambda stage: stage[0] == "network")
     if not stages:
         return ""
     names = {"network": "of these, in the networks"}
@@ -221,7 +209,7 @@ def _stages(row: Row) -> str:
         f'<tr><th scope="row">{_text(names.get(stage, stage))}</th><td>{_duration(seconds)}</td></tr>'
         for stage, seconds in stages
     )
-    total = _duration(_total(row.seconds))
+    total = _duration(_total(card.entry.seconds))
     return f"<details><summary>{total}</summary><table><tbody>{lines}</tbody></table></details>"
 
 

@@ -1,7 +1,7 @@
 """Pictures that show a result beside its source: comparisons, and the previews of the HTML page."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
@@ -9,24 +9,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.files import write_bytes
-from bfr.runtime.jobs.page import Row, preview, preview_paths
-from bfr.runtime.jobs.report import Report
+from bfr.runtime.images.encode import encode_image
+from bfr.runtime.jobs.page import preview_paths
 
 GAP = 8  # pixels between the two halves of a comparison
 LONGEST = 1024  # pixels of a preview
+QUALITY = 85  # of the previews, WebP
 
 
-def comparison_paths(targets: Mapping[Path, Path]) -> dict[Path, Path]:
-    """Source -> where its comparison goes, `a.compare.png` beside `a.jpg`; it replaces no result and no other one."""
-    taken = set(targets.values())
-    paths = {}
-    for source, target in targets.items():
-        path = target.with_name(f"{target.stem}.compare.png")
-        while path in taken:
-            path = path.with_name(f"{path.stem}.compare.png")
-        taken.add(path)
-        paths[source] = path
-    return paths
+def comparison_names(outputs: Mapping[str, str]) -> dict[str, str]:
+    """Key -> name of its comparison, `a.compare.png` beside `a.jpg`; it replaces no result and no other one."""
+    taken = set(outputs.values())
+    names = {}
+    for key, output in outputs.items():
+        path = PurePosixPath(output)
+        while (path := path.with_name(f"{path.stem}.compare.png")).as_posix() in taken:
+            pass
+        taken.add(path.as_posix())
+        names[key] = path.as_posix()
+    return names
 
 
 def side_by_side(before: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
@@ -39,35 +40,13 @@ def side_by_side(before: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
 
 
 def write_previews(folder: Path, name: str, before: NDArray[Any], after: NDArray[Any]) -> None:
-    """Write the two previews of an item below an output folder, both of one size. Raises WriteFailed."""
+    """Write the two previews of an item below an output folder, WebP of 8 bits and one size. Raises WriteFailed."""
     height, width = after.shape[:2]
     scale = min(1.0, LONGEST / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     for path, pixels in zip(preview_paths(name), (before, after), strict=True):
+        shown = pixels
         if pixels.shape[1::-1] != size:
             method = cv2.INTER_AREA if pixels.shape[1] > size[0] else cv2.INTER_CUBIC
-            pixels = cv2.resize(pixels, size, interpolation=method)  # noqa: PLW2901
-        write_bytes(folder / path, preview(pixels, LONGEST))
-
-
-def page_rows(folder: Path, names: Sequence[str], report: Report) -> list[Row]:
-    """The rows of the page, `names` being those of the report's entries; previews of earlier runs are shown again."""
-    rows = []
-    for name, entry in zip(names, report.entries, strict=True):
-        before, after = preview_paths(name)
-        shown = entry.output is not None and (folder / before).is_file() and (folder / after).is_file()
-        rows.append(
-            Row(
-                name=name,
-                source=entry.source,
-                status=entry.status,
-                output=entry.output,
-                before=before if shown else None,
-                after=after if shown else None,
-                faces=entry.faces,
-                seconds=entry.seconds,
-                error=entry.error,
-                size=(entry.width, entry.height) if entry.width and entry.height else None,
-            )
-        )
-    return rows
+            shown = cv2.resize(pixels, size, interpolation=method)
+        write_bytes(folder / path, encode_image(shown, ".webp", quality=QUALITY))

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from bfr.runtime.bundle.manifest import Preset
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.files import write_bytes
 from bfr.runtime.restore.batch import image_key
-from bfr.runtime.restore.restorer import Restorer
+from bfr.runtime.restore.pipeline import FaceRestorer
 
 REPORT = "report.json"
 Status = Literal["restored", "no face", "skipped", "failed"]
@@ -58,7 +58,12 @@ class Report:
         return sum(entry.status == status for entry in self.entries)
 
 
-def describe_settings(restorer: Restorer, options: dict[str, Any]) -> dict[str, Any]:
+def rounded(entry: Entry) -> Entry:
+    """The same with its seconds as reports have them."""
+    return replace(entry, seconds={stage: round(seconds, 4) for stage, seconds in entry.seconds.items()})
+
+
+def describe_settings(restorer: FaceRestorer, options: dict[str, Any]) -> dict[str, Any]:
     """All that a result depends on: a run with other settings gives other pictures."""
     return {
         **describe_system(restorer.bundle, restorer.precision, restorer.sampler),
@@ -77,7 +82,7 @@ def describe_system(bundle: Bundle, precision: str, sampler: Preset) -> dict[str
     }
 
 
-def describe_run(restorer: Restorer) -> dict[str, Any]:
+def describe_run(restorer: FaceRestorer) -> dict[str, Any]:
     """Where and with what the results are made."""
     return {
         "backend": restorer.device.name,

@@ -1,136 +1,239 @@
 """A run over files: read, restore, write, report. One bad file never ends it."""
 
 import time
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from bfr.runtime.errors import BfrError, InvalidOption, WriteFailed
 from bfr.runtime.faces.photo import PhotoRestorer
-from bfr.runtime.files import write_bytes
-from bfr.runtime.images.decode import header_size, read_image
-from bfr.runtime.jobs.files import FileRun, Progress
+from bfr.runtime.images.encode import write_image
 from bfr.runtime.jobs.options import FORMATS, JobOptions
-from bfr.runtime.jobs.report import Entry, Report, describe_run, describe_settings
-from bfr.runtime.jobs.sources import Item
-from bfr.runtime.jobs.work import Photo, finish_photo, prepare_photo, rounded, side_threads
-from bfr.runtime.restore.batch import Restored
-from bfr.runtime.restore.pipeline import Pipeline, Work
-from bfr.runtime.restore.restorer import Restorer
-from bfr.runtime.video.formats import is_video
+from bfr.runtime.jobs.report import (
+    Entry,
+    Report,
+    describe_run,
+    describe_settings,
+    earlier_entries,
+    rounded,
+    write_report,
+)
+from bfr.runtime.jobs.sources import Item, choose_outputs, find_masks
+from bfr.runtime.jobs.store import Store
+from bfr.runtime.jobs.work import ImageWork, Picture
+from bfr.runtime.restore.pipeline import FaceRestorer
 
 __all__ = ["FORMATS", "JobOptions", "Progress", "run_job"]
 
+Progress = Callable[[float, str], None]
+"""Called with how many inputs are done, fractions for those under way, and the name of one of them."""
+
 
 def run_job(
-    restorer: Restorer | PhotoRestorer,
+    restorer: FaceRestorer | PhotoRestorer,
     items: Sequence[Item],
     options: JobOptions,
     *,
+    mask: Path | None = None,
     progress: Progress = lambda _done, _name: None,
 ) -> Report:
     """Restore `items` into the output folder and write `report.json` there.
 
     A PhotoRestorer takes photographs and videos, a Restorer aligned faces. A file that cannot be read or restored is a
-    failed entry. Raises InvalidOption before any work for a result that would replace its source or options that
-    differ from those of the run that is resumed, and WriteFailed where the output folder cannot be written: what was
-    finished until then stays, and `resume` goes on from there.
+    failed entry.
+
+    Args:
+        restorer: What restores.
+        items: From `find_images`.
+        options: How results are written.
+        mask: Of systems that inpaint aligned faces: a mask for all pictures, or a folder with one of each picture's
+            name; white is to be inpainted. Without it, pixels that are 0 in all channels are, as published.
+        progress: See `Progress`.
+
+    Raises:
+        InvalidOption: Before any work, for a result that would replace its source, options that differ from those of
+            the run that is resumed, and a mask for a system that takes none.
+        InputNotFound: A mask is missing.
+        WriteFailed: The output folder cannot be written: what was finished until then stays, and `resume` goes on.
     """
-    return _Job(restorer, items, options, progress).run()
+    return _LocalRun(restorer, items, options, mask, progress).run()
 
 
-class _Job(FileRun):
+class Run(ABC):
+    """The files of a run: which results there are already, where new ones go, and the reports, whoever restores them.
+
+    Attributes:
+        outputs: Key of an item -> its result, relative to the output folder.
+        entries: What became of the items, by their keys. A child class fills it.
+    """
+
     def __init__(
-        self, restorer: Restorer | PhotoRestorer, items: Sequence[Item], options: JobOptions, progress: Progress
+        self,
+        items: Sequence[Item],
+        options: JobOptions,
+        progress: Progress,
+        *,
+        settings: dict[str, Any],
+        facts: dict[str, Any],
     ) -> None:
-        self.photo = restorer if isinstance(restorer, PhotoRestorer) else None
+        """settings: what results depend on. facts: where and with what they are made."""
+        self.items, self.options, self.progress = items, options, progress
+        self.settings, self.facts = settings, facts
+        self.store = Store(options.out)
+        self.outputs: dict[str, str] = {}
+        self.entries: dict[str, Entry] = {}
+        self._stale: dict[str, Entry] = {}
+        self._comparisons: dict[str, str] = {}
+
+    @abstractmethod
+    def restore(self, items: Sequence[Item]) -> None:
+        """Restore what is left to do, and enter what became of it. Raises WriteFailed."""
+
+    def run(self) -> Report:
+        """As `run_job`."""
+        begin, options = time.perf_counter(), self.options
+        self.outputs, refused = choose_outputs(self.items, self.store, options.format)
+        self.entries = {key: Entry(key, "failed", error=error) for key, error in refused.items()}
+        todo = [item for item in self.items if item.key in self.outputs]
+        if options.resume:
+            todo = self._resumed(todo)
+        if options.compare:
+            from bfr.runtime.jobs.pictures import comparison_names
+
+            self._comparisons = comparison_names(self.outputs)
+        self.store.clean(self.outputs.values())
+        # Should this run be killed, what lies there from before must not pass for its results.
+        error = "the run ended before it was restored"
+        self._stale = {i.key: Entry(i.key, "failed", error=error) for i in todo if self.target(i).exists()}
+        facts = {**self.facts, "network_seconds": 0.0, "seconds": 0.0}
+        write_report(self._report(facts), options.out)  # a killed run can be resumed, with these settings
+        try:
+            self.restore(todo)
+        finally:
+            network = sum(e.seconds.get("network", 0.0) for e in self.entries.values() if e.status != "skipped")
+            facts |= {"network_seconds": round(network, 3), "seconds": round(time.perf_counter() - begin, 3)}
+            report = self._report(facts)
+            write_report(report, options.out)
+            if options.html:
+                from bfr.runtime.jobs.page import cards_of, write_page
+
+                names = {item.key: item.name for item in self.items}
+                cards = cards_of(options.out, [names[entry.source] for entry in report.entries], report)
+                write_page(options.out, cards, {**report.settings, **report.facts})
+        return report
+
+    def target(self, item: Item) -> Path:
+        """The path of an item's result."""
+        return self.options.out / self.outputs[item.key]
+
+    def show(self, item: Item, before: NDArray[Any], after: NDArray[Any]) -> None:
+        """Write what shows a result beside its source, where it is wanted."""
+        if self.options.compare or self.options.html:
+            from bfr.runtime.jobs.pictures import side_by_side, write_previews
+
+            if self.options.compare:
+                write_image(self.options.out / self._comparisons[item.key], side_by_side(before, after))
+            if self.options.html:
+                write_previews(self.options.out, item.name, before, after)
+
+    def _report(self, facts: dict[str, Any]) -> Report:
+        known = {**self._stale, **self.entries}
+        return Report(tuple(known[i.key] for i in self.items if i.key in known), self.settings, facts)
+
+    def _resumed(self, items: Sequence[Item]) -> list[Item]:
+        """What is left to do; the rest becomes skipped entries, as the earlier run reported them."""
+        earlier = earlier_entries(self.options.out, self.settings)
+        todo = []
+        for item in items:
+            known = earlier.get(item.key)
+            if not self.target(item).is_file() or (known and known.output is None):
+                todo.append(item)
+                continue
+            known = known or Entry(item.key, "skipped")
+            self.entries[item.key] = replace(known, status="skipped", output=self.outputs[item.key])
+        return todo
+
+
+class _LocalRun(Run):
+    def __init__(
+        self,
+        restorer: FaceRestorer | PhotoRestorer,
+        items: Sequence[Item],
+        options: JobOptions,
+        mask: Path | None,
+        progress: Progress,
+    ) -> None:
+        self.worker, self.photo = restorer, restorer if isinstance(restorer, PhotoRestorer) else None
         self.restorer = restorer.restorer if isinstance(restorer, PhotoRestorer) else restorer
-        self.named = {str(item.source): item for item in items}
+        self.named = {item.key: item.name for item in items}
         self.reached = 0.0  # inputs, with the shares of those that the networks are done with in part
-        wanted = {name: getattr(options, name) for name in ("seed", "format", "quality", "metadata", "codec", "crf")}
+        self.shares: dict[str, float] = {}
+        wanted: dict[str, Any] = options.model_dump(include={"seed", "format", "quality", "metadata", "codec", "crf"})
         if self.photo:
-            photo = asdict(self.photo.options)
+            photo = self.photo.options.model_dump(exclude={"detector"})
             wanted |= {"photo": photo, "detector": self.photo.detector.name, "background": self.photo.background.name}
+        self.masks: dict[str, Path] = {}
+        if mask is not None:
+            manifest = self.restorer.bundle.manifest
+            if self.photo or "mask" not in {one.name for one in manifest.inputs}:
+                raise InvalidOption(
+                    f"{manifest.system} takes no mask here: leave it out, or name a bundle that inpaints"
+                )
+            self.masks, wanted["masks"] = find_masks(items, mask), str(mask)
         settings = describe_settings(self.restorer, wanted)
         super().__init__(items, options, progress, settings=settings, facts=describe_run(self.restorer))
 
     def restore(self, items: Sequence[Item]) -> None:
+        options = self.options
         self.reached = float(len(self.entries))
-        self._images([item for item in items if not is_video(item.source)])
-        for item in items:
-            if is_video(item.source):
-                self._video(item)
-
-    def _images(self, items: Sequence[Item]) -> None:
-        threads = side_threads()
-        pipeline = Pipeline[Item, Photo, bool](
-            self.restorer,
-            self._read,
-            self._finish,
-            seed=self.options.seed,
-            weigh=self._weigh,
-            readers=threads,
-            writers=threads,
-            on_step=self._step,
+        work = ImageWork(
+            self.worker,
+            self.store,
+            self.outputs,
+            seed=options.seed,
+            quality=options.quality,
+            metadata=options.metadata,
+            max_pixels=options.max_pixels,
+            entries=self.entries,
+            masks=self.masks,
+            show=self.show,
         )
-        with closing(pipeline.run(items)) as finished:
-            for item, had_faces in zip(items, finished, strict=True):
-                self.reached += not had_faces
-                self.progress(round(self.reached, 6), item.name)
+        with closing(work.restore([item for item in items if not item.is_video], self._step)) as entries:
+            for entry in entries:
+                self.reached += 1 - self.shares.pop(entry.source, 0.0)
+                self.progress(round(self.reached, 6), self.named[entry.source])
+        for item in items:
+            if item.is_video:
+                self.entries[item.key] = self._video(item)
+                self.progress(len(self.entries), item.name)
 
-    def _step(self, done: int, photos: list[Photo]) -> None:
+    def _step(self, done: int, pictures: list[Picture]) -> None:
         steps = self.restorer.plan.steps
-        share = sum(1 / max(1, len(photo.faces or ())) for photo in photos) * (done / steps if steps else 1.0)
-        self.progress(round(self.reached + share, 6), self.named[photos[0].source].name)
+        shares = [1 / max(1, len(picture.faces or ())) for picture in pictures]
+        moved = sum(shares) * (done / steps if steps else 1.0)
+        self.progress(round(self.reached + moved, 6), self.named[pictures[0].source])
         if done == steps:
-            self.reached += share
+            self.reached += moved
+            for picture, share in zip(pictures, shares, strict=True):
+                self.shares[picture.source] = self.shares.get(picture.source, 0.0) + share
 
-    def _weigh(self, item: Item) -> int:
-        width, height = header_size(item.source) or (0, 0)
-        return width * height * (self.photo.options.upscale**2 if self.photo else 1)
-
-    def _read(self, item: Item) -> Work[Photo]:
-        photo = Photo(str(item.source), item.source.read_bytes)
-        return prepare_photo(photo, lambda: read_image(item.source, max_pixels=self.options.max_pixels), self.photo)
-
-    def _finish(self, photo: Photo, results: Sequence[Restored]) -> bool:
-        """Paste, write, and enter what became of an image; whether the networks were needed. Raises WriteFailed."""
-        item, options = self.named[photo.source], self.options
-        target = self.targets[item.source]
+    def _video(self, item: Item) -> Entry:
+        """Restore a video. Raises WriteFailed."""
+        finished, options = len(self.entries), self.options
         try:
-            result = finish_photo(
-                photo,
-                results,
-                self.photo,
-                suffix=target.suffix,
-                quality=options.quality,
-                metadata=options.metadata,
-            )
-            begin = time.perf_counter()
-            write_bytes(target, result.data)
-            if photo.image is not None:
-                self.show(item, photo.image.pixels, result.pixels)
-            photo.seconds["write"] += time.perf_counter() - begin
-        except WriteFailed:
-            raise
-        except BfrError as error:
-            entry = Entry(photo.source, "failed", seconds=rounded(photo.seconds), error=str(error))
-        else:
-            entry = result.entry(photo, self.output(item))
-        self.entries[item.source] = entry
-        return bool(results)
-
-    def _video(self, item: Item) -> None:
-        finished, target, options = len(self.entries), self.targets[item.source], self.options
-        try:
-            if self.photo is None:
+            if self.photo is None or item.path is None:
                 raise InvalidOption("a video was given as an aligned face: leave --aligned out")
             from bfr.runtime.video.restore import restore_video  # raises MissingDependency
 
             film = restore_video(
                 self.photo,
-                item.source,
-                target,
+                item.path,
+                self.target(item),
                 seed=options.seed,
                 metadata=options.metadata,
                 codec=options.codec,
@@ -138,23 +241,23 @@ class _Job(FileRun):
                 max_pixels=options.max_pixels,
                 progress=lambda share: self.progress(finished + share, item.name),
             )
+            if film.stills:
+                self.show(item, *film.stills)
         except WriteFailed:
             raise
         except BfrError as error:
-            self.entries[item.source] = Entry(str(item.source), "failed", error=str(error))
-        else:
-            self.entries[item.source] = Entry(
-                str(item.source),
+            return Entry(item.key, "failed", error=str(error))
+        return rounded(
+            Entry(
+                item.key,
                 "restored" if film.faces else "no face",
-                self.output(item),
+                self.outputs[item.key],
                 width=film.width,
                 height=film.height,
                 faces=film.faces,
                 frames=film.frames,
-                seconds=rounded(film.seconds),
+                seconds=film.seconds,
                 precision=self.restorer.precision,
                 error=film.error,
             )
-            if film.stills:
-                self.show(item, *film.stills)
-        self.progress(finished + 1, item.name)
+        )

@@ -4,16 +4,19 @@ The networks run in the caller's thread, in batches across inputs; the rest runs
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.manifest import Precision, Preset
 from bfr.runtime.restore.batch import Restored
+from bfr.runtime.restore.inputs import Given
 from bfr.runtime.restore.loop import OnStep
-from bfr.runtime.restore.restorer import Restorer
+from bfr.runtime.restore.plan import Plan
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -22,26 +25,64 @@ R = TypeVar("R")
 BUDGET = 100_000_000  # pixels in flight; one input may exceed it alone
 
 
+class DeviceFacts(Protocol):
+    """What reports say of the device that runs the networks."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def versions(self) -> Mapping[str, str]: ...
+
+
+class FaceRestorer(Protocol):
+    """What restores aligned faces: a `Restorer`, or one whose networks run in a server's processes."""
+
+    bundle: Bundle
+    sampler: Preset
+    precision: Precision
+    plan: Plan
+    size: int
+    batch: int
+    fixed: dict[str, NDArray[Any]]
+
+    @property
+    def device(self) -> DeviceFacts: ...
+
+    def run(
+        self,
+        images: Sequence[NDArray[Any]],
+        *,
+        seed: int = ...,
+        keys: Sequence[int | None] | None = None,
+        on_step: OnStep | None = None,
+        inputs: Mapping[str, Given] | None = None,
+    ) -> list[Restored]:
+        """See `Restorer.run`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Work(Generic[P]):
+class Prepared(Generic[P]):
     """An input made ready.
 
     crops: what the networks restore, (H, W, 3) RGB each; may be empty. keys: of their noise, where not their own
-    pixels decide. payload: whatever `finish` needs.
+    pixels decide. payload: whatever `finish` needs. inputs: pictures for the system's other inputs, by name.
     """
 
     payload: P
     crops: Sequence[NDArray[Any]] = ()
     keys: Sequence[int] | None = None
+    inputs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
-class _Task(Generic[P, R]):
+class _InFlight(Generic[P, R]):
     """One input: first `prepared` is set, then `work`, then `finished`; what is done with is let go of."""
 
     weight: int
-    prepared: "Future[Work[P] | None] | None"
-    work: Work[P] | None = None
+    prepared: "Future[Prepared[P] | None] | None"
+    work: Prepared[P] | None = None
     results: list[Restored] = field(default_factory=list)
     finished: "Future[R] | None" = None
 
@@ -55,8 +96,8 @@ class Pipeline(Generic[T, P, R]):
 
     def __init__(
         self,
-        restorer: Restorer,
-        prepare: Callable[[T], Work[P] | None],
+        restorer: FaceRestorer,
+        prepare: Callable[[T], Prepared[P] | None],
         finish: Callable[[P, list[Restored]], R],
         *,
         seed: int,
@@ -79,7 +120,7 @@ class Pipeline(Generic[T, P, R]):
         self._inputs: Iterator[T] = iter(())
         self._next: tuple[T, int] | None = None  # an input and its weight
         self._ended = False
-        self._tasks: deque[_Task[P, R]] = deque()
+        self._tasks: deque[_InFlight[P, R]] = deque()
 
     def run(self, inputs: Iterable[T]) -> Generator[R, None, None]:
         """What `finish` returned, in the order of the inputs. An exception of either side ends the run.
@@ -88,7 +129,7 @@ class Pipeline(Generic[T, P, R]):
         """
         self._inputs = iter(inputs)
         self._advance()
-        faces: deque[tuple[_Task[P, R], int]] = deque()
+        faces: deque[tuple[_InFlight[P, R], int]] = deque()
         try:
             while True:
                 if self._collect(faces):
@@ -122,10 +163,10 @@ class Pipeline(Generic[T, P, R]):
             upcoming, weight = self._next
             if flying and (len(flying) >= self._most or sum(task.weight for task in flying) + weight > BUDGET):
                 return
-            self._tasks.append(_Task(weight, self._readers.submit(self._prepare, upcoming)))
+            self._tasks.append(_InFlight(weight, self._readers.submit(self._prepare, upcoming)))
             self._advance()
 
-    def _collect(self, faces: "deque[tuple[_Task[P, R], int]]") -> bool:
+    def _collect(self, faces: "deque[tuple[_InFlight[P, R], int]]") -> bool:
         """Wait until a batch of faces is there, or all that can be there; False where something else is to do first."""
         while len(faces) < self.restorer.batch:
             self._start_finishing()
@@ -146,20 +187,22 @@ class Pipeline(Generic[T, P, R]):
             wait(writing, return_when=FIRST_COMPLETED)  # nothing may be read until something was written
         return True
 
-    def _end(self, last: "_Task[P, R]") -> None:
+    def _end(self, last: "_InFlight[P, R]") -> None:
         self._ended = True
         while (task := self._tasks.pop()) is not last:
             if task.prepared:
                 task.prepared.cancel()
 
-    def _restore(self, faces: "list[tuple[_Task[P, R], int]]") -> None:
-        crops, keys, payloads = [], [], []
-        for task, i in faces:
-            assert task.work is not None  # noqa: S101  (its faces came from it)
-            crops.append(task.work.crops[i])
-            keys.append(None if task.work.keys is None else task.work.keys[i])
-            payloads.append(task.work.payload)
-        results = self.restorer.run(crops, seed=self.seed, keys=keys, on_step=self._stepped(payloads))
+    def _restore(self, faces: "list[tuple[_InFlight[P, R], int]]") -> None:
+        works = [(task.work, i) for task, i in faces if task.work is not None]
+        names = {name for work, _ in works for name in work.inputs}
+        results = self.restorer.run(
+            [work.crops[i] for work, i in works],
+            seed=self.seed,
+            keys=[None if work.keys is None else work.keys[i] for work, i in works],
+            on_step=self._stepped([work.payload for work, _ in works]),
+            **({"inputs": {name: [work.inputs.get(name) for work, _ in works] for name in names}} if names else {}),
+        )
         for (task, _), result in zip(faces, results, strict=True):
             task.results.append(result)
 

@@ -17,7 +17,7 @@ from bfr.runtime.faces.photo import AlignedFace, PhotoRestorer
 from bfr.runtime.files import atomic_path
 from bfr.runtime.images.decode import MAX_PIXELS, Image
 from bfr.runtime.restore.batch import Restored
-from bfr.runtime.restore.pipeline import Pipeline, Work
+from bfr.runtime.restore.pipeline import Pipeline, Prepared
 from bfr.runtime.restore.restorer import DEFAULT_SEED
 from bfr.runtime.video.formats import Frame
 from bfr.runtime.video.read import VideoReader
@@ -124,7 +124,7 @@ class _Shooting:
         self._people: set[int] = set()
         self.failed, self.first_error = 0, ""
 
-    def read(self, _: None) -> Work[_Shot] | None:
+    def read(self, _: None) -> Prepared[_Shot] | None:
         """The next frame, its faces found and followed; None after the last."""
         begin = time.perf_counter()
         frame = next(self._frames, None)
@@ -144,7 +144,7 @@ class _Shooting:
         keys = [numbers[id(face.face)] for face in faces]
         self._people.update(keys)
         self.film.tracks = len(self._people)
-        return Work(_Shot(frame, faces), [face.crop for face in faces], keys if self.still_noise else None)
+        return Prepared(_Shot(frame, faces), [face.crop for face in faces], keys if self.still_noise else None)
 
     def write(self, shot: _Shot, results: Sequence[Restored]) -> None:
         """Paste the faces of a frame and encode it."""

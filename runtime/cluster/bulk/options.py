@@ -1,55 +1,36 @@
 """What a bulk run does with each image; the same on every node."""
 
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
+from bfr.runtime.backends.registry import BackendName
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
-from bfr.runtime.errors import InvalidOption
-from bfr.runtime.faces.detect import open_detector
-from bfr.runtime.faces.photo import PhotoOptions
-from bfr.runtime.images.decode import MAX_PIXELS
-from bfr.runtime.jobs.options import JobOptions
-from bfr.runtime.jobs.report import describe_system
-from bfr.runtime.restore.restorer import DEFAULT_SEED
+from bfr.runtime.bundle.manifest import Precision
+from bfr.runtime.faces.options import PhotoOptions
+from bfr.runtime.jobs.options import Format, JobOptions
+from bfr.runtime.options import Options, field_of
+from bfr.runtime.restore.options import OpenOptions
 
 
-@dataclass(frozen=True, slots=True)
-class BulkOptions:
-    """What a bulk run does with each image; see `Restorer.open`, `PhotoOptions` and `JobOptions`.
+class BulkOptions(Options):
+    """What a bulk run does with each image. photo: None for aligned faces."""
 
-    bundle: its folder, which every node must have; None is the default system. photo: None for aligned faces.
-    threads: of the CPU backend in each worker; None is the worker's share of the machine.
-    """
-
-    bundle: Path | None = None
-    backend: str = "auto"
-    preset: str | None = None
-    precision: str = "fp32"
-    batch: int = 1
-    threads: int | None = None
-    photo: PhotoOptions | None = field(default_factory=PhotoOptions)
-    detector: str = "auto"
-    seed: int = DEFAULT_SEED
-    format: str = "same"
-    quality: int = 95
-    metadata: bool = True
-    max_pixels: int = MAX_PIXELS
-
-    def __post_init__(self) -> None:
-        """Raise InvalidOption for values out of range."""
-        JobOptions(
-            Path(),
-            seed=self.seed,
-            format=self.format,
-            quality=self.quality,
-            metadata=self.metadata,
-            max_pixels=self.max_pixels,
-        )
-        if self.batch < 1:
-            raise InvalidOption(f"batch {self.batch} is out of range: choose 1 or more")
-        if self.threads is not None and self.threads < 1:
-            raise InvalidOption(f"{self.threads} threads are out of range: choose 1 or more")
+    bundle: Path | None = field_of(OpenOptions, "bundle")
+    backend: BackendName = field_of(OpenOptions, "backend")
+    preset: str | None = field_of(OpenOptions, "preset")
+    precision: Precision = field_of(OpenOptions, "precision")
+    batch: int = field_of(OpenOptions, "batch")
+    threads: int | None = field_of(
+        OpenOptions, "threads", description="Threads of the CPU backend in each worker; its share if left out."
+    )
+    photo: PhotoOptions | None = PhotoOptions()
+    seed: int = field_of(JobOptions, "seed")
+    format: Format = field_of(JobOptions, "format")
+    quality: int = field_of(JobOptions, "quality")
+    metadata: bool = field_of(JobOptions, "metadata")
+    max_pixels: int = field_of(JobOptions, "max_pixels")
 
     @property
     def folder(self) -> Path:
@@ -61,9 +42,25 @@ class BulkOptions:
 
         Raises a BfrError where the bundle, the preset, the precision or the detector is not there.
         """
+        from bfr.runtime.faces.detect import open_detector
+        from bfr.runtime.jobs.report import describe_system
+
         bundle = Bundle.open(self.folder)
         chosen = describe_system(bundle, bundle.precision(self.precision), bundle.preset(self.preset))
         chosen |= {name: getattr(self, name) for name in ("seed", "format", "quality", "metadata")}
         if self.photo is not None:
-            chosen |= {"photo": asdict(self.photo), "detector": open_detector(self.detector).name}
+            photo = self.photo.model_dump(exclude={"detector"})
+            chosen |= {"photo": photo, "detector": open_detector(self.photo.detector).name}
         return chosen
+
+
+class PoolOptions(Options):
+    """Where a bulk run works."""
+
+    workers: int | None = Field(
+        None, ge=1, description="How many; one for each GPU, else one for each machine, if left out."
+    )
+    address: str | None = Field(
+        None, description="Of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; this machine if left out."
+    )
+    resume: bool = field_of(JobOptions, "resume")

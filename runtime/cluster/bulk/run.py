@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bfr.runtime import errors
-from bfr.runtime.cluster.bulk.names import Source, choose_outputs, find_sources
 from bfr.runtime.cluster.bulk.options import BulkOptions
 from bfr.runtime.cluster.bulk.pool import connected, size_pool
-from bfr.runtime.cluster.bulk.store import Store
-from bfr.runtime.cluster.bulk.table import BATCH, RESULTS, Row, RowLog, parts_of, read_rows, write_table
+from bfr.runtime.cluster.bulk.table import BATCH, RESULTS, NodeEntry, RowLog, parts_of, read_rows, write_table
 from bfr.runtime.errors import BfrError, RestorationFailed
 from bfr.runtime.jobs.report import STATUSES, check_settings, describe_now, describe_versions
+from bfr.runtime.jobs.sources import Item, choose_outputs, find_images
+from bfr.runtime.jobs.store import Store
 
 LARGEST_BLOCK = 32  # images; a block ends with its pipeline running empty, and its rows come back together
 BLOCKS = 8  # for each worker, where there are enough images: the last ones end at about the same time
@@ -27,7 +27,7 @@ RETRIES = 8  # of a block whose worker or node died; an image that kills its wor
 class BulkReport:
     """All rows in the order of the inputs. counts: by status, what was taken over being `skipped`."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[NodeEntry, ...]
     counts: dict[str, int]
     seconds: float
 
@@ -53,20 +53,21 @@ def run_bulk(
     """
     begin = time.perf_counter()
     store = Store(out)
-    sources = find_sources(inputs, store)
-    if not sources:
+    found = find_images(inputs, out=store.url)
+    items = [replace(item, source=str(item.path.absolute()) if item.path else item.key) for item in found]
+    if not items:
         return BulkReport((), {}, 0.0)
-    return _Run(sources, list(inputs), store, options, resume).run(workers, address, progress, begin)
+    return _BulkRun(items, list(inputs), store, options, resume).run(workers, address, progress, begin)
 
 
-class _Run:
+class _BulkRun:
     def __init__(
-        self, sources: Sequence[Source], inputs: list[str], store: Store, options: BulkOptions, resume: bool
+        self, items: Sequence[Item], inputs: list[str], store: Store, options: BulkOptions, resume: bool
     ) -> None:
-        self.sources, self.store, self.options = sources, store, options
+        self.items, self.store, self.options = items, store, options
         self.settings = options.settings()
-        self.outputs, refused = choose_outputs(sources, store, options.format)
-        self.rows = {url: Row(url, "failed", error=error) for url, error in refused.items()}
+        self.outputs, refused = choose_outputs(items, store, options.format)
+        self.rows = {url: NodeEntry(url, "failed", error=error) for url, error in refused.items()}
         self.facts: dict[str, Any] = {
             "run": secrets.token_hex(8),
             "settings": self.settings,
@@ -80,21 +81,21 @@ class _Run:
         if resume:
             self._check_settings()
             self._take_over(names)
-        store.clean()
+        store.clean(self.outputs.values())
         self.log = RowLog(store, parts_of(names)) if resume else self._clear(names)
 
     def run(
         self, workers: int | None, address: str | None, progress: Callable[[int, int], None], begin: float
     ) -> BulkReport:
-        todo = [source for source in self.sources if source.url not in self.rows]
+        todo = [item for item in self.items if item.key not in self.rows]
         self._write_facts()  # a killed run can be resumed, with these settings
-        progress(len(self.rows), len(self.sources))
+        progress(len(self.rows), len(self.items))
         if todo:
             with connected(address) as ray:
                 try:
                     for rows in self._restored(ray, todo, workers):
                         self._enter(rows)
-                        progress(len(self.rows), len(self.sources))
+                        progress(len(self.rows), len(self.items))
                 finally:
                     self.log.flush()
         rows = self._checked()
@@ -108,14 +109,14 @@ class _Run:
         now = Counter("skipped" if row.source in self.taken_over else row.status for row in rows)
         return BulkReport(tuple(rows), {status: now[status] for status in STATUSES}, seconds)
 
-    def _restored(self, ray: Any, todo: Sequence[Source], workers: int | None) -> Iterator[list[Row]]:
+    def _restored(self, ray: Any, todo: Sequence[Item], workers: int | None) -> Iterator[list[NodeEntry]]:
         """The rows of a block, whenever one is done. Raises what a worker refused to work for."""
-        from bfr.runtime.cluster.bulk.worker import Order, Task, Worker
+        from bfr.runtime.cluster.bulk.worker import Worker, WorkerSetup
 
         options = self.options
         pool = size_pool(ray.nodes(), backend=options.backend, workers=workers, threads=options.threads)
         self.facts |= {"versions": {**self.facts["versions"], "ray": ray.__version__}, "workers": pool.workers}
-        order = Order(
+        setup = WorkerSetup(
             options,
             self.store.url,
             self.facts["run"],
@@ -124,7 +125,7 @@ class _Run:
             self.settings.get("detector"),
             pool.threads,
         )
-        tasks = [{"task": json.dumps(asdict(Task(source, self.outputs[source.url])))} for source in todo]
+        tasks = [{"task": json.dumps({"item": asdict(item), "output": self.outputs[item.key]})} for item in todo]
         size = block_size(len(tasks), pool.workers, options.batch)
         context = ray.data.DataContext.get_current().copy()
         context.enable_progress_bars = context.print_on_execution_start = False
@@ -134,7 +135,7 @@ class _Run:
             blocks = ray.data.from_items(tasks, override_num_blocks=-(-len(tasks) // size)).map_batches(
                 Worker,
                 batch_size=None,
-                fn_constructor_args=(order,),
+                fn_constructor_args=(setup,),
                 compute=ray.data.ActorPoolStrategy(size=pool.workers),
                 num_cpus=pool.cpus,
                 num_gpus=pool.gpus,
@@ -149,7 +150,7 @@ class _Run:
                     "see Ray's logs; what was finished is kept, --resume goes on"
                 ) from error
 
-    def _enter(self, rows: Sequence[Row]) -> None:
+    def _enter(self, rows: Sequence[NodeEntry]) -> None:
         for row in rows:
             if row.source not in self.outputs or row.source in self.new:
                 raise RestorationFailed(f"{row.source} has two rows, or is no input: report this, it is a bug")
@@ -157,15 +158,15 @@ class _Run:
             self.rows[row.source] = row
         self.log.add(rows)
 
-    def _checked(self) -> list[Row]:
+    def _checked(self) -> list[NodeEntry]:
         """The rows in the order of the inputs. Raises RestorationFailed where they are not the same set."""
-        missing = [source.url for source in self.sources if source.url not in self.rows]
-        if missing or len(self.rows) != len(self.sources):
+        missing = [item.key for item in self.items if item.key not in self.rows]
+        if missing or len(self.rows) != len(self.items):
             raise RestorationFailed(
-                f"{len(missing)} of {len(self.sources)} inputs have no row, {', '.join(missing[:3])} among them: "
+                f"{len(missing)} of {len(self.items)} inputs have no row, {', '.join(missing[:3])} among them: "
                 "what was finished is kept, --resume goes on"
             )
-        return [self.rows[source.url] for source in self.sources]
+        return [self.rows[item.key] for item in self.items]
 
     def _check_settings(self) -> None:
         try:
@@ -181,7 +182,7 @@ class _Run:
             known = earlier.get(url)
             if output in names and not (known and known.output is None):
                 self.taken_over.add(url)
-                self.rows[url] = replace(known, output=output) if known else Row(url, "skipped", output)
+                self.rows[url] = replace(known, output=output) if known else NodeEntry(url, "skipped", output)
 
     def _clear(self, names: set[str]) -> RowLog:
         """Take away what an earlier run said, and start a log.
@@ -191,7 +192,7 @@ class _Run:
         for name in (*parts_of(names), *({RESULTS} & names)):
             self.store.remove(name)
         log, error = RowLog(self.store), "the run ended before it was restored"
-        log.add([Row(url, "failed", error=error) for url, output in self.outputs.items() if output in names])
+        log.add([NodeEntry(url, "failed", error=error) for url, output in self.outputs.items() if output in names])
         log.flush()
         return log
 
@@ -205,10 +206,10 @@ def block_size(count: int, workers: int, batch: int) -> int:
     return -(-max(1, share) // batch) * batch
 
 
-def _rows(texts: Sequence[str]) -> list[Row]:
+def _rows(texts: Sequence[str]) -> list[NodeEntry]:
     found = [json.loads(text) for text in texts]
     for row in found:
         if "refusal" in row:
             kind = getattr(errors, row["kind"], BfrError)
             raise kind(row["refusal"])
-    return [Row(**row) for row in found]
+    return [NodeEntry(**row) for row in found]

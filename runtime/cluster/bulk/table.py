@@ -11,44 +11,30 @@ import json
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from bfr.runtime.cluster.bulk.store import Store
-from bfr.runtime.jobs.report import Entry, Status
+from bfr.runtime.jobs.report import Entry
+from bfr.runtime.jobs.store import Store
 
 BATCH, RESULTS, FAILURES, PARTS = "batch.json", "results.csv", "failures.csv", "rows-"
 _PART = re.compile(rf"{PARTS}\d+\.jsonl")
+COLUMNS = ("source", "status", "output", "width", "height", "faces", "seconds", "precision", "backend", "node", "error")
 EVERY = 5.0  # seconds between two parts
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What became of one input.
+class NodeEntry(Entry):
+    """What became of one input, on which node and by which backend. seconds: of all stages together, as `all`."""
 
-    source: its absolute path or URL. output: relative to the output folder. width, height: of the result, pixels.
-    faces: how many were restored. seconds: of all stages, what runs beside the networks included. node, backend: where
-    it was made. error: why it failed, or what of it did.
-    """
-
-    source: str
-    status: Status
-    output: str | None = None
-    width: int | None = None
-    height: int | None = None
-    faces: int | None = None
-    seconds: float | None = None
-    precision: str | None = None
     backend: str | None = None
     node: str | None = None
-    error: str | None = None
 
     @classmethod
-    def of(cls, entry: Entry, *, backend: str, node: str) -> "Row":
-        """The row of a report's entry."""
-        shared = {name: getattr(entry, name) for name in ("source", "status", "output", "width", "height", "faces")}
-        seconds = round(sum(entry.seconds.values()), 4)
-        return cls(**shared, seconds=seconds, precision=entry.precision, backend=backend, node=node, error=entry.error)
+    def of(cls, entry: Entry, *, backend: str, node: str) -> "NodeEntry":
+        """An entry of a node."""
+        seconds = {"all": round(sum(entry.seconds.values()), 4)} if entry.seconds else {}
+        return cls(**{**asdict(entry), "seconds": seconds}, backend=backend, node=node)
 
 
 class RowLog:
@@ -57,10 +43,10 @@ class RowLog:
     def __init__(self, store: Store, parts: Sequence[str] = ()) -> None:
         """parts: those that are there already, oldest first; this log's come after them."""
         self.store, self.parts = store, list(parts)
-        self._waiting: list[Row] = []
+        self._waiting: list[NodeEntry] = []
         self._last = time.monotonic()
 
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Sequence[NodeEntry]) -> None:
         """Keep rows. Raises WriteFailed."""
         self._waiting += rows
         if time.monotonic() - self._last >= EVERY:
@@ -83,16 +69,16 @@ class RowLog:
         self.parts = []
 
 
-def read_rows(store: Store, names: Iterable[str]) -> dict[str, Row]:
+def read_rows(store: Store, names: Iterable[str]) -> dict[str, NodeEntry]:
     """The rows that earlier runs left, by source; of one source, the latest. names: the files that are there."""
-    rows: dict[str, Row] = {}
+    rows: dict[str, NodeEntry] = {}
     if (table := store.read(RESULTS)) is not None:
         for values in csv.DictReader(io.StringIO(table.decode("utf-8", "surrogateescape"), newline="")):
             row = _row(values)
             rows[row.source] = row
     for part in parts_of(names):
         for line in (store.read(part) or b"").splitlines():
-            row = Row(**json.loads(line))
+            row = NodeEntry(**json.loads(line))
             rows[row.source] = row
     return rows
 
@@ -102,11 +88,11 @@ def parts_of(names: Iterable[str]) -> list[str]:
     return sorted((name for name in names if _PART.fullmatch(name)), key=_number)
 
 
-def write_table(store: Store, rows: Sequence[Row]) -> None:
+def write_table(store: Store, rows: Sequence[NodeEntry]) -> None:
     """Write `results.csv`, and `failures.csv` where anything failed. Raises WriteFailed."""
-    store.write(RESULTS, _csv(Row, [asdict(row) for row in rows]))
-    failed = [{"source": row.source, "status": row.status, "error": row.error} for row in rows if row.error]
-    if failed:
+    table = [{**asdict(row), "seconds": row.seconds.get("all")} for row in rows]
+    store.write(RESULTS, _csv(COLUMNS, table))
+    if failed := [row for row in table if row["error"]]:
         store.write(FAILURES, _csv(("source", "status", "error"), failed))
     else:
         store.remove(FAILURES)
@@ -116,18 +102,17 @@ def _number(part: str) -> int:
     return int(part.removeprefix(PARTS).removesuffix(".jsonl"))
 
 
-def _csv(columns: Any, rows: Iterable[Mapping[str, Any]]) -> bytes:
-    names = columns if isinstance(columns, tuple) else tuple(field.name for field in fields(columns))
+def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode("utf-8", "surrogateescape")  # names that are no text
 
 
-def _row(values: Mapping[str, str]) -> Row:
+def _row(values: Mapping[str, str]) -> NodeEntry:
     given: dict[str, Any] = {name: value or None for name, value in values.items()}
     for name in ("width", "height", "faces"):
         given[name] = int(given[name]) if given[name] else None
-    given["seconds"] = float(given["seconds"]) if given["seconds"] else None
-    return Row(**given)
+    given["seconds"] = {"all": float(given["seconds"])} if given["seconds"] else {}
+    return NodeEntry(**given)

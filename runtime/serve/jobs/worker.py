@@ -8,13 +8,12 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from numpy.typing import NDArray
 
-from bfr.runtime.backends.device import Device, HostDevice
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.errors import BfrError, RestorationFailed
 from bfr.runtime.faces.photo import PhotoRestorer
@@ -24,7 +23,8 @@ from bfr.runtime.jobs.sources import Item
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.restore.inputs import Given
 from bfr.runtime.restore.loop import OnStep
-from bfr.runtime.restore.restorer import DEFAULT_SEED, Restorer
+from bfr.runtime.restore.plan import make_plan
+from bfr.runtime.restore.restorer import DEFAULT_SEED
 from bfr.runtime.serve.jobs.store import MOST_ATTEMPTS, Job, JobStore, Status
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import FaceOrder, Refusal
@@ -124,13 +124,24 @@ class JobServer:
         )
 
 
-class RemoteRestorer(Restorer):
-    """A Restorer whose networks are the replicas'. For `run` alone."""
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """What reports say of the server's replicas, in the place of a device."""
+
+    name: str = "remote"
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+class RemoteRestorer:
+    """A `FaceRestorer` whose networks are the replicas'."""
+
+    device = Replicas()
 
     def __init__(self, bundle: Bundle, options: ServeOptions, preset: str, restore_faces: RestoreFaces) -> None:
-        sampler, device = served_presets(bundle, options)[preset], cast("Device", _Elsewhere())
-        super().__init__(bundle, device, sampler, precision=options.precision, batch=options.batch_size, networks={})
-        self.batch = options.batch_size * (options.replicas or 1)
+        self.bundle, self.sampler = bundle, served_presets(bundle, options)[preset]
+        self.precision, self.plan = bundle.precision(options.precision), make_plan(bundle, self.sampler)
+        self.size, self.batch = bundle.manifest.image_size, options.batch_size * (options.replicas or 1)
+        self.fixed: dict[str, NDArray[Any]] = {}
         self._preset, self._most, self._restore_faces = preset, options.batch_size, restore_faces
 
     def run(
@@ -170,14 +181,6 @@ class RemoteRestorer(Restorer):
         if on_step:
             on_step(steps, None)
         return [restored for results in parts for restored in results]
-
-
-class _Elsewhere(HostDevice):
-    """What a Restorer that runs nothing itself knows of its device."""
-
-    name = "remote"
-    buckets: tuple[int, ...] | None = None
-    versions: Mapping[str, str] = {}
 
 
 def _told(job: Job, error: object) -> str:

@@ -18,9 +18,9 @@ from bfr.runtime.faces.photo import PhotoEditor
 from bfr.runtime.images.decode import decode_image, size_in_header
 from bfr.runtime.images.formats import format_of, result_suffix
 from bfr.runtime.jobs.options import JobOptions
-from bfr.runtime.jobs.work import Photo, Result, finish_photo, prepare_photo
+from bfr.runtime.jobs.work import Encoded, Picture, finish, prepare
 from bfr.runtime.restore.batch import Restored
-from bfr.runtime.restore.pipeline import Work
+from bfr.runtime.restore.pipeline import Prepared
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import Answer, FaceOrder, Order, Progress, Refusal
 from bfr.runtime.serve.workers.batching import Finished
@@ -54,11 +54,11 @@ class PhotoServer:
             yield Refusal("invalid" if isinstance(error, ValueError) else "failed", str(error))
 
     async def _restored(self, data: bytes, order: Order) -> AsyncGenerator[Progress | Answer | Refusal, None]:
-        photo = Photo("the image", lambda: data)
+        picture = Picture("the image", lambda: data)
         yield Progress("reading")
-        work = await self._in_thread(self._read, photo, data, order)
-        if photo.error:
-            yield Refusal("invalid", photo.error)
+        work = await self._in_thread(self._read, picture, data, order)
+        if picture.error:
+            yield Refusal("invalid", picture.error)
             return
         finished: list[Finished] = []
         if work.crops:
@@ -74,23 +74,24 @@ class PhotoServer:
                         yield Progress("restoring" if step else "queued", step)
                     else:
                         finished = step
-            photo.seconds["restore"] = time.perf_counter() - begin
-            photo.seconds["queue"] = max(one.waited for one in finished)
+            picture.seconds["restore"] = time.perf_counter() - begin
+            picture.seconds["queue"] = max(one.waited for one in finished)
         yield Progress("writing", 1.0)
         suffix = order.suffix or result_suffix(format_of(data))
         results = [one.restored for one in finished]
-        result = await self._in_thread(self._write, photo, results, order, suffix)
+        result = await self._in_thread(self._write, picture, results, order, suffix)
         batches = tuple(one.batch for one in finished if one.batch)
-        yield Answer(result.data, suffix, result.faces, len(results) - result.faces, photo.seconds, batches)
+        faces = sum(one.pixels is not None for one in results)
+        yield Answer(result.data, suffix, faces, len(results) - faces, picture.seconds, batches)
 
-    def _read(self, photo: Photo, data: bytes, order: Order) -> Work[Photo]:
+    def _read(self, picture: Picture, data: bytes, order: Order) -> Prepared[Picture]:
         """In a thread."""
-        return prepare_photo(photo, lambda: decode_image(data, max_pixels=self.options.max_pixels), self._editor(order))
+        return prepare(picture, lambda: decode_image(data, max_pixels=self.options.max_pixels), self._editor(order))
 
-    def _write(self, photo: Photo, results: Sequence[Restored], order: Order, suffix: str) -> Result:
+    def _write(self, picture: Picture, results: Sequence[Restored], order: Order, suffix: str) -> Encoded:
         """In a thread."""
         quality = JobOptions.model_fields["quality"].default
-        return finish_photo(photo, results, self._editor(order), suffix=suffix, quality=quality, metadata=True)
+        return finish(picture, results, self._editor(order), output=f"result{suffix}", quality=quality, metadata=True)
 
     def _editor(self, order: Order) -> PhotoEditor | None:
         """With a detector of this thread's own: they are not thread-safe. None for an aligned face."""

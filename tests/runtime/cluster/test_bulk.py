@@ -22,12 +22,10 @@ from PIL import Image as Pillow
 from bfr.benchmarks.end_to_end.server_process import kill_session
 from bfr.runtime.cli.main import main
 from bfr.runtime.cluster.bulk import run as driver
-from bfr.runtime.cluster.bulk.names import choose_outputs, find_sources
 from bfr.runtime.cluster.bulk.options import BulkOptions
 from bfr.runtime.cluster.bulk.pool import Pool, connected, size_pool
 from bfr.runtime.cluster.bulk.run import BulkReport, block_size, run_bulk
-from bfr.runtime.cluster.bulk.store import Store
-from bfr.runtime.cluster.bulk.table import Row, RowLog, read_rows
+from bfr.runtime.cluster.bulk.table import NodeEntry, RowLog, read_rows
 from bfr.runtime.errors import (
     BackendUnavailable,
     BundleInvalid,
@@ -38,9 +36,11 @@ from bfr.runtime.errors import (
     RestorationFailed,
     WriteFailed,
 )
-from bfr.runtime.faces.photo import PhotoOptions, PhotoRestorer
+from bfr.runtime.faces.options import PhotoOptions
+from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.jobs.run import JobOptions, run_job
-from bfr.runtime.jobs.sources import find_images
+from bfr.runtime.jobs.sources import choose_outputs, find_images
+from bfr.runtime.jobs.store import Store
 from bfr.runtime.restore.restorer import Restorer
 
 ASTRONAUT = Path(__file__).parents[3] / "docs/images/astronaut.png"
@@ -255,9 +255,9 @@ class TestObjectStores:
 
     def test_results_are_not_read_again(self, memory: Callable[..., str]) -> None:
         url = memory("in", "a.png", "out/b.png")
-        assert [source.name for source in find_sources([url], Store("memory:///in/out"))] == ["a"]
+        assert [item.name for item in find_images([url], out="memory:///in/out")] == ["a"]
         with pytest.raises(InvalidOption, match="would be overwritten"):
-            choose_outputs(find_sources([url], Store("memory://x")), Store("memory:///in"), "same")
+            choose_outputs(find_images([url], out="memory://x"), Store("memory:///in"), "same")
 
     @pytest.mark.parametrize(
         ("pattern", "names"),
@@ -273,13 +273,13 @@ class TestObjectStores:
         memory("in", "10.png", "2.png", "sub/x.png")
         fsspec.filesystem("memory").pipe_file("/in/sub/notes.txt", b"")
         fsspec.filesystem("memory").pipe_file("/in/.hidden.png", b"")
-        assert [source.name for source in find_sources([pattern], Store("memory://out"))] == names
+        assert [item.name for item in find_images([pattern], out="memory://out")] == names
 
     @pytest.mark.parametrize("url", ["memory://nothing/here", "memory://in/*.webp", "memory://in/x.png"])
     def test_what_is_not_there(self, memory: Callable[..., str], url: str) -> None:
         memory("in", "a.png")
         with pytest.raises(InputNotFound):
-            find_sources([url], Store("memory://out"))
+            find_images([url], out="memory://out")
 
     def test_protocols_that_are_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InvalidOption, match="a URL that fsspec knows"):
@@ -294,32 +294,30 @@ class TestObjectStores:
 class TestNames:
     def test_a_folder_is_read_as_restore_reads_it(self, tmp_path: Path) -> None:
         folder = noise(tmp_path, "a.jpg", "a.png", "img10.png", "img2.png", ".hidden.png", "out/x.png", "sub/a.jpg")
-        out = Store(str(tmp_path / "out"))
         expected = find_images([folder], out=tmp_path / "out")
         for given in (str(folder), folder.as_uri(), f"{folder}/**/*", f"{folder}/**"):
-            found = find_sources([given], out)
-            assert [(one.url, one.name) for one in found] == [(str(item.source), item.name) for item in expected]
+            assert find_images([given], out=str(tmp_path / "out")) == expected
 
     def test_a_file_is_read_once_whatever_it_is_called(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(noise(tmp_path, "a.png"))
-        found = find_sources(["a.png", str(tmp_path), f"{tmp_path}/*.png"], Store("out"))
-        assert [(one.url, one.name) for one in found] == [(str(tmp_path / "a.png"), "a")]
+        found = find_images(["a.png", str(tmp_path), f"{tmp_path}/*.png"], out="out")
+        assert [(item.key, item.name) for item in found] == [("a.png", "a")]
 
     @pytest.mark.parametrize("name", ["nothing", "*.png", "nothing.png"])
     def test_what_is_not_there(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(InputNotFound):
-            find_sources([str(tmp_path / name)], Store(str(tmp_path / "out")))
+            find_images([str(tmp_path / name)], out=tmp_path / "out")
 
     def test_a_folder_of_brackets_is_no_pattern(self, tmp_path: Path) -> None:
         folder = noise(tmp_path / "[1]", "a.png")
-        assert [one.name for one in find_sources([str(folder)], Store("out"))] == ["a"]
+        assert [item.name for item in find_images([str(folder)], out="out")] == ["a"]
 
     def test_no_result_replaces_an_input_or_leaves_the_folder(self, tmp_path: Path) -> None:
         folder = noise(tmp_path / "in", "a.png", "b\\c.png")
-        sources = find_sources([str(folder)], Store(str(folder)))
+        items = find_images([str(folder)], out=folder)
         with pytest.raises(InvalidOption, match="would be overwritten"):
-            choose_outputs(sources, Store(str(folder)), "same")
-        outputs, refused = choose_outputs(sources, Store(str(tmp_path / "out")), ".webp")
+            choose_outputs(items, Store(str(folder)), "same")
+        outputs, refused = choose_outputs(items, Store(str(tmp_path / "out")), ".webp")
         assert list(outputs.values()) == ["a.webp"]
         assert list(refused) == [str(folder / "b\\c.png")]
 
@@ -392,8 +390,8 @@ class TestResume:
 class TestExactlyOnce:
     def run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> BulkReport:
         folder = noise(tmp_path / "in", "a.png", "b.png")
-        rows = [Row(str(folder / name), "restored", name) for name in names]
-        monkeypatch.setattr(driver._Run, "_restored", lambda *_arguments: iter([[row] for row in rows]))
+        rows = [NodeEntry(str(folder / name), "restored", name) for name in names]
+        monkeypatch.setattr(driver._BulkRun, "_restored", lambda *_arguments: iter([[row] for row in rows]))
         return run_bulk([str(folder)], str(tmp_path / "out"), ALIGNED)
 
     @pytest.mark.parametrize(
@@ -417,16 +415,16 @@ class TestExactlyOnce:
 
 def test_workers_refuse_what_would_not_be_one_result(here: InProcess, tmp_path: Path) -> None:
     """Other versions, and an output folder that is not the driver's."""
-    from bfr.runtime.cluster.bulk.worker import Order, Worker
+    from bfr.runtime.cluster.bulk.worker import Worker, WorkerSetup
     from bfr.runtime.jobs.report import describe_versions
 
     (tmp_path / "batch.json").write_text('{"run": "theirs"}')
     settings = ALIGNED.settings()
 
     def refused(**changes: Any) -> str:
-        order: dict[str, Any] = {"run": "theirs", "versions": describe_versions(), **changes}
+        setup: dict[str, Any] = {"run": "theirs", "versions": describe_versions(), **changes}
         worker = Worker(
-            Order(ALIGNED, str(tmp_path), bundle_hash=settings["bundle_hash"], detector=None, threads=1, **order)
+            WorkerSetup(ALIGNED, str(tmp_path), bundle_hash=settings["bundle_hash"], detector=None, threads=1, **setup)
         )
         return str(json.loads(worker({"task": []})["row"][0])["refusal"]) if worker.refusal else ""
 
@@ -469,7 +467,8 @@ def test_a_full_disk_ends_the_run_and_says_so(here: InProcess, tmp_path: Path, m
 def test_rows_survive_their_files(tmp_path: Path) -> None:
     """Names with commas, quotes, line ends and bytes that are no text; the latest row of a source counts."""
     store, name = Store(str(tmp_path)), 'a,"b"\n\udcff.png'
-    first, second = Row(name, "failed", error="x,\ny"), Row(name, "restored", "b.png", 3, 4, 1, 0.5, "fp32", "cpu", "n")
+    first = NodeEntry(name, "failed", error="x,\ny")
+    second = NodeEntry(name, "restored", "b.png", 3, 4, 1, None, {"all": 0.5}, "fp32", None, "cpu", "n")
     log = RowLog(store, ["rows-000009.jsonl"])
     for row in (first, second):
         log.add([row])
@@ -478,8 +477,9 @@ def test_rows_survive_their_files(tmp_path: Path) -> None:
     assert read_rows(store, tree(tmp_path)) == {name: second}
     from bfr.runtime.cluster.bulk.table import write_table
 
-    write_table(store, [first])
-    assert read_rows(store, []) == {name: first}
+    for row in (first, second):
+        write_table(store, [row])
+        assert read_rows(store, []) == {name: row}
 
 
 def nodes(*sizes: tuple[float, float]) -> list[dict[str, Any]]:

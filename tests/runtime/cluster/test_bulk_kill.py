@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from bfr.runtime.cluster.bulk.store import Store
 from bfr.runtime.cluster.bulk.table import read_rows
 from bfr.runtime.jobs.run import JobOptions, run_job
 from bfr.runtime.jobs.sources import find_images
+from bfr.runtime.jobs.store import Store
 from bfr.runtime.restore.restorer import Restorer
 
 pytestmark = pytest.mark.slow

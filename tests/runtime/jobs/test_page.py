@@ -1,6 +1,5 @@
 """The HTML page, read as a browser reads it: hostile names are text, addresses lead to files, the policy fits."""
 
-import io
 import re
 from base64 import b64encode
 from hashlib import sha256
@@ -16,7 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from bfr.runtime.errors import WriteFailed
-from bfr.runtime.jobs.page import PAGE, Row, preview, preview_paths, write_page
+from bfr.runtime.jobs import pictures
+from bfr.runtime.jobs.page import PAGE, Card, preview_paths, write_page
+from bfr.runtime.jobs.pictures import write_previews
+from bfr.runtime.jobs.report import Entry
 
 VOID = {"br", "hr", "img", "input", "link", "meta"}
 HOSTILE = [
@@ -70,23 +72,23 @@ class Page(HTMLParser):
         return [text for _, text in self.all(tag, **wanted)]
 
 
-def row(name: str, status: Any = "restored", **changes: Any) -> Row:
+def row(name: str, status: Any = "restored", **changes: Any) -> Card:
     before, after = preview_paths(name)
     made = status != "failed"
     values: dict[str, Any] = {
         "source": f"/photos/{name}.jpg",
         "output": f"{name}.png" if made else None,
-        "before": before if made else None,
-        "after": after if made else None,
         "faces": 2 if made else None,
         "seconds": {"read": 0.25, "denoise": 1.5, "network": 1.4} if made else {},
         "error": None if made else f"{name} is damaged",
-        "size": (640, 480) if made else None,
+        "width": 640 if made else None,
+        "height": 480 if made else None,
     }
-    return Row(name=name, status=status, **{**values, **changes})
+    previews = (changes.pop("before", before), changes.pop("after", after)) if made else ()
+    return Card(name, Entry(status=status, **{**values, **changes}), *previews)
 
 
-def parsed(folder: Path, *rows: Row, **facts: Any) -> Page:
+def parsed(folder: Path, *rows: Card, **facts: Any) -> Page:
     return Page(write_page(folder, rows, facts))
 
 
@@ -192,7 +194,7 @@ def test_a_card(tmp_path: Path) -> None:
 def test_without_both_previews_there_is_no_slider(
     tmp_path: Path, before: str | None, after: str | None, pictures: int
 ) -> None:
-    bare = row("a", "no face", output=None, before=before, after=after, faces=0, seconds={}, size=None)
+    bare = row("a", "no face", output=None, before=before, after=after, faces=0, seconds={}, width=None)
     page = parsed(tmp_path, bare)
     assert len(page.all("img")) == pictures
     assert not page.all("input", type="range")
@@ -273,15 +275,22 @@ def test_preview_paths_differ() -> None:
         ((2000, 1), 100, (100, 1)),
     ],
 )
-def test_preview_sizes(size: tuple[int, int], longest: int, expected: tuple[int, int]) -> None:
-    data = preview(np.zeros((size[1], size[0], 3), np.uint8), longest)
-    with Pillow.open(io.BytesIO(data)) as image:
-        assert (image.format, image.size) == ("WEBP", expected)
+def test_previews_are_of_one_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], longest: int, expected: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(pictures, "LONGEST", longest)
+    write_previews(tmp_path, "a", np.zeros((7, 9, 3), np.uint8), np.zeros((size[1], size[0], 3), np.uint8))
+    for path in preview_paths("a"):
+        with Pillow.open(tmp_path / path) as image:
+            assert (image.format, image.size) == ("WEBP", expected)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_preview_averages_areas_in_colour(dtype: Any) -> None:
+def test_a_preview_averages_areas_in_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
+    monkeypatch.setattr(pictures, "LONGEST", 32)
     red = np.zeros((64, 64, 3), dtype)
     red[::2, :, 0] = np.iinfo(dtype).max  # every other row: red that is half as bright
-    with Pillow.open(io.BytesIO(preview(red, 32))) as image:
-        assert np.abs(np.asarray(image.convert("RGB"), np.int32) - (128, 0, 0)).max() <= 4
+    write_previews(tmp_path, "a", red, red)
+    for path in preview_paths("a"):
+        with Pillow.open(tmp_path / path) as image:
+            assert np.abs(np.asarray(image.convert("RGB"), np.int32) - (128, 0, 0)).max() <= 4

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from bfr.runtime.errors import InvalidImage, InvalidOption, WriteFailed
-from bfr.runtime.faces.photo import PhotoOptions, PhotoRestorer
+from bfr.runtime.faces.options import PhotoOptions
+from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.files import write_bytes
 from bfr.runtime.images.decode import read_image
 from bfr.runtime.jobs.page import preview_paths
@@ -485,7 +486,7 @@ class TestResume:
                 shutil.copytree(out, copy)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("bfr.runtime.jobs.run.write_bytes", write)
+            patch.setattr("bfr.runtime.jobs.store.write_bytes", write)
             patch.setattr("os.cpu_count", lambda: 1)  # one writer: nothing overtakes
             run(worker, folder, out, **options)
 
@@ -618,8 +619,8 @@ def test_videos_need_photographs_and_pyav(
     report = run_job(small(), items, JobOptions(tmp_path / "aligned"))
     assert [entry.status for entry in report.entries] == ["failed", "restored"]
     assert "--aligned" in str(report.entries[0].error)
-    for module in ("film", "video", "video_writer", "video_streams"):
-        monkeypatch.delitem(sys.modules, f"bfr.runtime.{module}", raising=False)
+    for module in ("restore", "read", "write", "streams"):
+        monkeypatch.delitem(sys.modules, f"bfr.runtime.video.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "av", None)
     report = run_job(photo(), items, JobOptions(tmp_path / "photos"))
     assert [entry.status for entry in report.entries] == ["failed", "no face"]
@@ -629,7 +630,7 @@ def test_videos_need_photographs_and_pyav(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "png"}, "same, .png, .jpg, .webp"),
+        ({"format": "gif"}, "same, .png, .jpg, .webp"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**32}, "seed"),
         ({"quality": 0}, "between 1 and 100"),

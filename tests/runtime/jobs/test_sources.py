@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from bfr.runtime.errors import InputNotFound, InvalidOption
-from bfr.runtime.jobs.sources import Item, choose_targets, find_images, output_path
+from bfr.runtime.jobs.sources import Item, choose_outputs, find_images
+from bfr.runtime.jobs.store import Store
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -15,8 +16,12 @@ def fill(folder: Path, *names: str) -> Path:
     return folder
 
 
+def below(folder: Path, item: Item) -> str:
+    return Path(item.source).relative_to(folder).as_posix()
+
+
 def found(folder: Path) -> list[str]:
-    return [item.source.relative_to(folder).as_posix() for item in find_images([folder])]
+    return [below(folder, item) for item in find_images([folder])]
 
 
 def test_a_folder_is_listed_recursively_in_natural_order(tmp_path: Path) -> None:
@@ -45,7 +50,7 @@ def test_videos_only_where_they_are_wanted(tmp_path: Path) -> None:
         ".y.mp4",
         "z.mp4.part",
     )
-    videos = [item.source.name for item in find_images([tmp_path], videos=True)]
+    videos = [Path(item.source).name for item in find_images([tmp_path], videos=True)]
     assert videos == ["a.mp4", "b.MOV", "c.mkv", "d.webm", "e.avi", "f.m4v", "g.png"]
     assert found(tmp_path) == ["g.png"]
 
@@ -61,7 +66,7 @@ def test_results_of_an_earlier_run_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     for out in (tmp_path / "out", tmp_path / "sub" / ".." / "out", tmp_path / "link" / "out"):
         items = find_images([tmp_path], out=out)
-        assert [item.source.relative_to(tmp_path).as_posix() for item in items] == ["a.png", "sub/out/d.png"]
+        assert [below(tmp_path, item) for item in items] == ["a.png", "sub/out/d.png"]
     assert len(find_images([tmp_path], out=tmp_path / "new")) == 4
     assert len(find_images([tmp_path], out=tmp_path)) == 4
     assert len(find_images([tmp_path / "out"], out=tmp_path / "out")) == 2
@@ -100,7 +105,7 @@ def test_links_that_leave_the_folder_are_not_followed(tmp_path: Path) -> None:
 )
 def test_names_do_not_collide(tmp_path: Path, files: list[str], names: list[str]) -> None:
     fill(tmp_path, *files)
-    items = {item.source.relative_to(tmp_path).as_posix(): item.name for item in find_images([tmp_path])}
+    items = {below(tmp_path, item): item.name for item in find_images([tmp_path])}
     assert items == dict(zip(files, names, strict=True))
     assert len({name.casefold() for name in items.values()}) == len(files)
 
@@ -122,10 +127,10 @@ def test_relative_and_absolute_names_are_one_file(tmp_path: Path, monkeypatch: p
     assert find_images([Path("a.png"), tmp_path / "a.png"]) == [Item(Path("a.png"), "a")]
 
 
-def test_output_path_of_good_names(tmp_path: Path) -> None:
-    folder = tmp_path / "not made yet"
-    assert output_path(folder, "a", ".png") == folder / "a.png"
-    assert output_path(folder, "sub/v1.2 é..", ".png") == folder / "sub" / "v1.2 é...png"
+def test_good_names_stay_in_the_folder(tmp_path: Path) -> None:
+    store = Store(tmp_path / "not made yet")
+    store.check("a", ".png")
+    store.check("sub/v1.2 é..", ".png")
 
 
 @pytest.mark.parametrize(
@@ -149,43 +154,42 @@ def test_output_path_of_good_names(tmp_path: Path) -> None:
         "C:/a",
     ],
 )
-def test_output_path_refuses_to_leave_the_folder(tmp_path: Path, name: str) -> None:
+def test_a_store_refuses_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidOption, match="rename the image"):
-        output_path(tmp_path, name, ".png")
+        Store(tmp_path).check(name, ".png")
 
 
 @pytest.mark.parametrize("suffix", ["/../../a", "\\a", ".p\0ng"])
-def test_output_path_refuses_such_suffixes(tmp_path: Path, suffix: str) -> None:
+def test_a_store_refuses_such_suffixes(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(InvalidOption):
-        output_path(tmp_path, "a", suffix)
+        Store(tmp_path).check("a", suffix)
 
 
-def test_output_path_refuses_a_linked_folder_below(tmp_path: Path) -> None:
+def test_a_store_refuses_a_linked_folder_below(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
     (out / "link").symlink_to(tmp_path / "elsewhere")
     for name in ("link/a", "link/deep/a", "link/new/a"):
         with pytest.raises(InvalidOption, match="remove the link"):
-            output_path(out, name, ".png")
+            Store(out).check(name, ".png")
     (tmp_path / "alias").symlink_to(out)  # the output folder itself may be a link
-    assert output_path(tmp_path / "alias", "sub/a", ".png") == tmp_path / "alias" / "sub" / "a.png"
+    Store(tmp_path / "alias").check("sub/a", ".png")
 
 
-def test_targets_and_names_that_have_none(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    items = [Item(tmp_path / "a.jpg", "sub/a"), Item(tmp_path / "b.jpg", "../b"), Item(tmp_path / "gone.jpg", "c")]
-    targets, refused = choose_targets(items, out, lambda item: item.source.suffix)
-    assert targets == {tmp_path / "a.jpg": out / "sub/a.jpg", tmp_path / "gone.jpg": out / "c.jpg"}
-    assert list(refused) == [tmp_path / "b.jpg"]
-    assert "rename" in refused[tmp_path / "b.jpg"]
+def test_outputs_and_names_that_have_none(tmp_path: Path) -> None:
+    items = [Item(tmp_path / "a.JPG", "sub/a"), Item(tmp_path / "b.jpg", "../b"), Item(tmp_path / "gone.bmp", "c")]
+    outputs, refused = choose_outputs(items, Store(tmp_path / "out"), "same")
+    assert outputs == {str(tmp_path / "a.JPG"): "sub/a.jpg", str(tmp_path / "gone.bmp"): "c.png"}
+    assert list(refused) == [str(tmp_path / "b.jpg")]
+    assert "rename" in refused[str(tmp_path / "b.jpg")]
 
 
-def test_a_target_that_is_any_input_is_refused(tmp_path: Path) -> None:
-    """By a link too; a target that is some other file is not."""
+def test_a_result_that_is_any_input_is_refused(tmp_path: Path) -> None:
+    """By a link too; a result that replaces some other file is not."""
     fill(tmp_path, "a.png", "b.png", "out/old.png")
-    items = [Item(tmp_path / "a.png", "old"), Item(tmp_path / "b.png", "new")]
-    assert len(choose_targets(items, tmp_path / "out", lambda _item: ".png")[0]) == 2
+    items, store = [Item(tmp_path / "a.png", "old"), Item(tmp_path / "b.png", "new")], Store(tmp_path / "out")
+    assert len(choose_outputs(items, store, ".png")[0]) == 2
     (tmp_path / "out/new.png").symlink_to(tmp_path / "a.png")
-    with pytest.raises(InvalidOption, match=r"new\.png is an input.*another output folder"):
-        choose_targets(items, tmp_path / "out", lambda _item: ".png")
+    with pytest.raises(InvalidOption, match=r"new\.png .* is an input.*another output folder"):
+        choose_outputs(items, store, ".png")

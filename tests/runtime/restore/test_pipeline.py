@@ -12,7 +12,7 @@ import pytest
 
 from bfr.runtime.restore import pipeline
 from bfr.runtime.restore.batch import Restored
-from bfr.runtime.restore.pipeline import Pipeline, Work
+from bfr.runtime.restore.pipeline import Pipeline, Prepared
 
 PATIENCE = 60  # seconds until a hanging test fails
 
@@ -47,7 +47,7 @@ def piped(networks: Networks, prepare: Any = None, finish: Any = None, **options
     """Without `prepare` an input is (number, faces); without `finish` a result is the number and its faces' pixels."""
     return Pipeline(
         networks,  # type: ignore[arg-type]
-        prepare or (lambda given: Work(given[0], crops(*given))),
+        prepare or (lambda given: Prepared(given[0], crops(*given))),
         finish or (lambda number, results: (number, [tuple(result.pixels[0, 0]) for result in results])),
         seed=7,
         **options,
@@ -93,12 +93,12 @@ def test_results_come_in_the_order_of_the_inputs_whatever_is_ready_first() -> No
     prepared, finished = threading.Event(), threading.Event()
     order = []
 
-    def prepare(given: tuple[int, int]) -> Work[int]:
+    def prepare(given: tuple[int, int]) -> Prepared[int]:
         if given[0] == 0:
             wait(prepared)
         if given[0] == 2:
             prepared.set()
-        return Work(given[0], crops(*given))
+        return Prepared(given[0], crops(*given))
 
     def finish(number: int, results: list[Restored]) -> Any:
         if number == 0:
@@ -140,10 +140,10 @@ def test_an_input_without_faces_is_finished_before_the_next_is_read() -> None:
     """It waits for no batch."""
     finished = threading.Event()
 
-    def prepare(given: tuple[int, int]) -> Work[int]:
+    def prepare(given: tuple[int, int]) -> Prepared[int]:
         if given[0] == 1:
             wait(finished)
-        return Work(given[0], crops(*given))
+        return Prepared(given[0], crops(*given))
 
     def finish(number: int, results: list[Restored]) -> int:
         if number == 0:
@@ -174,11 +174,11 @@ class Flight:
         self.seen: list[dict[int, int]] = []
         self.ready: dict[int, threading.Event] = {}
 
-    def prepare(self, given: tuple[int, int]) -> Work[tuple[int, int]]:
+    def prepare(self, given: tuple[int, int]) -> Prepared[tuple[int, int]]:
         with self.lock:
             self.now[given[0]] = given[1]
             self.seen.append(dict(self.now))
-        return Work(given, crops(given[0], 1))
+        return Prepared(given, crops(given[0], 1))
 
     def finish(self, given: tuple[int, int], results: list[Restored]) -> int:
         with self.lock:
@@ -203,7 +203,7 @@ def test_reading_goes_on_to_a_limit_and_not_beyond() -> None:
     flight = Flight()
     full = threading.Event()
 
-    def prepare(given: tuple[int, int]) -> Work[tuple[int, int]]:
+    def prepare(given: tuple[int, int]) -> Prepared[tuple[int, int]]:
         work = flight.prepare(given)
         if given[0] == 2 * 2 + 1 + 1:  # the seventh
             full.set()
@@ -222,10 +222,10 @@ def test_none_ends_an_endless_input(inputs: Callable[[], Iterator[Any]], readers
     """Where the input says nothing, as for the frames of a video, the prepared things are what is counted."""
     made, lock = count(), threading.Lock()
 
-    def prepare(given: int | None) -> Work[int] | None:
+    def prepare(given: int | None) -> Prepared[int] | None:
         with lock:
             number = next(made) if given is None else given
-        return None if number >= 5 else Work(number, crops(number, number % 3))
+        return None if number >= 5 else Prepared(number, crops(number, number % 3))
 
     results = guarded(lambda: list(piped(Networks(2), prepare, readers=readers).run(inputs())))
     if readers == 1:
@@ -254,10 +254,10 @@ def test_an_exception_anywhere_ends_the_run_and_every_thread(place: str) -> None
             fail_in("weigh")
         return 0
 
-    def prepare(given: tuple[int, int]) -> Work[int]:
+    def prepare(given: tuple[int, int]) -> Prepared[int]:
         if given[0] == 6:
             fail_in("prepare")
-        return Work(given[0], crops(*given))
+        return Prepared(given[0], crops(*given))
 
     def finish(number: int, results: list[Restored]) -> int:
         begun.append(number)
@@ -305,11 +305,11 @@ def test_inputs_are_read_while_the_networks_run() -> None:
     """Input 2 is read only when the first call of the networks has begun, which ends only when it was read."""
     running, read = threading.Event(), threading.Event()
 
-    def prepare(given: tuple[int, int]) -> Work[int]:
+    def prepare(given: tuple[int, int]) -> Prepared[int]:
         if given[0] == 2:
             wait(running)
             read.set()
-        return Work(given[0], crops(*given))
+        return Prepared(given[0], crops(*given))
 
     def during(call: int) -> None:
         running.set()
@@ -338,9 +338,9 @@ def test_results_are_written_while_the_networks_run() -> None:
 
 
 def test_keys_reach_the_networks_beside_their_crops() -> None:
-    def prepare(given: tuple[int, list[int] | None]) -> Work[int]:
+    def prepare(given: tuple[int, list[int] | None]) -> Prepared[int]:
         number, keys = given
-        return Work(number, crops(number, 2), keys)
+        return Prepared(number, crops(number, 2), keys)
 
     networks = Networks(3)
     inputs = [(0, [10, 11]), (1, None), (2, [12, 13])]
@@ -368,12 +368,12 @@ def test_what_is_finished_is_let_go_even_where_an_earlier_input_is_not() -> None
     most: list[int] = []
     lock = threading.Lock()
 
-    def prepare(number: int) -> Work[Payload]:
+    def prepare(number: int) -> Prepared[Payload]:
         payload = Payload(number)
         with lock:
             alive.add(payload)
             most.append(len(alive))
-        return Work(payload, crops(number, 1))
+        return Prepared(payload, crops(number, 1))
 
     def finish(payload: Payload, results: list[Restored]) -> int:
         if payload.number == 0:

@@ -1,12 +1,12 @@
 """A folder on a disk or in an object store: `photos`, `file:///photos`, `s3://bucket/photos` and what fsspec knows."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bfr.runtime.errors import BfrError, InvalidOption, MissingDependency, WriteFailed
+from bfr.runtime.errors import BfrError, InputNotFound, InvalidImage, InvalidOption, MissingDependency, WriteFailed
 from bfr.runtime.files import clean_leftovers, write_bytes
-from bfr.runtime.jobs.sources import check_name, identity, output_path
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)", re.IGNORECASE)  # two letters at least: `C:\photos` is a path
 
@@ -30,39 +30,83 @@ def open_url(url: str) -> tuple[Any, str]:
     return system, str(path)
 
 
-def local_path(name: str) -> Path | None:
+def local_path(name: str | Path) -> Path | None:
     """The path that `name` is on this machine's disks, `file://` included; None where it is another URL."""
-    if not _URL.match(name):
+    if isinstance(name, Path) or not _URL.match(name):
         return Path(name)
     if name.lower().startswith(("file://", "local://")):
         return Path(open_url(name)[1])
     return None
 
 
+def read_bytes(source: str | Path) -> bytes:
+    """The bytes of a file. Raises InputNotFound, and InvalidImage where it cannot be read."""
+    if (path := local_path(source)) is not None:
+        return path.read_bytes()
+    system, key = open_url(str(source))
+    try:
+        return bytes(system.cat_file(key))
+    except FileNotFoundError as error:
+        raise InputNotFound(f"{source} does not exist any more") from error
+    except BfrError:
+        raise
+    except Exception as error:  # of whatever package serves the protocol
+        raise InvalidImage(f"{source} cannot be read ({error}): check the credentials and the network") from error
+
+
+def identity_of(source: str | Path) -> object:
+    """What no other file shares: of a local one, through links, its device and inode, else its address.
+
+    None where there is no such file.
+    """
+    if (path := local_path(source)) is None:
+        return source
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
 class Store:
     """The output folder. Files appear in it whole or not at all: by a rename on a disk, by one put elsewhere."""
 
-    def __init__(self, url: str) -> None:
-        """Raises what `open_url` raises."""
+    def __init__(self, url: str | Path) -> None:
+        """Raises what `open_url` raises. The folder need not exist yet."""
         self.folder = local_path(url)
         if self.folder is not None:
             self.folder = self.folder.absolute()
             self.url = str(self.folder)
         else:
-            self.system, self._root = open_url(url)
-            self.url = url.rstrip("/")
+            self.system, self._root = open_url(str(url))
+            self.url = str(url).rstrip("/")
 
     def check(self, name: str, suffix: str) -> None:
-        """Raise InvalidOption where `name + suffix` would leave the folder."""
-        if self.folder is None:
-            check_name(self.url, name, suffix)
-        else:
-            output_path(self.folder, name, suffix)
+        """Raise InvalidOption where `name + suffix`, relative with `/` between its parts, would leave the folder.
+
+        That is an absolute name, `..`, a drive, a backslash, NUL or another control character, and on a disk a folder
+        below it that is a link to elsewhere.
+        """
+        if (
+            any(part in ("", ".", "..") for part in name.split("/"))
+            or re.search(r"[\x00-\x1f\\]", name + suffix)
+            or "/" in suffix
+            or re.match(r"[A-Za-z]:", name)
+        ):
+            raise InvalidOption(
+                f"the name {name + suffix!r} could leave the output folder {self.url}: rename the image"
+            )
+        if self.folder is not None:
+            path = self.folder / (name + suffix)
+            if not path.parent.resolve().is_relative_to(self.folder.resolve()):
+                raise InvalidOption(
+                    f"{path} lies outside the output folder {self.url}, through a link: remove the link"
+                )
 
     def identity(self, name: str) -> object:
         """What no other file shares, see `identity_of`."""
         return identity_of(
-            str(self.folder / name) if self.folder is not None else self.system.unstrip_protocol(self._path(name))
+            self.folder / name if self.folder is not None else str(self.system.unstrip_protocol(self._path(name)))
         )
 
     def read(self, name: str) -> bytes | None:
@@ -108,17 +152,12 @@ class Store:
         root = self._root.rstrip("/")
         return {str(path)[len(root) :].lstrip("/") for path in self.system.find(root)}
 
-    def clean(self) -> None:
-        """Delete temporary files that dead processes of this machine left."""
-        if self.folder is not None and self.folder.is_dir():
-            for folder in {self.folder, *(path for path in self.folder.rglob("*") if path.is_dir())}:
-                clean_leftovers(folder)
+    def clean(self, names: Iterable[str]) -> None:
+        """Delete temporary files that dead processes of this machine left beside these files."""
+        if self.folder is not None:
+            for folder in {self.folder, *((self.folder / name).parent for name in names)}:
+                if folder.is_dir():
+                    clean_leftovers(folder)
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
-
-
-def identity_of(source: str) -> object:
-    """What no other file shares: of a local one its device and inode, else its address; None where there is none."""
-    path = local_path(source)
-    return source if path is None else identity(path)
