@@ -5,21 +5,26 @@ from typing import TYPE_CHECKING, Any
 
 from bfr.runtime.errors import BfrError
 from bfr.runtime.restore.batch import Restored
+from bfr.runtime.restore.options import OpenOptions, SamplerOptions
 from bfr.runtime.restore.restorer import Restorer
 
 if TYPE_CHECKING:
-    from bfr.runtime.faces.photo import PhotoOptions, PhotoRestorer, RestoredPhoto
-    from bfr.runtime.jobs.run import JobOptions, run_job
+    from bfr.runtime.faces.options import PhotoOptions
+    from bfr.runtime.faces.photo import PhotoRestorer, RestoredPhoto
+    from bfr.runtime.jobs.options import JobOptions
+    from bfr.runtime.jobs.run import run_job
     from bfr.runtime.jobs.sources import find_images
 
 __all__ = [
     "BfrError",
     "JobOptions",
+    "OpenOptions",
     "PhotoOptions",
     "PhotoRestorer",
     "Restored",
     "RestoredPhoto",
     "Restorer",
+    "SamplerOptions",
     "find_images",
     "run_job",
 ]
@@ -27,7 +32,7 @@ __all__ = [
 # Imported when first asked for: OpenCV is slow to load, and aligned faces do without it.
 _LATER = {
     "JobOptions": "jobs.options",
-    "PhotoOptions": "faces.photo",
+    "PhotoOptions": "faces.options",
     "PhotoRestorer": "faces.photo",
     "RestoredPhoto": "faces.photo",
     "find_images": "jobs.sources",

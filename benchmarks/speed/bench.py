@@ -1,15 +1,10 @@
 """`bfr bench`: the runtime's backends against eager PyTorch, interleaved, on the same weights, seeds and images.
 
-`python -m bfr.benchmarks.speed.bench BUNDLE --out DIR` writes `bench.json` (everything, each single time included),
-`bench.md`, `bench.png` and `roofline.png` into DIR.
+It writes `bench.json` (everything, each single time included), `bench.md`, `bench.png` and `roofline.png`.
 """
 
-import argparse
 import re
-import shlex
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,13 +20,13 @@ from bfr.benchmarks.speed.contender import (
     split_name,
 )
 from bfr.benchmarks.speed.interleave import Progress, Run, measure
+from bfr.benchmarks.speed.options import BenchOptions
 from bfr.benchmarks.speed.results import BackendResult, Measurement, Results, summarize
 from bfr.benchmarks.speed.roofline import count_cost, measure_ceilings
-from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import Preset
 from bfr.runtime.errors import (
     BackendUnavailable,
-    BfrError,
     EngineMismatch,
     EngineMissing,
     InvalidOption,
@@ -42,72 +37,20 @@ from bfr.runtime.restore.plan import Plan, make_plan
 from bfr.runtime.restore.restorer import DEFAULT_SEED
 
 
-@dataclass(frozen=True, slots=True)
-class BenchConfig:
-    """What to measure.
-
-    backends: names as `bfr.benchmarks.speed.contender` describes them; empty is what works here.
-    batches: images per call. preset: of the bundle; steps: its number of calls, changed. repeats: timed calls of each
-    backend and batch, after `warmup` others. threads: of the CPU, for all; None is PyTorch's choice. device: the number
-    of the GPU. out: the folder.
-    """
-
-    bundle: Path
-    out: Path
-    backends: tuple[str, ...] = ()
-    batches: tuple[int, ...] = (1,)
-    preset: str | None = None
-    steps: int | None = None
-    repeats: int = 20
-    warmup: int = 2
-    threads: int | None = None
-    device: int = 0
-
-    def __post_init__(self) -> None:
-        for name, values in (("batches", self.batches), ("repeats", (self.repeats,)), ("warmup", (self.warmup,))):
-            if not values or min(values) < 1:
-                raise InvalidOption(f"{name} {values} is out of range: choose 1 or more")
-        if self.threads is not None and self.threads < 1:
-            raise InvalidOption(f"threads {self.threads} is out of range: choose 1 or more")
-        if self.device < 0:
-            raise InvalidOption(f"device {self.device} is out of range: choose 0 or more")
-        for repeated in (self.backends, self.batches):
-            if len(set(repeated)) < len(repeated):
-                raise InvalidOption(f"{repeated} names something twice")
-        for name in self.backends:
-            split_name(name)
-
-    @property
-    def command(self) -> str:
-        """The command of this configuration; its folders are placeholders, so that it can be published."""
-        options = {
-            "--backends": ",".join(self.backends) or None,
-            "--batches": ",".join(map(str, self.batches)),
-            "--preset": self.preset,
-            "--steps": self.steps,
-            "--repeats": self.repeats,
-            "--warmup": self.warmup,
-            "--threads": self.threads,
-            "--device": self.device or None,
-        }
-        words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-        return f"python -m bfr.benchmarks.speed.bench BUNDLE --out DIR {shlex.join(words)}"
-
-
-def bench(config: BenchConfig, progress: Progress = lambda _: None) -> Path:
-    """Measure and write the reports into `config.out`; returns the Markdown's path.
+def bench(options: BenchOptions, progress: Progress = lambda _: None) -> Path:
+    """Measure and write the reports into `options.out`; returns the Markdown's path.
 
     Raises MissingDependency without torch or matplotlib, InvalidOption, BundleInvalid, BackendUnavailable where the
     baseline does not work, RestorationFailed for a result that is not finite, WriteFailed.
     """
     report.need_matplotlib()  # before the measurements, not after them
-    results = run_bench(config, progress)
-    markdown = config.out / "bench.md"
-    write_bytes(config.out / "bench.json", report.as_json(results))
-    write_bytes(config.out / "bench.png", report.as_png(results))
+    results = run_bench(options, progress)
+    markdown = options.out / "bench.md"
+    write_bytes(options.out / "bench.json", report.as_json(results))
+    write_bytes(options.out / "bench.png", report.as_png(results))
     roofline = report.as_roofline(results)
     if roofline is not None:
-        write_bytes(config.out / "roofline.png", roofline)
+        write_bytes(options.out / "roofline.png", roofline)
     write_bytes(
         markdown,
         report.as_markdown(results, plot="bench.png", roofline="roofline.png" if roofline else None).encode(),
@@ -115,35 +58,37 @@ def bench(config: BenchConfig, progress: Progress = lambda _: None) -> Path:
     return markdown
 
 
-def run_bench(config: BenchConfig, progress: Progress = lambda _: None) -> Results:
+def run_bench(options: BenchOptions, progress: Progress = lambda _: None) -> Results:
     """Measure; see `bench`. What does not work here is skipped with its reason, the baseline apart."""
-    bundle = Bundle.open(config.bundle)
-    sampler = bundle.preset(config.preset)
-    if config.steps is not None:
-        sampler = sampler.shortened(config.steps)
+    for name in options.backends:
+        split_name(name)
+    bundle = Bundle.open(options.bundle or default_bundle())
+    sampler = bundle.preset(options.preset)
+    if options.steps is not None:
+        sampler = sampler.shortened(options.steps)
     plan = make_plan(bundle, sampler)
-    names = config.backends or default_backends(bundle, config.device)
+    names = options.backends or default_backends(bundle, options.device)
     wrapped = any(network.kind == "wrapped" for network in bundle.manifest.networks.values())
     # What was wrapped has no PyTorch modules: the first backend is what others are compared with.
     baseline = names[0] if wrapped else next((name for name in names if name in BASELINES), None)
     if baseline is None:
         raise InvalidOption(f"there is nothing to compare with: add {' or '.join(BASELINES)} to the backends")
     threads_before = default_threads()
-    threads = config.threads or threads_before
+    threads = options.threads or threads_before
     machine = describe_machine()
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    gpu = None if baseline.split(":")[0].endswith("-cpu") else config.device
-    contenders, skipped = open_all(bundle, names, baseline, threads, config.device, progress)
+    gpu = None if baseline.split(":")[0].endswith("-cpu") else options.device
+    contenders, skipped = open_all(bundle, names, baseline, threads, options.device, progress)
     measurements: list[Measurement] = []
     watch, gpu_watch = CpuWatch(), GpuWatch(gpu)
     set_threads(threads)
     try:
         progress("measuring what the device could do")
-        ceilings, costs = measure_ceilings(gpu), count_cost(bundle, config.batches, half=gpu is not None)
+        ceilings, costs = measure_ceilings(gpu), count_cost(bundle, options.batches, half=gpu is not None)
         limits = {cost.batch: cost.limit_seconds(ceilings) for cost in costs}
-        for batch in config.batches:
+        for batch in options.batches:
             runs = measure(
-                bundle, sampler, contenders, batch, repeats=config.repeats, warmup=config.warmup, progress=progress
+                bundle, sampler, contenders, batch, repeats=options.repeats, warmup=options.warmup, progress=progress
             )
             measurements += summarize_all(bundle, plan, baseline, batch, runs, limits.get(batch))
     finally:
@@ -161,7 +106,7 @@ def run_bench(config: BenchConfig, progress: Progress = lambda _: None) -> Resul
                 precision=contender.precision,
                 versions=contender.device.versions,
                 load_seconds=contender.load_seconds,
-                cold=_cold_or_none(config, contender.name, sampler, threads, progress),
+                cold=_cold_or_none(bundle, options, contender.name, sampler, threads, progress),
                 build_seconds=contender.build_seconds,
             )
         )
@@ -170,14 +115,14 @@ def run_bench(config: BenchConfig, progress: Progress = lambda _: None) -> Resul
         title=bundle.manifest.title,
         bundle_sha256=bundle.hash,
         image_size=bundle.manifest.image_size,
-        preset=config.preset or (bundle.manifest.default_preset if bundle.denoisers else "none"),
+        preset=options.preset or (bundle.manifest.default_preset if bundle.denoisers else "none"),
         sampler=sampler.model_dump(),
         steps=plan.steps,
         date_utc=date,
-        command=config.command,
+        command=options.command,
         seed=DEFAULT_SEED,
-        repeats=config.repeats,
-        warmup=config.warmup,
+        repeats=options.repeats,
+        warmup=options.warmup,
         threads=threads,
         baseline=baseline,
         machine=machine,
@@ -245,45 +190,11 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _cold_or_none(config: BenchConfig, name: str, sampler: Preset, threads: int, progress: Progress) -> Cold | None:
+def _cold_or_none(
+    bundle: Bundle, options: BenchOptions, name: str, sampler: Preset, threads: int, progress: Progress
+) -> Cold | None:
     try:
-        return cold_start(config.bundle, name, sampler, batches=config.batches, threads=threads, index=config.device)
+        return cold_start(bundle.folder, name, sampler, batches=options.batches, threads=threads, index=options.device)
     except RuntimeError as error:
         progress(f"{name} has no numbers of a fresh process: {error}")
         return None
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bfr.benchmarks.speed.bench", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the reports")
-    parser.add_argument("--backends", default="", help="separated by commas; default: what works here")
-    parser.add_argument("--batches", default="1", help="images per call, separated by commas")
-    parser.add_argument("--preset", help="of the bundle; default: the bundle's")
-    parser.add_argument("--steps", type=int, help="number of denoiser calls, instead of the preset's")
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--threads", type=int, help="of the CPU, for all; default: PyTorch's choice")
-    parser.add_argument("--device", type=int, default=0, help="number of the GPU")
-    parser.add_argument("--quick", action="store_true", help="3 repeats after 1 call: a trial, not a result")
-    options = vars(parser.parse_args(arguments))
-    if options.pop("quick"):
-        options |= {"repeats": 3, "warmup": 1}
-    try:
-        options["batches"] = tuple(int(batch) for batch in options["batches"].split(","))
-    except ValueError:
-        parser.error(f"--batches {options['batches']}: numbers separated by commas are needed")
-    options["backends"] = tuple(name for name in options["backends"].split(",") if name)
-    try:
-        print(bench(BenchConfig(**options), lambda text: print(text, file=sys.stderr)))
-    except BfrError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bfr.runtime.cli.options import Flags, expanded
 from bfr.runtime.cli.terminal import say, stderr
 from bfr.runtime.errors import BackendUnavailable, EngineBuildFailed, InvalidOption, MissingDependency
+from bfr.runtime.restore.options import OpenOptions
 
 if TYPE_CHECKING:
     from bfr.runtime.backends.tensorrt_key import Library
 
 EVERY = 4.0  # seconds between two lines of progress where there is no terminal
-builds = typer.Typer()
 
 
-@builds.command()
+@expanded
 def build(
+    opened: Annotated[OpenOptions, Flags(only=("device",))],
     bundle: Annotated[Path | None, typer.Argument(help="Folder; the default is the system mini, with -o.")] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Copy the bundle there first, and build there.")
@@ -31,7 +33,6 @@ def build(
     library: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
     workspace: Annotated[int | None, typer.Option(help="Most scratch memory of a layer, in MiB.")] = None,
     level: Annotated[int, typer.Option(help="0 (quick to build) to 5 (slow to build).")] = 3,
-    device: Annotated[int, typer.Option(help="Number of the GPU.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read the graphs and report; build nothing.")] = False,
     target: Annotated[str | None, typer.Option("--for", help="jetson: fewer batches, less memory, checks.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Build anew what is there as well.")] = False,
@@ -81,14 +82,14 @@ def build(
         for line in jetson.advice(board):
             say(line)
     try:
-        Cuda(device)  # before anything is copied
+        Cuda(opened.device)  # before anything is copied
         with progress_lines() as report:
             engines = build_engines(
                 writable_bundle(bundle, out),
                 chosen,
                 precisions=precisions,
                 options=options,
-                index=device,
+                index=opened.device,
                 force=force,
                 say=say,
                 report=report,

@@ -7,36 +7,33 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from bfr.runtime.cli.options import STRIP
 from bfr.runtime.cli.terminal import progress_bar
 from bfr.runtime.errors import InputNotFound, InvalidOption
+from bfr.runtime.jobs.options import RestoreOptions
 
 if TYPE_CHECKING:
-    from bfr.runtime.faces.photo import PhotoOptions
+    from bfr.runtime.faces.options import PhotoOptions
     from bfr.runtime.jobs.options import JobOptions
     from bfr.runtime.jobs.report import Report
     from bfr.runtime.jobs.sources import Item
 
-SERVER_DECIDES = (
-    *("bundle", "backend", "start", "steps", "solver", "eta", "spacing", "guidance", "reference", "precision", "batch"),
-    *("threads", "device", "min_eye_distance", "detector", "background", "quality", "strip_metadata", "max_pixels"),
-    *("codec", "crf"),
-)
+HERE = ("inputs", "out", "aligned", "format", "compare", "html", "resume", "server", "api_key_file")
+"""Options of `bfr restore` for this side. Of the others, the server decides those that are no RestoreOptions."""
 KEY_VARIABLE = "BFR_API_KEY"
 
 
 def check_server_options(context: typer.Context, *, server: str | None) -> None:
     """Raise InvalidOption for options of `bfr restore` that do not go with --server, or only with it."""
-    given = [
-        name
-        for name in (*SERVER_DECIDES, "api_key_file")
-        if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
-    ]
+    given = [name for name in context.params if context.get_parameter_source(name).name != "DEFAULT"]
     if server is None:
         if "api_key_file" in given:
             raise InvalidOption("--api-key-file is for a server: give its address with --server, or leave it out")
         return
-    if flags := [f"--{name.replace('_', '-')}" for name in given if name != "api_key_file"]:
-        raise InvalidOption(f"with --server the server decides {', '.join(flags)}: leave it out, or --server")
+    decided = [name for name in given if name not in HERE and name not in RestoreOptions.model_fields]
+    if decided:
+        flags = ", ".join(STRIP.get(name, f"--{name.replace('_', '-')}") for name in decided)
+        raise InvalidOption(f"with --server the server decides {flags}: leave it out, or --server")
 
 
 def restore_remotely(

@@ -1,59 +1,69 @@
-"""`bfr serve`."""
+"""`bfr serve`. A flag overrides its environment variable, which overrides the file of `--config`."""
 
 import os
+import tomllib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bfr.runtime.errors import MissingDependency
+from bfr.runtime.cli.options import Flags, expanded
+from bfr.runtime.errors import InputNotFound, InvalidOption, MissingDependency
+from bfr.runtime.serve.options import ListenOptions, ServeOptions
 
-serves = typer.Typer()
+ENVIRONMENT = "BFR_SERVE_"
 
 
-@serves.command()
+def read_config(context: typer.Context, file: Path | None) -> Path | None:
+    """Make the values of a TOML file the command's defaults. Raises InputNotFound, InvalidOption."""
+    if file is None:
+        return None
+    try:
+        found = tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise InputNotFound(f"{file} cannot be read ({error.strerror}): check --config") from error
+    except ValueError as error:
+        raise InvalidOption(f"{file} is not TOML ({error}): write name = value, one a line") from error
+    own = {"no_jobs": bool}
+    models = (ListenOptions, ServeOptions)
+    known = [name for model in models for name in model.model_fields if name != "keys"] + list(own)
+    if unknown := [name for name in found if name not in known]:
+        raise InvalidOption(f"{file}: there is no option {unknown[0]!r}: choose among {', '.join(known)}")
+    try:
+        for model in models:
+            model(**{name: value for name, value in found.items() if name in model.model_fields})
+    except InvalidOption as error:
+        raise InvalidOption(f"{file}: {error}") from None
+    context.default_map = found
+    return file
+
+
+@expanded
 def serve(
-    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder; the default is the system mini.")] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; beyond this machine an API key is needed.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="File of API keys, one a line; BFR_API_KEY in the environment is one too.")
+    listen: Annotated[ListenOptions, Flags(environment=ENVIRONMENT, panel="Address and keys")],
+    options: Annotated[
+        ServeOptions,
+        Flags(without=("keys",), argument="bundle", names={"presets": ("--preset",)}, environment=ENVIRONMENT),
+    ],
+    no_jobs: Annotated[
+        bool, typer.Option("--no-jobs", help="Take no long work.", envvar=f"{ENVIRONMENT}NO_JOBS")
+    ] = False,
+    config: Annotated[  # noqa: ARG001  (its callback has read it)
+        Path | None,
+        typer.Option(
+            help="TOML file of options, by the names of their variables without prefix, in lower case: queue = 32.",
+            callback=read_config,
+            is_eager=True,
+            envvar=f"{ENVIRONMENT}CONFIG",
+        ),
     ] = None,
-    backend: Annotated[str, typer.Option(help="As of `bfr restore`.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, or fp16 or int8 where the bundle has it.")] = "fp32",
-    preset: Annotated[
-        list[str] | None, typer.Option(help="Offer this preset; may be repeated, the first is the default. Else: all.")
-    ] = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(help="Faces that go through the networks together, across requests; 4, or 2 without a GPU."),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of the CPU backend.")] = None,
-    detector: Annotated[str, typer.Option(help="auto, yunet or haar.")] = "auto",
-    replicas: Annotated[
-        int | None, typer.Option(help="Processes that run the networks; the default is one for each GPU.")
-    ] = None,
-    max_replicas: Annotated[int | None, typer.Option(help="Scale up to so many processes by queue length.")] = None,
-    photo_replicas: Annotated[
-        int | None, typer.Option(help="Processes that decode, paste and encode; the default is one for four cores.")
-    ] = None,
-    queue: Annotated[int, typer.Option(help="Requests in the house; more are answered 503 with Retry-After.")] = 64,
-    timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 120.0,
-    linger: Annotated[float, typer.Option(help="Seconds that a batch waits to be filled.")] = 0.005,
-    body_bytes: Annotated[int, typer.Option(help="Largest body of a request.")] = 50_000_000,
-    body_seconds: Annotated[float, typer.Option(help="Seconds that a body may take to arrive.")] = 30.0,
-    job_bytes: Annotated[int, typer.Option(help="Largest body of a job.")] = 2_000_000_000,
-    max_pixels: Annotated[int, typer.Option(help="Larger images, results and frames are refused.")] = 64_000_000,
-    jobs: Annotated[
-        Path | None, typer.Option(help="Folder of long work; the default is in bfr's cache folder.")
-    ] = None,
-    no_jobs: Annotated[bool, typer.Option("--no-jobs", help="Take no long work.")] = False,
-    keep_jobs: Annotated[float, typer.Option(help="Hours that finished jobs are kept.")] = 24.0,
-    drain: Annotated[float, typer.Option(help="Seconds to finish what is in the house when told to end.")] = 60.0,
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print these options as a Serve YAML for `serve deploy`, and end.")
+        bool,
+        typer.Option(
+            "--print-config",
+            help="Print these options as a Serve YAML for `serve deploy`, and end.",
+            envvar=f"{ENVIRONMENT}PRINT_CONFIG",
+        ),
     ] = False,
 ) -> None:
     """Serve a bundle over HTTP, with dynamic batching, and a page to try it. Logs JSON lines to standard output."""
@@ -64,39 +74,24 @@ def serve(
     ]:
         raise MissingDependency(f'bfr serve needs {", ".join(missing)}: pip install "bfr-runtime[serve]"')
     from bfr.runtime.files import cache_folder
-    from bfr.runtime.serve.options import check_host, make_options, read_keys
+    from bfr.runtime.serve.options import check_host, read_keys
 
-    keys = read_keys(api_key_file, os.environ)
-    check_host(host, keys)
-    options = make_options(
-        bundle=bundle.absolute() if bundle else None,
-        backend=backend,
-        precision=precision,
-        presets=tuple(preset or ()),
-        batch=batch,
-        threads=threads,
-        detector=detector,
-        replicas=replicas,
-        max_replicas=max_replicas,
-        photo_replicas=photo_replicas,
-        queue=queue,
-        timeout=timeout,
-        linger=linger,
-        body_bytes=body_bytes,
-        body_seconds=body_seconds,
-        job_bytes=job_bytes,
-        max_pixels=max_pixels,
-        jobs=None if no_jobs else (jobs or cache_folder() / "jobs").absolute(),
-        keep_jobs=keep_jobs,
-        keys=keys,
+    keys = read_keys(listen.api_key_file, os.environ)
+    check_host(listen.host, keys)
+    options = options.model_copy(
+        update={
+            "bundle": options.bundle.absolute() if options.bundle else None,
+            "jobs": None if no_jobs else (options.jobs or cache_folder() / "jobs").absolute(),
+            "keys": keys,
+        }
     )
     if print_config:
         from bfr.runtime.cluster.deploy import serve_yaml
 
-        print(serve_yaml(options, host=host, port=port), end="")
+        print(serve_yaml(options, host=listen.host, port=listen.port), end="")
         return
     from bfr.runtime.cluster.server import serve_forever
     from bfr.runtime.serve.http.logs import log_as_json
 
     log_as_json()
-    raise typer.Exit(serve_forever(options, host=host, port=port, drain=drain))
+    raise typer.Exit(serve_forever(options, host=listen.host, port=listen.port, drain=listen.drain))

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from bfr.benchmarks.speed.options import BenchOptions
+from bfr.runtime.cli.options import Flags, expanded
 from bfr.runtime.cli.terminal import progress_bar, say
 from bfr.runtime.errors import InvalidOption, MissingDependency
+from bfr.runtime.restore.options import OpenOptions
 
-tools = typer.Typer()
 
-
-@tools.command()
 def fetch(
     system: Annotated[
         str,
@@ -68,7 +68,6 @@ def fetch(
     print(f"next: bfr export {system} -o bundles/{system}")
 
 
-@tools.command()
 def export(
     system: Annotated[
         str, typer.Argument(help="mini, difface, difface-identity, difface-inpainting, osdface, diffbfr or clr-face.")
@@ -118,12 +117,11 @@ def export(
     print(f"{bundle.folder}: exported and verified, hash {bundle.hash}")
 
 
-@tools.command()
+@expanded
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
-    backend: Annotated[str, typer.Option(help="auto, or one of those that `bfr restore` takes.")] = "auto",
+    opened: Annotated[OpenOptions, Flags(only=("backend", "device"))],
     preset: Annotated[str, typer.Option(help="The preset whose loop is run.")] = "reference",
-    device: Annotated[int, typer.Option(help="Number of the GPU.")] = 0,
     record: Annotated[
         bool, typer.Option("--record", help="Keep the result in the bundle: `auto` takes the fastest verified backend.")
     ] = False,
@@ -141,15 +139,15 @@ def verify(
     from bfr.runtime.backends.registry import open_device
     from bfr.runtime.bundle.bundle import Bundle
 
-    opened = Bundle.open(bundle)
-    opened.check_all()
-    reference = open_reference(opened, device)
+    whole = Bundle.open(bundle)
+    whole.check_all()
+    reference = open_reference(whole, opened.device)
     checks = []
-    for precision in opened.precisions:
-        name = "onnxruntime-cpu" if precision == "int8" else backend  # int8 is for the CPU
-        where = open_device(name, opened, precision=precision, index=device)
+    for precision in whole.precisions:
+        name = "onnxruntime-cpu" if precision == "int8" else opened.backend  # int8 is for the CPU
+        where = open_device(name, whole, precision=precision, index=opened.device)
         gpu = where.facts.name if isinstance(where, GpuDevice) else None
-        checks += compare(opened, reference, precision, device=where, preset=preset, gpu=gpu, progress=say)
+        checks += compare(whole, reference, precision, device=where, preset=preset, gpu=gpu, progress=say)
         where.close()
     if record:
         record_checks(bundle, checks)
@@ -161,40 +159,18 @@ def verify(
         print(f"{check.what}, {check.precision}, {check.backend}: {found}, relative {check.relative:.1e}")
 
 
-@tools.command()
+@expanded
 def bench(
-    bundle: Annotated[Path | None, typer.Argument(help="Folder; the default is the system mini.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.md and the plots.")] = Path("bench"),
-    backends: Annotated[str, typer.Option(help="Separated by commas; default: what works here.")] = "",
-    batches: Annotated[str, typer.Option(help="Images a call, separated by commas.")] = "1",
-    preset: Annotated[str | None, typer.Option(help="A preset of the bundle; default: the bundle's.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Calls of the denoiser, instead of the preset's.")] = None,
-    repeats: Annotated[int, typer.Option(help="Timed calls of each backend and batch.")] = 20,
-    threads: Annotated[int | None, typer.Option(help="Of the CPU, for all; default: PyTorch's choice.")] = None,
-    device: Annotated[int, typer.Option(help="Number of the GPU.")] = 0,
+    options: Annotated[BenchOptions, Flags(argument="bundle")],
+    quick: Annotated[bool, typer.Option("--quick", help="3 repeats after 1 call: a trial, not a result.")] = False,
 ) -> None:
     """Measure every backend against eager PyTorch, interleaved: latency, throughput, memory, drift."""
     _need("bench", "torch", "safetensors", "matplotlib", "onnxruntime")
-    from bfr.benchmarks.speed.bench import BenchConfig
     from bfr.benchmarks.speed.bench import bench as measure
-    from bfr.runtime.bundle.bundle import default_bundle
 
-    try:
-        sizes = tuple(int(batch) for batch in batches.split(","))
-    except ValueError as error:
-        raise InvalidOption(f"batches {batches!r}: numbers separated by commas are needed, as 1,2,4") from error
-    config = BenchConfig(
-        bundle=bundle or default_bundle(),
-        out=out,
-        backends=tuple(name for name in backends.split(",") if name),
-        batches=sizes,
-        preset=preset,
-        steps=steps,
-        repeats=repeats,
-        threads=threads,
-        device=device,
-    )
-    print(measure(config, say).read_text())
+    if quick:
+        options = options.model_copy(update={"repeats": 3, "warmup": 1})
+    print(measure(options, say).read_text())
 
 
 def _need(extra: str, *packages: str) -> None:

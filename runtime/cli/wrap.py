@@ -5,19 +5,20 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from bfr.runtime.cli.options import Flags, expanded
 from bfr.runtime.cli.terminal import say
 from bfr.runtime.errors import InvalidOption, MissingDependency
+from bfr.runtime.restore.options import OpenOptions
 
 if TYPE_CHECKING:
     from typing import Literal
 
-wraps = typer.Typer()
 
-
-@wraps.command()
+@expanded
 def wrap(
     model: Annotated[Path, typer.Argument(help="An ONNX file of one network that restores an aligned face.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new bundle.")],
+    opened: Annotated[OpenOptions, Flags(only=("threads",))],
     input_range: Annotated[str, typer.Option(help="Black and white of its input: -1..1, 0..1 or 0..255.")] = "-1..1",
     output_range: Annotated[str, typer.Option(help="Black and white of its output.")] = "-1..1",
     colour: Annotated[str, typer.Option(help="Order of its channels: rgb or bgr.")] = "rgb",
@@ -31,7 +32,6 @@ def wrap(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the system; the default is the file's.")] = None,
     licence: Annotated[str, typer.Option(help="Of the weights, for the manifest.")] = "unknown",
-    threads: Annotated[int | None, typer.Option(help="Of the CPU, where it is verified.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there.")] = False,
 ) -> None:
     """Make a bundle of any single-network restorer, so that every command runs it: restore, video, verify, bench."""
@@ -50,7 +50,9 @@ def wrap(
         size=size,
         values=dict(_value(one) for one in value or ()),
     )
-    bundle = wrap_file(model, out, options, name=name, licence=licence, replace=replace, threads=threads, say=say)
+    bundle = wrap_file(
+        model, out, options, name=name, licence=licence, replace=replace, threads=opened.threads, say=say
+    )
     print(f"{bundle.folder}: wrapped and verified, hash {bundle.hash}")
 
 

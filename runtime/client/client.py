@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, Unpack
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,9 @@ from bfr.runtime.client.http import (
     parts,
     parts_async,
 )
-from bfr.runtime.client.types import Answer, Call, Job, Lost, Pause, Request, RestoreOptions, Result
+from bfr.runtime.client.types import Answer, Call, Job, Lost, Pause, Request, Result
 from bfr.runtime.files import atomic_path
+from bfr.runtime.jobs.options import RestoreOptions
 
 __all__ = ["AsyncClient", "Client", "Job", "RestoreOptions", "Result"]
 
@@ -53,12 +54,16 @@ class Client:
         """The server's address."""
         return self._calls.url
 
-    def restore(self, image: bytes | Path | NDArray[np.uint8], **options: Unpack[RestoreOptions]) -> Result:
-        """Restore an image file, its path, or (H, W, 3) uint8 RGB."""
+    def restore(self, image: bytes | Path | NDArray[np.uint8], **options: Any) -> Result:
+        """Restore an image file, its path, or (H, W, 3) uint8 RGB.
+
+        options: fields of `RestoreOptions`, the server's default where left out, and `format` of the result, as of
+        `JobOptions`.
+        """
         return self._run(self._calls.restore(image, options))
 
-    def submit(self, path: Path, **options: Unpack[RestoreOptions]) -> Job:
-        """Send a video, or an image, to be restored in its time."""
+    def submit(self, path: Path, **options: Any) -> Job:
+        """Send a video, or an image, to be restored in its time. options: as of `restore`."""
         return self._run(self._calls.submit(path, options))
 
     def job(self, name: str) -> Job:
@@ -143,11 +148,11 @@ class AsyncClient:
         """The server's address."""
         return self._calls.url
 
-    async def restore(self, image: bytes | Path | NDArray[np.uint8], **options: Unpack[RestoreOptions]) -> Result:
+    async def restore(self, image: bytes | Path | NDArray[np.uint8], **options: Any) -> Result:
         """As of Client."""
         return await self._run(self._calls.restore(image, options))
 
-    async def submit(self, path: Path, **options: Unpack[RestoreOptions]) -> Job:
+    async def submit(self, path: Path, **options: Any) -> Job:
         """As of Client."""
         return await self._run(self._calls.submit(path, options))
 

@@ -1,9 +1,9 @@
-"""What clients of `bfr serve` are given and give: options, results, jobs; and what they send and pause for."""
+"""What clients of `bfr serve` are given: results, jobs; and what they send and pause for."""
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypedDict, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,24 +11,6 @@ from numpy.typing import NDArray
 from bfr.runtime.images.decode import decode_image
 
 T = TypeVar("T")
-
-
-class RestoreOptions(TypedDict, total=False):
-    """What is done with an image; what is left out is the server's default.
-
-    seed: of the noise. preset: see `info`. mode: aligned means that the image is a face and nothing else, and goes with
-    none of the four that follow. faces: which ones. upscale: times the width and height. blend: 0 (faces as they were)
-    to 1. keep_colour: faces keep their colours. format: of the result; `same` is the image's own.
-    """
-
-    seed: int
-    preset: str
-    mode: Literal["photo", "aligned"]
-    faces: Literal["all", "largest", "centre"]
-    upscale: Literal[1, 2, 4]
-    blend: float
-    keep_colour: bool
-    format: Literal["same", ".png", ".jpg", ".webp"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Estimate, Tensor
 from bfr.runtime.errors import BundleInvalid, RestorationFailed
 
-UPSCALES = (1, 2, 4)
 MARGIN = 16  # pixels at each edge of a tile that only its neighbour's result uses
 
 

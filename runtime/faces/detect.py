@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, get_args
 
 import cv2
 import numpy as np
@@ -21,11 +21,11 @@ from bfr.runtime.faces.geometry import (
     transform,
     without_repeats,
 )
+from bfr.runtime.faces.options import DetectorName
 from bfr.runtime.files import cache_folder, sha256_file
 
 RGB8 = NDArray[Any]  # uint8
-DetectorName = Literal["auto", "yunet", "haar"]
-DETECTORS: tuple[DetectorName, ...] = ("auto", "yunet", "haar")
+DETECTORS: tuple[str, ...] = get_args(DetectorName)
 YUNET_FILE = "face_detection_yunet_2023mar.onnx"
 YUNET_URL = f"https://huggingface.co/opencv/face_detection_yunet/resolve/main/{YUNET_FILE}"
 YUNET_BYTES = 232_589

@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from bfr.runtime.faces.options import Selection
+
 Matrix = NDArray[Any]
 """(2, 3) float64: takes (x, y, 1) in one image to (x, y) in another; the middle of the first pixel is (0, 0)."""
 
-Selection = Literal["all", "largest", "centre"]
-SELECTIONS: tuple[Selection, ...] = ("all", "largest", "centre")
 TEMPLATE_SIZE = 512
 TEMPLATE = np.array([(192.98, 239.95), (318.90, 240.19), (256.63, 314.02), (201.26, 371.41), (313.09, 371.15)])
 """Where FFHQ's alignment puts the five landmarks in a crop of 512: DifFace and its family were trained so."""

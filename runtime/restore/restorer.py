@@ -23,6 +23,7 @@ from bfr.runtime.restore.buffers import Buffers
 from bfr.runtime.restore.chain import Chain
 from bfr.runtime.restore.inputs import Given, ImageInputs
 from bfr.runtime.restore.loop import OnStep
+from bfr.runtime.restore.options import OpenOptions
 from bfr.runtime.restore.pixels import check_image
 from bfr.runtime.restore.plan import make_plan, sampler_table
 
@@ -74,31 +75,29 @@ class Restorer:
     @classmethod
     def open(
         cls,
-        bundle: Path | str | None = None,
-        *,
-        backend: str = "auto",
-        preset: str | None = None,
-        precision: str = "fp32",
-        batch: int = 1,
-        threads: int | None = None,
-        device: int = 0,
-        **overrides: Any,
+        bundle: Path | str | OpenOptions | None = None,
+        **options: Any,
     ) -> "Restorer":
-        """Open a bundle for restoring.
+        """Open a bundle for restoring. On a GPU all memory is taken here, and no more later.
 
-        bundle: its folder; None is the default system, `mini`. backend: one of
-        `bfr.runtime.backends.registry.BACKENDS`. preset: of the bundle's; None is its default. precision: a network
-        without that variant runs in fp32. batch: how many images go through the chain together, at most. threads: of
-        the CPU backend. device: the number of the GPU. On a GPU all memory is taken here, and no more later.
-        overrides: fields of the preset to change: solver, spacing, start, steps, eta, matched, adapt, guidance, and
-        stages, the samplers of single stages by name.
-        Raises a BfrError whose text says how to mend it.
+        Args:
+            bundle: Its folder, or OpenOptions with that and all else; None is the default system, `mini`.
+            options: Fields of `OpenOptions`: backend, preset, precision, batch, threads, device. Others replace those
+                of the preset: the fields of `SamplerOptions`, and matched, adapt and stages, see
+                `bfr.runtime.bundle.manifest.Preset`.
+
+        Raises:
+            BfrError: Its text says how to mend it.
         """
-        opened = Bundle.open(bundle if bundle is not None else default_bundle())
-        sampler = opened.preset(preset, **overrides)
-        where = open_device(backend, opened, precision=opened.precision(precision), threads=threads, index=device)
+        if not isinstance(bundle, OpenOptions):
+            names = OpenOptions.model_fields.keys() & options.keys()
+            bundle = OpenOptions(bundle=bundle, **{name: options.pop(name) for name in names})  # type: ignore[arg-type]
+        chosen, opened = bundle, Bundle.open(bundle.bundle or default_bundle())
+        precision = opened.precision(chosen.precision)
+        sampler = opened.preset(chosen.preset, **options)
+        where = open_device(chosen.backend, opened, precision=precision, threads=chosen.threads, index=chosen.device)
         try:
-            restorer = cls(opened, where, sampler, precision=precision, batch=batch)
+            restorer = cls(opened, where, sampler, precision=precision, batch=chosen.batch)
             restorer._owns_device = True
             restorer.reserve()
         except BaseException:

@@ -7,53 +7,57 @@ from hmac import compare_digest
 from ipaddress import ip_address
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from bfr.runtime.backends.registry import BACKENDS
+from bfr.runtime.backends.registry import BackendName
+from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import InputNotFound, InvalidOption
-from bfr.runtime.images.decode import MAX_PIXELS
+from bfr.runtime.faces.options import DetectorName, PhotoOptions
+from bfr.runtime.jobs.options import JobOptions
+from bfr.runtime.options import Options, field_of
+from bfr.runtime.restore.options import OpenOptions
 
 KEY_VARIABLE = "BFR_API_KEY"
 BATCH, CPU_BATCH = 4, 2  # on a CPU larger ones gain little, and two requests at a time overlap
 LEAST_KEY = 16  # characters
 
 
-class ServeOptions(BaseModel):
-    """What is served, and its limits.
+class ServeOptions(Options):
+    """What is served, and its limits."""
 
-    bundle: None is the default system. presets: those that are offered, the first being the default; empty is all of
-    the bundle's. batch: faces that go through the networks together; None is BATCH, for `bfr serve` without a GPU
-    CPU_BATCH. replicas: of the networks, one for each GPU; None is as many as there are GPUs, and one without.
-    max_replicas: more than `replicas` turns on autoscaling by queue length. photo_replicas: processes that decode,
-    align, paste and encode; None is one for each four cores.
-    queue: requests in the house; more get 503. timeout: seconds that a request may take. linger: seconds that a batch
-    waits to be filled. body_bytes, job_bytes: largest body of a request and of a job. body_seconds: that a body may
-    take to arrive. jobs: folder of long work, None for none. keep_jobs: hours that finished ones are kept.
-    keys: sha256 of the API keys, hexadecimal; empty where none is needed.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    bundle: Path | None = None
-    backend: str = "auto"
-    precision: str = "fp32"
-    presets: tuple[str, ...] = ()
-    batch: int | None = Field(None, ge=1)
-    threads: int | None = Field(None, ge=1)
-    detector: str = "auto"
-    replicas: int | None = Field(None, ge=1)
-    max_replicas: int | None = Field(None, ge=1)
-    photo_replicas: int | None = Field(None, ge=1)
-    queue: int = Field(64, ge=1)
-    timeout: float = Field(120.0, gt=0)
-    linger: float = Field(0.005, ge=0, le=1)
-    body_bytes: int = Field(50_000_000, ge=1)
-    body_seconds: float = Field(30.0, gt=0)
-    job_bytes: int = Field(2_000_000_000, ge=1)
-    max_pixels: int = Field(MAX_PIXELS, ge=1)
-    jobs: Path | None = None
-    keep_jobs: float = Field(24.0, gt=0)
-    keys: tuple[str, ...] = ()
+    bundle: Path | None = field_of(OpenOptions, "bundle")
+    backend: BackendName = field_of(OpenOptions, "backend")
+    precision: Precision = field_of(OpenOptions, "precision")
+    presets: tuple[str, ...] = Field(
+        (), description="Presets to offer, the first is the default; all of the bundle's if left out."
+    )
+    batch: int | None = Field(
+        None,
+        ge=1,
+        description=f"Faces that go through the networks together, across requests; if left out {BATCH}, "
+        f"without a GPU {CPU_BATCH}.",
+    )
+    threads: int | None = field_of(OpenOptions, "threads")
+    detector: DetectorName = field_of(PhotoOptions, "detector")
+    replicas: int | None = Field(
+        None, ge=1, description="Processes that run the networks; one for each GPU if left out."
+    )
+    max_replicas: int | None = Field(
+        None, ge=1, description="Scale up to so many processes by queue length; no autoscaling if left out."
+    )
+    photo_replicas: int | None = Field(
+        None, ge=1, description="Processes that decode, paste and encode; one for four cores if left out."
+    )
+    queue: int = Field(64, ge=1, description="Requests in flight; more are answered 503 with Retry-After.")
+    timeout: float = Field(120.0, gt=0, description="Seconds that a request may take.")
+    linger: float = Field(0.005, ge=0, le=1, description="Seconds that a batch waits to be filled.")
+    body_bytes: int = Field(50_000_000, ge=1, description="Largest body of a request, in bytes.")
+    body_seconds: float = Field(30.0, gt=0, description="Seconds that a body may take to arrive.")
+    job_bytes: int = Field(2_000_000_000, ge=1, description="Largest body of a job, in bytes.")
+    max_pixels: int = field_of(JobOptions, "max_pixels")
+    jobs: Path | None = Field(None, description="Folder of long work; in bfr's cache folder if left out.")
+    keep_jobs: float = Field(24.0, gt=0, description="Hours that finished jobs are kept.")
+    keys: tuple[str, ...] = Field((), description="sha256 of the API keys, hexadecimal; empty: none is needed.")
 
     def allows(self, key: str | None) -> bool:
         """Whether a request with this API key is let in; compared in constant time."""
@@ -73,15 +77,15 @@ class ServeOptions(BaseModel):
         return self.photo_replicas or max(1, (os.cpu_count() or 1) // 4)
 
 
-def make_options(**values: object) -> ServeOptions:
-    """Options from flags. Raises InvalidOption naming each one that is out of range."""
-    if (backend := values.get("backend", "auto")) not in BACKENDS:
-        raise InvalidOption(f"backend {backend!r} is unknown: choose one of {', '.join(BACKENDS)}")
-    try:
-        return ServeOptions.model_validate(values)
-    except ValidationError as error:
-        found = "; ".join(f"--{'-'.join(map(str, e['loc']))}: {e['msg']}".replace("_", "-") for e in error.errors())
-        raise InvalidOption(f"{found}; see `bfr serve --help`") from None
+class ListenOptions(Options):
+    """Where `bfr serve` listens, who is let in, and how it ends."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; beyond this machine an API key is needed.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
+    api_key_file: Path | None = Field(
+        None, description=f"File of API keys, one a line; {KEY_VARIABLE} in the environment is one too."
+    )
+    drain: float = Field(60.0, ge=0, description="Seconds to finish requests in flight when told to end.")
 
 
 def read_keys(file: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bfr.runtime.faces.photo import PhotoOptions
+from bfr.runtime.faces.options import PhotoOptions
 
 State = Literal["queued", "reading", "restoring", "writing"]
 

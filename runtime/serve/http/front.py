@@ -164,7 +164,7 @@ class Front:
                 for name, one in loops.items()
             },
             "default_preset": self.default_preset if loops else None,
-            "defaults": RestoreQuery().model_dump(exclude={"preset"}),
+            "defaults": RestoreQuery().model_dump(),
             "options": RestoreQuery.model_json_schema()["properties"],
             "limits": {
                 "body_bytes": options.body_bytes,

@@ -1,9 +1,11 @@
 """The JSON that the HTTP interface answers with."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Path
 from pydantic import BaseModel
+
+from bfr.runtime.jobs.options import RestoreOptions
 
 Text = Annotated[str, Path(max_length=64, description="An id.")]
 
@@ -13,15 +15,6 @@ class PresetInfo(BaseModel):
 
     steps: int
     description: str
-
-
-class Defaults(BaseModel):
-    """What a request without options gets."""
-
-    seed: int
-    faces: str
-    upscale: int
-    blend: float
 
 
 class Limits(BaseModel):
@@ -35,7 +28,7 @@ class Limits(BaseModel):
 
 
 class Info(BaseModel):
-    """What is served."""
+    """What is served. defaults: what a request without options gets. options: the JSON Schema of each option."""
 
     system: str
     title: str
@@ -45,7 +38,8 @@ class Info(BaseModel):
     backend: str
     presets: dict[str, PresetInfo]
     default_preset: str | None
-    defaults: Defaults
+    defaults: RestoreOptions
+    options: dict[str, dict[str, Any]]
     limits: Limits
     formats: list[str]
     api_key: bool

@@ -21,7 +21,7 @@ from secrets import token_hex
 from typing import Any, Literal, get_args
 
 from bfr.runtime.errors import InvalidOption
-from bfr.runtime.faces.photo import PhotoOptions
+from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.files import atomic_folder, write_bytes
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -141,7 +141,7 @@ class JobStore:
                     await asyncio.to_thread(file.write, bytes(held))
                     held.clear()
             await asyncio.to_thread(file.write, bytes(held))
-            (temporary / "request.json").write_text(json.dumps(asdict(request)))
+            (temporary / "request.json").write_text(json.dumps(asdict(request), default=dict))
             await asyncio.to_thread(stack.close)  # synced, and given its name
         return replace(job, folder=target)
 

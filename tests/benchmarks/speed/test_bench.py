@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from bfr.benchmarks.environment import CpuWatch, GpuWatch, describe_machine, summarize_watch
 from bfr.benchmarks.speed import bench as b
@@ -17,10 +18,12 @@ from bfr.benchmarks.speed import report, roofline
 from bfr.benchmarks.speed.cold import cold_start, peak_rss_bytes
 from bfr.benchmarks.speed.contender import Contender, default_threads, open_contender, split_name
 from bfr.benchmarks.speed.interleave import measure, synthetic_faces
+from bfr.benchmarks.speed.options import BenchOptions
 from bfr.benchmarks.speed.results import Results, Sample, drift, statistics, summarize
 from bfr.benchmarks.speed.roofline import Ceilings, Cost
 from bfr.runtime.bundle.bundle import Bundle
-from bfr.runtime.errors import BackendUnavailable, InvalidOption, MissingDependency, RestorationFailed
+from bfr.runtime.cli.main import app
+from bfr.runtime.errors import BackendUnavailable, BundleInvalid, InvalidOption, MissingDependency, RestorationFailed
 from bfr.runtime.restore.plan import make_plan
 
 ABSOLUTE = re.compile(r"(?<![\w.:/)])/(home|root|tmp|usr|work|opt|var|private|Users)\b|[A-Z]:\\")
@@ -165,10 +168,9 @@ def test_the_plot_is_a_png() -> None:
 
 
 def test_the_command_can_be_repeated_and_names_no_folder() -> None:
-    config = b.BenchConfig(Path("/home/me/x"), Path("/tmp/o"), backends=("eager-cpu",), batches=(1, 2), steps=3)  # noqa: S108
+    config = BenchOptions(Path("/home/me/x"), Path("/tmp/o"), backends=("eager-cpu",), batches=(1, 2), steps=3)  # noqa: S108
     assert config.command == (
-        "python -m bfr.benchmarks.speed.bench BUNDLE --out DIR --backends eager-cpu --batches 1,2 "
-        "--steps 3 --repeats 20 --warmup 2"
+        "bfr bench BUNDLE --out DIR --backends eager-cpu --batches 1,2 --steps 3 --repeats 20 --warmup 2"
     )
 
 
@@ -182,12 +184,12 @@ def test_the_command_can_be_repeated_and_names_no_folder() -> None:
         ({"warmup": 0}, "warmup"),
         ({"threads": 0}, "threads"),
         ({"device": -1}, "device"),
-        ({"backends": ("eager-gpu",)}, "eager-cpu, eager-cuda"),
+        ({"backends": ("eager-cpu", "eager-cpu")}, "twice"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidOption, match=message):
-        b.BenchConfig(Path("x"), Path("y"), **options)
+        BenchOptions(Path("x"), Path("y"), **options)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +283,9 @@ def test_a_runtime_backend_records_as_its_name_says(
 
 def test_without_a_baseline_nothing_is_measured(tiny_bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match="nothing to compare with"):
-        b.run_bench(b.BenchConfig(tiny_bundle.folder, tmp_path, backends=("onnxruntime-cpu",)))
+        b.run_bench(BenchOptions(tiny_bundle.folder, tmp_path, backends=("onnxruntime-cpu",)))
+    with pytest.raises(InvalidOption, match="eager-cpu, eager-cuda"):
+        b.run_bench(BenchOptions(tiny_bundle.folder, tmp_path, backends=("eager-gpu",)))
 
 
 def test_half_on_a_cpu_is_refused_with_the_reason(tiny_bundle: Bundle) -> None:
@@ -381,9 +385,7 @@ def test_notes_of_a_gpu_say_what_its_overhead_is() -> None:
     assert "by events on the device" not in report.as_markdown(make_results(), plot="bench.png")
 
 
-def test_a_whole_run_on_a_tiny_bundle(
-    tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_whole_run_on_a_tiny_bundle(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(roofline, "CPU_SIDE", 128)
@@ -391,11 +393,11 @@ def test_a_whole_run_on_a_tiny_bundle(
     threads = torch.get_num_threads()
     out = tmp_path / "out"
     options = ["--backends", "eager-cpu,eager-half,onnxruntime-cpu,onnxruntime-cpu:fp16", "--batches", "2,1", "--quick"]
-    code = b.main([str(tiny_bundle.folder), "--out", str(out), "--preset", "short", "--threads", "1", *options])
-    printed = capsys.readouterr()
-    assert code == 0, printed.err
+    folders = [str(tiny_bundle.folder), "--out", str(out)]
+    ended = CliRunner().invoke(app, ["bench", *folders, "--preset", "short", "--threads", "1", *options])
+    assert ended.exit_code == 0, ended.output
     assert torch.get_num_threads() == threads
-    assert printed.out.strip() == str(out / "bench.md")
+    assert (out / "bench.md").read_text() in ended.stdout
     assert {path.name for path in out.iterdir()} == {"bench.json", "bench.md", "bench.png", "roofline.png"}
     found = json.loads((out / "bench.json").read_text())
     names = [backend["name"] for backend in found["backends"]]
@@ -419,7 +421,7 @@ def test_a_whole_run_on_a_tiny_bundle(
         assert str(tiny_bundle.folder) not in text
 
 
-def test_the_command_explains_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert b.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert "is no bundle" in capsys.readouterr().err
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleInvalid, match="is no bundle"):
+        b.bench(BenchOptions(tmp_path, tmp_path / "out"))
     assert not (tmp_path / "out").exists()

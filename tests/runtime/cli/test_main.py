@@ -24,11 +24,13 @@ from bfr.runtime.bundle.manifest import BundleFile, Engine, EngineKey
 from bfr.runtime.cli import main as cli
 from bfr.runtime.faces import detect
 from bfr.runtime.faces.detect import YUNET_FILE
-from bfr.runtime.faces.photo import PhotoOptions, PhotoRestorer
+from bfr.runtime.faces.options import PhotoOptions
+from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.jobs import run as job
 from bfr.runtime.jobs.pictures import GAP
 from bfr.runtime.jobs.report import Entry, Report
 from bfr.runtime.jobs.run import JobOptions
+from bfr.runtime.restore.options import OpenOptions
 from bfr.runtime.restore.restorer import Restorer
 
 BLOCKED = ("torch", "onnx", "onnxscript", "safetensors", "tensorrt", "av")
@@ -94,9 +96,9 @@ def opened(monkeypatch: pytest.MonkeyPatch, small: Callable[..., Any], fakes: An
     """What `Restorer.open` was called with; it gives a small Restorer, and detectors find squares."""
     calls: list[dict[str, Any]] = []
 
-    def open_small(bundle: Any = None, **options: Any) -> Any:
-        calls.append({"bundle": bundle, **options})
-        return small(options["batch"])
+    def open_small(opened: OpenOptions, **changes: Any) -> Any:
+        calls.append({**dict(opened), **changes})
+        return small(opened.batch)
 
     known = detect.open_detector
     monkeypatch.setattr(Restorer, "open", open_small)

@@ -29,7 +29,8 @@ from bfr.runtime.bundle.manifest import (
 from bfr.runtime.errors import InvalidImage, InvalidOption
 from bfr.runtime.faces.background import Lanczos
 from bfr.runtime.faces.geometry import Face, template
-from bfr.runtime.faces.photo import PhotoOptions, PhotoRestorer, read_reference
+from bfr.runtime.faces.options import PhotoOptions
+from bfr.runtime.faces.photo import PhotoRestorer, read_reference
 from bfr.runtime.images.decode import Image
 from bfr.runtime.restore.restorer import Restorer
 
@@ -141,13 +142,13 @@ class TestOptions:
         ("options", "message"),
         [
             ({"faces": "some"}, "faces 'some' is unknown: choose one of all, largest, centre"),
-            ({"upscale": 3}, "upscale 3 is not offered: choose one of 1, 2, 4"),
-            ({"upscale": 0}, "upscale 0 is not offered"),
+            ({"upscale": 3}, "upscale 3 is unknown: choose one of 1, 2, 4"),
+            ({"upscale": 0}, "upscale 0 is unknown"),
             ({"blend": 1.01}, "blend 1.01 is out of range: choose between 0 and 1"),
             ({"blend": -0.1}, "blend -0.1 is out of range"),
             ({"blend": float("nan")}, "blend nan is out of range"),
-            ({"min_eye_distance": -1}, "minimum eye distance -1 is out of range: choose 0 or more"),
-            ({"min_eye_distance": float("nan")}, "minimum eye distance nan is out of range"),
+            ({"min_eye_distance": -1}, "min_eye_distance -1 is out of range: choose 0 or more"),
+            ({"min_eye_distance": float("nan")}, "min_eye_distance nan is out of range"),
         ],
     )
     def test_values_out_of_range(self, options: dict[str, Any], message: str) -> None:
@@ -160,7 +161,7 @@ class TestOptions:
 
     def test_what_is_not_given_is_the_best_there_is(self, painter: Restorer, monkeypatch: pytest.MonkeyPatch) -> None:
         best = Known()
-        monkeypatch.setattr("bfr.runtime.faces.photo.open_detector", lambda: best)
+        monkeypatch.setattr("bfr.runtime.faces.photo.open_detector", lambda name: name == "auto" and best)
         photo = PhotoRestorer(painter)
         assert photo.detector is best
         assert isinstance(photo.background, Lanczos)

@@ -21,6 +21,8 @@ from urllib.parse import parse_qsl, urlsplit
 from PIL import Image as Pillow
 from PIL import ImageFilter
 
+from bfr.runtime.jobs.options import RestoreOptions
+
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 PRESETS = {
     "balanced": {"steps": 4, "description": "Good detail in little time"},
@@ -87,7 +89,8 @@ class FakeServer:
             "backend": "onnxruntime-cpu",
             "presets": self.presets,
             "default_preset": "balanced" if self.presets else None,
-            "defaults": {"seed": 12345, "faces": "all", "upscale": 1, "blend": 1.0},
+            "defaults": RestoreOptions().model_dump(),
+            "options": RestoreOptions.model_json_schema()["properties"],
             "licence": "Apache-2.0",
             "limits": {"body_bytes": 50_000_000, "job_bytes": 2_000_000_000, "timeout_seconds": 120.0, "queue": 64},
             "formats": list(FORMATS),

@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 
 from bfr.runtime.cli.main import app
 from bfr.runtime.errors import InputNotFound, InvalidOption
-from bfr.runtime.faces.photo import PhotoOptions
+from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.serve.http.api import make_api
 from bfr.runtime.serve.http.front import Front
-from bfr.runtime.serve.options import ServeOptions, check_host, hash_key, make_options, read_keys
+from bfr.runtime.serve.options import ServeOptions, check_host, hash_key, read_keys
 from bfr.runtime.serve.orders import Answer, Order, Progress, Refusal
 from bfr.runtime.serve.workers.handles import ReplicaLost
 
@@ -451,11 +451,11 @@ def test_beyond_this_machine_a_key_is_needed(host: str, local: bool) -> None:
 
 
 def test_options_out_of_range_are_named() -> None:
-    with pytest.raises(InvalidOption, match="--batch"):
-        make_options(batch=0)
-    with pytest.raises(InvalidOption, match="backend"):
-        make_options(backend="abacus")
-    options = make_options(presets=("nothing",))
+    with pytest.raises(InvalidOption, match="batch 0 is out of range: choose 1 or more"):
+        ServeOptions(batch=0)
+    with pytest.raises(InvalidOption, match="backend 'abacus'"):
+        ServeOptions(backend="abacus")
+    options = ServeOptions(presets=("nothing",))
     with pytest.raises(InvalidOption, match="preset"):
         Front(options)
 

@@ -1,0 +1,141 @@
+"""Flags of commands, made of the models that options are written in.
+
+A command names a model as the type of a parameter. `@expanded` gives it a flag for each field, with the field's
+default, choices, range and help text, and hands the command the frozen model:
+
+    @app.command()
+    @expanded
+    def verify(*, opened: Annotated[OpenOptions, Flags(only=("backend", "device"))]) -> None: ...
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from bfr.runtime.errors import InvalidOption
+from bfr.runtime.faces.options import PhotoOptions
+from bfr.runtime.options import COMMAS, Options, choices, describe_range
+
+OUT = {"out": ("-o", "--out")}
+STRIP = {"metadata": "--strip-metadata"}
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """How the fields of a model become flags.
+
+    Attributes:
+        only: The fields that do; all where it is empty.
+        without: Fields that do not.
+        panel: Heading of their group in the help.
+        argument: A field that is given by its place, without a flag.
+        names: Field -> its flags, where these are not `--field-name`.
+        negative: Field -> the flag that turns it off.
+        environment: Prefix of the environment variables that give the same values; none where it is empty.
+    """
+
+    only: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    panel: str | None = None
+    argument: str | None = None
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    negative: dict[str, str] = field(default_factory=dict)
+    environment: str = ""
+
+
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace each parameter whose type is a model of options by flags, one a field."""
+    groups: dict[str, tuple[type[Options], Flags, list[str]]] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        model, flags = _split(parameter.annotation)
+        if model is None:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        fields = [
+            name for name in model.model_fields if name not in flags.without and (not flags.only or name in flags.only)
+        ]
+        groups[parameter.name] = model, flags, fields
+        parameters += [_parameter(name, model.model_fields[name], flags) for name in fields]
+
+    def run(**values: Any) -> None:
+        for name, (model, flags, fields) in groups.items():
+            given = {field: value for field in fields if (value := values.pop(field)) is not None}
+            values[name] = model(**given | {field: not given[field] for field in flags.negative})
+        command(**values)
+
+    run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
+    run.__annotations__ = {}
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run
+
+
+def _split(annotation: Any) -> tuple[type[Options] | None, Flags]:
+    """The model of a parameter's type and its Flags; no model for other types."""
+    kind, *more = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    if not (isinstance(kind, type) and issubclass(kind, Options)):
+        return None, Flags()
+    return kind, next((one for one in more if isinstance(one, Flags)), Flags())
+
+
+def _parameter(name: str, of: FieldInfo, flags: Flags) -> inspect.Parameter:
+    kind, default = _kind(of), of.get_default(call_default_factory=True)
+    if isinstance(default, tuple):
+        default = ",".join(map(str, default)) if COMMAS in of.metadata else list(default)
+    variable = f"{flags.environment}{name.upper()}" if flags.environment else None
+    offered = [str(choice).removeprefix(".") for choice in choices(of)]
+    negative = flags.negative.get(name)
+    spelled = (negative,) if negative else flags.names.get(name, (f"--{name.replace('_', '-')}",))
+    default = False if negative else default
+    common: dict[str, Any] = {
+        "help": _help(of, negative=negative is not None),
+        "envvar": variable,
+        "metavar": "|".join(offered) or None,
+        "autocompletion": (lambda: offered) if offered else None,
+        "rich_help_panel": flags.panel,
+        "show_default": default not in (None, "", []),
+    }
+    info: Any = typer.Argument(**common) if name == flags.argument else typer.Option(*spelled, **common)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if of.is_required() else default,
+        annotation=Annotated[kind, info],
+    )
+
+
+def _kind(of: FieldInfo) -> Any:
+    """The type that typer reads text as; the model checks what it means."""
+    if COMMAS in of.metadata:
+        return str
+    kind = of.annotation
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(part for part in get_args(kind) if part is not NoneType)
+        return _simple(kind) | None
+    return _simple(kind)
+
+
+def _simple(kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        return type(get_args(kind)[0])
+    return list[str] if get_origin(kind) is tuple else kind
+
+
+def _help(of: FieldInfo, *, negative: bool) -> str:
+    """The field's help text, and its range."""
+    text, allowed = of.description or "", describe_range(of)
+    if negative:
+        return f"Turn off: {text[:1].lower()}{text[1:]}"
+    return f"{text} {allowed[:1].upper()}{allowed[1:]}." if allowed else text
+
+
+def check_aligned(photo: PhotoOptions, background: object = None) -> None:
+    """Raise InvalidOption for options of photographs where the images are aligned faces."""
+    if photo != PhotoOptions() or background is not None:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in (*PhotoOptions.model_fields, "background"))
+        raise InvalidOption(f"--aligned takes each image for a face: leave out {flags}, or --aligned")

@@ -1,0 +1,27 @@
+"""What is done with a photograph."""
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import BeforeValidator, Field
+
+from bfr.runtime.options import Options
+
+Selection = Literal["all", "largest", "centre"]
+DetectorName = Literal["auto", "yunet", "haar"]
+_Scale = Literal[1, 2, 4]
+UPSCALES: tuple[int, ...] = get_args(_Scale)
+Upscale = Annotated[
+    _Scale, BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.isdecimal() else value)
+]
+"""As text too, which is all that a query and the command line have."""
+
+
+class PhotoOptions(Options):
+    """What is done with a photograph."""
+
+    faces: Selection = Field("all", description="Which faces are restored.")
+    min_eye_distance: float = Field(5.0, ge=0, description="Leave faces with less between the eyes, in pixels.")
+    upscale: Upscale = Field(1, description="Enlarge the photograph's width and height so many times.")
+    blend: float = Field(1.0, ge=0, le=1, description="Strength: 0 leaves faces as they were, 1 is fully restored.")
+    keep_colour: bool = Field(False, description="Faces keep their colours and light; only structure is restored.")
+    detector: DetectorName = Field("auto", description="Face detector; auto: YuNet where fetched, else Haar cascades.")

@@ -1,0 +1,99 @@
+"""An option is written once: a field of a frozen model, with its default, its range, its unit and its help text.
+
+The Python API, the command line, HTTP, the client, jobs on disk and the page read them from there.
+"""
+
+from collections.abc import Mapping
+from copy import copy
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from bfr.runtime.errors import InvalidOption
+
+COMMAS = BeforeValidator(lambda value: tuple(filter(None, value.split(","))) if isinstance(value, str) else value)
+"""For fields that hold several values: as text they are separated by commas."""
+
+
+class Options(BaseModel):
+    """A frozen model of options. Its constructor raises InvalidOption, with a sentence for each wrong field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    if not TYPE_CHECKING:  # type checkers derive the keywords of the constructor from the fields
+
+        def __init__(self, /, *values: Any, **named: Any) -> None:
+            """Take values by name, or in the order of the fields."""
+            fields = type(self).model_fields
+            if len(values) > len(fields):
+                raise TypeError(f"{type(self).__name__} has {len(fields)} fields, {len(values)} values were given")
+            try:
+                super().__init__(**dict(zip(fields, values, strict=False)), **named)
+            except ValidationError as error:
+                raise InvalidOption(explain(error, fields)) from None
+
+        __init__.__pydantic_base_init__ = True  # `model_validate` raises pydantic's own error, as FastAPI needs
+
+
+def field_of(model: type[BaseModel], name: str, **changes: Any) -> Any:
+    """Return a field of another model, for a model that has it too: the same default, range and help text.
+
+    Args:
+        model: The model that the field is written in.
+        name: Of the field.
+        changes: Attributes that differ, as `default`.
+    """
+    field = copy(model.model_fields[name])
+    for attribute, value in changes.items():
+        setattr(field, attribute, value)
+    return field
+
+
+def explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
+    """Say what is wrong with each field: its name, what was found, and what is allowed."""
+    return "; ".join(_sentence(dict(one), fields) for one in error.errors(include_url=False))
+
+
+def _sentence(error: dict[str, Any], fields: Mapping[str, FieldInfo]) -> str:
+    name, found = ".".join(map(str, error["loc"])), error["input"]
+    if error["type"] == "extra_forbidden":
+        return f"there is no option {name!r}: choose among {', '.join(fields)}"
+    if error["type"] == "missing":
+        return f"{name} is missing: give it a value"
+    field = fields.get(str(error["loc"][0])) if error["loc"] else None
+    if field and choices(field) and error["type"] == "literal_error":
+        return f"{name} {found!r} is unknown: choose one of {', '.join(map(str, choices(field)))}"
+    if error["type"].startswith(("greater_than", "less_than", "finite_number")) and field and (allowed := describe_range(field)):
+        return f"{name} {found} is out of range: choose {allowed}"
+    return f"{name} {found!r} is not accepted: {str(error['msg']).removeprefix('Value error, ')}"
+
+
+def choices(field: FieldInfo) -> tuple[Any, ...]:
+    """Return the values of a field that offers some, else nothing."""
+    return _literals(field.annotation)
+
+
+def _literals(annotation: Any) -> tuple[Any, ...]:
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return tuple(value for part in get_args(annotation) for value in _literals(part))
+
+
+def bounds(field: FieldInfo) -> dict[str, Any]:
+    """Return the limits of a number by the names that pydantic gives them: ge, gt, le, lt."""
+    found = [(name, getattr(rule, name, None)) for rule in field.metadata for name in ("ge", "gt", "le", "lt")]
+    return {name: limit for name, limit in found if limit is not None}
+
+
+def describe_range(field: FieldInfo) -> str:
+    """Say which numbers a field takes: `between 0 and 1`, `1 or more`; nothing where every number will do."""
+    limits = bounds(field)
+    least, most = limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))
+    if least is not None and most is not None:
+        return f"between {least} and {most}"
+    if most is not None:
+        return f"at most {most}"
+    if least is None:
+        return ""
+    return f"{least} or more" if "ge" in limits else f"more than {least}"
