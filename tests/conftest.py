@@ -1,7 +1,6 @@
-"""A small system exported once a session, and a device made of NumPy functions."""
+"""A small bundle, and a device made of NumPy functions."""
 
 import os
-import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +14,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads than
 
 import numpy as np
 import pytest
-from once import once
+from bundles import unpacked
 
-from bfr.runtime.backends.device import HostDevice
+from bfr.runtime.backends.host import HostDevice
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import Network, Preset, Tensor
-from bfr.runtime.diffusion.noise import HostNoise
 from bfr.runtime.faces.geometry import Face, template
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.restore.chain import Chain
@@ -30,22 +28,6 @@ from bfr.runtime.restore.restorer import Restorer
 SIZE = 32
 RESTORED = (210, 200, 190)  # the colour of every pixel that the fake networks restore
 FACE, BAD_FACE = (230, 30, 30), (230, 30, 230)  # colours of what the fake detector takes for faces
-NETWORK: dict[str, Any] = {
-    "image_size": SIZE,
-    "in_channels": 3,
-    "model_channels": 32,
-    "num_res_blocks": 1,
-    "attention_resolutions": [16],
-    "channel_mult": [1, 2],
-    "num_head_channels": 32,
-    "use_scale_shift_norm": True,
-}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules that need the tiny bundle come first: one process makes it, the other begins where none is needed."""
-    needing = {item.path for item in items if "tiny_bundle" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: item.path not in needing)
 
 
 class NumpyNetwork:
@@ -66,39 +48,14 @@ class NumpyNetwork:
 
 
 class NumpyDevice(HostDevice):
-    """A device whose buffers are arrays; `load` gives what `graphs` holds under the file's name."""
+    """A device whose `load` gives what `graphs` holds under the file's name."""
 
     name = "numpy"
-    versions = {"numpy": np.__version__}  # noqa: RUF012
 
     def __init__(
         self, graphs: Mapping[str, NumpyNetwork] | None = None, buckets: tuple[int, ...] | None = None
     ) -> None:
         self.graphs, self.buckets = graphs or {}, buckets
-
-    def array(self, shape: tuple[int, ...]) -> np.ndarray:
-        return np.zeros(shape, np.float32)
-
-    def view(self, buffer: np.ndarray, batch: int) -> np.ndarray:
-        return buffer[:batch]
-
-    def zero(self, buffer: np.ndarray) -> None:
-        buffer[...] = 0
-
-    def write(self, buffer: np.ndarray, values: np.ndarray) -> None:
-        buffer[...] = values
-
-    def read(self, buffer: np.ndarray) -> np.ndarray:
-        return buffer.copy()
-
-    def diffuse(self, estimate: np.ndarray, noise: np.ndarray, x: np.ndarray, levels: np.ndarray) -> None:
-        signal, sigma = levels.T[:, :, None, None, None]
-        x[...] = signal * estimate + sigma * noise
-
-    def noise(self, shape: tuple[int, ...], first: int = 0) -> Any:
-        noise = HostNoise(shape, first)
-        noise.buffers = noise.arrays  # type: ignore[attr-defined]
-        return noise
 
     def load(self, bundle: Bundle, name: str, precision: Any) -> NumpyNetwork:
         return self.graphs[bundle.graph(name, precision).name]
@@ -241,59 +198,23 @@ def small() -> Iterator[Callable[..., RecordingRestorer]]:
 
 @pytest.fixture(scope="session")
 def tiny_system() -> Any:
-    """A DifFace of two small name-seeded UNets at 32x32, its denoiser with variance channels as the published one."""
-    from bfr.models.catalog import NetworkSpec, SystemSpec
-    from bfr.models.weights.fetch import Download
-    from bfr.runtime.bundle.manifest import Licence
+    """The system of `tiny_bundle`."""
+    from systems import tiny
 
-    return SystemSpec(
-        name="tiny",
-        title="name-seeded networks for tests",
-        image_size=SIZE,
-        networks={
-            "estimator": NetworkSpec(
-                kind="estimator",
-                architecture="unet",
-                parameters={**NETWORK, "out_channels": 3, "unshuffle": 2, "time_conditioned": False},
-                weights=Download("", "estimator.pth"),
-                half=None,
-            ),
-            "denoiser": NetworkSpec(
-                kind="step",
-                architecture="unet",
-                parameters={**NETWORK, "out_channels": 6},
-                weights=Download("", "denoiser.pth"),
-                learned_variance=True,
-            ),
-        },
-        presets={"reference": Preset(spacing="ddim250", start=6, eta=0.5), "short": Preset(spacing="ddim50", start=2)},
-        licence=Licence(name="none", url="", notice="random weights"),
-    )
+    return tiny()
 
 
 @pytest.fixture(scope="session")
 def tiny_weights(tiny_system: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoints of `tiny_system`, in the layouts that published files have."""
-    import torch
-
-    from bfr.models.weights.seeded import LOOP_SCALE, seed_weights
+    """The checkpoints of `tiny_system`."""
+    from systems import write_weights
 
     folder = tmp_path_factory.mktemp("weights")
-    for name, spec in tiny_system.networks.items():
-        module = spec.build()
-        seed_weights(module, LOOP_SCALE)
-        state = {f"module.{key}": value for key, value in module.state_dict().items()}
-        torch.save({"state_dict": state} if name == "denoiser" else state, folder / spec.weights.file)
+    write_weights(tiny_system, folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_system: Any, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """`tiny_system`, exported in fp32 and fp16 and verified. This process's own: tests build engines into it."""
-    from bfr.export.bundle import export_system
-
-    def make(folder: Path) -> None:
-        export_system(tiny_system, tiny_weights, folder / "bundle", precisions=("fp32", "fp16"))
-
-    made = once(tmp_path_factory, "tiny", make)
-    return Bundle.open(Path(shutil.copytree(made / "bundle", tmp_path_factory.mktemp("bundles") / "tiny")))
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A DifFace of two small UNets at 32 x 32, in fp32 and fp16. This process's own: tests build engines into it."""
+    return unpacked("tiny", tmp_path_factory.mktemp("bundles") / "tiny")

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bfr.runtime.backends.device import BoundCall, Float32, HostDevice, Noise
+from bfr.runtime.backends.device import BoundCall, Float32, Noise
+from bfr.runtime.backends.host import HostDevice, HostNoise
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
-from bfr.runtime.diffusion.noise import UploadedNoise
 from bfr.runtime.errors import InvalidOption
 
 
@@ -35,8 +35,6 @@ class EagerNetwork:
 
 class EagerDevice(HostDevice):
     """The CPU or a GPU through PyTorch. It loads modules, not bundles."""
-
-    buckets: tuple[int, ...] | None = None
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = torch.device(device)
@@ -75,3 +73,23 @@ class EagerDevice(HostDevice):
         from bfr.export.pytorch.reference import load_stage
 
         return EagerNetwork(load_stage(bundle, name).to(self.device))
+
+
+class UploadedNoise:
+    """Host noise, written to the device when it is due."""
+
+    def __init__(self, device: EagerDevice, shape: tuple[int, ...], first: int = 0) -> None:
+        self.device, self.host, self._count = device, HostNoise(shape, first), 0
+        self.buffers = (device.array(shape), device.array(shape))
+
+    def start(self, seed: int, images: tuple[int, ...], last: int) -> None:
+        self._count = len(images)
+        self.host.start(seed, images, last)
+
+    def ready(self, step: int) -> None:
+        self.host.ready(step)
+        made, due = self.host.buffers[step % 2], self.buffers[step % 2]
+        self.device.write(self.device.view(due, self._count), made[: self._count])
+
+    def close(self) -> None:
+        self.host.close()

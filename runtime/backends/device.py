@@ -1,6 +1,5 @@
 """What a backend provides. A backend's module is imported when it is chosen (`bfr.runtime.backends.registry`)."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
@@ -168,91 +167,3 @@ def own_array(owned: ExitStack, device: Memory, shape: tuple[int, ...]) -> Buffe
     buffer = device.array(shape)
     owned.callback(device.release, [buffer])
     return buffer
-
-
-class HostStopwatch:
-    """Of a device whose calls return when they are done."""
-
-    def __init__(self) -> None:
-        self.begin()
-
-    def begin(self) -> None:
-        self._seconds = {"network": 0.0}
-        self._last = time.perf_counter()
-
-    def call(self, call: BoundCall) -> None:
-        begin = time.perf_counter()
-        call()
-        self._seconds["network"] += time.perf_counter() - begin
-
-    def mark(self, stage: str) -> None:
-        now = time.perf_counter()
-        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
-        self._last = now
-
-    def skip(self) -> None:
-        self._last = time.perf_counter()
-
-    def seconds(self) -> dict[str, float]:
-        return dict(self._seconds)
-
-    def close(self) -> None:
-        """Nothing to give back."""
-
-
-class WrittenInput:
-    """Of a device without a way beside its work: what was staged is written when it is due."""
-
-    def __init__(self, device: Device, shape: tuple[int, ...]) -> None:
-        self.device, self.buffer = device, device.array(shape)
-        self._staged: Float32 | None = None
-
-    def stage(self, values: Float32) -> None:
-        self._staged = values
-
-    def commit(self) -> None:
-        if self._staged is None:
-            raise RuntimeError("stage() comes before commit()")
-        self.device.write(self.device.view(self.buffer, len(self._staged)), self._staged)
-
-    def close(self) -> None:
-        self.device.release([self.buffer])
-
-
-class RepeatedProgram:
-    """Of a device that records nothing: the work itself."""
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        self.work = work
-
-    def __call__(self) -> None:
-        self.work()
-
-    def close(self) -> None:
-        """Nothing to give back."""
-
-
-class HostDevice:
-    """What all devices share whose calls return when they are done, and whose memory Python gives back by itself."""
-
-    def release(self, buffers: Sequence[Buffer]) -> None:
-        """Nothing to do."""
-
-    def input(self: Any, shape: tuple[int, ...]) -> Input:
-        return WrittenInput(self, shape)
-
-    def record(self, work: Callable[[], None]) -> Program:
-        return RepeatedProgram(work)
-
-    def stopwatch(self) -> Stopwatch:
-        return HostStopwatch()
-
-    def memory(self) -> tuple[int, int] | None:
-        return None
-
-    def workspace(self, networks: Sequence[Network], batch: int) -> int | None:
-        del networks, batch
-        return None
-
-    def close(self) -> None:
-        """Nothing to give back."""

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ import numpy as np
 
 from bfr.runtime.backends.cuda.bindings import device_count
 from bfr.runtime.backends.cuda.device import GpuBuffer, GpuDevice
-from bfr.runtime.backends.device import BoundCall, Buffer, Float32, HostDevice, Noise
+from bfr.runtime.backends.device import BoundCall, Float32
+from bfr.runtime.backends.host import HostDevice
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
-from bfr.runtime.diffusion.noise import HostNoise
 from bfr.runtime.errors import BackendUnavailable, DeviceOutOfMemory, MissingDependency
 
 try:
@@ -33,27 +32,19 @@ CUDA_REMEDY = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class HostBuffer:
-    """An OrtValue over a NumPy array: both see the same memory."""
-
-    array: Float32
-    value: ort.OrtValue
-
-
 class OrtNetwork:
     """A session, and the calls bound to it."""
 
     def __init__(self, session: ort.InferenceSession) -> None:
         self.session = session
 
-    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> BoundCall:
-        _refuse_shared({b.value.data_ptr() for b in inputs.values()}, {b.value.data_ptr() for b in outputs.values()})
+    def bind(self, inputs: Mapping[str, Float32], outputs: Mapping[str, Float32]) -> BoundCall:
+        _refuse_shared({b.ctypes.data for b in inputs.values()}, {b.ctypes.data for b in outputs.values()})
         binding = self.session.io_binding()
         for name, buffer in inputs.items():
-            binding.bind_ortvalue_input(name, buffer.value)
+            binding.bind_ortvalue_input(name, _shared_value(buffer))
         for name, buffer in outputs.items():
-            binding.bind_ortvalue_output(name, buffer.value)
+            binding.bind_ortvalue_output(name, _shared_value(buffer))
 
         def call() -> None:
             self.session.run_with_iobinding(binding)
@@ -62,10 +53,9 @@ class OrtNetwork:
 
 
 class CpuDevice(HostDevice):
-    """The CPU. Any batch size is as good as another: a call takes as long as its images."""
+    """The CPU through ONNX Runtime. Any batch size is as good as another: a call takes as long as its images."""
 
     name = "onnxruntime-cpu"
-    buckets: tuple[int, ...] | None = None
 
     def __init__(self, threads: int | None = None, *, spinning: bool = True) -> None:
         """`spinning`: idle threads wait in a loop, which is quicker but slows whatever else runs on the machine."""
@@ -74,29 +64,6 @@ class CpuDevice(HostDevice):
     @property
     def versions(self) -> dict[str, str]:
         return {"onnxruntime": ort.__version__}
-
-    def array(self, shape: tuple[int, ...]) -> HostBuffer:
-        return _host_buffer(np.zeros(shape, np.float32))
-
-    def view(self, buffer: HostBuffer, batch: int) -> HostBuffer:
-        return _host_buffer(buffer.array[:batch])
-
-    def write(self, buffer: HostBuffer, values: Float32) -> None:
-        buffer.array[...] = values
-
-    def read(self, buffer: HostBuffer) -> Float32:
-        return buffer.array.copy()
-
-    def zero(self, buffer: HostBuffer) -> None:
-        buffer.array.fill(0.0)
-
-    def diffuse(self, estimate: HostBuffer, noise: HostBuffer, x: HostBuffer, levels: HostBuffer) -> None:
-        signal, sigma = levels.array.T[:, :, None, None, None]
-        np.multiply(estimate.array, signal, out=x.array)
-        np.add(x.array, sigma * noise.array, out=x.array)
-
-    def noise(self, shape: tuple[int, ...], first: int = 0) -> Noise:
-        return _CpuNoise(shape, first)
 
     def load(self, bundle: Bundle, name: str, precision: Precision) -> OrtNetwork:
         return self.load_graph(bundle.graph(name, precision))
@@ -110,23 +77,12 @@ class CpuDevice(HostDevice):
         return OrtNetwork(_session(graph, options, [CPU]))
 
 
-def _host_buffer(array: Float32) -> HostBuffer:
+def _shared_value(array: Float32) -> ort.OrtValue:
+    """An OrtValue over an array's own memory, which must live as long as the value is used."""
     value = ort.OrtValue.ortvalue_from_numpy(array)
     if value.data_ptr() != array.ctypes.data:
         raise RuntimeError("this ONNX Runtime copies host arrays; writes would not reach the network")
-    return HostBuffer(array, value)
-
-
-class _CpuNoise(HostNoise):
-    """Host noise whose two arrays are buffers of the device."""
-
-    def __init__(self, shape: tuple[int, ...], first: int) -> None:
-        super().__init__(shape, first)
-        self._wrapped = (_host_buffer(self.arrays[0]), _host_buffer(self.arrays[1]))
-
-    @property
-    def buffers(self) -> tuple[Buffer, Buffer]:
-        return self._wrapped
+    return value
 
 
 class CudaNetwork:

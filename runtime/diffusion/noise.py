@@ -4,12 +4,9 @@ Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 
 counted by (element, step), then Box-Muller. Each count gives four words and so four normals, which stand side by side.
 """
 
-from concurrent.futures import Future, ThreadPoolExecutor
-
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.backends.device import Device
 from bfr.runtime.errors import InvalidOption
 
 ROUNDS = 10
@@ -72,62 +69,3 @@ def check_seed(seed: int) -> None:
     """Raise InvalidOption unless `seed` is an integer of 32 bits."""
     if not 0 <= seed <= WORD:
         raise InvalidOption(f"seed {seed} is out of range: choose between 0 and {WORD}")
-
-
-class HostNoise:
-    """A stream of noise for one batch, made one step ahead on a thread of its own while the network runs.
-
-    `arrays` are two, (B, C, H, W) float32: the noise of `step` is in array `step % 2`, from the return of
-    `ready(step)` until the next call. It is step `first` + `step` of the noise: streams of one chain share no numbers.
-    """
-
-    def __init__(self, shape: tuple[int, ...], first: int = 0) -> None:
-        self.first = first
-        self.arrays = (np.zeros(shape, np.float32), np.zeros(shape, np.float32))
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="bfr-noise")
-        self._pending: Future[None] | None = None
-        self._seed, self._last = 0, 0
-        self._images: tuple[int, ...] = ()
-
-    def start(self, seed: int, images: tuple[int, ...], last: int) -> None:
-        """Begin a stream of steps 0 .. `last` for a batch whose images have the keys `images`."""
-        self._drain()
-        self._seed, self._images, self._last = seed, images, last
-        self._pending = self._thread.submit(self._fill, 0)
-
-    def ready(self, step: int) -> None:
-        """Wait until the noise of `step` stands in its buffer, and begin the next. Steps are asked for in order."""
-        if self._pending is None:
-            raise RuntimeError("start() comes before ready()")
-        self._pending.result()
-        if step < self._last:
-            self._pending = self._thread.submit(self._fill, step + 1)
-
-    def close(self) -> None:
-        """End the thread."""
-        self._drain()
-        self._thread.shutdown()
-
-    def _drain(self) -> None:
-        # A chain that stopped half-way leaves a fill under way: it must not write into the next chain's noise.
-        if self._pending is not None:
-            self._pending.exception()
-            self._pending = None
-
-    def _fill(self, step: int) -> None:
-        for out, image in zip(self.arrays[step % 2], self._images, strict=False):  # the batch may be smaller
-            fill_normal(out, seed=self._seed, image=image, step=self.first + step)
-
-
-class UploadedNoise(HostNoise):
-    """Host noise for a device with a memory of its own: written there as soon as it is due."""
-
-    def __init__(self, device: Device, shape: tuple[int, ...], first: int = 0) -> None:
-        super().__init__(shape, first)
-        self.device = device
-        self.buffers = (device.array(shape), device.array(shape))
-
-    def ready(self, step: int) -> None:
-        super().ready(step)
-        count, which = len(self._images), step % 2
-        self.device.write(self.device.view(self.buffers[which], count), self.arrays[which][:count])

@@ -167,16 +167,6 @@ def decode_image(data: bytes, *, name: str = "image", max_pixels: int = MAX_PIXE
     return replace(image, pixels=pixels, alpha=alpha, exif=_exif(file, data, name, pixels, image.icc))
 
 
-def resize(pixels: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Resize (H, W, C) float32 to `size` = (width, height), as Pillow has it: antialiased bicubic, a = -0.5.
-
-    Results are not clipped: they overshoot [0, 1] at edges.
-    """
-    channels = [Pillow.fromarray(np.ascontiguousarray(channel, np.float32)) for channel in np.moveaxis(pixels, 2, 0)]
-    resized = [channel.resize(size, Pillow.Resampling.BICUBIC) for channel in channels]
-    return np.dstack([np.asarray(channel, np.float32) for channel in resized])
-
-
 def _limit(size: tuple[int, int] | None, name: str, max_pixels: int) -> None:
     if size and size[0] * size[1] > max_pixels:
         raise InvalidImage(

@@ -10,22 +10,24 @@ from PIL import Image as Pillow
 
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.files import write_bytes
-from bfr.runtime.images.decode import Image, Pixels, resize
+from bfr.runtime.images.decode import Image, Pixels
 from bfr.runtime.images.formats import BY_SUFFIX, WRITTEN, Format
 from bfr.runtime.images.metadata import clean_exif, png_chunk
+from bfr.runtime.restore.pixels import resize
 
+QUALITY = 95  # of lossy formats
 _log = logging.getLogger(__name__)
 
 
 def write_image(
-    path: Path, pixels: Pixels, *, like: Image | None = None, quality: int = 95, metadata: bool = True
+    path: Path, pixels: Pixels, *, like: Image | None = None, quality: int = QUALITY, metadata: bool = True
 ) -> None:
     """Write an image, whole or not at all, in the format of the suffix; see `encode_image`. Raises WriteFailed."""
     write_bytes(path, encode_image(pixels, path.suffix, like=like, quality=quality, metadata=metadata))
 
 
 def encode_image(
-    pixels: Pixels, suffix: str, *, like: Image | None = None, quality: int = 95, metadata: bool = True
+    pixels: Pixels, suffix: str, *, like: Image | None = None, quality: int = QUALITY, metadata: bool = True
 ) -> bytes:
     """Encode (H, W, 3) uint8 or uint16 RGB in the format of a suffix; `quality`, 1 to 100, is of lossy ones.
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as Pillow
 
 from bfr.runtime.backends.device import Float32
 from bfr.runtime.errors import InvalidImage
-from bfr.runtime.images.decode import resize
 
 
 def check_image(image: NDArray[Any]) -> None:
@@ -40,3 +40,13 @@ def to_output(face: Float32, like: NDArray[Any]) -> NDArray[Any]:
 def full_scale(dtype: np.dtype[Any]) -> float:
     """The value of white: 255, 65535, or 1 for floats."""
     return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0
+
+
+def resize(pixels: Float32, size: tuple[int, int]) -> Float32:
+    """Resize (H, W, C) float32 to `size` = (width, height), as Pillow has it: antialiased bicubic, a = -0.5.
+
+    Results are not clipped: they overshoot [0, 1] at edges.
+    """
+    channels = [Pillow.fromarray(np.ascontiguousarray(channel, np.float32)) for channel in np.moveaxis(pixels, 2, 0)]
+    resized = [channel.resize(size, Pillow.Resampling.BICUBIC) for channel in channels]
+    return np.dstack([np.asarray(channel, np.float32) for channel in resized])

@@ -20,15 +20,18 @@ FACES = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8) 
 needs_gpu = pytest.mark.skipif(not backend.cuda_works(), reason="no GPU that ONNX Runtime can use")
 
 
-def test_a_buffer_and_its_array_are_one_memory() -> None:
+def test_a_network_sees_the_memory_of_the_buffers(tiny_bundle: Bundle) -> None:
     device = CpuDevice()
-    buffer = device.array((2, 3))
-    assert not buffer.array.any()
-    device.write(buffer, np.arange(6, dtype=np.float32).reshape(2, 3))
-    assert np.array_equal(buffer.value.numpy(), buffer.array)
-    copy = device.read(buffer)
-    buffer.array[...] = 7
-    assert copy[0, 1] == 1
+    degraded, estimate = device.array((2, 3, 32, 32)), device.array((2, 3, 32, 32))
+    call = device.load_graph(tiny_bundle.graph("estimator", "fp32")).bind(
+        {"degraded": device.view(degraded, 1)}, {"estimate": device.view(estimate, 1)}
+    )
+    call()
+    before = device.read(estimate)
+    device.write(degraded, np.ones(degraded.shape, np.float32))
+    call()
+    assert not np.array_equal(device.read(estimate)[0], before[0])
+    assert not device.read(estimate)[1].any()
 
 
 def test_an_output_may_not_be_an_input(tiny_bundle: Bundle) -> None:

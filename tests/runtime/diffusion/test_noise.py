@@ -1,9 +1,7 @@
-import time
-
 import numpy as np
 import pytest
 
-from bfr.runtime.diffusion.noise import HostNoise, fill_normal, philox
+from bfr.runtime.diffusion.noise import fill_normal, philox
 from bfr.runtime.errors import InvalidOption
 
 SHAPE = (3, 64, 64)
@@ -59,29 +57,3 @@ def test_a_prefix_does_not_depend_on_the_size() -> None:
 def test_a_seed_out_of_range_is_refused(seed: int) -> None:
     with pytest.raises(InvalidOption, match="seed"):
         normals(seed=seed)
-
-
-def test_the_stream_gives_every_step_to_every_position_of_the_batch() -> None:
-    stream = HostNoise((2, *SHAPE))
-    stream.start(9, (5, 6), last=4)
-    for step in range(5):
-        stream.ready(step)
-        for position, image in enumerate((5, 6)):
-            assert np.array_equal(stream.arrays[step % 2][position], normals(9, image, step))
-    stream.close()
-
-
-def test_a_stream_that_was_left_half_way_starts_anew_unharmed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(out: np.ndarray, *, seed: int, image: int, step: int) -> None:
-        time.sleep(0.02)
-        fill_normal(out, seed=seed, image=image, step=step)
-
-    monkeypatch.setattr("bfr.runtime.diffusion.noise.fill_normal", slow)
-    stream = HostNoise((1, *SHAPE))
-    stream.start(1, (1,), last=9)
-    stream.ready(0)  # the fill of step 1 is under way
-    stream.start(2, (1,), last=1)
-    for step in (0, 1):
-        stream.ready(step)
-        assert np.array_equal(stream.arrays[step][0], normals(2, 1, step))
-    stream.close()

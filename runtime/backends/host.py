@@ -1,0 +1,181 @@
+"""The CPU as a device: buffers are NumPy arrays, and noise is made one step ahead on a thread.
+
+A backend on the CPU is a child of HostDevice that implements `load`.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from bfr.runtime.backends.device import BoundCall, Buffer, Device, Float32, Input, Network, Noise, Program, Stopwatch
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.manifest import Precision
+from bfr.runtime.diffusion.noise import fill_normal
+
+
+class HostDevice:
+    """A device whose calls return when they are done. Any batch size is as good as another."""
+
+    name = "host"
+    buckets: tuple[int, ...] | None = None
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {"numpy": np.__version__}
+
+    def array(self, shape: tuple[int, ...]) -> Buffer:
+        return np.zeros(shape, np.float32)
+
+    def release(self, buffers: Sequence[Buffer]) -> None:
+        """Nothing to do: Python frees the arrays."""
+
+    def view(self, buffer: Buffer, batch: int) -> Buffer:
+        return buffer[:batch]
+
+    def write(self, buffer: Buffer, values: Float32) -> None:
+        buffer[...] = values
+
+    def read(self, buffer: Buffer) -> Float32:
+        return np.array(buffer)
+
+    def zero(self, buffer: Buffer) -> None:
+        buffer.fill(0.0)
+
+    def diffuse(self, estimate: Buffer, noise: Buffer, x: Buffer, levels: Buffer) -> None:
+        signal, sigma = levels.T[:, :, None, None, None]
+        np.multiply(estimate, signal, out=x)
+        np.add(x, sigma * noise, out=x)
+
+    def noise(self, shape: tuple[int, ...], first: int = 0) -> Noise:
+        return HostNoise(shape, first)
+
+    def input(self, shape: tuple[int, ...]) -> Input:
+        return HostInput(self, shape)
+
+    def record(self, work: Callable[[], None]) -> Program:
+        return RepeatedProgram(work)
+
+    def stopwatch(self) -> Stopwatch:
+        return HostStopwatch()
+
+    def memory(self) -> tuple[int, int] | None:
+        return None
+
+    def workspace(self, networks: Sequence[Network], batch: int) -> int | None:
+        del networks, batch
+        return None
+
+    def load(self, bundle: Bundle, name: str, precision: Precision) -> Network:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class HostNoise:
+    """A stream of noise for one batch, made one step ahead on a thread of its own while the network runs.
+
+    `buffers` are two, (B, C, H, W) float32: the noise of `step` is in buffer `step % 2`, from the return of
+    `ready(step)` until the next call. It is step `first` + `step` of the noise: streams of one chain share no numbers.
+    """
+
+    def __init__(self, shape: tuple[int, ...], first: int = 0) -> None:
+        self.first = first
+        self.buffers: tuple[Buffer, Buffer] = (np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="bfr-noise")
+        self._pending: Future[None] | None = None
+        self._seed, self._last = 0, 0
+        self._images: tuple[int, ...] = ()
+
+    def start(self, seed: int, images: tuple[int, ...], last: int) -> None:
+        """Begin a stream of steps 0 .. `last` for a batch whose images have the keys `images`."""
+        self._drain()
+        self._seed, self._images, self._last = seed, images, last
+        self._pending = self._thread.submit(self._fill, 0)
+
+    def ready(self, step: int) -> None:
+        """Wait until the noise of `step` stands in its buffer, and begin the next. Steps are asked for in order."""
+        if self._pending is None:
+            raise RuntimeError("start() comes before ready()")
+        self._pending.result()
+        if step < self._last:
+            self._pending = self._thread.submit(self._fill, step + 1)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._drain()
+        self._thread.shutdown()
+
+    def _drain(self) -> None:
+        # A chain that stopped half-way leaves a fill under way: it must not write into the next chain's noise.
+        if self._pending is not None:
+            self._pending.exception()
+            self._pending = None
+
+    def _fill(self, step: int) -> None:
+        for out, image in zip(self.buffers[step % 2], self._images, strict=False):  # the batch may be smaller
+            fill_normal(out, seed=self._seed, image=image, step=self.first + step)
+
+
+class HostInput:
+    """An input without an upload beside the device's work: `commit` writes what was staged."""
+
+    def __init__(self, device: Device, shape: tuple[int, ...]) -> None:
+        self.device, self.buffer = device, device.array(shape)
+        self._staged: Float32 | None = None
+
+    def stage(self, values: Float32) -> None:
+        self._staged = values
+
+    def commit(self) -> None:
+        if self._staged is None:
+            raise RuntimeError("stage() comes before commit()")
+        self.device.write(self.device.view(self.buffer, len(self._staged)), self._staged)
+
+    def close(self) -> None:
+        self.device.release([self.buffer])
+
+
+class HostStopwatch:
+    """A stopwatch for a device whose calls return when they are done."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self._seconds = {"network": 0.0}
+        self._last = time.perf_counter()
+
+    def call(self, call: BoundCall) -> None:
+        begin = time.perf_counter()
+        call()
+        self._seconds["network"] += time.perf_counter() - begin
+
+    def mark(self, stage: str) -> None:
+        now = time.perf_counter()
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+    def skip(self) -> None:
+        self._last = time.perf_counter()
+
+    def seconds(self) -> dict[str, float]:
+        return dict(self._seconds)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class RepeatedProgram:
+    """The program of a device that records nothing: the work itself."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work = work
+
+    def __call__(self) -> None:
+        self.work()
+
+    def close(self) -> None:
+        """Nothing to give back."""

@@ -1,0 +1,43 @@
+"""Noise made one step ahead on a thread."""
+
+import time
+
+import numpy as np
+import pytest
+
+from bfr.runtime.backends.host import HostNoise
+from bfr.runtime.diffusion.noise import fill_normal
+
+SHAPE = (3, 64, 64)
+
+
+def normals(seed: int, image: int, step: int) -> np.ndarray:
+    out = np.empty(SHAPE, np.float32)
+    fill_normal(out, seed=seed, image=image, step=step)
+    return out
+
+
+def test_the_stream_gives_every_step_to_every_position_of_the_batch() -> None:
+    stream = HostNoise((2, *SHAPE))
+    stream.start(9, (5, 6), last=4)
+    for step in range(5):
+        stream.ready(step)
+        for position, image in enumerate((5, 6)):
+            assert np.array_equal(stream.buffers[step % 2][position], normals(9, image, step))
+    stream.close()
+
+
+def test_a_stream_that_was_left_half_way_starts_anew_unharmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(out: np.ndarray, *, seed: int, image: int, step: int) -> None:
+        time.sleep(0.02)
+        fill_normal(out, seed=seed, image=image, step=step)
+
+    monkeypatch.setattr("bfr.runtime.backends.host.fill_normal", slow)
+    stream = HostNoise((1, *SHAPE))
+    stream.start(1, (1,), last=9)
+    stream.ready(0)  # the fill of step 1 is under way
+    stream.start(2, (1,), last=1)
+    for step in (0, 1):
+        stream.ready(step)
+        assert np.array_equal(stream.buffers[step][0], normals(2, 1, step))
+    stream.close()
