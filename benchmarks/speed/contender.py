@@ -17,20 +17,24 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from bfr.runtime.backends.cuda.bindings import Cuda, device_count
+from bfr.runtime.backends.cuda.bindings import device_count
 from bfr.runtime.backends.device import Device, Network
 from bfr.runtime.backends.registry import BACKENDS, open_device
-from bfr.runtime.backends.tensorrt_key import LIBRARIES, find_engine, this_machine
+from bfr.runtime.backends.tensorrt_key import LIBRARIES, find_engines
 from bfr.runtime.bundle.bundle import Bundle
-from bfr.runtime.bundle.manifest import Engine, Precision, Preset
+from bfr.runtime.bundle.manifest import Precision, Preset
 from bfr.runtime.errors import BackendUnavailable, BfrError, InvalidOption, MissingDependency
 from bfr.runtime.restore.restorer import Restorer, load_networks
 
 BASELINES = ("eager-cpu", "eager-cuda")  # float32: results and times are compared with the first one named
 EAGER = (*BASELINES, "eager-tf32", "eager-half")
-RUNTIME = tuple(name for name in BACKENDS if name != "auto")
-RECORD = (*LIBRARIES, "torch-cuda")  # record graphs unless told otherwise
-MAY_RECORD = ("eager-cuda", "eager-half", "onnxruntime-cuda")
+RUNTIME = tuple(BACKENDS)
+RECORD = tuple(row.name for row in BACKENDS.values() if row.records)  # record graphs unless told otherwise
+MAY_RECORD = (
+    "eager-cuda",
+    "eager-half",
+    *(row.name for row in BACKENDS.values() if row.where == "cuda" and not row.records),
+)
 REMEDY = 'pip install "bfr-runtime[bench]"'
 
 
@@ -109,20 +113,13 @@ def default_backends(bundle: Bundle, index: int = 0) -> tuple[str, ...]:
     for library in LIBRARIES:
         for half in precisions:
             try:
-                find_engines(bundle, library, half.removeprefix(":") or "fp32", index)
+                find_engines(
+                    bundle, bundle.precision(half.removeprefix(":") or "fp32"), this_machine(library, Cuda(index))
+                )
             except BfrError:
                 continue
             found.append(f"{library}{half}")
     return tuple(found)
-
-
-def find_engines(bundle: Bundle, library: Any, precision: Any, index: int) -> list[Engine]:
-    """The engines that a library would load here. Raises MissingDependency, EngineMissing, EngineMismatch."""
-    machine = this_machine(library, Cuda(index))
-    return [
-        find_engine(bundle, name, precision if precision in entry.variants else "fp32", machine)
-        for name, entry in bundle.manifest.networks.items()
-    ]
 
 
 def open_contender(bundle: Bundle, name: str, *, threads: int | None, spinning: bool, index: int = 0) -> Contender:
@@ -147,7 +144,7 @@ def open_contender(bundle: Bundle, name: str, *, threads: int | None, spinning: 
     begin = time.perf_counter()
     networks = load_networks(bundle, device, chosen)
     seconds = time.perf_counter() - begin
-    engines = find_engines(bundle, parts.backend, chosen, index) if parts.backend in LIBRARIES else []
+    engines = find_engines(bundle, chosen, device.machine) if parts.backend in LIBRARIES else []
     build_seconds = sum(engine.build_seconds for engine in engines) if engines else None
     return Contender(name, device, networks, chosen, seconds, build_seconds)
 

@@ -22,17 +22,17 @@ class BenchOptions(Options):
     """What to measure; the names of backends are described in `bfr.benchmarks.speed.contender`."""
 
     bundle: Path | None = field_of(OpenOptions, "bundle")
-    out: Path = Field(Path("bench"), description="Folder for bench.json, bench.md and the plots.")
+    out: Path = Field(default=Path("bench"), description="Folder for bench.json, bench.md and the plots.")
     backends: Annotated[tuple[str, ...], COMMAS, AfterValidator(_distinct)] = Field(
-        (), description="Separated by commas; what works here if left out."
+        default=(), description="Separated by commas; what works here if left out."
     )
     batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], COMMAS, AfterValidator(_distinct)] = Field(
         (1,), min_length=1, description="Images a call, separated by commas."
     )
     preset: str | None = field_of(OpenOptions, "preset")
     steps: int | None = field_of(SamplerOptions, "steps")
-    repeats: int = Field(20, ge=1, description="Timed calls of each backend and batch size.")
-    warmup: int = Field(2, ge=1, description="Calls before those, which are not timed.")
+    repeats: int = Field(default=20, ge=1, description="Timed calls of each backend and batch size.")
+    warmup: int = Field(default=2, ge=1, description="Calls before those, which are not timed.")
     threads: int | None = field_of(
         OpenOptions, "threads", description="Threads of the CPU, for all; PyTorch's choice if left out."
     )

@@ -1,8 +1,10 @@
 """What works on this machine, and what to do about what does not. Needs nothing optional, and never raises."""
 
+import ctypes
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -16,6 +18,8 @@ from bfr.runtime.errors import BfrError
 MIN_FREE_BYTES = 2 << 30  # published weights of one system, their ONNX files and an engine
 SMI_TIMEOUT_SECONDS = 10
 _GIB = 1 << 30
+_JETPACK_7 = 38  # its first release of Jetson Linux
+_CUDA_13_CAPABILITY = 7.5  # Turing: CUDA 13 left out what is older
 _TEGRA, _BOARD = Path("/etc/nv_tegra_release"), Path("/proc/device-tree/model")
 _CPUINFO, _MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 _OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
@@ -50,6 +54,7 @@ def diagnose(cache: Path | None = None) -> Report:
         "packages": _packages,
         "board": _board,
         "GPU": _gpus,
+        "extra": _extra,
         "ONNX Runtime": _onnxruntime,
         "CUDA": _cuda,
         "TensorRT": _tensorrt,
@@ -93,6 +98,11 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _distribution(name: str) -> str | None:
+    """The version of an optional package; TensorRT's distributions from the index name their CUDA too."""
+    return next(filter(None, map(_version, (name, f"{name}-cu13", f"{name}-cu12"))), None)
+
+
 def _packages(report: Report) -> None:
     report.facts["bfr-runtime"] = _version("bfr-runtime") or "not installed, run from its sources"
     report.facts["python"] = platform.python_version()
@@ -106,7 +116,7 @@ def _packages(report: Report) -> None:
         found = f"{' and '.join(opencv)} are installed and overwrite each other's files"
         report.problems.append(Problem(found, f"pip uninstall -y {' '.join(opencv)}; pip install {_OPENCV[0]}"))
     for name in _OPTIONAL:
-        report.facts[name] = _version(name) or "not installed (optional)"
+        report.facts[name] = _distribution(name) or "not installed (optional)"
 
 
 def _detector(report: Report, cache: Path) -> None:
@@ -151,10 +161,44 @@ def _has_gpu(report: Report) -> bool:
     return "board" in report.facts or "driver" in report.facts.get("GPU", "")
 
 
+def _driver_cuda() -> tuple[int, int] | None:
+    """The newest CUDA version that the driver runs, as (13, 0); None without a driver. Makes no context."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return None
+    found = ctypes.c_int()
+    return None if driver.cuDriverGetVersion(ctypes.byref(found)) else (found.value // 1000, found.value % 1000 // 10)
+
+
+def _extras(report: Report) -> tuple[str, str, str]:
+    """The extras of pyproject.toml that this machine needs, for ONNX Runtime and for TensorRT, and why."""
+    if not _has_gpu(report):
+        return "cpu", "tensorrt", "no NVIDIA GPU"
+    found = _driver_cuda()
+    runs = f"the driver runs CUDA {found[0]}.{found[1]}" if found else "the driver's CUDA version is unknown"
+    if "board" in report.facts:
+        release = re.search(r"R(\d+) \(release\)", report.facts["board"])
+        is_6 = int(release[1]) < _JETPACK_7 if release else found is not None and found[0] < 13
+        return "cpu", "jetson-cu12" if is_6 else "jetson", f"JetPack {6 if is_6 else 7}, which brings TensorRT"
+    capabilities = re.findall(r"compute capability (\d+\.\d+)", report.facts["GPU"])
+    if old := [found for found in capabilities if float(found) < _CUDA_13_CAPABILITY]:
+        why = f"{runs}; CUDA 13 and today's TensorRT leave out compute capability {old[0]}"
+        return "gpu-cu12", "gpu-cu12", why
+    suffix = "-cu12" if found and found[0] < 13 else ""
+    return f"gpu{suffix}", f"tensorrt{suffix}", runs
+
+
+def _extra(report: Report) -> None:
+    onnxruntime, tensorrt, why = _extras(report)
+    needed = dict.fromkeys((onnxruntime, tensorrt) if _has_gpu(report) else (onnxruntime,))
+    report.facts["extra"] = f"{(',' if 'board' in report.facts else ' or ').join(needed)} ({why})"
+
+
 def _onnxruntime(report: Report) -> None:
     installed = [f"{name} {found}" for name in _ONNXRUNTIME if (found := _version(name))]
     report.facts["onnxruntime"] = " and ".join(installed) or "not installed"
-    extra = "gpu" if _has_gpu(report) else "cpu"
+    extra, *_ = _extras(report)
     if len(installed) > 1:
         found = f"{report.facts['onnxruntime']} are both installed and overwrite each other's files"
         remedy = f'pip uninstall -y {" ".join(_ONNXRUNTIME)}; pip install "bfr-runtime[{extra}]"'
@@ -164,7 +208,7 @@ def _onnxruntime(report: Report) -> None:
 
         providers = onnxruntime.get_available_providers()
     except Exception as error:  # missing, or its native libraries do not load
-        if not installed and _version("tensorrt"):
+        if not installed and _distribution("tensorrt"):
             return
         found = f"ONNX Runtime cannot be imported ({error})" if installed else "ONNX Runtime is not installed"
         reinstall = "--force-reinstall " if installed else ""
@@ -177,9 +221,11 @@ def _onnxruntime(report: Report) -> None:
             report.problems.append(
                 Problem(found, "install the NVIDIA driver, or in a container start it with --gpus all")
             )
-    elif _has_gpu(report) and not _version("tensorrt"):
+    elif _has_gpu(report) and not _distribution("tensorrt"):
         found = "there is a GPU, but this ONNX Runtime runs on the CPU only"
-        remedy = 'pip uninstall -y onnxruntime; pip install "bfr-runtime[gpu]" (or "bfr-runtime[tensorrt]")'
+        remedy = f'pip uninstall -y onnxruntime; pip install "bfr-runtime[{extra}]"'
+        if "board" in report.facts:
+            remedy = "use TensorRT, which JetPack brings: make this environment with --system-site-packages"
         report.problems.append(Problem(found, remedy))
 
 
@@ -187,7 +233,8 @@ def _cuda(report: Report) -> None:
     """What a GPU's own work needs: the driver through cuda-python, and the compiler of the project's kernels."""
     if not _version("cuda-bindings"):
         if _has_gpu(report):
-            extra = "tensorrt" if any(map(_version, _TENSORRT)) else "gpu"
+            onnxruntime, tensorrt, _ = _extras(report)
+            extra = tensorrt if any(map(_distribution, _TENSORRT)) or "board" in report.facts else onnxruntime
             found = "there is a GPU, but cuda-bindings are not installed: no GPU backend of bfr can run"
             report.problems.append(Problem(found, f'pip install "bfr-runtime[{extra}]"'))
         return
@@ -197,7 +244,7 @@ def _cuda(report: Report) -> None:
     report.facts["CUDA"] = f"{count} GPU{'s' * (count != 1)} usable"
     if not count and _has_gpu(report):
         error, _ = bindings()[0].cudaGetDeviceCount()
-        remedy = "update the NVIDIA driver, or install the cuda-bindings of its CUDA version (nvidia-smi shows it)"
+        remedy = f"update the NVIDIA driver, or install the extra that it needs: {report.facts['extra']}"
         report.problems.append(Problem(f"CUDA cannot use the GPU: {error.name}", remedy))
     try:
         from bfr.runtime.backends.cuda.kernels import compile_kernels
@@ -212,12 +259,13 @@ def _cuda(report: Report) -> None:
 
 def _tensorrt(report: Report) -> None:
     for name in _TENSORRT:
-        if not _version(name):
+        if not _distribution(name):
             continue
         try:
             imported = import_module(name.replace("-", "_")).__version__
         except Exception as error:  # its native libraries do not load
-            remedy = f'pip install --force-reinstall "bfr-runtime[{name}]"; on a Jetson, JetPack brings TensorRT'
+            extra = _extras(report)[1] if name == "tensorrt" else name
+            remedy = f'pip install --force-reinstall "bfr-runtime[{extra}]"; on a Jetson, JetPack brings TensorRT'
             report.problems.append(Problem(f"{name} cannot be imported ({error})", remedy))
             continue
         report.facts[name] = f"{imported}, can be imported"

@@ -11,6 +11,7 @@ default, choices, range and help text, and hands the command the frozen model:
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -63,14 +64,14 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
         groups[parameter.name] = model, flags, fields
         parameters += [_parameter(name, model.model_fields[name], flags) for name in fields]
 
+    @wraps(command)
     def run(**values: Any) -> None:
         for name, (model, flags, fields) in groups.items():
             given = {field: value for field in fields if (value := values.pop(field)) is not None}
             values[name] = model(**given | {field: not given[field] for field in flags.negative})
         command(**values)
 
-    run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
-    run.__annotations__ = {}
+    run.__annotations__ = {}  # the parameters are in the signature
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run
 

@@ -25,7 +25,8 @@ KEY_VARIABLE = "BFR_API_KEY"
 
 def check_server_options(context: typer.Context, *, server: str | None) -> None:
     """Raise InvalidOption for options of `bfr restore` that do not go with --server, or only with it."""
-    given = [name for name in context.params if context.get_parameter_source(name).name != "DEFAULT"]
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
     if server is None:
         if "api_key_file" in given:
             raise InvalidOption("--api-key-file is for a server: give its address with --server, or leave it out")

@@ -19,9 +19,15 @@ Upscale = Annotated[
 class PhotoOptions(Options):
     """What is done with a photograph."""
 
-    faces: Selection = Field("all", description="Which faces are restored.")
-    min_eye_distance: float = Field(5.0, ge=0, description="Leave faces with less between the eyes, in pixels.")
-    upscale: Upscale = Field(1, description="Enlarge the photograph's width and height so many times.")
-    blend: float = Field(1.0, ge=0, le=1, description="Strength: 0 leaves faces as they were, 1 is fully restored.")
-    keep_colour: bool = Field(False, description="Faces keep their colours and light; only structure is restored.")
-    detector: DetectorName = Field("auto", description="Face detector; auto: YuNet where fetched, else Haar cascades.")
+    faces: Selection = Field(default="all", description="Which faces are restored.")
+    min_eye_distance: float = Field(default=5.0, ge=0, description="Leave faces with less between the eyes, in pixels.")
+    upscale: Upscale = Field(default=1, description="Enlarge the photograph's width and height so many times.")
+    blend: float = Field(
+        default=1.0, ge=0, le=1, description="Strength: 0 leaves faces as they were, 1 is fully restored."
+    )
+    keep_colour: bool = Field(
+        default=False, description="Faces keep their colours and light; only structure is restored."
+    )
+    detector: DetectorName = Field(
+        default="auto", description="Face detector; auto: YuNet where fetched, else Haar cascades."
+    )

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 from bfr.runtime.diffusion.noise import WORD
 from bfr.runtime.faces.options import PhotoOptions, Selection, Upscale
 from bfr.runtime.images.decode import MAX_PIXELS
+from bfr.runtime.images.encode import QUALITY
 from bfr.runtime.images.formats import WRITTEN
 from bfr.runtime.options import Options, field_of
 from bfr.runtime.restore.options import OpenOptions
@@ -24,16 +25,24 @@ class JobOptions(Options):
     """How a run writes its results."""
 
     out: Path = Field(description="Output folder.")
-    seed: int = Field(DEFAULT_SEED, ge=0, le=WORD, description="Seed of the noise: the same seed, the same bytes.")
-    format: Format = Field("same", description="Of images; same: the source's own where it can be written, else PNG.")
-    quality: int = Field(95, ge=1, le=100, description="Of JPEG and WebP. Higher is better and larger.")
-    metadata: bool = Field(True, description="Keep the photographs' EXIF data.")
-    compare: bool = Field(False, description="Write a before/after picture beside each result.")
-    html: bool = Field(False, description="Write report.html, with before/after sliders.")
-    resume: bool = Field(False, description="Skip inputs whose result is there already.")
-    max_pixels: int = Field(MAX_PIXELS, ge=1, description="Refuse images and frames with more pixels.")
-    codec: Literal["h264", "vp9"] | None = Field(None, description="Of videos; chosen by the suffix if left out.")
-    crf: int | None = Field(None, ge=0, le=63, description="Constant quality of videos: lower is better and larger.")
+    seed: int = Field(
+        default=DEFAULT_SEED, ge=0, le=WORD, description="Seed of the noise: the same seed, the same bytes."
+    )
+    format: Format = Field(
+        default="same", description="Of images; same: the source's own where it can be written, else PNG."
+    )
+    quality: int = Field(default=QUALITY, ge=1, le=100, description="Of JPEG and WebP. Higher is better and larger.")
+    metadata: bool = Field(default=True, description="Keep the photographs' EXIF data.")
+    compare: bool = Field(default=False, description="Write a before/after picture beside each result.")
+    html: bool = Field(default=False, description="Write report.html, with before/after sliders.")
+    resume: bool = Field(default=False, description="Skip inputs whose result is there already.")
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1, description="Refuse images and frames with more pixels.")
+    codec: Literal["h264", "vp9"] | None = Field(
+        default=None, description="Of videos; chosen by the suffix if left out."
+    )
+    crf: int | None = Field(
+        default=None, ge=0, le=63, description="Constant quality of videos: lower is better and larger."
+    )
 
 
 class RestoreOptions(Options):
@@ -42,7 +51,7 @@ class RestoreOptions(Options):
     seed: int = field_of(JobOptions, "seed")
     preset: Annotated[str, Field(max_length=64)] | None = field_of(OpenOptions, "preset")
     mode: Literal["photo", "aligned"] = Field(
-        "photo", description="A photograph with any number of faces, or an aligned face and nothing else."
+        default="photo", description="A photograph with any number of faces, or an aligned face and nothing else."
     )
     faces: Selection = field_of(PhotoOptions, "faces")
     upscale: Upscale = field_of(PhotoOptions, "upscale")

@@ -14,27 +14,37 @@ from bfr.runtime.options import Options
 class OpenOptions(Options):
     """How a bundle is opened."""
 
-    bundle: Path | None = Field(None, description="Bundle folder; the default is the system mini.")
-    backend: BackendName = Field("auto", description="What runs the networks; auto: the fastest that was verified.")
-    preset: str | None = Field(None, description="A preset of the bundle; its default if left out. See `bfr info`.")
-    precision: Precision = Field("fp32", description="Networks without this precision run in fp32.")
-    batch: int = Field(1, ge=1, description="Faces that go through the networks together, at most.")
-    threads: int | None = Field(None, ge=1, description="Threads of the CPU backend; one a core if left out.")
-    device: int = Field(0, ge=0, description="Number of the GPU.")
+    bundle: Path | None = Field(default=None, description="Bundle folder; the default is the system mini.")
+    backend: BackendName = Field(
+        default="auto", description="What runs the networks; auto: the fastest that was verified."
+    )
+    preset: str | None = Field(
+        default=None, description="A preset of the bundle; its default if left out. See `bfr info`."
+    )
+    precision: Precision = Field(default="fp32", description="Networks without this precision run in fp32.")
+    batch: int = Field(default=1, ge=1, description="Faces that go through the networks together, at most.")
+    threads: int | None = Field(default=None, ge=1, description="Threads of the CPU backend; one a core if left out.")
+    device: int = Field(default=0, ge=0, description="Number of the GPU.")
 
 
 class SamplerOptions(Options):
     """What replaces the sampler of a preset, field by field; None keeps the preset's value."""
 
-    solver: Solver | None = Field(None, description="Solver of the diffusion loop.")
-    spacing: str | None = Field(None, description="Timesteps: time, log-snr, quadratic, or respaced as ddim250.")
-    start: float | None = Field(
-        None, description="Start timestep. Lower keeps more of the input; higher generates more detail."
+    solver: Solver | None = Field(default=None, description="Solver of the diffusion loop.")
+    spacing: str | None = Field(
+        default=None, description="Timesteps: time, log-snr, quadratic, or respaced as ddim250."
     )
-    steps: int | None = Field(None, ge=1, description="Calls of the denoiser. More take longer.")
-    eta: float | None = Field(None, ge=0, le=1, description="Noise of each step: 0 is deterministic, 1 is DDPM's.")
+    start: float | None = Field(
+        default=None, description="Start timestep. Lower keeps more of the input; higher generates more detail."
+    )
+    steps: int | None = Field(default=None, ge=1, description="Calls of the denoiser. More take longer.")
+    eta: float | None = Field(
+        default=None, ge=0, le=1, description="Noise of each step: 0 is deterministic, 1 is DDPM's."
+    )
     guidance: float | None = Field(
-        None, ge=0, description="Strength of guidance, of guided systems. Higher follows the known more; 0 is none."
+        default=None,
+        ge=0,
+        description="Strength of guidance, of guided systems. Higher follows the known more; 0 is none.",
     )
 
     @property

@@ -29,10 +29,10 @@ class ServeOptions(Options):
     backend: BackendName = field_of(OpenOptions, "backend")
     precision: Precision = field_of(OpenOptions, "precision")
     presets: tuple[str, ...] = Field(
-        (), description="Presets to offer, the first is the default; all of the bundle's if left out."
+        default=(), description="Presets to offer, the first is the default; all of the bundle's if left out."
     )
     batch: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description=f"Faces that go through the networks together, across requests; if left out {BATCH}, "
         f"without a GPU {CPU_BATCH}.",
@@ -40,24 +40,24 @@ class ServeOptions(Options):
     threads: int | None = field_of(OpenOptions, "threads")
     detector: DetectorName = field_of(PhotoOptions, "detector")
     replicas: int | None = Field(
-        None, ge=1, description="Processes that run the networks; one for each GPU if left out."
+        default=None, ge=1, description="Processes that run the networks; one for each GPU if left out."
     )
     max_replicas: int | None = Field(
-        None, ge=1, description="Scale up to so many processes by queue length; no autoscaling if left out."
+        default=None, ge=1, description="Scale up to so many processes by queue length; no autoscaling if left out."
     )
     photo_replicas: int | None = Field(
-        None, ge=1, description="Processes that decode, paste and encode; one for four cores if left out."
+        default=None, ge=1, description="Processes that decode, paste and encode; one for four cores if left out."
     )
-    queue: int = Field(64, ge=1, description="Requests in flight; more are answered 503 with Retry-After.")
-    timeout: float = Field(120.0, gt=0, description="Seconds that a request may take.")
-    linger: float = Field(0.005, ge=0, le=1, description="Seconds that a batch waits to be filled.")
-    body_bytes: int = Field(50_000_000, ge=1, description="Largest body of a request, in bytes.")
-    body_seconds: float = Field(30.0, gt=0, description="Seconds that a body may take to arrive.")
-    job_bytes: int = Field(2_000_000_000, ge=1, description="Largest body of a job, in bytes.")
+    queue: int = Field(default=64, ge=1, description="Requests in flight; more are answered 503 with Retry-After.")
+    timeout: float = Field(default=120.0, gt=0, description="Seconds that a request may take.")
+    linger: float = Field(default=0.005, ge=0, le=1, description="Seconds that a batch waits to be filled.")
+    body_bytes: int = Field(default=50_000_000, ge=1, description="Largest body of a request, in bytes.")
+    body_seconds: float = Field(default=30.0, gt=0, description="Seconds that a body may take to arrive.")
+    job_bytes: int = Field(default=2_000_000_000, ge=1, description="Largest body of a job, in bytes.")
     max_pixels: int = field_of(JobOptions, "max_pixels")
-    jobs: Path | None = Field(None, description="Folder of long work; in bfr's cache folder if left out.")
-    keep_jobs: float = Field(24.0, gt=0, description="Hours that finished jobs are kept.")
-    keys: tuple[str, ...] = Field((), description="sha256 of the API keys, hexadecimal; empty: none is needed.")
+    jobs: Path | None = Field(default=None, description="Folder of long work; in bfr's cache folder if left out.")
+    keep_jobs: float = Field(default=24.0, gt=0, description="Hours that finished jobs are kept.")
+    keys: tuple[str, ...] = Field(default=(), description="sha256 of the API keys, hexadecimal; empty: none is needed.")
 
     def allows(self, key: str | None) -> bool:
         """Whether a request with this API key is let in; compared in constant time."""
@@ -80,12 +80,14 @@ class ServeOptions(Options):
 class ListenOptions(Options):
     """Where `bfr serve` listens, who is let in, and how it ends."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on; beyond this machine an API key is needed.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
-    api_key_file: Path | None = Field(
-        None, description=f"File of API keys, one a line; {KEY_VARIABLE} in the environment is one too."
+    host: str = Field(
+        default="127.0.0.1", description="Address to listen on; beyond this machine an API key is needed."
     )
-    drain: float = Field(60.0, ge=0, description="Seconds to finish requests in flight when told to end.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on.")
+    api_key_file: Path | None = Field(
+        default=None, description=f"File of API keys, one a line; {KEY_VARIABLE} in the environment is one too."
+    )
+    drain: float = Field(default=60.0, ge=0, description="Seconds to finish requests in flight when told to end.")
 
 
 def read_keys(file: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -58,9 +58,9 @@ class PoolOptions(Options):
     """Where a bulk run works."""
 
     workers: int | None = Field(
-        None, ge=1, description="How many; one for each GPU, else one for each machine, if left out."
+        default=None, ge=1, description="How many; one for each GPU, else one for each machine, if left out."
     )
     address: str | None = Field(
-        None, description="Of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; this machine if left out."
+        default=None, description="Of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; this machine if left out."
     )
     resume: bool = field_of(JobOptions, "resume")

@@ -109,7 +109,7 @@ class JobServer:
 
         remote = RemoteRestorer(self._bundle, self.options, request.preset, self._restore_faces)
         worker = remote if request.aligned else PhotoRestorer(remote, request.photo)
-        options = JobOptions(job.out, seed=request.seed, format=request.format, max_pixels=self.options.max_pixels)
+        options = JobOptions(out=job.out, seed=request.seed, format=request.format, max_pixels=self.options.max_pixels)
         report = run_job(worker, [Item(job.input, "result")], options, progress=progress)
         entry = report.entries[0]
         return replace(

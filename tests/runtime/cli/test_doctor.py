@@ -1,5 +1,6 @@
 """The doctor on machines that are simulated: bare, wrongly installed, with a GPU, a Jetson, a full disk."""
 
+import ctypes
 import json
 import os
 import re
@@ -7,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -41,6 +42,7 @@ class Machine:
         patch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 0, 1 << 40))
         patch.setitem(sys.modules, "onnxruntime", None)
         patch.setattr(kernels, "compile_kernels", lambda _: b"")
+        patch.setattr(doctor, "_driver_cuda", lambda: None)
         (folder / "bin").mkdir()
 
     def onnxruntime(self, *packages: str, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> None:
@@ -57,6 +59,13 @@ class Machine:
     def tensorrt(self, name: str, version: str) -> None:
         self.packages[name] = version
         self.patch.setitem(sys.modules, name.replace("-", "_"), SimpleNamespace(__version__=version))
+
+    def driver(self, *cuda: int) -> None:
+        self.patch.setattr(doctor, "_driver_cuda", lambda: cuda or None)
+
+    def jetson(self, release: int) -> None:
+        (self.folder / "nv_tegra_release").write_text(f"# R{release} (release), REVISION: 4.3\nmore\n")
+        (self.folder / "model").write_bytes(b"NVIDIA Jetson Orin Nano\0")
 
     def smi(self, script: str) -> None:
         path = self.folder / "bin" / "nvidia-smi"
@@ -226,11 +235,90 @@ def test_driver_that_hangs(machine: Machine, monkeypatch: pytest.MonkeyPatch) ->
 def test_jetson(machine: Machine) -> None:
     machine.onnxruntime("onnxruntime-gpu", providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
     machine.cuda(1)
-    (machine.folder / "nv_tegra_release").write_text("# R36 (release), REVISION: 4.3\nmore\n")
-    (machine.folder / "model").write_bytes(b"NVIDIA Jetson Orin Nano\0")
+    machine.jetson(36)
     report = diagnose()
     assert report.facts["board"] == "NVIDIA Jetson Orin Nano, R36 (release), REVISION: 4.3"
     assert report.problems == []
+
+
+@needs_sh
+@pytest.mark.parametrize(
+    ("cuda", "capability", "extra", "installed"),
+    [
+        ((13, 0), "9.0", "gpu or tensorrt (the driver runs CUDA 13.0)", "gpu"),
+        ((12, 4), "9.0", "gpu-cu12 or tensorrt-cu12 (the driver runs CUDA 12.4)", "gpu-cu12"),
+        ((13, 0), "7.0", "gpu-cu12 (the driver runs CUDA 13.0; CUDA 13 and", "gpu-cu12"),
+        ((), "9.0", "gpu or tensorrt (the driver's CUDA version is unknown)", "gpu"),
+    ],
+)
+def test_the_extra_for_a_gpu(
+    machine: Machine, cuda: tuple[int, ...], capability: str, extra: str, installed: str
+) -> None:
+    machine.smi(f"echo '{SMI_LINE.replace('9.0', capability)}'")
+    machine.driver(*cuda)
+    assert diagnose().facts["extra"].startswith(extra)
+    assert f'ONNX Runtime is not installed -> pip install "bfr-runtime[{installed}]"' in machine.problems()
+    machine.onnxruntime("onnxruntime")
+    assert (
+        f'cuda-bindings are not installed: no GPU backend of bfr can run -> pip install "bfr-runtime[{installed}]"'
+        in (machine.problems())
+    )
+
+
+@pytest.mark.parametrize(
+    ("release", "cuda", "extra"),
+    [
+        (36, (12, 6), "cpu,jetson-cu12 (JetPack 6, which brings TensorRT)"),
+        (36, (), "cpu,jetson-cu12 (JetPack 6, which brings TensorRT)"),
+        (38, (13, 0), "cpu,jetson (JetPack 7, which brings TensorRT)"),
+        (39, (13, 2), "cpu,jetson (JetPack 7, which brings TensorRT)"),
+    ],
+)
+def test_the_extra_for_a_jetson(machine: Machine, release: int, cuda: tuple[int, ...], extra: str) -> None:
+    machine.jetson(release)
+    machine.driver(*cuda)
+    assert diagnose().facts["extra"] == extra
+    assert 'ONNX Runtime is not installed -> pip install "bfr-runtime[cpu]"' in machine.problems()
+    name = re.split("[, ]", extra)[1]
+    assert f'cuda-bindings are not installed: no GPU backend of bfr can run -> pip install "bfr-runtime[{name}]"' in (
+        machine.problems()
+    )
+
+
+def test_the_extra_without_a_gpu(machine: Machine) -> None:
+    assert diagnose().facts["extra"] == "cpu (no NVIDIA GPU)"
+
+
+def test_the_drivers_cuda_is_read_from_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(found: Any) -> int:
+        found._obj.value = 12040
+        return 0
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(cuDriverGetVersion=version))
+    assert doctor._driver_cuda() == (12, 4)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(cuDriverGetVersion=lambda _: 3))
+    assert doctor._driver_cuda() is None
+
+
+@needs_sh
+def test_packages_of_another_cuda_than_the_drivers(machine: Machine) -> None:
+    machine.smi(f"echo '{SMI_LINE}'")
+    machine.driver(12, 4)
+    machine.tensorrt("tensorrt-rtx", "1.7.1")
+    machine.cuda(0, "cudaErrorInsufficientDriver")
+    assert "install the extra that it needs: gpu-cu12 or tensorrt-cu12" in machine.problems()
+
+
+@needs_sh
+@pytest.mark.parametrize("major", [12, 13])
+def test_tensorrt_whose_package_names_its_cuda(machine: Machine, major: int) -> None:
+    machine.smi(f"echo '{SMI_LINE}'")
+    machine.driver(major, 0)
+    machine.cuda(1)
+    machine.tensorrt("tensorrt", "11.4.0")
+    machine.packages[f"tensorrt-cu{major}"] = machine.packages.pop("tensorrt")
+    assert diagnose().facts["tensorrt"] == "11.4.0, can be imported"
+    assert machine.problems() == ""
 
 
 def test_little_disk(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,60 @@
+"""What a newcomer reaches for: `python -m bfr`, `--version`, completion, and a help that is grouped and whole."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+from typer.testing import CliRunner
+
+from bfr.runtime.cli.main import COMMANDS, app
+
+NAMES = [command.__name__ for commands in COMMANDS.values() for command in commands]
+
+
+def shown(*arguments: str) -> str:
+    ended = CliRunner().invoke(app, [*arguments, "--help"], env={"COLUMNS": "80"}, terminal_width=80)
+    assert ended.exit_code == 0
+    return ended.output
+
+
+def test_bfr_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "bfr", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    assert done.stdout.strip() == f"bfr {version('bfr-runtime')}"
+
+
+def test_commands_are_grouped_by_task() -> None:
+    lines = shown().splitlines()
+    heading, found = "", {}
+    for line in lines:
+        if line.endswith(":") and not line.startswith(" "):
+            heading = line.removesuffix(":")
+        elif line.startswith("  ") and line.split()[0] in NAMES and not line.startswith("   "):
+            found.setdefault(heading, []).append(line.split()[0])
+    assert found == {group: [command.__name__ for command in commands] for group, commands in COMMANDS.items()}
+
+
+@pytest.mark.parametrize("name", [None, *NAMES])
+def test_no_help_is_cut_off_at_80_columns(name: str | None) -> None:
+    text = shown(*([name] if name else []))
+    assert "..." not in text.replace("[OPTIONS] COMMAND [ARGS]...", "").replace("}...", "").replace("inputs...", "")
+    assert "…" not in text
+    for command in [name] if name else NAMES:
+        function = next(one for commands in COMMANDS.values() for one in commands if one.__name__ == command)
+        summary = (function.__doc__ or "").splitlines()[0]
+        assert " ".join(summary.split(". ")[0].removesuffix(".").split()) in " ".join(text.split())
+
+
+def test_restore_groups_its_flags() -> None:
+    text = shown("restore")
+    places = [
+        text.index(part) for part in ("\nOutput:", "--quality", "\nPhotographs:", "--blend", "\nSampler", "--eta")
+    ]
+    assert places == sorted(places)
+
+
+def test_choices_are_completed() -> None:
+    environment = {"_BFR_COMPLETE": "complete_bash", "COMP_WORDS": "bfr restore --faces ", "COMP_CWORD": "3"}
+    ended = CliRunner().invoke(app, [], env=environment, prog_name="bfr")
+    assert ended.output.split() == ["all", "largest", "centre"]
