@@ -111,14 +111,12 @@ def default_backends(bundle: Bundle, index: int = 0) -> tuple[str, ...]:
     if cuda_works():
         found += [f"onnxruntime-cuda{half}" for half in precisions]
     for library in LIBRARIES:
-        for half in precisions:
+        for precision in on_gpu:
             try:
-                find_engines(
-                    bundle, bundle.precision(half.removeprefix(":") or "fp32"), this_machine(library, Cuda(index))
-                )
+                BACKENDS[library].load().check(bundle, precision, index)
             except BfrError:
                 continue
-            found.append(f"{library}{half}")
+            found.append(f"{library}:{precision}" if precision != "fp32" else library)
     return tuple(found)
 
 

@@ -6,11 +6,11 @@ An engine is published by one write of the manifest: before it no backend loads 
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import cast
 
 from bfr.export.tensorrt.builder import BuildOptions, build_engine_bytes, timing_cache_path, typed_share
 from bfr.export.tensorrt.precision import check_buildable, prove_precision
@@ -18,7 +18,9 @@ from bfr.export.tensorrt.progress import Meter, Report, still_working, watched
 from bfr.export.tensorrt.writable import write_engines
 from bfr.export.verify.compare import open_reference, verify
 from bfr.export.verify.walk import Reference
-from bfr.runtime.backends.device import Device, Network
+from bfr.runtime.backends.device import Network
+from bfr.runtime.backends.registry import BACKENDS
+from bfr.runtime.backends.tensorrt import TensorRtDevice, TensorRtNetwork
 from bfr.runtime.backends.tensorrt_key import Library, Machine, engine_key, find_engine
 from bfr.runtime.bundle.bundle import Bundle, describe_file
 from bfr.runtime.bundle.manifest import Check, Engine, Precision
@@ -38,32 +40,18 @@ GATE_STEPS = 10  # of the loop; the CPU, which is often the reference, takes sec
 Say = Callable[[str], None]
 
 
-class EngineDevice(Device, Protocol):
-    """A device that runs engines: `bfr.runtime.backends.tensorrt.TensorRtDevice`."""
-
-    machine: Machine
-
-    def load_engine(self, path: Path, cache: bytes | None = None) -> Network: ...
-
-    def inspect(self, network: Any) -> str: ...
-
-    def runtime_cache(self, network: Any) -> bytes | None: ...
-
-
 @dataclass(slots=True)
 class _Candidate:
     """An engine whose file is there and whose entry is not in the manifest yet."""
 
     engine: Engine
     path: Path
-    network: Network | None = None
+    network: TensorRtNetwork | None = None
 
 
-def open_engine_device(library: Library, index: int) -> EngineDevice:
-    """The GPU. Raises MissingDependency, BackendUnavailable."""
-    from bfr.runtime.backends.tensorrt import TensorRtDevice
-
-    return TensorRtDevice(library, index)
+def open_library(library: Library, index: int) -> TensorRtDevice:
+    """The device of a library. Raises MissingDependency, BackendUnavailable."""
+    return cast(TensorRtDevice, BACKENDS[library].load()(index=index))
 
 
 def build_engines(
@@ -76,7 +64,7 @@ def build_engines(
     force: bool = False,
     say: Say = lambda _: None,
     report: Report = lambda _: None,
-    open_device: Callable[[Library, int], EngineDevice] = open_engine_device,
+    open_device: Callable[[Library, int], TensorRtDevice] = open_library,
     build: Callable[..., bytes] = build_engine_bytes,
     reference: Callable[[Bundle, int], Reference] = open_reference,
 ) -> list[Engine]:
@@ -93,18 +81,21 @@ def build_engines(
     device = open_device(library, index)  # before anything is written: without a GPU nothing is
     try:
         with _only_builder(folder, say):
-            _sweep(folder)
+            bundle = Bundle.open(folder)  # again: another process may have built what it lacked
+            _sweep(bundle)
             built: list[Engine] = []
             try:
                 for precision in kinds:
                     if precision != kinds[0]:  # what the one before has loaded is given back
                         device.close()
                         device = open_device(library, index)
-                    job = _Job(Bundle.open(folder), device, precision, options, index, say, report, build, reference)
+                    job = _Job(bundle, device, precision, options, index, say, report, build, reference)
                     done = {(engine.network, engine.key.precision) for engine in built}
-                    built += job.run(force, done)
+                    if engines := job.run(force, done):
+                        bundle = _publish(bundle, engines, say)
+                        built += engines
             finally:
-                _sweep(folder)  # of a failed build the new files, of a finished one the old
+                _sweep(bundle)  # of a failed build the new files, of a finished one the old
             return built
     finally:
         if not still_working():  # else the process ends now, and the work must not lose its device before
@@ -116,7 +107,7 @@ class _Job:
     """The engines of one precision. The fields are the arguments of `build_engines`."""
 
     bundle: Bundle
-    device: EngineDevice
+    device: TensorRtDevice
     precision: Precision
     options: BuildOptions
     index: int
@@ -126,7 +117,7 @@ class _Job:
     reference: Callable[[Bundle, int], Reference]
 
     def run(self, force: bool, done: Container[tuple[str, Precision]]) -> list[Engine]:
-        """Build, prove and publish. done: network and precision of what this call of `build_engines` built before."""
+        """Build and prove. done: network and precision of what this call of `build_engines` built before."""
         candidates: dict[str, _Candidate] = {}
         for name, kind in self._wanted().items():
             found = _built_already(self.bundle, name, kind, self.device.machine, self.options)
@@ -138,11 +129,7 @@ class _Job:
             return []
         meter = Meter(f"{self.precision}, the proof", "loading")
         checks = watched(lambda: self._prove(candidates, meter), meter, self.report)
-        engines = [self._proven(name, candidate, checks) for name, candidate in candidates.items()]
-        _publish(self.bundle.folder, engines)
-        for engine in engines:
-            self.say(f"{engine.network} in {engine.key.precision}: published as {engine.file.path}")
-        return engines
+        return [self._proven(name, candidate, checks) for name, candidate in candidates.items()]
 
     def _wanted(self) -> dict[str, Precision]:
         networks = self.bundle.manifest.networks
@@ -210,7 +197,8 @@ class _Job:
     def _proven(self, name: str, candidate: _Candidate, checks: Sequence[Check]) -> Engine:
         """The engine's entry with what proves it, and with what TensorRT-RTX compiled for it."""
         own = tuple(check for check in checks if check.what.startswith((f"{name}, ", "loop, ")))
-        cache, path = self.device.runtime_cache(candidate.network), candidate.path.with_suffix(".cache")
+        cache = self.device.runtime_cache(candidate.network) if candidate.network else None
+        path = candidate.path.with_suffix(".cache")
         if cache is None:
             return candidate.engine.model_copy(update={"checks": own})
         write_bytes(path, cache)
@@ -233,21 +221,25 @@ def _built_already(
     return engine
 
 
-def _publish(folder: Path, engines: Sequence[Engine]) -> None:
-    """Put engines into the manifest as it is now, in the place of those of the same network, precision and library."""
+def _publish(bundle: Bundle, engines: Sequence[Engine], say: Say) -> Bundle:
+    """Put engines into the manifest, in the place of those of the same network, precision and library."""
 
     def place(engine: Engine) -> tuple[str, str, str]:
         return engine.network, engine.key.precision, engine.key.library
 
     new = {place(engine) for engine in engines}
-    kept = (engine for engine in Bundle.open(folder).manifest.engines if place(engine) not in new)
-    write_engines(folder, [*kept, *engines])
+    kept = (engine for engine in bundle.manifest.engines if place(engine) not in new)
+    published = (*kept, *engines)
+    write_engines(bundle.folder, published)
+    for engine in engines:
+        say(f"{engine.network} in {engine.key.precision}: published as {engine.file.path}")
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"engines": published}))
 
 
-def _sweep(folder: Path) -> None:
+def _sweep(bundle: Bundle) -> None:
     """Delete what is in the folder of the engines and not in the manifest. Only the one who builds may do so."""
-    manifest = Bundle.open(folder).manifest
-    known = {file.path for engine in manifest.engines for file in (engine.file, engine.runtime_cache) if file}
+    folder = bundle.folder
+    known = {file.path for engine in bundle.manifest.engines for file in (engine.file, engine.runtime_cache) if file}
     for path in (folder / ENGINES).iterdir():
         if path.suffix in (".engine", ".cache") and path.relative_to(folder).as_posix() not in known:
             with suppress(OSError):  # what cannot be deleted is in nobody's way

@@ -119,10 +119,15 @@ class CudaDevice(GpuDevice):
 
     def __init__(self, index: int = 0, *, graphs: bool = False) -> None:
         """`graphs`: record whole chains as CUDA graphs, which ONNX Runtime does not promise to bear."""
-        if not cuda_works():
-            raise BackendUnavailable(f"the CUDA provider of ONNX Runtime does not work here: {CUDA_REMEDY}")
+        self.check(None, "fp32", index)
         super().__init__(index)
         self.records = graphs
+
+    @classmethod
+    def check(cls, bundle: Bundle | None, precision: Precision, index: int) -> None:
+        del bundle, precision, index
+        if not cuda_works():
+            raise BackendUnavailable(f"the CUDA provider of ONNX Runtime does not work here: {CUDA_REMEDY}")
 
     @property
     def versions(self) -> dict[str, str]:

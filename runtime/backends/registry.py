@@ -1,22 +1,123 @@
-"""The choice of a backend. Each one's module is imported when it is chosen, not before."""
+"""What runs networks: a row a backend, read by `open_device`, `auto`, the command line's help, `doctor` and `bench`.
+
+A backend's module is imported when the backend is chosen, not before.
+"""
 
 import logging
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from bfr.runtime.backends.cuda.bindings import Cuda, device_count
 from bfr.runtime.backends.device import Device
-from bfr.runtime.backends.tensorrt_key import LIBRARIES, find_engine, this_machine
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import BfrError, InvalidOption, MissingDependency
 
-BackendName = Literal["auto", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx", "torch-cuda"]
-BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
-UNMEASURED: tuple[BackendName, ...] = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")  # in the order they are tried
-TORCH_REMEDY = 'backend torch-cuda needs PyTorch: pip install "bfr-runtime[export]"'
 _log = logging.getLogger("bfr")
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A backend, by the names that it is loaded by.
+
+    Attributes:
+        name: What people choose it by.
+        module: Where its device is, a full module name.
+        device: The class in that module. On `cpu` it is called with `threads` and `spinning`, on `cuda` with `index`;
+            a class on `cuda` is a child of `bfr.runtime.backends.cuda.device.GpuDevice`.
+        package: The package that it imports.
+        extra: The extra of bfr-runtime that installs it.
+        where: The processor that it runs on.
+        help: What it is, in a few words.
+        unmeasured: Whether `auto` takes it on a GPU where nothing was measured, in the order of the rows.
+        records: Whether a whole chain is recorded as one CUDA graph unless told otherwise.
+    """
+
+    name: str
+    module: str
+    device: str
+    package: str
+    extra: str
+    where: Literal["cpu", "cuda"]
+    help: str
+    unmeasured: bool = False
+    records: bool = False
+
+    @property
+    def installed(self) -> bool:
+        """Whether its package is there. Nothing is imported."""
+        return find_spec(self.package) is not None
+
+    def load(self) -> Any:
+        """Import its class. Raises MissingDependency where its package is not installed."""
+        try:
+            return getattr(import_module(self.module), self.device)
+        except ImportError as error:
+            if isinstance(error, MissingDependency) or (error.name or "").startswith("bfr"):
+                raise
+            raise MissingDependency(
+                f'backend {self.name} cannot be loaded ({error}): pip install "bfr-runtime[{self.extra}]"'
+            ) from error
+
+
+_ORT, _TRT = "bfr.runtime.backends.onnxruntime", "bfr.runtime.backends.tensorrt"
+BACKENDS: dict[str, Backend] = {
+    row.name: row
+    for row in (
+        Backend("onnxruntime-cpu", _ORT, "CpuDevice", "onnxruntime", "cpu", "cpu", "ONNX Runtime on the CPU"),
+        Backend(
+            "tensorrt",
+            _TRT,
+            "TensorRtDevice",
+            package="tensorrt",
+            extra="tensorrt",
+            where="cuda",
+            help="TensorRT: the engines that bfr build made",
+            unmeasured=True,
+            records=True,
+        ),
+        Backend(
+            "tensorrt-rtx",
+            _TRT,
+            "TensorRtRtxDevice",
+            package="tensorrt_rtx",
+            extra="tensorrt-rtx",
+            where="cuda",
+            help="TensorRT for RTX: the engines that bfr build made",
+            unmeasured=True,
+            records=True,
+        ),
+        Backend(
+            "onnxruntime-cuda",
+            _ORT,
+            "CudaDevice",
+            package="onnxruntime",
+            extra="gpu",
+            where="cuda",
+            help="ONNX Runtime on an NVIDIA GPU",
+            unmeasured=True,
+        ),
+        # The one that is not part of the runtime: it needs torch and the networks' modules. Its first call compiles
+        # for minutes, so that `auto` takes it only where it was measured.
+        Backend(
+            "torch-cuda",
+            "bfr.export.pytorch.compiled",
+            "CompiledDevice",
+            package="torch",
+            extra="export",
+            where="cuda",
+            help="PyTorch on an NVIDIA GPU, compiled",
+            records=True,
+        ),
+    )
+}
+if TYPE_CHECKING:
+    BackendName = str
+else:
+    BackendName = Literal[("auto", *BACKENDS)]
+HELP = "; ".join(["auto: the fastest that was verified here", *(f"{b.name}: {b.help}" for b in BACKENDS.values())])
 
 
 def open_device(
@@ -28,45 +129,46 @@ def open_device(
     spinning: bool = True,
     index: int = 0,
 ) -> Device:
-    """Open the device of a backend, one of BACKENDS; `auto` is the fastest that was verified here, see `choose`.
+    """Open the device of a backend.
 
-    bundle, precision: what will run, for `auto` to look for engines and measurements. threads, spinning: of the
-    CPU backend. index: the number of the GPU.
-    Raises InvalidOption for an unknown name, MissingDependency without a package that it needs, BackendUnavailable
-    where it does not work.
+    Args:
+        name: One of BACKENDS, or `auto`, see `choose`.
+        bundle: What will run; `auto` looks for its engines and measurements.
+        precision: What it will run in.
+        threads: Of a backend on the CPU; None is the library's own choice.
+        spinning: Whether idle threads of a backend on the CPU wait in a loop.
+        index: The number of the GPU.
+
+    Raises:
+        InvalidOption: The name is unknown.
+        MissingDependency: A package that the backend needs is not installed.
+        BackendUnavailable: The backend does not work on this machine.
     """
-    if name not in BACKENDS:
-        raise InvalidOption(f"backend {name!r} is unknown: choose one of {', '.join(BACKENDS)}")
     if name == "auto":
         name = choose(bundle, precision, index)
-    if name in LIBRARIES:
-        from bfr.runtime.backends.tensorrt import TensorRtDevice
-
-        return TensorRtDevice(name, index)
-    if name == "torch-cuda":
-        # The one backend that is not part of the runtime: it needs torch and the networks' modules.
-        if find_spec("torch") is None:
-            raise MissingDependency(TORCH_REMEDY)
-        return cast("Device", import_module("bfr.export.pytorch.compiled").CompiledDevice(index))
-    from bfr.runtime.backends import onnxruntime as ort
-
-    return ort.CudaDevice(index) if name == "onnxruntime-cuda" else ort.CpuDevice(threads, spinning=spinning)
+    if name not in BACKENDS:
+        raise InvalidOption(f"backend {name!r} is unknown: choose one of {', '.join(('auto', *BACKENDS))}")
+    backend = BACKENDS[name]
+    make = backend.load()
+    device: Device = make(threads=threads, spinning=spinning) if backend.where == "cpu" else make(index=index)
+    return device
 
 
-def choose(bundle: Bundle | None, precision: Precision, index: int = 0) -> BackendName:
+def choose(bundle: Bundle | None, precision: Precision, index: int = 0) -> str:
     """The backend that `auto` takes.
 
     Of those that were verified on this GPU (by `bfr build`, or by `bfr verify --record`) the one with the fastest
-    step; then TensorRT where engines were built, then ONNX Runtime on CUDA; without a GPU, and for int8, the CPU. What
-    was expected and does not work is said once, as a warning.
+    step; then those that need no measurement, in the order of the rows: TensorRT where engines were built, then ONNX
+    Runtime on CUDA. Without a GPU, and for int8, the CPU. What was expected and does not work is said once, as a
+    warning.
     """
     if precision == "int8" or not device_count():
         return "onnxruntime-cpu"
     measured = verified_seconds(bundle, precision, Cuda(index).facts.name) if bundle else {}
     ranked = sorted(measured, key=lambda name: measured[name])
-    for name in (*ranked, *(name for name in UNMEASURED if name not in ranked)):
+    for name in dict.fromkeys([*ranked, *(row.name for row in BACKENDS.values() if row.unmeasured)]):
         try:
-            _usable(name, bundle, precision, index)
+            _check(BACKENDS[name], bundle, precision, index)
         except BfrError as error:
             if name in measured or _was_built(name, bundle, precision):
                 _log.warning("backend %s is passed over: %s", name, error)
@@ -75,7 +177,7 @@ def choose(bundle: Bundle | None, precision: Precision, index: int = 0) -> Backe
     return "onnxruntime-cpu"
 
 
-def verified_seconds(bundle: Bundle, precision: Precision, gpu: str) -> dict[BackendName, float]:
+def verified_seconds(bundle: Bundle, precision: Precision, gpu: str) -> dict[str, float]:
     """Seconds a denoising step of the backends whose whole loop was verified in this precision on this GPU."""
     checks = [*bundle.manifest.verified, *(check for engine in bundle.manifest.engines for check in engine.checks)]
     return {
@@ -88,22 +190,10 @@ def verified_seconds(bundle: Bundle, precision: Precision, gpu: str) -> dict[Bac
     }
 
 
-def _usable(name: BackendName, bundle: Bundle | None, precision: Precision, index: int) -> None:
+def _check(backend: Backend, bundle: Bundle | None, precision: Precision, index: int) -> None:
     """Raise a BfrError unless the backend works here, as far as can be told without loading the networks."""
-    if name in LIBRARIES:
-        if bundle is None:
-            raise InvalidOption(f"{name} runs the engines of a bundle")
-        machine = this_machine(name, Cuda(index))
-        for network, entry in bundle.manifest.networks.items():
-            find_engine(bundle, network, precision if precision in entry.variants else "fp32", machine)
-    elif name == "torch-cuda":
-        if find_spec("torch") is None:
-            raise MissingDependency(TORCH_REMEDY)
-    elif name == "onnxruntime-cuda":
-        from bfr.runtime.backends import onnxruntime as ort
-
-        if not ort.cuda_works():
-            raise MissingDependency(ort.CUDA_REMEDY)
+    if backend.where == "cuda":
+        backend.load().check(bundle, precision, index)
 
 
 def _was_built(name: str, bundle: Bundle | None, precision: Precision) -> bool:

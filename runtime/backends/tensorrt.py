@@ -5,9 +5,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from bfr.runtime.backends.cuda.bindings import Cuda
 from bfr.runtime.backends.cuda.device import GpuBuffer, GpuDevice
 from bfr.runtime.backends.device import BoundCall, Network
-from bfr.runtime.backends.tensorrt_key import Library, find_engine, load_library, make_logger, this_machine
+from bfr.runtime.backends.tensorrt_key import (
+    Library,
+    find_engine,
+    find_engines,
+    load_library,
+    make_logger,
+    this_machine,
+)
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory, EngineMismatch, InvalidOption
@@ -22,16 +30,24 @@ class TensorRtDevice(GpuDevice):
     bound; what is loaded later and needs more gets a larger one, and earlier contexts keep theirs.
     """
 
-    def __init__(self, library: Library = "tensorrt", index: int = 0) -> None:
+    library: Library = "tensorrt"
+
+    def __init__(self, index: int = 0) -> None:
         """Raises MissingDependency without the library, BackendUnavailable without the GPU."""
-        self.trt: Any = load_library(library)
+        self.trt: Any = load_library(self.library)
         super().__init__(index)  # before the runtime is made: without a GPU that can kill the process
-        self.name = library
-        self.machine = this_machine(library, self.cuda)
+        self.name = self.library
+        self.machine = this_machine(self.library, self.cuda)
         self.logger = make_logger(self.trt)
         self.runtime = self.trt.Runtime(self.logger)
         self._networks: list[TensorRtNetwork] = []
         self._blocks: list[tuple[int, int]] = []  # address, bytes; the last is the largest
+
+    @classmethod
+    def check(cls, bundle: Bundle | None, precision: Precision, index: int) -> None:
+        if bundle is None:
+            raise InvalidOption(f"{cls.library} runs the engines of a bundle")
+        find_engines(bundle, precision, this_machine(cls.library, Cuda(index)))
 
     @property
     def buckets(self) -> tuple[int, ...] | None:
@@ -115,6 +131,12 @@ class TensorRtDevice(GpuDevice):
         self._networks.clear()
         self._blocks.clear()
         super().close()
+
+
+class TensorRtRtxDevice(TensorRtDevice):
+    """The same, through TensorRT for RTX."""
+
+    library: Library = "tensorrt-rtx"
 
 
 class TensorRtNetwork:

@@ -21,7 +21,8 @@ Library = Literal["tensorrt", "tensorrt-rtx"]
 LIBRARIES: tuple[Library, ...] = ("tensorrt", "tensorrt-rtx")
 OPTIMIZATION_LEVEL = 3
 REMEDIES: dict[Library, str] = {
-    "tensorrt": 'pip install "bfr-runtime[tensorrt]"; on a Jetson TensorRT comes with JetPack, never from pip',
+    "tensorrt": 'pip install "bfr-runtime[tensorrt]", with a driver of CUDA 12 "bfr-runtime[tensorrt-cu12]"; '
+    "on a Jetson TensorRT comes with JetPack, never from pip",
     "tensorrt-rtx": 'pip install "bfr-runtime[tensorrt-rtx]"',
 }
 _log = logging.getLogger("bfr.tensorrt")
@@ -148,6 +149,14 @@ def find_engine(
         f"{bundle.folder}: the engine of {network} does not fit:\n{differences}\n"
         f"Build it anew: `{command}`. The present one stays until the new one is verified."
     )
+
+
+def find_engines(bundle: Bundle, precision: Precision, machine: Machine) -> list[Engine]:
+    """The engines of all networks for this machine; a network without that precision runs in fp32."""
+    return [
+        find_engine(bundle, name, precision if precision in entry.variants else "fp32", machine)
+        for name, entry in bundle.manifest.networks.items()
+    ]
 
 
 def key_differences(have: EngineKey, want: EngineKey) -> list[str]:

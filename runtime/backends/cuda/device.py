@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from bfr.runtime.backends.cuda.bindings import Argument, Cuda, Handle, pointer, word
 from bfr.runtime.backends.cuda.kernels import BLOCK, NAMES, compile_kernels
 from bfr.runtime.backends.device import Float32, Network, Program, own_array
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.diffusion.noise import check_seed
 from bfr.runtime.errors import DeviceLost
 
@@ -50,6 +52,10 @@ class GpuDevice:
         self.stream, self.copy_stream = self.cuda.stream(), self.cuda.stream()
         self.recording = False
         self._staging: NDArray[np.uint8] | None = None
+
+    @classmethod
+    def check(cls, bundle: Bundle | None, precision: Precision, index: int) -> None:
+        """Raise a BfrError where the device would not work, as far as can be told without loading the networks."""
 
     @property
     def buckets(self) -> tuple[int, ...] | None:

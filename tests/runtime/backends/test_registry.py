@@ -1,11 +1,14 @@
 """What `auto` takes."""
 
+import subprocess
+import sys
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
 from bfr.runtime.backends import registry as module
-from bfr.runtime.backends.registry import BACKENDS, choose, open_device
+from bfr.runtime.backends.registry import BACKENDS, HELP, Backend, choose, open_device
 from bfr.runtime.backends.tensorrt_key import LIBRARIES
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import Check
@@ -39,11 +42,11 @@ def usable(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Exception | 
     """What happens where a backend is tried: by default all work."""
     outcome: dict[str, Exception | None] = {}
 
-    def tried(name: str, *_: Any) -> None:
-        if error := outcome.get(name):
+    def tried(backend: Backend, *_: Any) -> None:
+        if error := outcome.get(backend.name):
             raise error
 
-    monkeypatch.setattr(module, "_usable", tried)
+    monkeypatch.setattr(module, "_check", tried)
     return outcome
 
 
@@ -101,9 +104,45 @@ def test_engines_of_another_machine_are_passed_over_aloud(
     assert "version: the engine has 10.3.0, wanted is 10.9.0" in caplog.text
 
 
-def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InvalidOption, match="backend 'cuda' is unknown: choose one of auto, onnxruntime-cpu"):
+def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(InvalidOption) as refused:
         open_device("cuda")
-    monkeypatch.setattr(module, "find_spec", lambda _: None)
-    with pytest.raises(MissingDependency, match="torch-cuda needs PyTorch"):
+    assert all(name in str(refused.value) for name in ("auto", *BACKENDS))
+
+
+def test_a_backend_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "bfr.export.pytorch.compiled", raising=False)
+    with pytest.raises(MissingDependency) as missing:
         open_device("torch-cuda")
+    assert "bfr-runtime[export]" in str(missing.value)
+
+
+def test_every_row_names_a_class_and_a_package() -> None:
+    for row in BACKENDS.values():
+        assert row.name in HELP
+        assert find_spec(row.module)
+        if row.installed:
+            assert row.load().__module__ == row.module
+
+
+def test_a_row_is_all_that_a_backend_needs() -> None:
+    """In a process of its own, where the row is there before the options are made."""
+    script = """
+import sys, types
+from bfr.runtime.backends.host import HostDevice
+from bfr.runtime.backends import registry
+
+class Device(HostDevice):
+    name = "mine"
+    def __init__(self, threads=None, *, spinning=True):
+        self.threads = threads
+
+module = types.ModuleType("mine")
+module.Device = Device
+sys.modules["mine"] = module
+row = registry.Backend("mine", "mine", "Device", "numpy", "cpu", "cpu", "a backend of mine")
+registry.BACKENDS["mine"] = row
+assert registry.open_device("mine", threads=3).threads == 3
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)  # noqa: S603

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from systems import MAKERS, shared
+from bundles import SYSTEMS, shared
 
 from bfr.runtime.backends import tensorrt_key as trt
 from bfr.runtime.backends.cuda import bindings as cuda
 from bfr.runtime.backends.onnxruntime import CpuDevice
-from bfr.runtime.backends.tensorrt import TensorRtDevice
+from bfr.runtime.backends.registry import BACKENDS
 from bfr.runtime.bundle.bundle import Bundle, write_manifest
 from bfr.runtime.bundle.manifest import EngineKey
 from bfr.runtime.errors import (
@@ -69,11 +69,7 @@ def test_a_start_for_each_image_ends_a_graph_where_the_host_decides(
         assert [name for name, _ in gpus[0].log].count("graph") == 2
 
 
-# Not in the order of the process that exports them. OSDFace, whose chain has no loop, takes the longest of all.
-SYSTEMS = sorted(MAKERS.keys() - {"osdface"}, reverse=True)
-
-
-@pytest.mark.parametrize("name", [*SYSTEMS, pytest.param("osdface", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_of_the_family_is_one_graph_a_batch(
     name: str,
     building: Callable[[Bundle], Bundle],
@@ -398,7 +394,7 @@ def test_an_engine_of_other_types_is_refused(built: Bundle, tensorrt: Any) -> No
 
 
 def test_what_an_engine_may_be_bound_to(built: Bundle, tensorrt: Any) -> None:
-    device = TensorRtDevice(tensorrt.name)
+    device = BACKENDS[tensorrt.name].load()(index=0)
     network = device.load(built, "estimator", "fp32")
     a, b, wide = device.array((1, 3, 32, 32)), device.array((1, 3, 32, 32)), device.array((1, 3, 64, 32))
     with pytest.raises(ValueError, match="also an input"):
@@ -413,7 +409,7 @@ def test_what_an_engine_may_be_bound_to(built: Bundle, tensorrt: Any) -> None:
 
 @both
 def test_inspection_and_compiled_kernels(built: Bundle, tensorrt: Any) -> None:
-    device = TensorRtDevice(tensorrt.name)
+    device = BACKENDS[tensorrt.name].load()(index=0)
     network = device.load_engine(built.folder / "engines" / "denoiser.fp32.engine", b"from before")
     assert json.loads(device.inspect(network)) == {"Layers": ["denoiser"]}
     found = device.runtime_cache(network)
