@@ -1,33 +1,39 @@
-"""Clients of `bfr serve`, one that waits and one for asyncio: what both ask and understand is `client_calls.py`."""
+"""Clients of `bfr serve`: one for asyncio, and one that waits for it."""
 
 import asyncio
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.client.calls import Calls
-from bfr.runtime.client.http import (
+from bfr.runtime.client.calls import (
     address,
-    answer_of,
-    arguments,
+    asked,
+    backoff,
+    file_headers,
+    image_file,
+    job_of,
     key_headers,
-    library,
-    limits,
-    lost,
-    parts,
-    parts_async,
+    object_of,
+    refusal,
+    result_of,
+    retry_after,
 )
-from bfr.runtime.client.types import Answer, Call, Job, Lost, Pause, Request, Result
+from bfr.runtime.client.types import Job, Result
+from bfr.runtime.errors import BfrError, InvalidOption, MissingDependency, ServerError, ServerUnavailable
 from bfr.runtime.files import atomic_path
 from bfr.runtime.jobs.options import RestoreOptions
 
 __all__ = ["AsyncClient", "Client", "Job", "RestoreOptions", "Result"]
 
+CHUNK = 1 << 20  # bytes of an upload that are in memory at once
 T = TypeVar("T")
 
 
@@ -35,152 +41,105 @@ def _nothing(_job: Job) -> None:
     pass
 
 
-class Client:
-    """A server at an address, as `http://localhost:8000`. Threads may share it; close it, or use it in a `with`.
+class AsyncClient:
+    """A server at an address, as `http://localhost:8000`, for asyncio. Close it, or use it in an `async with`.
 
-    api_key: where the server wants one. timeout: seconds of a call, pauses included; where files of jobs are
-    sent and fetched, seconds without a byte. retries: after connections that failed and answers 502, 503 and 504; the
-    pauses are the server's Retry-After, else they double.
-    Calls raise ServerUnavailable, RequestRefused for what the server does not do, and ServerError where it failed.
+    Calls raise ServerUnavailable, RequestRefused for what the server does not do, and ServerError where it failed. The
+    same image and seed give the same bytes: to restore is asked for again after a failure, jobs are sent once.
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 120.0, retries: int = 5) -> None:
-        """Raises InvalidOption, and MissingDependency without the extra `client`."""
-        self._calls = Calls(address(url), timeout, retries)
-        self._http = library().Client(headers=key_headers(api_key), limits=limits())
+        """Make the client; nothing is sent yet.
 
-    @property
-    def url(self) -> str:
-        """The server's address."""
-        return self._calls.url
+        Args:
+            url: Of the server.
+            api_key: Where the server wants one.
+            timeout: Seconds of a call, pauses included; where files of jobs are sent and fetched, seconds without a
+                byte.
+            retries: After connections that failed and answers 502, 503 and 504. The pauses are the server's
+                Retry-After, else they double.
 
-    def restore(self, image: bytes | Path | NDArray[np.uint8], **options: Any) -> Result:
+        Raises:
+            InvalidOption: A value is out of range.
+            MissingDependency: The extra `client` is not installed.
+        """
+        if not timeout > 0:
+            raise InvalidOption(f"the timeout is {timeout} seconds: choose more than 0")
+        if retries < 0:
+            raise InvalidOption(f"{retries} retries were asked for: choose 0 or more")
+        try:
+            import httpx2
+        except ImportError as error:
+            raise MissingDependency('httpx2 is not installed: pip install "bfr-runtime[client]"') from error
+        self.url, self._timeout, self._retries, self._library = address(url), timeout, retries, httpx2
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
+        self._http = httpx2.AsyncClient(headers=key_headers(api_key), limits=limits)
+
+    async def restore(self, image: bytes | Path | NDArray[np.uint8], **options: Any) -> Result:
         """Restore an image file, its path, or (H, W, 3) uint8 RGB.
 
         options: fields of `RestoreOptions`, the server's default where left out, and `format` of the result, as of
         `JobOptions`.
         """
-        return self._run(self._calls.restore(image, options))
-
-    def submit(self, path: Path, **options: Any) -> Job:
-        """Send a video, or an image, to be restored in its time. options: as of `restore`."""
-        return self._run(self._calls.submit(path, options))
-
-    def job(self, name: str) -> Job:
-        """Where a job is, by its id."""
-        return self._run(self._calls.job(name))
-
-    def wait(self, name: str, *, timeout: float | None = None, progress: Callable[[Job], object] = _nothing) -> Job:
-        """The job once it is done, failed or cancelled: look at its `state`. timeout: seconds, None for any."""
-        return self._run(self._calls.wait(name, timeout, progress))
-
-    def download(self, name: str, path: Path) -> None:
-        """Write the result of a job, whole or not at all. Raises WriteFailed."""
-        self._run(self._calls.download(name, path))
-
-    def delete(self, name: str) -> None:
-        """Cancel a job, and delete its files from the server."""
-        self._run(self._calls.delete(name))
-
-    def info(self) -> dict[str, Any]:
-        """What the server offers: system, presets, limits."""
-        return self._run(self._calls.info())
-
-    def ready(self) -> bool:
-        """Whether the server takes requests now."""
-        return self._run(self._calls.ready())
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
-
-    def __enter__(self) -> "Client":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _run(self, call: Call[T]) -> T:
-        reply: Answer | Lost | None = None
-        while True:
-            try:
-                step = call.send(reply)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-            if isinstance(step, Pause):
-                time.sleep(step.seconds)
-                reply = None
-            else:
-                reply = self._send(step)
-
-    def _send(self, request: Request) -> Answer | Lost:
-        end = time.monotonic() + request.seconds
-        content = request.body if isinstance(request.body, bytes) else parts(request.body)
-        try:
-            with self._http.stream(**arguments(self._calls.url, request), content=content) as response:
-                if request.into is not None and response.status_code == 200:
-                    with atomic_path(request.into) as temporary, temporary.open("wb") as file:
-                        for part in response.iter_bytes():
-                            file.write(part)
-                    return answer_of(response, b"")
-                body = bytearray()
-                for part in response.iter_bytes():
-                    body += part
-                    if request.bounded and time.monotonic() > end:
-                        return Lost("the answer took too long", sent=True)
-                return answer_of(response, bytes(body))
-        except library().RequestError as error:
-            return lost(error)
-
-
-class AsyncClient:
-    """As Client, for asyncio."""
-
-    def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 120.0, retries: int = 5) -> None:
-        """Raises InvalidOption, and MissingDependency without the extra `client`."""
-        self._calls = Calls(address(url), timeout, retries)
-        self._http = library().AsyncClient(headers=key_headers(api_key), limits=limits())
-
-    @property
-    def url(self) -> str:
-        """The server's address."""
-        return self._calls.url
-
-    async def restore(self, image: bytes | Path | NDArray[np.uint8], **options: Any) -> Result:
-        """As of Client."""
-        return await self._run(self._calls.restore(image, options))
+        query, headers = asked(options)
+        data, headers["Content-Type"] = image_file(image)
+        response = await self._exchange("POST", "/restore", params=query, headers=headers, content=data)
+        return self._read(result_of, response)
 
     async def submit(self, path: Path, **options: Any) -> Job:
-        """As of Client."""
-        return await self._run(self._calls.submit(path, options))
+        """Send a video, or an image, to be restored in its time. options: as of `restore`."""
+        query, headers = asked(options)
+        headers |= file_headers(path)
+        response = await self._exchange(
+            "POST", "/jobs", params=query, headers=headers, file=path, bounded=False, repeatable=False
+        )
+        return self._read(job_of, response)
 
     async def job(self, name: str) -> Job:
-        """As of Client."""
-        return await self._run(self._calls.job(name))
+        """Where a job is, by its id."""
+        return self._read(job_of, await self._exchange("GET", f"/jobs/{quote(name, safe='')}"))
 
     async def wait(
         self, name: str, *, timeout: float | None = None, progress: Callable[[Job], object] = _nothing
     ) -> Job:
-        """As of Client."""
-        return await self._run(self._calls.wait(name, timeout, progress))
+        """The job once it is done, failed or cancelled: look at its `state`. timeout: seconds, None for any."""
+        async for job in self.states(name, timeout):
+            progress(job)
+        return job
+
+    async def states(self, name: str, timeout: float | None = None) -> AsyncIterator[Job]:
+        """A job, asked for now and then until it has ended. Raises ServerUnavailable after `timeout` seconds."""
+        end = None if timeout is None else time.monotonic() + timeout
+        for turn in count():
+            job = await self.job(name)
+            yield job
+            if job.ended:
+                return
+            if end is not None and time.monotonic() > end:
+                raise ServerUnavailable(
+                    f"job {name} is {job.state} after {timeout:g} s: wait longer, or come back later"
+                )
+            await asyncio.sleep(min(2.0, 0.1 * 1.3**turn))
 
     async def download(self, name: str, path: Path) -> None:
-        """As of Client."""
-        await self._run(self._calls.download(name, path))
+        """Write the result of a job, whole or not at all. Raises WriteFailed."""
+        await self._exchange("GET", f"/jobs/{quote(name, safe='')}/result", into=path, bounded=False)
 
     async def delete(self, name: str) -> None:
-        """As of Client."""
-        await self._run(self._calls.delete(name))
+        """Cancel a job, and delete its files from the server."""
+        await self._exchange("DELETE", f"/jobs/{quote(name, safe='')}")
 
     async def info(self) -> dict[str, Any]:
-        """As of Client."""
-        return await self._run(self._calls.info())
+        """What the server offers: system, presets, limits."""
+        return self._read(object_of, await self._exchange("GET", "/info"))
 
     async def ready(self) -> bool:
-        """As of Client."""
-        return await self._run(self._calls.ready())
+        """Whether the server takes requests now; asked once."""
+        try:
+            response = await self._send("GET", "/ready", self._timeout)
+        except (self._library.RequestError, TimeoutError):
+            return False
+        return bool(response.status_code == 200)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -194,33 +153,164 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _run(self, call: Call[T]) -> T:
-        reply: Answer | Lost | None = None
-        while True:
-            try:
-                step = call.send(reply)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-            if isinstance(step, Pause):
-                await asyncio.sleep(step.seconds)
-                reply = None
-            else:
-                reply = await self._send(step)
-
-    async def _send(self, request: Request) -> Answer | Lost:
-        content = request.body if isinstance(request.body, bytes) else parts_async(request.body)
+    def _read(self, read: Callable[[Any], T], response: Any) -> T:
         try:
-            async with (
-                asyncio.timeout(request.seconds if request.bounded else None),
-                self._http.stream(**arguments(self._calls.url, request), content=content) as response,
-            ):
-                if request.into is not None and response.status_code == 200:
-                    with atomic_path(request.into) as temporary, temporary.open("wb") as file:
-                        async for part in response.aiter_bytes():
-                            await asyncio.to_thread(file.write, part)
-                    return answer_of(response, b"")
-                return answer_of(response, await response.aread())
-        except TimeoutError:
-            return Lost("the answer took too long", sent=True)
-        except library().RequestError as error:
-            return lost(error)
+            return read(response)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ServerError(
+                f"{self.url} does not answer as `bfr serve` does: check the address, and the server's version"
+            ) from error
+
+    async def _exchange(
+        self, method: str, path: str, *, bounded: bool = True, repeatable: bool = True, **request: Any
+    ) -> Any:
+        """The answer that was wanted, after as many attempts as it takes. repeatable: to send it twice does no harm."""
+        http, end = self._library, time.monotonic() + self._timeout
+        for attempt in count():
+            seconds = max(0.001, end - time.monotonic()) if bounded else self._timeout
+            pause = None
+            try:
+                response = await self._send(method, path, seconds, bounded=bounded, **request)
+            except (http.RequestError, TimeoutError) as lost:
+                unsent = isinstance(lost, http.ConnectError | http.ConnectTimeout | http.PoolTimeout)
+                reason = "the answer took too long" if type(lost) is TimeoutError else str(lost) or type(lost).__name__
+                error: BfrError = ServerUnavailable(
+                    f"{self.url} cannot be reached ({reason}): check the address and that it runs"
+                )
+                again = repeatable or unsent
+            else:
+                status = response.status_code
+                if status < 300:
+                    return response
+                error, pause = refusal(self.url, response), retry_after(response.headers)
+                again = status == 503 or (repeatable and status in (502, 504))
+            pause = backoff(attempt) if pause is None else pause
+            late = bounded and time.monotonic() + pause >= end
+            if not again or attempt == self._retries or late:
+                raise error
+            await asyncio.sleep(pause)
+        raise AssertionError
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        seconds: float,
+        *,
+        bounded: bool = True,
+        file: Path | None = None,
+        into: Path | None = None,
+        **request: Any,
+    ) -> Any:
+        """Send once. Raises TimeoutError and httpx2's RequestError.
+
+        seconds: to wait for the next bytes, in either direction; for the whole answer too where `bounded`. file: the
+        body. into: where the body of a 200 goes, whole or not at all.
+        """
+        if file is not None:
+            request["content"] = _parts(file)
+        async with (
+            asyncio.timeout(seconds if bounded else None),
+            self._http.stream(method, self.url + path, timeout=seconds, **request) as response,
+        ):
+            if into is not None and response.status_code == 200:
+                with atomic_path(into) as temporary, temporary.open("wb") as target:
+                    async for part in response.aiter_bytes():
+                        await asyncio.to_thread(target.write, part)
+            else:
+                await response.aread()
+            return response
+
+
+class Client:
+    """As `AsyncClient`, for callers that wait: its event loop runs in a thread of its own. Threads may share it.
+
+    Close it, or use it in a `with`.
+    """
+
+    def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 120.0, retries: int = 5) -> None:
+        """As of `AsyncClient`."""
+        self._client = AsyncClient(url, api_key=api_key, timeout=timeout, retries=retries)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="bfr-client", daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return self._client.url
+
+    def restore(self, image: bytes | Path | NDArray[np.uint8], **options: Any) -> Result:
+        """As of `AsyncClient`."""
+        return self._run(self._client.restore(image, **options))
+
+    def submit(self, path: Path, **options: Any) -> Job:
+        """As of `AsyncClient`."""
+        return self._run(self._client.submit(path, **options))
+
+    def job(self, name: str) -> Job:
+        """As of `AsyncClient`."""
+        return self._run(self._client.job(name))
+
+    def wait(self, name: str, *, timeout: float | None = None, progress: Callable[[Job], object] = _nothing) -> Job:
+        """As of `AsyncClient`; `progress` is called in the caller's thread."""
+        for job in self.states(name, timeout):
+            progress(job)
+        return job
+
+    def states(self, name: str, timeout: float | None = None) -> Iterator[Job]:
+        """As of `AsyncClient`."""
+        states = self._client.states(name, timeout)
+        while (job := self._run(_next(states))) is not None:
+            yield job
+
+    def download(self, name: str, path: Path) -> None:
+        """As of `AsyncClient`."""
+        self._run(self._client.download(name, path))
+
+    def delete(self, name: str) -> None:
+        """As of `AsyncClient`."""
+        self._run(self._client.delete(name))
+
+    def info(self) -> dict[str, Any]:
+        """As of `AsyncClient`."""
+        return self._run(self._client.info())
+
+    def ready(self) -> bool:
+        """As of `AsyncClient`."""
+        return self._run(self._client.ready())
+
+    def close(self) -> None:
+        """Close the connections and end the thread."""
+        if not self._loop.is_closed():
+            self._run(self._client.close())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, call: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # on Ctrl-C the server sees that nobody waits any more
+            raise
+
+
+async def _next(states: AsyncIterator[Job]) -> Job | None:
+    return await anext(states, None)
+
+
+async def _parts(path: Path) -> AsyncIterator[bytes]:
+    """A file, a piece at a time."""
+    with path.open("rb") as file:
+        while part := await asyncio.to_thread(file.read, CHUNK):
+            yield part

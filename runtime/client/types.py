@@ -1,16 +1,12 @@
-"""What clients of `bfr serve` are given: results, jobs; and what they send and pause for."""
+"""What clients of `bfr serve` are given: restored images and jobs."""
 
-from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.images.decode import decode_image
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,46 +45,7 @@ class Job:
     faces: int | None = None
     frames: int | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """To be sent. body: a path is of a file. into: where the body of a 200 goes, whole or not at all.
-
-    seconds: to wait for the next bytes, in either direction; for the whole answer too where `bounded`.
-    """
-
-    method: str
-    path: str
-    query: Mapping[str, str] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | Path = b""
-    into: Path | None = None
-    seconds: float = 60.0
-    bounded: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Nothing happens for so many seconds."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back, whatever it says. headers: by names in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """Nothing came back. sent: the server may have the request."""
-
-    reason: str
-    sent: bool
-
-
-Call = Generator[Request | Pause, Answer | Lost | None, T]
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.state not in ("queued", "running")

@@ -1,6 +1,6 @@
 """The HTML page of a run: before/after sliders, from disk, without a server, a network or a build step.
 
-All that the page needs is in it, but for the previews beside it; its markup, style and script are `page.html`. Names
+All that the page needs is in it, but for the previews beside it; its markup, style and script are `page.html` and `slider.*`. Names
 and errors come from other people's files: every text is escaped, every address percent-encoded, and a policy in the
 page lets nothing run or load but its own.
 """
@@ -67,7 +67,7 @@ def write_page(folder: Path, cards: Sequence[Card], facts: Mapping[str, Any]) ->
     cards: in the order of the run; the previews that they name are there already (`write_previews`).
     facts: of the run; system, preset, sampler, backend, precision, seed, bundle_hash, seconds and started are shown.
     """
-    page = Path(__file__).with_name("page.html").read_text("utf-8")
+    page = with_slider(Path(__file__).with_name("page.html").read_text("utf-8"))
     failed = [_failed(card) for card in cards if card.entry.status == "failed"]
     content = Template(page).substitute(
         policy=_policy(page),
@@ -91,6 +91,13 @@ def _policy(page: str) -> str:
         f"default-src 'none'; img-src 'self' file:; style-src {style}; script-src {script}; "
         "base-uri 'none'; form-action 'none'"
     )
+
+
+def with_slider(page: str) -> str:
+    """A page with the style and the script of the divider between two pictures in their places."""
+    for name in ("slider.css", "slider.js"):
+        page = page.replace(f"/* {name} */", Path(__file__).with_name(name).read_text("utf-8").strip())
+    return page
 
 
 def source_expression(page: str, tag: str) -> str:

@@ -1,15 +1,15 @@
-"""The page at `/`: `page.html` as it stands, and a policy that lets nothing run or load but its own."""
+"""The page at `/`: `page.html` with the slider of reports, and a policy that lets nothing run or load but its own."""
 
 from functools import cache
 from pathlib import Path
 
-from bfr.runtime.jobs.page import source_expression
+from bfr.runtime.jobs.page import source_expression, with_slider
 
 
 @cache
 def page() -> tuple[bytes, dict[str, str]]:
     """The page in UTF-8, and the headers to send it with."""
-    text = Path(__file__).with_name("page.html").read_text("utf-8")
+    text = with_slider(Path(__file__).with_name("page.html").read_text("utf-8"))
     style, script = (source_expression(text, tag) for tag in ("style", "script"))
     policy = (
         f"default-src 'none'; img-src 'self' blob: data:; connect-src 'self'; style-src {style}; script-src {script}; "

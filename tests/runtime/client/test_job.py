@@ -17,7 +17,7 @@ from bfr.runtime.client import job as remote_job
 from bfr.runtime.client.client import Client
 from bfr.runtime.client.job import run_remote_job
 from bfr.runtime.errors import InvalidOption, RequestRefused, ServerUnavailable
-from bfr.runtime.faces.photo import PhotoOptions
+from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.page import preview_paths
 from bfr.runtime.jobs.pictures import GAP

@@ -369,11 +369,11 @@ class TestNames:
     def test_a_result_never_replaces_an_input(self, photo: Maker, tmp_path: Path) -> None:
         source = save(tmp_path / "a.png", picture())
         before = source.read_bytes()
-        with pytest.raises(InvalidOption, match="another output folder"):
+        with pytest.raises(InvalidOption, match="output"):
             run(photo(), source, tmp_path)
         (tmp_path / "out").mkdir()
         (tmp_path / "out/a.png").hardlink_to(source)
-        with pytest.raises(InvalidOption, match="another output folder"):
+        with pytest.raises(InvalidOption, match="output"):
             run(photo(), source, tmp_path / "out")
         assert source.read_bytes() == before
         assert tree(tmp_path) == ["a.png", "out/a.png"]
@@ -494,7 +494,7 @@ class TestResume:
         folder, out, copy = self.folder(tmp_path, fakes), tmp_path / "out", tmp_path / "copy"
         self.killed(photo(), folder, out, "a.jpg", copy, seed=3)
         assert tree(copy) == ["a.jpg", "report.json"]
-        with pytest.raises(InvalidOption, match="seed: 3 then, 4 now"):
+        with pytest.raises(InvalidOption, match="seed.*3.*4"):
             run(photo(), folder, copy, resume=True, seed=4)
         report = run(photo(), folder, copy, resume=True, seed=3)
         assert statuses(report) == {"a.jpg": "skipped", "b.jpg": "restored", "c.jpg": "restored"}
