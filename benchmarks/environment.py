@@ -13,7 +13,10 @@ from pathlib import Path
 from bfr.runtime.cli import doctor
 
 FACTS = ("CPU", "memory", "board", "GPU", "platform", "python", "numpy", "torch", "onnxruntime", "bfr-runtime")
-PACKAGES = ("triton", "tensorrt", "tensorrt-rtx", "cuda-bindings", "cuda-core", "nvidia-cuda-nvrtc", "matplotlib")
+PACKAGES = (
+    *("triton", "tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx", "cuda-bindings", "cuda-core"),
+    *("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12", "matplotlib"),
+)
 CLOCKS = "clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
 WATCHED = "clocks.sm,clocks.mem,power.draw,temperature.gpu,memory.used"
 UNITS = ("SM MHz", "memory MHz", "W", "degrees C", "MiB used")

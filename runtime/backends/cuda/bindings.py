@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory, MissingDependency
 
 Handle = Any
-REMEDY = 'pip install "bfr-runtime[tensorrt]" or "bfr-runtime[gpu]"'
+REMEDY = 'pip install "bfr-runtime[EXTRA]" with the extra that `bfr doctor` names'
 # After these the context is gone: every later call fails the same way (CUDA Runtime API, "Error handling").
 STICKY = frozenset(
     f"cudaError{name}"

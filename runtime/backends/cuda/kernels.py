@@ -2,9 +2,11 @@
 
 from functools import cache
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bfr.runtime.backends.cuda.bindings import REMEDY
 from bfr.runtime.errors import BackendUnavailable, MissingDependency
 
 SOURCE = Path(__file__).with_suffix(".cu")
@@ -23,8 +25,7 @@ def compile_kernels(compute_capability: str) -> bytes:
         supported = _check(nvrtc, nvrtc.nvrtcGetSupportedArchs())[1:]
     except (ImportError, OSError, RuntimeError) as error:
         raise MissingDependency(
-            f"NVRTC, CUDA's run-time compiler, cannot be used ({error}): pip install nvidia-cuda-nvrtc, of the same "
-            "major version as the driver's CUDA, or install the CUDA toolkit"
+            f"NVRTC, CUDA's run-time compiler, cannot be used ({error}): {_remedy()}, or install the CUDA toolkit"
         ) from error
     known = [int(arch) for arch in supported[0]]
     wanted = int(compute_capability.replace(".", ""))
@@ -32,9 +33,19 @@ def compile_kernels(compute_capability: str) -> bytes:
     if not older:
         raise BackendUnavailable(
             f"this NVRTC compiles for compute capability {min(known) / 10} and later, the GPU has "
-            f"{compute_capability}: install an NVRTC of an earlier CUDA (pip install nvidia-cuda-nvrtc-cu12)"
+            f'{compute_capability}: the NVRTC of CUDA 12 goes down to 5.0 (pip install "bfr-runtime[gpu-cu12]" in a '
+            "new environment)"
         )
     return _compile(nvrtc, "sm" if wanted in known else "compute", max(older))
+
+
+def _remedy() -> str:
+    """Install the NVRTC that the installed cuda-bindings load: CUDA 12's has a package name of its own."""
+    try:
+        major = version("cuda-bindings").split(".")[0]
+    except PackageNotFoundError:
+        return REMEDY
+    return "pip install nvidia-cuda-nvrtc-cu12" if major == "12" else f'pip install "nvidia-cuda-nvrtc=={major}.*"'
 
 
 def _compile(nvrtc: Any, kind: str, arch: int) -> bytes:

@@ -1,9 +1,11 @@
 """The kernels' own source, compiled for the CPU and compared with the host's noise; and by NVRTC for GPUs."""
 
 import ctypes
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +109,30 @@ def test_a_gpu_that_is_newer_than_nvrtc_gets_ptx() -> None:
 
 def test_a_gpu_that_is_too_old_is_explained() -> None:
     pytest.importorskip("cuda.bindings.nvrtc")
-    with pytest.raises(BackendUnavailable, match=r"the GPU has 3.0: install an NVRTC of an earlier CUDA"):
+    with pytest.raises(BackendUnavailable, match=r"the GPU has 3.0: the NVRTC of CUDA 12 .*bfr-runtime\[gpu-cu12\]"):
         kernels.compile_kernels("3.0")
 
 
-def test_without_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("bindings", "remedy"),
+    [
+        ("13.5.0", 'pip install "nvidia-cuda-nvrtc==13.*", or'),
+        ("12.9.10", "pip install nvidia-cuda-nvrtc-cu12, or"),
+        (None, 'pip install "bfr-runtime[EXTRA]" with'),
+    ],
+)
+def test_without_nvrtc(monkeypatch: pytest.MonkeyPatch, bindings: str | None, remedy: str) -> None:
     def missing(name: str) -> Any:
         raise ImportError(f"No module named {name!r}")
 
+    def version(name: str) -> str:
+        if bindings is None:
+            raise PackageNotFoundError(name)
+        return bindings
+
     monkeypatch.setattr(kernels, "import_module", missing)
-    with pytest.raises(MissingDependency, match="pip install nvidia-cuda-nvrtc"):
+    monkeypatch.setattr(kernels, "version", version)
+    with pytest.raises(MissingDependency, match=re.escape(remedy)):
         kernels.compile_kernels("8.01")
 
 
