@@ -108,7 +108,8 @@ class JobServer:
                 job.write(replace(status, share=min(1.0, done)))
 
         remote = RemoteRestorer(self._bundle, self.options, request.preset, self._restore_faces)
-        worker = remote if request.aligned else PhotoRestorer(remote, request.photo)
+        photo = request.photo.model_copy(update={"detector": self.options.detector})
+        worker = remote if request.aligned else PhotoRestorer(remote, photo)
         options = JobOptions(out=job.out, seed=request.seed, format=request.format, max_pixels=self.options.max_pixels)
         report = run_job(worker, [Item(job.input, "result")], options, progress=progress)
         entry = report.entries[0]
