@@ -1,13 +1,14 @@
 """Markdown tables, and numbers in them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bfr.benchmarks.quality.metrics import Mean
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table whose first column is text and whose others are numbers."""
-    return [f"| {' | '.join(row)} |" for row in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table whose first column is text and whose others are numbers."""
+    lines = (head, ["---", *["---:"] * (len(head) - 1)], *rows)
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
 def show(value: Mean, digits: int, *, sign: bool = False) -> str:

@@ -9,7 +9,6 @@ the manifest's checks, and `full_size.md`. About 3 GB of memory and of temporary
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -19,6 +18,8 @@ from pathlib import Path
 import torch
 
 from bfr.benchmarks.environment import describe_machine
+from bfr.benchmarks.publish import say, write_json
+from bfr.benchmarks.tables import table
 from bfr.export.bundle import export_system
 from bfr.models.catalog import get_system
 from bfr.models.weights.seeded import write_seeded
@@ -26,26 +27,29 @@ from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.files import write_bytes
 
 
-def report(bundle: Bundle, seconds: float) -> str:
-    """The Markdown of a verified bundle."""
-    rows = ["| what | precision | PSNR | largest error | seconds a step | eager | speed-up |", "| --- " * 7 + "|"]
+def as_markdown(bundle: Bundle, seconds: float) -> str:
+    """Render the checks of a verified bundle."""
+    rows = []
     for check in bundle.manifest.verified:
-        times = "| | |"
+        times = ["", "", ""]
         if check.seconds_a_step and check.eager_seconds_a_step:
-            speedup = check.eager_seconds_a_step / check.seconds_a_step
-            times = f"{check.seconds_a_step:.2f} | {check.eager_seconds_a_step:.2f} | {speedup:.2f}x |"
-        found = f"{check.psnr_db:.1f} dB | {check.max_abs:.1e}"
-        rows.append(f"| {check.what} | {check.precision} | {found} | {times}")
+            own, eager = check.seconds_a_step, check.eager_seconds_a_step
+            times = [f"{own:.2f}", f"{eager:.2f}", f"{eager / own:.2f}x"]
+        rows.append([check.what, check.precision, f"{check.psnr_db:.1f} dB", f"{check.max_abs:.1e}", *times])
     networks = [
         f"{name}: {network.parameter_count / 1e6:.2f} M parameters, {network.gflop} GFLOP a call"
         for name, network in bundle.manifest.networks.items()
     ]
     networks.append(f"{torch.get_num_threads()} CPU threads each")
     size = sum(path.stat().st_size for path in bundle.folder.iterdir()) / 2**20
-    footer = (
-        f"{'; '.join(networks)}. Bundle of {size:.0f} MiB, exported and verified in {seconds:.0f} s on this machine."
-    )
-    return "# DifFace 512, name-seeded weights\n" + "\n".join(rows) + f"\n\n{footer}\n"
+    head = ["what", "precision", "PSNR", "largest error", "seconds a step", "eager", "speed-up"]
+    lines = [
+        "# DifFace 512, name-seeded weights",
+        *table(head, rows),
+        "",
+        f"{'; '.join(networks)}. Bundle of {size:.0f} MiB, exported and verified in {seconds:.0f} s on this machine.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,16 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             replace=True,
             threads=args.threads,
             verified=not args.export_only,
-            progress=lambda text: print(text, file=sys.stderr, flush=True),
+            progress=say,
         )
         seconds = time.perf_counter() - begin
         if args.export_only:
             print(f"{bundle.folder}: exported in {seconds:.0f} s, not verified, hash {bundle.hash}")
             return 0
-        text = report(bundle, seconds)
+        text = as_markdown(bundle, seconds)
         checks = [check.model_dump() for check in bundle.manifest.verified]
         content = {"environment": describe_machine(), "seconds": round(seconds, 1), "checks": checks}
-    write_bytes(args.out / "full_size.json", json.dumps(content, indent=1).encode() + b"\n")
+    write_json(args.out / "full_size.json", content)
     write_bytes(args.out / "full_size.md", text.encode())
     print(text)
     return 0

@@ -192,7 +192,7 @@ class ReplayedNoise:
         self.device, self.draws = device, draws
         self.buffers = (device.array(draws[0].shape), device.array(draws[0].shape))
 
-    def start(self, seed: int, images: tuple[int, ...], last: int) -> None:
+    def begin(self, seed: int, images: tuple[int, ...], last: int) -> None:
         """Nothing to prepare: the draws are there."""
 
     def ready(self, step: int) -> None:

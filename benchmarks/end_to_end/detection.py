@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.benchmarks.end_to_end.group import Portrait, compose_group, measure_portrait
-from bfr.benchmarks.publish import publish
+from bfr.benchmarks.publish import Command, Findings
+from bfr.benchmarks.tables import table
 from bfr.runtime.errors import InputNotFound
 from bfr.runtime.faces.detect import Detector, open_detector
 from bfr.runtime.faces.geometry import Face
@@ -27,6 +28,12 @@ from bfr.runtime.jobs.sources import find_images
 
 SIZES = (2, 5, 10, 20, 30)
 WIDTH, HEIGHT = 4000, 3000
+QUANTILES = {
+    "error_p50": "error",
+    "refined_p50": "closer look",
+    "refined_p90": "closer look, p90",
+    "seconds_p50": "s",
+}
 NEAR = 0.6  # eye distances: a detection whose landmarks' middle is nearer than this found the face
 
 
@@ -60,8 +67,8 @@ class Tally:
         self.faces += len(truths)
         self.false += len(left)
 
-    def row(self) -> dict[str, Any]:
-        """The figures of a table."""
+    def figures(self) -> dict[str, Any]:
+        """Return what a table shows of it."""
         return {
             "pictures": self.pictures,
             "faces": self.faces,
@@ -87,9 +94,9 @@ def _quantile(values: Sequence[float], share: float) -> float | None:
     return round(float(np.quantile(values, share)), 4) if values else None
 
 
-def read_portraits(folder: Path) -> tuple[list[Portrait], int]:
+def read_portraits(folder: Path, name: str = "yunet") -> tuple[list[Portrait], int]:
     """The pictures of a folder that one person was found in, and how many there are in all."""
-    detector = open_detector("yunet")
+    detector = open_detector(name)
     portraits = [measure_portrait(read_image(item.source).pixels, detector) for item in find_images([folder])]
     return [portrait for portrait in portraits if portrait is not None], len(portraits)
 
@@ -102,7 +109,7 @@ def measure(folder: Path, groups: int, seed: int) -> dict[str, Any]:
     for sub in sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "train"):
         known, total = read_portraits(sub)
         sets[sub.name] = {"pictures": total, "with_truth": len(known)}
-        sets[sub.name] |= _tables(detectors, ((one.pixels, [one.landmarks]) for one in known))
+        sets[sub.name] |= _compare(detectors, ((one.pixels, [one.landmarks]) for one in known))
         if sub.name == "photos":
             portraits = known
     if not portraits:
@@ -110,22 +117,28 @@ def measure(folder: Path, groups: int, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     for size in SIZES:
         composed = (compose_group(portraits, size, width=WIDTH, height=HEIGHT, rng=rng) for _ in range(groups))
-        sets[f"groups of {size}"] = _tables(detectors, ((one.pixels, one.landmarks) for one in composed))
+        sets[f"groups of {size}"] = _compare(detectors, ((one.pixels, one.landmarks) for one in composed))
     return sets
 
 
-def _tables(
+def _compare(
     detectors: Sequence[Detector], pictures: Iterable[tuple[NDArray[np.uint8], Sequence[NDArray[np.float64]]]]
 ) -> dict[str, Any]:
     tallies = {detector.name: Tally() for detector in detectors}
     for pixels, truths in pictures:
         for detector in detectors:
             tallies[detector.name].add(detector, pixels, truths)
-    return {name: tally.row() for name, tally in tallies.items()}
+    return {name: tally.figures() for name, tally in tallies.items()}
 
 
-def as_markdown(sets: dict[str, Any], command: str) -> str:
-    """The tables as Markdown."""
+def as_markdown(sets: dict[str, Any]) -> str:
+    """Render the tables as Markdown."""
+    rows = []
+    for name, figures in sets.items():
+        for detector in ("yunet", "haar"):
+            found = figures[detector]
+            cells = [name, detector, found["faces"], f"{found['recall']:.1%}", found["false"]]
+            rows.append([str(cell) for cell in (*cells, *(found[quantile] for quantile in QUANTILES))])
     lines = [
         "# Face detectors",
         "",
@@ -135,37 +148,23 @@ def as_markdown(sets: dict[str, Any], command: str) -> str:
         f"left out. Groups: {WIDTH} x {HEIGHT}, people scaled by 0.1 to 1 and turned by up to 30 degrees, landmarks "
         "known from the portraits; `false` are detections of no face.",
         "",
-        "```",
-        command,
-        "```",
-        "",
-        "| pictures | detector | faces | recall | false | error | closer look | closer look, p90 | s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *table(["pictures", "detector", "faces", "recall", "false", *QUANTILES.values()], rows),
     ]
-    for name, tables in sets.items():
-        for detector in ("yunet", "haar"):
-            row = tables[detector]
-            cells = [name, detector, row["faces"], f"{row['recall']:.1%}", row["false"]]
-            cells += [row[key] for key in ("error_p50", "refined_p50", "refined_p90", "seconds_p50")]
-            lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("faces", type=Path, help="folder of folders of pictures, one of them `photos`")
-    parser.add_argument("--out", type=Path, required=True, help="folder for detection.json and detection.md")
-    parser.add_argument("--groups", type=int, default=6, help="composed photographs of each size (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(arguments)
-    command = f"python -m bfr.benchmarks.end_to_end.detection FACES --out DIR --groups {args.groups} --seed {args.seed}"
+    """Run the command line; return the exit status."""
+    command = Command("bfr.benchmarks.end_to_end.detection", __doc__)
+    command.add_argument("faces", type=Path, help="folder of folders of pictures, one of them `photos`")
+    command.number("--groups", 6, "composed photographs of each size (%(default)s)")
+    command.number("--seed", 0)
 
-    def call() -> tuple[dict[str, Any], str]:
+    def call(args: argparse.Namespace) -> Findings:
         sets = measure(args.faces, args.groups, args.seed)
-        return {"sets": sets}, as_markdown(sets, command)
+        return {"sets": sets}, as_markdown(sets)
 
-    return publish(args.out, "detection", command, call)
+    return command.run(arguments, call)
 
 
 if __name__ == "__main__":

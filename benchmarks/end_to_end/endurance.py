@@ -12,13 +12,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from bfr.benchmarks.publish import publish
+from bfr.benchmarks.publish import Command, Findings
 from bfr.benchmarks.speed.contender import open_contender
 from bfr.benchmarks.speed.interleave import synthetic_faces
+from bfr.benchmarks.tables import table
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.restore.restorer import Restorer
@@ -136,65 +136,45 @@ def as_markdown(system: str, found: Endurance) -> str:
         if found.host_growth is None
         else f"the host's largest of the second half is {found.host_growth:+.2%} from the first half's",
     ]
+    rows = [
+        [str(look.images), *("" if value is None else f"{value / 2**20:.1f}" for value in (look.device, look.host))]
+        for look in found.looks
+    ]
     lines = [
         f"# Memory over {found.looks[-1].images} images: {system}, {found.backend}",
         "",
         f"Batches of {found.batch}, {found.steps} steps each, {found.seconds:.0f} s. After the warm-up "
         f"{', '.join(growth)}. {'Constant.' if found.constant else 'NOT constant.'}",
         "",
-        "| images | device MiB | host MiB |",
-        "| --- | --- | --- |",
+        *table(["images", "device MiB", "host MiB"], rows),
     ]
-    for look in found.looks:
-        cells = ("" if value is None else f"{value / 2**20:.1f}" for value in (look.device, look.host))
-        lines.append(f"| {look.images} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--backend", default="onnxruntime-cpu", help="a name of bfr.benchmarks.speed.contender")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--steps", type=int, help="number of denoiser calls, instead of the preset's")
-    parser.add_argument("--every", type=int, default=EVERY, help="images between two looks")
-    parser.add_argument("--threads", type=int, help="of the CPU")
-    parser.add_argument("--device", type=int, default=0, help="number of the GPU")
-    args = parser.parse_args(arguments)
-    results: list[Endurance] = []
+    """Run the command line; return the exit status."""
+    command = Command("bfr.benchmarks.end_to_end.endurance", __doc__)
+    command.add_argument("bundle", type=Path)
+    command.add_argument("--backend", default="onnxruntime-cpu", help="a name of bfr.benchmarks.speed.contender")
+    command.number("--images", 1000)
+    command.number("--batch", 1)
+    command.number("--steps", None, "denoiser calls, instead of the preset's")
+    command.number("--every", EVERY, "images between two looks")
+    command.number("--threads", None, "of the CPU")
+    command.number("--device", 0, "number of the GPU")
+    grew = False
 
-    def call() -> tuple[dict[str, Any], str]:
+    def call(args: argparse.Namespace) -> Findings:
+        nonlocal grew
         bundle = Bundle.open(args.bundle)
-        found = endure(
-            bundle,
-            args.backend,
-            images=args.images,
-            batch=args.batch,
-            steps=args.steps,
-            threads=args.threads,
-            index=args.device,
-            every=args.every,
-        )
-        results.append(found)
-        figures = {
-            **asdict(found),
-            "system": bundle.manifest.system,
-            "bundle_sha256": bundle.hash,
-            "device_growth": found.device_growth,
-            "host_growth": found.host_growth,
-            "constant": found.constant,
-        }
-        return figures, as_markdown(bundle.manifest.system, found)
+        options = {name: getattr(args, name) for name in ("images", "batch", "steps", "threads", "every")}
+        found = endure(bundle, args.backend, index=args.device, **options)
+        grew = not found.constant
+        facts = {"system": bundle.manifest.system, "bundle_sha256": bundle.hash}
+        growth = {name: getattr(found, name) for name in ("device_growth", "host_growth", "constant")}
+        return {**asdict(found), **facts, **growth}, as_markdown(bundle.manifest.system, found)
 
-    options = {"--images": args.images, "--backend": args.backend, "--batch": args.batch, "--steps": args.steps}
-    words = " ".join(f"{name} {value}" for name, value in options.items() if value is not None)
-    status = publish(
-        args.out, "endurance", f"python -m bfr.benchmarks.end_to_end.endurance BUNDLE --out DIR {words}", call
-    )
-    return status or int(not results[0].constant)
+    return command.run(arguments, call) or int(grew)
 
 
 if __name__ == "__main__":

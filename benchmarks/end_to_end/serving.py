@@ -21,7 +21,7 @@ import numpy as np
 
 from bfr.benchmarks.end_to_end.server_process import ServerProcess
 from bfr.benchmarks.environment import CpuWatch
-from bfr.benchmarks.publish import publish
+from bfr.benchmarks.publish import Command
 from bfr.benchmarks.speed.interleave import synthetic_faces
 from bfr.benchmarks.tables import table
 from bfr.runtime.errors import RestorationFailed
@@ -294,21 +294,17 @@ def as_markdown(figures: dict[str, Any], loads: Sequence[Load], mixed: Load, end
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
-    parser.add_argument("--photograph", type=Path, default=Path("docs/images/photograph.jpg"), help="a JPEG")
-    parser.add_argument("--preset", default="balanced")
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--queue", type=int, default=64)
-    parser.add_argument("--detector", default="auto")
-    parser.add_argument("--clients", type=int, nargs="+", default=list(CLIENTS))
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each level")
-    parser.add_argument("--minutes", type=float, default=0.0, help="of the look at memory")
-    args = parser.parse_args(arguments)
-    program = "python -m bfr.benchmarks.end_to_end.serving"
-    command = f"{program} --preset {args.preset} --batch {args.batch} --minutes {args.minutes:g}"
-    return publish(args.out, "serving", command, lambda: measure(args))
+    """Run the command line; return the exit status."""
+    command = Command("bfr.benchmarks.end_to_end.serving", __doc__)
+    command.add_argument("--photograph", type=Path, default=Path("docs/images/photograph.jpg"), help="a JPEG")
+    command.add_argument("--preset", default="balanced")
+    command.number("--batch", 2)
+    command.number("--queue", 64)
+    command.add_argument("--detector", default="auto")
+    command.add_argument("--clients", type=int, nargs="+", default=list(CLIENTS))
+    command.add_argument("--seconds", type=float, default=20.0, help="of each level")
+    command.add_argument("--minutes", type=float, default=0.0, help="of the look at memory")
+    return command.run(arguments, measure)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.benchmarks.publish import publish
+from bfr.benchmarks.end_to_end.endurance import resident_bytes
+from bfr.benchmarks.publish import Command, Findings
+from bfr.benchmarks.tables import table
 from bfr.models.systems.mini.degrade import Degradation
 from bfr.runtime.errors import InputNotFound
 from bfr.runtime.faces.detect import open_detector
@@ -108,7 +110,7 @@ def measure_memory(photo: PhotoRestorer, portrait: NDArray[np.uint8], count: int
     def watch(share: float) -> None:
         done = round(share * count)
         if done // max(1, count // 10) > len(samples):
-            samples.append((done, _resident()))
+            samples.append((done, (resident_bytes() or 0) / 2**20))
 
     begin = time.perf_counter()
     film: Film = restore_video(photo, clip, folder / "restored.mp4", progress=watch)
@@ -123,74 +125,50 @@ def measure_memory(photo: PhotoRestorer, portrait: NDArray[np.uint8], count: int
     }
 
 
-def _resident() -> float:
-    """MiB of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
-
-
-def as_markdown(result: dict[str, Any], command: str) -> str:
-    """The tables as Markdown."""
-    moving, memory = result["flicker"], result["memory"]
+def as_markdown(figures: dict[str, Any]) -> str:
+    """Render the tables as Markdown."""
+    moving, memory = figures["flicker"], figures["memory"]
     at = memory["rss_mib"]
-    return "\n".join(
-        [
-            "# Video",
-            "",
-            "Flicker, mean difference of successive frames inside the face after the known movement is undone, over "
-            f"{moving['frames']} frames of {WIDTH} x {HEIGHT}, `mini`'s preset:",
-            "",
-            "```",
-            command,
-            "```",
-            "",
-            "| video | flicker, grey levels | faces | tracks |",
-            "| --- | --- | --- | --- |",
-            f"| the clip itself (new sensor noise of {SENSOR} levels in each frame) | {moving['clip']} | | |",
-            *(
-                f"| {title} | {moving[key]['flicker']} | {moving[key]['faces']} | {moving[key]['tracks']} |"
-                for title, key in (
-                    ("restored, a track keeps its noise", "still_noise"),
-                    ("restored, new noise in each frame", "new_noise"),
-                )
-            ),
-            "",
-            f"Memory over {memory['frames']} frames ({memory['faces']} faces restored in one step each, "
-            f"{memory['seconds']} s in all): "
-            + ", ".join(
-                f"{sample['mib']} MiB at frame {sample['frame']}" for sample in (at[0], at[len(at) // 2], at[-1])
-            )
-            + ". Seconds of reading, finding and following faces, networks, pasting and encoding: "
-            + ", ".join(str(memory["stages"][stage]) for stage in STAGES)
-            + "; all but the networks run beside them.",
-            "",
-        ]
-    )
+    rows = [[f"the clip itself (new sensor noise of {SENSOR} levels in each frame)", str(moving["clip"]), "", ""]]
+    for name, words in (("still_noise", "a track keeps its noise"), ("new_noise", "new noise in each frame")):
+        rows.append([f"restored, {words}", *(str(moving[name][key]) for key in ("flicker", "faces", "tracks"))])
+    looks = ", ".join(f"{look['mib']} MiB at frame {look['frame']}" for look in (at[0], at[len(at) // 2], at[-1]))
+    lines = [
+        "# Video",
+        "",
+        "Flicker, mean difference of successive frames inside the face after the known movement is undone, over "
+        f"{moving['frames']} frames of {WIDTH} x {HEIGHT}, `mini`'s preset:",
+        "",
+        *table(["video", "flicker, grey levels", "faces", "tracks"], rows),
+        "",
+        f"Memory over {memory['frames']} frames ({memory['faces']} faces restored in one step each, "
+        f"{memory['seconds']} s in all): {looks}. Seconds of reading, finding and following faces, networks, pasting "
+        f"and encoding: {', '.join(str(memory['stages'][stage]) for stage in STAGES)}; all but the networks run beside "
+        "them.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def measure(args: argparse.Namespace) -> Findings:
+    """Restore the short clip for flicker, and the long one for memory."""
+    portrait, detector = read_image(args.portrait).pixels, open_detector(args.detector)
+    with tempfile.TemporaryDirectory() as name:
+        with Restorer.open() as reference:
+            moving = measure_flicker(PhotoRestorer(reference, detector=detector), portrait, args.short, Path(name))
+        with Restorer.open(preset="fast", steps=1) as short:
+            memory = measure_memory(PhotoRestorer(short, detector=detector), portrait, args.frames, Path(name))
+    figures = {"flicker": moving, "memory": memory}
+    return figures, as_markdown(figures)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("portrait", type=Path, help="a photograph of one person")
-    parser.add_argument("--out", type=Path, required=True, help="folder for video.json and video.md")
-    parser.add_argument("--frames", type=int, default=2000, help="of the long clip (%(default)s)")
-    parser.add_argument("--short", type=int, default=50, help="frames of the clip for flicker (%(default)s)")
-    parser.add_argument("--detector", default="yunet", help="yunet or haar (%(default)s)")
-    args = parser.parse_args(arguments)
-    command = (
-        f"python -m bfr.benchmarks.end_to_end.video PORTRAIT --out DIR --frames {args.frames} --short {args.short}"
-    )
-
-    def call() -> tuple[dict[str, Any], str]:
-        portrait, detector = read_image(args.portrait).pixels, open_detector(args.detector)
-        with tempfile.TemporaryDirectory() as name:
-            with Restorer.open() as reference:
-                moving = measure_flicker(PhotoRestorer(reference, detector=detector), portrait, args.short, Path(name))
-            with Restorer.open(preset="fast", steps=1) as short:
-                memory = measure_memory(PhotoRestorer(short, detector=detector), portrait, args.frames, Path(name))
-        result = {"flicker": moving, "memory": memory}
-        return result, as_markdown(result, command)
-
-    return publish(args.out, "video", command, call)
+    """Run the command line; return the exit status."""
+    command = Command("bfr.benchmarks.end_to_end.video", __doc__)
+    command.add_argument("portrait", type=Path, help="a photograph of one person")
+    command.number("--frames", 2000, "of the long clip (%(default)s)")
+    command.number("--short", 50, "frames of the clip for flicker (%(default)s)")
+    command.add_argument("--detector", default="yunet", help="yunet or haar (%(default)s)")
+    return command.run(arguments, measure)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ A reference draws one face of many that fit the input; another seed draws anothe
 from the reference, same seed, than the reference is from itself with another seed changes nothing that chance does not.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from bfr.benchmarks.publish import say
 from bfr.benchmarks.quality.chains import Pictures, restore
 from bfr.benchmarks.quality.levels import Face
 from bfr.benchmarks.quality.metrics import Mean, UInt8, psnr, ssim
@@ -57,7 +58,6 @@ def anchor(
     *,
     seed: int,
     others: Sequence[int],
-    report: Callable[[str], None] = lambda _: None,
 ) -> list[Anchor]:
     """Restore every face with the reference's `seed` and with the `others`; the restorer's chains are closed after."""
     anchors = []
@@ -68,7 +68,7 @@ def anchor(
             spreads = [drift(restore(restorer, face, other).stages["result"], result) for other in others]
             anchors.append(Anchor(pictures, {m: float(np.mean([spread[m] for spread in spreads])) for m in LABELS}))
             if len(anchors) % 10 == 0 or len(anchors) == len(faces):
-                report(f"reference, {restorer.sampler}, {1 + len(others)} seeds: {len(anchors)} of {len(faces)}")
+                say(f"reference, {restorer.sampler}, {1 + len(others)} seeds: {len(anchors)} of {len(faces)}")
     return anchors
 
 

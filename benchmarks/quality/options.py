@@ -1,16 +1,30 @@
 """What the command lines of the benchmarks of quality share."""
 
 import argparse
-import shlex
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
+from bfr.benchmarks.publish import Command
 from bfr.runtime.errors import InputNotFound, InvalidOption, MissingDependency
+from bfr.runtime.restore.restorer import DEFAULT_SEED
 
-OTHER_SEEDS = "1,2"
 Number = TypeVar("Number", int, float)
+
+
+def faces_command(module: str, doc: str | None) -> Command:
+    """Return a command line with what the benchmarks of quality share."""
+    command = Command(module, doc)
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="aligned faces, square")
+    command.add_argument("--bundle", type=Path, help="folder of the bundle; the default is the system mini")
+    command.number("--limit", None, "the first so many images only")
+    command.number("--seed", DEFAULT_SEED, "of all noise (%(default)s)")
+    command.add_argument("--other-seeds", default="1,2", help="of the reference, for its spread (%(default)s)")
+    command.add_argument("--attribution", metavar="TEXT", help="a line for the report, as licences ask")
+    command.add_argument("--backend", default="auto", help="auto, onnxruntime-cpu or onnxruntime-cuda (%(default)s)")
+    command.number("--threads", None, "of the CPU backend")
+    return command
 
 
 def check_common(args: argparse.Namespace) -> None:
@@ -45,15 +59,3 @@ def words(option: str, text: str, known: tuple[str, ...]) -> list[str]:
     if unknown := [word for word in found if word not in known]:
         raise InvalidOption(f"{option} {unknown[0]!r} is unknown: choose from {', '.join(known)}")
     return found
-
-
-def command_line(module: str, parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
-    """The command line without defaults; of paths, the last part alone: a report tells nothing of the machine."""
-    parts = ["python", "-m", module, args.folder.resolve().name]
-    for name, value in vars(args).items():
-        if name == "folder" or value == parser.get_default(name):
-            continue
-        parts.append(f"--{name.replace('_', '-')}")
-        if value is not True:
-            parts.append(value.resolve().name if isinstance(value, Path) else str(value))
-    return shlex.join(parts)

@@ -10,37 +10,54 @@ solvers or steps adds to the table.
 import argparse
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bfr.benchmarks.environment import describe_machine
+from bfr.benchmarks.publish import Findings, say, write_json
 from bfr.benchmarks.quality.chains import restore
-from bfr.benchmarks.quality.drift import anchor, check_seeds, drift
+from bfr.benchmarks.quality.drift import LABELS, RULE, anchor, check_seeds, drift
 from bfr.benchmarks.quality.levels import Face, degrade, level_at, read_faces
 from bfr.benchmarks.quality.metrics import SHARPNESS, UInt8, score
-from bfr.benchmarks.quality.options import OTHER_SEEDS, check_common, command_line, numbers, words
+from bfr.benchmarks.quality.options import check_common, faces_command, numbers, words
 from bfr.benchmarks.quality.pareto_plot import as_png
-from bfr.benchmarks.quality.pareto_report import as_markdown
-from bfr.benchmarks.quality.pareto_results import Allowance, Candidate, Results, Sample
-from bfr.benchmarks.quality.pareto_store import load, load_pictures, save, save_pictures
+from bfr.benchmarks.quality.pareto_results import (
+    JSON,
+    READ_OFF,
+    Allowance,
+    Candidate,
+    Line,
+    Results,
+    Sample,
+    as_dict,
+    load,
+    load_pictures,
+    read_off,
+    save_pictures,
+)
 from bfr.benchmarks.quality.report import describe_degradation
+from bfr.benchmarks.tables import show, table
 from bfr.models.systems.mini.degrade import LEVELS
 from bfr.runtime.backends.registry import open_device
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import Preset
 from bfr.runtime.diffusion.schedule import GRIDS, linear_schedule, log_snr
-from bfr.runtime.diffusion.solvers import SOLVERS, WITH_ETA
-from bfr.runtime.errors import BfrError, RestorationFailed
+from bfr.runtime.diffusion.solvers import SOLVERS
+from bfr.runtime.errors import RestorationFailed
 from bfr.runtime.files import write_bytes
 from bfr.runtime.restore.plan import sampler_table
-from bfr.runtime.restore.restorer import DEFAULT_SEED, Restorer, load_networks
+from bfr.runtime.restore.restorer import Restorer, load_networks
 
 PRESETS = {"balanced": Allowance(20, 0.1), "fast": Allowance(10, 0.5)}
-Report = Callable[[str], None]
+TRUTH = {
+    "psnr_db": ("PSNR to truth", 2),
+    "haar_psi": ("HaarPSI to truth", 4),
+    "sharpness": ("sharpness", 3),
+    "correlation": ("detail correlation", 3),
+}
 
 
 def candidates(
@@ -50,18 +67,18 @@ def candidates(
     solvers: Sequence[str],
     spacings: Sequence[str],
     steps: Sequence[int],
-    start: float,
+    starts: Sequence[float],
     etas: Sequence[float],
 ) -> list[Preset]:
     """The grid of samplers, each checked. Solvers without eta come once, with 0.
 
-    start: the timestep that grids start at; a respacing starts at the index that gives it its number of calls.
+    starts: the timesteps that grids start at; a respacing starts at the index that gives it its number of calls.
     Raises InvalidOption where a sampler does not exist or does not fit the bundle.
     """
     presets: list[Preset] = []
-    for solver, spacing, eta, count in product(solvers, spacings, etas, steps):
+    for solver, spacing, eta, start, count in product(solvers, spacings, etas, starts, steps):
         where = {"start": start, "steps": count} if spacing in GRIDS else {"start": count, "steps": None}
-        used = eta if solver in WITH_ETA else 0.0
+        used = eta if SOLVERS[solver].with_eta else 0.0
         preset = bundle.preset(reference, solver=solver, spacing=spacing, eta=used, **where)
         sampler_table(bundle, preset)
         if preset not in presets:
@@ -77,9 +94,7 @@ def start_of(bundle: Bundle, preset: Preset) -> float:
     return round(float(schedule.timesteps_at(log_snr(np.array([table.signal**2])))[0]), 3)
 
 
-def measure(
-    restorer: Restorer, faces: Sequence[Face], results: Sequence[UInt8], *, seed: int, report: Report
-) -> Candidate:
+def measure(restorer: Restorer, faces: Sequence[Face], results: Sequence[UInt8], *, seed: int) -> Candidate:
     """A sampler on all faces. results: the reference's, (S, S, 3) uint8 RGB each. Its chains are closed after."""
     samples = []
     with restorer:
@@ -88,26 +103,26 @@ def measure(
             found = pictures.stages["result"]
             samples.append(Sample(face.name, drift(found, wanted), score(found, face.truth), pictures.seconds))
     candidate = Candidate(restorer.sampler, samples)
-    report(f"{candidate}: {candidate.drift().mean:.2f} dB from the reference, {candidate.seconds:.3g} s")
+    say(f"{candidate}: {candidate.drift().mean:.2f} dB from the reference, {candidate.seconds:.3g} s")
     return candidate
 
 
-def benchmark(args: argparse.Namespace, command: str, report: Report) -> str:
-    """Run what the command line asks for, write its files, and return the Markdown."""
+def benchmark(args: argparse.Namespace) -> Findings:
+    """Run what the command line asks for; keep the results of each sampler, and draw the picture."""
     check_common(args)
     others = numbers("--other-seeds", args.other_seeds, int)
     check_seeds(args.seed, others)
     bundle = Bundle.open(args.bundle or default_bundle())
     size = bundle.manifest.image_size
     reference = bundle.preset(args.reference)
-    start = start_of(bundle, reference) if args.start is None else args.start
+    starts = numbers("--start", args.start, float) if args.start else [start_of(bundle, reference)]
     presets = candidates(
         bundle,
         args.reference,
-        solvers=words("--solvers", args.solvers, SOLVERS),
+        solvers=words("--solvers", args.solvers, tuple(SOLVERS)),
         spacings=args.spacings.split(","),
         steps=numbers("--steps", args.steps, int),
-        start=start,
+        starts=starts,
         etas=numbers("--etas", args.etas, float),
     )
     level = level_at(args.level, size)
@@ -124,7 +139,6 @@ def benchmark(args: argparse.Namespace, command: str, report: Report) -> str:
         "faces": {face.name: zlib.crc32(face.degraded.tobytes()) for face in faces},
     }
     facts = {
-        "command": command,
         "system": bundle.manifest.system,
         "image_size": size,
         "precision": "fp32",
@@ -142,20 +156,17 @@ def benchmark(args: argparse.Namespace, command: str, report: Report) -> str:
         restorers = [Restorer(bundle, device, preset, networks=networks) for preset in missing]
         if results is None:
             first = Restorer(bundle, device, reference, networks=networks)
-            results = _begin(first, faces, settings, facts, args, report)
+            results = _begin(first, faces, settings, facts, args)
         wanted = load_pictures(args.out)
         for restorer in restorers:
             try:
-                found = measure(restorer, faces, wanted, seed=args.seed, report=report)
+                found = measure(restorer, faces, wanted, seed=args.seed)
             except RestorationFailed as error:
                 raise RestorationFailed(f"{restorer.sampler}: {error}. Leave this sampler out to go on") from error
             results = results.with_candidate(found)
-            save(args.out, results, PRESETS)
-    save(args.out, results, PRESETS)
-    markdown = as_markdown(results, PRESETS, plot="pareto.png")
+            write_json(args.out / JSON, as_dict(results, PRESETS))
     write_bytes(args.out / "pareto.png", as_png(results, PRESETS))
-    write_bytes(args.out / "pareto.md", markdown.encode())
-    return markdown
+    return as_dict(results, PRESETS), as_markdown(results, PRESETS, plot="pareto.png")
 
 
 def _begin(
@@ -164,11 +175,10 @@ def _begin(
     settings: dict[str, Any],
     facts: dict[str, Any],
     args: argparse.Namespace,
-    report: Report,
 ) -> Results:
     """The reference, its spread, and the estimate; kept in `args.out`."""
     restorer.warm_up()
-    anchors = anchor(restorer, faces, seed=args.seed, others=settings["other_seeds"], report=report)
+    anchors = anchor(restorer, faces, seed=args.seed, others=settings["other_seeds"])
     own, estimates = [], []
     for face, each in zip(faces, anchors, strict=True):
         own.append(Sample(face.name, each.spread, score(each.result, face.truth), each.pictures.seconds))
@@ -177,43 +187,112 @@ def _begin(
         estimates.append(Sample(face.name, drifted, truth, each.pictures.estimate_seconds))
     results = Results(settings, facts, Candidate(restorer.sampler, own), [Candidate(None, estimates)])
     save_pictures(args.out, [each.result for each in anchors])
-    save(args.out, results, PRESETS)
+    write_json(args.out / JSON, as_dict(results, PRESETS))
     return results
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="aligned faces, square")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for pareto.json, .md and .png")
-    parser.add_argument("--bundle", type=Path, help="folder of the bundle; the default is the system mini")
-    parser.add_argument("--reference", default="reference", help="the preset that drift is from (%(default)s)")
-    parser.add_argument("--level", default="medium", help=f"one of {', '.join(LEVELS)} (%(default)s)")
-    parser.add_argument("--solvers", default="ddim,dpmpp-2m,dpmpp-3m,unipc-2", help="(%(default)s)")
-    parser.add_argument("--spacings", default=",".join(GRIDS), help="grids, and respacings as ddim250 (%(default)s)")
-    parser.add_argument("--steps", default="2,3,4,6,10,20", help="calls of the denoiser (%(default)s)")
-    parser.add_argument("--start", type=float, help="timestep of the grids' first call; the reference's own start")
-    parser.add_argument("--etas", default="0", help=f"of {', '.join(WITH_ETA)} (%(default)s)")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N images only")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of all noise (%(default)s)")
-    parser.add_argument("--other-seeds", default=OTHER_SEEDS, help="of the reference, for its spread (%(default)s)")
-    parser.add_argument("--attribution", metavar="TEXT", help="a line for the report, as licences ask")
-    parser.add_argument("--backend", default="auto", help="auto, onnxruntime-cpu or onnxruntime-cuda (%(default)s)")
-    parser.add_argument("--threads", type=int, help="of the CPU backend")
-    return parser
+def as_markdown(results: Results, presets: Mapping[str, Allowance], *, plot: str) -> str:
+    """The facts, the presets that are read off, the front, and every sampler; means ± standard errors.
+
+    presets: to be read off. plot: the picture's file name.
+    """
+    facts, settings = results.facts, results.settings
+    seeds = ", ".join(map(str, settings["other_seeds"]))
+    size = facts["image_size"]
+    lines = ["# Quality against calls", "", f"![Quality against calls]({plot})", ""]
+    lines += [
+        f"- System: {facts['system']}, {size}x{size}, {facts['precision']}; bundle `{settings['bundle']}`",
+        f"- Reference: {results.reference}; seed {settings['seed']}, for the spread the seeds {seeds}",
+        f"- Images: {len(results.reference.samples)}, {settings['level']}: {facts['degradation']}",
+        f"- Backend: {settings['backend']}, {_threads(settings['threads'])}; {facts['machine']['CPU']}",
+        "- Seconds are per image, one at a time, median; `cost` is their share of the reference's",
+        f"- {RULE}",
+        f"- {READ_OFF}",
+        f"- {facts['definition']}",
+        "- Values are means over the images ± their standard errors.",
+        *([f"- {facts['attribution']}"] if facts["attribution"] else []),
+        "",
+        "## Presets",
+        "",
+        *table(
+            ["preset", "calls at most", "dB behind at most", "sampler", "calls", "drift, dB", "spread"],
+            _presets(results, presets),
+        ),
+        "",
+        "## Pareto front",
+        "",
+        *_table(results, results.front()),
+        "",
+        "## All samplers",
+        "",
+        *_table(results, sorted(results.candidates, key=_order)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _presets(results: Results, presets: Mapping[str, Allowance]) -> list[list[str]]:
+    rows = []
+    for name, allowance in presets.items():
+        found = read_off(results, allowance)
+        cells = [str(found), str(found.calls), show(found.drift(), 2), _verdict(results, found)] if found else ["none"]
+        rows.append([name, str(allowance.calls), f"{allowance.db:g}", *cells, *[""] * (4 - len(cells))])
+    return rows
+
+
+def _table(results: Results, candidates: Sequence[Candidate]) -> list[str]:
+    """A row of the reference with its spread, then one for each candidate."""
+    head = ["sampler", "calls", *(f"drift {label}" for label, _ in LABELS.values()), "drift - spread, dB", "spread"]
+    head += [*(label for label, _ in TRUTH.values()), "s", "cost"]
+    rows = [_row(results, results.reference, f"reference: {results.reference}; its spread", "", "")]
+    for candidate in candidates:
+        difference = show(results.difference(candidate), 2, sign=True)
+        rows.append(_row(results, candidate, str(candidate), difference, _verdict(results, candidate)))
+    return table(head, rows)
+
+
+def _row(results: Results, candidate: Candidate, name: str, difference: str, verdict: str) -> list[str]:
+    drifts = [show(candidate.drift(measure), digits) for measure, (_, digits) in LABELS.items()]
+    truths = [show(candidate.truth(measure), digits) for measure, (_, digits) in TRUTH.items()]
+    cost = candidate.seconds / results.reference.seconds
+    return [
+        name,
+        str(candidate.calls),
+        *drifts,
+        difference,
+        verdict,
+        *truths,
+        f"{candidate.seconds:.3g}",
+        f"{cost:.1%}",
+    ]
+
+
+def _verdict(results: Results, candidate: Candidate) -> str:
+    return "within" if results.within_spread(candidate) else "outside"
+
+
+def _threads(threads: int | None) -> str:
+    return "threads as it chooses" if threads is None else f"{threads} thread{'s' * (threads > 1)}"
+
+
+def _order(candidate: Candidate) -> tuple[Line, int]:
+    return candidate.line or ("", "", 0.0, 0.0), candidate.calls
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = _parser()
-    args = parser.parse_args(arguments)
-    command = command_line("bfr.benchmarks.quality.pareto", parser, args)
-    try:
-        markdown = benchmark(args, command, lambda text: print(text, file=sys.stderr, flush=True))
-    except BfrError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(markdown)
-    return 0
+    """Run the command line; return the exit status."""
+    command = faces_command("bfr.benchmarks.quality.pareto", __doc__)
+    command.add_argument("--reference", default="reference", help="the preset that drift is from (%(default)s)")
+    command.add_argument("--level", default="medium", help=f"one of {', '.join(LEVELS)} (%(default)s)")
+    command.add_argument("--solvers", default="ddim,dpmpp-2m,dpmpp-3m,unipc-2", help="(%(default)s)")
+    command.add_argument("--spacings", default=",".join(GRIDS), help="grids, and respacings as ddim250 (%(default)s)")
+    command.add_argument("--steps", default="2,3,4,6,10,20", help="calls of the denoiser (%(default)s)")
+    command.add_argument("--start", help="timesteps of the grids' first calls; the reference's own start")
+    command.add_argument(
+        "--etas",
+        default="0",
+        help="of the solvers that take one (%(default)s)",
+    )
+    return command.run(arguments, benchmark)
 
 
 if __name__ == "__main__":

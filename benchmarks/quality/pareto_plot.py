@@ -1,12 +1,11 @@
 """The Pareto benchmark as a picture: drift against calls, and quality against the truth."""
 
-import io
 from collections.abc import Mapping
 from itertools import cycle
 from typing import Any
 
-from bfr.benchmarks.quality.pareto_results import Allowance, Candidate, Results, read_off
-from bfr.benchmarks.speed.report import COLOURS
+from bfr.benchmarks.quality.pareto_results import Allowance, Candidate, Line, Results, read_off
+from bfr.benchmarks.speed.plots import COLOURS, draw
 
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)))  # by spacing
 MARKERS = ("o", "s", "^", "D")  # by eta
@@ -35,25 +34,16 @@ def as_png(results: Results, presets: Mapping[str, Allowance]) -> bytes:
     for candidate, names in chosen.values():
         ring = {"s": 130, "facecolors": "none", "edgecolors": CHOSEN, "linewidths": 1.3, "zorder": 5}
         drift.scatter(candidate.calls, candidate.drift().mean, **ring)
-        quality.scatter(candidate.truth("sharpness").mean, candidate.truth("psnr_db").mean, **ring)
-        drift.annotate(
-            ", ".join(names),
-            (candidate.calls, candidate.drift().mean),
-            xytext=(-8, 9),
-            textcoords="offset points",
-            ha="right",
-            fontsize=9,
-            fontweight="bold",
-            color=CHOSEN,
-        )
+        quality.scatter(*_truth(candidate), **ring)
+        style = {"xytext": (-8, 9), "textcoords": "offset points", "ha": "right", "fontsize": 9, "color": CHOSEN}
+        drift.annotate(", ".join(names), (candidate.calls, candidate.drift().mean), fontweight="bold", **style)
     for axes in (drift, quality):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#eeeeee", zorder=-1)
     handles = [*_handles(styles), *quality.get_legend_handles_labels()[0]]
-    figure.legend(handles=handles, loc="outside lower center", ncols=_columns(len(handles)), frameon=False, fontsize=9)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", metadata={"Software": None})
-    return data.getvalue()
+    columns = len(handles) if len(handles) <= 8 else -(-len(handles) // 2)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    return draw(figure, metadata={"Software": None})
 
 
 def _draw_drift(axes: Any, results: Results, styles: "_Styles") -> None:
@@ -70,14 +60,9 @@ def _draw_drift(axes: Any, results: Results, styles: "_Styles") -> None:
             _note(axes, right, candidate.drift().mean, "the estimate, 0 calls")
     for line in styles:
         points = _along(results, line)
-        xs, means = [point.calls for point in points], [point.drift() for point in points]
-        axes.errorbar(
-            xs,
-            [mean.mean for mean in means],
-            yerr=[mean.error or 0.0 for mean in means],
-            elinewidth=0.6,
-            **styles[line],
-        )
+        calls, drifts = [point.calls for point in points], [point.drift() for point in points]
+        errors = [found.error or 0.0 for found in drifts]
+        axes.errorbar(calls, [found.mean for found in drifts], yerr=errors, elinewidth=0.6, **styles[line])
     axes.set_xscale("log", base=2)
     axes.set_xlim(left, right)
     axes.set_xticks(counts, [str(count) for count in counts])
@@ -90,26 +75,24 @@ def _draw_drift(axes: Any, results: Results, styles: "_Styles") -> None:
 
 def _draw_quality(axes: Any, results: Results, styles: "_Styles") -> None:
     for line in styles:
-        points = _along(results, line)
-        xs = [point.truth("sharpness").mean for point in points]
-        ys = [point.truth("psnr_db").mean for point in points]
-        axes.plot(xs, ys, **styles[line])
+        axes.plot(*zip(*(_truth(point) for point in _along(results, line)), strict=True), **styles[line])
     for candidate in results.front():
         if candidate.preset:
-            x, y = candidate.truth("sharpness").mean, candidate.truth("psnr_db").mean
             style = {"xytext": (6, 6), "textcoords": "offset points", "fontsize": 8, "zorder": 5}
-            axes.annotate(str(candidate.calls), (x, y), path_effects=_halo(), **style)
-    for shape, candidate in _landmarks(results):
-        x, y = candidate.truth("sharpness").mean, candidate.truth("psnr_db").mean
-        axes.plot(x, y, label=f"{'reference' if shape == '*' else 'estimate'}, {candidate.calls} calls", **_mark(shape))
+            axes.annotate(str(candidate.calls), _truth(candidate), path_effects=_halo(), **style)
+    landmarks = [("*", 12, "reference", results.reference)]
+    landmarks += [("X", 8, "estimate", c) for c in results.candidates if c.preset is None]
+    for marker, size, name, candidate in landmarks:
+        style = {"marker": marker, "markersize": size, "linestyle": "none", "color": "black"}
+        label = f"{name}, {candidate.calls} calls"
+        axes.plot(*_truth(candidate), label=label, markeredgecolor="white", zorder=6, **style)
     axes.margins(0.12)
     axes.set_xlabel("sharpness, 1 is the truth's")
     axes.set_ylabel("PSNR to the truth, dB")
     axes.set_title("Against the truth; numbers are calls, on the front of the left panel", fontsize=10)
 
 
-_Line = tuple[str, str, float]
-_Styles = dict[_Line, dict[str, Any]]
+_Styles = dict[Line, dict[str, Any]]
 
 
 def _styles(results: Results) -> _Styles:
@@ -118,15 +101,9 @@ def _styles(results: Results) -> _Styles:
     solvers, spacings, etas = (dict.fromkeys(sorted({line[i] for line in lines})) for i in range(3))
     colour = dict(zip(solvers, cycle(COLOURS[1:6] + COLOURS[7:]), strict=False))
     dashes, marker = dict(zip(spacings, cycle(DASHES), strict=False)), dict(zip(etas, cycle(MARKERS), strict=False))
+    shared = {"markersize": 4.5, "linewidth": 1.3, "zorder": 3}
     return {
-        line: {
-            "color": colour[line[0]],
-            "linestyle": dashes[line[1]],
-            "marker": marker[line[2]],
-            "markersize": 4.5,
-            "linewidth": 1.3,
-            "zorder": 3,
-        }
+        line: {"color": colour[line[0]], "linestyle": dashes[line[1]], "marker": marker[line[2]], **shared}
         for line in lines
     }
 
@@ -137,7 +114,7 @@ def _handles(styles: _Styles) -> list[Any]:
 
     handles: dict[tuple[int, Any], Any] = {}
     several = len({line[2] for line in styles}) > 1
-    for (solver, spacing, eta), style in styles.items():
+    for (solver, spacing, eta, _), style in styles.items():
         handles.setdefault((0, solver), Line2D([], [], color=style["color"], linewidth=2.5, label=solver))
         dashed = Line2D([], [], color="#555555", linestyle=style["linestyle"], label=f"spacing {spacing}")
         handles.setdefault((1, spacing), dashed)
@@ -147,23 +124,6 @@ def _handles(styles: _Styles) -> list[Any]:
     return [handles[key] for key in sorted(handles)]
 
 
-def _landmarks(results: Results) -> list[tuple[str, Candidate]]:
-    """What every sampler lies between, and its marker: the reference, the estimate."""
-    return [("*", results.reference), *(("X", c) for c in results.candidates if c.preset is None)]
-
-
-def _mark(shape: str) -> dict[str, Any]:
-    size = 12 if shape == "*" else 8
-    return {
-        "marker": shape,
-        "linestyle": "none",
-        "color": "black",
-        "markersize": size,
-        "markeredgecolor": "white",
-        "zorder": 6,
-    }
-
-
 def _halo() -> list[Any]:
     """White around text that lines may cross."""
     from matplotlib.patheffects import withStroke
@@ -171,25 +131,14 @@ def _halo() -> list[Any]:
     return [withStroke(linewidth=2.5, foreground="white")]
 
 
-def _columns(entries: int) -> int:
-    """Of the legend: one row, or two of the same length."""
-    return entries if entries <= 8 else -(-entries // 2)
+def _truth(candidate: Candidate) -> tuple[float, float]:
+    return candidate.truth("sharpness").mean, candidate.truth("psnr_db").mean
 
 
-def _along(results: Results, line: _Line) -> list[Candidate]:
+def _along(results: Results, line: Line) -> list[Candidate]:
     return sorted((c for c in results.candidates if c.line == line), key=lambda candidate: candidate.calls)
 
 
 def _note(axes: Any, x: float, y: float, text: str) -> None:
-    axes.annotate(
-        text,
-        (x, y),
-        xytext=(-3, 3),
-        textcoords="offset points",
-        ha="right",
-        va="bottom",
-        fontsize=8.5,
-        color="#333333",
-        path_effects=_halo(),
-        zorder=5,
-    )
+    style = {"ha": "right", "va": "bottom", "fontsize": 8.5, "color": "#333333", "zorder": 5}
+    axes.annotate(text, (x, y), xytext=(-3, 3), textcoords="offset points", path_effects=_halo(), **style)

@@ -1,7 +1,5 @@
 """What the quality benchmark found, as JSON and as Markdown."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -48,13 +46,10 @@ class Evaluation:
     """One preset on one set of inputs.
 
     title: the level, or what the inputs are. degradation: at the system's size; None where inputs are as found.
-    timestep: the first that the denoiser is called with. noise: standard deviation of the start, images in [-1, 1].
     """
 
     title: str
     preset: Preset
-    timestep: float
-    noise: float
     degradation: Degradation | None
     images: Sequence[ImageScores]
 
@@ -81,8 +76,6 @@ class Evaluation:
         return {
             "title": self.title,
             "preset": self.preset.model_dump(),
-            "first_timestep": self.timestep,
-            "start_noise": self.noise,
             "degradation": asdict(self.degradation) if self.degradation else None,
             "mean": {s: {m: asdict(self.mean(s, m)) for m in self.measures} for s in STAGES},
             "gain_db": {f"{a} - {b}": asdict(self.gain(a, b)) for a, b in GAINS} if self.degradation else None,
@@ -91,16 +84,10 @@ class Evaluation:
         }
 
 
-def as_json(facts: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> str:
-    """One object; what is infinite or undefined is null."""
-    content = {**facts, "evaluations": [evaluation.as_dict() for evaluation in evaluations]}
-    return json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
-
-
-def as_markdown(facts: Mapping[str, Any], evaluations: Sequence[Evaluation], *, sweep: bool) -> str:
-    """The facts, then a table for each evaluation, or one table of all for a sweep; means ± standard errors."""
-    lines = ["# Quality", "", "```", facts["command"], "```", ""]
+def as_markdown(facts: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> str:
+    """The facts, then a table for each evaluation; means ± standard errors."""
     bundle = facts["bundle"]
+    lines = ["# Quality", ""]
     lines += [f"- System: {bundle['system']}, {bundle['image_size']}x{bundle['image_size']}, {facts['precision']}"]
     lines += [f"- Bundle: `{bundle['hash']}`", f"- Backend: {facts['backend']}"]
     lines += [f"- Images: {facts['images']}, seed {facts['seed']}", f"- {facts['definition']}"]
@@ -111,14 +98,10 @@ def as_markdown(facts: Mapping[str, Any], evaluations: Sequence[Evaluation], *, 
     if facts["detector"]:
         lines += [f"- {describe_geometry(facts['detector'], truth=evaluations[0].degradation is not None)}"]
     lines += [f"- {facts[name]}" for name in ("no_geometry", "attribution") if facts[name]]
-    if sweep:
-        lines += ["", *_heading(evaluations[0], sampler=False), "", *_sweep_table(evaluations)]
-    else:
-        for evaluation in evaluations:
-            lines += ["", *_heading(evaluation, sampler=True), "", *_stage_table(evaluation)]
-            lines += _drift_table(evaluation, facts)
-            if facts["detector"]:
-                lines += ["", *geometry_table([image.geometry for image in evaluation.images])]
+    for evaluation in evaluations:
+        lines += ["", *_heading(evaluation), "", *_stage_table(evaluation), *_drift_table(evaluation, facts)]
+        if facts["detector"]:
+            lines += ["", *geometry_table([image.geometry for image in evaluation.images])]
     return "\n".join(lines) + "\n"
 
 
@@ -132,10 +115,9 @@ def describe_degradation(degradation: Degradation | None) -> str:
     )
 
 
-def _heading(evaluation: Evaluation, *, sampler: bool) -> list[str]:
+def _heading(evaluation: Evaluation) -> list[str]:
     words = describe_degradation(evaluation.degradation)
-    if sampler:
-        words += f"; {evaluation.preset}: {evaluation.seconds:.3g} s per image"
+    words = f"{words}; {evaluation.preset}: {evaluation.seconds:.3g} s per image"
     return [f"## {evaluation.title}", "", f"{words[0].upper()}{words[1:]}."]
 
 
@@ -147,21 +129,6 @@ def _stage_table(evaluation: Evaluation) -> list[str]:
         gains = [[f"{a} - {b}", show(evaluation.gain(a, b), 2, sign=True)] for a, b in GAINS]
         lines += ["", *table(["gain", "PSNR, dB"], gains)]
     return lines
-
-
-def _sweep_table(evaluations: Sequence[Evaluation]) -> list[str]:
-    first = evaluations[0]
-    head = ["", "start", "eta", "first t", *(LABELS[m][0] for m in first.measures), "result - estimate, dB", "s"]
-    rows = [
-        [stage, "", "", "", *(show(first.mean(stage, m), LABELS[m][1]) for m in first.measures), "", ""]
-        for stage in ("input", "estimate")
-    ]
-    for e in evaluations:
-        cells = ["result", f"{e.preset.start:g}", f"{e.preset.eta:g}", f"{e.timestep:g}"]
-        cells += [show(e.mean("result", m), LABELS[m][1]) for m in e.measures]
-        rows.append([*cells, show(e.gain("result", "estimate"), 2, sign=True), f"{e.seconds:.3g}"])
-    steps = "" if first.preset.steps is None else f", {first.preset.steps} steps"
-    return [f"Spacing {first.preset.spacing}, solver {first.preset.solver}{steps}.", "", *table(head, rows)]
 
 
 def _drift_table(evaluation: Evaluation, facts: Mapping[str, Any]) -> list[str]:
@@ -178,12 +145,3 @@ def _image(image: ImageScores) -> dict[str, Any]:
     more = {name: getattr(image, name) for name in ("drift", "spread", "geometry")}
     measured = {name: value for name, value in more.items() if value is not None}
     return {"name": image.name, **image.stages, **measured, "seconds": image.seconds}
-
-
-def plain(value: Any) -> Any:
-    """The value with None for every float that JSON does not know."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

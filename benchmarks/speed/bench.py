@@ -5,11 +5,13 @@ It writes `bench.json` (everything, each single time included), `bench.md`, `ben
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bfr.benchmarks.environment import CpuWatch, GpuWatch, describe_machine
-from bfr.benchmarks.speed import report
+from bfr.benchmarks.publish import write_json
+from bfr.benchmarks.speed import plots
 from bfr.benchmarks.speed.cold import Cold, cold_start
 from bfr.benchmarks.speed.contender import (
     BASELINES,
@@ -21,7 +23,8 @@ from bfr.benchmarks.speed.contender import (
 )
 from bfr.benchmarks.speed.interleave import Progress, Run, measure
 from bfr.benchmarks.speed.options import BenchOptions
-from bfr.benchmarks.speed.results import BackendResult, Measurement, Results, summarize
+from bfr.benchmarks.speed.report import as_markdown
+from bfr.benchmarks.speed.results import FORMAT, BackendResult, Measurement, Results, summarize
 from bfr.benchmarks.speed.roofline import count_cost, measure_ceilings
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import Preset
@@ -43,18 +46,16 @@ def bench(options: BenchOptions, progress: Progress = lambda _: None) -> Path:
     Raises MissingDependency without torch or matplotlib, InvalidOption, BundleInvalid, BackendUnavailable where the
     baseline does not work, RestorationFailed for a result that is not finite, WriteFailed.
     """
-    report.need_matplotlib()  # before the measurements, not after them
+    plots.need_matplotlib()  # before the measurements, not after them
     results = run_bench(options, progress)
     markdown = options.out / "bench.md"
-    write_bytes(options.out / "bench.json", report.as_json(results))
-    write_bytes(options.out / "bench.png", report.as_png(results))
-    roofline = report.as_roofline(results)
+    write_json(options.out / "bench.json", {"format": FORMAT, **asdict(results)})
+    write_bytes(options.out / "bench.png", plots.bar_chart(results))
+    roofline = plots.roofline(results)
     if roofline is not None:
         write_bytes(options.out / "roofline.png", roofline)
-    write_bytes(
-        markdown,
-        report.as_markdown(results, plot="bench.png", roofline="roofline.png" if roofline else None).encode(),
-    )
+    text = as_markdown(results, plot="bench.png", roofline="roofline.png" if roofline else None)
+    write_bytes(markdown, text.encode())
     return markdown
 
 

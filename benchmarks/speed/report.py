@@ -1,50 +1,21 @@
-"""Results as JSON, as Markdown tables and as a plot."""
+"""The report of `bfr bench` as Markdown."""
 
-import io
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from typing import Any
 
-from bfr.benchmarks.speed.contender import REMEDY
 from bfr.benchmarks.speed.results import STAGES, Measurement, Results
 from bfr.benchmarks.speed.roofline import describe_ceilings
-from bfr.benchmarks.speed.roofline_plot import as_png as draw_roofline
+from bfr.benchmarks.tables import table
 from bfr.runtime.bundle.manifest import Preset
-from bfr.runtime.errors import MissingDependency
 
-FORMAT = 1
-BUSY_CORES = 0.2
 GPU_NOTES = (
     " On the GPU `network` is all of estimate and denoise, by events on the device; `overhead` is therefore launch, "
     "upload, download and the host's work. A backend that records graphs does so in its second call, before the timed "
     "ones; `first` holds what a first call compiles and measures."
 )
-# Okabe and Ito's colours, told apart by colour-blind readers and on grey paper.
-COLOURS: tuple[str, ...] = ("#999999", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
-COLOURS += ("#000000", "#8B6914", "#7F3C8D", "#A5AA99", "#F0E442")  # a GPU has more backends
 HEADS = ("p50 s", "p90 s", "p99 s", "mean s", "min s", "first s", "step s", "overhead")
 HEADS_LIMIT = ("limit ms", "share")
 FIRST = "process to first result s"
 HEADS_MORE = ("images/s", "GFLOP/s", "speed-up", "PSNR dB", "max abs")
-
-
-def need_matplotlib() -> None:
-    """Raise MissingDependency unless matplotlib can be imported."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingDependency(f"the plot of a benchmark needs matplotlib: {REMEDY}") from error
-
-
-def is_busy(results: Results) -> bool:
-    """Whether others took enough of the CPU during the measurements to falsify them."""
-    return results.others_cores is not None and results.others_cores > BUSY_CORES
-
-
-def as_json(results: Results) -> bytes:
-    """Everything, the single times included."""
-    return json.dumps({"format": FORMAT, **asdict(results)}, indent=1, allow_nan=False).encode() + b"\n"
 
 
 def as_markdown(results: Results, *, plot: str, roofline: str | None = None) -> str:
@@ -57,7 +28,7 @@ def as_markdown(results: Results, *, plot: str, roofline: str | None = None) -> 
         f"```\n{r.command}\n```",
         f"![Latency and throughput by batch size]({plot})",
     ]
-    if is_busy(r):
+    if r.busy:
         parts.append(
             f"**The machine was not idle: other processes kept {r.others_cores:.2f} of its cores busy. Times of "
             "several threads, eager PyTorch's above all, can be many times those of an idle machine; measure again.**"
@@ -65,7 +36,7 @@ def as_markdown(results: Results, *, plot: str, roofline: str | None = None) -> 
     limited = any(m.share is not None for m in r.measurements)
     heads = ("backend", *HEADS, *HEADS_MORE, *(HEADS_LIMIT if limited else ()))
     for batch in r.batches:
-        parts += [f"## Batch {batch}", _table(heads, (_numbers(m, limited) for m in r.at(batch)))]
+        parts += [f"## Batch {batch}", _block(heads, (_numbers(m, limited) for m in r.at(batch)))]
     parts.append(_notes(r))
     if r.ceilings is not None and limited:
         parts += ["## Limit", _limit_notes(r)]
@@ -74,18 +45,18 @@ def as_markdown(results: Results, *, plot: str, roofline: str | None = None) -> 
     parts += [
         "## Stages",
         "Median seconds of a batch.",
-        _table(("backend", "batch", *STAGES), (_stages(m) for batch in r.batches for m in r.at(batch))),
+        _block(("backend", "batch", *STAGES), (_stages(m) for batch in r.batches for m in r.at(batch))),
         "## Start and memory",
         "`load` is reading, hashing and loading the networks, in the common process. The rest is of a fresh process "
         f"for each backend: from its start to its first result (batch {r.batches[0]}), and the peak of its resident "
         "memory after a batch of each size; GPU memory is what the GPUs' use grew by." + _build_notes(r),
-        _table(("backend", "versions", *_build_heads(r), "load s", FIRST, *_memory_heads(r)), _starts(r)),
+        _block(("backend", "versions", *_build_heads(r), "load s", FIRST, *_memory_heads(r)), _starts(r)),
     ]
     if r.skipped:
         parts.append("\n".join(f"- {name} was skipped: {reason}" for name, reason in r.skipped.items()))
     others = "unknown" if r.others_cores is None else f"{r.others_cores:.2f}"
     facts = {**r.machine, "cores busy with others' work": others, "bundle sha256": r.bundle_sha256}
-    parts += ["## Machine", _table(("what", "found"), facts.items())]
+    parts += ["## Machine", _block(("what", "found"), facts.items())]
     return "\n\n".join(parts) + "\n"
 
 
@@ -179,73 +150,5 @@ def _starts(r: Results) -> Iterable[tuple[str, ...]]:
         )
 
 
-def _table(heads: Sequence[str], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def as_png(results: Results) -> bytes:
-    """Latency (median, whisker to p90) and throughput by batch size, a bar a backend, the values on the bars."""
-    from matplotlib.figure import Figure
-
-    names = [backend.name for backend in results.backends]
-    figure = Figure(figsize=(10, 4.8), dpi=150, layout="constrained")
-    figure.set_layout_engine("constrained", w_pad=0.12)
-    figure.suptitle(
-        f"{results.system}, {results.image_size}x{results.image_size}, {results.steps} steps, {_machine(results)}",
-        fontsize=11,
-    )
-    latency, throughput = figure.subplots(1, 2)
-    width = 0.8 / len(names)
-    crowded = len(results.measurements) > 8
-    for i, name in enumerate(names):
-        found = [m for m in results.measurements if m.backend == name]
-        found.sort(key=lambda m: m.batch)
-        places = [results.batches.index(m.batch) + (i - (len(names) - 1) / 2) * width for m in found]
-        style: dict[str, Any] = {"width": 0.92 * width, "color": COLOURS[i % len(COLOURS)], "label": name}
-        medians = [m.seconds.p50 for m in found]
-        latency.bar(places, medians, **style)
-        whiskers = [m.seconds.p90 - m.seconds.p50 for m in found]
-        latency.errorbar(places, medians, yerr=([0.0] * len(found), whiskers), fmt="none", ecolor="black", capsize=3)
-        for place, m in zip(places, found, strict=True):
-            _label(latency, place, m.seconds.p90, f"{m.seconds.p50:.3g}", crowded)
-        throughput.bar(places, [m.images_per_second for m in found], **style)
-        for place, m in zip(places, found, strict=True):
-            _label(throughput, place, m.images_per_second, f"{m.images_per_second:.3g}\n{m.speedup:.2f}x", crowded)
-    for axes, label, title in (
-        (latency, "seconds per batch", f"Latency: median, whisker to p90 (n = {results.repeats})"),
-        (throughput, "images per second", f"Throughput, and speed-up over {results.baseline}"),
-    ):
-        axes.set_title(title, fontsize=10)
-        axes.set_ylabel(label)
-        axes.set_xlabel("images per batch")
-        axes.set_xticks(range(len(results.batches)), [str(batch) for batch in results.batches])
-        axes.margins(y=0.25 if crowded else 0.15)
-        axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(
-        *latency.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(names), 5), frameon=False
-    )
-    data = io.BytesIO()
-    figure.savefig(data, format="png")
-    return data.getvalue()
-
-
-def as_roofline(results: Results) -> bytes | None:
-    """The denoising steps below the ceilings; None where no ceilings or no operation counts are known."""
-    if results.ceilings is None or not results.costs or not results.measurements:
-        return None
-    points = [(m.backend, m.batch, m.step_seconds) for m in results.measurements]
-    return draw_roofline(results.ceilings, results.costs, points, COLOURS)
-
-
-def _label(axes: Any, x: float, y: float, text: str, crowded: bool) -> None:
-    style = {"rotation": 90, "fontsize": 7} if crowded else {"fontsize": 8}
-    text = text.replace("\n", ", ") if crowded else text
-    axes.annotate(text, (x, y), xytext=(0, 4), textcoords="offset points", ha="center", va="bottom", **style)
-
-
-def _machine(results: Results) -> str:
-    gpu = results.machine.get("GPU", "")
-    name = gpu.split(",")[0] if "cuda" in results.baseline else results.machine.get("CPU", "").split(",")[0]
-    return f"{name}, CPU threads: {results.threads}" + (", machine not idle" if is_busy(results) else "")
+def _block(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(table(heads, rows))

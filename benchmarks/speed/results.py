@@ -11,6 +11,7 @@ from bfr.benchmarks.speed.roofline import Ceilings, Cost
 from bfr.runtime.backends.device import Float32
 from bfr.runtime.bundle.manifest import Precision
 
+FORMAT, BUSY_CORES = 1, 0.2
 STAGES = ("upload", "estimate", "diffuse", "denoise", "download")
 
 
@@ -123,6 +124,11 @@ class Results:
     measurements: list[Measurement]
     ceilings: Ceilings | None = None
     costs: list[Cost] = field(default_factory=list)
+
+    @property
+    def busy(self) -> bool:
+        """Whether other processes took enough of the CPU during the measurements to falsify them."""
+        return self.others_cores is not None and self.others_cores > BUSY_CORES
 
     @property
     def batches(self) -> list[int]:

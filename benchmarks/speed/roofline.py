@@ -18,7 +18,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from bfr.benchmarks.publish import publish
+from bfr.benchmarks.publish import Command, Findings
+from bfr.benchmarks.tables import table
 from bfr.runtime.bundle.bundle import Bundle
 
 REPEATS = 20
@@ -164,30 +165,28 @@ def _count_layers(bundle: Bundle, *, half: bool) -> tuple[int, int]:
     return sum(p.numel() * p.element_size() for p in module.parameters()), traffic
 
 
-def as_markdown(bundle: Bundle, ceilings: Ceilings, costs: Sequence[Cost]) -> str:
-    """The ceilings and the limits of a call."""
+def as_markdown(system: str, ceilings: Ceilings, costs: Sequence[Cost]) -> str:
+    """Render the ceilings and the limits of a call."""
+    rows = []
+    for cost in costs:
+        operations, fewest, layers = (
+            f"{1e3 * value:.3g}"
+            for value in (
+                cost.flop / ceilings.flop_per_second,
+                cost.bytes / ceilings.bytes_per_second,
+                cost.layer_bytes / ceilings.bytes_per_second,
+            )
+        )
+        cells = [str(cost.batch), *(f"{v:.4g}" for v in (cost.flop / 1e9, cost.bytes / 1e6, cost.intensity))]
+        limit = f"{1e3 * cost.limit_seconds(ceilings):.3g}"
+        rows.append([*cells, operations, fewest, limit, f"{cost.layer_bytes / 1e6:.4g}", layers])
+    head = ["batch", "GFLOP", "fewest MB", "FLOP/byte", "operations ms", "bytes ms", "limit ms"]
     lines = [
-        f"# What a call of {bundle.manifest.system}'s denoiser can take at least",
+        f"# What a call of {system}'s denoiser can take at least",
         "",
         describe_ceilings(ceilings),
         "",
-        "| batch | GFLOP | fewest MB | FLOP/byte | operations ms | bytes ms | limit ms | layer by layer MB | ms |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for cost in costs:
-        cells = (
-            str(cost.batch),
-            f"{cost.flop / 1e9:.4g}",
-            f"{cost.bytes / 1e6:.4g}",
-            f"{cost.intensity:.4g}",
-            f"{1e3 * cost.flop / ceilings.flop_per_second:.3g}",
-            f"{1e3 * cost.bytes / ceilings.bytes_per_second:.3g}",
-            f"{1e3 * cost.limit_seconds(ceilings):.3g}",
-            f"{cost.layer_bytes / 1e6:.4g}",
-            f"{1e3 * cost.layer_bytes / ceilings.bytes_per_second:.3g}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
+        *table([*head, "layer by layer MB", "ms"], rows),
         "",
         "`fewest` is every weight, input and output of the step once. `layer by layer` is the estimate where every "
         "layer reads and writes memory besides; kernels that merge layers move less.",
@@ -204,29 +203,20 @@ def describe_ceilings(ceilings: Ceilings) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--device", type=int, help="number of the GPU; default: the CPU")
-    args = parser.parse_args(arguments)
+    """Run the command line; return the exit status."""
+    command = Command("bfr.benchmarks.speed.roofline", __doc__)
+    command.add_argument("bundle", type=Path)
+    command.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    command.number("--device", None, "number of the GPU; default: the CPU")
 
-    def call() -> tuple[dict[str, Any], str]:
+    def call(args: argparse.Namespace) -> Findings:
         bundle = Bundle.open(args.bundle)
         ceilings = measure_ceilings(args.device)
         costs = count_cost(bundle, args.batches, half=args.device is not None)
         limits = [{**asdict(cost), "limit_seconds": cost.limit_seconds(ceilings)} for cost in costs]
-        return {"ceilings": asdict(ceilings), "costs": limits}, as_markdown(bundle, ceilings, costs)
+        return {"ceilings": asdict(ceilings), "costs": limits}, as_markdown(bundle.manifest.system, ceilings, costs)
 
-    device = "" if args.device is None else f" --device {args.device}"
-    batches = " ".join(map(str, args.batches))
-    return publish(
-        args.out,
-        "roofline",
-        f"python -m bfr.benchmarks.speed.roofline BUNDLE --out DIR --batches {batches}{device}",
-        call,
-    )
+    return command.run(arguments, call)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from PIL import Image
 from systems import MAKERS, SIZE, shared
 from typer.testing import CliRunner
 
-from bfr.benchmarks.agreement import guidance
 from bfr.export.bundle import export_system
 from bfr.export.verify.compare import open_reference, verify
 from bfr.export.verify.walk import call_network, output_shapes, walk
@@ -265,18 +264,6 @@ def test_masks_are_found_by_name(inpainting: Bundle, tmp_path: Path, capsys: pyt
     other = CliRunner().invoke(app, ["inpaint", str(photos), "--bundle", str(default_bundle()), "-o", str(out)])
     assert isinstance(other.exception, InvalidOption)
     assert "mini does not inpaint" in str(other.exception)
-
-
-def test_the_step_overhead_of_guidance_is_measured(guided: Bundle, tmp_path: Path) -> None:
-    arguments = [str(guided.folder), "--out", str(tmp_path), "--steps", "3", "--repeats", "1", "--warmup", "0"]
-    assert guidance.main([*arguments, "--threads", "1", "--backends", "onnxruntime-cpu"]) == 0
-    content = json.loads((tmp_path / "guidance.json").read_text())
-    (found,) = content["overheads"]
-    assert (found["steps"], found["guided"]) == (3, 3)
-    assert len(found["guided_seconds"]) == len(found["plain_seconds"]) == 1
-    assert min(found["guided_seconds"] + found["plain_seconds"]) > 0
-    assert found["gradient_gflop"] is not None
-    assert guidance.main([str(default_bundle()), "--out", str(tmp_path / "none")]) == 2
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+from bfr.benchmarks.publish import write_json
 from bfr.benchmarks.quality import options, quality
 from bfr.benchmarks.quality.drift import EQUAL_DB
 from bfr.benchmarks.quality.geometry import MOVED, SPOILT
 from bfr.benchmarks.quality.levels import degrade, level_at, read_faces
 from bfr.benchmarks.quality.metrics import Mean, correlation, high_pass, psnr, rms, score, ssim
-from bfr.benchmarks.quality.report import STAGES, Evaluation, ImageScores, as_json
+from bfr.benchmarks.quality.report import STAGES, Evaluation, ImageScores
 from bfr.benchmarks.quality.sheet import Tile, contact_sheet
 from bfr.models.systems.mini.degrade import LEVELS
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Preset
-from bfr.runtime.errors import BfrError, InputNotFound, InvalidImage, InvalidOption, MissingDependency
+from bfr.runtime.errors import InputNotFound, InvalidImage, InvalidOption, MissingDependency
 from bfr.runtime.faces.geometry import Face, template
 
 Image = np.ndarray
@@ -138,18 +139,18 @@ def test_mean_and_standard_error_by_hand() -> None:
     assert Mean.of([5.0]) == Mean(5.0, None)
 
 
-def test_gains_are_paired_and_infinities_become_null() -> None:
+def test_gains_are_paired_and_infinities_become_null(tmp_path: Path) -> None:
     def image(name: str, *values: float) -> ImageScores:
         pairs = zip(("input", "estimate", "result"), values, strict=True)
         return ImageScores(name, {stage: {"psnr_db": value} for stage, value in pairs}, 1.0)
 
     images = [image("a", 20, 22, 21), image("b", 30, 32, math.inf)]
-    evaluation = Evaluation("mild", Preset(), 396.0, 0.5, LEVELS["mild"], images)
+    evaluation = Evaluation("mild", Preset(), LEVELS["mild"], images)
     assert evaluation.gain("estimate", "input") == Mean(2.0, 0.0)  # each gained 2 dB, far apart as they are
     assert evaluation.mean("input", "psnr_db").error == pytest.approx(5.0)
     with np.errstate(invalid="ignore"):
-        content = json.loads(as_json({}, [evaluation]))
-    assert content["evaluations"][0]["images"][1]["result"]["psnr_db"] is None
+        write_json(tmp_path / "x.json", evaluation.as_dict())
+    assert json.loads((tmp_path / "x.json").read_text())["images"][1]["result"]["psnr_db"] is None
 
 
 def test_sheet_shows_every_picture_pixel_by_pixel() -> None:
@@ -169,7 +170,9 @@ def run(folder: Path, bundle: Bundle, out: Path, *options: str) -> dict[str, Any
 
 def without_seconds(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: without_seconds(v) for k, v in value.items() if "seconds" not in k and k != "command"}
+        return {
+            k: without_seconds(v) for k, v in value.items() if "seconds" not in k and k not in ("command", "machine")
+        }
     return [without_seconds(v) for v in value] if isinstance(value, list) else value
 
 
@@ -205,22 +208,6 @@ def test_one_face_scores_the_same_alone_as_among_others(tiny_bundle: Bundle, fol
     both = run(folder, tiny_bundle, tmp_path / "both", *options)
     one = run(folder, tiny_bundle, tmp_path / "one", *options, "--limit", "1")
     assert without_seconds(one["evaluations"][0]["images"]) == without_seconds(both["evaluations"][0]["images"][:1])
-
-
-def test_sweep_shares_inputs_and_estimates(tiny_bundle: Bundle, folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    content = run(folder, tiny_bundle, out, "--sweep", "--starts", "1,3", "--etas", "0,1", "--spacing", "ddim50")
-    evaluations = content["evaluations"]
-    settings = [(e["preset"]["start"], e["preset"]["eta"], e["preset"]["spacing"]) for e in evaluations]
-    assert settings == [(1, 0.0, "ddim50"), (1, 1.0, "ddim50"), (3, 0.0, "ddim50"), (3, 1.0, "ddim50")]
-    assert {e["title"] for e in evaluations} == {"medium"}
-    for stage in ("input", "estimate"):
-        assert all(e["mean"][stage] == evaluations[0]["mean"][stage] for e in evaluations)
-    # One step has no noise but the start's, so eta changes nothing there, and does after it.
-    results = [e["mean"]["result"] for e in evaluations]
-    assert results[0] == results[1]
-    assert results[2] != results[3]
-    assert "| result | 3 | 1 |" in (out / "quality.md").read_text()
 
 
 def test_without_truth_only_the_detail_is_measured(tiny_bundle: Bundle, folder: Path, tmp_path: Path) -> None:
@@ -295,12 +282,6 @@ def test_geometry_is_a_table_or_a_line_that_says_how_to_get_it(
         (["--seed", "-1"], "seed -1 is out of range"),
         (["--start", "5000"], "start 5000 is out of range"),
         (["--preset", "none"], "preset 'none' is unknown"),
-        (["--sweep", "--eta", "1"], "--starts and --etas"),
-        (["--sweep", "--levels", "mild,severe"], "one level"),
-        (["--sweep", "--starts", "2,x"], "--starts '2,x' is not a list of numbers"),
-        (["--sweep", "--etas", "0,2"], "eta 2.0 is out of range"),
-        (["--no-truth", "--sweep"], "leave out --sweep"),
-        (["--sweep", "--against", "short"], "goes without --against"),
         (["--against", "none"], "preset 'none' is unknown"),
         (["--against", "short", "--other-seeds", "12345"], "each different"),
         (["--solver", "euler"], "preset 'reference' cannot be changed so: solver"),
@@ -324,15 +305,14 @@ def test_wrong_folders_and_pictures(tmp_path: Path) -> None:
     with pytest.raises(InputNotFound, match="has no PNG"):
         read_faces(tmp_path, 32, None)
     Pillow.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "wide.png")
-    with pytest.raises(InvalidImage, match="30 x 20 pixels"):
+    with pytest.raises(InvalidImage, match="30 x 20"):
         read_faces(tmp_path, 32, None)
-    with pytest.raises(InvalidImage, match="of one colour"):
+    with pytest.raises(InvalidImage, match="colour"):
         degrade("flat", np.zeros((32, 32, 3), np.uint8), LEVELS["mild"], seed=0)
 
 
 def test_a_missing_package_is_named_with_its_extra(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(options, "find_spec", lambda name: None if name == "skimage" else name)
-    args = quality._parser().parse_args([str(folder), "--out", str(tmp_path / "out")])
-    with pytest.raises(MissingDependency, match=r'scikit-image not installed: pip install "bfr-runtime\[bench\]"'):
-        quality.benchmark(args, "", lambda _: None)
-    assert issubclass(MissingDependency, BfrError)
+    args = quality._command().parse_args([str(folder), "--out", str(tmp_path / "out")])
+    with pytest.raises(MissingDependency, match=r"bfr-runtime\[bench\]"):
+        quality.benchmark(args)

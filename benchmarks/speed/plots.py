@@ -1,0 +1,136 @@
+"""The pictures of `bfr bench`: latency and throughput of the backends, and their denoising steps below the roofline."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from bfr.benchmarks.speed.contender import REMEDY
+from bfr.benchmarks.speed.results import Results
+from bfr.benchmarks.speed.roofline import Ceilings, Cost
+from bfr.runtime.errors import MissingDependency
+
+# Okabe and Ito's colours, told apart by colour-blind readers and on grey paper.
+COLOURS: tuple[str, ...] = ("#999999", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+COLOURS += ("#000000", "#8B6914", "#7F3C8D", "#A5AA99", "#F0E442")  # a GPU has more backends
+MARKERS = ("o", "s", "^", "D", "v", "P")  # by batch size
+
+
+def need_matplotlib() -> None:
+    """Raise MissingDependency unless matplotlib can be imported."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingDependency(f"the plot of a benchmark needs matplotlib: {REMEDY}") from error
+
+
+def draw(figure: Any, **options: Any) -> bytes:
+    """Return a figure as PNG."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", **options)
+    return data.getvalue()
+
+
+def bar_chart(results: Results) -> bytes:
+    """Draw latency (median, whisker to p90) and throughput by batch size, a bar a backend, the values on the bars."""
+    from matplotlib.figure import Figure
+
+    names = [backend.name for backend in results.backends]
+    figure = Figure(figsize=(10, 4.8), dpi=150, layout="constrained")
+    figure.set_layout_engine("constrained", w_pad=0.12)
+    figure.suptitle(
+        f"{results.system}, {results.image_size}x{results.image_size}, {results.steps} steps, {_machine(results)}",
+        fontsize=11,
+    )
+    latency, throughput = figure.subplots(1, 2)
+    width = 0.8 / len(names)
+    crowded = len(results.measurements) > 8
+    for i, name in enumerate(names):
+        found = sorted((m for m in results.measurements if m.backend == name), key=lambda m: m.batch)
+        places = [results.batches.index(m.batch) + (i - (len(names) - 1) / 2) * width for m in found]
+        style: dict[str, Any] = {"width": 0.92 * width, "color": COLOURS[i % len(COLOURS)], "label": name}
+        medians = [m.seconds.p50 for m in found]
+        whiskers = [m.seconds.p90 - m.seconds.p50 for m in found]
+        latency.bar(places, medians, **style)
+        latency.errorbar(places, medians, yerr=([0.0] * len(found), whiskers), fmt="none", ecolor="black", capsize=3)
+        throughput.bar(places, [m.images_per_second for m in found], **style)
+        for place, m in zip(places, found, strict=True):
+            _label(latency, place, m.seconds.p90, f"{m.seconds.p50:.3g}", crowded)
+            _label(throughput, place, m.images_per_second, f"{m.images_per_second:.3g}\n{m.speedup:.2f}x", crowded)
+    for axes, label, title in (
+        (latency, "seconds per batch", f"Latency: median, whisker to p90 (n = {results.repeats})"),
+        (throughput, "images per second", f"Throughput, and speed-up over {results.baseline}"),
+    ):
+        axes.set(xlabel="images per batch", ylabel=label)
+        axes.set_title(title, fontsize=10)
+        axes.set_xticks(range(len(results.batches)), [str(batch) for batch in results.batches])
+        axes.margins(y=0.25 if crowded else 0.15)
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles = latency.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=min(len(names), 5), frameon=False)
+    return draw(figure)
+
+
+def _label(axes: Any, x: float, y: float, text: str, crowded: bool) -> None:
+    style = {"rotation": 90, "fontsize": 7} if crowded else {"fontsize": 8}
+    text = text.replace("\n", ", ") if crowded else text
+    axes.annotate(text, (x, y), xytext=(0, 4), textcoords="offset points", ha="center", va="bottom", **style)
+
+
+def _machine(results: Results) -> str:
+    gpu = results.machine.get("GPU", "")
+    name = gpu.split(",")[0] if "cuda" in results.baseline else results.machine.get("CPU", "").split(",")[0]
+    return f"{name}, CPU threads: {results.threads}" + (", machine not idle" if results.busy else "")
+
+
+def roofline(results: Results) -> bytes | None:
+    """Draw the denoising steps below the ceilings; None where no ceilings or no operation counts are known."""
+    if results.ceilings is None or not results.costs or not results.measurements:
+        return None
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    ceilings, costs = results.ceilings, results.costs
+    by_batch = {cost.batch: cost for cost in costs}
+    figure = Figure(figsize=(9, 5.6), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    _draw_ceilings(axes, ceilings, costs)
+    names = list(dict.fromkeys(m.backend for m in results.measurements))
+    marker = {batch: MARKERS[i % len(MARKERS)] for i, batch in enumerate(results.batches)}
+    style = {"linestyle": "none", "markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.6, "zorder": 3}
+    speeds = [by_batch[m.batch].flop / m.step_seconds / 1e12 for m in results.measurements]
+    for m, speed in zip(results.measurements, speeds, strict=True):
+        colour = COLOURS[names.index(m.backend) % len(COLOURS)]
+        axes.plot(by_batch[m.batch].intensity, speed, marker=marker[m.batch], color=colour, **style)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, *speeds) / 2, high)
+    handles: list[Any] = [Patch(color=COLOURS[i % len(COLOURS)], label=name) for i, name in enumerate(names)]
+    for batch, shape in marker.items():
+        handles += axes.plot([], [], linestyle="none", marker=shape, color="#444444", label=f"batch {batch}")
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
+    return draw(figure)
+
+
+def _draw_ceilings(axes: Any, ceilings: Ceilings, costs: Sequence[Cost]) -> None:
+    """Draw the roof, and where a step would stand if every layer went through memory."""
+    ridge = ceilings.flop_per_second / ceilings.bytes_per_second
+    lowest = [cost.flop / cost.layer_bytes for cost in costs]
+    xs = [min(*lowest, ridge) / 3, ridge, max(*(cost.intensity for cost in costs), ridge) * 4]
+    roof = [min(ceilings.flop_per_second, x * ceilings.bytes_per_second) / 1e12 for x in xs]
+    axes.plot(xs, roof, color="black", linewidth=1.8, zorder=2)
+    product = f"{ceilings.flop_per_second / 1e12:.3g} TFLOP/s, {ceilings.dtype} product"
+    copy = f"{ceilings.bytes_per_second / 1e9:,.4g} GB/s, copy"
+    axes.annotate(product, (xs[2], roof[2]), xytext=(-4, 5), textcoords="offset points", ha="right", fontsize=9)
+    # Under the roof: left of it the text may leave the picture.
+    axes.annotate(copy, (ridge, roof[1]), xytext=(8, -14), textcoords="offset points", ha="left", fontsize=9)
+    axes.axvspan(min(lowest), max(lowest), color="#dddddd", alpha=0.6, linewidth=0, zorder=0)
+    axes.axvline(min(lowest), color="#bbbbbb", linewidth=1, zorder=0)
+    note = {"rotation": 90, "va": "bottom", "ha": "right", "fontsize": 8, "color": "#555555"}
+    where = axes.get_xaxis_transform()
+    axes.text(min(lowest), 0.02, " if every layer went through memory", transform=where, **note)
+    axes.set(xscale="log", yscale="log", xlim=(xs[0], xs[2]), ylim=(roof[0], roof[2] * 2.5))
+    axes.set_xlabel("arithmetic intensity: operations a byte, every weight, input and output moved once")
+    axes.set_ylabel("TFLOP/s of a denoising step")
+    axes.set_title(f"Roofline of {ceilings.device}", fontsize=11)
+    axes.grid(which="major", color="#eeeeee", zorder=-1)
+    axes.spines[["top", "right"]].set_visible(False)
