@@ -1,10 +1,14 @@
 """The systems of the family at a size that a test can run: the same stages, small name-seeded networks."""
 
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from once import once
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from bfr.export.bundle import export_system
 from bfr.models.systems.clrface import CLRFACE
@@ -18,9 +22,10 @@ from bfr.models.systems.system import NetworkSpec, SystemSpec
 from bfr.models.weights.fetch import Download
 from bfr.models.weights.seeded import write_seeded
 from bfr.runtime.bundle.bundle import Bundle
-from bfr.runtime.bundle.manifest import Preset, Sampler
+from bfr.runtime.bundle.manifest import Licence, Preset, Sampler
 
 SIZE = 32
+DENSITY = 1 / 32  # of the weights that are not zero
 
 
 def unet(size: int = SIZE, **changes: Any) -> dict[str, Any]:
@@ -36,6 +41,29 @@ def unet(size: int = SIZE, **changes: Any) -> dict[str, Any]:
         "use_scale_shift_norm": True,
         **changes,
     }
+
+
+def tiny() -> SystemSpec:
+    """A DifFace of two UNets, its denoiser with variance channels as the published one."""
+    network = unet(attention_resolutions=[16], channel_mult=[1, 2], num_head_channels=32)
+    estimator = NetworkSpec(
+        "estimator",
+        "unet",
+        {**network, "unshuffle": 2, "time_conditioned": False},
+        Download("", "estimator.pth"),
+        half=None,
+    )
+    denoiser = NetworkSpec(
+        "step", "unet", {**network, "out_channels": 6}, Download("", "denoiser.pth"), learned_variance=True
+    )
+    return SystemSpec(
+        name="tiny",
+        title="name-seeded networks for tests",
+        image_size=SIZE,
+        networks={"estimator": estimator, "denoiser": denoiser},
+        presets={"reference": Preset(spacing="ddim250", start=6, eta=0.5), "short": Preset(spacing="ddim50", start=2)},
+        licence=Licence(name="none", url="", notice="random weights"),
+    )
 
 
 def inpainting() -> SystemSpec:
@@ -143,17 +171,42 @@ def guided(stages: Any, strength: float) -> Any:
     )
 
 
-MAKERS = {"inpainting": inpainting, "diffbfr": diffbfr, "identity": identity, "clrface": clrface, "osdface": osdface}
+MAKERS = {
+    "tiny": tiny,
+    "inpainting": inpainting,
+    "diffbfr": diffbfr,
+    "identity": identity,
+    "clrface": clrface,
+    "osdface": osdface,
+}
 
 
-def shared(name: str, factory: Any) -> Bundle:
-    """A small system, exported once for all processes of the run. factory: pytest's of temporary folders."""
-    folder = once(factory, name, lambda folder: export_tiny(name, folder))
-    return Bundle.open(folder / "bundle")
+def write_weights(system: SystemSpec, folder: Path) -> None:
+    """Write a system's checkpoints, name-seeded and thinned out: a matrix keeps one in 1/DENSITY of its entries."""
+    write_seeded(system, folder)
+    for path in folder.iterdir():
+        if path.suffix == ".safetensors":
+            save_file(thinned(load_file(path)), path)
+        else:
+            torch.save(thinned(torch.load(path)), path)
+
+
+def thinned(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights that pack well: most entries of a matrix zero, the others larger to keep its scale, of 3 bits each."""
+    for name, tensor in state.items():
+        if tensor.ndim >= 2 and tensor.is_floating_point():
+            generator = np.random.Generator(np.random.PCG64(zlib.crc32(f"{name} kept".encode())))
+            kept = torch.from_numpy(generator.random(tuple(tensor.shape)) < DENSITY)
+            mantissa, exponent = torch.frexp(tensor * DENSITY**-0.5)
+            state[name] = torch.where(kept, torch.ldexp((mantissa * 8).round() / 8, exponent), 0.0).to(tensor.dtype)
+    return state
 
 
 def export_tiny(name: str, folder: Path, **options: Any) -> Bundle:
-    """Export one of MAKERS with name-seeded weights, verified."""
+    """Export one of MAKERS, verified."""
     system = MAKERS[name]()
-    write_seeded(system, folder / "weights")
-    return export_system(system, folder / "weights", folder / "bundle", threads=1, **options)
+    write_weights(system, folder / "weights")
+    precisions = ("fp32", "fp16") if name == "tiny" else ("fp32",)
+    return export_system(
+        system, folder / "weights", folder / "bundle", threads=1, **{"precisions": precisions, **options}
+    )

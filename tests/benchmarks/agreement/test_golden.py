@@ -22,6 +22,7 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 LONG = ["loop_ddpm250_n10", "loop_inpaint_ddim250_n12_eta10"]
 
 
+@pytest.mark.export
 @pytest.mark.parametrize(
     "name",
     ["tiny_swinir", "loop_ddim250_n10_eta05", *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)],
@@ -45,6 +46,7 @@ def test_these_are_met_by_eager(name: str, monkeypatch: pytest.MonkeyPatch, tmp_
     assert run_golden(GOLDEN / f"{name}.npz", tmp_path).worst < 1e-4
 
 
+@pytest.mark.export
 def test_a_wrong_result_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for suffix in ("npz", "json"):
         shutil.copy(GOLDEN / f"tiny_swinir.{suffix}", tmp_path)

@@ -14,6 +14,8 @@ from bfr.models.stages.stage import Stage
 from bfr.models.weights.seeded import seed_weights
 from bfr.runtime.errors import InvalidOption
 
+pytestmark = pytest.mark.export
+
 
 class Small(nn.Module):
     """The layers that the real networks are made of, with weights on both sides of the size that is moved out."""

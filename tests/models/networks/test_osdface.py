@@ -103,6 +103,7 @@ def test_choice_equals_the_published_loop(case: int) -> None:
     np.testing.assert_array_equal(chosen.numpy(), expected(distance, code, 12))
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("opset", [18, 20, 21])
 def test_the_exported_choice_equals_the_published_loop(opset: int, tmp_path: Path) -> None:
     distance, code = cases()[1]

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from bfr.models.networks.sd import SD21_UNET, SD21_VAE, merge_lora, unet, vae_decoder, vae_encoder
@@ -42,15 +41,22 @@ def shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.fixture(scope="module")
-def autoencoder() -> AutoencoderKL:
-    module = AutoencoderKL(**TINY_VAE).eval()
+def diffusers() -> Any:
+    import diffusers
+
+    return diffusers
+
+
+@pytest.fixture(scope="module")
+def autoencoder(diffusers: Any) -> Any:
+    module = diffusers.AutoencoderKL(**TINY_VAE).eval()
     seed_weights(module)
     return module
 
 
-def test_full_size_layouts_are_diffusers_own() -> None:
+def test_full_size_layouts_are_diffusers_own(diffusers: Any) -> None:
     with torch.device("meta"):
-        whole, vae = shapes(UNet2DConditionModel(**SD21_UNET)), shapes(AutoencoderKL(**SD21_VAE))
+        whole, vae = shapes(diffusers.UNet2DConditionModel(**SD21_UNET)), shapes(diffusers.AutoencoderKL(**SD21_VAE))
         denoiser, encoder, decoder = unet(**SD21_UNET), vae_encoder(**SD21_VAE), vae_decoder(**SD21_VAE)
     assert shapes(denoiser) == whole
     assert shapes(encoder) | shapes(decoder) == vae
@@ -62,8 +68,8 @@ def test_full_size_layouts_are_diffusers_own() -> None:
     assert (decoder.factor, decoder.channels) == (8, 4)
 
 
-def test_denoiser_equals_diffusers_own() -> None:
-    ours, theirs = unet(**TINY_UNET).eval(), UNet2DConditionModel(**TINY_UNET).eval()
+def test_denoiser_equals_diffusers_own(diffusers: Any) -> None:
+    ours, theirs = unet(**TINY_UNET).eval(), diffusers.UNet2DConditionModel(**TINY_UNET).eval()
     seed_weights(ours)
     theirs.load_state_dict(ours.state_dict())
     x, context = normal(3, 4, 8, 8), normal(3, 7, 24, seed=1)
@@ -93,7 +99,7 @@ def test_torso_in_half(dtype: torch.dtype, least: float, most: float) -> None:
     assert kinds == {True: {torch.float32}, False: {dtype}}
 
 
-def test_encoder_gives_the_scaled_mean(autoencoder: AutoencoderKL) -> None:
+def test_encoder_gives_the_scaled_mean(autoencoder: Any) -> None:
     ours = vae_encoder(**TINY_VAE).eval()
     ours.load_state_dict({key: value for key, value in autoencoder.state_dict().items() if key in ours.state_dict()})
     image = normal(2, 3, 32, 32).clamp(-1, 1)
@@ -104,7 +110,7 @@ def test_encoder_gives_the_scaled_mean(autoencoder: AutoencoderKL) -> None:
     assert (expected.sample() * 0.18215 - latent).abs().max() > 1e-2  # what is left out is there to be left out
 
 
-def test_decoder_takes_scaled_latents(autoencoder: AutoencoderKL) -> None:
+def test_decoder_takes_scaled_latents(autoencoder: Any) -> None:
     ours = vae_decoder(**TINY_VAE).eval()
     ours.load_state_dict({key: value for key, value in autoencoder.state_dict().items() if key in ours.state_dict()})
     latent = normal(2, 4, 16, 16)
@@ -185,7 +191,7 @@ def test_low_rank_weights_of_something_else_are_refused(change: dict[str, Tensor
 
 
 def test_no_low_rank_weights_at_all_are_refused() -> None:
-    with pytest.raises(InvalidCheckpoint, match="there are none"):
+    with pytest.raises(InvalidCheckpoint, match="none"):
         merge_lora(weights(), {}, 2.0, 2)
 
 
@@ -196,8 +202,8 @@ def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
             make()
 
 
-def test_the_schedule_is_the_one_that_the_networks_were_trained_with() -> None:
+def test_the_schedule_is_the_one_that_the_networks_were_trained_with(diffusers: Any) -> None:
     """0.00085 to 0.012, even in their square roots, 1000 steps: diffusers' `scaled_linear`."""
-    theirs = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
+    theirs = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     torch.testing.assert_close(theirs.double(), torch.cumprod(1 - betas, 0), rtol=1e-5, atol=1e-7)

@@ -175,6 +175,7 @@ class Indices(nn.Module):
         return self.quantize.indices(z).float(), self.quantize(z)
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("at_once", [2048, 8])  # equal parts: products of other shapes round equal codes differently
 def test_onnx_runtime_finds_the_same_codes_and_the_first_of_equal_ones(
     at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

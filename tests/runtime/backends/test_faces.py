@@ -103,5 +103,5 @@ def test_a_lost_gpu_is_reported_as_a_process_that_must_be_started_anew(server: F
             await restored(server, FACES[:1])
 
     asyncio.run(asyncio.wait_for(work(), 60))
-    with pytest.raises(DeviceLost, match="can no longer use the GPU"):
+    with pytest.raises(DeviceLost, match="GPU"):
         server.check_health()

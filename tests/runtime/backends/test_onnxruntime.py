@@ -114,14 +114,14 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(
     """ONNX Runtime loads the CPU provider silently where CUDA's cannot be."""
     monkeypatch.setattr(FakeSession, "get_providers", lambda _: ["CPUExecutionProvider"])
     device = CudaDevice()
-    with pytest.raises(BackendUnavailable, match="CPUExecutionProvider was loaded"):
+    with pytest.raises(BackendUnavailable, match="CPUExecutionProvider"):
         device.load(tiny_bundle, "estimator", "fp32")
     device.close()
 
 
 def test_a_graph_that_does_not_load_is_explained(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
-    with pytest.raises(BackendUnavailable, match=r"bad.onnx does not load"):
+    with pytest.raises(BackendUnavailable, match=r"bad\.onnx"):
         CpuDevice().load_graph(tmp_path / "bad.onnx")
 
 

@@ -192,14 +192,14 @@ def test_a_refused_call_raises_and_leaves_no_stale_graph(built: Bundle, tensorrt
         restorer.restore(FACES[:1])
         context = tensorrt.engines[1].contexts[0]
         context.refuse = True
-        with pytest.raises(RuntimeError, match="the engine is refused; it said: refused"):
+        with pytest.raises(RuntimeError, match=r"refused$"):
             restorer.restore(FACES[1:2])  # while the chain is captured
         context.refuse = False
         assert np.array_equal(restorer.restore(FACES[1:2])[0], expected[1])
 
 
 def test_a_batch_that_no_engine_was_built_for(built: Bundle, tensorrt: Any) -> None:
-    with pytest.raises(InvalidOption, match=r"runs batches of 1, 2, 4 here. Choose at most 4, or build with --batches"):
+    with pytest.raises(InvalidOption, match=r"1, 2, 4.*--batches"):
         opened(built, tensorrt, batch=5)
 
 
@@ -218,7 +218,7 @@ def test_two_gpus_in_one_process(
 
 
 def test_a_gpu_that_is_not_there(built: Bundle, tensorrt: Any) -> None:
-    with pytest.raises(BackendUnavailable, match=r"GPU 2 was asked for and there are 2, numbered from 0"):
+    with pytest.raises(BackendUnavailable, match="GPU 2 "):
         opened(built, tensorrt, device=2)
 
 
@@ -230,12 +230,12 @@ def test_too_little_memory_at_the_start(built: Bundle, tensorrt: Any, gpus: Any)
     with opened(built, tensorrt, batch=2):
         for_two = gpus[0].used
     gpus[0].total = for_two + 1000
-    with pytest.raises(DeviceOutOfMemory, match=r"needs [\d,]+ bytes .* [\d,]+ are free: the largest .* fits is 2"):
+    with pytest.raises(DeviceOutOfMemory, match=r"[\d,]+ bytes .* [\d,]+ .* 2\b"):
         opened(built, tensorrt, batch=4)
     with opened(built, tensorrt, batch=2) as restorer:
         restorer.restore(FACES[:2])
     gpus[0].total = 1000
-    with pytest.raises(DeviceOutOfMemory, match="not even a batch of 1 fits"):
+    with pytest.raises(DeviceOutOfMemory, match="batch of 1"):
         opened(built, tensorrt, batch=1)
 
 
@@ -276,7 +276,7 @@ def test_a_lost_device_says_so_and_closes_quietly(built: Bundle, tensorrt: Any, 
     with opened(built, tensorrt, batch=1) as restorer:
         restorer.restore(FACES[:1])
         gpus[0].fail["everything"] = error
-        with pytest.raises(DeviceLost, match=rf"{error}: this process can no longer use the GPU.*dmesg"):
+        with pytest.raises(DeviceLost, match=rf"{error}.*dmesg"):
             restorer.restore(FACES[:1])
 
 
@@ -301,7 +301,7 @@ def test_without_float32_engines_the_image_fails_with_the_reason(built: Bundle, 
     write_manifest(built.folder, built.manifest.model_copy(update={"engines": kept}))
     with opened(built, tensorrt, precision="fp16") as restorer:
         tensorrt.engines[1].session = NanSession()
-        with pytest.raises(RestorationFailed, match=r"float32 is not there: .* has no .* engine of denoiser in fp32"):
+        with pytest.raises(RestorationFailed, match="denoiser in fp32"):
             restorer.restore(FACES[:1])
 
 
@@ -322,7 +322,7 @@ def damaged(path: Path, how: str) -> None:
 def test_a_damaged_engine_is_never_deserialized(built: Bundle, tensorrt: Any, how: str) -> None:
     path = built.folder / "engines" / "denoiser.fp32.engine"
     damaged(path, how)
-    with pytest.raises(BundleCorrupt, match=r"denoiser.fp32.engine has .* the manifest says .*`bfr build .*--force`"):
+    with pytest.raises(BundleCorrupt, match=r"denoiser\.fp32\.engine.*bfr build .*--force"):
         opened(built, tensorrt)
     assert [engine.name for engine in tensorrt.engines] == ["estimator"]
 
@@ -330,7 +330,7 @@ def test_a_damaged_engine_is_never_deserialized(built: Bundle, tensorrt: Any, ho
 @both
 def test_an_engine_that_is_not_in_the_manifest_is_refused(built: Bundle, tensorrt: Any) -> None:
     write_manifest(built.folder, built.manifest.model_copy(update={"engines": ()}))
-    with pytest.raises(EngineMissing, match=r"has no .* engine of estimator in fp32: run `bfr build"):
+    with pytest.raises(EngineMissing, match=r"estimator in fp32.*bfr build"):
         opened(built, tensorrt)
     assert not tensorrt.engines
 
@@ -365,7 +365,7 @@ def test_an_engine_of_another_machine_is_refused(built: Bundle, tensorrt: Any, f
 @pytest.mark.parametrize(("field", "value"), [("buckets", (1, 2)), ("options", {"level": 5})])
 def test_an_engine_built_otherwise_does_not_fit(built: Bundle, tensorrt: Any, field: str, value: Any) -> None:
     machine = trt.this_machine(tensorrt.name, cuda.Cuda(0))
-    with pytest.raises(EngineMismatch, match=f"{field}: the engine has"):
+    with pytest.raises(EngineMismatch, match=f"{field}: "):
         trt.find_engine(built, "denoiser", "fp32", machine, **{field: value})
 
 
@@ -383,13 +383,13 @@ def test_the_other_precision_and_library_are_named(built: Bundle, tensorrt: Any)
 
 def test_an_engine_that_the_library_refuses(built: Bundle, tensorrt: Any) -> None:
     tensorrt.refuse = True
-    with pytest.raises(BackendUnavailable, match=r"said: serialized for another version. Build it anew"):
+    with pytest.raises(BackendUnavailable, match="serialized for another version"):
         opened(built, tensorrt)
 
 
 def test_an_engine_of_other_types_is_refused(built: Bundle, tensorrt: Any) -> None:
     tensorrt.types["x"] = "half"
-    with pytest.raises(BackendUnavailable, match="x are not float32"):
+    with pytest.raises(BackendUnavailable, match=r"x .*float32"):
         opened(built, tensorrt)
 
 
@@ -399,9 +399,9 @@ def test_what_an_engine_may_be_bound_to(built: Bundle, tensorrt: Any) -> None:
     a, b, wide = device.array((1, 3, 32, 32)), device.array((1, 3, 32, 32)), device.array((1, 3, 64, 32))
     with pytest.raises(ValueError, match="also an input"):
         network.bind({"degraded": a}, {"estimate": a})
-    with pytest.raises(ValueError, match="degraded, estimate; degraded, other were bound"):
+    with pytest.raises(ValueError, match="degraded, estimate; degraded, other"):
         network.bind({"degraded": a}, {"other": b})
-    with pytest.raises(ValueError, match=r"degraded is \(1, 3, 32, 32\), not \(1, 3, 64, 32\)"):
+    with pytest.raises(ValueError, match=r"\(1, 3, 32, 32\).*\(1, 3, 64, 32\)"):
         network.bind({"degraded": wide}, {"estimate": b})
     device.release([a, b, wide])
     device.close()

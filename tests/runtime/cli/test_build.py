@@ -107,9 +107,9 @@ def test_the_library_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
     assert cli_build.find_library("auto") == "tensorrt"
     assert cli_build.find_library("tensorrt-rtx") == "tensorrt-rtx"
     there.clear()
-    with pytest.raises(MissingDependency, match=r"(?s)tensorrt cannot.*tensorrt-rtx cannot"):
+    with pytest.raises(MissingDependency, match=r"(?s)tensorrt .*tensorrt-rtx"):
         cli_build.find_library("auto")
-    with pytest.raises(InvalidOption, match="choose auto, tensorrt or tensorrt-rtx"):
+    with pytest.raises(InvalidOption, match="auto, tensorrt or tensorrt-rtx"):
         cli_build.find_library("onnx")
 
 

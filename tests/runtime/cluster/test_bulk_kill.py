@@ -25,7 +25,7 @@ from bfr.runtime.jobs.sources import find_images
 from bfr.runtime.jobs.store import Store
 from bfr.runtime.restore.restorer import Restorer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 BOTH = """
 import sys, time, ray
 ray.init(address=sys.argv[1])

@@ -28,6 +28,8 @@ from bfr.export.onnx.wrap_graph import WrapOptions
 from bfr.runtime.images.decode import decode_image
 from bfr.runtime.restore.restorer import Restorer
 
+pytestmark = pytest.mark.server
+
 PHOTOGRAPH = Path(__file__).parents[3] / "docs" / "images" / "photograph.jpg"
 FLAGS = ("--preset", "fast", "--preset", "reference", "--queue", "8", "--batch", "4", "--body-seconds", "2")
 HAAR = ("--detector", "haar", "--backend", "onnxruntime-cpu")

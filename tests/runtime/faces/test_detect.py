@@ -134,7 +134,7 @@ class TestOpen:
         assert not caplog.records
 
     def test_yunet_is_asked_for_and_missing(self, tmp_path: Path) -> None:
-        with pytest.raises(InputNotFound, match="`bfr fetch yunet` downloads it") as caught:
+        with pytest.raises(InputNotFound, match="bfr fetch yunet") as caught:
             open_detector("yunet", folder=tmp_path)
         assert str(tmp_path / YUNET_FILE) in str(caught.value)
 
@@ -166,12 +166,12 @@ class TestOpen:
         monkeypatch.setattr(cv2.FaceDetectorYN, "create", lambda *_: pytest.fail("the file was opened"))
         (folder / YUNET_FILE).write_bytes(content)
         found, published = hashlib.sha256(content).hexdigest(), detect.YUNET_SHA256
-        with pytest.raises(BundleCorrupt, match=f"{found}.*{published}.*run `bfr fetch yunet`"):
+        with pytest.raises(BundleCorrupt, match=f"{found}.*{published}.*bfr fetch yunet"):
             open_detector(name, folder=folder)
 
     def test_an_opencv_without_cascades(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cv2.data, "haarcascades", str(tmp_path))  # type: ignore[attr-defined]
-        with pytest.raises(InputNotFound, match=r"haarcascade_.*reinstall opencv.*bfr fetch yunet"):
+        with pytest.raises(InputNotFound, match=r"haarcascade_.*bfr fetch yunet"):
             Haar()
 
 

@@ -398,7 +398,7 @@ class TestFailures:
     )
     def test_what_is_no_photograph(self, painter: Restorer, photograph: Array) -> None:
         detector = Known()
-        with pytest.raises(InvalidImage, match=r"was given: \(H, W, 3\) uint8 or uint16 RGB is needed") as caught:
+        with pytest.raises(InvalidImage, match=r"\(H, W, 3\) uint8 or uint16") as caught:
             PhotoRestorer(painter, detector=detector).restore(photograph)
         assert str(photograph.shape) in str(caught.value)
         assert str(photograph.dtype) in str(caught.value)
@@ -464,5 +464,5 @@ def test_a_reference_is_the_largest_face_of_its_photograph(small: Any, fakes: An
     largest = max(worker.align(picture), key=lambda face: face.face.box[2] - face.face.box[0])
     assert np.array_equal(crop, largest.crop)
     assert np.array_equal(read_reference(tmp_path / "two.png", small()), picture)  # of aligned faces, all of it
-    with pytest.raises(InvalidImage, match="no face was found"):
+    with pytest.raises(InvalidImage, match="no face"):
         read_reference(tmp_path / "none.png", worker)

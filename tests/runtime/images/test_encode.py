@@ -103,7 +103,7 @@ def test_disk_full_leaves_no_part_of_an_image(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(WriteFailed, match="disk is full"):
+    with pytest.raises(WriteFailed, match="full"):
         write_image(tmp_path / f"a{suffix}", files.deep[..., :3])
     assert list(tmp_path.iterdir()) == []
 
@@ -227,7 +227,7 @@ def test_exif_too_long_for_a_jpeg_is_left_out_and_said(caplog: pytest.LogCapture
     for suffix in (".png", ".webp"):
         assert len(decode_image(encode_image(pixels, suffix, like=like)).exif or b"") > 65_500
     exif[0x10E] = "x" * (1 << 20)
-    with pytest.raises(ValueError, match="more than 1048576 bytes"):
+    with pytest.raises(ValueError, match="1048576"):
         clean_exif(exif.tobytes(), (1, 1))
 
 

@@ -494,7 +494,7 @@ class TestResume:
         folder, out, copy = self.folder(tmp_path, fakes), tmp_path / "out", tmp_path / "copy"
         self.killed(photo(), folder, out, "a.jpg", copy, seed=3)
         assert tree(copy) == ["a.jpg", "report.json"]
-        with pytest.raises(InvalidOption, match="seed.*3.*4"):
+        with pytest.raises(InvalidOption, match=r"seed.*3.*4"):
             run(photo(), folder, copy, resume=True, seed=4)
         report = run(photo(), folder, copy, resume=True, seed=3)
         assert statuses(report) == {"a.jpg": "skipped", "b.jpg": "restored", "c.jpg": "restored"}

@@ -156,7 +156,7 @@ def test_a_cascade_with_a_fractional_time_is_its_arithmetic(fakes: Any, count: i
         found = chain.run(degraded, seed=SEED, images=images)
     for i, image in enumerate(images):
         estimate, result = expected_cascade(degraded[i : i + 1].astype(np.float64), image)
-        assert np.abs(found.start[i] - estimate[0]).max() < 1e-5
+        assert np.abs(found.raw_estimate[i] - estimate[0]).max() < 1e-5
         assert np.abs(found.state[i] - result[0]).max() < 1e-5
     stages = {"shrink", "diffuse-first", "first", "enlarge", "diffuse-second", "second", "diffuse-third", "third"}
     assert stages | {"network", "upload", "download"} == set(found.seconds)
@@ -281,7 +281,7 @@ def test_a_loop_without_noise_starts_from_its_source(fakes: Any) -> None:
     assert np.abs(found.state - expected).max() < 1e-5
     other = chain.run(degraded, seed=SEED + 1, images=(9, 9, 9))
     assert np.array_equal(other.state, found.state)  # no noise anywhere
-    with pytest.raises(ValueError, match="makes no estimate"):
+    with pytest.raises(ValueError, match="estimate"):
         _ = found.estimate
 
 

@@ -61,7 +61,7 @@ def test_a_nan_image_beside_it_changes_nothing(tiny_bundle: Bundle, alone: list[
         for result, expected in ((results[0], alone[0]), (results[2], alone[1])):
             assert result.pixels is not None
             assert np.array_equal(result.pixels, expected)
-        with pytest.raises(RestorationFailed, match="1 of 2 images failed: image 1"):
+        with pytest.raises(RestorationFailed, match=r"1 of 2.*image 1"):
             restorer.restore([FACES[0], bad])
 
 
@@ -225,11 +225,11 @@ def test_presets_and_their_overrides(tiny_bundle: Bundle) -> None:
         assert len(restorer.table) == 2
     with opened(tiny_bundle, start=3, eta=1.0) as restorer:
         assert len(restorer.table) == 3
-    with pytest.raises(InvalidOption, match="allows whole numbers from 1 to 249"):
+    with pytest.raises(InvalidOption, match="1 to 249"):
         opened(tiny_bundle, start=250)
     with pytest.raises(InvalidOption, match="between 0"):
         opened(tiny_bundle, eta=2.0)
-    with pytest.raises(InvalidOption, match="does not fit"):
+    with pytest.raises(InvalidOption, match="ddpm-learned"):
         sampler_table(tiny_bundle, tiny_bundle.preset("reference", solver="ddpm-learned", eta=0.0))
     with pytest.raises(InvalidOption, match="batch 0"):
         opened(tiny_bundle, batch=0)

