@@ -1,8 +1,8 @@
 """The HTML page of a run: before/after sliders, from disk, without a server, a network or a build step.
 
-All that the page needs is in it, but for the previews beside it; its markup, style and script are `page.html` and `slider.*`. Names
-and errors come from other people's files: every text is escaped, every address percent-encoded, and a policy in the
-page lets nothing run or load but its own.
+All that the page needs is in it, but for the previews beside it; its markup, style and script are `page.html` and
+`slider.*`. Names and errors come from other people's files: every text is escaped, every address percent-encoded, and a
+policy in the page lets nothing run or load but its own.
 """
 
 import os

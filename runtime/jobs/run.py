@@ -189,16 +189,12 @@ class _LocalRun(Run):
         super().__init__(items, options, progress, settings=settings, facts=describe_run(self.restorer))
 
     def restore(self, items: Sequence[Item]) -> None:
-        options = self.options
         self.reached = float(len(self.entries))
         work = ImageWork(
             self.worker,
             self.store,
             self.outputs,
-            seed=options.seed,
-            quality=options.quality,
-            metadata=options.metadata,
-            max_pixels=options.max_pixels,
+            self.options,
             entries=self.entries,
             masks=self.masks,
             show=self.show,

@@ -22,6 +22,7 @@ from bfr.runtime.faces.photo import AlignedFace, PhotoEditor, PhotoRestorer
 from bfr.runtime.images.decode import Image, byte_limit, decode_image, header_size, read_image
 from bfr.runtime.images.encode import encode_image
 from bfr.runtime.images.formats import format_of
+from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.report import Entry, rounded
 from bfr.runtime.jobs.sources import Item
 from bfr.runtime.jobs.store import Store, read_bytes
@@ -175,11 +176,8 @@ class ImageWork:
         worker: FaceRestorer | PhotoRestorer,
         store: Store,
         outputs: Mapping[str, str],
+        options: JobOptions,
         *,
-        seed: int,
-        quality: int,
-        metadata: bool,
-        max_pixels: int,
         entries: dict[str, Entry] | None = None,
         masks: Mapping[str, Path] | None = None,
         show: Callable[[Item, Any, Any], None] = lambda _item, _before, _after: None,
@@ -190,18 +188,14 @@ class ImageWork:
             worker: A PhotoRestorer for photographs, a FaceRestorer for aligned faces.
             store: The output folder.
             outputs: Key of an item -> its result, relative to `store`.
-            seed: Of the noise.
-            quality: Of lossy formats.
-            metadata: Keep the photographs' EXIF data.
-            max_pixels: Refuse larger images.
+            options: How results are written.
             entries: Where to enter what became of the items.
             masks: Key of an item -> its mask.
             show: Called with an item, its pixels and those of its result once that is written.
         """
         self.editor = worker if isinstance(worker, PhotoRestorer) else None
         self.restorer = worker.restorer if isinstance(worker, PhotoRestorer) else worker
-        self.store, self.outputs, self.masks, self.show = store, outputs, masks or {}, show
-        self.seed, self.quality, self.metadata, self.max_pixels = seed, quality, metadata, max_pixels
+        self.store, self.outputs, self.options, self.masks, self.show = store, outputs, options, masks or {}, show
         self.entries = {} if entries is None else entries
 
     def restore(
@@ -213,7 +207,7 @@ class ImageWork:
             self.restorer,
             self._prepare,
             self._finish,
-            seed=self.seed,
+            seed=self.options.seed,
             weigh=self._weigh,
             readers=threads,
             writers=threads,
@@ -224,12 +218,12 @@ class ImageWork:
 
     def read(self, item: Item) -> Image:
         """Read an image. Raises InputNotFound and InvalidImage."""
-        return read_item(item, self.max_pixels)
+        return read_item(item, self.options.max_pixels)
 
     def _weigh(self, item: Item) -> int:
         """Pixels of the result, from the header; of an object, which would be read twice, from its bytes."""
         if item.path is None:
-            pixels = min(PIXELS_PER_BYTE * (item.bytes or 0), self.max_pixels)
+            pixels = min(PIXELS_PER_BYTE * (item.bytes or 0), self.options.max_pixels)
         else:
             width, height = header_size(item.path) or (0, 0)
             pixels = width * height
@@ -242,14 +236,21 @@ class ImageWork:
 
     def _inputs(self, item: Item) -> Mapping[str, NDArray[Any]]:
         mask = self.masks.get(item.key)
-        return {} if mask is None else {"mask": read_mask(read_image(mask, max_pixels=self.max_pixels).pixels)}
+        return {} if mask is None else {"mask": read_mask(read_image(mask, max_pixels=self.options.max_pixels).pixels)}
 
     def _finish(self, payload: tuple[Item, Picture], results: Sequence[Restored]) -> Entry:
         """Paste, write, and enter what became of an image. Raises WriteFailed."""
         item, picture = payload
         output = self.outputs[item.key]
         try:
-            made = finish(picture, results, self.editor, output=output, quality=self.quality, metadata=self.metadata)
+            made = finish(
+                picture,
+                results,
+                self.editor,
+                output=output,
+                quality=self.options.quality,
+                metadata=self.options.metadata,
+            )
             begin = time.perf_counter()
             self.store.write(output, made.data)
             if picture.image is not None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,6 +18,7 @@ from bfr.runtime.errors import BfrError, BundleInvalid, DeviceLost, InputNotFoun
 from bfr.runtime.faces.detect import open_detector
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.images.decode import Image
+from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.report import describe_versions
 from bfr.runtime.jobs.sources import Item
 from bfr.runtime.jobs.store import Store
@@ -75,18 +77,8 @@ class Worker:
             os._exit(1)  # only a new process can use the GPU again: Ray starts one, and gives it this block
 
     def _rows(self, items: Sequence[Item], outputs: dict[str, str]) -> list[str]:
-        options = self.setup.options
-        work = _NodeWork(
-            self.worker,
-            self.store,
-            outputs,
-            seed=options.seed,
-            quality=options.quality,
-            metadata=options.metadata,
-            max_pixels=options.max_pixels,
-        )
-        work.node = self.node
-        backend = self.restorer.device.name
+        work = _NodeWork(self.worker, self.store, outputs, self.options)
+        work.node, backend = self.node, self.restorer.device.name
         with closing(work.restore(items)) as entries:
             return [json.dumps(asdict(NodeEntry.of(entry, backend=backend, node=self.node))) for entry in entries]
 
@@ -120,6 +112,8 @@ class Worker:
             batch=options.batch,
             threads=setup.threads,
         )
+        shared = JobOptions.model_fields.keys() & BulkOptions.model_fields.keys()
+        self.options = JobOptions(out=Path(setup.out), **options.model_dump(include=shared))
         self.worker: Restorer | PhotoRestorer = self.restorer
         if options.photo is not None and setup.detector is not None:
             self.worker = PhotoRestorer(self.restorer, options.photo, detector=open_detector(setup.detector))
