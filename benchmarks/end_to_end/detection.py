@@ -97,7 +97,7 @@ def _quantile(values: Sequence[float], share: float) -> float | None:
 def read_portraits(folder: Path, name: str = "yunet") -> tuple[list[Portrait], int]:
     """The pictures of a folder that one person was found in, and how many there are in all."""
     detector = open_detector(name)
-    portraits = [measure_portrait(read_image(item.source).pixels, detector) for item in find_images([folder])]
+    portraits = [measure_portrait(read_image(Path(item.source)).pixels, detector) for item in find_images([folder])]
     return [portrait for portrait in portraits if portrait is not None], len(portraits)
 
 

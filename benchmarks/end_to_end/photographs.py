@@ -42,7 +42,7 @@ BESIDE = ("read", "align", "background", "paste", "write")  # stages that run in
 def write_small(sources: Sequence[Item], folder: Path, count: int) -> list[Item]:
     """Write `count` small JPEGs, the sources repeated as often as that needs."""
     for i in range(count):
-        pixels = read_image(sources[i % len(sources)].source).pixels
+        pixels = read_image(Path(sources[i % len(sources)].source)).pixels
         scale = min(1.0, LONGEST / max(pixels.shape[:2]))
         small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         write_image(folder / f"{i:04d}.jpg", np.asarray(small, np.uint8))
@@ -52,8 +52,8 @@ def write_small(sources: Sequence[Item], folder: Path, count: int) -> list[Item]
 def measure_folder(photo: PhotoRestorer, items: Sequence[Item], batch: int, out: Path) -> dict[str, Any]:
     """Restore a folder, then the bare crops of its first BARE pictures."""
     others = CpuWatch()
-    report = run_job(photo, items, JobOptions(out))
-    crops = [face.crop for item in items[:BARE] for face in photo.align(read_image(item.source).pixels)]
+    report = run_job(photo, items, JobOptions(out=out))
+    crops = [face.crop for item in items[:BARE] for face in photo.align(read_image(Path(item.source)).pixels)]
     begin = time.perf_counter()
     for i in range(0, len(crops), batch):
         photo.restorer.run(crops[i : i + batch])
@@ -74,7 +74,7 @@ def measure_group(photo: PhotoRestorer, item: Item, repeats: int, out: Path) -> 
     """Restore one photograph `repeats` times, after one warm-up."""
     others, seconds = CpuWatch(), list[dict[str, float]]()
     for repeat in range(repeats + 1):
-        report = run_job(photo, [item], JobOptions(out / str(repeat)))
+        report = run_job(photo, [item], JobOptions(out=out / str(repeat)))
         entry = report.entries[0]
         whole = report.facts["seconds"]
         seconds.append({**entry.seconds, "outside the networks": whole - report.facts["network_seconds"], "all": whole})

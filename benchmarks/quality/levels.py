@@ -48,7 +48,7 @@ def read_faces(folder: Path, size: int, limit: int | None) -> list[tuple[str, UI
         raise InputNotFound(f"{folder} has no PNG, JPEG, WebP, BMP or TIFF image: name a folder of aligned faces")
     faces = []
     for item in items:
-        pixels = read_image(item.source).pixels
+        pixels = read_image(Path(item.source)).pixels
         height, width = pixels.shape[:2]
         if height != width:
             raise InvalidImage(

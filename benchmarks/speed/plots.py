@@ -97,7 +97,7 @@ def roofline(results: Results) -> bytes | None:
     _draw_ceilings(axes, ceilings, costs)
     names = list(dict.fromkeys(m.backend for m in results.measurements))
     marker = {batch: MARKERS[i % len(MARKERS)] for i, batch in enumerate(results.batches)}
-    style = {"linestyle": "none", "markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.6, "zorder": 3}
+    style: Any = {"linestyle": "none", "markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.6, "zorder": 3}
     speeds = [by_batch[m.batch].flop / m.step_seconds / 1e12 for m in results.measurements]
     for m, speed in zip(results.measurements, speeds, strict=True):
         colour = COLOURS[names.index(m.backend) % len(COLOURS)]
