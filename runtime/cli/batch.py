@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from bfr.runtime.cli.options import STRIP, Flags, check_aligned, expanded
-from bfr.runtime.cli.terminal import progress_bar, say
+from bfr.runtime.cli.restore import finish
+from bfr.runtime.cli.terminal import progress_bar
 from bfr.runtime.cluster.bulk.options import BulkOptions, PoolOptions
 from bfr.runtime.faces.options import PhotoOptions
 
@@ -29,7 +30,6 @@ def batch(
     Writes results, results.csv with a row for each input, failures.csv and batch.json into the output folder.
     """
     from bfr.runtime.cluster.bulk.run import run_bulk
-    from bfr.runtime.jobs.report import summary
 
     if aligned:
         check_aligned(photo)
@@ -43,15 +43,7 @@ def batch(
             **dict(pool),
             progress=lambda done, total: bar.update(task, completed=done, total=total, description="restoring"),
         )
-    if not report.rows:
+    if not report.entries:
         print("0 images")
         return
-    failed = [row for row in report.rows if row.error]
-    for row in failed[:SHOWN]:
-        say(f"{'failed' if row.status == 'failed' else 'in part'}: {row.source}: {row.error}")
-    if len(failed) > SHOWN:
-        say(f"and {len(failed) - SHOWN} more, see failures.csv")
-    total = None if aligned else sum(row.faces or 0 for row in report.rows)
-    print(summary(report.counts, total, report.seconds, out))
-    if failed:
-        raise typer.Exit(1)
+    finish(report, out, shown=SHOWN)

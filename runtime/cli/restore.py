@@ -73,15 +73,15 @@ def restore(
     finish(report, output.out)
 
 
-def finish(report: "Report", out: Path) -> None:
-    """Print what failed, then one line of counts; exit with 1 where anything failed."""
-    from bfr.runtime.jobs.report import STATUSES, summary
+def finish(report: "Report", out: object, *, shown: int | None = None) -> None:
+    """Print what failed, at most `shown` entries, then one line of counts; exit with 1 where anything failed."""
+    from bfr.runtime.jobs.report import summary
 
-    for entry in report.entries:
-        if entry.error:
-            say(f"{'failed' if entry.status == 'failed' else 'in part'}: {entry.source}: {entry.error}")
-    faces = sum(entry.faces or 0 for entry in report.entries) if "photo" in report.settings else None
-    counts = {status: report.count(status) for status in STATUSES}
-    print(summary(counts, faces, report.facts["seconds"], out))
-    if any(entry.error for entry in report.entries):
+    failed = [entry for entry in report.entries if entry.error]
+    for entry in failed[:shown]:
+        say(f"{'failed' if entry.status == 'failed' else 'in part'}: {entry.source}: {entry.error}")
+    if len(failed) > len(failed[:shown]):
+        say(f"and {len(failed) - len(failed[:shown])} more, see failures.csv")
+    print(summary(report, out))
+    if failed:
         raise typer.Exit(1)

@@ -2,7 +2,6 @@
 
 import json
 import platform
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -107,12 +106,13 @@ def describe_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def summary(counts: Mapping[Any, int], faces: int | None, seconds: float, out: object) -> str:
-    """The one line that a command ends with. counts: inputs by status. faces: of photographs, None of aligned faces."""
-    total = sum(counts.values())
-    parts = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    faces_too = "" if faces is None else f", {faces} face{'s' * (faces != 1)}"
-    return f"{total} image{'s' * (total != 1)}: {parts}{faces_too}, in {seconds:.1f} s; see {out}"
+def summary(report: Report, out: object) -> str:
+    """The one line that a command ends with. out: the output folder."""
+    total, photographs = len(report.entries), "photo" in report.settings
+    parts = ", ".join(f"{count} {status}" for status in STATUSES if (count := report.count(status)))
+    faces = sum(entry.faces or 0 for entry in report.entries)
+    faces_too = f", {faces} face{'s' * (faces != 1)}" if photographs else ""
+    return f"{total} image{'s' * (total != 1)}: {parts}{faces_too}, in {report.facts['seconds']:.1f} s; see {out}"
 
 
 def write_report(report: Report, folder: Path) -> None:

@@ -6,30 +6,21 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from bfr.runtime import errors
 from bfr.runtime.cluster.bulk.options import BulkOptions
 from bfr.runtime.cluster.bulk.pool import connected, size_pool
-from bfr.runtime.cluster.bulk.table import BATCH, RESULTS, NodeEntry, RowLog, parts_of, read_rows, write_table
+from bfr.runtime.cluster.bulk.table import BATCH, RESULTS, EntryLog, NodeEntry, parts_of, read_entries, write_table
 from bfr.runtime.errors import BfrError, RestorationFailed
-from bfr.runtime.jobs.report import STATUSES, check_settings, describe_now, describe_versions
+from bfr.runtime.jobs.report import STATUSES, Report, check_settings, describe_now, describe_versions
 from bfr.runtime.jobs.sources import Item, choose_outputs, find_images
 from bfr.runtime.jobs.store import Store
 
 LARGEST_BLOCK = 32  # images; a block ends with its pipeline running empty, and its rows come back together
 BLOCKS = 8  # for each worker, where there are enough images: the last ones end at about the same time
 RETRIES = 8  # of a block whose worker or node died; an image that kills its worker must not do so for ever
-
-
-@dataclass(frozen=True, slots=True)
-class BulkReport:
-    """All rows in the order of the inputs. counts: by status, what was taken over being `skipped`."""
-
-    rows: tuple[NodeEntry, ...]
-    counts: dict[str, int]
-    seconds: float
 
 
 def run_bulk(
@@ -41,13 +32,14 @@ def run_bulk(
     address: str | None = None,
     resume: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> BulkReport:
+) -> Report:
     """Restore the images that `inputs` name into `out`, folders or URLs, on this machine or a cluster.
 
     workers: how many, see `size_pool`. address: of a Ray cluster, None for this machine. resume: skip inputs whose
     result is in `out`. progress: is called with how many inputs are done, and with how many there are.
-    An image that cannot be read or restored is a failed row. A block of images whose worker or node dies is done again,
-    there or elsewhere: a result depends on its image and the settings alone, so that it is the same file.
+    An image that cannot be read or restored is a failed entry; one that an earlier run restored is a skipped one. A
+    block of images whose worker or node dies is done again, there or elsewhere: a result depends on its image and the
+    settings alone, so that it is the same file.
     Raises InvalidOption before any work for settings that differ from those of the run that is resumed, a BfrError
     where workers cannot do their work, and RestorationFailed where the rows at the end are not those of the inputs.
     """
@@ -56,7 +48,7 @@ def run_bulk(
     found = find_images(inputs, out=store.url)
     items = [replace(item, source=str(item.path.absolute()) if item.path else item.key) for item in found]
     if not items:
-        return BulkReport((), {}, 0.0)
+        return Report((), {}, {"seconds": 0.0})
     return _BulkRun(items, list(inputs), store, options, resume).run(workers, address, progress, begin)
 
 
@@ -67,7 +59,7 @@ class _BulkRun:
         self.items, self.store, self.options = items, store, options
         self.settings = options.settings()
         self.outputs, refused = choose_outputs(items, store, options.format)
-        self.rows = {url: NodeEntry(url, "failed", error=error) for url, error in refused.items()}
+        self.entries = {url: NodeEntry(url, "failed", error=error) for url, error in refused.items()}
         self.facts: dict[str, Any] = {
             "run": secrets.token_hex(8),
             "settings": self.settings,
@@ -82,32 +74,34 @@ class _BulkRun:
             self._check_settings()
             self._take_over(names)
         store.clean(self.outputs.values())
-        self.log = RowLog(store, parts_of(names)) if resume else self._clear(names)
+        self.log = EntryLog(store, parts_of(names)) if resume else self._clear(names)
 
     def run(
         self, workers: int | None, address: str | None, progress: Callable[[int, int], None], begin: float
-    ) -> BulkReport:
-        todo = [item for item in self.items if item.key not in self.rows]
+    ) -> Report:
+        todo = [item for item in self.items if item.key not in self.entries]
         self._write_facts()  # a killed run can be resumed, with these settings
-        progress(len(self.rows), len(self.items))
+        progress(len(self.entries), len(self.items))
         if todo:
             with connected(address) as ray:
                 try:
                     for rows in self._restored(ray, todo, workers):
                         self._enter(rows)
-                        progress(len(self.rows), len(self.items))
+                        progress(len(self.entries), len(self.items))
                 finally:
                     self.log.flush()
-        rows = self._checked()
-        write_table(self.store, rows)
-        seconds = round(time.perf_counter() - begin, 3)
-        counts = Counter(row.status for row in rows)
-        done = {status: counts[status] for status in STATUSES}
-        self.facts |= {"seconds": seconds, "counts": done, "taken_over": len(self.taken_over)}
+        entries = self._checked()
+        write_table(self.store, entries)
+        counts = Counter(entry.status for entry in entries)
+        self.facts |= {
+            "seconds": round(time.perf_counter() - begin, 3),
+            "counts": {status: counts[status] for status in STATUSES},
+            "taken_over": len(self.taken_over),
+        }
         self._write_facts()
         self.log.remove()
-        now = Counter("skipped" if row.source in self.taken_over else row.status for row in rows)
-        return BulkReport(tuple(rows), {status: now[status] for status in STATUSES}, seconds)
+        told = (replace(one, status="skipped") if one.source in self.taken_over else one for one in entries)
+        return Report(tuple(told), self.settings, self.facts)
 
     def _restored(self, ray: Any, todo: Sequence[Item], workers: int | None) -> Iterator[list[NodeEntry]]:
         """The rows of a block, whenever one is done. Raises what a worker refused to work for."""
@@ -155,18 +149,18 @@ class _BulkRun:
             if row.source not in self.outputs or row.source in self.new:
                 raise RestorationFailed(f"{row.source} has two rows, or is no input: report this, it is a bug")
             self.new.add(row.source)
-            self.rows[row.source] = row
+            self.entries[row.source] = row
         self.log.add(rows)
 
     def _checked(self) -> list[NodeEntry]:
         """The rows in the order of the inputs. Raises RestorationFailed where they are not the same set."""
-        missing = [item.key for item in self.items if item.key not in self.rows]
-        if missing or len(self.rows) != len(self.items):
+        missing = [item.key for item in self.items if item.key not in self.entries]
+        if missing or len(self.entries) != len(self.items):
             raise RestorationFailed(
                 f"{len(missing)} of {len(self.items)} inputs have no row, {', '.join(missing[:3])} among them: "
                 "what was finished is kept, --resume goes on"
             )
-        return [self.rows[item.key] for item in self.items]
+        return [self.entries[item.key] for item in self.items]
 
     def _check_settings(self) -> None:
         try:
@@ -177,21 +171,21 @@ class _BulkRun:
 
     def _take_over(self, names: set[str]) -> None:
         """Enter what has a result already, as the earlier run reported it."""
-        earlier = read_rows(self.store, names)
+        earlier = read_entries(self.store, names)
         for url, output in self.outputs.items():
             known = earlier.get(url)
             if output in names and not (known and known.output is None):
                 self.taken_over.add(url)
-                self.rows[url] = replace(known, output=output) if known else NodeEntry(url, "skipped", output)
+                self.entries[url] = replace(known, output=output) if known else NodeEntry(url, "skipped", output)
 
-    def _clear(self, names: set[str]) -> RowLog:
+    def _clear(self, names: set[str]) -> EntryLog:
         """Take away what an earlier run said, and start a log.
 
         Should this run be killed, what lies there from before must not pass for its results.
         """
         for name in (*parts_of(names), *({RESULTS} & names)):
             self.store.remove(name)
-        log, error = RowLog(self.store), "the run ended before it was restored"
+        log, error = EntryLog(self.store), "the run ended before it was restored"
         log.add([NodeEntry(url, "failed", error=error) for url, output in self.outputs.items() if output in names])
         log.flush()
         return log

@@ -37,7 +37,7 @@ class NodeEntry(Entry):
         return cls(**{**asdict(entry), "seconds": seconds}, backend=backend, node=node)
 
 
-class RowLog:
+class EntryLog:
     """Rows as they come, put beside the results every few seconds."""
 
     def __init__(self, store: Store, parts: Sequence[str] = ()) -> None:
@@ -69,7 +69,7 @@ class RowLog:
         self.parts = []
 
 
-def read_rows(store: Store, names: Iterable[str]) -> dict[str, NodeEntry]:
+def read_entries(store: Store, names: Iterable[str]) -> dict[str, NodeEntry]:
     """The rows that earlier runs left, by source; of one source, the latest. names: the files that are there."""
     rows: dict[str, NodeEntry] = {}
     if (table := store.read(RESULTS)) is not None:

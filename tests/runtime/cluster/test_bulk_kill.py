@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from bfr.runtime.cluster.bulk.table import read_rows
+from bfr.runtime.cluster.bulk.table import read_entries
 from bfr.runtime.jobs.run import JobOptions, run_job
 from bfr.runtime.jobs.sources import find_images
 from bfr.runtime.jobs.store import Store
@@ -164,7 +164,7 @@ def test_a_node_that_dies_loses_nothing(tmp_path: Path) -> None:
 
     def both_work() -> bool:
         parts = [path.name for path in out.glob("rows-*")]
-        return len({row.node for row in read_rows(Store(str(out)), parts).values()}) == 2
+        return len({row.node for row in read_entries(Store(str(out)), parts).values()}) == 2
 
     with cluster() as (address, second):
         finished(start("-c", BOTH, address, **RAY))
