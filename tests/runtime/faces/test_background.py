@@ -24,7 +24,8 @@ from bfr.runtime.bundle.manifest import (
     Variant,
 )
 from bfr.runtime.errors import BundleCorrupt, BundleInvalid, RestorationFailed
-from bfr.runtime.faces.background import UPSCALES, Lanczos, NetworkBackground
+from bfr.runtime.faces.background import Lanczos, NetworkBackground
+from bfr.runtime.faces.options import UPSCALES
 
 Array = NDArray[Any]
 TILE = 48
