@@ -39,7 +39,7 @@ class Command(argparse.ArgumentParser):
         """Return the command that was run, without defaults and with the last part of every path alone."""
         parts = ["python", "-m", self.module]
         for action in self._actions:
-            value = getattr(args, action.dest, None)
+            value = getattr(args, action.dest, action.default)
             if value == action.default:
                 continue
             parts += [action.option_strings[0]] if action.option_strings else []

@@ -62,8 +62,7 @@ class Endurance:
         A host's resident memory comes and goes with the arrays that are alive at a look; growth lifts the level.
         """
         found = [look.host for look in self.looks if look.host is not None]
-        half = (len(found) + 1) // 2
-        return max(found[half:]) / max(found[:half]) - 1.0 if len(found) > 1 else None
+        return growth(found) if len(found) > 1 else None
 
     @property
     def constant(self) -> bool:
@@ -112,6 +111,16 @@ def endure(
     finally:
         contender.device.close()
     return Endurance(backend, batch, steps, time.perf_counter() - begin, looks)
+
+
+def growth(values: Sequence[float]) -> float:
+    """Return by what share the largest of the second half exceeds the largest of the first half, the middle included.
+
+    Args:
+        values: Bytes in use, in order, at least two.
+    """
+    half = (len(values) + 1) // 2
+    return max(values[half:]) / max(values[:half]) - 1.0
 
 
 def _look(restorer: Restorer, images: int) -> Look:

@@ -19,9 +19,10 @@ from typing import Any
 import httpx2
 import numpy as np
 
+from bfr.benchmarks.end_to_end.endurance import growth
 from bfr.benchmarks.end_to_end.server_process import ServerProcess
 from bfr.benchmarks.environment import CpuWatch
-from bfr.benchmarks.publish import Command
+from bfr.benchmarks.publish import Command, Findings
 from bfr.benchmarks.speed.interleave import synthetic_faces
 from bfr.benchmarks.tables import table
 from bfr.runtime.errors import RestorationFailed
@@ -167,14 +168,7 @@ async def endure(
     return driving.result(), looks
 
 
-def growth(looks: Sequence[dict[str, float]], name: str) -> float:
-    """The largest of the second half over the largest of the first half, less 1; the first fifth is the warm-up."""
-    values = [look[name] for look in looks[len(looks) // 5 :]]
-    half = len(values) // 2
-    return max(values[half:]) / max(values[:half]) - 1
-
-
-def measure(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def measure(args: argparse.Namespace) -> Findings:
     """All parts; figures and Markdown."""
     others = CpuWatch()
     photograph = Request(args.photograph.read_bytes(), "image/jpeg", {"preset": args.preset})
@@ -196,17 +190,16 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
             batches = server.metric("bfr_batch_size_sum") / max(1.0, server.metric("bfr_batch_size_count"))
             refused = asyncio.run(refusals(server.url, faces, queue=args.queue))
             inside = [line["seconds"] for line in server.log if line.get("reason") == "overload"]
-            mixed = asyncio.run(
-                drive(server.url, [*faces[:3], photograph], clients=2 * args.batch, seconds=args.seconds)
-            )
-            endured, looks = (
-                asyncio.run(endure(server, [*faces, photograph], clients=2 * args.batch, seconds=60 * args.minutes))
-                if args.minutes
-                else (None, [])
-            )
+            mixture = [*faces[:3], photograph]
+            mixed = asyncio.run(drive(server.url, mixture, clients=2 * args.batch, seconds=args.seconds))
+            endured, looks = None, []
+            if args.minutes:
+                both, seconds = [*faces, photograph], 60 * args.minutes
+                endured, looks = asyncio.run(endure(server, both, clients=2 * args.batch, seconds=seconds))
             status = server.stop()
         finally:
             server.kill()
+    settled = looks[len(looks) // 5 :]  # the first fifth is the warm-up
     figures = {
         "preset": args.preset,
         "batch": args.batch,
@@ -229,7 +222,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "mixed": {"per_second": mixed.per_second, "p50": mixed.quantile(0.5), "p99": mixed.quantile(0.99)},
         "endured": endured and {"wall": endured.wall, "faces": endured.faces, "requests": len(endured.seconds)},
         "memory": looks,
-        "growth": {name: growth(looks, name) for name in PROCESSES} if len(looks) > 10 else None,
+        "growth": {name: growth([look[name] for look in settled]) for name in PROCESSES} if len(looks) > 10 else None,
         "exit_status": status,
         "others_cores": others.others(),
     }
@@ -242,13 +235,9 @@ def as_markdown(figures: dict[str, Any], loads: Sequence[Load], mixed: Load, end
     neighbours = [(one["per_second_before"] + one["per_second_after"]) / 2 for one in alone]
     rows = [
         [
-            str(one.clients),
-            f"{one.per_second:.2f}",
-            f"{near:.2f}",
-            f"{one.per_second / near:.0%}",
+            *(str(one.clients), f"{one.per_second:.2f}", f"{near:.2f}", f"{one.per_second / near:.0%}"),
             *(f"{one.quantile(share):.2f}" for share in (0.5, 0.9, 0.99)),
-            str(len(one.seconds)),
-            str(one.refused),
+            *(str(len(one.seconds)), str(one.refused)),
         ]
         for one, near in zip(loads, neighbours, strict=True)
     ]
@@ -265,11 +254,8 @@ def as_markdown(figures: dict[str, Any], loads: Sequence[Load], mixed: Load, end
         *table(["clients", "faces/s", "bare faces/s", "share", "p50 s", "p90 s", "p99 s", "answers", "refused"], rows),
         "",
         "## A full house",
-        f"503 with Retry-After, {len(refused)} times under full load, from the client's side: "
-        f"p50 {1000 * np.quantile(refused, 0.5):.1f} ms, p99 {1000 * np.quantile(refused, 0.99):.1f} ms, "
-        f"largest {1000 * max(refused):.1f} ms. Inside the server, {len(inside)} of them: "
-        f"p50 {1000 * np.quantile(inside, 0.5):.1f} ms, p99 {1000 * np.quantile(inside, 0.99):.1f} ms, "
-        f"largest {1000 * max(inside):.1f} ms.",
+        f"503 with Retry-After, {len(refused)} times under full load, from the client's side: {_latency(refused)}. "
+        f"Inside the server, {len(inside)} of them: {_latency(inside)}.",
         "",
         "## Photographs and portraits",
         f"One photograph for three portraits, {mixed.clients} clients: {mixed.per_second:.2f} faces/s, "
@@ -278,6 +264,7 @@ def as_markdown(figures: dict[str, Any], loads: Sequence[Load], mixed: Load, end
     if endured and figures["growth"]:
         looks = figures["memory"]
         picked = [looks[round(i * (len(looks) - 1) / 6)] for i in range(7)]
+        rows = [[f"{one['second'] / 60:.0f}", *(f"{one[n]:.0f}" for n in PROCESSES)] for one in picked]
         lines += [
             "",
             "## Memory over time",
@@ -285,12 +272,14 @@ def as_markdown(figures: dict[str, Any], loads: Sequence[Load], mixed: Load, end
             f"{endured.faces} faces. Resident MiB, and the largest of the second half over the first half's, the first "
             f"fifth left out: {', '.join(f'{name} {value:+.2%}' for name, value in figures['growth'].items())}.",
             "",
-            *table(
-                ["minute", *PROCESSES],
-                [[f"{one['second'] / 60:.0f}", *(f"{one[n]:.0f}" for n in PROCESSES)] for one in picked],
-            ),
+            *table(["minute", *PROCESSES], rows),
         ]
     return "\n".join(lines) + "\n"
+
+
+def _latency(seconds: Sequence[float]) -> str:
+    p50, p99, largest = (1000 * np.quantile(seconds, share) for share in (0.5, 0.99, 1.0))
+    return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, largest {largest:.1f} ms"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bfr.benchmarks.publish import say
-from bfr.benchmarks.quality.chains import Pictures, restore
-from bfr.benchmarks.quality.levels import Face
-from bfr.benchmarks.quality.metrics import Mean, UInt8, psnr, ssim
-from bfr.benchmarks.quality.perceptual import haar_psi
+from bfr.benchmarks.quality.faces import DegradedFace, Pictures, restore
+from bfr.benchmarks.quality.metrics import Mean, UInt8, haar_psi, psnr, ssim
 from bfr.benchmarks.tables import show, table
 from bfr.runtime.diffusion.noise import check_seed
 from bfr.runtime.errors import InvalidOption
@@ -54,7 +52,7 @@ def drift(image: UInt8, reference: UInt8) -> dict[str, float]:
 
 def anchor(
     restorer: Restorer,
-    faces: Sequence[Face],
+    faces: Sequence[DegradedFace],
     *,
     seed: int,
     others: Sequence[int],

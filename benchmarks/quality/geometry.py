@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.benchmarks.quality.levels import degrade
+from bfr.benchmarks.quality.faces import degrade
 from bfr.benchmarks.quality.metrics import Mean, UInt8
 from bfr.benchmarks.tables import show, table
 from bfr.models.systems.mini.degrade import Degradation

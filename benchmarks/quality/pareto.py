@@ -18,9 +18,8 @@ import numpy as np
 
 from bfr.benchmarks.environment import describe_machine
 from bfr.benchmarks.publish import Findings, say, write_json
-from bfr.benchmarks.quality.chains import restore
 from bfr.benchmarks.quality.drift import LABELS, RULE, anchor, check_seeds, drift
-from bfr.benchmarks.quality.levels import Face, degrade, level_at, read_faces
+from bfr.benchmarks.quality.faces import DegradedFace, degrade, level_at, read_faces, restore
 from bfr.benchmarks.quality.metrics import SHARPNESS, UInt8, score
 from bfr.benchmarks.quality.options import check_common, faces_command, numbers, words
 from bfr.benchmarks.quality.pareto_plot import as_png
@@ -29,9 +28,9 @@ from bfr.benchmarks.quality.pareto_results import (
     READ_OFF,
     Allowance,
     Candidate,
+    FaceScores,
     Line,
-    Results,
-    Sample,
+    Study,
     as_dict,
     load,
     load_pictures,
@@ -94,14 +93,14 @@ def start_of(bundle: Bundle, preset: Preset) -> float:
     return round(float(schedule.timesteps_at(log_snr(np.array([table.signal**2])))[0]), 3)
 
 
-def measure(restorer: Restorer, faces: Sequence[Face], results: Sequence[UInt8], *, seed: int) -> Candidate:
+def measure(restorer: Restorer, faces: Sequence[DegradedFace], results: Sequence[UInt8], *, seed: int) -> Candidate:
     """A sampler on all faces. results: the reference's, (S, S, 3) uint8 RGB each. Its chains are closed after."""
     samples = []
     with restorer:
         for face, wanted in zip(faces, results, strict=True):
             pictures = restore(restorer, face, seed)
             found = pictures.stages["result"]
-            samples.append(Sample(face.name, drift(found, wanted), score(found, face.truth), pictures.seconds))
+            samples.append(FaceScores(face.name, drift(found, wanted), score(found, face.truth), pictures.seconds))
     candidate = Candidate(restorer.sampler, samples)
     say(f"{candidate}: {candidate.drift().mean:.2f} dB from the reference, {candidate.seconds:.3g} s")
     return candidate
@@ -171,27 +170,27 @@ def benchmark(args: argparse.Namespace) -> Findings:
 
 def _begin(
     restorer: Restorer,
-    faces: Sequence[Face],
+    faces: Sequence[DegradedFace],
     settings: dict[str, Any],
     facts: dict[str, Any],
     args: argparse.Namespace,
-) -> Results:
+) -> Study:
     """The reference, its spread, and the estimate; kept in `args.out`."""
     restorer.warm_up()
     anchors = anchor(restorer, faces, seed=args.seed, others=settings["other_seeds"])
     own, estimates = [], []
     for face, each in zip(faces, anchors, strict=True):
-        own.append(Sample(face.name, each.spread, score(each.result, face.truth), each.pictures.seconds))
+        own.append(FaceScores(face.name, each.spread, score(each.result, face.truth), each.pictures.seconds))
         estimate = each.pictures.stages["estimate"]
         drifted, truth = drift(estimate, each.result), score(estimate, face.truth)
-        estimates.append(Sample(face.name, drifted, truth, each.pictures.estimate_seconds))
-    results = Results(settings, facts, Candidate(restorer.sampler, own), [Candidate(None, estimates)])
+        estimates.append(FaceScores(face.name, drifted, truth, each.pictures.estimate_seconds))
+    results = Study(settings, facts, Candidate(restorer.sampler, own), [Candidate(None, estimates)])
     save_pictures(args.out, [each.result for each in anchors])
     write_json(args.out / JSON, as_dict(results, PRESETS))
     return results
 
 
-def as_markdown(results: Results, presets: Mapping[str, Allowance], *, plot: str) -> str:
+def as_markdown(results: Study, presets: Mapping[str, Allowance], *, plot: str) -> str:
     """The facts, the presets that are read off, the front, and every sampler; means ± standard errors.
 
     presets: to be read off. plot: the picture's file name.
@@ -230,7 +229,7 @@ def as_markdown(results: Results, presets: Mapping[str, Allowance], *, plot: str
     return "\n".join(lines) + "\n"
 
 
-def _presets(results: Results, presets: Mapping[str, Allowance]) -> list[list[str]]:
+def _presets(results: Study, presets: Mapping[str, Allowance]) -> list[list[str]]:
     rows = []
     for name, allowance in presets.items():
         found = read_off(results, allowance)
@@ -239,7 +238,7 @@ def _presets(results: Results, presets: Mapping[str, Allowance]) -> list[list[st
     return rows
 
 
-def _table(results: Results, candidates: Sequence[Candidate]) -> list[str]:
+def _table(results: Study, candidates: Sequence[Candidate]) -> list[str]:
     """A row of the reference with its spread, then one for each candidate."""
     head = ["sampler", "calls", *(f"drift {label}" for label, _ in LABELS.values()), "drift - spread, dB", "spread"]
     head += [*(label for label, _ in TRUTH.values()), "s", "cost"]
@@ -250,7 +249,7 @@ def _table(results: Results, candidates: Sequence[Candidate]) -> list[str]:
     return table(head, rows)
 
 
-def _row(results: Results, candidate: Candidate, name: str, difference: str, verdict: str) -> list[str]:
+def _row(results: Study, candidate: Candidate, name: str, difference: str, verdict: str) -> list[str]:
     drifts = [show(candidate.drift(measure), digits) for measure, (_, digits) in LABELS.items()]
     truths = [show(candidate.truth(measure), digits) for measure, (_, digits) in TRUTH.items()]
     cost = candidate.seconds / results.reference.seconds
@@ -266,7 +265,7 @@ def _row(results: Results, candidate: Candidate, name: str, difference: str, ver
     ]
 
 
-def _verdict(results: Results, candidate: Candidate) -> str:
+def _verdict(results: Study, candidate: Candidate) -> str:
     return "within" if results.within_spread(candidate) else "outside"
 
 

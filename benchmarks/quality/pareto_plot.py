@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import cycle
 from typing import Any
 
-from bfr.benchmarks.quality.pareto_results import Allowance, Candidate, Line, Results, read_off
+from bfr.benchmarks.quality.pareto_results import Allowance, Candidate, Line, Study, read_off
 from bfr.benchmarks.speed.plots import COLOURS, draw
 
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)))  # by spacing
@@ -12,7 +12,7 @@ MARKERS = ("o", "s", "^", "D")  # by eta
 BAND, CHOSEN = "#56B4E9", "#222222"
 
 
-def as_png(results: Results, presets: Mapping[str, Allowance]) -> bytes:
+def as_png(results: Study, presets: Mapping[str, Allowance]) -> bytes:
     """Two panels as PNG: a line a solver, spacing and eta; presets: which are circled."""
     from matplotlib.figure import Figure
 
@@ -46,7 +46,7 @@ def as_png(results: Results, presets: Mapping[str, Allowance]) -> bytes:
     return draw(figure, metadata={"Software": None})
 
 
-def _draw_drift(axes: Any, results: Results, styles: "_Styles") -> None:
+def _draw_drift(axes: Any, results: Study, styles: "_Styles") -> None:
     spread = results.reference.drift()
     error = spread.error or 0.0
     axes.axhspan(spread.mean - error, spread.mean + error, color=BAND, alpha=0.45, linewidth=0, zorder=1)
@@ -73,7 +73,7 @@ def _draw_drift(axes: Any, results: Results, styles: "_Styles") -> None:
     axes.set_title("Drift from the reference (higher is nearer)", fontsize=10)
 
 
-def _draw_quality(axes: Any, results: Results, styles: "_Styles") -> None:
+def _draw_quality(axes: Any, results: Study, styles: "_Styles") -> None:
     for line in styles:
         axes.plot(*zip(*(_truth(point) for point in _along(results, line)), strict=True), **styles[line])
     for candidate in results.front():
@@ -95,7 +95,7 @@ def _draw_quality(axes: Any, results: Results, styles: "_Styles") -> None:
 _Styles = dict[Line, dict[str, Any]]
 
 
-def _styles(results: Results) -> _Styles:
+def _styles(results: Study) -> _Styles:
     """The line of each solver, spacing and eta: a colour, dashes, a marker."""
     lines = sorted({candidate.line for candidate in results.candidates if candidate.line is not None})
     solvers, spacings, etas = (dict.fromkeys(sorted({line[i] for line in lines})) for i in range(3))
@@ -135,7 +135,7 @@ def _truth(candidate: Candidate) -> tuple[float, float]:
     return candidate.truth("sharpness").mean, candidate.truth("psnr_db").mean
 
 
-def _along(results: Results, line: Line) -> list[Candidate]:
+def _along(results: Study, line: Line) -> list[Candidate]:
     return sorted((c for c in results.candidates if c.line == line), key=lambda candidate: candidate.calls)
 
 

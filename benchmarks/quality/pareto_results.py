@@ -40,7 +40,7 @@ class Allowance:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class FaceScores:
     """One face through one sampler.
 
     drift: from the reference's result (see `bfr.benchmarks.quality.drift.drift`); of the reference itself, its spread.
@@ -58,7 +58,7 @@ class Candidate:
     """A sampler and what it did to every face; preset None is the estimate itself, without any call."""
 
     preset: Preset | None
-    samples: Sequence[Sample]
+    samples: Sequence[FaceScores]
 
     @property
     def calls(self) -> int:
@@ -96,7 +96,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Results:
+class Study:
     """All of one run, and what can be resumed.
 
     settings: what the numbers depend on; a run goes on only with the same. facts: what else the report says.
@@ -112,7 +112,7 @@ class Results:
         """What was measured of a preset."""
         return next((candidate for candidate in self.candidates if candidate.preset == preset), None)
 
-    def with_candidate(self, candidate: Candidate) -> "Results":
+    def with_candidate(self, candidate: Candidate) -> "Study":
         """These results and one more."""
         return replace(self, candidates=[*self.candidates, candidate])
 
@@ -143,7 +143,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return kept
 
 
-def read_off(results: Results, allowance: Allowance) -> Candidate | None:
+def read_off(results: Study, allowance: Allowance) -> Candidate | None:
     """The preset within an allowance by the rule of READ_OFF; None where no candidate has so few calls."""
     allowed = [candidate for candidate in results.candidates if 1 <= candidate.calls <= allowance.calls]
     if not allowed:
@@ -157,7 +157,7 @@ def _tied(lead: Mean, db: float) -> bool:
     return lead.mean <= max(db, lead.error or 0.0)
 
 
-def as_dict(results: Results, presets: Mapping[str, Allowance]) -> dict[str, Any]:
+def as_dict(results: Study, presets: Mapping[str, Allowance]) -> dict[str, Any]:
     """Return what pareto.json holds. presets: to be read off the front."""
     chosen = {name: read_off(results, allowance) for name, allowance in presets.items()}
     return {
@@ -174,7 +174,7 @@ def as_dict(results: Results, presets: Mapping[str, Allowance]) -> dict[str, Any
     }
 
 
-def load(out: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> Results | None:
+def load(out: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> Study | None:
     """What an earlier run left in `out`, None where there is nothing. Raises InvalidOption for other settings."""
     path = out / JSON
     if not path.is_file():
@@ -186,7 +186,7 @@ def load(out: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> Re
         different = [name for name in (wanted | found) if wanted.get(name) != found.get(name)]
         if not different:
             reference, candidates = _candidate(content["reference"]), [_candidate(c) for c in content["candidates"]]
-            return Results(settings, facts, reference, candidates)
+            return Study(settings, facts, reference, candidates)
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidOption(f"{path} is not what this benchmark writes: delete it, or name another --out") from error
     raise InvalidOption(
@@ -228,4 +228,4 @@ def _as_dict(candidate: Candidate) -> dict[str, Any]:
 
 def _candidate(content: Mapping[str, Any]) -> Candidate:
     preset = None if content["preset"] is None else Preset.model_validate(content["preset"])
-    return Candidate(preset, [Sample(**image) for image in content["images"]])
+    return Candidate(preset, [FaceScores(**image) for image in content["images"]])

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bfr.benchmarks.publish import Command, Findings, say
-from bfr.benchmarks.quality.chains import Pictures, restore
 from bfr.benchmarks.quality.drift import Anchor, anchor, check_seeds, drift
+from bfr.benchmarks.quality.faces import DegradedFace, Pictures, degrade, level_at, read_faces, restore
 from bfr.benchmarks.quality.geometry import examine
-from bfr.benchmarks.quality.levels import Face, degrade, level_at, read_faces
 from bfr.benchmarks.quality.metrics import HIGH_PASS, SHARPNESS, score
 from bfr.benchmarks.quality.options import check_common, faces_command, numbers, words
 from bfr.benchmarks.quality.report import (
@@ -42,7 +41,7 @@ PARTS = ("solver", "spacing", "start", "steps", "eta")  # of a preset
 
 def evaluate(
     restorer: Restorer,
-    faces: Sequence[Face],
+    faces: Sequence[DegradedFace],
     *,
     title: str,
     degradation: Degradation | None,
@@ -125,7 +124,7 @@ def benchmark(args: argparse.Namespace) -> Findings:
     restorer.warm_up()
     evaluations = []
     for title, degradation in degradations.items():
-        faces = [degrade(*t, degradation, args.seed) if degradation else Face(*t, None) for t in truths]
+        faces = [degrade(*t, degradation, args.seed) if degradation else DegradedFace(*t, None) for t in truths]
         anchors = anchor(reference, faces, seed=args.seed, others=others) if reference else None
         with restorer:
             evaluation, pictures = evaluate(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bfr.benchmarks.speed.contender import Contender
-from bfr.benchmarks.speed.results import Sample
+from bfr.benchmarks.speed.results import Timing
 from bfr.runtime.backends.device import Float32
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Preset
@@ -22,8 +22,8 @@ class Run:
     """One backend at one batch size: its first call, the timed ones in their order, the images (B, H, W, 3) it made."""
 
     name: str
-    first: Sample
-    samples: list[Sample]
+    first: Timing
+    samples: list[Timing]
     images: Float32
 
 
@@ -65,7 +65,7 @@ def measure(
     return list(runs.values())
 
 
-def time_batch(contender: Contender, restorer: Restorer, images: list[Float32]) -> tuple[Sample, Float32]:
+def time_batch(contender: Contender, restorer: Restorer, images: list[Float32]) -> tuple[Timing, Float32]:
     """Restore one batch: its times, and (B, H, W, 3) float32 in [0, 1]."""
     begin = time.perf_counter()
     restored = restorer.run(images)
@@ -74,7 +74,7 @@ def time_batch(contender: Contender, restorer: Restorer, images: list[Float32]) 
     if failed:
         raise RestorationFailed(f"{contender.name}: {failed}. Times of wrong results are worthless; see `bfr verify`")
     stages = {stage: share * len(images) for stage, share in restored[0].seconds.items()}
-    return Sample(seconds, stages), np.stack([result.pixels for result in restored if result.pixels is not None])
+    return Timing(seconds, stages), np.stack([result.pixels for result in restored if result.pixels is not None])
 
 
 def synthetic_faces(batch: int, size: int) -> list[Float32]:

@@ -16,7 +16,7 @@ STAGES = ("upload", "estimate", "diffuse", "denoise", "download")
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Timing:
     """One timed batch.
 
     seconds: wall time, from host images to host images. stages: seconds, as the loop measures them.
@@ -169,11 +169,11 @@ def summarize(
     backend: str,
     batch: int,
     steps: int,
-    first: Sample,
-    samples: Sequence[Sample],
+    first: Timing,
+    samples: Sequence[Timing],
     *,
     gflop: float | None,
-    baseline: Sequence[Sample],
+    baseline: Sequence[Timing],
     images: tuple[Float32, Float32] | None,
     limit_seconds: float | None = None,
 ) -> Measurement:

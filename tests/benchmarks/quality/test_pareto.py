@@ -15,7 +15,7 @@ from bfr.benchmarks.quality.drift import EQUAL_DB, drift, within
 from bfr.benchmarks.quality.metrics import Mean
 from bfr.benchmarks.quality.pareto import as_markdown
 from bfr.benchmarks.quality.pareto_plot import as_png
-from bfr.benchmarks.quality.pareto_results import Allowance, Candidate, Results, Sample, front, read_off
+from bfr.benchmarks.quality.pareto_results import Allowance, Candidate, FaceScores, Study, front, read_off
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Preset
 from bfr.runtime.errors import InvalidOption
@@ -38,11 +38,11 @@ def candidate(calls: int, *psnr: float, solver: str = "ddim") -> Candidate:
         Preset.model_validate({"solver": solver, "spacing": "time", "start": 400, "steps": calls}) if calls else None
     )
     drifts = [{"psnr_db": value, "ssim": 0.9, "haar_psi": 0.9} for value in psnr]
-    return Candidate(preset, [Sample(f"f{i}", d, TRUTH, 0.1 + calls) for i, d in enumerate(drifts)])
+    return Candidate(preset, [FaceScores(f"f{i}", d, TRUTH, 0.1 + calls) for i, d in enumerate(drifts)])
 
 
-def results(reference: Candidate, *candidates: Candidate) -> Results:
-    return Results(SETTINGS, FACTS, reference, candidates)
+def results(reference: Candidate, *candidates: Candidate) -> Study:
+    return Study(SETTINGS, FACTS, reference, candidates)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from PIL import Image as Pillow
 from bfr.benchmarks.publish import write_json
 from bfr.benchmarks.quality import options, quality
 from bfr.benchmarks.quality.drift import EQUAL_DB
+from bfr.benchmarks.quality.faces import degrade, level_at, read_faces
 from bfr.benchmarks.quality.geometry import MOVED, SPOILT
-from bfr.benchmarks.quality.levels import degrade, level_at, read_faces
 from bfr.benchmarks.quality.metrics import Mean, correlation, high_pass, psnr, rms, score, ssim
 from bfr.benchmarks.quality.report import STAGES, Evaluation, ImageScores
 from bfr.benchmarks.quality.sheet import Tile, contact_sheet

@@ -19,7 +19,7 @@ from bfr.benchmarks.speed.cold import cold_start, peak_rss_bytes
 from bfr.benchmarks.speed.contender import Contender, default_threads, open_contender, split_name
 from bfr.benchmarks.speed.interleave import measure, synthetic_faces
 from bfr.benchmarks.speed.options import BenchOptions
-from bfr.benchmarks.speed.results import Results, Sample, drift, statistics, summarize
+from bfr.benchmarks.speed.results import Results, Timing, drift, statistics, summarize
 from bfr.benchmarks.speed.roofline import Ceilings, Cost
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.cli.main import app
@@ -29,8 +29,8 @@ from bfr.runtime.restore.plan import make_plan
 ABSOLUTE = re.compile(r"(?<![\w.:/)])/(home|root|tmp|usr|work|opt|var|private|Users)\b|[A-Z]:\\")
 
 
-def sample(seconds: float, network: float = 0.0) -> Sample:
-    return Sample(seconds, {"network": network, "estimate": 0.1, "denoise": 0.6})
+def sample(seconds: float, network: float = 0.0) -> Timing:
+    return Timing(seconds, {"network": network, "estimate": 0.1, "denoise": 0.6})
 
 
 def contender(fakes: Any, name: str, calls: list[str], eps: float = 0.0) -> Contender:

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from bfr.benchmarks.quality.perceptual import haar_psi
+from bfr.benchmarks.quality.metrics import haar_psi
 
 Y, X = np.mgrid[:64, :64]
 PICTURE = np.stack([(X * 4) % 256, (Y * 4) % 256, (X * Y) // 16 % 256], axis=2).astype(np.uint8)

@@ -1,6 +1,8 @@
-"""Faces to measure on: read, resized to a system's size, degraded by one of three levels."""
+"""Faces to measure on: read, resized to a system's size, degraded by one of three levels, and restored."""
 
+import time
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,16 +10,18 @@ import numpy as np
 
 from bfr.benchmarks.quality.metrics import UInt8
 from bfr.models.systems.mini.degrade import LEVELS, Degradation
-from bfr.runtime.errors import InputNotFound, InvalidImage, InvalidOption
+from bfr.runtime.errors import InputNotFound, InvalidImage, InvalidOption, RestorationFailed
 from bfr.runtime.images.decode import read_image
 from bfr.runtime.jobs.sources import find_images
+from bfr.runtime.restore.batch import choose_bucket, image_key
 from bfr.runtime.restore.pixels import to_input, to_output
+from bfr.runtime.restore.restorer import Restorer
 
 LEVELS_SIZE = 256  # pixels: the side that LEVELS are given for
 
 
 @dataclass(frozen=True, slots=True)
-class Face:
+class DegradedFace:
     """A name without path, the picture to restore and its truth, each (S, S, 3) uint8 RGB."""
 
     name: str
@@ -59,7 +63,7 @@ def read_faces(folder: Path, size: int, limit: int | None) -> list[tuple[str, UI
     return faces
 
 
-def degrade(name: str, truth: UInt8, degradation: Degradation, seed: int) -> Face:
+def degrade(name: str, truth: UInt8, degradation: Degradation, seed: int) -> DegradedFace:
     """Degrade a face with noise of its own: a function of the seed and its name, not of its place in the folder.
 
     Raises InvalidImage for a truth of one colour: nothing can be as sharp as it.
@@ -67,4 +71,33 @@ def degrade(name: str, truth: UInt8, degradation: Degradation, seed: int) -> Fac
     if truth.min() == truth.max():
         raise InvalidImage(f"{name} is of one colour, its sharpness is undefined: take it out of the folder")
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    return Face(name, degradation.apply(truth, rng), truth)
+    return DegradedFace(name, degradation.apply(truth, rng), truth)
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """One face at each stage (input, estimate, result), (S, S, 3) uint8 RGB, and its truth where that is known.
+
+    seconds: of the whole chain. estimate_seconds: of the estimator alone.
+    """
+
+    name: str
+    stages: Mapping[str, UInt8]
+    truth: UInt8 | None
+    seconds: float
+    estimate_seconds: float
+
+
+def restore(restorer: Restorer, face: DegradedFace, seed: int) -> Pictures:
+    """Restore one face. Its noise depends on its pixels and the seed alone. Raises RestorationFailed for NaN or Inf."""
+    degraded = to_input(face.degraded, restorer.size)
+    batch = choose_bucket(1, restorer.device.buckets)
+    chain = restorer.chain(batch)
+    begin = time.perf_counter()
+    outcome = chain.run(np.stack([degraded] * batch), seed=seed, images=(image_key(degraded),) * batch)
+    seconds = time.perf_counter() - begin
+    if not (np.isfinite(outcome.image[0]).all() and np.isfinite(outcome.estimate[0]).all()):
+        raise RestorationFailed(f"{face.name}: the result holds NaN or Inf; `bfr verify` checks the bundle")
+    estimate, result = (to_output(x[0], face.degraded) for x in (outcome.estimate, outcome.image))
+    stages = {"input": face.degraded, "estimate": estimate, "result": result}
+    return Pictures(face.name, stages, face.truth, seconds, outcome.seconds["estimate"])
