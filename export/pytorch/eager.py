@@ -82,9 +82,9 @@ class UploadedNoise:
         self.device, self.host, self._count = device, HostNoise(shape, first), 0
         self.buffers = (device.array(shape), device.array(shape))
 
-    def start(self, seed: int, images: tuple[int, ...], last: int) -> None:
+    def begin(self, seed: int, images: tuple[int, ...], last: int) -> None:
         self._count = len(images)
-        self.host.start(seed, images, last)
+        self.host.begin(seed, images, last)
 
     def ready(self, step: int) -> None:
         self.host.ready(step)

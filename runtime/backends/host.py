@@ -89,7 +89,7 @@ class HostNoise:
         self._seed, self._last = 0, 0
         self._images: tuple[int, ...] = ()
 
-    def start(self, seed: int, images: tuple[int, ...], last: int) -> None:
+    def begin(self, seed: int, images: tuple[int, ...], last: int) -> None:
         """Begin a stream of steps 0 .. `last` for a batch whose images have the keys `images`."""
         self._drain()
         self._seed, self._images, self._last = seed, images, last
@@ -98,7 +98,7 @@ class HostNoise:
     def ready(self, step: int) -> None:
         """Wait until the noise of `step` stands in its buffer, and begin the next. Steps are asked for in order."""
         if self._pending is None:
-            raise RuntimeError("start() comes before ready()")
+            raise RuntimeError("begin() comes before ready()")
         self._pending.result()
         if step < self._last:
             self._pending = self._thread.submit(self._fill, step + 1)
@@ -120,19 +120,19 @@ class HostNoise:
 
 
 class HostInput:
-    """An input without an upload beside the device's work: `commit` writes what was staged."""
+    """An input without an upload beside the device's work: `commit` writes what was handed over."""
 
     def __init__(self, device: Device, shape: tuple[int, ...]) -> None:
         self.device, self.buffer = device, device.array(shape)
-        self._staged: Float32 | None = None
+        self._next: Float32 | None = None
 
-    def stage(self, values: Float32) -> None:
-        self._staged = values
+    def upload(self, values: Float32) -> None:
+        self._next = values
 
     def commit(self) -> None:
-        if self._staged is None:
-            raise RuntimeError("stage() comes before commit()")
-        self.device.write(self.device.view(self.buffer, len(self._staged)), self._staged)
+        if self._next is None:
+            raise RuntimeError("upload() comes before commit()")
+        self.device.write(self.device.view(self.buffer, len(self._next)), self._next)
 
     def close(self) -> None:
         self.device.release([self.buffer])

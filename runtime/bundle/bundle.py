@@ -22,7 +22,7 @@ from bfr.runtime.bundle.manifest import (
     Preset,
 )
 from bfr.runtime.diffusion.schedule import GRIDS
-from bfr.runtime.diffusion.solvers import WITH_ETA
+from bfr.runtime.diffusion.solvers import SOLVERS
 from bfr.runtime.errors import BundleCorrupt, BundleInvalid, InvalidOption
 from bfr.runtime.files import sha256_file, write_bytes
 
@@ -127,7 +127,8 @@ class Bundle:
                     f"{spacing!r}: give start as well, a timestep for {', '.join(GRIDS)}, an index for others"
                 )
             stored["steps"], stored["adapt"] = None, None
-        if overrides.get("solver", stored["solver"]) not in WITH_ETA:
+        solver = SOLVERS.get(overrides.get("solver", stored["solver"]))
+        if solver is None or not solver.with_eta:
             stored["eta"] = 0.0
         try:
             return Preset.model_validate({**stored, **overrides})

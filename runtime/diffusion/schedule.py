@@ -49,12 +49,12 @@ class Route:
     """Where a truncated loop of N steps calls the denoiser, in the order of its calls.
 
     timesteps: (N,) float64, falling, of the training schedule. alpha_bar: (N,) float64, at each of them.
-    start: alpha_bar that the estimate is diffused to.
+    level: alpha_bar that the estimate is diffused to.
     """
 
     timesteps: Float64
     alpha_bar: Float64
-    start: float
+    level: float
 
     @property
     def following(self) -> Float64:

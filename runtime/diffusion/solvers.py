@@ -5,12 +5,14 @@
 
 `x` is the state, `out` the denoiser's output (eps, v or x0), `h1` and `h2` are the two previous x0, and x' is the next
 state. A solver is therefore a function of the schedule that returns a row for each step; the loop, the exported graph
-and the engine never change with it.
+and the engine never change with it. SOLVERS, at the end, has them all.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +21,6 @@ from bfr.runtime.diffusion.schedule import Float64, Route, Schedule, log_snr, ro
 from bfr.runtime.errors import InvalidOption
 
 Prediction = Literal["eps", "v", "x0"]
-Solver = Literal["ddim", "ddpm", "ddpm-learned", "dpmpp-2m", "dpmpp-3m", "unipc-2"]
-SOLVERS: tuple[Solver, ...] = get_args(Solver)
-WITH_ETA: tuple[Solver, ...] = ("ddim", "dpmpp-2m", "dpmpp-3m")
 
 
 class Column(IntEnum):
@@ -50,10 +49,29 @@ class StepTable:
         return len(self.timesteps)
 
 
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A solver.
+
+    Attributes:
+        fill: Writes the columns C to S of (N, 8) rows; its arguments are the rows, the route, eta and the prediction.
+        with_eta: Whether eta may be above 0.
+        noisy: Whether it adds noise by itself.
+        learned: Whether its rows are those of the learned-variance graph.
+        predictions: What the denoiser may predict.
+    """
+
+    fill: Callable[[Float64, Route, float, Prediction], None]
+    with_eta: bool = False
+    noisy: bool = False
+    learned: bool = False
+    predictions: tuple[Prediction, ...] = ("eps", "v", "x0")
+
+
 def step_table(
     schedule: Schedule,
     *,
-    solver: Solver,
+    solver: str,
     spacing: str,
     start: float,
     steps: int | None = None,
@@ -72,32 +90,25 @@ def step_table(
     return StepTable(
         timesteps=calls.timesteps.astype(np.float32),
         rows=solver_rows(calls, solver, eta=eta, prediction=prediction).astype(np.float32),
-        signal=float(np.sqrt(calls.start)),
-        noise=float(np.sqrt(1.0 - calls.start)),
+        signal=float(np.sqrt(calls.level)),
+        noise=float(np.sqrt(1.0 - calls.level)),
     )
 
 
-def solver_rows(calls: Route, solver: Solver, *, eta: float = 0.0, prediction: Prediction = "eps") -> Float64:
+def solver_rows(calls: Route, solver: str, *, eta: float = 0.0, prediction: Prediction = "eps") -> Float64:
     """(N, 8) float64: a solver's rows on any route. Raises InvalidOption as `step_table` does."""
     if not 0.0 <= eta <= 1.0:
         raise InvalidOption(f"eta {eta} is out of range: choose between 0 (deterministic) and 1 (as noisy as DDPM)")
-    if solver not in WITH_ETA and eta != 0.0:
-        why = "takes its noise from the schedule" if solver.startswith("ddpm") else "is deterministic"
-        raise InvalidOption(f"eta {eta} belongs to the solvers {', '.join(WITH_ETA)}; {solver} {why}: use 0")
-    if solver == "ddpm-learned" and prediction != "eps":
-        raise InvalidOption(f"ddpm-learned is defined for eps prediction, not for {prediction}")
+    method = SOLVERS[solver]
+    if eta != 0.0 and not method.with_eta:
+        why = "takes its noise from the schedule" if method.noisy else "is deterministic"
+        with_eta = ", ".join(name for name, other in SOLVERS.items() if other.with_eta)
+        raise InvalidOption(f"eta {eta} belongs to the solvers {with_eta}; {solver} {why}: use 0")
+    if prediction not in method.predictions:
+        raise InvalidOption(f"{solver} is defined for {' and '.join(method.predictions)} prediction, not {prediction}")
     rows = np.zeros((len(calls.timesteps), len(Column)))
     rows[:, Column.A], rows[:, Column.B] = _x0_from_output(calls.alpha_bar, prediction)
-    if solver == "ddim":
-        _ddim(rows, calls, eta, prediction)
-    elif solver == "ddpm":
-        _ddpm(rows, calls)
-    elif solver == "ddpm-learned":
-        _ddpm_learned(rows, calls)
-    elif solver == "unipc-2":
-        _unipc(rows, calls)
-    else:
-        _dpmpp(rows, calls, eta, order=2 if solver == "dpmpp-2m" else 3)
+    method.fill(rows, calls, eta, prediction)
     return rows
 
 
@@ -140,12 +151,12 @@ def _posterior(rows: Float64, calls: Route) -> Float64:
     return np.asarray(beta * (1.0 - following) / (1.0 - ab))
 
 
-def _ddpm(rows: Float64, calls: Route) -> None:
+def _ddpm(rows: Float64, calls: Route, *_: object) -> None:
     """Ancestral sampling with the posterior's own variance; its noise is 0 in the last step."""
     rows[:, Column.S] = np.sqrt(_posterior(rows, calls))
 
 
-def _ddpm_learned(rows: Float64, calls: Route) -> None:
+def _ddpm_learned(rows: Float64, calls: Route, *_: object) -> None:
     """Ancestral sampling with the learned variance (arXiv 2102.09672, equation 15), for the learned-variance graph.
 
     Its noise has the variance exp(v' log beta + (1 - v') log posterior), v' = (v + 1) / 2, times s, 1 but in the last
@@ -159,7 +170,7 @@ def _ddpm_learned(rows: Float64, calls: Route) -> None:
     rows[:-1, Column.S] = 1.0
 
 
-def _dpmpp(rows: Float64, calls: Route, eta: float, order: int) -> None:
+def _dpmpp(rows: Float64, calls: Route, eta: float, _: Prediction, *, order: int) -> None:
     """DPM-Solver++ multistep (arXiv 2211.01095): the linear part exactly, x0 along the step from its last values.
 
     In half log-SNR l, x / alpha obeys du = -(1 + eta) (u - x0) dl + sqrt(2 eta) exp(-l) dW: eta 0 is the probability
@@ -187,7 +198,7 @@ def _dpmpp(rows: Float64, calls: Route, eta: float, order: int) -> None:
     _to_x0(rows[-1])
 
 
-def _unipc(rows: Float64, calls: Route) -> None:
+def _unipc(rows: Float64, calls: Route, *_: object) -> None:
     """UniPC-2 (arXiv 2302.04867) with x0 prediction and B(h) = exp(h) - 1: predictor and corrector of order 2.
 
     The corrector of a state uses the x0 found at its prediction, so that it is folded into the step that comes next:
@@ -228,3 +239,17 @@ def _to_x0(row: Float64) -> None:
     """Make a step the last one: the next state is x0."""
     row[Column.C :] = 0.0
     row[Column.C] = 1.0
+
+
+SOLVERS: dict[str, Method] = {
+    "ddim": Method(_ddim, with_eta=True),
+    "ddpm": Method(_ddpm, noisy=True),
+    "ddpm-learned": Method(_ddpm_learned, noisy=True, learned=True, predictions=("eps",)),
+    "dpmpp-2m": Method(partial(_dpmpp, order=2), with_eta=True),
+    "dpmpp-3m": Method(partial(_dpmpp, order=3), with_eta=True),
+    "unipc-2": Method(_unipc),
+}
+if TYPE_CHECKING:
+    Solver = str
+else:
+    Solver = Literal[tuple(SOLVERS)]

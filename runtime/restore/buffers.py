@@ -62,3 +62,20 @@ class Buffers:
     def close(self) -> None:
         """Give them back."""
         self._owned.close()
+
+
+class BatchView:
+    """The buffers as a chain of one batch size sees them: their first images.
+
+    Attributes:
+        buffers: What is viewed; of this batch size or a larger one.
+        values: The buffer of each value of the plan, by name, of the batch size.
+    """
+
+    def __init__(self, device: Device, buffers: Buffers, batch: int) -> None:
+        self.device, self.buffers, self.batch = device, buffers, batch
+        self.values = {name: self.view(buffer) for name, buffer in buffers.values.items()}
+
+    def view(self, buffer: Buffer) -> Buffer:
+        """The first images of a buffer."""
+        return self.device.view(buffer, self.batch)

@@ -7,10 +7,10 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from bfr.runtime.backends.device import Buffer, Device, Float32, Network, Noise
+from bfr.runtime.backends.device import Device, Float32, Network, Noise, Stopwatch
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.restore.adapt import movement
-from bfr.runtime.restore.buffers import Buffers
+from bfr.runtime.restore.buffers import BatchView, Buffers
 from bfr.runtime.restore.loop import BoundLoop, OnStep
 from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, Call, Plan
 
@@ -19,13 +19,13 @@ from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, Call, Plan
 class ChainResult:
     """One batch through the chain.
 
-    state, start: (B, 3, S, S) float32, the result and the estimate, as the device holds them, about [-1, 1]; `start` is
-    None where the system makes no estimate.
+    state, raw_estimate: (B, 3, S, S) float32, the result and the estimate, as the device holds them, about [-1, 1];
+    `raw_estimate` is None where the system makes none.
     seconds: stage -> seconds of the whole batch; `network` is the part spent in the networks.
     """
 
     state: Float32
-    start: Float32 | None
+    raw_estimate: Float32 | None
     seconds: dict[str, float]
 
     @cached_property
@@ -36,16 +36,16 @@ class ChainResult:
     @cached_property
     def estimate(self) -> Float32:
         """(B, 3, S, S) float32 in [0, 1], what the loop started from. Raises InvalidOption where there is none."""
-        if self.start is None:
+        if self.raw_estimate is None:
             raise InvalidOption("this system makes no estimate: only its result can be looked at")
-        return to_unit(self.start)
+        return to_unit(self.raw_estimate)
 
 
 class Chain:
     """The bound calls of one batch size, recorded as one program where the device can.
 
-    `stage` takes a batch, also while the device works on another one; `start` begins the work on it, and `finish` waits
-    for the result. `run` is the three in a row.
+    `upload` takes a batch, also while the device works on another one; `launch` begins the work on it, and `finish`
+    waits for the result. `run` is the three in a row.
     """
 
     def __init__(
@@ -70,15 +70,16 @@ class Chain:
             self.clock = device.stopwatch()
             owned.callback(self.clock.close)
             constants = owned.enter_context(ExitStack())
-            self.values = {name: self._view(buffer) for name, buffer in self.buffers.values.items()}
+            where = BatchView(device, self.buffers, batch)
+            self.values = where.values
             self._stages: list[BoundNetwork | BoundLoop] = []
-            first = dict.fromkeys(self.buffers.noise, 0)
+            draws = dict.fromkeys(self.buffers.noise, 0)
             for stage in plan.stages:
                 if isinstance(stage, Call):
-                    self._stages.append(BoundNetwork(self, networks, stage))
+                    self._stages.append(BoundNetwork(where, self.clock, networks, stage))
                 else:
-                    self._stages.append(BoundLoop(self, networks, stage, constants, first[stage.shape]))
-                    first[stage.shape] += stage.draws
+                    self._stages.append(BoundLoop(where, self.clock, networks, stage, constants, draws[stage.shape]))
+                    draws[stage.shape] += stage.draws
             # A graph ends where the host has to decide.
             split = next(i for i, s in enumerate(self._stages) if isinstance(s, BoundLoop)) if plan.truncate else 0
             parts = [p for p in (self._stages[:split], self._stages[split:]) if p]
@@ -102,20 +103,20 @@ class Chain:
         degraded: (B, 3, S, S) float32 in [0, 1]. seed, images: the keys of the noise, one image key for each image.
         inputs: the plan's others, by name.
         """
-        self.stage(degraded, inputs)
-        self.start(seed=seed, images=images, on_step=on_step)
+        self.upload(degraded, inputs)
+        self.launch(seed=seed, images=images, on_step=on_step)
         return self.finish()
 
-    def stage(self, degraded: Float32, inputs: Mapping[str, Float32] | None = None) -> None:
+    def upload(self, degraded: Float32, inputs: Mapping[str, Float32] | None = None) -> None:
         """Take the next batch; the device may still work on the previous one. An input that is not given is all 0."""
         self._degraded = degraded
         given = {DEGRADED: degraded, **(inputs or {})}
         for name, shape in self.plan.inputs.items():
             values = given.get(name)
-            self.buffers.inputs[name].stage(np.zeros((self.batch, *shape), np.float32) if values is None else values)
+            self.buffers.inputs[name].upload(np.zeros((self.batch, *shape), np.float32) if values is None else values)
 
-    def start(self, *, seed: int, images: tuple[int, ...], on_step: OnStep | None = None) -> None:
-        """Begin the work on the batch that was staged. The previous one must be finished.
+    def launch(self, *, seed: int, images: tuple[int, ...], on_step: OnStep | None = None) -> None:
+        """Begin the work on the batch that was uploaded. The previous one must be finished.
 
         on_step: is called between the steps, which are then not recorded as one program. With `truncate`, this waits
         for the estimate.
@@ -123,7 +124,7 @@ class Chain:
         self.clock.begin()
         for shape, noise in self.buffers.noise.items():
             if draws := self.buffers.draws[shape]:
-                noise.start(seed, images, last=draws - 1)
+                noise.begin(seed, images, last=draws - 1)
         for one in self.buffers.inputs.values():
             one.commit()
         self.clock.mark("upload")
@@ -140,9 +141,9 @@ class Chain:
         """Wait for the batch and fetch its result."""
         self.clock.skip()
         state = self.device.read(self.values[self.plan.result])
-        start = self.device.read(self.values[ESTIMATE]) if ESTIMATE in self.values else None
+        estimate = self.device.read(self.values[ESTIMATE]) if ESTIMATE in self.values else None
         self.clock.mark("download")
-        return ChainResult(state, start, self.clock.seconds())
+        return ChainResult(state, estimate, self.clock.seconds())
 
     def close(self) -> None:
         """Give back what the chain made."""
@@ -156,17 +157,14 @@ class Chain:
         if on_step and not self.plan.steps:
             on_step(0, self.values[self.plan.result])  # a system without a loop is done with its last call
 
-    def _view(self, buffer: Buffer) -> Buffer:
-        return self.device.view(buffer, self.batch)
-
 
 class BoundNetwork:
     """A network that is called once."""
 
-    def __init__(self, chain: Chain, networks: Mapping[str, Network], spec: Call) -> None:
-        self.name, self.clock = spec.name, chain.clock
-        inputs = {name: chain.values[value] for name, value in spec.inputs.items()}
-        outputs = {name: chain.values[value] for name, value in spec.outputs.items()}
+    def __init__(self, where: BatchView, clock: Stopwatch, networks: Mapping[str, Network], spec: Call) -> None:
+        self.name, self.clock = spec.name, clock
+        inputs = {name: where.values[value] for name, value in spec.inputs.items()}
+        outputs = {name: where.values[value] for name, value in spec.outputs.items()}
         self.call = networks[spec.network].bind(inputs, outputs)
 
     def run(self, on_step: OnStep | None, done: int) -> int:

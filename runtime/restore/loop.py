@@ -6,13 +6,12 @@ Source: DifFace (arXiv 2212.06512), algorithm 1, with DDIM or any other solver t
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Protocol
 
 import numpy as np
 
-from bfr.runtime.backends.device import BoundCall, Buffer, Device, Network, Stopwatch, own_array
+from bfr.runtime.backends.device import BoundCall, Buffer, Network, Stopwatch, own_array
 from bfr.runtime.diffusion.solvers import StepTable
-from bfr.runtime.restore.buffers import Buffers
+from bfr.runtime.restore.buffers import BatchView
 from bfr.runtime.restore.plan import Loop
 
 OnStep = Callable[[int, Buffer], None]
@@ -22,43 +21,39 @@ For a system without a loop it is called once, with 0, at the end.
 """
 
 
-class Owner(Protocol):
-    """What a loop needs of its chain. values: of its batch size, by name."""
-
-    device: Device
-    buffers: Buffers
-    clock: Stopwatch
-    values: dict[str, Buffer]
-    batch: int
-
-
 class BoundLoop:
     """A diffuse and a denoise stage, every call of every step bound to its buffers."""
 
     def __init__(
-        self, chain: Owner, networks: Mapping[str, Network], spec: Loop, constants: ExitStack, first: int
+        self,
+        where: BatchView,
+        clock: Stopwatch,
+        networks: Mapping[str, Network],
+        spec: Loop,
+        constants: ExitStack,
+        first_draw: int,
     ) -> None:
-        """first: the place of the loop's first draw in its stream of noise."""
-        self.spec, self.device, self.clock = spec, chain.device, chain.clock
-        buffers, self.noise = chain.buffers, chain.buffers.noise[spec.shape]
+        """first_draw: the place of the loop's first draw in its stream of noise."""
+        self.spec, self.device, self.clock = spec, where.device, clock
+        buffers, self.noise = where.buffers, where.buffers.noise[spec.shape]
 
         def view(arrays: Sequence[Buffer]) -> list[Buffer]:
-            return [chain.device.view(array, chain.batch) for array in arrays]
+            return [where.view(array) for array in arrays]
 
         def constant(*shape: int) -> Buffer:
             """A small buffer that the work reads and never writes."""
-            return own_array(constants, chain.device, (chain.batch, *shape))
+            return own_array(constants, where.device, (where.batch, *shape))
 
         def full(value: float) -> Buffer:
             buffer = constant()
-            chain.device.write(buffer, np.full(chain.batch, value, np.float32))
+            where.device.write(buffer, np.full(where.batch, value, np.float32))
             return buffer
 
-        self.batch, self.source = chain.batch, chain.values[spec.source]
+        self.source = where.values[spec.source]
         self.x, self.x0, noise = view(buffers.x[spec.name]), view(buffers.x0[spec.shape]), view(self.noise.buffers)
-        self.start = first if spec.diffuse else None
-        self.first = first + (spec.diffuse is not None)  # the place of the draw that the first step adds
-        self.start_noise = noise[first % 2]
+        self._diffuse_draw = first_draw if spec.diffuse else None
+        self._step_draw = first_draw + (spec.diffuse is not None)  # that the first step adds
+        self._diffuse_noise = noise[first_draw % 2]
         self._levels, self._times = constant(2), [constant() for _ in spec.table.timesteps]
         self._rows = [constant(len(row)) for row in spec.table.rows]
         times, self._condition_calls = self._times, list[BoundCall]()
@@ -68,20 +63,20 @@ class BoundLoop:
             self._condition_calls = [
                 conditioner.bind({"t": t}, {"conditioning": made}) for t, made in zip(self._times, times, strict=True)
             ]
-        fixed = {name: chain.values[value] for name, value in spec.conditions.items()}
+        fixed = {name: where.values[value] for name, value in spec.conditions.items()}
         if spec.strength is not None:
             fixed["strength"] = full(spec.strength)
         denoiser, guide = networks[spec.network], spec.guide
         reads: dict[str, Buffer] = {}
         if guide:
-            reads = {name: chain.values[value] for name, value in guide.inputs.items()}
+            reads = {name: where.values[value] for name, value in guide.inputs.items()}
             reads["strength"] = full(guide.strength)
         self.steps: list[list[BoundCall]] = []
         for k, (row, time) in enumerate(zip(self._rows, times, strict=True)):
             # A loop that is not diffused reads its first state where it is.
             x = self.source if k == 0 and spec.diffuse is None else self.x[k % 2]
             inputs = {"x": x, "h1": self.x0[(k - 1) % 3], "h2": self.x0[(k - 2) % 3]}
-            inputs |= {"t": time, "row": row, "noise": noise[(self.first + k) % 2], **fixed}
+            inputs |= {"t": time, "row": row, "noise": noise[(self._step_draw + k) % 2], **fixed}
             made = [self.x[(k + 1) % 2], self.x0[k % 3]]
             calls = []
             if guide and k in guide.steps:
@@ -93,21 +88,21 @@ class BoundLoop:
             else:
                 calls.append(denoiser.bind(inputs, {"x_next": made[0], "x0": made[1]}))
             self.steps.append(calls)
-        self.set_tables([spec.table] * chain.batch)
+        self.set_tables([spec.table] * where.batch)
 
     def run(self, on_step: OnStep | None, done: int) -> int:
         clock, last = self.clock, len(self.steps) - 1
         for history in self.x0[1:]:
             self.device.zero(history)  # 0 * NaN is NaN: a bad image must not outlive its batch
-        if self.start is not None:
-            self.noise.ready(self.start)
-            self.device.diffuse(self.source, self.start_noise, self.x[0], self._levels)
+        if self._diffuse_draw is not None:
+            self.noise.ready(self._diffuse_draw)
+            self.device.diffuse(self.source, self._diffuse_noise, self.x[0], self._levels)
             clock.mark(str(self.spec.diffuse))
         if on_step:
-            on_step(done, self.source if self.start is None else self.x[0])
+            on_step(done, self.source if self._diffuse_draw is None else self.x[0])
         for k, calls in enumerate(self.steps):
             if k < last:
-                self.noise.ready(self.first + k)
+                self.noise.ready(self._step_draw + k)
             for call in calls:
                 clock.call(call)
             if on_step:

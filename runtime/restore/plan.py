@@ -184,8 +184,8 @@ def sampler_table(bundle: Bundle, preset: m.Preset, stage: m.Denoise | None = No
     stage = stage or bundle.denoise
     sampler = preset.sampler(stage.name)
     learned = bundle.network(stage.network).kind == "step-learned"
-    if sampler.solver is None or learned != (sampler.solver == "ddpm-learned"):
-        fitting = ["ddpm-learned"] if learned else [solver for solver in SOLVERS if solver != "ddpm-learned"]
+    fitting = [name for name, solver in SOLVERS.items() if solver.learned == learned]
+    if sampler.solver is None or sampler.solver not in fitting:
         raise InvalidOption(
             f"solver {sampler.solver} does not fit the exported step graph: it runs {', '.join(fitting)}"
         )

@@ -17,7 +17,7 @@ from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import Precision, Preset
 from bfr.runtime.diffusion.noise import check_seed
 from bfr.runtime.diffusion.solvers import StepTable
-from bfr.runtime.errors import DeviceLost, DeviceOutOfMemory, InvalidOption, RestorationFailed
+from bfr.runtime.errors import BfrError, DeviceLost, DeviceOutOfMemory, InvalidOption, RestorationFailed
 from bfr.runtime.restore.batch import Batch, Restored, choose_bucket
 from bfr.runtime.restore.buffers import Buffers
 from bfr.runtime.restore.chain import Chain
@@ -208,20 +208,20 @@ class Restorer:
             following = None
             if begin < len(images):
                 part = {name: pictures[begin:end] for name, pictures in given.items()}
-                following = Batch(self, images[begin:end], named[begin:end], seed, part)
+                following = Batch(self.inputs, images[begin:end], named[begin:end], seed, part)
             outcome, finished, running, failure = None, running, None, None
             try:
                 if following:
-                    following.stage()
+                    following.upload(self.chain(choose_bucket(len(following.images), self.buckets)))
                 if finished:
                     outcome = finished.finish()
                 if following:
-                    following.start(on_step)
+                    following.launch(on_step)
                     running = following
             except DeviceOutOfMemory as error:
                 failure = error
             if finished:
-                results += finished.results(outcome or finished.finish())
+                results += finished.results(outcome or finished.finish(), self.precision, self._again)
             if following and failure:
                 results += self._give_way(following, failure)
         return results
@@ -256,6 +256,20 @@ class Restorer:
         if self._float32 is None:
             self._float32 = Restorer(self.bundle, self.device, self.sampler)
         return self._float32
+
+    def _again(self, batch: Batch, i: int, seconds: dict[str, float]) -> Restored:
+        """Restore an image in float32 whose result is not finite, where that is another network."""
+        precision = self.precision
+        if not all(np.isfinite(values).all() for values in batch.prepared[i].values()):
+            return Restored(None, seconds, precision, "the input holds NaN or Inf")
+        if precision == "fp32":
+            return Restored(None, seconds, "fp32", "the result holds NaN or Inf in float32")
+        given = {name: [picture] for name, picture in batch.pictures(i).items()}
+        try:
+            float32 = self.float32()
+        except BfrError as error:
+            return Restored(None, seconds, precision, f"the result holds NaN or Inf, and float32 is not there: {error}")
+        return float32.run([batch.images[i]], seed=batch.seed, keys=[batch.keys[i]], inputs=given)[0]
 
     def _bytes_needed(self, batch: int) -> int:
         """On the device: the chain's buffers, rows and timesteps, and the networks' activations where known."""

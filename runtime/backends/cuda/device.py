@@ -183,7 +183,7 @@ class GpuInput:
                 owned.callback(self.cuda.destroy_event, event)
             self._owned = owned.pop_all()
 
-    def stage(self, values: Float32) -> None:
+    def upload(self, values: Float32) -> None:
         self.cuda.synchronize(self.device.copy_stream)  # the previous upload has left the page-locked memory
         self._staged = values.nbytes
         self._pinned[: values.nbytes].view(np.float32).reshape(values.shape)[...] = values
@@ -215,7 +215,7 @@ class GpuNoise:
             self._pinned = own_pinned(owned, device, self._keys.bytes)
             self._owned = owned.pop_all()
 
-    def start(self, seed: int, images: tuple[int, ...], last: int) -> None:
+    def begin(self, seed: int, images: tuple[int, ...], last: int) -> None:
         del last  # a step's noise is made when it is asked for
         check_seed(seed)
         self.cuda.synchronize(self.device.stream)  # the previous keys have left the page-locked memory

@@ -19,7 +19,7 @@ def normals(seed: int, image: int, step: int) -> np.ndarray:
 
 def test_the_stream_gives_every_step_to_every_position_of_the_batch() -> None:
     stream = HostNoise((2, *SHAPE))
-    stream.start(9, (5, 6), last=4)
+    stream.begin(9, (5, 6), last=4)
     for step in range(5):
         stream.ready(step)
         for position, image in enumerate((5, 6)):
@@ -34,9 +34,9 @@ def test_a_stream_that_was_left_half_way_starts_anew_unharmed(monkeypatch: pytes
 
     monkeypatch.setattr("bfr.runtime.backends.host.fill_normal", slow)
     stream = HostNoise((1, *SHAPE))
-    stream.start(1, (1,), last=9)
+    stream.begin(1, (1,), last=9)
     stream.ready(0)  # the fill of step 1 is under way
-    stream.start(2, (1,), last=1)
+    stream.begin(2, (1,), last=1)
     for step in (0, 1):
         stream.ready(step)
         assert np.array_equal(stream.buffers[step][0], normals(2, 1, step))

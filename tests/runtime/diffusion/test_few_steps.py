@@ -71,7 +71,7 @@ def test_at_ten_steps_a_higher_order_is_worth_ten_times_the_steps_of_ddim() -> N
 def test_a_truncated_loop_ends_at_the_clean_value_of_its_start(solver: Solver, spacing: str) -> None:
     def end(steps: int) -> float:
         calls = route(SCHEDULE, spacing, 396.5, steps=steps)
-        return abs(walk(solver_rows(calls, solver), calls.alpha_bar, [START]) - flow(START, calls.start, 1.0))
+        return abs(walk(solver_rows(calls, solver), calls.alpha_bar, [START]) - flow(START, calls.level, 1.0))
 
     assert end(160) < end(10) / 2  # what is left is the last step's, from timestep 0 to no noise at all
     assert end(160) < (7e-3 if solver == "ddim" else 2e-3)
@@ -81,8 +81,8 @@ def test_a_truncated_loop_ends_at_the_clean_value_of_its_start(solver: Solver, s
 def test_ten_steps_even_in_log_snr_are_as_good_as_a_hundred_of_the_published_loop(solver: Solver) -> None:
     few = route(SCHEDULE, "log-snr", 400, steps=10)
     published = route(SCHEDULE, "ddim250", 100)
-    reached = abs(walk(solver_rows(few, solver), few.alpha_bar, [START]) - flow(START, few.start, 1.0))
-    wanted = abs(walk(solver_rows(published, "ddim"), published.alpha_bar, [START]) - flow(START, published.start, 1.0))
+    reached = abs(walk(solver_rows(few, solver), few.alpha_bar, [START]) - flow(START, few.level, 1.0))
+    wanted = abs(walk(solver_rows(published, "ddim"), published.alpha_bar, [START]) - flow(START, published.level, 1.0))
     assert reached < wanted
 
 
@@ -159,7 +159,7 @@ def test_grids_begin_at_the_start_and_are_even_in_what_they_are_named_for() -> N
     for spacing in GRIDS:
         calls = route(SCHEDULE, spacing, 250.75, steps=5)
         assert calls.timesteps[0] == pytest.approx(250.75)
-        assert calls.start == calls.alpha_bar[0]
+        assert calls.level == calls.alpha_bar[0]
     time, snr, quadratic = (route(SCHEDULE, spacing, 250.75, steps=5) for spacing in GRIDS)
     end = log_snr(SCHEDULE.alpha_bar[:1])
     assert np.allclose(np.diff([*time.timesteps, 0.0]), -250.75 / 5)
