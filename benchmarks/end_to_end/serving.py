@@ -72,8 +72,8 @@ class Request:
 
 def portraits(size: int, preset: str) -> list[Request]:
     """Aligned faces as JPEG."""
-    images = [np.rint(255 * face).astype(np.uint8) for face in synthetic_faces(FACES, size)]
-    query = {"mode": "aligned", "preset": preset}
+    query, faces = {"mode": "aligned", "preset": preset}, synthetic_faces(FACES, size)
+    images = (np.rint(255 * face).astype(np.uint8) for face in faces)
     return [Request(encode_image(image, ".jpg"), "image/jpeg", query) for image in images]
 
 
@@ -88,9 +88,8 @@ async def drive(url: str, requests: Sequence[Request], *, clients: int, seconds:
             while (sent := time.perf_counter()) < deadline:
                 one = requests[k % len(requests)]
                 k += clients
-                answer = await line.post(
-                    "/restore", content=one.body, params=one.query, headers={"Content-Type": one.media_type}
-                )
+                headers = {"Content-Type": one.media_type}
+                answer = await line.post("/restore", content=one.body, params=one.query, headers=headers)
                 if answer.status_code == 503:
                     load.refused += 1
                     await asyncio.sleep(float(answer.headers["retry-after"]))
@@ -190,9 +189,10 @@ def measure(args: argparse.Namespace) -> Findings:
             batches = server.metric("bfr_batch_size_sum") / max(1.0, server.metric("bfr_batch_size_count"))
             refused = asyncio.run(refusals(server.url, faces, queue=args.queue))
             inside = [line["seconds"] for line in server.log if line.get("reason") == "overload"]
-            mixture = [*faces[:3], photograph]
-            mixed = asyncio.run(drive(server.url, mixture, clients=2 * args.batch, seconds=args.seconds))
-            endured, looks = None, []
+            few = [*faces[:3], photograph]
+            mixed = asyncio.run(drive(server.url, few, clients=2 * args.batch, seconds=args.seconds))
+            endured: Load | None = None
+            looks: list[dict[str, float]] = []
             if args.minutes:
                 both, seconds = [*faces, photograph], 60 * args.minutes
                 endured, looks = asyncio.run(endure(server, both, clients=2 * args.batch, seconds=seconds))

@@ -240,8 +240,8 @@ def test_a_backend_that_records_is_timed_after_its_second_call(tiny_bundle: Bund
 class GpuPretender:
     """A device of a GPU as far as opening a contender goes."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.arguments, self.options, self.loaded, self.records = arguments, options, {}, True
+    def __init__(self, index: int, **options: Any) -> None:
+        self.index, self.options, self.loaded, self.records = index, options, {}, True
 
     def load(self, bundle: Bundle, name: str, precision: str) -> str:
         self.loaded[name] = precision
@@ -266,7 +266,7 @@ def test_eager_on_a_gpu_is_the_published_mode(
     monkeypatch.setattr("bfr.export.pytorch.compiled.CompiledDevice", GpuPretender)
     found = open_contender(tiny_bundle, name, threads=1, spinning=False, index=2)
     device: Any = found.device
-    assert (device.arguments, device.options) == ((2,), {"compiled": False, **options})
+    assert (device.index, device.options) == (2, {"compiled": False, **options})
     assert device.loaded == {"estimator": "fp32", "denoiser": denoiser}
     assert found.precision == denoiser
 
@@ -278,7 +278,7 @@ def test_a_runtime_backend_records_as_its_name_says(
     monkeypatch.setattr("bfr.export.pytorch.compiled.CompiledDevice", GpuPretender)
     found = open_contender(tiny_bundle, name, threads=None, spinning=False, index=1)
     device: Any = found.device
-    assert (device.arguments, found.records) == ((1,), records)
+    assert (device.index, found.records) == (1, records)
     assert device.loaded == {"estimator": "fp32", "denoiser": "fp16"}  # the estimator has no other
     assert found.build_seconds is None
 
