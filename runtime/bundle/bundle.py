@@ -81,13 +81,6 @@ class Bundle:
         return self.denoisers[0]
 
     @property
-    def features(self) -> int:
-        """How many numbers the conditioner makes of a timestep; 0 where there is none."""
-        name = self.denoise.conditioner
-        size = self.network(name).outputs[0].shape[-1] if name else 0
-        return int(size)
-
-    @property
     def precisions(self) -> tuple[Precision, ...]:
         """The precisions that at least one network was exported in."""
         return tuple(sorted({p for network in self.manifest.networks.values() for p in network.variants}))
