@@ -86,8 +86,8 @@ def measure_flicker(photo: PhotoRestorer, portrait: NDArray[np.uint8], count: in
     clip = folder / "clip.mp4"
     write_clip(clip, portrait, count, 0)
     with VideoReader(clip) as reader:
-        face = photo.find(next(reader.frames()).pixels)[0]
-    matrix = alignment(face.landmarks, 256)
+        faces = photo.find(next(reader.frames()).pixels)
+    matrix = alignment(faces[0].landmarks, 256) if faces else None
     if matrix is None:
         raise InputNotFound("no face can be aligned in the clip: choose another portrait")
     x0, y0 = shift(0)
