@@ -27,7 +27,7 @@ from bfr.runtime.jobs.report import Entry, rounded
 from bfr.runtime.jobs.sources import Item
 from bfr.runtime.jobs.store import Store, read_bytes
 from bfr.runtime.restore.batch import Restored
-from bfr.runtime.restore.inputs import read_mask
+from bfr.runtime.restore.inputs import mask_of, read_mask
 from bfr.runtime.restore.pipeline import FaceRestorer, Pipeline, Prepared
 
 PIXELS_PER_BYTE = 8  # of a compressed photograph, about; for those whose header is not at hand
@@ -67,7 +67,7 @@ def prepare(
     picture: Picture,
     read: Callable[[], Image],
     editor: PhotoEditor | None,
-    inputs: Callable[[], Mapping[str, NDArray[Any]]] = dict,
+    inputs: Callable[[Image], Mapping[str, NDArray[Any]]] = lambda _image: {},
 ) -> Prepared[Picture]:
     """Read an image and align its faces. A BfrError becomes `picture.error`.
 
@@ -80,7 +80,7 @@ def prepare(
     begin = time.perf_counter()
     try:
         picture.image = image = read()
-        given = inputs()
+        given = inputs(image)
         picture.seconds["read"] = time.perf_counter() - begin
         if editor is None:
             return Prepared(picture, [image.pixels], inputs=given)
@@ -234,9 +234,11 @@ class ImageWork:
         made = prepare(picture, partial(self.read, item), self.editor, partial(self._inputs, item))
         return Prepared((item, picture), made.crops, inputs=made.inputs)
 
-    def _inputs(self, item: Item) -> Mapping[str, NDArray[Any]]:
-        mask = self.masks.get(item.key)
-        return {} if mask is None else {"mask": read_mask(read_image(mask, max_pixels=self.options.max_pixels).pixels)}
+    def _inputs(self, item: Item, image: Image) -> Mapping[str, NDArray[Any]]:
+        if (path := self.masks.get(item.key)) is None:
+            return {}
+        drawn = read_image(path, max_pixels=self.options.max_pixels).pixels
+        return {"mask": mask_of(image.pixels, read_mask(drawn))}  # one of another size fails alone
 
     def _finish(self, payload: tuple[Item, Picture], results: Sequence[Restored]) -> Entry:
         """Paste, write, and enter what became of an image. Raises WriteFailed."""

@@ -45,7 +45,7 @@ class ImageInputs:
         """
         mask = None
         if "mask" in self.others:
-            mask = _mask(image, given.get("mask"))
+            mask = mask_of(image, given.get("mask"))
             image = np.where(mask[:, :, None], image.dtype.type(0), image)  # what stands in the hole says nothing
         made = {DEGRADED: to_input(image, self.size)}
         if mask is not None:
@@ -60,10 +60,10 @@ class ImageInputs:
 
 def keep_known(image: NDArray[Any], result: NDArray[Any], mask: NDArray[Any] | None) -> NDArray[Any]:
     """The result where the mask is not 0, and every other pixel of the image as it was, bit for bit."""
-    return np.where(_mask(image, mask)[:, :, None], result, image)
+    return np.where(mask_of(image, mask)[:, :, None], result, image)
 
 
-def _mask(image: NDArray[Any], mask: NDArray[Any] | None) -> NDArray[np.bool_]:
+def mask_of(image: NDArray[Any], mask: NDArray[Any] | None) -> NDArray[np.bool_]:
     """(H, W) bool, True in the hole. Raises InvalidImage where the mask is not of the image's size."""
     if mask is None:
         return np.asarray((image == 0).all(axis=2))
