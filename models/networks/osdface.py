@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bfr.models.networks.vqgan import GROUPS, Downsample, Level, ResnetBlock, normalize
+from bfr.models.networks.vqgan import GROUPS, Encoder, normalize
 from bfr.runtime.errors import InvalidOption
 
 VISUAL_EMBEDDER: dict[str, Any] = {
@@ -49,54 +49,6 @@ class Attention(nn.Module):
         weight = torch.softmax((q * channels**-0.5).transpose(1, 2) @ k, dim=-1)  # (B, of q, of k)
         h = (weight @ v.transpose(1, 2)).transpose(1, 2).reshape(-1, channels, height, width)
         return cast(Tensor, x + self.proj_out(h))
-
-
-class Middle(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution."""
-
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, groups)
-        self.attn_1 = Attention(channels, groups)
-        self.block_2 = ResnetBlock(channels, channels, groups)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.block_2(self.attn_1(self.block_1(x))))
-
-
-class Encoder(nn.Module):
-    """(B, 3, R, R) -> (B, z_channels, r, r), r = R / 2^(levels - 1); options as of VisualEmbedder."""
-
-    def __init__(
-        self,
-        *,
-        ch: int,
-        ch_mult: Sequence[int],
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int],
-        resolution: int,
-        z_channels: int,
-        groups: int,
-    ) -> None:
-        super().__init__()
-        self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
-        self.down = nn.ModuleList()
-        channels = ch
-        for level, mult in enumerate(ch_mult):
-            width, attends = ch * mult, resolution >> level in attn_resolutions
-            blocks = [ResnetBlock(count, width, groups) for count in [channels, *[width] * (num_res_blocks - 1)]]
-            attn = [Attention(width, groups) for _ in blocks if attends]
-            self.down.append(Level(blocks, attn, Downsample(width) if level < len(ch_mult) - 1 else None))
-            channels = width
-        self.mid = Middle(channels, groups)
-        self.norm_out = normalize(channels, groups)
-        self.conv_out = nn.Conv2d(channels, z_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x)
-        for level in self.down:
-            h = level(h)
-        return cast(Tensor, self.conv_out(F.silu(self.norm_out(self.mid(h)))))
 
 
 def first_of_each(distance: Tensor, code: Tensor, count: int) -> Tensor:
@@ -202,6 +154,7 @@ class VisualEmbedder(nn.Module):
             resolution=resolution,
             z_channels=z_channels,
             groups=groups,
+            attention=Attention,
         )
         self.quantize = Codebook(n_embed, embed_dim, tokens)
         self.quant_conv = nn.Conv2d(z_channels, embed_dim, 1)

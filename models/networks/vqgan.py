@@ -5,7 +5,7 @@ Esser et al., "Taming Transformers" (arXiv 2012.09841), section 3.1, in the layo
 `quant_conv.*`, `post_quant_conv.*`. Both codes are under the MIT licence.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeVar, cast
 
 import torch
@@ -113,13 +113,17 @@ class Level(nn.Module):
         return x
 
 
+Attention = Callable[[int, int], nn.Module]
+"""Makes self-attention of so many channels, normalized in so many groups."""
+
+
 class Middle(nn.Module):
     """Residual block, attention, residual block at the lowest resolution."""
 
-    def __init__(self, channels: int, groups: int) -> None:
+    def __init__(self, channels: int, groups: int, attention: Attention = AttnBlock) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(channels, channels, groups)
-        self.attn_1 = AttnBlock(channels, groups)
+        self.attn_1 = attention(channels, groups)
         self.block_2 = ResnetBlock(channels, channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,6 +144,7 @@ class Encoder(nn.Module):
         z_channels: int,
         in_channels: int = 3,
         groups: int = GROUPS,
+        attention: Attention = AttnBlock,
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
@@ -149,10 +154,10 @@ class Encoder(nn.Module):
             width, attends = ch * mult, resolution >> level in attn_resolutions
             widths = [channels, *[width] * (num_res_blocks - 1)]
             blocks = [ResnetBlock(count, width, groups) for count in widths]
-            attn = [AttnBlock(width, groups) for _ in blocks if attends]
+            attn = [attention(width, groups) for _ in blocks if attends]
             self.down.append(Level(blocks, attn, Downsample(width) if level < len(ch_mult) - 1 else None))
             channels = width
-        self.mid = Middle(channels, groups)
+        self.mid = Middle(channels, groups, attention)
         self.norm_out = normalize(channels, groups)
         self.conv_out = nn.Conv2d(channels, z_channels, 3, padding=1)
 

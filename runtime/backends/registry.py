@@ -48,7 +48,10 @@ class Backend:
     @property
     def installed(self) -> bool:
         """Whether its package is there. Nothing is imported."""
-        return find_spec(self.package) is not None
+        try:
+            return find_spec(self.package) is not None
+        except ValueError:  # what was imported without a spec is there
+            return True
 
     def load(self) -> Any:
         """Import its class. Raises MissingDependency where its package is not installed."""

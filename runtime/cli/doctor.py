@@ -58,6 +58,7 @@ def diagnose(cache: Path | None = None) -> Report:
         "ONNX Runtime": _onnxruntime,
         "CUDA": _cuda,
         "TensorRT": _tensorrt,
+        "backends": _backends,
         "CPU": _cpu,
         "memory": _memory,
         "disk": lambda report: _disk(report, "this folder", Path.cwd()),
@@ -271,6 +272,17 @@ def _tensorrt(report: Report) -> None:
         report.facts[name] = f"{imported}, can be imported"
         if not _has_gpu(report):
             report.facts[name] += "; engines run on an NVIDIA GPU, and there is none"
+
+
+def _backends(report: Report) -> None:
+    """Whether the packages of each row of the registry are there; nothing is imported but the registry."""
+    from bfr.runtime.backends.registry import BACKENDS
+
+    for row in BACKENDS.values():
+        found = "installed" if row.installed else f'not installed: pip install "bfr-runtime[{row.extra}]"'
+        if row.where == "cuda" and not _has_gpu(report):
+            found += "; it needs an NVIDIA GPU"
+        report.facts[f"backend {row.name}"] = f"{row.help}; {found}"
 
 
 def _cpu(report: Report) -> None:

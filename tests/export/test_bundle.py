@@ -64,7 +64,7 @@ def test_a_time_table_changes_the_graphs_and_not_the_result(
     bundle = export_system(tiny_system, tiny_weights, tmp_path / "timed", time_table=True)
     conditioner = bundle.network("conditioner")
     features = int(conditioner.outputs[0].shape[1])
-    assert bundle.features == features > 100
+    assert features > 100
     assert next(t.shape for t in bundle.network("denoiser").inputs if t.name == "t") == ("batch", features)
     assert {check.what for check in bundle.manifest.verified} >= {"conditioner, batch 1", "conditioner, batch 3"}
     assert conditioner.variants.keys() == {"fp32"}

@@ -14,6 +14,7 @@ import pytest
 
 from bfr.runtime.backends.cuda import bindings as cuda
 from bfr.runtime.backends.cuda import kernels
+from bfr.runtime.backends.registry import BACKENDS, Backend
 from bfr.runtime.cli import doctor
 from bfr.runtime.cli.doctor import as_json, diagnose, render
 from bfr.runtime.errors import MissingDependency
@@ -365,3 +366,11 @@ def test_json_says_the_same(machine: Machine) -> None:
     assert parsed["facts"] == report.facts
     assert [(p["found"], p["remedy"]) for p in parsed["problems"]] == [(p.found, p.remedy) for p in report.problems]
     assert parsed["problems"]
+
+
+def test_every_row_of_the_registry_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Backend("mine", "mine", "Device", "no_such_package", "mine-extra", "cuda", "a backend of mine")
+    monkeypatch.setitem(BACKENDS, "mine", row)
+    facts = diagnose().facts
+    assert all(f"backend {name}" in facts for name in BACKENDS)
+    assert "bfr-runtime[mine-extra]" in facts["backend mine"]
