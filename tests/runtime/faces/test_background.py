@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pairs import pairwise
 
 from bfr.runtime.bundle.bundle import Bundle, describe_file, write_manifest
 from bfr.runtime.bundle.manifest import (
@@ -118,9 +119,7 @@ class TestLanczos:
         assert result.flags.writeable
         assert not np.shares_memory(result, pixels)
 
-    @pytest.mark.parametrize("upscale", UPSCALES)
-    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-    @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (20, 31)])
+    @pairwise(shape=[(1, 1), (1, 50), (50, 1), (20, 31)], dtype=[np.uint8, np.uint16], upscale=UPSCALES)
     def test_sizes_dtypes_and_flat_colours(self, upscale: int, dtype: type, shape: tuple[int, int]) -> None:
         colour = np.array([np.iinfo(dtype).max, 7, 100], dtype)
         result = Lanczos().enlarge(np.broadcast_to(colour, (*shape, 3)), upscale)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pairs import pairwise
 
 from bfr.runtime.faces.geometry import (
     OUTSIDE,
@@ -117,9 +118,7 @@ class TestAlignment:
         assert np.allclose(template(256) * 2 + 0.5, PUBLISHED, atol=1e-12)
         assert np.allclose(transform(resizing((512, 512), (256, 256)), template(512)), template(256))
 
-    @pytest.mark.parametrize("size", [256, 512])
-    @pytest.mark.parametrize("degrees", DEGREES)
-    @pytest.mark.parametrize("scale", [0.3, 1, 3])
+    @pairwise(scale=[0.3, 1, 3], degrees=DEGREES, size=[256, 512])
     def test_a_known_similarity_is_found(self, scale: float, degrees: float, size: int) -> None:
         matrix = similarity(scale, degrees, (300, 200), size)
         landmarks = undone(matrix, template(size))

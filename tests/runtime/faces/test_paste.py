@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pairs import pairwise
 
 from bfr.runtime.faces.geometry import crop_face
 from bfr.runtime.faces.paste import Patch, make_patch, paste_faces, to_grey
@@ -69,9 +70,7 @@ def place(request: pytest.FixtureRequest) -> Array:
 
 
 class TestWhatIsLeftAlone:
-    @pytest.mark.parametrize("upscale", [1, 2, 4])
-    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-    @pytest.mark.parametrize("keep_colour", [False, True])
+    @pairwise(place=PLACES.values(), keep_colour=[False, True], dtype=[np.uint8, np.uint16], upscale=[1, 2, 4])
     def test_an_unchanged_face_leaves_no_trace(
         self, place: Array, upscale: int, dtype: type, keep_colour: bool
     ) -> None:
@@ -111,9 +110,7 @@ class TestWhatIsLeftAlone:
 
 
 class TestRegistration:
-    @pytest.mark.parametrize("upscale", [1, 2, 4])
-    @pytest.mark.parametrize("degrees", [0, 25, -110])
-    @pytest.mark.parametrize("scale", [0.45, 1.0, 1.37, 3.0])
+    @pairwise(scale=[0.45, 1.0, 1.37, 3.0], degrees=[0, 25, -110], upscale=[1, 2, 4])
     def test_a_change_lands_where_its_face_is(self, scale: float, degrees: float, upscale: int) -> None:
         """A bright spot in the crop: its centroid in the photograph is the transformed point to a twentieth pixel."""
         matrix = similarity(scale, degrees, (100.3, 95.6))
@@ -157,9 +154,7 @@ class TestRegistration:
 
 
 class TestMask:
-    @pytest.mark.parametrize("degrees", [0, 30])
-    @pytest.mark.parametrize("scale", [0.5, 1.0, 2.5])
-    @pytest.mark.parametrize("upscale", [1, 2])
+    @pairwise(upscale=[1, 2], scale=[0.5, 1.0, 2.5], degrees=[0, 30])
     def test_it_is_whole_inside_nothing_at_the_edge_and_has_no_seam(
         self, scale: float, degrees: float, upscale: int
     ) -> None:
