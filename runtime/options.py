@@ -64,8 +64,8 @@ def _sentence(error: dict[str, Any], fields: Mapping[str, FieldInfo]) -> str:
     field = fields.get(str(error["loc"][0])) if error["loc"] else None
     if field and choices(field) and error["type"] == "literal_error":
         return f"{name} {found!r} is unknown: choose one of {', '.join(map(str, choices(field)))}"
-    if error["type"].startswith(("greater_than", "less_than", "finite_number")) and field and (allowed := describe_range(field)):
-        return f"{name} {found} is out of range: choose {allowed}"
+    if field and describe_range(field) and error["type"].startswith(("greater_than", "less_than", "finite_number")):
+        return f"{name} {found} is out of range: choose {describe_range(field)}"
     return f"{name} {found!r} is not accepted: {str(error['msg']).removeprefix('Value error, ')}"
 
 
