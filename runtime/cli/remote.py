@@ -1,4 +1,4 @@
-"""`bfr restore --server`: what a server decides is refused here, and files go through `remote_job.py`."""
+"""`bfr restore --server`: what a server decides is refused here, and files go through `client/job.py`."""
 
 import os
 from collections.abc import Sequence

@@ -4,14 +4,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from bfr.runtime.client.client import Client
 from bfr.runtime.errors import BfrError, InvalidOption, RequestRefused, ServerError, ServerUnavailable, WriteFailed
 from bfr.runtime.faces.options import PhotoOptions
-from bfr.runtime.images.decode import decode_image, read_image, size_in_header
+from bfr.runtime.images.decode import decode_image, header_size, read_image
 from bfr.runtime.jobs.options import JobOptions, RestoreOptions
 from bfr.runtime.jobs.report import Entry, Report, describe_now, describe_versions, rounded
 from bfr.runtime.jobs.run import Progress, Run
@@ -118,7 +117,7 @@ class _RemoteRun(Run):
             if before.dtype != after.dtype:  # 16 bits were asked for as a JPEG
                 before = (before // 257).astype(after.dtype)
             self.show(item, before, after)
-        width, height = size_in_header(BytesIO(result.data)) or (None, None)
+        width, height = header_size(result.data) or (None, None)
         total = result.faces + result.failed
         return Entry(
             item.key,

@@ -48,32 +48,28 @@ class Image:
     exif: bytes | None = None
 
 
-def header_size(path: Path) -> tuple[int, int] | None:
-    """(width, height) that the header of an image file claims, as stored, from a few small reads; nothing is decoded.
-
-    None where it cannot be read or is of no allowed format. Raises nothing for bad files.
-    """
-    try:
-        if not path.is_file():  # a pipe would wait for ever
-            return None
-        with path.open("rb") as file:
-            return size_in_header(file)
-    except (OSError, ValueError):  # a name of 300 characters, or with a NUL, is refused here
-        return None
-
-
-def size_in_header(file: BinaryIO) -> tuple[int, int] | None:
+def header_size(source: Path | bytes) -> tuple[int, int] | None:
     """(width, height) in pixels that the header of an image file claims, as stored; nothing is decoded.
 
     Pillow's classes open a file by its header alone. They are called without `Pillow.open`, which warns about sizes
     that the caller refuses anyway.
 
     Returns:
-        None for a file of no allowed format, and for a header that cannot be read or claims no pixels.
-
-    Raises:
-        OSError, ValueError: Those of reading and seeking in `file`.
+        None for a file of no allowed format or that cannot be read, and for a header that is broken or claims no
+        pixels.
     """
+    try:
+        if isinstance(source, bytes):
+            return _size(BytesIO(source))
+        if not source.is_file():  # a pipe would wait for ever
+            return None
+        with source.open("rb") as file:
+            return _size(file)
+    except (OSError, ValueError):  # a name of 300 characters, or with a NUL, is refused here
+        return None
+
+
+def _size(file: BinaryIO) -> tuple[int, int] | None:
     head = file.read(32)
     found = format_of(head)
     if found is None:
@@ -142,7 +138,7 @@ def decode_image(data: bytes, *, name: str = "image", max_pixels: int = MAX_PIXE
     """
     if not data:
         raise InvalidImage(f"{name} is empty: copy or download it again")
-    _limit(size_in_header(BytesIO(data)), name, max_pixels)
+    _limit(header_size(data), name, max_pixels)
     with _decoding(name):
         file = Pillow.open(BytesIO(data), formats=NAMES)
     _limit(file.size, name, max_pixels)

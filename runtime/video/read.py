@@ -1,4 +1,4 @@
-"""Read a video: frames in the order of their showing, upright, in RGB, one at a time. `video_writer.py` writes.
+"""Read a video: frames in the order of their showing, upright, in RGB, one at a time. `write.py` writes.
 
 Containers come from strangers. They are read as open files, by a short list of formats: a playlist that is called .mp4
 would otherwise make FFmpeg open whatever file or address it names.

@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
-from io import BytesIO
 from typing import Any, TypeVar
 
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from bfr.runtime.errors import BfrError, InvalidImage
 from bfr.runtime.faces.detect import Detector, open_detector
 from bfr.runtime.faces.photo import PhotoEditor
-from bfr.runtime.images.decode import decode_image, size_in_header
+from bfr.runtime.images.decode import decode_image, header_size
 from bfr.runtime.images.formats import format_of, result_suffix
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.work import Encoded, Picture, finish, prepare
@@ -129,12 +128,8 @@ class Room:
 
 def _pixels(data: bytes, order: Order, most: int) -> int:
     """Pixels of the image and its result together, from its header. Raises InvalidImage where either has too many."""
-    try:
-        size = size_in_header(BytesIO(data))
-    except ValueError:
-        size = None  # the decoder says what is wrong with it
-    if size is None:
-        return 0
+    if (size := header_size(data)) is None:
+        return 0  # the decoder says what is wrong with it
     count, scale = size[0] * size[1], order.photo.upscale**2
     if count * scale > most:
         raise InvalidImage(

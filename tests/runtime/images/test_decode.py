@@ -16,7 +16,7 @@ from PIL import Image as Pillow
 from PIL import ImageCms
 
 from bfr.runtime.errors import InputNotFound, InvalidImage
-from bfr.runtime.images.decode import decode_image, header_size, read_image, size_in_header
+from bfr.runtime.images.decode import decode_image, header_size, read_image
 from bfr.runtime.images.encode import encode_image, write_image
 
 Array = NDArray[Any]
@@ -163,12 +163,12 @@ def test_header_size_of_what_is_no_image_is_none(tmp_path: Path, files: Any) -> 
     assert [name for name in names if header_size(tmp_path / name) is not None] == []
     gif, empty = files.saved(files.flat("P", 1), "GIF"), files.png(files.deep, 6, size=(0, 9))
     for data in (b"", b"text", gif, empty, b"\xff\xd8" * 99_999, b"II*\0\xff\xff\xff\xff"):
-        assert size_in_header(io.BytesIO(data)) is None
+        assert header_size(data) is None
     for data in files.valid:
         size = Pillow.open(io.BytesIO(data)).size
-        assert size_in_header(io.BytesIO(data)) == size
+        assert header_size(data) == size
         for end in range(0, 60, 3):
-            assert size_in_header(io.BytesIO(data[:end])) in (None, size)
+            assert header_size(data[:end]) in (None, size)
 
 
 def test_profile_is_converted_to_srgb(files: Any) -> None:
