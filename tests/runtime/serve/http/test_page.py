@@ -11,6 +11,7 @@ import pytest
 from fake_server import FakeServer, Fault, fake_server
 from PIL import Image as Pillow
 
+from bfr.runtime.serve.http.front import Visit
 from bfr.runtime.serve.http.page import page as served_page
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -239,6 +240,7 @@ def test_the_slider_follows_mouse_and_finger(opened: Any) -> None:
 @pytest.mark.browser
 def test_cancel(opened: Any, server: FakeServer) -> None:
     server.delay = 20
+    server.front.visits["earlier"] = Visit("earlier", 0)
     tab = opened()
     tab.set_input_files("#choose", PHOTOGRAPH)
     until(tab, ".status", "^Waiting for its turn, 1")
