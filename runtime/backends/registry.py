@@ -66,56 +66,20 @@ class Backend:
 
 
 _ORT, _TRT = "bfr.runtime.backends.onnxruntime", "bfr.runtime.backends.tensorrt"
-BACKENDS: dict[str, Backend] = {
-    row.name: row
-    for row in (
-        Backend("onnxruntime-cpu", _ORT, "CpuDevice", "onnxruntime", "cpu", "cpu", "ONNX Runtime on the CPU"),
-        Backend(
-            "tensorrt",
-            _TRT,
-            "TensorRtDevice",
-            package="tensorrt",
-            extra="tensorrt",
-            where="cuda",
-            help="TensorRT: the engines that bfr build made",
-            unmeasured=True,
-            records=True,
-        ),
-        Backend(
-            "tensorrt-rtx",
-            _TRT,
-            "TensorRtRtxDevice",
-            package="tensorrt_rtx",
-            extra="tensorrt-rtx",
-            where="cuda",
-            help="TensorRT for RTX: the engines that bfr build made",
-            unmeasured=True,
-            records=True,
-        ),
-        Backend(
-            "onnxruntime-cuda",
-            _ORT,
-            "CudaDevice",
-            package="onnxruntime",
-            extra="gpu",
-            where="cuda",
-            help="ONNX Runtime on an NVIDIA GPU",
-            unmeasured=True,
-        ),
-        # The one that is not part of the runtime: it needs torch and the networks' modules. Its first call compiles
-        # for minutes, so that `auto` takes it only where it was measured.
-        Backend(
-            "torch-cuda",
-            "bfr.export.pytorch.compiled",
-            "CompiledDevice",
-            package="torch",
-            extra="export",
-            where="cuda",
-            help="PyTorch on an NVIDIA GPU, compiled",
-            records=True,
-        ),
-    )
-}
+_ROWS = (
+    Backend("onnxruntime-cpu", _ORT, "CpuDevice", "onnxruntime", "cpu", "cpu", "ONNX Runtime on the CPU"),
+    Backend("tensorrt", _TRT, "TensorRtDevice", "tensorrt", "tensorrt", "cuda",
+            "TensorRT: the engines that bfr build made", unmeasured=True, records=True),
+    Backend("tensorrt-rtx", _TRT, "TensorRtRtxDevice", "tensorrt_rtx", "tensorrt-rtx", "cuda",
+            "TensorRT for RTX: the engines that bfr build made", unmeasured=True, records=True),
+    Backend("onnxruntime-cuda", _ORT, "CudaDevice", "onnxruntime", "gpu", "cuda",
+            "ONNX Runtime on an NVIDIA GPU", unmeasured=True),
+    # The one that is not part of the runtime: it needs torch and the networks' modules. Its first call compiles for
+    # minutes, so that `auto` takes it only where it was measured.
+    Backend("torch-cuda", "bfr.export.pytorch.compiled", "CompiledDevice", "torch", "export", "cuda",
+            "PyTorch on an NVIDIA GPU, compiled", records=True),
+)  # fmt: skip
+BACKENDS: dict[str, Backend] = {row.name: row for row in _ROWS}
 if TYPE_CHECKING:
     BackendName = str
 else:
