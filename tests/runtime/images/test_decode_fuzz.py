@@ -8,7 +8,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,18 +22,13 @@ MAX_PIXELS = 1_000_000
 BOUNDED = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 
 
-def test_pixel_limit_is_checked_before_decoding(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        pytest.fail("the image was decoded")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("PIL.Image.open", fail)
-        patch.setattr(cv2, "imdecode", fail)
-        for size in ((100_000, 100_000), (8_001, 8_000), (64_000_001, 1)):
-            with pytest.raises(InvalidImage, match=r"big\.png.* pixels"):
-                decode_image(files.png(files.deep[..., :3], 2, size=size), name="big.png")
-        with pytest.raises(InvalidImage, match=r"6 x 5.* 29"):
-            decode_image(files.png(files.deep[:, :6, :3], 2), max_pixels=29)
+def test_the_pixel_limit_is_that_of_the_header(files: Any) -> None:
+    """Here is no data for such sizes; `test_bombs_cost_no_memory` shows that none is allocated."""
+    for width, height in ((100_000, 100_000), (8_001, 8_000), (64_000_001, 1)):
+        with pytest.raises(InvalidImage, match=rf"big\.png.* {width} x {height}"):
+            decode_image(files.png(files.deep[..., :3], 2, size=(width, height)), name="big.png")
+    with pytest.raises(InvalidImage, match=r"6 x 5.* 29"):
+        decode_image(files.png(files.deep[:, :6, :3], 2), max_pixels=29)
     assert decode_image(files.png(files.deep[:, :6, :3], 2), max_pixels=30).pixels.shape == (5, 6, 3)
 
 
@@ -46,18 +40,6 @@ def test_huge_file_is_not_read(tmp_path: Path, files: Any) -> None:
     with pytest.raises(InvalidImage, match="bytes"):
         read_image(path)
     assert header_size(path) == (7, 5)
-
-
-def test_chunk_that_claims_gigabytes_never_reaches_opencv(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenCV 4.11 and later allocate what a chunk's length says: 4 GiB and 10 s for a file of 300 bytes."""
-
-    def fail(*_: object) -> None:
-        pytest.fail("the chunk was handed to OpenCV")
-
-    data = files.png(files.deep, 6)
-    monkeypatch.setattr(cv2, "imdecode", fail)
-    with pytest.raises(InvalidImage, match="longer than the file"):
-        decode_image(data[:33] + b"\xff\0\0\0" + data[37:])
 
 
 def test_a_png_with_two_headers_is_refused(files: Any) -> None:
@@ -114,7 +96,7 @@ for path in rest:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited as Linux does it")
 def test_bombs_cost_no_memory(tmp_path: Path, files: Any) -> None:
-    body = zlib.compress(bytes(1_000))
+    body, whole = zlib.compress(bytes(1_000)), files.png(files.deep, 6)
 
     def tiff(width: int, height: int, *tags: tuple[int, int, int, int]) -> bytes:
         """RGB of 8 bits, deflated, whose only strip or tile is `body`; tags: number, type, count, value."""
@@ -142,22 +124,24 @@ def test_bombs_cost_no_memory(tmp_path: Path, files: Any) -> None:
         return files.png(files.deep[..., :4], colour_type, size=size)
 
     cases = {
-        "png": (png((60_000, 60_000)), "more than the limit"),
-        "png, within": (png((1_000, 1_000)), "damaged or truncated"),
-        "webp": (webp(16_383), "more than the limit"),
+        "png": (png((60_000, 60_000)), " pixels"),
+        "png, within": (png((1_000, 1_000)), "damaged"),
+        # OpenCV 4.11 and later would allocate what the chunk's length says.
+        "png, long chunk": (whole[:33] + b"\xff\0\0\0" + whole[37:], "longer than the file"),
+        "webp": (webp(16_383), " pixels"),
         "webp, within": (webp(900), "was read"),
-        "tiff": (tiff(60_000, 60_000), "more than the limit"),
-        "tiff, within": (tiff(1_000, 1_000), "damaged or truncated"),
+        "tiff": (tiff(60_000, 60_000), " pixels"),
+        "tiff, within": (tiff(1_000, 1_000), "damaged"),
         "tiff, huge tile": (
             tiff(16, 16, (322, 4, 1, 20_000), (323, 4, 1, 20_000), (324, 4, 1, 2_000), (325, 4, 1, len(body))),
-            "20000 x 20000 pixels, more than the limit",
+            "20000 x 20000",
         ),
-        "tiff, huge strip": (tiff(16, 16, (273, 4, 1, 2_000), (278, 4, 1, 1 << 31), (279, 4, 1, 9)), "damaged or"),
-        "tiff, overlapping tags": (overlap, "damaged or|not an image"),
-        "jpeg": (jpeg.replace(b"\x08\0\x10\0\x10", b"\x08\xff\xff\xff\xff"), "more than the limit"),
+        "tiff, huge strip": (tiff(16, 16, (273, 4, 1, 2_000), (278, 4, 1, 1 << 31), (279, 4, 1, 9)), "damaged"),
+        "tiff, overlapping tags": (overlap, "damaged|not an image"),
+        "jpeg": (jpeg.replace(b"\x08\0\x10\0\x10", b"\x08\xff\xff\xff\xff"), " pixels"),
         "jpeg, overlapping tags": (jpeg[:2] + long_exif + jpeg[20:], "was read"),
         "png, overlapping tags": (files.png(files.deep, 6, files.chunk(b"eXIf", overlap)), "was read"),
-        "bmp": (b"BM" + struct.pack("<IHHIIiiHH", 54, 0, 0, 54, 40, 60_000, -60_000, 1, 24) + bytes(24), "more than"),
+        "bmp": (b"BM" + struct.pack("<IHHIIiiHH", 54, 0, 0, 54, 40, 60_000, -60_000, 1, 24) + bytes(24), " pixels"),
     }
     (tmp_path / " first").write_bytes(files.png(files.deep, 6))
     for name, (data, _) in cases.items():
