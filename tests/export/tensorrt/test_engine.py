@@ -166,7 +166,7 @@ class Spoiled:
         def changed() -> None:
             call()
             for buffer in outputs.values():
-                buffer.array[...] = self.change(buffer.array)
+                buffer[...] = self.change(buffer)
 
         return changed
 
