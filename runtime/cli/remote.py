@@ -46,7 +46,7 @@ def restore_remotely(
     preset: str | None,
 ) -> "Report":
     """As `run_remote_job`, with a progress bar."""
-    from bfr.runtime.client.client import Client
+    from bfr.runtime.client import Client
     from bfr.runtime.client.job import run_remote_job
 
     with Client(server, api_key=_key(api_key_file)) as client, progress_bar() as bar:

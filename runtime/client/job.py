@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bfr.runtime.client.client import Client
+from bfr.runtime.client import Client
 from bfr.runtime.errors import BfrError, InvalidOption, RequestRefused, ServerError, ServerUnavailable, WriteFailed
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.images.decode import decode_image, header_size, read_image

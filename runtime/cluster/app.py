@@ -49,7 +49,7 @@ class Jobs(JobServer):
         self.stop()
 
 
-def engine(options: ServeOptions, *, gpus: bool, app: str | None = None) -> tuple[Application, Application | None]:
+def deployments(options: ServeOptions, *, gpus: bool, app: str | None = None) -> tuple[Application, Application | None]:
     """The deployments without HTTP: photographs, and jobs where there are any.
 
     app: the name that the first will run under where the jobs become an application of their own.
@@ -68,7 +68,7 @@ def build(options: ServeOptions) -> Application:
 
     Whether the networks are given GPUs is `ray_actor_options` of the deployment Faces in the Serve YAML.
     """
-    photos, jobs = engine(options, gpus=False)
+    photos, jobs = deployments(options, gpus=False)
 
     def interface() -> Any:
         """In the replica: the routes over a Front of its own."""

@@ -198,7 +198,7 @@ def _start(options: ServeOptions) -> tuple[Any, Any, dict[str, Any], Any]:
     import ray
     from ray import serve
 
-    from bfr.runtime.cluster.app import FACES, PHOTOS, engine
+    from bfr.runtime.cluster.app import FACES, PHOTOS, deployments
 
     ray.init(
         address="local",
@@ -217,7 +217,7 @@ def _start(options: ServeOptions) -> tuple[Any, Any, dict[str, Any], Any]:
     if not gpus and options.batch is None:
         options = options.model_copy(update={"batch": CPU_BATCH})
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
-    photos, jobs = engine(options, gpus=bool(gpus), app=APP)
+    photos, jobs = deployments(options, gpus=bool(gpus), app=APP)
     try:
         serve.run(photos, name=APP, route_prefix=None)
     except RuntimeError as error:

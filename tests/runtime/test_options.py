@@ -58,7 +58,7 @@ import json
 from typer.testing import CliRunner
 import bfr.runtime
 from bfr.runtime.cli.main import app
-from bfr.runtime.client.client import RestoreOptions
+from bfr.runtime.client.clients import RestoreOptions
 from bfr.runtime.cluster.bulk.options import BulkOptions
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoEditor

@@ -17,8 +17,8 @@ import pytest
 from fake_server import FakeServer, Fault, fake_server
 from PIL import Image as Pillow
 
+from bfr.runtime.client import AsyncClient, Client
 from bfr.runtime.client import calls as client_calls
-from bfr.runtime.client.client import AsyncClient, Client
 from bfr.runtime.errors import (
     InputNotFound,
     InvalidImage,

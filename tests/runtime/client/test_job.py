@@ -13,8 +13,8 @@ from fake_server import FakeServer, Fault, fake_server
 from PIL import Image as Pillow
 
 from bfr.runtime.cli import main as cli
+from bfr.runtime.client import Client
 from bfr.runtime.client import job as remote_job
-from bfr.runtime.client.client import Client
 from bfr.runtime.client.job import run_remote_job
 from bfr.runtime.errors import InvalidOption, RequestRefused, ServerUnavailable
 from bfr.runtime.faces.options import PhotoOptions
