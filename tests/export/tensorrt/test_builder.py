@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from systems import MAKERS, shared
+from bundles import SYSTEMS, shared
 
 from bfr.export.tensorrt.builder import BuildOptions, build_engine_bytes, parse_graph, timing_cache_path, typed_share
 from bfr.export.tensorrt.precision import HALF_SHARE
@@ -324,7 +324,7 @@ def test_rtx_builds_all_of_mini(rtx: Any) -> None:
 
 
 # Identity has the gradient, of all the one that TensorRT needs most help with; each other takes half a minute to two.
-OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in sorted(MAKERS.keys() - {"identity"})]
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in SYSTEMS if name != "identity"]
 
 
 @pytest.mark.engines
