@@ -276,6 +276,27 @@ def test_a_build_reports_and_gives_the_device_back(folder: Path) -> None:
     assert all(device.closed for device in devices)
 
 
+def test_the_builders_thread_builds_on_the_devices_gpu(folder: Path) -> None:
+    device, built = FakeDevice(folder), []
+
+    def building(*arguments: Any, **options: Any) -> bytes:
+        built.append(threading.get_ident())
+        assert threading.get_ident() in device.current
+        return FakeBuild()(*arguments, **options)
+
+    build_engines(
+        folder,
+        "tensorrt-rtx",
+        index=1,
+        options=OPTIONS,
+        open_device=lambda *_: device,  # type: ignore[arg-type,return-value]
+        build=building,
+        reference=fake_reference,
+    )
+    assert built
+    assert threading.get_ident() not in built
+
+
 CHILD = """
 import os, sys
 from functools import partial
@@ -304,12 +325,13 @@ main()
 
 
 def child(folder: Path, mode: str, seconds: float = 0.0) -> "subprocess.Popen[str]":
-    code = [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(folder), mode, str(seconds)]
+    code = [sys.executable, "-c", CHILD, str(Path(__file__).parents[1]), str(folder), mode, str(seconds)]
     return subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603
 
 
-def wait_for(path: Path) -> None:
+def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
     while not path.exists():
+        assert process.poll() is None, process.communicate()
         time.sleep(0.05)
 
 
@@ -321,7 +343,7 @@ def test_a_killed_build_leaves_nothing_published_and_blocks_nobody(folder: Path,
         assert process.stdout is not None
         assert process.stdout.readline() == "proving\n"
     else:
-        wait_for(folder.parent / "log")
+        wait_for(folder.parent / "log", process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert Bundle.open(folder).manifest.engines == ()
@@ -346,7 +368,7 @@ def test_of_eight_processes_one_builds_and_the_others_wait(folder: Path) -> None
 def test_ctrl_c_ends_a_build_and_leaves_nothing(folder: Path, mode: str) -> None:
     """P19, the second half; `deaf` is a build that does not look at its progress monitor."""
     process = child(folder, mode, 60)
-    wait_for(folder.parent / "log")
+    wait_for(folder.parent / "log", process)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()  # the build itself takes a minute and then says nothing of an interrupt
