@@ -1,0 +1,1 @@
+"""One command for a GPU that is there for ten minutes."""

@@ -1,0 +1,188 @@
+"""What a stage works with, and the measurements that several share: calls of the denoiser, and whole faces."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bfr.runtime.backends.device import Float32
+from bfr.runtime.bundle.bundle import Bundle
+
+TOP = 20  # kernels that are named
+Figures = dict[str, Any]
+
+
+class NeedsGpu(Exception):
+    """The stage measures nothing without a GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a stage works with.
+
+    prepared: the folder of `--prepare`. work: for what does not come back, logs and weights. out: for what does.
+    gpu: false in a rehearsal. seconds: until the stage is stopped. faces: to train on.
+    """
+
+    prepared: Path
+    work: Path
+    out: Path
+    gpu: bool
+    seconds: float
+    faces: Path | None
+    keep: Callable[[Figures], None]
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that the stage `weights` completed."""
+        return Bundle.open(self.work / "bundle")
+
+    def below(self, figures: Figures, name: str) -> "Context":
+        """The same, for a part whose figures are kept as `name` beside those that there are already."""
+        return replace(self, keep=lambda found: self.keep({**figures, name: found}))
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A row of STAGES. seconds: the most it gets. least: with less time left it is not begun."""
+
+    name: str
+    run: Callable[[Context], Figures]
+    seconds: int
+    least: int
+    answers: str
+
+
+def call_denoiser(
+    context: Context, precision: Any, compiler: Mapping[str, Any] | None, *, tf32: bool, graph: bool
+) -> Figures:
+    """Times of a call at batch 1, what the first call took, and the kernels of one call."""
+    import torch
+
+    from bfr.export.pytorch.compiled import prepare_stage, stage_call
+    from bfr.export.pytorch.reference import load_stage
+
+    bundle, where = context.bundle, torch.device("cuda" if context.gpu else "cpu")
+    stage: Any = load_stage(bundle, bundle.denoise.network)
+    inputs = {name: value.to(where) for name, value in stage.examples(bundle.manifest.image_size, 1).items()}
+    stage = prepare_stage(stage, precision, channels_last=compiler is not None).to(where)
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=compiler is not None, benchmark_limit=0, allow_tf32=tf32)
+    with torch.no_grad(), flags:
+        made = stage(**inputs)
+        outputs = tuple(torch.empty_like(one) for one in ((made,) if isinstance(made, torch.Tensor) else made))
+        call = stage_call(stage, compiler)
+        begin = time.perf_counter()
+        call(inputs, outputs)
+        _wait(where)
+        figures: Figures = {"first call seconds": time.perf_counter() - begin}
+        figures["finite"] = all(bool(torch.isfinite(one).all()) for one in outputs)
+        figures["milliseconds"] = _median_ms(lambda: call(inputs, outputs), context)
+        context.keep(figures)
+        figures["kernels"], figures["longest kernels"] = _profile(lambda: call(inputs, outputs), context)
+        if graph:
+            recorded = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(recorded):
+                call(inputs, outputs)
+            figures["milliseconds as a graph"] = _median_ms(recorded.replay, context)
+    return figures
+
+
+def _wait(where: Any) -> None:
+    import torch
+
+    if where.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _median_ms(call: Callable[[], Any], context: Context) -> float:
+    """The median of single calls after some untimed ones, by events on a GPU."""
+    import torch
+
+    found = []
+    for repeat in range(-5 if context.gpu else -1, 30 if context.gpu else 3):
+        if context.gpu:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begin.record()
+            call()
+            end.record()
+            end.synchronize()
+            seconds = begin.elapsed_time(end) / 1e3
+        else:
+            start = time.perf_counter()
+            call()
+            seconds = time.perf_counter() - start
+        if repeat >= 0:
+            found.append(seconds)
+    return 1e3 * float(np.median(found))
+
+
+def _profile(call: Callable[[], Any], context: Context) -> tuple[int, list[dict[str, Any]]]:
+    """How many kernels a call has, and those that take longest by name; on a CPU its operators."""
+    from torch.profiler import ProfilerActivity, profile
+
+    wanted = "CUDA" if context.gpu else "CPU"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if context.gpu else [])]
+    with profile(activities=activities) as profiler:
+        call()
+        if context.gpu:
+            import torch
+
+            torch.cuda.synchronize()
+    found: dict[str, list[float]] = {}
+    for event in profiler.events() or ():
+        if event.device_type.name == wanted:
+            found.setdefault(event.name, []).append(event.time_range.elapsed_us())
+    longest = sorted(found.items(), key=lambda one: -sum(one[1]))[:TOP]
+    rows = [{"name": name[:120], "calls": len(times), "microseconds": sum(times)} for name, times in longest]
+    return sum(map(len, found.values())), rows
+
+
+def restore(context: Context, name: str, *, batch: int, steps: int | None, repeats: int) -> Figures:
+    """Times of `repeats` batches; the images' PSNR against those of eager float32, where it ran before."""
+    from bfr.benchmarks.speed.contender import open_contender
+    from bfr.benchmarks.speed.interleave import synthetic_faces, time_batch
+    from bfr.benchmarks.speed.results import Timing, drift, summarize
+
+    if not context.gpu:
+        name = "eager-cpu" if name == "eager-cuda" else "onnxruntime-cpu"
+    bundle = context.bundle
+    sampler = bundle.preset() if steps is None else bundle.preset().shortened(steps)
+    if not context.gpu:
+        sampler, repeats = bundle.preset().shortened(2), 2
+    faces = synthetic_faces(batch, bundle.manifest.image_size)
+    contender = open_contender(bundle, name, threads=None, spinning=True)
+    with contender.restorer(bundle, sampler, batch) as restorer:
+        first, images = time_batch(contender, restorer, faces)
+        context.keep({"contender": name, "first seconds": first.seconds})
+        for _ in range(2 if contender.records else 1):
+            _, images = time_batch(contender, restorer, faces)
+        samples: list[Timing] = []
+        stop = time.monotonic() + 0.6 * context.seconds
+        while len(samples) < repeats and (not samples or time.monotonic() < stop):
+            timing, images = time_batch(contender, restorer, faces)
+            samples.append(timing)
+        calls = len(restorer.table)
+    contender.device.close()
+    far = _against_float32(context, images, f"{batch}x{calls}", baseline=name in ("eager-cuda", "eager-cpu"))
+    found = asdict(summarize(name, batch, calls, first, samples, gflop=None, baseline=samples, images=None))
+    for unknown in ("gflop_per_second", "speedup", "drift", "limit_seconds"):
+        del found[unknown]
+    return {
+        "contender": name,
+        "steps": calls,
+        **found,
+        **({"against eager float32": asdict(drift(*far))} if far else {}),
+    }
+
+
+def _against_float32(context: Context, images: Float32, what: str, *, baseline: bool) -> tuple[Float32, Float32] | None:
+    """These images and eager float32's of the same run, None where there are none; the baseline's are kept."""
+    path = context.work / f"float32_{what}.npy"
+    if baseline:
+        np.save(path, images)
+        return None
+    return (images, np.load(path)) if path.is_file() else None

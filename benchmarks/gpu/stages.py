@@ -1,0 +1,244 @@
+"""What is measured on the GPU, a function for each stage, in the order in which the answers matter.
+
+Each runs in a process of its own, returns its figures, and hands over what it has so far with `Context.keep`: a stage
+that is cut off loses no more than the figure that it was working on. `Context.gpu` is false in a rehearsal, which runs
+small on a CPU; what makes no sense there raises NeedsGpu.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bfr.benchmarks.environment import describe_machine
+from bfr.benchmarks.gpu.measure import Context, Figures, NeedsGpu, Stage, call_denoiser, restore
+from bfr.benchmarks.gpu.prepare import complete_bundle, pack_cache
+from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.errors import MissingDependency
+
+MAX_AUTOTUNE = {"options": {"max_autotune": True, "coordinate_descent_tuning": False, "conv_1x1_as_mm": True}}
+
+
+def machine(context: Context) -> Figures:
+    """Versions; NVRTC compiles the project's kernels; on a GPU the noise kernel against NumPy."""
+    from bfr.runtime.backends.cuda.kernels import compile_kernels
+
+    figures: Figures = {"facts": describe_machine()}
+    if smi := shutil.which("nvidia-smi"):
+        figures["nvidia-smi"] = subprocess.run([smi], capture_output=True, text=True, check=False).stdout  # noqa: S603
+    context.keep(figures)
+    if not context.gpu:
+        with suppress(MissingDependency):
+            figures["kernels' bytes"] = len(compile_kernels("9.0"))
+        context.keep(figures)
+        raise NeedsGpu
+    from bfr.runtime.backends.cuda.device import GpuDevice
+    from bfr.runtime.diffusion.noise import fill_normal
+
+    device = GpuDevice(0)
+    figures["compute capability"] = device.cuda.facts.compute_capability
+    figures["kernels' bytes"] = len(compile_kernels(figures["compute capability"]))
+    context.keep(figures)
+    shape, keys = (2, 3, 512, 512), (7, 4_000_000_000)
+    noise = device.noise(shape)
+    noise.begin(12345, keys, 3)
+    noise.ready(1)
+    made, expected = device.read(noise.buffers[1]), np.empty(shape, np.float32)
+    for image, key in enumerate(keys):
+        fill_normal(expected[image], seed=12345, image=key, step=1)
+    figures["noise, largest difference from NumPy"] = float(np.abs(made - expected).max())
+    return figures
+
+
+def mini(context: Context) -> Figures:
+    """The packaged system, eager with and without graphs, against the CPU: batches 2, 1, 2, 2."""
+    return _against_cpu(context, ("eager-cuda", "eager-cuda+graph") if context.gpu else ("onnxruntime-cpu",))
+
+
+def mini_compiled(context: Context) -> Figures:
+    """The packaged system compiled; its second call of a batch size records a graph."""
+    if not context.gpu:
+        raise NeedsGpu
+    return _against_cpu(context, ("torch-cuda",))
+
+
+def _against_cpu(context: Context, names: tuple[str, ...]) -> Figures:
+    from bfr.benchmarks.speed.contender import open_contender
+    from bfr.benchmarks.speed.interleave import synthetic_faces, time_batch
+    from bfr.benchmarks.speed.results import drift
+
+    bundle = Bundle.open(default_bundle()) if context.gpu else context.bundle
+    sampler = bundle.preset().shortened(4)
+    faces = synthetic_faces(2, bundle.manifest.image_size)
+
+    def restored(name: str, sizes: tuple[int, ...]) -> Figures:
+        contender = open_contender(bundle, name, threads=None, spinning=True)
+        with contender.restorer(bundle, sampler, 2) as restorer:
+            timed = [time_batch(contender, restorer, faces[:size]) for size in sizes]
+        contender.device.close()
+        return {"seconds": [timing.seconds for timing, _ in timed], "images": [images for _, images in timed]}
+
+    two, one = restored("eager-cpu", (2, 1))["images"]
+    figures: Figures = {}
+    for name in names:
+        found = restored(name, (2, 1, 2, 2))
+        far = [asdict(drift(a, b)) for a, b in zip(found.pop("images"), (two, one, two, two), strict=True)]
+        figures[name] = {**found, "batches": [2, 1, 2, 2], "against the CPU": far}
+        context.keep(figures)
+    return figures
+
+
+def weights(context: Context) -> Figures:
+    """Make the weights anew from the parameters' names, and check every file's sha256."""
+    return complete_bundle(context.prepared / "bundle", context.work / "bundle")
+
+
+def ceilings(context: Context) -> Figures:
+    """A large matrix product and a large copy, and the least that a call can take below them."""
+    from bfr.benchmarks.speed.roofline import count_cost, measure_ceilings
+
+    found = measure_ceilings(0 if context.gpu else None, repeats=20 if context.gpu else 2)
+    costs = count_cost(context.bundle, (1, 16), half=context.gpu)
+    limits = {str(cost.batch): cost.limit_seconds(found) for cost in costs}
+    return {**asdict(found), "limit seconds by batch": limits}
+
+
+def unet(context: Context) -> Figures:
+    """The denoiser alone: eager float32, TF32, half, half as a graph; the kernels of a half call by time."""
+    figures: Figures = {}
+    for name, precision, tf32, graph in (
+        ("float32", "fp32", False, False),
+        ("TF32", "fp32", True, False),
+        ("half", "fp16", True, False),
+        ("half+graph", "fp16", True, True),
+    ):
+        if context.gpu or not (tf32 or graph):
+            part = context.below(figures, name)
+            figures[name] = call_denoiser(part, precision, None, tf32=tf32, graph=graph)
+        else:
+            figures[name] = {"skipped": "needs a GPU"}
+        context.keep(figures)
+    return figures
+
+
+def compiled(context: Context) -> Figures:
+    """The denoiser alone in half, compiled with the compiler's defaults, and recorded."""
+    compiler = {} if context.gpu else {"backend": "aot_eager"}  # C++ for a CPU takes minutes
+    return call_denoiser(context, "fp16" if context.gpu else "fp32", compiler, tf32=True, graph=context.gpu)
+
+
+def autotuned(context: Context) -> Figures:
+    """The same with every kernel measured, without coordinate descent."""
+    if not context.gpu:
+        raise NeedsGpu
+    return {"options": MAX_AUTOTUNE, **call_denoiser(context, "fp16", MAX_AUTOTUNE, tf32=True, graph=True)}
+
+
+def chain(name: str) -> Callable[[Context], Figures]:
+    """The stage that restores one face with the published 100 steps through a Restorer, by contender `name`."""
+
+    def run(context: Context) -> Figures:
+        return restore(context, name, batch=1, steps=None, repeats=10)
+
+    return run
+
+
+def many(context: Context) -> Figures:
+    """Batches of 16, then of 8, 10 steps each: throughput."""
+    figures: Figures = {}
+    for batch in (16, 8) if context.gpu else (2,):
+        part = context.below(figures, f"batch {batch}")
+        figures[f"batch {batch}"] = restore(part, "torch-cuda:fp16", batch=batch, steps=10, repeats=5)
+        context.keep(figures)
+    return figures
+
+
+def memory(context: Context) -> Figures:
+    """Memory in use on the device and on the host over 200 images of 10 steps."""
+    from bfr.benchmarks.end_to_end.endurance import endure
+
+    options: dict[str, Any] = {"images": 200, "batch": 8, "steps": 10} if context.gpu else {"images": 2, "steps": 2}
+    found = endure(context.bundle, "torch-cuda:fp16" if context.gpu else "onnxruntime-cpu", **options)
+    grew = {"device growth": found.device_growth, "host growth": found.host_growth, "constant": found.constant}
+    return {**asdict(found), **grew}
+
+
+def cache(context: Context) -> Figures:
+    """The compiler's cache as archives, so that the next run starts warmer."""
+    return pack_cache(context.work / "inductor", context.out)
+
+
+def train(role: str) -> Callable[[Context], Figures]:
+    """The stage that trains a network of `mini` until its time is over: steps a second, and the loss."""
+
+    def run(context: Context) -> Figures:
+        faces, out = context.faces, context.work / "train"
+        if faces is None:
+            faces = _grey_faces(context.work / "faces")
+        long = ["--steps", "30000", "--batch", "64", "--ema", "0.9995", "--workers", "6", "--log-every", "20"]
+        short = ["--steps", "3", "--batch", "1", "--log-every", "1"]
+        command = [
+            sys.executable,
+            "-m",
+            "bfr.models.systems.mini.train",
+            role,
+            "--faces",
+            str(faces),
+            "--out",
+            str(out),
+        ]
+        process = subprocess.Popen([*command, *(long if context.gpu else short)])  # noqa: S603
+        try:
+            status = process.wait(max(1.0, context.seconds - 8))
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            status = process.wait()
+        else:
+            if status:
+                raise RuntimeError(f"the training ended with status {status}")
+        entries = [json.loads(line) for line in (out / f"{role}.jsonl").read_text().splitlines()]
+        first, last = entries[0], entries[-1]
+        seconds = last["at"] - first["at"]
+        rate = (last["step"] - first["step"]) / seconds if seconds else None
+        return {"steps": last["step"], "steps a second": rate, "first loss": first["loss"], "last loss": last["loss"]}
+
+    return run
+
+
+def _grey_faces(folder: Path) -> Path:
+    """Four pictures of one colour each, of the size that training takes."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for shade in (60, 100, 140, 180):
+        Image.new("RGB", (320, 320), (shade, shade, shade)).save(folder / f"{shade}.png")
+    return folder
+
+
+STAGES = (
+    Stage("machine", machine, 40, 10, "Does cuda-python work, and is the noise NumPy's?"),
+    Stage("weights", weights, 45, 15, "Are the networks those that were exported?"),
+    Stage("mini", mini, 45, 20, "Do capture, events, memory pool and pinned memory work?"),
+    Stage("ceilings", ceilings, 30, 12, "What could the device do at most?"),
+    Stage("unet", unet, 70, 25, "What does a call take without compiling, and where does it go?"),
+    Stage("compiled", compiled, 130, 45, "What does compiling gain?"),
+    Stage("autotuned", autotuned, 150, 60, "Does measuring every kernel reach 1.5 ms (H200) or 1.7 ms (H100)?"),
+    Stage("chain eager-cuda", chain("eager-cuda"), 60, 20, "100 steps of eager float32"),
+    Stage("chain eager-half", chain("eager-half"), 45, 20, "100 steps of eager half: is it 5 times slower than ours?"),
+    Stage("chain torch-cuda:fp16", chain("torch-cuda:fp16"), 150, 40, "Are 100 steps done in 160 ms (180 ms)?"),
+    Stage("batches", many, 90, 40, "Does batch 16 reach half of the limit?"),
+    Stage("memory", memory, 60, 30, "Is memory constant?"),
+    Stage("mini compiled", mini_compiled, 90, 60, "Does the default system run compiled?"),
+    Stage("cache", cache, 30, 5, "The next run starts warmer."),
+)
+TRAINING = (
+    Stage("train estimator", train("estimator"), 90, 30, "Steps a second, and does the loss fall?"),
+    Stage("train denoiser", train("denoiser"), 90, 30, "Steps a second, and does the loss fall?"),
+)

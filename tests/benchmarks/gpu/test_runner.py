@@ -1,0 +1,167 @@
+"""The stages' runner, with stages that are small scripts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bfr.benchmarks.gpu.__main__ import run_one, run_stages
+from bfr.benchmarks.gpu.measure import Context, NeedsGpu, Stage
+from bfr.benchmarks.gpu.stages import STAGES
+
+# Stands for `python -m bfr.benchmarks.gpu`: `--stage NAME` says what becomes of the stage, which it notes first.
+SCRIPT = """
+import json, sys, time
+from pathlib import Path
+work, name = Path(sys.argv[1]), sys.argv[sys.argv.index("--stage") + 1]
+with (work.parent / "ran").open("a") as ran:
+    print(name, file=ran)
+found = work / (name + ".json")
+print("the first line of", name)
+if name.startswith("slow"):
+    found.write_text(json.dumps({"status": "running", "figures": {"so far": 1}}))
+    (work.parent / "waits").touch()
+    time.sleep(600)
+if name == "dies":
+    found.write_text(json.dumps({"status": "running", "figures": {"so far": 2}}))
+    print("its last words", file=sys.stderr)
+    sys.exit(7)
+found.write_text(json.dumps({"status": "done", "figures": {"value": name}}))
+"""
+
+
+def stage(name: str, seconds: int = 600, least: int = 0) -> Stage:
+    return Stage(name, lambda _: {}, seconds, least, "?")
+
+
+def run(folder: Path, *stages: Stage, seconds: float = 10_000, resume: Path | None = None) -> dict[str, Any]:
+    """The stages' entries, as `results.json` has them."""
+    command = [sys.executable, "-c", SCRIPT, str(folder / "work")]
+    run_stages(stages, command, folder / "out", folder / "work", seconds=seconds, resume=resume)
+    return dict(json.loads((folder / "out" / "results.json").read_text())["stages"])
+
+
+def ran(folder: Path) -> list[str]:
+    return (folder / "ran").read_text().split()
+
+
+def test_each_stage_is_recorded_whatever_becomes_of_the_one_before(tmp_path: Path) -> None:
+    found = run(tmp_path, stage("dies"), stage("slow", seconds=3), stage("good"))
+    assert ran(tmp_path) == ["dies", "slow", "good"]
+    assert found["dies"]["status"] == "failed"
+    assert found["dies"]["last lines"] == ["the first line of dies", "its last words"]
+    assert "status 7" in found["dies"]["why"]
+    assert found["slow"]["status"] == "timed out"
+    assert found["slow"]["last lines"] == ["the first line of slow"]
+    assert found["good"]["status"] == "done"
+    assert found["good"]["figures"] == {"value": "good"}
+
+
+def test_what_a_stage_found_before_it_ended_is_kept(tmp_path: Path) -> None:
+    found = run(tmp_path, stage("dies"), stage("slow", seconds=3))
+    assert [found[name]["figures"] for name in ("dies", "slow")] == [{"so far": 2}, {"so far": 1}]
+
+
+def test_the_log_of_every_stage_comes_back(tmp_path: Path) -> None:
+    run(tmp_path, stage("dies"), stage("good"))
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "its last words" in log
+    assert "the first line of good" in log
+
+
+def test_a_stage_that_has_too_little_time_left_is_skipped_and_said_so(tmp_path: Path) -> None:
+    found = run(tmp_path, stage("long", least=90), stage("short"), seconds=60)
+    assert found["long"]["status"] == "skipped"
+    assert "90 at least are needed" in found["long"]["why"]
+    assert ran(tmp_path) == ["short"]
+
+
+def test_resuming_runs_what_is_not_done(tmp_path: Path) -> None:
+    run(tmp_path, stage("good"), stage("dies"))
+    found = run(tmp_path, stage("good"), stage("dies"), stage("new"), resume=tmp_path / "out")
+    assert ran(tmp_path) == ["good", "dies", "dies", "new"]
+    assert found["good"]["figures"] == {"value": "good"}
+    assert found["new"]["status"] == "done"
+
+
+def test_without_resume_everything_runs_anew(tmp_path: Path) -> None:
+    run(tmp_path, stage("good"))
+    run(tmp_path, stage("good"))
+    assert ran(tmp_path) == ["good", "good"]
+
+
+def test_missing_weights_are_made_anew_on_resuming(tmp_path: Path) -> None:
+    run(tmp_path, stage("weights"))
+    run(tmp_path, stage("weights"), resume=tmp_path / "out")
+    assert ran(tmp_path) == ["weights", "weights"]
+    (tmp_path / "work" / "bundle").mkdir()
+    run(tmp_path, stage("weights"), resume=tmp_path / "out")
+    assert ran(tmp_path) == ["weights", "weights"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("cut", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_cut_off_leaves_what_was_found(tmp_path: Path, cut: signal.Signals) -> None:
+    runner = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from test_runner import *\n"
+        "run(Path(sys.argv[2]), stage('good'), stage('slow'), stage('never'))"
+    )
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", runner, str(Path(__file__).parent), str(tmp_path)], stderr=subprocess.DEVNULL
+    )
+    results = tmp_path / "out" / "results.json"
+    while '"so far": 1' not in (results.read_text() if results.is_file() else ""):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(cut)
+    process.wait()
+    found = json.loads(results.read_text())["stages"]
+    assert found["good"]["status"] == "done"
+    assert found["slow"]["status"] == "cut off"
+    assert found["slow"]["figures"] == {"so far": 1}
+    assert "never" not in found
+    if cut == signal.SIGKILL:  # nobody could end the stage
+        listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout  # noqa: S607
+        for line in listed.splitlines():
+            if str(tmp_path / "work") in line:
+                os.kill(int(line.split()[0]), signal.SIGKILL)
+    else:
+        found = run(tmp_path, stage("good"), stage("never"), resume=tmp_path / "out")
+        assert found["never"]["status"] == "done"
+        assert ran(tmp_path) == ["good", "slow", "never"]
+
+
+def context(folder: Path) -> Context:
+    return Context(folder, folder, folder, gpu=False, seconds=60, faces=None, keep=lambda _: None)
+
+
+def test_a_stage_that_raises_keeps_its_figures_and_says_why(tmp_path: Path) -> None:
+    def breaks(context: Context) -> dict[str, Any]:
+        context.keep({"first": 1})
+        context.below({"first": 1}, "second").keep({"milliseconds": 2})
+        raise ValueError("no such kernel")
+
+    entry = run_one(Stage("breaks", breaks, 1, 1, "?"), context(tmp_path))
+    assert entry == json.loads((tmp_path / "breaks.json").read_text())
+    assert entry["status"] == "failed"
+    assert entry["why"] == "ValueError: no such kernel"
+    assert entry["figures"] == {"first": 1, "second": {"milliseconds": 2}}
+
+
+def test_a_stage_that_needs_a_gpu_is_skipped_for_that_reason(tmp_path: Path) -> None:
+    def needs(_: Context) -> dict[str, Any]:
+        raise NeedsGpu
+
+    entry = run_one(Stage("needs", needs, 1, 1, "?"), context(tmp_path))
+    assert entry == {"status": "skipped", "why": "needs a GPU", "figures": {}}
+
+
+def test_the_limits_of_the_stages_allow_for_their_least() -> None:
+    assert all(0 < stage.least < stage.seconds for stage in STAGES)
+    assert len({stage.name for stage in STAGES}) == len(STAGES)
