@@ -86,7 +86,8 @@ def _number(value: Any, digits: int = 4) -> str:
 def _stages(results: Mapping[str, Any]) -> Iterator[Sequence[str]]:
     for stage in (*STAGES, *TRAINING):
         entry = results["stages"].get(stage.name, {"status": NOT_MEASURED})
-        status = entry["status"] + (f": {entry['why'].splitlines()[0][:120]}" if entry.get("why") else "")
+        why = re.sub(r"\S*[/\\]\S*", "...", entry.get("why", "").split("\n")[0])[:120]  # no paths of the machine
+        status = f"{entry['status']}: {why}" if why else entry["status"]
         yield stage.name, stage.answers, status, _number(entry.get("seconds")) if "seconds" in entry else ""
 
 
