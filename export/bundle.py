@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from bfr.export.onnx.graph import DEFAULT_OPSET, export_graph
+from bfr.export.onnx.graph import DEFAULT_OPSET, export_graph, module_versions
 from bfr.export.verify.compare import verify
 from bfr.models.catalog import NetworkSpec, SystemSpec
 from bfr.models.networks.unet import AttentionBlock, UNet
@@ -109,7 +108,7 @@ def export_system(
             default_preset="reference" if learned_variance else system.default_preset,
             networks=entries,
             licence=system.licence,
-            made_with={package: version(package) for package in ("torch", "onnx", "onnxscript", "onnxruntime")},
+            made_with=module_versions("torch", "onnx", "onnxscript", "onnxruntime"),
         )
         write_manifest(partial, manifest)
         if faces:

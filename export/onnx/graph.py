@@ -10,6 +10,7 @@ import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,11 @@ def _offsets(path: Path) -> dict[str, tuple[int, int]]:
         for name, entry in header.items()
         if name != "__metadata__"
     }
+
+
+def module_versions(*modules: str) -> dict[str, str]:
+    """The versions of modules, by name. Each is asked itself: several distributions install `onnxruntime`."""
+    return {name: str(import_module(name).__version__) for name in modules}
 
 
 @contextmanager

@@ -6,7 +6,6 @@ does. The wrapped graph is compared with the file as it came before the bundle i
 """
 
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from bfr.export.onnx.graph import save_graph
+from bfr.export.onnx.graph import module_versions, save_graph
 from bfr.export.onnx.wrap_graph import (
     IMAGE_TYPES,
     ImageTensor,
@@ -101,7 +100,7 @@ def wrap(
             presets={},
             networks={NETWORK: network},
             licence=m.Licence(name=licence, url="", notice=f"{file.name} was given by the user."),
-            made_with={package: version(package) for package in ("onnx", "onnxruntime")},
+            made_with=module_versions("onnx", "onnxruntime"),
         )
         write_manifest(partial, manifest)
         checks = _compare(file, Bundle.open(partial), source, target, options, threads, say)

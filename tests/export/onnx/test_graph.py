@@ -1,3 +1,4 @@
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from bfr.export.onnx.graph import export_graph
+from bfr.export.onnx.graph import export_graph, module_versions
 from bfr.models.networks.unet import AttentionBlock, GroupNorm32
 from bfr.models.stages.stage import Stage
 from bfr.models.weights.seeded import seed_weights
@@ -155,3 +156,12 @@ def test_folded_weights_do_not_replace_the_checkpoints(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = module(x).numpy()
     assert np.abs(ort.InferenceSession(graph).run(None, {"x": x.numpy()})[0] - expected).max() < 1e-5
+
+
+def test_versions_are_found_whatever_distribution_brought_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)  # of onnxruntime, where onnxruntime-gpu is installed
+
+    monkeypatch.setattr(metadata, "version", missing)
+    found = module_versions("torch", "onnx", "onnxscript", "onnxruntime")
+    assert found == {**found, "onnxruntime": ort.__version__, "torch": torch.__version__}

@@ -1,11 +1,14 @@
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from bfr.export.onnx import wrap as wrapping
 from bfr.export.onnx.wrap import wrap
 from bfr.export.onnx.wrap_graph import WrapOptions
 from bfr.export.verify.compare import open_reference, verify
@@ -189,3 +192,20 @@ def test_an_enlarger_is_a_background(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     found = NetworkBackground(bundle.folder, CpuDevice(1)).enlarge(picture, 2)
     assert np.array_equal(found, picture.repeat(2, axis=0).repeat(2, axis=1))
+
+
+def test_a_file_is_wrapped_where_only_onnxruntime_gpu_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = metadata.version
+
+    def gpu_only(name: str) -> str:
+        if name == "onnxruntime":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", gpu_only)
+    monkeypatch.setattr(wrapping, "version", gpu_only, raising=False)
+    options = WrapOptions(input_range=(0, 1), output_range=(0, 1))
+    bundle = wrap(darkening(tmp_path / "dark.onnx"), tmp_path / "bundle", options)
+    assert bundle.manifest.made_with["onnxruntime"] == ort.__version__
