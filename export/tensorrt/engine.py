@@ -147,6 +147,7 @@ class _Job:
             timing = timing_cache_path(machine.version, machine.compute_capability, self.say)
 
         def work() -> bytes:
+            self.device.cuda.use()  # CUDA's current GPU belongs to the thread, and this one is new
             return self.build(graph, self.options, machine.library, meter=meter, timing=timing, say=self.say)
 
         begin = time.perf_counter()

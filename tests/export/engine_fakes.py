@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from bfr.export.verify.walk import Reference
@@ -35,6 +36,8 @@ class FakeDevice(CpuDevice):
         self.machine, self.inspector, self.spoil = machine, inspector, spoil
         self.loaded: list[str] = []
         self.closed = False
+        self.current = set[int]()  # the threads whose GPU it was made
+        self.cuda = SimpleNamespace(use=lambda: self.current.add(threading.get_ident()))
         self._bundle = bundle
 
     @property
