@@ -180,10 +180,13 @@ class CompiledDevice(GpuDevice):
     def computing(self) -> Iterator[None]:
         """PyTorch works on this device's GPU and stream, without gradients, in the precision that was asked for.
 
-        Raises DeviceOutOfMemory.
+        Raises DeviceOutOfMemory, DeviceLost.
         """
-        # cuDNN is measured once, before anything is recorded; eager takes what it guesses, as published.
-        flags = torch.backends.cudnn.flags(enabled=True, benchmark=self.compiled, allow_tf32=self.tf32)
+        # cuDNN is measured once, before anything is recorded, and all of its algorithms (0 is no limit; left out, it is
+        # 10); eager takes what it guesses, as published.
+        flags = torch.backends.cudnn.flags(
+            enabled=True, benchmark=self.compiled, benchmark_limit=0, allow_tf32=self.tf32
+        )
         try:
             with torch.no_grad(), torch.cuda.stream(self.torch_stream), flags:
                 yield
@@ -193,6 +196,19 @@ class CompiledDevice(GpuDevice):
                 f"GPU {self.cuda.index}, PyTorch: {str(error).splitlines()[0]} {free:,} of {total:,} bytes are free: "
                 "choose a smaller --batch, or end what else uses the GPU (nvidia-smi)"
             ) from error
+        except RuntimeError as error:
+            if "CUDA error" in str(error):
+                self._raise_if_lost(error)
+            raise
+
+    def _raise_if_lost(self, error: RuntimeError) -> None:
+        """Raise DeviceLost where an error that PyTorch raised is one after which CUDA refuses everything."""
+        try:
+            self.cuda.synchronize(self.stream)
+        except DeviceLost as lost:
+            raise DeviceLost(f"PyTorch: {str(error).splitlines()[0]}; {lost}") from error
+        except RuntimeError:  # a capture goes on: nothing is lost, and PyTorch's error says what is wrong
+            pass
 
     def capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """Record what `work` enqueues on the device's stream, PyTorch's and ours alike; nothing runs.

@@ -17,7 +17,7 @@ from bfr.runtime.backends.cuda.bindings import Facts
 from bfr.runtime.backends.cuda.device import GpuBuffer
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.diffusion.noise import fill_normal
-from bfr.runtime.errors import BackendUnavailable, DeviceOutOfMemory, InvalidOption, MissingDependency
+from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory, InvalidOption, MissingDependency
 from bfr.runtime.restore.restorer import Restorer
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -326,7 +326,10 @@ def test_a_network_refuses_an_output_that_it_reads(gpu: FakeTorchCuda) -> None:
 
 @pytest.mark.parametrize(
     ("half", "wanted"),
-    [(False, {"benchmark": True, "allow_tf32": False}), (True, {"benchmark": False, "allow_tf32": True})],
+    [
+        (False, {"benchmark": True, "allow_tf32": False}),
+        (True, {"benchmark": False, "allow_tf32": True}),
+    ],
 )
 def test_cudnn_computes_as_it_was_asked_to(
     gpu: FakeTorchCuda, monkeypatch: pytest.MonkeyPatch, half: bool, wanted: dict[str, bool]
@@ -341,7 +344,7 @@ def test_cudnn_computes_as_it_was_asked_to(
     monkeypatch.setattr(torch.backends, "cudnn", SimpleNamespace(flags=flags))
     with c.CompiledDevice(compiled=not half, tf32=half).computing():
         assert not torch.is_grad_enabled()
-    assert seen == [{"enabled": True, **wanted}]
+    assert seen == [{"enabled": True, "benchmark_limit": 0, **wanted}]  # 0: all of its algorithms
 
 
 def test_versions_name_what_computes(gpu: FakeTorchCuda) -> None:
@@ -408,3 +411,21 @@ def test_on_a_gpu_a_chain_is_the_cpus(
             assert np.abs(found - wanted).max() < floor
     assert np.abs(single[0] - expected[0]).max() < floor
     assert all(np.array_equal(a, b) for a, b in zip(repeated[1], repeated[3], strict=True))
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_cuda_error_of_pytorch_is_a_lost_device_where_cuda_says_so(
+    gpu: FakeTorchCuda, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    device = c.CompiledDevice(0)
+
+    def synchronize(_: Any) -> None:
+        raise DeviceLost("cudaErrorIllegalAddress") if lost else RuntimeError("a capture goes on")
+
+    monkeypatch.setattr(device.cuda, "synchronize", synchronize, raising=False)
+    with (
+        pytest.raises(DeviceLost if lost else RuntimeError, match="illegal memory access") as raised,
+        device.computing(),
+    ):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    assert isinstance(raised.value, DeviceLost) == lost
