@@ -194,6 +194,7 @@ def _measure(args: argparse.Namespace) -> int:
     work = args.work.resolve() if args.work else prepared / "work"
     stages: Sequence[Stage] = TRAINING if args.train else STAGES
     if args.rehearse:  # a CPU may be slow, and other work beside it
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         stages = tuple(replace(stage, seconds=REHEARSAL_SECONDS, least=0) for stage in (*STAGES, *TRAINING))
     if args.stage:
         stage = next(stage for stage in (*STAGES, *TRAINING) if stage.name == args.stage)

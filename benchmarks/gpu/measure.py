@@ -154,11 +154,11 @@ def restore(context: Context, name: str, *, batch: int, steps: int | None, repea
     if not context.gpu:
         sampler, repeats = bundle.preset().shortened(2), 2
     faces = synthetic_faces(batch, bundle.manifest.image_size)
-    contender = open_contender(bundle, name, threads=None, spinning=True)
+    contender = open_contender(bundle, name, threads=None if context.gpu else 1, spinning=context.gpu)
     with contender.restorer(bundle, sampler, batch) as restorer:
         first, images = time_batch(contender, restorer, faces)
         context.keep({"contender": name, "first seconds": first.seconds})
-        for _ in range(2 if contender.records else 1):
+        for _ in range(4 if contender.records else 1):
             _, images = time_batch(contender, restorer, faces)
         samples: list[Timing] = []
         stop = time.monotonic() + 0.6 * context.seconds

@@ -115,14 +115,35 @@ def copy_bundle(bundle: Bundle, folder: Path, progress: Progress = lambda _: Non
             bundle.check(file)
             target = folder / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            if file in weights and len(weights) == 1 and rebuild(bundle, name, target) == file.sha256:
-                left += file.bytes
-                target.unlink()
+            if weights == (file,) and _made_from_names(bundle, name, file, target):
+                left += file.bytes - (_others(target).stat().st_size if _others(target).exists() else 0)
                 continue
             if file in weights:
                 progress(f"{file.path} cannot be made from names: it travels")
             shutil.copyfile(bundle.folder / file.path, target)
     return left
+
+
+def _made_from_names(bundle: Bundle, name: str, file: BundleFile, target: Path) -> bool:
+    """Whether `rebuild` makes a file of weights; writes beside `target` what it needs of what the exporter computed."""
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    found = rebuild(bundle, name, target)
+    if found not in (None, file.sha256):
+        with safe_open(bundle.folder / file.path, "np") as stored, safe_open(target, "np") as made:
+            others = {key: stored.get_tensor(key) for key in sorted({*stored.keys()} - {*made.keys()})}
+        save_file(others, _others(target))
+        found = rebuild(bundle, name, target)
+        if found != file.sha256:
+            _others(target).unlink()
+    target.unlink(missing_ok=True)
+    return found == file.sha256
+
+
+def _others(path: Path) -> Path:
+    """The file beside a file of weights with those of its tensors that are not in the network's state."""
+    return path.with_suffix(".others.safetensors")
 
 
 def complete_bundle(source: Path, folder: Path) -> dict[str, Any]:
@@ -148,11 +169,13 @@ def complete_bundle(source: Path, folder: Path) -> dict[str, Any]:
 def rebuild(bundle: Bundle, name: str, path: Path) -> str | None:
     """Write the weights of a network as functions of its parameters' names, as `bfr export --seeded` does.
 
+    What `_others` holds beside `path` is added.
+
     Returns:
         The file's sha256; None where the network is not one that is made of an architecture alone.
     """
     import numpy as np
-    from safetensors.numpy import save_file
+    from safetensors.numpy import load_file, save_file
 
     from bfr.models.catalog import ARCHITECTURES
     from bfr.models.networks.unet import UNet
@@ -176,6 +199,8 @@ def rebuild(bundle: Bundle, name: str, path: Path) -> str | None:
         key.removeprefix(prefix): np.asarray(value.detach().numpy(), order="C")
         for key, value in stage.state_dict().items()
     }
+    if _others(path).exists():
+        arrays |= load_file(_others(path))
     save_file(arrays, path)
     return sha256_file(path)
 

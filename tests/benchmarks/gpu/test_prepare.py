@@ -6,14 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bundles import unpacked
+from safetensors.numpy import load_file, save_file
 from systems import tiny
 
 from bfr.benchmarks.gpu import prepare as p
 from bfr.export.bundle import export_system
 from bfr.models.weights.seeded import write_seeded
-from bfr.runtime.bundle.bundle import Bundle, write_manifest
+from bfr.runtime.bundle.bundle import Bundle, describe_file, write_manifest
 from bfr.runtime.errors import BfrError, InvalidOption
 from bfr.runtime.files import sha256_file
 
@@ -55,6 +57,23 @@ def test_weights_made_from_names_stay_behind_and_come_back_the_same(seeded: Bund
     assert set(found["made"]) == WEIGHTS
     for name in WEIGHTS:
         assert sha256_file(tmp_path / "there" / name) == sha256_file(seeded.folder / name)
+
+
+def test_what_the_exporter_added_to_a_file_travels_beside_it(seeded: Bundle, tmp_path: Path) -> None:
+    path = seeded.folder / "denoiser.safetensors"
+    save_file({**load_file(path), "folded": np.arange(5, dtype=np.float32)}, path)
+    entry = seeded.network("denoiser")
+    file = describe_file(seeded.folder, path)
+    changed = entry.variants["fp32"].model_copy(update={"weights": (file,)})
+    networks = {
+        **seeded.manifest.networks,
+        "denoiser": entry.model_copy(update={"variants": {**entry.variants, "fp32": changed}}),
+    }
+    write_manifest(seeded.folder, seeded.manifest.model_copy(update={"networks": networks}))
+    p.copy_bundle(Bundle.open(seeded.folder), tmp_path / "travels")
+    assert files(tmp_path / "travels") == GRAPHS | {"denoiser.others.safetensors"}
+    p.complete_bundle(tmp_path / "travels", tmp_path / "there")
+    assert sha256_file(tmp_path / "there" / "denoiser.safetensors") == file.sha256
 
 
 def test_other_weights_travel(thinned: Bundle, tmp_path: Path) -> None:
@@ -136,5 +155,6 @@ def test_a_cache_that_is_too_large_is_left_with_a_reason(tmp_path: Path, monkeyp
 def test_an_exports_weights_are_made_anew_byte_by_byte(tmp_path: Path) -> None:
     write_seeded(tiny(), tmp_path / "weights")
     bundle = export_system(tiny(), tmp_path / "weights", tmp_path / "bundle", verified=False)
-    for name, entry in bundle.manifest.networks.items():
-        assert p.rebuild(bundle, name, tmp_path / "made") == entry.variants["fp32"].weights[0].sha256
+    p.copy_bundle(bundle, tmp_path / "travels")
+    assert not WEIGHTS & files(tmp_path / "travels")
+    assert set(p.complete_bundle(tmp_path / "travels", tmp_path / "there")["made"]) == WEIGHTS
