@@ -153,10 +153,11 @@ def _agreement(results: Mapping[str, Any]) -> Iterator[Sequence[str]]:
 def _memory(found: Mapping[str, Any]) -> str:
     if "constant" not in found:
         return f"Memory: {NOT_MEASURED}."
+    host = found["host growth"]
     return (
         f"Memory over {found['looks'][-1]['images']} images in batches of {found['batch']}: "
-        f"{'constant' if found['constant'] else 'NOT constant'}; growth on the device {found['device growth']} bytes, "
-        f"on the host {_number(found['host growth'])} of it."
+        f"{'constant' if found['constant'] else 'NOT constant'}. Growth on the device, bytes: "
+        f"{_number(found['device growth'])}; on the host: {NOT_MEASURED if host is None else f'{host:+.2%}'}."
     )
 
 

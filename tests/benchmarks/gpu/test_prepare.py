@@ -37,8 +37,8 @@ def seeded(tmp_path: Path) -> Bundle:
     for name, entry in bundle.manifest.networks.items():
         variant = entry.variants["fp32"]
         (file,) = variant.weights
-        found = p.rebuild(bundle, name, bundle.folder / file.path)
-        changed = variant.model_copy(update={"weights": (file.model_copy(update={"sha256": found}),)})
+        p.rebuild(bundle, name, bundle.folder / file.path)
+        changed = variant.model_copy(update={"weights": (describe_file(bundle.folder, bundle.folder / file.path),)})
         networks[name] = entry.model_copy(update={"variants": {**entry.variants, "fp32": changed}})
     write_manifest(bundle.folder, bundle.manifest.model_copy(update={"networks": networks}))
     return Bundle.open(bundle.folder)
