@@ -26,6 +26,7 @@ from bfr.runtime.bundle.manifest import Licence, Preset, Sampler
 
 SIZE = 32
 DENSITY = 1 / 32  # of the weights that are not zero
+SMALL = 4096  # entries; a smaller matrix (a codebook) stays as it is: thinned out, its rows would coincide
 
 
 def unet(size: int = SIZE, **changes: Any) -> dict[str, Any]:
@@ -192,9 +193,9 @@ def write_weights(system: SystemSpec, folder: Path) -> None:
 
 
 def thinned(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights that pack well: most entries of a matrix zero, the others larger to keep its scale, of 3 bits each."""
+    """Weights that pack well: most entries of a large matrix zero, the others larger to keep its scale, 3 bits each."""
     for name, tensor in state.items():
-        if tensor.ndim >= 2 and tensor.is_floating_point():
+        if tensor.ndim >= 2 and tensor.numel() >= SMALL and tensor.is_floating_point():
             generator = np.random.Generator(np.random.PCG64(zlib.crc32(f"{name} kept".encode())))
             kept = torch.from_numpy(generator.random(tuple(tensor.shape)) < DENSITY)
             mantissa, exponent = torch.frexp(tensor * DENSITY**-0.5)
