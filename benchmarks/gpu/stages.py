@@ -227,7 +227,7 @@ def _grey_faces(folder: Path) -> Path:
 
 STAGES = (
     Stage("machine", machine, 40, 10, "Does cuda-python work, and is the noise NumPy's?"),
-    Stage("weights", weights, 45, 15, "Are the networks those that were exported?"),
+    Stage("weights", weights, 90, 15, "Are the networks those that were exported?"),
     Stage("mini", mini, 45, 20, "Do capture, events, memory pool and pinned memory work?"),
     Stage("ceilings", ceilings, 30, 12, "What could the device do at most?"),
     Stage("unet", unet, 70, 25, "What does a call take without compiling, and where does it go?"),
