@@ -173,8 +173,9 @@ def _open_eager_gpu(bundle: Bundle, name: str, parts: Name, index: int) -> Conte
         raise BackendUnavailable(f"{name}: {reason}, and PyTorch found no CUDA device")
     from bfr.export.pytorch.compiled import CompiledDevice
 
-    # PyTorch lets cuDNN compute float32 convolutions in TF32 by default, 10 bits of mantissa: the baseline is float32.
-    device: Any = CompiledDevice(index, compiled=False, graphs=parts.graph, tf32=parts.backend != "eager-cuda")
+    # PyTorch lets cuDNN compute float32 convolutions in TF32 by default, 10 bits of mantissa: the baseline is float32,
+    # and what stays in float32 of `eager-half` is computed as by `torch-cuda:fp16`, which it is compared with.
+    device: Any = CompiledDevice(index, compiled=False, graphs=parts.graph, tf32=parts.backend == "eager-tf32")
     begin = time.perf_counter()
     half_too = set()
     if parts.backend == "eager-half":  # the published half mode

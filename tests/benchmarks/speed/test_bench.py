@@ -253,8 +253,8 @@ class GpuPretender:
     [
         ("eager-cuda", {"graphs": False, "tf32": False}, "fp32"),
         ("eager-tf32", {"graphs": False, "tf32": True}, "fp32"),
-        ("eager-half", {"graphs": False, "tf32": True}, "fp16"),
-        ("eager-half+graph", {"graphs": True, "tf32": True}, "fp16"),
+        ("eager-half", {"graphs": False, "tf32": False}, "fp16"),
+        ("eager-half+graph", {"graphs": True, "tf32": False}, "fp16"),
     ],
 )
 def test_eager_on_a_gpu_is_the_published_mode(
