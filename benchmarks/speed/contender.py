@@ -63,8 +63,13 @@ class Contender:
 
     @property
     def records(self) -> bool:
-        """Whether a chain's second call records it, so that its third is the first that shows its speed."""
+        """Whether a chain is recorded, after the device's `warm_runs`."""
         return bool(getattr(self.device, "records", False))
+
+    @property
+    def first_calls(self) -> int:
+        """The calls of a chain that do not show its speed: the first, or those up to the one that records it."""
+        return int(getattr(self.device, "warm_runs", 1)) + 1 if self.records else 1
 
     def restorer(self, bundle: Bundle, sampler: Preset, batch: int) -> Restorer:
         """The Restorer of one batch size. Eager half counts as float32 here: its networks are already what they are."""

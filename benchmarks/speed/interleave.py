@@ -40,7 +40,7 @@ def measure(
     """Time every backend on the same images, taking turns, so that the machine's noise meets all of them alike.
 
     Each repeat begins with the next backend: none of them always follows the same neighbour's heat. warmup: untimed
-    calls of each, the first included; at least two of a backend whose second call records a graph.
+    calls of each, the first included; at least `first_calls` of a backend that records a graph.
     """
     images = synthetic_faces(batch, bundle.manifest.image_size)
     restorers = {c.name: c.restorer(bundle, sampler, batch) for c in contenders}
@@ -50,7 +50,7 @@ def measure(
             progress(f"{contender.name}, batch {batch}: warming up")
             first, restored = time_batch(contender, restorers[contender.name], images)
             runs[contender.name] = Run(contender.name, first, [], restored)
-            for _ in range(max(warmup, 2 if contender.records else 1) - 1):
+            for _ in range(max(warmup, contender.first_calls) - 1):
                 time_batch(contender, restorers[contender.name], images)
         for repeat in range(repeats):
             progress(f"batch {batch}: repeat {repeat + 1} of {repeats}")

@@ -226,15 +226,15 @@ class Restorer:
                 results += self._give_way(following, failure)
         return results
 
-    def warm_up(self, *, batch: int | None = None, times: int = 2) -> float:
+    def warm_up(self, *, batch: int | None = None, times: int | None = None) -> float:
         """Run a chain, the largest unless `batch` says another, on grey images; returns the seconds it took.
 
-        times: twice, so that it is recorded where the device records.
+        times: None is often enough for the chain to be recorded where the device records.
         Raises RestorationFailed where the result is not finite.
         """
         begin = time.perf_counter()
         grey = np.full((self.size, self.size, 3), 0.5, np.float32)
-        for _ in range(times):
+        for _ in range(times or getattr(self.device, "warm_runs", 1) + 1):
             for restored in self.run([grey] * (batch or self.batch)):
                 if restored.pixels is None:
                     raise RestorationFailed(

@@ -43,6 +43,7 @@ class GpuDevice:
 
     name = "gpu"
     records = True  # whether `record` makes graphs; False where the networks cannot be captured
+    warm_runs = 1  # of a chain before it is captured, in which libraries allocate what they need
 
     def __init__(self, index: int = 0) -> None:
         """Raises MissingDependency without cuda-python or NVRTC, BackendUnavailable without such a GPU."""
@@ -238,17 +239,17 @@ class GpuNoise:
 
 
 class GraphProgram:
-    """Work that runs once as it is, which lets libraries allocate what they need, and from then on as one graph."""
+    """Work that runs as it is `warm_runs` times, in which libraries allocate what they need, then as one graph."""
 
     def __init__(self, device: GpuDevice, work: Callable[[], None]) -> None:
         self.device, self.work = device, work
-        self._ran = False
+        self._runs = 0
         self._graph: Any = None
 
     def __call__(self) -> None:
-        if not (self._ran and self.device.records):
+        if self._runs < self.device.warm_runs or not self.device.records:
             self.work()
-            self._ran = True
+            self._runs += 1
             return
         if self._graph is None:
             self._graph = self.device.capture(self.work)
