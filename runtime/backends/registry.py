@@ -4,6 +4,7 @@ A backend's module is imported when the backend is chosen, not before.
 """
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -80,6 +81,7 @@ _ROWS = (
             "PyTorch on an NVIDIA GPU, compiled", records=True),
 )  # fmt: skip
 BACKENDS: dict[str, Backend] = {row.name: row for row in _ROWS}
+FALLBACK = "onnxruntime-cpu"  # of `auto`
 if TYPE_CHECKING:
     BackendName = str
 else:
@@ -121,19 +123,23 @@ def open_device(
     return device
 
 
-def choose(bundle: Bundle | None, precision: Precision, index: int = 0) -> str:
+def choose(bundle: Bundle | None, precision: Precision, index: int = 0, *, without: Collection[str] = ()) -> str:
     """The backend that `auto` takes.
 
     Of those that were verified on this GPU (by `bfr build`, or by `bfr verify --record`) the one with the fastest
     step; then those that need no measurement, in the order of the rows: TensorRT where engines were built, then ONNX
     Runtime on CUDA. Without a GPU, and for int8, the CPU. What was expected and does not work is said once, as a
     warning.
+
+    without: those that were tried and could not load the networks.
     """
     if precision == "int8" or not device_count():
-        return "onnxruntime-cpu"
+        return FALLBACK
     measured = verified_seconds(bundle, precision, Cuda(index).facts.name) if bundle else {}
     ranked = sorted(measured, key=lambda name: measured[name])
     for name in dict.fromkeys([*ranked, *(row.name for row in BACKENDS.values() if row.unmeasured)]):
+        if name in without:
+            continue
         try:
             _check(BACKENDS[name], bundle, precision, index)
         except BfrError as error:
@@ -141,7 +147,7 @@ def choose(bundle: Bundle | None, precision: Precision, index: int = 0) -> str:
                 _log.warning("backend %s is passed over: %s", name, error)
             continue
         return name
-    return "onnxruntime-cpu"
+    return FALLBACK
 
 
 def verified_seconds(bundle: Bundle, precision: Precision, gpu: str) -> dict[str, float]:

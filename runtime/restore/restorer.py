@@ -12,12 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.backends.device import Device, Network
-from bfr.runtime.backends.registry import open_device
+from bfr.runtime.backends.registry import FALLBACK, choose, open_device
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import Precision, Preset
 from bfr.runtime.diffusion.noise import check_seed
 from bfr.runtime.diffusion.solvers import StepTable
-from bfr.runtime.errors import BfrError, DeviceLost, DeviceOutOfMemory, InvalidOption, RestorationFailed
+from bfr.runtime.errors import (
+    BackendUnavailable,
+    BfrError,
+    DeviceLost,
+    DeviceOutOfMemory,
+    EngineMismatch,
+    EngineMissing,
+    InvalidOption,
+    MissingDependency,
+    RestorationFailed,
+)
 from bfr.runtime.restore.batch import Batch, Restored, choose_bucket
 from bfr.runtime.restore.buffers import Buffers
 from bfr.runtime.restore.chain import Chain
@@ -27,6 +37,8 @@ from bfr.runtime.restore.options import OpenOptions
 from bfr.runtime.restore.pixels import check_image
 from bfr.runtime.restore.plan import make_plan, sampler_table
 
+# What `auto` goes on from to the next backend: this one does not work here, another may.
+UNUSABLE = (BackendUnavailable, EngineMismatch, EngineMissing, MissingDependency)
 DEFAULT_SEED = 12345  # the published code's
 Pixels = TypeVar("Pixels", bound=NDArray[Any])
 _log = logging.getLogger("bfr")
@@ -95,13 +107,30 @@ class Restorer:
         chosen, opened = bundle, Bundle.open(bundle.bundle or default_bundle())
         precision = opened.precision(chosen.precision)
         sampler = opened.preset(chosen.preset, **options)
-        where = open_device(chosen.backend, opened, precision=precision, threads=chosen.threads, index=chosen.device)
+        tried: list[str] = []
+        while True:
+            name = chosen.backend
+            if name == "auto":
+                name = choose(opened, precision, chosen.device, without=tried)
+            try:
+                return cls._open_on(name, opened, sampler, precision, chosen)
+            except UNUSABLE as error:
+                if chosen.backend != "auto" or name == FALLBACK:
+                    raise
+                _log.warning("backend %s is passed over: %s", name, error)
+                tried.append(name)
+
+    @classmethod
+    def _open_on(
+        cls, backend: str, bundle: Bundle, sampler: Preset, precision: Precision, chosen: OpenOptions
+    ) -> "Restorer":
+        device = open_device(backend, bundle, precision=precision, threads=chosen.threads, index=chosen.device)
         try:
-            restorer = cls(opened, where, sampler, precision=precision, batch=chosen.batch)
+            restorer = cls(bundle, device, sampler, precision=precision, batch=chosen.batch)
             restorer._owns_device = True
             restorer.reserve()
         except BaseException:
-            where.close()
+            device.close()
             raise
         return restorer
 

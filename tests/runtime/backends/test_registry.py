@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from bfr.runtime.backends import registry as module
+from bfr.runtime.backends.host import HostDevice
 from bfr.runtime.backends.registry import BACKENDS, HELP, Backend, choose, open_device
 from bfr.runtime.backends.tensorrt_key import LIBRARIES
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import Check
 from bfr.runtime.errors import BackendUnavailable, EngineMismatch, InvalidOption, MissingDependency
+from bfr.runtime.restore.restorer import Restorer
 
 MINI = Bundle.open(default_bundle())
 
@@ -146,3 +148,33 @@ registry.BACKENDS["mine"] = row
 assert registry.open_device("mine", threads=3).threads == 3
 """
     subprocess.run([sys.executable, "-c", script], check=True)  # noqa: S603
+
+
+def test_a_backend_that_cannot_load_its_networks_is_passed_over_once_aloud(
+    tiny_bundle: Bundle, usable: Any, gpus: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As ONNX Runtime on CUDA a graph that it has no kernels for: its package and its provider are there."""
+    closed: list[str] = []
+
+    class Device(HostDevice):
+        name = "onnxruntime-cuda"
+
+        def __init__(self, **_: Any) -> None: ...
+
+        def load(self, bundle: Bundle, name: str, precision: str) -> Any:
+            raise BackendUnavailable(f"{name}.onnx does not load with CUDAExecutionProvider: no kernel")
+
+        def close(self) -> None:
+            closed.append(self.name)
+
+    usable.update(dict.fromkeys(LIBRARIES, MissingDependency("not installed")))
+    load = Backend.load
+    monkeypatch.setattr(Backend, "load", lambda row: Device if row.name == "onnxruntime-cuda" else load(row))
+    with Restorer.open(tiny_bundle.folder, backend="auto", threads=1) as restorer:
+        assert restorer.device.name == "onnxruntime-cpu"
+    said = [record.message for record in caplog.records if "no kernel" in record.message]
+    assert len(said) == 1
+    assert "backend onnxruntime-cuda is passed over" in said[0]
+    assert closed == ["onnxruntime-cuda"]
+    with pytest.raises(BackendUnavailable, match="no kernel"):
+        Restorer.open(tiny_bundle.folder, backend="onnxruntime-cuda")
