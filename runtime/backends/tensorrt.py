@@ -37,7 +37,11 @@ class TensorRtDevice(GpuDevice):
         self.trt: Any = load_library(self.library)
         super().__init__(index)  # before the runtime is made: without a GPU that can kill the process
         self.name = self.library
-        self.machine = this_machine(self.library, self.cuda)
+        try:
+            self.machine = this_machine(self.library, self.cuda)
+        except BackendUnavailable:
+            super().close()
+            raise
         self.logger = make_logger(self.trt)
         self.runtime = self.trt.Runtime(self.logger)
         self._networks: list[TensorRtNetwork] = []

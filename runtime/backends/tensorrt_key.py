@@ -15,7 +15,7 @@ from bfr.runtime.backends.cuda.bindings import Cuda
 from bfr.runtime.backends.cuda.device import BUCKETS
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Engine, EngineKey, Precision
-from bfr.runtime.errors import EngineMismatch, EngineMissing, MissingDependency
+from bfr.runtime.errors import BackendUnavailable, EngineMismatch, EngineMissing, MissingDependency
 
 Library = Literal["tensorrt", "tensorrt-rtx"]
 LIBRARIES: tuple[Library, ...] = ("tensorrt", "tensorrt-rtx")
@@ -25,6 +25,8 @@ REMEDIES: dict[Library, str] = {
     "on a Jetson TensorRT comes with JetPack, never from pip",
     "tensorrt-rtx": 'pip install "bfr-runtime[tensorrt-rtx]"',
 }
+# Source: `ComputeCapability` of tensorrt-rtx 1.7.1. Data center GPUs from Hopper on are not among them.
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 _log = logging.getLogger("bfr.tensorrt")
 
 
@@ -38,6 +40,15 @@ class Machine:
     driver: str
     gpu: str
     compute_capability: str
+
+
+def check_capability(library: Library, gpu: str, capability: str) -> None:
+    """Raise BackendUnavailable where a library makes no engines for a GPU's compute capability, as "9.0"."""
+    if library == "tensorrt-rtx" and capability not in RTX_CAPABILITIES:
+        raise BackendUnavailable(
+            f"tensorrt-rtx does not support {gpu} (compute capability {capability}), only "
+            f"{', '.join(RTX_CAPABILITIES)}: use TensorRT, {REMEDIES['tensorrt']}"
+        )
 
 
 def load_library(name: Library) -> ModuleType:
@@ -77,9 +88,10 @@ def make_logger(trt: Any, level: int = logging.WARNING) -> Any:
 
 
 def this_machine(library: Library, cuda: Cuda) -> Machine:
-    """The machine as engines see it."""
+    """The machine as engines see it. Raises BackendUnavailable where the library does not support its GPU."""
     trt = load_library(library)
     facts = cuda.facts
+    check_capability(library, facts.name, facts.compute_capability)
     return Machine(library, trt.__version__, facts.runtime, facts.driver, facts.name, facts.compute_capability)
 
 

@@ -270,8 +270,19 @@ def _tensorrt(report: Report) -> None:
             report.problems.append(Problem(f"{name} cannot be imported ({error})", remedy))
             continue
         report.facts[name] = f"{imported}, can be imported"
+        _rtx_capabilities(report, name)
         if not _has_gpu(report):
             report.facts[name] += "; engines run on an NVIDIA GPU, and there is none"
+
+
+def _rtx_capabilities(report: Report, name: str) -> None:
+    from bfr.runtime.backends.tensorrt_key import RTX_CAPABILITIES
+
+    found = set(re.findall(r"compute capability ([\d.]+)", report.facts["GPU"]))
+    if name == "tensorrt-rtx" and (unknown := sorted(found - set(RTX_CAPABILITIES))):
+        text = f"tensorrt-rtx does not support GPUs of compute capability {', '.join(unknown)}"
+        remedy = f'pip install "bfr-runtime[{_extras(report)[1]}]" and build with --library tensorrt'
+        report.problems.append(Problem(text, remedy))
 
 
 def _backends(report: Report) -> None:

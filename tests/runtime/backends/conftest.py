@@ -49,6 +49,7 @@ class FakeGpu:
         self.capturing: dict[int, list[tuple[str, Callable[[], None]]]] = {}
         self.log: list[tuple[str, Any]] = []
         self.fail: dict[str, str] = {}
+        self.capability = (8, 9)
         self.total, self.clock, self.next = TOTAL, 0.0, 0x7000_0000_0000 + (index << 40)
 
     @property
@@ -131,7 +132,11 @@ class FakeRuntime:
 
     def cudaGetDeviceProperties(self, index: int) -> Any:
         return OK, SimpleNamespace(
-            name=f"Fake {index}".encode(), major=9, minor=0, totalGlobalMem=TOTAL, multiProcessorCount=132
+            name=f"Fake {index}".encode(),
+            major=self.gpus[index].capability[0],
+            minor=self.gpus[index].capability[1],
+            totalGlobalMem=TOTAL,
+            multiProcessorCount=132,
         )
 
     def cudaRuntimeGetVersion(self) -> Any:

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from bundles import SYSTEMS, shared
 
+from bfr.export.tensorrt.engine import open_library
 from bfr.runtime.backends import tensorrt_key as trt
 from bfr.runtime.backends.cuda import bindings as cuda
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.backends.registry import BACKENDS
-from bfr.runtime.bundle.bundle import Bundle, write_manifest
+from bfr.runtime.backends.tensorrt_key import LIBRARIES
+from bfr.runtime.bundle.bundle import Bundle, default_bundle, write_manifest
 from bfr.runtime.bundle.manifest import EngineKey
 from bfr.runtime.errors import (
     BackendUnavailable,
@@ -444,3 +446,16 @@ def test_a_chain_that_does_not_fit_gives_back_what_it_got(built: Bundle, tensorr
             restorer.chain(4)
         assert (gpus[0].used, len(gpus[0].pinned)) == before[:2]
         assert restorer.restore(FACES[:1])
+
+
+@pytest.mark.parametrize("tensorrt", LIBRARIES, indirect=True)
+def test_tensorrt_rtx_refuses_a_gpu_that_it_does_not_support(tensorrt: Any, gpus: Any) -> None:
+    """As TensorRT-RTX 1.7 an H100; `bfr build` opens its device by the same call."""
+    gpus[0].capability = (9, 0)
+    if tensorrt.name == "tensorrt":
+        open_library(tensorrt.name, 0).close()
+        return
+    with pytest.raises(BackendUnavailable, match=r"tensorrt-rtx does not support Fake 0 \(compute capability 9\.0\)"):
+        open_library(tensorrt.name, 0)
+    with pytest.raises(BackendUnavailable, match=r"compute capability 9\.0"):
+        BACKENDS[tensorrt.name].load().check(Bundle.open(default_bundle()), "fp32", 0)

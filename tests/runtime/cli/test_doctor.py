@@ -374,3 +374,13 @@ def test_every_row_of_the_registry_is_reported(monkeypatch: pytest.MonkeyPatch) 
     facts = diagnose().facts
     assert all(f"backend {name}" in facts for name in BACKENDS)
     assert "bfr-runtime[mine-extra]" in facts["backend mine"]
+
+
+@needs_sh
+@pytest.mark.parametrize(("capability", "supported"), [("9.0", False), ("8.9", True)])
+def test_a_gpu_that_tensorrt_rtx_does_not_support(machine: Machine, capability: str, supported: bool) -> None:
+    machine.smi(f"echo '{SMI_LINE.replace('9.0', capability)}'")
+    machine.tensorrt("tensorrt-rtx", "1.7.1")
+    machine.cuda(1)
+    said = "tensorrt-rtx does not support GPUs of compute capability 9.0 -> pip install"
+    assert (said in machine.problems()) != supported

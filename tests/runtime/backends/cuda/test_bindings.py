@@ -12,7 +12,7 @@ from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory
 
 def test_facts_of_the_gpu(gpus: Any) -> None:
     facts = Cuda(1).facts
-    assert (facts.name, facts.compute_capability) == ("Fake 1", "9.0")
+    assert (facts.name, facts.compute_capability) == ("Fake 1", "8.9")
     assert (facts.runtime, facts.driver) == ("13.0", "13.1")
     assert facts.multiprocessors == 132
 
