@@ -10,7 +10,7 @@ import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 
 import numpy as np
@@ -214,8 +214,11 @@ def _offsets(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def module_versions(*modules: str) -> dict[str, str]:
-    """The versions of modules, by name. Each is asked itself: several distributions install `onnxruntime`."""
-    return {name: str(import_module(name).__version__) for name in modules}
+    """The versions of modules, by name. ONNX Runtime is asked itself: several distributions install it."""
+    return {
+        name: str(import_module(name).__version__) if name == "onnxruntime" else metadata.version(name)
+        for name in modules
+    }
 
 
 @contextmanager
