@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent / "export"))  # its helpers, for the tests of other folders too
-sys.path.insert(0, str(Path(__file__).parent / "runtime" / "serve"))
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads than that only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

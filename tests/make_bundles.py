@@ -8,7 +8,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "export"))
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 from bundles import FOLDER
 from systems import MAKERS, export_tiny

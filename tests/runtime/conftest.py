@@ -2,12 +2,8 @@
 
 import io
 import struct
-import sys
 import zlib
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent / "serve"))  # `fake_server`, for the tests of the client too
 
 import numpy as np
 import pytest

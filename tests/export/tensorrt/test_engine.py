@@ -325,7 +325,7 @@ main()
 
 
 def child(folder: Path, mode: str, seconds: float = 0.0) -> "subprocess.Popen[str]":
-    code = [sys.executable, "-c", CHILD, str(Path(__file__).parents[1]), str(folder), mode, str(seconds)]
+    code = [sys.executable, "-c", CHILD, str(Path(__file__).parents[2] / "helpers"), str(folder), mode, str(seconds)]
     return subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603
 
 
