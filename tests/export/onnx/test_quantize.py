@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import numpy_helper
 from PIL import Image
 
@@ -20,6 +21,7 @@ from bfr.export.tensorrt.precision import check_buildable
 from bfr.export.verify.compare import open_reference, verify
 from bfr.export.verify.walk import smooth_image
 from bfr.models.catalog import DIFFACE, MINI, SystemSpec
+from bfr.models.weights.seeded import LOOP_SCALE, seed_weights
 from bfr.runtime.backends import registry as choosing
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.bundle.bundle import Bundle, default_bundle, describe_file, write_manifest
@@ -38,6 +40,22 @@ NETWORKS = ("estimator", "denoiser")
 def system(tiny_system: SystemSpec) -> SystemSpec:
     """`tiny_system`, both of its networks offered in int8."""
     return replace(tiny_system, networks={n: replace(spec, int8=True) for n, spec in tiny_system.networks.items()})
+
+
+@pytest.fixture(scope="module")
+def tiny_weights(tiny_system: SystemSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Whole name-seeded weights with quiet last layers, in the layouts that published files have.
+
+    The few large weights of the packed bundles are too coarse for 8 bits.
+    """
+    folder = tmp_path_factory.mktemp("weights")
+    for name, spec in tiny_system.networks.items():
+        module = spec.build()
+        seed_weights(module, LOOP_SCALE)
+        state = {f"module.{key}": value for key, value in module.state_dict().items()}
+        (download,) = spec.files.values()
+        torch.save({"state_dict": state} if name == "denoiser" else state, folder / download.file)
+    return folder
 
 
 @pytest.fixture(scope="module")
