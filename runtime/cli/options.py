@@ -131,7 +131,7 @@ def _help(of: FieldInfo, *, negative: bool) -> str:
     """The field's help text, and its range."""
     text, allowed = of.description or "", describe_range(of)
     if negative:
-        return f"Turn off: {text[:1].lower()}{text[1:]}"
+        return f"Do not {text[:1].lower()}{text[1:]}"
     return f"{text} {allowed[:1].upper()}{allowed[1:]}." if allowed else text
 
 

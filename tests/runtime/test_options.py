@@ -218,7 +218,7 @@ def check_flag(flag: Any, field: FieldInfo) -> None:
     assert describe_range(field) in flag.help.lower()
     assert all(str(choice).removeprefix(".") in flag.metavar for choice in choices(field))
     default = field.get_default()
-    if flag.help.startswith("Turn off"):
+    if flag.help.startswith("Do not"):
         assert (default, flag.default) == (True, False)
     elif isinstance(default, tuple):
         assert flag.default in (",".join(map(str, default)), list(default), default)
