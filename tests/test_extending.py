@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
 
 
+@pytest.mark.export
 def test_the_examples_run_as_they_stand(tmp_path: Path) -> None:
     """All of the page in one process, which the rows that they add die with."""
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)

@@ -32,6 +32,8 @@ from bfr.runtime.errors import (
     WriteFailed,
 )
 
+pytestmark = pytest.mark.engines
+
 OPTIONS = BuildOptions(buckets=(1, 2))
 
 

@@ -30,6 +30,7 @@ from bfr.runtime.errors import (
 )
 from bfr.runtime.restore.restorer import Restorer
 
+pytestmark = pytest.mark.engines
 both = pytest.mark.parametrize("tensorrt", trt.LIBRARIES, indirect=True)
 FACES = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8) for i in range(9)]
 
