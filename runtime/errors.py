@@ -1,10 +1,18 @@
 """What a user can mend. Every message names what was found, where, and the remedy; anything else is a bug."""
 
+from bfr.runtime.text import without_secrets
+
 
 class BfrError(Exception):
-    """Base of all errors that a user can mend; `bfr` prints its text alone and exits with `exit_code`."""
+    """Base of all errors that a user can mend; `bfr` prints its text alone and exits with `exit_code`.
+
+    Its text has addresses without passwords and signatures: it goes to terminals, logs, reports and servers' answers.
+    """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
 
 
 class InvalidOption(BfrError, ValueError):

@@ -47,12 +47,13 @@ def test_every_extra_that_a_text_names_exists() -> None:
         ROOT / "README.md",
         *(file for folder in folders for file in folder.rglob("*") if file.suffix in {".md", ".py"}),
     ]
-    named = {
-        extra
-        for text in texts
-        for found in re.findall(r"""(?:bfr-runtime|["'`]\.)\[([a-z0-9,-]+)\]""", text.read_text(encoding="utf-8"))
-        for extra in found.split(",")
-    }
+    named: set[str] = set()
+    for text in texts:
+        content = text.read_text(encoding="utf-8")
+        for found in re.findall(r"""["'`]\.\[([a-z0-9,-]+)\]""", content):
+            named |= set(found.split(","))
+        for found in re.findall(r"""install_command\(((?:["'][a-z0-9-]+["'](?:, )?)+)[,)]?""", content):
+            named |= set(re.findall(r"[a-z0-9-]+", found))
     assert {"gpu-cu12", "tensorrt-cu12", "jetson-cu12", "cpu"} <= named <= set(EXTRAS)
 
 

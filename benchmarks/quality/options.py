@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from bfr.benchmarks.publish import Command
 from bfr.runtime.errors import InputNotFound, InvalidOption, MissingDependency
+from bfr.runtime.install import install_command
 from bfr.runtime.restore.restorer import DEFAULT_SEED
 
 Number = TypeVar("Number", int, float)
@@ -36,7 +37,7 @@ def check_common(args: argparse.Namespace) -> None:
         name for name, module in (("scikit-image", "skimage"), ("matplotlib", "matplotlib")) if not find_spec(module)
     ]
     if missing:
-        raise MissingDependency(f'{" and ".join(missing)} not installed: pip install "bfr-runtime[bench]"')
+        raise MissingDependency(f"{' and '.join(missing)} not installed: {install_command('bench')}")
     if not args.folder.is_dir():
         raise InputNotFound(f"{args.folder} is no folder: name a folder of aligned faces")
     if args.limit is not None and args.limit < 1:

@@ -24,6 +24,7 @@ from bfr.runtime.backends.tensorrt_key import LIBRARIES, find_engines
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision, Preset
 from bfr.runtime.errors import BackendUnavailable, BfrError, InvalidOption, MissingDependency
+from bfr.runtime.install import install_command
 from bfr.runtime.restore.restorer import Restorer, load_networks
 
 BASELINES = ("eager-cpu", "eager-cuda")  # float32: results and times are compared with the first one named
@@ -35,7 +36,6 @@ MAY_RECORD = (
     "eager-half",
     *(row.name for row in BACKENDS.values() if row.where == "cuda" and not row.records),
 )
-REMEDY = 'pip install "bfr-runtime[bench]"'
 
 
 class Name(NamedTuple):
@@ -197,7 +197,7 @@ def _torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise MissingDependency(f"eager PyTorch, the baseline, needs torch: {REMEDY}") from error
+        raise MissingDependency(f"eager PyTorch, the baseline, needs torch: {install_command('bench')}") from error
     return torch
 
 

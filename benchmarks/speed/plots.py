@@ -4,10 +4,10 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from bfr.benchmarks.speed.contender import REMEDY
 from bfr.benchmarks.speed.results import Results
 from bfr.benchmarks.speed.roofline import Ceilings, Cost
 from bfr.runtime.errors import MissingDependency
+from bfr.runtime.install import install_command
 
 # Okabe and Ito's colours, told apart by colour-blind readers and on grey paper.
 COLOURS: tuple[str, ...] = ("#999999", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
@@ -20,7 +20,7 @@ def need_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise MissingDependency(f"the plot of a benchmark needs matplotlib: {REMEDY}") from error
+        raise MissingDependency(f"the plot of a benchmark needs matplotlib: {install_command('bench')}") from error
 
 
 def draw(figure: Any, **options: Any) -> bytes:

@@ -33,6 +33,7 @@ from bfr.runtime.errors import (
     WriteFailed,
 )
 from bfr.runtime.files import clean_leftovers, write_bytes
+from bfr.runtime.install import install_command
 
 ENGINES = "engines"  # the folder inside a bundle
 LOCK = ".build.lock"
@@ -255,7 +256,7 @@ def _only_builder(folder: Path, say: Say) -> Iterator[None]:
     try:
         from filelock import FileLock, Timeout
     except ImportError as error:
-        raise MissingDependency('filelock is not installed: pip install "bfr-runtime[tensorrt]"') from error
+        raise MissingDependency(f"filelock is not installed: {install_command('tensorrt')}") from error
     try:
         (folder / ENGINES).mkdir(exist_ok=True)
         lock = FileLock(folder / ENGINES / LOCK)

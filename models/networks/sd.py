@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bfr.runtime.errors import InvalidCheckpoint, MissingDependency
+from bfr.runtime.install import install_command
 
 SD21_UNET: dict[str, Any] = {
     "sample_size": 64,
@@ -186,6 +187,6 @@ def _diffusers() -> ModuleType:
     except ImportError as error:
         raise MissingDependency(
             f"Stable Diffusion's networks are made by diffusers, which cannot be imported ({error}): "
-            'pip install "bfr-runtime[sd]"'
+            f"{install_command('sd')}"
         ) from error
     return diffusers

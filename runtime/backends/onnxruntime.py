@@ -15,19 +15,20 @@ from bfr.runtime.backends.host import HostDevice
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import BackendUnavailable, DeviceOutOfMemory, MissingDependency
+from bfr.runtime.install import install_command
 
 try:
     import onnxruntime as ort
 except ImportError as error:
     raise MissingDependency(
-        'ONNX Runtime is not installed: pip install "bfr-runtime[cpu]", or on an NVIDIA GPU '
-        'pip install "bfr-runtime[gpu]" (not both)'
+        f"ONNX Runtime is not installed: {install_command('cpu')}, or on an NVIDIA GPU "
+        f"{install_command('gpu')} (not both)"
     ) from error
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 CUDA_REMEDY = (
-    'onnxruntime-gpu, an NVIDIA driver, CUDA and cuDNN are needed: pip install "bfr-runtime[gpu]" in an environment '
+    f"onnxruntime-gpu, an NVIDIA driver, CUDA and cuDNN are needed: {install_command('gpu')} in an environment "
     "without onnxruntime, then run `bfr doctor`; or choose --backend onnxruntime-cpu"
 )
 

@@ -15,6 +15,7 @@ from bfr.runtime.backends.device import Device
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import BfrError, InvalidOption, MissingDependency
+from bfr.runtime.install import install_command
 
 _log = logging.getLogger("bfr")
 
@@ -29,7 +30,7 @@ class Backend:
         device: The class in that module. On `cpu` it is called with `threads` and `spinning`, on `cuda` with `index`;
             a class on `cuda` is a child of `bfr.runtime.backends.cuda.device.GpuDevice`.
         package: The package that it imports.
-        extra: The extra of bfr-runtime that installs it.
+        extra: The extra that installs it.
         where: The processor that it runs on.
         help: What it is, in a few words.
         unmeasured: Whether `auto` takes it on a GPU where nothing was measured, in the order of the rows.
@@ -62,7 +63,7 @@ class Backend:
             if isinstance(error, MissingDependency) or (error.name or "").startswith("bfr"):
                 raise
             raise MissingDependency(
-                f'backend {self.name} cannot be loaded ({error}): pip install "bfr-runtime[{self.extra}]"'
+                f"backend {self.name} cannot be loaded ({error}): {install_command(self.extra)}"
             ) from error
 
 

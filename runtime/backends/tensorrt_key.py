@@ -16,15 +16,11 @@ from bfr.runtime.backends.cuda.device import BUCKETS
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Engine, EngineKey, Precision
 from bfr.runtime.errors import BackendUnavailable, EngineMismatch, EngineMissing, MissingDependency
+from bfr.runtime.install import install_command
 
 Library = Literal["tensorrt", "tensorrt-rtx"]
 LIBRARIES: tuple[Library, ...] = ("tensorrt", "tensorrt-rtx")
 OPTIMIZATION_LEVEL = 3
-REMEDIES: dict[Library, str] = {
-    "tensorrt": 'pip install "bfr-runtime[tensorrt]", with a driver of CUDA 12 "bfr-runtime[tensorrt-cu12]"; '
-    "on a Jetson TensorRT comes with JetPack, never from pip",
-    "tensorrt-rtx": 'pip install "bfr-runtime[tensorrt-rtx]"',
-}
 # Source: `ComputeCapability` of tensorrt-rtx 1.7.1. Data center GPUs from Hopper on are not among them.
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 _log = logging.getLogger("bfr.tensorrt")
@@ -42,12 +38,22 @@ class Machine:
     compute_capability: str
 
 
+def remedy(library: Library) -> str:
+    """How a library is installed."""
+    if library == "tensorrt-rtx":
+        return install_command("tensorrt-rtx")
+    return (
+        f"{install_command('tensorrt')}, with a driver of CUDA 12 {install_command('tensorrt-cu12')}; "
+        "on a Jetson TensorRT comes with JetPack, never from pip"
+    )
+
+
 def check_capability(library: Library, gpu: str, capability: str) -> None:
     """Raise BackendUnavailable where a library makes no engines for a GPU's compute capability, as "9.0"."""
     if library == "tensorrt-rtx" and capability not in RTX_CAPABILITIES:
         raise BackendUnavailable(
             f"tensorrt-rtx does not support {gpu} (compute capability {capability}), only "
-            f"{', '.join(RTX_CAPABILITIES)}: use TensorRT, {REMEDIES['tensorrt']}"
+            f"{', '.join(RTX_CAPABILITIES)}: use TensorRT, {remedy('tensorrt')}"
         )
 
 
@@ -56,7 +62,7 @@ def load_library(name: Library) -> ModuleType:
     try:
         return importlib.import_module(name.replace("-", "_"))
     except (ImportError, OSError) as error:  # OSError: a shared library of it cannot be loaded
-        raise MissingDependency(f"{name} cannot be imported ({error}): {REMEDIES[name]}") from error
+        raise MissingDependency(f"{name} cannot be imported ({error}): {remedy(name)}") from error
 
 
 def make_logger(trt: Any, level: int = logging.WARNING) -> Any:

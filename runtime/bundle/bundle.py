@@ -53,7 +53,7 @@ class Bundle:
             found = json.loads(data)
             version = found.get("format") if isinstance(found, dict) else None
             if isinstance(version, int) and version > FORMAT:
-                raise BundleInvalid(f"{path} has format {version}, this bfr reads up to {FORMAT}: upgrade bfr-runtime")
+                raise BundleInvalid(f"{path} has format {version}, this bfr reads up to {FORMAT}: upgrade bfr")
             manifest = Manifest.model_validate(found)
         except ValidationError as error:
             problems = "\n".join(f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
@@ -192,7 +192,7 @@ def default_bundle() -> Path:
     spec = find_spec("bfr.models")
     folder = Path(spec.origin).parent / "systems" / "mini" / "bundle" if spec and spec.origin else None
     if folder is None or not (folder / MANIFEST).is_file():
-        raise BundleInvalid("the default bundle is not installed: reinstall bfr-runtime, or name one with --bundle")
+        raise BundleInvalid("the default bundle is not installed: reinstall bfr, or name one with --bundle")
     return folder
 
 

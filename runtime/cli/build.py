@@ -13,6 +13,7 @@ import typer
 from bfr.runtime.cli.options import Flags, expanded
 from bfr.runtime.cli.terminal import say, stderr
 from bfr.runtime.errors import BackendUnavailable, EngineBuildFailed, InvalidOption, MissingDependency
+from bfr.runtime.install import install_command
 from bfr.runtime.restore.options import OpenOptions
 
 if TYPE_CHECKING:
@@ -160,9 +161,11 @@ def _need() -> None:
     from importlib.util import find_spec
 
     if find_spec("filelock") is None:
-        raise MissingDependency('filelock not installed: pip install "bfr-runtime[tensorrt]", on a Jetson [jetson]')
+        raise MissingDependency(
+            f"filelock is not installed: {install_command('tensorrt')}, on a Jetson {install_command('jetson')}"
+        )
     if find_spec("torch") is None and find_spec("onnxruntime") is None:
         raise MissingDependency(
             "engines are compared with PyTorch or with ONNX Runtime in float32, and neither is installed: "
-            'pip install "bfr-runtime[export]" or "bfr-runtime[cpu]"'
+            f"{install_command('export')}, or {install_command('cpu')}"
         )

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bfr.runtime.errors import BfrError
+from bfr.runtime.install import install_command
 
 MIN_FREE_BYTES = 2 << 30  # published weights of one system, their ONNX files and an engine
 SMI_TIMEOUT_SECONDS = 10
@@ -202,7 +203,7 @@ def _onnxruntime(report: Report) -> None:
     extra, *_ = _extras(report)
     if len(installed) > 1:
         found = f"{report.facts['onnxruntime']} are both installed and overwrite each other's files"
-        remedy = f'pip uninstall -y {" ".join(_ONNXRUNTIME)}; pip install "bfr-runtime[{extra}]"'
+        remedy = f"pip uninstall -y {' '.join(_ONNXRUNTIME)}; {install_command(extra)}"
         report.problems.append(Problem(found, remedy))
     try:
         import onnxruntime
@@ -212,8 +213,8 @@ def _onnxruntime(report: Report) -> None:
         if not installed and _distribution("tensorrt"):
             return
         found = f"ONNX Runtime cannot be imported ({error})" if installed else "ONNX Runtime is not installed"
-        reinstall = "--force-reinstall " if installed else ""
-        report.problems.append(Problem(found, f'pip install {reinstall}"bfr-runtime[{extra}]"'))
+        options = "--force-reinstall" if installed else ""
+        report.problems.append(Problem(found, install_command(extra, options=options)))
         return
     report.facts["onnxruntime providers"] = ", ".join(providers) + " (compiled in; not tried)"
     if "CUDAExecutionProvider" in providers:
@@ -224,7 +225,7 @@ def _onnxruntime(report: Report) -> None:
             )
     elif _has_gpu(report) and not _distribution("tensorrt"):
         found = "there is a GPU, but this ONNX Runtime runs on the CPU only"
-        remedy = f'pip uninstall -y onnxruntime; pip install "bfr-runtime[{extra}]"'
+        remedy = f"pip uninstall -y onnxruntime; {install_command(extra)}"
         if "board" in report.facts:
             remedy = "use TensorRT, which JetPack brings: make this environment with --system-site-packages"
         report.problems.append(Problem(found, remedy))
@@ -237,7 +238,7 @@ def _cuda(report: Report) -> None:
             onnxruntime, tensorrt, _ = _extras(report)
             extra = tensorrt if any(map(_distribution, _TENSORRT)) or "board" in report.facts else onnxruntime
             found = "there is a GPU, but cuda-bindings are not installed: no GPU backend of bfr can run"
-            report.problems.append(Problem(found, f'pip install "bfr-runtime[{extra}]"'))
+            report.problems.append(Problem(found, install_command(extra)))
         return
     from bfr.runtime.backends.cuda.bindings import bindings, device_count
 
@@ -266,7 +267,7 @@ def _tensorrt(report: Report) -> None:
             imported = import_module(name.replace("-", "_")).__version__
         except Exception as error:  # its native libraries do not load
             extra = _extras(report)[1] if name == "tensorrt" else name
-            remedy = f'pip install --force-reinstall "bfr-runtime[{extra}]"; on a Jetson, JetPack brings TensorRT'
+            remedy = f"{install_command(extra, options='--force-reinstall')}; on a Jetson, JetPack brings TensorRT"
             report.problems.append(Problem(f"{name} cannot be imported ({error})", remedy))
             continue
         report.facts[name] = f"{imported}, can be imported"
@@ -281,7 +282,7 @@ def _rtx_capabilities(report: Report, name: str) -> None:
     found = set(re.findall(r"compute capability ([\d.]+)", report.facts["GPU"]))
     if name == "tensorrt-rtx" and (unknown := sorted(found - set(RTX_CAPABILITIES))):
         text = f"tensorrt-rtx does not support GPUs of compute capability {', '.join(unknown)}"
-        remedy = f'pip install "bfr-runtime[{_extras(report)[1]}]" and build with --library tensorrt'
+        remedy = f"{install_command(_extras(report)[1])} and build with --library tensorrt"
         report.problems.append(Problem(text, remedy))
 
 
@@ -290,7 +291,7 @@ def _backends(report: Report) -> None:
     from bfr.runtime.backends.registry import BACKENDS
 
     for row in BACKENDS.values():
-        found = "installed" if row.installed else f'not installed: pip install "bfr-runtime[{row.extra}]"'
+        found = "installed" if row.installed else f"not installed: {install_command(row.extra)}"
         if row.where == "cuda" and not _has_gpu(report):
             found += "; it needs an NVIDIA GPU"
         report.facts[f"backend {row.name}"] = f"{row.help}; {found}"

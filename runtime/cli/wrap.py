@@ -8,6 +8,7 @@ import typer
 from bfr.runtime.cli.options import Flags, expanded
 from bfr.runtime.cli.terminal import say
 from bfr.runtime.errors import InvalidOption, MissingDependency
+from bfr.runtime.install import install_command
 from bfr.runtime.restore.options import OpenOptions
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def wrap(
         from bfr.export.onnx.wrap import wrap as wrap_file
         from bfr.export.onnx.wrap_graph import WrapOptions
     except ImportError as error:
-        raise MissingDependency(f'bfr wrap needs pip install "bfr-runtime[export,cpu]" ({error})') from error
+        raise MissingDependency(f"bfr wrap needs {install_command('export', 'cpu')} ({error})") from error
 
     options = WrapOptions(
         input=input_name,

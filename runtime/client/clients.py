@@ -29,6 +29,7 @@ from bfr.runtime.client.calls import (
 from bfr.runtime.client.types import Job, Result
 from bfr.runtime.errors import BfrError, InvalidOption, MissingDependency, ServerError, ServerUnavailable
 from bfr.runtime.files import atomic_path
+from bfr.runtime.install import install_command
 from bfr.runtime.jobs.options import RestoreOptions
 
 __all__ = ["AsyncClient", "Client", "Job", "RestoreOptions", "Result"]
@@ -70,7 +71,7 @@ class AsyncClient:
         try:
             import httpx2
         except ImportError as error:
-            raise MissingDependency('httpx2 is not installed: pip install "bfr-runtime[client]"') from error
+            raise MissingDependency(f"httpx2 is not installed: {install_command('client')}") from error
         self.url, self._timeout, self._retries, self._library = address(url), timeout, retries, httpx2
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
         self._http = httpx2.AsyncClient(headers=key_headers(api_key), limits=limits)

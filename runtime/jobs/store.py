@@ -7,6 +7,7 @@ from typing import Any
 
 from bfr.runtime.errors import BfrError, InputNotFound, InvalidImage, InvalidOption, MissingDependency, WriteFailed
 from bfr.runtime.files import clean_leftovers, write_bytes
+from bfr.runtime.install import install_command
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)", re.IGNORECASE)  # two letters at least: `C:\photos` is a path
 
@@ -16,7 +17,7 @@ def open_url(url: str) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError as error:
-        raise MissingDependency(f'{url} needs fsspec: pip install "bfr-runtime[serve]"') from error
+        raise MissingDependency(f"{url} needs fsspec: {install_command('serve')}") from error
     if "::" in url:  # what lies in such a file system has no address of its own, by which a worker could read it
         raise InvalidOption(f"{url} is a chain of file systems: name the last one alone")
     try:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from bfr.runtime.errors import InputNotFound, InvalidImage, MissingDependency
 from bfr.runtime.images.decode import MAX_PIXELS
+from bfr.runtime.install import install_command
 from bfr.runtime.video.formats import SUFFIXES, Colour, Frame, VideoInfo
 
 try:
@@ -31,7 +32,7 @@ try:
     from av.video.reformatter import Interpolation
     from av.video.stream import VideoStream
 except ImportError as error:
-    raise MissingDependency('PyAV is not installed: pip install "bfr-runtime[video]"') from error
+    raise MissingDependency(f"PyAV is not installed: {install_command('video')}") from error
 
 CONVERSION = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 """Between RGB and YUV. FFmpeg's default makes 4:2:0 more than one level too dark on average; this has no bias."""

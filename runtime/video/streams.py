@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from bfr.runtime.errors import MissingDependency
+from bfr.runtime.install import install_command
 
 try:
     import av
@@ -17,7 +18,7 @@ try:
     from av.packet import Packet
     from av.stream import Discard, Stream
 except ImportError as error:
-    raise MissingDependency('PyAV is not installed: pip install "bfr-runtime[video]"') from error
+    raise MissingDependency(f"PyAV is not installed: {install_command('video')}") from error
 
 _OURS = frozenset({"encoder", "major_brand", "minor_version", "compatible_brands", "software"})
 _AAC_RATES = (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.errors import InvalidOption, MissingDependency
+from bfr.runtime.install import install_command
 from bfr.runtime.video.formats import CONTAINERS, OUTPUT_SUFFIXES, VideoInfo
 from bfr.runtime.video.read import CONVERSION, VideoReader, converter_matrix, open_container
 from bfr.runtime.video.streams import StreamCopy, packet_time
@@ -26,7 +27,7 @@ try:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 except ImportError as error:
-    raise MissingDependency('PyAV is not installed: pip install "bfr-runtime[video]"') from error
+    raise MissingDependency(f"PyAV is not installed: {install_command('video')}") from error
 
 _log = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ def _choose(suffix: str, codec: str, crf: int | None) -> Encoder:
     except ValueError as error:
         raise MissingDependency(
             f"this PyAV was built without {encoder.library}: choose another --codec, or install one that has it "
-            '(pip install "bfr-runtime[video]")'
+            f"({install_command('video')})"
         ) from error
     return encoder
 

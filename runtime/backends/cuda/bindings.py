@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory, MissingDependency
+from bfr.runtime.install import install_command
 
 Handle = Any
-REMEDY = 'pip install "bfr-runtime[EXTRA]" with the extra that `bfr doctor` names'
 # After these the context is gone: every later call fails the same way (CUDA Runtime API, "Error handling").
 STICKY = frozenset(
     f"cudaError{name}"
@@ -73,13 +73,18 @@ def word(value: int) -> Argument:
     return Argument(value, ctypes.c_uint32)
 
 
+def remedy() -> str:
+    """How cuda-python, and what comes with it, is installed."""
+    return f"{install_command('EXTRA')} with the extra that `bfr doctor` names"
+
+
 @cache
 def bindings() -> tuple[ModuleType, ModuleType]:
     """The runtime and the driver API of cuda-python. Raises MissingDependency where they cannot be imported."""
     try:
         return import_module("cuda.bindings.runtime"), import_module("cuda.bindings.driver")
     except ImportError as error:
-        raise MissingDependency(f"cuda-python cannot be imported ({error}): {REMEDY}") from error
+        raise MissingDependency(f"cuda-python cannot be imported ({error}): {remedy()}") from error
 
 
 def device_count() -> int:

@@ -6,8 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bfr.runtime.backends.cuda.bindings import REMEDY
+from bfr.runtime.backends.cuda.bindings import remedy
 from bfr.runtime.errors import BackendUnavailable, MissingDependency
+from bfr.runtime.install import install_command
 
 SOURCE = Path(__file__).with_suffix(".cu")
 NAMES = ("fill_normal", "diffuse")
@@ -33,8 +34,8 @@ def compile_kernels(compute_capability: str) -> bytes:
     if not older:
         raise BackendUnavailable(
             f"this NVRTC compiles for compute capability {min(known) / 10} and later, the GPU has "
-            f'{compute_capability}: the NVRTC of CUDA 12 goes down to 5.0 (pip install "bfr-runtime[gpu-cu12]" in a '
-            "new environment)"
+            f"{compute_capability}: the NVRTC of CUDA 12 goes down to 5.0 "
+            f"({install_command('gpu-cu12')} in a new environment)"
         )
     return _compile(nvrtc, "sm" if wanted in known else "compute", max(older))
 
@@ -44,7 +45,7 @@ def _remedy() -> str:
     try:
         major = version("cuda-bindings").split(".")[0]
     except PackageNotFoundError:
-        return REMEDY
+        return remedy()
     return "pip install nvidia-cuda-nvrtc-cu12" if major == "12" else f'pip install "nvidia-cuda-nvrtc=={major}.*"'
 
 

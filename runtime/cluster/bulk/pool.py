@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bfr.runtime.errors import BackendUnavailable, InvalidOption, MissingDependency
+from bfr.runtime.install import install_command
 
 _STORE_BYTES = 200 << 20  # of a local Ray's memory: nothing goes through it but names and rows
 _TOKEN = secrets.token_hex(32)  # of the local Ray's ports; a process reads it once, for every Ray that it starts
@@ -42,7 +43,7 @@ def connected(address: str | None) -> Iterator[Any]:
         import ray
         import ray.data
     except ImportError as error:
-        raise MissingDependency(f'`bfr batch` needs Ray: pip install "bfr-runtime[serve]" ({error})') from error
+        raise MissingDependency(f"`bfr batch` needs Ray: {install_command('serve')} ({error})") from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield ray

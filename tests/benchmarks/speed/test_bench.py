@@ -24,6 +24,7 @@ from bfr.benchmarks.speed.roofline import Ceilings, Cost
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.cli.main import app
 from bfr.runtime.errors import BackendUnavailable, BundleInvalid, InvalidOption, MissingDependency, RestorationFailed
+from bfr.runtime.install import install_command
 from bfr.runtime.restore.plan import make_plan
 
 ABSOLUTE = re.compile(r"(?<![\w.:/)])/(home|root|tmp|usr|work|opt|var|private|Users)\b|[A-Z]:\\")
@@ -302,7 +303,7 @@ def test_half_on_a_cpu_is_refused_with_the_reason(tiny_bundle: Bundle) -> None:
 @pytest.mark.parametrize(("module", "call"), [("torch", default_threads), ("matplotlib", plots.need_matplotlib)])
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, module: str, call: Any) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingDependency, match=re.escape('pip install "bfr-runtime[bench]"')):
+    with pytest.raises(MissingDependency, match=re.escape(install_command("bench"))):
         call()
 
 

@@ -14,6 +14,7 @@ from bfr.runtime.backends.tensorrt_key import LIBRARIES
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import Check
 from bfr.runtime.errors import BackendUnavailable, EngineMismatch, InvalidOption, MissingDependency
+from bfr.runtime.install import install_command
 from bfr.runtime.restore.restorer import Restorer
 
 MINI = Bundle.open(default_bundle())
@@ -117,7 +118,7 @@ def test_a_backend_without_its_package_names_the_extra(monkeypatch: pytest.Monke
     monkeypatch.delitem(sys.modules, "bfr.export.pytorch.compiled", raising=False)
     with pytest.raises(MissingDependency) as missing:
         open_device("torch-cuda")
-    assert "bfr-runtime[export]" in str(missing.value)
+    assert install_command("export") in str(missing.value)
 
 
 def test_every_row_names_a_class_and_a_package() -> None:

@@ -18,6 +18,7 @@ from bfr.runtime.backends.registry import BACKENDS, Backend
 from bfr.runtime.cli import doctor
 from bfr.runtime.cli.doctor import as_json, diagnose, render
 from bfr.runtime.errors import MissingDependency
+from bfr.runtime.install import install_command
 
 SMI_LINE = "NVIDIA H100 80GB HBM3, 570.10, 9.0, 81559"
 
@@ -97,7 +98,7 @@ def test_nothing_optional_installed(machine: Machine) -> None:
     machine.packages.clear()
     report = diagnose()
     text = render(report)
-    assert 'ONNX Runtime is not installed -> pip install "bfr-runtime[cpu]"' in text
+    assert f"ONNX Runtime is not installed -> {install_command('cpu')}" in text
     assert 'numpy is not installed -> pip install "numpy"' in text
     assert report.facts["tensorrt"] == "not installed (optional)"
     assert report.facts["GPU"] == "no NVIDIA GPU found"
@@ -145,13 +146,13 @@ def test_gpu_is_described(machine: Machine) -> None:
 def test_gpu_with_onnxruntime_for_the_cpu(machine: Machine) -> None:
     machine.onnxruntime("onnxruntime")
     machine.smi(f"echo '{SMI_LINE}'")
-    assert 'runs on the CPU only -> pip uninstall -y onnxruntime; pip install "bfr-runtime[gpu]"' in machine.problems()
+    assert f"runs on the CPU only -> pip uninstall -y onnxruntime; {install_command('gpu')}" in machine.problems()
 
 
 @needs_sh
 def test_gpu_without_onnxruntime(machine: Machine) -> None:
     machine.smi(f"echo '{SMI_LINE}'")
-    assert 'is not installed -> pip install "bfr-runtime[gpu]"' in machine.problems()
+    assert f"is not installed -> {install_command('gpu')}" in machine.problems()
 
 
 def test_onnxruntime_for_a_gpu_that_is_not_there(machine: Machine) -> None:
@@ -165,7 +166,7 @@ def test_the_lean_tensorrt_runtime_needs_no_onnxruntime(machine: Machine) -> Non
     machine.tensorrt("tensorrt", "10.13.0")
     assert machine.problems() == (
         "there is a GPU, but cuda-bindings are not installed: no GPU backend of bfr can run "
-        '-> pip install "bfr-runtime[tensorrt]"'
+        f"-> {install_command('tensorrt')}"
     )
     machine.cuda(1)
     assert machine.problems() == ""
@@ -205,7 +206,7 @@ def test_a_tensorrt_that_does_not_load(machine: Machine, monkeypatch: pytest.Mon
     machine.packages["tensorrt"] = "11.4.0"
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert "tensorrt cannot be imported" in machine.problems()
-    assert 'pip install --force-reinstall "bfr-runtime[tensorrt]"' in machine.problems()
+    assert install_command("tensorrt", options="--force-reinstall") in machine.problems()
 
 
 @needs_sh
@@ -258,11 +259,10 @@ def test_the_extra_for_a_gpu(
     machine.smi(f"echo '{SMI_LINE.replace('9.0', capability)}'")
     machine.driver(*cuda)
     assert diagnose().facts["extra"].startswith(extra)
-    assert f'ONNX Runtime is not installed -> pip install "bfr-runtime[{installed}]"' in machine.problems()
+    assert f"ONNX Runtime is not installed -> {install_command(installed)}" in machine.problems()
     machine.onnxruntime("onnxruntime")
-    assert (
-        f'cuda-bindings are not installed: no GPU backend of bfr can run -> pip install "bfr-runtime[{installed}]"'
-        in (machine.problems())
+    assert f"cuda-bindings are not installed: no GPU backend of bfr can run -> {install_command(installed)}" in (
+        machine.problems()
     )
 
 
@@ -279,9 +279,9 @@ def test_the_extra_for_a_jetson(machine: Machine, release: int, cuda: tuple[int,
     machine.jetson(release)
     machine.driver(*cuda)
     assert diagnose().facts["extra"] == extra
-    assert 'ONNX Runtime is not installed -> pip install "bfr-runtime[cpu]"' in machine.problems()
+    assert f"ONNX Runtime is not installed -> {install_command('cpu')}" in machine.problems()
     name = re.split("[, ]", extra)[1]
-    assert f'cuda-bindings are not installed: no GPU backend of bfr can run -> pip install "bfr-runtime[{name}]"' in (
+    assert f"cuda-bindings are not installed: no GPU backend of bfr can run -> {install_command(name)}" in (
         machine.problems()
     )
 
@@ -373,7 +373,7 @@ def test_every_row_of_the_registry_is_reported(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(BACKENDS, "mine", row)
     facts = diagnose().facts
     assert all(f"backend {name}" in facts for name in BACKENDS)
-    assert "bfr-runtime[mine-extra]" in facts["backend mine"]
+    assert install_command("mine-extra") in facts["backend mine"]
 
 
 @needs_sh

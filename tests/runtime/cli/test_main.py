@@ -26,6 +26,7 @@ from bfr.runtime.faces import detect
 from bfr.runtime.faces.detect import YUNET_FILE
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoRestorer
+from bfr.runtime.install import install_command
 from bfr.runtime.jobs import run as job
 from bfr.runtime.jobs.pictures import GAP
 from bfr.runtime.jobs.report import Entry, Report
@@ -430,11 +431,11 @@ def test_doctor_and_version_work_with_nothing_optional() -> None:
 def test_a_missing_extra_is_named(tiny_bundle: Bundle, faces: Path, tmp_path: Path) -> None:
     done = bfr("export", "mini", "-o", tmp_path / "x")
     assert done.returncode == 2
-    assert 'pip install "bfr-runtime[export]"' in done.stderr
+    assert install_command("export") in done.stderr
     no_runtime = without(*BLOCKED, "onnxruntime")
     done = bfr("restore", faces, "-o", tmp_path / "out", "--aligned", "--bundle", tiny_bundle.folder, guard=no_runtime)
     assert done.returncode == 2
-    assert 'pip install "bfr-runtime[cpu]"' in done.stderr
+    assert install_command("cpu") in done.stderr
 
 
 def test_fetch_shows_the_licence_and_waits_for_its_acceptance() -> None:

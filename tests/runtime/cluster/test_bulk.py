@@ -39,6 +39,7 @@ from bfr.runtime.errors import (
 )
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoRestorer
+from bfr.runtime.install import install_command
 from bfr.runtime.jobs.report import Report
 from bfr.runtime.jobs.run import JobOptions, run_job
 from bfr.runtime.jobs.sources import choose_outputs, find_images
@@ -550,7 +551,7 @@ def test_empty_and_wrong_usage(
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with mock.patch.dict(os.environ), pytest.raises(MissingDependency, match=re.escape("bfr-runtime[serve]")):
+    with mock.patch.dict(os.environ), pytest.raises(MissingDependency, match=re.escape(install_command("serve"))):
         connected(None).__enter__()
 
 

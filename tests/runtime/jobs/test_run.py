@@ -21,6 +21,7 @@ from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.files import write_bytes
 from bfr.runtime.images.decode import read_image
+from bfr.runtime.install import install_command
 from bfr.runtime.jobs.page import preview_paths
 from bfr.runtime.jobs.pictures import GAP
 from bfr.runtime.jobs.report import Report
@@ -624,7 +625,7 @@ def test_videos_need_photographs_and_pyav(
     monkeypatch.setitem(sys.modules, "av", None)
     report = run_job(photo(), items, JobOptions(tmp_path / "photos"))
     assert [entry.status for entry in report.entries] == ["failed", "no face"]
-    assert 'pip install "bfr-runtime[video]"' in str(report.entries[0].error)
+    assert install_command("video") in str(report.entries[0].error)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 from bfr.runtime.backends.cuda import kernels
 from bfr.runtime.diffusion.noise import fill_normal
 from bfr.runtime.errors import BackendUnavailable, MissingDependency
+from bfr.runtime.install import install_command
 
 # A grid as two loops. Threads past the end are run as well: a kernel that forgets to stop would write there.
 SHIM = """
@@ -109,7 +110,7 @@ def test_a_gpu_that_is_newer_than_nvrtc_gets_ptx() -> None:
 
 def test_a_gpu_that_is_too_old_is_explained() -> None:
     pytest.importorskip("cuda.bindings.nvrtc")
-    with pytest.raises(BackendUnavailable, match=r"the GPU has 3.0: the NVRTC of CUDA 12 .*bfr-runtime\[gpu-cu12\]"):
+    with pytest.raises(BackendUnavailable, match=r"the GPU has 3.0: the NVRTC of CUDA 12 .*\[gpu-cu12\]"):
         kernels.compile_kernels("3.0")
 
 
@@ -118,7 +119,7 @@ def test_a_gpu_that_is_too_old_is_explained() -> None:
     [
         ("13.5.0", 'pip install "nvidia-cuda-nvrtc==13.*", or'),
         ("12.9.10", "pip install nvidia-cuda-nvrtc-cu12, or"),
-        (None, 'pip install "bfr-runtime[EXTRA]" with'),
+        (None, f"{install_command('EXTRA')} with"),
     ],
 )
 def test_without_nvrtc(monkeypatch: pytest.MonkeyPatch, bindings: str | None, remedy: str) -> None:

@@ -1,0 +1,90 @@
+"""The command that installs an extra, right for how this package was installed.
+
+No text names a distribution of this project to install from an index: none is published there, and whoever takes the
+name would be installed.
+"""
+
+import json
+import os
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+NAME = "bfr-runtime"  # of the distribution
+_PLAIN = re.compile(r"[^\"$`\\!%\n]*")  # safe between double quotes, in shells and on Windows
+_EXTRAS = "\0"  # where they go
+_REPOSITORY = ("repository", "source", "source code", "homepage")  # labels of [project.urls]
+
+
+def install_command(*extras: str, options: str = "") -> str:
+    """The command of pip that adds extras to this installation.
+
+    Args:
+        extras: Names of [project.optional-dependencies].
+        options: Of pip, as `--force-reinstall`.
+    """
+    asked = f"[{','.join(extras)}]" if extras else ""
+    what, flags = _origin()
+    where = "" if what is not None else ", in the folder of bfr's sources"
+    requirement = (what or f".{_EXTRAS}").replace(_EXTRAS, asked)
+    return " ".join(filter(None, ("pip install", options, flags, _quoted(requirement)))) + where
+
+
+@cache
+def _origin() -> tuple[str | None, str]:
+    """What pip is given, with _EXTRAS where they go, and its options; None where that is not known."""
+    from importlib import metadata
+
+    try:
+        found = metadata.distribution(NAME)
+    except metadata.PackageNotFoundError:
+        return _sources(), ""
+    try:
+        direct = json.loads(found.read_text("direct_url.json") or "null")
+    except ValueError:
+        direct = None
+    if isinstance(direct, dict) and (known := _direct(direct)):
+        return known
+    if sources := _sources():
+        return sources, ""
+    for entry in found.metadata.get_all("Project-URL") or []:
+        label, _, url = entry.partition(",")
+        if label.strip().lower() in _REPOSITORY and url.strip().startswith("https://"):
+            return f"{NAME}{_EXTRAS} @ git+{url.strip()}", ""
+    return None, ""
+
+
+def _direct(direct: dict[str, Any]) -> tuple[str, str] | None:
+    """Of direct_url.json, see PEP 610: a folder or a wheel that is still there, a repository, a wheel's address."""
+    url = str(direct.get("url", ""))
+    folder, vcs = direct.get("dir_info"), direct.get("vcs_info")
+    if url.startswith("file:"):
+        path = Path(url2pathname(urlsplit(url).path))
+        if not path.exists():
+            return None
+        editable = isinstance(folder, dict) and folder.get("editable")
+        return f"{path}{_EXTRAS}", "--config-settings editable_mode=strict -e" if editable else ""
+    if not url.startswith(("https://", "ssh://")):
+        return None
+    if isinstance(vcs, dict):
+        return f"{NAME}{_EXTRAS} @ {vcs.get('vcs', 'git')}+{url}@{vcs.get('commit_id', '')}".rstrip("@"), ""
+    return f"{NAME}{_EXTRAS} @ {url}", ""
+
+
+def _sources() -> str | None:
+    """The folder that this file lies in, where it is one of sources."""
+    folder = Path(__file__).resolve().parents[1]
+    project = folder / "pyproject.toml"
+    try:
+        text = project.read_text("utf-8")
+    except OSError:
+        return None
+    return f"{folder}{_EXTRAS}" if re.search(rf'^name = "{NAME}"$', text, re.MULTILINE) else None
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"' if os.name == "nt" or _PLAIN.fullmatch(text) else shlex.quote(text)
