@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from near import assert_near
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -117,9 +118,9 @@ def test_encoding_and_decoding_keep_the_sizes() -> None:
         image = network.decode(z)
         assert image.shape == (2, 3, 16, 16)
         torch.testing.assert_close(network(x), image, rtol=0, atol=0)
-        torch.testing.assert_close(network.decode(network.quantize(z), quantize=False), image, rtol=0, atol=1e-5)
+        assert_near(network.decode(network.quantize(z), quantize=False), image)
         assert (network.decode(z, quantize=False) - image).abs().max() > 1e-2
-        torch.testing.assert_close(torch.cat([network(one[None]) for one in x]), image, rtol=0, atol=1e-5)
+        assert_near(torch.cat([network(one[None]) for one in x]), image)
 
 
 def test_attention_equals_torchs() -> None:
@@ -130,7 +131,7 @@ def test_attention_equals_torchs() -> None:
         h = block.norm(x)
         q, k, v = (conv(h).flatten(2).transpose(1, 2) for conv in (block.q, block.k, block.v))
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 8, 4, 5)
-        torch.testing.assert_close(block(x), x + block.proj_out(attended), rtol=0, atol=1e-5)
+        assert_near(block(x), x + block.proj_out(attended))
     assert block.norm.eps == 1e-6
 
 

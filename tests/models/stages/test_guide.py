@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from near import assert_near
 from safetensors.numpy import load_file
 from torch import Tensor
 
@@ -214,7 +215,7 @@ def test_onnx_runtime_agrees_with_autograd_at_every_batch(
             assert relative(a - values[name], b - values[name]) < 1e-4  # of what the gradient changed
         alone = [run(graph, {name: value[i : i + 1] for name, value in values.items()}) for i in range(batch)]
         for a, parts in zip(found, zip(*alone, strict=True), strict=True):
-            torch.testing.assert_close(torch.cat(parts), a, rtol=0, atol=1e-6)
+            assert_near(torch.cat(parts), a)
     values["strength"].zero_()
     assert all(torch.equal(a, values[name]) for name, a in zip(("x_next", "x0"), run(graph, values), strict=True))
 
@@ -264,8 +265,8 @@ def test_the_identity_is_the_references_or_without_one_the_estimates() -> None:
     embed: Any = stage.network
     with torch.no_grad():
         identity = stage(reference, estimate)
-        torch.testing.assert_close(identity[[0, 2]], embed.embed(2.0 * reference - 1.0)[[0, 2]], rtol=0, atol=1e-5)
-        torch.testing.assert_close(identity[1], embed.embed(estimate)[1], rtol=0, atol=1e-5)
+        assert_near(identity[[0, 2]], embed.embed(2.0 * reference - 1.0)[[0, 2]])
+        assert_near(identity[1], embed.embed(estimate)[1])
 
 
 def test_encoder_and_decoder_are_the_autoencoders_two_halves() -> None:
@@ -278,7 +279,7 @@ def test_encoder_and_decoder_are_the_autoencoders_two_halves() -> None:
     with torch.no_grad():
         restored = DecodeStage(decoder)(EncodeStage(encoder)(image))
         expected = whole(2.0 * image - 1.0).clamp(-1.0, 1.0)
-        torch.testing.assert_close(restored, expected, rtol=0, atol=1e-6)
+        assert_near(restored, expected)
         plain = DecodeStage(decoder, quantize=False)(EncodeStage(encoder)(image))
     assert (plain - expected).abs().max() > 1e-3
 
