@@ -1,8 +1,9 @@
 """Files and folders that are absent or whole, whatever happens while they are written.
 
 All work is done under a temporary name in the same folder, `.NAME.PID-TAG.part`, and renamed onto the final name at the
-end: a rename within one file system is atomic. A killed process leaves its temporary behind; it never blocks anybody,
-and is removed by the next writer of the same name, or by `clean_leftovers`, once its process is gone.
+end: a rename within one file system is atomic. A long NAME is shortened there, so that whatever name the file system
+allows can be written. A killed process leaves its temporary behind; it never blocks anybody, and is removed by the next
+writer of the same name, or by `clean_leftovers`, once its process is gone.
 """
 
 import errno
@@ -33,11 +34,19 @@ _REMEDIES = {
     errno.EEXIST: "something of that name is in the way: move it away or choose another name",
     errno.ENOTEMPTY: "something of that name is in the way: move it away or choose another name",
     errno.EISDIR: "a folder of that name is in the way: move it away or choose another name",
+    errno.EINVAL: "this file system does not take such a name: rename the source, or choose another disk",
+    errno.EILSEQ: "this file system does not take such a name: rename the source, or choose another disk",
     errno.EMFILE: "too many open files: raise the limit with 'ulimit -n'",
 }
+_OF_ONE_NAME = {
+    errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR,
+    errno.EFBIG, errno.EACCES, errno.EPERM,
+}  # fmt: skip
 # A process number means something only on the machine that gave it, and folders are shared between containers.
 _MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
 _LEFTOVER = re.compile(rf"\.(?P<name>.+)\.(?P<pid>\d+)-{_MACHINE}[0-9a-f]{{8}}\.(?P<kind>part|old)", re.DOTALL)
+LONGEST_NAME = 255  # bytes; of ext4, xfs, btrfs, APFS and NTFS, whose units are no smaller
+_LONGEST_PART = 96  # bytes of NAME in a temporary name: all of it stays below the 143 bytes of encrypted folders
 _in_use: set[str] = set()
 
 
@@ -68,6 +77,17 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` under `path`, whole or not at all; missing folders are made. Raises WriteFailed."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def shortened(name: str, longest: int = LONGEST_NAME, *, suffix: str = "") -> str:
+    """A name and its suffix, in `longest` bytes at most; a longer name is cut and ends in 16 digits of its sha256."""
+    data = os.fsencode(name)
+    room = longest - len(os.fsencode(suffix))
+    if len(data) <= room:
+        return name + suffix
+    digest = hashlib.sha256(data).hexdigest()[:16]
+    kept = data[: room - len(digest) - 1].decode(errors="ignore")  # whole characters; the digest keeps names apart
+    return f"{kept}~{digest}{suffix}"
 
 
 @contextmanager
@@ -116,7 +136,7 @@ def recover_folder(path: Path) -> None:
 
     What a living process is working on is not touched. Raises WriteFailed where the old folder cannot be put back.
     """
-    leftovers = _leftovers(path.parent, path.name)
+    leftovers = _leftovers(path.parent, shortened(path.name, _LONGEST_PART))
     old = [leftover for leftover in leftovers if leftover.suffix == ".old"]
     if old and not os.path.lexists(path):
         # The loser of two recoveries finds the folder in place already.
@@ -151,7 +171,7 @@ def _rename_in(new: Path, path: Path) -> None:
 @contextmanager
 def _temporary_beside(path: Path) -> Iterator[Path]:
     tag = f"{os.getpid()}-{_MACHINE}{secrets.token_hex(4)}"
-    temporary = path.parent / f".{path.name}.{tag}.part"
+    temporary = path.parent / f".{shortened(path.name, _LONGEST_PART)}.{tag}.part"
     _in_use.add(temporary.name)
     try:
         yield temporary
@@ -170,9 +190,16 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _REMEDIES or not _concerns(error.filename, path):
             raise
-        raise WriteFailed(
+        failed = WriteFailed(
             f"cannot write {path.name} in {path.parent.absolute()}: {_REMEDIES[error.errno]} ({error.strerror})"
-        ) from error
+        )
+        failed.errno = error.errno
+        raise failed from error
+
+
+def concerns_one_file(error: WriteFailed) -> bool:
+    """Whether a write failed for its name or place, so that other files of the folder may still be written."""
+    return error.errno in _OF_ONE_NAME
 
 
 def _concerns(filename: object, path: Path) -> bool:

@@ -6,7 +6,7 @@ Pillow decodes all but 16-bit colour, of which it keeps 8 bits only: that is Ope
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from struct import unpack_from
@@ -19,13 +19,17 @@ from PIL import UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from bfr.runtime.errors import InputNotFound, InvalidImage
+from bfr.runtime.images.colour import grey_curve, png_profile, to_rgb, to_srgb
 from bfr.runtime.images.formats import NAMES, format_of
-from bfr.runtime.images.metadata import bare_png, clean_exif
+from bfr.runtime.images.metadata import Metadata, read_metadata
+from bfr.runtime.images.pages import count_pages
+from bfr.runtime.images.png import bare_png
 
 Pixels = NDArray[np.unsignedinteger]  # uint8 or uint16
 MAX_PIXELS = 64_000_000
 _ORIENTATION, _BITS, _PHOTOMETRIC, _PLANAR, _EXTRA_SAMPLES = 0x0112, 258, 262, 284, 338
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
+_PAGES = {"PNG": "frames", "WEBP": "frames", "TIFF": "pages"}
 _log = logging.getLogger(__name__)
 
 
@@ -37,15 +41,16 @@ class Image:
     alpha: (H, W) of the same type, or None where the file has none.
     grey: the file was greyscale; its three channels are equal.
     icc: the profile of a 16-bit colour image, whose pixels stay in it; None means sRGB, as all else is.
-    exif: what `clean_exif` keeps of the file's EXIF, a TIFF structure without the prefix that JPEG puts before it; XMP,
-    comments and other metadata are not carried, XMP because it may repeat the orientation.
+    metadata: what the file says beside its pixels, see `Metadata`.
+    notes: what of the file was left out, reduced or taken otherwise than it says; a sentence each.
     """
 
     pixels: Pixels
     alpha: Pixels | None = None
     grey: bool = False
     icc: bytes | None = None
-    exif: bytes | None = None
+    metadata: Metadata = field(default_factory=Metadata)
+    notes: tuple[str, ...] = ()
 
 
 def header_size(source: Path | bytes) -> tuple[int, int] | None:
@@ -108,7 +113,15 @@ def byte_limit(max_pixels: int) -> int:
 
 
 def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image:
-    """Read one image file; see `decode_image`. Raises InputNotFound, and InvalidImage naming the path."""
+    """Read one image file and log its notes; see `decode_image`. Raises InputNotFound and InvalidImage."""
+    image = decode_image(read_file(path, max_pixels=max_pixels), name=str(path), max_pixels=max_pixels)
+    for note in image.notes:
+        _log.warning("%s: %s", path, note)
+    return image
+
+
+def read_file(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
+    """The bytes of an image file; too large a one is not read. Raises InputNotFound, and InvalidImage with the path."""
     limit = byte_limit(max_pixels)
     try:
         if not path.exists():
@@ -119,48 +132,55 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image:
             raise InvalidImage(
                 f"{path} has {size} bytes, more than the {limit} of an image of {max_pixels} pixels: make it smaller"
             )
-        data = path.read_bytes()
+        return path.read_bytes()
     except InputNotFound:  # an OSError too
         raise
     except OSError as error:
         raise InvalidImage(f"{path} cannot be read ({error.strerror}): check its permissions and its disk") from error
-    return decode_image(data, name=str(path), max_pixels=max_pixels)
 
 
 def decode_image(data: bytes, *, name: str = "image", max_pixels: int = MAX_PIXELS) -> Image:
     """Decode PNG, JPEG, WebP, BMP or TIFF bytes; of an animation or a stack of pages, the first.
 
     More than `max_pixels` pixels (and more than Pillow's own limit of 179 million) are refused from the header, before
-    a decoder sees it. An 8-bit image is converted to sRGB by its ICC profile; a broken profile is logged and taken as
-    sRGB. A 16-bit colour image stays in its profile, which is kept in `icc`; 16-bit grey is taken as sRGB grey. Broken
-    EXIF is logged and left out.
+    a decoder sees it. An 8-bit image is converted to sRGB by its ICC profile, or a PNG's gAMA and cHRM; a broken
+    profile is taken as sRGB. A 16-bit colour image stays in its profile, which is kept in `icc`; 16-bit grey is taken
+    as sRGB grey. Broken metadata are left out. All of that, and frames and pages beyond the first, are named in the
+    image's `notes`.
     Raises InvalidImage, with `name` in its text.
     """
     if not data:
         raise InvalidImage(f"{name} is empty: copy or download it again")
     _limit(header_size(data), name, max_pixels)
-    with _decoding(name):
+    with _decoding(name, data):
         file = Pillow.open(BytesIO(data), formats=NAMES)
     _limit(file.size, name, max_pixels)
-    with _decoding(name):
+    notes: list[str] = []
+    with _decoding(name, data):
         if isinstance(file, TiffImageFile):  # a tile is decoded whole, whatever the picture shows of it
             tile = file.tag_v2.get(_TILE_WIDTH, 0), file.tag_v2.get(_TILE_HEIGHT, 0)
             _limit(tile, f"a tile of {name}", max_pixels)
         bits = _bits(file, data)
+        if (pages := count_pages(file, data)) > 1:
+            notes.append(f"the first of its {pages} {_PAGES.get(file.format or '', 'pictures')} is taken alone")
         file.load()
         # Read after loading: Pillow turns a TIFF while it loads, and takes its orientation away.
-        orientation = _orientation(file, name)
+        orientation = _orientation(file)
         if bits > 16 or file.mode == "F":
             raise InvalidImage(f"{name} has {bits}-bit samples: save it with 8 or 16 bits")
-        if bits == 16 and file.mode.startswith("I"):
-            image = _grey_16(file)
+        if bits > 8 and file.mode.startswith("I"):
+            image = _grey_16(file, bits, notes)
         elif bits == 16 and file.mode in ("RGB", "RGBA", "RGBX"):
-            image = _colour_16(file, data, name)
+            image = _colour_16(file, data, name, notes)
         else:
-            image = _any_8(file, name)
-    alpha = None if image.alpha is None else _upright(image.alpha, orientation)
-    pixels = _upright(image.pixels, orientation)
-    return replace(image, pixels=pixels, alpha=alpha, exif=_exif(file, data, name, pixels, image.icc))
+            if bits > 8:
+                notes.append(f"its {bits} bits a sample become 8: as an RGB or grey PNG it would keep 16")
+            image = _any_8(file, notes)
+        alpha = None if image.alpha is None else _upright(image.alpha, orientation)
+        pixels = _upright(image.pixels, orientation)
+        size = pixels.shape[1], pixels.shape[0]
+        metadata, left_out = read_metadata(file, data, size, turned=5 <= orientation <= 8, srgb=image.icc is None)
+    return replace(image, pixels=pixels, alpha=alpha, metadata=metadata, notes=(*notes, *left_out))
 
 
 def _limit(size: tuple[int, int] | None, name: str, max_pixels: int) -> None:
@@ -172,7 +192,7 @@ def _limit(size: tuple[int, int] | None, name: str, max_pixels: int) -> None:
 
 
 @contextmanager
-def _decoding(name: str) -> Iterator[None]:
+def _decoding(name: str, data: bytes) -> Iterator[None]:
     """Hostile bytes make the decoders raise nearly anything; around their calls all of it is the file's fault."""
     try:
         yield
@@ -181,6 +201,8 @@ def _decoding(name: str) -> Iterator[None]:
     except MemoryError as error:
         raise InvalidImage(f"{name} does not fit into memory: make it smaller, or free some memory") from error
     except UnidentifiedImageError as error:
+        if (found := format_of(data)) is not None:
+            raise InvalidImage(f"{name} is a {found.name} that is damaged or of a rare kind: save it as PNG") from error
         raise InvalidImage(f"{name} is not an image of {', '.join(NAMES)}: convert it, whatever its suffix") from error
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
         raise InvalidImage(f"{name} has more pixels than can be opened safely: make it smaller ({error})") from error
@@ -200,23 +222,11 @@ def _bits(file: Pillow.Image, data: bytes) -> int:
     return 8
 
 
-def _orientation(file: Pillow.Image, name: str) -> int:
+def _orientation(file: Pillow.Image) -> int:
     try:
         return int(file.getexif().get(_ORIENTATION, 1))
-    except Exception as error:  # a damaged EXIF block need not cost the photograph
-        _log.warning("%s: its EXIF data are broken (%s), taken as upright", name, error)
+    except Exception:  # a damaged EXIF block, which `read_metadata` names, need not cost the photograph
         return 1
-
-
-def _exif(file: Pillow.Image, data: bytes, name: str, upright: Pixels, icc: bytes | None) -> bytes | None:
-    block = data if isinstance(file, TiffImageFile) else file.info.get("exif")
-    if not isinstance(block, bytes):  # absent, or a text of that name in a PNG
-        return None
-    try:
-        return clean_exif(block, (upright.shape[1], upright.shape[0]), srgb=icc is None)
-    except ValueError as error:
-        _log.warning("%s: its EXIF data are broken and left out: %s", name, error)
-        return None
 
 
 def _upright(array: Pixels, orientation: int) -> Pixels:
@@ -247,49 +257,60 @@ def _samples(image: Pillow.Image) -> Pixels:
     return samples
 
 
-def _any_8(file: Pillow.Image, name: str) -> Image:
+def _any_8(file: Pillow.Image, notes: list[str]) -> Image:
     grey = file.mode in ("1", "L", "LA", "La")
     alpha = None
-    icc = file.info.get("icc_profile")
+    icc = _profile(file, notes)
     if file.has_transparency_data:
         file = file if file.mode == "RGBA" else file.convert("RGBA")
         alpha = _samples(file.getchannel("A"))
-    colour = _to_srgb(file, icc, name) if icc else file
-    rgb = colour.convert("L").convert("RGB") if grey else _to_rgb(colour)  # a profile may have tinted the grey
+    colour = file
+    if icc:
+        try:
+            colour = to_srgb(file, icc)
+        except ValueError as error:
+            notes.append(f"its colour profile is broken, and it is taken as sRGB: {error}")
+    rgb = colour.convert("L").convert("RGB") if grey else to_rgb(colour)  # a profile may have tinted the grey
     return Image(_samples(rgb), alpha, grey)
 
 
-def _to_rgb(file: Pillow.Image) -> Pillow.Image:
-    return file if file.mode == "RGB" else file.convert("RGB")
-
-
-def _to_srgb(file: Pillow.Image, icc: bytes, name: str) -> Pillow.Image:
-    from PIL import ImageCms
-
+def _profile(file: Pillow.Image, notes: list[str]) -> bytes | None:
+    """The ICC profile of a file, or of a PNG what stands for one."""
+    if isinstance(icc := file.info.get("icc_profile"), bytes):  # or a text of that name in a PNG
+        return icc
+    if file.format != "PNG":
+        return None
     try:
-        profile = ImageCms.getOpenProfile(BytesIO(icc))
-        if ImageCms.getProfileDescription(profile).startswith("sRGB"):
-            return _to_rgb(file)
-        space = profile.profile.xcolor_space.strip()
-        source = file if space == file.mode else file.convert({"GRAY": "L"}.get(space, "RGB"))
-        converted = ImageCms.profileToProfile(source, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
-        _log.warning("%s: its colour profile is broken (%s), taken as sRGB", name, str(error).strip())
-        return _to_rgb(file)
-    return cast(Pillow.Image, converted)  # None only when converting in place
+        return png_profile(file.info)
+    except ValueError as error:
+        notes.append(f"its colours are taken as sRGB: {error}")
+        return None
 
 
-def _grey_16(file: Pillow.Image) -> Image:
+def _grey_16(file: Pillow.Image, bits: int, notes: list[str]) -> Image:
     grey = np.clip(np.asarray(file), 0, 65_535).astype(np.uint16)
+    if bits < 16:  # of a TIFF
+        grey = np.rint(np.minimum(grey, (1 << bits) - 1) * (65_535 / ((1 << bits) - 1))).astype(np.uint16)
     alpha = None
     if isinstance(transparent := file.info.get("transparency"), int):
         alpha = np.where(grey == transparent, 0, 65_535).astype(np.uint16)
     if isinstance(file, TiffImageFile) and file.tag_v2.get(_PHOTOMETRIC) == 0:
         grey = 65_535 - grey  # white is 0; Pillow inverts 8 bits only
+    grey = _grey_to_srgb(grey, file, notes)
     return Image(np.dstack([grey, grey, grey]), alpha, grey=True)
 
 
-def _colour_16(file: Pillow.Image, data: bytes, name: str) -> Image:
+def _grey_to_srgb(grey: Pixels, file: Pillow.Image, notes: list[str]) -> Pixels:
+    """Apply a PNG's gAMA to 16-bit grey; a profile is not applied, which is said."""
+    if isinstance(icc := file.info.get("icc_profile"), bytes):
+        if b"sRGB" not in icc and "sRGB".encode("utf-16-be") not in icc:
+            notes.append("its profile of 16-bit grey is left out, and it is taken as sRGB grey")
+        return grey
+    curve = grey_curve(file.info) if file.format == "PNG" else None
+    return grey if curve is None else curve[grey]
+
+
+def _colour_16(file: Pillow.Image, data: bytes, name: str, notes: list[str]) -> Image:
     import cv2
 
     tags = file.tag_v2 if isinstance(file, TiffImageFile) else {}
@@ -308,6 +329,11 @@ def _colour_16(file: Pillow.Image, data: bytes, name: str) -> Image:
         pixels = np.minimum(np.rint(pixels * (65_535 / opaque)), 65_535).astype(np.uint16)
     elif ((pixels >> 8) != seen[..., :3]).any():
         raise InvalidImage(f"{name} is a 16-bit {file.format} that two decoders read differently: save it as PNG")
-    grey = file.format == "PNG" and data[25] == 4  # IHDR's colour type: grey with alpha
-    icc = file.info.get("icc_profile")
-    return Image(pixels, alpha, grey, None if grey or not icc or icc[16:20] != b"RGB " else icc)
+    if file.format == "PNG" and data[25] == 4:  # IHDR's colour type: grey with alpha
+        grey = _grey_to_srgb(pixels[..., 0], file, notes)
+        return Image(np.dstack([grey, grey, grey]), alpha, grey=True)
+    icc = _profile(file, notes)
+    if icc and icc[16:20] != b"RGB ":
+        notes.append("its colour profile is not of RGB and is left out; it is taken as sRGB")
+        icc = None
+    return Image(pixels, alpha, icc=icc or None)

@@ -1,139 +1,231 @@
-"""Metadata without a decoder: the EXIF tags that outlive a restoration, and the chunks of a PNG.
+"""What a file says beside its pixels: EXIF, XMP, IPTC, comments, texts and density; read, and made true of a result.
 
-All of it reads hostile bytes: nothing allocates more than what it returns and a few kilobytes.
+All of it comes from strangers: whatever is broken costs itself alone, and is said.
 """
 
-from collections.abc import Container
-from struct import error, pack, unpack_from
-from zlib import crc32
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from struct import pack, unpack_from
+from typing import Any
 
-from bfr.runtime.images.formats import EXIF_PREFIX
+from PIL import Image as Pillow
+from PIL.TiffImagePlugin import TiffImageFile
 
-Tags = dict[int, tuple[int, int, bytes]]  # number: type, count, values in the block's byte order
+from bfr.runtime.images.exif import Density, clean_exif, exif_density
+from bfr.runtime.images.png import XMP_KEY, read_raw_profile
 
-LONGEST_EXIF = 1 << 20  # bytes of tags; overlapping ones would grow without bound
-_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
-_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
-_SHORT, _LONG = 3, 4
-_WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112
-_EXIF, _GPS = 0x8769, 0x8825
-_COLOUR_SPACE, _EXIF_WIDTH, _EXIF_HEIGHT = 0xA001, 0xA002, 0xA003
-
-# Description, maker, model, resolution and its unit, software, date, artist, computer, rating, copyright, Windows' own.
-_IMAGE_TAGS = {0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298}
-_IMAGE_TAGS |= {_WIDTH, _HEIGHT, _ORIENTATION, _EXIF, _GPS, *range(0x9C9B, 0x9CA0)}
-# MakerNote (its offsets break), the interoperability pointer, and two places in the source's pixels.
-_CAMERA_TAGS = set(range(0x829A, 0xA500)) - {0x927C, 0xA005, 0x9214, 0xA214}
-_GPS_TAGS = range(0x20)
-_SAYS_NOTHING = {_WIDTH, _HEIGHT, _ORIENTATION}
+LONGEST = 1 << 20  # bytes of XMP, of IPTC, of comments and of texts
+_XMP_TAG, _IPTC_TAG = 700, 33723  # of TIFF
+_IPTC = 0x0404  # of Photoshop's resources
+_RAW = "Raw profile type "
+# XMP that would lie about a result: previews, and what lies behind the picture in its file.
+_UNTRUE = ((b"<xmp:Thumbnails", b"</xmp:Thumbnails>"), (b"<Container:Directory", b"</Container:Directory>"))
+_UNTRUE_WORDS = re.compile(rb"\s(?:hdrgm|GCamera):[A-Za-z]{1,40}\s?=\s?(?:\"[^\"<>]{0,200}\"|'[^'<>]{0,200}')")
+_UNTRUE_ELEMENTS = re.compile(rb"<((?:hdrgm|GCamera):[A-Za-z]{1,40})>[^<>]{0,200}</\1>")
+_MOVING = re.compile(rb"(?:MotionPhoto|MicroVideo)(?:\s?=\s?[\"']|>)1")
 
 
-def clean_exif(block: bytes, size: tuple[int, int], *, srgb: bool = True) -> bytes | None:
-    """The tags of an EXIF block, or of a TIFF file, that hold for a picture made from it; None where none does.
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What a file says beside its pixels, made true of the upright image.
 
-    block: the TIFF structure, with or without EXIF_PREFIX; the result is without, in the same byte order. Description,
-    camera, exposure, dates, position, author and resolution are kept byte for byte; widths and heights that are there
-    become `size` = (width, height), the orientation upright, the colour space sRGB or, without `srgb`, uncalibrated.
-    Left out are the thumbnail (it shows the source), the maker's note and all else that depends on the source's bytes
-    or pixels. Raises ValueError where the block is broken.
+    exif: a TIFF structure, without the prefix that JPEG puts before it. xmp: a packet of XML in UTF-8. iptc: IIM.
+    comments: of a JPEG, or under a PNG's key `Comment`. texts: a PNG's other texts, by key.
     """
-    while block.startswith(EXIF_PREFIX):
-        block = block[len(EXIF_PREFIX) :]
-    if (order := _ORDERS.get(block[:4])) is None:
-        raise ValueError("they do not begin as a TIFF")
+
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    iptc: bytes | None = None
+    comments: tuple[str, ...] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
+    density: Density | None = None
+
+
+def read_metadata(
+    file: Pillow.Image, data: bytes, size: tuple[int, int], *, turned: bool, srgb: bool
+) -> tuple[Metadata, list[str]]:
+    """Read what a loaded file says, and name what of it is broken or cannot be kept.
+
+    Args:
+        file: The open image.
+        data: Its bytes.
+        size: (width, height) of the upright image.
+        turned: It was turned by a quarter, so that its two densities change places.
+        srgb: Its pixels became sRGB; otherwise they stayed in a profile of their own.
+    """
+    notes: list[str] = []
+    found = _found(file, data, notes)
+    kept: dict[str, Any] = {}
+    block, density = found.pop("exif"), found.pop("density")
     try:
-        image = _read_directory(block, order, _offset(order, block[4:8]), _IMAGE_TAGS)
-        camera = (
-            _read_directory(block, order, _offset(order, image.pop(_EXIF)[2]), _CAMERA_TAGS) if _EXIF in image else {}
-        )
-        position = _read_directory(block, order, _offset(order, image.pop(_GPS)[2]), _GPS_TAGS) if _GPS in image else {}
-    except error as problem:
-        raise ValueError(f"a directory is cut off: {problem}") from problem
-    if not (image.keys() - _SAYS_NOTHING or camera or position):
-        return None
-    for tags, tag, kind, value in (
-        (image, _WIDTH, _LONG, size[0]),
-        (image, _HEIGHT, _LONG, size[1]),
-        (image, _ORIENTATION, _SHORT, 1),
-        (camera, _EXIF_WIDTH, _LONG, size[0]),
-        (camera, _EXIF_HEIGHT, _LONG, size[1]),
-        (camera, _COLOUR_SPACE, _SHORT, 1 if srgb else 0xFFFF),
-    ):
-        if tag in tags:
-            tags[tag] = kind, 1, pack(order + ("H" if kind == _SHORT else "I"), value)
-    return _block(order, image, {_EXIF: camera, _GPS: position})
-
-
-def _offset(order: str, data: bytes) -> int:
-    return int.from_bytes(data[:4], "little" if order == "<" else "big")  # more would not fit into a C integer
-
-
-def _read_directory(block: bytes, order: str, offset: int, wanted: Container[int]) -> Tags:
-    """The wanted tags of the directory at `offset`, the first of each; those of an unknown type are left out."""
-    tags: Tags = {}
-    total = 0
-    (number,) = unpack_from(f"{order}H", block, offset)
-    for entry in range(offset + 2, offset + 2 + 12 * number, 12):
-        tag, kind, count = unpack_from(f"{order}HHI", block, entry)
-        if tag not in wanted or tag in tags or kind not in _TYPE_BYTES:
-            continue
-        total += (length := count * _TYPE_BYTES[kind])
-        if total > LONGEST_EXIF:
-            raise ValueError(f"more than {LONGEST_EXIF} bytes")
-        start = entry + 8 if length <= 4 else unpack_from(f"{order}I", block, entry + 8)[0]
-        if start + length > len(block):
-            raise ValueError(f"tag {tag:#06x} lies outside them")
-        tags[tag] = kind, count, block[start : start + length]
-    return tags
-
-
-def _block(order: str, image: Tags, parts: dict[int, Tags]) -> bytes:
-    """The TIFF structure of the first directory and those that it points to."""
-    image = image | {tag: (_LONG, 1, bytes(4)) for tag, tags in parts.items() if tags}
-    at = 8 + len(_directory(order, image, 8))
-    directories = bytearray()
-    for tag, tags in parts.items():
-        if tags:
-            image[tag] = _LONG, 1, pack(f"{order}I", at + len(directories))
-            directories += _directory(order, tags, at + len(directories))
-    magic = next(start for start, its_order in _ORDERS.items() if its_order == order)
-    return magic + pack(f"{order}I", 8) + _directory(order, image, 8) + bytes(directories)
-
-
-def _directory(order: str, tags: Tags, at: int) -> bytes:
-    """A directory that will lie at offset `at`: entries, no next directory, then the values longer than 4 bytes."""
-    values_at = at + 2 + 12 * len(tags) + 4
-    entries = bytearray(pack(f"{order}H", len(tags)))
-    values = bytearray()
-    for tag, (kind, count, data) in sorted(tags.items()):
-        entries += pack(f"{order}HHI", tag, kind, count)
-        if len(data) <= 4:
-            entries += data.ljust(4, b"\0")
+        kept["exif"] = None if block is None else clean_exif(block, size, srgb=srgb)
+        density = density or (exif_density(block) if block is not None else None)
+    except ValueError as error:
+        notes.append(f"its EXIF data are broken and left out: {error}")
+    kept["density"] = density.turned if density and turned else density
+    for name, part in found.items():
+        if _length(part) > LONGEST:
+            notes.append(f"its {name.upper() if name != 'comments' else name} of {_length(part)} bytes are left out")
+        elif name == "xmp" and part:
+            try:
+                kept[name] = clean_xmp(part, size, srgb=srgb)
+            except ValueError as error:
+                notes.append(f"its XMP is left out: {error}")
         else:
-            entries += pack(f"{order}I", values_at + len(values))
-            values += data + b"\0" * (len(data) % 2)  # values begin at even offsets
-    return bytes(entries + bytes(4) + values)
+            kept[name] = part
+    return Metadata(**kept), notes
 
 
-def bare_png(data: bytes) -> bytes:
-    """The pixels of a PNG alone: OpenCV allocates whatever length a chunk claims, and may animate, turn and correct.
+def clean_xmp(packet: bytes, size: tuple[int, int], *, srgb: bool = True) -> bytes:
+    """An XMP packet that holds for a picture made from it: upright, of `size`, without previews and appendices.
 
-    Raises ValueError where a chunk is longer than the file.
+    Values are replaced in the text, so that all else stays byte for byte and no XML is parsed. Raises ValueError for
+    what is no XMP in UTF-8.
     """
-    kept, start = [data[:8]], 8
-    while start < len(data):
-        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        name = data[start + 4 : start + 8]
-        if end > len(data):
-            raise ValueError(f"chunk {name!r} is longer than the file")
-        if start == 8 or name in (b"IDAT", b"tRNS"):
-            kept.append(data[start:end])
-        if name == b"IEND":
-            break
-        start = end
-    return b"".join(kept) + png_chunk(b"IEND", b"")
+    packet = packet.rstrip(b"\0")
+    try:
+        packet.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not UTF-8") from error
+    if b"<rdf:RDF" not in packet or b"\0" in packet:
+        raise ValueError("it is no XMP packet")
+    for begin, end in _UNTRUE:
+        packet = _without(packet, begin, end)
+    packet = _UNTRUE_ELEMENTS.sub(b"", _UNTRUE_WORDS.sub(b"", packet))
+    colour_space = 1 if srgb else 0xFFFF
+    for names, value in (
+        (rb"Orientation", 1),
+        (rb"(?:ImageWidth|PixelXDimension)", size[0]),
+        (rb"(?:ImageLength|PixelYDimension)", size[1]),
+        (rb"ColorSpace", colour_space),
+    ):
+        packet = re.sub(
+            rb"((?:tiff|exif):" + names + rb"(?:\s?=\s?[\"']|>)\s?)\d{1,10}(?=\s?[\"'<])", rb"\g<1>%d" % value, packet
+        )
+    return packet
 
 
-def png_chunk(name: bytes, body: bytes) -> bytes:
-    """A chunk of a PNG: length, name, body, checksum."""
-    return pack(">I", len(body)) + name + body + pack(">I", crc32(name + body))
+def photoshop_block(iptc: bytes) -> bytes:
+    """IPTC data as Photoshop's resource, which JPEG and PNG have them in."""
+    return b"8BIM" + pack(">HxxI", _IPTC, len(iptc)) + iptc + bytes(len(iptc) % 2)
+
+
+def _found(file: Pillow.Image, data: bytes, notes: list[str]) -> dict[str, Any]:
+    """What the file has, by the fields of Metadata; nothing of it is cleaned."""
+    found: dict[str, Any] = {"exif": None, "xmp": None, "iptc": None, "comments": (), "texts": {}, "density": None}
+    if isinstance(block := file.info.get("exif"), bytes):  # or a text of that name in a PNG
+        found["exif"] = block
+    if isinstance(packet := file.info.get("xmp"), bytes):
+        found["xmp"] = packet
+    if isinstance(file, TiffImageFile):
+        found["exif"] = data
+        for name, tag in (("xmp", _XMP_TAG), ("iptc", _IPTC_TAG)):
+            found[name] = _tiff_bytes(file.tag_v2.get(tag))
+        found["iptc"] = _iptc(found["iptc"], notes)
+    elif file.format == "PNG":
+        _read_png(file, found, notes)
+    elif file.format in ("JPEG", "MPO"):
+        _read_jpeg(file, found, notes)
+    elif file.format == "BMP" and isinstance(dots := file.info.get("dpi"), tuple):
+        found["density"] = Density.of(dots, 1)
+    if found["xmp"] and _MOVING.search(found["xmp"]):
+        notes.append("its moving part (motion photo) is left out")
+    if found["xmp"] and b"hdrgm:Version" in found["xmp"]:
+        notes.append("its gain map (HDR) is left out")
+    return found
+
+
+def _read_jpeg(file: Any, found: dict[str, Any], notes: list[str]) -> None:
+    segments = getattr(file, "applist", [])
+    found["comments"] = tuple(_text(body) for name, body in segments if name == "COM" and body)
+    resources = file.info.get("photoshop")
+    if isinstance(resources, dict):
+        found["iptc"] = _iptc(resources.get(_IPTC), notes)
+    if any(name == "APP1" and body.startswith(b"http://ns.adobe.com/xmp/extension/") for name, body in segments):
+        notes.append("its XMP beyond 64 kB (extended XMP) is left out")
+    if any(name == "APP11" and b"jumb" in body[:64] for name, body in segments):
+        notes.append("its content credentials (C2PA) are left out: they vouch for the file as it was")
+    density = file.info.get("jfif_density")
+    if isinstance(density, tuple):
+        found["density"] = Density.of(density, file.info.get("jfif_unit", 0))
+
+
+def _read_png(file: Any, found: dict[str, Any], notes: list[str]) -> None:
+    texts = dict(file.text)
+    texts.pop(XMP_KEY, None)
+    for key in [key for key in texts if key.lower().startswith(_RAW.lower())]:
+        kind, text = key[len(_RAW) :].lower(), texts.pop(key)
+        name = {"exif": "exif", "app1": "exif", "xmp": "xmp", "iptc": "iptc", "8bim": "iptc"}.get(kind)
+        try:
+            body = read_raw_profile(text)
+        except ValueError as error:
+            notes.append(f"its {kind} data in a text are broken and left out: {error}")
+            continue
+        if name == "iptc":
+            body = next((part for number, part in _resources(body) if number == _IPTC), body)
+            found[name] = _iptc(body, notes)
+        elif name and not found[name] and (kind != "app1" or body.startswith(b"Exif")):
+            found[name] = body
+    comments = [texts.pop(key) for key in list(texts) if key.lower() == "comment"]
+    found |= {"texts": {key: str(text) for key, text in texts.items()}, "comments": tuple(map(str, comments))}
+    if isinstance(dots := file.info.get("dpi"), tuple):  # as Pillow has it, of pixels a metre
+        found["density"] = Density.of(dots, 1)
+    elif isinstance(proportion := file.info.get("aspect"), tuple):
+        found["density"] = Density.of(proportion, 0)
+
+
+def _resources(block: bytes) -> Iterator[tuple[int, bytes]]:
+    """The resources of a Photoshop block: number and bytes; nothing after what is broken."""
+    at = 0
+    while block[at : at + 4] == b"8BIM" and at + 12 <= len(block):
+        (number,) = unpack_from(">H", block, at + 4)
+        at += 6 + (block[at + 6] // 2 + 1) * 2  # a name with its length, padded
+        if at + 4 > len(block):
+            return
+        (length,) = unpack_from(">I", block, at)
+        yield number, block[at + 4 : at + 4 + length]
+        at += 4 + length + length % 2
+
+
+def _iptc(data: bytes | None, notes: list[str]) -> bytes | None:
+    if not data:
+        return None
+    if not data.startswith(b"\x1c"):
+        notes.append("its IPTC data are broken and left out")
+        return None
+    return data
+
+
+def _tiff_bytes(value: Any) -> bytes | None:
+    """The bytes of a tag, which some writers give as 32-bit words."""
+    if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], bytes):
+        return value[0]
+    if isinstance(value, tuple) and all(isinstance(word, int) and 0 <= word < 1 << 32 for word in value):
+        little = pack(f"<{len(value)}I", *value)
+        return little if little[:1] == b"\x1c" else pack(f">{len(value)}I", *value)
+    return value if isinstance(value, bytes) else None
+
+
+def _text(body: bytes) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        return body.decode("latin-1")
+
+
+def _length(part: Any) -> int:
+    if isinstance(part, Mapping):
+        return sum(len(key) + len(text) for key, text in part.items())
+    if isinstance(part, tuple):
+        return sum(map(len, part))
+    return len(part or b"")
+
+
+def _without(packet: bytes, begin: bytes, end: bytes) -> bytes:
+    """Without what stands between two words, they included; from a begin that has no end nothing is taken."""
+    kept, at = [], 0
+    while (start := packet.find(begin, at)) >= 0 and (stop := packet.find(end, start)) >= 0:
+        kept.append(packet[at:start])
+        at = stop + len(end)
+    return b"".join([*kept, packet[at:]])

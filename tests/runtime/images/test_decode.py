@@ -201,12 +201,18 @@ def test_srgb_profile_changes_nothing(files: Any) -> None:
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_broken_profile_is_taken_as_srgb_and_said(files: Any, whole: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_profile_is_taken_as_srgb_and_said(files: Any, whole: bool) -> None:
     profile = b"nonsense" if whole else files.swapped_profile()[:200]
-    with caplog.at_level(logging.WARNING):
-        image = decode_image(files.saved(files.flat("RGB", RED), "PNG", icc_profile=profile), name="x.png")
+    image = decode_image(files.saved(files.flat("RGB", RED), "PNG", icc_profile=profile))
     assert (image.pixels == RED).all()
-    assert "x.png: its colour profile is broken" in caplog.text
+    assert "its colour profile is broken" in image.notes[0]
+
+
+def test_reading_a_file_logs_its_notes(files: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "x.png").write_bytes(files.saved(files.flat("RGB", RED), "PNG", icc_profile=b"nonsense"))
+    with caplog.at_level(logging.WARNING):
+        image = read_image(tmp_path / "x.png")
+    assert f"x.png: {image.notes[0]}" in caplog.text
 
 
 def test_16_bit_colour_keeps_its_profile(files: Any) -> None:

@@ -59,7 +59,7 @@ def test_text_under_a_name_that_pillow_uses(files: Any, key: bytes) -> None:
     for samples, colour_type in ((files.deep[..., 0], 0), (files.deep, 6)):
         image = decode_image(files.png(samples, colour_type, text))
         np.testing.assert_array_equal(image.pixels[..., 0], samples.reshape(5, 7, -1)[..., 0])
-        assert (image.exif, image.icc) == (None, None)
+        assert (image.metadata.exif, image.icc) == (None, None)
         assert (image.alpha is None) == (colour_type == 0)
 
 
@@ -175,10 +175,11 @@ def check(data: bytes, action: str = "ignore") -> None:
             assert array.dtype in (np.uint8, np.uint16)
             assert array.flags.c_contiguous
             assert array.flags.writeable
-    if image.exif or image.icc:
-        small = np.zeros((2, 2, 3), np.uint8)
-        again = decode_image(encode_image(small, ".png", like=image))
-        assert (again.exif is None) == (image.exif is None)
+    small = np.zeros((2, 2, 3), np.uint8)
+    for suffix in (".png", ".jpg", ".webp"):
+        again = decode_image(encode_image(small, suffix, like=image))
+        if suffix == ".png":
+            assert (again.metadata.exif is None) == (image.metadata.exif is None)
 
 
 def chunks(data: bytes) -> list[tuple[bytes, bytes]]:

@@ -1,0 +1,74 @@
+"""The chunks of a PNG: what decoders may see, and what is put beside the pixels."""
+
+from struct import pack
+from zlib import compress, crc32
+
+PIXELS_AT = 33  # bytes of the signature and IHDR; other chunks may follow
+XMP_KEY = "XML:com.adobe.xmp"
+
+
+def bare_png(data: bytes) -> bytes:
+    """The pixels of a PNG alone: OpenCV allocates whatever length a chunk claims, and may animate, turn and correct.
+
+    Raises ValueError where a chunk is longer than the file.
+    """
+    kept, start = [data[:8]], 8
+    while start < len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        name = data[start + 4 : start + 8]
+        if end > len(data):
+            raise ValueError(f"chunk {name!r} is longer than the file")
+        if start == 8 or name in (b"IDAT", b"tRNS"):
+            kept.append(data[start:end])
+        if name == b"IEND":
+            break
+        start = end
+    return b"".join(kept) + png_chunk(b"IEND", b"")
+
+
+def png_chunk(name: bytes, body: bytes) -> bytes:
+    """A chunk of a PNG: length, name, body, checksum."""
+    return pack(">I", len(body)) + name + body + pack(">I", crc32(name + body))
+
+
+def profile_chunk(icc: bytes) -> bytes:
+    """An ICC profile."""
+    return png_chunk(b"iCCP", b"ICC profile\0\0" + compress(icc))
+
+
+def density_chunk(x: int, y: int, *, metres: bool) -> bytes:
+    """Pixels a metre, or without `metres` the proportion of a pixel."""
+    return png_chunk(b"pHYs", pack(">IIB", x, y, metres))
+
+
+def text_chunk(key: str, text: str, *, packed: bool = False) -> bytes:
+    """A text under a key: Latin-1 where that holds it, else UTF-8; `packed` compresses Latin-1."""
+    name = key.encode("latin-1")
+    try:
+        plain = text.encode("latin-1")
+    except UnicodeEncodeError:
+        return png_chunk(b"iTXt", name + b"\0\0\0\0\0" + text.encode("utf-8", "replace"))
+    return png_chunk(b"zTXt", name + b"\0\0" + compress(plain)) if packed else png_chunk(b"tEXt", name + b"\0" + plain)
+
+
+def xmp_chunk(xmp: bytes) -> bytes:
+    """XMP, where readers of PNG look for it."""
+    return png_chunk(b"iTXt", XMP_KEY.encode() + b"\0\0\0\0\0" + xmp)
+
+
+def raw_profile(kind: str, data: bytes) -> bytes:
+    """Data that PNG has no chunk for, as ImageMagick writes them and ExifTool reads them: hexadecimal in a text."""
+    digits = data.hex()
+    lines = "\n".join(digits[at : at + 72] for at in range(0, len(digits), 72))
+    return text_chunk(f"Raw profile type {kind}", f"\n{kind}\n{len(data):8}\n{lines}\n", packed=True)
+
+
+def read_raw_profile(text: str) -> bytes:
+    """The data of such a text. Raises ValueError where it is none."""
+    fields = text.split(maxsplit=2)
+    if len(fields) < 3 or not fields[1].isdecimal():
+        raise ValueError("a raw profile begins with its name and its length")
+    data = bytes.fromhex(fields[2])
+    if len(data) != int(fields[1]):
+        raise ValueError(f"a raw profile of {fields[1]} bytes has {len(data)}")
+    return data
