@@ -28,6 +28,10 @@ CONTAINERS = {
 }
 SUFFIXES = tuple(CONTAINERS)
 OUTPUT_SUFFIXES = tuple(suffix for suffix, one in CONTAINERS.items() if one.muxer)
+HEAD = 600  # bytes that tell a container: three packets of a transport stream
+# Brands of ISO files that hold pictures or sound alone.
+_NO_VIDEO = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis", b"jp2 ", b"jpx ",
+             b"crx ", b"M4A ", b"M4B ", b"M4P ", b"F4A "}  # fmt: skip
 MEDIA_TYPES = {suffix: one.media_type for suffix, one in CONTAINERS.items()}
 
 
@@ -80,6 +84,33 @@ class Frame:
     def seconds(self) -> float:
         """When it is shown, on the clock of the file."""
         return float(self.pts * self.time_base)
+
+
+def suffix_of(head: bytes) -> str | None:
+    """The suffix that a video should have by the first HEAD bytes of its file; None where it is none of CONTAINERS.
+
+    Pictures and sound alone share these containers: HEIC, AVIF, JPEG 2000, M4A are None.
+    """
+    found = None
+    if head[4:8] == b"ftyp":
+        brand = head[8:12]
+        if brand not in _NO_VIDEO:
+            found = {b"qt  ": ".mov", b"M4V ": ".m4v"}.get(brand, ".3gp" if brand[:2] == b"3g" else ".mp4")
+    elif head[4:8] in (b"moov", b"mdat", b"wide", b"free", b"skip"):
+        found = ".mov"
+    elif head[:4] == b"\x1a\x45\xdf\xa3":
+        found = ".webm" if b"webm" in head[:64] else ".mkv"
+    elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        found = ".avi"
+    elif head[:4] in (b"\0\0\1\xba", b"\0\0\1\xb3"):
+        found = ".mpg"
+    elif head[:8] == b"\x30\x26\xb2\x75\x8e\x66\xcf\x11":
+        found = ".wmv"
+    elif head[::188][:3] == b"GGG":  # a byte of sync each packet
+        found = ".ts"
+    elif head[4::192][:3] == b"GGG":
+        found = ".mts"
+    return found if found in CONTAINERS else None
 
 
 def is_video(path: Path) -> bool:
