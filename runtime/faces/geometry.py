@@ -1,5 +1,6 @@
 """Faces: where they are, which of them are wanted, and their alignment to the crop that networks were trained on."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -18,7 +19,7 @@ TEMPLATE_SIZE = 512
 TEMPLATE = np.array([(192.98, 239.95), (318.90, 240.19), (256.63, 314.02), (201.26, 371.41), (313.09, 371.15)])
 """Where FFHQ's alignment puts the five landmarks in a crop of 512: DifFace and its family were trained so."""
 OUTSIDE = (132, 133, 135)  # RGB of what lies outside the photograph, as in the published code
-OVERLAP = 0.4  # two detections of which this share (intersection over union) is common are one face
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,12 +46,19 @@ class Face:
 
 
 def select_faces(
-    faces: Sequence[Face], which: Selection, *, width: int, height: int, min_eye_distance: float
+    faces: Sequence[Face],
+    which: Selection,
+    *,
+    width: int,
+    height: int,
+    min_eye_distance: float,
+    most: int | None = None,
 ) -> list[Face]:
     """The faces that are wanted, from left to right.
 
     which: all, the one with the largest box, or the one nearest the middle of a photograph of `width` x `height`.
-    min_eye_distance: smaller faces are dropped, in pixels.
+    min_eye_distance: smaller faces are dropped, in pixels. most: of more faces, those with the best scores; a warning
+    says how many are left out.
     """
     wanted = [face for face in faces if face.eye_distance >= min_eye_distance]
     if which == "largest":
@@ -58,29 +66,10 @@ def select_faces(
     elif which == "centre":
         middle = np.array([width - 1, height - 1]) / 2
         wanted = sorted(wanted, key=lambda face: float(np.hypot(*((face.box[:2] + face.box[2:]) / 2 - middle))))[:1]
+    if most is not None and len(wanted) > most:
+        _log.warning("%d faces were found: the %d surest are restored; raise --max-faces for more", len(wanted), most)
+        wanted = sorted(wanted, key=lambda face: -face.score)[:most]
     return sorted(wanted, key=lambda face: tuple(face.box))
-
-
-def without_repeats(faces: Sequence[Face]) -> list[Face]:
-    """Of detections of one face the best, by score (non-maximum suppression)."""
-    kept: list[Face] = []
-    for face in sorted(faces, key=lambda face: -face.score):
-        if all(overlap(face, other) < OVERLAP and not _same_eyes(face, other) for other in kept):
-            kept.append(face)
-    return kept
-
-
-def overlap(a: Face, b: Face) -> float:
-    """Intersection over union of two boxes, 0 to 1."""
-    sides = np.minimum(a.box[2:], b.box[2:]) - np.maximum(a.box[:2], b.box[:2])
-    common = float(np.prod(np.maximum(sides, 0)))
-    return common / max(a.area + b.area - common, 1e-9)
-
-
-def _same_eyes(a: Face, b: Face) -> bool:
-    """Two heads cannot be this near each other, whatever the boxes say."""
-    apart = np.hypot(*(a.landmarks[:2].mean(0) - b.landmarks[:2].mean(0)))
-    return bool(apart < 0.5 * min(a.eye_distance, b.eye_distance))
 
 
 def template(size: int) -> Matrix:
@@ -123,6 +112,20 @@ def resizing(source: tuple[int, int], target: tuple[int, int]) -> Matrix:
     """The transform of a resize from (width, height) to (width, height)."""
     factors = np.array(target) / np.array(source)
     return np.hstack([np.diag(factors), ((factors - 1) / 2)[:, None]])
+
+
+def resized(pixels: NDArray[Any], scale: float) -> tuple[NDArray[Any], Matrix]:
+    """An (H, W, 3) uint8 image at another scale, and the transform back."""
+    height, width = pixels.shape[:2]
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if size == (width, height):
+        return pixels, resizing(size, size)
+    # Averaging by a whole number first is quicker than by any other at once.
+    whole = next((k for k in range(int(1 / scale), 1, -1) if width % k == height % k == 0), 1)
+    if whole > 1:
+        pixels = cv2.resize(pixels, (width // whole, height // whole), interpolation=cv2.INTER_AREA)
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(pixels, size, interpolation=method), np.uint8), resizing(size, (width, height))
 
 
 def crop_face(pixels: NDArray[Any], matrix: Matrix, size: int) -> NDArray[Any]:

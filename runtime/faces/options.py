@@ -8,6 +8,7 @@ from bfr.runtime.options import Options
 
 Selection = Literal["all", "largest", "centre"]
 DetectorName = Literal["auto", "yunet", "haar"]
+Detail = Literal["auto", "photo", "crop"]
 _Scale = Literal[1, 2, 4]
 UPSCALES: tuple[int, ...] = get_args(_Scale)
 Upscale = Annotated[
@@ -21,12 +22,23 @@ class PhotoOptions(Options):
 
     faces: Selection = Field(default="all", description="Which faces are restored.")
     min_eye_distance: float = Field(default=5.0, ge=0, description="Leave faces with less between the eyes, in pixels.")
+    max_faces: int = Field(
+        default=256, ge=1, description="Restore at most so many faces of a photograph, the surest first."
+    )
     upscale: Upscale = Field(default=1, description="Enlarge the photograph's width and height so many times.")
     blend: float = Field(
         default=1.0, ge=0, le=1, description="Strength: 0 leaves faces as they were, 1 is fully restored."
     )
     keep_colour: bool = Field(
         default=False, description="Faces keep their colours and light; only structure is restored."
+    )
+    detail: Detail = Field(
+        default="auto",
+        description="Of faces larger than the network's pictures, detail finer than those: auto keeps what stands out "
+        "of the photograph's noise, photo keeps all of it, crop none.",
+    )
+    restore_sharp: bool = Field(
+        default=False, description="Restore faces that are sharp already, too; without it they stay as they are."
     )
     detector: DetectorName = Field(
         default="auto", description="Face detector; auto: YuNet where fetched, else Haar cascades."

@@ -86,6 +86,7 @@ class PhotoEditor:
                 width=width,
                 height=height,
                 min_eye_distance=self.options.min_eye_distance,
+                most=self.options.max_faces,
             )
             return [self.detector.refine(eight, face) for face in found]
 

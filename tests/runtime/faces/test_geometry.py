@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pairs import pairwise
 
@@ -17,14 +15,12 @@ from bfr.runtime.faces.geometry import (
     compose,
     crop_face,
     inverse,
-    overlap,
     rectangle,
     resizing,
     scale_of,
     select_faces,
     template,
     transform,
-    without_repeats,
 )
 
 Array = NDArray[Any]
@@ -275,6 +271,16 @@ class TestChoice:
         assert self.chosen("centre", limit + 0.01) == [self.LARGE]
         assert self.chosen("largest", 1000) == []
 
+    def test_of_more_the_surest_are_taken_and_it_is_said(self, caplog: pytest.LogCaptureFixture) -> None:
+        faces = [face((100 * k, 0, 100 * k + 90, 90), score=score) for k, score in enumerate((0.7, 0.9, 0.8))]
+        chosen = select_faces(faces, "all", width=300, height=90, min_eye_distance=0, most=2)
+        assert chosen == faces[1:]
+        assert "3 faces" in caplog.text
+        assert "--max-faces" in caplog.text
+        caplog.clear()
+        assert select_faces(faces, "all", width=300, height=90, min_eye_distance=0, most=3) == faces
+        assert not caplog.records
+
     def test_none(self) -> None:
         assert select_faces([], "centre", width=1, height=1, min_eye_distance=0) == []
 
@@ -288,56 +294,3 @@ class TestChoice:
         assert one.eye_distance == 5
         assert one.area == 1200
         assert face((40, 20, 10, 60)).area == 0
-
-
-class TestRepeats:
-    @pytest.mark.parametrize(
-        ("other", "expected"),
-        [
-            ((0, 0, 100, 100), 1.0),
-            ((50, 0, 150, 100), 1 / 3),
-            ((0, 0, 50, 50), 0.25),
-            ((50, 50, 150, 150), 1 / 7),
-            ((100, 0, 200, 100), 0.0),
-            ((300, 300, 400, 400), 0.0),
-            ((-500, -500, -400, -400), 0.0),
-            ((10, 10, 10, 10), 0.0),
-        ],
-    )
-    def test_intersection_over_union(self, other: tuple[float, ...], expected: float) -> None:
-        one = face((0, 0, 100, 100))
-        assert overlap(one, face(other)) == pytest.approx(expected, abs=1e-6)
-        assert overlap(face(other), one) == pytest.approx(expected, abs=1e-6)
-
-    def test_nothing_on_nothing(self) -> None:
-        assert overlap(face((5, 5, 5, 5)), face((5, 5, 5, 5))) == 0
-
-    def test_the_better_detection_of_a_face_is_kept(self) -> None:
-        worse, better = face((0, 0, 100, 100), score=0.6), face((5, 5, 105, 105), score=0.8)
-        other = face((300, 0, 400, 100), score=0.7)
-        assert without_repeats([worse, other, better]) == [better, other]
-
-    def test_the_limit_is_two_fifths(self) -> None:
-        one = face((0, 0, 100, 100), eyes=20)
-        nearer, farther = face((42, 0, 142, 100), score=0.8, eyes=20), face((44, 0, 144, 100), score=0.8, eyes=20)
-        assert without_repeats([one, nearer]) == [one]  # 0.408
-        assert without_repeats([one, farther]) == [one, farther]  # 0.389
-
-    def test_the_same_eyes_are_the_same_face_whatever_the_boxes(self) -> None:
-        whole, part = face((0, 0, 200, 200)), face((60, 60, 120, 120), score=0.5)
-        part.landmarks[:] = whole.landmarks + 3
-        assert overlap(whole, part) < 0.1
-        assert without_repeats([part, whole]) == [whole]
-        part.landmarks[:] = whole.landmarks + np.array([0.6 * whole.eye_distance, 0])
-        assert without_repeats([part, whole]) == [whole, part]
-
-    @given(st.lists(st.tuples(*[st.integers(0, 60)] * 2, *[st.integers(5, 40)] * 2, st.floats(0, 1)), max_size=8))
-    @settings(max_examples=60, deadline=None, database=None)
-    def test_what_is_kept_are_different_faces_and_each_dropped_one_has_a_better(self, boxes: Any) -> None:
-        faces = [face((x, y, x + w, y + h), score=score) for x, y, w, h, score in boxes]
-        kept = without_repeats(faces)
-        assert [one.score for one in kept] == sorted((one.score for one in kept), reverse=True)
-        for i, one in enumerate(kept):
-            assert all(overlap(one, other) < 0.4 for other in kept[:i])
-        assert {id(one) for one in without_repeats(kept)} == {id(one) for one in kept}
-        assert not faces or max(faces, key=lambda one: one.score).score == kept[0].score

@@ -1,0 +1,131 @@
+"""YuNet, OpenCV's face detector (Wu et al., "YuNet: A Tiny Millisecond-level Face Detector", 2023), decoded here."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.runtime.faces.geometry import Face, alignment, crop_face, inverse, resized, transform
+from bfr.runtime.faces.suppression import without_repeats
+
+RGB8 = NDArray[Any]  # uint8
+Float32 = NDArray[np.float32]
+Network = Callable[[Float32], Mapping[str, Float32]]
+"""(1, 3, H, W) BGR in [0, 255], H and W multiples of 32 -> HEADS, (1, cells, channels) each, cells in rows."""
+
+STRIDES = (8, 16, 32)  # pixels of a head's cell
+HEADS = tuple(f"{name}_{stride}" for name in ("cls", "obj", "bbox", "kps") for stride in STRIDES)
+SCORE = 0.6  # least
+CANDIDATES = 5000  # of one look
+# The published graph is fixed to 640 x 640, though no node of it depends on that. In its only input, a `Dimension` with
+# the value 640 becomes one with a name, of as many bytes.
+_FIXED, _HEIGHT, _WIDTH = b"\x0a\x03\x08\x80\x05", b"\x0a\x03\x12\x01H", b"\x0a\x03\x12\x01W"
+
+
+class YuNet:
+    """Faces at several scales.
+
+    YuNet knows faces of about 10 to 300 pixels. A picture is therefore looked at in FINE pixels, for the small faces,
+    and again in COARSE, for the large ones. What is smaller than ENLARGED is enlarged by up to MOST_ENLARGED, which
+    shows faces of 5 to 8 pixels between the eyes; beyond that, enlarging shows no further faces.
+    Landmarks of small faces are an eighth of the eye distance off; `refine` looks again at the face upright and at the
+    size that YuNet knows best.
+    """
+
+    name = "yunet"
+    FINE, COARSE = 1920, (480, 240)  # pixels of the longest side
+    ENLARGED, MOST_ENLARGED = 1280, 1.5
+    APART = 1.4  # a coarse look at a size that is nearer to the fine one shows nothing new
+    CLOSE, SHARE = 320, 0.9  # side of the closer look in pixels, and the share of it that an aligned crop fills
+
+    def __init__(self, model: bytes) -> None:
+        """model: the published ONNX file."""
+        self._network = open_network(model)
+
+    def detect(self, pixels: RGB8) -> list[Face]:
+        """See `Detector`."""
+        longest = max(pixels.shape[:2])
+        return without_repeats([face for side in self.sides(longest) for face in self._look(pixels, side / longest)])
+
+    def refine(self, pixels: RGB8, face: Face) -> Face:
+        """See `Detector`."""
+        inner = round(self.CLOSE * self.SHARE)
+        matrix = alignment(face.landmarks, inner)
+        if matrix is None:
+            return face
+        matrix[:, 2] += (self.CLOSE - inner) / 2
+        crop = np.asarray(crop_face(pixels, matrix, self.CLOSE), np.uint8)
+        expected = transform(matrix, face.landmarks)
+        eyes = float(np.hypot(*(expected[1] - expected[0])))
+        looks = without_repeats(self._look(crop, 1.0))
+        found = [(float(np.hypot(*(look.landmarks - expected).mean(0))), look) for look in looks]
+        distance, nearest = min(found, key=lambda pair: pair[0], default=(eyes, face))
+        if distance > 0.5 * eyes:
+            return face
+        return Face(face.box, transform(inverse(matrix), nearest.landmarks).astype(np.float32), face.score)
+
+    @classmethod
+    def sides(cls, longest: int) -> list[int]:
+        """The longest sides at which a picture of `longest` pixels is looked at, the fine look first."""
+        fine = max(min(longest, cls.FINE), min(round(cls.MOST_ENLARGED * longest), cls.ENLARGED))
+        return [fine, *(side for side in cls.COARSE if side * cls.APART <= fine)]
+
+    def _look(self, pixels: RGB8, scale: float) -> list[Face]:
+        smaller, back = resized(pixels, scale)
+        height, width = smaller.shape[:2]
+        padded = cv2.copyMakeBorder(smaller, 0, -height % 32, 0, -width % 32, cv2.BORDER_CONSTANT)
+        blob = np.asarray(cv2.dnn.blobFromImage(padded, swapRB=True), np.float32)
+        rows = decode(self._network(blob), padded.shape[1])
+        boxes = transform(back, rows[:, :4].reshape(-1, 2)).astype(np.float32).reshape(-1, 4)
+        landmarks = transform(back, rows[:, 4:14].reshape(-1, 2)).astype(np.float32).reshape(-1, 5, 2)
+        return [Face(*each) for each in zip(boxes, landmarks, rows[:, 14].tolist(), strict=True)]
+
+
+def decode(heads: Mapping[str, Float32], width: int) -> Float32:
+    """What the network's heads say, as in OpenCV's `FaceDetectorYN`, before suppression.
+
+    Args:
+        heads: HEADS by name.
+        width: Of the padded picture, pixels.
+
+    Returns:
+        (N, 15) by score: left, top, right, bottom; x and y of the landmarks; score, SCORE to 1. The network's right eye
+        is the person's own: the left one of the picture, which comes first.
+    """
+    found = []
+    for stride in STRIDES:
+        sure = heads[f"cls_{stride}"].ravel().clip(0, 1) * heads[f"obj_{stride}"].ravel().clip(0, 1)
+        scores = np.sqrt(sure)
+        cells = np.flatnonzero(scores >= SCORE)
+        corner = np.stack([cells % (width // stride), cells // (width // stride)], axis=1).astype(np.float32)
+        box, points = heads[f"bbox_{stride}"][0, cells], heads[f"kps_{stride}"][0, cells].reshape(-1, 5, 2)
+        middle, half = (corner + box[:, :2]) * stride, np.exp(box[:, 2:]) * (stride / 2)
+        landmarks = ((points + corner[:, None]) * stride).reshape(-1, 10)
+        found.append(np.concatenate([middle - half, middle + half, landmarks, scores[cells, None]], axis=1))
+    rows = np.concatenate(found).astype(np.float32)
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    return rows[np.argsort(-rows[:, 14], kind="stable")[:CANDIDATES]]
+
+
+def open_network(model: bytes) -> Network:
+    """The network under ONNX Runtime, which is three times as quick as OpenCV's own; under that where it is missing."""
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        net = cv2.dnn.readNetFromONNX(np.frombuffer(model, np.uint8))
+
+        def by_opencv(blob: Float32) -> Mapping[str, Float32]:
+            net.setInput(blob)
+            return dict(zip(HEADS, (np.asarray(head, np.float32) for head in net.forward(HEADS)), strict=True))
+
+        return by_opencv
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # it would warn of every size but 640
+    options.intra_op_num_threads = min(4, os.cpu_count() or 1)
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the networks run beside it
+    free = model.replace(_FIXED, _HEIGHT, 1).replace(_FIXED, _WIDTH, 1)
+    session = ort.InferenceSession(free, options, providers=["CPUExecutionProvider"])
+    return lambda blob: dict(zip(HEADS, session.run(HEADS, {"input": blob}), strict=True))
