@@ -4,6 +4,7 @@ Networks are strongly typed, always: the graph says what is half and what is not
 """
 
 import logging
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from bfr.export.tensorrt.progress import Meter, monitor
 from bfr.runtime.backends.cuda.device import BUCKETS
 from bfr.runtime.backends.tensorrt_key import OPTIMIZATION_LEVEL, Library, load_library, make_logger
 from bfr.runtime.errors import BfrError, EngineBuildFailed, InvalidOption
-from bfr.runtime.files import cache_folder, write_bytes
+from bfr.runtime.files import write_bytes
+from bfr.runtime.install import install_command
 
 # What older libraries do not read. Source: the ONNX support matrices of TensorRT.
 OPERATOR_REMEDIES = {
@@ -67,7 +69,8 @@ class Parsed:
 def parse_graph(graph: Path, trt: Any) -> Parsed:
     """Parse an ONNX file; its weights are read from the files that it refers to.
 
-    Raises EngineBuildFailed with every node that the library does not support, and the remedy.
+    Raises EngineBuildFailed with every node that the library does not support, the remedy, and Polygraphy's commands
+    that narrow the graph to these nodes.
     """
     logger = make_logger(trt, logging.CRITICAL)  # what it says is in the errors
     builder = trt.Builder(logger)
@@ -78,16 +81,39 @@ def parse_graph(graph: Path, trt: Any) -> Parsed:
         lines = [f"  {_describe(error)}" for error in errors] or [f"  {text}" for text in logger.errors]
         remedies = {OPERATOR_REMEDIES.get(error.node_operator(), REMEDY) for error in errors} or {REMEDY}
         raise EngineBuildFailed(
-            f"{graph.name} cannot be read by {trt.__name__.replace('_', '-')} {trt.__version__}:\n"
-            + "\n".join(dict.fromkeys(lines))
-            + "\n"
-            + "\n".join(sorted(remedies))
+            "\n".join(
+                [
+                    f"{graph.name} cannot be read by {trt.__name__.replace('_', '-')} {trt.__version__}:",
+                    *dict.fromkeys(lines),
+                    *sorted(remedies),
+                    *(narrowing(graph, network, trt) if known else ()),
+                ]
+            )
         )
     return Parsed(trt, logger, builder, network, parser)
 
 
 def build_engine_bytes(
     graph: Path,
+def narrowing(graph: Path, network: Any, trt: Any) -> list[str]:
+    """Polygraphy's commands that list what of a graph is not supported, and cut it down to the smallest part.
+
+    network: as far as it was parsed; its inputs' shapes are named, with a batch of 1.
+    """
+    inputs = (network.get_input(i) for i in range(network.num_inputs))
+    shapes = [f"{one.name}:[{','.join(str(max(size, 1)) for size in one.shape)}]" for one in inputs]
+    rtx = "POLYGRAPHY_USE_TENSORRT_RTX=1 " if trt.__name__ == "tensorrt_rtx" else ""
+    reduce = ["polygraphy", "debug", "reduce", str(graph), "-o", "reduced.onnx", "--mode", "bisect"]
+    reduce += ["--model-input-shapes", *shapes] if shapes else []
+    reduce += ["--fail-regex", "UNSUPPORTED_NODE|INVALID_NODE", "--check"]
+    check = ["polygraphy", "inspect", "model", "polygraphy_debug.onnx", "--display-as", "trt"]
+    return [
+        f"Polygraphy ({install_command('explain')}) lists what is not supported, and narrows the graph to it:",
+        f"  {rtx}{shlex.join(['polygraphy', 'inspect', 'capability', str(graph)])}",
+        f"  {rtx}{shlex.join([*reduce, *check])}",
+    ]
+
+
     options: BuildOptions,
     library: Library,
     *,

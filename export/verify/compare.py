@@ -1,11 +1,12 @@
 """Proves a backend against a float32 reference: every network, and the whole loop, on the same noise."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bfr.export.verify.explain import differs, explain
 from bfr.export.verify.walk import SEED, Reference, output_shapes, run_network, side_by_side, synthetic, walk
 from bfr.runtime.backends.device import Device, Float32, Network
 from bfr.runtime.backends.registry import open_device
@@ -80,7 +81,8 @@ def verify(
     it, where they are loaded. steps: the most that the loop takes. threads: of the backend, on a CPU. gpu: the name of
     the one that the backend runs on.
     A device with buckets is compared at its smallest and its largest, others at BATCHES.
-    Raises VerificationFailed where a result is not finite or its PSNR is below its floor.
+    Raises VerificationFailed where a result is not finite or its PSNR is below its floor; where Polygraphy is there, it
+    names the layer, see `bfr.export.verify.explain`.
     """
     if not isinstance(reference, Reference):
         reference = eager_reference(reference)
@@ -99,15 +101,24 @@ def verify(
             entry = bundle.network(name)
             progress(f"{name} in {precision} at batch {batch} against {reference.name}")
             b = run_network(device, tested[name], inputs, output_shapes(entry))
-            floor = network_floor(entry, precision)
-            checks.append(
-                compare(f"{name}, batch {batch}", side_by_side(expected), b, batch=batch, floor=floor, **where)
-            )
+            floor, a = network_floor(entry, precision), side_by_side(expected)
+            try:
+                checks.append(compare(f"{name}, batch {batch}", a, b, batch=batch, floor=floor, **where))
+            except VerificationFailed as error:
+                i = _worst_image(a, b)
+                progress(f"{name} is below its floor: looking for the layer")
+                image = {key: value[i : i + 1] for key, value in inputs.items()}
+                raise VerificationFailed(f"{error}{_explained(bundle, name, precision, image, device.name)}") from error
     progress(f"the chain in {precision}, {plan.steps} steps, against {reference.name}")
     a, eager_seconds = run_chain(plan, reference.device, reference.networks, batches[0])
     b, seconds = run_chain(plan, device, tested, batches[0])
     what = f"loop, preset {preset}, {sampler}" if plan.steps else "chain"
-    check = compare(what, a, b, batch=batches[0], floor=FLOORS_DB[precision][1], **where)
+    try:
+        check = compare(what, a, b, batch=batches[0], floor=FLOORS_DB[precision][1], **where)
+    except VerificationFailed as error:
+        progress("the chain is below its floor: looking for the layer")
+        found = [_explained(bundle, *one, device.name) for one in _each_network(bundle, plan, reference, precision)]
+        raise VerificationFailed("".join([str(error), *found])) from error
     if not plan.steps:
         return [*checks, check]
     times = {"seconds_a_step": round(seconds, 7), "eager_seconds_a_step": round(eager_seconds, 7)}
@@ -133,6 +144,11 @@ def compare(
     gpu: str | None = None,
 ) -> Check:
     """A Check of two arrays, or VerificationFailed."""
+    if not np.isfinite(expected).all():
+        raise VerificationFailed(
+            f"{what}: the reference, {reference}, holds NaN or Inf itself, so that nothing can be compared with it. "
+            "The weights do not belong to this network, or were never trained: check them, and export anew"
+        )
     if not np.isfinite(found).all():
         raise VerificationFailed(
             f"{what} on {device} in {precision}: the result holds NaN or Inf. "
@@ -174,6 +190,30 @@ def run_chain(plan: Plan, device: Device, networks: Mapping[str, Network], batch
     finally:
         chain.close()
     return result.image * 2.0 - 1.0, sum(result.seconds[loop.name] for loop in loops) / max(plan.steps, 1)
+
+
+def _each_network(
+    bundle: Bundle, plan: Plan, reference: Reference, precision: Precision
+) -> Iterator[tuple[str, Precision, Mapping[str, Float32]]]:
+    for name, inputs, _ in walk(bundle, plan, reference, 1):
+        yield name, precision, inputs
+
+
+def _explained(bundle: Bundle, name: str, precision: Precision, inputs: Mapping[str, Float32], backend: str) -> str:
+    """What `bfr verify --explain` says of a network, or why it cannot; nothing where there is nothing to compare."""
+    if not differs(bundle, name, precision, backend):
+        return ""
+    try:
+        return f"\n{explain(bundle, name, precision, inputs, backend=backend)}"
+    except Exception as problem:  # whatever stops the explanation must not hide what it was to explain
+        return f"\nThe layer is not named: {problem}"
+
+
+def _worst_image(expected: Float32, found: Float32) -> int:
+    """The image of a batch that is farthest from its reference; NaN is farther than all numbers."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        distance = np.linalg.norm(found.astype(np.float64) - expected, axis=1)
+    return int(np.argmax(np.where(np.isfinite(distance), distance, np.inf)))
 
 
 def _shortened(sampler: manifest.Preset, steps: int) -> manifest.Preset:

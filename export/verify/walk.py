@@ -124,6 +124,8 @@ def synthetic(name: str, shape: Shape, batch: int) -> Float32:
         side = shape[-1]
         mask[..., side // 4 : side // 2, side // 4 : side // 2] = 1.0
         return mask
+    if len(shape) == 1:  # a weight
+        return np.full((batch, *shape), 0.5, np.float32)
     other = 100 * (name != DEGRADED)  # other pictures, where a system reads several
     return np.stack([smooth_image(shape, other + image) for image in range(batch)])
 

@@ -123,36 +123,50 @@ def verify(
     opened: Annotated[OpenOptions, Flags(only=("backend", "device"))],
     preset: Annotated[str, typer.Option(help="The preset whose loop is run.")] = "reference",
     record: Annotated[
-        bool, typer.Option("--record", help="Keep the result in the bundle: `auto` takes the fastest verified backend.")
+        bool, typer.Option("--record", help="Keep the result on this machine: `auto` takes the fastest verified backend.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Name the layers that part from float32, their range and their error.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare every network and the whole loop with eager float32 PyTorch, in every precision of the bundle.
 
-    int8 is compared on the CPU, which it is for, whatever the backend.
+    int8 is compared on the CPU, which it is for, whatever the backend. Where a network is below its floor, the message
+    names the layer; --explain does so where none is, too. Both need the extra `explain`.
     """
     _need("export", "torch", "safetensors", "onnxruntime")
     from bfr.export.tensorrt.writable import record_checks
     from bfr.export.verify.compare import open_reference
     from bfr.export.verify.compare import verify as compare
+    from bfr.export.verify.explain import explain_all, need_polygraphy
     from bfr.runtime.backends.cuda.device import GpuDevice
     from bfr.runtime.backends.registry import open_device
     from bfr.runtime.bundle.bundle import Bundle
 
     whole = Bundle.open(bundle)
     whole.check_all()
+    if explain:
+        need_polygraphy()
     reference = open_reference(whole, opened.device)
-    checks = []
+    plan = make_plan(whole, whole.preset(preset if whole.denoisers else None))
+    checks, explained = [], []
     for precision in whole.precisions:
         name = "onnxruntime-cpu" if precision == "int8" else opened.backend  # int8 is for the CPU
         where = open_device(name, whole, precision=precision, index=opened.device)
         gpu = where.facts.name if isinstance(where, GpuDevice) else None
         checks += compare(whole, reference, precision, device=where, preset=preset, gpu=gpu, progress=say)
         where.close()
+        for one in explain_all(whole, plan, reference, precision, where.name) if explain else ():
+            explained.append(one)
+            say(str(one))
     if record:
         record_checks(bundle, checks)
     if as_json:
-        print(json.dumps([check.model_dump() for check in checks], indent=1))
+        listed: Any = [check.model_dump() for check in checks]
+        if explain:
+            listed = {"checks": listed, "explained": [one.as_json() for one in explained]}
+        print(json.dumps(listed, indent=1))
         return
     for check in checks:
         found = f"{check.psnr_db:6.1f} dB (floor {check.floor_db:.0f}), largest {check.max_abs:.1e}"

@@ -266,6 +266,24 @@ def test_rtx_names_the_nodes_that_it_does_not_support(rtx: Any, tmp_path: Path) 
         parse_graph(graph, rtx)
     for part in ("tensorrt-rtx 1.", "Foo the_Foo", "--opset"):
         assert part in str(caught.value)
+    shown = str(caught.value).splitlines()
+    capability, reduce = (line.split() for line in shown if " polygraphy " in line)
+    assert capability == ["POLYGRAPHY_USE_TENSORRT_RTX=1", "polygraphy", "inspect", "capability", str(graph)]
+    assert "'x:[1,3,8,8]'" in reduce
+
+
+@pytest.mark.slow
+def test_the_printed_command_narrows_a_graph_to_the_node_at_fault(rtx: Any, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("polygraphy")
+    pytest.importorskip("onnx_graphsurgeon")
+    graph = graph_of(tmp_path, [*[("Relu", "")] * 5, ("Det", ""), ("Relu", "")])
+    with pytest.raises(EngineBuildFailed) as caught:
+        parse_graph(graph, rtx)
+    command = next(line for line in str(caught.value).splitlines() if "debug reduce" in line)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path, env={**os.environ, "PATH": path})  # noqa: S602
+    assert [node.op_type for node in onnx.load(tmp_path / "reduced.onnx").graph.node] == ["Det"]
 
 
 def test_rtx_reads_half_where_the_graph_has_it(rtx: Any, tiny_bundle: Bundle) -> None:

@@ -1,0 +1,317 @@
+"""Names the layer where a reduced precision, or another backend, parts from float32: every tensor of a graph, compared.
+
+The float32 graph and the one in question run with Polygraphy's runners, their tensors marked as outputs, on the same
+inputs. What is marked is stored in its own type: on a CPU too a tensor in half is rounded to half, and overflows there.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.export.verify.walk import Reference, walk
+from bfr.runtime.backends.device import Float32
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.manifest import Precision
+from bfr.runtime.errors import InvalidOption, MissingDependency
+from bfr.runtime.install import install_command
+from bfr.runtime.restore.plan import Plan
+
+HALF_MAX = 65504.0  # the largest finite number in half
+JUMP = 10.0  # times the error of a layer's inputs, or of one rounding where they have less
+ROUNDING: Mapping[Precision, float] = {"fp32": 2.0**-20, "fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 2.0**-7}
+PART = 64  # tensors that are marked together: about 2 GiB a side of a network at 512x512
+SHOWN = 10
+COPIES = ("Cast", "QuantizeLinear", "DequantizeLinear")  # of a tensor in another type; no layer of their own
+SUFFIXES = (".half", "_quantized", ".folded")  # that the exporter and the quantizer add to the names of weights
+
+Where = Literal["onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One operator, and how far its result is from float32.
+
+    Attributes:
+        name: Of the weight it reads; without one `OP after WEIGHT`, the weight before it.
+        operator: ONNX's name of it.
+        tensor: Its result, in the graph in question.
+        type: That the result is stored in, as `float16`.
+        largest: |x| of the float32 result at most.
+        error: Relative, L2 norms; infinite where the result holds NaN or Inf and the float32 one does not.
+    """
+
+    name: str
+    operator: str
+    tensor: str
+    type: str
+    largest: float
+    error: float
+
+    def __str__(self) -> str:
+        beyond = self.type == "float16" and self.largest > HALF_MAX
+        range_ = f"|x| up to {self.largest:.3g} of {HALF_MAX:.0f}{', which overflows' * beyond}"
+        return f"{self.name} ({self.operator}, {self.type}): relative error {self.error:.1e}, {range_}"
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What came of comparing a network's tensors with those in float32.
+
+    Attributes:
+        network, precision: Which.
+        backend: What ran it; the float32 graph ran in ONNX Runtime on the CPU.
+        layers: Of the graph, and `compared` of them: those with a counterpart in the float32 graph.
+        first: The first layer whose error is JUMP times that of its inputs, in the graph's order; None without one.
+        largest: The layer of the largest |x|.
+        worst: Up to SHOWN layers, the largest error first.
+    """
+
+    network: str
+    precision: Precision
+    backend: str
+    layers: int
+    compared: int
+    first: Layer | None
+    largest: Layer
+    worst: tuple[Layer, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.network} in {self.precision} on {self.backend}, {self.compared} of {self.layers} layers compared",
+            f"  first jump   {self.first or 'none: the error grows layer by layer'}",
+            f"  worst        {self.worst[0]}",
+            f"  largest |x|  {self.largest}",
+            f"  {'layer':56} {'operator':20} {'type':8} {'|x|':>9} {'error':>9}",
+        ]
+        lines += [
+            f"  {layer.name[-56:]:56} {layer.operator[:20]:20} {layer.type:8} {layer.largest:9.3g} {layer.error:9.1e}"
+            for layer in self.worst
+        ]
+        return "\n".join(lines)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain types; an infinite error is the text `inf`, which JSON has no number for."""
+
+        def plain(layer: Layer) -> dict[str, Any]:
+            return {key: str(v) if v in (np.inf, -np.inf) else v for key, v in asdict(layer).items()}
+
+        head = {name: getattr(self, name) for name in ("network", "precision", "backend", "layers", "compared")}
+        layers = {"first": self.first and plain(self.first), "largest": plain(self.largest)}
+        return head | layers | {"worst": [plain(layer) for layer in self.worst]}
+
+
+def need_polygraphy() -> None:
+    """Raise MissingDependency without Polygraphy, onnx or ONNX Runtime."""
+    if missing := [name for name in ("polygraphy", "onnx", "onnxruntime") if find_spec(name) is None]:
+        raise MissingDependency(
+            f"{', '.join(missing)} not installed, which naming a layer needs: {install_command('explain', 'cpu')}"
+        )
+
+
+def explain_all(
+    bundle: Bundle, plan: Plan, reference: Reference, precision: Precision, backend: str
+) -> Iterator[Explanation]:
+    """Explain each network of a plan that is another graph, or runs elsewhere, than the float32 one on the CPU."""
+    for name, inputs, _ in walk(bundle, plan, reference, 1):
+        if differs(bundle, name, precision, backend):
+            yield explain(bundle, name, precision, inputs, backend=backend)
+
+
+def differs(bundle: Bundle, name: str, precision: Precision, backend: str) -> bool:
+    """Whether there is something to compare: another graph than the float32 one, or another place."""
+    return (precision != "fp32" and precision in bundle.network(name).variants) or _where(backend) != "onnxruntime-cpu"
+
+
+def explain(
+    bundle: Bundle, name: str, precision: Precision, inputs: Mapping[str, Float32], *, backend: str = "onnxruntime-cpu"
+) -> Explanation:
+    """Compare every tensor of a network with float32.
+
+    Args:
+        bundle: That has the network.
+        name: Of the network.
+        precision: Of its variant in question; fp32 where it has none such.
+        inputs: By name, (B, ...) float32 each; B 1 keeps it small.
+        backend: That is in question. A PyTorch backend runs no graph: the graph then runs on the CPU.
+
+    Raises:
+        InvalidOption: Both graphs are the same one, in the same place.
+        MissingDependency: Polygraphy or ONNX Runtime is not there.
+    """
+    need_polygraphy()
+    if not differs(bundle, name, precision, backend):
+        raise InvalidOption(
+            f"{name} in {precision} on the CPU is the float32 graph itself: there is nothing to compare it with. "
+            "Where it disagrees with PyTorch, export it with another --opset"
+        )
+    kind = precision if precision in bundle.network(name).variants else "fp32"
+    where = _where(backend)
+    return compare_graphs(bundle.graph(name, "fp32"), bundle.graph(name, kind), inputs, name, kind, where=where)
+
+
+def compare_graphs(
+    reference: Path,
+    tested: Path,
+    inputs: Mapping[str, Float32],
+    network: str,
+    precision: Precision,
+    *,
+    where: Where = "onnxruntime-cpu",
+) -> Explanation:
+    """As `explain`, of two files.
+
+    Raises:
+        InvalidOption: No layer of the one is a layer of the other.
+    """
+    expected, found = _Graph(reference), _Graph(tested)
+    pairs = [(expected.keys[key], name) for key, name in found.keys.items() if key in expected.keys]
+    errors: dict[str, Layer] = {}
+    run = _engine(tested, inputs, where) if where.startswith("tensorrt") else None
+    for start in range(0, len(pairs), PART):
+        part = pairs[start : start + PART]
+        ours = run or _session(found, [b for _, b in part], where)
+        theirs = _session(expected, [a for a, _ in part], "onnxruntime-cpu")(inputs)
+        results = ours(inputs)
+        for a, b in part:
+            if b in results and np.issubdtype(theirs[a].dtype, np.floating) and theirs[a].shape == results[b].shape:
+                errors[b] = Layer(*found.layers[b], b, str(results[b].dtype), *_distance(theirs[a], results[b]))
+    if not errors:
+        raise InvalidOption(f"{tested.name} and {reference.name} have no layer in common: export the bundle anew")
+    worst = sorted(errors.values(), key=lambda layer: -layer.error)[:SHOWN]  # the first of equals stays first
+    largest = max(errors.values(), key=lambda layer: layer.largest)
+    first = _first_jump(found, errors, ROUNDING[precision])
+    return Explanation(network, precision, where, len(found.layers), len(errors), first, largest, tuple(worst))
+
+
+def _first_jump(graph: "_Graph", errors: Mapping[str, Layer], rounding: float) -> Layer | None:
+    carried: dict[str, float] = {}
+    for node in graph.nodes:
+        before = max((carried.get(name, 0.0) for name in node.input), default=0.0)
+        for name in node.output:
+            carried[name] = errors[name].error if name in errors else before
+            if name in errors and carried[name] > JUMP * max(before, rounding):
+                return errors[name]
+    return None
+
+
+def _distance(expected: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:
+    """The largest |expected|, and the relative L2 error."""
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    largest = float(np.abs(a).max(initial=0.0))
+    if not np.isfinite(b).all():
+        return largest, np.inf if np.isfinite(a).all() else 0.0
+    return largest, float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), 1e-30))
+
+
+class _Graph:
+    """An ONNX graph without its weights: its layers in order, what each is called, and a key that tells it.
+
+    A layer's key is its operator and its weight, or without a weight its inputs' keys: neither the names of tensors,
+    which the exporter numbers, nor the order of nodes, which the quantizer changes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import onnx
+        from onnx import numpy_helper
+
+        self.path, self.model = path, onnx.load(path, load_external_data=False)
+        self.nodes: list[Any] = []
+        self.layers: dict[str, tuple[str, str]] = {}  # tensor -> name and operator
+        self.keys: dict[tuple[int, int], str] = {}  # key and how many had it before -> tensor
+        constants = {tensor.name: tensor.name for tensor in self.model.graph.initializer}
+        whole = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)  # shapes and axes; floats are rounded in half
+        keys = {
+            tensor.name: hash(numpy_helper.to_array(tensor).tobytes())
+            for tensor in self.model.graph.initializer
+            if tensor.data_type in whole and not tensor.external_data
+        }
+        keys |= {tensor.name: hash(tensor.name) for tensor in self.model.graph.input}
+        after = {tensor.name: tensor.name for tensor in self.model.graph.input}
+        count: dict[int, int] = {}
+        for node in self.model.graph.node:
+            read = [name for name in node.input if name]
+            if all(name in constants for name in read):  # a copy of a weight, or a constant
+                constants |= {name: constants[read[0]] if read else name for name in node.output}
+                continue
+            self.nodes.append(node)
+            weight = next((_weight(constants[name]) for name in read if "." in constants.get(name, "")), "")
+            before = next((after[name] for name in reversed(read) if name in after), "")
+            settings = tuple(sorted((a.name, a.i, tuple(a.ints)) for a in node.attribute if a.name != "to"))
+            origin: Any = weight or tuple(keys.get(name, 0) for name in read)
+            for place, name in enumerate(node.output):
+                after[name] = weight or before
+                if node.op_type in COPIES:
+                    keys[name] = keys.get(read[0], 0)
+                    continue
+                keys[name] = hash((node.op_type, settings, origin, place))
+                count[keys[name]] = count.get(keys[name], 0) + 1
+                self.keys[keys[name], count[keys[name]]] = name
+                self.layers[name] = weight or f"{node.op_type} after {before}", node.op_type
+
+
+def _weight(name: str) -> str:
+    """`denoiser.out.2` of `denoiser.out.2.weight`, whatever the exporter or the quantizer added to it."""
+    for suffix in SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name.rsplit(".", 1)[0]
+
+
+Run = Any  # inputs by name -> results by name
+
+
+def _session(graph: _Graph, outputs: Sequence[str], where: Where) -> Run:
+    """A graph in ONNX Runtime with these tensors as its outputs."""
+    import onnxruntime
+    from polygraphy.backend.onnx import modify_outputs
+    from polygraphy.backend.onnxrt import OnnxrtRunner
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.path.parent))
+    provider = "CUDAExecutionProvider" if where == "onnxruntime-cuda" else "CPUExecutionProvider"
+    marked = modify_outputs(graph.model, outputs=list(outputs), copy=True).SerializeToString()
+    return _runner(
+        OnnxrtRunner(lambda: onnxruntime.InferenceSession(marked, sess_options=options, providers=[provider]))
+    )
+
+
+def _engine(graph: Path, inputs: Mapping[str, Float32], where: Where) -> Run:
+    """An engine with all tensors marked, which keeps TensorRT from fusing across them. Not run on a GPU yet."""
+    from polygraphy import config, constants
+
+    config.USE_TENSORRT_RTX = where == "tensorrt-rtx"  # read when the backend is imported
+    from polygraphy.backend.trt import (
+        CreateConfig,
+        EngineFromNetwork,
+        ModifyNetworkOutputs,
+        NetworkFromOnnxPath,
+        Profile,
+        TrtRunner,
+    )
+
+    profile = Profile()
+    for name, value in inputs.items():
+        profile.add(name, value.shape, value.shape, value.shape)
+    network = ModifyNetworkOutputs(NetworkFromOnnxPath(str(graph), strongly_typed=True), outputs=constants.MARK_ALL)
+    return _runner(TrtRunner(EngineFromNetwork(network, CreateConfig(profiles=[profile]))))
+
+
+def _runner(runner: Any) -> Run:
+    def run(inputs: Mapping[str, Float32]) -> dict[str, NDArray[Any]]:
+        with runner:
+            return {name: np.array(value) for name, value in runner.infer(dict(inputs)).items()}
+
+    return run
+
+
+def _where(backend: str) -> Where:
+    """What runs a backend's graph for a comparison; PyTorch's backends have none, and the CPU takes it."""
+    for where in ("tensorrt-rtx", "tensorrt", "onnxruntime-cuda"):
+        if backend.startswith(where):
+            return where
+    return "onnxruntime-cpu"
