@@ -43,11 +43,11 @@ from bfr.models.systems.mini.degrade import LEVELS
 from bfr.runtime.backends.registry import open_device
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import Preset
-from bfr.runtime.diffusion.schedule import GRIDS, linear_schedule, log_snr
+from bfr.runtime.diffusion.schedule import GRIDS, log_snr
 from bfr.runtime.diffusion.solvers import SOLVERS
 from bfr.runtime.errors import RestorationFailed
 from bfr.runtime.files import write_bytes
-from bfr.runtime.restore.plan import sampler_table
+from bfr.runtime.restore.plan import noise_schedule, sampler_table
 from bfr.runtime.restore.restorer import Restorer, load_networks
 
 PRESETS = {"balanced": Allowance(20, 0.1), "fast": Allowance(10, 0.5)}
@@ -87,8 +87,7 @@ def candidates(
 
 def start_of(bundle: Bundle, preset: Preset) -> float:
     """The timestep that a preset diffuses the estimate to: where grids start that are to invent as much as it does."""
-    spec = bundle.manifest.schedule
-    schedule = linear_schedule(spec.timesteps, spec.beta_start, spec.beta_end)
+    schedule = noise_schedule(bundle.manifest.schedule)
     table = sampler_table(bundle, preset)
     return round(float(schedule.timesteps_at(log_snr(np.array([table.signal**2])))[0]), 3)
 

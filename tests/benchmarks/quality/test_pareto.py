@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from bfr.benchmarks.quality.pareto import as_markdown
 from bfr.benchmarks.quality.pareto_plot import as_png
 from bfr.benchmarks.quality.pareto_results import Allowance, Candidate, FaceScores, Study, front, read_off
 from bfr.runtime.bundle.bundle import Bundle
-from bfr.runtime.bundle.manifest import Preset
+from bfr.runtime.bundle.manifest import NoiseSchedule, Preset
 from bfr.runtime.errors import InvalidOption
 
 TRUTH = {"psnr_db": 25.0, "ssim": 0.8, "haar_psi": 0.7, "sharpness": 0.9, "correlation": 0.4}
@@ -233,6 +234,9 @@ def test_grids_start_where_the_reference_does(tiny_bundle: Bundle) -> None:
     assert pareto.start_of(tiny_bundle, matched) == pytest.approx(396)
     grid = tiny_bundle.preset("reference", spacing="log-snr", start=123.5, steps=3)
     assert pareto.start_of(tiny_bundle, grid) == pytest.approx(123.5)
+    scaled = NoiseSchedule(beta_start=0.00085, beta_end=0.012, betas="scaled-linear")
+    latent = replace(tiny_bundle, manifest=tiny_bundle.manifest.model_copy(update={"schedule": scaled}))
+    assert pareto.start_of(latent, published) == pytest.approx(400)
 
 
 def test_a_respacing_has_as_many_calls_as_its_start(tiny_bundle: Bundle) -> None:

@@ -45,7 +45,7 @@ def graph(folder: Path, half: bool, scales: dict[int, float], *, quirk: bool = F
         nodes.append(helper.make_node("Relu", [made], [f"relu_{LAYERS - i if quirk else i}"]))
         last = nodes[-1].output[0]
     nodes.append(helper.make_node("Cast", [last], ["y"], to=TensorProto.FLOAT))
-    shape = ["batch", CHANNELS, 8, 8]
+    shape: list[str | int | None] = ["batch", CHANNELS, 8, 8]
     value = helper.make_tensor_value_info
     whole = helper.make_graph(
         nodes, "g", [value("x", TensorProto.FLOAT, shape)], [value("y", TensorProto.FLOAT, shape)], weights
