@@ -1,50 +1,67 @@
 """An ONNX file's graph between nodes of our own, which read and make images as `bfr` does."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx import TensorProto, compose, helper, numpy_helper
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from bfr.runtime.errors import InputNotFound, InvalidCheckpoint, InvalidOption
-from bfr.runtime.restore.plan import DEGRADED, ESTIMATE
+from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, WEIGHT
 
 Range = tuple[float, float]
-PREFIX = "wrapped/"  # of all names of the file, which may be ours
+REFERENCE = "reference"
+OURS = "bfr/"  # what the names of our own tensors begin with
 IMAGE_TYPES: dict[int, type[np.generic]] = {
     TensorProto.FLOAT: np.float32,
     TensorProto.FLOAT16: np.float16,
+    TensorProto.DOUBLE: np.float64,
     TensorProto.UINT8: np.uint8,
 }
-OLDEST_OPSET = 13
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+OLDEST_OPSET = 7  # the oldest that ONNX Runtime runs; from it on Mul and Add broadcast
+DRAWS = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+WEIGHT_NAMES = ("w", "weight", "fidelity", "fidelity_ratio", "fidelity_weight", "onnx::Cast_1")
+"""Names of CodeFormer's and VQFR's fidelity weight in published exports."""
+STARTS = {  # how files that people take for ONNX begin
+    b"\x80": "a pickle of PyTorch",
+    b"PK\x03\x04": "a zip archive, as PyTorch writes its checkpoints",
+    b"version https://git-lfs": "a pointer of Git LFS: fetch the file itself with `git lfs pull`",
+    b"<": "a web page: the download was answered with one",
+    b"ORTM": "a model in ONNX Runtime's own format",
+    b"ftrt": "an engine of TensorRT",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class WrapOptions:
-    """What an ONNX file expects and gives.
+    """What an ONNX file expects and gives; None where `bfr wrap` is to find out.
 
-    input, output: the names of its image tensors; None where there is one. input_range, output_range: black and white.
-    colour: the order of its channels. size: S of its input, where the file leaves it open. values: of its further
-    inputs, by name, each filled with one number.
+    input, output, reference: the names of its image tensors; `reference` is a second image that it reads.
+    input_range, output_range: black and white. colour: the order of its channels. size: S of its input, where the file
+    leaves it open. values: of its further inputs, by name, each filled with one number.
     """
 
     input: str | None = None
     output: str | None = None
-    input_range: Range = (-1.0, 1.0)
-    output_range: Range = (-1.0, 1.0)
+    reference: str | None = None
+    input_range: Range | None = None
+    output_range: Range | None = None
     colour: Literal["rgb", "bgr"] = "rgb"
     size: int | None = None
     values: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, (black, white) in (("input", self.input_range), ("output", self.output_range)):
-            if not black < white:
-                raise InvalidOption(f"the {name} range {black:g}..{white:g} is empty: name black and white, as -1..1")
+        for name, extent in (("input", self.input_range), ("output", self.output_range)):
+            if extent and not extent[0] < extent[1]:
+                raise InvalidOption(f"the {name} range {extent[0]:g}..{extent[1]:g} is empty: black comes first")
         if self.colour not in ("rgb", "bgr"):
             raise InvalidOption(f"colour {self.colour!r} is unknown: choose rgb or bgr")
+        if self.size is not None and self.size < 1:
+            raise InvalidOption(f"size {self.size} is out of range: choose 1 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,131 +78,346 @@ class ImageTensor:
     batch: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """How a file is read and written.
+
+    reference: a second image. side, out_side: S of `source` and T of `target`. weight: the name of an input that every
+    run may set. values: of the inputs that become constants, and the default of the weight.
+    """
+
+    source: ImageTensor
+    target: ImageTensor
+    reference: ImageTensor | None
+    side: int
+    out_side: int
+    input_range: Range
+    output_range: Range
+    colour: str
+    weight: str | None
+    values: Mapping[str, float]
+
+
 def load_model(file: Path) -> onnx.ModelProto:
+    """The graph, its nodes in order; weights that lie in files beside it stay there.
+
+    Raises InputNotFound, InvalidCheckpoint.
+    """
     if not file.is_file():
         raise InputNotFound(f"{file} does not exist: name an ONNX file")
+    with file.open("rb") as opened:
+        start = opened.read(32).lstrip()
+    for begin, what in STARTS.items():
+        if start.startswith(begin):
+            raise InvalidCheckpoint(f"{file} is {what}. `bfr wrap` takes ONNX files: export the network with ONNX")
     try:
-        model = onnx.load(file)
-        onnx.checker.check_model(model, full_check=False)
+        model = onnx.load(file, load_external_data=False)
+        sort_nodes(model.graph)
+        # Files of IR 3 name their weights among the inputs.
+        constants = {tensor.name for tensor in model.graph.initializer}
+        inputs = [value for value in model.graph.input if value.name not in constants]
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        model.ir_version = max(model.ir_version, 4)
+        for value in model.graph.output:
+            value.type.tensor_type.shape.SetInParent()  # which the checker asks for, and a run tells
+        opset = model_opset(model)
+        if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
+            onnx.checker.check_model(model, full_check=False)
     except Exception as error:  # protobuf's, onnx's and the file system's own types
         raise InvalidCheckpoint(
-            f"{file} is not a whole ONNX model ({str(error).splitlines()[0]}): export it again, and keep the files of "
+            f"{file} is not a whole ONNX model ({first_line(error)}): export it again, and keep the files of "
             "its weights beside it"
         ) from error
-    if model_opset(model) < OLDEST_OPSET:
-        try:
-            model = onnx.version_converter.convert_version(model, OLDEST_OPSET)
-        except Exception as error:
-            raise InvalidCheckpoint(
-                f"{file} is of opset {model_opset(model)}, which cannot be brought to {OLDEST_OPSET} ({error}): "
-                "export it anew"
-            ) from error
+    if opset < OLDEST_OPSET:
+        raise InvalidCheckpoint(f"{file} is of opset {opset}: export it anew with opset {OLDEST_OPSET} or later")
     return model
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def model_opset(model: onnx.ModelProto) -> int:
     return next(int(one.version) for one in model.opset_import if one.domain in ("", "ai.onnx"))
 
 
-def find_image(model: onnx.ModelProto, wanted: str | None, what: Literal["input", "output"]) -> ImageTensor:
-    constants = {tensor.name for tensor in model.graph.initializer}
-    found = [v for v in (model.graph.input if what == "input" else model.graph.output) if v.name not in constants]
-    images = [one for one in map(_as_image, found) if one and (wanted is None or one.name == wanted)]
-    if len(images) != 1:
-        there = "; ".join(_described(value) for value in found)
-        problem = f"no image is called {wanted!r}" if wanted else f"{len(images)} could be the image"
-        raise InvalidOption(f"of the {what}s {problem}: choose one with --{what}. There are: {there}")
-    return images[0]
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Put every node behind those that it reads: converters to float16 append their casts at the end."""
+    made = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+    order: list[int] = []
+    state = [0] * len(graph.node)  # 1: its inputs are being placed, 2: placed
+    for first in range(len(graph.node)):
+        stack = [first]
+        while stack:
+            i = stack[-1]
+            waiting = [made[name] for name in read_by(graph.node[i]) if name in made and state[made[name]] == 0]
+            if state[i] == 0 and waiting:
+                state[i] = 1
+                stack += waiting
+                continue
+            stack.pop()
+            if state[i] != 2:
+                state[i] = 2
+                order.append(i)
+    if order != list(range(len(order))):
+        nodes = [graph.node[i] for i in order]
+        copied = onnx.GraphProto()
+        copied.node.extend(nodes)
+        del graph.node[:]
+        graph.node.extend(copied.node)
 
 
-def _as_image(value: onnx.ValueInfoProto) -> ImageTensor | None:
+def read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors that a node reads, those of the graphs in its branches included."""
+    yield from (name for name in node.input if name)
+    for graph in _branches(node):
+        for inner in graph.node:
+            yield from read_by(inner)
+        yield from (value.name for value in graph.output)
+
+
+def _branches(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def find_inputs(model: onnx.ModelProto, options: WrapOptions) -> tuple[ImageTensor, ImageTensor | None]:
+    """The image to restore, and the second image where one is named."""
+    values = list(model.graph.input)
+    images = {one.name: one for one in map(as_image, values) if one}
+    there = "; ".join(map(_described, values))
+    for flag, wanted in (("--input", options.input), ("--reference", options.reference)):
+        if wanted is not None and wanted not in images:
+            raise InvalidOption(f"of the inputs no image is called {wanted!r}: choose another with {flag}: {there}")
+    others = [name for name in images if name != options.reference]
+    if options.input is None and len(others) != 1:
+        raise InvalidOption(
+            f"of the inputs {len(others)} could be the image: choose it with --input, and a second picture that the "
+            f"network reads with --reference. There are: {there}"
+        )
+    return images[options.input or others[0]], images[options.reference] if options.reference else None
+
+
+def as_image(value: onnx.ValueInfoProto) -> ImageTensor | None:
     tensor = value.type.tensor_type
     dims = [dim.dim_value or None for dim in tensor.shape.dim]
     if len(dims) != 4 or tensor.elem_type not in IMAGE_TYPES or 3 not in (dims[1], dims[3]):
-        # An open shape, as some outputs have, is taken for (batch, 3, H, W).
-        if tensor.elem_type in IMAGE_TYPES and (len(dims) == 0 or (len(dims) == 4 and dims[1] is None)):
-            return ImageTensor(value.name, tensor.elem_type, False, None, None)
         return None
     last = dims[1] != 3
     height, width = (dims[1], dims[2]) if last else (dims[2], dims[3])
-    if height != width:
-        return None
-    return ImageTensor(value.name, tensor.elem_type, last, height, dims[0])
+    return ImageTensor(value.name, tensor.elem_type, last, height, dims[0]) if height == width else None
+
+
+def find_output(
+    model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], side: int, wanted: str | None
+) -> tuple[ImageTensor, int]:
+    """The image that the file makes, and its side. shapes: of all outputs, as a run gave them.
+
+    Of several, the first of the input's side, else the first: programs that run such files take that one.
+    """
+    images = {}
+    for value in model.graph.output:
+        shape = shapes[value.name]
+        last = len(shape) == 4 and shape[1] != 3
+        if len(shape) == 4 and shape[3 if last else 1] == 3 and value.type.tensor_type.elem_type in IMAGE_TYPES:
+            height, width = (shape[1], shape[2]) if last else (shape[2], shape[3])
+            if height == width:
+                images[value.name] = ImageTensor(value.name, value.type.tensor_type.elem_type, last, height, None)
+    there = "; ".join(f"{name} ({'x'.join(map(str, shape)) or 'number'})" for name, shape in shapes.items())
+    if not images or (wanted is not None and wanted not in images):
+        problem = f"no image is called {wanted!r}" if wanted else "none is an image, (batch, 3, T, T)"
+        raise InvalidOption(f"of the outputs {problem}: choose one with --output. There are: {there}")
+    found = images[wanted] if wanted else next((i for i in images.values() if i.side == side), None)
+    found = found or next(iter(images.values()))
+    return found, found.side or 0
 
 
 def _described(value: onnx.ValueInfoProto) -> str:
     tensor = value.type.tensor_type
     shape = "x".join(str(dim.dim_value or dim.dim_param or "?") for dim in tensor.shape.dim)
     kind = TensorProto.DataType.Name(tensor.elem_type).lower()
-    return f"{value.name.removeprefix(PREFIX)} ({kind} {shape or 'number'})"
+    return f"{value.name} ({kind} {shape or 'number'})"
 
 
-def choose_side(file: Path, source: ImageTensor, wanted: int | None) -> int:
-    if source.side is None and wanted is None:
-        raise InvalidOption(f"{file.name} leaves the size of its input open: choose one with --size, as 512")
-    if source.side is not None and wanted not in (None, source.side):
-        raise InvalidOption(f"{file.name} takes {source.side}x{source.side} and no other: leave --size out")
-    side = source.side or wanted or 0
-    if side < 1:
-        raise InvalidOption(f"size {side} is out of range: choose 1 or more")
-    return side
-
-
-def wrap_graph(
-    model: onnx.ModelProto, source: ImageTensor, target: ImageTensor, options: WrapOptions, side: int
-) -> onnx.ModelProto:
-    """The file's graph between ours: `degraded` in, `estimate` out, every further input a constant."""
-    wrapped = compose.add_prefix(model, PREFIX)
-    graph = wrapped.graph
-    constants = {tensor.name for tensor in graph.initializer}
-    further = [v for v in graph.input if v.name not in constants and v.name != PREFIX + source.name]
-    for value in further:
-        graph.initializer.append(_constant(value, options.values))
-    if unknown := options.values.keys() - {value.name.removeprefix(PREFIX) for value in further}:
+def find_values(
+    model: onnx.ModelProto, images: tuple[ImageTensor | None, ...], given: Mapping[str, float]
+) -> tuple[str | None, dict[str, float]]:
+    """The name of the weight that runs may set, where there is one, and the values of all further inputs."""
+    names = {image.name for image in images if image}
+    further = {value.name: value for value in model.graph.input if value.name not in names}
+    if unknown := given.keys() - further.keys():
         raise InvalidOption(f"the model has no further input {min(unknown)!r}: leave it out")
-    before = _Nodes(DEGRADED, PREFIX + source.name, "in")
-    black, white = options.input_range
-    before.colour(options.colour)
-    before.affine(white - black, black)
-    if source.channels_last:
-        before.add("Transpose", perm=[0, 2, 3, 1])
-    if source.type == TensorProto.UINT8:
-        before.add("Round")
-        before.add("Clip", before.scalar(0.0), before.scalar(255.0))
-    if source.type != TensorProto.FLOAT:
-        before.add("Cast", to=source.type)
-    after = _Nodes(PREFIX + target.name, ESTIMATE, "out")
-    if target.type != TensorProto.FLOAT:
-        after.add("Cast", to=TensorProto.FLOAT)
-    if target.channels_last:
-        after.add("Transpose", perm=[0, 3, 1, 2])
-    black, white = options.output_range
-    after.affine(2.0 / (white - black), -1.0 - 2.0 * black / (white - black))
-    after.colour(options.colour)
-    after.add("Clip", after.scalar(-1.0), after.scalar(1.0))
-    nodes = [*before.finished(), *graph.node, *after.finished()]
+    weights = [name for name, value in further.items() if name in WEIGHT_NAMES and _is_number(value)]
+    weight = weights[0] if len(weights) == 1 else None
+    values = {weight: 0.5} | dict(given) if weight else dict(given)
+    if missing := further.keys() - values.keys():
+        name = min(missing)
+        raise InvalidOption(
+            f"the model reads {_described(further[name])} as well: give its value with --set {name}=NUMBER"
+        )
+    return weight, values
+
+
+def _is_number(value: onnx.ValueInfoProto) -> bool:
+    tensor = value.type.tensor_type
+    return tensor.elem_type in FLOATS and all(dim.dim_value in (0, 1) for dim in tensor.shape.dim)
+
+
+def constant_of(value: onnx.ValueInfoProto, number: float) -> np.ndarray[Any, Any]:
+    """An input filled with one number; sizes that it leaves open are 1."""
+    tensor = value.type.tensor_type
+    shape = [dim.dim_value or 1 for dim in tensor.shape.dim]
+    return np.full(shape, number, helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+
+
+def drawing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The nodes that draw random numbers. Raises InvalidOption for those that cannot become constants."""
+    found = [node for node in model.graph.node if node.op_type in DRAWS]
+    hidden = [inner for node in model.graph.node for graph in _branches(node) for inner in graph.node]
+    other = [n for n in hidden if n.op_type in DRAWS]
+    other += [n for n in (*model.graph.node, *hidden) if n.op_type in ("Bernoulli", "Multinomial")]
+    if other:
+        raise InvalidOption(
+            f"the model draws random numbers ({other[0].op_type} {other[0].name!r}), so that no two results agree: "
+            "export it with constant noise"
+        )
+    return found
+
+
+def freeze_draws(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Put constants, drawn once from seed 0, in the place of nodes that draw. shapes: of what they make."""
+    for i, node in enumerate(drawing_nodes(model)):
+        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        rng, shape = np.random.default_rng([0, i]), shapes[node.output[0]]
+        if node.op_type.startswith("RandomNormal"):
+            drawn = rng.normal(attributes.get("mean", 0.0), attributes.get("scale", 1.0), shape)
+        else:
+            drawn = rng.uniform(attributes.get("low", 0.0), attributes.get("high", 1.0), shape)
+        kind = helper.tensor_dtype_to_np_dtype(attributes.get("dtype", TensorProto.FLOAT))
+        model.graph.initializer.append(numpy_helper.from_array(drawn.astype(kind), node.output[0]))
+        model.graph.node.remove(node)
+
+
+def wrap_graph(model: onnx.ModelProto, interface: Interface) -> onnx.ModelProto:
+    """The file's graph between ours, changed in place: `degraded` in, `estimate` out.
+
+    A second image is read as `reference`, the weight as `weight`, (batch, 1) of which the first counts; every other
+    input becomes a constant.
+    """
+    graph, face, opset = model.graph, interface, model_opset(model)
+    renamed = _rename_ours(graph)
+    for value in graph.input:
+        if value.name in {renamed.get(name, name) for name in face.values if name != face.weight}:
+            original = next(name for name in face.values if renamed.get(name, name) == value.name)
+            graph.initializer.append(numpy_helper.from_array(constant_of(value, face.values[original]), value.name))
+    chains = []
+    for image, ours in ((face.source, DEGRADED), (face.reference, REFERENCE)):
+        if image:
+            nodes = _Nodes(ours, renamed.get(image.name, image.name), f"{OURS}{ours}", opset)
+            _read_image(nodes, image, face)
+            chains.append(nodes)
+    if face.weight:
+        name = renamed.get(face.weight, face.weight)
+        value = next(value for value in graph.input if value.name == name)
+        nodes = _Nodes(WEIGHT, name, f"{OURS}{WEIGHT}", opset)
+        nodes.add("Gather", nodes.constant(np.int64(0)), axis=0)
+        if not value.type.tensor_type.shape.dim:
+            nodes.add("Gather", nodes.constant(np.int64(0)), axis=0)
+        kind = value.type.tensor_type.elem_type
+        if kind != TensorProto.FLOAT and not _only_cast(graph, name):  # a cast reads every type
+            nodes.add("Cast", to=kind)
+        chains.append(nodes)
+    after = _Nodes(renamed.get(face.target.name, face.target.name), ESTIMATE, f"{OURS}{ESTIMATE}", opset)
+    _make_image(after, face)
+    own = list(graph.node)
+    nodes_before = [node for chain in chains for node in chain.finished()]
+    graph_nodes = onnx.GraphProto()
+    graph_nodes.node.extend([*nodes_before, *own, *after.finished()])
     del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend([*before.constants, *after.constants])
-    graph.input.append(
-        helper.make_tensor_value_info(DEGRADED, TensorProto.FLOAT, [source.batch or "batch", 3, side, side])
-    )
+    graph.node.extend(graph_nodes.node)
+    graph.initializer.extend([constant for chain in (*chains, after) for constant in chain.constants])
+    batch = face.source.batch or "batch"
+    picture = [batch, 3, face.side, face.side]
+    for chain in chains:
+        shape = [batch, 1] if chain.begin == WEIGHT else picture
+        graph.input.append(helper.make_tensor_value_info(chain.begin, TensorProto.FLOAT, shape))
     graph.output.append(helper.make_tensor_value_info(ESTIMATE, TensorProto.FLOAT, ["batch", 3, None, None]))
-    return wrapped
+    return model
+
+
+def _read_image(nodes: "_Nodes", image: ImageTensor, face: Interface) -> None:
+    """From (batch, 3, S, S) RGB in [0, 1] to what the file reads."""
+    if image.side not in (None, face.side):
+        if nodes.opset < 11:
+            raise InvalidOption(
+                f"the second image has another side than the first, {image.side}: export with opset 11 or later"
+            )
+        scale = (image.side or face.side) / face.side
+        nodes.add("Resize", "", nodes.constant(np.array([1, 1, scale, scale], np.float32)), mode="linear")
+    nodes.colour(face.colour)
+    black, white = face.input_range
+    nodes.affine(white - black, black)
+    if image.channels_last:
+        nodes.add("Transpose", perm=[0, 2, 3, 1])
+    if image.type == TensorProto.UINT8:
+        nodes.round()
+        nodes.clip(0.0, 255.0)
+    if image.type != TensorProto.FLOAT:
+        nodes.add("Cast", to=image.type)
+
+
+def _make_image(nodes: "_Nodes", face: Interface) -> None:
+    """From what the file makes to (batch, 3, T, T) RGB in [-1, 1]."""
+    if face.target.type != TensorProto.FLOAT:
+        nodes.add("Cast", to=TensorProto.FLOAT)
+    if face.target.channels_last:
+        nodes.add("Transpose", perm=[0, 3, 1, 2])
+    black, white = face.output_range
+    nodes.affine(2.0 / (white - black), -1.0 - 2.0 * black / (white - black))
+    nodes.colour(face.colour)
+    nodes.clip(-1.0, 1.0)
+
+
+def _only_cast(graph: onnx.GraphProto, name: str) -> bool:
+    return all(node.op_type == "Cast" for node in graph.node if name in read_by(node))
+
+
+def _rename_ours(graph: onnx.GraphProto) -> dict[str, str]:
+    """Give tensors of the file whose names are ours other names; returns old -> new."""
+    names = {value.name for value in (*graph.input, *graph.initializer)}
+    names |= {name for node in graph.node for name in (*read_by(node), *node.output)}
+    taken = {n for n in names if n in (DEGRADED, ESTIMATE, REFERENCE, WEIGHT) or n.startswith(OURS)}
+    renamed = {name: f"file/{name}" for name in taken}
+    if renamed:
+        _rename(graph, renamed)
+    return renamed
+
+
+def _rename(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = renamed.get(value.name, value.name)
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(name, name) for name in names]
+        for branch in _branches(node):
+            _rename(branch, renamed)
 
 
 class _Nodes:
     """A chain of nodes from one tensor to another."""
 
-    def __init__(self, begin: str, end: str, name: str) -> None:
+    def __init__(self, begin: str, end: str, name: str, opset: int) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[TensorProto] = []
-        self.last, self.end, self.name = begin, end, name
+        self.begin, self.last, self.end, self.name, self.opset = begin, begin, end, name, opset
 
-    def scalar(self, value: float | list[int]) -> str:
-        array = np.array(value, np.int64 if isinstance(value, list) else np.float32)
+    def constant(self, value: Any) -> str:
         name = f"{self.name}/constant.{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(array, name))
+        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
     def add(self, kind: str, *inputs: str, **attributes: Any) -> None:
@@ -195,13 +427,26 @@ class _Nodes:
 
     def affine(self, factor: float, shift: float) -> None:
         if factor != 1.0:
-            self.add("Mul", self.scalar(factor))
+            self.add("Mul", self.constant(np.float32(factor)))
         if shift != 0.0:
-            self.add("Add", self.scalar(shift))
+            self.add("Add", self.constant(np.float32(shift)))
 
     def colour(self, order: str) -> None:
         if order == "bgr":
-            self.add("Gather", self.scalar([2, 1, 0]), axis=1)
+            self.add("Gather", self.constant(np.array([2, 1, 0])), axis=1)
+
+    def round(self) -> None:
+        if self.opset >= 11:
+            self.add("Round")
+        else:
+            self.add("Add", self.constant(np.float32(0.5)))
+            self.add("Floor")
+
+    def clip(self, low: float, high: float) -> None:
+        if self.opset >= 11:
+            self.add("Clip", self.constant(np.float32(low)), self.constant(np.float32(high)))
+        else:
+            self.add("Clip", min=low, max=high)
 
     def finished(self) -> list[onnx.NodeProto]:
         """The nodes, the last of which makes the end."""
@@ -209,13 +454,3 @@ class _Nodes:
             self.add("Identity")
         self.nodes[-1].output[0] = self.end
         return self.nodes
-
-
-def _constant(value: onnx.ValueInfoProto, values: Mapping[str, float]) -> TensorProto:
-    name = value.name.removeprefix(PREFIX)
-    if name not in values:
-        raise InvalidOption(f"the model reads {_described(value)} as well: give its value with --set {name}=NUMBER")
-    tensor = value.type.tensor_type
-    shape = [dim.dim_value or 1 for dim in tensor.shape.dim]
-    array = np.full(shape, values[name], helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-    return numpy_helper.from_array(array, value.name)

@@ -10,7 +10,7 @@ from bfr.runtime.backends.device import Float32
 from bfr.runtime.bundle.manifest import ImageInput
 from bfr.runtime.errors import InvalidImage, InvalidOption
 from bfr.runtime.restore.pixels import full_scale, to_input
-from bfr.runtime.restore.plan import DEGRADED
+from bfr.runtime.restore.plan import DEGRADED, WEIGHT
 
 Given = Sequence[NDArray[Any] | None]
 """Pictures for one further input, one or None for each image."""
@@ -21,9 +21,9 @@ BICUBIC_SUPPORT = 2.0  # pixels to each side
 class ImageInputs:
     """How the inputs of a system are made from pictures."""
 
-    def __init__(self, system: str, size: int, others: Sequence[ImageInput]) -> None:
-        """size: of the sides, S. others: the manifest's inputs beside the degraded image."""
-        self.system, self.size, self.others = system, size, {one.name for one in others}
+    def __init__(self, system: str, size: int, others: Sequence[ImageInput], weight: float | None = None) -> None:
+        """size: of the sides, S. others: the manifest's inputs beside the degraded image. weight: where one is read."""
+        self.system, self.size, self.others, self.weight = system, size, {one.name for one in others}, weight
 
     def check(self, count: int, given: Mapping[str, Given]) -> None:
         """Raise InvalidOption where the system has no such input, or the pictures are not one for each image."""
@@ -37,7 +37,7 @@ class ImageInputs:
                 )
 
     def prepare(self, image: NDArray[Any], given: Mapping[str, NDArray[Any] | None]) -> dict[str, Float32]:
-        """The inputs of one image, by name: (channels, S, S) float32 in [0, 1] each.
+        """The inputs of one image, by name: (channels, S, S) float32 in [0, 1] each, and (1,) of a weight.
 
         image: (H, W, 3). given: `mask`, (H, W) of the image's size, not 0 where it is to be made up; None takes the
         pixels that are 0 in all channels, as published. `reference`, (h, w, 3); None is all 0: there is none.
@@ -48,6 +48,8 @@ class ImageInputs:
             mask = mask_of(image, given.get("mask"))
             image = np.where(mask[:, :, None], image.dtype.type(0), image)  # what stands in the hole says nothing
         made = {DEGRADED: to_input(image, self.size)}
+        if self.weight is not None:
+            made[WEIGHT] = np.array([self.weight], np.float32)
         if mask is not None:
             hole = _at_size(mask, self.size)
             made["mask"] = hole[None].astype(np.float32)

@@ -46,6 +46,9 @@ class SamplerOptions(Options):
         ge=0,
         description="Strength of guidance, of guided systems. Higher follows the known more; 0 is none.",
     )
+    weight: float | None = Field(
+        default=None, description="Fidelity weight, of networks that read one, as CodeFormer: 1 keeps most."
+    )
 
     @property
     def changes(self) -> dict[str, Any]:

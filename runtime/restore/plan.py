@@ -20,6 +20,7 @@ Shape = tuple[int, ...]
 
 DEGRADED = "degraded"
 ESTIMATE = "estimate"
+WEIGHT = "weight"
 STEP_INPUTS = ("x", "h1", "h2", "t", "row", "noise")
 GUIDE_INPUTS = ("x_next", "x0", "row", "strength")
 
@@ -141,6 +142,7 @@ def make_plan(bundle: Bundle, preset: m.Preset) -> Plan:
     side = manifest.image_size
     inputs: dict[str, Shape] = {DEGRADED: (3, side, side)}
     inputs |= {one.name: (one.channels, side, side) for one in manifest.inputs}
+    inputs |= {} if manifest.weight is None else {WEIGHT: (1,)}
     values, stages, diffuse = dict(inputs), list[Call | Loop](), None
     _check_names(bundle, preset)
     for stage in manifest.stages:
