@@ -155,6 +155,14 @@ class Squares:
         return face
 
 
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder of bfr, for this test and its children."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("BFR_HOME", str(folder))
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """P32: nothing reaches another machine. Tests of downloads serve themselves, on the loopback address."""

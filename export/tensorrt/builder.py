@@ -13,6 +13,7 @@ from typing import Any
 from bfr.export.tensorrt.progress import Meter, monitor
 from bfr.runtime.backends.cuda.device import BUCKETS
 from bfr.runtime.backends.tensorrt_key import OPTIMIZATION_LEVEL, Library, load_library, make_logger
+from bfr.runtime.bundle.machine import private_folder
 from bfr.runtime.errors import BfrError, EngineBuildFailed, InvalidOption
 from bfr.runtime.files import write_bytes
 from bfr.runtime.install import install_command
@@ -80,6 +81,7 @@ def parse_graph(graph: Path, trt: Any) -> Parsed:
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         lines = [f"  {_describe(error)}" for error in errors] or [f"  {text}" for text in logger.errors]
         remedies = {OPERATOR_REMEDIES.get(error.node_operator(), REMEDY) for error in errors} or {REMEDY}
+        known = any(error.node_operator() for error in errors)
         raise EngineBuildFailed(
             "\n".join(
                 [
@@ -93,8 +95,6 @@ def parse_graph(graph: Path, trt: Any) -> Parsed:
     return Parsed(trt, logger, builder, network, parser)
 
 
-def build_engine_bytes(
-    graph: Path,
 def narrowing(graph: Path, network: Any, trt: Any) -> list[str]:
     """Polygraphy's commands that list what of a graph is not supported, and cut it down to the smallest part.
 
@@ -114,6 +114,8 @@ def narrowing(graph: Path, network: Any, trt: Any) -> list[str]:
     ]
 
 
+def build_engine_bytes(
+    graph: Path,
     options: BuildOptions,
     library: Library,
     *,
@@ -166,7 +168,7 @@ def typed_share(graph: Path, library: Library, *, trt: Any = None) -> float:
 def timing_cache_path(version: str, compute_capability: str, say: Callable[[str], None]) -> Path | None:
     """Where the timing cache of a TensorRT version and a GPU is kept; None, and said so, where there is no place."""
     try:
-        return cache_folder() / "timing" / f"{version}-{compute_capability}.cache"
+        return private_folder("timing") / f"{version}-{compute_capability}.cache"
     except BfrError as error:
         say(f"no timing cache: {error}")
         return None

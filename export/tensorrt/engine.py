@@ -1,12 +1,13 @@
-"""`bfr build`: the engines of a bundle, built for this machine, proven, and published in its manifest.
+"""`bfr build`: the engines of a bundle, built on this machine, proven, and published in its record.
 
-An engine is published by one write of the manifest: before it no backend loads the file, whatever happened to it.
+An engine is published by one write of the record: before it no backend loads the file, whatever happened to it. The
+bundle is not written to.
 """
 
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import cast
 from bfr.export.tensorrt.builder import BuildOptions, build_engine_bytes, timing_cache_path, typed_share
 from bfr.export.tensorrt.precision import check_buildable, prove_precision
 from bfr.export.tensorrt.progress import Meter, Report, still_working, watched
-from bfr.export.tensorrt.writable import write_engines
 from bfr.export.verify.compare import open_reference, verify
 from bfr.export.verify.walk import Reference
 from bfr.runtime.backends.device import Network
@@ -23,7 +23,8 @@ from bfr.runtime.backends.registry import BACKENDS
 from bfr.runtime.backends.tensorrt import TensorRtDevice, TensorRtNetwork
 from bfr.runtime.backends.tensorrt_key import Library, Machine, engine_key, find_engine
 from bfr.runtime.bundle.bundle import Bundle, describe_file
-from bfr.runtime.bundle.manifest import Check, Engine, Precision
+from bfr.runtime.bundle.machine import Engine, MachineFiles
+from bfr.runtime.bundle.manifest import Check, Precision
 from bfr.runtime.errors import (
     BundleCorrupt,
     EngineBuildFailed,
@@ -35,7 +36,6 @@ from bfr.runtime.errors import (
 from bfr.runtime.files import clean_leftovers, write_bytes
 from bfr.runtime.install import install_command
 
-ENGINES = "engines"  # the folder inside a bundle
 LOCK = ".build.lock"
 GATE_STEPS = 10  # of the loop; the CPU, which is often the reference, takes seconds for one
 Say = Callable[[str], None]
@@ -43,7 +43,7 @@ Say = Callable[[str], None]
 
 @dataclass(slots=True)
 class _Candidate:
-    """An engine whose file is there and whose entry is not in the manifest yet."""
+    """An engine whose file is there and whose entry is not in the record yet."""
 
     engine: Engine
     path: Path
@@ -81,9 +81,10 @@ def build_engines(
     kinds = [Bundle.open(folder).precision(name) for name in dict.fromkeys(precisions)]
     device = open_device(library, index)  # before anything is written: without a GPU nothing is
     try:
-        with _only_builder(folder, say):
-            bundle = Bundle.open(folder)  # again: another process may have built what it lacked
-            _sweep(bundle)
+        bundle = Bundle.open(folder)
+        files = MachineFiles(bundle.hash)
+        with _only_builder(files.make(), folder, say):
+            _sweep(files)
             built: list[Engine] = []
             try:
                 for precision in kinds:
@@ -93,10 +94,10 @@ def build_engines(
                     job = _Job(bundle, device, precision, options, index, say, report, build, reference)
                     done = {(engine.network, engine.key.precision) for engine in built}
                     if engines := job.run(force, done):
-                        bundle = _publish(bundle, engines, say)
+                        _publish(files, engines, say)
                         built += engines
             finally:
-                _sweep(bundle)  # of a failed build the new files, of a finished one the old
+                _sweep(files)  # of a failed build the new files, of a finished one the old
             return built
     finally:
         if not still_working():  # else the process ends now, and the work must not lose its device before
@@ -139,7 +140,7 @@ class _Job:
         }
 
     def _build(self, name: str, precision: Precision) -> _Candidate:
-        """Build the engine of a network and write it beside the others. It is not in the manifest yet."""
+        """Build the engine of a network and write it beside the others. It is not in the record yet."""
         bundle, machine = self.bundle, self.device.machine
         graph = bundle.graph(name, precision)  # its files are checked here
         meter = Meter(f"{name} in {precision}")
@@ -156,11 +157,12 @@ class _Job:
         seconds = round(time.perf_counter() - begin, 1)
         self.say(f"{name} in {precision}: built in {seconds:.0f} s, {len(data):,} bytes")
         tag = sha256(data).hexdigest()[:12]  # a new engine never takes an old one's name
-        path = bundle.folder / ENGINES / f"{name}.{precision}.{machine.library}.{tag}.engine"
+        folder = MachineFiles(bundle.hash).folder
+        path = folder / f"{name}.{precision}.{machine.library}.{tag}.engine"
         write_bytes(path, data)
         options = self.options
         key = engine_key(bundle, name, precision, machine, buckets=options.buckets, options=options.key_options)
-        file = describe_file(bundle.folder, path)
+        file = describe_file(folder, path)
         return _Candidate(Engine(network=name, file=file, key=key, half_share=0.0, build_seconds=seconds), path)
 
     def _prove(self, candidates: dict[str, _Candidate], meter: Meter) -> list[Check]:
@@ -204,9 +206,7 @@ class _Job:
         if cache is None:
             return candidate.engine.model_copy(update={"checks": own})
         write_bytes(path, cache)
-        return candidate.engine.model_copy(
-            update={"checks": own, "runtime_cache": describe_file(self.bundle.folder, path)}
-        )
+        return candidate.engine.model_copy(update={"checks": own, "runtime_cache": describe_file(path.parent, path)})
 
 
 def _built_already(
@@ -217,58 +217,55 @@ def _built_already(
         engine = find_engine(bundle, name, precision, machine, buckets=options.buckets, options=options.key_options)
         for file in (engine.file, engine.runtime_cache):
             if file is not None:
-                bundle.check(file)
+                MachineFiles(bundle.hash).check(file, "build it anew")
     except (EngineMissing, EngineMismatch, BundleCorrupt):
         return None
     return engine
 
 
-def _publish(bundle: Bundle, engines: Sequence[Engine], say: Say) -> Bundle:
-    """Put engines into the manifest, in the place of those of the same network, precision and library."""
+def _publish(files: MachineFiles, engines: Sequence[Engine], say: Say) -> None:
+    """Put engines into the record, in the place of those of the same network, precision, library and GPU.
 
-    def place(engine: Engine) -> tuple[str, str, str]:
-        return engine.network, engine.key.precision, engine.key.library
+    (Of one GPU: machines may share a home.)
+    """
+
+    def place(engine: Engine) -> tuple[str, str, str, str]:
+        return engine.network, engine.key.precision, engine.key.library, engine.key.gpu
 
     new = {place(engine) for engine in engines}
-    kept = (engine for engine in bundle.manifest.engines if place(engine) not in new)
-    published = (*kept, *engines)
-    write_engines(bundle.folder, published)
+    kept = (engine for engine in files.read().engines if place(engine) not in new)
+    files.write_engines((*kept, *engines))
     for engine in engines:
-        say(f"{engine.network} in {engine.key.precision}: published as {engine.file.path}")
-    return replace(bundle, manifest=bundle.manifest.model_copy(update={"engines": published}))
+        say(f"{engine.network} in {engine.key.precision}: published as {files.folder / engine.file.path}")
 
 
-def _sweep(bundle: Bundle) -> None:
-    """Delete what is in the folder of the engines and not in the manifest. Only the one who builds may do so."""
-    folder = bundle.folder
-    known = {file.path for engine in bundle.manifest.engines for file in (engine.file, engine.runtime_cache) if file}
-    for path in (folder / ENGINES).iterdir():
-        if path.suffix in (".engine", ".cache") and path.relative_to(folder).as_posix() not in known:
+def _sweep(files: MachineFiles) -> None:
+    """Delete what is in the folder and not in the record. Only the one who builds may do so."""
+    known = {file.path for engine in files.read().engines for file in (engine.file, engine.runtime_cache) if file}
+    for path in files.folder.iterdir():
+        if path.suffix in (".engine", ".cache") and path.name not in known:
             with suppress(OSError):  # what cannot be deleted is in nobody's way
                 path.unlink()
-    clean_leftovers(folder / ENGINES)
-    clean_leftovers(folder)
+    clean_leftovers(files.folder)
 
 
 @contextmanager
-def _only_builder(folder: Path, say: Say) -> Iterator[None]:
+def _only_builder(folder: Path, bundle: Path, say: Say) -> Iterator[None]:
     """Wait until no other process builds for this bundle. The lock is the system's and dies with its owner."""
     try:
         from filelock import FileLock, Timeout
     except ImportError as error:
         raise MissingDependency(f"filelock is not installed: {install_command('tensorrt')}") from error
     try:
-        (folder / ENGINES).mkdir(exist_ok=True)
-        lock = FileLock(folder / ENGINES / LOCK)
+        lock = FileLock(folder / LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            say(f"another process builds engines for {folder}: waiting for it")
+            say(f"another process builds engines for {bundle}: waiting for it")
             lock.acquire(poll_interval=0.5)
     except OSError as error:
         raise WriteFailed(
-            f"cannot write in {folder / ENGINES} ({error.strerror or error}): engines are kept in their bundle. "
-            f"Copy it to a folder that can be written: `bfr build {folder} -o COPY`"
+            f"cannot write in {folder} ({error.strerror or error}): set BFR_HOME to a folder that can be written"
         ) from error
     try:
         yield

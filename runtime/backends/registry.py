@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bfr.runtime.backends.cuda.bindings import Cuda, device_count
 from bfr.runtime.backends.device import Device
 from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.machine import MachineFiles, MachineRecord
 from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import BfrError, InvalidOption, MissingDependency
 from bfr.runtime.install import install_command
@@ -103,7 +104,7 @@ def open_device(
 
     Args:
         name: One of BACKENDS, or `auto`, see `choose`.
-        bundle: What will run; `auto` looks for its engines and measurements.
+        bundle: What will run; `auto` looks for its engines and measurements on this machine.
         precision: What it will run in.
         threads: Of a backend on the CPU; None is the library's own choice.
         spinning: Whether idle threads of a backend on the CPU wait in a loop.
@@ -136,7 +137,8 @@ def choose(bundle: Bundle | None, precision: Precision, index: int = 0, *, witho
     """
     if precision == "int8" or not device_count():
         return FALLBACK
-    measured = verified_seconds(bundle, precision, Cuda(index).facts.name) if bundle else {}
+    record = _recorded(bundle)
+    measured = verified_seconds(record, precision, Cuda(index).facts.name)
     ranked = sorted(measured, key=lambda name: measured[name])
     for name in dict.fromkeys([*ranked, *(row.name for row in BACKENDS.values() if row.unmeasured)]):
         if name in without:
@@ -144,16 +146,16 @@ def choose(bundle: Bundle | None, precision: Precision, index: int = 0, *, witho
         try:
             _check(BACKENDS[name], bundle, precision, index)
         except BfrError as error:
-            if name in measured or _was_built(name, bundle, precision):
+            if name in measured or _was_built(name, record, precision):
                 _log.warning("backend %s is passed over: %s", name, error)
             continue
         return name
     return FALLBACK
 
 
-def verified_seconds(bundle: Bundle, precision: Precision, gpu: str) -> dict[str, float]:
-    """Seconds a denoising step of the backends whose whole loop was verified in this precision on this GPU."""
-    checks = [*bundle.manifest.verified, *(check for engine in bundle.manifest.engines for check in engine.checks)]
+def verified_seconds(record: MachineRecord, precision: Precision, gpu: str) -> dict[str, float]:
+    """Seconds a denoising step of the backends whose whole loop this machine verified in this precision on this GPU."""
+    checks = [*record.verified, *(check for engine in record.engines for check in engine.checks)]
     return {
         check.backend: check.seconds_a_step
         for check in checks
@@ -170,6 +172,14 @@ def _check(backend: Backend, bundle: Bundle | None, precision: Precision, index:
         backend.load().check(bundle, precision, index)
 
 
-def _was_built(name: str, bundle: Bundle | None, precision: Precision) -> bool:
-    engines = bundle.manifest.engines if bundle else ()
-    return any(engine.key.library == name and engine.key.precision == precision for engine in engines)
+def _recorded(bundle: Bundle | None) -> MachineRecord:
+    """What this machine made of a bundle. What cannot be read is said, and left unused."""
+    try:
+        return MachineFiles(bundle.hash).read() if bundle else MachineRecord()
+    except BfrError as error:
+        _log.warning("engines and measurements are left unused: %s", error)
+        return MachineRecord()
+
+
+def _was_built(name: str, record: MachineRecord, precision: Precision) -> bool:
+    return any(engine.key.library == name and engine.key.precision == precision for engine in record.engines)

@@ -17,6 +17,7 @@ from bfr.runtime.backends.tensorrt_key import (
     this_machine,
 )
 from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.machine import MachineFiles
 from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory, EngineMismatch, InvalidOption
 
@@ -68,11 +69,12 @@ class TensorRtDevice(GpuDevice):
         return {self.machine.library: self.machine.version, **super().versions}
 
     def load(self, bundle: Bundle, name: str, precision: Precision) -> "TensorRtNetwork":
-        """The bundle's engine of a network: its key and its sha256 are checked before it is deserialized."""
+        """Load this machine's engine of a network: its key and its sha256 are checked before it is deserialized."""
         entry = find_engine(bundle, name, precision, self.machine)
         remedy = f"`bfr build {bundle.folder} --precision {precision} --force` makes it anew"
-        cache = bundle.read(entry.runtime_cache, remedy) if entry.runtime_cache else None
-        return self._deserialize(bundle.read(entry.file, remedy), entry.file.path, cache)
+        files = MachineFiles(bundle.hash)
+        cache = files.data(entry.runtime_cache, remedy) if entry.runtime_cache else None
+        return self._deserialize(files.data(entry.file, remedy), entry.file.path, cache)
 
     def load_engine(self, path: Path, cache: bytes | None = None) -> "TensorRtNetwork":
         """Deserialize a file that is known to be an engine of ours. cache: what TensorRT-RTX compiled before.

@@ -14,7 +14,8 @@ from typing import Any, Literal
 from bfr.runtime.backends.cuda.bindings import Cuda
 from bfr.runtime.backends.cuda.device import BUCKETS
 from bfr.runtime.bundle.bundle import Bundle
-from bfr.runtime.bundle.manifest import Engine, EngineKey, Precision
+from bfr.runtime.bundle.machine import Engine, EngineKey, MachineFiles
+from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import BackendUnavailable, EngineMismatch, EngineMissing, MissingDependency
 from bfr.runtime.install import install_command
 
@@ -136,18 +137,18 @@ def find_engine(
     buckets: Sequence[int] | None = None,
     options: dict[str, str | int | bool | None] | None = None,
 ) -> Engine:
-    """The manifest's engine of a network for this machine. Its files are not yet checked.
+    """The engine of a network that this machine built and recorded. Its files are not yet checked.
 
     buckets, options: as the engine must have been built; None takes those that it was built with.
     Raises EngineMissing where none was built, EngineMismatch with each field, what it has and what is wanted.
     """
     command = f"bfr build {bundle.folder} --precision {precision}"
-    built = [engine for engine in bundle.manifest.engines if engine.network == network]
+    built = [engine for engine in MachineFiles(bundle.hash).read().engines if engine.network == network]
     same = [engine for engine in built if engine.key.library == machine.library and engine.key.precision == precision]
     if not same:
         others = ", ".join(f"{engine.key.precision} with {engine.key.library}" for engine in built)
         raise EngineMissing(
-            f"{bundle.folder} has no {machine.library} engine of {network} in {precision}"
+            f"this machine has no {machine.library} engine of {bundle.folder}, {network} in {precision}"
             f"{f', only {others}' if others else ''}: run `{command}`"
         )
     for engine in same:

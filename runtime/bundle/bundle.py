@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,13 +28,16 @@ from bfr.runtime.diffusion.solvers import SOLVERS
 from bfr.runtime.errors import BundleCorrupt, BundleInvalid, InvalidOption
 from bfr.runtime.files import sha256_file, write_bytes
 
+LARGEST_MANIFEST = 16 << 20  # bytes
+_log = logging.getLogger("bfr")
+
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
     """A bundle on disk.
 
     folder: where it is. manifest: what it says. hash: sha256 of the manifest's content, which holds those of all files,
-    without what machines added: its engines, and where it was verified.
+    but for where it was verified.
     """
 
     folder: Path
@@ -41,26 +46,33 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: Path | str) -> "Bundle":
-        """Read the manifest of a bundle. Raises BundleInvalid where there is none, or none of this format."""
+        """Read the manifest of a bundle. Raises BundleInvalid where there is none, or none of this format.
+
+        Engines that a bundle brings are machine code of whoever made it: they are left unused, with a warning.
+        """
         folder = Path(folder)
         path = folder / MANIFEST
         if not path.is_file():
             raise BundleInvalid(
                 f"{folder} is no bundle: it has no {MANIFEST}. `bfr export SYSTEM -o {folder}` makes one"
             )
+        if path.stat().st_size > LARGEST_MANIFEST:
+            raise BundleInvalid(f"{path} has more than {LARGEST_MANIFEST:,} bytes: it is no manifest, export it anew")
         data = path.read_bytes()
         try:
             found = json.loads(data)
             version = found.get("format") if isinstance(found, dict) else None
             if isinstance(version, int) and version > FORMAT:
                 raise BundleInvalid(f"{path} has format {version}, this bfr reads up to {FORMAT}: upgrade bfr")
+            if isinstance(found, dict) and found.pop("engines", None):
+                _warn_of_engines(folder)
             manifest = Manifest.model_validate(found)
         except ValidationError as error:
             problems = "\n".join(f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
             raise BundleInvalid(f"{path} is not a valid manifest:\n{problems}\nExport the bundle anew.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleInvalid(f"{path} is not JSON ({error}): the bundle is damaged, export it anew") from error
-        content = json.dumps({key: found[key] for key in sorted({*found} - {"engines", "verified"})}, sort_keys=True)
+        content = json.dumps({key: found[key] for key in sorted({*found} - {"verified"})}, sort_keys=True)
         return cls(folder, manifest, hashlib.sha256(content.encode()).hexdigest())
 
     @property
@@ -101,11 +113,15 @@ class Bundle:
         eta falls to 0 with a solver that has none, and steps and adapt go with the grid that is left for a respacing.
         Raises InvalidOption with the names that there are, or with what does not go together.
         """
+        weight = overrides.get("weight")
+        if weight is not None and self.manifest.weight is None:
+            raise InvalidOption(f"{self.manifest.system} has no network with a weight: leave it out")
         if not self.denoisers:
+            overrides.pop("weight", None)
             if name or overrides:
                 given = ", ".join([*(["preset"] if name else []), *overrides])
                 raise InvalidOption(f"{self.manifest.system} has no loop, so no {given}: leave it out")
-            return Preset(solver=None)
+            return Preset(solver=None, weight=weight)
         name = name or self.manifest.default_preset
         if name not in self.manifest.presets:
             raise InvalidOption(
@@ -149,42 +165,62 @@ class Bundle:
             self.check(file)
         return self.folder / variant.graph.path
 
-    def check(self, file: BundleFile, remedy: str | None = None) -> None:
+    def check(self, file: BundleFile) -> None:
         """Raise BundleCorrupt unless the file has the size and the sha256 that the manifest says."""
-        path = self._sized(file, remedy)
-        self._compare(file, sha256_file(path), remedy)
-
-    def read(self, file: BundleFile, remedy: str | None = None) -> bytes:
-        """A file's bytes: the very ones that were checked, as `check` does."""
-        data = self._sized(file, remedy).read_bytes()
-        self._compare(file, hashlib.sha256(data).hexdigest(), remedy)
-        return data
-
-    def _sized(self, file: BundleFile, remedy: str | None) -> Path:
-        path = self.folder / file.path
-        if not path.is_file():
-            raise BundleCorrupt(f"{path} is missing: {remedy or self._remedy}")
-        size = path.stat().st_size
-        if size != file.bytes:
-            raise BundleCorrupt(f"{path} has {size} bytes, the manifest says {file.bytes}: {remedy or self._remedy}")
-        return path
-
-    def _compare(self, file: BundleFile, found: str, remedy: str | None) -> None:
-        if found != file.sha256:
-            path = self.folder / file.path
-            raise BundleCorrupt(f"{path} has sha256 {found}, the manifest says {file.sha256}: {remedy or self._remedy}")
+        check_file(self.folder, file, self._remedy)
 
     @property
     def _remedy(self) -> str:
         return f"copy the bundle anew, or make it with `bfr export {self.manifest.system} -o FOLDER`"
 
     def check_all(self) -> int:
-        """Check every file of the bundle, engines included; returns how many."""
+        """Check every file of the bundle; returns how many."""
         files = [f for n in self.manifest.networks.values() for v in n.variants.values() for f in (v.graph, *v.weights)]
-        files += [f for engine in self.manifest.engines for f in (engine.file, engine.runtime_cache) if f]
         for file in files:
             self.check(file)
         return len(files)
+
+
+def check_file(folder: Path, file: BundleFile, remedy: str) -> Path:
+    """The path of a file. Raises BundleCorrupt, with the remedy, unless it has the size and the sha256 of its entry."""
+    path = _sized(folder, file, remedy)
+    _compare(path, file, sha256_file(path), remedy)
+    return path
+
+
+def read_file(folder: Path, file: BundleFile, remedy: str) -> bytes:
+    """A file's bytes: the very ones that were checked, as `check_file` does."""
+    path = _sized(folder, file, remedy)
+    with path.open("rb") as opened:
+        data = opened.read(file.bytes + 1)  # no more than that, should it grow now
+    _compare(path, file, hashlib.sha256(data).hexdigest(), remedy)
+    return data
+
+
+def _sized(folder: Path, file: BundleFile, remedy: str) -> Path:
+    path = folder / file.path
+    if not path.is_file():
+        raise BundleCorrupt(f"{path} is missing: {remedy}")
+    size = path.stat().st_size
+    if size != file.bytes:
+        raise BundleCorrupt(f"{path} has {size} bytes, {file.bytes} are written down: {remedy}")
+    return path
+
+
+def _compare(path: Path, file: BundleFile, found: str, remedy: str) -> None:
+    if found != file.sha256:
+        raise BundleCorrupt(f"{path} has sha256 {found}, {file.sha256} is written down: {remedy}")
+
+
+@cache
+def _warn_of_engines(folder: Path) -> None:
+    """Say it once for each folder."""
+    _log.warning(
+        "%s brings engines, which are machine code of whoever made it: they are left unused. "
+        "`bfr build %s` makes this machine's own",
+        folder,
+        folder,
+    )
 
 
 def default_bundle() -> Path:
@@ -203,8 +239,7 @@ def describe_file(folder: Path, path: Path) -> BundleFile:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json`, whole or not at all."""
-    unbuilt = None if manifest.engines else {"engines"}
-    write_bytes(folder / MANIFEST, manifest.model_dump_json(indent=1, exclude=unbuilt).encode() + b"\n")
+    write_bytes(folder / MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
 
 
 def _names(mapping: Mapping[Any, object]) -> str:

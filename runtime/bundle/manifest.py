@@ -1,6 +1,6 @@
 """The manifest of a deployment bundle: what `manifest.json` may say, checked when it is read."""
 
-from pathlib import PurePosixPath
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -13,18 +13,35 @@ MANIFEST = "manifest.json"
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
+# What a shell, a terminal or a file system could take for something else is in no name.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}$")]
+
+
 def _inside(path: str) -> str:
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
-        raise ValueError("a file of a bundle is named by a relative path inside it")
+    """Refuse what is not below the bundle's folder on every system: drives, streams (`a:b`) and devices (`NUL`) too."""
+    parts = path.split("/")
+    if (
+        any(part in ("", "..") or part != part.rstrip(". ") for part in parts)
+        or re.search(r'[\x00-\x1f\x7f\\:<>"|?*]', path)
+        or any(re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d|conin\$|conout\$)(\..*)?", p, re.IGNORECASE) for p in parts)
+    ):
+        raise ValueError("a file of a bundle is named by a relative path inside it, which every system takes")
     return path
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+def _onnx(file: "BundleFile") -> "BundleFile":
+    if not file.path.endswith(".onnx"):  # .ort would choose another loader
+        raise ValueError("a graph is a file named .onnx")
+    return file
 
 
-class BundleFile(_Model):
+class Model(BaseModel):
+    """Immutable, and refuses what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class BundleFile(Model):
     """A file of the bundle: its path inside it, its sha256 (hexadecimal) and its size in bytes."""
 
     path: Annotated[str, AfterValidator(_inside)]
@@ -32,7 +49,7 @@ class BundleFile(_Model):
     bytes: Annotated[int, Field(ge=0)]
 
 
-class Tensor(_Model):
+class Tensor(Model):
     """An input or output: name, shape ("batch" or a size), dtype."""
 
     name: str
@@ -40,22 +57,22 @@ class Tensor(_Model):
     dtype: Literal["float32"] = "float32"
 
 
-class Variant(_Model):
+class Variant(Model):
     """A network in one precision: its graph, and the weights that the graph refers to."""
 
-    graph: BundleFile
+    graph: Annotated[BundleFile, AfterValidator(_onnx)]
     weights: tuple[BundleFile, ...] = ()
     opset: int
 
 
-class Source(_Model):
+class Source(Model):
     """The checkpoint that a network was exported from."""
 
     file: str
     sha256: str
 
 
-class Network(_Model):
+class Network(Model):
     """A network: its role in the graph's inputs and outputs, its architecture, and its variants by precision.
 
     kind: of the stage around it, `step...` for a denoiser's; see `bfr.models.stages.kinds`. options: of that stage.
@@ -76,26 +93,26 @@ class Network(_Model):
     variants: dict[Precision, Variant]
 
 
-class NoiseSchedule(_Model):
+class NoiseSchedule(Model):
     """The schedule that the denoiser was trained with: betas even in themselves, or in their square roots."""
 
-    timesteps: Annotated[int, Field(ge=2)] = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
+    timesteps: Annotated[int, Field(ge=2, le=100_000)] = 1000
+    beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
     betas: Literal["linear", "scaled-linear"] = "linear"
 
 
-class ImageInput(_Model):
+class ImageInput(Model):
     """What a system reads beside the degraded image: (batch, channels, S, S) in [0, 1], all 0 where it is not given.
 
     `mask` is 1 where the picture is to be made up; `reference` is another picture of the same person.
     """
 
     name: Literal["mask", "reference"]
-    channels: Annotated[int, Field(ge=1)]
+    channels: Annotated[int, Field(ge=1, le=64)]
 
 
-class Estimate(_Model):
+class Estimate(Model):
     """A network called once: an estimator, an encoder, a decoder, a resize.
 
     inputs, outputs: the network's name of a tensor -> the name of the value that it reads or makes; a tensor that is
@@ -109,7 +126,7 @@ class Estimate(_Model):
     outputs: dict[str, str] = {}
 
 
-class Diffuse(_Model):
+class Diffuse(Model):
     """Noise added to the value `source`, up to the start of the sampler of the denoise stage that follows."""
 
     kind: Literal["diffuse"] = "diffuse"
@@ -117,7 +134,7 @@ class Diffuse(_Model):
     source: str = "estimate"
 
 
-class Guidance(_Model):
+class Guidance(Model):
     """A gradient network that is called between steps, see `bfr.models.stages.guide`.
 
     x0 moves against the gradient, by `strength`; the next state moves with it. start, stop: the first and the last
@@ -131,7 +148,7 @@ class Guidance(_Model):
     inputs: dict[str, str] = {}
 
 
-class Denoise(_Model):
+class Denoise(Model):
     """A sampler loop; `prediction` is what the network predicts.
 
     name: by which a preset names a sampler for this stage alone. source: the value that the loop starts from as it is;
@@ -163,7 +180,7 @@ def _named_once(stages: tuple[Estimate | Diffuse | Denoise, ...]) -> tuple[Estim
     return stages
 
 
-class Adapt(_Model):
+class Adapt(Model):
     """How the start of a grid depends on the image, see `bfr.runtime.restore.adapt`.
 
     typical: the movement of the estimate from its input, RMS in grey levels of 255, that the preset's start belongs to.
@@ -176,7 +193,7 @@ class Adapt(_Model):
     most: Annotated[float, Field(gt=0)]
 
 
-class Sampler(_Model):
+class Sampler(Model):
     """What solves, where the denoiser is called, and how far the truncation goes.
 
     spacing: `ddim250` or `250` respaces the schedule as published; `start` is then the index N, whole, which is also
@@ -191,7 +208,7 @@ class Sampler(_Model):
     solver: Solver | None = "ddim"
     spacing: str = "ddim250"
     start: float = 100
-    steps: Annotated[int, Field(ge=1)] | None = None
+    steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
     eta: float = 0.0
     matched: bool = False
     adapt: Adapt | None = None
@@ -223,21 +240,27 @@ class Preset(Sampler):
     """The samplers of a system: its own, and those of single denoise stages, by their names.
 
     guidance: the strength of guidance in the place of the stages' own; 0 leaves it out.
+    weight: what a network with a fidelity weight reads, in the place of the manifest's.
     """
 
     stages: dict[str, Sampler] = {}
     guidance: Annotated[float, Field(ge=0)] | None = None
+    weight: float | None = None
 
     def __str__(self) -> str:
-        guided = "" if self.guidance is None else f", guidance {self.guidance:g}"
-        return "; ".join([super().__str__() + guided, *(f"{name}: {one}" for name, one in self.stages.items())])
+        own = "".join(
+            f", {name} {value:g}"
+            for name, value in (("guidance", self.guidance), ("weight", self.weight))
+            if value is not None
+        )
+        return "; ".join([super().__str__() + own, *(f"{name}: {one}" for name, one in self.stages.items())])
 
     def sampler(self, stage: str) -> Sampler:
         """The sampler of a denoise stage."""
         return self.stages.get(stage, self)
 
 
-class Licence(_Model):
+class Licence(Model):
     """Under what the weights are given away."""
 
     name: str
@@ -245,7 +268,7 @@ class Licence(_Model):
     notice: str
 
 
-class Check(_Model):
+class Check(Model):
     """One comparison with float32 on the same inputs and the same noise.
 
     what: a network or `loop`. psnr_db: peak 2, since images are in [-1, 1]. max_abs: largest absolute difference.
@@ -253,6 +276,8 @@ class Check(_Model):
     reference: what it was compared with. gpu: where it ran, None on a CPU.
     seconds_a_step, eager_seconds_a_step: of a loop, one denoising step, on the machine that verified.
     """
+
+    model_config = ConfigDict(allow_inf_nan=True)  # equal to the last bit: an infinite ratio
 
     what: str
     backend: str
@@ -268,65 +293,28 @@ class Check(_Model):
     eager_seconds_a_step: float | None = None
 
 
-class EngineKey(_Model):
-    """What an engine depends on. An engine is used only where every field is what it was when it was built.
-
-    graph_sha256, weights_sha256: of the network's files in the bundle. buckets: the batch sizes, one optimization
-    profile each, ascending. library: `tensorrt` or `tensorrt-rtx`, and its version. cuda: of the CUDA runtime that
-    the library was used with, driver: the CUDA version that the driver supports, both as `13.0`. gpu: its name.
-    options: the builder's, by name.
-    """
-
-    graph_sha256: str
-    weights_sha256: tuple[str, ...]
-    precision: Precision
-    buckets: tuple[Annotated[int, Field(ge=1)], ...]
-    library: Literal["tensorrt", "tensorrt-rtx"]
-    version: str
-    cuda: str
-    driver: str
-    gpu: str
-    compute_capability: str
-    options: dict[str, str | int | bool | None]
-
-
-class Engine(_Model):
-    """An engine that was built, proven and published on this machine.
-
-    half_share: of the tensors that the engine's inspector lists with a floating type, how many are half (0 .. 1).
-    runtime_cache: what TensorRT-RTX compiled at its first run. build_seconds: of the build alone. checks: the gate.
-    """
-
-    network: str
-    file: BundleFile
-    key: EngineKey
-    half_share: float
-    build_seconds: float
-    checks: tuple[Check, ...] = ()
-    runtime_cache: BundleFile | None = None
-
-
-class Manifest(_Model):
-    """All that the runtime knows of a system. `engines` belong to one machine; all else travels with the bundle.
+class Manifest(Model):
+    """All that the runtime knows of a system.
 
     inputs: what it reads beside the degraded image. result: the value that is the restored image, (batch, 3, S, S) in
     [-1, 1]. default_preset: of `presets`, the one that is used where none is named; a system without a denoise stage
     has no presets. batches: the only batch sizes that its graphs take, ascending; None where every size will do.
+    weight: the fidelity weight that its network reads, where a run names no other; None where it reads none.
     """
 
     format: Literal[1]
-    system: str
+    system: Name
     title: str
-    image_size: int
+    image_size: Annotated[int, Field(ge=1, le=8192)]
     schedule: NoiseSchedule
     inputs: tuple[ImageInput, ...] = ()
     stages: Annotated[tuple[Stage, ...], AfterValidator(_named_once)]
     result: str = "state"
-    batches: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    batches: tuple[Annotated[int, Field(ge=1, le=4096)], ...] | None = None
+    weight: float | None = None
     presets: dict[str, Preset]
     default_preset: str = "reference"
-    networks: dict[str, Network]
+    networks: dict[Name, Network]
     licence: Licence
     verified: tuple[Check, ...] = ()
     made_with: dict[str, str]
-    engines: tuple[Engine, ...] = ()

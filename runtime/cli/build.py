@@ -25,10 +25,7 @@ EVERY = 4.0  # seconds between two lines of progress where there is no terminal
 @expanded
 def build(
     opened: Annotated[OpenOptions, Flags(only=("device",))],
-    bundle: Annotated[Path | None, typer.Argument(help="Folder; the default is the system mini, with -o.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Copy the bundle there first, and build there.")
-    ] = None,
+    bundle: Annotated[Path | None, typer.Argument(help="Folder; the default is the system mini.")] = None,
     precision: Annotated[list[str] | None, typer.Option(help="fp32 (default) or fp16; may be given twice.")] = None,
     batches: Annotated[str, typer.Option(help="Batch sizes, separated by commas; default 1,2,4,8,16.")] = "",
     library: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
@@ -46,7 +43,6 @@ def build(
     from bfr.export.tensorrt.precision import check_buildable
     from bfr.export.tensorrt.progress import still_working
     from bfr.export.tensorrt.support import check_support
-    from bfr.export.tensorrt.writable import writable_bundle
     from bfr.runtime.backends.cuda.bindings import Cuda
     from bfr.runtime.backends.cuda.device import BUCKETS
     from bfr.runtime.backends.tensorrt_key import load_library
@@ -83,10 +79,10 @@ def build(
         for line in jetson.advice(board):
             say(line)
     try:
-        Cuda(opened.device)  # before anything is copied
+        Cuda(opened.device)
         with progress_lines() as report:
             engines = build_engines(
-                writable_bundle(bundle, out),
+                source.folder,
                 chosen,
                 precisions=precisions,
                 options=options,

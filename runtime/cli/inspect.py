@@ -7,8 +7,9 @@ import typer
 
 
 def info(bundle: Annotated[Path | None, typer.Argument(help="Folder; the default is the system mini.")] = None) -> None:
-    """Show what a bundle holds and how it was verified, after checking its files."""
+    """Show what a bundle holds, what this machine built of it, and how it was verified, after checking its files."""
     from bfr.runtime.bundle.bundle import Bundle, default_bundle
+    from bfr.runtime.bundle.machine import MachineFiles
 
     opened = Bundle.open(bundle or default_bundle())
     files, manifest = opened.check_all(), opened.manifest
@@ -20,12 +21,13 @@ def info(bundle: Annotated[Path | None, typer.Argument(help="Folder; the default
         print(f"network    {name}: {network.architecture}, {size}, {variants}")
     for name, preset in manifest.presets.items():
         print(f"preset     {name}{' (default)' * (name == manifest.default_preset)}: {preset}")
-    for engine in manifest.engines:
+    record = MachineFiles(opened.hash).read()
+    for engine in record.engines:
         key = engine.key
         where = f"{key.library} {key.version}, {key.gpu}, batches {', '.join(map(str, key.buckets))}"
         print(f"engine     {engine.network} in {key.precision}: {where}, {engine.file.bytes:,} bytes")
-    proofs = (check for engine in manifest.engines for check in engine.checks)  # the loop's is with every engine
-    for check in dict.fromkeys((*manifest.verified, *proofs)):
+    proofs = (check for engine in record.engines for check in engine.checks)  # the loop's is with every engine
+    for check in dict.fromkeys((*manifest.verified, *record.verified, *proofs)):
         found = f"{check.psnr_db} dB, largest error {check.max_abs:.1e}"
         print(f"verified   {check.what}, {check.precision}, {check.backend}: {found}")
     print(f"files      {files} checked, all as the manifest says")

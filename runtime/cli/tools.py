@@ -11,6 +11,7 @@ from bfr.benchmarks.speed.options import BenchOptions
 from bfr.runtime.cli.options import Flags, expanded
 from bfr.runtime.cli.terminal import progress_bar, say
 from bfr.runtime.errors import InvalidOption, MissingDependency
+from bfr.runtime.install import install_command
 from bfr.runtime.restore.options import OpenOptions
 
 
@@ -76,7 +77,7 @@ def export(
     weights: Annotated[Path | None, typer.Option(help="Folder of the checkpoints; default: fetched ones.")] = None,
     precision: Annotated[list[str] | None, typer.Option(help="fp32 always; fp16 and int8 add theirs.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="For int8: a folder of aligned faces, some 32.")] = None,
-    opset: Annotated[int, typer.Option(help="18, 20, 21 or 23; JetPack 6 needs 20 or less.")] = 21,
+    opset: Annotated[int, typer.Option(help="18, 20, 21 or 23; JetPack 6 and ONNX Runtime on CUDA: 20 at most.")] = 20,
     learned_variance: Annotated[bool, typer.Option(help="DDPM with the learned variance, instead of DDIM.")] = False,
     time_table: Annotated[bool, typer.Option("--time-table", help="What depends on time alone, once a run.")] = False,
     seeded: Annotated[
@@ -136,18 +137,19 @@ def verify(
     names the layer; --explain does so where none is, too. Both need the extra `explain`.
     """
     _need("export", "torch", "safetensors", "onnxruntime")
-    from bfr.export.tensorrt.writable import record_checks
     from bfr.export.verify.compare import open_reference
     from bfr.export.verify.compare import verify as compare
     from bfr.export.verify.explain import explain_all, need_polygraphy
     from bfr.runtime.backends.cuda.device import GpuDevice
     from bfr.runtime.backends.registry import open_device
     from bfr.runtime.bundle.bundle import Bundle
+    from bfr.runtime.bundle.machine import MachineFiles
+    from bfr.runtime.restore.plan import make_plan
 
-    whole = Bundle.open(bundle)
-    whole.check_all()
     if explain:
         need_polygraphy()
+    whole = Bundle.open(bundle)
+    whole.check_all()
     reference = open_reference(whole, opened.device)
     plan = make_plan(whole, whole.preset(preset if whole.denoisers else None))
     checks, explained = [], []
@@ -155,13 +157,13 @@ def verify(
         name = "onnxruntime-cpu" if precision == "int8" else opened.backend  # int8 is for the CPU
         where = open_device(name, whole, precision=precision, index=opened.device)
         gpu = where.facts.name if isinstance(where, GpuDevice) else None
-        checks += compare(whole, reference, precision, device=where, preset=preset, gpu=gpu, progress=say)
-        where.close()
         for one in explain_all(whole, plan, reference, precision, where.name) if explain else ():
             explained.append(one)
             say(str(one))
+        checks += compare(whole, reference, precision, device=where, preset=preset, gpu=gpu, progress=say)
+        where.close()
     if record:
-        record_checks(bundle, checks)
+        MachineFiles(whole.hash).record_checks(checks)
     if as_json:
         listed: Any = [check.model_dump() for check in checks]
         if explain:
@@ -195,7 +197,7 @@ def _need(extra: str, *packages: str) -> None:
     if missing == ["onnxruntime"]:
         extra = "cpu"
     if missing:
-        raise MissingDependency(f'{", ".join(missing)} not installed: pip install "bfr-runtime[{extra}]"')
+        raise MissingDependency(f"{', '.join(missing)} not installed: {install_command(extra)}")
 
 
 def _download(weights: Any, folder: Path) -> Any:

@@ -19,7 +19,6 @@ from bfr.export import bundle as exporting
 from bfr.export.bundle import export_system, fits_half
 from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
 from bfr.export.pytorch.reference import load_reference
-from bfr.export.tensorrt.writable import record_checks
 from bfr.export.verify.compare import compare, verify
 from bfr.export.verify.walk import smooth_image
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
@@ -75,20 +74,6 @@ def test_a_time_table_changes_the_graphs_and_not_the_result(
         with Restorer.open(folder, backend="onnxruntime-cpu", batch=2) as restorer:
             found.append(restorer.restore([face])[0])
     assert np.abs(found[0].astype(int) - found[1]).max() <= 1
-
-
-def test_recorded_checks_take_the_place_of_their_own_kind(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(tiny_bundle.folder, folder)
-    before = Bundle.open(folder)
-    loop = next(c for c in before.manifest.verified if c.what.startswith("loop") and c.precision == "fp32")
-    here = loop.model_copy(update={"gpu": "NVIDIA X", "backend": "onnxruntime-cuda", "seconds_a_step": 0.5})
-    record_checks(folder, [here])
-    record_checks(folder, [here.model_copy(update={"seconds_a_step": 0.25})])
-    after = Bundle.open(folder)
-    assert [c.seconds_a_step for c in after.manifest.verified if c.gpu == "NVIDIA X"] == [0.25]
-    assert len(after.manifest.verified) == len(before.manifest.verified) + 1
-    assert after.hash == before.hash
 
 
 def test_a_network_that_differs_is_found_out(tiny_bundle: Bundle) -> None:

@@ -17,12 +17,13 @@ import pytest
 from engine_fakes import MACHINE, FakeBuild, FakeDevice, fake_reference, inspected, opener
 
 from bfr.export.tensorrt.builder import BuildOptions
-from bfr.export.tensorrt.engine import build_engines
+from bfr.export.tensorrt.engine import LOCK, build_engines
 from bfr.export.tensorrt.precision import HALF_SHARE
 from bfr.export.tensorrt.progress import Tick
 from bfr.runtime import files
 from bfr.runtime.backends.tensorrt_key import find_engine
 from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.machine import RECORD, Engine, MachineFiles
 from bfr.runtime.errors import (
     BackendUnavailable,
     BundleCorrupt,
@@ -38,7 +39,7 @@ OPTIONS = BuildOptions(buckets=(1, 2))
 
 
 @pytest.fixture
-def folder(tiny_bundle: Bundle, tmp_path: Path) -> Path:
+def folder(tiny_bundle: Bundle, tmp_path: Path, home: Path) -> Path:
     return Path(shutil.copytree(tiny_bundle.folder, tmp_path / "tiny"))
 
 
@@ -47,17 +48,34 @@ def build(folder: Path, *, device: dict[str, Any] | None = None, **options: Any)
     return build_engines(folder, "tensorrt-rtx", open_device=opener(folder, **(device or {})), **options)
 
 
+def machine_of(folder: Path) -> MachineFiles:
+    return MachineFiles(Bundle.open(folder).hash)
+
+
+def engines_of(folder: Path) -> tuple[Engine, ...]:
+    return machine_of(folder).read().engines
+
+
 def files_of(folder: Path) -> set[str]:
-    return {path.name for path in (folder / "engines").iterdir()} - {".build.lock"}
+    return {path.name for path in machine_of(folder).folder.iterdir()} - {LOCK, RECORD}
 
 
-def test_engines_are_published_with_key_hash_and_proof(folder: Path, tiny_bundle: Bundle) -> None:
+def check_whole(folder: Path) -> None:
+    for engine in engines_of(folder):
+        for file in (engine.file, engine.runtime_cache):
+            assert file is not None
+            machine_of(folder).check(file, "")
+
+
+def test_engines_are_published_with_key_hash_and_proof(folder: Path) -> None:
     said: list[str] = []
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     built = build(folder, precisions=("fp16",), say=said.append)
     bundle = Bundle.open(folder)
-    assert bundle.manifest.engines == tuple(built)
-    assert bundle.hash == tiny_bundle.hash
-    assert bundle.check_all() == 6 + 4  # graphs and weights, engines and what was compiled for them
+    assert engines_of(folder) == tuple(built)
+    check_whole(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before  # nothing is written into a bundle
+    assert len(files_of(folder)) == 4  # engines, and what was compiled for them
     estimator, denoiser = built
     assert (estimator.key.precision, denoiser.key.precision) == ("fp32", "fp16")  # the estimator has no half
     assert denoiser.half_share == 0.75
@@ -93,7 +111,7 @@ def test_what_fits_is_not_built_again_and_what_does_not_fit_is(folder: Path) -> 
     build(folder, build=again, options=BuildOptions(buckets=(1, 2, 4)))
     build(folder, build=again, options=BuildOptions(buckets=(1, 2), optimization_level=5))
     assert len(again.asked) == 6
-    engines = Bundle.open(folder).manifest.engines
+    engines = engines_of(folder)
     assert len(engines) == 2
     assert files_of(folder) == {Path(f.path).name for e in engines for f in (e.file, e.runtime_cache) if f}
     assert not {engine.file.path for engine in first} & {engine.file.path for engine in engines}
@@ -105,21 +123,21 @@ def test_force_builds_anew_and_a_damaged_engine_is_built_anew(folder: Path) -> N
     build(folder, build=forced, force=True, precisions=("fp32", "fp16"))
     # The estimator, which fp16 needs in fp32 as well, is built once.
     assert forced.asked == [(n, "tensorrt-rtx") for n in ("estimator.onnx", "denoiser.onnx", "denoiser.fp16.onnx")]
-    engine = Bundle.open(folder).manifest.engines[0]
+    engine = engines_of(folder)[0]
     assert engine != first[0]
-    path = folder / engine.file.path
+    path = machine_of(folder).folder / engine.file.path
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     mended = FakeBuild()
     build(folder, build=mended)
     assert mended.asked == [(f"{engine.network}.onnx", "tensorrt-rtx")]
-    Bundle.open(folder).check_all()
+    check_whole(folder)
 
 
 def test_engines_of_another_library_stay(folder: Path) -> None:
     build(folder)
     other = replace(MACHINE, library="tensorrt", version="11.4.0")
     build(folder, device={"machine": other})
-    assert {engine.key.library for engine in Bundle.open(folder).manifest.engines} == {"tensorrt", "tensorrt-rtx"}
+    assert {engine.key.library for engine in engines_of(folder)} == {"tensorrt", "tensorrt-rtx"}
     assert sum(name.endswith(".engine") for name in files_of(folder)) == 4
 
 
@@ -127,7 +145,7 @@ def test_an_engine_that_is_float32_is_not_published(folder: Path) -> None:
     """P4."""
     with pytest.raises(EngineBuildFailed, match=r"float32.* 20%"):
         build(folder, precisions=("fp16",), device={"inspector": inspected(1, 4)})
-    assert Bundle.open(folder).manifest.engines == ()
+    assert engines_of(folder) == ()
     assert files_of(folder) == set()
     nothing = {"inspector": '{"Layers": ["a", "b"]}'}
     with pytest.raises(EngineBuildFailed, match="types"):
@@ -152,7 +170,7 @@ def test_where_rtx_shows_no_types_the_networks_own_count(
             build(folder, precisions=("fp16",), device=nothing)
     else:
         build(folder, precisions=("fp16",), device=nothing)
-        assert {e.half_share for e in Bundle.open(folder).manifest.engines if e.key.precision == "fp16"} == {share}
+        assert {e.half_share for e in engines_of(folder) if e.key.precision == "fp16"} == {share}
     assert asked == [("denoiser.fp16.onnx", "tensorrt-rtx")]
 
 
@@ -183,9 +201,9 @@ def test_engines_that_differ_are_not_published_and_the_old_ones_stay(folder: Pat
     ):
         with pytest.raises(VerificationFailed, match=message):
             build(folder, force=True, device={"spoil": lambda network, change=change: Spoiled(network, change)})
-        assert Bundle.open(folder).manifest.engines == tuple(old)
+        assert engines_of(folder) == tuple(old)
         assert files_of(folder) == before
-        Bundle.open(folder).check_all()
+        check_whole(folder)
 
 
 def test_a_full_disk_leaves_the_old_engines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +211,7 @@ def test_a_full_disk_leaves_the_old_engines(folder: Path, monkeypatch: pytest.Mo
     old = build(folder)
     before = files_of(folder)
     sync = files._sync
-    for kind in (".engine", ".cache", "manifest.json"):
+    for kind in (".engine", ".cache", RECORD):
 
         def full(path: Path, kind: str = kind) -> None:
             if kind in path.name:
@@ -203,24 +221,24 @@ def test_a_full_disk_leaves_the_old_engines(folder: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(files, "_sync", full)
         with pytest.raises(WriteFailed, match="full") as caught:
             build(folder, force=True)
-        assert str(folder) in str(caught.value)
-        assert Bundle.open(folder).manifest.engines == tuple(old)
+        assert str(machine_of(folder).folder) in str(caught.value)
+        assert engines_of(folder) == tuple(old)
         assert files_of(folder) == before
 
 
-def test_a_bundle_that_cannot_be_written_names_the_remedy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_folder_that_cannot_be_written_names_the_remedy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path, *_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(self))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(WriteFailed, match=r"Read-only.*-o COPY"):
+    with pytest.raises(WriteFailed, match=r"Read-only.*BFR_HOME"):
         build(folder)
 
 
 def test_without_a_gpu_nothing_is_written(folder: Path) -> None:
     with pytest.raises(BackendUnavailable, match="GPU 0"):
         build_engines(folder, "tensorrt-rtx", build=FakeBuild(), reference=fake_reference)
-    assert not (folder / "engines").exists()
+    assert not machine_of(folder).folder.exists()
 
 
 def test_a_precision_that_was_not_exported_and_a_damaged_graph_are_refused(folder: Path) -> None:
@@ -348,7 +366,7 @@ def test_a_killed_build_leaves_nothing_published_and_blocks_nobody(folder: Path,
         wait_for(folder.parent / "log", process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert Bundle.open(folder).manifest.engines == ()
+    assert engines_of(folder) == ()
     built = build(folder)
     assert len(built) == 2
     assert files_of(folder) == {Path(f.path).name for e in built for f in (e.file, e.runtime_cache)}
@@ -363,7 +381,7 @@ def test_of_eight_processes_one_builds_and_the_others_wait(folder: Path) -> None
     assert sum("every engine is there" in out for out, _ in results) == 7
     assert sum("another process builds" in err for _, err in results) >= 1
     assert all(err.count("another process builds") <= 1 for _, err in results)
-    Bundle.open(folder).check_all()
+    check_whole(folder)
 
 
 @pytest.mark.parametrize("mode", ["build", "deaf"])
@@ -380,4 +398,4 @@ def test_ctrl_c_ends_a_build_and_leaves_nothing(folder: Path, mode: str) -> None
     assert "what was being built is not published" in err
     assert "Traceback" not in err
     assert files_of(folder) == set()
-    assert Bundle.open(folder).manifest.engines == ()
+    assert engines_of(folder) == ()

@@ -18,8 +18,8 @@ import pytest
 
 from bfr.runtime.backends import tensorrt_key as trt
 from bfr.runtime.backends.cuda import bindings as cuda
-from bfr.runtime.bundle.bundle import Bundle, describe_file, write_manifest
-from bfr.runtime.bundle.manifest import Engine
+from bfr.runtime.bundle.bundle import Bundle, describe_file
+from bfr.runtime.bundle.machine import Engine, MachineFiles
 from bfr.runtime.diffusion.noise import fill_normal
 
 real: Any = pytest.importorskip("cuda.bindings.runtime")
@@ -87,8 +87,18 @@ class FakeGpu:
 
     def drain(self, stream: int) -> None:
         while self.queues[stream]:
-            self.clock += 1.0
-            self.queues[stream].pop(0)()
+            self.advance(stream)
+
+    def advance(self, stream: int) -> None:
+        """Do the next thing of a stream."""
+        self.clock += 1.0
+        self.queues[stream].pop(0)()
+
+    def until(self, marks: list[SimpleNamespace]) -> None:
+        """Advance the streams of some records of events until those happened, and no further."""
+        for mark in marks:
+            while not mark.done:
+                self.advance(mark.stream)
 
     def names(self) -> list[str]:
         return [name for name, _ in self.log]
@@ -102,7 +112,7 @@ class FakeRuntime:
         real.cudaStreamCaptureMode,
         real.cudaMemcpyKind,
     )
-    cudaStreamNonBlocking, cudaEventRecordExternal = real.cudaStreamNonBlocking, real.cudaEventRecordExternal
+    cudaStreamNonBlocking = real.cudaStreamNonBlocking
 
     def __init__(self, gpus: list[FakeGpu]) -> None:
         self.gpus, self.current = gpus, 0
@@ -213,7 +223,7 @@ class FakeRuntime:
         return (OK,)
 
     def cudaEventCreate(self) -> Any:
-        return OK, self.gpu.handle("event", SimpleNamespace(marks=[], happened=None))
+        return OK, self.gpu.handle("event", SimpleNamespace(marks=[]))
 
     def cudaEventDestroy(self, event: Handle) -> Any:
         self.gpu.destroy(event, "event")
@@ -221,37 +231,26 @@ class FakeRuntime:
 
     def cudaEventRecord(self, event: Handle, stream: int) -> Any:
         assert stream not in self.gpu.capturing, "an event without the external flag is no node of a graph"
-        return self._record(event, stream)
-
-    def cudaEventRecordWithFlags(self, event: Handle, stream: int, flags: int) -> Any:
-        assert stream in self.gpu.capturing, "the external flag is for captures"
-        return self._record(event, stream)
-
-    def _record(self, event: Handle, stream: int) -> Any:
         gpu, mark = self.gpu, SimpleNamespace(stream=stream, done=False)
         event.thing.marks.append(mark)
 
         def work() -> None:
-            mark.done, event.thing.happened = True, gpu.clock
+            mark.done = True
 
         gpu.enqueue(stream, "event", work)
         return (OK,)
 
-    def cudaStreamWaitEvent(self, stream: int, event: Handle, flags: int) -> Any:
-        gpu, marks = self.gpu, event.thing.marks[-1:]
-
-        def work() -> None:
-            for mark in marks:
-                while not mark.done:
-                    gpu.queues[mark.stream].pop(0)()
-
-        gpu.enqueue(stream, "wait event", work)
+    def cudaEventSynchronize(self, event: Handle) -> Any:
+        gpu = self.gpu
+        assert gpu.alive[event] == "event"
+        gpu.log.append(("wait", event))
+        gpu.until(event.thing.marks[-1:])
         return (OK,)
 
-    def cudaEventElapsedTime(self, begin: Handle, end: Handle) -> Any:
-        assert begin.thing.happened is not None
-        assert end.thing.happened is not None
-        return OK, end.thing.happened - begin.thing.happened
+    def cudaStreamWaitEvent(self, stream: int, event: Handle, flags: int) -> Any:
+        gpu, marks = self.gpu, event.thing.marks[-1:]
+        gpu.enqueue(stream, "wait event", lambda: gpu.until(marks))
+        return (OK,)
 
     def cudaStreamBeginCapture(self, stream: int, mode: Any) -> Any:
         assert mode == real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -285,14 +284,14 @@ class FakeRuntime:
 
 
 class FakeDriver:
-    """The driver's part: two kernels, in NumPy."""
+    """The driver's part: the kernels, in NumPy."""
 
     CUresult = pytest.importorskip("cuda.bindings.driver").CUresult
     CUfunction = staticmethod(int)
 
     def __init__(self, runtime: FakeRuntime) -> None:
         self.runtime = runtime
-        self.kernels = ("fill_normal", "diffuse")
+        self.kernels = ("fill_normal", "diffuse", "stamp")
 
     def cuLibraryLoadData(self, image: bytes, *_: Any) -> Any:
         assert image[:4] == b"\x7fELF"  # NVRTC's own machine code
@@ -306,7 +305,7 @@ class FakeDriver:
         assert (gz, by, bz, shared) == (1, 1, 1, 0)
         assert len(values) == len(types)
         gpu, name = self.runtime.gpu, self.kernels[function - 100]
-        work = {"fill_normal": self.fill_normal, "diffuse": self.diffuse}[name]
+        work = {"fill_normal": self.fill_normal, "diffuse": self.diffuse, "stamp": self.stamp}[name]
         assert all(t in (ctypes.c_void_p, ctypes.c_uint32) for t in types)
         gpu.enqueue(stream, name, lambda: work(gpu, gx * bx, gy, *values), values)
         return (self.CUresult.CUDA_SUCCESS,)
@@ -318,6 +317,10 @@ class FakeDriver:
             gpu.at(keys, 8 * images).view(np.uint32).reshape(-1, 2), gpu.floats(out, (images, 4 * quads)), strict=True
         ):
             fill_normal(row, seed=int(seed), image=int(image), step=step)
+
+    @staticmethod
+    def stamp(gpu: FakeGpu, threads: int, images: int, times: int, index: int) -> None:
+        gpu.at(times + 8 * index, 8).view(np.uint64)[0] = int(1e9 * gpu.clock)
 
     @staticmethod
     def diffuse(
@@ -485,30 +488,30 @@ def tensorrt(request: pytest.FixtureRequest, gpus: list[FakeGpu], monkeypatch: p
 
 
 @pytest.fixture
-def built(tiny_bundle: Bundle, tensorrt: FakeTensorRt, tmp_path: Any) -> Bundle:
+def built(tiny_bundle: Bundle, tensorrt: FakeTensorRt, tmp_path: Any, home: Any) -> Bundle:
     """`tiny_bundle` with engines for both precisions and batches of 1, 2 and 4."""
     return with_engines(tiny_bundle, tensorrt, tmp_path / "built")
 
 
 @pytest.fixture
-def building(tensorrt: FakeTensorRt, tmp_path: Any) -> Callable[[Bundle], Bundle]:
+def building(tensorrt: FakeTensorRt, tmp_path: Any, home: Any) -> Callable[[Bundle], Bundle]:
     """A maker of engines for other bundles, as those of `built`."""
     return lambda bundle: with_engines(bundle, tensorrt, tmp_path / "built")
 
 
 def with_engines(source: Bundle, tensorrt: FakeTensorRt, folder: Any) -> Bundle:
-    """A copy of a bundle with engines for all its precisions and batches of 1, 2 and 4."""
+    """A copy of a bundle, and engines on this machine for all its precisions and batches of 1, 2 and 4."""
     shutil.copytree(source.folder, folder)
-    (folder / "engines").mkdir()
     bundle, engines = Bundle.open(folder), []
+    files = MachineFiles(bundle.hash)
     machine = trt.this_machine(tensorrt.name, cuda.Cuda(0))  # type: ignore[arg-type]
     for name, network in bundle.manifest.networks.items():
         for precision, variant in network.variants.items():
-            path = folder / "engines" / f"{name}.{precision}.engine"
+            path = files.make() / f"{name}.{precision}.engine"
             said = {"graph": str(folder / variant.graph.path), "buckets": [1, 2, 4], "name": name}
             path.write_text(json.dumps(said))
             key = trt.engine_key(bundle, name, precision, machine, buckets=(1, 2, 4), options={"level": 3})
-            file = describe_file(folder, path)
+            file = describe_file(path.parent, path)
             engines.append(Engine(network=name, file=file, key=key, half_share=0.0, build_seconds=1.0))
-    write_manifest(folder, bundle.manifest.model_copy(update={"engines": tuple(engines)}))
-    return Bundle.open(folder)
+    files.write_engines(engines)
+    return bundle

@@ -12,6 +12,7 @@ from bfr.runtime.backends.host import HostDevice
 from bfr.runtime.backends.registry import BACKENDS, HELP, Backend, choose, open_device
 from bfr.runtime.backends.tensorrt_key import LIBRARIES
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.bundle.machine import MachineFiles
 from bfr.runtime.bundle.manifest import Check
 from bfr.runtime.errors import BackendUnavailable, EngineMismatch, InvalidOption, MissingDependency
 from bfr.runtime.install import install_command
@@ -21,7 +22,7 @@ MINI = Bundle.open(default_bundle())
 
 
 def verified(*checks: tuple[str, float | None, str]) -> Bundle:
-    """`mini`, its loop verified: backend, seconds a step, GPU."""
+    """`mini`, its loop verified on this machine: backend, seconds a step, GPU."""
     found = tuple(
         Check(
             what="loop",
@@ -37,11 +38,12 @@ def verified(*checks: tuple[str, float | None, str]) -> Bundle:
         )
         for backend, seconds, gpu in checks
     )
-    return Bundle(MINI.folder, MINI.manifest.model_copy(update={"verified": found}), MINI.hash)
+    MachineFiles(MINI.hash).record_checks(found)
+    return MINI
 
 
 @pytest.fixture
-def usable(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Exception | None]:
+def usable(gpus: Any, home: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Exception | None]:
     """What happens where a backend is tried: by default all work."""
     outcome: dict[str, Exception | None] = {}
 
@@ -71,7 +73,16 @@ def test_the_fastest_that_was_verified_on_this_gpu(usable: Any) -> None:
 def test_what_was_measured_in_another_precision_or_not_at_all_does_not_count(usable: Any) -> None:
     bundle = verified(("torch-cuda", 0.001, "Fake 0"), ("onnxruntime-cuda", None, "Fake 0"))
     assert choose(bundle, "fp16") == "tensorrt"
-    assert choose(verified(("onnxruntime-cuda", None, "Fake 0")), "fp32") == "tensorrt"
+    assert choose(bundle, "fp32") == "torch-cuda"
+
+
+def test_what_a_bundle_says_of_itself_does_not_count(usable: Any) -> None:
+    """Its author writes the manifest: neither timings nor engines in it choose what runs."""
+    claimed = MINI.manifest.verified[-1].model_copy(
+        update={"gpu": "Fake 0", "backend": "torch-cuda", "seconds_a_step": 1e-6, "precision": "fp32"}
+    )
+    bundle = Bundle(MINI.folder, MINI.manifest.model_copy(update={"verified": (claimed,)}), MINI.hash)
+    assert choose(bundle, "fp32") == "tensorrt"
 
 
 def test_what_was_verified_and_fails_is_said(usable: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -90,7 +101,7 @@ def test_where_nothing_works_it_is_the_cpu(usable: Any) -> None:
 
 @pytest.mark.parametrize("tensorrt", LIBRARIES, indirect=True)
 def test_engines_are_looked_for_before_onnxruntime(built: Bundle, tensorrt: Any) -> None:
-    """The real look: engines of the right machine in the manifest."""
+    """The real look: engines of the right machine in the record."""
     assert choose(built, "fp16") == tensorrt.name
     assert open_device("auto", built).close() is None
     assert choose(MINI, "fp32") == "onnxruntime-cpu"  # has none, and this ONNX Runtime has no CUDA

@@ -16,8 +16,8 @@ from bfr.runtime.backends.cuda import bindings as cuda
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.backends.registry import BACKENDS
 from bfr.runtime.backends.tensorrt_key import LIBRARIES
-from bfr.runtime.bundle.bundle import Bundle, default_bundle, write_manifest
-from bfr.runtime.bundle.manifest import EngineKey
+from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.bundle.machine import EngineKey, MachineFiles
 from bfr.runtime.errors import (
     BackendUnavailable,
     BundleCorrupt,
@@ -300,8 +300,8 @@ def test_a_bad_image_in_half_is_made_again_in_float32(built: Bundle, tensorrt: A
 
 
 def test_without_float32_engines_the_image_fails_with_the_reason(built: Bundle, tensorrt: Any) -> None:
-    kept = tuple(e for e in built.manifest.engines if e.network == "estimator" or e.key.precision == "fp16")
-    write_manifest(built.folder, built.manifest.model_copy(update={"engines": kept}))
+    files = MachineFiles(built.hash)
+    files.write_engines([e for e in files.read().engines if e.network == "estimator" or e.key.precision == "fp16"])
     with opened(built, tensorrt, precision="fp16") as restorer:
         tensorrt.engines[1].session = NanSession()
         with pytest.raises(RestorationFailed, match="denoiser in fp32"):
@@ -323,7 +323,7 @@ def damaged(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["head", "middle", "tail", "empty", "cut"])
 def test_a_damaged_engine_is_never_deserialized(built: Bundle, tensorrt: Any, how: str) -> None:
-    path = built.folder / "engines" / "denoiser.fp32.engine"
+    path = MachineFiles(built.hash).folder / "denoiser.fp32.engine"
     damaged(path, how)
     with pytest.raises(BundleCorrupt, match=r"denoiser\.fp32\.engine.*bfr build .*--force"):
         opened(built, tensorrt)
@@ -331,8 +331,8 @@ def test_a_damaged_engine_is_never_deserialized(built: Bundle, tensorrt: Any, ho
 
 
 @both
-def test_an_engine_that_is_not_in_the_manifest_is_refused(built: Bundle, tensorrt: Any) -> None:
-    write_manifest(built.folder, built.manifest.model_copy(update={"engines": ()}))
+def test_an_engine_that_is_not_recorded_is_refused(built: Bundle, tensorrt: Any) -> None:
+    MachineFiles(built.hash).write_engines(())
     with pytest.raises(EngineMissing, match=r"estimator in fp32.*bfr build"):
         opened(built, tensorrt)
     assert not tensorrt.engines
@@ -353,9 +353,9 @@ OTHER = {
 def test_an_engine_of_another_machine_is_refused(built: Bundle, tensorrt: Any, field: str) -> None:
     engines = [
         engine.model_copy(update={"key": engine.key.model_copy(update={field: OTHER[field]})})
-        for engine in built.manifest.engines
+        for engine in MachineFiles(built.hash).read().engines
     ]
-    write_manifest(built.folder, built.manifest.model_copy(update={"engines": tuple(engines)}))
+    MachineFiles(built.hash).write_engines(engines)
     with pytest.raises(EngineMismatch) as caught:
         opened(built, tensorrt)
     assert str(OTHER[field]) in str(caught.value)
@@ -378,8 +378,8 @@ def test_every_field_of_a_key_is_tested() -> None:
 
 
 def test_the_other_precision_and_library_are_named(built: Bundle, tensorrt: Any) -> None:
-    halves = tuple(engine for engine in built.manifest.engines if engine.key.precision == "fp16")
-    write_manifest(built.folder, built.manifest.model_copy(update={"engines": halves}))
+    halves = [engine for engine in MachineFiles(built.hash).read().engines if engine.key.precision == "fp16"]
+    MachineFiles(built.hash).write_engines(halves)
     with pytest.raises(EngineMissing, match=rf"only fp16 with {tensorrt.name}" if halves else "no"):
         trt.find_engine(Bundle.open(built.folder), "denoiser", "fp32", trt.this_machine(tensorrt.name, cuda.Cuda(0)))
 

@@ -1,0 +1,173 @@
+"""What this machine made of a bundle: its engines, and the backends that were verified here.
+
+An engine is machine code, and recorded timings choose what is run: whoever makes a bundle could write a fitting key
+and sha256 into it. So nothing of this lies in a bundle. It lies in this user's cache folder, by the bundle's hash, in
+folders that no other user can write.
+"""
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from bfr.runtime.bundle.bundle import check_file, read_file
+from bfr.runtime.bundle.manifest import BundleFile, Check, Model, Precision
+from bfr.runtime.errors import BackendUnavailable, BundleCorrupt, WriteFailed
+from bfr.runtime.files import cache_folder, write_bytes
+
+FOLDER = "engines"  # inside the cache folder
+RECORD = "machine.json"
+
+
+class EngineKey(Model):
+    """What an engine depends on. An engine is used only where every field is what it was when it was built.
+
+    graph_sha256, weights_sha256: of the network's files in the bundle. buckets: the batch sizes, one optimization
+    profile each, ascending. library: `tensorrt` or `tensorrt-rtx`, and its version. cuda: of the CUDA runtime that
+    the library was used with, driver: the CUDA version that the driver supports, both as `13.0`. gpu: its name.
+    options: the builder's, by name.
+    """
+
+    graph_sha256: str
+    weights_sha256: tuple[str, ...]
+    precision: Precision
+    buckets: tuple[Annotated[int, Field(ge=1)], ...]
+    library: Literal["tensorrt", "tensorrt-rtx"]
+    version: str
+    cuda: str
+    driver: str
+    gpu: str
+    compute_capability: str
+    options: dict[str, str | int | bool | None]
+
+
+class Engine(Model):
+    """An engine that was built, proven and published on this machine.
+
+    file: relative to the folder of the record. half_share: of the tensors that the engine's inspector lists with a
+    floating type, how many are half (0 .. 1). runtime_cache: what TensorRT-RTX compiled at its first run.
+    build_seconds: of the build alone. checks: the gate.
+    """
+
+    network: str
+    file: BundleFile
+    key: EngineKey
+    half_share: float
+    build_seconds: float
+    checks: tuple[Check, ...] = ()
+    runtime_cache: BundleFile | None = None
+
+
+class MachineRecord(Model):
+    """`machine.json`: the engines of one bundle, and what `bfr verify --record` found."""
+
+    engines: tuple[Engine, ...] = ()
+    verified: tuple[Check, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MachineFiles:
+    """The folder with what this machine made of one bundle. bundle_hash: `Bundle.hash`."""
+
+    bundle_hash: str
+
+    @property
+    def folder(self) -> Path:
+        """Where it is. It need not exist. Raises WriteFailed where the user has no home folder."""
+        return cache_folder() / FOLDER / self.bundle_hash
+
+    def make(self) -> Path:
+        """Make the folder, for this user alone.
+
+        Raises:
+            WriteFailed: It cannot be made.
+            BackendUnavailable: Another user could write what is there.
+        """
+        return private_folder(FOLDER, self.bundle_hash)
+
+    def read(self) -> MachineRecord:
+        """The record; an empty one where nothing was made here.
+
+        Raises:
+            BackendUnavailable: Another user could have written it.
+            BundleCorrupt: It is damaged.
+        """
+        try:
+            path = self.folder / RECORD
+            if not path.is_file():
+                return MachineRecord()
+        except WriteFailed:
+            return MachineRecord()
+        for folder in (path.parent.parent, path.parent):
+            _check_owner(folder)
+        try:
+            return MachineRecord.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise BundleCorrupt(
+                f"{path} is damaged, or of another version of bfr: delete {path.parent}, then `bfr build` again"
+            ) from error
+
+    def write_engines(self, engines: Sequence[Engine]) -> None:
+        """Replace the engines of the record, whole or not at all. Raises WriteFailed."""
+        self._write(self.read().model_copy(update={"engines": tuple(engines)}))
+
+    def record_checks(self, checks: Sequence[Check]) -> None:
+        """Put checks into the record, in the place of earlier ones of the same backend, precision and GPU."""
+
+        def place(check: Check) -> tuple[str, str, str | None]:
+            return check.backend, check.precision, check.gpu
+
+        record, new = self.read(), {place(check) for check in checks}
+        kept = (check for check in record.verified if place(check) not in new)
+        self._write(record.model_copy(update={"verified": (*kept, *checks)}))
+
+    def check(self, file: BundleFile, remedy: str) -> Path:
+        """The path of a file of the record. Raises BundleCorrupt, with the remedy, unless it is as it was recorded."""
+        return check_file(self.folder, file, remedy)
+
+    def data(self, file: BundleFile, remedy: str) -> bytes:
+        """Its bytes: the very ones that were checked, as `check` does."""
+        return read_file(self.folder, file, remedy)
+
+    def _write(self, record: MachineRecord) -> None:
+        write_bytes(self.make() / RECORD, record.model_dump_json(indent=1).encode() + b"\n")
+
+
+def private_folder(*parts: str) -> Path:
+    """Make a folder inside the cache folder that no other user can enter, and its parents below the cache folder.
+
+    Raises:
+        WriteFailed: It cannot be made.
+        BackendUnavailable: It is there, and another user can write in it.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in parts:
+            folder /= part
+            folder.mkdir(mode=0o700, exist_ok=True)
+            _check_owner(folder)
+    except OSError as error:
+        if isinstance(error, WriteFailed):
+            raise
+        raise WriteFailed(
+            f"cannot write in {folder} ({error.strerror or error}): set BFR_HOME to a folder that can be written"
+        ) from error
+    return folder
+
+
+def _check_owner(folder: Path) -> None:
+    """Raise BackendUnavailable where another user, root excepted, could have written into a folder."""
+    if os.name == "nt":  # folders of a user's profile are that user's
+        return
+    found = folder.lstat()
+    mine = stat.S_ISDIR(found.st_mode) and found.st_uid in (os.geteuid(), 0)
+    if not mine or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise BackendUnavailable(
+            f"{folder} can be written by another user, and what lies there is run as code: "
+            "delete it and build again, or set BFR_HOME to a folder of your own"
+        )
