@@ -13,7 +13,7 @@ from torch.utils.flop_counter import flop_registry
 from bfr.export.onnx.graph import DEFAULT_OPSET, export_graph, module_versions
 from bfr.export.verify.compare import verify
 from bfr.models.catalog import NetworkSpec, SystemSpec
-from bfr.models.networks.unet import AttentionBlock, UNet
+from bfr.models.networks.unet import UNet
 from bfr.models.stages.kinds import make_stage
 from bfr.models.stages.stage import Stage
 from bfr.models.stages.step import ConditionerStage, cut_variance, has_variance
@@ -27,7 +27,6 @@ from bfr.runtime.files import atomic_folder, sha256_file
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 CONDITIONER = "conditioner"
-ATTENTION_OPSET = 23  # the first that has attention as one operator
 Progress = Callable[[str], None]
 
 
@@ -63,10 +62,7 @@ def export_system(
     faces = _int8_faces(system, calibration) if "int8" in precisions else []
     modules, sources = {}, dict[str, dict[str, m.Source]]()
     for name, spec in system.networks.items():
-        module, sources[name] = load_weights(spec, weights, system.name, progress)
-        if opset >= ATTENTION_OPSET:
-            fuse_attention(module)
-        modules[name] = module
+        modules[name], sources[name] = load_weights(spec, weights, system.name, progress)
     if learned_variance:
         presets = {"reference": m.Preset(solver="ddpm-learned", spacing="250", start=100)}
     else:
@@ -163,13 +159,6 @@ def _add_int8(
             variants = {**networks[name].variants, "int8": quantize_network(bundle, name, faces, threads=threads)}
             networks[name] = networks[name].model_copy(update={"variants": variants})
     return bundle.manifest.model_copy(update={"networks": networks})
-
-
-def fuse_attention(module: nn.Module) -> None:
-    """Let every attention block of a network use the one operator for it."""
-    for block in module.modules():
-        if isinstance(block, AttentionBlock):
-            block.fused = True
 
 
 def system_stages(system: SystemSpec, time_table: bool) -> tuple[m.Estimate | m.Diffuse | m.Denoise, ...]:

@@ -21,11 +21,16 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
+from bfr.models.networks.unet import AttentionBlock, GroupNorm32
 from bfr.models.stages.stage import Stage
 from bfr.runtime.errors import InvalidOption
 
 OPSETS = (18, 20, 21, 23)
-DEFAULT_OPSET = 21  # the first with GroupNormalization as one node; TensorRT reads it from 10.9 on
+# The newest that ONNX Runtime runs wholly on CUDA, whose provider has no GroupNormalization of opset 21; TensorRT and
+# TensorRT-RTX read it too.
+DEFAULT_OPSET = 20
+NORMALIZATION_OPSET = 21  # the first whose GroupNormalization is one node; TensorRT takes it from 10.9 on
+ATTENTION_OPSET = 23  # the first that has attention as one operator; TensorRT takes it from 10.14 on
 EXTERNAL_FROM = 1024  # elements: smaller tensors stay in the graph
 
 
@@ -52,11 +57,10 @@ def export_graph(
     module = module.eval()
     state, wraps = module.state_dict(), getattr(module, "wraps", "")
     prefix = f"{wraps}." if wraps else ""
-    if isinstance(module, Stage):
-        module = module.traceable(next(iter(inputs.values())).shape[-1])
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), _operators_of(module, opset):
+        size = next(iter(inputs.values())).shape[-1]
         program = torch.onnx.export(
-            module,
+            module.traceable(size) if isinstance(module, Stage) else module,
             tuple(inputs.values()),
             dynamo=True,
             opset_version=opset,
@@ -219,6 +223,22 @@ def module_versions(*modules: str) -> dict[str, str]:
         name: str(import_module(name).__version__) if name == "onnxruntime" else metadata.version(name)
         for name in modules
     }
+
+
+@contextmanager
+def _operators_of(module: nn.Module, opset: int) -> Iterator[None]:
+    """Let the blocks of a module use what an opset has for normalization in half and for attention, and no more."""
+    blocks = [block for block in module.modules() if isinstance(block, AttentionBlock | GroupNorm32)]
+    for block in blocks:
+        if isinstance(block, AttentionBlock):
+            block.explicit = opset < ATTENTION_OPSET
+        else:
+            block.narrow = opset >= NORMALIZATION_OPSET
+    try:
+        yield
+    finally:
+        for block in blocks:
+            delattr(block, "explicit" if isinstance(block, AttentionBlock) else "narrow")
 
 
 @contextmanager

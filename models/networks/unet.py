@@ -18,12 +18,22 @@ GROUPS = 32
 
 
 class GroupNorm32(nn.GroupNorm):
-    """GroupNorm over 32 groups whose statistics are float32 whatever the input's dtype."""
+    """GroupNorm over 32 groups whose statistics are float32 whatever the input's dtype.
+
+    Attributes:
+        narrow: Hand the input over in its own dtype, with weight and bias rounded to it, instead of widened. For graphs
+            whose operator keeps the statistics in float32 by itself: ONNX's GroupNormalization from opset 21 on.
+    """
+
+    narrow = False
 
     def __init__(self, channels: int) -> None:
         super().__init__(GROUPS, channels)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name in torch)
+        if self.narrow:
+            weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+            return F.group_norm(input, self.num_groups, weight, bias, self.eps)
         return super().forward(input.float()).to(input.dtype)
 
 
@@ -107,11 +117,15 @@ class AttentionBlock(nn.Module):
     """Residual self-attention over the H*W positions.
 
     The published networks order the channels of `qkv` head by head (each head's q, k, v together);
-    `use_new_attention_order` puts all heads' q first, then k, then v. `fused` leaves the attention to PyTorch's one
-    operator for it, which exports as one node where the opset has it, and computes the softmax as that pleases.
+    `use_new_attention_order` puts all heads' q first, then k, then v. The projections keep the published layout of
+    their weights, (out, in, 1), and are computed as products of (B, H*W, C), which is how channels-last images lie.
+
+    Attributes:
+        explicit: Compute with convolutions, matrix products and a softmax in float32 instead of PyTorch's attention.
+            For graphs of opsets that have no operator for it.
     """
 
-    fused = False
+    explicit = False
 
     def __init__(self, channels: int, num_heads: int, use_new_attention_order: bool) -> None:
         super().__init__()
@@ -123,20 +137,35 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         _, channels, height, width = x.shape
+        h = self.norm(x).flatten(2)  # (B, C, H*W)
+        h = self._convolved(h) if self.explicit else self._linear(h.transpose(1, 2)).transpose(1, 2)
+        return x + h.reshape(-1, channels, height, width)
+
+    def _linear(self, h: Tensor) -> Tensor:
+        """(B, H*W, C) -> (B, H*W, C)."""
+        _, positions, channels = h.shape
         head = channels // self.num_heads
-        qkv = self.qkv(self.norm(x).reshape(-1, channels, height * width))
+        qkv = F.linear(h, self.qkv.weight.squeeze(2), self.qkv.bias)
         if self.use_new_attention_order:
-            q, k, v = qkv.reshape(-1, 3, self.num_heads, head, height * width).unbind(1)
+            parts = qkv.reshape(-1, positions, 3, self.num_heads, head).permute(2, 0, 3, 1, 4)
         else:
-            q, k, v = qkv.reshape(-1, self.num_heads, 3, head, height * width).unbind(2)
-        if self.fused:
-            attended = F.scaled_dot_product_attention(q.transpose(2, 3), k.transpose(2, 3), v.transpose(2, 3))
-            h = attended.transpose(2, 3).reshape(-1, channels, height * width)
+            parts = qkv.reshape(-1, positions, self.num_heads, 3, head).permute(3, 0, 2, 1, 4)
+        q, k, v = parts.unbind(0)  # (B, heads, H*W, head) each
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, positions, channels)
+        return F.linear(attended, self.proj_out.weight.squeeze(2), self.proj_out.bias)
+
+    def _convolved(self, h: Tensor) -> Tensor:
+        """(B, C, H*W) -> (B, C, H*W)."""
+        _, channels, positions = h.shape
+        head = channels // self.num_heads
+        qkv = self.qkv(h)
+        if self.use_new_attention_order:
+            q, k, v = qkv.reshape(-1, 3, self.num_heads, head, positions).unbind(1)
         else:
-            scale = head**-0.25  # on q and k each: the product then stays in half's range
-            weight = torch.softmax(((q * scale).transpose(2, 3) @ (k * scale)).float(), dim=-1).to(v.dtype)
-            h = (v @ weight.transpose(2, 3)).reshape(-1, channels, height * width)
-        return cast(Tensor, x + self.proj_out(h).reshape(-1, channels, height, width))
+            q, k, v = qkv.reshape(-1, self.num_heads, 3, head, positions).unbind(2)
+        scale = head**-0.25  # on q and k each: the product then stays in half's range
+        weight = torch.softmax(((q * scale).transpose(2, 3) @ (k * scale)).float(), dim=-1).to(v.dtype)
+        return cast(Tensor, self.proj_out((v @ weight.transpose(2, 3)).reshape(-1, channels, positions)))
 
 
 class Stage(nn.Sequential):
@@ -272,13 +301,14 @@ class UNet(nn.Module):
         if self.time_conditioned:
             if timesteps is None:
                 raise TypeError("this UNet is conditioned on time: call it with (x, timesteps)")
-            parts = (
-                torch.split(timesteps, self.conditioning_sizes, dim=1)
-                if timesteps.ndim == 2
-                else condition(timesteps, self.model_channels, self.time_embed, self.conditioning_layers())
-            )
+            sizes, parts = self.conditioning_sizes, tuple[Tensor, ...]()
+            if timesteps.ndim == 2:  # cast whole, not part by part; the gain stays in float32
+                parts = torch.split(timesteps.to(self.torso_dtype), sizes, dim=1)
+                gain = timesteps[:, -sizes[-1] :] if self.residual else None
+            else:
+                parts = condition(timesteps, self.model_channels, self.time_embed, self.conditioning_layers())
+                gain = parts[-1] if self.residual else None
             conditionings = iter(parts)
-            gain = parts[-1] if self.residual else None
         h = F.pixel_unshuffle(x, self.unshuffle) if self.unshuffle > 1 else x
         h = h.to(self.torso_dtype)
         skips = []

@@ -1,5 +1,7 @@
+import json
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -7,10 +9,12 @@ import onnxruntime as ort
 import pytest
 import torch
 from safetensors.numpy import load_file
+from systems import unet as small_unet
 from torch import Tensor, nn
 
-from bfr.export.onnx.graph import export_graph, module_versions
-from bfr.models.networks.unet import AttentionBlock, GroupNorm32
+from bfr.export.onnx.graph import DEFAULT_OPSET, export_graph, module_versions
+from bfr.models.networks.unet import AttentionBlock, GroupNorm32, UNet
+from bfr.models.stages.kinds import make_stage
 from bfr.models.stages.stage import Stage
 from bfr.models.weights.seeded import seed_weights
 from bfr.runtime.errors import InvalidOption
@@ -169,3 +173,52 @@ def test_versions_are_found_whatever_distribution_brought_the_module(monkeypatch
     monkeypatch.setattr(metadata, "version", missing)
     found = module_versions("torch", "onnx", "onnxscript", "onnxruntime")
     assert found == {**found, "onnxruntime": ort.__version__, "torch": torch.__version__}
+
+
+def without_cuda_kernel(model: onnx.ModelProto) -> int:
+    """How many nodes ONNX Runtime's CUDA provider has no kernel for, by what cuda_kernels.json was seen to have."""
+    seen = json.loads(Path(__file__).with_name("cuda_kernels.json").read_text())
+    known = seen["operators"] if model.opset_import[0].version in seen["opsets"] else ()
+    return sum(node.op_type not in known for node in model.graph.node)
+
+
+def export_half(folder: Path, **options: Any) -> onnx.ModelProto:
+    """The step graph of a UNet of real blocks in half."""
+    unet = UNet(**small_unet(attention_resolutions=[16], channel_mult=[1, 2], num_head_channels=32))
+    seed_weights(unet)
+    unet.cast_torso(torch.float16)
+    stage = make_stage("step", unet, {})
+    graph, _ = export_graph(stage, stage.examples(32), stage.outputs, folder / "unet.onnx", **options)
+    assert not unet.middle_block[1].explicit
+    return onnx.load(graph, load_external_data=False)
+
+
+def test_the_default_opset_runs_wholly_on_onnxruntimes_cuda_provider(tmp_path: Path) -> None:
+    """In half it has the casts too."""
+    model = export_half(tmp_path)
+    assert model.opset_import[0].version == DEFAULT_OPSET
+    assert without_cuda_kernel(model) == 0
+
+
+def test_normalization_of_half_has_no_casts_where_the_operator_widens_by_itself(tmp_path: Path) -> None:
+    """TensorRT takes it so. The last one is not of the torso: it is float32, and so is what it reads."""
+    model = export_half(tmp_path, opset=23)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    readers: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    *torso, _ = [node for node in model.graph.node if node.op_type == "GroupNormalization"]
+    assert len(torso) == 20
+    for node in torso:
+        assert {a.name: a.i for a in node.attribute}["stash_type"] == 1
+        assert makers[node.input[0]].op_type != "Cast"
+        assert "Cast" not in readers[node.output[0]]
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("Attention") == 4
+    assert kinds.count("Cast") <= 10  # of the conditioning, and around the torso; 58 where each is widened by a Cast
+
+
+def test_group_normalization_of_opset_21_has_no_cuda_kernel(network: nn.Module, tmp_path: Path) -> None:
+    graph, _ = export(network, tmp_path, opset=21)
+    assert without_cuda_kernel(onnx.load(graph, load_external_data=False)) > 0
