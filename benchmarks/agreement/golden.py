@@ -176,7 +176,7 @@ def replay(
         if done in kept:
             errors.append(_distance(device.read(buffer), kept[done]))
 
-    result = chain.run(arrays["y0"], seed=0, images=(0,) * batch, on_step=compare, inputs=conditions)
+    result = chain.run(arrays["y0"], seed=0, images=(0,) * batch, on_step=compare, inputs=conditions, estimate=True)
     image = result.image
     if "mask" in arrays:
         image = np.where(arrays["mask"] > 0, image, arrays["y0"])  # known pixels are put back

@@ -221,11 +221,7 @@ class CompiledDevice(GpuDevice):
         with self.computing():
             capture = torch.cuda.graph(graph, pool=pool, stream=self.torch_stream, capture_error_mode="thread_local")
             with capture:
-                self.recording = True
-                try:
-                    work()
-                finally:
-                    self.recording = False
+                work()
         self._graphs.append(graph)
         return graph
 

@@ -62,6 +62,21 @@ class Input(Protocol):
     def close(self) -> None: ...
 
 
+class Output(Protocol):
+    """The way of results back to the host, those of two batches at a time."""
+
+    def take(self, result: Buffer) -> Callable[[], Float32]:
+        """Set aside what a buffer holds once all that was called is done: what is called next may overwrite it.
+
+        Returns:
+            What waits for it, and for nothing that was called later. The array that it returns is overwritten after the
+            second `take` that follows.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
 class Program(Protocol):
     """Work that is done again and again on the same buffers, recorded where the device can."""
 
@@ -83,12 +98,8 @@ class Stopwatch(Protocol):
         """The end of a stage, and the begin of the next."""
         ...
 
-    def skip(self) -> None:
-        """What was since the last mark belongs to no stage."""
-        ...
-
-    def seconds(self) -> dict[str, float]:
-        """Since `begin`, once the device is done."""
+    def stop(self) -> Callable[[], dict[str, float]]:
+        """Set aside the seconds since `begin`, as `Output.take` does with a result; what is returned waits for them."""
         ...
 
     def close(self) -> None: ...
@@ -142,6 +153,8 @@ class Device(Memory, Protocol):
         ...
 
     def input(self, shape: tuple[int, ...]) -> Input: ...
+
+    def output(self, shape: tuple[int, ...]) -> Output: ...
 
     def record(self, work: Callable[[], None]) -> Program: ...
 

@@ -9,7 +9,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from bfr.runtime.backends.device import BoundCall, Buffer, Device, Float32, Input, Network, Noise, Program, Stopwatch
+from bfr.runtime.backends.device import (
+    BoundCall,
+    Buffer,
+    Device,
+    Float32,
+    Input,
+    Network,
+    Noise,
+    Output,
+    Program,
+    Stopwatch,
+)
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.diffusion.noise import fill_normal
@@ -53,6 +64,10 @@ class HostDevice:
 
     def input(self, shape: tuple[int, ...]) -> Input:
         return HostInput(self, shape)
+
+    def output(self, shape: tuple[int, ...]) -> Output:
+        del shape
+        return HostOutput(self)
 
     def record(self, work: Callable[[], None]) -> Program:
         return RepeatedProgram(work)
@@ -138,6 +153,20 @@ class HostInput:
         self.device.release([self.buffer])
 
 
+class HostOutput:
+    """Results of a device whose calls return when they are done: copies, made at once."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def take(self, result: Buffer) -> Callable[[], Float32]:
+        copy = self.device.read(result)
+        return lambda: copy
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
 class HostStopwatch:
     """A stopwatch for a device whose calls return when they are done."""
 
@@ -158,11 +187,9 @@ class HostStopwatch:
         self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
         self._last = now
 
-    def skip(self) -> None:
-        self._last = time.perf_counter()
-
-    def seconds(self) -> dict[str, float]:
-        return dict(self._seconds)
+    def stop(self) -> Callable[[], dict[str, float]]:
+        found = self._seconds
+        return lambda: found
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bfr.runtime.backends.device import Float32
 from bfr.runtime.bundle.manifest import Precision
-from bfr.runtime.restore.chain import Chain, ChainResult
+from bfr.runtime.restore.chain import Chain, ChainResult, Launched
 from bfr.runtime.restore.inputs import Given, ImageInputs, keep_known
 from bfr.runtime.restore.loop import OnStep
 from bfr.runtime.restore.pixels import to_output
@@ -46,26 +46,18 @@ class Batch:
         self.images, self.keys, self.seed, self.given = images, keys, seed, given or {}
         self.prepared = [inputs.prepare(image, self.pictures(i)) for i, image in enumerate(images)]
 
-    def upload(self, chain: Chain) -> None:
-        """Hand the images to a chain that is large enough. Its device may still work on other ones."""
-        self.chain, padding = chain, chain.batch - len(self.prepared)
+    def launch(self, chain: Chain, on_step: OnStep | None) -> Launched:
+        """Hand the images to a chain that is large enough, whose device may still work on the previous batch."""
+        padding = chain.batch - len(self.prepared)
         named = [
             image_key(one[DEGRADED]) if key is None else key for one, key in zip(self.prepared, self.keys, strict=True)
         ]
-        self.noise_keys = (*named, *(0 for _ in range(padding)))
         inputs = {
             name: np.stack([one[name] for one in self.prepared] + [np.zeros_like(first)] * padding)
             for name, first in self.prepared[0].items()
         }
-        self.chain.upload(inputs.pop(DEGRADED), inputs)
-
-    def launch(self, on_step: OnStep | None) -> None:
-        """Begin the work. The previous batch must be finished."""
-        self.chain.launch(seed=self.seed, images=self.noise_keys, on_step=on_step)
-
-    def finish(self) -> ChainResult:
-        """Wait for the work."""
-        return self.chain.finish()
+        chain.upload(inputs.pop(DEGRADED), inputs)
+        return chain.launch(seed=self.seed, images=(*named, *(0 for _ in range(padding))), on_step=on_step)
 
     def results(self, outcome: ChainResult, precision: Precision, again: "Again") -> list[Restored]:
         """One for each image. `again` is asked for those that are not finite."""

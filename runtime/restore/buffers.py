@@ -26,6 +26,8 @@ class Buffers:
             self.inputs = {name: device.input((batch, *shape)) for name, shape in plan.inputs.items()}
             for one in self.inputs.values():
                 owned.callback(one.close)
+            self.output = device.output((batch, *plan.values[plan.result]))
+            owned.callback(self.output.close)
             states = {loop.result for loop in plan.loops}
             self.values = {
                 name: self.inputs[name].buffer if name in plan.inputs else array(shape)
@@ -50,12 +52,12 @@ class Buffers:
 
     @staticmethod
     def bytes(plan: Plan, batch: int) -> int:
-        """What they take on a device: an input arrives in a buffer beside its own, and noise has two."""
+        """What they take on a device: inputs arrive and results leave in buffers beside their own, noise has two."""
         loops = list(plan.loops)
         counts = {loop.shape: 5 + 2 * any(o.guide for o in loops if o.shape == loop.shape) for loop in loops}
         states = {loop.result for loop in loops}
         made = [shape for name, shape in plan.values.items() if name not in states]
-        elements = sum(map(prod, made)) + sum(map(prod, plan.inputs.values()))
+        elements = sum(map(prod, made)) + sum(map(prod, plan.inputs.values())) + prod(plan.values[plan.result])
         elements += sum(count * prod(shape) for shape, count in counts.items()) + sum(2 * prod(o.shape) for o in loops)
         return 4 * batch * elements
 

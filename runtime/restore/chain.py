@@ -1,6 +1,6 @@
 """A chain: a system's networks and truncated loops, one after the other over the same buffers, for one batch size."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,13 +20,13 @@ class ChainResult:
     """One batch through the chain.
 
     state, raw_estimate: (B, 3, S, S) float32, the result and the estimate, as the device holds them, about [-1, 1];
-    `raw_estimate` is None where the system makes none.
+    `raw_estimate` is None where it was not asked for, or the system makes none.
     seconds: stage -> seconds of the whole batch; `network` is the part spent in the networks.
     """
 
     state: Float32
-    raw_estimate: Float32 | None
     seconds: dict[str, float]
+    raw_estimate: Float32 | None = None
 
     @cached_property
     def image(self) -> Float32:
@@ -35,17 +35,30 @@ class ChainResult:
 
     @cached_property
     def estimate(self) -> Float32:
-        """(B, 3, S, S) float32 in [0, 1], what the loop started from. Raises InvalidOption where there is none."""
+        """(B, 3, S, S) float32 in [0, 1], what the loop started from. Raises InvalidOption where it is not there."""
         if self.raw_estimate is None:
-            raise InvalidOption("this system makes no estimate: only its result can be looked at")
+            raise InvalidOption("there is no estimate: ask Chain.run for it, of a system that makes one")
         return to_unit(self.raw_estimate)
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A batch that the device works on, or will when those before it are done."""
+
+    result: Callable[[], Float32]
+    seconds: Callable[[], dict[str, float]]
+
+    def finish(self) -> ChainResult:
+        """Wait for the batch. The state is overwritten by the second launch after its own, over the same buffers."""
+        return ChainResult(self.result(), self.seconds())
 
 
 class Chain:
     """The bound calls of one batch size, recorded as one program where the device can.
 
-    `upload` takes a batch, also while the device works on another one; `launch` begins the work on it, and `finish`
-    waits for the result. `run` is the three in a row.
+    `upload` takes a batch and `launch` enqueues the work on it, both also while the device works on the previous one,
+    so that nothing waits for the host between two batches; at most two may be under way. `Launched.finish` waits for
+    the result. `run` is the three in a row.
     """
 
     def __init__(
@@ -97,15 +110,17 @@ class Chain:
         images: tuple[int, ...],
         on_step: OnStep | None = None,
         inputs: Mapping[str, Float32] | None = None,
+        estimate: bool = False,
     ) -> ChainResult:
         """Restore one batch.
 
         degraded: (B, 3, S, S) float32 in [0, 1]. seed, images: the keys of the noise, one image key for each image.
-        inputs: the plan's others, by name.
+        inputs: the plan's others, by name. estimate: whether it is fetched as well.
         """
         self.upload(degraded, inputs)
-        self.launch(seed=seed, images=images, on_step=on_step)
-        return self.finish()
+        found = self.launch(seed=seed, images=images, on_step=on_step).finish()
+        raw = self.device.read(self.values[ESTIMATE]) if estimate and ESTIMATE in self.values else None
+        return ChainResult(found.state.copy(), found.seconds, raw)
 
     def upload(self, degraded: Float32, inputs: Mapping[str, Float32] | None = None) -> None:
         """Take the next batch; the device may still work on the previous one. An input that is not given is all 0."""
@@ -115,8 +130,8 @@ class Chain:
             values = given.get(name)
             self.buffers.inputs[name].upload(np.zeros((self.batch, *shape), np.float32) if values is None else values)
 
-    def launch(self, *, seed: int, images: tuple[int, ...], on_step: OnStep | None = None) -> None:
-        """Begin the work on the batch that was uploaded. The previous one must be finished.
+    def launch(self, *, seed: int, images: tuple[int, ...], on_step: OnStep | None = None) -> Launched:
+        """Enqueue the work on the batch that was uploaded. The one before the previous must be finished.
 
         on_step: is called between the steps, which are then not recorded as one program. With `truncate`, this waits
         for the estimate.
@@ -136,14 +151,9 @@ class Chain:
             loop.set_tables(self.plan.truncate(moved))
         for part in parts[1:]:
             part()
-
-    def finish(self) -> ChainResult:
-        """Wait for the batch and fetch its result."""
-        self.clock.skip()
-        state = self.device.read(self.values[self.plan.result])
-        estimate = self.device.read(self.values[ESTIMATE]) if ESTIMATE in self.values else None
+        result = self.buffers.output.take(self.values[self.plan.result])
         self.clock.mark("download")
-        return ChainResult(state, estimate, self.clock.seconds())
+        return Launched(result, self.clock.stop())
 
     def close(self) -> None:
         """Give back what the chain made."""

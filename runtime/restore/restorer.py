@@ -30,7 +30,7 @@ from bfr.runtime.errors import (
 )
 from bfr.runtime.restore.batch import Batch, Restored, choose_bucket
 from bfr.runtime.restore.buffers import Buffers
-from bfr.runtime.restore.chain import Chain
+from bfr.runtime.restore.chain import Chain, Launched
 from bfr.runtime.restore.inputs import Given, ImageInputs
 from bfr.runtime.restore.loop import OnStep
 from bfr.runtime.restore.options import OpenOptions
@@ -47,7 +47,7 @@ _log = logging.getLogger("bfr")
 class Restorer:
     """A system opened on a device. Chains are made per batch size, when first needed, and kept; they share buffers.
 
-    While the device works on a batch, the host prepares the next one and finishes the previous one.
+    While the device works on a batch, the host prepares and launches the next one and finishes the previous one.
     Not thread-safe: one Restorer serves one caller at a time. Several of them, on one GPU or on several, may live in
     one process.
     """
@@ -230,27 +230,23 @@ class Restorer:
         self.inputs.check(len(images), given)
         named = keys or [None] * len(images)
         results: list[Restored] = []
-        running: Batch | None = None
+        running: tuple[Batch, Launched] | None = None
         while len(results) < len(images):
-            begin = len(results) + (len(running.images) if running else 0)
+            begin = len(results) + (len(running[0].images) if running else 0)
             end = begin + self.batch
-            following = None
+            following, launched, failure = None, None, None
             if begin < len(images):
                 part = {name: pictures[begin:end] for name, pictures in given.items()}
                 following = Batch(self.inputs, images[begin:end], named[begin:end], seed, part)
-            outcome, finished, running, failure = None, running, None, None
-            try:
-                if following:
-                    following.upload(self.chain(choose_bucket(len(following.images), self.buckets)))
-                if finished:
-                    outcome = finished.finish()
-                if following:
-                    following.launch(on_step)
-                    running = following
-            except DeviceOutOfMemory as error:
-                failure = error
-            if finished:
-                results += finished.results(outcome or finished.finish(), self.precision, self._again)
+                try:
+                    chain = self.chain(choose_bucket(len(following.images), self.buckets))
+                    launched = following.launch(chain, on_step)
+                except DeviceOutOfMemory as error:
+                    failure = error
+            if running:
+                batch, work = running
+                results += batch.results(work.finish(), self.precision, self._again)
+            running = (following, launched) if following and launched else None
             if following and failure:
                 results += self._give_way(following, failure)
         return results

@@ -171,27 +171,24 @@ class Cuda:
         self._call("cudaStreamSynchronize", stream)
 
     def event(self) -> Handle:
-        """A new event, with a time."""
+        """A new event."""
         return self._call("cudaEventCreate")
 
     def destroy_event(self, event: Handle) -> None:
         """Give an event back."""
         self._call("cudaEventDestroy", event)
 
-    def record(self, event: Handle, stream: Handle, *, captured: bool = False) -> None:
-        """Enqueue the event. captured: while its stream is captured, to be recorded at each launch of the graph."""
-        if captured:
-            self._call("cudaEventRecordWithFlags", event, stream, self.rt.cudaEventRecordExternal)
-        else:
-            self._call("cudaEventRecord", event, stream)
+    def record(self, event: Handle, stream: Handle) -> None:
+        """Enqueue the event."""
+        self._call("cudaEventRecord", event, stream)
 
     def wait(self, stream: Handle, event: Handle) -> None:
         """Make a stream wait for an event."""
         self._call("cudaStreamWaitEvent", stream, event, 0)
 
-    def elapsed(self, begin: Handle, end: Handle) -> float:
-        """Seconds between two events that have happened."""
-        return float(self._call("cudaEventElapsedTime", begin, end)) / 1e3
+    def await_event(self, event: Handle) -> None:
+        """Wait until an event happened as it was last recorded; an event that never was has happened."""
+        self._call("cudaEventSynchronize", event)
 
     def capture(self, stream: Handle, work: Callable[[], None]) -> Handle:
         """Record what `work` enqueues on a stream as an executable graph; nothing runs.

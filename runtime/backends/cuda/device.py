@@ -21,6 +21,7 @@ from bfr.runtime.diffusion.noise import check_seed
 from bfr.runtime.errors import DeviceLost
 
 BUCKETS = (1, 2, 4, 8, 16)
+MARKS = 64  # of a chain's stages and its beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class GpuBuffer:
 class GpuDevice:
     """One GPU. Everything is enqueued on one stream, in the order of the calls; only `read` and `write` wait for it.
 
-    Uploads go through page-locked memory on a second stream, beside the work of the first.
+    Uploads and results go through page-locked memory on streams of their own, beside the work of the first.
     """
 
     name = "gpu"
@@ -50,8 +51,7 @@ class GpuDevice:
         self.cuda = Cuda(index)
         self.facts = self.cuda.facts
         self.kernels = self.cuda.load_kernels(compile_kernels(self.facts.compute_capability), NAMES)
-        self.stream, self.copy_stream = self.cuda.stream(), self.cuda.stream()
-        self.recording = False
+        self.stream, self.copy_stream, self.back_stream = (self.cuda.stream() for _ in range(3))
         self._staging: NDArray[np.uint8] | None = None
 
     @classmethod
@@ -104,17 +104,16 @@ class GpuDevice:
     def input(self, shape: tuple[int, ...]) -> "GpuInput":
         return GpuInput(self, shape)
 
+    def output(self, shape: tuple[int, ...]) -> "GpuOutput":
+        return GpuOutput(self, shape)
+
     def record(self, work: Callable[[], None]) -> Program:
         return GraphProgram(self, work)
 
     def capture(self, work: Callable[[], None]) -> Any:
         """Record what `work` enqueues as a graph; nothing runs."""
         self.cuda.synchronize(self.stream)
-        self.recording = True
-        try:
-            return self.cuda.capture(self.stream, work)
-        finally:
-            self.recording = False
+        return self.cuda.capture(self.stream, work)
 
     def replay(self, graph: Any) -> None:
         """Enqueue a graph."""
@@ -145,8 +144,8 @@ class GpuDevice:
             if self._staging is not None:
                 self.cuda.free_pinned(self._staging)
                 self._staging = None
-            self.cuda.destroy_stream(self.copy_stream)
-            self.cuda.destroy_stream(self.stream)
+            for stream in (self.copy_stream, self.back_stream, self.stream):
+                self.cuda.destroy_stream(stream)
         except DeviceLost:
             pass  # its memory went with it
 
@@ -167,6 +166,18 @@ def own_pinned(owned: ExitStack, device: GpuDevice, size: int) -> NDArray[np.uin
     return block
 
 
+def own_event(owned: ExitStack, device: GpuDevice) -> Handle:
+    """An event that goes with `owned`."""
+    event = device.cuda.event()
+    owned.callback(device.cuda.destroy_event, event)
+    return event
+
+
+def own_slots(owned: ExitStack, device: GpuDevice, size: int) -> list[tuple[NDArray[np.uint8], Handle]]:
+    """Two page-locked blocks, each with an event, that go with `owned`: two batches may be under way."""
+    return [(own_pinned(owned, device, size), own_event(owned, device)) for _ in range(2)]
+
+
 class GpuInput:
     """Uploads the next batch on the copy stream while the main stream computes.
 
@@ -179,9 +190,7 @@ class GpuInput:
         with ExitStack() as owned:  # given back at once where there is not enough for all of it
             self.buffer, self._arrived_in = (own_array(owned, device, shape) for _ in range(2))
             self._pinned = own_pinned(owned, device, self.buffer.bytes)
-            self._arrived, self._taken = self.cuda.event(), self.cuda.event()
-            for event in (self._arrived, self._taken):
-                owned.callback(self.cuda.destroy_event, event)
+            self._arrived, self._taken = own_event(owned, device), own_event(owned, device)
             self._owned = owned.pop_all()
 
     def upload(self, values: Float32) -> None:
@@ -202,6 +211,42 @@ class GpuInput:
         self._owned.close()
 
 
+class GpuOutput:
+    """Results on their way back while the main stream goes on.
+
+    A result is moved out of the next batch's way on the main stream, and from there to page-locked memory on another.
+    """
+
+    def __init__(self, device: GpuDevice, shape: tuple[int, ...]) -> None:
+        self.device, self.cuda = device, device.cuda
+        with ExitStack() as owned:
+            self._held = own_array(owned, device, shape)
+            self._slots = own_slots(owned, device, self._held.bytes)
+            self._made = own_event(owned, device)
+            self._owned = owned.pop_all()
+
+    def take(self, result: GpuBuffer) -> Callable[[], Float32]:
+        _, left = self._slots[0]
+        self._slots.reverse()
+        pinned, arrived = self._slots[0]
+        self.cuda.wait(self.device.stream, left)  # the previous result has left
+        self.cuda.copy(self._held.address, result.address, result.bytes, self.device.stream)
+        self.cuda.record(self._made, self.device.stream)
+        self.cuda.wait(self.device.back_stream, self._made)
+        self.cuda.copy(pinned.ctypes.data, self._held.address, result.bytes, self.device.back_stream)
+        self.cuda.record(arrived, self.device.back_stream)
+
+        def fetch() -> Float32:
+            self.cuda.await_event(arrived)
+            return pinned[: result.bytes].view(np.float32).reshape(result.shape)
+
+        return fetch
+
+    def close(self) -> None:
+        self.cuda.synchronize(self.device.back_stream)
+        self._owned.close()
+
+
 class GpuNoise:
     """Noise as a kernel that reads seed and image keys from device memory: a graph can hold it."""
 
@@ -213,17 +258,20 @@ class GpuNoise:
         with ExitStack() as owned:
             self.buffers = (own_array(owned, device, shape), own_array(owned, device, shape))
             self._keys = own_array(owned, device, (shape[0], 2))  # words of 32 bits, as float32 has
-            self._pinned = own_pinned(owned, device, self._keys.bytes)
+            self._slots = own_slots(owned, device, self._keys.bytes)
             self._owned = owned.pop_all()
 
     def begin(self, seed: int, images: tuple[int, ...], last: int) -> None:
         del last  # a step's noise is made when it is asked for
         check_seed(seed)
-        self.cuda.synchronize(self.device.stream)  # the previous keys have left the page-locked memory
+        self._slots.reverse()
+        pinned, left = self._slots[0]
+        self.cuda.await_event(left)  # the keys of the batch before the previous one
         self._count = len(images)
-        keys = self._pinned.view(np.uint32).reshape(-1, 2)
+        keys = pinned.view(np.uint32).reshape(-1, 2)
         keys[: self._count, 0], keys[: self._count, 1] = seed, images
-        self.cuda.copy(self._keys.address, self._pinned.ctypes.data, self._keys.bytes, self.device.stream)
+        self.cuda.copy(self._keys.address, pinned.ctypes.data, self._keys.bytes, self.device.stream)
+        self.cuda.record(left, self.device.stream)
 
     def ready(self, step: int) -> None:
         arguments = [
@@ -262,16 +310,23 @@ class GraphProgram:
 
 
 class GpuStopwatch:
-    """Events on the main stream, inside a recorded graph as well. `network` is all of the stages that call one."""
+    """The GPU's own clock, which a kernel reads at each mark, inside a recorded graph as well.
+
+    Events would be recorded anew by the next batch before the host has asked for this one's times. `network` is all of
+    the stages that call one.
+    """
 
     def __init__(self, device: GpuDevice) -> None:
         self.device, self.cuda = device, device.cuda
-        self._begin = self.cuda.event()
-        self._ends: dict[str, Handle] = {}
+        with ExitStack() as owned:
+            self._times = own_array(owned, device, (MARKS, 2))  # nanoseconds of 64 bits
+            self._slots = own_slots(owned, device, self._times.bytes)
+            self._owned = owned.pop_all()
+        self._marks: list[str] = []
         self._calls, self._calling = set[str](), False
 
     def begin(self) -> None:
-        self.cuda.record(self._begin, self.device.stream)
+        self._stamp(0)
 
     def call(self, call: Callable[[], None]) -> None:
         self._calling = True
@@ -281,22 +336,28 @@ class GpuStopwatch:
         if self._calling:
             self._calls.add(stage)
             self._calling = False
-        if stage not in self._ends:
-            self._ends[stage] = self.cuda.event()
-        self.cuda.record(self._ends[stage], self.device.stream, captured=self.device.recording)
+        if stage not in self._marks:
+            self._marks.append(stage)
+        self._stamp(1 + self._marks.index(stage))
 
-    def skip(self) -> None:
-        self.mark("")
+    def stop(self) -> Callable[[], dict[str, float]]:
+        self._slots.reverse()
+        pinned, arrived = self._slots[0]
+        self.cuda.copy(pinned.ctypes.data, self._times.address, self._times.bytes, self.device.stream)
+        self.cuda.record(arrived, self.device.stream)
 
-    def seconds(self) -> dict[str, float]:
-        self.cuda.synchronize(self.device.stream)
-        found, previous = {}, self._begin
-        for stage, end in self._ends.items():
-            found[stage] = self.cuda.elapsed(previous, end)
-            previous = end
-        found.pop("", None)
-        return {**found, "network": sum(found.get(stage, 0.0) for stage in self._calls)}
+        def seconds() -> dict[str, float]:
+            self.cuda.await_event(arrived)
+            times = pinned.view(np.uint64)
+            found = {stage: (int(times[i + 1]) - int(times[i])) / 1e9 for i, stage in enumerate(self._marks)}
+            return {**found, "network": sum(found[stage] for stage in self._calls)}
+
+        return seconds
 
     def close(self) -> None:
-        for event in (self._begin, *self._ends.values()):
-            self.cuda.destroy_event(event)
+        self._owned.close()
+
+    def _stamp(self, index: int) -> None:
+        if index >= MARKS:
+            raise ValueError(f"a chain of more than {MARKS - 1} stages")
+        self.device.launch("stamp", (1, 1), [pointer(self._times.address), word(index)])

@@ -11,7 +11,7 @@ from bfr.runtime.errors import BackendUnavailable, MissingDependency
 from bfr.runtime.install import install_command
 
 SOURCE = Path(__file__).with_suffix(".cu")
-NAMES = ("fill_normal", "diffuse")
+NAMES = ("fill_normal", "diffuse", "stamp")
 BLOCK = 256  # threads
 
 

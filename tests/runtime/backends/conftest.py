@@ -1,7 +1,8 @@
 """A GPU made of NumPy: cuda-python's and TensorRT's functions at the libraries' boundary, as lazy as a GPU is.
 
 What is enqueued on a stream runs when somebody waits for it and not before, so that whoever forgets to wait reads old
-data. Device addresses are no addresses of this process: whoever follows one crashes. Freed memory is refused.
+data; or, of an `eager` GPU, at once, so that whoever reads too late finds the next batch's. Device addresses are no
+addresses of this process: whoever follows one crashes. Freed memory is refused.
 """
 
 import ctypes
@@ -49,6 +50,7 @@ class FakeGpu:
         self.capturing: dict[int, list[tuple[str, Callable[[], None]]]] = {}
         self.log: list[tuple[str, Any]] = []
         self.fail: dict[str, str] = {}
+        self.eager = False
         self.capability = (8, 9)
         self.total, self.clock, self.next = TOTAL, 0.0, 0x7000_0000_0000 + (index << 40)
 
@@ -84,6 +86,8 @@ class FakeGpu:
         else:
             self.log.append((name, details))
             self.queues[stream].append(work)
+            if self.eager:
+                self.drain(stream)
 
     def drain(self, stream: int) -> None:
         while self.queues[stream]:
@@ -320,6 +324,7 @@ class FakeDriver:
 
     @staticmethod
     def stamp(gpu: FakeGpu, threads: int, images: int, times: int, index: int) -> None:
+        assert threads >= images == 1
         gpu.at(times + 8 * index, 8).view(np.uint64)[0] = int(1e9 * gpu.clock)
 
     @staticmethod

@@ -34,6 +34,22 @@ def test_a_network_sees_the_memory_of_the_buffers(tiny_bundle: Bundle) -> None:
     assert not device.read(estimate)[1].any()
 
 
+def test_the_first_call_of_each_batch_size_gives_its_memory_back(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where ONNX Runtime looks for how its tensors fit one block, which the next calls take."""
+    device, options = CpuDevice(1), []
+    network = device.load_graph(tiny_bundle.graph("estimator", "fp32"))
+    run = network.session.run_with_iobinding
+    monkeypatch.setattr(
+        network.session, "run_with_iobinding", lambda binding, given: options.append(given) or run(binding, given)
+    )
+    for batch in (1, 1, 2, 2, 1):
+        network.bind({"degraded": device.array((batch, 3, 32, 32))}, {"estimate": device.array((batch, 3, 32, 32))})()
+    shrunk = ["" if one is None else one.get_run_config_entry(backend.SHRINK) for one in options]
+    assert shrunk == ["cpu:0", "", "cpu:0", "", ""]
+
+
 def test_an_output_may_not_be_an_input(tiny_bundle: Bundle) -> None:
     device = CpuDevice()
     network = device.load_graph(tiny_bundle.graph("estimator", "fp32"))

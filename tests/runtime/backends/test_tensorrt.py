@@ -115,11 +115,12 @@ def test_a_batch_is_one_launch(built: Bundle, tensorrt: Any, gpus: Any) -> None:
         restorer.warm_up()
         gpus[0].log.clear()
         restorer.restore(FACES[:2])
-        launched = [(name, details) for name, details in gpus[0].log if name not in ("wait", "wait event", "event")]
-    # Up to the device, the keys of the noise, into place, the graph, and two images back.
-    assert [name for name, _ in launched] == ["copy", "copy", "copy", "graph", "copy", "copy"]
+        silent = ("wait", "wait event", "event", "stamp")
+        launched = [(name, details) for name, details in gpus[0].log if name not in silent]
+    # Up to the device, the keys of the noise, into place, the graph, the result aside and back, and the times.
+    assert [name for name, _ in launched] == ["copy", "copy", "copy", "graph", "copy", "copy", "copy"]
     steps = [["fill_normal", "engine denoiser"]] * 5 + [["engine denoiser"]]
-    work = [name for name in launched[3][1] if name != "event"]
+    work = [name for name in launched[3][1] if name != "stamp"]
     assert work == ["engine estimator", "zero", "zero", "fill_normal", "diffuse", *(n for step in steps for n in step)]
 
 
@@ -155,6 +156,45 @@ def test_the_next_batch_is_uploaded_beside_the_present_one(built: Bundle, tensor
     first = next(i for i, (name, _) in enumerate(log) if name == "graph")
     done = next(i for i, entry in enumerate(log) if i > first and entry == ("wait", main))
     assert any(name == "copy" and details[3] == beside for name, details in log[first:done])
+
+
+def test_the_device_never_waits_for_the_host_between_two_batches(built: Bundle, tensorrt: Any, gpus: Any) -> None:
+    """A batch is launched before the host waits for anything of the previous one, which it fetches meanwhile."""
+    with opened(built, tensorrt, batch=2) as restorer:
+        restorer.warm_up()
+        gpus[0].log.clear()
+        restorer.restore(FACES[:8])
+        device: Any = restorer.device
+        main, back, log, events = int(device.stream), int(device.back_stream), [*gpus[0].log], device_events(restorer)
+    graphs = [i for i, (name, _) in enumerate(log) if name == "graph"]
+    fetched = [i for i, (name, details) in enumerate(log) if name == "copy" and details[3] == back]
+    assert len(graphs) == len(fetched) == 4
+    assert ("wait", main) not in log[graphs[0] :]
+    # An upload waits for its stream, a launch for the keys of the batch before the previous one: long done, both.
+    waits = [i for i, (name, what) in enumerate(log) if name == "wait" and what in events]
+    assert [sum(i < graph for i in waits) for graph in graphs] == [0, 0, 2, 4]  # a result and its times
+
+
+def device_events(restorer: Restorer) -> set[Any]:
+    """The events that results and times wait for."""
+    buffers: Any = restorer._buffers
+    clocks: list[Any] = [chain.clock for chain in restorer._chains.values()]
+    return {event for owner in (buffers.output, *clocks) for _, event in owner._slots}
+
+
+@both
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_is_under_way_is_not_overwritten_before_it_is_read(
+    built: Bundle, tensorrt: Any, gpus: Any, expected: Any, batch: int, eager: bool
+) -> None:
+    """By a GPU that does everything as late as it may, and by one that does it at once."""
+    with opened(built, tensorrt, batch=batch) as restorer:
+        gpus[0].eager = eager
+        for _ in range(3):
+            results = restorer.run(FACES)
+            assert all(np.array_equal(a.pixels, b) for a, b in zip(results, expected, strict=True))
+            assert all(result.seconds["denoise"] > result.seconds["estimate"] > 0 for result in results)
 
 
 @both
@@ -413,7 +453,7 @@ def test_what_an_engine_may_be_bound_to(built: Bundle, tensorrt: Any) -> None:
 @both
 def test_inspection_and_compiled_kernels(built: Bundle, tensorrt: Any) -> None:
     device = BACKENDS[tensorrt.name].load()(index=0)
-    network = device.load_engine(built.folder / "engines" / "denoiser.fp32.engine", b"from before")
+    network = device.load_engine(MachineFiles(built.hash).folder / "denoiser.fp32.engine", b"from before")
     assert json.loads(device.inspect(network)) == {"Layers": ["denoiser"]}
     found = device.runtime_cache(network)
     assert found == (b"compiled from before" if tensorrt.name == "tensorrt-rtx" else None)

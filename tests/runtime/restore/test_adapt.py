@@ -80,7 +80,7 @@ def test_each_image_is_restored_as_with_its_own_start(tiny_bundle: Bundle, fakes
     done: list[int] = []
     on_step = None if recorded else lambda k, _: done.append(k)
     for _ in range(2):
-        found = together.run(degraded, seed=5, images=(1, 2, 3), on_step=on_step)
+        found = together.run(degraded, seed=5, images=(1, 2, 3), on_step=on_step, estimate=True)
     assert done == ([] if recorded else [0, 1, 2, 3] * 2)
     moved = movement(degraded, found.raw_estimate)
     chosen = starts(PRESET, moved)

@@ -6,6 +6,7 @@ import pytest
 from bfr.runtime.diffusion.noise import fill_normal
 from bfr.runtime.diffusion.schedule import linear_schedule
 from bfr.runtime.diffusion.solvers import StepTable, step_table
+from bfr.runtime.errors import InvalidOption
 from bfr.runtime.restore.buffers import Buffers
 from bfr.runtime.restore.chain import Chain, to_unit
 from bfr.runtime.restore.plan import difface_plan
@@ -47,7 +48,7 @@ def test_the_loop_is_the_published_algorithm(fakes: Any) -> None:
         sigma = 0.5 * np.sqrt((1 - prev) / (1 - ab[i])) * np.sqrt(1 - ab[i] / prev)
         x = np.sqrt(prev) * x0 + np.sqrt(1 - prev - sigma**2) * eps + (sigma * draw(k + 1) if i else 0)
     expected = np.clip(x / 2 + 0.5, 0, 1)
-    found = chain(fakes).run(FACE, seed=11, images=(3,))
+    found = chain(fakes).run(FACE, seed=11, images=(3,), estimate=True)
     assert np.abs(found.image - expected).max() < 1e-5
     assert np.allclose(found.estimate, FACE, atol=1e-6)
 
@@ -153,18 +154,27 @@ def test_what_depends_on_time_alone_is_computed_once(fakes: Any) -> None:
     assert len(asked) == len(steps)
 
 
-def test_the_host_may_stage_a_batch_before_the_previous_one_is_fetched(fakes: Any) -> None:
+def test_a_batch_may_be_launched_before_the_previous_one_is_fetched(fakes: Any) -> None:
     other = FACE[:, :, ::-1].copy()
     one = chain(fakes)
     expected = [one.run(face, seed=11, images=(3,)).image for face in (FACE, other)]
     one.upload(FACE)
-    one.launch(seed=11, images=(3,))
+    first = one.launch(seed=11, images=(3,))
     one.upload(other)
-    first = one.finish()
-    one.launch(seed=11, images=(3,))
-    second = one.finish()
-    assert np.array_equal(first.image, expected[0])
-    assert np.array_equal(second.image, expected[1])
+    second = one.launch(seed=11, images=(3,))
+    assert np.array_equal(first.finish().image, expected[0])
+    assert np.array_equal(second.finish().image, expected[1])
+
+
+def test_the_estimate_is_fetched_for_whom_asks(fakes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, reads = chain(fakes), []
+    read = one.device.read
+    monkeypatch.setattr(one.device, "read", lambda buffer: reads.append(buffer) or read(buffer))
+    without = one.run(FACE, seed=11, images=(3,))
+    assert reads == [one.values["state"]]
+    with pytest.raises(InvalidOption, match="no estimate"):
+        _ = without.estimate
+    assert np.allclose(one.run(FACE, seed=11, images=(3,), estimate=True).estimate, FACE, atol=1e-6)
 
 
 def test_a_smaller_batch_uses_the_first_images_of_larger_buffers(fakes: Any) -> None:

@@ -27,6 +27,8 @@ static float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 using std::sqrt; using std::log;
 #define BFR_DEVICE static inline
 #define BFR_KERNEL static
+#define BFR_NANOSECONDS(into) into = ++nanoseconds
+static unsigned long long nanoseconds = 0;
 #include "kernels.cu"
 #define GRID(gx, gy, block, call) \\
     blockDim = {block, 1}; \\
@@ -40,6 +42,9 @@ extern "C" void run_diffuse(
     unsigned int gx, unsigned int gy, unsigned int block,
     float* x, const float* estimate, const float* noise, const float* levels, unsigned int count
 ) { GRID(gx, gy, block, diffuse(x, estimate, noise, levels, count)) }
+extern "C" void run_stamp(
+    unsigned int gx, unsigned int gy, unsigned int block, unsigned int* times, unsigned int index
+) { GRID(gx, gy, block, stamp((unsigned long long*)times, index)) }
 """
 Floats = np.ctypeslib.ndpointer(np.float32, flags="C")
 Words = np.ctypeslib.ndpointer(np.uint32, flags="C")
@@ -93,6 +98,14 @@ def test_diffuse(on_the_cpu: Callable[..., None]) -> None:
     for image, (signal, sigma) in enumerate(levels):
         assert np.array_equal(x[image], signal * estimate[image] + sigma * noise[image])
     assert (x[2] == 7).all()
+
+
+def test_one_thread_stamps_one_time(on_the_cpu: Callable[..., None]) -> None:
+    times = np.full(3, 2**64 - 1, np.uint64)
+    for index in (0, 2):
+        on_the_cpu("stamp", (1, 1), times.view(np.uint32), index)
+    assert times[0] < times[2] < times[1] == 2**64 - 1
+    assert times[2] - times[0] == 1
 
 
 @pytest.mark.parametrize("capability", ["7.5", "8.7", "9.0", "12.0"])
