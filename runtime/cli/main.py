@@ -15,6 +15,7 @@ from bfr.runtime.cli.restore import restore
 from bfr.runtime.cli.serve import serve
 from bfr.runtime.cli.terminal import say
 from bfr.runtime.cli.tools import bench, export, fetch, verify
+from bfr.runtime.cli.triton import export_triton
 from bfr.runtime.cli.wrap import wrap
 from bfr.runtime.errors import BfrError
 
@@ -22,7 +23,7 @@ INTERRUPTED = 130  # the exit status of what Ctrl-C ended
 COMMANDS = {
     "Restore": (restore, inpaint),
     "Serve and scale": (serve, batch),
-    "Export and build": (fetch, export, wrap, build, verify),
+    "Export and build": (fetch, export, wrap, build, verify, export_triton),
     "Measure": (bench,),
     "Inspect": (info, doctor),
 }

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from bfr.runtime.cli.main import COMMANDS, app
 
-NAMES = [command.__name__ for commands in COMMANDS.values() for command in commands]
+GROUPS = {group: [c.__name__.replace("_", "-") for c in commands] for group, commands in COMMANDS.items()}
+NAMES = [name for names in GROUPS.values() for name in names]
 
 
 def shown(*arguments: str) -> str:
@@ -32,7 +33,7 @@ def test_commands_are_grouped_by_task() -> None:
             heading = line.removesuffix(":")
         elif line.startswith("  ") and line.split()[0] in NAMES and not line.startswith("   "):
             found.setdefault(heading, []).append(line.split()[0])
-    assert found == {group: [command.__name__ for command in commands] for group, commands in COMMANDS.items()}
+    assert found == GROUPS
 
 
 @pytest.mark.parametrize("name", [None, *NAMES])
