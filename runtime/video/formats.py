@@ -4,9 +4,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bfr.runtime.errors import InvalidOption
 
 
@@ -25,6 +22,14 @@ CONTAINERS = {
     ".webm": Container("video/webm", "webm"),
     ".avi": Container("video/x-msvideo"),
     ".m4v": Container("video/x-m4v"),
+    ".3gp": Container("video/3gpp"),
+    ".3g2": Container("video/3gpp2"),
+    ".ts": Container("video/mp2t"),
+    ".mts": Container("video/mp2t"),
+    ".m2ts": Container("video/mp2t"),
+    ".mpg": Container("video/mpeg"),
+    ".mpeg": Container("video/mpeg"),
+    ".wmv": Container("video/x-ms-wmv"),
 }
 SUFFIXES = tuple(CONTAINERS)
 OUTPUT_SUFFIXES = tuple(suffix for suffix, one in CONTAINERS.items() if one.muxer)
@@ -55,7 +60,7 @@ class VideoInfo:
     width, height: pixels. rate: frames a second, on average where it varies. frames, seconds: as the header has them,
     which may be wrong, or None. rotation: degrees clockwise by which stored frames were turned (already applied).
     audio: how many audio streams. codec: of the video stream. time_base: seconds a tick. aspect: width of a pixel by
-    its height, None for square.
+    its height, None for square. depth: bits a sample, 8 or 10.
     """
 
     width: int
@@ -69,21 +74,7 @@ class VideoInfo:
     time_base: Fraction
     colour: Colour = Colour()
     aspect: Fraction | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Frame:
-    """One frame. pixels: (H, W, 3) uint8 RGB, upright. pts: its time in ticks of `time_base`. index: from 0."""
-
-    pixels: NDArray[np.uint8]
-    pts: int
-    time_base: Fraction
-    index: int
-
-    @property
-    def seconds(self) -> float:
-        """When it is shown, on the clock of the file."""
-        return float(self.pts * self.time_base)
+    depth: int = 8
 
 
 def suffix_of(head: bytes) -> str | None:

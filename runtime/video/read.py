@@ -7,20 +7,20 @@ would otherwise make FFmpeg open whatever file or address it names.
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bfr.runtime.errors import InputNotFound, InvalidImage, MissingDependency
 from bfr.runtime.images.decode import MAX_PIXELS
 from bfr.runtime.install import install_command
-from bfr.runtime.video.formats import SUFFIXES, Colour, Frame, VideoInfo
+from bfr.runtime.video.formats import SUFFIXES, Colour, VideoInfo
+from bfr.runtime.video.frames import FULL, Frame, Layout
 
 try:
     import av
@@ -29,15 +29,58 @@ try:
     from av.sidedata.sidedata import Type as SideData
     from av.stream import Disposition
     from av.video.frame import VideoFrame
-    from av.video.reformatter import Interpolation
     from av.video.stream import VideoStream
 except ImportError as error:
     raise MissingDependency(f"PyAV is not installed: {install_command('video')}") from error
 
-CONVERSION = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
-"""Between RGB and YUV. FFmpeg's default makes 4:2:0 more than one level too dark on average; this has no bias."""
-
-_DEMUXERS = "matroska,webm,mov,mp4,avi"
+_DEMUXERS = "matroska,webm,mov,mp4,avi,mpegts,mpeg,asf"
+# What videos and their sound are decoded by: what cameras, phones and the web use. Other decoders are tried less.
+DECODERS = (
+    *("h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "av1", "libdav1d", "mpeg4", "mpeg2video", "mpeg1video"),
+    *(
+        "msmpeg4v2",
+        "msmpeg4",
+        "h263",
+        "wmv1",
+        "wmv2",
+        "wmv3",
+        "vc1",
+        "mjpeg",
+        "prores",
+        "dnxhd",
+        "ffv1",
+        "png",
+        "rawvideo",
+    ),
+    *(
+        "aac",
+        "mp3",
+        "mp3float",
+        "mp2",
+        "mp2float",
+        "ac3",
+        "eac3",
+        "opus",
+        "libopus",
+        "vorbis",
+        "libvorbis",
+        "flac",
+        "alac",
+    ),
+    *("wmav1", "wmav2", "wmapro", "amrnb", "amrwb", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le"),
+    *(
+        "pcm_s32be",
+        "pcm_f32le",
+        "pcm_f32be",
+        "pcm_u8",
+        "pcm_mulaw",
+        "pcm_alaw",
+        "pcm_bluray",
+        "adpcm_ms",
+        "adpcm_ima_wav",
+    ),
+    *("ass", "ssa", "subrip", "srt", "mov_text", "webvtt", "text"),
+)
 _TOLERANCE = 0.5  # seconds; durations are rounded and guessed: only a larger gap at the end is called damage
 _HDR = (16, 18)  # transfer: PQ and HLG
 # H.273's matrices -> the numbers of FFmpeg's converter, which knows no others.
@@ -66,18 +109,20 @@ class VideoReader:
             codec = self._stream.codec_context
             _check_size(path, codec.width, codec.height, max_pixels)
             codec.options = {"max_pixels": str(max_pixels)}  # a stream may grow after its header
-            codec.thread_type = "AUTO"
+            codec.thread_type = "SLICE"  # threads that take a frame each lose those near a damaged one
             self._decoded = self._decode()
             first = next(self._decoded, None)
             if first is None:
                 raise InvalidImage(f"{path}: not one of its frames can be decoded: copy it again or convert it")
             _check_size(path, first.width, first.height, max_pixels)
             self._first = first
-            self._matrix = _display_matrix(first)
+            self._turn = _display_matrix(first)
             self.info = self._describe(first)
             self._opened = stack.pop_all()
         if self.info.colour.transfer in _HDR:
-            _log.warning("%s is HDR: it is restored, and written, with 8 bits a sample", path)
+            _log.warning("%s is HDR: networks know no HDR, its faces may come out too dark or too bright", path)
+        if self._stream.metadata.get("alpha_mode") == "1" or any(c.is_alpha for c in first.format.components):
+            _log.warning("%s is transparent in places: that is lost, and hidden colours show", path)
         if first.interlaced_frame:
             _log.warning("%s is interlaced: its frames are restored as they are; deinterlace it first", path)
 
@@ -94,13 +139,30 @@ class VideoReader:
 
         Frames whose size changes on the way are scaled to the size of the first.
         """
-        last: int | None = None
+        info = self.info
+        layout = Layout(
+            self._first.width,
+            self._first.height,
+            self._turn,
+            None if self._first.format.is_rgb else converter_matrix(info),
+            info.colour.range or (FULL if self._first.format.name.startswith("yuvj") else 1),
+            info.depth,
+        )
+        usual = max(1, round(1 / (info.rate * info.time_base))) if info.rate else 1
+        last: Frame | None = None
         for index, frame in enumerate(chain([self._first], self._decoded)):
             pts = frame.pts
-            if pts is None or (last is not None and pts <= last):  # broken files; no container takes them like this
-                pts = 0 if last is None else last + 1
-            last = pts
-            yield Frame(self._upright(frame), pts, self.info.time_base, index)
+            if pts is None:  # broken files, and old containers
+                pts = 0 if last is None else last.pts + (last.duration or usual)
+            elif last is not None and pts <= last.pts:  # no container takes them like this
+                pts = last.pts + 1
+            if last is not None:
+                yield last
+            last = Frame(frame, layout, pts, info.time_base, index, frame.duration or None)
+        if last is not None:
+            end = self._end()
+            last.duration = end - last.pts if end is not None and end > last.pts else last.duration or usual
+            yield last
         if self.damage:
             _log.warning("%s %s: what can be decoded is used; copy or download it again", self.path, self.damage)
 
@@ -123,6 +185,8 @@ class VideoReader:
                     yield frame
         except (av.FFmpegError, OSError) as error:
             self.damage = f"cannot be read beyond {float(end):.2f} s ({error})"
+            with suppress(av.FFmpegError):  # what the decoder holds back
+                yield from self._stream.decode(None)
             return
         expected = Fraction((self._container.start_time or 0) + (self._container.duration or 0), av.time_base)
         if end + _TOLERANCE < expected:
@@ -130,20 +194,17 @@ class VideoReader:
         elif broken:
             self.damage = f"is damaged in {broken} frames"
 
-    def _upright(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        matrix = None if frame.format.is_rgb else converter_matrix(self.info)
-        array: NDArray[Any] = frame.to_ndarray(
-            format="rgb24",
-            width=self._first.width,
-            height=self._first.height,
-            src_colorspace=matrix,
-            interpolation=CONVERSION,
-        )
-        # x' = a x + c y, y' = b x + d y, with rows downwards.
-        (a, b), (c, d) = self._matrix
-        if abs(a) < abs(b):
-            array, a, d = array.swapaxes(0, 1), c, b
-        return np.ascontiguousarray(array[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1], np.uint8)
+    def _end(self) -> int | None:
+        """When the last frame ends by the header, in ticks; its packet tells less where frames are reordered."""
+        stream = self._stream
+        if stream.duration:
+            return (stream.start_time or 0) + stream.duration
+        try:  # Matroska
+            hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+            end = Fraction(hours) * 3600 + Fraction(minutes) * 60 + Fraction(seconds)
+        except (KeyError, ValueError):
+            return None
+        return int(end / self.info.time_base)
 
     def _describe(self, first: VideoFrame) -> VideoInfo:
         stream, container = self._stream, self._container
@@ -152,7 +213,7 @@ class VideoReader:
             seconds = float(stream.duration * stream.time_base)
         else:
             seconds = (container.duration or 0) / av.time_base
-        (a, b), _ = self._matrix
+        (a, b), _ = self._turn
         size, aspect = (first.width, first.height), stream.sample_aspect_ratio
         if abs(a) < abs(b):
             size, aspect = size[::-1], 1 / aspect if aspect else None
@@ -167,6 +228,7 @@ class VideoReader:
             time_base=stream.time_base,
             colour=_colour(first, self.path),
             aspect=None if aspect == 1 else aspect,
+            depth=10 if max(component.bits for component in first.format.components) > 8 else 8,
         )
 
 
@@ -177,7 +239,11 @@ def open_container(path: Path, *, max_pixels: int = MAX_PIXELS) -> Iterator[Inpu
         raise InputNotFound(f"{path} does not exist: check the name")
     if not path.is_file():
         raise InvalidImage(f"{path} is not a file but a folder or device: name a video")
-    options = {"format_whitelist": _DEMUXERS, "max_pixels": str(max_pixels)}
+    options = {
+        "format_whitelist": _DEMUXERS,
+        "codec_whitelist": ",".join(DECODERS),
+        "max_pixels": str(max_pixels),
+    }
     with ExitStack() as stack:
         try:
             file = stack.enter_context(path.open("rb"))
@@ -223,6 +289,8 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
         raise InvalidImage(f"{path} holds no video, or was cut short: name a file that does, or copy it again")
     if stream.codec_context is None:
         raise InvalidImage(f"{path} has a video codec that is not known here: convert it to H.264")
+    if stream.codec_context.codec.name not in DECODERS:
+        raise InvalidImage(f"{path} is a video of {stream.codec_context.codec.name}: convert it to H.264")
     return stream
 
 

@@ -19,7 +19,7 @@ from bfr.runtime.images.decode import MAX_PIXELS, Image
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.restore.pipeline import Pipeline, Prepared
 from bfr.runtime.restore.restorer import DEFAULT_SEED
-from bfr.runtime.video.formats import Frame
+from bfr.runtime.video.frames import Frame
 from bfr.runtime.video.read import VideoReader
 from bfr.runtime.video.track import Tracker, is_cut, thumbnail
 from bfr.runtime.video.write import VideoWriter

@@ -1,0 +1,225 @@
+"""A frame of a video: upright RGB when asked for, and its 4:2:0 samples, which go back into a video as they are."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.runtime.errors import MissingDependency
+
+try:
+    from av.video.frame import VideoFrame
+    from av.video.reformatter import Interpolation
+except ImportError as error:
+    raise MissingDependency('PyAV is not installed: pip install "bfr-runtime[video]"') from error
+
+CONVERSION = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
+"""Between RGB and YUV. FFmpeg's default makes 4:2:0 more than one level too dark on average; this has no bias."""
+FULL = 2  # range: 0 to 255
+_PACKED = {"yuv420p": 8, "yuvj420p": 8, "yuv420p10le": 10}  # formats that pass as they are, and their bits
+_NEUTRAL = 2  # levels of 8 bits by which the chroma of a grey picture differs from the middle
+# FFmpeg's number of a matrix -> its weights of red and blue (ITU-R BT.709, FCC, BT.601, SMPTE 240M, BT.2020).
+_WEIGHTS = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 5: (0.299, 0.114), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
+
+Place = tuple[int, int, int, int]
+"""left, top, right, bottom of a part of a frame, all even; right and bottom are exclusive."""
+Pixels = NDArray[Any]
+"""(H, W, 3) RGB, uint8, or uint16 of a video with more than 8 bits a sample."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """The samples of a frame.
+
+    planes: (H * 3 / 2, W) uint8 or uint16, Y, then U and V, as FFmpeg packs them. format: its name for that.
+    matrix, range: as FFmpeg's converter counts the colour matrix, and FULL or not.
+    """
+
+    planes: NDArray[Any]
+    format: str
+    matrix: int
+    range: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.planes.shape[1], self.planes.shape[0] * 2 // 3
+
+    @property
+    def depth(self) -> int:
+        """Bits a sample."""
+        return _PACKED[self.format]
+
+    @property
+    def grey(self) -> bool:
+        """Whether the picture has no colour."""
+        middle, most = 1 << (self.depth - 1), _NEUTRAL << (self.depth - 8)
+        chroma = self.planes[self.size[1] :]
+        return bool(chroma.min() >= middle - most and chroma.max() <= middle + most)
+
+    def copy(self) -> "Samples":
+        """The same with planes of its own."""
+        return Samples(self.planes.copy(), self.format, self.matrix, self.range)
+
+    def rgb(self, place: Place | None = None) -> Pixels:
+        """The pixels of a part, or of the whole frame."""
+        width, height = self.size
+        left, top, right, bottom = place or (0, 0, width, height)
+        luma, chroma = self._split()
+        # A chroma sample lies at the left one of two luma samples, and between two rows.
+        siting = np.array([[0.5, 0, 0], [0, 0.5, -0.25]])
+        planes = [luma[top:bottom, left:right].astype(np.float32)]
+        for plane in chroma[:, top // 2 : bottom // 2, left // 2 : right // 2].astype(np.float32):
+            flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+            size = right - left, bottom - top
+            planes.append(cv2.warpAffine(plane, siting, size, flags=flags, borderMode=cv2.BORDER_REPLICATE))
+        dtype = np.dtype(np.uint8 if self.depth == 8 else np.uint16)
+        to_rgb = np.linalg.inv(self._from_rgb(dtype))
+        middle = 1 << (self.depth - 1)
+        black = np.array([0 if self.range == FULL else 16 << (self.depth - 8), middle, middle])
+        pixels = cv2.transform(cv2.merge(planes), np.hstack([to_rgb, -(to_rgb @ black)[:, None]]))
+        return np.clip(np.rint(pixels, out=pixels), 0, np.iinfo(dtype).max).astype(dtype)
+
+    def add_change(self, place: Place, before: Pixels, after: Pixels, *, colour: bool = True) -> None:
+        """Add what was done to the pixels of a part; samples that nothing was done to keep their value.
+
+        colour: the chroma changes too; not in a grey picture.
+        """
+        left, top, right, bottom = place
+        luma, chroma = self._split()
+        change = cv2.transform(cv2.subtract(after, before, dtype=cv2.CV_32F), self._from_rgb(before.dtype))
+        _add(luma[top:bottom, left:right], change[..., 0], self.depth)
+        if not colour:
+            return
+        # A chroma sample lies at the left one of two luma samples, and between two rows.
+        mirrored = cv2.copyMakeBorder(change[..., 1:], 0, 0, 1, 0, cv2.BORDER_REFLECT_101)
+        across = (mirrored[:, :-2:2] + 2 * mirrored[:, 1:-1:2] + mirrored[:, 2::2]) / 4
+        mean = (across[::2] + across[1::2]) / 2
+        for plane, values in zip(chroma, np.moveaxis(mean, 2, 0), strict=True):
+            _add(plane[top // 2 : bottom // 2, left // 2 : right // 2], values, self.depth)
+
+    def _split(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(H, W) of Y and (2, H / 2, W / 2) of U and V: views of the planes."""
+        width, height = self.size
+        return self.planes[:height], self.planes[height:].reshape(2, height // 2, width // 2)
+
+    def _from_rgb(self, dtype: np.dtype[Any]) -> NDArray[np.float64]:
+        """(3, 3): a change of R, G, B -> of Y, U, V, each in its own levels."""
+        red, blue = _WEIGHTS[self.matrix]
+        y = np.array([red, 1 - red - blue, blue])
+        u, v = (np.array([0, 0, 1]) - y) / (2 - 2 * blue), (np.array([1, 0, 0]) - y) / (2 - 2 * red)
+        levels = (255, 255) if self.range == FULL else (219, 224)
+        scale = np.array([levels[0], levels[1], levels[1]]) * (1 << (self.depth - 8)) / np.iinfo(dtype).max
+        if self.range == FULL:  # 0 to 1023, not to 1020
+            scale *= ((1 << self.depth) - 1) / (255 << (self.depth - 8))
+        return np.stack([y, u, v]) * scale[:, None]
+
+
+def _add(plane: NDArray[Any], change: NDArray[Any], depth: int) -> None:
+    plane[...] = np.clip(np.rint(plane + change), 0, (1 << depth) - 1).astype(plane.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the frames of a video become upright pixels.
+
+    width, height: of frames as stored; those of another size are scaled to it. turn: FFmpeg's display matrix,
+    ((a, b), (c, d)) with x' = a x + c y, y' = b x + d y, rows downwards. matrix: as FFmpeg's converter counts, None for
+    RGB. range: FULL or not. depth: bits a sample.
+    """
+
+    width: int
+    height: int
+    turn: tuple[tuple[int, int], tuple[int, int]]
+    matrix: int | None
+    range: int
+    depth: int
+
+    def upright(self, pixels: Pixels) -> Pixels:
+        """Stored pixels -> as they are shown."""
+        (a, b), (c, d) = self.turn
+        if abs(a) < abs(b):
+            pixels, a, d = pixels.swapaxes(0, 1), c, b
+        return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+    @property
+    def turned(self) -> bool:
+        """Whether upright and stored pixels differ."""
+        (a, b), (_, d) = self.turn
+        return abs(a) < abs(b) or a < 0 or d < 0
+
+
+class Frame:
+    """One frame, which is converted when it is asked for.
+
+    pts: its time in ticks of `time_base`. duration: ticks, None where the file says nothing. index: from 0.
+    """
+
+    def __init__(
+        self, native: VideoFrame, layout: Layout, pts: int, time_base: Fraction, index: int, duration: int | None
+    ) -> None:
+        self._native, self._layout = native, layout
+        self.pts, self.time_base, self.index, self.duration = pts, time_base, index, duration
+
+    @property
+    def seconds(self) -> float:
+        """When it is shown, on the clock of the file."""
+        return float(self.pts * self.time_base)
+
+    @property
+    def pixels(self) -> Pixels:
+        """(H, W, 3), upright."""
+        one = self._layout
+        return one.upright(to_rgb(self._native, one.depth, one.matrix, one.range, (one.width, one.height)))
+
+    @property
+    def quick(self) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8, upright: to find faces in, at a twentieth of the cost; a level or two off."""
+        one = self._layout
+        array = self._native.to_ndarray(
+            format="rgb24",
+            width=one.width,
+            height=one.height,
+            src_colorspace=one.matrix,
+            interpolation=Interpolation.BILINEAR,
+        )
+        return one.upright(array)
+
+    @cached_property
+    def samples(self) -> Samples | None:
+        """As decoded; None for frames that have to be converted: turned, of another size or format than 4:2:0."""
+        one, native = self._layout, self._native
+        if one.matrix is None or one.turned or native.format.name not in _PACKED:
+            return None
+        if (native.width, native.height) != (one.width, one.height) or one.width % 2 or one.height % 2:
+            return None
+        return Samples(native.to_ndarray(), native.format.name, one.matrix, one.range)
+
+    @property
+    def grey(self) -> bool:
+        """Whether it has no colour."""
+        if self.samples is not None:
+            return self.samples.grey
+        if self._native.format.name.startswith("gray"):
+            return True
+        channels = cv2.split(self.quick)
+        return all(cv2.absdiff(channels[1], other).max() <= 2 * _NEUTRAL for other in (channels[0], channels[2]))
+
+
+def to_rgb(
+    frame: VideoFrame, depth: int, matrix: int | None, color_range: int, size: tuple[int, int] | None = None
+) -> Pixels:
+    """The pixels of a stored frame; size: width and height, where they differ from the frame's."""
+    width, height = size or (frame.width, frame.height)
+    return frame.to_ndarray(
+        format="rgb24" if depth == 8 else "rgb48le",
+        width=width,
+        height=height,
+        src_colorspace=matrix,
+        src_color_range=None if matrix is None else color_range,
+        interpolation=CONVERSION,
+    )
