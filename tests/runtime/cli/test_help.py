@@ -42,7 +42,9 @@ def test_no_help_is_cut_off_at_80_columns(name: str | None) -> None:
     assert "..." not in text.replace("[OPTIONS] COMMAND [ARGS]...", "").replace("}...", "").replace("inputs...", "")
     assert "…" not in text
     for command in [name] if name else NAMES:
-        function = next(one for commands in COMMANDS.values() for one in commands if one.__name__ == command)
+        function = next(
+            one for commands in COMMANDS.values() for one in commands if one.__name__ == command.replace("-", "_")
+        )
         summary = (function.__doc__ or "").splitlines()[0]
         assert " ".join(summary.split(". ")[0].removesuffix(".").split()) in " ".join(text.split())
 
