@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from bfr.export.onnx.graph import DEFAULT_OPSET, export_graph, module_versions
+from bfr.export.onnx.graph import export_graph, module_versions
+from bfr.export.options import ExportOptions
 from bfr.export.verify.compare import verify
 from bfr.models.catalog import NetworkSpec, SystemSpec
 from bfr.models.networks.unet import UNet
@@ -18,11 +19,12 @@ from bfr.models.stages.kinds import make_stage
 from bfr.models.stages.stage import Stage
 from bfr.models.stages.step import ConditionerStage, cut_variance, has_variance
 from bfr.models.weights.checkpoint import load_into
+from bfr.models.weights.locate import find_weights
 from bfr.runtime.backends.device import Float32
 from bfr.runtime.bundle import manifest as m
 from bfr.runtime.bundle.bundle import Bundle, describe_file, write_manifest
 from bfr.runtime.bundle.manifest import Precision
-from bfr.runtime.errors import InputNotFound, InvalidOption
+from bfr.runtime.errors import InvalidOption
 from bfr.runtime.files import atomic_folder, sha256_file
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -34,32 +36,25 @@ def export_system(
     system: SystemSpec,
     weights: Path,
     folder: Path,
+    options: ExportOptions = ExportOptions(),  # noqa: B008  (frozen)
     *,
-    precisions: Sequence[Precision] = ("fp32",),
-    calibration: Path | None = None,
-    opset: int = DEFAULT_OPSET,
-    learned_variance: bool = False,
-    time_table: bool = False,
-    replace: bool = False,
     threads: int | None = None,
     verified: bool = True,
     progress: Progress = lambda _: None,
 ) -> Bundle:
     """Export a system and verify it; the bundle appears under `folder` only when it is whole and verified.
 
-    weights: the folder of the checkpoints, under their published names or as .safetensors; weights that are exact in
-    half are stored in half and widened in the graph. precisions: fp32, fp16 for the networks that bear it, and int8 for
-    those that were measured in it. calibration: for int8, a folder of aligned faces, see `bfr.export.onnx.quantize`.
-    learned_variance: the step graph of DDPM's learned variance instead of the linear one.
-    time_table: what the denoiser makes of the timesteps is a network of its own, called once for all steps.
+    weights: the folder of the checkpoints, or one above it, as `bfr.models.weights.locate` finds them; weights that are
+    exact in half are stored in half and widened in the graph. options: of the precisions, fp16 is for the networks that
+    bear it and int8 for those that were measured in it, see `bfr.export.onnx.quantize`; with a time table, what the
+    denoiser makes of the timesteps is a network of its own, called once for all steps.
     threads: of the CPU backend, where it verifies. verified: False leaves that out, for benchmarks that verify
     elsewhere; the manifest then holds no checks.
     Raises InputNotFound, InvalidCheckpoint, InvalidImage, InvalidOption, VerificationFailed, WriteFailed.
     """
-    if "fp32" not in precisions:
-        raise InvalidOption("fp32 is always exported: half precision falls back on it. Add --precision fp32")
-    _check_variants(system, learned_variance=learned_variance, time_table=time_table)
-    faces = _int8_faces(system, calibration) if "int8" in precisions else []
+    precisions, opset, learned_variance = options.precision, options.opset, options.learned_variance
+    time_table = _check_variants(system, options)
+    faces = _int8_faces(system, options.calibration) if "int8" in precisions else []
     modules, sources = {}, dict[str, dict[str, m.Source]]()
     for name, spec in system.networks.items():
         modules[name], sources[name] = load_weights(spec, weights, system.name, progress)
@@ -67,7 +62,7 @@ def export_system(
         presets = {"reference": m.Preset(solver="ddpm-learned", spacing="250", start=100)}
     else:
         presets = system.presets
-    with atomic_folder(folder, replace=replace) as partial:
+    with atomic_folder(folder, replace=options.replace) as partial:
         entries, stages = {}, {}
         for name, spec in system.networks.items():
             stages[name] = as_stage(modules[name], spec, learned_variance=learned_variance, time_table=time_table)
@@ -112,19 +107,22 @@ def export_system(
             write_manifest(partial, manifest)
         checks: list[m.Check] = []
         for precision in Bundle.open(partial).precisions if verified else ():
-            checks += verify(Bundle.open(partial), stages, precision, threads=threads, progress=progress)
+            checks += verify(
+                Bundle.open(partial), stages, precision, extent=options.verify, threads=threads, progress=progress
+            )
         write_manifest(partial, manifest.model_copy(update={"verified": tuple(checks)}))
     return Bundle.open(folder)
 
 
-def _check_variants(system: SystemSpec, *, learned_variance: bool, time_table: bool) -> None:
-    """Raise InvalidOption where a system has no such step graph."""
+def _check_variants(system: SystemSpec, options: ExportOptions) -> bool:
+    """Whether there will be a time table. Raises InvalidOption where a system has no such step graph."""
     networks = [system.networks[stage.network] for stage in system.stages if isinstance(stage, m.Denoise)]
-    plain = len(networks) == 1 and networks[0].kind == "step" and networks[0].architecture == "unet"
-    if time_table and not plain:
+    single = len(networks) == 1 and networks[0].architecture == "unet"
+    if options.time_table and not single:
         raise InvalidOption(f"{system.name} has no time table: its denoisers are not one UNet alone. Leave it out")
-    if learned_variance and not (plain and networks[0].learned_variance):
+    if options.learned_variance and not (single and networks[0].kind == "step" and networks[0].learned_variance):
         raise InvalidOption(f"{system.name} has no learned variance: export it without --learned-variance")
+    return single if options.time_table is None else options.time_table
 
 
 def _int8_faces(system: SystemSpec, calibration: Path | None) -> list[Float32]:
@@ -169,16 +167,6 @@ def system_stages(system: SystemSpec, time_table: bool) -> tuple[m.Estimate | m.
     return tuple(conditioned if stage == system.denoise else stage for stage in system.stages)
 
 
-def find_weights(folder: Path, file: str, system: str) -> Path:
-    """The checkpoint `file` in `folder`, or its .safetensors copy. Raises InputNotFound with the remedy."""
-    for path in ((folder / file).with_suffix(".safetensors"), folder / file):
-        if path.is_file():
-            return path
-    raise InputNotFound(
-        f"{folder / file} does not exist: `bfr fetch {system}` downloads it, or name its folder with --weights"
-    )
-
-
 def load_weights(
     spec: NetworkSpec, folder: Path, system: str, progress: Progress = lambda _: None
 ) -> tuple[nn.Module, dict[str, m.Source]]:
@@ -188,8 +176,8 @@ def load_weights(
     """
     module, sources = spec.build(), {}
     for part, download in spec.files.items():
-        path = find_weights(folder, download.file, system)
-        progress(f"loading {path.name}")
+        path = find_weights(folder, download, system)
+        progress(f"loading {path.relative_to(folder)}")
         load_into(module.get_submodule(part), path)
         sources[part] = m.Source(file=path.name, sha256=sha256_file(path))
     return module, sources
@@ -207,8 +195,8 @@ def as_stage(
         if learned_variance and not spec.learned_variance:
             raise InvalidOption("this denoiser has no learned variance: export it without --learned-variance")
         kind = "step-learned" if learned_variance else kind
-        if time_table and isinstance(module, UNet):
-            options["features"] = ConditionerStage(module).features
+    if time_table and kind.startswith("step") and isinstance(module, UNet):
+        options["features"] = ConditionerStage(module).features
     unused = kind.startswith("step") and kind != "step-learned" and spec.learned_variance
     if unused and isinstance(module, UNet) and has_variance(module, options.get("channels")):
         cut_variance(module)

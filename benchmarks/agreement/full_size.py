@@ -21,6 +21,7 @@ from bfr.benchmarks.environment import describe_machine
 from bfr.benchmarks.publish import say, write_json
 from bfr.benchmarks.tables import table
 from bfr.export.bundle import export_system
+from bfr.export.options import ExportOptions
 from bfr.models.catalog import get_system
 from bfr.models.weights.seeded import write_seeded
 from bfr.runtime.bundle.bundle import Bundle
@@ -78,8 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             system,
             weights,
             folder,
-            precisions=("fp32", *(args.precision or ())),
-            replace=True,
+            ExportOptions(precision=args.precision or (), replace=True),
             threads=args.threads,
             verified=not args.export_only,
             progress=say,

@@ -89,13 +89,15 @@ def prepare(
 
 def _export(scratch: Path, progress: Progress) -> Path:
     from bfr.export.bundle import export_system
+    from bfr.export.options import ExportOptions
     from bfr.models.catalog import get_system
     from bfr.models.weights.seeded import write_seeded
 
     system = get_system("difface")
     write_seeded(system, scratch / "weights")
     folder = scratch / "difface"
-    export_system(system, scratch / "weights", folder, precisions=("fp32", "fp16"), verified=False, progress=progress)
+    options = ExportOptions(precision=("fp16",))
+    export_system(system, scratch / "weights", folder, options, verified=False, progress=progress)
     return folder
 
 

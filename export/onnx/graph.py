@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module, metadata
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -21,14 +22,15 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
+from bfr.export.options import ExportOptions, Opset
 from bfr.models.networks.unet import AttentionBlock, GroupNorm32
 from bfr.models.stages.stage import Stage
 from bfr.runtime.errors import InvalidOption
 
-OPSETS = (18, 20, 21, 23)
-# The newest that ONNX Runtime runs wholly on CUDA, whose provider has no GroupNormalization of opset 21; TensorRT and
-# TensorRT-RTX read it too.
-DEFAULT_OPSET = 20
+OPSETS: tuple[int, ...] = get_args(Opset)
+# 20: the newest that ONNX Runtime runs wholly on CUDA, whose provider has no GroupNormalization of opset 21; TensorRT
+# and TensorRT-RTX read it too.
+DEFAULT_OPSET: int = ExportOptions().opset
 NORMALIZATION_OPSET = 21  # the first whose GroupNormalization is one node; TensorRT takes it from 10.9 on
 ATTENTION_OPSET = 23  # the first that has attention as one operator; TensorRT takes it from 10.14 on
 EXTERNAL_FROM = 1024  # elements: smaller tensors stay in the graph

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bfr.export.options import BuildOptions
 from bfr.export.tensorrt.progress import Meter, monitor
-from bfr.runtime.backends.cuda.device import BUCKETS
-from bfr.runtime.backends.tensorrt_key import OPTIMIZATION_LEVEL, Library, load_library, make_logger
+from bfr.runtime.backends.tensorrt_key import Library, load_library, make_logger
 from bfr.runtime.bundle.machine import private_folder
-from bfr.runtime.errors import BfrError, EngineBuildFailed, InvalidOption
+from bfr.runtime.errors import BfrError, EngineBuildFailed
 from bfr.runtime.files import write_bytes
 from bfr.runtime.install import install_command
 
@@ -25,35 +25,6 @@ OPERATOR_REMEDIES = {
 }
 REMEDY = "export the bundle with another --opset (18, 20 or 21), or upgrade the library"
 _log = logging.getLogger("bfr.tensorrt")
-
-
-@dataclass(frozen=True, slots=True)
-class BuildOptions:
-    """What the builder may do.
-
-    buckets: batch sizes, one optimization profile each. workspace_mib: the most that a layer's scratch memory may take,
-    in MiB; None is the whole GPU. optimization_level: 0 (quick to build) to 5 (slow to build).
-    """
-
-    buckets: tuple[int, ...] = BUCKETS
-    workspace_mib: int | None = None
-    optimization_level: int = OPTIMIZATION_LEVEL
-
-    def __post_init__(self) -> None:
-        """Raises InvalidOption."""
-        if not self.buckets or min(self.buckets) < 1 or list(self.buckets) != sorted(set(self.buckets)):
-            raise InvalidOption(f"batches {self.buckets}: ascending numbers from 1 on are needed, as 1,2,4")
-        if self.workspace_mib is not None and self.workspace_mib < 1:
-            raise InvalidOption(
-                f"workspace {self.workspace_mib} MiB is out of range: choose 1 or more, or leave it out"
-            )
-        if not 0 <= self.optimization_level <= 5:
-            raise InvalidOption(f"level {self.optimization_level} is out of range: choose 0 to 5")
-
-    @property
-    def key_options(self) -> dict[str, str | int | bool | None]:
-        """What of these an engine depends on beside its buckets: the `options` of its key."""
-        return {"optimization_level": self.optimization_level, "workspace_mib": self.workspace_mib, "tf32": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +147,14 @@ def timing_cache_path(version: str, compute_capability: str, say: Callable[[str]
 
 def _configure(parsed: Parsed, options: BuildOptions) -> Any:
     trt, config = parsed.trt, parsed.builder.create_builder_config()
-    config.builder_optimization_level = options.optimization_level
+    config.builder_optimization_level = options.level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector shows no types
     if hasattr(trt.BuilderFlag, "TF32"):
         config.clear_flag(trt.BuilderFlag.TF32)  # on by default; float32 means float32
-    if options.workspace_mib is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace << 20)
+    if options.aux_streams is not None:
+        config.max_aux_streams = options.aux_streams
     for bucket in options.buckets:
         if config.add_optimization_profile(_profile(parsed, bucket)) < 0:
             raise EngineBuildFailed(

@@ -13,7 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import cast
 
-from bfr.export.tensorrt.builder import BuildOptions, build_engine_bytes, timing_cache_path, typed_share
+from bfr.export.options import BuildOptions
+from bfr.export.tensorrt.builder import build_engine_bytes, timing_cache_path, typed_share
 from bfr.export.tensorrt.precision import check_buildable, prove_precision
 from bfr.export.tensorrt.progress import Meter, Report, still_working, watched
 from bfr.export.verify.compare import open_reference, verify

@@ -6,7 +6,7 @@ TensorRT comes with JetPack: 10.3 with JetPack 6.1 and 6.2, later ones with JetP
 from dataclasses import dataclass
 from pathlib import Path
 
-from bfr.export.tensorrt.builder import BuildOptions
+from bfr.export.options import BuildOptions
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.errors import InvalidOption
 
@@ -40,12 +40,10 @@ def this_board(model: Path = MODEL, meminfo: Path = MEMINFO) -> Board:
     return Board(name if "jetson" in name.lower() else None, kib["MemTotal"] / 2**20, kib["SwapTotal"] / 2**20)
 
 
-def jetson_options(
-    board: Board, *, buckets: tuple[int, ...] | None, workspace_mib: int | None, level: int
-) -> BuildOptions:
+def jetson_options(board: Board, given: BuildOptions) -> BuildOptions:
     """The builder's options on a board; what is given is taken, the rest follows from its memory."""
     limit = next((mib for most, mib in WORKSPACE_MIB if board.memory <= most), None)
-    return BuildOptions(buckets or BUCKETS, workspace_mib if workspace_mib is not None else limit, level)
+    return given.model_copy(update={"batches": given.batches or BUCKETS, "workspace": given.workspace or limit})
 
 
 def advice(board: Board) -> list[str]:

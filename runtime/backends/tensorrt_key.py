@@ -21,7 +21,6 @@ from bfr.runtime.install import install_command
 
 Library = Literal["tensorrt", "tensorrt-rtx"]
 LIBRARIES: tuple[Library, ...] = ("tensorrt", "tensorrt-rtx")
-OPTIMIZATION_LEVEL = 3
 # Source: `ComputeCapability` of tensorrt-rtx 1.7.1. Data center GPUs from Hopper on are not among them.
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 _log = logging.getLogger("bfr.tensorrt")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bfr.export.options import BuildOptions
 from bfr.runtime.cli.options import Flags, expanded
 from bfr.runtime.cli.terminal import say, stderr
 from bfr.runtime.errors import BackendUnavailable, EngineBuildFailed, InvalidOption, MissingDependency
@@ -25,12 +26,10 @@ EVERY = 4.0  # seconds between two lines of progress where there is no terminal
 @expanded
 def build(
     opened: Annotated[OpenOptions, Flags(only=("device",))],
+    options: Annotated[BuildOptions, Flags()],
     bundle: Annotated[Path | None, typer.Argument(help="Folder; the default is the system mini.")] = None,
     precision: Annotated[list[str] | None, typer.Option(help="fp32 (default) or fp16; may be given twice.")] = None,
-    batches: Annotated[str, typer.Option(help="Batch sizes, separated by commas; default 1,2,4,8,16.")] = "",
     library: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
-    workspace: Annotated[int | None, typer.Option(help="Most scratch memory of a layer, in MiB.")] = None,
-    level: Annotated[int, typer.Option(help="0 (quick to build) to 5 (slow to build).")] = 3,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read the graphs and report; build nothing.")] = False,
     target: Annotated[str | None, typer.Option("--for", help="jetson: fewer batches, less memory, checks.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Build anew what is there as well.")] = False,
@@ -38,27 +37,22 @@ def build(
 ) -> None:
     """Build TensorRT engines for this GPU and prove them; they are published only when they agree with float32."""
     _need()
-    from bfr.export.tensorrt.builder import BuildOptions
     from bfr.export.tensorrt.engine import build_engines
     from bfr.export.tensorrt.precision import check_buildable
     from bfr.export.tensorrt.progress import still_working
     from bfr.export.tensorrt.support import check_support
     from bfr.runtime.backends.cuda.bindings import Cuda
-    from bfr.runtime.backends.cuda.device import BUCKETS
     from bfr.runtime.backends.tensorrt_key import load_library
     from bfr.runtime.bundle.bundle import Bundle, default_bundle
 
     if target not in (None, "jetson"):
         raise InvalidOption(f"--for {target!r} is unknown: jetson is the only one")
     chosen = find_library(library)
-    buckets = _numbers(batches)
     if target:
         from bfr.export.tensorrt import jetson
 
         board = jetson.this_board()
-        options = jetson.jetson_options(board, buckets=buckets, workspace_mib=workspace, level=level)
-    else:
-        options = BuildOptions(buckets or BUCKETS, workspace, level)
+        options = jetson.jetson_options(board, options)
     packaged = bundle is None or (str(bundle) == "mini" and not bundle.exists())
     source = Bundle.open(default_bundle() if packaged or bundle is None else bundle)
     check_buildable(precision or [])
@@ -143,13 +137,6 @@ def progress_lines() -> Iterator[Callable[[Any], None]]:
             say(str(tick))
 
     yield report
-
-
-def _numbers(text: str) -> tuple[int, ...] | None:
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")})) if text else None
-    except ValueError as error:
-        raise InvalidOption(f"batches {text!r}: numbers separated by commas are needed, as 1,2,4") from error
 
 
 def _need() -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from bfr.benchmarks.speed.options import BenchOptions
+from bfr.export.options import ExportOptions
 from bfr.runtime.cli.options import Flags, expanded
 from bfr.runtime.cli.terminal import progress_bar, say
 from bfr.runtime.errors import InvalidOption, MissingDependency
@@ -30,6 +31,7 @@ def fetch(
     _need("export", "torch", "safetensors")
     from bfr.models.catalog import get_system
     from bfr.models.weights.checkpoint import check_layout, convert, load_state_dict, own_weights
+    from bfr.models.weights.locate import locate
     from bfr.runtime.files import cache_folder
 
     spec = get_system(system)
@@ -48,6 +50,10 @@ def fetch(
     if spec.importer:
         _need("sd", "diffusers")  # before gigabytes are downloaded
         for download in spec.sources:
+            there = locate(target, download)
+            if there and there.parent != target:  # in a tree of somebody's; of our own the size and the hash are checked
+                print(f"{there} is there")
+                continue
             got = _download(download, target)
             print(f"{got.path.name}, {got.bytes} bytes, sha256 {got.sha256}")
         spec.importer(target, target)
@@ -57,6 +63,10 @@ def fetch(
         for part, download in network.files.items():
             if download.file in spec.by_hand:
                 by_hand[download.file] = spec.by_hand[download.file]
+                continue
+            there = locate(target, download)
+            if there and there.parent != target:
+                print(f"{name}: {there} is there")
                 continue
             got = _download(download, target)
             module = network.build().get_submodule(part)
@@ -69,52 +79,38 @@ def fetch(
     print(f"next: bfr export {system} -o bundles/{system}")
 
 
+@expanded
 def export(
     system: Annotated[
         str, typer.Argument(help="mini, difface, difface-identity, difface-inpainting, osdface, diffbfr or clr-face.")
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new bundle.")],
+    options: Annotated[ExportOptions, Flags(names={"time_table": ("--time-table/--no-time-table",)})],
     weights: Annotated[Path | None, typer.Option(help="Folder of the checkpoints; default: fetched ones.")] = None,
-    precision: Annotated[list[str] | None, typer.Option(help="fp32 always; fp16 and int8 add theirs.")] = None,
-    calibration: Annotated[Path | None, typer.Option(help="For int8: a folder of aligned faces, some 32.")] = None,
-    opset: Annotated[int, typer.Option(help="18, 20, 21 or 23; JetPack 6 and ONNX Runtime on CUDA: 20 at most.")] = 20,
-    learned_variance: Annotated[bool, typer.Option(help="DDPM with the learned variance, instead of DDIM.")] = False,
-    time_table: Annotated[bool, typer.Option("--time-table", help="What depends on time alone, once a run.")] = False,
     seeded: Annotated[
         bool,
         typer.Option("--seeded", help="Weights made from their names, for tests and timings: nothing is restored."),
     ] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there.")] = False,
 ) -> None:
     """Export a system to ONNX and verify it against eager float32; the bundle appears only when it is whole."""
     _need("export", "torch", "onnx", "onnxscript", "safetensors", "onnxruntime")
     from bfr.export.bundle import export_system
     from bfr.models.catalog import get_system
+    from bfr.models.weights.locate import usable_weights
     from bfr.runtime.files import cache_folder
 
     if seeded and weights:
         raise InvalidOption("--seeded makes weights of its own: leave out --weights, or --seeded")
     spec = get_system(system)
     source = weights or spec.packaged or cache_folder() / system
-    precisions: Any = tuple(dict.fromkeys(["fp32", *(precision or [])]))
     with TemporaryDirectory() as scratch:
         if seeded:
             from bfr.models.weights.seeded import write_seeded
 
             spec, source = spec.untrained(), Path(scratch)
             write_seeded(spec, source)
-        bundle = export_system(
-            spec,
-            source,
-            out,
-            precisions=precisions,
-            calibration=calibration,
-            opset=opset,
-            learned_variance=learned_variance,
-            time_table=time_table,
-            replace=replace,
-            progress=say,
-        )
+        source = usable_weights(spec, source, Path(scratch), say)
+        bundle = export_system(spec, source, out, options, progress=say)
     print(f"{bundle.folder}: exported and verified, hash {bundle.hash}")
 
 
@@ -124,7 +120,8 @@ def verify(
     opened: Annotated[OpenOptions, Flags(only=("backend", "device"))],
     preset: Annotated[str, typer.Option(help="The preset whose loop is run.")] = "reference",
     record: Annotated[
-        bool, typer.Option("--record", help="Keep the result on this machine: `auto` takes the fastest verified backend.")
+        bool,
+        typer.Option("--record", help="Keep the result on this machine: `auto` takes the fastest verified backend."),
     ] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Name the layers that part from float32, their range and their error.")

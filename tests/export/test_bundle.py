@@ -17,6 +17,7 @@ import torch
 
 from bfr.export import bundle as exporting
 from bfr.export.bundle import export_system, fits_half
+from bfr.export.options import ExportOptions
 from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
 from bfr.export.pytorch.reference import load_reference
 from bfr.export.verify.compare import compare, verify
@@ -54,26 +55,6 @@ def test_the_reference_made_from_the_bundle_is_the_exported_network(tiny_bundle:
     with Restorer.open(tiny_bundle.folder, backend="onnxruntime-cpu") as restorer:
         difference = restorer.restore([face])[0].astype(int) - eager.restore([face])[0]
     assert np.abs(difference).max() <= 1
-
-
-@pytest.mark.export
-def test_a_time_table_changes_the_graphs_and_not_the_result(
-    tiny_system: Any, tiny_weights: Path, tiny_bundle: Bundle, tmp_path: Path
-) -> None:
-    bundle = export_system(tiny_system, tiny_weights, tmp_path / "timed", time_table=True)
-    conditioner = bundle.network("conditioner")
-    features = int(conditioner.outputs[0].shape[1])
-    assert features > 100
-    assert next(t.shape for t in bundle.network("denoiser").inputs if t.name == "t") == ("batch", features)
-    assert {check.what for check in bundle.manifest.verified} >= {"conditioner, batch 1", "conditioner, batch 3"}
-    assert conditioner.variants.keys() == {"fp32"}
-    assert load_reference(bundle)["conditioner"](torch.tensor([5.0])).shape == (1, features)
-    face = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    found = []
-    for folder in (bundle.folder, tiny_bundle.folder):
-        with Restorer.open(folder, backend="onnxruntime-cpu", batch=2) as restorer:
-            found.append(restorer.restore([face])[0])
-    assert np.abs(found[0].astype(int) - found[1]).max() <= 1
 
 
 def test_a_network_that_differs_is_found_out(tiny_bundle: Bundle) -> None:
@@ -138,10 +119,10 @@ def test_a_bundle_that_is_there_is_kept_until_it_is_replaced(
         export_system(tiny_system, tiny_weights, tmp_path / "out")
     monkeypatch.setattr(exporting, "verify", lambda *_, **__: (_ for _ in ()).throw(VerificationFailed("no")))
     with pytest.raises(VerificationFailed):
-        export_system(tiny_system, tiny_weights, tmp_path / "out", replace=True)
+        export_system(tiny_system, tiny_weights, tmp_path / "out", ExportOptions(replace=True))
     assert Bundle.open(tmp_path / "out").hash == first.hash
     monkeypatch.setattr(exporting, "verify", lambda *_, **__: [])
-    export_system(tiny_system, tiny_weights, tmp_path / "out", replace=True)
+    export_system(tiny_system, tiny_weights, tmp_path / "out", ExportOptions(replace=True))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -186,9 +167,14 @@ def test_wrong_checkpoints(tiny_system: Any, tiny_weights: Path, tmp_path: Path)
     shutil.copy(folder / "denoiser.pth", folder / "estimator.pth")
     with pytest.raises(InvalidCheckpoint, match="unexpected"):
         export_system(tiny_system, folder, tmp_path / "out")
-    with pytest.raises(InvalidOption, match="fp32"):
-        export_system(tiny_system, tiny_weights, tmp_path / "out", precisions=("fp16",))
     assert not (tmp_path / "out").exists()
+
+
+def test_float32_is_always_exported_and_other_opsets_are_refused() -> None:
+    """Half precision falls back on it."""
+    assert ExportOptions(precision=("fp16",)).precision == ("fp32", "fp16")
+    with pytest.raises(InvalidOption, match="choose one of 18, 20, 21, 23"):
+        ExportOptions(opset=22)  # type: ignore[arg-type]
 
 
 def test_weights_exact_in_half_are_recognized() -> None:

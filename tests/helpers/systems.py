@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bfr.export.bundle import export_system
+from bfr.export.options import ExportOptions
 from bfr.models.systems.clrface import CLRFACE
 from bfr.models.systems.clrface import networks as clrface_networks
 from bfr.models.systems.difface import IDENTITY, INPAINTING, identity_networks
@@ -204,10 +205,9 @@ def thinned(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def export_tiny(name: str, folder: Path, **options: Any) -> Bundle:
-    """Export one of MAKERS, verified."""
+    """Export one of MAKERS, verified. options: of ExportOptions; two networks are enough, so no time table."""
     system = MAKERS[name]()
     write_weights(system, folder / "weights")
-    precisions = ("fp32", "fp16") if name == "tiny" else ("fp32",)
-    return export_system(
-        system, folder / "weights", folder / "bundle", threads=1, **{"precisions": precisions, **options}
-    )
+    precision = ("fp32", "fp16") if name == "tiny" else ("fp32",)
+    chosen = ExportOptions(**{"precision": precision, "time_table": False, **options})
+    return export_system(system, folder / "weights", folder / "bundle", chosen, threads=1)

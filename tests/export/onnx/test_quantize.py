@@ -16,6 +16,7 @@ from PIL import Image
 from bfr.export import bundle as exporting
 from bfr.export.bundle import export_system
 from bfr.export.onnx.quantize import SEED, calibration_faces, loop_inputs, quantize_graph, quantize_network
+from bfr.export.options import ExportOptions
 from bfr.export.tensorrt.engine import build_engines
 from bfr.export.tensorrt.precision import check_buildable
 from bfr.export.verify.compare import open_reference, verify
@@ -72,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(system: SystemSpec, tiny_weights: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The system in fp32 and int8, verified."""
     out = tmp_path_factory.mktemp("bundles") / "int8"
-    return export_system(system, tiny_weights, out, precisions=("fp32", "int8"), calibration=folder, threads=1)
+    return export_system(system, tiny_weights, out, ExportOptions(precision=("int8",), calibration=folder), threads=1)
 
 
 def graph(bundle: Bundle, name: str) -> onnx.ModelProto:
@@ -207,16 +208,15 @@ def test_int8_needs_faces_and_a_system_that_bears_it(
 ) -> None:
     out, empty = tmp_path / "out", tmp_path / "empty"
     empty.mkdir()
-    both: Any = {"precisions": ("fp32", "int8")}
     with pytest.raises(InvalidOption, match="--calibration FOLDER"):
-        export_system(system, tiny_weights, out, **both)
+        export_system(system, tiny_weights, out, ExportOptions(precision=("int8",)))
     with pytest.raises(InputNotFound, match="empty"):
-        export_system(system, tiny_weights, out, calibration=empty, **both)
+        export_system(system, tiny_weights, out, ExportOptions(precision=("int8",), calibration=empty))
     with pytest.raises(InputNotFound, match="does not exist"):
-        export_system(system, tiny_weights, out, calibration=tmp_path / "nowhere", **both)
+        export_system(system, tiny_weights, out, ExportOptions(precision=("int8",), calibration=tmp_path / "nowhere"))
     for refused in (tiny_system, DIFFACE):
         with pytest.raises(InvalidOption, match=f"{refused.name}.*int8"):
-            export_system(refused, tiny_weights, out, calibration=empty, **both)
+            export_system(refused, tiny_weights, out, ExportOptions(precision=("int8",), calibration=empty))
     assert all(spec.int8 for spec in MINI.networks.values())
     assert not out.exists()
 
@@ -238,8 +238,8 @@ def test_a_network_that_does_not_bear_int8_stays_in_float32(
 
     monkeypatch.setattr(exporting, "_export_variant", exported)
     mixed = replace(system, networks={**system.networks, "estimator": tiny_system.networks["estimator"]})
-    options: Any = {"precisions": ("fp32", "int8"), "calibration": folder, "verified": False, "threads": 1}
-    found = export_system(mixed, tiny_weights, tmp_path / "out", **options)
+    options = ExportOptions(precision=("int8",), calibration=folder, time_table=False)
+    found = export_system(mixed, tiny_weights, tmp_path / "out", options, verified=False, threads=1)
     assert found.network("estimator").variants.keys() == {"fp32"}
     assert found.network("denoiser").variants.keys() == {"fp32", "int8"}
     with Restorer.open(found.folder, precision="int8") as restorer:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from bundles import SYSTEMS, shared
 
-from bfr.export.tensorrt.builder import BuildOptions, build_engine_bytes, parse_graph, timing_cache_path, typed_share
+from bfr.export.options import BuildOptions
+from bfr.export.tensorrt.builder import build_engine_bytes, parse_graph, timing_cache_path, typed_share
 from bfr.export.tensorrt.precision import HALF_SHARE
 from bfr.export.tensorrt.progress import Meter, Tick, watched
 from bfr.export.tensorrt.support import check_support
@@ -129,13 +130,14 @@ def trt() -> FakeTensorRt:
 
 
 def test_the_network_is_strongly_typed_and_every_batch_has_a_profile(trt: FakeTensorRt) -> None:
-    options = BuildOptions(buckets=(1, 4), workspace_mib=2, optimization_level=5)
+    options = BuildOptions(batches=(1, 4), workspace=2, level=5, aux_streams=0)
     assert build_engine_bytes(GRAPH, options, "tensorrt", trt=trt) == b"engine"
     assert ("create_network", 1 << 1) in trt.calls
     assert ("clear_flag", "TF32") in trt.calls
     assert ("pool", "WORKSPACE", 2 << 20) in trt.calls
     assert trt.made.builder_optimization_level == 5
     assert trt.made.profiling_verbosity == "DETAILED"
+    assert trt.made.max_aux_streams == 0
     shapes = [call[1:] for call in trt.calls if call[0] == "shape"]
     one, four = (1, 3, 8, 8), (4, 3, 8, 8)
     assert shapes == [("x", one, one, one), ("t", (1,), (1,), (1,)), ("x", four, four, four), ("t", (4,), (4,), (4,))]
@@ -143,11 +145,11 @@ def test_the_network_is_strongly_typed_and_every_batch_has_a_profile(trt: FakeTe
 
 def test_options_out_of_range_are_refused() -> None:
     for wrong in (
-        {"buckets": ()},
-        {"buckets": (0, 1)},
-        {"buckets": (2, 1)},
-        {"workspace_mib": 0},
-        {"optimization_level": 6},
+        {"batches": (0, 1)},
+        {"batches": "1,x"},
+        {"workspace": 0},
+        {"level": 6},
+        {"aux_streams": -1},
     ):
         with pytest.raises(InvalidOption):
             BuildOptions(**wrong)  # type: ignore[arg-type]
@@ -309,7 +311,7 @@ def test_polygraphy_reads_the_graphs(rtx: Any, tiny_bundle: Bundle, tmp_path: Pa
 def test_rtx_builds_and_says_how_far_it_is(rtx: Any, tiny_bundle: Bundle) -> None:
     """Both precisions: the engine of mixed half precision is the smaller one."""
     ticks: list[Tick] = []
-    options = BuildOptions(buckets=(1, 2), workspace_mib=512)
+    options = BuildOptions(batches=(1, 2), workspace=512)
     sizes = {}
     for precision in ("fp32", "fp16"):
         graph = tiny_bundle.graph("denoiser", precision)  # type: ignore[arg-type]
@@ -337,7 +339,7 @@ def test_rtx_can_be_cancelled(rtx: Any) -> None:
 def test_rtx_builds_all_of_mini(rtx: Any) -> None:
     bundle = Bundle.open(default_bundle())
     for name in bundle.manifest.networks:
-        data = build_engine_bytes(bundle.graph(name, "fp32"), BuildOptions(buckets=(1,)), "tensorrt-rtx")
+        data = build_engine_bytes(bundle.graph(name, "fp32"), BuildOptions(batches=(1,)), "tensorrt-rtx")
         assert len(data) > 1e6
 
 
@@ -351,7 +353,7 @@ def test_rtx_builds_every_system_of_the_family(rtx: Any, name: str, tmp_path_fac
     """Gradients, Fourier transforms, codebooks and resizing included."""
     bundle = shared(name, tmp_path_factory)
     for network in bundle.manifest.networks:
-        data = build_engine_bytes(bundle.graph(network, "fp32"), BuildOptions(buckets=(1, 2)), "tensorrt-rtx")
+        data = build_engine_bytes(bundle.graph(network, "fp32"), BuildOptions(batches=(1, 2)), "tensorrt-rtx")
         assert len(data) > 1e5
 
 
@@ -385,5 +387,5 @@ def test_rtx_builds_difface(rtx: Any, tmp_path: Path, name: str) -> None:
     stage = as_stage(module, spec)
     outputs = ("estimate",) if name == "estimator" else ("x_next", "x0")
     graph, weights = export_graph(stage, stage.examples(512), outputs, tmp_path / f"{name}.onnx")
-    data = build_engine_bytes(graph, BuildOptions(buckets=(1,)), "tensorrt-rtx")
+    data = build_engine_bytes(graph, BuildOptions(batches=(1,)), "tensorrt-rtx")
     assert len(data) > 0.4 * weights.stat().st_size

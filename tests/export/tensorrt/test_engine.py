@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from engine_fakes import MACHINE, FakeBuild, FakeDevice, fake_reference, inspected, opener
 
-from bfr.export.tensorrt.builder import BuildOptions
+from bfr.export.options import BuildOptions
 from bfr.export.tensorrt.engine import LOCK, build_engines
 from bfr.export.tensorrt.precision import HALF_SHARE
 from bfr.export.tensorrt.progress import Tick
@@ -35,7 +35,7 @@ from bfr.runtime.errors import (
 
 pytestmark = pytest.mark.engines
 
-OPTIONS = BuildOptions(buckets=(1, 2))
+OPTIONS = BuildOptions(batches=(1, 2))
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_engines_are_published_with_key_hash_and_proof(folder: Path) -> None:
         "1.7.1",
     )
     assert key.buckets == (1, 2)
-    assert key.options == {"optimization_level": 3, "workspace_mib": None, "tf32": False}
+    assert key.options == {"optimization_level": 3, "workspace_mib": None, "max_aux_streams": None, "tf32": False}
     assert denoiser.file.sha256[:12] in denoiser.file.path
     whats = [check.what for check in denoiser.checks]
     assert whats[:2] == ["denoiser, batch 1", "denoiser, batch 2"]
@@ -108,8 +108,8 @@ def test_what_fits_is_not_built_again_and_what_does_not_fit_is(folder: Path) -> 
     assert again.asked == []
     # P3: another driver, other buckets or another level ask for other engines, and the old ones go.
     build(folder, build=again, device={"machine": replace(MACHINE, driver="13.2")})
-    build(folder, build=again, options=BuildOptions(buckets=(1, 2, 4)))
-    build(folder, build=again, options=BuildOptions(buckets=(1, 2), optimization_level=5))
+    build(folder, build=again, options=BuildOptions(batches=(1, 2, 4)))
+    build(folder, build=again, options=BuildOptions(batches=(1, 2), level=5))
     assert len(again.asked) == 6
     engines = engines_of(folder)
     assert len(engines) == 2

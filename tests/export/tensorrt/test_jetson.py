@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from bfr.export.options import BuildOptions
 from bfr.export.tensorrt.jetson import Board, advice, check_board, check_opsets, jetson_options, this_board
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.errors import InvalidOption
@@ -30,10 +31,10 @@ def test_a_board_is_recognized(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("memory", "limit"), [(7.4, 1024), (15.3, 2048), (30.0, None), (61.4, None)])
 def test_the_memory_decides_the_workspace(memory: float, limit: int | None) -> None:
-    options = jetson_options(board(memory), buckets=None, workspace_mib=None, level=3)
-    assert (options.buckets, options.workspace_mib) == ((1, 2), limit)
-    given = jetson_options(board(memory), buckets=(1,), workspace_mib=512, level=2)
-    assert (given.buckets, given.workspace_mib, given.optimization_level) == ((1,), 512, 2)
+    options = jetson_options(board(memory), BuildOptions())
+    assert (options.buckets, options.workspace) == ((1, 2), limit)
+    given = BuildOptions(batches=(1,), workspace=512, level=2, aux_streams=0)
+    assert jetson_options(board(memory), given) == given
 
 
 def test_advice() -> None:

@@ -79,10 +79,10 @@ def test_wrong_options(bfr: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cli_build, "find_library", lambda _: "tensorrt-rtx")
     monkeypatch.setattr(jetson, "this_board", lambda: jetson.Board(None, 64.0, 0.0))
     for arguments, message in (
-        (("--batches", "1,x"), "numbers separated by commas"),
-        (("--batches", "0"), "ascending numbers from 1"),
-        (("--workspace", "0"), "workspace 0 MiB"),
-        (("--level", "6"), "choose 0 to 5"),
+        (("--batches", "1,x"), "batches.1 'x' is not accepted"),
+        (("--batches", "0"), "batches.0 '0'"),
+        (("--workspace", "0"), "choose 1 or more"),
+        (("--level", "6"), "choose between 0 and 5"),
         (("--for", "phone"), "jetson is the only one"),
         (("--for", "jetson"), "this is none"),
         (("--precision", "bf16"), "no network in bf16"),
