@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -12,16 +12,18 @@ from bfr.runtime.backends.device import Device, Float32, Network
 from bfr.runtime.backends.registry import open_device
 from bfr.runtime.bundle import manifest
 from bfr.runtime.bundle.bundle import Bundle
-from bfr.runtime.bundle.manifest import Check, Precision
+from bfr.runtime.bundle.manifest import Check, Extent, Precision
+from bfr.runtime.diffusion.schedule import respace
 from bfr.runtime.errors import VerificationFailed
 from bfr.runtime.restore.chain import Chain
-from bfr.runtime.restore.plan import DEGRADED, Plan, make_plan
+from bfr.runtime.restore.plan import DEGRADED, Plan, make_plan, noise_schedule
 from bfr.runtime.restore.restorer import common_buckets, load_networks
 
 if TYPE_CHECKING:
     from torch import nn
 
 BATCHES = (1, 3)  # graphs are traced at 2: an axis that became a constant shows at both
+QUICK_STEPS = 4
 GPU_RUNS = 3  # the first is enqueued call by call, the second records the chain
 # dB of PSNR with peak 2, of a network and of the loop. In float32 only the order of sums differs; half keeps 11 bits of
 # every activation. int8 reaches 43 and 44 dB with the weights of `mini` on these inputs, unlike what it was calibrated
@@ -35,6 +37,7 @@ FLOORS_DB: Mapping[Precision, tuple[float, float]] = {
 INT8_STEP_DB = 50.0
 
 Progress = Callable[[str], None]
+AnySampler = TypeVar("AnySampler", bound=manifest.Sampler)
 
 
 def eager_reference(modules: Mapping[str, "nn.Module"]) -> Reference:
@@ -71,6 +74,7 @@ def verify(
     networks: Mapping[str, Network] | None = None,
     preset: str = "reference",
     steps: int | None = None,
+    extent: Extent = "full",
     threads: int | None = None,
     gpu: str | None = None,
     progress: Progress = lambda _: None,
@@ -78,7 +82,8 @@ def verify(
     """Compare a backend with the reference; returns one Check a network and batch, and one of the loop.
 
     reference: or its modules, see `eager_reference`. device: the backend's, where it is open already, and `networks` on
-    it, where they are loaded. steps: the most that the loop takes. threads: of the backend, on a CPU. gpu: the name of
+    it, where they are loaded. steps: the most that the loop takes. extent: quick runs loops of QUICK_STEPS, spread over
+    the time that all of their steps would take. threads: of the backend, on a CPU. gpu: the name of
     the one that the backend runs on.
     A device with buckets is compared at its smallest and its largest, others at BATCHES.
     Raises VerificationFailed where a result is not finite or its PSNR is below its floor; where Polygraphy is there, it
@@ -91,10 +96,13 @@ def verify(
     sampler = bundle.preset(preset if bundle.denoisers else None)
     if steps is not None:
         sampler = _shortened(sampler, steps)
+    if extent == "quick":
+        sampler = _spread(bundle, sampler)
     plan = make_plan(bundle, sampler)
     buckets = common_buckets(bundle.manifest.batches, device.buckets)
     batches = sorted({min(buckets), max(buckets)}) if buckets else BATCHES
     where: dict[str, Any] = {"device": device.name, "precision": precision, "reference": reference.name, "gpu": gpu}
+    where["extent"] = extent
     checks = []
     for batch in batches:
         for name, inputs, expected in walk(bundle, plan, reference, batch):
@@ -143,6 +151,7 @@ def compare(
     floor: float,
     reference: str = "eager float32",
     gpu: str | None = None,
+    extent: Extent = "full",
 ) -> Check:
     """A Check of two arrays, or VerificationFailed."""
     if not np.isfinite(expected).all():
@@ -174,6 +183,7 @@ def compare(
         floor_db=floor,
         reference=reference,
         gpu=gpu,
+        extent=extent,
     )
 
 
@@ -222,3 +232,19 @@ def _shortened(sampler: manifest.Preset, steps: int) -> manifest.Preset:
     own = sampler.shortened(steps) if steps < sampler.calls else sampler
     stages = {name: one.shortened(steps) if steps < one.calls else one for name, one in own.stages.items()}
     return own.model_copy(update={"stages": stages})
+
+
+def _spread(bundle: Bundle, preset: manifest.Preset) -> manifest.Preset:
+    """A preset whose loops take QUICK_STEPS from where they start to the end, even in time."""
+    schedule = noise_schedule(bundle.manifest.schedule)
+
+    def few(sampler: AnySampler) -> AnySampler:
+        if sampler.calls <= QUICK_STEPS:
+            return sampler
+        if sampler.steps is not None:
+            return sampler.model_copy(update={"steps": QUICK_STEPS})
+        first = respace(schedule, sampler.spacing).timesteps[int(sampler.start) - 1]  # that its first call is told
+        grid = {"spacing": "time", "start": float(first), "steps": QUICK_STEPS, "matched": False}
+        return sampler.model_copy(update=grid)
+
+    return few(preset).model_copy(update={"stages": {name: few(one) for name, one in preset.stages.items()}})

@@ -302,8 +302,10 @@ def _engine(graph: Path, inputs: Mapping[str, Float32], where: Where) -> Run:
 
 
 def _runner(runner: Any) -> Run:
+    from polygraphy.logger import G_LOGGER
+
     def run(inputs: Mapping[str, Float32]) -> dict[str, NDArray[Any]]:
-        with runner:
+        with G_LOGGER.verbosity(G_LOGGER.ERROR), runner:  # it writes to standard output, where JSON goes
             return {name: np.array(value) for name, value in runner.infer(dict(inputs)).items()}
 
     return run

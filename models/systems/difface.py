@@ -39,7 +39,11 @@ DIFFACE = SystemSpec(
                 "unshuffle": True,
                 "unshuffle_scale": 8,
             },
-            weights=Download(_RELEASE + "swinir_restoration512_L1.pth", "swinir_restoration512_L1.pth"),
+            weights=Download(
+                _RELEASE + "swinir_restoration512_L1.pth",
+                "swinir_restoration512_L1.pth",
+                also=("General_Face_ffhq512.pth",),  # the estimator of before August 2023, of the same architecture
+            ),
             half=None,  # its residual stream leaves fp16's range: JingyunLiang/SwinIR issues 103 and 180
         ),
         "denoiser": NetworkSpec(
@@ -60,7 +64,11 @@ DIFFACE = SystemSpec(
                 "resblock_updown": False,
                 "use_new_attention_order": False,
             },
-            weights=Download(_RELEASE + "iddpm_ffhq512_ema500000.pth", "iddpm_ffhq512_ema500000.pth"),
+            weights=Download(
+                _RELEASE + "iddpm_ffhq512_ema500000.pth",
+                "iddpm_ffhq512_ema500000.pth",
+                also=("iddpm_ffhq512/ema0999_model_500000.pth",),  # as its trainer called it
+            ),
             learned_variance=True,
         ),
     },
@@ -73,6 +81,7 @@ DIFFACE = SystemSpec(
 )
 
 ARCFACE = "ms1mv3_arcface_r50_fp16.pth"
+ARCFACE_ALSO = ("ms1mv3_arcface_r50_fp16/backbone.pth",)  # in insightface's own folder
 RECOGNIZER: dict[str, Any] = {"layers": 50, "widths": [64, 128, 256, 512], "image_size": 112, "embedding": 512}
 IDENTITY_STAGES = (
     Estimate(network="estimator"),
@@ -87,7 +96,7 @@ IDENTITY_STAGES = (
 def identity_networks(recognizer: dict[str, Any], size: int) -> dict[str, NetworkSpec]:
     """What identity guidance adds to a system in pixel space; size: of its images."""
     parameters = {"recognizer": recognizer, "image_size": size}
-    weights = {"recognizer": Download("", ARCFACE)}
+    weights = {"recognizer": Download("", ARCFACE, also=ARCFACE_ALSO)}
     return {
         "embedder": NetworkSpec("embedder", "identity", parameters, weights, half=None),
         "guide": NetworkSpec("guide", "identity", parameters, weights, {"normalize": True}, half=None),

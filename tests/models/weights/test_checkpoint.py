@@ -1,14 +1,18 @@
 """Checkpoints that are damaged, malicious, wrapped, or of another network."""
 
+import gzip
 import os
 import pickle
 import resource
 import zipfile
-from collections import OrderedDict
+from argparse import Namespace
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import safetensors
 import torch
@@ -108,34 +112,77 @@ def test_load_into_fills_the_network(tmp_path: Path) -> None:
 # Files that must be refused.
 
 
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "empty": lambda path: path.write_bytes(b""),
-    "text": lambda path: path.write_text("<html>404: Not Found</html>\n" * 40),
-    "zeros": lambda path: path.write_bytes(bytes(4096)),
-    "random": lambda path: path.write_bytes(torch.manual_seed(0).get_state().numpy().tobytes()),
-    "zip of text": lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", "a"),
-    "pickled list": lambda path: path.write_bytes(pickle.dumps([1, 2, 3], 2)),
-    "a tensor": lambda path: torch.save(torch.zeros(3), path),
-    "an empty dict": lambda path: torch.save({}, path),
-    "an optimizer": lambda path: torch.save({"state": {0: {"step": 3}}, "param_groups": []}, path),
-    "nested tensors": lambda path: torch.save({"a": torch.zeros(1), "b": {"c": torch.zeros(1)}}, path),
-    "a number inside": lambda path: torch.save({"state_dict": weights() | {"epoch": 3}}, path),
-    "a key that is no name": lambda path: torch.save({7: torch.zeros(1)}, path),
-    "a sparse tensor": lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path),
-    "a key twice": lambda path: torch.save({"a": torch.zeros(1), "module.a": torch.ones(1)}, path),
-    "a whole network": lambda path: torch.save(network(), path),
+def archive(path: Path, *names: str) -> None:
+    with zipfile.ZipFile(path, "w") as made:
+        for name in names:
+            made.writestr(name, b"a")
+
+
+GOOGLE = b"\n <!DOCTYPE html><html><head><title>Google Drive - Virus scan\nwarning</title></head></html>"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234\n"
+# What a file may be in the place of a checkpoint, and what must be said of it.
+OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty": (lambda path: path.write_bytes(b""), "is empty"),
+    "a web page": (lambda path: path.write_bytes(GOOGLE), "is a web page, 'Google Drive - Virus scan warning'"),
+    "a web page in capitals": (lambda path: path.write_bytes(b"<HTML>no"), "is a web page"),
+    "an LFS pointer": (lambda path: path.write_bytes(POINTER), "is a Git LFS pointer"),
+    "an answer in JSON": (lambda path: path.write_bytes(b'{"error": "no such file"}'), "is a JSON text"),
+    "a text": (lambda path: path.write_text("Access denied.\n"), "is a text of 15 bytes, 'Access denied.'"),
+    "zeros": (lambda path: path.write_bytes(bytes(8192)), "zero bytes"),
+    "random": (lambda path: path.write_bytes(bytes(range(200, 256)) * 9), "is no checkpoint of PyTorch"),
+    "a zip of others": (
+        lambda path: archive(path, "a.txt", "b.txt"),
+        "zip archive of other files (a.txt, b.txt)",
+    ),
+    "a NumPy archive": (lambda path: archive(path, "a.npy"), "is a NumPy archive"),
+    "TorchScript": (
+        lambda path: archive(path, "a/data.pkl", "a/constants.pkl", "a/code/a.py"),
+        "is a TorchScript archive",
+    ),
+    "gzip": (lambda path: path.write_bytes(gzip.compress(b"x" * 99)), "is a gzip archive"),
+    "tar": (lambda path: path.write_bytes(bytes(257) + b"ustar" + bytes(250)), "is a tar archive"),
+    "a picture": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), "is a PNG picture"),
+    "pickled list": (lambda path: path.write_bytes(pickle.dumps([1, 2, 3], 2)), "tensors cannot be read"),
+    "a tensor": (lambda path: torch.save(torch.zeros(3), path), "is whole, and holds no state dict"),
+    "an empty dict": (lambda path: torch.save({}, path), "is whole, and holds no state dict"),
+    "an optimizer": (lambda path: torch.save({"state": {0: 3}, "param_groups": []}, path), "is whole, and its 'state'"),
+    "nested": (lambda path: torch.save({"a": torch.zeros(1), "b": {"c": 1}}, path), "is whole, and its 'b' is dict"),
+    "a number inside": (lambda path: torch.save({"state_dict": weights() | {"epoch": 3}}, path), "its 'epoch' is int"),
+    "a key that is no name": (lambda path: torch.save({7: torch.zeros(1)}, path), "is whole, and its 7"),
+    "a sparse tensor": (lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path), "is whole, and its 'a'"),
+    "a key twice": (lambda path: torch.save({"a": torch.zeros(1), "module.a": torch.ones(1)}, path), "is there twice"),
+    "a whole network": (
+        lambda path: torch.save(network(), path),
+        "is whole, and is one pickled object of class torch.nn",
+    ),
 }
+DAMAGED = {"pickled list"}  # no file of PyTorch's: nobody can say what became of it
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_refused(tmp_path: Path, damage: str, suffix: str) -> None:
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_a_file_is_is_said(tmp_path: Path, kind: str, suffix: str) -> None:
     path = tmp_path / f"weights{suffix}"
-    DAMAGES[damage](path)
+    write, said = OTHERS[kind]
+    write(path)
     with pytest.raises(InvalidCheckpoint) as error:
         load_state_dict(path)
-    assert str(path) in str(error.value)
-    assert "bfr fetch" in str(error.value)
+    text = str(error.value)
+    assert text.startswith(str(path))
+    assert said in text
+    assert ("damaged" in text) == (kind in DAMAGED)
+
+
+def test_a_folder_is_named_as_one(tmp_path: Path) -> None:
+    with pytest.raises(InputNotFound, match="is a folder"):
+        load_state_dict(tmp_path)
+
+
+def test_the_content_decides_not_the_suffix(tmp_path: Path) -> None:
+    torch.save(weights(), tmp_path / "a.safetensors")
+    save_file(weights(), tmp_path / "a.pth")
+    for path in tmp_path.iterdir():
+        assert equal(load_state_dict(path), weights())
 
 
 @pytest.mark.parametrize("percent", [1, 50, 99])
@@ -152,7 +199,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, kind: str, percent: int) ->
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * percent // 100])
     target = network()
-    with pytest.raises(InvalidCheckpoint, match="damaged") as error:
+    with pytest.raises(InvalidCheckpoint, match=r"damaged|is empty") as error:
         load_into(target, path)
     assert str(path) in str(error.value)
     assert equal(dict(target.state_dict()), weights())
@@ -175,6 +222,65 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, form: str) -> None:
     else:
         torch.load(path, weights_only=False)
     assert marker.exists()
+
+
+class Callbacks(dict[str, Any]):
+    """As trainers keep: a class of theirs that is a dict; its instances are filled by the unpickler."""
+
+
+class Names(list[str]):
+    """The same of lists."""
+
+
+class Settings:
+    """An object with a state."""
+
+    def __init__(self) -> None:
+        self.rate = 3
+
+
+def running(marker: Path) -> Any:
+    """An object whose unpickling runs Python."""
+    made = type("Running", (), {"__reduce__": lambda _: (eval, (f"open({str(marker)!r}, 'w').close()",))})
+    return made()
+
+
+@pytest.mark.parametrize("save", [torch.save, save_legacy, save_compressed])
+def test_what_trainers_keep_beside_the_weights_is_left_out_and_none_of_it_runs(
+    tmp_path: Path, save: Callable[[object, Path], None]
+) -> None:
+    """PyTorch Lightning 1.0 keys its callbacks by their class; others keep settings, paths and what they like."""
+    marker, before = tmp_path / "marker", torch.serialization.get_safe_globals()
+    kept: dict[str, Any] = {
+        "callbacks": {Settings: {"best": torch.tensor(1.0)}},
+        "state_dict": weights(),
+        "hyper_parameters": Callbacks(rate=0.1, path=Path("/x"), counts=defaultdict(list, a=[1]), names=Names("ab")),
+        "settings": Settings(),
+        "namespace": Namespace(a=1),
+        "numbers": np.float64(3.0),
+        "running": running(marker),
+    }
+    save(kept, tmp_path / "a.ckpt")
+    assert equal(load_state_dict(tmp_path / "a.ckpt"), weights())
+    assert not marker.exists()
+    assert set(torch.serialization.get_safe_globals()) == set(before)
+    torch.load(tmp_path / "a.ckpt", weights_only=False)  # the payload is a live one
+    assert marker.exists()
+
+
+def test_a_stub_in_the_place_of_a_tensor_is_no_weight(tmp_path: Path) -> None:
+    torch.save({"state_dict": weights() | {"first.weight": Settings()}}, tmp_path / "a.ckpt")
+    with pytest.raises(InvalidCheckpoint, match=r"is whole, and its 'first.weight' is .*Settings"):
+        load_state_dict(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_tensor_larger_than_its_storage_is_refused_before_it_grows(tmp_path: Path, half: bool) -> None:
+    one = torch.zeros(1, dtype=torch.float16 if half else torch.float32)
+    torch.save({"a": one.expand(1 << 40)}, tmp_path / "a.pth")  # as float32 4 TiB
+    assert (tmp_path / "a.pth").stat().st_size < 4096
+    with pytest.raises(InvalidCheckpoint, match=r"'a' claims .* bytes, .* of which the file holds"):
+        load_state_dict(tmp_path / "a.pth")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Published layouts of tiny networks, converted: each tensor arrives where it belongs, strange ones are refused."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from torch import Tensor
 
 from bfr.models.networks.osdface import VisualEmbedder
 from bfr.models.networks.sd import merge_lora, unet, vae_decoder, vae_encoder
+from bfr.models.systems.osdface import OSDFACE
+from bfr.models.weights.locate import usable_weights
 from bfr.models.weights.osdface import EMBEDDER, LORA, PROJECTION, SOURCES, UNET, VAE, import_osdface
 from bfr.models.weights.seeded import seed_weights
 from bfr.runtime.errors import InputNotFound, InvalidCheckpoint
@@ -167,3 +171,30 @@ def test_a_tensor_too_few_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidCheckpoint, match=r"quant_conv\.bias"):
         convert(tmp_path)
     assert not (tmp_path / "converted" / "encoder.safetensors").exists()
+
+
+def test_the_authors_trees_are_imported_as_they_are(tmp_path: Path) -> None:
+    """As `bfr export osdface --weights FOLDER` does: nothing is renamed, one checkpoint is Lightning's."""
+    base, own = "hub/stable-diffusion-2-1-base", "OSDFace/pretrained"
+    places = {
+        UNET: f"{base}/unet/diffusion_pytorch_model.safetensors",
+        VAE: f"{base}/vae/diffusion_pytorch_model.bin",
+        LORA: f"{own}/pytorch_lora_weights.safetensors",
+        EMBEDDER: f"{own}/associate_2.ckpt",
+        PROJECTION: f"{own}/embedding_change_weights.pth",
+    }
+    files = published()
+    for download, place in places.items():
+        state, path = files[download.file], tmp_path / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            save_file({key: value.clone() for key, value in state.items()}, path)
+        else:
+            lightning = {"callbacks": {Path: {"best": 1.0}}, "hparams_name": "kwargs", "state_dict": state}
+            torch.save(lightning if download == EMBEDDER else state, path)
+    (tmp_path / "scratch").mkdir()
+    importer = partial(
+        import_osdface, unet_config=UNET_CONFIG, vae_config=VAE_CONFIG, embedder=EMBEDDER_CONFIG, rank=2, alpha=1.0
+    )
+    made = usable_weights(replace(OSDFACE, importer=importer), tmp_path, tmp_path / "scratch")
+    assert sorted(path.stem for path in made.iterdir()) == ["decoder", "denoiser", "embedder", "encoder"]

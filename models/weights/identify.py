@@ -1,0 +1,129 @@
+"""What a file is that was taken for a checkpoint, by its first bytes and its end."""
+
+import json
+import re
+import struct
+import zipfile
+from pathlib import Path
+
+HEAD = 4096  # bytes that are looked at
+LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file, by its definition
+AGAIN = "download it again; `bfr fetch` takes up where it stopped"
+UNPACK = "unpack it, and name the folder of what was in it"
+STATE_DICT = "save the network's `state_dict()` with torch.save, and name that"
+
+# First bytes -> what begins so, and the remedy.
+_KINDS: tuple[tuple[bytes, str, str], ...] = (
+    (b"version https://git-lfs", "a Git LFS pointer, a text that stands for the file", "run `git lfs pull` there"),
+    (b"\x1f\x8b", "a gzip archive", UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
+    (b"Rar!", "a RAR archive", UNPACK),
+    (b"BZh", "a bzip2 archive", UNPACK),
+    (b"\xfd7zXZ", "an xz archive", UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive", UNPACK),
+    (b"\x89HDF", "an HDF5 file, as Keras writes", "choose the authors' PyTorch file"),
+    (b"\x93NUMPY", "a NumPy array", "choose the authors' PyTorch file"),
+    (b"GGUF", "a GGUF file, of quantized weights", "choose the authors' PyTorch file"),
+    (b"\x89PNG", "a PNG picture", "choose the checkpoint"),
+    (b"\xff\xd8\xff", "a JPEG picture", "choose the checkpoint"),
+    (b"%PDF", "a PDF document", "choose the checkpoint"),
+)
+
+
+def no_checkpoint(path: Path) -> str | None:
+    """What a file is and what to do, where it is no checkpoint or not all of one; None where it may be one.
+
+    A checkpoint is a safetensors file, or what `torch.save` writes: a zip archive, or before PyTorch 1.6 a pickle.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if head.startswith(b"PK\x03\x04"):
+        return _no_zip_checkpoint(path, size)
+    if is_safetensors(head):
+        return _no_whole_safetensors(path, size)
+    return None if head.startswith(b"\x80") else _other(head, path, size)
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file of this beginning is one: the length of its header, which is JSON."""
+    return len(head) > 8 and head[8:9] == b"{" and 2 <= struct.unpack("<Q", head[:8])[0] < LONGEST_HEADER
+
+
+def _no_whole_safetensors(path: Path, size: int) -> str | None:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = file.read(length)
+    whole = 8 + length
+    if len(header) == length:
+        try:
+            entries = json.loads(header)
+            whole += max(
+                (entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"), default=0
+            )
+        except (ValueError, AttributeError, KeyError, IndexError, TypeError):
+            return f"is a safetensors file whose header is damaged: {AGAIN}"
+    if size < whole:
+        return f"is a safetensors file that ends early, at {size:,} of {whole:,} bytes, damaged or truncated: {AGAIN}"
+    return f"is a safetensors file with {size - whole:,} bytes too many, damaged: {AGAIN}" if size > whole else None
+
+
+def _no_zip_checkpoint(path: Path, size: int) -> str | None:
+    if not zipfile.is_zipfile(path):
+        return f"is a zip archive whose end is missing ({size:,} bytes are there), damaged or truncated: {AGAIN}"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        return f"is a zip archive whose list of contents is damaged ({error}): {AGAIN}"
+    if any(re.search(r"(^|/)(constants\.pkl|code/)", name) for name in names):
+        return f"is a TorchScript archive, a program with its weights: {STATE_DICT}"
+    if any(name.endswith("data.pkl") for name in names):
+        return None
+    listed = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+    if all(name.endswith(".npy") for name in names):
+        return f"is a NumPy archive ({listed}): choose the authors' PyTorch file"
+    return f"is a zip archive of other files ({listed or 'none'}) and no checkpoint: {UNPACK}"
+
+
+def _other(head: bytes, path: Path, size: int) -> str:
+    """What a file is that begins like none of the formats."""
+    kind = next((f"is {what}: {remedy}" for start, what, remedy in _KINDS if head.startswith(start)), None)
+    if not head:
+        kind = f"is empty: {AGAIN}"
+    elif head[257:262] == b"ustar":
+        kind = f"is a tar archive: {UNPACK}"
+    elif not head.strip(b"\0"):
+        kind = f"begins with {len(head)} zero bytes, as a download does whose content never came: {AGAIN}"
+    elif path.suffix == ".onnx" or (head[0] == 8 and b"pytorch" in head[:64]):
+        kind = "is an ONNX graph: `bfr wrap FILE -o BUNDLE` makes a bundle of it"
+    elif kind is None and (text := _text(head)):
+        kind = _no_text(text, size)
+    return kind or f"is no checkpoint of PyTorch and no safetensors file, it begins with {head[:8].hex(' ')}: {AGAIN}"
+
+
+def _no_text(text: str, size: int) -> str:
+    start = text.lstrip("\ufeff \t\r\n")
+    lower = start.lower()
+    if lower.startswith(("<!doctype html", "<html", "<head", "<?xml", "<!--")) or "<html" in lower[:512]:
+        title = re.search(r"<title>(.*?)</title>", start, re.IGNORECASE | re.DOTALL)
+        named = f", {' '.join(title[1].split())[:80]!r}" if title else ""
+        return (
+            f"is a web page{named}, which the server sent in the place of the file (a login, a warning, an error): "
+            "open its address in a browser, and save the file itself"
+        )
+    kind = "a JSON text" if start.startswith(("{", "[")) else "a text"
+    line = start.splitlines()[0][:60] if start else ""
+    return f"is {kind} of {size:,} bytes, {line!r}, and no checkpoint: choose the file with the weights"
+
+
+def _text(head: bytes) -> str:
+    """The bytes as text; empty where they are none."""
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:  # not merely cut inside a character
+            return ""
+        text = head[: error.start].decode("utf-8")
+    printable = sum(character.isprintable() or character in "\t\r\n\ufeff" for character in text)
+    return text if printable == len(text) else ""

@@ -1,0 +1,102 @@
+"""Where a published file lies in somebody's folder: bfr's own, its authors' tree, or a hub's download."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from bfr.models.systems.system import SystemSpec
+from bfr.models.weights.fetch import Download
+from bfr.runtime.errors import InputNotFound, InvalidOption
+from bfr.runtime.files import sha256_file
+
+DEPTH = 6  # folders below the named one: as deep as hubs put a file below their cache
+SUFFIXES = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")
+SHOWN = 6
+Progress = Callable[[str], None]
+
+
+def locate(folder: Path, download: Download) -> Path | None:
+    """The file of a download in a folder or in one of its folders; None where there is none.
+
+    Its names are looked for in turn, the published one first, each as its .safetensors copy before itself; of one name
+    the file nearest to the top. Folders whose name begins with a dot are passed over.
+
+    Raises:
+        InvalidOption: Two files of the same name, as near to the top, differ.
+    """
+    names = [PurePosixPath(name) for name in (download.file, *download.also)]
+    wanted = list(dict.fromkeys(one for name in names for one in (name.with_suffix(".safetensors"), name)))
+    for name in wanted:  # at once where they lie flat, as bfr puts them
+        if (path := folder / name).is_file():
+            return path
+    files = list(_files(folder))
+    for name in wanted:
+        found = [path for path in files if path.parts[-len(name.parts) :] == name.parts]
+        if found:
+            depth = min(len(path.parts) for path in found)
+            return _one([path for path in found if len(path.parts) == depth], folder)
+    return None
+
+
+def find_weights(folder: Path, download: Download, system: str) -> Path:
+    """As `locate`. Raises InputNotFound, which says what was looked for, what is there, and the remedy."""
+    if folder.is_file():
+        raise InputNotFound(f"{folder} is a file: name the folder that it lies in with --weights, not the file")
+    path = locate(folder, download)
+    if path is not None:
+        return path
+    names = " or ".join((download.file, *download.also))
+    there = sorted(path.relative_to(folder).as_posix() for path in _files(folder) if path.suffix in SUFFIXES)
+    listed = ", ".join(there[:SHOWN]) + f" and {len(there) - SHOWN} more" * (len(there) > SHOWN)
+    seen = f"has {listed}" if there else "has no checkpoint" if folder.is_dir() else "is no folder"
+    remedy = f"`bfr fetch {system}` downloads it, or name the folder that has it with --weights"
+    raise InputNotFound(
+        f"{download.file} of {system} is not in {folder}, which {seen}. It may be called {names}: {remedy}"
+    )
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file of a folder, to DEPTH folders down, in a fixed order."""
+    top = len(folder.parts)
+    for where, folders, files in os.walk(folder):
+        here = Path(where)
+        deeper = len(here.parts) - top < DEPTH
+        folders[:] = sorted(name for name in folders if deeper and not name.startswith("."))
+        yield from (here / name for name in sorted(files) if (here / name).is_file())
+
+
+def _one(paths: Sequence[Path], folder: Path) -> Path:
+    """The one file of several that are equal."""
+    first = paths[0]
+    others = [path for path in paths[1:] if not path.samefile(first)]
+    if others and len({(path.stat().st_size, sha256_file(path)) for path in paths}) > 1:
+        listed = " and ".join(path.relative_to(folder).as_posix() for path in paths)
+        raise InvalidOption(f"{folder} has {listed}, which differ: name the folder of the one you mean with --weights")
+    return first
+
+
+def usable_weights(system: SystemSpec, folder: Path, scratch: Path, progress: Progress = lambda _: None) -> Path:
+    """The folder that a system is exported from: `folder`, or `scratch` with what was converted into it.
+
+    Args:
+        system: Where its weights are not published network by network, it has an importer.
+        folder: With the networks' own files, or with the published ones.
+        scratch: An empty folder with room for all networks in float32.
+        progress: Is told what is being done.
+
+    Raises:
+        InputNotFound: Neither is there, or some of the published files are not.
+        InvalidCheckpoint, InvalidOption, MissingDependency, WriteFailed: As the importer does.
+    """
+    own = [download for spec in system.networks.values() for download in spec.files.values()]
+    if system.importer is None or not folder.is_dir() or all(locate(folder, download) for download in own):
+        return folder
+    if not any(locate(folder, source) for source in system.sources):
+        published = ", ".join(source.also[0] if source.also else source.file for source in system.sources)
+        raise InputNotFound(
+            f"{folder} has neither the published files of {system.name} ({published}) nor what was converted of them "
+            f"({', '.join(download.file for download in own)}): `bfr fetch {system.name}` downloads and converts them"
+        )
+    progress(f"converting the published files in {folder}")
+    system.importer(folder, scratch)
+    return scratch

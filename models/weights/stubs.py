@@ -1,0 +1,129 @@
+"""Reads torch checkpoints that hold more than tensors, without running anything of theirs.
+
+Trainers keep beside the weights what they were trained with: PyTorch Lightning its callbacks, keyed by class, and its
+settings. PyTorch's restricted unpickler refuses a file for each such name. Here each name stands for an inert class of
+its own, which takes any arguments and any state and keeps none; tensors are rebuilt by PyTorch's own functions, and no
+module that a file names is imported.
+"""
+
+import pickle
+import pickletools
+import re
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch.serialization import safe_globals
+
+LEGACY_PICKLES = 5  # one after the other in files of before PyTorch 1.6: magic, version, system, content, keys
+# What PyTorch's unpickler never takes, whatever stands for it.
+BLOCKED = re.compile(r"GLOBAL (\S+) whose module \S+ is blocked")
+# Its complaints where a stub is filled as a dict or a list: that class then stands for an empty one.
+FILLED = re.compile(r"Can only (SETITEMS?|append|extend)\b.*<class '([^']+)'>", re.DOTALL)
+OURS = f"{__name__}."
+
+
+class Unreadable(Exception):
+    """The file is whole, and asks for what no stub can stand for."""
+
+
+class _Stub:
+    """Stands for an object that is no tensor: takes everything, keeps nothing, does nothing."""
+
+    def __new__(cls, *_: Any) -> "_Stub":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def is_stub(value: object) -> bool:
+    """Whether a value of a checkpoint, or a class, stands for something that was not read."""
+    return isinstance(value, _Stub) or (isinstance(value, type) and issubclass(value, _Stub))
+
+
+def load_inert(path: Path, *, mmap: bool) -> object:
+    """What `torch.load` makes of a file in its restricted way, names that it does not know as stubs.
+
+    Args:
+        path: A file that `torch.save` wrote.
+        mmap: Whether the tensors are mapped; not for compressed archives and old files.
+
+    Raises:
+        Unreadable: The file is whole, and holds what cannot be left out.
+        Exception: Of nearly any type, where it is damaged.
+    """
+    try:
+        return _load(path, mmap)
+    except pickle.UnpicklingError as error:
+        names = _named(path)
+        if not names:
+            raise _refused(error) or error from None
+    kinds: dict[str, type] = dict.fromkeys(names, object)
+    while True:
+        stubs: list[Any] = [(_stub(name, kind), name) for name, kind in kinds.items()]
+        try:
+            with safe_globals(stubs):
+                return _load(path, mmap)
+        except pickle.UnpicklingError as error:
+            found = FILLED.search(str(error))
+            name = found[2].removeprefix(OURS) if found else ""
+            if found is None or kinds.get(name) is not object:
+                raise _refused(error) or error from None
+            kinds[name] = dict if found[1].startswith("SETITEM") else list
+
+
+def _load(path: Path, mmap: bool) -> object:
+    if path.suffix != ".safetensors":
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    with path.open("rb") as file:  # of a path, PyTorch believes the suffix
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _stub(name: str, kind: type) -> type:
+    """An inert class that is told apart by its name; where it is filled, making one gives an empty dict or list."""
+    made: dict[str, Any] = {"__module__": __name__, "__qualname__": name}
+    if kind is not object:
+        made["__new__"] = lambda _cls, *_: kind()
+    return type(name, (_Stub,), made)
+
+
+def _refused(error: Exception) -> Unreadable | None:
+    """What a file asked for that its reader does not do; None where it is damaged."""
+    text = str(error)
+    if found := BLOCKED.search(text):
+        return Unreadable(f"it names {found[1]}, which would run code")
+    for refusal in ("Trying to call reduce", "Can only ", "Unsupported global", "Unsupported operand", "TorchScript"):
+        if refusal in text:
+            return Unreadable(text[text.index(refusal) :].split("\n", 1)[0][:160])
+    return None
+
+
+def _named(path: Path) -> list[str]:
+    """What the pickles of a file name, each once, as `module.name`; of these PyTorch prefers what it knows itself."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            entry = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            with archive.open(entry) as file:
+                return list(dict.fromkeys(_names(file, 1)))
+    with path.open("rb") as file:
+        return list(dict.fromkeys(_names(file, LEGACY_PICKLES)))
+
+
+def _names(file: IO[bytes], pickles: int) -> Iterable[str]:
+    """What pickles name, without unpickling them."""
+    for _ in range(pickles):
+        try:
+            for operation, argument, _place in pickletools.genops(file):
+                if operation.name == "GLOBAL":
+                    module, name = str(argument).split(" ", 1)
+                    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+                    yield f"{module}.{name}"
+        except ValueError:  # not a pickle to its end: whoever loads it says so
+            return
