@@ -1,5 +1,8 @@
 """What a user can mend. Every message names what was found, where, and the remedy; anything else is a bug."""
 
+from pathlib import Path
+from traceback import extract_tb
+
 from bfr.runtime.text import without_secrets
 
 
@@ -115,3 +118,17 @@ class RequestRefused(ServerError, ValueError):
     def __init__(self, text: str, status: int = 400) -> None:
         super().__init__(text)
         self.status = status
+
+
+def explain_failure(error: Exception) -> str:
+    """Why one file failed: the text of a BfrError; of anything else what it is and where it was raised."""
+    if isinstance(error, BfrError):
+        return str(error)
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+    if isinstance(error, MemoryError) or "Insufficient memory" in text:  # the latter is OpenCV's
+        return "it does not fit into memory: make it smaller, or free some memory"
+    if isinstance(error, OSError) and error.strerror:
+        return without_secrets(f"{error.filename or 'a file'} cannot be used: {error.strerror}")
+    frames = extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return without_secrets(f"{type(error).__name__}{where}: {text}; report this, with the file")

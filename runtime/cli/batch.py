@@ -10,8 +10,6 @@ from bfr.runtime.cli.terminal import progress_bar
 from bfr.runtime.cluster.bulk.options import BulkOptions, PoolOptions
 from bfr.runtime.faces.options import PhotoOptions
 
-SHOWN = 20  # failures; the table has them all
-
 
 @expanded
 def batch(
@@ -43,7 +41,4 @@ def batch(
             **dict(pool),
             progress=lambda done, total: bar.update(task, completed=done, total=total, description="restoring"),
         )
-    if not report.entries:
-        print("0 images")
-        return
-    finish(report, out, shown=SHOWN)
+    finish(report, out, table="results.csv and batch.json")

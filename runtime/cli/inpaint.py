@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from bfr.runtime.cli.options import OUT, STRIP, Flags, expanded
-from bfr.runtime.cli.terminal import progress_bar, say
+from bfr.runtime.cli.restore import finish, require
+from bfr.runtime.cli.terminal import progress_bar
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.restore.options import OpenOptions, SamplerOptions
 
@@ -31,28 +32,24 @@ def inpaint(
     """Inpaint masked areas of aligned faces; known pixels stay as they are. Writes PNG files and report.json."""
     from bfr.runtime.errors import InvalidOption
     from bfr.runtime.jobs.run import run_job
-    from bfr.runtime.jobs.sources import find_images
+    from bfr.runtime.jobs.sources import find_inputs
     from bfr.runtime.restore.restorer import Restorer
 
-    items = find_images(inputs, out=output.out)
+    found = find_inputs(inputs, out=output.out)
+    require(found, inputs, output.out)
     with Restorer.open(opened, **sampler.changes) as restorer, progress_bar() as bar:
         if "mask" not in restorer.inputs.others:
             raise InvalidOption(
                 f"{restorer.bundle.manifest.system} does not inpaint: name a bundle that does with --bundle, as "
                 "`bfr export difface-inpainting` makes it"
             )
-        task = bar.add_task("inpainting", total=len(items))
+        task = bar.add_task("inpainting", total=len(found.items))
         report = run_job(
             restorer,
-            items,
+            found.items,
             output.model_copy(update={"format": ".png"}),
             mask=mask,
+            passed_over=found.passed_over,
             progress=lambda done, name: bar.update(task, completed=done, description=name),
         )
-    for entry in report.entries:
-        if entry.error:
-            say(f"failed: {entry.source}: {entry.error}")
-    failed, count = report.count("failed"), len(items)
-    print(f"{count} image{'s' * (count != 1)}: {count - failed} inpainted, {failed} failed; see {output.out}")
-    if failed:
-        raise typer.Exit(1)
+    finish(report, output.out, done="inpainted")

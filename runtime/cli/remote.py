@@ -1,7 +1,6 @@
 """`bfr restore --server`: what a server decides is refused here, and files go through `client/job.py`."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from bfr.runtime.faces.options import PhotoOptions
     from bfr.runtime.jobs.options import JobOptions
     from bfr.runtime.jobs.report import Report
-    from bfr.runtime.jobs.sources import Item
+    from bfr.runtime.jobs.sources import Inputs
 
 HERE = ("inputs", "out", "aligned", "format", "compare", "html", "resume", "server", "api_key_file")
 """Options of `bfr restore` for this side. Of the others, the server decides those that are no RestoreOptions."""
@@ -40,7 +39,7 @@ def check_server_options(context: typer.Context, *, server: str | None) -> None:
 def restore_remotely(
     server: str,
     api_key_file: Path | None,
-    items: "Sequence[Item]",
+    found: "Inputs",
     options: "JobOptions",
     photo: "PhotoOptions | None",
     preset: str | None,
@@ -50,13 +49,14 @@ def restore_remotely(
     from bfr.runtime.client.job import run_remote_job
 
     with Client(server, api_key=_key(api_key_file)) as client, progress_bar() as bar:
-        task = bar.add_task("restoring", total=len(items))
+        task = bar.add_task("restoring", total=len(found.items))
         return run_remote_job(
             client,
-            items,
+            found.items,
             options,
             photo,
             preset=preset,
+            passed_over=found.passed_over,
             progress=lambda done, name: bar.update(task, completed=done, description=name),
         )
 

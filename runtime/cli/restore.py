@@ -14,6 +14,9 @@ from bfr.runtime.restore.options import OpenOptions, SamplerOptions
 
 if TYPE_CHECKING:
     from bfr.runtime.jobs.report import Report
+    from bfr.runtime.jobs.sources import Inputs
+
+SHOWN = 20  # lines of a kind; the report has them all
 
 
 @expanded
@@ -40,18 +43,16 @@ def restore(
     from bfr.runtime.faces.detect import open_detector
     from bfr.runtime.faces.photo import PhotoRestorer, read_reference
     from bfr.runtime.jobs.run import run_job
-    from bfr.runtime.jobs.sources import find_images
+    from bfr.runtime.jobs.sources import find_inputs
     from bfr.runtime.restore.restorer import Restorer
 
     check_server_options(context, server=server)
     if aligned:
         check_aligned(photo, background)
-    items = find_images(inputs, videos=not aligned, out=output.out)
-    if not items:
-        print("0 images")
-        return
+    found = find_inputs(inputs, videos=not aligned, out=output.out)
+    require(found, inputs, output.out, videos=not aligned)
     if server is not None:
-        report = restore_remotely(server, api_key_file, items, output, None if aligned else photo, opened.preset)
+        report = restore_remotely(server, api_key_file, found, output, None if aligned else photo, opened.preset)
         finish(report, output.out)
         return
     restorer = Restorer.open(opened, **sampler.changes)
@@ -66,22 +67,48 @@ def restore(
         restorer.fixed = {"reference": read_reference(reference, worker, output.max_pixels)}
         restorer.inputs.check(1, {name: [picture] for name, picture in restorer.fixed.items()})
     with restorer, progress_bar() as bar:
-        task = bar.add_task("restoring", total=len(items))
+        task = bar.add_task("restoring", total=len(found.items))
         report = run_job(
-            worker, items, output, progress=lambda done, name: bar.update(task, completed=done, description=name)
+            worker,
+            found.items,
+            output,
+            passed_over=found.passed_over,
+            progress=lambda done, name: bar.update(task, completed=done, description=name),
         )
     finish(report, output.out)
 
 
-def finish(report: "Report", out: object, *, shown: int | None = None) -> None:
-    """Print what failed, at most `shown` entries, then one line of counts; exit with 1 where anything failed."""
-    from bfr.runtime.jobs.report import summary
+def require(found: "Inputs", named: list[Path], out: Path, *, videos: bool = False) -> None:
+    """Raise InputNotFound where there is nothing to restore; what was passed over is in the report all the same."""
+    from bfr.runtime.jobs.report import Report, describe_passed_over, write_report
+    from bfr.runtime.jobs.sources import check_found
+
+    if not found.items and found.passed_over:
+        facts = {"seconds": 0.0, "passed_over": describe_passed_over(found.passed_over)}
+        write_report(Report((), {}, facts), out)
+    check_found(found, named, videos=videos)
+
+
+def finish(report: "Report", out: object, *, table: str = "report.json", done: str = "restored") -> None:
+    """Print what failed, what was reduced and what was passed over, then one line of counts; exit with 1 for failures.
+
+    table: where all of it stands. done: what `restored` is called.
+    """
+    from bfr.runtime.jobs.report import passed_over, summary
 
     failed = [entry for entry in report.entries if entry.error]
-    for entry in failed[:shown]:
-        say(f"{'failed' if entry.status == 'failed' else 'in part'}: {entry.source}: {entry.error}")
-    if len(failed) > len(failed[:shown]):
-        say(f"and {len(failed) - len(failed[:shown])} more, see failures.csv")
-    print(summary(report, out))
+    noted = [(entry.source, note) for entry in report.entries for note in entry.notes]
+    passed = passed_over(report)
+    _say_some([f"{'failed' if e.status == 'failed' else 'in part'}: {e.source}: {e.error}" for e in failed], table)
+    _say_some([f"warning: {source}: {note}" for source, note in noted], table)
+    _say_some([f"passed over: {one['source']}: {one['reason']}" for one in passed], table)
+    print(summary(report, out, done=done))
     if failed:
         raise typer.Exit(1)
+
+
+def _say_some(lines: list[str], table: str) -> None:
+    for line in lines[:SHOWN]:
+        say(line)
+    if len(lines) > SHOWN:
+        say(f"and {len(lines) - SHOWN} more, see {table}")

@@ -10,6 +10,7 @@ from math import isnan
 from pathlib import Path
 from random import uniform
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,6 +111,7 @@ def result_of(response: "httpx2.Response") -> Result:
         headers["x-bfr-bundle"],
         {name: float(value) for name, value in stages},
         headers.get("x-request-id", ""),
+        tuple(unquote(note) for note in headers.get("x-bfr-notes", "").split(",") if note),
     )
 
 

@@ -1,18 +1,20 @@
 """A run over files whose networks are a server's: the same names, reports and statuses as of `run_job`."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bfr.runtime.client import Client
-from bfr.runtime.errors import BfrError, InvalidOption, RequestRefused, ServerError, ServerUnavailable, WriteFailed
+from bfr.runtime.errors import InvalidOption, RequestRefused, ServerError, ServerUnavailable, explain_failure
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.images.decode import decode_image, header_size, read_image
+from bfr.runtime.jobs.faults import ends_run, name_notes, shown
 from bfr.runtime.jobs.options import JobOptions, RestoreOptions
-from bfr.runtime.jobs.report import Entry, Report, describe_now, describe_versions, rounded
+from bfr.runtime.jobs.report import Entry, Report, describe_now, describe_passed_over, describe_versions, rounded
 from bfr.runtime.jobs.run import Progress, Run
 from bfr.runtime.jobs.sources import Item
 
@@ -28,14 +30,15 @@ def run_remote_job(
     photo: PhotoOptions | None,
     *,
     preset: str | None = None,
+    passed_over: Mapping[str, str] | None = None,
     progress: Progress = lambda _done, _name: None,
 ) -> Report:
     """Have `items` restored by a server, into the output folder, and write `report.json` there.
 
-    photo: None for aligned faces. preset: None is the server's default. A file that the server refuses or fails at is a
-    failed entry. Raises InvalidOption as `run_job` does, and for options that the server decides; ServerUnavailable
-    where nobody answers any more, and RequestRefused for a key that is not let in: what was finished until then stays,
-    and `resume` goes on from there.
+    photo: None for aligned faces. preset: None is the server's default. passed_over: as of `run_job`. A file that the
+    server refuses or fails at is a failed entry. Raises InvalidOption as `run_job` does, and for options that the
+    server decides; ServerUnavailable where nobody answers any more, and RequestRefused for a key that is not let in:
+    what was finished until then stays, and `resume` goes on from there.
     """
     given = [name for name in _SERVERS if getattr(options, name) != JobOptions.model_fields[name].default]
     if photo is not None:
@@ -43,7 +46,8 @@ def run_remote_job(
     if given:
         raise InvalidOption(f"the server decides {', '.join(given)}: leave it out, or restore without a server")
     info = client.info()
-    return _RemoteRun(client, info, items, options, photo, preset or info["default_preset"], progress).run()
+    preset = preset or info["default_preset"]
+    return _RemoteRun(client, info, items, options, photo, preset, progress, passed_over or {}).run()
 
 
 class _RemoteRun(Run):
@@ -56,6 +60,7 @@ class _RemoteRun(Run):
         photo: PhotoOptions | None,
         preset: str | None,
         progress: Progress,
+        passed_over: Mapping[str, str],
     ) -> None:
         presets = info["presets"]  # none of a system without a loop
         if preset is not None and preset not in presets:
@@ -67,7 +72,9 @@ class _RemoteRun(Run):
         self.asked |= chosen or {"mode": "aligned"}
         settings = {"system": info["system"], "bundle_hash": info["bundle"], "preset": preset}
         settings |= {"sampler": presets.get(preset), "seed": options.seed, "format": options.format}
+        settings["server"] = info["version"]
         facts = {"backend": info["backend"], "server": client.url, "started": describe_now()}
+        facts["passed_over"] = describe_passed_over(passed_over)
         versions = {**describe_versions(), "server": info["version"]}
         super().__init__(
             items,
@@ -93,30 +100,44 @@ class _RemoteRun(Run):
 
     def _enter(self, restore: Callable[[Item], Entry], item: Item) -> None:
         """Enter what becomes of an item. Raises where no other one would fare better."""
+        version = item.version
         try:
             entry = restore(item)
-        except BfrError as error:
-            if isinstance(error, WriteFailed) or (isinstance(error, RequestRefused) and error.status in (401, 403)):
+        except Exception as error:
+            if ends_run(error) or (isinstance(error, RequestRefused) and error.status in (401, 403)):
                 raise
             if isinstance(error, ServerUnavailable) and not self.client.ready():
                 raise ServerUnavailable(
                     f"{error}\nwhat was finished is kept, and --resume goes on from there"
                 ) from error
-            entry = Entry(item.key, "failed", error=str(error))
-        self.entries[item.key] = rounded(entry)
+            entry = Entry(item.key, "failed", error=explain_failure(error))
+        if (output := entry.output) is not None:
+            notes = (*entry.notes, *name_notes(item, output))
+            made = self.store.version(output)
+            entry = replace(entry, notes=notes, source_version=version, output_version=made)
+        self.entries[item.key] = entry = rounded(entry)
+        if output is not None:
+            self.ledger.add(entry)
 
     def _image(self, item: Item) -> Entry:
         """In a thread: send, and write."""
         target, options = self.target(item), self.options
         result = self.client.restore(Path(item.source), **self.asked, format=target.suffix)
+        if result.bundle != self.info["bundle"]:
+            raise ServerError("the server has another bundle than when this run began: run it again with --resume")
         begin = time.perf_counter()
         self.store.write(self.outputs[item.key], result.data)
-        if options.compare or options.html:
+
+        def show() -> None:
             before = read_image(Path(item.source), max_pixels=options.max_pixels).pixels
             after = decode_image(result.data, name=target.name, max_pixels=16 * options.max_pixels).pixels
             if before.dtype != after.dtype:  # 16 bits were asked for as a JPEG
                 before = (before // 257).astype(after.dtype)
             self.show(item, before, after)
+
+        errors = [f"{result.failed} of {result.faces + result.failed} faces failed" if result.failed else None]
+        if options.compare or options.html:
+            errors.append(shown(show))
         width, height = header_size(result.data) or (None, None)
         total = result.faces + result.failed
         return Entry(
@@ -127,7 +148,8 @@ class _RemoteRun(Run):
             height=height,
             faces=result.faces,
             seconds={**result.seconds, "write": time.perf_counter() - begin},
-            error=f"{result.failed} of {total} faces failed" if result.failed else None,
+            error="; ".join(filter(None, errors)) or None,
+            notes=result.notes,
         )
 
     def _video(self, item: Item) -> Entry:

@@ -14,6 +14,7 @@ class Result:
     """A restored image.
 
     data: the file. faces: how many were restored; failed: how many could not be. seconds: stage -> seconds there.
+    notes: what of the image was left out, reduced or taken otherwise than it says.
     """
 
     data: bytes = field(repr=False)
@@ -25,6 +26,7 @@ class Result:
     bundle: str
     seconds: dict[str, float]
     request_id: str
+    notes: tuple[str, ...] = ()
 
     @property
     def pixels(self) -> NDArray[np.unsignedinteger]:

@@ -16,21 +16,16 @@ _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0
 _GREY = ("1", "L", "LA", "La")
 
 
-def to_rgb(file: Pillow.Image) -> Pillow.Image:
-    """RGB, of whatever mode."""
-    return file if file.mode == "RGB" else file.convert("RGB")
-
-
 def to_srgb(file: Pillow.Image, icc: bytes) -> Pillow.Image:
     """Convert an 8-bit image from its profile. Raises ValueError where the profile is broken or of another kind."""
     from PIL import ImageCms
 
     if file.mode == "LAB":  # its numbers are colours already, whatever the profile says
-        return to_rgb(file)
+        return file.convert("RGB")
     try:
         profile = ImageCms.getOpenProfile(BytesIO(icc))
         if ImageCms.getProfileDescription(profile).startswith("sRGB"):
-            return to_rgb(file)
+            return file.convert("RGB")
         space = profile.profile.xcolor_space.strip()
         if (space == "GRAY" and file.mode not in _GREY) or (space == "CMYK" and file.mode != "CMYK"):
             raise ValueError(f"it is one of {space}, not of {file.mode}")

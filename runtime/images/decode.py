@@ -19,10 +19,10 @@ from PIL import UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from bfr.runtime.errors import InputNotFound, InvalidImage
-from bfr.runtime.images.colour import grey_curve, png_profile, to_rgb, to_srgb
+from bfr.runtime.images.colour import grey_curve, png_profile, to_srgb
 from bfr.runtime.images.formats import NAMES, format_of
 from bfr.runtime.images.metadata import Metadata, read_metadata
-from bfr.runtime.images.pages import count_pages
+from bfr.runtime.images.pages import tiff_pages
 from bfr.runtime.images.png import bare_png
 
 Pixels = NDArray[np.unsignedinteger]  # uint8 or uint16
@@ -161,7 +161,8 @@ def decode_image(data: bytes, *, name: str = "image", max_pixels: int = MAX_PIXE
             tile = file.tag_v2.get(_TILE_WIDTH, 0), file.tag_v2.get(_TILE_HEIGHT, 0)
             _limit(tile, f"a tile of {name}", max_pixels)
         bits = _bits(file, data)
-        if (pages := count_pages(file, data)) > 1:
+        pages = tiff_pages(data) if isinstance(file, TiffImageFile) else getattr(file, "n_frames", 1)
+        if pages > 1:
             notes.append(f"the first of its {pages} {_PAGES.get(file.format or '', 'pictures')} is taken alone")
         file.load()
         # Read after loading: Pillow turns a TIFF while it loads, and takes its orientation away.
@@ -270,15 +271,19 @@ def _any_8(file: Pillow.Image, notes: list[str]) -> Image:
             colour = to_srgb(file, icc)
         except ValueError as error:
             notes.append(f"its colour profile is broken, and it is taken as sRGB: {error}")
-    rgb = colour.convert("L").convert("RGB") if grey else to_rgb(colour)  # a profile may have tinted the grey
+    rgb = colour.convert("L").convert("RGB") if grey else _rgb(colour)  # a profile may have tinted the grey
     return Image(_samples(rgb), alpha, grey)
+
+
+def _rgb(file: Pillow.Image) -> Pillow.Image:
+    return file if file.mode == "RGB" else file.convert("RGB")
 
 
 def _profile(file: Pillow.Image, notes: list[str]) -> bytes | None:
     """The ICC profile of a file, or of a PNG what stands for one."""
     if isinstance(icc := file.info.get("icc_profile"), bytes):  # or a text of that name in a PNG
         return icc
-    if file.format != "PNG":
+    if file.format != "PNG" or not {"gamma", "chromaticity"} & file.info.keys():
         return None
     try:
         return png_profile(file.info)

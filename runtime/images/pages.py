@@ -1,23 +1,13 @@
-"""How many pictures a file holds; one alone is restored."""
+"""How many pages a TIFF holds; one alone is restored."""
 
 from struct import error, unpack_from
-
-from PIL import Image as Pillow
-from PIL.TiffImagePlugin import TiffImageFile
 
 MOST = 100_000  # pages that are counted: a file of more is hostile
 _REDUCED = 254, 1  # NewSubfileType: a smaller copy of another page
 
 
-def count_pages(file: Pillow.Image, data: bytes) -> int:
-    """Frames of an animation, pages of a TIFF, pictures of a JPEG (MPO); smaller copies are not counted."""
-    if isinstance(file, TiffImageFile):
-        return tiff_pages(data)
-    return int(getattr(file, "n_frames", 1))
-
-
 def tiff_pages(data: bytes) -> int:
-    """The pages of a TIFF: its chain of directories, of which nothing is read but what says how it goes on.
+    """Count the chain of directories, of which nothing is read but what says how it goes on; no smaller copies.
 
     Pillow reads each directory whole, which takes hours where hostile ones overlap. A chain that leads back, or out of
     the file, ends there.

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.files import write_bytes
+from bfr.runtime.files import shortened, write_bytes
 from bfr.runtime.images.encode import encode_image
 from bfr.runtime.jobs.page import preview_paths
 
@@ -23,7 +23,7 @@ def comparison_names(outputs: Mapping[str, str]) -> dict[str, str]:
     names = {}
     for key, output in outputs.items():
         path = PurePosixPath(output)
-        while (path := path.with_name(f"{path.stem}.compare.png")).as_posix() in taken:
+        while (path := path.with_name(shortened(f"{path.stem}.compare", suffix=".png"))).as_posix() in taken:
             pass
         taken.add(path.as_posix())
         names[key] = path.as_posix()

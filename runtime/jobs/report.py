@@ -1,11 +1,13 @@
-"""What a run did: one entry for each input, `report.json`, and what a resumed run may take over."""
+"""What a run did: one entry for each input, and `report.json`."""
 
 import json
 import platform
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,7 +21,7 @@ from bfr.runtime.restore.batch import image_key
 from bfr.runtime.restore.pipeline import FaceRestorer
 
 REPORT = "report.json"
-Status = Literal["restored", "no face", "skipped", "failed"]
+Status = Literal["restored", "already sharp", "no face", "skipped", "failed"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
 
@@ -28,8 +30,10 @@ class Entry:
     """What became of one input.
 
     output: relative to the output folder. width, height: of the result, pixels. faces: how many were restored (of a
-    video, in all its frames). frames: of a video. seconds: by stage, reading and writing included; what runs beside the
-    networks counts as much as what they wait for. error: why it failed, or what of it did.
+    video, in all its frames). sharp: how many were left because they are sharp already. frames: of a video. seconds: by
+    stage, reading and writing included; what runs beside the networks counts as much as what they wait for. error: why
+    it failed, or what of it did. notes: what of the source was left out, reduced or taken otherwise than it says.
+    source_version, output_version: of the source when it was read, and of the result, see `version_of`.
     """
 
     source: str
@@ -38,10 +42,29 @@ class Entry:
     width: int | None = None
     height: int | None = None
     faces: int | None = None
+    sharp: int | None = None
     frames: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     precision: str | None = None
     error: str | None = None
+    notes: tuple[str, ...] = ()
+    source_version: str | None = None
+    output_version: str | None = None
+
+
+def entry_of(values: dict[str, Any]) -> Entry:
+    """An entry as JSON has it. Raises KeyError, TypeError and ValueError for what is none."""
+    entry = Entry(**{**values, "notes": tuple(map(str, values["notes"]))})
+    texts = (entry.source, entry.output, entry.source_version, entry.output_version, entry.error)
+    if entry.status not in STATUSES or not all(text is None or isinstance(text, str) for text in texts):
+        raise ValueError("a text is of another type")
+    if not all(
+        n is None or isinstance(n, int) for n in (entry.width, entry.height, entry.faces, entry.sharp, entry.frames)
+    ):
+        raise ValueError("a number is of another type")
+    if not isinstance(entry.seconds, dict) or not all(isinstance(n, int | float) for n in entry.seconds.values()):
+        raise ValueError("seconds are numbers by their stages")
+    return entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +97,7 @@ def describe_settings(restorer: FaceRestorer, options: dict[str, Any]) -> dict[s
 def describe_system(bundle: Bundle, precision: str, sampler: Preset) -> dict[str, Any]:
     """What a result depends on beside the options: the networks, and how they are called."""
     return {
+        "bfr": version("bfr-runtime"),
         "system": bundle.manifest.system,
         "bundle_hash": bundle.hash,
         "precision": precision,
@@ -106,13 +130,36 @@ def describe_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def summary(report: Report, out: object) -> str:
-    """The one line that a command ends with. out: the output folder."""
+def summary(report: Report, out: object, *, done: str = "restored") -> str:
+    """The one line that a command ends with. out: the output folder. done: what `restored` is called."""
     total, photographs = len(report.entries), "photo" in report.settings
-    parts = ", ".join(f"{count} {status}" for status in STATUSES if (count := report.count(status)))
+    counts = {done if status == "restored" else status: report.count(status) for status in STATUSES}
+    parts = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     faces = sum(entry.faces or 0 for entry in report.entries)
-    faces_too = f", {faces} face{'s' * (faces != 1)}" if photographs else ""
-    return f"{total} image{'s' * (total != 1)}: {parts}{faces_too}, in {report.facts['seconds']:.1f} s; see {out}"
+    left = sum(entry.sharp or 0 for entry in report.entries)
+    faces_too = f", {_plural(faces, 'face')}" + f", {left} left as sharp already" * bool(left) if photographs else ""
+    noted = sum(bool(entry.notes) for entry in report.entries)
+    noted_too = f"; {noted} with warnings" if noted else ""
+    passed = Counter(PurePosixPath(one["source"]).suffix.lower() or "no suffix" for one in passed_over(report))
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed.most_common())
+    passed_too = f"; {_plural(passed.total(), 'file')} passed over ({kinds})" if passed else ""
+    seconds = f"{report.facts['seconds']:.1f} s"
+    return f"{_plural(total, 'image')}: {parts}{faces_too}, in {seconds}{noted_too}{passed_too}; see {out}"
+
+
+def passed_over(report: Report) -> list[dict[str, str]]:
+    """The files of folders that were not read: source and reason of each."""
+    found: list[dict[str, str]] = report.facts.get("passed_over", [])
+    return found
+
+
+def describe_passed_over(files: Mapping[str, str]) -> list[dict[str, str]]:
+    """The same, as reports have it. files: source -> reason."""
+    return [{"source": source, "reason": reason} for source, reason in files.items()]
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -125,22 +172,6 @@ def write_report(report: Report, folder: Path) -> None:
         "images": [asdict(entry) for entry in report.entries],
     }
     write_bytes(folder / REPORT, json.dumps(content, indent=1).encode() + b"\n")
-
-
-def earlier_entries(folder: Path, settings: dict[str, Any]) -> dict[str, Entry]:
-    """The entries of an earlier run into this folder, by source.
-
-    Raises InvalidOption where that run had other settings: its results would pass for those of this one.
-    """
-    try:
-        content = json.loads((folder / REPORT).read_bytes())
-        found = content["settings"]
-        _flat(found)
-        entries = {image["source"]: Entry(**image) for image in content["images"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # none there, or of another version: results are taken by their names alone
-    check_settings(found, settings, folder)
-    return entries
 
 
 def check_settings(earlier: dict[str, Any], settings: dict[str, Any], folder: object) -> None:

@@ -2,24 +2,27 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from bfr.runtime.errors import BfrError, InvalidOption, WriteFailed
+from bfr.runtime.errors import InvalidOption, explain_failure
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.images.encode import write_image
+from bfr.runtime.jobs.faults import ends_run, name_notes, shown
+from bfr.runtime.jobs.ledger import Ledger
 from bfr.runtime.jobs.options import FORMATS, JobOptions
 from bfr.runtime.jobs.report import (
     Entry,
     Report,
+    describe_passed_over,
     describe_run,
     describe_settings,
-    earlier_entries,
     rounded,
     write_report,
 )
@@ -40,6 +43,7 @@ def run_job(
     options: JobOptions,
     *,
     mask: Path | None = None,
+    passed_over: Mapping[str, str] | None = None,
     progress: Progress = lambda _done, _name: None,
 ) -> Report:
     """Restore `items` into the output folder and write `report.json` there.
@@ -53,6 +57,7 @@ def run_job(
         options: How results are written.
         mask: Of systems that inpaint aligned faces: a mask for all pictures, or a folder with one of each picture's
             name; white is to be inpainted. Without it, pixels that are 0 in all channels are, as published.
+        passed_over: Files that `find_inputs` passed over, for the report.
         progress: See `Progress`.
 
     Raises:
@@ -61,7 +66,7 @@ def run_job(
         InputNotFound: A mask is missing.
         WriteFailed: The output folder cannot be written: what was finished until then stays, and `resume` goes on.
     """
-    return _LocalRun(restorer, items, options, mask, progress).run()
+    return _LocalRun(restorer, items, options, mask, progress, passed_over or {}).run()
 
 
 class Run(ABC):
@@ -85,9 +90,9 @@ class Run(ABC):
         self.items, self.options, self.progress = items, options, progress
         self.settings, self.facts = settings, facts
         self.store = Store(options.out)
+        self.ledger = Ledger(options.out, settings, resume=options.resume)
         self.outputs: dict[str, str] = {}
         self.entries: dict[str, Entry] = {}
-        self._stale: dict[str, Entry] = {}
         self._comparisons: dict[str, str] = {}
 
     @abstractmethod
@@ -97,8 +102,9 @@ class Run(ABC):
     def run(self) -> Report:
         """As `run_job`."""
         begin, options = time.perf_counter(), self.options
-        self.outputs, refused = choose_outputs(self.items, self.store, options.format)
-        self.entries = {key: Entry(key, "failed", error=error) for key, error in refused.items()}
+        outputs, refused = choose_outputs(self.items, self.store, options.format)
+        self.outputs.update(outputs)
+        self.entries.update({key: Entry(key, "failed", error=error) for key, error in refused.items()})
         todo = [item for item in self.items if item.key in self.outputs]
         if options.resume:
             todo = self._resumed(todo)
@@ -107,11 +113,9 @@ class Run(ABC):
 
             self._comparisons = comparison_names(self.outputs)
         self.store.clean(self.outputs.values())
-        # Should this run be killed, what lies there from before must not pass for its results.
-        error = "the run ended before it was restored"
-        self._stale = {i.key: Entry(i.key, "failed", error=error) for i in todo if self.target(i).exists()}
         facts = {**self.facts, "network_seconds": 0.0, "seconds": 0.0}
-        write_report(self._report(facts), options.out)  # a killed run can be resumed, with these settings
+        write_report(self._report(facts), options.out)
+        self.ledger.begin({self.outputs[item.key] for item in todo})
         try:
             self.restore(todo)
         finally:
@@ -142,20 +146,23 @@ class Run(ABC):
                 write_previews(self.options.out, item.name, before, after)
 
     def _report(self, facts: dict[str, Any]) -> Report:
-        known = {**self._stale, **self.entries}
-        return Report(tuple(known[i.key] for i in self.items if i.key in known), self.settings, facts)
+        entries = [self.entries[item.key] for item in self.items if item.key in self.entries]
+        return Report(tuple(entries), self.settings, facts)
+
+    def version(self, item: Item) -> str | None:
+        """What changes when an item does, or what else its result is made of."""
+        return item.version
 
     def _resumed(self, items: Sequence[Item]) -> list[Item]:
         """What is left to do; the rest becomes skipped entries, as the earlier run reported them."""
-        earlier = earlier_entries(self.options.out, self.settings)
         todo = []
         for item in items:
-            known = earlier.get(item.key)
-            if not self.target(item).is_file() or (known and known.output is None):
+            output = self.outputs[item.key]
+            known = self.ledger.known(item.key, self.version(item), output, self.store.version(output))
+            if known is None:
                 todo.append(item)
-                continue
-            known = known or Entry(item.key, "skipped")
-            self.entries[item.key] = replace(known, status="skipped", output=self.outputs[item.key])
+            else:
+                self.entries[item.key] = replace(known, status="skipped")
         return todo
 
 
@@ -167,6 +174,7 @@ class _LocalRun(Run):
         options: JobOptions,
         mask: Path | None,
         progress: Progress,
+        passed_over: Mapping[str, str],
     ) -> None:
         self.worker, self.photo = restorer, restorer if isinstance(restorer, PhotoRestorer) else None
         self.restorer = restorer.restorer if isinstance(restorer, PhotoRestorer) else restorer
@@ -186,11 +194,9 @@ class _LocalRun(Run):
                 )
             self.masks, wanted["masks"] = find_masks(items, mask), str(mask)
         settings = describe_settings(self.restorer, wanted)
-        super().__init__(items, options, progress, settings=settings, facts=describe_run(self.restorer))
-
-    def restore(self, items: Sequence[Item]) -> None:
-        self.reached = float(len(self.entries))
-        work = ImageWork(
+        facts = {**describe_run(self.restorer), "passed_over": describe_passed_over(passed_over)}
+        super().__init__(items, options, progress, settings=settings, facts=facts)
+        self.work = ImageWork(
             self.worker,
             self.store,
             self.outputs,
@@ -198,14 +204,23 @@ class _LocalRun(Run):
             entries=self.entries,
             masks=self.masks,
             show=self.show,
+            enter=self.ledger.add,
         )
-        with closing(work.restore([item for item in items if not item.is_video], self._step)) as entries:
+
+    def version(self, item: Item) -> str | None:
+        return self.work.version(item)
+
+    def restore(self, items: Sequence[Item]) -> None:
+        self.reached = float(len(self.entries))
+        with closing(self.work.restore([item for item in items if not item.is_video], self._step)) as entries:
             for entry in entries:
                 self.reached += 1 - self.shares.pop(entry.source, 0.0)
                 self.progress(round(self.reached, 6), self.named[entry.source])
         for item in items:
             if item.is_video:
-                self.entries[item.key] = self._video(item)
+                self.entries[item.key] = entry = rounded(self._video(item))
+                if entry.output is not None:
+                    self.ledger.add(entry)
                 self.progress(len(self.entries), item.name)
 
     def _step(self, done: int, pictures: list[Picture]) -> None:
@@ -220,7 +235,8 @@ class _LocalRun(Run):
 
     def _video(self, item: Item) -> Entry:
         """Restore a video. Raises WriteFailed."""
-        finished, options = len(self.entries), self.options
+        finished, options, target = len(self.entries), self.options, self.target(item)
+        version = item.version
         try:
             if self.photo is None or item.path is None:
                 raise InvalidOption("a video was given as an aligned face: leave --aligned out")
@@ -229,7 +245,7 @@ class _LocalRun(Run):
             film = restore_video(
                 self.photo,
                 item.path,
-                self.target(item),
+                target,
                 seed=options.seed,
                 metadata=options.metadata,
                 codec=options.codec,
@@ -237,23 +253,24 @@ class _LocalRun(Run):
                 max_pixels=options.max_pixels,
                 progress=lambda share: self.progress(finished + share, item.name),
             )
-            if film.stills:
-                self.show(item, *film.stills)
-        except WriteFailed:
-            raise
-        except BfrError as error:
-            return Entry(item.key, "failed", error=str(error))
-        return rounded(
-            Entry(
-                item.key,
-                "restored" if film.faces else "no face",
-                self.outputs[item.key],
-                width=film.width,
-                height=film.height,
-                faces=film.faces,
-                frames=film.frames,
-                seconds=film.seconds,
-                precision=self.restorer.precision,
-                error=film.error,
-            )
+        except Exception as error:
+            if ends_run(error):
+                raise
+            return Entry(item.key, "failed", error=explain_failure(error))
+        output = self.outputs[item.key]
+        errors = [film.error, shown(partial(self.show, item, *film.stills)) if film.stills else None]
+        return Entry(
+            item.key,
+            "restored" if film.faces else "no face",
+            output,
+            width=film.width,
+            height=film.height,
+            faces=film.faces,
+            frames=film.frames,
+            seconds=film.seconds,
+            precision=self.restorer.precision,
+            error="; ".join(filter(None, errors)) or None,
+            notes=name_notes(item, output),
+            source_version=version,
+            output_version=self.store.version(output),
         )

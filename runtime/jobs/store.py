@@ -1,7 +1,8 @@
 """A folder on a disk or in an object store: `photos`, `file:///photos`, `s3://bucket/photos` and what fsspec knows."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from bfr.runtime.errors import BfrError, InputNotFound, InvalidImage, InvalidOpt
 from bfr.runtime.files import clean_leftovers, write_bytes
 from bfr.runtime.install import install_command
 
+# What object stores say of a change, the surest first.
+_CHANGES = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
+LONGEST_KEY = 1024  # bytes, of S3, Google Cloud Storage and Azure
 _URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)", re.IGNORECASE)  # two letters at least: `C:\photos` is a path
 
 
@@ -69,6 +73,23 @@ def identity_of(source: str | Path) -> object:
     return found.st_dev, found.st_ino
 
 
+def version_of(path: Path) -> str | None:
+    """What changes when a file does: its bytes and the time of its last change; None where there is no such file."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return f"{found.st_size}-{found.st_mtime_ns}"
+
+
+def remote_version(info: Mapping[str, Any]) -> str:
+    """The same of an object, as its store's listing has it: its bytes, and the first of what stores say of a change."""
+    change = next((info[name] for name in _CHANGES if info.get(name)), "")
+    if isinstance(change, datetime):  # some listings have the one, some the other
+        change = change.timestamp()
+    return f"{info.get('size')}-{f'{change:.6f}' if isinstance(change, float) else change}"
+
+
 class Store:
     """The output folder. Files appear in it whole or not at all: by a rename on a disk, by one put elsewhere."""
 
@@ -97,6 +118,8 @@ class Store:
             raise InvalidOption(
                 f"the name {name + suffix!r} could leave the output folder {self.url}: rename the image"
             )
+        if self.folder is None and len(self._path(name + suffix).encode(errors="surrogateescape")) > LONGEST_KEY:
+            raise InvalidOption(f"the name {name + suffix!r} is longer than object stores take: shorten it")
         if self.folder is not None:
             path = self.folder / (name + suffix)
             if not path.parent.resolve().is_relative_to(self.folder.resolve()):
@@ -145,13 +168,24 @@ class Store:
         elif self.system.exists(self._path(name)):
             self.system.rm_file(self._path(name))
 
-    def names(self) -> set[str]:
-        """The files in the folder, relative to it, `/` between their parts; none where it does not exist."""
+    def version(self, name: str) -> str | None:
+        """What changes when a file does, as of `version_of`; None where it is not there."""
         if self.folder is not None:
-            return {file.relative_to(self.folder).as_posix() for file in self.folder.rglob("*") if file.is_file()}
+            return version_of(self.folder / name)
+        try:
+            return remote_version(self.system.info(self._path(name)))
+        except FileNotFoundError:
+            return None
+
+    def versions(self) -> dict[str, str | None]:
+        """The files below the folder, by their paths with `/`, and their versions; none where it does not exist."""
+        if self.folder is not None:
+            files = [file for file in self.folder.rglob("*") if file.is_file()]
+            return {file.relative_to(self.folder).as_posix(): version_of(file) for file in files}
         self.system.invalidate_cache()
         root = self._root.rstrip("/")
-        return {str(path)[len(root) :].lstrip("/") for path in self.system.find(root)}
+        found = self.system.find(root, detail=True)
+        return {str(path)[len(root) :].lstrip("/"): remote_version(info) for path, info in found.items()}
 
     def clean(self, names: Iterable[str]) -> None:
         """Delete temporary files that dead processes of this machine left beside these files."""

@@ -8,24 +8,25 @@ import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from numpy.typing import NDArray
 
-from bfr.runtime.errors import BfrError, InvalidImage, RestorationFailed, WriteFailed
+from bfr.runtime.errors import InvalidImage, RestorationFailed, explain_failure
 from bfr.runtime.faces.background import Lanczos
 from bfr.runtime.faces.paste import to_grey
 from bfr.runtime.faces.photo import AlignedFace, PhotoEditor, PhotoRestorer
-from bfr.runtime.images.decode import Image, byte_limit, decode_image, header_size, read_image
-from bfr.runtime.images.encode import encode_image
+from bfr.runtime.images.decode import Image, byte_limit, decode_image, header_size, read_file, read_image
+from bfr.runtime.images.encode import encode_noted
 from bfr.runtime.images.formats import format_of
+from bfr.runtime.jobs.faults import Guarded, ends_run, name_notes, shown
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.report import Entry, rounded
 from bfr.runtime.jobs.sources import Item
-from bfr.runtime.jobs.store import Store, read_bytes
+from bfr.runtime.jobs.store import Store, read_bytes, version_of
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.restore.inputs import mask_of, read_mask
 from bfr.runtime.restore.pipeline import FaceRestorer, Pipeline, Prepared
@@ -44,6 +45,7 @@ class Picture:
         image: None until it is read.
         faces: None where the image is an aligned face itself.
         error: Why it was refused.
+        version: Of its file when it was read.
     """
 
     source: str
@@ -52,6 +54,7 @@ class Picture:
     image: Image | None = None
     faces: list[AlignedFace] | None = None
     error: str | None = None
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +72,7 @@ def prepare(
     editor: PhotoEditor | None,
     inputs: Callable[[Image], Mapping[str, NDArray[Any]]] = lambda _image: {},
 ) -> Prepared[Picture]:
-    """Read an image and align its faces. A BfrError becomes `picture.error`.
+    """Read an image and align its faces. Whatever is raised becomes `picture.error`, but for a lost device.
 
     Args:
         picture: Gets image, faces and seconds.
@@ -87,10 +90,12 @@ def prepare(
         begin = time.perf_counter()
         picture.faces = editor.align(image.pixels)
         picture.seconds["align"] = time.perf_counter() - begin
-    except BfrError as error:
-        picture.error = str(error)
+    except Exception as error:
+        if ends_run(error):
+            raise
+        picture.error = explain_failure(error)
         return Prepared(picture)
-    return Prepared(picture, [face.crop for face in picture.faces])
+    return Prepared(picture, [face.crop for face in picture.faces if not face.left])
 
 
 def finish(
@@ -110,7 +115,7 @@ def finish(
         editor: As of `prepare`.
         output: Name of the result, whose suffix decides the format.
         quality: Of lossy formats, 1 to 100.
-        metadata: Keep the EXIF data.
+        metadata: Keep what the source says beside its pixels.
 
     Raises:
         RestorationFailed: The image was refused, or no face of it could be restored.
@@ -123,6 +128,7 @@ def finish(
     errors = tuple(result.error or "unknown" for result in results if result.pixels is None)
     if image is None or picture.error or (errors and len(errors) == len(results)):
         raise RestorationFailed(picture.error or errors[0])
+    left = sum(face.left for face in picture.faces or ())
     if editor is None or picture.faces is None:
         pixels: NDArray[Any] = results[0].pixels  # type: ignore[assignment]
         pixels = to_grey(pixels) if image.grey else pixels
@@ -136,19 +142,24 @@ def finish(
         data = picture.original()  # nothing was done to its pixels
     else:
         data = b""
+    notes: tuple[str, ...] = ()
     if (found := format_of(data)) is None or suffix not in found.suffixes:
-        data = encode_image(pixels, suffix, like=image, quality=quality, metadata=metadata)
+        data, lost = encode_noted(pixels, suffix, like=image, quality=quality, metadata=metadata)
+        notes = (*image.notes, *lost)
     picture.seconds["write"] = time.perf_counter() - begin
     entry = Entry(
         picture.source,
-        "restored" if results else "no face",
+        "restored" if results else "already sharp" if left else "no face",
         output,
         width=pixels.shape[1],
         height=pixels.shape[0],
         faces=len(results) - len(errors),
+        sharp=left or None,
         seconds=picture.seconds,
         precision=", ".join(sorted({result.precision for result in results})) or None,
         error=f"{len(errors)} of {len(results)} faces failed: {errors[0]}" if errors else None,
+        notes=notes,
+        source_version=picture.version,
     )
     return Encoded(pixels, data, entry)
 
@@ -156,7 +167,7 @@ def finish(
 def read_item(item: Item, max_pixels: int) -> Image:
     """Read an image from a disk or an object store. Raises InputNotFound and InvalidImage."""
     if item.path is not None:
-        return read_image(item.path, max_pixels=max_pixels)
+        return decode_image(read_file(item.path, max_pixels=max_pixels), name=item.key, max_pixels=max_pixels)
     if item.bytes is not None and item.bytes > (limit := byte_limit(max_pixels)):
         raise InvalidImage(
             f"{item.key} has {item.bytes} bytes, more than the {limit} of an image of {max_pixels} pixels: "
@@ -181,6 +192,7 @@ class ImageWork:
         entries: dict[str, Entry] | None = None,
         masks: Mapping[str, Path] | None = None,
         show: Callable[[Item, Any, Any], None] = lambda _item, _before, _after: None,
+        enter: Callable[[Entry], None] = lambda _entry: None,
     ) -> None:
         """Take what restores and where results go.
 
@@ -192,10 +204,12 @@ class ImageWork:
             entries: Where to enter what became of the items.
             masks: Key of an item -> its mask.
             show: Called with an item, its pixels and those of its result once that is written.
+            enter: Called with the entry of a result that is in its place.
         """
         self.editor = worker if isinstance(worker, PhotoRestorer) else None
         self.restorer = worker.restorer if isinstance(worker, PhotoRestorer) else worker
-        self.store, self.outputs, self.options, self.masks, self.show = store, outputs, options, masks or {}, show
+        self.store, self.outputs, self.options, self.masks = store, outputs, options, masks or {}
+        self.show, self.enter = show, enter
         self.entries = {} if entries is None else entries
 
     def restore(
@@ -204,7 +218,7 @@ class ImageWork:
         """What became of each item, in their order. Raises WriteFailed. on_step: as of `Pipeline`."""
         threads = side_threads()
         pipeline = Pipeline[Item, tuple[Item, Picture], Entry](
-            self.restorer,
+            Guarded(self.restorer),
             self._prepare,
             self._finish,
             seed=self.options.seed,
@@ -220,6 +234,11 @@ class ImageWork:
         """Read an image. Raises InputNotFound and InvalidImage."""
         return read_item(item, self.options.max_pixels)
 
+    def version(self, item: Item) -> str | None:
+        """What changes when an item does, or its mask."""
+        mask = self.masks.get(item.key)
+        return item.version if mask is None else f"{item.version} with {version_of(mask)}"
+
     def _weigh(self, item: Item) -> int:
         """Pixels of the result, from the header; of an object, which would be read twice, from its bytes."""
         if item.path is None:
@@ -230,7 +249,7 @@ class ImageWork:
         return pixels * (self.editor.options.upscale**2 if self.editor else 1)
 
     def _prepare(self, item: Item) -> Prepared[tuple[Item, Picture]]:
-        picture = Picture(item.key, partial(read_bytes, item.source))
+        picture = Picture(item.key, partial(read_bytes, item.source), version=self.version(item))
         made = prepare(picture, partial(self.read, item), self.editor, partial(self._inputs, item))
         return Prepared((item, picture), made.crops, inputs=made.inputs)
 
@@ -241,29 +260,37 @@ class ImageWork:
         return {"mask": mask_of(image.pixels, read_mask(drawn))}  # one of another size fails alone
 
     def _finish(self, payload: tuple[Item, Picture], results: Sequence[Restored]) -> Entry:
-        """Paste, write, and enter what became of an image. Raises WriteFailed."""
+        """Paste, write, and enter what became of an image. Raises WriteFailed where no other could be written."""
         item, picture = payload
-        output = self.outputs[item.key]
         try:
-            made = finish(
-                picture,
-                results,
-                self.editor,
-                output=output,
-                quality=self.options.quality,
-                metadata=self.options.metadata,
-            )
-            begin = time.perf_counter()
-            self.store.write(output, made.data)
-            if picture.image is not None:
-                self.show(item, picture.image.pixels, made.pixels)
-            picture.seconds["write"] += time.perf_counter() - begin
-            entry = made.entry
-        except WriteFailed:
-            raise
-        except BfrError as error:
-            entry = Entry(item.key, "failed", seconds=picture.seconds, error=str(error))
+            entry = self._write(item, picture, results)
+        except Exception as error:
+            if ends_run(error):
+                raise
+            entry = Entry(item.key, "failed", seconds=picture.seconds, error=explain_failure(error))
         self.entries[item.key] = entry = rounded(entry)
+        if entry.output is not None:
+            self.enter(entry)
+        return entry
+
+    def _write(self, item: Item, picture: Picture, results: Sequence[Restored]) -> Entry:
+        output = self.outputs[item.key]
+        made = finish(
+            picture,
+            results,
+            self.editor,
+            output=output,
+            quality=self.options.quality,
+            metadata=self.options.metadata,
+        )
+        begin = time.perf_counter()
+        self.store.write(output, made.data)
+        notes = (*made.entry.notes, *name_notes(item, output))
+        entry = replace(made.entry, notes=notes, output_version=self.store.version(output))
+        if picture.image is not None:
+            error = shown(partial(self.show, item, picture.image.pixels, made.pixels))
+            entry = replace(entry, error="; ".join(filter(None, (entry.error, error))) or None)
+        picture.seconds["write"] += time.perf_counter() - begin
         return entry
 
 

@@ -35,19 +35,11 @@ class DeviceFacts(Protocol):
     def versions(self) -> Mapping[str, str]: ...
 
 
-class FaceRestorer(Protocol):
-    """What restores aligned faces: a `Restorer`, or one whose networks run in a server's processes."""
-
-    bundle: Bundle
-    sampler: Preset
-    precision: Precision
-    plan: Plan
-    size: int
-    batch: int
-    fixed: dict[str, NDArray[Any]]
+class FaceRunner(Protocol):
+    """What runs aligned faces, `batch` at once at most."""
 
     @property
-    def device(self) -> DeviceFacts: ...
+    def batch(self) -> int: ...
 
     def run(
         self,
@@ -60,6 +52,20 @@ class FaceRestorer(Protocol):
     ) -> list[Restored]:
         """See `Restorer.run`."""
         ...
+
+
+class FaceRestorer(FaceRunner, Protocol):
+    """What restores aligned faces: a `Restorer`, or one whose networks run in a server's processes."""
+
+    bundle: Bundle
+    sampler: Preset
+    precision: Precision
+    plan: Plan
+    size: int
+    fixed: dict[str, NDArray[Any]]
+
+    @property
+    def device(self) -> DeviceFacts: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +102,7 @@ class Pipeline(Generic[T, P, R]):
 
     def __init__(
         self,
-        restorer: FaceRestorer,
+        restorer: FaceRunner,
         prepare: Callable[[T], Prepared[P] | None],
         finish: Callable[[P, list[Restored]], R],
         *,

@@ -5,17 +5,33 @@ import secrets
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from bfr.runtime import errors
 from bfr.runtime.cluster.bulk.options import BulkOptions
 from bfr.runtime.cluster.bulk.pool import connected, size_pool
-from bfr.runtime.cluster.bulk.table import BATCH, RESULTS, EntryLog, NodeEntry, parts_of, read_entries, write_table
-from bfr.runtime.errors import BfrError, RestorationFailed
-from bfr.runtime.jobs.report import STATUSES, Report, check_settings, describe_now, describe_versions
-from bfr.runtime.jobs.sources import Item, choose_outputs, find_images
+from bfr.runtime.cluster.bulk.table import (
+    BATCH,
+    RESULTS,
+    EntryLog,
+    NodeEntry,
+    node_entry_of,
+    parts_of,
+    read_entries,
+    write_table,
+)
+from bfr.runtime.errors import BfrError, InvalidOption, RestorationFailed
+from bfr.runtime.jobs.report import (
+    STATUSES,
+    Report,
+    check_settings,
+    describe_now,
+    describe_passed_over,
+    describe_versions,
+)
+from bfr.runtime.jobs.sources import Item, check_found, choose_outputs, find_inputs
 from bfr.runtime.jobs.store import Store
 
 LARGEST_BLOCK = 32  # images; a block ends with its pipeline running empty, and its rows come back together
@@ -37,19 +53,22 @@ def run_bulk(
 
     workers: how many, see `size_pool`. address: of a Ray cluster, None for this machine. resume: skip inputs whose
     result is in `out`. progress: is called with how many inputs are done, and with how many there are.
-    An image that cannot be read or restored is a failed entry; one that an earlier run restored is a skipped one. A
+    An image that cannot be read or restored is a failed entry; one that an earlier run restored is a skipped one, where
+    neither it, nor the settings, nor the result have changed since. A
     block of images whose worker or node dies is done again, there or elsewhere: a result depends on its image and the
     settings alone, so that it is the same file.
-    Raises InvalidOption before any work for settings that differ from those of the run that is resumed, a BfrError
-    where workers cannot do their work, and RestorationFailed where the rows at the end are not those of the inputs.
+    Raises InputNotFound where there is no image, InvalidOption before any work for settings that differ from those of
+    the run that is resumed, a BfrError where workers cannot do their work, and RestorationFailed where the rows at the
+    end are not those of the inputs.
     """
     begin = time.perf_counter()
     store = Store(out)
-    found = find_images(inputs, out=store.url)
-    items = [replace(item, source=str(item.path.absolute()) if item.path else item.key) for item in found]
-    if not items:
-        return Report((), {}, {"seconds": 0.0})
-    return _BulkRun(items, list(inputs), store, options, resume).run(workers, address, progress, begin)
+    found = find_inputs(inputs, out=store.url)
+    check_found(found, inputs)
+    items = [replace(item, source=str(item.path.absolute()) if item.path else item.key) for item in found.items]
+    run = _BulkRun(items, list(inputs), store, options, resume)
+    run.facts["passed_over"] = describe_passed_over(found.passed_over)
+    return run.run(workers, address, progress, begin)
 
 
 class _BulkRun:
@@ -69,9 +88,9 @@ class _BulkRun:
         }
         self.new: set[str] = set()
         self.taken_over: set[str] = set()
-        names = store.names()
+        names = store.versions()
+        resume = resume and self._known_settings()
         if resume:
-            self._check_settings()
             self._take_over(names)
         store.clean(self.outputs.values())
         self.log = EntryLog(store, parts_of(names)) if resume else self._clear(names)
@@ -162,33 +181,33 @@ class _BulkRun:
             )
         return [self.entries[item.key] for item in self.items]
 
-    def _check_settings(self) -> None:
+    def _known_settings(self) -> bool:
+        """Whether an earlier run says what its results were made with. Raises InvalidOption where that was other."""
         try:
             earlier = json.loads(self.store.read(BATCH) or b"")["settings"]
+            check_settings(earlier, self.settings, self.store.url)
+        except InvalidOption:  # a ValueError too
+            raise
         except (ValueError, KeyError, TypeError):
-            return  # none there, or of another version: results are taken by their names alone
-        check_settings(earlier, self.settings, self.store.url)
+            return False  # none there, or of another version
+        return True
 
-    def _take_over(self, names: set[str]) -> None:
-        """Enter what has a result already, as the earlier run reported it."""
+    def _take_over(self, names: Mapping[str, str | None]) -> None:
+        """Enter what has a result already, as the earlier run reported it; nothing is taken by its name alone."""
         earlier = read_entries(self.store, names)
-        for url, output in self.outputs.items():
-            known = earlier.get(url)
-            if output in names and not (known and known.output is None):
-                self.taken_over.add(url)
-                self.entries[url] = replace(known, output=output) if known else NodeEntry(url, "skipped", output)
+        for item in self.items:
+            known, output = earlier.get(item.key), self.outputs.get(item.key)
+            if known is None or output is None or known.output != output or None in (item.version, names.get(output)):
+                continue
+            if (known.source_version, known.output_version) == (item.version, names[output]):
+                self.taken_over.add(item.key)
+                self.entries[item.key] = known
 
-    def _clear(self, names: set[str]) -> EntryLog:
-        """Take away what an earlier run said, and start a log.
-
-        Should this run be killed, what lies there from before must not pass for its results.
-        """
-        for name in (*parts_of(names), *({RESULTS} & names)):
+    def _clear(self, names: Mapping[str, str | None]) -> EntryLog:
+        """Take away what an earlier run said, and start a log."""
+        for name in (*parts_of(names), *({RESULTS} & names.keys())):
             self.store.remove(name)
-        log, error = EntryLog(self.store), "the run ended before it was restored"
-        log.add([NodeEntry(url, "failed", error=error) for url, output in self.outputs.items() if output in names])
-        log.flush()
-        return log
+        return EntryLog(self.store)
 
     def _write_facts(self) -> None:
         self.store.write(BATCH, json.dumps(self.facts, indent=1).encode() + b"\n")
@@ -206,4 +225,4 @@ def _rows(texts: Sequence[str]) -> list[NodeEntry]:
         if "refusal" in row:
             kind = getattr(errors, row["kind"], BfrError)
             raise kind(row["refusal"])
-    return [NodeEntry(**row) for row in found]
+    return [node_entry_of(row) for row in found]

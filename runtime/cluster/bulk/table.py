@@ -10,16 +10,21 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
-from bfr.runtime.jobs.report import Entry
+from bfr.runtime.jobs.report import Entry, entry_of
 from bfr.runtime.jobs.store import Store
 
 BATCH, RESULTS, FAILURES, PARTS = "batch.json", "results.csv", "failures.csv", "rows-"
 _PART = re.compile(rf"{PARTS}\d+\.jsonl")
-COLUMNS = ("source", "status", "output", "width", "height", "faces", "seconds", "precision", "backend", "node", "error")
+COLUMNS = (
+    "source", "status", "output", "width", "height", "faces", "seconds", "precision", "backend", "node", "error",
+    "notes", "source_version", "output_version",
+)  # fmt: skip
+_BETWEEN = "; "  # notes of a row
 EVERY = 5.0  # seconds between two parts
 
 
@@ -35,6 +40,13 @@ class NodeEntry(Entry):
         """An entry of a node."""
         seconds = {"all": round(sum(entry.seconds.values()), 4)} if entry.seconds else {}
         return cls(**{**asdict(entry), "seconds": seconds}, backend=backend, node=node)
+
+
+def node_entry_of(values: dict[str, Any]) -> NodeEntry:
+    """An entry of a node as JSON has it. Raises KeyError, TypeError and ValueError for what is none."""
+    more = {name: values[name] for name in ("backend", "node")}
+    entry = entry_of({name: value for name, value in values.items() if name not in more})
+    return NodeEntry(**{**asdict(entry), "notes": entry.notes}, **more)
 
 
 class EntryLog:
@@ -70,15 +82,14 @@ class EntryLog:
 
 
 def read_entries(store: Store, names: Iterable[str]) -> dict[str, NodeEntry]:
-    """The rows that earlier runs left, by source; of one source, the latest. names: the files that are there."""
+    """The rows that earlier runs left, by source; of one source, the latest. names: the files that are there.
+
+    Rows that are cut off, or of another version, are left out.
+    """
     rows: dict[str, NodeEntry] = {}
-    if (table := store.read(RESULTS)) is not None:
-        for values in csv.DictReader(io.StringIO(table.decode("utf-8", "surrogateescape"), newline="")):
-            row = _row(values)
-            rows[row.source] = row
-    for part in parts_of(names):
-        for line in (store.read(part) or b"").splitlines():
-            row = NodeEntry(**json.loads(line))
+    logged = (_logged(line) for part in parts_of(names) for line in (store.read(part) or b"").splitlines())
+    for row in chain(_table(store.read(RESULTS) or b""), logged):
+        if row is not None:
             rows[row.source] = row
     return rows
 
@@ -90,7 +101,7 @@ def parts_of(names: Iterable[str]) -> list[str]:
 
 def write_table(store: Store, rows: Sequence[NodeEntry]) -> None:
     """Write `results.csv`, and `failures.csv` where anything failed. Raises WriteFailed."""
-    table = [{**asdict(row), "seconds": row.seconds.get("all")} for row in rows]
+    table = [{**asdict(row), "seconds": row.seconds.get("all"), "notes": _BETWEEN.join(row.notes)} for row in rows]
     store.write(RESULTS, _csv(COLUMNS, table))
     if failed := [row for row in table if row["error"]]:
         store.write(FAILURES, _csv(("source", "status", "error"), failed))
@@ -110,9 +121,28 @@ def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     return text.getvalue().encode("utf-8", "surrogateescape")  # names that are no text
 
 
-def _row(values: Mapping[str, str]) -> NodeEntry:
-    given: dict[str, Any] = {name: value or None for name, value in values.items()}
-    for name in ("width", "height", "faces"):
-        given[name] = int(given[name]) if given[name] else None
-    given["seconds"] = {"all": float(given["seconds"])} if given["seconds"] else {}
-    return NodeEntry(**given)
+def _table(data: bytes) -> Iterator[NodeEntry | None]:
+    try:
+        yield from map(_row, csv.DictReader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline="")))
+    except csv.Error:  # what comes after is no table
+        return
+
+
+def _row(values: Mapping[str | None, Any]) -> NodeEntry | None:
+    """A row of the table; None for what is none."""
+    try:
+        given: dict[str, Any] = {name: values[name] or None for name in COLUMNS}
+        for name in ("width", "height", "faces"):
+            given[name] = int(given[name]) if given[name] else None
+        given["seconds"] = {"all": float(given["seconds"])} if given["seconds"] else {}
+        given["notes"] = tuple(filter(None, (given["notes"] or "").split(_BETWEEN)))
+        return node_entry_of(given)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _logged(line: bytes) -> NodeEntry | None:
+    try:
+        return node_entry_of(json.loads(line))
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None

@@ -139,7 +139,7 @@ def test_a_folder_of_faces_is_restored_without_torch_and_without_network(
     found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     results = ["a_jpg.jpg", "a_png.png", "sub/b.webp"]
     pairs = [f"{result.rpartition('.')[0]}.compare.png" for result in results]
-    assert found == sorted([*results, *pairs, "report.json"])
+    assert found == sorted([*results, *pairs, "report.json", "resume.jsonl"])
     with Image.open(out / "a_png.png") as result, Image.open(out / "a_png.compare.png") as pair:
         assert result.size == (36, 40)
         assert pair.size == (72 + GAP, 40)
@@ -212,12 +212,40 @@ def test_empty_and_missing_folders(call: Called, opened: list[Any], tmp_path: Pa
     """P12. Nothing is loaded for them."""
     (tmp_path / "empty").mkdir()
     done = call("restore", tmp_path / "empty", "-o", tmp_path / "out")
-    assert (done.status, done.stdout.strip()) == (0, "0 images")
+    assert (done.status, done.stdout) == (2, "")
+    assert "PNG, JPEG, WEBP, BMP, TIFF and videos are looked for" in done.stderr
     done = call("restore", tmp_path / "missing", "-o", tmp_path / "out")
     assert done.status == 2
     assert "missing does not exist" in done.stderr
     assert opened == []
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_nothing_that_is_read(call: Called, opened: list[Any], tmp_path: Path) -> None:
+    """What was passed over is named, on the terminal and in the report."""
+    (tmp_path / "in").mkdir()
+    for name in ("IMG_1.HEIC", "notes.txt"):
+        (tmp_path / "in" / name).write_text("words")
+    done = call("restore", tmp_path / "in", "-o", tmp_path / "out")
+    assert done.status == 2
+    assert "2 files were passed over" in done.stderr
+    assert f"{tmp_path / 'in/IMG_1.HEIC'}: not an image of PNG" in done.stderr
+    written = json.loads((tmp_path / "out/report.json").read_text())
+    assert [Path(one["source"]).name for one in written["passed_over"]] == ["IMG_1.HEIC", "notes.txt"]
+
+
+def test_warnings_and_what_was_passed_over(call: Called, opened: Any, tmp_path: Path) -> None:
+    """A line each, twenty at most of a kind; neither is a failure."""
+    (tmp_path / "in").mkdir()
+    for i in range(22):
+        Image.new("RGBA", (64, 64), (60, 120, 60, 99)).save(tmp_path / f"in/{i}.png")
+    (tmp_path / "in/notes.txt").touch()
+    done = call("restore", tmp_path / "in", "-o", tmp_path / "out", "--format", "jpg")
+    assert done.status == 0
+    assert done.stderr.count("what is transparent becomes white in a JPEG") == 20
+    assert "and 2 more, see report.json" in done.stderr
+    assert "passed over: " in done.stderr
+    assert "22 with warnings; 1 file passed over (1 .txt); see" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -277,7 +305,7 @@ def test_options_reach_the_run(
 ) -> None:
     runs: list[tuple[Any, list[str], JobOptions]] = []
 
-    def run_job(worker: Any, items: Any, options: JobOptions, *, progress: Any) -> Report:
+    def run_job(worker: Any, items: Any, options: JobOptions, *, progress: Any, passed_over: Any) -> Report:
         progress(0.5, "a")
         runs.append((worker, [item.source.name for item in items], options))
         return Report((Entry("a", "restored"),), {}, {"seconds": 1.0})
@@ -466,7 +494,7 @@ def test_a_full_disk_ends_the_run_and_leaves_nothing_partial(
     assert done.status == 1
     assert "full" in done.stderr
     assert str(out) in done.stderr
-    assert [path.name for path in out.iterdir()] == ["report.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["report.json", "resume.jsonl"]
 
 
 class TestFetchYunet:

@@ -73,7 +73,7 @@ def test_a_folder(server: FakeServer, album: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     report = run(server, album, out, seed=9)
     assert statuses(report) == dict.fromkeys(["a.jpg", "a.png", "b.bmp", "c.webp"], "restored")
-    assert tree(out) == ["a_jpg.jpg", "a_png.png", "b.png", "report.json", "sub/c.webp"]
+    assert tree(out) == ["a_jpg.jpg", "a_png.png", "b.png", "report.json", "resume.jsonl", "sub/c.webp"]
     for path, kind in (("a_jpg.jpg", "JPEG"), ("b.png", "PNG"), ("sub/c.webp", "WEBP")):
         with Pillow.open(out / path) as image:
             assert (image.format, image.size) == (kind, (32, 24))

@@ -253,7 +253,7 @@ class TestObjectStores:
         with Restorer.open(backend="onnxruntime-cpu", preset="fast", batch=2) as restorer:
             run_job(restorer, find_images([tmp_path / "in"]), JobOptions(tmp_path / "expected"))
         store = Store("memory://out/x")
-        assert store.names() == {
+        assert store.versions().keys() == {
             "a_jpg.jpg", "a_png.png", "sub/b.webp", "results.csv", "failures.csv", "batch.json"
         }  # fmt: skip
         for name in ("a_jpg.jpg", "a_png.png", "sub/b.webp"):
@@ -348,9 +348,9 @@ class TestResume:
             run_bulk([str(folder)], str(out), other, resume=True)
         here.done = []
         report = run_bulk([str(folder)], str(out), ALIGNED, resume=True)
-        assert here.done == ["c.png"]
+        assert here.done == ["b.png", "c.png"]
         assert [(row.status, row.width) for row in report.entries] == [
-            ("skipped", 64), ("skipped", None), ("restored", 64)
+            ("skipped", 64), ("restored", 64), ("restored", 64)
         ]  # fmt: skip
         assert not [name for name in tree(out) if name.startswith("rows-")]
 
@@ -381,10 +381,43 @@ class TestResume:
         self.killed(here, folder, out)
         here.done = []
         run_bulk([str(folder)], str(out), ALIGNED, resume=True)
-        assert here.done == ["b.jpg", "c.jpg"]  # of b its row was lost, and an older result may lie there
+        assert here.done == ["b.jpg", "c.jpg"]  # of b its row was lost
         run_bulk([str(folder)], str(tmp_path / "fresh"), ALIGNED)
         for name in ("a.jpg", "b.jpg", "c.jpg"):
             assert (out / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+
+    def test_results_of_two_seeds(self, here: InProcess, tmp_path: Path) -> None:
+        """{a, b} with one seed, {a} with another, then both with that one: b is not skipped."""
+        folder, out = noise(tmp_path / "in", "a.png", "b.png"), tmp_path / "out"
+        other = ALIGNED.model_copy(update={"seed": 2})
+        run_bulk([str(folder)], str(out), ALIGNED)
+        run_bulk([str(folder / "a.png")], str(out), other)
+        report = run_bulk([str(folder)], str(out), other, resume=True)
+        assert [row.status for row in report.entries] == ["skipped", "restored"]
+
+    @pytest.mark.parametrize("lost", ["batch.json", "results.csv"])
+    def test_nothing_is_taken_by_its_name(self, here: InProcess, tmp_path: Path, lost: str) -> None:
+        folder, out = noise(tmp_path / "in", "a.png"), tmp_path / "out"
+        run_bulk([str(folder)], str(out), ALIGNED)
+        (out / lost).unlink()
+        (row,) = run_bulk([str(folder)], str(out), ALIGNED, resume=True).entries
+        assert row.status == "restored"
+
+    @pytest.mark.parametrize("changed", ["in/a.png", "out/a.png"])
+    def test_what_changed_is_made_anew(self, here: InProcess, tmp_path: Path, changed: str) -> None:
+        folder, out = noise(tmp_path / "in", "a.png", "b.png"), tmp_path / "out"
+        run_bulk([str(folder)], str(out), ALIGNED)
+        os.utime(tmp_path / changed, ns=(0, 1))
+        report = run_bulk([str(folder)], str(out), ALIGNED, resume=True)
+        assert [row.status for row in report.entries] == ["restored", "skipped"]
+
+    def test_what_changed_in_an_object_store_is_made_anew(self, here: InProcess, memory: Callable[..., str]) -> None:
+        url, system = memory("in", "a.png", "b.png", "c.png"), fsspec.filesystem("memory")
+        run_bulk([url], "memory://out", ALIGNED)
+        system.pipe_file("/in/a.png", system.cat_file("/in/b.png"))
+        system.pipe_file("/out/b.png", b"another")
+        report = run_bulk([url], "memory://out", ALIGNED, resume=True)
+        assert [row.status for row in report.entries] == ["restored", "restored", "skipped"]
 
     def test_nothing_left_to_do_needs_no_ray(
         self, here: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -477,7 +510,10 @@ def test_rows_survive_their_files(tmp_path: Path) -> None:
     """Names with commas, quotes, line ends and bytes that are no text; the latest row of a source counts."""
     store, name = Store(str(tmp_path)), 'a,"b"\n\udcff.png'
     first = NodeEntry(name, "failed", error="x,\ny")
-    second = NodeEntry(name, "restored", "b.png", 3, 4, 1, None, {"all": 0.5}, "fp32", None, "cpu", "n")
+    second = NodeEntry(
+        name, "restored", "b.png", width=3, height=4, faces=1, seconds={"all": 0.5}, precision="fp32", backend="cpu",
+        node="n", notes=("its alpha", "its pages"), source_version="1-2", output_version="3-\"4\"",
+    )  # fmt: skip
     log = EntryLog(store, ["rows-000009.jsonl"])
     for row in (first, second):
         log.add([row])
@@ -534,8 +570,8 @@ def test_empty_and_wrong_usage(
     (tmp_path / "empty").mkdir()
     noise(tmp_path / "in", "a.png")
     out = ["-o", tmp_path / "out"]
-    assert call(monkeypatch, "batch", tmp_path / "empty", *out) == 0
-    assert capsys.readouterr().out == "0 images\n"
+    assert call(monkeypatch, "batch", tmp_path / "empty", *out) == 2
+    assert "PNG, JPEG, WEBP, BMP, TIFF are looked for" in " ".join(capsys.readouterr().err.split())
     for wrong in (
         [tmp_path / "nothing"],
         [tmp_path / "in", "--bundle", tmp_path],

@@ -1,26 +1,40 @@
-"""`report.json`: what it holds, and what a resumed run takes from it."""
+"""`report.json`: what it holds, and the line that a run ends with."""
 
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bfr.runtime.errors import InvalidOption, WriteFailed
+from bfr.runtime.errors import WriteFailed
 from bfr.runtime.jobs.report import (
     REPORT,
     Entry,
     Report,
     describe_run,
     describe_settings,
-    earlier_entries,
+    entry_of,
+    summary,
     write_report,
 )
 
 SETTINGS: dict[str, Any] = {"system": "mini", "seed": 1, "sampler": {"start": 4, "eta": 0.5}, "photo": {"upscale": 1}}
-DONE = Entry("a.jpg", "restored", "a.jpg", width=3, height=2, faces=2, seconds={"read": 0.1}, precision="fp32")
+DONE = Entry(
+    "a.jpg",
+    "restored",
+    "a.jpg",
+    width=3,
+    height=2,
+    faces=2,
+    seconds={"read": 0.1},
+    precision="fp32",
+    notes=("the first of its 2 pages is taken alone",),
+    source_version="10-20",
+    output_version="30-40",
+)
 FAILED = Entry("b.jpg", "failed", error="damaged")
 FACTS = {"backend": "numpy", "seconds": 2.5}
 
@@ -34,91 +48,66 @@ def test_it_holds_settings_facts_counts_and_entries(tmp_path: Path) -> None:
     content = json.loads(written(tmp_path / "new").read_text())
     assert content["settings"] == SETTINGS
     assert (content["backend"], content["seconds"]) == ("numpy", 2.5)
-    assert content["counts"] == {"restored": 1, "no face": 0, "skipped": 0, "failed": 1}
-    assert content["images"][0] == {
+    assert {name: count for name, count in content["counts"].items() if count} == {"restored": 1, "failed": 1}
+    assert {name: value for name, value in content["images"][0].items() if value is not None} == {
         "source": "a.jpg",
         "status": "restored",
         "output": "a.jpg",
         "width": 3,
         "height": 2,
         "faces": 2,
-        "frames": None,
         "seconds": {"read": 0.1},
         "precision": "fp32",
-        "error": None,
+        "notes": ["the first of its 2 pages is taken alone"],
+        "source_version": "10-20",
+        "output_version": "30-40",
     }
     assert [image["status"] for image in content["images"]] == ["restored", "failed"]
 
 
 def test_entries_come_back(tmp_path: Path) -> None:
-    written(tmp_path)
-    assert earlier_entries(tmp_path, SETTINGS) == {"a.jpg": DONE, "b.jpg": FAILED}
-
-
-def test_settings_are_compared_as_json_has_them(tmp_path: Path) -> None:
-    written(tmp_path, {**SETTINGS, "sizes": (1, 2)})
-    assert earlier_entries(tmp_path, {**SETTINGS, "sizes": (1, 2)})
-
-
-def test_other_settings_are_refused_with_each_difference(tmp_path: Path) -> None:
-    written(tmp_path)
-    now = {"system": "mini", "seed": 2, "sampler": {"start": 4, "eta": 0.0}, "photo": {"upscale": 2}, "crf": 9}
-    with pytest.raises(InvalidOption) as caught:
-        earlier_entries(tmp_path, now)
-    lines = str(caught.value).splitlines()
-    assert str(tmp_path) in lines[0]
-    assert [line.strip() for line in lines[1:-1]] == [
-        "crf: None then, 9 now",
-        "photo.upscale: 1 then, 2 now",
-        "sampler.eta: 0.5 then, 0.0 now",
-        "seed: 1 then, 2 now",
-    ]
-    assert "another output folder" in lines[-1]
+    content = json.loads(written(tmp_path).read_text())
+    assert [entry_of(image) for image in content["images"]] == [DONE, FAILED]
 
 
 @pytest.mark.parametrize(
-    "content",
+    "change",
     [
-        None,
-        b"",
-        b"{",
-        b"\xff\xfe",
-        b"[]",
-        b"3",
-        b"{}",
-        b'{"settings": [], "images": []}',
-        b'{"settings": null, "images": []}',
-        b'{"settings": {"seed": 2}}',
-        b'{"settings": {"seed": 2}, "images": 3}',
-        b'{"settings": {"seed": 2}, "images": [{"source": "a"}]}',
-        b'{"settings": {"seed": 2}, "images": [{"source": "a", "status": "restored", "pages": 3}]}',
-        b'{"seed": 2, "images": [{"source": "a", "status": "restored", "output": "a.png"}]}',  # of version 0.1
+        {"status": "sold"},
+        {"source": 3},
+        {"output": ["a.png"]},
+        {"seconds": {"read": "long"}},
+        {"seconds": None},
+        {"faces": "two"},
+        {"notes": None},
+        {"pages": 3},
     ],
 )
-def test_a_report_that_is_gone_or_not_readable_tells_nothing(tmp_path: Path, content: bytes | None) -> None:
-    if content is not None:
-        (tmp_path / REPORT).write_bytes(content)
-    assert earlier_entries(tmp_path, SETTINGS) == {}
+def test_what_is_no_entry(tmp_path: Path, change: dict[str, Any]) -> None:
+    (good, _) = json.loads(written(tmp_path).read_text())["images"]
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        entry_of({**good, **change})
+
+
+def test_the_line_at_the_end_counts_warnings_and_what_was_passed_over() -> None:
+    passed = [{"source": f"in/{name}", "reason": "not an image"} for name in ("a.HEIC", "b.heic", "notes")]
+    report = Report((DONE, FAILED), SETTINGS, {"seconds": 2.5, "passed_over": passed})
+    assert summary(report, "out") == (
+        "2 images: 1 restored, 1 failed, 2 faces, in 2.5 s; 1 with warnings; "
+        "3 files passed over (2 .heic, 1 no suffix); see out"
+    )
+    assert summary(Report((FAILED,), {}, {"seconds": 2.5}), "out") == "1 image: 1 failed, in 2.5 s; see out"
 
 
 def test_settings_and_facts_are_of_the_restorer(small: Callable[..., Any]) -> None:
     restorer = small(3)
     settings = describe_settings(restorer, {"seed": 5})
     assert settings == {
+        "bfr": version("bfr-runtime"),
         "system": "mini",
         "bundle_hash": restorer.bundle.hash,
         "precision": "fp32",
-        "sampler": {
-            "solver": "ddim",
-            "spacing": "ddim100",
-            "start": 2,
-            "steps": None,
-            "eta": 0.5,
-            "matched": True,
-            "adapt": None,
-            "stages": {},
-            "guidance": None,
-        },
+        "sampler": restorer.sampler.model_dump(),
         "seed": 5,
     }
     facts = describe_run(restorer)

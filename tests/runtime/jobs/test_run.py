@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 import shutil
 import sys
 import threading
@@ -16,17 +17,18 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from bfr.runtime.errors import InvalidImage, InvalidOption, WriteFailed
+from bfr.runtime.errors import DeviceLost, InvalidImage, InvalidOption, WriteFailed
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.files import write_bytes
 from bfr.runtime.images.decode import read_image
 from bfr.runtime.install import install_command
+from bfr.runtime.jobs.ledger import LEDGER
 from bfr.runtime.jobs.page import preview_paths
 from bfr.runtime.jobs.pictures import GAP
 from bfr.runtime.jobs.report import Report
 from bfr.runtime.jobs.run import JobOptions, run_job
-from bfr.runtime.jobs.sources import Item, find_images
+from bfr.runtime.jobs.sources import Item, find_images, find_inputs
 from bfr.runtime.restore.pipeline import Pipeline
 
 GREEN = (60, 120, 60)
@@ -76,7 +78,9 @@ def statuses(report: Report) -> dict[str, str]:
 
 
 def tree(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """The files below a folder, but for the ledger, which every run writes."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LEDGER]
+    return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 def pool_threads() -> list[str]:
@@ -147,7 +151,8 @@ def test_a_mixed_folder(photo: Maker, mixed: Path, tmp_path: Path, fakes: Any) -
     assert is_flat(scan.pixels, 40, 20, fakes.restored)
 
     written = json.loads((out / "report.json").read_text())
-    assert written["counts"] == {"restored": 5, "no face": 1, "skipped": 0, "failed": 3}
+    counts = {name: count for name, count in written["counts"].items() if count}
+    assert counts == {"restored": 5, "no face": 1, "failed": 3}
     assert written["settings"]["seed"] == 9
     assert written["settings"]["photo"]["upscale"] == 1
     assert written["settings"]["detector"] == "squares"
@@ -208,14 +213,14 @@ class TestWithoutFaces:
             assert not image.getexif()
         assert (np.abs(read_image(tmp_path / "out/a.jpg").pixels.astype(int) - GREEN) <= 3).all()
 
-    @pytest.mark.parametrize(("name", "real", "result"), [("a.jpg", "PNG", "JPEG"), ("a.png", "JPEG", "PNG")])
-    def test_a_result_is_what_its_name_says(
+    @pytest.mark.parametrize(("name", "real", "result"), [("a.jpg", "PNG", "a.png"), ("a.png", "JPEG", "a.jpg")])
+    def test_a_result_is_what_its_content_says(
         self, photo: Maker, tmp_path: Path, name: str, real: str, result: str
     ) -> None:
         Pillow.fromarray(picture()).save(tmp_path / name, format=real)
         (entry,) = run(photo(), tmp_path / name, tmp_path / "out").entries
-        assert entry.status == "no face"
-        assert Pillow.open(tmp_path / "out" / name).format == result
+        assert (entry.status, entry.output) == ("no face", result)
+        assert Pillow.open(tmp_path / "out" / result).format == real
 
     def test_another_format_is_encoded(self, photo: Maker, tmp_path: Path) -> None:
         run(photo(), save(tmp_path / "a.png", picture()), tmp_path / "out", format=".webp")
@@ -492,9 +497,10 @@ class TestResume:
             run(worker, folder, out, **options)
 
     def test_after_a_kill(self, photo: Maker, tmp_path: Path, fakes: Any) -> None:
+        """Of the one that was just written nothing is known: it is made again."""
         folder, out, copy = self.folder(tmp_path, fakes), tmp_path / "out", tmp_path / "copy"
-        self.killed(photo(), folder, out, "a.jpg", copy, seed=3)
-        assert tree(copy) == ["a.jpg", "report.json"]
+        self.killed(photo(), folder, out, "b.jpg", copy, seed=3)
+        assert tree(copy) == ["a.jpg", "b.jpg", "report.json"]
         with pytest.raises(InvalidOption, match=r"seed.*3.*4"):
             run(photo(), folder, copy, resume=True, seed=4)
         report = run(photo(), folder, copy, resume=True, seed=3)
@@ -533,16 +539,51 @@ class TestResume:
         (folder / "b.jpg").write_bytes(good)
         assert statuses(run(photo(), folder, out, resume=True))["b.jpg"] == "restored"
 
-    @pytest.mark.parametrize("content", [None, b"{", b"[]"])
-    def test_without_a_readable_report(self, photo: Maker, tmp_path: Path, fakes: Any, content: bytes | None) -> None:
+    def test_nothing_is_taken_by_its_name(self, photo: Maker, tmp_path: Path, fakes: Any) -> None:
+        """Without the ledger, whatever lies there is made anew."""
         folder, out = self.folder(tmp_path, fakes), tmp_path / "out"
         run(photo(), folder, out)
-        (out / "report.json").unlink()
-        if content is not None:
-            (out / "report.json").write_bytes(content)
-        (out / "b.jpg").unlink()
+        (out / LEDGER).unlink()
         report = run(photo(), folder, out, resume=True, seed=2)
+        assert report.count("restored") == 3
+
+    def test_results_of_two_seeds(self, photo: Maker, tmp_path: Path, fakes: Any) -> None:
+        """{a, b, c} with one seed, {a} with another, then the rest with that one: b and c are not skipped."""
+        folder, out = self.folder(tmp_path, fakes), tmp_path / "out"
+        run(photo(), folder, out, seed=1, quality=20)
+        run(photo(), folder / "a.jpg", out, seed=2, quality=90)
+        report = run(photo(), folder, out, seed=2, quality=90, resume=True)
+        assert statuses(report) == {"a.jpg": "skipped", "b.jpg": "restored", "c.jpg": "restored"}
+        run(photo(), folder, tmp_path / "fresh", seed=2, quality=90)
+        for name in ("a.jpg", "b.jpg", "c.jpg"):
+            assert (out / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+
+    def test_a_source_that_changed_is_made_anew(self, photo: Maker, tmp_path: Path, fakes: Any) -> None:
+        folder, out = self.folder(tmp_path, fakes), tmp_path / "out"
+        run(photo(), folder, out)
+        save(folder / "b.jpg", picture())
+        os.utime(folder / "c.jpg", ns=(0, 1))  # of the same size
+        report = run(photo(), folder, out, resume=True)
+        assert statuses(report) == {"a.jpg": "skipped", "b.jpg": "no face", "c.jpg": "restored"}
+
+    def test_a_result_that_changed_is_made_anew(self, photo: Maker, tmp_path: Path, fakes: Any) -> None:
+        folder, out = self.folder(tmp_path, fakes), tmp_path / "out"
+        run(photo(), folder, out)
+        made = (out / "b.jpg").read_bytes()
+        (out / "b.jpg").write_bytes(bytes(len(made)))
+        os.utime(out / "b.jpg", ns=(0, 1))
+        report = run(photo(), folder, out, resume=True)
         assert statuses(report) == {"a.jpg": "skipped", "b.jpg": "restored", "c.jpg": "skipped"}
+        assert (out / "b.jpg").read_bytes() == made
+
+    def test_another_source_of_the_same_result(self, photo: Maker, tmp_path: Path, fakes: Any) -> None:
+        for folder in ("one", "two"):
+            save(tmp_path / folder / "a.png", picture((20, 20, fakes.face)))
+            run(photo(), tmp_path / folder, tmp_path / "out", resume=True)
+        written = json.loads((tmp_path / "out/report.json").read_text())
+        assert [(image["source"], image["status"]) for image in written["images"]] == [
+            (str(tmp_path / "two/a.png"), "restored")
+        ]
 
     def test_into_a_new_folder(self, photo: Maker, tmp_path: Path, fakes: Any) -> None:
         report = run(photo(), self.folder(tmp_path, fakes), tmp_path / "out", resume=True)
@@ -684,3 +725,173 @@ def test_pixels_of_the_result_are_what_an_input_weighs(
     monkeypatch.setattr(Pipeline, "__init__", weighed)
     run_job(photo(upscale=2), items, JobOptions(tmp_path / "out"))
     assert weights == [192 * 128, 0]
+
+
+class TestFaults:
+    """Whatever is raised for one file is that file's failure, and says what it is."""
+
+    def folder(self, tmp_path: Path, fakes: Any) -> Path:
+        for name in "abc":
+            save(tmp_path / f"in/{name}.png", picture((20, 20, fakes.face)))
+        return tmp_path / "in"
+
+    @pytest.mark.parametrize(
+        ("error", "text"),
+        [
+            (cv2.error("OpenCV: (-215:Assertion failed) !ssize.empty()"), "Assertion failed"),
+            (cv2.error("OpenCV: (-4:Insufficient memory) Failed to allocate 9 bytes"), "does not fit into memory"),
+            (MemoryError(), "does not fit into memory"),
+            (OSError(errno.EIO, "Input/output error", "b.png"), "b.png cannot be used: Input/output error"),
+            (RuntimeError("odd\nand more"), "odd; report this"),
+            (KeyError("x"), "KeyError"),
+        ],
+    )
+    @pytest.mark.parametrize("stage", ["read", "align", "run", "paste", "encode"])
+    def test_of_one_file(
+        self,
+        photo: Maker,
+        tmp_path: Path,
+        fakes: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        stage: str,
+        error: Exception,
+        text: str,
+    ) -> None:
+        worker, calls = photo(batch=3), iter(range(99))
+
+        def second(call: Callable[..., Any]) -> Callable[..., Any]:
+            """It fails the second time, and for the networks wherever there is more than a face or the second one."""
+
+            def failing(*arguments: Any, **options: Any) -> Any:
+                if next(calls) == 1 or (stage == "run" and len(arguments[0]) > 1):
+                    raise error
+                return call(*arguments, **options)
+
+            return failing
+
+        target = {
+            "read": ("bfr.runtime.jobs.work.decode_image", None),
+            "encode": ("bfr.runtime.jobs.work.encode_noted", None),
+            "align": (worker, "align"),
+            "paste": (worker, "paste"),
+            "run": (worker.restorer, "run"),
+        }[stage]
+        monkeypatch.setattr("os.cpu_count", lambda: 1)  # one reader and one writer: in the order of the files
+        where, name = target
+        if name is None:
+            module, _, attribute = str(where).rpartition(".")
+            monkeypatch.setattr(str(where), second(getattr(sys.modules[module], attribute)))
+        else:
+            monkeypatch.setattr(where, name, second(getattr(where, name)))
+        report = run(worker, self.folder(tmp_path, fakes), tmp_path / "out")
+        failed = [entry for entry in report.entries if entry.status == "failed"]
+        assert len(failed) == 1
+        assert report.count("restored") == 2
+        assert text in str(failed[0].error)
+
+    def test_a_lost_device_ends_the_run(
+        self, photo: Maker, tmp_path: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def lost(*_arguments: Any, **_options: Any) -> None:
+            raise DeviceLost("an illegal address")
+
+        for name in ("align", "paste"):
+            worker = photo()
+            monkeypatch.setattr(worker, name, lost)
+            with pytest.raises(DeviceLost):
+                run(worker, self.folder(tmp_path, fakes), tmp_path / "out")
+        assert not pool_threads()
+
+    @pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EINVAL, errno.EISDIR, errno.EACCES])
+    def test_a_name_that_cannot_be_written(
+        self, photo: Maker, tmp_path: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        rename = os.replace
+
+        def refuse(source: Path, target: Path) -> None:
+            if target.name == "b.png":
+                raise OSError(number, os.strerror(number), str(target))
+            rename(source, target)
+
+        monkeypatch.setattr(os, "replace", refuse)
+        report = run(photo(), self.folder(tmp_path, fakes), tmp_path / "out")
+        assert statuses(report) == {"a.png": "restored", "b.png": "failed", "c.png": "restored"}
+        assert tree(tmp_path / "out") == ["a.png", "c.png", "report.json"]
+
+    def test_a_comparison_that_cannot_be_written_costs_itself_alone(
+        self, photo: Maker, tmp_path: Path, fakes: Any
+    ) -> None:
+        (tmp_path / "out/b.compare.png").mkdir(parents=True)
+        report = run(photo(), self.folder(tmp_path, fakes), tmp_path / "out", compare=True)
+        assert report.count("restored") == 3
+        assert "the pictures beside it could not be written" in str(report.entries[1].error)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names are counted in other units there")
+@pytest.mark.parametrize("letter", ["m", "\u00e9", "\U0001f600"])
+@pytest.mark.parametrize("spare", [0, 1, 5, 13, 21, 28])
+@pytest.mark.parametrize("image_format", ["same", ".webp"])
+def test_names_of_any_length(
+    photo: Maker, tmp_path: Path, fakes: Any, letter: str, spare: int, image_format: str
+) -> None:
+    """Results and comparisons of names up to 255 bytes; what another suffix makes too long is shortened, and said."""
+    face, room = picture((20, 20, fakes.face)), 255 - 4 - spare
+    stem = letter * (room // len(letter.encode()))
+    stem += "x" * (room - len(stem.encode()))
+    for suffix in (".png", ".bmp"):  # a collision: each gets its suffix
+        save(tmp_path / "short" / f"a{suffix}", face)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "short" / f"a{suffix}", tmp_path / "in" / f"{stem}{suffix}")
+    save(tmp_path / "in/z.png", face)
+    out = tmp_path / "out"
+    report = run(photo(), tmp_path / "in", out, format=image_format, compare=True, html=True)
+    assert report.count("restored") == 3
+    outputs = [str(entry.output) for entry in report.entries]
+    assert len(set(outputs)) == 3
+    for entry in report.entries:
+        assert len(os.fsencode(str(entry.output))) <= 255
+        assert (out / str(entry.output)).is_file()
+        kept = Path(str(entry.output)).stem.startswith(Path(entry.source).stem)
+        assert kept or "too long" in entry.notes[0]
+    assert not [name for name in tree(out) if name.endswith(".part")]
+    again = run(photo(), tmp_path / "in", out, format=image_format, resume=True)
+    assert again.count("skipped") == 3
+
+
+class TestPassedOver:
+    """What is not taken from a folder is named."""
+
+    def test_in_the_report_and_with_the_reason(self, photo: Maker, tmp_path: Path) -> None:
+        save(tmp_path / "in/a.png", picture())
+        for name in ("IMG_1.HEIC", "notes.txt", "sub/b.gif", "c.png.part"):
+            (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "in" / name).write_bytes(b"words")
+        (tmp_path / "in/.hidden").touch()
+        found = find_inputs([tmp_path / "in"], out=tmp_path / "out")
+        run_job(photo(), found.items, JobOptions(tmp_path / "out"), passed_over=found.passed_over)
+        written = json.loads((tmp_path / "out/report.json").read_text())
+        names = {Path(one["source"]).name: one["reason"] for one in written["passed_over"]}
+        assert names.keys() == {"IMG_1.HEIC", "notes.txt", "b.gif", "c.png.part"}
+        assert "convert it" in names["IMG_1.HEIC"]
+        assert "not finished" in names["c.png.part"]
+
+
+def test_what_is_reduced_is_noted(photo: Maker, tmp_path: Path, fakes: Any) -> None:
+    """Once for each, where the result has less than its source; not where the file is kept byte for byte."""
+    face = picture((20, 20, fakes.face))
+    frames = [Pillow.fromarray(face), Pillow.fromarray(255 - face)]
+    (tmp_path / "in").mkdir()
+    frames[0].save(tmp_path / "in/animated.webp", save_all=True, append_images=frames[1:], lossless=True)
+    plain = picture()
+    plain_frames = [Pillow.fromarray(plain), Pillow.fromarray(255 - plain)]
+    plain_frames[0].save(tmp_path / "in/kept.webp", save_all=True, append_images=plain_frames[1:], lossless=True)
+    frames[0].save(tmp_path / "in/pages.tif", save_all=True, append_images=frames[1:])
+    report = run(photo(), tmp_path / "in", tmp_path / "out")
+    notes = {Path(entry.source).name: entry.notes for entry in report.entries}
+    assert notes == {
+        "animated.webp": ("the first of its 2 frames is taken alone",),
+        "kept.webp": (),
+        "pages.tif": ("the first of its 2 pages is taken alone",),
+    }
+    written = json.loads((tmp_path / "out/report.json").read_text())
+    assert written["images"][0]["notes"] == ["the first of its 2 frames is taken alone"]

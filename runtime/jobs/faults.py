@@ -1,0 +1,91 @@
+"""What a fault costs: the file that it is of, and not the others."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import cv2
+from numpy.typing import NDArray
+
+from bfr.runtime.errors import BfrError, DeviceLost, WriteFailed, explain_failure
+from bfr.runtime.files import concerns_one_file
+from bfr.runtime.jobs.sources import Item
+from bfr.runtime.restore.batch import Restored
+from bfr.runtime.restore.inputs import Given
+from bfr.runtime.restore.loop import OnStep
+from bfr.runtime.restore.pipeline import FaceRestorer
+from bfr.runtime.restore.restorer import DEFAULT_SEED
+
+# What the networks' stage may raise for an image. Others are a caller's own, as where a job is cancelled.
+_FAULTS = (MemoryError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, OSError, cv2.error)
+
+
+def ends_run(error: Exception) -> bool:
+    """Whether no other file would fare better: the device is lost, or the output folder cannot be written."""
+    return isinstance(error, DeviceLost) or (isinstance(error, WriteFailed) and not concerns_one_file(error))
+
+
+def shown(show: Callable[[], None]) -> str | None:
+    """Call what writes pictures beside a result; why it could not. Raises what ends the run."""
+    try:
+        show()
+    except Exception as error:
+        if ends_run(error):
+            raise
+        return f"the pictures beside it could not be written: {explain_failure(error)}"
+    return None
+
+
+def name_notes(item: Item, output: str) -> tuple[str, ...]:
+    """That a result has another name than its source, where that is so."""
+    last = PurePosixPath(output).name
+    return () if last.startswith(PurePosixPath(item.name).name) else (f"its name is too long: the result is {last}",)
+
+
+class Guarded:
+    """A restorer whose faults cost the face that they are of, and not the others that were to go with it."""
+
+    def __init__(self, restorer: FaceRestorer) -> None:
+        self.restorer = restorer
+
+    @property
+    def batch(self) -> int:
+        """As of the restorer."""
+        return self.restorer.batch
+
+    def run(
+        self,
+        images: Sequence[NDArray[Any]],
+        *,
+        seed: int = DEFAULT_SEED,
+        keys: Sequence[int | None] | None = None,
+        on_step: OnStep | None = None,
+        inputs: Mapping[str, Given] | None = None,
+    ) -> list[Restored]:
+        """As of `Restorer.run`; after a fault each image goes alone."""
+        called: list[BaseException] = []
+
+        def step(done: int, state: Any) -> None:
+            try:
+                if on_step:
+                    on_step(done, state)
+            except BaseException as error:
+                called.append(error)
+                raise
+
+        try:
+            return self.restorer.run(
+                images, seed=seed, keys=keys, on_step=step if on_step else None, inputs=inputs or None
+            )
+        except Exception as error:
+            ours = isinstance(error, _FAULTS) or type(error).__module__.startswith("onnxruntime")
+            if error in called or isinstance(error, BfrError) or not ours:  # of the caller, or of more than an image
+                raise
+            if len(images) == 1:
+                return [Restored(None, {}, self.restorer.precision, explain_failure(error))]
+        results = []
+        for i, image in enumerate(images):
+            alone = {name: [pictures[i]] for name, pictures in (inputs or {}).items()}
+            key = None if keys is None else [keys[i]]
+            results += self.run([image], seed=seed, keys=key, on_step=on_step, inputs=alone)
+        return results
