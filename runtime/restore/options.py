@@ -14,7 +14,7 @@ from bfr.runtime.options import Options
 class OpenOptions(Options):
     """How a bundle is opened."""
 
-    bundle: Path | None = Field(default=None, description="Bundle folder; the default is the system mini.")
+    bundle: Path | None = Field(default=None, description="Bundle folder, or hf://owner/name; the default is the system mini.")
     backend: BackendName = Field(
         default="auto", description="What runs the networks; auto: the fastest that was verified."
     )

@@ -1,0 +1,93 @@
+"""Bundles from and to the Hugging Face Hub: `hf://owner/name`, with `@revision` for a branch, a tag or a commit.
+
+What comes from there is opened as every other folder: each file has to have the sha256 that the manifest names.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bfr.runtime.errors import BundleInvalid, InvalidOption, MissingDependency
+from bfr.runtime.files import cache_folder
+from bfr.runtime.install import install_command
+
+if TYPE_CHECKING:
+    from bfr.runtime.bundle.bundle import Bundle
+
+ADDRESS = re.compile(r"hf:/{1,2}([\w.-]+)/([\w.-]+?)(?:@([\w./-]+))?")
+"""A `Path` of such an address keeps one slash."""
+COMMIT = re.compile(r"[0-9a-f]{40}")
+FILES = ["manifest.json", "*.onnx", "*.safetensors", "README.md"]
+
+
+def is_address(folder: Path | str) -> bool:
+    """Whether this is an address of the Hub, not a folder."""
+    return str(folder).startswith(("hf:/", "hf:\\"))
+
+
+def pull(address: Path | str) -> Path:
+    """Download a bundle into the cache folder, as far as it is not there, and return its folder.
+
+    A commit that is there is not asked for again. HF_TOKEN and HF_ENDPOINT are those of huggingface_hub.
+
+    Raises:
+        InvalidOption: The address is none.
+        BundleInvalid: The Hub has no such repository or revision, or cannot be reached and nothing is there.
+        MissingDependency: huggingface_hub is not installed.
+    """
+    owner, name, revision = _parts(address)
+    folder = cache_folder() / "hub" / f"{owner}--{name}" / (revision or "main").replace("/", "--")
+    if revision and COMMIT.fullmatch(revision) and (folder / "manifest.json").is_file():
+        return folder
+    hub, api = _hub()
+    try:
+        api.snapshot_download(f"{owner}/{name}", revision=revision, local_dir=folder, allow_patterns=FILES)
+    except (hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, OSError) as error:
+        raise BundleInvalid(
+            f"hf://{owner}/{name} cannot be had ({str(error).splitlines()[0]}): check its name and revision, the "
+            "network, and for private ones the token in HF_TOKEN"
+        ) from error
+    return folder
+
+
+def push(bundle: "Bundle", address: str, *, private: bool = True, message: str = "Upload a bundle of bfr") -> str:
+    """Upload a bundle whose files are checked first; the address of the commit.
+
+    Raises InvalidOption, BundleCorrupt, MissingDependency, and BundleInvalid where the Hub refuses.
+    """
+    owner, name, revision = _parts(address)
+    bundle.check_all()
+    hub, api = _hub()
+    try:
+        api.create_repo(f"{owner}/{name}", private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=f"{owner}/{name}",
+            folder_path=bundle.folder,
+            revision=revision,
+            allow_patterns=FILES,
+            commit_message=message,
+        )
+    except (hub.errors.HfHubHTTPError, OSError) as error:
+        raise BundleInvalid(
+            f"hf://{owner}/{name} took nothing ({str(error).splitlines()[0]}): check the name, the network, and that "
+            "the token in HF_TOKEN may write there"
+        ) from error
+    return f"hf://{owner}/{name}@{done.oid}"
+
+
+def _parts(address: Path | str) -> tuple[str, str, str | None]:
+    found = ADDRESS.fullmatch(str(address).replace("\\", "/"))
+    if not found:
+        raise InvalidOption(f"{address} is no address of a bundle: name it as hf://owner/name or hf://owner/name@v1")
+    return found[1], found[2], found[3]
+
+
+def _hub() -> tuple[Any, Any]:
+    """huggingface_hub, and its interface to the endpoint that the environment names."""
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ImportError as error:
+        raise MissingDependency(f"bundles of the Hugging Face Hub need {install_command('hub')}") from error
+    return huggingface_hub, huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
