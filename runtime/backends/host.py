@@ -3,6 +3,7 @@
 A backend on the CPU is a child of HostDevice that implements `load`.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,19 @@ from bfr.runtime.backends.device import (
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.diffusion.noise import fill_normal
+from bfr.runtime.errors import InvalidOption
+
+THREADS_A_CORE = 4  # more only wait for each other, and thousands take minutes to start
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise InvalidOption for a number of threads that this machine has no use for."""
+    cores = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= THREADS_A_CORE * cores:
+        raise InvalidOption(
+            f"threads {threads} is out of range: this machine has {cores} cores; "
+            f"choose between 1 and {THREADS_A_CORE * cores}"
+        )
 
 
 class HostDevice:

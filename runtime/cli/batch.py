@@ -27,10 +27,13 @@ def batch(
 
     Writes results, results.csv with a row for each input, failures.csv and batch.json into the output folder.
     """
+    from bfr.runtime.backends.host import check_threads
     from bfr.runtime.cluster.bulk.run import run_bulk
 
     if aligned:
         check_aligned(photo)
+    if pool.address is None:  # the workers check theirs, but a local Ray takes seconds to start
+        check_threads(options.threads)
     options = options.model_copy(update={"photo": None if aligned else photo})
     with progress_bar() as bar:
         task = bar.add_task("starting", total=None)

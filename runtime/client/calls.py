@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import fields
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
 from math import isnan
 from pathlib import Path
 from random import uniform
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +44,29 @@ def address(url: str) -> str:
     if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url):
         raise InvalidOption(f"{url!r} is no address of a server: give one as http://localhost:8000")
     return url.rstrip("/")
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a server is on this machine: no proxy leads there."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def route(url: str) -> str:
+    """Name a server for messages, with the proxy of the environment that requests to it go through."""
+    parts = urlsplit(url)
+    if is_loopback(url) or not parts.hostname or proxy_bypass(parts.hostname):
+        return url
+    proxies = getproxies()
+    scheme = parts.scheme if parts.scheme in proxies else "all"
+    if scheme not in proxies:
+        return url
+    return f"{url} (through the proxy {proxies[scheme]} of {scheme}_proxy)"
 
 
 def key_headers(api_key: str | None) -> dict[str, str]:

@@ -19,12 +19,14 @@ from bfr.runtime.client.calls import (
     backoff,
     file_headers,
     image_file,
+    is_loopback,
     job_of,
     key_headers,
     object_of,
     refusal,
     result_of,
     retry_after,
+    route,
 )
 from bfr.runtime.client.types import Job, Result
 from bfr.runtime.errors import BfrError, InvalidOption, MissingDependency, ServerError, ServerUnavailable
@@ -61,7 +63,7 @@ class AsyncClient:
                 Retry-After, else they double.
 
         Raises:
-            InvalidOption: A value is out of range.
+            InvalidOption: A value is out of range, or the environment names a proxy that cannot be used.
             MissingDependency: The extra `client` is not installed.
         """
         if not timeout > 0:
@@ -74,7 +76,15 @@ class AsyncClient:
             raise MissingDependency(f"httpx2 is not installed: {install_command('client')}") from error
         self.url, self._timeout, self._retries, self._library = address(url), timeout, retries, httpx2
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
-        self._http = httpx2.AsyncClient(headers=key_headers(api_key), limits=limits)
+        self._where = route(self.url)
+        try:
+            self._http = httpx2.AsyncClient(
+                headers=key_headers(api_key), limits=limits, trust_env=not is_loopback(self.url)
+            )
+        except (ImportError, ValueError, httpx2.InvalidURL) as error:  # of the proxy
+            if isinstance(error, InvalidOption):  # of the key
+                raise
+            raise InvalidOption(f"{self._where} cannot be asked ({error}): mend or unset the proxy") from error
 
     async def restore(self, image: bytes | Path | NDArray[np.uint8], **options: Any) -> Result:
         """Restore an image file, its path, or (H, W, 3) uint8 RGB.
@@ -176,14 +186,14 @@ class AsyncClient:
                 unsent = isinstance(lost, http.ConnectError | http.ConnectTimeout | http.PoolTimeout)
                 reason = "the answer took too long" if type(lost) is TimeoutError else str(lost) or type(lost).__name__
                 error: BfrError = ServerUnavailable(
-                    f"{self.url} cannot be reached ({reason}): check the address and that it runs"
+                    f"{self._where} cannot be reached ({reason}): check the address and that it runs"
                 )
                 again = repeatable or unsent
             else:
                 status = response.status_code
                 if status < 300:
                     return response
-                error, pause = refusal(self.url, response), retry_after(response.headers)
+                error, pause = refusal(self._where, response), retry_after(response.headers)
                 again = status == 503 or (repeatable and status in (502, 504))
             pause = backoff(attempt) if pause is None else pause
             late = bounded and time.monotonic() + pause >= end

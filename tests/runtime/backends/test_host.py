@@ -1,12 +1,13 @@
-"""Noise made one step ahead on a thread."""
+"""The CPU: noise made one step ahead on a thread, and how many threads it takes."""
 
 import time
 
 import numpy as np
 import pytest
 
-from bfr.runtime.backends.host import HostNoise
+from bfr.runtime.backends.host import HostNoise, check_threads
 from bfr.runtime.diffusion.noise import fill_normal
+from bfr.runtime.errors import InvalidOption
 
 SHAPE = (3, 64, 64)
 
@@ -41,3 +42,13 @@ def test_a_stream_that_was_left_half_way_starts_anew_unharmed(monkeypatch: pytes
         stream.ready(step)
         assert np.array_equal(stream.buffers[step][0], normals(2, 1, step))
     stream.close()
+
+
+@pytest.mark.parametrize("threads", [-1, 0, 9, 2000])
+def test_threads_out_of_range(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four a core at most: thousands take minutes to start."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    with pytest.raises(InvalidOption, match="choose between 1 and 8"):
+        check_threads(threads)
+    for fine in (None, 1, 8):
+        check_threads(fine)

@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 from fake_server import FakeServer, Fault, fake_server
@@ -381,3 +382,60 @@ def test_examples_of_the_guide(
     assert capsys.readouterr().out == expected[number]
     assert Path("restored.jpg").exists() == (number == 0)
     assert Path("restored.mp4").exists() == (number == 1)
+
+
+class TestProxies:
+    """A server on this machine is asked without; for another one the proxy is named."""
+
+    DEAD = "http://127.0.0.1:1"
+
+    @pytest.fixture(autouse=True)
+    def environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+
+    @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
+    @pytest.mark.parametrize("proxy", [DEAD, "socks5://127.0.0.1:1", "nonsense://x"])
+    def test_the_loopback_needs_none(
+        self, server: FakeServer, monkeypatch: pytest.MonkeyPatch, variable: str, proxy: str
+    ) -> None:
+        monkeypatch.setenv(variable, proxy)
+        for url in (server.url, server.url.replace("127.0.0.1", "localhost")):
+            with Client(url, retries=0) as client:
+                assert client.ready()
+
+    @pytest.mark.parametrize(
+        "url", ["http://127.3.2.1:80", "http://[::1]:80", "http://localhost", "http://a.localhost"]
+    )
+    def test_what_the_loopback_is(self, url: str) -> None:
+        assert client_calls.is_loopback(url)
+        assert not client_calls.is_loopback(
+            url.replace("127.3", "12.3").replace("::1", "::2").replace("localhost", "x")
+        )
+
+    @pytest.mark.parametrize(("variable", "name"), [("http_proxy", "http_proxy"), ("ALL_PROXY", "all_proxy")])
+    def test_another_one_is_named(self, monkeypatch: pytest.MonkeyPatch, variable: str, name: str) -> None:
+        monkeypatch.setenv(variable, "http://me:secret@127.0.0.1:1")
+        with (
+            Client("http://server.invalid", retries=0) as client,
+            pytest.raises(ServerUnavailable, match=rf"through the proxy http://.*127\.0\.0\.1:1 of {name}") as caught,
+        ):
+            client.info()
+        assert "secret" not in str(caught.value)
+
+    def test_an_answer_of_the_proxy_names_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("http_proxy", self.DEAD)
+        error = client_calls.refusal(client_calls.route("http://server.invalid"), httpx2.Response(502))
+        assert isinstance(error, ServerUnavailable)
+        assert f"through the proxy {self.DEAD}" in str(error)
+
+    def test_no_proxy_is_heeded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("http_proxy", self.DEAD)
+        monkeypatch.setenv("no_proxy", "server.invalid")
+        assert client_calls.route("http://server.invalid") == "http://server.invalid"
+
+    def test_one_that_cannot_be_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("http_proxy", "nonsense://proxy")
+        with pytest.raises(InvalidOption, match=r"nonsense://proxy of http_proxy.* mend or unset the proxy"):
+            Client("http://server.invalid")
