@@ -90,7 +90,7 @@ def _tensorrt(major: int) -> tuple[str, ...]:
 
 _RAY = ("ray>=2.55,<2.64", "fastapi", "uvicorn", "prometheus-client", "python-multipart", "httpx2>=2.10,<3")
 _RTX = ("tensorrt-rtx>=1.7,<2", "tensorrt-rtx-cu13", "tensorrt-rtx-cu13-libs", "polygraphy", "filelock")
-_CPU, _VIDEO = ("onnxruntime>=1.22,<2",), ("av>=18,<19",)
+_CPU, _VIDEO = ("onnxruntime>=1.27,<2",), ("av>=18,<19",)
 _TORCH = ("torch>=2.11", "onnx", "onnxscript", "safetensors")
 
 ROWS = (

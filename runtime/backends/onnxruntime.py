@@ -11,9 +11,10 @@ import numpy as np
 from bfr.runtime.backends.cuda.bindings import device_count
 from bfr.runtime.backends.cuda.device import GpuBuffer, GpuDevice
 from bfr.runtime.backends.device import BoundCall, Float32
-from bfr.runtime.backends.host import HostDevice
+from bfr.runtime.backends.host import HostDevice, check_threads
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
+from bfr.runtime.bundle.onnx import LARGEST_ELEMENTS, OnnxFile
 from bfr.runtime.errors import BackendUnavailable, DeviceOutOfMemory, MissingDependency
 from bfr.runtime.install import install_command
 
@@ -28,6 +29,12 @@ except ImportError as error:
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 SHRINK = "memory.enable_memory_arena_shrinkage"  # an option of a run
+# What a session may do with a graph. Older versions know less of it, and pass over what they do not know.
+SAFE = {
+    "session.load_model_format": "ONNX",  # whatever else its bytes look like
+    "session.use_external_initializer_file_buffers_directly": "1",  # no copy of what is mapped
+    "optimization.constant_folding_max_output_size_in_bytes": str(4 * LARGEST_ELEMENTS),  # of one node
+}
 CUDA_REMEDY = (
     f"onnxruntime-gpu, an NVIDIA driver, CUDA and cuDNN are needed: {install_command('gpu')} in an environment "
     "without onnxruntime, then run `bfr doctor`; or choose --backend onnxruntime-cpu"
@@ -37,8 +44,8 @@ CUDA_REMEDY = (
 class OrtNetwork:
     """A session, and the calls bound to it."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
-        self.session = session
+    def __init__(self, session: ort.InferenceSession, source: Path | OnnxFile) -> None:
+        self.session, self.source = session, source  # whose weights the session reads in place
         self._shapes = set[tuple[int, ...]]()  # that it was called with
         self._shrink = ort.RunOptions()
         self._shrink.add_run_config_entry(SHRINK, "cpu:0")
@@ -69,7 +76,11 @@ class CpuDevice(HostDevice):
     name = "onnxruntime-cpu"
 
     def __init__(self, threads: int | None = None, *, spinning: bool = True) -> None:
-        """`spinning`: idle threads wait in a loop, which is quicker but slows whatever else runs on the machine."""
+        """`spinning`: idle threads wait in a loop, which is quicker but slows whatever else runs on the machine.
+
+        Raises InvalidOption for a number of threads that is out of range.
+        """
+        check_threads(threads)
         self.threads, self.spinning = threads, spinning
 
     @property
@@ -77,15 +88,15 @@ class CpuDevice(HostDevice):
         return {"onnxruntime": ort.__version__}
 
     def load(self, bundle: Bundle, name: str, precision: Precision) -> OrtNetwork:
-        return self.load_graph(bundle.graph(name, precision))
+        return self.load_graph(bundle.open_graph(name, precision))
 
-    def load_graph(self, graph: Path) -> OrtNetwork:
-        """Load an ONNX file that is known to be one of ours."""
+    def load_graph(self, graph: Path | OnnxFile) -> OrtNetwork:
+        """Load a checked ONNX file, or the path of one that is known to be ours."""
         options = ort.SessionOptions()
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spinning else "0")
-        return OrtNetwork(_session(graph, options, [CPU]))
+        return OrtNetwork(_session(graph, options, [CPU]), graph)
 
 
 def _shared_value(array: Float32) -> ort.OrtValue:
@@ -99,8 +110,8 @@ def _shared_value(array: Float32) -> ort.OrtValue:
 class CudaNetwork:
     """A session on the device's stream; a call returns when its kernels are enqueued."""
 
-    def __init__(self, session: ort.InferenceSession, index: int) -> None:
-        self.session, self.index = session, index
+    def __init__(self, session: ort.InferenceSession, source: Path | OnnxFile, index: int) -> None:
+        self.session, self.source, self.index = session, source, index
         self.options = ort.RunOptions()
         self.options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
@@ -146,10 +157,10 @@ class CudaDevice(GpuDevice):
         return {"onnxruntime": ort.__version__, **super().versions}
 
     def load(self, bundle: Bundle, name: str, precision: Precision) -> CudaNetwork:
-        return self.load_graph(bundle.graph(name, precision))
+        return self.load_graph(bundle.open_graph(name, precision))
 
-    def load_graph(self, graph: Path) -> CudaNetwork:
-        """Load an ONNX file that is known to be one of ours."""
+    def load_graph(self, graph: Path | OnnxFile) -> CudaNetwork:
+        """Load a checked ONNX file, or the path of one that is known to be ours."""
         options = ort.SessionOptions()
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         # The pattern of the first run would be allocated in the second; without it every run takes from the arena.
@@ -160,7 +171,7 @@ class CudaDevice(GpuDevice):
             "use_tf32": "0",
             "user_compute_stream": str(int(self.stream)),
         }
-        return CudaNetwork(_session(graph, options, [(CUDA, provider)]), self.cuda.index)
+        return CudaNetwork(_session(graph, options, [(CUDA, provider)]), graph, self.cuda.index)
 
 
 def cuda_works() -> bool:
@@ -182,13 +193,24 @@ def _refuse_shared(inputs: set[int], outputs: set[int]) -> None:
         raise ValueError("an output buffer is also an input: the result would depend on the order of the writes")
 
 
-def _session(graph: Path, options: ort.SessionOptions, providers: list[Any]) -> ort.InferenceSession:
+def _session(graph: Path | OnnxFile, options: ort.SessionOptions, providers: list[Any]) -> ort.InferenceSession:
     wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
     remedy = CUDA_REMEDY if wanted == CUDA else f"onnxruntime {ort.__version__} may be too old for it; upgrade it"
+    for name, value in SAFE.items():
+        options.add_session_config_entry(name, value)
+    source: str | bytes = str(graph)
+    if isinstance(graph, OnnxFile):
+        source, weights = graph.model, graph.weights
+        options.add_external_initializers_from_files_in_memory(
+            [*weights], [*weights.values()], [*map(len, weights.values())]
+        )
     try:
-        session = ort.InferenceSession(str(graph), options, providers=providers)
+        session = ort.InferenceSession(source, options, providers=providers)
     except Exception as error:
-        raise BackendUnavailable(f"{graph.name} does not load with {wanted}: {error}\n{remedy}") from error
+        path = graph.path if isinstance(graph, OnnxFile) else graph
+        raise BackendUnavailable(f"{path.name} does not load with {wanted}: {error}\n{remedy}") from error
+    if isinstance(graph, OnnxFile):
+        graph.settle()
     if session.get_providers()[0] != wanted:
         raise BackendUnavailable(f"{wanted} was asked for, {session.get_providers()[0]} was loaded: {remedy}")
     return session

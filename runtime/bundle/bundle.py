@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+import mmap
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bfr.runtime.bundle.hub import is_address, pull
 from bfr.runtime.bundle.manifest import (
     FORMAT,
     MANIFEST,
@@ -22,7 +25,9 @@ from bfr.runtime.bundle.manifest import (
     Network,
     Precision,
     Preset,
+    Variant,
 )
+from bfr.runtime.bundle.onnx import OnnxFile, check_graph
 from bfr.runtime.diffusion.schedule import GRIDS
 from bfr.runtime.diffusion.solvers import SOLVERS
 from bfr.runtime.errors import BundleCorrupt, BundleInvalid, InvalidOption
@@ -46,11 +51,13 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: Path | str) -> "Bundle":
-        """Read the manifest of a bundle. Raises BundleInvalid where there is none, or none of this format.
+        """Read the manifest of a bundle, a folder or an address of the Hugging Face Hub as `hf://owner/name`.
+
+        Raises BundleInvalid where there is none, or none of this format.
 
         Engines that a bundle brings are machine code of whoever made it: they are left unused, with a warning.
         """
-        folder = Path(folder)
+        folder = pull(folder) if is_address(folder) else Path(folder)
         path = folder / MANIFEST
         if not path.is_file():
             raise BundleInvalid(
@@ -152,18 +159,41 @@ class Bundle:
     def graph(self, name: str, precision: Precision) -> Path:
         """The ONNX file of a network, after it and its weights were found to be what the manifest says.
 
-        Raises InvalidOption for a precision that was not exported, BundleCorrupt for a file that is not the one.
+        For libraries that open files themselves: they read again what was checked here. `open_graph` gives the bytes.
+        Raises InvalidOption for a precision that was not exported, BundleCorrupt for a file that is not the one,
+        BundleInvalid for a graph that names or declares what it should not, see `check_graph`.
         """
+        variant = self._variant(name, precision)
+        self._checked_graph(variant)
+        for file in variant.weights:
+            self.check(file)
+        return self.folder / variant.graph.path
+
+    def open_graph(self, name: str, precision: Precision) -> OnnxFile:
+        """The bytes of a network's graph and weights: the very ones that were checked. Raises what `graph` raises."""
+        variant = self._variant(name, precision)
+        data = self._checked_graph(variant)
+        beside = posixpath.dirname(variant.graph.path) or "."
+        weights = {
+            posixpath.relpath(file.path, beside): map_file(self.folder, file, self._remedy) for file in variant.weights
+        }
+        return OnnxFile(self.folder / variant.graph.path, data, weights)
+
+    def _checked_graph(self, variant: Variant) -> bytes:
+        data = read_file(self.folder, variant.graph, self._remedy)
+        beside = posixpath.dirname(variant.graph.path) or "."
+        known = {posixpath.relpath(file.path, beside): file.bytes for file in variant.weights}
+        check_graph(data, known, self.folder / variant.graph.path)
+        return data
+
+    def _variant(self, name: str, precision: Precision) -> Variant:
         variants = self.network(name).variants
         if precision not in variants:
             raise InvalidOption(
                 f"{name} was not exported in {precision}, only in {_names(variants)}: "
                 f"`bfr export {self.manifest.system} --precision {precision} -o FOLDER` makes it"
             )
-        variant = variants[precision]
-        for file in (variant.graph, *variant.weights):
-            self.check(file)
-        return self.folder / variant.graph.path
+        return variants[precision]
 
     def check(self, file: BundleFile) -> None:
         """Raise BundleCorrupt unless the file has the size and the sha256 that the manifest says."""
@@ -195,6 +225,19 @@ def read_file(folder: Path, file: BundleFile, remedy: str) -> bytes:
         data = opened.read(file.bytes + 1)  # no more than that, should it grow now
     _compare(path, file, hashlib.sha256(data).hexdigest(), remedy)
     return data
+
+
+def map_file(folder: Path, file: BundleFile, remedy: str) -> mmap.mmap | bytes:
+    """A file mapped into memory, after it was checked as `check_file` does: of the file that was opened once.
+
+    A file that replaces it does not reach the map; one that writes into it does.
+    """
+    path = _sized(folder, file, remedy)
+    if not file.bytes:
+        return read_file(folder, file, remedy)
+    with path.open("rb") as opened:
+        _compare(path, file, hashlib.file_digest(opened, "sha256").hexdigest(), remedy)
+        return mmap.mmap(opened.fileno(), file.bytes, access=mmap.ACCESS_READ)
 
 
 def _sized(folder: Path, file: BundleFile, remedy: str) -> Path:

@@ -68,13 +68,14 @@ def test_a_requested_provider_that_does_not_work_is_an_error(monkeypatch: pytest
 class FakeSession:
     """A session of the CUDA provider: what it enqueues runs on the fake GPU's stream, computed by a real one."""
 
-    def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
+    def __init__(self, path: str | bytes, options: Any, providers: list[Any]) -> None:
         ((name, self.settings),) = providers
         assert name == "CUDAExecutionProvider"
         assert self.settings["use_tf32"] == "0"
         assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
         self.mem_pattern = options.enable_mem_pattern
-        self.inner = REAL_SESSION(path, providers=["CPUExecutionProvider"])
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "0")  # the same options, weights among them
+        self.inner = REAL_SESSION(path, options, providers=["CPUExecutionProvider"])
         self.gpu = cuda.bindings()[0].gpus[int(self.settings["device_id"])]
         self.error: str | None = None
 
@@ -117,7 +118,7 @@ def cuda_provider(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """ONNX Runtime's CUDA provider on the fake GPUs."""
     monkeypatch.setattr(backend, "cuda_works", lambda: True)
 
-    def session(path: str, options: Any, providers: list[Any]) -> Any:
+    def session(path: str | bytes, options: Any, providers: list[Any]) -> Any:
         kind = REAL_SESSION if providers == ["CPUExecutionProvider"] else FakeSession
         return kind(path, options, providers=providers)
 

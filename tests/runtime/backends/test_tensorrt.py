@@ -2,6 +2,7 @@
 
 import json
 import logging
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -359,6 +360,24 @@ def damaged(path: Path, how: str) -> None:
     else:
         data[place] ^= 1
         path.write_bytes(bytes(data))
+
+
+@both
+@pytest.mark.parametrize("version", ["10.3.0", "10.14.1"])
+def test_an_engine_is_read_without_a_copy(
+    built: Bundle, tensorrt: Any, expected: Any, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """In pieces, by a library that reads streams in pieces; else from the mapped file. The result is the same."""
+    streams = version == "10.14.1" or tensorrt.name == "tensorrt-rtx"
+    monkeypatch.setattr("bfr.runtime.backends.tensorrt_stream.PIECE", 5)
+    machine = trt.this_machine(tensorrt.name, cuda.Cuda(0))
+    monkeypatch.setattr("bfr.runtime.backends.tensorrt.this_machine", lambda _, __: machine)
+    tensorrt.__version__ = version
+    with opened(built, tensorrt, batch=1) as restorer:
+        assert np.array_equal(restorer.restore(FACES[:1])[0], expected[0])
+    kinds = {type(source) for source in tensorrt.sources}
+    assert len(tensorrt.sources) == 2
+    assert all(issubclass(kind, tensorrt.IStreamReaderV2 if streams else mmap.mmap) for kind in kinds)
 
 
 @pytest.mark.parametrize("how", ["head", "middle", "tail", "empty", "cut"])

@@ -33,7 +33,7 @@ def test_a_damaged_file_never_reaches_the_backend(
         (copy / file).write_bytes(data[: len(data) // 2] if place == "cut" else b"")
     loaded: list[str] = []
     monkeypatch.setattr(
-        "bfr.runtime.backends.onnxruntime.CpuDevice.load_graph", lambda _self, graph: loaded.append(graph.name)
+        "bfr.runtime.backends.onnxruntime.CpuDevice.load_graph", lambda _self, graph: loaded.append(graph.path.name)
     )
     with pytest.raises(BundleCorrupt, match=file) as caught:
         Restorer.open(copy, backend="onnxruntime-cpu")
@@ -57,10 +57,59 @@ def edit(folder: Path, change: object) -> None:
     path.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("name", ["../outside.onnx", "/etc/passwd", "a/../../b", "a\\b", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../outside.onnx", "/etc/passwd", "a/../../b", "a\\b", "", "a//b", "a/", "a\n.onnx", "a\0b", "a?b"),
+        *("C:evil.onnx", "C:/evil.onnx", "a.onnx:stream", "nul", "a/CON.onnx", "lpt1.onnx", "a. "),  # Windows
+    ],
+)
 def test_a_file_outside_the_bundle_is_refused(copy: Path, name: str) -> None:
     edit(copy, lambda m: m["networks"]["denoiser"]["variants"]["fp32"]["graph"].update(path=name))
     with pytest.raises(BundleInvalid, match="relative"):
+        Bundle.open(copy)
+
+
+@pytest.mark.parametrize("name", ["estimator.ort", "estimator", "estimator.ONNX", "estimator.onnx.ort"])
+def test_a_graph_is_named_onnx_and_nothing_else(copy: Path, name: str) -> None:
+    """The suffix chooses ONNX Runtime's loader."""
+    edit(copy, lambda m: m["networks"]["denoiser"]["variants"]["fp32"]["graph"].update(path=name))
+    with pytest.raises(BundleInvalid, match=r"\.onnx"):
+        Bundle.open(copy)
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "$(id)", "", "a\x1b[2J", "x" * 101, "-rf", "a`id`"])
+def test_names_that_a_shell_or_a_file_system_would_obey_are_refused(copy: Path, name: str) -> None:
+    """They stand in remedies that people paste, and in the names of engines."""
+    edit(copy, lambda m: m.update(system=name))
+    with pytest.raises(BundleInvalid, match="system"):
+        Bundle.open(copy)
+    edit(copy, lambda m: (m.update(system="tiny"), m["networks"].update({name: m["networks"]["denoiser"]})))
+    with pytest.raises(BundleInvalid, match="networks"):
+        Bundle.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("image_size", 10**9), ("image_size", 0), ("batches", [10**9]), ("schedule", {"timesteps": 10**9})],
+)
+def test_sizes_that_no_machine_has_are_refused(copy: Path, key: str, value: object) -> None:
+    edit(copy, lambda m: m.update({key: value}))
+    with pytest.raises(BundleInvalid, match=key):
+        Bundle.open(copy)
+
+
+def test_manifests_of_strangers_are_errors_of_ours(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = copy / "manifest.json"
+    whole = path.read_text()
+    for text in ("[" * 100_000, '{"a":' * 100_000, whole.replace('"beta_end": 0.02', '"beta_end": NaN')):
+        assert text != whole
+        path.write_text(text)
+        with pytest.raises(BundleInvalid):
+            Bundle.open(copy)
+    path.write_text(whole)
+    monkeypatch.setattr("bfr.runtime.bundle.bundle.LARGEST_MANIFEST", len(whole) - 1)
+    with pytest.raises(BundleInvalid, match="no manifest"):
         Bundle.open(copy)
 
 

@@ -1,0 +1,247 @@
+"""What an ONNX file names and declares, read before a library opens it; and its checked bytes.
+
+Libraries open whatever file a graph names, and allocate whatever size it declares. A few fields of the protobuf message
+are read here to know both; nothing else of it is interpreted.
+Source: onnx.proto of ONNX 1.21, whose field numbers never change.
+"""
+
+import mmap
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+from bfr.runtime.errors import BundleInvalid
+
+LARGEST_ELEMENTS = 1 << 26  # of a tensor that a graph declares without holding it: 256 MiB of float32
+DEEPEST = 64  # graphs inside each other; protobuf itself allows 33
+_GRAPH, _FUNCTION, _TRAINING = 7, 25, 20  # of ModelProto
+_LESS_THAN_A_BYTE = 4  # elements at most in one byte
+# Operators whose output is as large as an input says: the number of that input.
+_SHAPED_BY = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "Resize": 3, "Upsample": 1, "OneHot": 1, "Pad": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxFile:
+    """An ONNX file whose bytes were checked.
+
+    path: where they were read, for messages. model: the graph. weights: by the names that the graph has for them,
+    mapped into memory and not copied: they must live as long as a session that uses them.
+    """
+
+    path: Path
+    model: bytes = field(repr=False)
+    weights: Mapping[str, mmap.mmap | bytes] = field(repr=False)
+
+    def settle(self) -> None:
+        """Give back the memory of weights that were read for the moment; what is read later comes from the file."""
+        for mapped in self.weights.values():
+            if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                with suppress(OSError):
+                    mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def check_graph(data: bytes, weights: Mapping[str, int], where: object) -> None:
+    """Refuse a graph that names a file or declares a size that it should not.
+
+    Args:
+        data: Of the ONNX file.
+        weights: The files that it may name, and their bytes.
+        where: The file, for messages.
+
+    Raises:
+        BundleInvalid: It is no ONNX file; names another file; holds a sparse tensor or a compiled part; a tensor is
+            declared larger than its data; or an operator makes more than LARGEST_ELEMENTS of a constant shape.
+    """
+    try:
+        _Walk(weights, where).model(memoryview(data))
+    except (IndexError, OverflowError, UnicodeDecodeError) as error:
+        raise BundleInvalid(f"{where} is no ONNX file, or damaged: export the bundle anew") from error
+
+
+class _Walk:
+    def __init__(self, weights: Mapping[str, int], where: object) -> None:
+        self.weights, self.where = weights, where
+        self.depth = 0
+        self.constants: dict[str, list[list[int]]] = {}  # name -> the integers that it may stand for, in any scope
+        self.elements: dict[str, int] = {}  # of initializers, name -> how many they have at most
+
+    def model(self, data: memoryview) -> None:
+        seen = False
+        for number, value in _fields(data):
+            if not isinstance(value, memoryview):
+                continue
+            if number == _GRAPH:
+                seen = True
+                self.graph(value)
+            elif number == _FUNCTION:
+                self.nodes(value, 7)
+            elif number == _TRAINING:
+                self.refuse("holds a training graph")
+        if not seen:
+            raise IndexError
+
+    def graph(self, data: memoryview) -> None:
+        """GraphProto: initializers first, since nodes may come before them."""
+        for number, value in _fields(data):
+            if number == 5 and isinstance(value, memoryview):
+                self.tensor(value)
+            elif number == 15:
+                self.refuse("holds a sparse tensor")
+        self.nodes(data, 1)
+
+    def nodes(self, data: memoryview, field_number: int) -> None:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            self.refuse(f"has graphs inside each other, more than {DEEPEST}")
+        for number, value in _fields(data):
+            if number == field_number and isinstance(value, memoryview):
+                self.node(value)
+        self.depth -= 1
+
+    def node(self, data: memoryview) -> None:
+        inputs, outputs, operator, values = [], [], "", list[int]()
+        for number, value in _fields(data):
+            if not isinstance(value, memoryview):
+                continue
+            if number == 1:
+                inputs.append(str(value, "utf-8"))
+            elif number == 2:
+                outputs.append(str(value, "utf-8"))
+            elif number == 4:
+                operator = str(value, "utf-8")
+            elif number == 5:
+                values = self.attribute(value) or values
+        if operator == "EPContext":  # machine code, or the name of a file that holds it
+            self.refuse("holds a part that was compiled for an execution provider")
+        if operator == "Constant" and outputs:
+            self.constants.setdefault(outputs[0], []).append(values)
+        place = _SHAPED_BY.get(operator)
+        if place is not None and place < len(inputs):
+            copies = self.elements.get(inputs[0], 1) if operator == "Tile" else 1
+            for shape in self.constants.get(inputs[place], ()):
+                self.size(operator, [copies, *shape])
+        if operator == "Range" and len(inputs) == 3:
+            starts, ends, steps = ([max(map(abs, v), default=0) for v in self.constants.get(n, ())] for n in inputs)
+            self.size(operator, [(max(starts, default=0) + max(ends, default=0)) // max(1, min(steps, default=1))])
+
+    def attribute(self, data: memoryview) -> list[int]:
+        """AttributeProto. The integers that a Constant holds, where there are few."""
+        found: list[int] = []
+        for number, value in _fields(data):
+            if isinstance(value, int):
+                if number in (3, 8):
+                    found.append(_signed(value))
+            elif number in (5, 10):
+                found = self.tensor(value)
+            elif number in (6, 11):
+                self.graph(value)
+            elif number == 8:
+                found += [_signed(number) for number in _packed(value)]
+            elif number in (22, 23):
+                self.refuse("holds a sparse tensor")
+        return found
+
+    def tensor(self, data: memoryview) -> list[int]:
+        """TensorProto: its integers, where there are few."""
+        dims: list[int] = []
+        name, kind, held, values, raw = "", 0, 0, list[int](), memoryview(b"")
+        for number, value in _fields(data):
+            if isinstance(value, int):
+                if number == 1:
+                    dims.append(_signed(value))
+                elif number == 2:
+                    kind = value
+                elif number in (5, 7, 11):
+                    values.append(_signed(value))
+                held += 1 if number in (4, 5, 7, 10, 11) else 0
+            elif number == 1:
+                dims += [_signed(size) for size in _packed(value)]
+            elif number == 8:
+                name = str(value, "utf-8")
+            elif number == 13:
+                held += self.external(value)
+            elif number in (4, 5, 6, 7, 9, 10, 11):
+                held += max(1, len(value))
+                if number == 9:
+                    raw = value
+                elif number in (5, 7, 11) and len(value) <= 640:
+                    values += [_signed(one) for one in _packed(value)]
+        if len(dims) > DEEPEST or min(dims, default=0) < 0 or prod(dims) > _LESS_THAN_A_BYTE * held:
+            self.refuse(f"declares a tensor {name[:100]!r} of {' x '.join(map(str, dims[:8]))}, which it does not hold")
+        width = {6: 4, 7: 8}.get(kind)  # INT32, INT64
+        if width and 0 < len(raw) <= 512:
+            values = [int.from_bytes(raw[i : i + width], "little", signed=True) for i in range(0, len(raw), width)]
+        self.constants.setdefault(name, []).append(values)
+        self.elements[name] = max(self.elements.get(name, 0), prod(dims))
+        return values
+
+    def external(self, data: memoryview) -> int:
+        """StringStringEntryProto of external data: the bytes of the file that it names, 0 of other entries."""
+        texts: dict[int, list[str]] = {1: [], 2: []}
+        for number, value in _fields(data):
+            if number in texts and isinstance(value, memoryview):
+                texts[number].append(str(value, "utf-8"))
+        if "location" not in texts[1]:
+            return 0
+        if others := [name for name in texts[2] if name not in self.weights]:
+            self.refuse(f"names the file {others[0][:200]!r}, which the manifest does not hold for it")
+        return max((self.weights[name] for name in texts[2]), default=0)
+
+    def size(self, operator: str, shape: list[int]) -> None:
+        elements = prod(max(1, abs(size)) for size in shape)
+        if elements > LARGEST_ELEMENTS:
+            self.refuse(f"has a {operator} of {elements:,} elements, more than {LARGEST_ELEMENTS:,}")
+
+    def refuse(self, why: str) -> None:
+        raise BundleInvalid(f"{self.where} {why}: it is refused. Export the bundle anew, or ask who made it")
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """The fields of a message: number, and an integer or bytes. Raises IndexError where it is damaged."""
+    place, end = 0, len(data)
+    while place < end:
+        key, place = _varint(data, place)
+        kind = key & 7
+        if kind == 0:
+            value, place = _varint(data, place)
+            yield key >> 3, value
+            continue
+        if kind == 2:
+            length, place = _varint(data, place)
+        elif kind in (1, 5):
+            length = 8 if kind == 1 else 4
+        else:
+            raise IndexError
+        if place + length > end:
+            raise IndexError
+        if kind == 2:
+            yield key >> 3, data[place : place + length]
+        else:
+            yield key >> 3, 0  # a number of fixed width
+        place += length
+
+
+def _varint(data: memoryview, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[place]
+        place += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, place
+        shift += 7
+        if shift > 63:
+            raise OverflowError
+
+
+def _packed(data: memoryview) -> Iterator[int]:
+    place = 0
+    while place < len(data):
+        value, place = _varint(data, place)
+        yield value
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value

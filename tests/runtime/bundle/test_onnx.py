@@ -1,0 +1,287 @@
+"""Graphs of strangers: what they name and declare is known before a library opens them."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bfr.runtime.backends.onnxruntime import CpuDevice
+from bfr.runtime.bundle.bundle import Bundle, default_bundle, describe_file
+from bfr.runtime.bundle.onnx import check_graph
+from bfr.runtime.errors import BundleInvalid
+
+GRAPHS = [
+    (default_bundle() / "estimator.onnx").read_bytes(),
+    (default_bundle() / "denoiser.onnx").read_bytes(),
+]
+WEIGHTS = {"estimator.safetensors": 1 << 30, "denoiser.safetensors": 1 << 30}
+
+
+def model(nodes: list[Any], *initializers: Any, functions: tuple[Any, ...] = ()) -> bytes:
+    """An ONNX file with these nodes; the last one's output is the graph's."""
+    from onnx import TensorProto, helper
+
+    out = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [], [out], list(initializers))
+    return bytes(helper.make_model(graph, functions=functions).SerializeToString())
+
+
+def node(operator: str, *inputs: str, **attributes: Any) -> Any:
+    from onnx import helper
+
+    return helper.make_node(operator, list(inputs), ["y"], **attributes)
+
+
+def numbers(name: str, *values: int, kind: Any = np.int64) -> Any:
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(np.array(values, kind), name)
+
+
+def outside(location: str, name: str = "w") -> Any:
+    """A tensor whose data is said to be in a file."""
+    from onnx import TensorProto
+
+    tensor = TensorProto(name=name, data_type=1, dims=[4], data_location=1)
+    for key, value in (("location", location), ("length", "16")):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def test_our_own_graphs_pass() -> None:
+    for data in GRAPHS:
+        check_graph(data, WEIGHTS, "g.onnx")
+        with pytest.raises(BundleInvalid, match="names the file"):
+            check_graph(data, {}, "g.onnx")
+
+
+PLACES: dict[str, Callable[[Any], bytes]] = {
+    "initializer": lambda tensor: model([node("Identity", "w")], tensor),
+    "constant": lambda tensor: model([node("Constant", value=tensor)]),
+    "tensors": lambda tensor: model([node("Other", domain="x", many=[tensor])]),
+    "branch": lambda tensor: model([node("If", "c", then_branch=branch(tensor), else_branch=branch(numbers("w", 1)))]),
+    "function": lambda tensor: model([node("Identity", "w")], numbers("w", 1), functions=(function(tensor),)),
+}
+
+
+def branch(tensor: Any) -> Any:
+    from onnx import TensorProto, helper
+
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    return helper.make_graph([node("Identity", "w")], "branch", [], [out], [tensor])
+
+
+def function(tensor: Any) -> Any:
+    from onnx import helper
+
+    return helper.make_function("d", "F", [], ["y"], [node("Constant", value=tensor)], [helper.make_opsetid("", 20)])
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", ["other.bin", "../w.bin", "/etc/passwd", "./w.bin", "W.bin", "", "*/_ORT_MEM_ADDR_/*"])
+def test_a_file_that_the_manifest_does_not_hold_is_refused(place: str, name: str) -> None:
+    check_graph(PLACES[place](outside("w.bin")), {"w.bin": 16}, "g.onnx")
+    with pytest.raises(BundleInvalid, match=r"g\.onnx names the file"):
+        check_graph(PLACES[place](outside(name)), {"w.bin": 16}, "g.onnx")
+
+
+def test_one_of_two_locations_does_not_hide_the_other() -> None:
+    for first, second in (("w.bin", "/etc/passwd"), ("/etc/passwd", "w.bin")):
+        tensor = outside(first)
+        tensor.external_data.add(key="location", value=second)
+        with pytest.raises(BundleInvalid, match="passwd"):
+            check_graph(model([node("Identity", "w")], tensor), {"w.bin": 16}, "g.onnx")
+
+
+def declared(kind: int, *dims: int) -> Any:
+    from onnx import TensorProto
+
+    return TensorProto(name="w", data_type=kind, dims=dims, raw_data=b"12345678")
+
+
+def sparse() -> Any:
+    from onnx import helper
+
+    values = helper.make_tensor("v", 1, [1], [1.0])
+    return helper.make_sparse_tensor(values, numbers("i", 0), [1 << 40])
+
+
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "ConstantOfShape": lambda: model([node("ConstantOfShape", "n")], numbers("n", 1 << 15, 1 << 15)),
+    "a Constant's shape": lambda: model(
+        [constant("n", numbers("v", 1 << 40)), node("ConstantOfShape", "n")],
+    ),
+    "ints of a Constant": lambda: model([constant("n", ints=[1 << 20, 1 << 20]), node("ConstantOfShape", "n")]),
+    "Expand": lambda: model([node("Expand", "x", "n")], numbers("x", 1), numbers("n", 1 << 31)),
+    "Tile": lambda: model([node("Tile", "x", "n")], numbers("x", *range(1000)), numbers("n", 1 << 20)),
+    "Range": lambda: model([node("Range", "a", "b", "c")], numbers("a", -(1 << 40)), numbers("b", 0), numbers("c", 1)),
+    "Pad": lambda: model([node("Pad", "x", "n")], numbers("x", 1), numbers("n", 0, 1 << 40)),
+    "Resize": lambda: model([node("Resize", "x", "", "", "n")], numbers("x", 1), numbers("n", 1, 1, 1 << 20, 1 << 20)),
+    "int32": lambda: model([node("ConstantOfShape", "n")], numbers("n", 1 << 30, 4, kind=np.int32)),
+    "two by one name": lambda: model(
+        [node("ConstantOfShape", "n"), constant("n", numbers("v", 1))], numbers("n", 1 << 40)
+    ),
+    "declared, not held": lambda: model([node("Identity", "w")], declared(1, 1 << 20, 1 << 20)),
+    "negative": lambda: model([node("Identity", "w")], declared(1, -1)),
+    "sparse": lambda: model([node("Constant", sparse_value=sparse())]),
+    "EPContext": lambda: model([node("EPContext", domain="com.microsoft", embed_mode=0, ep_cache_context="/x")]),
+}
+
+
+def constant(name: str, value: Any = None, *, ints: list[int] | None = None) -> Any:
+    from onnx import helper
+
+    given = {"value": value} if value is not None else {"value_ints": ints}
+    return helper.make_node("Constant", [], [name], **given)
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_few_bytes_do_not_become_many(bomb: str) -> None:
+    data = BOMBS[bomb]()
+    assert len(data) < 10_000
+    with pytest.raises(BundleInvalid, match=r"g\.onnx (has a|declares|holds) .*refused"):
+        check_graph(data, {}, "g.onnx")
+
+
+def test_shapes_of_usual_size_pass() -> None:
+    check_graph(model([node("ConstantOfShape", "n")], numbers("n", 1, 64, 512, 512)), {}, "g.onnx")
+    check_graph(model([node("Identity", "w")], declared(1, 2), numbers("e"), declared(22, 16)), {}, "g.onnx")
+
+
+def test_sparse_initializers_training_graphs_and_deep_ones_are_refused() -> None:
+    import onnx
+
+    whole = onnx.ModelProto.FromString(model([node("Identity", "w")], numbers("w", 1)))
+    whole.graph.sparse_initializer.append(sparse())
+    training = onnx.ModelProto.FromString(model([node("Identity", "w")], numbers("w", 1)))
+    training.training_info.add().algorithm.name = "t"
+    graph = b""
+    for _ in range(1000):  # an attribute's graph, of a node, of a graph
+        for number in (6, 5, 1):
+            graph = field(number, graph)
+    for data in (whole.SerializeToString(), training.SerializeToString(), field(7, graph)):
+        with pytest.raises(BundleInvalid, match=r"sparse|training|inside each other"):
+            check_graph(data, {}, "g.onnx")
+
+
+@given(st.binary(max_size=60))
+def test_what_is_no_graph_is_an_error_of_ours(data: bytes) -> None:
+    with pytest.raises(BundleInvalid):
+        check_graph(data, {}, "g.onnx")
+
+
+@given(st.data())
+def test_damaged_graphs_are_an_error_of_ours_or_pass(data: st.DataObject) -> None:
+    graph = bytearray(GRAPHS[0])
+    for place, byte in data.draw(st.lists(st.tuples(st.integers(0, len(graph) - 1), st.integers(0, 255)), max_size=8)):
+        graph[place] = byte
+    with suppress(BundleInvalid):
+        check_graph(bytes(graph), WEIGHTS, "g.onnx")
+
+
+def field(number: int, data: bytes) -> bytes:
+    """A field of bytes in a protobuf message."""
+    length, rest = b"", len(data)
+    while rest > 127:
+        length, rest = length + bytes([rest & 127 | 128]), rest >> 7
+    return bytes([number << 3 | 2]) + length + bytes([rest]) + data
+
+
+# Through the bundle and the backend
+
+
+@pytest.fixture
+def copy(tiny_bundle: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle.folder, tmp_path / "copy"))
+
+
+def restored(bundle: Bundle) -> np.ndarray:
+    network = CpuDevice(1).load(bundle, "estimator", "fp32")
+    face, out = np.full((1, 3, 32, 32), 0.25, np.float32), np.zeros((1, 3, 32, 32), np.float32)
+    network.bind({network.session.get_inputs()[0].name: face}, {network.session.get_outputs()[0].name: out})()
+    return out
+
+
+def test_the_bytes_that_were_checked_are_loaded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that are replaced after the check, graph or weights, reach nothing."""
+    bundle = Bundle.open(copy)
+    expected = restored(bundle)
+    real = ort.InferenceSession
+
+    def replaced(source: Any, *arguments: Any, **options: Any) -> Any:
+        for name in ("estimator.onnx", "estimator.safetensors"):
+            (copy / "new").write_bytes(b"\0" * (copy / name).stat().st_size)
+            (copy / "new").replace(copy / name)
+        return real(source, *arguments, **options)
+
+    monkeypatch.setattr(ort, "InferenceSession", replaced)
+    assert np.array_equal(restored(bundle), expected)
+
+
+def test_a_graph_that_names_an_unknown_file_reaches_no_library(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = model([node("Identity", "w")], outside("estimator.safetensors"), outside("secret.bin", "v"))
+    (copy / "secret.bin").write_bytes(bytes(16))
+    (copy / "estimator.onnx").write_bytes(data)
+    content = json.loads((copy / "manifest.json").read_text())
+    variant = content["networks"]["estimator"]["variants"]["fp32"]
+    variant["graph"] = describe_file(copy, copy / "estimator.onnx").model_dump()
+    (copy / "manifest.json").write_text(json.dumps(content))
+    monkeypatch.setattr(ort, "InferenceSession", lambda *_, **__: pytest.fail("was opened"))
+    bundle = Bundle.open(copy)
+    for load in (bundle.graph, bundle.open_graph, lambda *asked: CpuDevice().load(bundle, *asked)):
+        with pytest.raises(BundleInvalid, match=r"secret\.bin"):
+            load("estimator", "fp32")
+
+
+CHILD = """
+import resource, sys
+from pathlib import Path
+from bfr.runtime.backends.onnxruntime import CpuDevice
+from bfr.runtime.bundle.onnx import OnnxFile
+path = Path(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+CpuDevice(1).load_graph(OnnxFile(path, path.read_bytes(), {}))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB there alone")
+def test_what_is_folded_while_loading_is_limited(tmp_path: Path) -> None:
+    """1 kB whose tensors double from node to node up to 1 GiB: without the limit 2.5 GiB are taken, with it 0.7."""
+    if tuple(map(int, ort.__version__.split(".")[:2])) < (1, 27):
+        pytest.skip("this ONNX Runtime has no limit")
+    from onnx import TensorProto, helper
+
+    nodes = [helper.make_node("Concat", [f"a{i}", f"a{i}"], [f"a{i + 1}"], axis=0) for i in range(24)]
+    nodes.append(helper.make_node("Add", ["a24", "x"], ["y"]))
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numbers("a0", *range(16), kind=np.float32)],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (tmp_path / "g.onnx").write_bytes(made.SerializeToString())
+    run = [sys.executable, "-c", CHILD, str(tmp_path / "g.onnx")]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 1 << 20
+
+
+def test_weights_are_not_copied(copy: Path) -> None:
+    opened = Bundle.open(copy).open_graph("estimator", "fp32")
+    assert {*opened.weights} == {"estimator.safetensors"}
+    assert all(type(weights).__name__ == "mmap" for weights in opened.weights.values())
+    opened.settle()
+    assert bytes(opened.weights["estimator.safetensors"][:]) == (copy / "estimator.safetensors").read_bytes()
