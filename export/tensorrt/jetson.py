@@ -3,6 +3,7 @@
 TensorRT comes with JetPack: 10.3 with JetPack 6.1 and 6.2, later ones with JetPack 7. None of this was run on a board.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,29 +16,41 @@ BUCKETS = (1, 2)
 WORKSPACE_MIB = ((9.0, 1024), (18.0, 2048))  # GiB of the board at most, MiB of workspace
 OPSETS = (((10, 9), 20), ((10, 14), 22))  # TensorRT before this version, highest opset it reads whole
 SWAP_GIB = 8.0
-MODEL = Path("/proc/device-tree/model")
-MEMINFO = Path("/proc/meminfo")
+OVERRIDE = "BFR_JETSON"  # names the board where nothing else tells it, as in containers without its files
 
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """model: as the board names itself, None where this is no Jetson. memory, swap: in GiB."""
+    """model: as the board names itself, None where this has no Tegra. memory, swap: in GiB."""
 
     model: str | None
     memory: float
     swap: float
 
 
-def this_board(model: Path = MODEL, meminfo: Path = MEMINFO) -> Board:
-    """The board that this runs on."""
-    name = model.read_text(errors="replace").rstrip("\0\n") if model.is_file() else ""
+def this_board(root: Path = Path("/")) -> Board:
+    """The board that this runs on. root: where its files are looked for.
+
+    Names of boards differ ("NVIDIA Orin NX Developer Kit", those of other makers). What they share is the device tree's
+    `compatible`, and L4T's release file, which NVIDIA's container runtime mounts.
+    """
+    name = _words(root / "proc/device-tree/model").strip()
+    tegra = "tegra" in _words(root / "proc/device-tree/compatible") or (root / "etc/nv_tegra_release").is_file()
     kib = {"MemTotal": 0, "SwapTotal": 0}
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key in kib:
-                kib[key] = int(value.split()[0])
-    return Board(name if "jetson" in name.lower() else None, kib["MemTotal"] / 2**20, kib["SwapTotal"] / 2**20)
+    for line in _words(root / "proc/meminfo").splitlines():
+        key, _, value = line.partition(":")
+        if key in kib:
+            kib[key] = int(value.split()[0])
+    found = os.environ.get(OVERRIDE) or (name or "a Tegra board" if tegra or "jetson" in name.lower() else None)
+    return Board(found, kib["MemTotal"] / 2**20, kib["SwapTotal"] / 2**20)
+
+
+def _words(path: Path) -> str:
+    """The text of a file of the kernel, whose strings may end with zeros; nothing where it cannot be read."""
+    try:
+        return path.read_text(errors="replace").replace("\0", " ")
+    except OSError:
+        return ""
 
 
 def jetson_options(board: Board, given: BuildOptions) -> BuildOptions:
@@ -82,5 +95,6 @@ def check_board(board: Board) -> None:
     if board.model is None:
         raise InvalidOption(
             "--for jetson builds on the Jetson itself, and this is none: an engine fits only the GPU that it was built "
-            "on. Here `--for jetson --dry-run` looks at the graphs"
+            "on. Here `--for jetson --dry-run` looks at the graphs. In a container on a board, set the environment "
+            f"variable {OVERRIDE} to the board's name"
         )

@@ -14,19 +14,51 @@ def board(memory: float, swap: float = 0.0, model: str | None = "NVIDIA Jetson O
     return Board(model, memory, swap)
 
 
-def test_a_board_is_recognized(tmp_path: Path) -> None:
-    model, memory = tmp_path / "model", tmp_path / "meminfo"
-    memory.write_text("MemTotal:        7802864 kB\nMemFree: 1 kB\nSwapTotal:       3901424 kB\n")
-    model.write_bytes(b"NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\0")
-    found = this_board(model, memory)
-    assert found.model is not None
-    assert found.memory == pytest.approx(7.44, abs=0.01)
-    assert found.swap == pytest.approx(3.72, abs=0.01)
+MEMORY = b"MemTotal:        7802864 kB\nMemFree: 1 kB\nSwapTotal:       3901424 kB\n"
+MODEL, COMPATIBLE, RELEASE = "proc/device-tree/model", "proc/device-tree/compatible", "etc/nv_tegra_release"
+
+
+def machine(root: Path, **files: bytes) -> Path:
+    """A root folder with the files of a machine that tell what it is."""
+    places = {"model": MODEL, "compatible": COMPATIBLE, "release": RELEASE}
+    for name, data in {**files, "memory": MEMORY}.items():
+        path = root / places.get(name, "proc/meminfo")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return root
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"model": b"NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\0"},
+        {"model": b"NVIDIA Orin NX Developer Kit\0", "compatible": b"nvidia,p3509-0000+p3767-0000\0nvidia,tegra234\0"},
+        {
+            "model": b"NVIDIA Orin Nano Developer Kit\0",
+            "compatible": b"nvidia,p3768-0000+p3767-0003\0nvidia,tegra234\0",
+        },
+        {"model": b"Antmicro Job\0", "compatible": b"antmicro,job\0nvidia,p3767-0000\0nvidia,tegra234\0"},
+        {
+            "model": b"NVIDIA Jetson AGX Thor Developer Kit\0",
+            "compatible": b"nvidia,p4071-0000+p3834-0008\0nvidia,tegra264\0",
+        },
+        {"release": b"# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n"},  # a container
+    ],
+)
+def test_a_board_is_recognized(files: dict[str, bytes], tmp_path: Path) -> None:
+    found = this_board(machine(tmp_path, **files))
+    assert found.memory == pytest.approx(7802864 / 2**20)
+    assert found.swap == pytest.approx(3901424 / 2**20)
     check_board(found)
-    model.write_bytes(b"Raspberry Pi 5\0")
-    for other in (this_board(model, memory), this_board(tmp_path / "none", tmp_path / "none")):
-        with pytest.raises(InvalidOption, match="none"):
-            check_board(other)
+
+
+def test_another_machine_is_not_and_can_be_called_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pi = machine(tmp_path / "pi", model=b"Raspberry Pi 5\0", compatible=b"raspberrypi,5-model-b\0brcm,bcm2712\0")
+    for root in (pi, tmp_path / "none"):
+        with pytest.raises(InvalidOption, match="BFR_JETSON"):
+            check_board(this_board(root))
+    monkeypatch.setenv("BFR_JETSON", "Orin NX")
+    assert this_board(tmp_path / "none").model == "Orin NX"
 
 
 @pytest.mark.parametrize(("memory", "limit"), [(7.4, 1024), (15.3, 2048), (30.0, None), (61.4, None)])
