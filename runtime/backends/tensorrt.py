@@ -1,5 +1,6 @@
 """TensorRT and TensorRT-RTX: a bundle's engines, a context for each network and bucket, activations shared by all."""
 
+import mmap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from bfr.runtime.backends.tensorrt_key import (
     make_logger,
     this_machine,
 )
+from bfr.runtime.backends.tensorrt_stream import engine_source
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.machine import MachineFiles
 from bfr.runtime.bundle.manifest import Precision
@@ -74,19 +76,20 @@ class TensorRtDevice(GpuDevice):
         remedy = f"`bfr build {bundle.folder} --precision {precision} --force` makes it anew"
         files = MachineFiles(bundle.hash)
         cache = files.data(entry.runtime_cache, remedy) if entry.runtime_cache else None
-        return self._deserialize(files.data(entry.file, remedy), entry.file.path, cache)
+        return self._deserialize(files.map(entry.file, remedy), entry.file.path, cache)
 
     def load_engine(self, path: Path, cache: bytes | None = None) -> "TensorRtNetwork":
         """Deserialize a file that is known to be an engine of ours. cache: what TensorRT-RTX compiled before.
 
         Raises BackendUnavailable, with what the library said, where it refuses.
         """
-        return self._deserialize(path.read_bytes(), path.name, cache)
+        with path.open("rb") as file:
+            return self._deserialize(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), path.name, cache)
 
-    def _deserialize(self, data: bytes, name: str, cache: bytes | None) -> "TensorRtNetwork":
+    def _deserialize(self, data: mmap.mmap | bytes, name: str, cache: bytes | None) -> "TensorRtNetwork":
         self.logger.errors.clear()
         self.cuda.use()
-        engine = self.runtime.deserialize_cuda_engine(data)
+        engine = self.runtime.deserialize_cuda_engine(engine_source(self.trt, data))
         if engine is None:
             said = "; ".join(self.logger.errors) or "nothing"
             raise BackendUnavailable(

@@ -5,6 +5,7 @@ and sha256 into it. So nothing of this lies in a bundle. It lies in this user's 
 folders that no other user can write.
 """
 
+import mmap
 import os
 import stat
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from bfr.runtime.bundle.bundle import check_file, read_file
+from bfr.runtime.bundle.bundle import check_file, map_file, read_file
 from bfr.runtime.bundle.manifest import BundleFile, Check, Model, Precision
 from bfr.runtime.errors import BackendUnavailable, BundleCorrupt, WriteFailed
 from bfr.runtime.files import cache_folder, write_bytes
@@ -132,6 +133,10 @@ class MachineFiles:
     def data(self, file: BundleFile, remedy: str) -> bytes:
         """Its bytes: the very ones that were checked, as `check` does."""
         return read_file(self.folder, file, remedy)
+
+    def map(self, file: BundleFile, remedy: str) -> mmap.mmap | bytes:
+        """Map it into memory, after it was checked as `check` does."""
+        return map_file(self.folder, file, remedy)
 
     def _write(self, record: MachineRecord) -> None:
         write_bytes(self.make() / RECORD, record.model_dump_json(indent=1).encode() + b"\n")

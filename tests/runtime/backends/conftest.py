@@ -18,6 +18,7 @@ import onnxruntime as ort
 import pytest
 
 from bfr.runtime.backends import tensorrt_key as trt
+from bfr.runtime.backends import tensorrt_stream
 from bfr.runtime.backends.cuda import bindings as cuda
 from bfr.runtime.bundle.bundle import Bundle, describe_file
 from bfr.runtime.bundle.machine import Engine, MachineFiles
@@ -437,10 +438,39 @@ class FakeEngine:
         return SimpleNamespace(get_engine_information=lambda _: json.dumps({"Layers": [self.name]}))
 
 
+def streamed(stream: Any) -> bytes:
+    """All that a stream holds, in TensorRT's order: a header, then from a place that it seeks all that is left."""
+
+    def take(size: int) -> bytes:
+        data = b""
+        while len(data) < size:  # a short answer is asked for again
+            piece = stream.read(size - len(data), 0)
+            assert 0 < len(piece) <= tensorrt_stream.PIECE
+            data += piece
+        return data
+
+    assert stream.ready
+    assert stream.seek(0, "end")
+    size = stream.at
+    assert not stream.seek(1, "current")
+    assert stream.seek(0, "set")
+    header = take(32)
+    assert stream.seek(-8, "current")
+    return header[:24] + take(size - 24)
+
+
 class FakeTensorRt:
-    """The module `tensorrt`, or `tensorrt_rtx`. `engines`: what was deserialized."""
+    """The module `tensorrt`, or `tensorrt_rtx`. `engines`: what was deserialized. `sources`: what from."""
 
     __version__ = "10.3.0"
+
+    class IStreamReaderV2:
+        """Of the bindings: whoever does not call its constructor crashes."""
+
+        ready = False
+
+        def __init__(self) -> None:
+            self.ready = True
 
     class ILogger:
         Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4)
@@ -449,16 +479,20 @@ class FakeTensorRt:
     DataType = SimpleNamespace(FLOAT="float", HALF="half")
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
     LayerInformationFormat = SimpleNamespace(JSON="json")
+    SeekPosition = SimpleNamespace(SET="set", CUR="current", END="end")
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
 
     def __init__(self, name: str, runtime: FakeRuntime) -> None:
-        self.name, self.runtime = name, runtime
+        self.name, self.__name__, self.runtime = name, name.replace("-", "_"), runtime
         self.engines: list[FakeEngine] = []
+        self.sources: list[Any] = []
         self.types: dict[str, str] = {}
         self.refuse = False
 
     def Runtime(self, logger: Any) -> Any:
-        def deserialize(data: bytes) -> FakeEngine | None:
+        def deserialize(source: Any) -> FakeEngine | None:
+            self.sources.append(source)
+            data = streamed(source) if isinstance(source, self.IStreamReaderV2) else bytes(source)
             if self.refuse:
                 logger.log(self.ILogger.Severity.ERROR, "serialized for another version")
                 return None

@@ -1,0 +1,50 @@
+"""An engine's bytes on their way into the library: a file that is mapped, handed out in pieces where that is read."""
+
+import mmap
+from typing import Any
+
+PIECE = 16 << 20  # bytes handed out at once
+STREAMS_FROM = (10, 9)  # TensorRT before that takes no less than it asked for, which is nearly all of an engine
+
+
+def engine_source(trt: Any, data: mmap.mmap | bytes) -> Any:
+    """What `deserialize_cuda_engine` reads an engine from, so that no copy of it is made on the way.
+
+    A stream hands out PIECE bytes at once, and lets go of what came before. Libraries that cannot read one in pieces
+    get the map itself, whose pages the system may take back: TensorRT before STREAMS_FROM, whose older IStreamReader
+    would ask for a copy of everything (NVIDIA/TensorRT, issue 4327).
+
+    Args:
+        trt: The module `tensorrt` or `tensorrt_rtx`.
+        data: The engine, already compared with its sha256.
+    """
+    version = tuple(int(part) for part in trt.__version__.split(".")[:2])
+    if not hasattr(trt, "IStreamReaderV2") or (trt.__name__ == "tensorrt" and version < STREAMS_FROM):
+        return data
+    view = memoryview(data)
+    starts = {
+        trt.SeekPosition.SET: lambda _: 0,
+        trt.SeekPosition.CUR: lambda at: at,
+        trt.SeekPosition.END: lambda _: len(view),
+    }
+
+    class Stream(trt.IStreamReaderV2):  # type: ignore[misc]  # a class of the bindings
+        def __init__(self) -> None:
+            trt.IStreamReaderV2.__init__(self)  # the bindings crash where it is not called by name
+            self.at = 0
+
+        def read(self, size: int, _stream: int) -> memoryview:
+            if isinstance(data, mmap.mmap) and hasattr(data, "madvise"):  # not on Windows
+                data.madvise(mmap.MADV_DONTNEED, 0, self.at // mmap.PAGESIZE * mmap.PAGESIZE)
+            piece = view[self.at : self.at + min(size, PIECE)]
+            self.at += len(piece)
+            return piece
+
+        def seek(self, offset: int, where: Any) -> bool:
+            target = starts[where](self.at) + offset
+            if not 0 <= target <= len(view):
+                return False
+            self.at = target
+            return True
+
+    return Stream()
