@@ -5,12 +5,12 @@ A whole chain becomes one CUDA graph, captured by PyTorch, whose allocator must 
 belongs to the graph as long as the graph lives.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,12 +21,13 @@ from bfr.models.stages.guide import GuideStage
 from bfr.runtime.backends.cuda.bindings import Cuda
 from bfr.runtime.backends.cuda.device import GpuBuffer, GpuDevice
 from bfr.runtime.backends.device import BoundCall
+from bfr.runtime.backends.registry import CompilerOption
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory, InvalidOption, MissingDependency
+from bfr.runtime.restore.options import OpenOptions
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-COMPILER = {"mode": "max-autotune-no-cudagraphs"}
 RECOMPILE_LIMIT = 64  # of torch.compile: every network, precision and batch size is compiled apart
 StageCall = Callable[[dict[str, Tensor], tuple[Tensor, ...]], None]
 
@@ -121,9 +122,17 @@ class CompiledDevice(GpuDevice):
     process. Eager PyTorch on the same buffers, noise and stream is what the others are measured against.
     """
 
-    def __init__(self, index: int = 0, *, compiled: bool = True, graphs: bool = True, tf32: bool = False) -> None:
+    def __init__(
+        self,
+        index: int = 0,
+        *,
+        compiled: bool = True,
+        graphs: bool = True,
+        tf32: bool = False,
+        compiler: Collection[CompilerOption] = OpenOptions().compiler,
+    ) -> None:
         """compiled: by `torch.compile`, else eager. graphs: record whole chains. tf32: float32 convolutions may round
-        their inputs to 10 bits of mantissa, as PyTorch does where nobody says otherwise.
+        their inputs to 10 bits of mantissa, as PyTorch does where nobody says otherwise. compiler: what inductor does.
 
         Raises MissingDependency without cuda-python, NVRTC or Triton, BackendUnavailable without the GPU or where
         PyTorch was built without CUDA.
@@ -141,6 +150,7 @@ class CompiledDevice(GpuDevice):
         super().__init__(index)
         self.name = "torch-cuda" if compiled else "eager-cuda"
         self.compiled, self.records, self.tf32 = compiled, graphs, tf32
+        self.compiler = {"options": {name: name in compiler for name in get_args(CompilerOption)}} if compiled else None
         torch.cuda.set_device(index)
         self.torch_stream = torch.cuda.ExternalStream(int(self.stream), device=index)  # type: ignore[no-untyped-call]
         self._graphs: list[torch.cuda.CUDAGraph] = []
@@ -174,7 +184,7 @@ class CompiledDevice(GpuDevice):
         with self.computing():
             stage = move(stage, where) if isinstance(stage, fx.GraphModule) else stage.to(where)
         self.cuda.synchronize(self.stream)
-        return CompiledNetwork(self, stage_call(stage, COMPILER if self.compiled else None))
+        return CompiledNetwork(self, stage_call(stage, self.compiler))
 
     @contextmanager
     def computing(self) -> Iterator[None]:

@@ -301,10 +301,10 @@ class UNet(nn.Module):
         if self.time_conditioned:
             if timesteps is None:
                 raise TypeError("this UNet is conditioned on time: call it with (x, timesteps)")
-            sizes, parts = self.conditioning_sizes, tuple[Tensor, ...]()
+            parts: tuple[Tensor, ...]
             if timesteps.ndim == 2:  # cast whole, not part by part; the gain stays in float32
-                parts = torch.split(timesteps.to(self.torso_dtype), sizes, dim=1)
-                gain = timesteps[:, -sizes[-1] :] if self.residual else None
+                parts = torch.split(timesteps.to(self.torso_dtype), self.conditioning_sizes, dim=1)
+                gain = timesteps[:, -self.gain.out_features :] if self.residual else None
             else:
                 parts = condition(timesteps, self.model_channels, self.time_embed, self.conditioning_layers())
                 gain = parts[-1] if self.residual else None

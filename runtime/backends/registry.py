@@ -18,6 +18,9 @@ from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import BfrError, InvalidOption, MissingDependency
 from bfr.runtime.install import install_command
 
+CompilerOption = Literal["max_autotune", "coordinate_descent_tuning", "conv_1x1_as_mm"]
+"""Options of PyTorch's inductor, by its names: time each kernel's variants, tune the fastest one's blocks further,
+compute 1x1 convolutions as matrix products."""
 _log = logging.getLogger("bfr")
 
 
@@ -36,6 +39,7 @@ class Backend:
         help: What it is, in a few words.
         unmeasured: Whether `auto` takes it on a GPU where nothing was measured, in the order of the rows.
         records: Whether a whole chain is recorded as one CUDA graph unless told otherwise.
+        compiles: Whether its class takes `compiler`, a collection of COMPILER_OPTIONS.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Backend:
     help: str
     unmeasured: bool = False
     records: bool = False
+    compiles: bool = False
 
     @property
     def installed(self) -> bool:
@@ -80,7 +85,7 @@ _ROWS = (
     # The one that is not part of the runtime: it needs torch and the networks' modules. Its first call compiles for
     # minutes, so that `auto` takes it only where it was measured.
     Backend("torch-cuda", "bfr.export.pytorch.compiled", "CompiledDevice", "torch", "export", "cuda",
-            "PyTorch on an NVIDIA GPU, compiled", records=True),
+            "PyTorch on an NVIDIA GPU, compiled", records=True, compiles=True),
 )  # fmt: skip
 BACKENDS: dict[str, Backend] = {row.name: row for row in _ROWS}
 FALLBACK = "onnxruntime-cpu"  # of `auto`
@@ -99,6 +104,7 @@ def open_device(
     threads: int | None = None,
     spinning: bool = True,
     index: int = 0,
+    compiler: Collection[CompilerOption] | None = None,
 ) -> Device:
     """Open the device of a backend.
 
@@ -109,6 +115,7 @@ def open_device(
         threads: Of a backend on the CPU; None is the library's own choice.
         spinning: Whether idle threads of a backend on the CPU wait in a loop.
         index: The number of the GPU.
+        compiler: Of a backend that compiles; None is its default.
 
     Raises:
         InvalidOption: The name is unknown.
@@ -121,7 +128,8 @@ def open_device(
         raise InvalidOption(f"backend {name!r} is unknown: choose one of {', '.join(('auto', *BACKENDS))}")
     backend = BACKENDS[name]
     make = backend.load()
-    device: Device = make(threads=threads, spinning=spinning) if backend.where == "cpu" else make(index=index)
+    more = {"compiler": compiler} if backend.compiles and compiler is not None else {}
+    device: Device = make(threads=threads, spinning=spinning) if backend.where == "cpu" else make(index=index, **more)
     return device
 
 

@@ -1,14 +1,14 @@
 """How a bundle is opened and which sampler it runs."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from bfr.runtime.backends.registry import BackendName
+from bfr.runtime.backends.registry import BackendName, CompilerOption
 from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.diffusion.solvers import Solver
-from bfr.runtime.options import Options
+from bfr.runtime.options import COMMAS, Options
 
 
 class OpenOptions(Options):
@@ -23,8 +23,14 @@ class OpenOptions(Options):
     )
     precision: Precision = Field(default="fp32", description="Networks without this precision run in fp32.")
     batch: int = Field(default=1, ge=1, description="Faces that go through the networks together, at most.")
-    threads: int | None = Field(default=None, ge=1, description="Threads of the CPU backend; one a core if left out.")
+    threads: int | None = Field(
+        default=None, ge=1, description="Threads of the CPU backend, at most four a core; one a core if left out."
+    )
     device: int = Field(default=0, ge=0, description="Number of the GPU.")
+    compiler: Annotated[tuple[CompilerOption, ...], COMMAS] = Field(
+        default=("max_autotune", "conv_1x1_as_mm"),
+        description="What torch-cuda's compiler does, separated by commas. More takes longer to compile.",
+    )
 
 
 class SamplerOptions(Options):

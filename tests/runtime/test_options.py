@@ -30,6 +30,8 @@ WRITTEN = (OpenOptions, SamplerOptions, PhotoOptions, JobOptions)  # where share
 MODELS = (*WRITTEN, RestoreOptions, BulkOptions, PoolOptions, ServeOptions, ListenOptions, BenchOptions)
 DIFFERENT = {  # fields of one name that mean something else
     (ServeOptions, "batch"),
+    (ServeOptions, "max_faces"),
+    (RestoreOptions, "bundle"),
     (BulkOptions, "threads"),
     (BenchOptions, "threads"),
     (BenchOptions, "out"),
@@ -47,8 +49,8 @@ def facts(field: FieldInfo) -> dict[str, Any]:
 
 OWN = {  # flags of commands that mean something else than the field of their name
     "batch": {"out"},
-    "build": {"bundle", "out", "precision"},
-    "export": {"out", "precision"},
+    "build": {"bundle", "precision"},
+    "export": {"out"},
     "info": {"bundle"},
     "verify": {"bundle", "preset"},
     "wrap": {"out"},

@@ -354,6 +354,25 @@ def test_cudnn_computes_as_it_was_asked_to(
     assert seen == [{"enabled": True, "benchmark_limit": 0, **wanted}]  # 0: all of its algorithms
 
 
+@pytest.mark.parametrize("chosen", [None, (), ("coordinate_descent_tuning",)])
+def test_the_compilers_options_are_the_ones_that_were_chosen(
+    tiny_bundle: Bundle, gpu: FakeTorchCuda, monkeypatch: pytest.MonkeyPatch, chosen: tuple[str, ...] | None
+) -> None:
+    """By the command line's option, to `torch.compile`; without a choice kernels are timed, and not tuned further."""
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch, "compile", lambda run, **options: seen.append(options) or run)
+    options = {} if chosen is None else {"compiler": chosen}
+    with Restorer.open(tiny_bundle.folder, backend="torch-cuda", preset="short", **options):
+        pass
+    names = ("max_autotune", "conv_1x1_as_mm") if chosen is None else chosen
+    every = ("max_autotune", "coordinate_descent_tuning", "conv_1x1_as_mm")
+    wanted = {"fullgraph": True, "dynamic": False, "options": {name: name in names for name in every}}
+    assert seen == [wanted] * 2
+    assert {*every} <= {*torch._inductor.list_options()}
+    c.CompiledDevice(compiled=False).load(tiny_bundle, "denoiser", "fp32")
+    assert len(seen) == 2
+
+
 def test_versions_name_what_computes(gpu: FakeTorchCuda) -> None:
     assert {"torch", "torch's CUDA", "triton", "CUDA"} <= set(c.CompiledDevice().versions)
     assert "triton" not in c.CompiledDevice(compiled=False).versions
