@@ -124,7 +124,14 @@ class Restorer:
     def _open_on(
         cls, backend: str, bundle: Bundle, sampler: Preset, precision: Precision, chosen: OpenOptions
     ) -> "Restorer":
-        device = open_device(backend, bundle, precision=precision, threads=chosen.threads, index=chosen.device)
+        device = open_device(
+            backend,
+            bundle,
+            precision=precision,
+            threads=chosen.threads,
+            index=chosen.device,
+            compiler=chosen.compiler,
+        )
         try:
             restorer = cls(bundle, device, sampler, precision=precision, batch=chosen.batch)
             restorer._owns_device = True
