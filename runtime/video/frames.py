@@ -95,11 +95,10 @@ class Samples:
         _add(luma[top:bottom, left:right], change[..., 0], self.depth)
         if not colour:
             return
-        # A chroma sample lies at the left one of two luma samples, and between two rows.
-        mirrored = cv2.copyMakeBorder(change[..., 1:], 0, 0, 1, 0, cv2.BORDER_REFLECT_101)
-        across = (mirrored[:, :-2:2] + 2 * mirrored[:, 1:-1:2] + mirrored[:, 2::2]) / 4
-        mean = (across[::2] + across[1::2]) / 2
-        for plane, values in zip(chroma, np.moveaxis(mean, 2, 0), strict=True):
+        for plane, full in zip(chroma, cv2.split(change)[1:], strict=True):
+            rows = (full[::2] + full[1::2]) / 2
+            odd = rows[:, 1::2]  # to the right of a chroma sample; mirrored at the left edge
+            values = (2 * rows[:, ::2] + odd + np.hstack([odd[:, :1], odd[:, :-1]])) / 4
             _add(plane[top // 2 : bottom // 2, left // 2 : right // 2], values, self.depth)
 
     def _split(self) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -120,7 +119,8 @@ class Samples:
 
 
 def _add(plane: NDArray[Any], change: NDArray[Any], depth: int) -> None:
-    plane[...] = np.clip(np.rint(plane + change), 0, (1 << depth) - 1).astype(plane.dtype)
+    total = np.rint(plane + change)
+    plane[...] = np.clip(total, 0, (1 << depth) - 1, out=total)
 
 
 @dataclass(frozen=True, slots=True)

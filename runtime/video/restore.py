@@ -1,27 +1,32 @@
-"""Whole videos: faces are found in every frame, followed, restored with the noise of their track, and pasted back."""
+"""Whole videos: faces are found and followed, restored with the noise of their track, held steady, and pasted back."""
 
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import repeat
+from math import ceil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.errors import RestorationFailed
 from bfr.runtime.faces.background import Lanczos
+from bfr.runtime.faces.geometry import Face, alignment, rectangle, scale_of
 from bfr.runtime.faces.photo import AlignedFace, PhotoRestorer
 from bfr.runtime.files import atomic_path
 from bfr.runtime.images.decode import MAX_PIXELS, Image
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.restore.pipeline import Pipeline, Prepared
 from bfr.runtime.restore.restorer import DEFAULT_SEED
-from bfr.runtime.video.frames import Frame
+from bfr.runtime.video.follow import Followed, follow
+from bfr.runtime.video.frames import Frame, Place
 from bfr.runtime.video.read import VideoReader
-from bfr.runtime.video.track import Tracker, is_cut, thumbnail
+from bfr.runtime.video.steady import Steady
+from bfr.runtime.video.track import Tracker
 from bfr.runtime.video.write import VideoWriter
 
 
@@ -30,7 +35,8 @@ class Film:
     """What became of a video.
 
     width, height: of the result. frames: written. faces: restored, in all frames together. tracks: people followed.
-    seconds: stage -> seconds; reading, finding faces, pasting and encoding run beside the networks.
+    seconds: stage -> seconds: decode, find (faces, and follow them), crop, network, paste, encode; all but the networks
+    run beside them.
     error: what was wrong with the source or a face, though the result is there. stills: the first frame with a face,
     before and after.
     """
@@ -47,10 +53,17 @@ class Film:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Shot:
-    """A frame on its way, and its faces."""
+    """A frame on its way.
+
+    pixels: of the part around its faces, or of the whole frame; None where it passes as it is. place: that part, None
+    for the whole frame. faces: in `pixels`. keys: their tracks.
+    """
 
     frame: Frame
+    pixels: NDArray[Any] | None
+    place: Place | None
     faces: list[AlignedFace]
+    keys: list[int]
 
 
 def restore_video(
@@ -64,14 +77,18 @@ def restore_video(
     crf: int | None = None,
     max_pixels: int = MAX_PIXELS,
     still_noise: bool = True,
+    steady: bool = True,
     progress: Callable[[float], None] = lambda _share: None,
 ) -> Film:
     """Restore the faces of a video into `target`, which appears when it is whole; its suffix names the container.
 
-    Sound, subtitles and times are the source's. Memory does not depend on the length. Of a source that is damaged, what
-    can be decoded is restored, and `error` says so. A video without a face is copied where nothing else is asked for.
+    Sound, subtitles and times are the source's, and so are all samples that no face touches, up to the encoder's error.
+    Memory does not depend on the length. Of a source that is damaged, what can be decoded is restored, and `error` says
+    so. A video without a face is copied where nothing else is asked for.
+
     still_noise: a face keeps its noise through all frames, so that its texture does not boil; False draws it anew for
-    each frame, for comparison. codec, crf: see `VideoWriter`. progress: called with the share that is done, 0 to 1.
+    each frame. steady: what does not move in a face does not change; see `Steady`. Both are for comparison.
+    codec, crf: see `VideoWriter`. progress: called with the share that is done, 0 to 1.
     Raises InputNotFound, InvalidImage, InvalidOption, WriteFailed, and RestorationFailed where there are faces and none
     could be restored.
     """
@@ -81,7 +98,7 @@ def restore_video(
         film = Film(info.width, info.height)
         with VideoWriter(temporary, target.suffix, info, codec=codec, crf=crf) as writer:
             writer.copy_streams_from(reader, keep_metadata=metadata)
-            shooting = _Shooting(photo, reader, writer, film, still_noise=still_noise)
+            shooting = _Shooting(photo, reader, writer, film, still_noise=still_noise, steady=steady)
             pipeline = Pipeline[None, _Shot, None](
                 photo.restorer,
                 shooting.read,
@@ -115,36 +132,42 @@ class _Shooting:
     """What the reader's and the writer's threads do with each frame."""
 
     def __init__(
-        self, photo: PhotoRestorer, reader: VideoReader, writer: VideoWriter, film: Film, *, still_noise: bool
+        self,
+        photo: PhotoRestorer,
+        reader: VideoReader,
+        writer: VideoWriter,
+        film: Film,
+        *,
+        still_noise: bool,
+        steady: bool,
     ) -> None:
         self.photo, self.writer, self.film, self.still_noise = photo, writer, film, still_noise
-        self._frames: Iterator[Frame] = reader.frames()
+        # Faces alone are converted to RGB and back, where nothing else is done to the frames.
+        self.partly = photo.options.upscale == 1 and isinstance(photo.background, Lanczos)
+        self._followed: Iterator[Followed[Frame]] = follow(self._decoded(reader), lambda frame: frame.quick, photo.find)
         self._tracker = Tracker()
-        self._previous: NDArray[Any] | None = None
+        self._steady = Steady() if steady else None
         self._people: set[int] = set()
         self.failed, self.first_error = 0, ""
 
     def read(self, _: None) -> Prepared[_Shot] | None:
         """The next frame, its faces found and followed; None after the last."""
+        decoded = self.film.seconds.get("decode", 0.0)
         begin = time.perf_counter()
-        frame = next(self._frames, None)
-        self._took("read", begin)
-        if frame is None:
+        followed = next(self._followed, None)
+        if followed is not None:
+            if followed.cut:
+                self._tracker.reset()
+            tracked = self._tracker.update(followed.faces, followed.frame.seconds)
+        # The frames after it were decoded on the way.
+        self._took("find", begin + self.film.seconds.get("decode", 0.0) - decoded)
+        if followed is None:
             return None
-        begin = time.perf_counter()
-        small = thumbnail(frame.pixels)
-        if self._previous is not None and is_cut(self._previous, small):
-            self._tracker.reset()
-        self._previous = small
-        found = self.photo.find(frame.pixels)
-        tracked = self._tracker.update(found, frame.seconds)
-        numbers = {id(one.face): one.track for one in tracked}
-        faces = self.photo.crop(frame.pixels, [one.face for one in tracked])
-        self._took("align", begin)
-        keys = [numbers[id(face.face)] for face in faces]
-        self._people.update(keys)
+        with self._timed("crop"):
+            shot = self._cut_out(followed.frame, [(one.track, one.face) for one in tracked])
+        self._people.update(shot.keys)
         self.film.tracks = len(self._people)
-        return Prepared(_Shot(frame, faces), [face.crop for face in faces], keys if self.still_noise else None)
+        return Prepared(shot, [face.crop for face in shot.faces], shot.keys if self.still_noise else None)
 
     def write(self, shot: _Shot, results: Sequence[Restored]) -> None:
         """Paste the faces of a frame and encode it."""
@@ -152,19 +175,94 @@ class _Shooting:
         for result in results:
             for stage, seconds in result.seconds.items():
                 film.seconds[stage] = film.seconds.get(stage, 0.0) + seconds
-        begin = time.perf_counter()
-        restored = self.photo.paste(Image(frame.pixels), shot.faces, results)
-        self._took("paste", begin)
-        begin = time.perf_counter()
-        self.writer.write(restored.pixels, frame.pts, frame.time_base)
-        self._took("write", begin)
+        samples, restored, pixels = frame.samples, None, shot.pixels
+        with self._timed("paste"):
+            if pixels is not None:
+                image = Image(pixels, grey=frame.grey)
+                restored = self.photo.paste(image, shot.faces, self._held_steady(shot, results))
+            if samples is not None and shot.place is not None and pixels is not None and restored is not None:
+                samples = samples.copy()
+                samples.add_change(shot.place, pixels, restored.pixels, colour=not image.grey)
+            elif restored is not None:
+                samples = None
+        with self._timed("encode"):
+            if samples is not None:
+                self.writer.write_samples(samples, frame.pts, frame.time_base, frame.duration)
+            elif restored is not None:
+                self.writer.write(restored.pixels, frame.pts, frame.time_base, frame.duration)
+        film.frames += 1
+        if restored is None:
+            return
         if restored.faces and film.stills is None:
-            film.stills = (frame.pixels, restored.pixels)
+            film.stills = tuple(
+                _eight(one) for one in (frame.pixels, restored.pixels if samples is None else samples.rgb())
+            )
         if restored.errors and not self.failed:
             self.first_error = f"frame {frame.index}: {restored.errors[0]}"
         self.failed += len(restored.errors)
-        film.frames += 1
         film.faces += len(restored.faces)
+
+    def _cut_out(self, frame: Frame, tracked: list[tuple[int, Face]]) -> _Shot:
+        """Convert what is needed of a frame, and align its faces."""
+        photo, place = self.photo, None
+        if self.partly and frame.samples is not None and self.writer.takes(frame.samples):
+            if not tracked:
+                return _Shot(frame, None, None, [], [])
+            place = _around([face for _, face in tracked], photo.size, frame.samples.size)
+            pixels = frame.samples.rgb(place)
+        else:
+            pixels = frame.pixels
+        corner = np.float32(place[:2] if place else (0, 0))
+        moved = [Face(face.box - np.tile(corner, 2), face.landmarks - corner, face.score) for _, face in tracked]
+        keys = {id(face): track for face, (track, _) in zip(moved, tracked, strict=True)}
+        faces = photo.crop(pixels, moved)
+        return _Shot(frame, pixels, place, faces, [keys[id(face.face)] for face in faces])
+
+    def _held_steady(self, shot: _Shot, results: Sequence[Restored]) -> Sequence[Restored]:
+        steady = self._steady
+        if steady is None:
+            return results
+        return [
+            result
+            if result.pixels is None
+            else replace(result, pixels=steady.apply(key, shot.frame.index, face.crop, result.pixels))
+            for key, face, result in zip(shot.keys, shot.faces, results, strict=True)
+        ]
+
+    def _decoded(self, reader: VideoReader) -> Iterator[Frame]:
+        frames = reader.frames()
+        while True:
+            with self._timed("decode"):
+                frame = next(frames, None)
+            if frame is None:
+                return
+            yield frame
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._took(stage, begin)
 
     def _took(self, stage: str, begin: float) -> None:
         self.film.seconds[stage] = self.film.seconds.get(stage, 0.0) + time.perf_counter() - begin
+
+
+def _around(faces: Sequence[Face], size: int, frame: tuple[int, int]) -> Place:
+    """The part of a frame, (width, height), that the crops of all faces cover, with what interpolation needs."""
+    width, height = frame
+    parts = []
+    for face in faces:
+        if (matrix := alignment(face.landmarks, size)) is not None:
+            margin = ceil(3 / min(scale_of(matrix), 1.0)) + 8
+            left, top, right, bottom = rectangle(matrix, size, (height, width))
+            parts.append((left - margin, top - margin, right + margin, bottom + margin))
+    left, top, _, _ = np.min(parts or [(0, 0, 0, 0)], axis=0).tolist()
+    _, _, right, bottom = np.max(parts or [(0, 0, 2, 2)], axis=0).tolist()
+    # A frame's sides are even, and so is the part.
+    left, top = max(left, 0) // 2 * 2, max(top, 0) // 2 * 2
+    return left, top, max(left + 2, min(ceil(right / 2) * 2, width)), max(top + 2, min(ceil(bottom / 2) * 2, height))
+
+
+def _eight(pixels: NDArray[Any]) -> NDArray[Any]:
+    return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)

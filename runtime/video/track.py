@@ -8,14 +8,13 @@ that it is pasted onto: a trembling crop makes a restored face flicker, one that
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from bfr.runtime.faces.geometry import Face
+from bfr.runtime.faces.geometry import Face
+from bfr.runtime.faces.suppression import overlaps
 
 Float64 = NDArray[np.float64]
 PERIOD = 1 / 25  # seconds between frames that do not tell their time
@@ -39,7 +38,7 @@ class Tracked:
     """A face and the number of its track. held: the detector missed it, box and landmarks are extrapolated."""
 
     track: int
-    face: "Face"
+    face: Face
     held: bool = False
 
 
@@ -65,7 +64,7 @@ class OneEuro:
 @dataclass(slots=True, eq=False)
 class _Track:
     number: int
-    face: "Face"
+    face: Face
     filter: OneEuro
     box: Float64
     velocity: Float64 = field(default_factory=lambda: np.zeros(2))  # (2,) pixels a second, of the box's middle
@@ -96,7 +95,7 @@ class Tracker:
         """End all tracks, as at a cut. Their numbers are not given again."""
         self._tracks = []
 
-    def update(self, faces: "Sequence[Face]", seconds: float | None = None) -> list[Tracked]:
+    def update(self, faces: Sequence[Face], seconds: float | None = None) -> list[Tracked]:
         """The tracked faces of the next frame, by number: `faces` with smoothed landmarks, and those held.
 
         seconds: when the frame is shown; None, or a time that does not rise, counts as PERIOD after the last one.
@@ -121,24 +120,24 @@ class Tracker:
         self._tracks = [track for track in self._tracks if track.missed <= self._patience]
         return sorted(tracked, key=lambda one: one.track)
 
-    def _begin(self, face: "Face") -> Tracked:
+    def _begin(self, face: Face) -> Tracked:
         landmarks = face.landmarks.astype(np.float64)
         self._tracks.append(_Track(self._count, face, OneEuro(landmarks), face.box.astype(np.float64)))
         self._count += 1
         return Tracked(self._count - 1, face)
 
-    def _match(self, faces: "Sequence[Face]") -> dict[int, _Track]:
+    def _match(self, faces: Sequence[Face]) -> dict[int, _Track]:
         """Which track each detection continues, the largest overlaps first; among equals the older track."""
         if not faces or not self._tracks:
             return {}
-        overlaps = box_overlaps(
+        shared, _ = overlaps(
             np.stack([track.predicted() for track in self._tracks]), np.stack([face.box for face in faces])
         )
         matched: dict[int, _Track] = {}
         taken: set[int] = set()
-        for flat in np.argsort(-overlaps, axis=None, kind="stable").tolist():
+        for flat in np.argsort(-shared, axis=None, kind="stable").tolist():
             row, column = divmod(flat, len(faces))
-            if overlaps[row, column] < self._iou:
+            if shared[row, column] < self._iou:
                 break
             if row not in taken and column not in matched:
                 taken.add(row)
@@ -146,17 +145,11 @@ class Tracker:
         return matched
 
 
-def box_overlaps(first: NDArray[np.floating], second: NDArray[np.floating]) -> Float64:
-    """Intersection over union of (N, 4) and (M, 4) boxes, left, top, right, bottom -> (N, M)."""
-    a, b = first[:, None].astype(np.float64), second[None].astype(np.float64)
-    common = np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0).prod(axis=2)
-    union = (a[..., 2:] - a[..., :2]).prod(axis=2) + (b[..., 2:] - b[..., :2]).prod(axis=2) - common
-    return np.asarray(common / np.maximum(union, 1e-9), np.float64)
-
-
 def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 -> (72, 128, 3) uint8, for `is_cut`."""
-    return np.asarray(cv2.resize(pixels, (128, 72), interpolation=cv2.INTER_AREA), np.uint8)
+    # Of large frames every so many pixels will do: an average over all of them takes ten times as long.
+    down, right = max(1, pixels.shape[0] // 216), max(1, pixels.shape[1] // 384)
+    return np.asarray(cv2.resize(pixels[::down, ::right], (128, 72), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def is_cut(previous: NDArray[np.uint8], current: NDArray[np.uint8]) -> bool:
@@ -175,7 +168,7 @@ def is_cut(previous: NDArray[np.uint8], current: NDArray[np.uint8]) -> bool:
     return min(spread) < _UNIFORM or float((a * b).mean()) < (1 - _STRUCTURES_DIFFER) * spread[0] * spread[1]
 
 
-def _continue(track: _Track, face: "Face") -> Tracked:
+def _continue(track: _Track, face: Face) -> Tracked:
     box, landmarks = face.box.astype(np.float64), face.landmarks.astype(np.float64)
     moved = ((box - track.box)[:2] + (box - track.box)[2:]) / (2 * track.age)
     # The first observation is all that is known.

@@ -28,6 +28,13 @@ def inside(a: Face, b: Face) -> float:
     return float(overlaps(a.box[None], b.box[None])[1][0, 0])
 
 
+def test_overlaps_are_those_of_areas() -> None:
+    boxes = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30], [3, 3, 3, 9], [2, 2, 4, 7]], np.float32)
+    union, smaller = overlaps(boxes[:1], boxes)
+    np.testing.assert_allclose(union, [[1, 50 / 150, 0, 0, 0.1]])
+    np.testing.assert_allclose(smaller, [[1, 0.5, 0, 0, 1]])
+
+
 class TestRepeats:
     @pytest.mark.parametrize(
         ("other", "expected"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bfr.runtime.faces.geometry import Face
-from bfr.runtime.video.track import HOLD, KNOWN, OneEuro, Tracker, box_overlaps, is_cut, thumbnail
+from bfr.runtime.video.track import HOLD, KNOWN, OneEuro, Tracker, is_cut, thumbnail
 
 Array = NDArray[Any]
 EYES = 60.0  # pixels between the eyes of the faces here
@@ -194,11 +194,6 @@ def test_detections_are_left_as_they_are() -> None:
         np.testing.assert_array_equal(tracked.face.box, one.box)
         assert tracked.face.score == one.score
         assert tracked.face.landmarks.dtype == np.float32
-
-
-def test_overlaps_are_those_of_areas() -> None:
-    boxes = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30], [3, 3, 3, 9]], np.float32)
-    np.testing.assert_allclose(box_overlaps(boxes[:1], boxes), [[1, 50 / 150, 0, 0]])
 
 
 def scene(seed: int, size: tuple[int, int] = (360, 640)) -> Array:
