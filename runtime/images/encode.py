@@ -195,7 +195,7 @@ def _png(samples: Pixels, form: Format, icc: bytes | None, said: Metadata, _qual
         png_chunk(b"eXIf", said.exif) if said.exif else b"",
         xmp_chunk(said.xmp) if said.xmp else b"",
         raw_profile("iptc", photoshop_block(said.iptc)) if said.iptc else b"",
-        *(text_chunk("Comment", comment) for comment in said.comments),
+        text_chunk("Comment", "\n".join(said.comments)) if said.comments else b"",  # a key has one text
         *(text_chunk(key, text) for key, text in said.texts.items()),
     ]
     return data[:PIXELS_AT] + b"".join(chunks) + data[PIXELS_AT:]

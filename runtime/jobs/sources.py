@@ -12,6 +12,7 @@ from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.files import shortened
 from bfr.runtime.images.formats import BY_SUFFIX, NAMES, format_of, result_suffix
 from bfr.runtime.jobs.store import Store, identity_of, local_path, open_url, remote_version, version_of
+from bfr.runtime.text import without_secrets
 from bfr.runtime.video.formats import HEAD, output_suffix, suffix_of
 from bfr.runtime.video.formats import SUFFIXES as VIDEO_SUFFIXES
 
@@ -40,8 +41,8 @@ class Item:
 
     @property
     def key(self) -> str:
-        """What reports call it: its path or URL."""
-        return str(self.source)
+        """What reports call it: its path or URL, without passwords and signatures."""
+        return without_secrets(self.source) if isinstance(self.source, str) else str(self.source)
 
     @property
     def path(self) -> Path | None:
@@ -120,7 +121,7 @@ def find_inputs(inputs: Sequence[Path | str], *, videos: bool = False, out: Path
         Item(one.file, name, one.bytes, one.content, one.listed)
         for one, name in zip(found.values(), names, strict=True)
     ]
-    return Inputs(items, passed)
+    return Inputs(items, dict(sorted(passed.items(), key=lambda one: natural_key(PurePath(one[0])))))
 
 
 def check_found(inputs: Inputs, named: Sequence[object], *, videos: bool = False) -> None:

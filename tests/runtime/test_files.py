@@ -275,3 +275,60 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(WriteFailed, match="set BFR_HOME"):
         files.cache_folder()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are counted in other units there")
+@pytest.mark.parametrize("letter", [b"m", "\u00e9".encode(), "\U0001f600".encode(), b"\xff"])
+@pytest.mark.parametrize("length", [95, 96, 97, 200, 227, 254, 255])
+def test_any_name_that_the_file_system_allows(tmp_path: Path, letter: bytes, length: int) -> None:
+    data = letter * (length // len(letter))
+    name = os.fsdecode(data + b"x" * (length - len(data)))
+    try:
+        (tmp_path / name).touch()
+    except OSError:
+        pytest.skip("this file system does not allow it")
+    with files.atomic_path(tmp_path / name) as temporary:
+        assert len(os.fsencode(temporary.name)) <= 143  # of encrypted folders
+        temporary.write_bytes(b"new")
+    assert (tmp_path / name).read_bytes() == b"new"
+    (tmp_path / name).unlink()
+    make(tmp_path / name, "old")
+    make(tmp_path / name, "new")
+    assert (tmp_path / name / "x").read_text() == "new"
+    assert names(tmp_path) == [name]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no process can be asked for on Windows")
+def test_long_names_that_begin_alike_are_recovered_apart(tmp_path: Path) -> None:
+    one, two = (tmp_path / (200 * "m" + end) for end in "ab")
+    short = files.shortened(one.name, files._LONGEST_PART)
+    assert files.shortened(two.name, files._LONGEST_PART) != short
+    old = tmp_path / leftover(short, dead_pid(), "old")
+    old.mkdir()
+    files.recover_folder(two)
+    assert not two.exists()
+    files.recover_folder(one)
+    assert one.is_dir()
+    assert not old.exists()
+
+
+def test_a_name_is_shortened_at_a_character(tmp_path: Path) -> None:
+    name = files.shortened("\u00e9" * 200, 60, suffix=".png")
+    assert len(name.encode()) in (59, 60)
+    assert name.startswith("\u00e9" * 19)
+    assert name.endswith(".png")
+    assert files.shortened("a", 60, suffix=".png") == "a.png"
+
+
+def test_whose_fault_a_write_is(tmp_path: Path) -> None:
+    """A name that is too long, or a folder in its place, is that file's; a full disk is the run's."""
+    (tmp_path / "folder").mkdir()
+    for name in ("x" * 300, "folder"):
+        with pytest.raises(WriteFailed) as caught:
+            files.write_bytes(tmp_path / name, b"data")
+        assert files.concerns_one_file(caught.value)
+    assert not files.concerns_one_file(WriteFailed("the bucket is gone"))
+    failed = WriteFailed("the disk is full")
+    failed.errno = errno.ENOSPC
+    assert not files.concerns_one_file(failed)
+    assert str(failed) == "the disk is full"

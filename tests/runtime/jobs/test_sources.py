@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bfr.runtime.errors import InputNotFound, InvalidOption
-from bfr.runtime.jobs.sources import Item, choose_outputs, find_images
+from bfr.runtime.jobs.sources import Inputs, Item, check_found, choose_outputs, find_images, find_inputs
 from bfr.runtime.jobs.store import Store
 
 
@@ -30,7 +30,7 @@ def test_a_folder_is_listed_recursively_in_natural_order(tmp_path: Path) -> None
 
 
 def test_only_allowed_suffixes_in_any_case(tmp_path: Path) -> None:
-    allowed = ["a.PNG", "b.jpg", "c.JPEG", "d.webp", "e.bmp", "f.tif", "g.Tiff"]
+    allowed = ["a.PNG", "b.jpg", "c.JPEG", "d.webp", "e.bmp", "f.tif", "g.Tiff", "h.jfif", "i.JPE", "j.jif"]
     fill(tmp_path, *allowed, "x.gif", "x.txt", "x", "x.png.part", ".hidden.png", ".x.png.7-0.part", ".git/y.png")
     assert found(tmp_path) == allowed
 
@@ -193,3 +193,92 @@ def test_a_result_that_is_any_input_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out/new.png").symlink_to(tmp_path / "a.png")
     with pytest.raises(InvalidOption, match=r"new\.png"):
         choose_outputs(items, store, ".png")
+
+
+def begins(folder: Path, **contents: bytes) -> Path:
+    """Files by their names, `_` for the dot, that begin so."""
+    for name, content in contents.items():
+        (folder / name.replace("_", ".")).write_bytes(content.ljust(700, b"\0"))
+    return folder
+
+
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"
+MP4, HEIC = b"\0\0\0\x18ftypisom", b"\0\0\0\x18ftypheic"
+
+
+class TestContent:
+    """What a file begins with decides what it is; its name does where that says nothing."""
+
+    def test_in_a_folder(self, tmp_path: Path) -> None:
+        begins(tmp_path, a_dat=JPEG, b_jpg=PNG, c_png=b"words", d_mp4=JPEG, e_png=MP4, f_jpg=HEIC, g=PNG, h_HEIC=HEIC)
+        found = find_inputs([tmp_path], videos=True)
+        assert {Path(item.source).name: (item.suffix, item.is_video) for item in found.items} == {
+            "a.dat": (".jpg", False),
+            "b.jpg": (".png", False),
+            "c.png": (".png", False),
+            "d.mp4": (".jpg", False),
+            "e.png": (".mp4", True),
+            "f.jpg": (".jpg", False),
+            "g": (".png", False),
+        }
+        assert [Path(name).name for name in found.passed_over] == ["h.HEIC"]
+        outputs, _ = choose_outputs(found.items, Store(tmp_path / "out"), "same")
+        assert sorted(outputs.values()) == ["a.jpg", "b.png", "c.png", "d.jpg", "e.mp4", "f.jpg", "g.png"]
+
+    def test_a_video_is_not_taken_for_an_image(self, tmp_path: Path) -> None:
+        begins(tmp_path, a_png=MP4, b_mp4=MP4, c_mp4=PNG)
+        found = find_inputs([tmp_path])
+        assert [Path(item.source).name for item in found.items] == ["c.mp4"]
+        assert set(found.passed_over.values()) == {"a video, which is not taken here"}
+
+    def test_a_video_keeps_the_container_of_its_name(self, tmp_path: Path) -> None:
+        begins(tmp_path, a_mov=MP4, b_mkv=b"\x1a\x45\xdf\xa3\x01webm")
+        assert [item.suffix for item in find_images([tmp_path], videos=True)] == [".mov", ".mkv"]
+
+
+class TestPassedOver:
+    def test_every_file_that_is_not_hidden_is_taken_or_named(self, tmp_path: Path) -> None:
+        begins(tmp_path, a_png=PNG, b_gif=b"GIF89a", c_txt=b"", d_part=PNG)
+        (tmp_path / ".hidden").touch()
+        elsewhere = fill(tmp_path.parent / f"{tmp_path.name}-elsewhere", "x.png")
+        (tmp_path / "e.png").symlink_to(elsewhere / "x.png")
+        (tmp_path / "f.png").symlink_to(tmp_path / "gone")
+        (tmp_path / "g").symlink_to(elsewhere)
+        found = find_inputs([tmp_path])
+        assert [Path(item.source).name for item in found.items] == ["a.png"]
+        assert {Path(name).name: reason.split(":")[0] for name, reason in found.passed_over.items()} == {
+            "b.gif": "not an image of PNG, JPEG, WEBP, BMP, TIFF",
+            "c.txt": "not an image of PNG, JPEG, WEBP, BMP, TIFF",
+            "d.part": "a download that is not finished",
+            "e.png": "a link out of the folder, or to nothing",
+            "f.png": "a link out of the folder, or to nothing",
+            "g": "a link to a folder",
+        }
+
+    def test_a_glob_names_them_too(self, tmp_path: Path) -> None:
+        begins(tmp_path, a_png=PNG, b_txt=b"words")
+        found = find_inputs([str(tmp_path / "*")])
+        assert ([item.name for item in found.items], list(found.passed_over)) == (["a"], [str(tmp_path / "b.txt")])
+
+    def test_nothing_at_all(self, tmp_path: Path) -> None:
+        for i in range(12):
+            (tmp_path / f"{i}.txt").touch()
+        with pytest.raises(InputNotFound, match=r"12 files were passed over:\n.*0\.txt") as caught:
+            check_found(find_inputs([tmp_path]), [tmp_path])
+        assert str(caught.value).endswith("and 2 more")
+        with pytest.raises(InputNotFound, match=r"TIFF and videos are looked for$"):
+            check_found(Inputs([]), ["x"], videos=True)
+
+    @pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+    def test_a_name_that_cannot_be(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(InputNotFound):
+            find_images([tmp_path / name])
+
+
+def test_a_name_that_the_suffix_makes_too_long_is_shortened(tmp_path: Path) -> None:
+    long = 251 * "m"
+    items = [Item(tmp_path / f"{long}.jpg", long), Item(tmp_path / f"{long}.a", f"sub/{long}n")]
+    outputs, _ = choose_outputs(items, Store(tmp_path / "out"), ".webp")
+    assert [len(Path(output).name) for output in outputs.values()] == [255, 255]
+    assert len({Path(output).name for output in outputs.values()}) == 2
+    assert choose_outputs(items[:1], Store(tmp_path / "out"), "same")[0] == {items[0].key: f"{long}.jpg"}
