@@ -42,6 +42,11 @@ def _busy_seconds() -> float | None:
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
+def _own_seconds() -> float:
+    """CPU seconds of this process and of its children that ended."""
+    return sum(os.times()[:4])
+
+
 @dataclass(frozen=True, slots=True)
 class CpuWatch:
     """What other processes, and other guests of the host, take of the CPU from its making on. Linux only.
@@ -50,12 +55,12 @@ class CpuWatch:
     """
 
     busy: float | None = field(default_factory=_busy_seconds)
-    own: float = field(default_factory=time.process_time)
+    own: float = field(default_factory=_own_seconds)
     begin: float = field(default_factory=time.perf_counter)
 
     def others(self) -> float | None:
-        """Cores kept busy by others, on average; None where it is unknown."""
-        busy, own, seconds = _busy_seconds(), time.process_time() - self.own, time.perf_counter() - self.begin
+        """Cores kept busy by others, on average; None where it is unknown. Children that have not ended are others."""
+        busy, own, seconds = _busy_seconds(), _own_seconds() - self.own, time.perf_counter() - self.begin
         return None if busy is None or self.busy is None else max(0.0, (busy - self.busy - own) / seconds)
 
 

@@ -1,40 +1,32 @@
 """`bfr bench`: the runtime's backends against eager PyTorch, interleaved, on the same weights, seeds and images.
 
-It writes `bench.json` (everything, each single time included), `bench.md`, `bench.png` and `roofline.png`.
+Each runs in a process of its own, so that one that fails costs no more than its row. It writes `bench.json`
+(everything, each single time included, after every round), `bench.md`, `bench.png` and `roofline.png`.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from bfr.benchmarks.environment import CpuWatch, GpuWatch, describe_machine
 from bfr.benchmarks.publish import write_json
 from bfr.benchmarks.speed import plots
-from bfr.benchmarks.speed.cold import Cold, cold_start
-from bfr.benchmarks.speed.contender import (
-    BASELINES,
-    Contender,
-    default_backends,
-    default_threads,
-    open_contender,
-    split_name,
-)
-from bfr.benchmarks.speed.interleave import Progress, Run, measure
+from bfr.benchmarks.speed.apart import Apart, Lost
+from bfr.benchmarks.speed.cold import cold_start
+from bfr.benchmarks.speed.contender import BASELINES, default_backends, default_threads, split_name
+from bfr.benchmarks.speed.interleave import Field, Progress, Run
 from bfr.benchmarks.speed.options import BenchOptions
+from bfr.benchmarks.speed.player import Facts, Gauge, open_player
 from bfr.benchmarks.speed.report import as_markdown
 from bfr.benchmarks.speed.results import FORMAT, BackendResult, Measurement, Results, summarize
-from bfr.benchmarks.speed.roofline import count_cost, measure_ceilings
+from bfr.benchmarks.speed.roofline import Ceilings, count_cost
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import Preset
-from bfr.runtime.errors import (
-    BackendUnavailable,
-    EngineMismatch,
-    EngineMissing,
-    InvalidOption,
-    MissingDependency,
-)
+from bfr.runtime.errors import BackendUnavailable
 from bfr.runtime.files import write_bytes
 from bfr.runtime.restore.plan import Plan, make_plan
 from bfr.runtime.restore.restorer import DEFAULT_SEED
@@ -43,13 +35,19 @@ from bfr.runtime.restore.restorer import DEFAULT_SEED
 def bench(options: BenchOptions, progress: Progress = lambda _: None) -> Path:
     """Measure and write the reports into `options.out`; returns the Markdown's path.
 
-    Raises MissingDependency without torch or matplotlib, InvalidOption, BundleInvalid, BackendUnavailable where the
-    baseline does not work, RestorationFailed for a result that is not finite, WriteFailed.
+    `bench.json` is written after every round, so that a run that is cut short leaves what it found.
+
+    Raises MissingDependency without torch or matplotlib, InvalidOption, BundleInvalid, BackendUnavailable where no
+    backend works, WriteFailed.
     """
     plots.need_matplotlib()  # before the measurements, not after them
-    results = run_bench(options, progress)
     markdown = options.out / "bench.md"
-    write_json(options.out / "bench.json", {"format": FORMAT, **asdict(results)})
+
+    def keep(found: Results) -> None:
+        write_json(options.out / "bench.json", {"format": FORMAT, **asdict(found)})
+
+    results = run_bench(options, progress, keep)
+    keep(results)
     write_bytes(options.out / "bench.png", plots.bar_chart(results))
     roofline = plots.roofline(results)
     if roofline is not None:
@@ -59,8 +57,10 @@ def bench(options: BenchOptions, progress: Progress = lambda _: None) -> Path:
     return markdown
 
 
-def run_bench(options: BenchOptions, progress: Progress = lambda _: None) -> Results:
-    """Measure; see `bench`. What does not work here is skipped with its reason, the baseline apart."""
+def run_bench(
+    options: BenchOptions, progress: Progress = lambda _: None, keep: Callable[[Results], None] = lambda _: None
+) -> Results:
+    """Measure; see `bench`. What does not work here, or drops out, leaves its reason. keep: is told what there is."""
     for name in options.backends:
         split_name(name)
     bundle = Bundle.open(options.bundle or default_bundle())
@@ -69,49 +69,10 @@ def run_bench(options: BenchOptions, progress: Progress = lambda _: None) -> Res
         sampler = sampler.shortened(options.steps)
     plan = make_plan(bundle, sampler)
     names = options.backends or default_backends(bundle, options.device)
-    wrapped = any(network.kind == "wrapped" for network in bundle.manifest.networks.values())
-    # What was wrapped has no PyTorch modules: the first backend is what others are compared with.
-    baseline = names[0] if wrapped else next((name for name in names if name in BASELINES), None)
-    if baseline is None:
-        raise InvalidOption(f"there is nothing to compare with: add {' or '.join(BASELINES)} to the backends")
-    threads_before = default_threads()
-    threads = options.threads or threads_before
-    machine = describe_machine()
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    gpu = None if baseline.split(":")[0].endswith("-cpu") else options.device
-    contenders, skipped = open_all(bundle, names, baseline, threads, options.device, progress)
-    measurements: list[Measurement] = []
+    threads = options.threads or default_threads()
+    gpu = None if split_name(choose_baseline(bundle, names)).backend.endswith("-cpu") else options.device
     watch, gpu_watch = CpuWatch(), GpuWatch(gpu)
-    set_threads(threads)
-    try:
-        progress("measuring what the device could do")
-        ceilings, costs = measure_ceilings(gpu), count_cost(bundle, options.batches, half=gpu is not None)
-        limits = {cost.batch: cost.limit_seconds(ceilings) for cost in costs}
-        for batch in options.batches:
-            runs = measure(
-                bundle, sampler, contenders, batch, repeats=options.repeats, warmup=options.warmup, progress=progress
-            )
-            measurements += summarize_all(bundle, plan, baseline, batch, runs, limits.get(batch))
-    finally:
-        set_threads(threads_before)
-        machine |= gpu_watch.stop()
-    others_cores = watch.others()
-    backends = []
-    for contender in contenders:
-        contender.device.close()  # before the fresh processes need the GPU's memory
-    for contender in contenders:
-        progress(f"{contender.name}: a fresh process, for its start and its memory")
-        backends.append(
-            BackendResult(
-                name=contender.name,
-                precision=contender.precision,
-                versions=contender.device.versions,
-                load_seconds=contender.load_seconds,
-                cold=_cold_or_none(bundle, options, contender.name, sampler, threads, progress),
-                build_seconds=contender.build_seconds,
-            )
-        )
-    return Results(
+    results = Results(
         system=bundle.manifest.system,
         title=bundle.manifest.title,
         bundle_sha256=bundle.hash,
@@ -119,63 +80,147 @@ def run_bench(options: BenchOptions, progress: Progress = lambda _: None) -> Res
         preset=options.preset or (bundle.manifest.default_preset if bundle.denoisers else "none"),
         sampler=sampler.model_dump(),
         steps=plan.steps,
-        date_utc=date,
+        date_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         command=options.command,
         seed=DEFAULT_SEED,
         repeats=options.repeats,
         warmup=options.warmup,
         threads=threads,
-        baseline=baseline,
-        machine=machine,
-        others_cores=others_cores,
-        backends=backends,
-        skipped=skipped,
-        measurements=measurements,
-        ceilings=ceilings,
-        costs=costs,
+        baseline=choose_baseline(bundle, names),
+        machine=describe_machine(),
+        others_cores=None,
+        backends=[],
+        skipped={},
+        measurements=[],
+        ceilings=None,
+        costs=count_cost(bundle, options.batches, half=gpu is not None),
+        complete=False,
+    )
+    race = Field(progress)
+    with ExitStack() as processes:
+        results = replace(results, ceilings=_ceilings(gpu, threads, options.limit, results.notes, progress))
+        backends = _open_all(bundle, names, sampler, threads, options, race, processes, results.skipped)
+        if not backends:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in results.skipped.items())
+            raise BackendUnavailable(f"no backend works here: {reasons}")
+        results = replace(results, backends=backends, baseline=choose_baseline(bundle, [one.name for one in backends]))
+        for batch in options.batches:
+            grown = partial(_with_runs, results, bundle, plan, race, batch)
+            runs = race.measure(
+                batch, repeats=options.repeats, warmup=options.warmup, keep=lambda runs, grown=grown: keep(grown(runs))
+            )
+            results = grown(runs)
+            keep(results)
+    # The processes have ended, so that what they took of the CPU is known, and the GPU's memory is free.
+    results = replace(results, others_cores=watch.others(), machine=results.machine | gpu_watch.stop())
+    for backend in results.backends if options.cold else ():
+        progress(f"{backend.name}: a fresh process, for its start and its memory")
+        try:
+            cold = cold_start(
+                bundle.folder,
+                backend.name,
+                sampler,
+                batches=options.batches,
+                threads=threads,
+                index=options.device,
+                limit=options.limit,
+            )
+        except RuntimeError as error:
+            progress(f"{backend.name} has no numbers of a fresh process: {error}")
+            results.notes.append(f"No cold start of {backend.name}: {_publishable(str(error))}")
+            continue
+        known = [replace(one, cold=cold) if one is backend else one for one in results.backends]
+        results = replace(results, backends=known)
+        keep(results)
+    return replace(results, complete=True)
+
+
+def _with_runs(results: Results, bundle: Bundle, plan: Plan, race: Field, batch: int, runs: Sequence[Run]) -> Results:
+    """The results with those of one more batch size, or of a part of it."""
+    return replace(
+        results,
+        measurements=[*results.measurements, *summarize_all(bundle, plan, results, batch, runs)],
+        lost={name: _publishable(why).removeprefix(f"{name}: ") for name, why in race.lost.items()},
+        energy=race.energy,
     )
 
 
-def open_all(
-    bundle: Bundle, names: Sequence[str], baseline: str, threads: int, index: int, progress: Progress
-) -> tuple[list[Contender], dict[str, str]]:
-    """Open every backend; those that do not work here, by name with the reason."""
-    contenders: list[Contender] = []
-    skipped: dict[str, str] = {}
+def choose_baseline(bundle: Bundle, names: Sequence[str]) -> str:
+    """What the others are compared with: eager PyTorch in float32 where it is there, else the first one."""
+    # What was wrapped has no PyTorch modules.
+    wrapped = any(network.kind == "wrapped" for network in bundle.manifest.networks.values())
+    return names[0] if wrapped else next((name for name in names if name in BASELINES), names[0])
+
+
+def _open_all(
+    bundle: Bundle,
+    names: Sequence[str],
+    sampler: Preset,
+    threads: int,
+    options: BenchOptions,
+    race: Field,
+    processes: ExitStack,
+    skipped: dict[str, str],
+) -> list[BackendResult]:
+    """Open every backend in a process of its own; those that do not work here go to `skipped`."""
+    opened = []
     for name in names:
-        progress(f"loading {name}")
+        race.progress(f"loading {name}")
         try:
-            contenders.append(open_contender(bundle, name, threads=threads, spinning=False, index=index))
-        except (BackendUnavailable, MissingDependency, EngineMissing, EngineMismatch) as error:
-            if name == baseline:
-                raise
-            # The reports are for publishing: what may be a path of this machine stays out of them.
-            skipped[name] = re.sub(r"\S*[/\\]\S*", "...", str(error).splitlines()[0])
-            progress(f"{name} is skipped: {error}")
-    return contenders, skipped
+            request = (bundle.folder.absolute(), name, sampler.model_dump(), threads, options.device)
+            process = Apart(open_player, *request, limit=options.limit)
+            processes.callback(process.close)
+            facts: Facts = process.call("facts")
+        except Lost as error:
+            skipped[name] = _publishable(str(error)).removeprefix(f"{name}: ")
+            race.progress(f"{name} is skipped: {error}")
+            continue
+        race.add(name, process.call, facts.first_calls)
+        opened.append(
+            BackendResult(name, facts.precision, facts.versions, facts.load_seconds, None, facts.build_seconds)
+        )
+    return opened
 
 
-def summarize_all(
-    bundle: Bundle, plan: Plan, baseline: str, batch: int, runs: Sequence[Run], limit_seconds: float | None
-) -> list[Measurement]:
+def _ceilings(gpu: int | None, threads: int, limit: float, notes: list[str], progress: Progress) -> Ceilings | None:
+    progress("measuring what the device could do")
+    try:
+        with closing(Apart(Gauge, threads, limit=limit)) as gauge:
+            found: Ceilings = gauge.call("ceilings", gpu)
+            return found
+    except Lost as error:
+        notes.append(f"No limit: {_publishable(str(error))}")
+        return None
+
+
+def summarize_all(bundle: Bundle, plan: Plan, results: Results, batch: int, runs: Sequence[Run]) -> list[Measurement]:
     """The statistics of every backend at one batch size; speed and results are held against the baseline's."""
     image_gflop = plan_gflop(bundle, plan)
-    gflop = None if image_gflop is None else batch * image_gflop
-    reference = next(run for run in runs if run.name == baseline)
-    return [
-        summarize(
-            run.name,
-            batch,
-            plan.steps,
-            run.first,
-            run.samples,
-            gflop=gflop,
-            baseline=reference.samples,
-            images=None if run is reference else (run.images, reference.images),
-            limit_seconds=limit_seconds,
+    reference = next((run for run in runs if run.name == results.baseline), None)
+    limits: dict[str, float] = {}
+    if ceilings := results.ceilings:  # they say nothing of networks in another precision
+        alike = [one.name for one in results.backends if one.precision == ceilings.precision]
+        limits = {name: cost.limit_seconds(ceilings) for cost in results.costs if cost.batch == batch for name in alike}
+    measured = []
+    for run in runs:
+        pictures = None
+        if reference and run is not reference and run.images is not None and reference.images is not None:
+            pictures = run.images, reference.images
+        measured.append(
+            summarize(
+                run.name,
+                batch,
+                plan.steps,
+                run.first,
+                run.samples,
+                gflop=None if image_gflop is None else batch * image_gflop,
+                baseline=reference.samples if reference else (),
+                images=pictures,
+                limit_seconds=limits.get(run.name),
+                joules=run.joules,
+            )
         )
-        for run in runs
-    ]
+    return measured
 
 
 def plan_gflop(bundle: Bundle, plan: Plan) -> float | None:
@@ -184,18 +229,6 @@ def plan_gflop(bundle: Bundle, plan: Plan) -> float | None:
     return None if any(gflop is None for _, gflop in counts) else sum(calls * (gflop or 0.0) for calls, gflop in counts)
 
 
-def set_threads(threads: int) -> None:
-    """Of PyTorch, in this process."""
-    import torch
-
-    torch.set_num_threads(threads)
-
-
-def _cold_or_none(
-    bundle: Bundle, options: BenchOptions, name: str, sampler: Preset, threads: int, progress: Progress
-) -> Cold | None:
-    try:
-        return cold_start(bundle.folder, name, sampler, batches=options.batches, threads=threads, index=options.device)
-    except RuntimeError as error:
-        progress(f"{name} has no numbers of a fresh process: {error}")
-        return None
+def _publishable(reason: str) -> str:
+    """The first line, without what may be a path of this machine: the reports are for publishing."""
+    return re.sub(r"\S*[/\\]\S*", "...", reason.splitlines()[0]) if reason else reason

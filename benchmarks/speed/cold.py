@@ -20,7 +20,6 @@ from bfr.runtime.bundle.manifest import Preset
 
 STATUS = Path("/proc/self/status")
 SMI = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-TIMEOUT_SECONDS = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +40,19 @@ class Cold:
 
 
 def cold_start(
-    bundle: Path, name: str, sampler: Preset, *, batches: tuple[int, ...], threads: int, index: int = 0
+    bundle: Path,
+    name: str,
+    sampler: Preset,
+    *,
+    batches: tuple[int, ...],
+    threads: int,
+    index: int = 0,
+    limit: float | None = None,
 ) -> Cold:
-    """Start a process, restore a batch of each size in it. Raises RuntimeError, with its stderr, where it fails.
+    """Start a process, restore a batch of each size in it. limit: seconds that it may take.
 
-    The smallest batch runs the whole sampler; the others one step of it, which needs as much memory.
+    The smallest batch runs the whole sampler; the others one step of it, which needs as much memory. Raises
+    RuntimeError, with its last words, where it fails.
     """
     request = {
         "bundle": str(bundle.absolute()),
@@ -57,15 +64,16 @@ def cold_start(
         "gpu_used": gpu_used_bytes(),
         "begin": time.time(),
     }
-    command = [sys.executable, "-m", "bfr.benchmarks.speed.cold"]
+    command = [sys.executable, "-P", "-m", "bfr.benchmarks.speed.cold"]
     try:
         done = subprocess.run(  # noqa: S603
-            command, input=json.dumps(request), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+            command, input=json.dumps(request), capture_output=True, text=True, timeout=limit, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"the fresh process of {name} took more than {TIMEOUT_SECONDS} s") from error
+        raise RuntimeError(f"the fresh process of {name} took more than {limit:g} s") from error
     if done.returncode:
-        raise RuntimeError(f"the fresh process of {name} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise RuntimeError(f"the fresh process of {name} ended with status {done.returncode}: {said[-1]}")
     answer = json.loads(done.stdout.splitlines()[-1])
     for key in ("peak_bytes", "gpu_bytes"):
         answer[key] = {int(batch): found for batch, found in answer[key].items()}

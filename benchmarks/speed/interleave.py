@@ -1,16 +1,16 @@
 """Times backends that take turns: whatever else the machine does meets all of them alike."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from bfr.benchmarks.speed.apart import Lost
 from bfr.benchmarks.speed.contender import Contender
 from bfr.benchmarks.speed.results import Timing
 from bfr.runtime.backends.device import Float32
-from bfr.runtime.bundle.bundle import Bundle
-from bfr.runtime.bundle.manifest import Preset
 from bfr.runtime.errors import RestorationFailed
 from bfr.runtime.restore.restorer import Restorer
 
@@ -19,50 +19,96 @@ Progress = Callable[[str], None]
 
 @dataclass(slots=True)
 class Run:
-    """One backend at one batch size: its first call, the timed ones in their order, the images (B, H, W, 3) it made."""
+    """One backend at one batch size.
+
+    first: its first call. samples: the timed ones, in their order. images: (B, H, W, 3), what the last one made, once
+    all are timed. joules: of a face.
+    """
 
     name: str
     first: Timing
     samples: list[Timing]
-    images: Float32
+    images: Float32 | None = None
+    joules: float | None = None
 
 
-def measure(
-    bundle: Bundle,
-    sampler: Preset,
-    contenders: Sequence[Contender],
-    batch: int,
-    *,
-    repeats: int,
-    warmup: int,
-    progress: Progress = lambda _: None,
-) -> list[Run]:
-    """Time every backend on the same images, taking turns, so that the machine's noise meets all of them alike.
+class Field:
+    """The contenders that are still in the race.
 
-    Each repeat begins with the next backend: none of them always follows the same neighbour's heat. warmup: untimed
-    calls of each, the first included; at least `first_calls` of a backend that records a graph.
+    Attributes:
+        calls: Contender -> what calls a method of its `Player`.
+        warmups: Contender -> calls that do not show its speed.
+        lost: Contender -> why it dropped out.
+        energy: Where energy was read, or why it was not.
     """
-    images = synthetic_faces(batch, bundle.manifest.image_size)
-    restorers = {c.name: c.restorer(bundle, sampler, batch) for c in contenders}
-    runs: dict[str, Run] = {}
-    try:
-        for contender in contenders:
-            progress(f"{contender.name}, batch {batch}: warming up")
-            first, restored = time_batch(contender, restorers[contender.name], images)
-            runs[contender.name] = Run(contender.name, first, [], restored)
-            for _ in range(max(warmup, contender.first_calls) - 1):
-                time_batch(contender, restorers[contender.name], images)
-        for repeat in range(repeats):
-            progress(f"batch {batch}: repeat {repeat + 1} of {repeats}")
-            turn = repeat % len(contenders)
-            for contender in (*contenders[turn:], *contenders[:turn]):
-                sample, restored = time_batch(contender, restorers[contender.name], images)
-                runs[contender.name].samples.append(sample)
-                runs[contender.name].images = restored
-    finally:
-        for restorer in restorers.values():
-            restorer.close()
-    return list(runs.values())
+
+    def __init__(self, progress: Progress = lambda _: None) -> None:
+        self.progress = progress
+        self.calls: dict[str, Callable[..., Any]] = {}
+        self.warmups: dict[str, int] = {}
+        self.lost: dict[str, str] = {}
+        self.energy = ""
+
+    def add(self, name: str, call: Callable[..., Any], first_calls: int) -> None:
+        """Let one take part."""
+        self.calls[name], self.warmups[name] = call, first_calls
+
+    def call(self, name: str, method: str, *arguments: Any) -> Any:
+        """What a contender answers; None where it was lost, now or before."""
+        if name not in self.calls:
+            return None
+        try:
+            return self.calls[name](method, *arguments)
+        except Lost as error:
+            del self.calls[name]
+            self.lost[name] = str(error)
+            self.progress(f"{name} drops out: {error}")
+            return None
+
+    def measure(
+        self, batch: int, *, repeats: int, warmup: int, keep: Callable[[list[Run]], None] = lambda _: None
+    ) -> list[Run]:
+        """Time every contender on the same images, taking turns, so that the machine's noise meets all of them alike.
+
+        Each repeat begins with the next one: none of them always follows the same neighbour's heat.
+
+        Args:
+            batch: Images a call.
+            repeats: Timed calls of each.
+            warmup: Untimed calls of each, the first included; at least those that record a graph.
+            keep: Is told what there is after each round.
+
+        Returns:
+            The runs of those that are there at the end, in their order.
+        """
+        names, runs = [*self.calls], dict[str, Run]()
+        if not names:
+            return []
+        for name in names:
+            self.progress(f"{name}, batch {batch}: warming up")
+            self.call(name, "begin", batch)
+            first = self.call(name, "time")
+            for _ in range(max(warmup, self.warmups[name]) - 1):
+                self.call(name, "time")
+            if name in self.calls:
+                runs[name] = Run(name, first, [])
+        for repeat in range(repeats if runs else 0):
+            self.progress(f"batch {batch}: repeat {repeat + 1} of {repeats}")
+            turn = repeat % len(names)
+            for name in (*names[turn:], *names[:turn]):
+                if sample := self.call(name, "time"):
+                    runs[name].samples.append(sample)
+            keep(self._left(runs))
+        for name in names:
+            images = self.call(name, "images")
+            if name in runs:
+                runs[name].images = images
+            if found := self.call(name, "joules"):
+                runs[name].joules, self.energy = found
+        return self._left(runs)
+
+    def _left(self, runs: dict[str, Run]) -> list[Run]:
+        return [run for name, run in runs.items() if name in self.calls]
 
 
 def time_batch(contender: Contender, restorer: Restorer, images: list[Float32]) -> tuple[Timing, Float32]:

@@ -37,12 +37,16 @@ class BenchOptions(Options):
         OpenOptions, "threads", description="Threads of the CPU, for all; PyTorch's choice if left out."
     )
     device: int = field_of(OpenOptions, "device")
+    cold: bool = Field(
+        default=True, description="Measure each backend's start and memory in fresh processes, after everything else."
+    )
+    limit: float = Field(default=3600.0, gt=0, description="Seconds after which a call that does not end is given up.")
 
     @property
     def command(self) -> str:
         """The command of these options; its folders are placeholders, so that it can be published."""
         words = ["bfr", "bench", "BUNDLE", "--out", "DIR"]
-        for name, value in self.model_dump(exclude={"bundle", "out"}).items():
+        for name, value in self.model_dump(exclude={"bundle", "out", "cold", "limit"}).items():
             if value not in (None, (), 0):
                 words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
-        return shlex.join(words)
+        return shlex.join([*words, *([] if self.cold else ["--no-cold"])])

@@ -55,7 +55,8 @@ def bar_chart(results: Results) -> bytes:
         throughput.bar(places, [m.images_per_second for m in found], **style)
         for place, m in zip(places, found, strict=True):
             _label(latency, place, m.seconds.p90, f"{m.seconds.p50:.3g}", crowded)
-            _label(throughput, place, m.images_per_second, f"{m.images_per_second:.3g}\n{m.speedup:.2f}x", crowded)
+            faster = "" if m.speedup is None else f"\n{m.speedup:.2f}x"
+            _label(throughput, place, m.images_per_second, f"{m.images_per_second:.3g}{faster}", crowded)
     for axes, label, title in (
         (latency, "seconds per batch", f"Latency: median, whisker to p90 (n = {results.repeats})"),
         (throughput, "images per second", f"Throughput, and speed-up over {results.baseline}"),

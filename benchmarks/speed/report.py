@@ -33,10 +33,16 @@ def as_markdown(results: Results, *, plot: str, roofline: str | None = None) -> 
             f"**The machine was not idle: other processes kept {r.others_cores:.2f} of its cores busy. Times of "
             "several threads, eager PyTorch's above all, can be many times those of an idle machine; measure again.**"
         )
-    limited = any(m.share is not None for m in r.measurements)
-    heads = ("backend", *HEADS, *HEADS_MORE, *(HEADS_LIMIT if limited else ()))
+    if not r.complete:
+        parts.append("**This run was cut short: what is here was measured until then.**")
+    limited, metered = any(m.share is not None for m in r.measurements), any(m.joules for m in r.measurements)
+    heads = ("backend", *HEADS, *HEADS_MORE, *(HEADS_LIMIT if limited else ()), *(["J a face"] if metered else []))
     for batch in r.batches:
-        parts += [f"## Batch {batch}", _block(heads, (_numbers(m, limited) for m in r.at(batch)))]
+        rows = [(*_numbers(m, limited), *([_joules(m)] if metered else [])) for m in r.at(batch)]
+        there = {m.backend for m in r.at(batch)}
+        # Why a row has no numbers stands in its place.
+        rows += [(f"{name}: {why}", *[""] * (len(heads) - 1)) for name, why in r.absent.items() if name not in there]
+        parts += [f"## Batch {batch}", _block(heads, rows)]
     parts.append(_notes(r))
     if r.ceilings is not None and limited:
         parts += ["## Limit", _limit_notes(r)]
@@ -47,13 +53,12 @@ def as_markdown(results: Results, *, plot: str, roofline: str | None = None) -> 
         "Median seconds of a batch.",
         _block(("backend", "batch", *STAGES), (_stages(m) for batch in r.batches for m in r.at(batch))),
         "## Start and memory",
-        "`load` is reading, hashing and loading the networks, in the common process. The rest is of a fresh process "
+        "`load` is reading, hashing and loading the networks. The rest is of a fresh process "
         f"for each backend: from its start to its first result (batch {r.batches[0]}), and the peak of its resident "
         "memory after a batch of each size; GPU memory is what the GPUs' use grew by." + _build_notes(r),
         _block(("backend", "versions", *_build_heads(r), "load s", FIRST, *_memory_heads(r)), _starts(r)),
     ]
-    if r.skipped:
-        parts.append("\n".join(f"- {name} was skipped: {reason}" for name, reason in r.skipped.items()))
+    parts += [f"- {note}" for note in r.notes]
     others = "unknown" if r.others_cores is None else f"{r.others_cores:.2f}"
     facts = {**r.machine, "cores busy with others' work": others, "bundle sha256": r.bundle_sha256}
     parts += ["## Machine", _block(("what", "found"), facts.items())]
@@ -64,13 +69,20 @@ def _notes(r: Results) -> str:
     tail = f"; the p99 of {r.repeats} calls lies between the two slowest" if r.repeats < 100 else ""
     return (
         f"Seconds are of one batch, over {r.repeats} calls of each backend after {r.warmup} of warm-up, the first of "
-        "which is `first`. The backends took turns in one process, the order rotating; no outlier was removed"
+        "which is `first`. The backends took turns, each in a process of its own, the order rotating; no outlier was "
+        "removed"
         f"{tail}. `step` is one denoising step, noise included. `overhead` is the share of the wall time outside the "
         f"networks' calls. images/s, GFLOP/s and speed-up (over {r.baseline}) follow from the medians; GFLOP are the "
         "networks', 2 per multiply-add. PSNR (peak 1) and the largest difference are between results and those of "
         f"{r.baseline}, images in [0, 1]. CPU threads of each: {r.threads}; ONNX Runtime's do not spin while backends "
-        "take turns." + (GPU_NOTES if r.baseline == "eager-cuda" else "")
+        "take turns."
+        + (f" Energy: {r.energy}." if r.energy else "")
+        + (GPU_NOTES if r.baseline == "eager-cuda" else "")
     )
+
+
+def _joules(m: Measurement) -> str:
+    return "" if m.joules is None else f"{m.joules:.4g}"
 
 
 def _limit_notes(r: Results) -> str:
@@ -85,8 +97,8 @@ def _limit_notes(r: Results) -> str:
     )
     return (
         f"{describe_ceilings(r.ceilings)} `limit` is the time of one denoising step that neither ceiling lets fall "
-        f"short of, in {precision}, one limit for all backends: the larger of its operations over the first, and of "
-        "its fewest bytes (weights, inputs and outputs once) over the second. `share` is the limit over `step`. An "
+        f"short of, in {precision}: the larger of its operations over the first, and of its fewest bytes (weights, "
+        f"inputs and outputs once) over the second. `share` is the limit over `step`, of backends in {precision}. An "
         f"algorithm that needs fewer operations than counted (Winograd's) may exceed it. {costs}."
     )
 
@@ -98,7 +110,7 @@ def _build_heads(r: Results) -> list[str]:
 def _build_notes(r: Results) -> str:
     built = " `build` is of the engines, once, by `bfr build`." if _build_heads(r) else ""
     if any(b.name.startswith("torch-cuda") for b in r.backends):
-        built += " What PyTorch compiled in the common process lies on disk when the fresh one starts."
+        built += " What PyTorch compiled before lies on disk when the fresh one starts."
     return built
 
 
@@ -110,7 +122,7 @@ def _numbers(m: Measurement, limited: bool) -> tuple[str, ...]:
         f"{m.overhead:.1%}",
         f"{m.images_per_second:.3g}",
         "" if m.gflop_per_second is None else f"{m.gflop_per_second:.4g}",
-        f"{m.speedup:.2f}x",
+        "" if m.speedup is None else f"{m.speedup:.2f}x",
         f"{m.drift.psnr_db:.1f}" if m.drift else "",
         f"{m.drift.max_abs:.1e}" if m.drift else "",
         *_limit(m, limited),

@@ -11,7 +11,7 @@ from bfr.benchmarks.speed.roofline import Ceilings, Cost
 from bfr.runtime.backends.device import Float32
 from bfr.runtime.bundle.manifest import Precision
 
-FORMAT, BUSY_CORES = 1, 0.2
+FORMAT, BUSY_CORES = 2, 0.2
 STAGES = ("upload", "estimate", "diffuse", "denoise", "download")
 
 
@@ -56,8 +56,9 @@ class Measurement:
 
     first_seconds: of the first call, buffers' making included. seconds: of the timed calls, which follow the warm-up.
     stages, step_seconds, overhead: medians. images_per_second, gflop_per_second and speedup follow from the medians.
-    speedup: the baseline's median over this one. drift: None for the baseline itself. samples: seconds, in order.
-    limit_seconds: the least that a step can take below the measured ceilings; None where none were measured.
+    speedup: the baseline's median over this one. drift: None for the baseline itself; both where the baseline was lost.
+    samples: seconds, in order. limit_seconds: the least that a step can take below the measured ceilings; None where
+    none were measured, or those of another precision. joules: of a face, None where the machine does not tell.
     """
 
     backend: str
@@ -69,10 +70,11 @@ class Measurement:
     overhead: float
     images_per_second: float
     gflop_per_second: float | None
-    speedup: float
+    speedup: float | None
     drift: Drift | None
     samples: list[float]
     limit_seconds: float | None = None
+    joules: float | None = None
 
     @property
     def share(self) -> float | None:
@@ -97,10 +99,13 @@ class BackendResult:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All of one run. sampler: the preset's fields as used. machine: facts by name. skipped: backend -> reason.
+    """All of one run. sampler: the preset's fields as used. machine: facts by name.
 
-    others_cores: how many cores other processes kept busy during the measurements, on average. ceilings, costs: of the
-    device that the baseline ran on, and of a step at each batch size; None and empty where they are not known.
+    skipped: what could not begin, by name with the reason. lost: what began and dropped out. energy: where it was read,
+    or why not. notes: what else is missing. complete: whether the run came to its end: what it found is written as it
+    goes on. others_cores: how many cores other processes kept busy during the measurements, on average; None until
+    they are over. ceilings, costs: of the device that the baseline ran on, and of a step at each batch size; None and
+    empty where they are not known.
     """
 
     system: str
@@ -124,11 +129,20 @@ class Results:
     measurements: list[Measurement]
     ceilings: Ceilings | None = None
     costs: list[Cost] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
+    energy: str = ""
+    notes: list[str] = field(default_factory=list)
+    complete: bool = True
 
     @property
     def busy(self) -> bool:
         """Whether other processes took enough of the CPU during the measurements to falsify them."""
         return self.others_cores is not None and self.others_cores > BUSY_CORES
+
+    @property
+    def absent(self) -> dict[str, str]:
+        """Contenders that have not all rows, with the reason."""
+        return {**self.skipped, **self.lost}
 
     @property
     def batches(self) -> list[int]:
@@ -176,10 +190,11 @@ def summarize(
     baseline: Sequence[Timing],
     images: tuple[Float32, Float32] | None,
     limit_seconds: float | None = None,
+    joules: float | None = None,
 ) -> Measurement:
-    """gflop: of one batch. baseline: its samples at this batch. images: this backend's and the baseline's, or None.
+    """gflop: of one batch. baseline: its samples at this batch, if any. images: this backend's and the baseline's.
 
-    limit_seconds: of a step.
+    limit_seconds: of a step. joules: of a face.
     """
     seconds = statistics([sample.seconds for sample in samples])
     kinds = [by_kind(sample.stages) for sample in samples]
@@ -194,8 +209,9 @@ def summarize(
         overhead=float(np.median([sample.overhead for sample in samples])),
         images_per_second=batch / seconds.p50,
         gflop_per_second=None if gflop is None else gflop / seconds.p50,
-        speedup=statistics([sample.seconds for sample in baseline]).p50 / seconds.p50,
+        speedup=statistics([sample.seconds for sample in baseline]).p50 / seconds.p50 if baseline else None,
         drift=None if images is None else drift(*images),
         samples=[sample.seconds for sample in samples],
         limit_seconds=limit_seconds,
+        joules=joules,
     )

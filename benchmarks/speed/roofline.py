@@ -36,6 +36,11 @@ class Ceilings:
     flop_per_second: float
     bytes_per_second: float
 
+    @property
+    def precision(self) -> str:
+        """Of networks that these are the ceilings of, as manifests name it."""
+        return "fp16" if self.dtype == "float16" else "fp32"
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:

@@ -9,7 +9,7 @@ import typer
 
 from bfr.benchmarks.speed.options import BenchOptions
 from bfr.export.options import ExportOptions
-from bfr.runtime.cli.options import Flags, expanded
+from bfr.runtime.cli.options import OUT, Flags, expanded
 from bfr.runtime.cli.terminal import progress_bar, say
 from bfr.runtime.errors import InvalidOption, MissingDependency
 from bfr.runtime.install import install_command
@@ -174,16 +174,18 @@ def verify(
 
 @expanded
 def bench(
-    options: Annotated[BenchOptions, Flags(argument="bundle")],
+    options: Annotated[BenchOptions, Flags(argument="bundle", names=OUT, negative={"cold": "--no-cold"})],
     quick: Annotated[bool, typer.Option("--quick", help="3 repeats after 1 call: a trial, not a result.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print bench.json instead of the tables.")] = False,
 ) -> None:
-    """Measure every backend against eager PyTorch, interleaved: latency, throughput, memory, drift."""
+    """Measure every backend against eager PyTorch, interleaved: latency, throughput, memory, energy, drift."""
     _need("bench", "torch", "safetensors", "matplotlib", "onnxruntime")
     from bfr.benchmarks.speed.bench import bench as measure
 
     if quick:
         options = options.model_copy(update={"repeats": 3, "warmup": 1})
-    print(measure(options, say).read_text())
+    report = measure(options, say)
+    print((report.with_name("bench.json") if as_json else report).read_text())
 
 
 def _need(extra: str, *packages: str) -> None:

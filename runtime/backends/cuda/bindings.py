@@ -128,6 +128,11 @@ class Cuda:
             multiprocessors=int(found.multiProcessorCount),
         )
 
+    @property
+    def bus_id(self) -> str:
+        """Its number on the PCI bus, by which other libraries know it."""
+        return bytes(self._call("cudaDeviceGetPCIBusId", 32, self.index)).split(b"\0")[0].decode()
+
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""
         free, total = self._call("cudaMemGetInfo")

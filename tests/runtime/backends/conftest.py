@@ -154,6 +154,9 @@ class FakeRuntime:
             multiProcessorCount=132,
         )
 
+    def cudaDeviceGetPCIBusId(self, length: int, index: int) -> Any:
+        return OK, f"0000:{index:02x}:00.0".encode().ljust(length, b"\0")
+
     def cudaRuntimeGetVersion(self) -> Any:
         return OK, 13000
 

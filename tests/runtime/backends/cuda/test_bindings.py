@@ -15,6 +15,7 @@ def test_facts_of_the_gpu(gpus: Any) -> None:
     assert (facts.name, facts.compute_capability) == ("Fake 1", "8.9")
     assert (facts.runtime, facts.driver) == ("13.0", "13.1")
     assert facts.multiprocessors == 132
+    assert Cuda(1).bus_id == "0000:01:00.0"
 
 
 def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,155 @@
+"""The energy that a machine says it used: a GPU's by NVML, a Jetson's by its sensors, a CPU's by RAPL."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+SYSTEM = Path("/sys/class")
+EVERY_SECONDS = 0.1
+# Rails of a board's whole input, where it has one; elsewhere its rails add up (Jetson Linux Developer Guide).
+BOARD_INPUTS = ("VDD_IN", "POM_5V_IN")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where energy is read.
+
+    Attributes:
+        name: For reports.
+        read: Joules since some beginning, or watts now where `power`.
+        power: Whether it is watts, to be summed over time.
+        wraps: Joules after which a counter begins anew.
+    """
+
+    name: str
+    read: Callable[[], float]
+    power: bool = False
+    wraps: float | None = None
+
+
+class EnergyMeter:
+    """Adds up what a source reads from entering to leaving, on a thread of its own."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self._joules = source, 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "EnergyMeter":
+        self._begin = self._when = time.perf_counter()
+        self._last = self.source.read()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def seconds(self) -> float:
+        """Since entering."""
+        return time.perf_counter() - self._begin
+
+    def joules(self) -> float:
+        """Up to now."""
+        with self._lock:
+            value, now = self.source.read(), time.perf_counter()
+            if self.source.power:
+                self._joules += (value + self._last) / 2.0 * (now - self._when)
+            else:
+                step = value - self._last
+                self._joules += step + (self.source.wraps or 0.0) if step < 0 else step
+            self._last, self._when = value, now
+            return self._joules
+
+    def _watch(self) -> None:
+        while not self._stop.wait(EVERY_SECONDS):
+            with suppress(OSError):  # a sensor that does not answer once does so the next time
+                self.joules()
+
+
+def find_source(bus_id: str | None = None) -> Source | str:
+    """Where this machine's energy can be read, or why it cannot.
+
+    Args:
+        bus_id: The PCI bus number of the GPU whose energy is wanted; None wants the CPU's.
+    """
+    return board_source() or (cpu_source() if bus_id is None else gpu_source(bus_id))
+
+
+def gpu_source(bus_id: str) -> Source | str:
+    """A GPU's own counter."""
+    try:
+        nvml: Any = import_module("pynvml")
+    except ImportError:
+        return "energy needs NVML's bindings: pip install nvidia-ml-py"
+    try:
+        nvml.nvmlInit()
+        gpu = nvml.nvmlDeviceGetHandleByPciBusId(bus_id)
+        nvml.nvmlDeviceGetTotalEnergyConsumption(gpu)
+    except nvml.NVMLError as error:
+        return f"NVML tells no energy: {error}"
+
+    def joules() -> float:
+        try:
+            return float(nvml.nvmlDeviceGetTotalEnergyConsumption(gpu)) / 1e3
+        except nvml.NVMLError as error:
+            raise OSError(str(error)) from error
+
+    return Source("the GPU's counter (NVML)", joules)
+
+
+def board_source() -> Source | None:
+    """The power sensors of a Jetson, INA3221 chips of three rails each; None on other machines."""
+    rails: dict[str, tuple[Path, Path]] = {}
+    for chip in sorted(SYSTEM.glob("hwmon/hwmon*")):
+        if _text(chip / "name") != "ina3221":
+            continue
+        for rail in (1, 2, 3):
+            label = _text(chip / f"in{rail}_label")
+            files = chip / f"in{rail}_input", chip / f"curr{rail}_input"
+            if label and label != "NC" and all(_text(file) for file in files):
+                rails[label] = files
+    whole = [name for name in BOARD_INPUTS if name in rails]
+    wanted = [rails[name] for name in whole or rails]
+    if not wanted:
+        return None
+    return Source(
+        f"the board's sensors (INA3221: {', '.join(whole or rails)})",
+        lambda: sum(float(volts.read_text()) * float(amperes.read_text()) for volts, amperes in wanted) / 1e6,
+        power=True,
+    )
+
+
+def cpu_source() -> Source | str:
+    """The counters of all CPU packages."""
+    zones = [zone for zone in sorted(SYSTEM.glob("powercap/*")) if (_text(zone / "name") or "").startswith("package-")]
+    if not zones:
+        return "this machine tells no energy (no RAPL)"
+    counters = [zone / "energy_uj" for zone in zones]
+    try:
+        for counter in counters:
+            counter.read_text()
+    except PermissionError:
+        return "RAPL is there, but only root may read it: sudo chmod o+r /sys/class/powercap/*/energy_uj"
+    except OSError as error:
+        return f"RAPL cannot be read: {error.strerror}"
+    span = float(_text(zones[0] / "max_energy_range_uj") or 0.0) / 1e6
+    return Source("the CPU's counters (RAPL)", lambda: sum(float(c.read_text()) for c in counters) / 1e6, wraps=span)
+
+
+def _text(path: Path) -> str | None:
+    """What a file of the kernel says; None where it does not."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
