@@ -18,7 +18,7 @@ Matrix = NDArray[Any]
 TEMPLATE_SIZE = 512
 TEMPLATE = np.array([(192.98, 239.95), (318.90, 240.19), (256.63, 314.02), (201.26, 371.41), (313.09, 371.15)])
 """Where FFHQ's alignment puts the five landmarks in a crop of 512: DifFace and its family were trained so."""
-OUTSIDE = (132, 133, 135)  # RGB of what lies outside the photograph, as in the published code
+OUTSIDE = np.array([132, 133, 135])  # RGB of a crop that holds nothing of the photograph
 _log = logging.getLogger(__name__)
 
 
@@ -131,23 +131,21 @@ def resized(pixels: NDArray[Any], scale: float) -> tuple[NDArray[Any], Matrix]:
 def crop_face(pixels: NDArray[Any], matrix: Matrix, size: int) -> NDArray[Any]:
     """The aligned crop of a face.
 
-    pixels: (H, W, 3) uint8 or uint16. matrix: from `alignment`. Returns (size, size, 3) of the same dtype; what lies
-    outside the photograph is a grey. Only the face's surroundings are read, whatever the size of the photograph.
+    pixels: (H, W, 3) uint8 or uint16. matrix: from `alignment`. Returns (size, size, 3) of the same dtype; outside the
+    photograph it is mirrored, as in FFHQ: of one colour there, as in the published code, it would have an edge, which
+    networks sharpen and carry into the photograph. A crop that holds nothing of the photograph is grey. Only the face's
+    surroundings are read, whatever the size of the photograph.
     """
     margin = ceil(3 / min(scale_of(matrix), 1.0))  # pixels that the interpolation needs around the crop
     left, top, right, bottom = _bounds(transform(inverse(matrix), _corners(size)), pixels.shape, margin)
-    scale = np.iinfo(pixels.dtype).max // 255
-    outside = [value * scale for value in OUTSIDE]
     if right <= left or bottom <= top:
-        return np.full((size, size, 3), outside, pixels.dtype)
+        return np.full((size, size, 3), np.iinfo(pixels.dtype).max // 255 * OUTSIDE, pixels.dtype)
     part = pixels[top:bottom, left:right]
     matrix = compose(matrix, np.array([[1.0, 0, left], [0, 1.0, top]]))
-    return warp(part, matrix, (size, size), cv2.BORDER_CONSTANT, outside)
+    return warp(part, matrix, (size, size), cv2.BORDER_REFLECT_101)
 
 
-def warp(
-    pixels: NDArray[Any], matrix: Matrix, size: tuple[int, int], border: int, value: Sequence[float] = (0, 0, 0)
-) -> NDArray[Any]:
+def warp(pixels: NDArray[Any], matrix: Matrix, size: tuple[int, int], border: int) -> NDArray[Any]:
     """Transform an image to `size` = (width, height): bicubic, after averaging where it becomes smaller.
 
     `cv2.warpAffine` alone takes a few samples however many pixels fall into one, and aliases.
@@ -158,7 +156,7 @@ def warp(
         smaller = (max(1, round(width * scale)), max(1, round(height * scale)))
         pixels = cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA)
         matrix = compose(matrix, resizing(smaller, (width, height)))
-    return cv2.warpAffine(pixels, matrix, size, flags=cv2.INTER_CUBIC, borderMode=border, borderValue=tuple(value))
+    return cv2.warpAffine(pixels, matrix, size, flags=cv2.INTER_CUBIC, borderMode=border)
 
 
 def rectangle(matrix: Matrix, size: int, shape: tuple[int, ...]) -> tuple[int, int, int, int]:

@@ -1,19 +1,20 @@
-"""Restored faces back into their photograph: inside each face's rectangle only, under a soft mask."""
+"""Restored faces back into their photograph: the face and its hair, under a soft mask, and nothing else."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.faces.geometry import Matrix, compose, inverse, rectangle, resizing, warp
+from bfr.runtime.faces.geometry import Matrix, compose, inverse, rectangle, resizing, scale_of, transform, warp
+from bfr.runtime.faces.mask import FACE, head_mask
+from bfr.runtime.faces.options import Detail
 
-MASK_SIZE = 256
-CENTRE, RADII = (0.5, 0.55), (0.27, 0.37)  # of the face's oval in the aligned crop, which is 1 wide and high
 SHARPNESS = 4.0  # of the border between two overlapping faces
+FLOOR = 0.2  # the share of places in a face with the least fine detail: what they have is the photograph's noise
+EXCESS = 1.5  # fine detail is kept by how far its power exceeds so many times the noise's
 
 Float32 = NDArray[np.float32]
 Rectangle = tuple[int, int, int, int]
@@ -21,68 +22,101 @@ Rectangle = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Patch:
-    """What restoring did to a face.
+    """A face to paste.
 
-    change: (S, S, 3) float32, the restored crop minus the crop, in levels of the photograph.
-    matrix: the transform from the photograph to the crop.
+    pixels: (S, S, 3) float32, the restored crop in levels of the photograph; None leaves the face as it is, and what
+    is its own no neighbour paints over. mask: (M, M) float32 from 0 to 1, over the same square. matrix: the transform
+    from the photograph to the crop, of `size` = S pixels a side.
     """
 
-    change: Float32
+    pixels: Float32 | None
+    mask: Float32
     matrix: Matrix
+    size: int
 
 
-def make_patch(crop: NDArray[Any], restored: NDArray[Any], matrix: Matrix, *, keep_colour: bool, grey: bool) -> Patch:
-    """The patch of a face: crop and restored crop are (S, S, 3) uint8 or uint16 of one dtype.
+def make_patch(
+    crop: NDArray[Any],
+    restored: NDArray[Any] | None,
+    matrix: Matrix,
+    *,
+    landmarks: NDArray[Any] | None = None,
+    keep_colour: bool = False,
+    grey: bool = False,
+) -> Patch:
+    """The patch of a face.
 
-    keep_colour: what restoring did to colours and light (all below a sixteenth of the face) is left out.
-    grey: of a grey photograph, so that the face gets no colour.
+    Args:
+        crop: (S, S, 3) uint8 or uint16.
+        restored: The same, restored; None for a face that stays as it is.
+        matrix: The transform from the photograph to the crop.
+        landmarks: (5, 2) of the face in the photograph, which tell the mask where it is turned.
+        keep_colour: What restoring did to colours and light (all below a sixteenth of the face) is left out.
+        grey: Of a grey photograph, so that the face gets no colour.
     """
-    change = restored.astype(np.float32) - crop
-    if grey:
-        change = np.repeat(cv2.cvtColor(change, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    size = crop.shape[0]
+    within = None if landmarks is None else transform(matrix, landmarks)
+    if restored is None:
+        return Patch(None, head_mask(crop, crop, within), matrix, size)
+    mask = head_mask(crop, restored, within)
+    pixels = (to_grey(restored) if grey else restored).astype(np.float32)
     if keep_colour:
-        size = change.shape[0]
-        coarse = cv2.resize(change, (16, 16), interpolation=cv2.INTER_AREA)
-        change = change - cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
-    return Patch(np.asarray(change, np.float32), matrix)
+        coarse = cv2.resize(pixels - crop, (16, 16), interpolation=cv2.INTER_AREA)
+        pixels -= cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+    return Patch(pixels, mask, matrix, size)
 
 
-def paste_faces(photograph: NDArray[Any], patches: Sequence[Patch], *, upscale: int = 1, blend: float = 1.0) -> None:
-    """Add what restoring changed to a photograph, in place.
+def paste_faces(
+    photograph: NDArray[Any],
+    patches: Sequence[Patch],
+    *,
+    upscale: int = 1,
+    blend: float = 1.0,
+    detail: Detail = "auto",
+) -> None:
+    """Paste faces into a photograph, in place.
 
-    photograph: (H, W, 3) uint8 or uint16 RGB, `upscale` times as wide and high as what the patches' matrices speak of.
-    blend: 0 leaves the faces as they are, 1 restores them. A pixel outside every face's rectangle is not touched, and
-    a face that did not change leaves no trace: detail beyond the crop's resolution stays the photograph's own.
-    Where faces overlap, a pixel goes to the one whose oval it lies deeper in, in whatever order the patches come.
+    Where the crop is at least as fine as the photograph, the restored crop replaces the face. A face that is larger
+    than its crop has detail of its own above the crop's resolution; `detail` decides what becomes of it. Where faces
+    overlap, a pixel goes to the one whose oval it lies deeper in, in whatever order the patches come.
+
+    Args:
+        photograph: (H, W, 3) uint8 or uint16 RGB, `upscale` times as wide and high as what the patches' matrices
+            speak of, by whatever means.
+        patches: Of its faces. No pixel outside their masks is touched.
+        upscale: How many times the photograph was enlarged.
+        blend: 0 leaves the faces as they are, 1 restores them.
+        detail: See `PhotoOptions.detail`.
     """
     height, width = photograph.shape[:2]
     reduced = resizing((width, height), (width // upscale, height // upscale))
-    crops = [
-        (compose(patch.matrix, reduced), patch.change.shape[0]) for patch in patches
-    ]  # enlarged photograph -> crop
-    rectangles = [rectangle(matrix, size, photograph.shape) for matrix, size in crops]
+    crops = [compose(patch.matrix, reduced) for patch in patches]  # enlarged photograph -> crop
+    places = [rectangle(matrix, patch.size, photograph.shape) for matrix, patch in zip(crops, patches, strict=True)]
     top = np.iinfo(photograph.dtype).max
-    waiting: list[tuple[NDArray[Any], NDArray[Any]]] = []
-    for place in rectangles:
-        near = [k for k, other in enumerate(rectangles) if _touch(place, other)]  # the face itself among them
-        if not near:  # the rectangle is empty
+    near = [[k for k, other in enumerate(places) if _touch(place, other)] for place in places]  # itself among them
+    changes: dict[int, Float32] = {}
+    for i, (patch, matrix, place) in enumerate(zip(patches, crops, places, strict=True)):
+        if patch.pixels is None or not near[i]:  # an empty rectangle touches nothing
             continue
         left, upper, right, lower = place
         part = photograph[upper:lower, left:right]
-        pixels = part.astype(np.float32)
-        common = [_common(place, rectangles[k]) for k in near]
-        weights = _weights([crops[k] for k in near], common, place)
-        for k, shared, weight in zip(near, common, weights, strict=True):
-            change = warp(patches[k].change, _local(crops[k][0], shared), _size(shared), cv2.BORDER_REPLICATE)
-            change *= (weight * np.float32(blend))[..., None]
-            pixels[_inside(shared, place)] += change
+        weight = _weight_among([(patches[k], crops[k], places[k]) for k in near[i]], near[i].index(i))
+        finer = detail != "crop" and scale_of(patch.matrix) < 1.0
+        change = _face(part.astype(np.float32), patch.pixels, matrix, place, weight, detail if finer else "crop") - part
+        change *= (weight * np.float32(blend))[..., None]
+        changes[i] = change
+    waiting = []
+    for i in changes:
+        left, upper, right, lower = place = places[i]
+        pixels = photograph[upper:lower, left:right].astype(np.float32)
+        for k in near[i]:
+            if k in changes:
+                shared = _common(place, places[k])
+                pixels[_inside(shared, place)] += changes[k][_inside(shared, places[k])]
         pasted = np.clip(np.rint(pixels, out=pixels), 0, top, out=pixels).astype(photograph.dtype)
-        if len(near) == 1:
-            part[...] = pasted
-        else:  # its neighbours need the photograph as it is
-            waiting.append((part, pasted))
-    for part, pasted in waiting:
-        part[...] = pasted
+        waiting.append((place, pasted))
+    for (left, upper, right, lower), pasted in waiting:  # neighbours needed the photograph as it was
+        photograph[upper:lower, left:right] = pasted
 
 
 def to_grey(pixels: NDArray[Any]) -> NDArray[Any]:
@@ -91,44 +125,58 @@ def to_grey(pixels: NDArray[Any]) -> NDArray[Any]:
     return np.repeat(luma[..., None], 3, axis=2)
 
 
-@lru_cache(maxsize=4)
-def _mask(size: int) -> Float32:
-    """(size, size): 1 in the middle, falling to 0 between a tenth of the side from the edge and the edge itself.
-
-    The published profile: the square eroded by a twentieth of its side, then a Gaussian a tenth wide.
-    """
-    edge = size // 20
-    kernel = 2 * edge + 1
-    profile = np.zeros(size, np.float32)
-    profile[edge : size - edge] = 1
-    profile = cv2.GaussianBlur(profile[None], (kernel, 1), 0, borderType=cv2.BORDER_CONSTANT)[0]
-    profile[0] = profile[-1] = 0
-    return np.outer(profile, profile)
+def is_grey(pixels: NDArray[Any]) -> bool:
+    """Whether all three channels of an (H, W, 3) image are equal; of a video, ask for every frame that is not."""
+    return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
 
 
-def _weight(matrix: Matrix, size: int, place: Rectangle) -> Float32:
-    """The mask of a face inside a rectangle, (h, w) float32."""
-    to_mask = compose(resizing((size, size), (MASK_SIZE, MASK_SIZE)), matrix)
-    weight = cv2.warpAffine(_mask(MASK_SIZE), _local(to_mask, place), _size(place), flags=cv2.INTER_LINEAR)
-    return np.asarray(weight, np.float32)
+def _face(
+    part: Float32, restored: Float32, matrix: Matrix, place: Rectangle, weight: Float32, detail: Detail
+) -> Float32:
+    """What replaces a part of the photograph, of its size: the restored crop, and the part's own finer detail."""
+    local = _local(matrix, place)
+    face = warp(restored, local, _size(place), cv2.BORDER_REPLICATE)
+    if detail == "crop":
+        return np.asarray(face, np.float32)
+    size = restored.shape[:2]
+    coarse = warp(part, inverse(local), (size[1], size[0]), cv2.BORDER_REFLECT_101)
+    fine = part - warp(coarse, local, _size(place), cv2.BORDER_REPLICATE)
+    if detail == "auto":
+        fine *= _above_noise(fine, weight)[..., None]
+    return np.asarray(face + fine, np.float32)
 
 
-def _weights(crops: list[tuple[Matrix, int]], common: list[Rectangle], place: Rectangle) -> list[Float32]:
-    """The masks of faces inside a rectangle; where they overlap, parts of them that add up to one at most.
+def _above_noise(fine: Float32, weight: Float32) -> Float32:
+    """The share of fine detail to keep, (h, w): Wiener's, of a noise as strong as in the face's smoothest places."""
+    power = cv2.boxFilter(cv2.transform(fine * fine, np.ones((1, 3), np.float32)), -1, (9, 9))
+    inside = power[::3, ::3][weight[::3, ::3] > 0.5]
+    if not inside.size:
+        return np.zeros_like(power)
+    noise = EXCESS * float(np.quantile(inside, FLOOR))
+    return np.clip(1 - noise / np.maximum(power, np.finfo(np.float32).tiny), 0, 1)
 
-    common: what each face's own rectangle has in common with `place`; its mask is of that size.
-    """
-    masks = [_weight(*crop, shared) for crop, shared in zip(crops, common, strict=True)]
-    if len(masks) == 1:
-        return masks
-    claims = [mask * _depth(*crop, shared) for mask, crop, shared in zip(masks, crops, common, strict=True)]
-    total = np.full(_size(place)[::-1], np.finfo(np.float32).tiny, np.float32)
-    for claim, shared in zip(claims, common, strict=True):
-        total[_inside(shared, place)] += claim
-    return [
-        np.asarray(mask * claim / total[_inside(shared, place)], np.float32)
-        for mask, claim, shared in zip(masks, claims, common, strict=True)
-    ]
+
+def _weight_among(faces: list[tuple[Patch, Matrix, Rectangle]], own: int) -> Float32:
+    """The mask of one of several faces that touch it, (h, w): where they overlap, its part of what they share."""
+    patch, matrix, place = faces[own]
+    mask = _mask(patch, matrix, place)
+    if len(faces) == 1:
+        return mask
+    claim = mask * _depth(matrix, patch.size, place)
+    total = claim + np.finfo(np.float32).tiny
+    for k, (other, to_crop, elsewhere) in enumerate(faces):
+        if k != own:
+            shared = _common(place, elsewhere)
+            total[_inside(shared, place)] += _mask(other, to_crop, shared) * _depth(to_crop, other.size, shared)
+    return np.asarray(mask * claim / total, np.float32)
+
+
+def _mask(patch: Patch, matrix: Matrix, place: Rectangle) -> Float32:
+    """The mask of a face inside a rectangle, (h, w)."""
+    to_mask = compose(resizing((patch.size, patch.size), patch.mask.shape[::-1]), matrix)
+    return np.asarray(
+        cv2.warpAffine(patch.mask, _local(to_mask, place), _size(place), flags=cv2.INTER_LINEAR), np.float32
+    )
 
 
 def _depth(matrix: Matrix, size: int, place: Rectangle) -> Float32:
@@ -136,8 +184,9 @@ def _depth(matrix: Matrix, size: int, place: Rectangle) -> Float32:
     left, top, right, bottom = place
     x, y = np.arange(left, right, dtype=np.float32), np.arange(top, bottom, dtype=np.float32)
     distance = np.zeros((bottom - top, right - left), np.float32)
+    centre, radii, _ = FACE
     for axis in (0, 1):
-        (a, b, c), middle, radius = matrix[axis] / size, CENTRE[axis] - 0.5 / size, RADII[axis]
+        (a, b, c), middle, radius = matrix[axis] / size, centre[axis] - 0.5 / size, radii[axis]
         distance += (((a * x)[None] + (b * y + c - middle)[:, None]) / radius).astype(np.float32) ** 2
     return np.asarray(np.exp(-SHARPNESS * np.minimum(distance, 15.0)), np.float32)
 

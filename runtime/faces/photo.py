@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bfr.runtime.errors import InvalidImage
 from bfr.runtime.faces.background import Background, Lanczos
+from bfr.runtime.faces.condition import Condition, measure_condition
 from bfr.runtime.faces.detect import Detector, open_detector
 from bfr.runtime.faces.geometry import Face, Matrix, alignment, crop_face, select_faces
 from bfr.runtime.faces.options import PhotoOptions
@@ -24,11 +25,19 @@ from bfr.runtime.restore.restorer import DEFAULT_SEED
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AlignedFace:
-    """A face of a photograph, its transform to the crop, and the crop, (S, S, 3) of the photograph's dtype."""
+    """A face of a photograph, its transform to the crop, and the crop, (S, S, 3) of the photograph's dtype.
+
+    left: it stays as it is, being sharp already; no result belongs to it.
+    """
 
     face: Face
     matrix: Matrix
     crop: NDArray[Any]
+    left: bool = False
+
+    def condition(self, photograph: NDArray[Any] | None = None) -> Condition:
+        """How good the face is already; see `measure_condition`."""
+        return measure_condition(self.crop, self.matrix, photograph)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,12 +46,13 @@ class RestoredPhoto:
 
     pixels: (H * upscale, W * upscale, 3) RGB of its dtype; without faces, it is only enlarged.
     faces: those that were restored, left to right. errors: of the faces that could not be; they are left as they were.
-    seconds: stage -> seconds.
+    sharp: the faces that were left because they are sharp already. seconds: stage -> seconds.
     """
 
     pixels: NDArray[Any]
     faces: tuple[Face, ...]
     errors: tuple[str, ...]
+    sharp: tuple[Face, ...]
     seconds: dict[str, float]
 
 
@@ -73,7 +83,10 @@ class PhotoEditor:
             raise InvalidImage(
                 f"a photograph of shape {shape} and {dtype} was given: (H, W, 3) uint8 or uint16 RGB is needed"
             )
-        return self.crop(photograph, self.find(photograph))
+        faces = self.crop(photograph, self.find(photograph))
+        if self.options.restore_sharp:
+            return faces
+        return [replace(face, left=face.condition(photograph).sharp) for face in faces]
 
     def find(self, photograph: NDArray[Any]) -> list[Face]:
         """The faces that the options choose, from left to right."""
@@ -101,7 +114,13 @@ class PhotoEditor:
         ]
 
     def paste(self, image: Image, faces: Sequence[AlignedFace], results: Sequence[Restored]) -> RestoredPhoto:
-        """The photograph with its faces restored, `results` being those of the crops."""
+        """The photograph with its faces restored.
+
+        Args:
+            image: As `align` has seen it.
+            faces: From `align` or `crop`.
+            results: Those of the faces that are not left as they are, in their order.
+        """
         begin = time.perf_counter()
         options = self.options
         pixels = self.background.enlarge(image.pixels, options.upscale)
@@ -109,18 +128,27 @@ class PhotoEditor:
             pixels = to_grey(pixels)  # a network may have coloured it
         enlarged = time.perf_counter()
         patches: list[Patch] = []
-        restored, errors = [], []
-        for face, result in zip(faces, results, strict=True):
-            if result.pixels is None:
+        restored, errors, following = [], [], iter(results)
+        for face in faces:
+            result = None if face.left else next(following)
+            if result is not None and result.pixels is None:
                 errors.append(result.error or "unknown")
-                continue
+            elif result is not None:
+                restored.append(face.face)
             patches.append(
-                make_patch(face.crop, result.pixels, face.matrix, keep_colour=options.keep_colour, grey=image.grey)
+                make_patch(
+                    face.crop,
+                    result.pixels if result else None,
+                    face.matrix,
+                    landmarks=face.face.landmarks,
+                    keep_colour=options.keep_colour,
+                    grey=image.grey,
+                )
             )
-            restored.append(face.face)
-        paste_faces(pixels, patches, upscale=options.upscale, blend=options.blend)
+        paste_faces(pixels, patches, upscale=options.upscale, blend=options.blend, detail=options.detail)
+        sharp = tuple(face.face for face in faces if face.left)
         seconds = {"background": enlarged - begin, "paste": time.perf_counter() - enlarged}
-        return RestoredPhoto(pixels, tuple(restored), tuple(errors), seconds)
+        return RestoredPhoto(pixels, tuple(restored), tuple(errors), sharp, seconds)
 
 
 class PhotoRestorer(PhotoEditor):
@@ -150,11 +178,11 @@ class PhotoRestorer(PhotoEditor):
         begin = time.perf_counter()
         faces = self.align(photograph)
         aligned = time.perf_counter()
-        results = self.restorer.run([face.crop for face in faces], seed=seed)
+        results = self.restorer.run([face.crop for face in faces if not face.left], seed=seed)
         restored = time.perf_counter()
         photo = self.paste(Image(photograph, grey=grey), faces, results)
         seconds = {"align": aligned - begin, "restore": restored - aligned, "paste": time.perf_counter() - restored}
-        return RestoredPhoto(photo.pixels, photo.faces, photo.errors, seconds)
+        return RestoredPhoto(photo.pixels, photo.faces, photo.errors, photo.sharp, seconds)
 
 
 def read_reference(path: Path, worker: FaceRestorer | PhotoRestorer, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:

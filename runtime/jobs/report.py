@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from math import inf
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
@@ -19,6 +20,7 @@ from bfr.runtime.errors import InvalidOption
 from bfr.runtime.files import write_bytes
 from bfr.runtime.restore.batch import image_key
 from bfr.runtime.restore.pipeline import FaceRestorer
+from bfr.runtime.text import without_secrets
 
 REPORT = "report.json"
 Status = Literal["restored", "already sharp", "no face", "skipped", "failed"]
@@ -58,12 +60,15 @@ def entry_of(values: dict[str, Any]) -> Entry:
     texts = (entry.source, entry.output, entry.source_version, entry.output_version, entry.error)
     if entry.status not in STATUSES or not all(text is None or isinstance(text, str) for text in texts):
         raise ValueError("a text is of another type")
-    if not all(
-        n is None or isinstance(n, int) for n in (entry.width, entry.height, entry.faces, entry.sharp, entry.frames)
+    numbers = (entry.width, entry.height, entry.faces, entry.sharp, entry.frames)
+    if not all(n is None or (type(n) is int and n >= 0) for n in numbers):
+        raise ValueError("a number is of another type, or negative")
+    if not isinstance(entry.seconds, dict) or not all(
+        isinstance(stage, str) and type(n) in (int, float) and 0 <= n < inf for stage, n in entry.seconds.items()
     ):
-        raise ValueError("a number is of another type")
-    if not isinstance(entry.seconds, dict) or not all(isinstance(n, int | float) for n in entry.seconds.values()):
         raise ValueError("seconds are numbers by their stages")
+    if entry.output is not None and (PurePosixPath(entry.output).is_absolute() or ".." in entry.output.split("/")):
+        raise ValueError("a result lies in the output folder")
     return entry
 
 
@@ -155,7 +160,7 @@ def passed_over(report: Report) -> list[dict[str, str]]:
 
 def describe_passed_over(files: Mapping[str, str]) -> list[dict[str, str]]:
     """The same, as reports have it. files: source -> reason."""
-    return [{"source": source, "reason": reason} for source, reason in files.items()]
+    return [{"source": without_secrets(source), "reason": reason} for source, reason in files.items()]
 
 
 def _plural(count: int, noun: str) -> str:

@@ -1,0 +1,112 @@
+"""How good an aligned face is already: how sharp at the crop's scale, how noisy, and how blocky from JPEG."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.runtime.faces.geometry import Matrix, rectangle, scale_of
+from bfr.runtime.faces.mask import FACE
+
+SHARP = 0.45  # acuity of a face that is sharp already
+NOISE = 4.5  # levels of 255 that it has at most
+BLOCKS = 1.8  # levels of 255 between JPEG's blocks that it has at most
+COARSE = 1.25  # pixels of the crop for one of the photograph: with more, the crop is finer than the photograph
+BLOCKS_SEEN = 0.5  # the same: with less, averaging to the crop hides the blocks
+STEEPEST = 0.99  # the share of gradients below the one that is measured: that of edges, not of skin
+SMOOTHEST = 0.2  # the share of places, 1/16 of the crop's side each, that are smoother than where noise is measured
+MEDIAN = 0.6745  # of the absolute value of a Gaussian, in its standard deviations
+NOISE_STEEPEST = 9.2  # squared gradient that Gaussian noise has at STEEPEST, in its variances: -2 ln(1 - 0.99)
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What is measured of a face.
+
+    acuity: the gradient of the face's edges over one pixel of the crop, less what noise adds, relative to that over
+    four: 0.25 of a blurred edge, 1 of a sharp one, whatever the contrast. noise: standard deviation, levels of 255, in
+    the smoothest places. blocks: the step at the borders of JPEG's blocks, levels of 255. scale: pixels of the crop for
+    one of the photograph.
+    """
+
+    acuity: float
+    noise: float
+    blocks: float
+    scale: float
+
+    @property
+    def sharp(self) -> bool:
+        """Whether restoring the face could only make it worse."""
+        return self.acuity >= SHARP and self.noise <= NOISE and self.blocks <= BLOCKS and self.scale <= COARSE
+
+
+def measure_condition(crop: NDArray[Any], matrix: Matrix, photograph: NDArray[Any] | None = None) -> Condition:
+    """Measure a face.
+
+    Args:
+        crop: The aligned crop, (S, S, 3) uint8 or uint16.
+        matrix: The transform from the photograph to the crop.
+        photograph: (H, W, 3) of the crop's dtype, in which JPEG's blocks lie on their grid; None leaves them out, as
+            for a video's frame, whose codec smooths them.
+    """
+    scale = scale_of(matrix)
+    luma = _luma(crop)
+    noise = _noise(luma)
+    near, far = (_steepest(luma, width) ** 2 - NOISE_STEEPEST * (noise / width) ** 2 for width in (1, 4))
+    acuity = float(np.sqrt(max(near, 0.0) / far)) if far > 0 else 0.0
+    blocks = 0.0
+    if photograph is not None and BLOCKS_SEEN <= scale <= COARSE:
+        left, top, right, bottom = rectangle(matrix, crop.shape[0], photograph.shape)
+        inset_x, inset_y = (right - left) // 4, (bottom - top) // 4
+        blocks = _blocks(_luma(photograph[top + inset_y : bottom - inset_y, left + inset_x : right - inset_x]))
+    return Condition(acuity, noise, blocks, scale)
+
+
+def _luma(pixels: NDArray[Any]) -> Float32:
+    """(H, W) in levels of 255."""
+    levels = pixels.astype(np.float32) * np.float32(255 / np.iinfo(pixels.dtype).max)
+    return np.asarray(cv2.cvtColor(levels, cv2.COLOR_RGB2GRAY), np.float32)
+
+
+def _noise(luma: Float32) -> float:
+    """Standard deviation of white noise, from the diagonal differences of neighbours, which edges seldom have."""
+    cell = max(luma.shape[0] // 16, 1)
+    cells = luma.shape[0] // cell
+    diagonal = np.zeros_like(luma)
+    diagonal[:-1, :-1] = np.abs(luma[:-1, :-1] - luma[:-1, 1:] - luma[1:, :-1] + luma[1:, 1:]) / 2
+    whole = diagonal[: cells * cell, : cells * cell].reshape(cells, cell, cells, cell)
+    medians = np.median(whole.swapaxes(1, 2).reshape(cells, cells, -1), axis=2)
+    return float(np.quantile(medians[_inside(cells)], SMOOTHEST)) / MEDIAN
+
+
+def _steepest(luma: Float32, width: int) -> float:
+    """The gradient of the face's edges: the difference of the means of two squares of `width` pixels side by side."""
+    means = cv2.boxFilter(luma, -1, (width, width), anchor=(0, 0))
+    x, y = means[:-width, width:] - means[:-width, :-width], means[width:, :-width] - means[:-width, :-width]
+    return float(np.quantile(np.hypot(x, y)[_inside(luma.shape[0])[:-width, :-width]], STEEPEST))
+
+
+def _blocks(luma: Float32) -> float:
+    """The mean step from one column to the next at every eighth one, above that of its neighbours; or of rows."""
+    found = []
+    for image in (luma, luma.T):
+        step = np.abs(np.diff(image, axis=1))
+        if step.shape[1] < 26 or step.shape[0] < 16:
+            return 0.0
+        excess = step[:, 1:-1] - (step[:, :-2] + step[:, 2:]) / 2
+        phases = sorted(float(excess[:, phase::8].mean()) for phase in range(8))
+        found.append(phases[-1] - (phases[3] + phases[4]) / 2)
+    return max(min(found), 0.0)
+
+
+@lru_cache(maxsize=8)
+def _inside(side: int) -> NDArray[np.bool_]:
+    """(side, side): the face's oval."""
+    (x, y), radii, _ = FACE
+    at = (np.arange(side) + 0.5) / side
+    return np.asarray((((at - x) / radii[0]) ** 2)[None] + (((at - y) / radii[1]) ** 2)[:, None] < 1)

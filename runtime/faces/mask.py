@@ -1,0 +1,150 @@
+"""Which pixels of an aligned crop are the face and its hair: a prior of heads in that place, fitted to the picture.
+
+No network is asked. The prior is an oval around where the alignment puts a head; the guided filter (He, Sun, Tang,
+"Guided Image Filtering", IEEE TPAMI 35, 2013; its form for colour) fits it, window by window, to a linear function of
+the colours, a few times over. What has the wall's colours goes to the wall, what has the hair's to the hair, and where
+both look alike the border stays soft. All of it is continuous: a face that moves a little changes its mask a little.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+
+GRID = 64  # cells a side that the mask is fitted on
+SIDE = 128  # cells a side of the mask: the fit, which is smooth, is applied to finer colours
+HEAD = ((0.5, 0.5), (0.36, 0.48), 0.12)  # centre, radii and softness of the prior, of a crop 1 wide and high
+FACE = ((0.5, 0.56), (0.25, 0.33), 0.06)  # what belongs to the face whatever its colours are
+TURN = 0.7  # how far the head's middle lies behind the nose of a turned face, in the nose's own offset
+RADII = (12, 12, 6, 6)  # cells, of the windows of each fit
+EPSILON = 1e-3  # variance of Lab / 100 below which a window has no colours to tell apart
+STEEP, LAST_STEEP = 2.0, 3.0  # contrast of the mask after each fit, and after the last
+NEAR = 4  # cells around the head in which the restored surroundings may be needed
+DIFFERENT = (4.0, 12.0)  # levels of 255 between crop and restored crop, averaged over a cell: none and all of them
+EDGE = SIDE // 20  # cells: half of the width in which the mask falls to 0 towards the crop's edge
+
+
+def head_mask(crop: NDArray[Any], restored: NDArray[Any], landmarks: NDArray[Any] | None = None) -> Float32:
+    """The mask of a face and its hair.
+
+    Around the head of a blurred face its surroundings belong to the mask too, as far as restoring changed them: the
+    blur has carried the head's colours there, and they would stay as a fringe.
+
+    Args:
+        crop: The aligned crop, (S, S, 3) uint8 or uint16.
+        restored: The same, restored.
+        landmarks: (5, 2) of the face in the crop, pixels; they tell which way it is turned.
+
+    Returns:
+        (SIDE, SIDE) float32 from 0 to 1.
+    """
+    before, after = _reduced(crop), _reduced(restored)
+    colours = _lab(after)
+    guide, size = _to(colours, GRID), crop.shape[0]
+    head, face = _oval(HEAD, 0.0 if landmarks is None else _turn(landmarks / size)), _oval(FACE, 0.0)
+    limit = np.minimum(head * 8, 1)
+    mask = head
+    for i, radius in enumerate(RADII):
+        if i == 0 or radius != RADII[i - 1]:
+            window = _Window(guide, radius)
+        fit = window.fit(mask)
+        mask = np.maximum(_steep(_applied(guide, fit), STEEP), face) * limit
+    fine = np.maximum(_steep(_applied(colours, _to(fit, SIDE)), LAST_STEEP), _to(face, SIDE)) * _to(limit, SIDE)
+    fine = np.maximum(fine, _to(_near(mask) * _changed(before, after), SIDE))
+    return np.asarray(cv2.GaussianBlur(fine, (0, 0), 1.0) * _edge(), np.float32)
+
+
+class _Window:
+    """The guided filter's windows of a (GRID, GRID, 3) guide: its means, and the inverse of its covariances."""
+
+    def __init__(self, guide: Float32, radius: int) -> None:
+        self.guide, self.radius = guide, radius
+        self.mean = self._box(guide)
+        i, j = np.triu_indices(3)
+        products = (
+            self._box(np.ascontiguousarray(guide[..., i] * guide[..., j])) - self.mean[..., i] * self.mean[..., j]
+        )
+        aa, ab, ac, bb, bc, cc = (products[..., k] + (EPSILON if k in (0, 3, 5) else 0) for k in range(6))
+        first = (bb * cc - bc**2, ac * bc - ab * cc, ab * bc - ac * bb)
+        others = (aa * cc - ac**2, ab * ac - aa * bc, aa * bb - ab**2)
+        determinant = aa * first[0] + ab * first[1] + ac * first[2]
+        rows = (*first, first[1], *others[:2], first[2], *others[1:])
+        self.inverse = np.stack(rows, axis=-1).reshape(*guide.shape, 3) / determinant[..., None, None]
+
+    def fit(self, mask: Float32) -> Float32:
+        """(GRID, GRID, 4): three factors of the guide's channels and a constant, averaged over the windows."""
+        mean = self._box(mask)
+        covariance = self._box(self.guide * mask[..., None]) - self.mean * mean[..., None]
+        factors = np.einsum("yxij,yxj->yxi", self.inverse, covariance)
+        constant = mean - np.einsum("yxc,yxc->yx", factors, self.mean)
+        return self._box(np.dstack([factors, constant]).astype(np.float32))
+
+    def _box(self, x: Float32) -> Float32:
+        return np.asarray(
+            cv2.boxFilter(x, -1, (2 * self.radius + 1,) * 2, borderType=cv2.BORDER_REFLECT_101), np.float32
+        )
+
+
+def _changed(before: Float32, after: Float32) -> Float32:
+    """(GRID, GRID) from 0 to 1: where restoring changed more than noise."""
+    averaged = np.abs(cv2.GaussianBlur(_to(after - before, GRID), (0, 0), 1.0))  # signed until here: noise cancels
+    difference = cv2.transform(averaged, np.full((1, 3), 255 / 3, np.float32))
+    least, most = DIFFERENT
+    share = np.clip((difference - least) / (most - least), 0, 1)
+    return np.asarray(share * share * (3 - 2 * share), np.float32)
+
+
+def _near(mask: Float32) -> Float32:
+    grown = cv2.dilate(mask, np.ones((2 * NEAR + 1,) * 2, np.uint8))
+    return np.asarray(cv2.GaussianBlur(grown, (0, 0), NEAR / 2), np.float32)
+
+
+def _reduced(pixels: NDArray[Any]) -> Float32:
+    """(S, S, 3) of any depth -> (SIDE, SIDE, 3) from 0 to 1."""
+    unit = np.float32(1.0 / np.iinfo(pixels.dtype).max)
+    return np.asarray(cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA) * unit, np.float32)
+
+
+def _applied(guide: Float32, fit: Float32) -> Float32:
+    return np.asarray(np.einsum("yxc,yxc->yx", guide, fit[..., :3]) + fit[..., 3], np.float32)
+
+
+def _lab(unit: Float32) -> Float32:
+    return np.asarray(cv2.cvtColor(unit, cv2.COLOR_RGB2Lab) * np.float32(0.01), np.float32)
+
+
+def _to(x: Float32, size: int) -> Float32:
+    method = cv2.INTER_AREA if size < x.shape[0] else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(x, (size, size), interpolation=method), np.float32)
+
+
+def _steep(x: Float32, contrast: float) -> Float32:
+    return np.clip((x - 0.5) * np.float32(contrast) + np.float32(0.5), 0, 1)
+
+
+def _turn(landmarks: NDArray[Any]) -> float:
+    """How far to the right of the crop's middle the head's lies, as a share of its side."""
+    middle = (landmarks[:2].mean(axis=0) + landmarks[3:].mean(axis=0)) / 2
+    return float(np.clip(-TURN * (landmarks[2, 0] - middle[0]), -0.12, 0.12))
+
+
+def _oval(shape: tuple[tuple[float, float], tuple[float, float], float], shift: float) -> Float32:
+    """(GRID, GRID): 1 inside, 0 outside, half at the radii."""
+    (x, y), radii, softness = shape
+    at = (np.arange(GRID, dtype=np.float32) + 0.5) / GRID
+    distance = np.hypot(((at - (x + shift)) / radii[0])[None], ((at - y) / radii[1])[:, None])
+    return np.asarray(1 / (1 + np.exp((distance - 1) / softness)), np.float32)
+
+
+@lru_cache(maxsize=1)
+def _edge() -> Float32:
+    """(SIDE, SIDE): 1 in the middle, falling to 0 between a tenth of the side from the edge and the edge itself."""
+    profile = np.zeros(SIDE, np.float32)
+    profile[EDGE : SIDE - EDGE] = 1
+    profile = cv2.GaussianBlur(profile[None], (2 * EDGE + 1, 1), 0, borderType=cv2.BORDER_CONSTANT)[0]
+    profile[0] = profile[-1] = 0
+    return np.outer(profile, profile)
