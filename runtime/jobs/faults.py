@@ -1,6 +1,8 @@
 """What a fault costs: the file that it is of, and not the others."""
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -40,6 +42,25 @@ def name_notes(item: Item, output: str) -> tuple[str, ...]:
     """That a result has another name than its source, where that is so."""
     last = PurePosixPath(output).name
     return () if last.startswith(PurePosixPath(item.name).name) else (f"its name is too long: the result is {last}",)
+
+
+@contextmanager
+def warnings_of(logger: str) -> Iterator[list[str]]:
+    """Collect what the modules below a logger warn of, for the entry of a file; it is said once, with the report.
+
+    All threads count: the modules have threads of their own, and one file goes through them at a time.
+    """
+    heard: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger(logger)
+    propagate, log.propagate = log.propagate, False
+    log.addHandler(listener)
+    try:
+        yield heard
+    finally:
+        log.removeHandler(listener)
+        log.propagate = propagate
 
 
 class Guarded:

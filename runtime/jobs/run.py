@@ -7,14 +7,14 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from bfr.runtime.errors import InvalidOption, explain_failure
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.images.encode import write_image
-from bfr.runtime.jobs.faults import ends_run, name_notes, shown
+from bfr.runtime.jobs.faults import ends_run, name_notes, shown, warnings_of
 from bfr.runtime.jobs.ledger import Ledger
 from bfr.runtime.jobs.options import FORMATS, JobOptions
 from bfr.runtime.jobs.report import (
@@ -30,6 +30,9 @@ from bfr.runtime.jobs.sources import Item, choose_outputs, find_masks
 from bfr.runtime.jobs.store import Store
 from bfr.runtime.jobs.work import ImageWork, Picture
 from bfr.runtime.restore.pipeline import FaceRestorer
+
+if TYPE_CHECKING:
+    from bfr.runtime.video.restore import Film
 
 __all__ = ["FORMATS", "JobOptions", "Progress", "run_job"]
 
@@ -242,17 +245,18 @@ class _LocalRun(Run):
                 raise InvalidOption("a video was given as an aligned face: leave --aligned out")
             from bfr.runtime.video.restore import restore_video  # raises MissingDependency
 
-            film = restore_video(
-                self.photo,
-                item.path,
-                target,
-                seed=options.seed,
-                metadata=options.metadata,
-                codec=options.codec,
-                crf=options.crf,
-                max_pixels=options.max_pixels,
-                progress=lambda share: self.progress(finished + share, item.name),
-            )
+            with warnings_of("bfr.runtime.video") as heard:
+                film = restore_video(
+                    self.photo,
+                    item.path,
+                    target,
+                    seed=options.seed,
+                    metadata=options.metadata,
+                    codec=options.codec,
+                    crf=options.crf,
+                    max_pixels=options.max_pixels,
+                    progress=lambda share: self.progress(finished + share, item.name),
+                )
         except Exception as error:
             if ends_run(error):
                 raise
@@ -270,7 +274,15 @@ class _LocalRun(Run):
             seconds=film.seconds,
             precision=self.restorer.precision,
             error="; ".join(filter(None, errors)) or None,
-            notes=name_notes(item, output),
+            notes=(*_film_notes(film, item.path, target, heard), *name_notes(item, output)),
             source_version=version,
             output_version=self.store.version(output),
         )
+
+
+def _film_notes(film: "Film", source: Path, target: Path, heard: Sequence[str]) -> list[str]:
+    """What the video's modules warned of but for its errors; nothing where the file was copied as it is."""
+    if not film.faces and source.stat().st_size == target.stat().st_size:
+        return []
+    notes = [note.removeprefix(str(source)).lstrip(": ") for note in heard]
+    return [note for note in notes if note.partition(":")[0] not in (film.error or "")]

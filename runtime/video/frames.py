@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.errors import MissingDependency
+from bfr.runtime.install import install_command
 
 try:
     from av.video.frame import VideoFrame
     from av.video.reformatter import Interpolation
 except ImportError as error:
-    raise MissingDependency('PyAV is not installed: pip install "bfr-runtime[video]"') from error
+    raise MissingDependency(f"PyAV is not installed: {install_command('video')}") from error
 
 CONVERSION = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 """Between RGB and YUV. FFmpeg's default makes 4:2:0 more than one level too dark on average; this has no bias."""

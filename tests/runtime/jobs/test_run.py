@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import logging
 import os
 import shutil
 import sys
@@ -445,7 +446,7 @@ class TestResume:
 
     def folder(self, tmp_path: Path, fakes: Any) -> Path:
         for name in ("a.jpg", "b.jpg", "c.jpg"):
-            save(tmp_path / "in" / name, picture((20, 20, fakes.face), (60, 20, fakes.face)))
+            save(tmp_path / "in" / name, picture((20, 20, fakes.face)))
         return tmp_path / "in"
 
     def test_what_is_there_is_skipped_as_it_was_reported(self, photo: Maker, tmp_path: Path, fakes: Any) -> None:
@@ -459,12 +460,12 @@ class TestResume:
         report = run(worker, folder, out, resume=True)
         assert statuses(report) == {"a.jpg": "skipped", "b.jpg": "no face", "c.jpg": "restored"}
         assert report.entries[0] == dataclasses.replace(first.entries[0], status="skipped")
-        assert report.entries[0].faces == 2
+        assert report.entries[0].faces == 1
         assert (out / "a.jpg").stat().st_mtime_ns == before
-        assert len(worker.restorer.calls) == 2  # type: ignore[attr-defined]  # the two faces of c.jpg
+        assert len(worker.restorer.calls) == 1  # type: ignore[attr-defined]  # the face of c.jpg
         again = run(photo(), folder, out, resume=True)
         assert again.count("skipped") == 3
-        assert [entry.faces for entry in again.entries] == [2, 0, 2]
+        assert [entry.faces for entry in again.entries] == [1, 0, 1]
         written = json.loads((out / "report.json").read_text())
         assert written["network_seconds"] == 0
 
@@ -514,7 +515,7 @@ class TestResume:
         (out / "c.jpg").unlink()
         self.killed(photo(), folder, out, "b.jpg", copy, resume=True)
         report = run(photo(), folder, copy, resume=True)
-        assert (report.entries[0].status, report.entries[0].faces) == ("skipped", 2)
+        assert (report.entries[0].status, report.entries[0].faces) == ("skipped", 1)
 
     def test_results_of_a_run_before_the_killed_one_are_not_taken(
         self, photo: Maker, tmp_path: Path, fakes: Any
@@ -895,3 +896,34 @@ def test_what_is_reduced_is_noted(photo: Maker, tmp_path: Path, fakes: Any) -> N
     }
     written = json.loads((tmp_path / "out/report.json").read_text())
     assert written["images"][0]["notes"] == ["the first of its 2 frames is taken alone"]
+
+
+def test_what_a_video_loses_is_noted(
+    photo: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its modules' warnings stand in the report, once, without what is an error of it; and nothing of a copy."""
+    restore = pytest.importorskip("bfr.runtime.video.restore")
+    from bfr.runtime.video.restore import Film
+
+    log = logging.getLogger("bfr.runtime.video.read")
+    sources = [tmp_path / name for name in ("a.mp4", "b.mp4")]
+
+    def fake(_photo: Any, source: Path, target: Path, **_options: Any) -> Film:
+        log.warning("%s is transparent in places: that is lost", source)
+        log.warning("%s: its sound (mp3) is encoded anew", source)
+        log.warning("%s ends after 1.00 s: what can be decoded is used", source)
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(b"film")
+        return Film(4, 4, frames=9, faces=source == sources[0], error="the source ends after 1.00 s")
+
+    monkeypatch.setattr(restore, "restore_video", fake)
+    for source in sources:
+        source.write_bytes(b"film")
+    report = run_job(photo(), find_images(sources, videos=True), JobOptions(tmp_path / "out"))
+    assert [entry.notes for entry in report.entries] == [
+        ("is transparent in places: that is lost", "its sound (mp3) is encoded anew"),
+        (),
+    ]
+    assert caplog.messages == []
+    assert log.propagate
+    assert not logging.getLogger("bfr.runtime.video").handlers
