@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from bfr.runtime.cli.terminal import show
+
 
 def info(bundle: Annotated[Path | None, typer.Argument(help="Folder; the default is the system mini.")] = None) -> None:
     """Show what a bundle holds, what this machine built of it, and how it was verified, after checking its files."""
@@ -13,25 +15,25 @@ def info(bundle: Annotated[Path | None, typer.Argument(help="Folder; the default
 
     opened = Bundle.open(bundle or default_bundle())
     files, manifest = opened.check_all(), opened.manifest
-    print(f"{manifest.title}\nlicence    {manifest.licence.name}: {manifest.licence.notice}\nhash       {opened.hash}")
+    show(f"{manifest.title}\nlicence    {manifest.licence.name}: {manifest.licence.notice}\nhash       {opened.hash}")
     for name, network in manifest.networks.items():
         variants = ", ".join(f"{p} (opset {v.opset})" for p, v in network.variants.items())
         cost = "" if network.gflop is None else f", {network.gflop} GFLOP a call"
         size = f"{network.parameter_count / 1e6:.2f} M parameters{cost}"
-        print(f"network    {name}: {network.architecture}, {size}, {variants}")
+        show(f"network    {name}: {network.architecture}, {size}, {variants}")
     for name, preset in manifest.presets.items():
-        print(f"preset     {name}{' (default)' * (name == manifest.default_preset)}: {preset}")
+        show(f"preset     {name}{' (default)' * (name == manifest.default_preset)}: {preset}")
     record = MachineFiles(opened.hash).read()
     for engine in record.engines:
         key = engine.key
         where = f"{key.library} {key.version}, {key.gpu}, batches {', '.join(map(str, key.buckets))}"
-        print(f"engine     {engine.network} in {key.precision}: {where}, {engine.file.bytes:,} bytes")
+        show(f"engine     {engine.network} in {key.precision}: {where}, {engine.file.bytes:,} bytes")
     proofs = (check for engine in record.engines for check in engine.checks)  # the loop's is with every engine
     for check in dict.fromkeys((*manifest.verified, *record.verified, *proofs)):
         found = f"{check.psnr_db} dB, largest error {check.max_abs:.1e}"
         extent = ", quick" * (check.extent == "quick")
-        print(f"verified   {check.what}, {check.precision}, {check.backend}: {found}{extent}")
-    print(f"files      {files} checked, all as the manifest says")
+        show(f"verified   {check.what}, {check.precision}, {check.backend}: {found}{extent}")
+    show(f"files      {files} checked, all as the manifest says")
 
 
 def doctor(
@@ -42,4 +44,4 @@ def doctor(
     from bfr.runtime.files import cache_folder
 
     report = checks.diagnose(cache_folder())
-    print(checks.as_json(report) if as_json else checks.render(report))
+    show(checks.as_json(report) if as_json else checks.render(report))

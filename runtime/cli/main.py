@@ -14,7 +14,7 @@ from bfr.runtime.cli.inspect import doctor, info
 from bfr.runtime.cli.push import push
 from bfr.runtime.cli.restore import restore
 from bfr.runtime.cli.serve import serve
-from bfr.runtime.cli.terminal import say
+from bfr.runtime.cli.terminal import say, say_warnings
 from bfr.runtime.cli.tools import bench, export, fetch, verify
 from bfr.runtime.cli.triton import export_triton
 from bfr.runtime.cli.wrap import wrap
@@ -42,6 +42,7 @@ for _group, _commands in COMMANDS.items():
 
 def main() -> None:
     """Run the command line; a BfrError is printed as one message and decides the exit status."""
+    say_warnings()
     try:
         app(prog_name="bfr")
     except BfrError as error:

@@ -7,7 +7,7 @@ import typer
 
 from bfr.runtime.cli.options import OUT, STRIP, Flags, check_aligned, expanded
 from bfr.runtime.cli.remote import check_server_options, restore_remotely
-from bfr.runtime.cli.terminal import progress_bar, say
+from bfr.runtime.cli.terminal import one_line, progress_bar, say, show
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.restore.options import OpenOptions, SamplerOptions
@@ -99,10 +99,12 @@ def finish(report: "Report", out: object, *, table: str = "report.json", done: s
     failed = [entry for entry in report.entries if entry.error]
     noted = [(entry.source, note) for entry in report.entries for note in entry.notes]
     passed = passed_over(report)
-    _say_some([f"{'failed' if e.status == 'failed' else 'in part'}: {e.source}: {e.error}" for e in failed], table)
-    _say_some([f"warning: {source}: {note}" for source, note in noted], table)
-    _say_some([f"passed over: {one['source']}: {one['reason']}" for one in passed], table)
-    print(summary(report, out, done=done))
+    _say_some(
+        [f"{'failed' if e.status == 'failed' else 'in part'}: {one_line(e.source)}: {e.error}" for e in failed], table
+    )
+    _say_some([f"warning: {one_line(source)}: {note}" for source, note in noted], table)
+    _say_some([f"passed over: {one_line(one['source'])}: {one['reason']}" for one in passed], table)
+    show(summary(report, out, done=done))
     if failed:
         raise typer.Exit(1)
 

@@ -1,21 +1,23 @@
 """What is asked of a `bfr serve`, and what its answers mean; `client.py` sends it."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from math import isnan
 from pathlib import Path
 from random import uniform
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from bfr.runtime.client.types import Job, Result
 from bfr.runtime.errors import (
@@ -32,11 +34,22 @@ from bfr.runtime.images.formats import BY_SUFFIX, WRITTEN, format_of
 from bfr.runtime.jobs.options import RestoreOptions
 from bfr.runtime.video.formats import MEDIA_TYPES as VIDEOS
 
-if TYPE_CHECKING:
-    import httpx2
-
+_log = logging.getLogger("bfr")
 MEDIA_TYPES = {suffix: one.media_type for suffix, one in BY_SUFFIX.items()} | VIDEOS
 LONGEST_PAUSE = 30.0  # seconds, whatever Retry-After says
+ANSWER_BYTES = 4 << 20  # of an answer in JSON; what is longer is none of `bfr serve`
+IMAGE_BYTES = 1 << 30  # of a restored image
+FILE_BYTES = 1 << 38  # of the result of a job, which is written to a disk: 256 GiB
+_JOB = TypeAdapter(Job)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server answered. headers: by names in any case. content: empty where it went into a file."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    content: bytes = field(repr=False)
 
 
 def address(url: str) -> str:
@@ -67,6 +80,16 @@ def route(url: str) -> str:
     if scheme not in proxies:
         return url
     return f"{url} (through the proxy {proxies[scheme]} of {scheme}_proxy)"
+
+
+def check_secrecy(url: str, api_key: str | None) -> None:
+    """Warn where a key would pass other machines without encryption."""
+    if api_key is not None and url.startswith("http://") and not is_loopback(url):
+        _log.warning(
+            "the API key is sent to %s without encryption, and whoever is on the way can read it: use https://, or a "
+            "tunnel to a server on this machine's loopback address",
+            url,
+        )
 
 
 def key_headers(api_key: str | None) -> dict[str, str]:
@@ -122,44 +145,46 @@ def file_headers(path: Path) -> dict[str, str]:
         raise InputNotFound(f"{path} cannot be read ({error.strerror}): check its name") from error
 
 
-def result_of(response: "httpx2.Response") -> Result:
+def result_of(response: Answer) -> Result:
     """A restored image. Raises KeyError and ValueError for what is no answer of `bfr serve`."""
     headers = response.headers
     stages = (part.split("=", 1) for part in headers["x-bfr-seconds"].split(";") if part)
     return Result(
         response.content,
         headers["content-type"].partition(";")[0],
-        int(headers["x-bfr-faces"]),
-        int(headers.get("x-bfr-faces-failed", 0)),
+        _count(headers["x-bfr-faces"]),
+        _count(headers.get("x-bfr-faces-failed", "0")),
         int(headers["x-bfr-seed"]),
         headers["x-bfr-preset"],
         headers["x-bfr-bundle"],
-        {name: float(value) for name, value in stages},
+        {name: min(1e9, max(0.0, float(value))) for name, value in stages},  # NaN becomes 0
         headers.get("x-request-id", ""),
         tuple(unquote(note) for note in headers.get("x-bfr-notes", "").split(",") if note),
     )
 
 
-def object_of(response: "httpx2.Response") -> dict[str, Any]:
+def object_of(response: Answer) -> dict[str, Any]:
     """A JSON object. Raises ValueError for what is none."""
-    found = json.loads(response.content)
+    try:
+        found = json.loads(response.content)
+    except RecursionError as error:
+        raise ValueError("it is too deep") from error
     if not isinstance(found, dict):
         raise ValueError(f"{type(found).__name__} is no object")
     return found
 
 
-def job_of(response: "httpx2.Response") -> Job:
-    """A job. Raises ValueError and TypeError for what is none."""
-    found = object_of(response)
-    return Job(**{one.name: found[one.name] for one in fields(Job) if one.name in found})
+def job_of(response: Answer) -> Job:
+    """A job. Raises ValueError for what is none."""
+    return _JOB.validate_python(object_of(response))
 
 
-def refusal(url: str, response: "httpx2.Response") -> BfrError:
+def refusal(url: str, response: Answer) -> BfrError:
     """The error of an answer that is no success."""
     status = response.status_code
     try:
         detail = str(json.loads(response.content)["detail"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         detail = f"status {status}, without a reason: check that `bfr serve` runs there"
     text = f"{url}: {detail}"
     if status in (502, 503, 504):
@@ -167,6 +192,13 @@ def refusal(url: str, response: "httpx2.Response") -> BfrError:
     if status == 401:
         text += "; give the key with --api-key-file, BFR_API_KEY or api_key"
     return RequestRefused(text, status) if 300 <= status < 500 else ServerError(text)
+
+
+def _count(text: str) -> int:
+    """A number of faces. Raises ValueError."""
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ValueError(f"{text[:20]!r} is no number of faces")
+    return int(text)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

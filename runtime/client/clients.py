@@ -14,9 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.client.calls import (
+    ANSWER_BYTES,
+    FILE_BYTES,
+    IMAGE_BYTES,
+    Answer,
     address,
     asked,
     backoff,
+    check_secrecy,
     file_headers,
     image_file,
     is_loopback,
@@ -77,9 +82,12 @@ class AsyncClient:
         self.url, self._timeout, self._retries, self._library = address(url), timeout, retries, httpx2
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
         self._where = route(self.url)
+        check_secrecy(self.url, api_key)
         try:
             self._http = httpx2.AsyncClient(
-                headers=key_headers(api_key), limits=limits, trust_env=not is_loopback(self.url)
+                headers=key_headers(api_key) | {"Accept-Encoding": "identity"},
+                limits=limits,
+                trust_env=not is_loopback(self.url),
             )
         except (ImportError, ValueError, httpx2.InvalidURL) as error:  # of the proxy
             if isinstance(error, InvalidOption):  # of the key
@@ -212,7 +220,7 @@ class AsyncClient:
         file: Path | None = None,
         into: Path | None = None,
         **request: Any,
-    ) -> Any:
+    ) -> Answer:
         """Send once. Raises TimeoutError and httpx2's RequestError.
 
         seconds: to wait for the next bytes, in either direction; for the whole answer too where `bounded`. file: the
@@ -224,13 +232,28 @@ class AsyncClient:
             asyncio.timeout(seconds if bounded else None),
             self._http.stream(method, self.url + path, timeout=seconds, **request) as response,
         ):
+            content = bytearray()
             if into is not None and response.status_code == 200:
                 with atomic_path(into) as temporary, temporary.open("wb") as target:
-                    async for part in response.aiter_bytes():
+                    async for part in self._bounded(response, FILE_BYTES):
                         await asyncio.to_thread(target.write, part)
             else:
-                await response.aread()
-            return response
+                image = response.status_code == 200 and path == "/restore"
+                async for part in self._bounded(response, IMAGE_BYTES if image else ANSWER_BYTES):
+                    content += part
+            return Answer(response.status_code, response.headers, bytes(content))
+
+    async def _bounded(self, response: Any, most: int) -> AsyncIterator[bytes]:
+        """The body of an answer in parts. Raises ServerError where it has more than `most` bytes."""
+        done = 0
+        async for part in response.aiter_bytes():
+            done += len(part)
+            if done > most:
+                raise ServerError(
+                    f"{self._where} answers with more than {most:,} bytes: check the address, and that `bfr serve` "
+                    "runs there"
+                )
+            yield part
 
 
 class Client:

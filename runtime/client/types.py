@@ -1,10 +1,11 @@
 """What clients of `bfr serve` are given: restored images and jobs."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from bfr.runtime.images.decode import decode_image
 
@@ -40,12 +41,12 @@ class Job:
 
     id: str
     state: Literal["queued", "running", "done", "failed", "cancelled"]
-    share: float
+    share: Annotated[float, Field(ge=0, le=1)]
     created: str
     error: str | None = None
     result: str | None = None
-    faces: int | None = None
-    frames: int | None = None
+    faces: Annotated[int, Field(ge=0)] | None = None
+    frames: Annotated[int, Field(ge=0)] | None = None
 
     @property
     def ended(self) -> bool:

@@ -15,7 +15,7 @@ from hashlib import sha256
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import quote
 
 from bfr.runtime.files import write_bytes
@@ -124,7 +124,7 @@ def _facts(facts: Mapping[str, Any]) -> list[str]:
         (facts.get("bundle_hash"), "bundle {:.12}"),
     ]
     shown = [_text(form.format(plain)) for value, form in found if (plain := _plain(value))]
-    if isinstance(seconds := facts.get("seconds"), int | float):
+    if _finite(seconds := facts.get("seconds")):
         shown.append(_duration(seconds))
     if started := _plain(facts.get("started")):
         shown.append(_when(started))
@@ -168,11 +168,12 @@ def _failed(card: Card) -> str:
 
 def _card(card: Card) -> str:
     entry = card.entry
+    width, height, faces = map(_whole, (entry.width, entry.height, entry.faces))
     name = _text(card.name) if entry.output is None else f'<a href="{_url(entry.output)}">{_text(card.name)}</a>'
     about = [
         {"no face": "no face found", "skipped": "done by an earlier run"}.get(entry.status),
-        f"{entry.width} × {entry.height}" if entry.width else None,  # noqa: RUF001
-        _plural(entry.faces, "face") if entry.faces else None,
+        f"{width} × {height}" if width and height else None,  # noqa: RUF001
+        _plural(faces, "face") if faces else None,
     ]
     lines = [
         f'<article class="card" {_data(card)}>{_frame(card)}',
@@ -186,13 +187,14 @@ def _card(card: Card) -> str:
 
 
 def _data(card: Card) -> str:
-    return f'data-status="{card.entry.status}" data-seconds="{_total(card.entry.seconds):.4f}"'
+    return f'data-status="{_text(card.entry.status)}" data-seconds="{_total(card.entry.seconds):.4f}"'
 
 
 def _frame(card: Card) -> str:
     """The pictures of a card: two and a slider, one, or none."""
     entry = card.entry
-    size = f' width="{entry.width}" height="{entry.height}"' if entry.width else ""
+    width, height = _whole(entry.width), _whole(entry.height)
+    size = f' width="{width}" height="{height}"' if width and height else ""
     name = _text(card.name)
     figures = [
         f'<figure class="{side}"><img src="{_url(path)}" alt="{name}, {side}"{size} loading="lazy">'
@@ -215,13 +217,23 @@ def _stages(card: Card) -> str:
     lines = "".join(
         f'<tr><th scope="row">{_text(names.get(stage, stage))}</th><td>{_duration(seconds)}</td></tr>'
         for stage, seconds in stages
+        if _finite(seconds)
     )
     total = _duration(_total(card.entry.seconds))
     return f"<details><summary>{total}</summary><table><tbody>{lines}</tbody></table></details>"
 
 
 def _total(seconds: Mapping[str, float]) -> float:
-    return sum(value for stage, value in seconds.items() if stage != "network")
+    return sum(value for stage, value in seconds.items() if stage != "network" and _finite(value))
+
+
+def _whole(value: object) -> int | None:
+    """A number of pixels or faces; None for anything else, which a server or an old report may have sent."""
+    return value if type(value) is int and 0 <= value < 1 << 63 else None
+
+
+def _finite(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and 0 <= value < 1 << 63
 
 
 def _duration(seconds: float) -> str:
@@ -242,4 +254,5 @@ def _text(text: str) -> str:
 
 def _url(path: str) -> str:
     """A relative path as an address: of its bytes on disk, all percent-encoded but letters, digits, `/` and `-._~`."""
-    return quote(os.fsencode(path))
+    address = quote(os.fsencode(path))
+    return f".{address}" if address.startswith("/") else address  # else it could name another machine, `//host/`

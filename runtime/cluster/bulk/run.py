@@ -33,6 +33,7 @@ from bfr.runtime.jobs.report import (
 )
 from bfr.runtime.jobs.sources import Item, check_found, choose_outputs, find_inputs
 from bfr.runtime.jobs.store import Store
+from bfr.runtime.text import without_secrets
 
 LARGEST_BLOCK = 32  # images; a block ends with its pipeline running empty, and its rows come back together
 BLOCKS = 8  # for each worker, where there are enough images: the last ones end at about the same time
@@ -65,7 +66,7 @@ def run_bulk(
     store = Store(out)
     found = find_inputs(inputs, out=store.url)
     check_found(found, inputs)
-    items = [replace(item, source=str(item.path.absolute()) if item.path else item.key) for item in found.items]
+    items = [replace(item, source=str(item.path.absolute() if item.path else item.source)) for item in found.items]
     run = _BulkRun(items, list(inputs), store, options, resume)
     run.facts["passed_over"] = describe_passed_over(found.passed_over)
     return run.run(workers, address, progress, begin)
@@ -82,7 +83,7 @@ class _BulkRun:
         self.facts: dict[str, Any] = {
             "run": secrets.token_hex(8),
             "settings": self.settings,
-            "inputs": inputs,
+            "inputs": [without_secrets(name) for name in inputs],
             "versions": describe_versions(),
             "started": describe_now(),
         }

@@ -17,6 +17,7 @@ from typing import Any
 
 from bfr.runtime.jobs.report import Entry, entry_of
 from bfr.runtime.jobs.store import Store
+from bfr.runtime.text import csv_cell, from_csv_cell
 
 BATCH, RESULTS, FAILURES, PARTS = "batch.json", "results.csv", "failures.csv", "rows-"
 _PART = re.compile(rf"{PARTS}\d+\.jsonl")
@@ -117,7 +118,7 @@ def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue().encode("utf-8", "surrogateescape")  # names that are no text
 
 
@@ -131,7 +132,7 @@ def _table(data: bytes) -> Iterator[NodeEntry | None]:
 def _row(values: Mapping[str | None, Any]) -> NodeEntry | None:
     """A row of the table; None for what is none."""
     try:
-        given: dict[str, Any] = {name: values[name] or None for name in COLUMNS}
+        given: dict[str, Any] = {name: from_csv_cell(values[name]) or None for name in COLUMNS}
         for name in ("width", "height", "faces"):
             given[name] = int(given[name]) if given[name] else None
         given["seconds"] = {"all": float(given["seconds"])} if given["seconds"] else {}

@@ -426,7 +426,7 @@ class TestProxies:
 
     def test_an_answer_of_the_proxy_names_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("http_proxy", self.DEAD)
-        error = client_calls.refusal(client_calls.route("http://server.invalid"), httpx2.Response(502))
+        error = client_calls.refusal(client_calls.route("http://server.invalid"), client_calls.Answer(502, {}, b""))
         assert isinstance(error, ServerUnavailable)
         assert f"through the proxy {self.DEAD}" in str(error)
 
