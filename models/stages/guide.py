@@ -13,7 +13,7 @@ from bfr.models.networks.identity import IdentityDistance
 from bfr.models.networks.vqgan import VQModel
 from bfr.models.stages.gradient import without_autograd
 from bfr.models.stages.stage import Stage, random
-from bfr.models.stages.step import clip
+from bfr.models.stages.step import clip_finite
 from bfr.runtime.diffusion.solvers import Column
 
 TINY = 1e-12
@@ -54,7 +54,7 @@ class GuideStage(Stage):
             direction = direction * (_length(x_next - x0) / _length(direction).clamp(min=TINY))
         amount = strength[:, None, None, None]
         moved = x0 - amount * direction
-        moved = torch.where(amount == 0.0, x0, clip(moved) if self.clipped else moved)
+        moved = torch.where(amount == 0.0, x0, clip_finite(moved) if self.clipped else moved)
         return x_next + row[:, Column.C, None, None, None] * (moved - x0), moved
 
     def gradient(self, x0: Tensor, target: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class RecoverStage(Stage):
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         identity, estimate = self.network(latent)
-        return identity, clip(estimate)
+        return identity, clip_finite(estimate)
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
         """See `Stage`; `size` is the side of the latent."""
@@ -155,7 +155,7 @@ class DecodeStage(Stage):
 
     def forward(self, latent_state: Tensor) -> Tensor:
         broken = 0.0 * latent_state.sum((1, 2, 3), keepdim=True)  # 0, or NaN
-        return clip(self.network.decode(latent_state, quantize=self.quantize)) + broken
+        return clip_finite(self.network.decode(latent_state, quantize=self.quantize)) + broken
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
         """See `Stage`; `size` is the side of the latent."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bfr.models.networks.sd import VaeDecoder
 from bfr.models.stages.stage import Stage, random
-from bfr.models.stages.step import clip
+from bfr.models.stages.step import clip_finite
 
 
 class LatentEncodeStage(Stage):
@@ -60,7 +60,7 @@ class LatentDecodeStage(Stage):
         self.decoder = decoder
 
     def forward(self, latent_state: Tensor) -> Tensor:
-        return clip(self.decoder(latent_state).float())
+        return clip_finite(self.decoder(latent_state).float())
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
         """See `Stage`; size: of the images, S."""

@@ -26,7 +26,7 @@ class EstimatorStage(Stage):
         self.estimator = estimator
 
     def forward(self, degraded: Tensor) -> Tensor:
-        return clip(2.0 * self.estimator(degraded).float() - 1.0)
+        return clip_finite(2.0 * self.estimator(degraded).float() - 1.0)
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
         """See `Stage`."""
@@ -47,7 +47,7 @@ class InpaintStage(Stage):
 
     def forward(self, degraded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         filled = self.estimator(torch.cat([degraded, mask], dim=1)).float()
-        return clip(2.0 * filled - 1.0), 2.0 * degraded - 1.0
+        return clip_finite(2.0 * filled - 1.0), 2.0 * degraded - 1.0
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
         """See `Stage`."""
@@ -206,7 +206,7 @@ class LearnedVarianceStep(LinearStep):
         self, x: Tensor, h1: Tensor, h2: Tensor, t: Tensor, row: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
         eps, variance = self.denoiser(x, t).float().chunk(2, dim=1)
-        x0 = clip(_column(row, Column.A) * x - _column(row, Column.B) * eps)
+        x0 = clip_finite(_column(row, Column.A) * x - _column(row, Column.B) * eps)
         share = (variance + 1.0) / 2.0
         log_variance = share * _column(row, Column.LOG_BETA) + (1.0 - share) * _column(row, Column.LOG_POSTERIOR)
         deviation = _column(row, Column.S) * torch.exp(0.5 * log_variance)
@@ -269,8 +269,13 @@ def _next_state(x0: Tensor, out: Tensor, x: Tensor, h1: Tensor, h2: Tensor, row:
 
 
 def clip(x: Tensor) -> Tensor:
-    """Clip to [-1, 1]."""
+    """Clip to [-1, 1]. Infinity becomes 1: for values whose infinity shows elsewhere."""
     return x.clamp(-1.0, 1.0)
+
+
+def clip_finite(x: Tensor) -> Tensor:
+    """Clip to [-1, 1] what is finite; Inf becomes NaN, by which the runtime knows a result that overflowed."""
+    return clip(x) + 0.0 * x
 
 
 def _column(row: Tensor, column: Column) -> Tensor:

@@ -88,6 +88,28 @@ def test_nan_and_inf_are_not_clipped_away(bad: float) -> None:
     assert torch.isfinite(x_next[1]).all()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_an_estimate_that_overflowed_is_not_clipped_away(bad: float) -> None:
+    degraded = torch.tensor([0.5, bad])
+    found = EstimatorStage(nn.Identity())(degraded)
+    assert found[0] == 0.0
+    assert torch.isnan(found[1])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("channel", [0, 3])
+def test_a_learned_variance_step_that_overflowed_is_not_clipped_away(bad: float, channel: int) -> None:
+    """In eps, which only the clipped x0 reads, and in the variance."""
+    x, h1, h2, noise, eps = draws(5)
+    out = torch.cat([eps, torch.zeros(SHAPE)], dim=1)
+    out[0, channel, 0, 0] = bad
+    table = step_table(linear_schedule(), solver="ddpm-learned", spacing="250", start=10)
+    row = torch.from_numpy(table.rows[2]).repeat(2, 1)
+    x_next, _ = LearnedVarianceStep(Fixed(out))(x, h1, h2, torch.zeros(2), row, noise)
+    assert torch.isnan(x_next[0, 0, 0, 0])
+    assert torch.isfinite(x_next[1]).all()
+
+
 def test_cutting_the_variance_leaves_eps_as_it_was() -> None:
     network = UNet(
         image_size=16,
