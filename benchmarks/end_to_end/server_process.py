@@ -16,15 +16,16 @@ import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
 from bfr.runtime.errors import ServerUnavailable
+from bfr.runtime.serve.workers.worker import MODULE
 
-START = 180.0  # seconds; two idle cores need 15 to 20
+START = 180.0  # seconds; two idle cores need 2 to 3
 COMMAND = (sys.executable, "-c", "from bfr.runtime.cli.main import main; main()", "serve")
 
 
 class ServerProcess:
     """A server on a free port of this machine, with its files below `home`."""
 
-    def __init__(self, home: Path, *flags: str, wait: bool = True) -> None:
+    def __init__(self, home: Path, *flags: str, wait: bool = True, **environment: str) -> None:
         """Start it, and wait until it is ready. Raises ServerUnavailable where it is not in START seconds."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -32,7 +33,7 @@ class ServerProcess:
         self.home, self.url = home, f"http://127.0.0.1:{port}"
         self.process = subprocess.Popen(  # noqa: S603
             [*COMMAND, "--port", str(port), *flags],
-            env={"BFR_HOME": str(home), **os.environ},
+            env={"BFR_HOME": str(home), **os.environ, **environment},
             stdout=(home / "stdout.txt").open("w"),
             stderr=(home / "stderr.txt").open("w"),
             start_new_session=True,
@@ -71,12 +72,12 @@ class ServerProcess:
         raise ServerUnavailable(f"the server is not ready, status {self.process.poll()}: {self.errors()[-2000:]}")
 
     def processes(self) -> Iterator[tuple[int, str]]:
-        """Number and title of the server and all that it started, Ray's own processes too."""
+        """Number and title of the server and all that it started."""
         return session_processes(self.session)
 
-    def replicas(self, name: str) -> list[int]:
-        """The processes of a deployment."""
-        return [pid for pid, title in self.processes() if title.startswith(f"ray::ServeReplica:bfr:{name}")]
+    def workers(self) -> list[int]:
+        """The processes that run the networks."""
+        return [pid for pid, title in self.processes() if MODULE in title]
 
     def metric(self, name: str, **labels: str) -> float:
         """A value of `/metrics`, summed over the labels that are not given."""

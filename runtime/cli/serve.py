@@ -9,6 +9,7 @@ import typer
 
 from bfr.runtime.cli.options import Flags, expanded
 from bfr.runtime.errors import InputNotFound, InvalidOption, MissingDependency
+from bfr.runtime.install import install_command
 from bfr.runtime.serve.options import ListenOptions, ServeOptions
 
 ENVIRONMENT = "BFR_SERVE_"
@@ -43,7 +44,12 @@ def serve(
     listen: Annotated[ListenOptions, Flags(environment=ENVIRONMENT, panel="Address and keys")],
     options: Annotated[
         ServeOptions,
-        Flags(without=("keys",), argument="bundle", names={"presets": ("--preset",)}, environment=ENVIRONMENT),
+        Flags(
+            without=("keys",),
+            argument="bundle",
+            names={"presets": ("--preset",), "bundles": ("--bundle",)},
+            environment=ENVIRONMENT,
+        ),
     ],
     no_jobs: Annotated[
         bool, typer.Option("--no-jobs", help="Take no long work.", envvar=f"{ENVIRONMENT}NO_JOBS")
@@ -70,28 +76,26 @@ def serve(
     from importlib.util import find_spec
 
     if missing := [
-        name for name in ("ray", "fastapi", "uvicorn", "multipart", "prometheus_client") if not find_spec(name)
+        name for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client") if not find_spec(name)
     ]:
-        raise MissingDependency(f'bfr serve needs {", ".join(missing)}: pip install "bfr-runtime[serve]"')
+        raise MissingDependency(f"bfr serve needs {', '.join(missing)}: {install_command('serve')}")
     from bfr.runtime.files import cache_folder
-    from bfr.runtime.serve.options import check_host, read_keys
+    from bfr.runtime.serve.keys import KEY_VARIABLE, Keys
+    from bfr.runtime.serve.options import check_host
 
-    keys = read_keys(listen.api_key_file, os.environ)
-    check_host(listen.host, keys)
-    options = options.model_copy(
-        update={
-            "bundle": options.bundle.absolute() if options.bundle else None,
-            "jobs": None if no_jobs else (options.jobs or cache_folder() / "jobs").absolute(),
-            "keys": keys,
-        }
-    )
+    keys = Keys.read(listen.api_key_file, os.environ)
+    os.environ.pop(KEY_VARIABLE, None)  # nothing that is started inherits it
+    check_host(listen.host, bool(keys))
+    jobs = None if no_jobs else options.jobs or cache_folder() / "jobs"
+    options = options.model_copy(update={"jobs": jobs}).absolute()
     if print_config:
         from bfr.runtime.cluster.deploy import serve_yaml
 
+        options = options.model_copy(update={"keys": keys.lines()})
         print(serve_yaml(options, host=listen.host, port=listen.port), end="")
         return
-    from bfr.runtime.cluster.server import serve_forever
-    from bfr.runtime.serve.http.logs import log_as_json
+    from bfr.runtime.serve.logs import log_as_json
+    from bfr.runtime.serve.server import serve_forever
 
     log_as_json()
-    raise typer.Exit(serve_forever(options, host=listen.host, port=listen.port, drain=listen.drain))
+    raise typer.Exit(serve_forever(options, listen, keys))

@@ -1,120 +1,69 @@
-"""The Serve application: which processes there are, and how they are wired.
+"""The server as a Ray Serve application: a replica is a whole server, with workers for the GPUs that Ray gives it."""
 
-`bfr serve` runs `engine` below its own HTTP server; `serve deploy` and KubeRay run `build`, where HTTP is Serve's too.
-"""
-
-from functools import partial
+import logging
+import os
 from typing import Any
 
 from ray import serve
 from ray.serve import Application
-from ray.serve.handle import DeploymentHandle
 
-from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.errors import InvalidOption
+from bfr.runtime.serve.engine import Engine
 from bfr.runtime.serve.http.api import make_api
 from bfr.runtime.serve.http.front import Front
-from bfr.runtime.serve.jobs.worker import JobServer
 from bfr.runtime.serve.options import ServeOptions
-from bfr.runtime.serve.workers.faces import FaceServer
-from bfr.runtime.serve.workers.handles import stream
-from bfr.runtime.serve.workers.photos import PhotoServer
+from bfr.runtime.serve.workers.pool import Pool
 
-Handle = DeploymentHandle[Any]
-FACES, PHOTOS, JOBS = "Faces", "Photos", "Jobs"
-ONGOING = 10_000  # calls of a replica at once: queues are the front's and the batcher's, which know more than Serve
-HEALTH: dict[str, Any] = {"health_check_period_s": 2, "health_check_timeout_s": 60, "graceful_shutdown_timeout_s": 30}
-QUIET = {"log_level": "WARNING", "enable_access_log": False}
+SERVER = "Server"  # the name of the deployment
+ONGOING = 10_000  # requests of a replica at once: admission control is the front's, which knows more than Serve
+HEALTH: dict[str, Any] = {"health_check_period_s": 5, "health_check_timeout_s": 30, "graceful_shutdown_timeout_s": 60}
 
 
-class Photos(PhotoServer):
-    """A PhotoServer whose faces go to the replicas of the networks."""
+class _Server:
+    """A replica. Ray calls the methods."""
 
-    def __init__(self, options: ServeOptions, size: int, faces: Handle) -> None:
-        super().__init__(options, streaming(faces), size=size)
+    front: Front
+
+    async def __init__(self, options: ServeOptions) -> None:  # type: ignore[misc]  # Ray awaits it
+        os.umask(0o077)
+        logging.getLogger("bfr").setLevel(logging.INFO)
+        options = options.fetched()
+        self.front = fronts[0] = Front(options)
+        self.engine = Engine(options, Pool(options))
+        await self.engine.start(self.front)
+
+    def check_health(self) -> None:
+        """Raise where this process is to be started anew."""
+        if self.engine.pool.failure and self.engine.pool.failure.done():
+            self.engine.pool.failure.result()
+
+    async def __del__(self) -> None:
+        """Before a replica ends: Serve has waited for its requests."""
+        await self.engine.stop()
 
 
-class Jobs(JobServer):
-    """A JobServer whose faces go to the replicas of the networks, which are the requests' own.
-
-    app: the application that has them; None for the one that this is a part of. By name, because a deployment that is
-    bound in two applications is deployed in both, and there are GPUs for one.
-    """
-
-    def __init__(self, options: ServeOptions, app: str | None) -> None:
-        app = app or serve.get_replica_context().app_name
-        super().__init__(options, streaming(serve.get_deployment_handle(FACES, app)))
-
-    def __del__(self) -> None:
-        """Serve calls it before a replica ends."""
-        self.stop()
-
-
-def deployments(options: ServeOptions, *, gpus: bool, app: str | None = None) -> tuple[Application, Application | None]:
-    """The deployments without HTTP: photographs, and jobs where there are any.
-
-    app: the name that the first will run under where the jobs become an application of their own.
-    """
-    size = Bundle.open(options.bundle or default_bundle()).manifest.image_size
-    faces = _deployment(
-        FaceServer, FACES, options.replicas or 1, options.max_replicas, 2 * options.batch_size, gpus
-    ).bind(options)
-    photos = _deployment(Photos, PHOTOS, options.photo_processes, None, 8, False).bind(options, size, faces)
-    jobs = _deployment(Jobs, JOBS, 1, None, 1, False).bind(options, app) if options.jobs else None
-    return photos, jobs
+fronts: dict[int, Front] = {}
+"""The front of this process, under 0: routes are made before it is."""
 
 
 def build(options: ServeOptions) -> Application:
-    """The whole application for `serve deploy` and KubeRay, HTTP included; its arguments are ServeOptions.
+    """The application for `serve deploy` and KubeRay; its arguments are ServeOptions.
 
-    Whether the networks are given GPUs is `ray_actor_options` of the deployment Faces in the Serve YAML.
+    How many replicas there are, and whether each is given a GPU, is the deployment's in the Serve YAML.
+
+    Raises:
+        InvalidOption: There is no API key. A cluster listens beyond its machines.
     """
-    photos, jobs = deployments(options, gpus=False)
-
-    def interface() -> Any:
-        """In the replica: the routes over a Front of its own."""
-        made: list[Front] = []
-
-        def front() -> Front:
-            if not made:
-                name = serve.get_replica_context().app_name
-                made.append(Front(options))
-                made[0].open(streaming(serve.get_deployment_handle(PHOTOS, name)))
-            return made[0]
-
-        return make_api(front)
-
-    front: Any = serve.deployment(
-        name="Front",
+    if not options.keys:
+        raise InvalidOption(
+            "a cluster is served with API keys alone: make the file with `bfr serve --api-key-file FILE --print-config`"
+        )
+    deployment: Any = serve.deployment(
+        name=SERVER,
         max_ongoing_requests=ONGOING,
-        ray_actor_options={"num_cpus": 0},
-        logging_config=QUIET,
-        **HEALTH,
-    )(serve.ingress(interface)())
-    application: Application = front.bind(photos, jobs)
-    return application
-
-
-def streaming(handle: Handle) -> Any:
-    """The method `restore` of whichever replica of a deployment, as a function."""
-    return partial(stream, handle.options(method_name="restore", stream=True))
-
-
-def _deployment(work: type, name: str, replicas: int, most: int | None, target: int, gpus: bool) -> serve.Deployment:
-    scaling: dict[str, Any] = {"num_replicas": replicas}
-    if most is not None and most > replicas:
-        scaling = {
-            "autoscaling_config": {
-                "min_replicas": replicas,
-                "max_replicas": most,
-                "target_ongoing_requests": target,
-            }
-        }
-    return serve.deployment(
-        name=name,
-        max_ongoing_requests=ONGOING,
-        ray_actor_options={"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 0},
         max_constructor_retry_count=2,
-        logging_config=QUIET,
-        **scaling,
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
         **HEALTH,
-    )(work)
+    )(serve.ingress(lambda: make_api(lambda: fronts[0]))(_Server))
+    application: Application = deployment.bind(options)
+    return application

@@ -4,32 +4,26 @@ from typing import Any
 
 import yaml
 
+from bfr.runtime.errors import InvalidOption
 from bfr.runtime.serve.options import ServeOptions
 
 IMPORT_PATH = "bfr.runtime.cluster.app:build"
 HEADER = """\
 # Made by `bfr serve --print-config`: for `serve deploy FILE`, or below `serveConfigV2` of a RayService of KubeRay.
 # The bundle, the folder of jobs and the API keys' hashes are of every node: use the same paths on all of them.
+# A replica is a whole server: `num_replicas` or `autoscaling_config` says how many there are.
 """
 
 
 def serve_config(options: ServeOptions, *, host: str, port: int) -> dict[str, Any]:
-    """As Serve's schema has it. Each replica of the networks is given one GPU unless the CPU is asked for."""
-    on_cpu = options.backend == "onnxruntime-cpu"
-    faces: dict[str, Any] = {
-        "name": "Faces",
-        "ray_actor_options": {"num_cpus": 1} if on_cpu else {"num_cpus": 1, "num_gpus": 1},
-    }
-    if options.max_replicas:
-        faces["autoscaling_config"] = {
-            "min_replicas": options.replicas or 1,
-            "max_replicas": options.max_replicas,
-            "target_ongoing_requests": 2 * options.batch_size,
-        }
-    else:
-        faces["num_replicas"] = options.replicas or 1
-    # max_replicas is in the deployment's own configuration here.
-    arguments = options.model_dump(mode="json", exclude_defaults=True, exclude={"max_replicas"})
+    """As Serve's schema has it. Each replica is given one GPU unless the CPU is asked for.
+
+    Raises:
+        InvalidOption: There is no API key.
+    """
+    if not options.keys:
+        raise InvalidOption("a cluster is served with API keys alone: give one with --api-key-file or BFR_API_KEY")
+    gpus = 0 if options.backend == "onnxruntime-cpu" else options.workers or 1
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": host, "port": port},
@@ -38,8 +32,14 @@ def serve_config(options: ServeOptions, *, host: str, port: int) -> dict[str, An
                 "name": "bfr",
                 "route_prefix": "/",
                 "import_path": IMPORT_PATH,
-                "args": arguments,
-                "deployments": [faces, {"name": "Photos", "num_replicas": options.photo_processes}],
+                "args": options.model_dump(mode="json", exclude_defaults=True),
+                "deployments": [
+                    {
+                        "name": "Server",
+                        "num_replicas": 1,
+                        "ray_actor_options": {"num_cpus": 1} | ({"num_gpus": gpus} if gpus else {}),
+                    }
+                ],
             }
         ],
     }

@@ -37,7 +37,7 @@ class JobOptions(Options):
     html: bool = Field(default=False, description="Write report.html, with before/after sliders.")
     resume: bool = Field(default=False, description="Skip inputs whose result is there already.")
     max_pixels: int = Field(default=MAX_PIXELS, ge=1, description="Refuse images and frames with more pixels.")
-    codec: Literal["h264", "vp9"] | None = Field(
+    codec: Literal["h264", "hevc", "vp9"] | None = Field(
         default=None, description="Of videos; chosen by the suffix if left out."
     )
     crf: int | None = Field(
@@ -49,6 +49,9 @@ class RestoreOptions(Options):
     """What a client of a server chooses for an image; the rest is the server's to decide."""
 
     seed: int = field_of(JobOptions, "seed")
+    bundle: Annotated[str, Field(max_length=64)] | None = Field(
+        default=None, description="One of the server's bundles, by its name; its default if left out."
+    )
     preset: Annotated[str, Field(max_length=64)] | None = field_of(OpenOptions, "preset")
     mode: Literal["photo", "aligned"] = Field(
         default="photo", description="A photograph with any number of faces, or an aligned face and nothing else."

@@ -1,31 +1,38 @@
 """How a server is set up: the flags of `bfr serve`, and the `args` of a Serve YAML."""
 
 import os
-from collections.abc import Mapping
-from hashlib import sha256
-from hmac import compare_digest
+import re
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 
 from pydantic import Field
 
 from bfr.runtime.backends.registry import BackendName
+from bfr.runtime.bundle.bundle import default_bundle
+from bfr.runtime.bundle.hub import is_address, pull
 from bfr.runtime.bundle.manifest import Precision
-from bfr.runtime.errors import InputNotFound, InvalidOption
+from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.options import DetectorName, PhotoOptions
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.options import Options, field_of
 from bfr.runtime.restore.options import OpenOptions
+from bfr.runtime.serve.keys import KEY_VARIABLE
 
-KEY_VARIABLE = "BFR_API_KEY"
 BATCH, CPU_BATCH = 4, 2  # on a CPU larger ones gain little, and two requests at a time overlap
-LEAST_KEY = 16  # characters
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class ServeOptions(Options):
     """What is served, and its limits."""
 
     bundle: Path | None = field_of(OpenOptions, "bundle")
+    bundles: tuple[str, ...] = Field(
+        default=(),
+        description="A further bundle as NAME=FOLDER, chosen by ?bundle=NAME; repeat it for several. The first bundle "
+        "is the default.",
+    )
     backend: BackendName = field_of(OpenOptions, "backend")
     precision: Precision = field_of(OpenOptions, "precision")
     presets: tuple[str, ...] = Field(
@@ -39,32 +46,45 @@ class ServeOptions(Options):
     )
     threads: int | None = field_of(OpenOptions, "threads")
     detector: DetectorName = field_of(PhotoOptions, "detector")
-    replicas: int | None = Field(
-        default=None, ge=1, description="Processes that run the networks; one for each GPU if left out."
+    workers: int | None = Field(
+        default=None, ge=1, description="Processes that run the networks; if left out one for each GPU, else one."
     )
-    max_replicas: int | None = Field(
-        default=None, ge=1, description="Scale up to so many processes by queue length; no autoscaling if left out."
-    )
-    photo_replicas: int | None = Field(
-        default=None, ge=1, description="Processes that decode, paste and encode; one for four cores if left out."
+    photo_threads: int | None = Field(
+        default=None, ge=1, description="Threads that decode, paste and encode; if left out one a core, 8 at most."
     )
     queue: int = Field(default=64, ge=1, description="Requests in flight; more are answered 503 with Retry-After.")
+    face_queue: int = Field(
+        default=256, ge=1, description="Faces in flight at which further requests are answered 503 with Retry-After."
+    )
+    max_faces: int = field_of(
+        PhotoOptions, "max_faces", default=64, description="Refuse photographs and frames with more faces."
+    )
+    upload_bytes: int = Field(
+        default=256_000_000, ge=1, description="Bytes of all bodies in memory; more are answered 503 with Retry-After."
+    )
+    photo_pixels: int = Field(
+        default=80_000_000,
+        ge=1,
+        description="Pixels of images and results that are decoded at once, about 28 bytes each; others wait.",
+    )
     timeout: float = Field(default=120.0, gt=0, description="Seconds that a request may take.")
     linger: float = Field(default=0.005, ge=0, le=1, description="Seconds that a batch waits to be filled.")
     body_bytes: int = Field(default=50_000_000, ge=1, description="Largest body of a request, in bytes.")
     body_seconds: float = Field(default=30.0, gt=0, description="Seconds that a body may take to arrive.")
-    job_bytes: int = Field(default=2_000_000_000, ge=1, description="Largest body of a job, in bytes.")
     max_pixels: int = field_of(JobOptions, "max_pixels")
     jobs: Path | None = Field(default=None, description="Folder of long work; in bfr's cache folder if left out.")
     keep_jobs: float = Field(default=24.0, gt=0, description="Hours that finished jobs are kept.")
-    keys: tuple[str, ...] = Field(default=(), description="sha256 of the API keys, hexadecimal; empty: none is needed.")
-
-    def allows(self, key: str | None) -> bool:
-        """Whether a request with this API key is let in; compared in constant time."""
-        if not self.keys:
-            return True
-        digest = hash_key(key or "")
-        return max(compare_digest(digest, known) for known in self.keys)  # all are compared, whichever fits
+    job_bytes: int = Field(default=2_000_000_000, ge=1, description="Largest body of a job, in bytes.")
+    job_quota: int = Field(default=100, ge=1, description="Jobs of an API key on disk, finished ones included.")
+    job_hours: float = Field(default=6.0, gt=0, description="Hours that a job may run.")
+    job_frames: int = Field(default=200_000, ge=1, description="Most frames of a job's video.")
+    job_pixels: int = Field(
+        default=500_000_000_000, ge=1, description="Most pixels of a job's result, in all of its frames together."
+    )
+    job_output: int = Field(default=8_000_000_000, ge=1, description="Largest result of a job, in bytes.")
+    keys: tuple[str, ...] = Field(
+        default=(), description="The API keys, each as `SHA256 name=NAME priority=1 rate=60`; empty: none is needed."
+    )
 
     @property
     def batch_size(self) -> int:
@@ -72,9 +92,41 @@ class ServeOptions(Options):
         return self.batch or BATCH
 
     @property
-    def photo_processes(self) -> int:
-        """How many processes decode, align, paste and encode."""
-        return self.photo_replicas or max(1, (os.cpu_count() or 1) // 4)
+    def photo_workers(self) -> int:
+        """How many threads decode, align, paste and encode."""
+        return self.photo_threads or max(2, min(8, os.cpu_count() or 1))
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """The folders of the bundles by their names, the default one first. Raises InvalidOption."""
+        found: dict[str, Path] = {}
+        if self.bundle is not None:
+            name = re.sub(r"[^A-Za-z0-9._-]", "-", self.bundle.absolute().name.partition("@")[0]).lstrip("._-")
+            found[name[:64] or "bundle"] = self.bundle
+        elif not self.bundles:
+            found["mini"] = default_bundle()
+        for text in self.bundles:
+            name, _, folder = text.partition("=")
+            if not folder or not _NAME.fullmatch(name):
+                raise InvalidOption(f"bundles {text!r} is not accepted: give a bundle as NAME=FOLDER")
+            if name in found:
+                raise InvalidOption(f"two bundles are called {name!r}: give each its own NAME=FOLDER")
+            found[name] = Path(folder)
+        return found
+
+    def absolute(self) -> "ServeOptions":
+        """The same with absolute paths, for processes that run elsewhere. Raises InvalidOption."""
+        return self._with(lambda folder: folder if is_address(folder) else folder.absolute())
+
+    def fetched(self) -> "ServeOptions":
+        """The same with folders of this machine in the place of addresses. Raises what `pull` raises."""
+        return self._with(lambda folder: pull(folder) if is_address(folder) else folder)
+
+    def _with(self, change: Callable[[Path], Path]) -> "ServeOptions":
+        folders = self.folders if self.bundle or self.bundles else {}
+        named = tuple(f"{name}={change(folder)}" for name, folder in folders.items())
+        changes = {"bundle": None, "bundles": named, "jobs": self.jobs and self.jobs.absolute()}
+        return self.model_copy(update=changes)
 
 
 class ListenOptions(Options):
@@ -84,43 +136,26 @@ class ListenOptions(Options):
         default="127.0.0.1", description="Address to listen on; beyond this machine an API key is needed."
     )
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on.")
+    names: tuple[str, ...] = Field(
+        default=(),
+        description="A further name that clients use for this server, as behind a proxy; without an API key others "
+        "are refused.",
+    )
     api_key_file: Path | None = Field(
-        default=None, description=f"File of API keys, one a line; {KEY_VARIABLE} in the environment is one too."
+        default=None,
+        description=f"File of API keys, one a line, read again when it changes; {KEY_VARIABLE} in the environment is "
+        "one too.",
     )
     drain: float = Field(default=60.0, ge=0, description="Seconds to finish requests in flight when told to end.")
+    connections: int = Field(
+        default=1000, ge=1, description="Connections at once; past them the one that has been idle longest is closed."
+    )
+    header_seconds: float = Field(default=10.0, gt=0, description="Seconds that a request's headers may take.")
 
 
-def read_keys(file: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The hashes of the API keys of a file, one a line, and of the environment's BFR_API_KEY.
-
-    Raises InputNotFound, and InvalidOption for a key that could be guessed.
-    """
-    keys = [environment[KEY_VARIABLE]] if environment.get(KEY_VARIABLE) else []
-    if file is not None:
-        try:
-            keys += [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
-        except OSError as error:
-            raise InputNotFound(
-                f"{file} cannot be read ({error.strerror}): it holds the API keys, one a line"
-            ) from None
-        if not keys:
-            raise InvalidOption(f"{file} holds no API key: write one a line, for example from `openssl rand -hex 24`")
-    for key in keys:
-        if len(key) < LEAST_KEY or not key.isascii() or any(c.isspace() for c in key):
-            raise InvalidOption(
-                f"an API key has {LEAST_KEY} ASCII characters or more and no spaces: `openssl rand -hex 24` makes one"
-            )
-    return tuple(hash_key(key) for key in dict.fromkeys(keys))
-
-
-def hash_key(key: str) -> str:
-    """The sha256 of an API key: keys themselves are passed nowhere. They are long and random, so that no salt helps."""
-    return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def check_host(host: str, keys: tuple[str, ...]) -> None:
+def check_host(host: str, keyed: bool) -> None:
     """Raise InvalidOption where the server would listen beyond this machine without an API key."""
-    if keys or is_local(host):
+    if keyed or is_local(host):
         return
     raise InvalidOption(
         f"--host {host} lets other machines in: give an API key with --api-key-file FILE or {KEY_VARIABLE} "

@@ -27,9 +27,10 @@ from starlette.responses import JSONResponse
 from bfr.runtime.serve.http.api import make_api
 from bfr.runtime.serve.http.front import Front
 from bfr.runtime.serve.jobs.store import Job, JobStore, Status
-from bfr.runtime.serve.options import ServeOptions, hash_key
+from bfr.runtime.serve.keys import Key, Keys
+from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import Answer, Order, Progress, Refusal
-from bfr.runtime.serve.workers.faces import NO_LOOP
+from bfr.runtime.serve.systems import NO_LOOP
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
 STEPS = {"balanced": 4, "best": 20, "fast": 1}
@@ -81,19 +82,21 @@ class FakeServer:
 
     def __post_init__(self) -> None:
         self._front = Front(ServeOptions(backend="onnxruntime-cpu"))
-        self._front.open(self._restore)
+        self._engine = FakeEngine(JobStore(self.folder))
+        self._front.open(self._restore, self._engine)
 
     @property
     def front(self) -> Front:
         """The front, as the attributes are now."""
         front = self._front
-        front.options = ServeOptions(backend="onnxruntime-cpu", keys=(hash_key(self.key),) if self.key else ())
-        front.jobs = JobStore(self.folder) if self.jobs else None
-        preset = front.bundle.preset()
-        made = {name: front.bundle.preset(None, spacing="time", start=400, steps=n) for name, n in self.presets.items()}
-        front.presets = made or {NO_LOOP: preset}
-        front.default_preset = next(iter(front.presets))
-        front.lacking = None if self.ready else "a worker is not there: ask again"
+        front.options = ServeOptions(backend="onnxruntime-cpu", jobs=self.folder if self.jobs else None)
+        front.keys = Keys([Key.parse(f"{self.key} name=me", "test")] if self.key else [])
+        system = front.systems["mini"]
+        made = {
+            name: system.bundle.preset(None, spacing="time", start=400, steps=n) for name, n in self.presets.items()
+        }
+        system.presets = made or {NO_LOOP: system.bundle.preset()}
+        self._engine.missing = None if self.ready else "a worker is not there: ask again"
         return front
 
     def posts(self, path: str = "/restore") -> list[Seen]:
@@ -123,16 +126,40 @@ class FakeServer:
     def further(self, job: Job) -> None:
         """A job goes on whenever somebody asks for it: queued, running, half done, done or failed."""
         status, body = job.status, job.input.read_bytes()
+        store = self._engine.jobs
         if status.state == "queued":
             job.write(Status("running"))
         elif status.share < 0.5:
             job.write(Status("running", 0.5))
         elif body.startswith(b"broken"):
-            job.write(Status("failed", 0.5, error="the video is damaged: copy it again", ended=time.time()))
+            store.end(job, Status("failed", 0.5, error="the video is damaged: copy it again"))
         elif status.state == "running":
             job.out.mkdir(exist_ok=True)
             (job.out / job.input.name).write_bytes(body[::-1])
-            job.write(Status("done", 1.0, result=job.input.name, faces=6, frames=3, ended=time.time()))
+            store.end(job, Status("done", 1.0, result=job.input.name, faces=6, frames=3))
+
+
+@dataclass
+class FakeEngine:
+    """What is below the front: the folder of jobs, and whether anything is missing."""
+
+    jobs: JobStore
+    missing: str | None = None
+    faces: int = 0
+    backend: str = "onnxruntime-cpu"
+
+    def lacking(self) -> str | None:
+        """As of `Engine`."""
+        return self.missing
+
+    def wake(self) -> None:
+        """As of `Engine`."""
+
+    async def cancel(self, _job: str) -> None:
+        """As of `Engine`."""
+
+    def count(self, _metrics: object) -> None:
+        """As of `Engine`."""
 
 
 def sharpened(data: bytes, order: Order) -> tuple[bytes, str] | None:

@@ -1,9 +1,11 @@
 """The HTTP interface: routes, and their OpenAPI description. What they do is `Front`'s."""
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,7 +13,9 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from bfr.runtime.serve.http.front import Front, unless_gone
+from bfr.runtime.errors import InvalidImage
+from bfr.runtime.images.decode import header_size
+from bfr.runtime.serve.http.front import Front
 from bfr.runtime.serve.http.gate import Gate, request_id
 from bfr.runtime.serve.http.metrics import CONTENT_TYPE
 from bfr.runtime.serve.http.page import page
@@ -25,14 +29,18 @@ from bfr.runtime.serve.http.requests import (
     MEDIA_TYPES,
     VIDEOS,
     RestoreQuery,
+    announced,
+    check_image_type,
+    check_query,
     job_body,
     job_suffix,
     read_image,
     wanted_suffix,
 )
 from bfr.runtime.serve.http.schemas import Info, JobInfo, RequestInfo, Text
-from bfr.runtime.serve.jobs.store import Job, JobRequest
+from bfr.runtime.serve.jobs.store import Job, JobRequest, JobStore
 from bfr.runtime.serve.orders import Answer, Order
+from bfr.runtime.serve.sizes import check_size
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 FORM_SCHEMA = {"type": "object", "required": [FIELD], "properties": {FIELD: {"type": "string", "format": "binary"}}}
@@ -45,6 +53,7 @@ RESULT_HEADERS = {
     "X-Bfr-Preset": "The preset.",
     "X-Bfr-Bundle": "Hash of the bundle: of the networks and all settings.",
     "X-Bfr-Seconds": "Seconds by stage, as `queue=0.01;network=0.31`; `network` is a part of the others.",
+    "X-Bfr-Notes": "What of the image was left out or reduced, percent-encoded, separated by commas.",
     "X-Request-Id": "For logs.",
 }
 RESTORED: dict[str, Any] = {
@@ -52,6 +61,7 @@ RESTORED: dict[str, Any] = {
     "content": dict.fromkeys(ANSWERED, BINARY),
     "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in RESULT_HEADERS.items()},
 }
+IMAGE_SUFFIXES = tuple(suffix for suffix, media_type in MEDIA_TYPES.items() if media_type in IMAGES)
 KEYED: dict[str, Any] = {"security": [{"key": []}]}
 Options = Annotated[RestoreQuery, Query()]
 
@@ -96,36 +106,40 @@ def _add_restore(api: FastAPI, front: Callable[[], Front]) -> None:
     @api.post(
         "/restore",
         response_class=Response,
-        responses={200: RESTORED, **documented(401, 403, 406, 408, 413, 415, 422, 500, 503)},
+        responses={200: RESTORED, **documented(401, 403, 406, 408, 413, 415, 422, 429, 500, 503)},
         openapi_extra={"requestBody": IMAGE_BODY, **KEYED},
     )
     async def restore(request: Request, query: Options) -> Response:
         """Restore the faces of an image: the body itself, or the field `image` of a form.
 
-        The same image, seed and options give the same bytes, so that a request may be sent again. Past the queue's
-        length it is refused with 503 and Retry-After. `Accept` chooses PNG, JPEG or WebP; else it is the image's own
-        format. If the connection is closed, the work ends.
+        The same image, seed and options give the same bytes, so that a request may be sent again. Past the limits of
+        requests, faces and bytes in flight it is refused with 503 and Retry-After, before its body is read. `Accept`
+        chooses PNG, JPEG or WebP; else it is the image's own format. If the connection is closed, the work ends.
         """
         here = front()
+        check_query(request)
         order = Order(
-            preset=query.chosen(dict(here.presets), here.default_preset),
-            seed=query.seed,
-            deadline=time.time() + here.options.timeout,
+            query.group(here.systems),
+            time.monotonic() + here.options.timeout,
             aligned=query.mode == "aligned",
             photo=query.photo(),
             suffix=wanted_suffix(request.headers.get("accept")),
+            sender=request.state.sender,
         )
-        with here.admit(request_id(request)) as visit:
-            data = await read_image(request, here.options)
-            answer = await unless_gone(here.restore(visit, data, order), request.receive)
-        request.state.facts.update(faces=answer.faces, preset=order.preset, bytes=len(data))
+        size = check_image_type(request, here.options)
+        with here.admit(request_id(request)) as visit, here.uploads.admit(size) as upload:
+            data = await here.unless_over(read_image(request, here.options, here.uploads, upload))
+            here.place(visit)
+            answer = await here.unless_over(here.restore(visit, data, order), request.receive)
+        facts = {"faces": answer.faces, "preset": order.group.preset, "bytes": len(data), "stages": answer.seconds}
+        request.state.facts.update(facts)
         headers = _facts(answer, order, here)
         return Response(answer.data, media_type=MEDIA_TYPES[answer.suffix], headers=headers)
 
     @api.get(
         "/requests/{request_id}",
         response_model=RequestInfo,
-        responses=documented(401, 404, 422),
+        responses=documented(401, 403, 404, 422),
         openapi_extra=KEYED,
     )
     async def progress(request_id: Text) -> Any:
@@ -133,7 +147,7 @@ def _add_restore(api: FastAPI, front: Callable[[], Front]) -> None:
         here = front()
         visit = here.visits.get(request_id)
         if visit is None:
-            raise Problem(404, "no such request", "no request with this id is under way: it is answered, or another's")
+            raise Problem(404, "no such request", "no request with this id is in flight: it is answered, or another's")
         return {"state": visit.state, "share": round(visit.share, 4), "ahead": here.ahead(visit)}
 
 
@@ -142,93 +156,146 @@ def _facts(answer: Answer, order: Order, front: Front) -> dict[str, str]:
     return {
         "X-Bfr-Faces": str(answer.faces),
         **({"X-Bfr-Faces-Failed": str(answer.failed)} if answer.failed else {}),
-        "X-Bfr-Seed": str(order.seed),
-        "X-Bfr-Preset": order.preset,
-        "X-Bfr-Bundle": front.bundle.hash,
+        "X-Bfr-Seed": str(order.group.seed),
+        "X-Bfr-Preset": order.group.preset,
+        "X-Bfr-Bundle": front.systems[order.group.bundle].bundle.hash,
         "X-Bfr-Seconds": ";".join(f"{stage}={seconds:.4f}" for stage, seconds in answer.seconds.items()),
         "Server-Timing": timings,
+        **({"X-Bfr-Notes": ",".join(quote(note) for note in answer.notes)} if answer.notes else {}),
     }
 
 
 def _add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
-    def job_of(name: str) -> Job:
+    def store() -> JobStore:
         here = front()
-        job = here.jobs.get(name) if here.jobs else None
-        if job is None:
-            raise Problem(404, "no such job", "there is no job of this id: it was deleted, or its time has passed")
+        if here.options.jobs is None:
+            raise Problem(404, "no jobs", "this server takes no jobs: start it with --jobs FOLDER")
+        if here.engine is None:
+            raise Problem(503, here.state, here.why_not_ready() or "the server is starting", retry_after=5)
+        jobs: JobStore = here.engine.jobs
+        return jobs
+
+    def owner(request: Request) -> str:
+        """Jobs belong to API keys; without any they are everybody's."""
+        return str(request.state.sender.name) if front().keys else ""
+
+    def job_of(name: str, request: Request) -> Job:
+        job = store().get(name)
+        if job is None or job.request.owner != owner(request):
+            raise Problem(
+                404,
+                "no such job",
+                "there is no job of this id: it was deleted, its time has passed, or it is another's",
+            )
         return job
 
     @api.post(
         "/jobs",
         status_code=202,
         response_model=JobInfo,
-        responses=documented(401, 403, 404, 408, 413, 415, 422, 503, 507),
+        responses=documented(401, 403, 404, 408, 413, 415, 422, 429, 503, 507),
         openapi_extra={"requestBody": JOB_BODY, **KEYED},
     )
     async def submit(request: Request, query: Options) -> Any:
         """Queue long work, a video or an image. What was accepted is on disk and survives a restart."""
-        here = front()
-        if here.jobs is None:
-            raise Problem(404, "no jobs", "this server takes no jobs: start it with --jobs FOLDER")
-        if reason := here.why_not_ready():
-            raise Problem(503, here.state, reason, retry_after=5)
-        if len(here.jobs.waiting()) >= here.options.queue:
-            raise Problem(503, "overload", "too many jobs are queued: ask again later", retry_after=60)
-        suffix = job_suffix(request, here.options)
+        here, jobs = front(), store()
+        check_query(request)
+        suffix, size = job_suffix(request), announced(request, here.options.job_bytes)
+        group = query.group(here.systems)
         wanted = JobRequest(
             created=time.time(),
-            preset=query.chosen(dict(here.presets), here.default_preset),
-            seed=query.seed,
+            bundle=group.bundle,
+            preset=group.preset,
+            seed=group.seed,
             aligned=query.mode == "aligned",
             photo=query.photo(),
-            format="same",
             suffix=suffix,
+            owner=owner(request),
         )
-        try:
-            job = await here.jobs.add(wanted, job_body(request, here.options))
-        except OSError as error:
-            raise Problem(507, "disk", f"the job could not be kept: {error}") from error
+        here.check_state()
+        with here.job_place(wanted.owner):
+            await asyncio.to_thread(_check_quota, jobs, here, wanted.owner)
+            if jobs.free() < size:
+                raise Problem(507, "disk", "the disk of the jobs is full: delete jobs, or send this one later")
+            try:
+                job = await here.unless_over(jobs.add(wanted, job_body(request, here.options)))
+                if suffix in IMAGE_SUFFIXES:
+                    await asyncio.to_thread(_check_image, job, here)
+            except InvalidImage as error:
+                await asyncio.to_thread(jobs.remove, job.id)
+                raise Problem(422, "invalid image", str(error)) from error
+            except OSError as error:
+                raise Problem(507, "disk", f"the job could not be kept: {error.strerror}") from error
+        here.engine.wake()
         request.state.facts["job"] = job.id
         return JSONResponse(job.describe(), 202, {"Location": f"/jobs/{job.id}"})
 
-    @api.get("/jobs/{job_id}", response_model=JobInfo, responses=documented(401, 404, 422), openapi_extra=KEYED)
-    async def status(job_id: Text) -> Any:
+    @api.get("/jobs", response_model=list[JobInfo], responses=documented(401, 403, 404, 503), openapi_extra=KEYED)
+    async def jobs_of_key(request: Request) -> Any:
+        """All jobs of this API key, the newest first."""
+        jobs, name = store(), owner(request)
+        return await asyncio.to_thread(lambda: [job.describe() for job in jobs.of(name)])
+
+    @api.get(
+        "/jobs/{job_id}",
+        response_model=JobInfo,
+        responses=documented(401, 403, 404, 422, 503),
+        openapi_extra=KEYED,
+    )
+    async def status(request: Request, job_id: Text) -> Any:
         """Where a job is."""
-        return job_of(job_id).describe()
+        return job_of(job_id, request).describe()
 
     @api.get(
         "/jobs/{job_id}/result",
         response_class=Response,
         responses={
             200: {"description": "The restored file.", "content": dict.fromkeys((*ANSWERED, *VIDEOS), BINARY)},
-            **documented(401, 404, 409, 422),
+            **documented(401, 403, 404, 409, 422, 503),
         },
         openapi_extra=KEYED,
     )
-    async def result(job_id: Text) -> Response:
+    async def result(request: Request, job_id: Text) -> Response:
         """The restored file of a job that is done."""
-        job = job_of(job_id)
+        job = job_of(job_id, request)
         path = job.result
         if path is None or not path.is_file():
             raise Problem(409, "not done", f"the job is {job.status.state}: its result is there when it is done")
         return FileResponse(path, media_type=MEDIA_TYPES[path.suffix])
 
-    @api.delete("/jobs/{job_id}", status_code=204, responses=documented(401, 403, 404, 422), openapi_extra=KEYED)
-    async def delete(job_id: Text) -> None:
+    @api.delete("/jobs/{job_id}", status_code=204, responses=documented(401, 403, 404, 422, 503), openapi_extra=KEYED)
+    async def delete(request: Request, job_id: Text) -> None:
         """Cancel a job and delete all that belongs to it."""
-        job = job_of(job_id)
-        here = front()
-        if here.jobs:
-            here.jobs.remove(job)
+        job = job_of(job_id, request)
+        await front().engine.cancel(job.id)
+        await asyncio.to_thread(store().remove, job.id)
+
+
+def _check_quota(jobs: JobStore, front: Front, owner: str) -> None:
+    """Raise Problem 503 where too many jobs are queued, and 429 where their owner has too many."""
+    if jobs.count() >= front.options.queue:
+        raise Problem(503, "overload", "too many jobs are queued: ask again later", retry_after=60)
+    if len(jobs.of(owner)) >= front.options.job_quota:
+        raise Problem(
+            429,
+            "quota",
+            f"{front.options.job_quota} jobs are kept, the limit here: delete some with DELETE /jobs/ID",
+            retry_after=60,
+        )
+
+
+def _check_image(job: Job, front: Front) -> None:
+    """Raise InvalidImage for an image whose result would be too large."""
+    check_size(header_size(job.input), job.request.photo.upscale, front.options.max_pixels)
 
 
 def _add_operation(api: FastAPI, front: Callable[[], Front]) -> None:
-    @api.get("/health", response_model=dict[str, str])
+    @api.get("/health", response_model=dict[str, str], responses=documented(403))
     async def health() -> Any:
         """Whether the process answers."""
         return {"status": "ok"}
 
-    @api.get("/ready", response_model=dict[str, str], responses=documented(503))
+    @api.get("/ready", response_model=dict[str, str], responses=documented(403, 503))
     async def ready() -> Any:
         """Whether new work is taken: the networks are warm and gave a finite image, and the server is not ending."""
         here = front()
@@ -236,7 +303,7 @@ def _add_operation(api: FastAPI, front: Callable[[], Front]) -> None:
             raise Problem(503, here.state if here.state != "ready" else "lacking", reason, retry_after=2)
         return {"status": "ready"}
 
-    @api.get("/info", response_model=Info)
+    @api.get("/info", response_model=Info, responses=documented(403))
     async def info() -> Any:
         """What is served, with its presets and limits."""
         return front().describe()
@@ -244,17 +311,12 @@ def _add_operation(api: FastAPI, front: Callable[[], Front]) -> None:
     @api.get(
         "/metrics",
         response_class=Response,
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **documented(401)},
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **documented(401, 403)},
         openapi_extra=KEYED,
     )
     async def metrics() -> Response:
         """Counters in Prometheus' text format."""
-        here = front()
-        if here.jobs:
-            states = [job.status.state for job in here.jobs.jobs()]
-            for state in ("queued", "running", "done", "failed", "cancelled"):
-                here.metrics.jobs.labels(state).set(states.count(state))
-        return Response(here.metrics.render(), media_type=CONTENT_TYPE)
+        return Response(front().render_metrics(), media_type=CONTENT_TYPE)
 
     @api.get("/", include_in_schema=False)
     async def try_it() -> Response:

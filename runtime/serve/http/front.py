@@ -1,4 +1,4 @@
-"""What stands between HTTP and the replicas: who is let in, who waits, who left, and what it was all about."""
+"""Admission control, and what is known of the requests in flight; between HTTP and what restores."""
 
 import asyncio
 import logging
@@ -10,117 +10,161 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal, TypeVar
 
-from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.images.formats import WRITTEN
-from bfr.runtime.restore.plan import make_plan
 from bfr.runtime.serve.http.metrics import Metrics
 from bfr.runtime.serve.http.problems import Problem
 from bfr.runtime.serve.http.requests import RestoreQuery
-from bfr.runtime.serve.jobs.store import JobStore
+from bfr.runtime.serve.http.uploads import Uploads
+from bfr.runtime.serve.keys import Key, Keys
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import Answer, Order, Progress, Refusal, State
-from bfr.runtime.serve.workers.faces import NO_LOOP, served_presets
-from bfr.runtime.serve.workers.handles import ReplicaLost
+from bfr.runtime.serve.systems import System, open_systems
 
 Restore = Callable[[bytes, Order], AsyncGenerator[Progress | Answer | Refusal, None]]
-"""As `PhotoServer.restore`, wherever that is."""
+"""As `Photos.restore`."""
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 """As ASGI has it: the next event of a connection."""
 
 T = TypeVar("T")
 LONGEST_RETRY = 60  # seconds
+JOB_UPLOADS = 8  # files of jobs that arrive at once
 _log = logging.getLogger("bfr.serve")
 
 
 @dataclass(slots=True, eq=False)
 class Visit:
-    """A request in the house."""
+    """A request. placed: its body is here, and it is one of those that the queue's length counts."""
 
     id: str
     order: int
     state: State = "reading"
     share: float = 0.0
+    placed: bool = False
 
 
 class Front:
-    """One process that answers requests. All methods are called on its event loop."""
+    """One process that answers requests. All methods are called on its event loop.
 
-    def __init__(self, options: ServeOptions) -> None:
-        """Opens the bundle for what it says of itself; raises the BfrErrors of that."""
-        self.options = options
-        bundle = self.bundle = Bundle.open(options.bundle or default_bundle())
-        self.presets = served_presets(bundle, options)
-        self.default_preset = next(iter(self.presets))
-        self.metrics = Metrics(system=bundle.manifest.system, bundle=bundle.hash)
-        self.jobs = JobStore(options.jobs) if options.jobs else None
+    Attributes:
+        systems: What is served, the default first.
+        keys: The API keys.
+        names: By which clients reach the server; without an API key others are refused.
+        engine: What restores, see `bfr.runtime.serve.engine`; None until it is ready.
+    """
+
+    def __init__(self, options: ServeOptions, keys: Keys | None = None, names: tuple[str, ...] = ()) -> None:
+        """Opens the bundles for what they say of themselves; raises the BfrErrors of that."""
+        self.options, self.names = options, names
+        self.keys = Keys([Key.parse(line, "keys", hashed=True) for line in options.keys]) if keys is None else keys
+        self.systems: dict[str, System] = open_systems(options)
+        self.metrics = Metrics(self.systems)
+        self.uploads = Uploads(options.upload_bytes)
+        self.engine: Any = None
         self.state: Literal["starting", "ready", "draining"] = "starting"
-        self.lacking: str | None = None  # replicas that are not there just now
-        self.backend = options.backend
         self.visits: dict[str, Visit] = {}
+        self.job_uploads: list[str] = []  # whose they are
+        self.over = asyncio.Event()  # past the drain limit
         self._restore: Restore | None = None
         self._numbers = 0
         self._pace: float | None = None  # seconds between two answers under load, smoothed
         self._last_answer = 0.0
         self._empty = asyncio.Event()
         self._empty.set()
-        self.metrics.ready.set_function(lambda: self.why_not_ready() is None)
 
-    def open(self, restore: Restore) -> None:
-        """Take work from now on: the replicas are there, and warm."""
-        self._restore, self.state = restore, "ready"
+    def open(self, restore: Restore, engine: Any = None) -> None:
+        """Take work from now on, unless the server is about to end."""
+        self._restore, self.engine = restore, engine
+        if self.state == "starting":
+            self.state = "ready"
 
     async def drain(self, seconds: float) -> bool:
-        """Take no more work, and wait for what is in the house; whether all of it was answered in that time."""
+        """Take no more work and wait for the requests in flight; whether all of them were answered in that time.
+
+        Those that were not are answered 503.
+        """
         self.state = "draining"
         try:
             await asyncio.wait_for(self._empty.wait(), seconds)
         except TimeoutError:
+            self.over.set()
             return False
         return True
 
     def why_not_ready(self) -> str | None:
-        """None where new work is taken."""
+        """None where all parts work and new work is taken."""
         if self.state == "draining":
             return "the server is about to end: ask another one, or this one again once it was started anew"
         if self.state == "starting":
             return "the server is starting and warms its networks up: ask again"
-        return self.lacking
+        return self.engine.lacking() if self.engine else None
 
-    @contextmanager
-    def admit(self, name: str) -> Iterator[Visit]:
-        """Let a request in, or raise the Problem 503 at once."""
-        if (reason := self.why_not_ready()) and self.state != "ready":
-            raise Problem(503, self.state, reason, retry_after=10 if self.state == "draining" else 2)
-        if len(self.visits) >= self.options.queue:
+    def check_state(self) -> None:
+        """Raise Problem 503 where no work is taken now."""
+        if self.state != "ready":
+            draining = self.state == "draining"
+            raise Problem(
+                503, self.state, self.why_not_ready() or "", retry_after=10 if draining else 2, close=draining
+            )
+
+    def check_room(self) -> None:
+        """Raise Problem 503 where no request is let in: at once, before its body is read."""
+        self.check_state()
+        placed, faces = self.placed, self.engine.faces if self.engine else 0
+        if placed >= self.options.queue or faces >= self.options.face_queue:
             raise Problem(
                 503,
                 "overload",
-                f"{len(self.visits)} requests are in the house, which is all that this server takes: ask again later",
+                f"{placed} requests with {faces} faces are in flight, which is all that this server takes: ask again "
+                "later",
                 retry_after=self.retry_after(),
             )
+
+    @property
+    def placed(self) -> int:
+        """How many requests have a place in the queue."""
+        return sum(visit.placed for visit in self.visits.values())
+
+    @contextmanager
+    def admit(self, name: str) -> Iterator[Visit]:
+        """Let a request in, whose body is not read yet. Raises Problem."""
+        self.check_room()
         if name in self.visits:
             raise Problem(
-                422, "request id", f"a request with the id {name} is under way: give each its own X-Request-Id"
+                422, "request id", f"a request with the id {name} is in flight: give each its own X-Request-Id"
             )
         self._numbers += 1
         visit = self.visits[name] = Visit(name, self._numbers)
         self._empty.clear()
-        self._count()
         try:
             yield visit
         finally:
             del self.visits[name]
             if not self.visits:
                 self._empty.set()
-            self._count()
+
+    def place(self, visit: Visit) -> None:
+        """Give a request whose body is here its place in the queue. Raises Problem 503."""
+        self.check_room()
+        visit.placed, visit.state = True, "queued"
+
+    @contextmanager
+    def job_place(self, owner: str) -> Iterator[None]:
+        """Hold one of the uploads of jobs that may be under way at once. Raises Problem 503."""
+        mine = self.job_uploads.count(owner)
+        if len(self.job_uploads) >= JOB_UPLOADS or (owner and mine >= JOB_UPLOADS // 2):
+            raise Problem(503, "overload", "too many files of jobs arrive just now: ask again later", retry_after=10)
+        self.job_uploads.append(owner)
+        try:
+            yield
+        finally:
+            self.job_uploads.remove(owner)
 
     async def restore(self, visit: Visit, data: bytes, order: Order) -> Answer:
         """The restored image. Cancelled, it drops what is queued. Raises Problem."""
         assert self._restore is not None  # noqa: S101  (let in when ready)
-        visit.state = "queued"
         try:
-            async with asyncio.timeout(max(0.0, order.deadline - time.time())):
+            async with asyncio.timeout(max(0.0, order.deadline - time.monotonic())):
                 async with aclosing(self._restore(data, order)) as steps:
                     async for step in steps:
                         if isinstance(step, Answer):
@@ -130,15 +174,31 @@ class Front:
                         if isinstance(step, Refusal):
                             raise self._refused(step)
                         visit.state, visit.share = step.state, step.share
-                        self._count()
         except TimeoutError:
             raise self._refused(Refusal("expired", "")) from None
-        except ReplicaLost as error:
-            _log.error("request %s: %s", visit.id, error)
-            raise Problem(
-                503, "replica lost", "the process that worked on the image was lost, twice: ask again", retry_after=5
-            ) from error
-        raise Problem(500, "no answer", "the image was not answered: see the server's log")
+        raise self._refused(Refusal("failed", "the image was not answered: see the server's log"))
+
+    async def unless_over(self, work: Coroutine[Any, Any, T], receive: Receive | None = None) -> T:
+        """The result of a coroutine, which is cancelled past the drain limit, and where the client leaves.
+
+        receive: of a request whose body was read. Raises ClientGone, and Problem 503.
+        """
+        task, over = asyncio.create_task(work), asyncio.create_task(self.over.wait())
+        gone = {asyncio.create_task(until_gone(receive))} if receive else set()
+        try:
+            await asyncio.wait({task, over, *gone}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            if over.done():
+                detail = "the server ended before the image was restored: ask another one, or this one again"
+                raise Problem(503, "draining", detail, retry_after=5, close=True)
+            raise ClientGone
+        finally:
+            for other in (over, *gone):
+                other.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
 
     def ahead(self, visit: Visit) -> int:
         """How many requests came before this one and are not answered yet."""
@@ -150,43 +210,54 @@ class Front:
 
     def describe(self) -> dict[str, Any]:
         """What `GET /info` tells."""
-        manifest, options = self.bundle.manifest, self.options
-        loops = {} if NO_LOOP in self.presets else self.presets
+        options, names = self.options, list(self.systems)
         return {
-            "system": manifest.system,
-            "title": manifest.title,
-            "licence": manifest.licence.name,
-            "bundle": self.bundle.hash,
-            "image_size": manifest.image_size,
-            "backend": self.backend,
-            "presets": {
-                name: {"steps": make_plan(self.bundle, one).steps, "description": str(one)}
-                for name, one in loops.items()
-            },
-            "default_preset": self.default_preset if loops else None,
+            **self.systems[names[0]].describe(),
+            "bundles": {name: system.describe() for name, system in self.systems.items()},
+            "default_bundle": names[0],
+            "backend": (self.engine and self.engine.backend) or options.backend,
             "defaults": RestoreQuery().model_dump(),
             "options": RestoreQuery.model_json_schema()["properties"],
             "limits": {
                 "body_bytes": options.body_bytes,
                 "job_bytes": options.job_bytes,
                 "pixels": options.max_pixels,
+                "faces": options.max_faces,
                 "timeout_seconds": options.timeout,
                 "queue": options.queue,
+                "job_frames": options.job_frames,
+                "job_hours": options.job_hours,
             },
             "formats": [one.media_type for one in WRITTEN],
-            "api_key": bool(options.keys),
-            "jobs": self.jobs is not None,
+            "api_key": bool(self.keys),
+            "jobs": options.jobs is not None,
             "version": version("bfr-runtime"),
         }
 
+    def render_metrics(self) -> bytes:
+        """The counters, in Prometheus' text format."""
+        metrics = self.metrics
+        metrics.in_flight.set(self.placed)
+        metrics.queued.set(sum(visit.state in ("queued", "reading") for visit in self.visits.values() if visit.placed))
+        metrics.body_bytes.set(self.uploads.taken)
+        metrics.ready.set(self.why_not_ready() is None)
+        if self.engine:
+            self.engine.count(metrics)
+        return metrics.render()
+
     def _refused(self, refusal: Refusal) -> Problem:
         self.metrics.images.labels("failed").inc()
+        if refusal.kind == "invalid":
+            return Problem(422, "invalid image", refusal.detail)
+        if refusal.kind == "overload":
+            return Problem(503, "overload", refusal.detail, retry_after=self.retry_after())
         if refusal.kind == "expired":
             detail = f"the image was not restored within {self.options.timeout:g} s, the limit here: ask again later"
             return Problem(503, "expired", detail, retry_after=self.retry_after())
-        if refusal.kind == "invalid":
-            return Problem(422, "invalid image", refusal.detail)
-        return Problem(500, "failed", refusal.detail)
+        if refusal.kind == "lost":
+            detail = "the processes that worked on the image have ended: ask again"
+            return Problem(503, "worker lost", detail, retry_after=5, close=True)
+        return Problem(503, "failed", refusal.detail, retry_after=5, close=True)
 
     def _answered(self) -> None:
         now = time.monotonic()
@@ -194,30 +265,11 @@ class Front:
         if len(self.visits) > 1:  # an idle server's gaps say nothing of its pace
             self._pace = gap if self._pace is None else 0.8 * self._pace + 0.2 * gap
 
-    def _count(self) -> None:
-        self.metrics.in_house.set(len(self.visits))
-        self.metrics.queued.set(sum(visit.state in ("queued", "reading") for visit in self.visits.values()))
-
 
 async def until_gone(receive: Receive) -> None:
     """Return when the client has closed the connection; for a request whose body was read."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
-    """The result of a coroutine, which is cancelled where the client leaves. Raises ClientGone."""
-    task, gone = asyncio.create_task(work), asyncio.create_task(until_gone(receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone
-        return task.result()
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
 
 
 class ClientGone(Exception):

@@ -1,22 +1,32 @@
 """What every request passes: an id, the API key, protection from other sites' pages, the log and the counters."""
 
 import logging
+import math
 import re
 import time
 from collections.abc import Callable
 from secrets import token_hex
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bfr.runtime.serve.http.front import ClientGone, Front
-from bfr.runtime.serve.http.logs import ACCESS
 from bfr.runtime.serve.http.problems import Problem
+from bfr.runtime.serve.http.traces import Trace
+from bfr.runtime.serve.keys import Key
+from bfr.runtime.serve.logs import ACCESS
+from bfr.runtime.serve.options import LOCAL_NAMES
+from bfr.runtime.serve.orders import Sender
 
 OPEN = ("/", "/health", "/ready", "/info", "/openapi.json", "/favicon.ico")
 """Routes that need no API key."""
 
+QUIET = ("/health", "/ready", "/metrics", "/requests/{request_id}")
+"""Routes that are asked again and again, and not logged."""
+
+READING = ("GET", "HEAD", "OPTIONS")
 CLIENT_GONE = 499  # as nginx logs it; nobody reads the answer
 _ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _log = logging.getLogger(ACCESS)
@@ -26,7 +36,8 @@ class Gate:
     """ASGI middleware around the whole interface.
 
     A request keeps its `X-Request-Id`, 8 to 64 letters, digits, `-` and `_`, else it is given one. `scope["state"]`
-    holds `request_id`, and `facts` for the log.
+    holds `request_id`, `sender`, and `facts` for the log. HEAD is answered as GET is, without the body, which the HTTP
+    server leaves out.
     """
 
     def __init__(self, app: ASGIApp, front: Callable[[], Front]) -> None:
@@ -40,9 +51,18 @@ class Gate:
         begin, headers, front = time.perf_counter(), Headers(scope=scope), self._front()
         given = headers.get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else token_hex(16)
+        method, client = scope["method"], (scope.get("client") or ("unknown",))[0]
+        if method == "HEAD":
+            scope = {**scope, "method": "GET"}
         state = scope.setdefault("state", {})
-        state["request_id"], state["facts"] = request_id, {}
-        status, started = 500, False
+        state["request_id"], state["facts"], state["sender"] = request_id, {}, Sender(client)
+        status, started, body_left = 500, False, method not in READING
+
+        async def receiving() -> Message:
+            nonlocal body_left
+            message = await receive()
+            body_left = body_left and message["type"] == "http.request" and bool(message.get("more_body"))
+            return message
 
         async def sending(message: Message) -> None:
             nonlocal status, started
@@ -52,11 +72,14 @@ class Gate:
                 answer["X-Request-Id"] = request_id
                 answer.setdefault("X-Content-Type-Options", "nosniff")
                 answer.setdefault("Cache-Control", "no-store")
+                if body_left:  # nobody reads the rest of it
+                    answer["Connection"] = "close"
             await send(message)
 
+        trace = Trace(headers, method)
         try:
-            check_access(scope["method"], scope["path"], headers, front)
-            await self.app(scope, receive, sending)
+            state["sender"] = check_access(method, scope["path"], headers, front, client)
+            await self.app(scope, receiving, sending)
         except Problem as problem:
             state["facts"]["reason"] = problem.reason
             await problem.response(request_id)(scope, receive, sending)
@@ -75,31 +98,77 @@ class Gate:
             reason = state["facts"].get("reason", "client gone" if status == CLIENT_GONE else "")
             front.metrics.requests.labels(route, str(status), reason).inc()
             front.metrics.seconds.labels(route).observe(seconds)
-            if route not in ("/health", "/ready", "/metrics", "/requests/{request_id}"):
+            stages = state["facts"].pop("stages", {})
+            if route not in QUIET:
                 facts = {
                     "request_id": request_id,
-                    "method": scope["method"],
+                    "method": method,
                     "route": route,
                     "status": status,
                     "seconds": round(seconds, 4),
-                    "client": (scope.get("client") or ("unknown",))[0],
+                    "client": client,
+                    **trace.fields(),
                     **state["facts"],
                 }
                 _log.info("request", extra={"fields": facts})
+                trace.end(facts, stages)
 
 
-def check_access(method: str, path: str, headers: Headers, front: Front) -> None:
-    """Raise Problem 401 without an API key, and 403 for what a page of another site sends through a browser."""
-    if method not in ("GET", "HEAD", "OPTIONS") and headers.get("sec-fetch-site", "none") in (
-        "cross-site",
-        "same-site",
-    ):
-        raise Problem(403, "other site", "pages of other sites may not send images here: open this server's own page")
-    if path in OPEN:
-        return
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    if not front.options.allows(key.strip() if scheme.lower() == "bearer" else None):
+def check_access(method: str, path: str, headers: Headers, front: Front, client: str) -> Sender:
+    """Who sent a request.
+
+    Raises Problem 401 without an API key, 403 for what a page of another site sends through a browser, and 429 where a
+    key's rate is used up.
+    """
+    check_site(method, headers, front)
+    if not front.keys:
+        return Sender(client)
+    scheme, _, secret = headers.get("authorization", "").partition(" ")
+    key: Key | None = front.keys.find(secret.strip()) if scheme.lower() == "bearer" else None
+    if key is None:
+        if path in OPEN:
+            return Sender(client)
         raise Problem(401, "api key", "an API key of this server is needed: send it as `Authorization: Bearer KEY`")
+    if method == "POST" and (wait := key.spend()):
+        raise Problem(
+            429,
+            "rate",
+            f"this API key may send {key.rate:g} requests a minute: ask again later",
+            retry_after=math.ceil(wait),
+        )
+    return Sender(key.name, key.priority)
+
+
+def check_site(method: str, headers: Headers, front: Front) -> None:
+    """Raise Problem 403 for what a page of another site sends through a browser.
+
+    Without an API key, that is what protects the server of a machine from the pages that its browser shows: a name that
+    is not the server's has been made to point here (DNS rebinding).
+    """
+    host, site = headers.get("host", ""), headers.get("sec-fetch-site")
+    if not front.keys:
+        name = host_name(host)
+        if name is not None and name not in (*LOCAL_NAMES, *front.names):
+            raise Problem(
+                403, "host", f"this server is not called {name!r}: start it with --names {name}, or with an API key"
+            )
+    if method in READING:
+        return
+    origin = headers.get("origin")
+    other = site in ("cross-site", "same-site")
+    if site is None and origin is not None and not front.keys:
+        other = urlsplit(origin).netloc.lower() != host.lower()
+    if other:
+        raise Problem(403, "other site", "pages of other sites may not send images here: open this server's own page")
+
+
+def host_name(host: str) -> str | None:
+    """The name in a `Host` header, without the port; None where there is none, as from HTTP/1.0."""
+    if not host:
+        return None
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.rpartition(":")[0].lower() if ":" in host else host.lower().removesuffix(".")
 
 
 def request_id(request: Request) -> str:

@@ -22,17 +22,21 @@ PROBLEM_SCHEMA: dict[str, Any] = {
 class Problem(Exception):
     """A request that is not answered with what it asked for.
 
-    reason: a short word for metrics and logs. retry_after: seconds.
+    reason: a short word for metrics and logs. retry_after: seconds. close: the connection is to be closed.
     """
 
-    def __init__(self, status: int, reason: str, detail: str, *, retry_after: int | None = None) -> None:
+    def __init__(
+        self, status: int, reason: str, detail: str, *, retry_after: int | None = None, close: bool = False
+    ) -> None:
         super().__init__(detail)
-        self.status, self.reason, self.detail, self.retry_after = status, reason, detail, retry_after
+        self.status, self.reason, self.detail = status, reason, detail
+        self.retry_after, self.close = retry_after, close
 
     @property
     def headers(self) -> dict[str, str]:
         """What the answer says beside its body."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        headers |= {"Connection": "close"} if self.close else {}
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == HTTPStatus.UNAUTHORIZED else {})
 
     def response(self, request_id: str) -> JSONResponse:
@@ -53,6 +57,6 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     headers = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait."}}
     return {
         status: {"description": HTTPStatus(status).phrase, "content": content}
-        | ({"headers": headers} if status == 503 else {})
+        | ({"headers": headers} if status in (429, 503) else {})
         for status in statuses
     }

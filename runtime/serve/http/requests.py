@@ -1,19 +1,22 @@
 """Reading requests: options, bodies within limits, and the format that the client wants back."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 from fastapi import Request
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.types import Message
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
 
-from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.images.formats import BY_SUFFIX, FORMATS, WRITTEN
 from bfr.runtime.jobs.options import RestoreOptions
 from bfr.runtime.serve.http.problems import Problem
+from bfr.runtime.serve.http.uploads import LEAST_RATE, Upload, Uploads, collect, too_large
 from bfr.runtime.serve.options import ServeOptions
+from bfr.runtime.serve.orders import Group
+from bfr.runtime.serve.systems import System
 from bfr.runtime.video.formats import MEDIA_TYPES as VIDEO_TYPES
 
 MEDIA_TYPES = {suffix: one.media_type for suffix, one in BY_SUFFIX.items()} | VIDEO_TYPES
@@ -40,12 +43,21 @@ class RestoreQuery(RestoreOptions):
             )
         return options
 
-    def chosen(self, presets: dict[str, object], default: str) -> str:
-        """The preset's name. Raises Problem where it is not offered."""
-        name = self.preset or default
-        if name not in presets:
-            raise Problem(422, "invalid options", f"preset {name!r} is not offered: choose one of {', '.join(presets)}")
-        return name
+    def system(self, systems: Mapping[str, System]) -> System:
+        """The system that is asked for. Raises Problem where it is not offered."""
+        name = self.bundle or next(iter(systems))
+        if name not in systems:
+            raise Problem(422, "invalid options", f"bundle {name!r} is not offered: choose one of {', '.join(systems)}")
+        return systems[name]
+
+    def group(self, systems: Mapping[str, System]) -> Group:
+        """The bundle, the preset and the seed. Raises Problem where one is not offered."""
+        system = self.system(systems)
+        name = self.preset or system.default_preset
+        if name not in system.presets:
+            offered = ", ".join(system.presets)
+            raise Problem(422, "invalid options", f"preset {name!r} is not offered: choose one of {offered}")
+        return Group(system.name, name, self.seed)
 
 
 def wanted_suffix(accept: str | None) -> str | None:
@@ -75,8 +87,24 @@ def content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_image(request: Request, options: ServeOptions) -> bytes:
-    """The image of a request: its body, or the field `image` of a form. Raises Problem 408, 413, 415, 422."""
+async def read_image(request: Request, options: ServeOptions, uploads: Uploads, upload: Upload) -> bytes:
+    """The image of a request: its body, or the field `image` of a form. Raises Problem 408, 413, 422, 503."""
+    try:
+        async with asyncio.timeout(options.body_seconds):
+            data = await collect(request.stream(), uploads, upload, options.body_bytes)
+    except TimeoutError:
+        raise Problem(
+            408, "slow body", f"the image did not arrive within {options.body_seconds:g} s: send it faster, or smaller"
+        ) from None
+    if content_type(request) == FORM:
+        data = form_image(data, request.headers["content-type"])
+    if not data:
+        raise Problem(422, "invalid image", "the request has no body: send an image")
+    return data
+
+
+def check_image_type(request: Request, options: ServeOptions) -> int:
+    """The bytes that a body says to have, 0 where it does not. Raises Problem 413 and 415, before it is read."""
     kind = content_type(request)
     if kind not in (*IMAGES, BYTES, FORM, "image/jpg", ""):
         raise Problem(
@@ -85,21 +113,11 @@ async def read_image(request: Request, options: ServeOptions) -> bytes:
             f"a body of {kind} is not read: send the image itself with its Content-Type ({', '.join(IMAGES)}), "
             f"or a form ({FORM}) with the field {FIELD!r}",
         )
-    limited = _Limited(request, options.body_bytes)
-    try:
-        async with asyncio.timeout(options.body_seconds):
-            data = await _form_image(limited) if kind == FORM else await limited.body()
-    except TimeoutError:
-        raise Problem(
-            408, "slow body", f"the image did not arrive within {options.body_seconds:g} s: send it faster, or smaller"
-        ) from None
-    if not data:
-        raise Problem(422, "invalid image", "the request has no body: send an image")
-    return data
+    return announced(request, options.body_bytes)
 
 
-def job_suffix(request: Request, options: ServeOptions) -> str:
-    """The suffix of the file that a job is sent. Raises Problem 413 and 415, before the body is read."""
+def job_suffix(request: Request) -> str:
+    """The suffix of the file that a job is sent. Raises Problem 415, before the body is read."""
     kind = content_type(request)
     suffix = USUAL_SUFFIXES.get("image/jpeg" if kind == "image/jpg" else kind)
     if suffix is None:
@@ -108,68 +126,113 @@ def job_suffix(request: Request, options: ServeOptions) -> str:
             "media type",
             f"a body of {kind or 'no type'} is not read: its Content-Type is one of {', '.join((*VIDEOS, *IMAGES))}",
         )
-    _check_length(request, options.job_bytes)
     return suffix
 
 
 async def job_body(request: Request, options: ServeOptions) -> AsyncIterator[bytes]:
-    """The body of a job in parts. Raises Problem 408 where nothing arrives for a while, 413, and 422 for no body."""
-    total = 0
+    """The body of a job in parts. Raises Problem 408 where it is too slow, 413, and 422 for no body.
+
+    It may take `body_seconds`, and a second more for each LEAST_RATE bytes that have arrived.
+    """
+    total, begin = 0, time.monotonic()
     chunks = request.stream()
     while True:
+        left = begin + options.body_seconds + total / LEAST_RATE - time.monotonic()
         try:
-            chunk = await asyncio.wait_for(anext(chunks, None), options.body_seconds)
+            chunk = await asyncio.wait_for(anext(chunks, None), max(0.0, min(left, options.body_seconds)))
         except TimeoutError:
             raise Problem(
-                408, "slow body", f"nothing arrived for {options.body_seconds:g} s: send the file again"
+                408, "slow body", f"the file arrives too slowly: {LEAST_RATE} bytes a second are needed"
             ) from None
         if chunk is None:
             break
         total += len(chunk)
         if total > options.job_bytes:
-            raise _too_large(options.job_bytes)
+            raise too_large(options.job_bytes)
         yield chunk
     if not total:
         raise Problem(422, "invalid image", "the request has no body: send a video or an image")
 
 
-class _Limited(Request):
-    """A request whose body may have so many bytes."""
-
-    def __init__(self, request: Request, most: int) -> None:
-        _check_length(request, most)
-        self._left, self._most, self._next = most, most, request.receive
-        super().__init__(request.scope, self._counted)
-
-    async def _counted(self) -> Message:
-        message = await self._next()
-        if message["type"] == "http.request":
-            self._left -= len(message.get("body", b""))
-            if self._left < 0:
-                raise _too_large(self._most)
-        return message
-
-
-def _check_length(request: Request, most: int) -> None:
+def announced(request: Request, most: int) -> int:
+    """The bytes that a body says to have, 0 where it does not. Raises Problem 413."""
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length[:20]) > most:
-        raise _too_large(most)
+    if not (length.isascii() and length.isdecimal()):
+        return 0
+    if (count := int(length[:20])) > most:
+        raise too_large(most)
+    return count
 
 
-def _too_large(most: int) -> Problem:
-    return Problem(413, "body size", f"the body has more than {most} bytes, the limit here: send a smaller file")
+def check_query(request: Request) -> None:
+    """Raise Problem 422 where an option is given twice."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise Problem(422, "invalid options", f"{', '.join(twice)} is given more than once: give each option once")
 
 
-async def _form_image(request: Request) -> bytes:
+def form_image(body: bytes, kind: str) -> bytes:
+    """The file in the field `image` of a form, which has no other field. Raises Problem 422."""
+    _, parameters = parse_options_header(kind)
+    form = _Form()
     try:
-        async with request.form(max_files=1, max_fields=8) as form:
-            file = form.get(FIELD)
-            if not isinstance(file, UploadFile):
-                raise Problem(422, "invalid form", f"the form has no file in the field {FIELD!r}: send one")
-            return await file.read()
-    except HTTPException as error:  # what the parser makes of a broken form
+        parser = MultipartParser(parameters.get(b"boundary", b""), form.callbacks())
+        parser.write(body)
+        parser.finalize()
+    except MultipartParseError as error:
         raise Problem(
-            422, "invalid form", f"the form cannot be read ({error.detail}): send {FORM} with a file"
-        ) from error
-    except (InvalidOption, KeyError) as error:
-        raise Problem(422, "invalid form", f"the form cannot be read ({error}): send {FORM} with a file") from error
+            422, "invalid form", f"the form cannot be read ({error}): send {FORM} with a file in {FIELD!r}"
+        ) from None
+    if not form.complete or form.image is None:
+        raise Problem(422, "invalid form", f"the form has no file in the field {FIELD!r}: send one")
+    return form.image
+
+
+class _Form:
+    """What a parser of forms tells, in memory alone."""
+
+    def __init__(self) -> None:
+        self.image: bytes | None = None
+        self.complete = False
+        self._name = self._value = b""
+        self._parts: list[bytes] = []
+
+    def callbacks(self) -> Any:
+        """By their events."""
+        return {
+            "on_header_begin": self._begin_header,
+            "on_header_field": self._header_name,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header,
+            "on_part_data": lambda data, begin, end: self._parts.append(data[begin:end]),
+            "on_part_end": self._part,
+            "on_end": self._end,
+        }
+
+    def _begin_header(self) -> None:
+        self._name = self._value = b""
+
+    def _header_name(self, data: bytes, begin: int, end: int) -> None:
+        self._name += data[begin:end]
+
+    def _header_value(self, data: bytes, begin: int, end: int) -> None:
+        self._value += data[begin:end]
+
+    def _header(self) -> None:
+        if self._name.lower() != b"content-disposition":
+            return
+        name = parse_options_header(self._value)[1].get(b"name", b"").decode(errors="replace")
+        if name != FIELD:
+            raise Problem(
+                422,
+                "invalid form",
+                f"the form has the field {name!r}: its one field is {FIELD!r}, options are parts of the address",
+            )
+        if self.image is not None:
+            raise Problem(422, "invalid form", f"the form has the field {FIELD!r} twice: send one image")
+
+    def _part(self) -> None:
+        self.image, self._parts = b"".join(self._parts), []
+
+    def _end(self) -> None:
+        self.complete = True

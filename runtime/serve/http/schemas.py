@@ -18,26 +18,43 @@ class PresetInfo(BaseModel):
 
 
 class Limits(BaseModel):
-    """What the server takes. body_bytes: of an image; job_bytes: of a job. queue: requests in the house."""
+    """What the server takes.
+
+    body_bytes, pixels, faces: of an image, the pixels of its result too. job_bytes, job_frames, job_hours: of a job.
+    queue: requests in flight.
+    """
 
     body_bytes: int
     job_bytes: int
     pixels: int
+    faces: int
     timeout_seconds: float
     queue: int
+    job_frames: int
+    job_hours: float
 
 
-class Info(BaseModel):
-    """What is served. defaults: what a request without options gets. options: the JSON Schema of each option."""
+class BundleInfo(BaseModel):
+    """A bundle that is served. bundle: its hash. image_size: sides of its aligned faces, pixels."""
 
     system: str
     title: str
     licence: str
     bundle: str
     image_size: int
-    backend: str
     presets: dict[str, PresetInfo]
     default_preset: str | None
+
+
+class Info(BundleInfo):
+    """What is served: the default bundle, and all of them by name.
+
+    defaults: what a request without options gets. options: the JSON Schema of each option.
+    """
+
+    bundles: dict[str, BundleInfo]
+    default_bundle: str
+    backend: str
     defaults: RestoreOptions
     options: dict[str, dict[str, Any]]
     limits: Limits

@@ -1,19 +1,26 @@
-"""Long work on disk: one folder a job, so that what was accepted survives a restart.
+"""Long work on disk: one folder a job, so that what was accepted survives a restart. All files are their owner's alone.
 
-JOBS/ID/request.json   what was asked; the job exists from the moment this folder has its name
-JOBS/ID/input.SUFFIX   the file that was sent
-JOBS/ID/state.json     written by the worker alone; not there: the job is queued
-JOBS/ID/cancel         somebody does not want it any more
-JOBS/ID/out/           the result and the report of the run
+JOBS/incoming/ID/          an upload under way; JOBS/incoming/ID.lock is held by its process
+JOBS/open/ID/              a job that is queued or runs; `lock` in it is held by the process that works on it
+JOBS/ended/ID/             a job that has ended: nothing looks at it until somebody asks, or its time has passed
+JOBS/deleted/ID/           what is being deleted
+ID/request.json            what was asked
+ID/input.SUFFIX            the file that was sent
+ID/state.json              where it is; not there: it is queued
+ID/out/                    the result and the report of the run
+
+A job moves from one folder to the next by a rename, which happens or does not.
 """
 
 import asyncio
+import fcntl
 import json
+import os
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,26 +29,27 @@ from typing import Any, Literal, get_args
 
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.options import PhotoOptions
-from bfr.runtime.files import atomic_folder, write_bytes
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 ENDED: tuple[JobState, ...] = ("done", "failed", "cancelled")
-MOST_ATTEMPTS = 3  # a job that ended its worker so often is not tried again
+PARTS = ("incoming", "open", "ended", "deleted")
+LEAST_FREE = 100_000_000  # bytes of the disk below which no job is taken
 _ID = re.compile(r"[0-9a-f]{32}")
 _CHUNK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """What was asked for. created: seconds since 1970. suffix: of the input."""
+    """What was asked for. created: seconds since 1970. suffix: of the input. owner: name of the API key."""
 
     created: float
+    bundle: str
     preset: str
     seed: int
     aligned: bool
     photo: PhotoOptions
-    format: str
     suffix: str
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,6 @@ class Status:
     faces: int | None = None
     frames: int | None = None
     attempts: int = 0
-    ended: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +75,12 @@ class Job:
 
     @property
     def status(self) -> Status:
-        """As the worker wrote it last."""
+        """As it was written last."""
         try:
-            found = json.loads((self.folder / "state.json").read_bytes())
-            status = Status(**found)
-            if status.state not in get_args(JobState):
-                raise ValueError(status.state)
+            status = Status(**json.loads((self.folder / "state.json").read_bytes()))
         except (OSError, ValueError, TypeError):
-            status = Status()
-        if self.cancelled and status.state not in ENDED:
-            return replace(status, state="cancelled")
-        return status
+            return Status()
+        return status if status.state in get_args(JobState) else Status()
 
     @property
     def input(self) -> Path:
@@ -91,19 +93,17 @@ class Job:
         return self.folder / "out"
 
     @property
-    def cancelled(self) -> bool:
-        """Whether somebody does not want it any more."""
-        return (self.folder / "cancel").exists()
-
-    @property
     def result(self) -> Path | None:
         """The restored file, once it is there; never one of another folder."""
         name = self.status.result
         return self.out / name if name and "/" not in name else None
 
     def write(self, status: Status) -> None:
-        """By the worker alone. Raises WriteFailed."""
-        write_bytes(self.folder / "state.json", json.dumps(asdict(status)).encode())
+        """Keep a status. Raises OSError, also where the job was deleted: its folder is not made again."""
+        temporary = self.folder / "state.part"
+        with open(temporary, "w", opener=_private) as file:
+            json.dump(asdict(status), file)
+        temporary.replace(self.folder / "state.json")
 
     def describe(self) -> dict[str, Any]:
         """As the server tells it."""
@@ -121,75 +121,152 @@ class Job:
 
 
 class JobStore:
-    """The jobs of a folder. Processes share it: whoever takes jobs in, and the one worker."""
+    """The jobs of a folder. Servers may share it: each job is worked on by one of them."""
 
     def __init__(self, folder: Path) -> None:
+        """Make the folders. Raises InvalidOption where they cannot be written."""
         self.folder = folder
+        try:
+            for path in (folder, *(folder / part for part in PARTS)):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                path.chmod(0o700)
+            probe = folder / f".probe-{token_hex(4)}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InvalidOption(
+                f"the folder of jobs, {folder}, cannot be written ({error.strerror}): name another one with --jobs"
+            ) from None
 
     async def add(self, request: JobRequest, body: AsyncIterator[bytes]) -> Job:
-        """Keep a job whose input is `body`, whole or not at all. Raises WriteFailed, and what `body` does."""
+        """Keep a job whose input is `body`, whole or not at all. Raises OSError, and what `body` does."""
         job = Job(token_hex(16), self.folder, request)
-        target = self.folder / job.id
-        # On an event loop: whatever touches the disk runs in a thread.
-        with ExitStack() as stack:
-            temporary = await asyncio.to_thread(stack.enter_context, atomic_folder(target))
-            file = stack.enter_context((temporary / job.input.name).open("wb"))
-            held = bytearray()
-            async for chunk in body:
-                held += chunk
-                if len(held) >= _CHUNK:
-                    await asyncio.to_thread(file.write, bytes(held))
-                    held.clear()
-            await asyncio.to_thread(file.write, bytes(held))
-            (temporary / "request.json").write_text(json.dumps(asdict(request), default=dict))
-            await asyncio.to_thread(stack.close)  # synced, and given its name
-        return replace(job, folder=target)
+        job = replace(job, folder=self.folder / "incoming" / job.id)
+        with _locked(self.folder / "incoming" / f"{job.id}.lock"):
+            try:
+                job.folder.mkdir(mode=0o700)
+                with open(job.input, "xb", opener=_private) as file:
+                    held = bytearray()
+                    async for chunk in body:
+                        held += chunk
+                        if len(held) >= _CHUNK:
+                            await asyncio.to_thread(file.write, bytes(held))
+                            held.clear()
+                    await asyncio.to_thread(file.write, held)
+                    await asyncio.to_thread(_sync, file)
+                return await asyncio.to_thread(self._accept, job)
+            except BaseException:
+                shutil.rmtree(job.folder, ignore_errors=True)
+                raise
 
-    def get(self, name: str) -> Job | None:
+    def get(self, name: str, parts: tuple[str, ...] = ("open", "ended")) -> Job | None:
         """The job of an id, None where there is none. Nothing but an id is ever made a path."""
         if not _ID.fullmatch(name):
             return None
-        folder = self.folder / name
-        try:
-            found = json.loads((folder / "request.json").read_bytes())
-            return Job(name, folder, JobRequest(**{**found, "photo": PhotoOptions(**found["photo"])}))
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-
-    def jobs(self) -> list[Job]:
-        """All of them, the oldest first."""
-        with suppress(OSError):
-            found = [job for path in self.folder.iterdir() if (job := self.get(path.name))]
-            return sorted(found, key=lambda job: (job.request.created, job.id))
-        return []
+        for part in (*parts, *parts[1:]):  # a job may move to the last one between two looks
+            folder = self.folder / part / name
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                found = json.loads((folder / "request.json").read_bytes())
+                return Job(name, folder, JobRequest(**{**found, "photo": PhotoOptions(**found["photo"])}))
+        return None
 
     def waiting(self) -> list[Job]:
-        """Those that are left to do, the oldest first; one that a worker left half-way is one of them."""
-        return [job for job in self.jobs() if job.status.state not in ENDED]
+        """Those that are left to do, the oldest first; one that a dead process worked on is one of them."""
+        return self._jobs("open")
 
-    def remove(self, job: Job) -> None:
-        """Delete a job. One that is worked on is marked, and deleted by the worker."""
-        with suppress(OSError):
-            (job.folder / "cancel").touch()
-        if job.status.attempts == 0 or job.status.ended is not None:
-            shutil.rmtree(job.folder, ignore_errors=True)
+    def of(self, owner: str) -> list[Job]:
+        """All jobs of an owner, the newest first."""
+        found = {job.id: job for part in ("open", "ended") for job in self._jobs(part) if job.request.owner == owner}
+        return sorted(found.values(), key=lambda job: -job.request.created)
 
-    def clean(self, seconds: float) -> None:
-        """Delete what ended longer ago, or was cancelled."""
-        for job in self.jobs():
-            ended = job.status.ended
-            if job.cancelled or (ended is not None and time.time() - ended > seconds):
-                shutil.rmtree(job.folder, ignore_errors=True)
+    def count(self) -> int:
+        """How many jobs have not ended."""
+        return len(_names(self.folder / "open"))
+
+    def end(self, job: Job, status: Status) -> None:
+        """Keep the last status of a job. Raises OSError."""
+        job.write(status)
+        os.utime(job.folder)  # its time begins
+        job.folder.rename(self.folder / "ended" / job.id)
+
+    def remove(self, name: str) -> None:
+        """Delete the job of an id, whoever works on it: it is gone at once, and what is written later goes nowhere."""
+        for part in ("open", "ended"):
+            with suppress(OSError):
+                (self.folder / part / name).rename(self.folder / "deleted" / name)
+        shutil.rmtree(self.folder / "deleted" / name, ignore_errors=True)
+
+    @contextmanager
+    def taken(self, job: Job) -> Iterator[bool]:
+        """Hold a job; whether it is this process's now, and no other one works on it."""
+        try:
+            with _locked(job.folder / "lock", keep=True):
+                yield (job.folder / "request.json").is_file()
+        except (BlockingIOError, FileNotFoundError):
+            yield False
+
+    def sweep(self, seconds: float) -> None:
+        """Delete what ended longer ago, and what a crash or an interrupted DELETE left."""
+        for name in _names(self.folder / "incoming"):
+            with suppress(OSError), _locked(self.folder / "incoming" / f"{name.removesuffix('.lock')}.lock"):
+                shutil.rmtree(self.folder / "incoming" / name.removesuffix(".lock"), ignore_errors=True)
+        for name in _names(self.folder / "deleted"):
+            shutil.rmtree(self.folder / "deleted" / name, ignore_errors=True)
+        for name in _names(self.folder / "open"):
+            folder = self.folder / "open" / name
+            if not (folder / "request.json").exists():  # what a deleted job's process wrote afterwards
+                shutil.rmtree(folder, ignore_errors=True)
+        for name in _names(self.folder / "ended"):
+            with suppress(OSError):
+                if time.time() - (self.folder / "ended" / name).stat().st_mtime > seconds:
+                    self.remove(name)
+
+    def free(self) -> int:
+        """Bytes that may be written to the disk until it counts as full; below 0 it does."""
+        try:
+            return shutil.disk_usage(self.folder).free - LEAST_FREE
+        except OSError:
+            return -1
+
+    def _accept(self, job: Job) -> Job:
+        """In a thread: give an upload its place among the jobs."""
+        with open(job.folder / "request.json", "x", opener=_private) as file:
+            json.dump(asdict(job.request), file, default=dict)
+            _sync(file)
+        target = self.folder / "open" / job.id
+        job.folder.rename(target)
+        return replace(job, folder=target)
+
+    def _jobs(self, part: str) -> list[Job]:
+        found = [job for name in _names(self.folder / part) if (job := self.get(name, (part,)))]
+        return sorted(found, key=lambda job: (job.request.created, job.id))
 
 
-def check_folder(folder: Path) -> None:
-    """Make the folder of jobs. Raises InvalidOption where it cannot be written."""
+@contextmanager
+def _locked(path: Path, *, keep: bool = False) -> Iterator[None]:
+    """Hold a lock that ends with the process. Raises BlockingIOError where another one has it. keep: its file stays."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{token_hex(4)}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InvalidOption(
-            f"the folder of jobs, {folder}, cannot be written ({error.strerror}): name another one with --jobs"
-        ) from None
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            yield
+        finally:
+            if not keep:
+                path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _names(folder: Path) -> list[str]:
+    with suppress(OSError):
+        return [entry.name for entry in os.scandir(folder)]
+    return []
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,71 +1,65 @@
-"""Dynamic batching: faces of different requests that wait together go through the networks together."""
+"""Dynamic batching with fair queueing: faces of different requests go through the networks together, and take turns.
+
+A request's next face has a start tag, and batches are formed of the lowest ones: start-time fair queueing (Goyal, Vin
+and Cheng, 1996). A face that arrives beside a photograph of many has the tag of the photograph's next one.
+"""
 
 import asyncio
+import itertools
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
 
 from bfr.runtime.restore.batch import Restored
+from bfr.runtime.serve.orders import FaceOrder, Finished, Group
 
-Pixels = NDArray[Any]
-OnShare = Callable[[float], None]
-"""Called after each denoising step with the share that is done, 0 to 1. Raises `Abandoned` where the batch may end."""
+LOSSES = 2  # workers that a face may be given to
 
 
 class Expired(Exception):
     """A face waited longer than its request may take; the networks never saw it."""
 
 
-class Abandoned(Exception):
-    """Nobody waits for any face of a batch any more."""
+class Lost(Exception):
+    """The workers that a face was given to have ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """What the faces of a batch have in common: the preset and the seed of the noise."""
-
-    preset: str
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """What became of a face.
-
-    waited: seconds in the queue. batch: how many faces went through the networks with it, told by the first one of each
-    batch alone, 0 by the others, so that batches can be counted.
-    """
-
-    restored: Restored
-    waited: float
-    batch: int
-
-
-Run = Callable[[Group, Sequence[Pixels], Sequence[int | None], OnShare], Sequence[Restored]]
-"""Restores some faces, (H, W, 3) each with the key of its noise. Runs in a thread of its own, one call at a time."""
+class Failed(Exception):
+    """The networks could not restore a batch; the text says why."""
 
 
 @dataclass(slots=True, eq=False)
-class _Face:
-    pixels: Pixels
+class Face:
+    """A face on its way. losses: workers that ended with it. begun: of `time.monotonic()`, when its batch began."""
+
+    pixels: NDArray[Any]
     key: int | None
-    group: Group
-    urgent: bool
-    deadline: float  # of time.monotonic()
-    arrived: float
+    ticket: "Ticket"
     future: "asyncio.Future[Finished]"
+    arrived: float
+    begun: float = 0.0
     share: float = 0.0
+    losses: int = 0
+
+    def fail(self, error: Exception) -> None:
+        """Tell whoever waits."""
+        if not self.future.done():
+            self.future.set_exception(error)
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """Faces that somebody waits for."""
+    """Faces that somebody waits for. tag: start tag of the next one. number: by arrival."""
 
-    faces: list[_Face] = field(default_factory=list)
+    order: FaceOrder
+    number: int
+    tag: float
+    faces: list[Face] = field(default_factory=list)
+    waiting: deque[Face] = field(default_factory=deque)
 
     @property
     def share(self) -> float:
@@ -80,7 +74,7 @@ class Ticket:
         return all(face.future.done() for face in self.faces)
 
     def results(self) -> list[Finished]:
-        """In the order of the faces. Raises Expired, and what the networks raised."""
+        """In the order of the faces. Raises Expired, Lost and Failed."""
         return [face.future.result() for face in self.faces]
 
     def abandon(self) -> None:
@@ -88,112 +82,100 @@ class Ticket:
         for face in self.faces:
             if not face.future.cancel() and not face.future.cancelled():
                 face.future.exception()  # looked at, so that asyncio does not report it
+        self.waiting.clear()
 
 
 class Batcher:
-    """Forms batches of one group, the oldest urgent face first.
+    """The queue of faces before the workers. For asyncio: all methods are called on one event loop."""
 
-    Faces that are not urgent, those of long jobs, fill batches and go when nobody else waits. For asyncio: all methods
-    are called on one event loop.
-    """
-
-    def __init__(self, run: Run, *, size: int, linger: float = 0.0, ahead: int = 1) -> None:
-        """size: faces of a batch, at most. linger: seconds that one waits to be filled. ahead: batches that one call of
-        `run` may be given, for devices that work on one while the next is prepared.
-        """
-        self.size, self.linger, self.ahead = size, linger, ahead
-        self._run = run
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="bfr-networks")
-        self._queue: list[_Face] = []
+    def __init__(self, *, size: int, linger: float = 0.0) -> None:
+        """size: faces of a batch, at most. linger: seconds that one waits to be filled."""
+        self.size, self.linger = size, linger
+        self._tickets: list[Ticket] = []
+        self._again: deque[Face] = deque()  # of workers that ended
+        self._numbers = itertools.count()
+        self._now = 0.0  # the virtual time: start tag of the face that was taken last
         self._arrived = asyncio.Event()
-        self._worker: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         """How many faces wait."""
-        return len(self._queue)
+        return len(self._again) + sum(len(ticket.waiting) for ticket in self._tickets)
 
-    def submit(
-        self,
-        images: Sequence[Pixels],
-        group: Group,
-        *,
-        seconds: float,
-        keys: Sequence[int | None] | None = None,
-        urgent: bool = True,
-    ) -> Ticket:
-        """Queue faces, (H, W, 3) each; `seconds`: how long they may wait."""
+    def submit(self, images: Sequence[NDArray[Any]], order: FaceOrder) -> Ticket:
+        """Queue faces, (S, S, 3) each."""
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        if self._worker is None:
-            self._worker = loop.create_task(self._work())
-        ticket = Ticket(
-            [
-                _Face(image, key, group, urgent, now + seconds, now, loop.create_future())
-                for image, key in zip(images, keys or [None] * len(images), strict=True)
-            ]
-        )
-        self._queue += ticket.faces
+        ticket = Ticket(order, next(self._numbers), self._now + self._cost(order))
+        ticket.faces = [
+            Face(image, key, ticket, loop.create_future(), now)
+            for image, key in zip(images, order.keys or [None] * len(images), strict=True)
+        ]
+        ticket.waiting.extend(ticket.faces)
+        self._tickets.append(ticket)
         self._arrived.set()
         return ticket
 
-    async def close(self) -> None:
-        """End the thread once its batch is through; faces that wait are never answered."""
-        if self._worker:
-            self._worker.cancel()
-        await asyncio.to_thread(self._thread.shutdown, wait=True, cancel_futures=True)
-
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
+    async def take(self, ahead: int = 1) -> list[Face]:
+        """Wait for the next faces of one group: a batch, or `ahead` of them where so many wait."""
         while True:
             await self._arrived.wait()
-            if self.linger and len(self._queue) < self.size:
+            if self.linger and len(self) < self.size:
                 await asyncio.sleep(self.linger)
-            faces = self._take(time.monotonic())
-            if not faces:
-                self._arrived.clear()
-                continue
-            try:
-                results = await loop.run_in_executor(self._thread, self._batch, faces)
-            except Abandoned:
-                continue
-            except Exception as error:
-                for face in faces:
-                    if not face.future.done():
-                        face.future.set_exception(error)
-                continue
-            first = True
-            for i, (face, (result, begun)) in enumerate(zip(faces, results, strict=True)):
-                first = first or i % self.size == 0
-                if face.future.done():
-                    continue  # nobody waits; the next one tells of the batch
-                batch = min(self.size, len(faces) - i // self.size * self.size) if first else 0
-                face.future.set_result(Finished(result, begun - face.arrived, batch))
-                first = False
+            if faces := self._choose(time.monotonic(), self.size * ahead):
+                return faces
+            self._arrived.clear()
 
-    def _take(self, now: float) -> list[_Face]:
-        """The next batch; what nobody waits for, or may wait no longer, leaves the queue."""
-        waiting = []
-        for face in self._queue:
-            if face.future.done():
-                continue
-            if face.deadline <= now:
-                face.future.set_exception(Expired("the request waited longer than it may take"))
-            else:
-                waiting.append(face)
-        waiting.sort(key=lambda face: not face.urgent)  # stable: the oldest first among equals
-        taken = [face for face in waiting if face.group == waiting[0].group][: self.size * self.ahead]
-        left = set(map(id, taken))
-        self._queue = [face for face in waiting if id(face) not in left]
+    def put_back(self, faces: Sequence[Face]) -> None:
+        """After a worker ended: its faces are given out once more, each alone, since one of them may have ended it."""
+        for face in faces:
+            face.losses += 1
+            if face.losses >= LOSSES:
+                face.fail(Lost(f"the {LOSSES} workers that it was given to have ended"))
+            elif not face.future.done():
+                self._again.append(face)
+        self._arrived.set()
+
+    def fail_all(self, error: Exception) -> None:
+        """Answer all faces that wait with an error."""
+        for face in (*self._again, *(face for ticket in self._tickets for face in ticket.waiting)):
+            face.fail(error)
+        self._tickets.clear()
+        self._again.clear()
+
+    def _cost(self, order: FaceOrder) -> float:
+        """What a face adds to its ticket's tag: the requests of its sender that wait, over the sender's weight."""
+        waiting = sum(one.order.sender.name == order.sender.name for one in self._tickets)
+        return waiting / order.sender.weight
+
+    def _choose(self, now: float, most: int) -> list[Face]:
+        while self._again:
+            if not (face := self._again.popleft()).future.done():
+                return [face]
+        self._leave(now)
+        taken: list[Face] = []
+        group: Group | None = None
+        while len(taken) < most:
+            fitting = [one for one in self._tickets if one.waiting and group in (None, one.order.group)]
+            if not fitting:
+                break
+            ticket = min(fitting, key=lambda one: (not one.order.urgent, one.tag, one.number))
+            group = ticket.order.group
+            taken.append(ticket.waiting.popleft())
+            if ticket.order.urgent:
+                self._now = max(self._now, ticket.tag)
+            ticket.tag += self._cost(ticket.order)
+        self._tickets = [one for one in self._tickets if one.waiting]
         return taken
 
-    def _batch(self, faces: Sequence[_Face]) -> list[tuple[Restored, float]]:
-        """In the thread: each result, and when the batch began."""
+    def _leave(self, now: float) -> None:
+        """Take out what nobody waits for, and what may wait no longer."""
+        for ticket in self._tickets:
+            if ticket.order.deadline <= now:
+                for face in ticket.waiting:
+                    face.fail(Expired("the request waited longer than it may take"))
+                ticket.waiting.clear()
+        self._tickets = [one for one in self._tickets if one.waiting]
 
-        def on_share(share: float) -> None:
-            if all(face.future.cancelled() for face in faces):
-                raise Abandoned
-            for face in faces:
-                face.share = share
 
-        begun = time.monotonic()
-        images, keys = [face.pixels for face in faces], [face.key for face in faces]
-        return [(result, begun) for result in self._run(faces[0].group, images, keys, on_share)]
+def split(results: Sequence[Restored], size: int) -> list[int]:
+    """The sizes of the batches that one call of so many results was computed in."""
+    return [min(size, len(results) - begin) for begin in range(0, len(results), size)]

@@ -1,15 +1,15 @@
-"""The replicas around the networks: they decode, find faces, paste them back and encode, so that a GPU never waits."""
+"""What is done around the networks, in threads of the server: decode, find faces, paste them back, encode."""
 
 import asyncio
-import os
+import ctypes
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
-
-from numpy.typing import NDArray
 
 from bfr.runtime.errors import BfrError, InvalidImage
 from bfr.runtime.faces.detect import Detector, open_detector
@@ -21,50 +21,100 @@ from bfr.runtime.jobs.work import Encoded, Picture, finish, prepare
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.restore.pipeline import Prepared
 from bfr.runtime.serve.options import ServeOptions
-from bfr.runtime.serve.orders import Answer, FaceOrder, Order, Progress, Refusal
-from bfr.runtime.serve.workers.batching import Finished
+from bfr.runtime.serve.orders import Answer, FaceOrder, Finished, Order, Progress, Refusal
+from bfr.runtime.serve.sizes import LimitedEditor, check_size
+from bfr.runtime.serve.workers.pool import RestoreFaces
 
-RestoreFaces = Callable[[Sequence[NDArray[Any]], FaceOrder], AsyncGenerator[float | list[Finished] | Refusal, None]]
-"""As `FaceServer.restore`, wherever that is."""
-
-BUDGET = 200_000_000  # pixels of images and results in memory; one may exceed it alone
+QUALITY = JobOptions.model_fields["quality"].default
+LARGE = 4_000_000  # pixels of an image and its result, after which freed memory is returned to the system
 T = TypeVar("T")
 
 
-class PhotoServer:
-    """Restores encoded images. `restore` may be called any number of times at once."""
+class TooManyFaces(InvalidImage):
+    """The faces of a photograph would exceed the budget of faces in flight: for now, it is refused."""
 
-    def __init__(self, options: ServeOptions, restore_faces: RestoreFaces, *, size: int) -> None:
-        """size: of the sides of aligned faces, pixels."""
-        self.options, self.size = options, size
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """A request under way. overload: why it is refused for now. running: what a thread does for it."""
+
+    data: bytes
+    order: Order
+    picture: Picture
+    faces: int = 0
+    overload: str | None = None
+    running: "Future[Any] | None" = None
+
+
+class Photos:
+    """Restores encoded images. `restore` may be called any number of times at once.
+
+    What a request holds, room for its pixels and its faces, is given back when its work has ended: a thread that
+    decodes for a client who has left goes on.
+    """
+
+    def __init__(self, options: ServeOptions, restore_faces: RestoreFaces, sizes: dict[str, int]) -> None:
+        """sizes: bundle -> sides of its aligned faces, pixels."""
+        self.options, self.sizes = options, sizes
         self._restore_faces = restore_faces
-        self._threads = ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 1)), thread_name_prefix="bfr-photo")
+        self._threads = ThreadPoolExecutor(options.photo_workers, thread_name_prefix="bfr-photo")
         self._own = threading.local()
-        self._room = Room(BUDGET)
+        self._lock = threading.Lock()
+        self.room = Room(options.photo_pixels)
+        self.faces = 0  # in flight
+        self._large = False  # whether an image took much memory since it was last released
 
-    async def restore(self, data: bytes, order: Order) -> AsyncIterator[Progress | Answer | Refusal]:
+    async def restore(self, data: bytes, order: Order) -> AsyncGenerator[Progress | Answer | Refusal, None]:
         """Where the image is, now and then, and at last the restored one or why there is none."""
         try:
-            pixels = _pixels(data, order, self.options.max_pixels)
-            async with self._room.of(pixels), aclosing(self._restored(data, order)) as steps:
+            pixels = check_size(header_size(data), order.photo.upscale, self.options.max_pixels)
+        except BfrError as error:
+            yield Refusal("invalid", str(error))
+            return
+        await self.room.take(pixels)
+        work = _Work(data, order, Picture("the image", lambda: data))
+        try:
+            async with aclosing(self._restored(work)) as steps:
                 async for step in steps:
                     yield step
         except BfrError as error:
             yield Refusal("invalid" if isinstance(error, ValueError) else "failed", str(error))
+        finally:
+            loop = asyncio.get_running_loop()
+            if work.running is None or work.running.done():
+                self._give_back(work, pixels)
+            else:
+                work.running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._give_back, work, pixels))
 
-    async def _restored(self, data: bytes, order: Order) -> AsyncGenerator[Progress | Answer | Refusal, None]:
-        picture = Picture("the image", lambda: data)
+    def close(self) -> None:
+        """End the threads; what they do is finished first."""
+        self._threads.shutdown(cancel_futures=True)
+
+    def _give_back(self, work: _Work, pixels: int) -> None:
+        with self._lock:
+            self.faces -= work.faces
+        self.room.give(pixels)
+        self._large = self._large or pixels > LARGE
+        if self._large and not self.room.taken:
+            self._large = False
+            self._threads.submit(release_memory)
+
+    async def _restored(self, work: _Work) -> AsyncGenerator[Progress | Answer | Refusal, None]:
+        picture, order = work.picture, work.order
         yield Progress("reading")
-        work = await self._in_thread(self._read, picture, data, order)
+        prepared = await self._in_thread(work, self._read, work)
+        if work.overload:
+            yield Refusal("overload", work.overload)
+            return
         if picture.error:
             yield Refusal("invalid", picture.error)
             return
         finished: list[Finished] = []
-        if work.crops:
+        if prepared.crops:
             yield Progress("queued")
-            wanted = FaceOrder(order.preset, order.seed, order.deadline)
+            wanted = FaceOrder(order.group, order.deadline, sender=order.sender)
             begin = time.perf_counter()
-            async with aclosing(self._restore_faces(work.crops, wanted)) as steps:
+            async with aclosing(self._restore_faces(prepared.crops, wanted)) as steps:
                 async for step in steps:
                     if isinstance(step, Refusal):
                         yield step
@@ -76,64 +126,95 @@ class PhotoServer:
             picture.seconds["restore"] = time.perf_counter() - begin
             picture.seconds["queue"] = max(one.waited for one in finished)
         yield Progress("writing", 1.0)
-        suffix = order.suffix or result_suffix(format_of(data))
+        suffix = order.suffix or result_suffix(format_of(work.data))
         results = [one.restored for one in finished]
-        result = await self._in_thread(self._write, picture, results, order, suffix)
-        batches = tuple(one.batch for one in finished if one.batch)
+        result = await self._in_thread(work, self._write, work, results, suffix)
         faces = sum(one.pixels is not None for one in results)
-        yield Answer(result.data, suffix, faces, len(results) - faces, picture.seconds, batches)
+        yield Answer(result.data, suffix, faces, len(results) - faces, picture.seconds, result.entry.notes)
 
-    def _read(self, picture: Picture, data: bytes, order: Order) -> Prepared[Picture]:
+    def _read(self, work: _Work) -> Prepared[Picture]:
         """In a thread."""
-        return prepare(picture, lambda: decode_image(data, max_pixels=self.options.max_pixels), self._editor(order))
+        read = partial(decode_image, work.data, max_pixels=self.options.max_pixels)
+        prepared = prepare(work.picture, read, self._editor(work))
+        if work.order.aligned and prepared.crops:
+            with suppress(TooManyFaces):
+                self._admit(work, 1)
+        return prepared
 
-    def _write(self, picture: Picture, results: Sequence[Restored], order: Order, suffix: str) -> Encoded:
+    def _write(self, work: _Work, results: Sequence[Restored], suffix: str) -> Encoded:
         """In a thread."""
-        quality = JobOptions.model_fields["quality"].default
-        return finish(picture, results, self._editor(order), output=f"result{suffix}", quality=quality, metadata=True)
+        output = f"result{suffix}"
+        return finish(work.picture, results, self._editor(work), output=output, quality=QUALITY, metadata=True)
 
-    def _editor(self, order: Order) -> PhotoEditor | None:
+    def _admit(self, work: _Work, count: int) -> None:
+        """Count the faces of a request. Raises TooManyFaces; in a thread."""
+        with self._lock:
+            if self.faces and self.faces + count > self.options.face_queue:
+                work.overload = (
+                    f"the image has {count} faces and {self.faces} are in flight, {self.options.face_queue} are the "
+                    "limit here: ask again later"
+                )
+                raise TooManyFaces(work.overload)
+            self.faces += count
+            work.faces += count
+
+    def _editor(self, work: _Work) -> PhotoEditor | None:
         """With a detector of this thread's own: they are not thread-safe. None for an aligned face."""
-        if order.aligned:
+        if work.order.aligned:
             return None
         detector: Detector | None = getattr(self._own, "detector", None)
         if detector is None:
             detector = self._own.detector = open_detector(self.options.detector)
-        return PhotoEditor(self.size, order.photo, detector=detector)
+        return LimitedEditor(
+            self.sizes[work.order.group.bundle],
+            work.order.photo,
+            detector=detector,
+            most=self.options.max_faces,
+            admit=lambda count: self._admit(work, count),
+        )
 
-    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+    async def _in_thread(self, work: _Work, call: Callable[..., T], *arguments: Any) -> T:
+        """The result of a function in one of the threads, which goes on where nobody waits for it any more."""
+        running = work.running = self._threads.submit(call, *arguments)
+        return await asyncio.wrap_future(running)
 
 
 class Room:
-    """So many pixels may be in memory at once; who comes later waits. What is larger than all of it goes alone."""
+    """So many pixels may be in memory at once; who comes later waits, in order. What is larger than all goes alone."""
 
     def __init__(self, pixels: int) -> None:
         self.all, self.taken = pixels, 0
-        self._changed = asyncio.Condition()
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
 
-    @asynccontextmanager
-    async def of(self, pixels: int) -> AsyncIterator[None]:
-        """Wait for room for an image, and hold it."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self.taken or self.taken + pixels <= self.all)
-            self.taken += pixels
+    async def take(self, pixels: int) -> None:
+        """Wait for room for an image; `give` returns it."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((pixels, turn))
+        self._next()
         try:
-            yield
-        finally:
-            self.taken -= pixels
-            async with self._changed:
-                self._changed.notify_all()
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.give(pixels)
+            else:
+                self._waiting = [one for one in self._waiting if one[1] is not turn]
+                self._next()
+            raise
+
+    def give(self, pixels: int) -> None:
+        """Give room back."""
+        self.taken -= pixels
+        self._next()
+
+    def _next(self) -> None:
+        while self._waiting and (not self.taken or self.taken + self._waiting[0][0] <= self.all):
+            pixels, turn = self._waiting.pop(0)
+            if not turn.done():
+                self.taken += pixels
+                turn.set_result(None)
 
 
-def _pixels(data: bytes, order: Order, most: int) -> int:
-    """Pixels of the image and its result together, from its header. Raises InvalidImage where either has too many."""
-    if (size := header_size(data)) is None:
-        return 0  # the decoder says what is wrong with it
-    count, scale = size[0] * size[1], order.photo.upscale**2
-    if count * scale > most:
-        raise InvalidImage(
-            f"the image has {size[0]} x {size[1]} pixels{f', {scale} times as many enlarged' if scale > 1 else ''}: "
-            f"{most} are the limit here. Make it smaller{', or enlarge less' if scale > 1 else ''}"
-        )
-    return count * (1 + scale)
+def release_memory() -> None:
+    """Have the C library return freed memory to the system; glibc keeps it otherwise."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -28,10 +28,13 @@ def config(tmp_path: Path) -> Path:
 
 def printed(*arguments: object, **environment: str) -> tuple[dict[str, object], int]:
     """The options and the port that `--print-config` prints."""
-    ended = CliRunner(env=environment).invoke(app, ["serve", "--print-config", *map(str, arguments)])
+    variables = {"BFR_API_KEY": "k" * 24, **environment}
+    ended = CliRunner(env=variables).invoke(app, ["serve", "--print-config", "--no-jobs", *map(str, arguments)])
     assert ended.exit_code == 0, ended.exception or ended.output
     found = yaml.safe_load(ended.stdout)
-    return found["applications"][0]["args"], found["http_options"]["port"]
+    options = found["applications"][0]["args"]
+    assert len(options.pop("keys")) == 1
+    return options, found["http_options"]["port"]
 
 
 def test_a_file_replaces_defaults(config: Path) -> None:
@@ -73,6 +76,25 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, words: tuple[str, ...]
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     ended = CliRunner().invoke(app, ["serve", "--config", str(tmp_path / "none.toml")])
     assert "none.toml" in str(ended.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--port", "99999"), "port 99999 is out of range"),
+        (("--port", "-1"), "port -1"),
+        (("--drain", "-1"), "drain"),
+        (("--host", "0.0.0.0"), "--api-key-file"),  # noqa: S104
+        (("--bundle", "nothing"), "NAME=FOLDER"),
+        (("--bundle", "a=/nowhere"), "/nowhere"),
+        (("--api-key-file", "/nowhere"), "/nowhere"),
+        (("--photo-replicas", "2"), "photo-replicas"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(arguments: tuple[str, ...], word: str, tmp_path: Path) -> None:
+    ended = CliRunner(env={"BFR_HOME": str(tmp_path)}).invoke(app, ["serve", *arguments])
+    assert ended.exit_code != 0
+    assert word in str(ended.exception) + ended.output
 
 
 def test_every_flag_has_a_variable_that_the_help_names() -> None:

@@ -1,8 +1,10 @@
 """Batches across requests: who goes with whom, who goes first, who goes never."""
 
 import asyncio
-import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
+from itertools import chain
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 from bfr.runtime.restore.batch import Restored
-from bfr.runtime.serve.workers.batching import Batcher, Expired, Group, OnShare
+from bfr.runtime.serve.orders import FaceOrder, Finished, Group, Sender
+from bfr.runtime.serve.workers.batching import Batcher, Expired, Face, Lost, Ticket, split
 
-A, B = Group("balanced", 1), Group("fast", 1)
+A, B = Group("mini", "balanced", 1), Group("mini", "fast", 1)
 Pixels = NDArray[Any]
 
 
@@ -20,182 +23,178 @@ def image(value: int) -> Pixels:
     return np.full((2, 2, 3), value, np.uint8)
 
 
-class Networks:
-    """Gives images back as they came, and remembers the batches. `hold()` keeps the next ones waiting."""
+def submit(batcher: Batcher, values: Sequence[int], group: Group = A, **more: Any) -> Ticket:
+    return batcher.submit([image(value) for value in values], FaceOrder(group, more.pop("deadline", inf), **more))
 
-    def __init__(self, steps: int = 4) -> None:
-        self.batches: list[tuple[Group, list[int]]] = []
-        self.steps, self.done_steps = steps, 0
-        self.go, self.begun = threading.Event(), threading.Event()
-        self.go.set()
 
-    def __call__(
-        self, group: Group, images: Sequence[Pixels], keys: Sequence[int | None], on_share: OnShare
-    ) -> list[Restored]:
-        self.batches.append((group, [int(one[0, 0, 0]) for one in images]))
-        self.begun.set()
-        assert self.go.wait(10)
-        for k in range(self.steps):
-            self.done_steps += 1
-            on_share((k + 1) / self.steps)
-        return [Restored(one, {"network": 0.1}, "fp32") for one in images]
+def values(faces: Sequence[Face]) -> list[int]:
+    return [int(face.pixels[0, 0, 0]) for face in faces]
 
-    def hold(self) -> None:
-        self.go.clear()
-        self.begun.clear()
+
+def answer(faces: Sequence[Face]) -> None:
+    for face in faces:
+        if not face.future.done():
+            face.future.set_result(Finished(Restored(face.pixels, {}, "fp32"), 0.0))
+
+
+async def batches(batcher: Batcher, *, ahead: int = 1) -> list[list[int]]:
+    """All that wait, as one worker would get them."""
+    found = []
+    while len(batcher):
+        faces = await batcher.take(ahead)
+        found.append(values(faces))
+        answer(faces)
+    return found
 
 
 def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(work(), 20))
 
 
-async def begun(networks: Networks) -> None:
-    assert await asyncio.to_thread(networks.begun.wait, 10)
-
-
 def test_faces_of_different_requests_share_a_batch_and_come_back_to_their_own() -> None:
     async def work() -> None:
-        networks = Networks()
-        batcher = Batcher(networks, size=4, linger=0.05)
-        photograph = batcher.submit([image(k) for k in range(7)], A, seconds=10)
-        portraits = [batcher.submit([image(10 + k)], A, seconds=10) for k in range(3)]
-        for ticket in (photograph, *portraits):
+        batcher = Batcher(size=4)
+        tickets = [submit(batcher, range(7)), *(submit(batcher, [10 + k]) for k in range(3))]
+        found = await batches(batcher)
+        assert [len(batch) for batch in found] == [4, 4, 2]
+        assert sorted(chain.from_iterable(found)) == [*range(7), 10, 11, 12]
+        for ticket, expected in zip(tickets, [[*range(7)], [10], [11], [12]], strict=True):
             assert await ticket.wait(10)
-        assert [len(batch) for _, batch in networks.batches] == [4, 4, 2]
-        assert networks.batches[1][1] == [4, 5, 6, 10]  # the photograph's last three, and the first portrait
-        values = [int(one.restored.pixels[0, 0, 0]) for one in photograph.results() if one.restored.pixels is not None]
-        assert values == list(range(7))
-        assert [ticket.results()[0].restored.pixels[0, 0, 0] for ticket in portraits] == [10, 11, 12]  # type: ignore[index]
-        told = [one.batch for ticket in (photograph, *portraits) for one in ticket.results() if one.batch]
-        assert sorted(told) == [2, 4, 4]  # each batch is told of once, and they add up to the faces
-        await batcher.close()
+            results = [one.restored.pixels for one in ticket.results()]
+            assert [int(one[0, 0, 0]) for one in results if one is not None] == expected
 
     run(work)
 
 
-def test_only_one_preset_and_seed_a_batch_and_the_oldest_first() -> None:
+@pytest.mark.parametrize("sender", [Sender("me"), Sender("another")])
+def test_a_face_beside_a_photograph_of_many_goes_with_its_next_batch(sender: Sender) -> None:
+    """It waits for the batch under way and goes with the next but one at the latest, whoever sent it."""
+
     async def work() -> None:
-        networks = Networks()
-        batcher = Batcher(networks, size=4, linger=0.02)
-        tickets = [batcher.submit([image(k)], group, seconds=10) for k, group in enumerate((A, B, A, Group("fast", 2)))]
-        for ticket in tickets:
-            assert await ticket.wait(10)
-        assert networks.batches == [(A, [0, 2]), (B, [1]), (Group("fast", 2), [3])]
-        await batcher.close()
+        batcher = Batcher(size=4)
+        submit(batcher, range(144), sender=Sender("me"))
+        for _ in range(5):
+            answer(await batcher.take())
+        submit(batcher, [200], sender=sender)
+        assert 200 in [value for _ in range(2) for value in values(await batcher.take())]
+
+    run(work)
+
+
+def test_a_face_of_another_group_waits_three_batches_at_most() -> None:
+    async def work() -> None:
+        batcher = Batcher(size=4)
+        submit(batcher, range(144))
+        answer(await batcher.take())
+        submit(batcher, [200], B)
+        found = [values(await batcher.take()) for _ in range(3)]
+        assert [200] in found
+
+    run(work)
+
+
+def test_a_sender_of_many_requests_takes_turns_with_one_of_few() -> None:
+    async def work() -> None:
+        batcher = Batcher(size=1)
+        for k in range(30):
+            submit(batcher, [k], sender=Sender("many"))
+        answer(await batcher.take())
+        submit(batcher, [200], sender=Sender("few"))
+        assert 200 in [value for _ in range(2) for value in values(await batcher.take())]
+
+    run(work)
+
+
+def test_a_key_of_twice_the_priority_gets_twice_the_turns() -> None:
+    async def work() -> None:
+        batcher = Batcher(size=1)
+        submit(batcher, [1] * 60, sender=Sender("plain"))
+        submit(batcher, [2] * 60, sender=Sender("preferred", 2.0))
+        taken = [values(await batcher.take())[0] for _ in range(60)]
+        assert abs(taken.count(2) - 40) <= 1
+
+    run(work)
+
+
+def test_only_one_group_a_batch_and_the_oldest_first() -> None:
+    async def work() -> None:
+        batcher = Batcher(size=4)
+        other = Group("mini", "fast", 2)
+        for k, group in enumerate((A, B, A, other)):
+            submit(batcher, [k], group, sender=Sender(str(k)))
+        assert await batches(batcher) == [[0, 2], [1], [3]]
 
     run(work)
 
 
 def test_a_job_fills_batches_and_never_goes_before_a_request() -> None:
     async def work() -> None:
-        networks = Networks()
-        networks.hold()
-        batcher = Batcher(networks, size=2)
-        first = batcher.submit([image(0)], A, seconds=10)
-        await begun(networks)
-        job = batcher.submit([image(k) for k in (1, 2)], A, seconds=10, urgent=False)
-        request = batcher.submit([image(k) for k in (7, 8, 9)], A, seconds=10)
-        networks.go.set()
-        for ticket in (first, job, request):
-            assert await ticket.wait(10)
-        assert [batch for _, batch in networks.batches] == [[0], [7, 8], [9, 1], [2]]
-        await batcher.close()
+        batcher = Batcher(size=2)
+        submit(batcher, [1, 2], urgent=False)
+        submit(batcher, [7, 8, 9])
+        assert await batches(batcher) == [[7, 8], [9, 1], [2]]
 
     run(work)
 
 
 def test_who_waited_too_long_leaves_before_it_costs_anything() -> None:
     async def work() -> None:
-        networks = Networks()
-        networks.hold()
-        batcher = Batcher(networks, size=1)
-        first = batcher.submit([image(0)], A, seconds=10)
-        await begun(networks)
-        late, patient = batcher.submit([image(1)], A, seconds=0.01), batcher.submit([image(2)], A, seconds=10)
-        await asyncio.sleep(0.05)
-        networks.go.set()
+        batcher = Batcher(size=1)
+        late, patient = submit(batcher, [1], deadline=time.monotonic() - 1), submit(batcher, [2])
+        assert await batches(batcher) == [[2]]
         assert await late.wait(10)
-        assert await patient.wait(10)
         with pytest.raises(Expired):
             late.results()
-        assert [batch for _, batch in networks.batches] == [[0], [2]]
-        assert first.results()[0].waited < 5
-        await batcher.close()
+        assert await patient.wait(10)
 
     run(work)
 
 
-def test_abandoned_faces_leave_the_queue_and_a_batch_that_nobody_waits_for_ends_after_its_step() -> None:
+def test_abandoned_faces_leave_the_queue() -> None:
     async def work() -> None:
-        networks = Networks(steps=100)
-        networks.hold()
-        batcher = Batcher(networks, size=2)
-        running = batcher.submit([image(0), image(1)], A, seconds=10)
-        await begun(networks)
-        queued, other = batcher.submit([image(2)], A, seconds=10), batcher.submit([image(3)], A, seconds=10)
-        running.abandon()
-        queued.abandon()
-        networks.go.set()
-        assert await other.wait(10)
-        assert [batch for _, batch in networks.batches] == [[0, 1], [3]]
-        assert networks.done_steps == 1 + 100
-        assert other.results()[0].batch == 1
-        await batcher.close()
+        batcher = Batcher(size=2)
+        gone = submit(batcher, [0, 1])
+        submit(batcher, [3])
+        gone.abandon()
+        assert len(batcher) == 1
+        assert await batches(batcher) == [[3]]
 
     run(work)
 
 
-def test_a_batch_goes_on_while_somebody_waits_for_one_of_its_faces() -> None:
+def test_faces_of_a_worker_that_ended_go_once_more_each_alone_and_first() -> None:
     async def work() -> None:
-        networks = Networks(steps=10)
-        networks.hold()
-        batcher = Batcher(networks, size=2, linger=0.02)
-        leaver, stayer = batcher.submit([image(0)], A, seconds=10), batcher.submit([image(1)], A, seconds=10)
-        await begun(networks)
-        leaver.abandon()
-        networks.go.set()
-        assert await stayer.wait(10)
-        assert networks.done_steps == 10
-        assert stayer.results()[0].batch == 2  # told by the one who stayed
-        assert stayer.share == 1.0
-        await batcher.close()
-
-    run(work)
-
-
-def test_an_error_is_told_to_all_who_wait_and_the_next_batch_goes_on() -> None:
-    async def work() -> None:
-        calls = 0
-
-        def broken(_group: Group, images: Sequence[Pixels], _keys: object, _on_share: OnShare) -> list[Restored]:
-            nonlocal calls
-            calls += 1
-            if calls == 1:
-                raise RuntimeError("the device is gone")
-            return [Restored(one, {}, "fp32") for one in images]
-
-        batcher = Batcher(broken, size=2, linger=0.02)
-        ticket = batcher.submit([image(0), image(1)], A, seconds=10)
+        batcher = Batcher(size=2)
+        ticket = submit(batcher, [0, 1])
+        lost = await batcher.take()
+        submit(batcher, [5])
+        batcher.put_back(lost)
+        first = await batcher.take()
+        assert values(first) == [0]
+        batcher.put_back(first)  # this one ends every worker
+        rest = await batches(batcher)
+        assert rest == [[1], [5]]
         assert await ticket.wait(10)
-        with pytest.raises(RuntimeError, match="device is gone"):
+        assert ticket.faces[1].future.result().restored.pixels is not None
+        with pytest.raises(Lost):
             ticket.results()
-        ticket.abandon()
-        following = batcher.submit([image(2)], A, seconds=10)
-        assert await following.wait(10)
-        assert following.results()[0].restored.pixels is not None
-        await batcher.close()
 
     run(work)
 
 
-def test_a_device_that_prepares_ahead_is_given_two_batches_which_are_told_apart() -> None:
+def test_a_batch_waits_to_be_filled_and_two_may_be_handed_over_at_once() -> None:
     async def work() -> None:
-        networks = Networks()
-        batcher = Batcher(networks, size=2, linger=0.02, ahead=2)
-        ticket = batcher.submit([image(k) for k in range(5)], A, seconds=10)
-        assert await ticket.wait(10)
-        assert [len(batch) for _, batch in networks.batches] == [4, 1]
-        assert [one.batch for one in ticket.results()] == [2, 0, 2, 0, 1]
-        await batcher.close()
+        batcher = Batcher(size=2, linger=0.05)
+        submit(batcher, [0])
+        taking = asyncio.create_task(batcher.take(2))
+        await asyncio.sleep(0)
+        submit(batcher, range(1, 6))
+        assert len(await taking) == 4
+        assert len(await batcher.take(2)) == 2
 
     run(work)
+
+
+def test_the_batches_of_a_call_are_told_apart() -> None:
+    results = [Restored(None, {}, "fp32", "x")] * 5
+    assert split(results, 2) == [2, 2, 1]

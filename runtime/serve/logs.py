@@ -22,12 +22,21 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             content["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(content, ensure_ascii=False, default=str)
+        return json.dumps(content, default=str)
+
+
+_OUTPUT: list[int] = []  # the descriptor of the standard output, once lines of JSON alone go there
+
+
+def output() -> int | None:
+    """The descriptor that log lines go to, for processes that log there too; None before `log_as_json`."""
+    return _OUTPUT[0] if _OUTPUT else None
 
 
 def log_as_json() -> None:
     """Send what `bfr` and the HTTP server log to standard output, and all that others print there to standard error."""
-    ours = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    _OUTPUT[:] = [os.dup(1)]
+    ours = os.fdopen(_OUTPUT[0], "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     handler = logging.StreamHandler(ours)
     handler.setFormatter(JsonFormatter())
@@ -36,4 +45,3 @@ def log_as_json() -> None:
         logger.handlers[:] = [handler]
         logger.setLevel(level)
         logger.propagate = False
-    logging.getLogger("ray").setLevel(logging.WARNING)

@@ -5,11 +5,14 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -22,17 +25,21 @@ from live import face, restore
 from once import WAIT, run_folder
 from onnx import TensorProto, helper, save
 
-from bfr.benchmarks.end_to_end.server_process import COMMAND, ServerProcess, kill_session
+from bfr.benchmarks.end_to_end.server_process import COMMAND, ServerProcess
 from bfr.export.onnx.wrap import wrap
 from bfr.export.onnx.wrap_graph import WrapOptions
+from bfr.runtime.bundle.bundle import default_bundle
 from bfr.runtime.images.decode import decode_image
+from bfr.runtime.images.encode import encode_image
 from bfr.runtime.restore.restorer import Restorer
 
 pytestmark = pytest.mark.server
 
 PHOTOGRAPH = Path(__file__).parents[3] / "docs" / "images" / "photograph.jpg"
 FLAGS = ("--preset", "fast", "--preset", "reference", "--queue", "8", "--batch", "4", "--body-seconds", "2")
+KEY = "k" * 24
 HAAR = ("--detector", "haar", "--backend", "onnxruntime-cpu")
+MINI = default_bundle()
 SLOW: dict[str, Any] = {"mode": "aligned", "preset": "reference"}  # 100 steps: seconds a face
 
 
@@ -70,9 +77,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
 
 @pytest.fixture
 def server(running: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """With nobody else in the house."""
+    """Without any other request."""
     with FileLock(run_folder(tmp_path_factory) / "server" / "test", timeout=WAIT):
-        until(lambda: running.metric("bfr_requests_in_house") == 0)
+        until(lambda: running.metric("bfr_requests_in_flight") == 0)
         yield running
 
 
@@ -121,27 +128,29 @@ class TestServing:
                 assert np.array_equal(decode_image(answer.content).pixels, expected)
 
     def test_metrics_add_up(self, server: ServerProcess) -> None:
-        """Every face that was restored is in exactly one batch."""
+        """Every face that was restored is in exactly one batch, those of jobs too."""
         restore(server.url, face(1), mode="aligned")
         assert server.metric("bfr_batch_size_sum") == server.metric("bfr_faces_total", result="restored")
+        assert server.metric("bfr_queue_seconds_count") == server.metric("bfr_faces_total")
         assert server.metric("bfr_requests_total", route="/restore", code="200") == server.metric(
             "bfr_images_total", result="restored"
         ) + server.metric("bfr_images_total", result="no face")
         assert server.metric("bfr_ready") == 1
-        until(lambda: server.metric("bfr_replicas", deployment="Jobs") == 1)
-        assert server.metric("bfr_replicas", deployment="Faces") == 1  # requests and jobs share it
+        assert server.metric("bfr_workers") == 1  # requests and jobs share it
+        assert server.metric("bfr_worker_busy_seconds_total") > 0
+        assert server.metric("bfr_body_bytes") == server.metric("bfr_faces_in_flight") == 0
 
     def test_past_the_queue_it_says_so_and_clients_that_leave_free_their_places(self, server: ServerProcess) -> None:
         gone = server.metric("bfr_requests_total", code="499")
         lines = [send(server, face(k)) for k in range(8)]
-        until(lambda: server.metric("bfr_requests_in_house") == 8)
+        until(lambda: server.metric("bfr_requests_in_flight") == 8)
         refused = restore(server.url, face(9), mode="aligned")
         assert refused.status_code == 503
         assert int(refused.headers["retry-after"]) >= 1
         assert "8 requests" in refused.json()["detail"]
         for line in lines:
             line.close()
-        until(lambda: server.metric("bfr_requests_in_house") == 0)
+        until(lambda: server.metric("bfr_requests_in_flight") == 0)
         assert server.metric("bfr_requests_total", code="499") == gone + 8
         # Eight faces of a hundred steps would take a minute: they are not worked on any more.
         answer = restore(server.url, face(9), mode="aligned")
@@ -196,18 +205,19 @@ class TestNonsense:
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as line:
             line.sendall(
-                b"POST /restore HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\nabc"
+                b"POST /restore HTTP/1.1\r\nHost: localhost\r\n"
+                b"Content-Type: image/png\r\nContent-Length: 1000\r\n\r\nabc"
             )
             assert b"408" in line.recv(64)
 
     @pytest.mark.parametrize(
         "raw",
         [
-            b"POST /restore HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-            b"POST /restore HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde",
+            b"POST /restore HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+            b"POST /restore HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde",
             b"\x00\xff\x16\x03\x01" * 20,
-            b"GET /jobs/..%2f..%2fetc%2fpasswd/result HTTP/1.1\r\nHost: x\r\n\r\n",
-            b"GET //etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"GET /jobs/..%2f..%2fetc%2fpasswd/result HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"GET //etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n",
         ],
     )
     def test_broken_requests_get_a_4xx_or_nothing(self, server: ServerProcess, raw: bytes) -> None:
@@ -235,42 +245,157 @@ class TestNonsense:
         assert server.ready()
 
 
-def test_a_killed_replica_costs_no_answer_and_sigterm_under_load_loses_no_request(tmp_path: Path) -> None:
-    server = ServerProcess(tmp_path, *FLAGS, *HAAR, "--no-jobs")
+def test_a_killed_worker_costs_no_answer_and_sigterm_under_load_loses_no_request(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path, *FLAGS, *HAAR, "--no-jobs", "--drain", "300", "--timeout", "300")
     try:
         with ThreadPoolExecutor(16) as pool:
-            accepted = [pool.submit(restore, server.url, face(0), **SLOW)]
-            until(lambda: server.metric("bfr_requests_in_house") == 1)
+            accepted = [pool.submit(restore, server.url, face(0), **SLOW, timeout=300)]
+            until(lambda: server.metric("bfr_requests_in_flight") == 1)
             time.sleep(0.5)
-            [replica] = server.replicas("Faces")
-            os.kill(replica, signal.SIGKILL)
-            until(lambda: server.replicas("Faces") not in ([], [replica]))
+            [worker] = server.workers()
+            os.kill(worker, signal.SIGKILL)
+            until(lambda: server.workers() not in ([], [worker]))
             server.wait_ready(60)
-            accepted += [pool.submit(restore, server.url, face(k), mode="aligned") for k in range(6)]
-            until(lambda: server.metric("bfr_requests_in_house") >= 3)
+            accepted += [pool.submit(restore, server.url, face(k), mode="aligned", timeout=300) for k in range(6)]
+            until(lambda: server.metric("bfr_requests_in_flight") >= 3)
             server.process.send_signal(signal.SIGTERM)
             refused = restore(server.url, face(9), mode="aligned")
             assert refused.status_code == 503
             assert refused.headers["retry-after"]
+            assert refused.headers["connection"] == "close"
             assert not server.ready()
             in_time = [future.result().status_code for future in accepted]
         assert in_time.count(200) == len(accepted) - in_time.count(503)
-        assert in_time[0] == 200  # of the killed replica
+        assert in_time[0] == 200  # of the killed worker
         assert server.process.wait(60) == 0
         assert "all requests were answered" in [line["message"] for line in server.log]
         answered = [line for line in server.log if line.get("route") == "/restore"]
         let_in = [line for line in answered if line["status"] == 200]
         assert len(let_in) == in_time.count(200) >= 3
         assert {line["reason"] for line in answered if line["status"] != 200} == {"draining"}
-        assert not server.replicas("")
+        assert list(server.processes()) == []
     finally:
         server.kill()
+
+
+def test_past_the_drain_limit_the_answer_is_503_and_the_connection_closes(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path, *FLAGS, *HAAR, "--no-jobs", "--drain", "0.5")
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            accepted = [pool.submit(restore, server.url, face(k), **SLOW, seed=k) for k in range(4)]
+            until(lambda: server.metric("bfr_requests_in_flight") == 4)
+            server.process.send_signal(signal.SIGTERM)
+            answers = [future.result() for future in accepted]
+        assert {answer.status_code for answer in answers} == {503}
+        for answer in answers:
+            assert answer.headers["connection"] == "close"
+            assert answer.headers["content-type"] == "application/problem+json"
+        assert server.process.wait(60) == 1
+        assert list(server.processes()) == []
+    finally:
+        server.kill()
+
+
+def test_one_socket_listens_and_nothing_is_left_on_a_disk(tmp_path: Path) -> None:
+    """P33: the one that was asked for; and only the folder of jobs, its owner's alone, holds what was sent."""
+    before = set(Path(tempfile.gettempdir()).iterdir()), set(Path("/dev/shm").iterdir())  # noqa: S108
+    server = ServerProcess(tmp_path, *FLAGS, *HAAR, "--jobs", str(tmp_path / "jobs"), BFR_API_KEY=KEY)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    try:
+        assert listening({pid for pid, _ in server.processes()}) == [("127.0.0.1", int(server.url.rpartition(":")[2]))]
+        assert restore(server.url, face(1), mode="aligned").status_code == 401
+        pixels = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
+        large = encode_image(pixels, ".png")  # more than forms are often kept in memory for
+        form = httpx2.post(
+            f"{server.url}/restore?mode=aligned", files={"image": ("a.png", large)}, headers=headers, timeout=120
+        )
+        assert form.status_code == 200
+        job = httpx2.post(
+            f"{server.url}/jobs?mode=aligned", content=face(3), headers={**headers, "Content-Type": "image/png"}
+        )
+        where = server.url + job.headers["location"]
+        until(lambda: httpx2.get(where, headers=headers).json()["state"] == "done")
+        for path in (tmp_path / "jobs", *(tmp_path / "jobs").rglob("*")):
+            assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+        assert httpx2.delete(where, headers=headers).status_code == 204
+        assert [path for path in (tmp_path / "jobs").rglob("*") if path.is_file()] == []
+        for pid, _ in server.processes():
+            if pid != server.process.pid:
+                assert KEY.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
+    finally:
+        assert server.stop() == 0
+    mine = set(Path(tempfile.gettempdir()).iterdir()) - before[0]
+    assert [path for path in mine if "pytest" not in path.name and "bfr" in path.name] == []
+    assert {path for path in set(Path("/dev/shm").iterdir()) - before[1] if "bfr" in path.name} == set()  # noqa: S108
+    assert KEY not in server.errors() + (tmp_path / "stdout.txt").read_text()
+
+
+def listening(pids: set[int]) -> list[tuple[str, int]]:
+    """The TCP addresses that some processes listen on, IPv4 and IPv6."""
+    inodes = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                inodes.add(str(link.readlink()))
+    found = []
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            local, state, inode = (line.split()[k] for k in (1, 3, 9))
+            if state == "0A" and f"socket:[{inode}]" in inodes:
+                address, port = local.split(":")
+                host = socket.inet_ntoa(bytes.fromhex(address)[::-1]) if name == "tcp" else address
+                found.append((host, int(port, 16)))
+    return found
+
+
+def test_uploads_past_the_budget_are_refused_and_memory_stays_below_it(tmp_path: Path) -> None:
+    """P34: twenty uploads that are not finished, four of which the budget holds."""
+    megabytes = 10
+    flags = ("--upload-bytes", str(4 * megabytes * 1_000_000), "--body-seconds", "20", "--no-jobs")
+    server = ServerProcess(tmp_path, "--preset", "fast", *HAAR, *flags)
+    host, port = server.url.removeprefix("http://").split(":")
+    length = megabytes * 1_000_000
+    head = f"POST /restore HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/png\r\nContent-Length: {length}\r\n\r\n"
+    lines, refused = [], 0
+    try:
+        for _ in range(20):
+            line = socket.create_connection((host, int(port)), timeout=60)
+            lines.append(line)
+            try:
+                line.sendall(head.encode() + bytes(length - 1))
+            except (BrokenPipeError, ConnectionResetError):
+                refused += 1
+        assert server.metric("bfr_body_bytes") <= 4 * length
+        assert server.metric("bfr_requests_total", code="503", reason="overload") >= 15
+        assert restore(server.url, face(1), mode="aligned").status_code in (200, 503)
+        for line in lines:
+            line.close()
+        until(lambda: server.metric("bfr_body_bytes") == 0)
+        assert restore(server.url, face(1), mode="aligned").status_code == 200
+    finally:
+        assert server.stop() == 0
+
+
+def test_two_bundles_in_one_server(tmp_path: Path) -> None:
+    server = ServerProcess(
+        tmp_path, "--bundle", f"first={MINI}", "--bundle", f"second={MINI}", "--preset", "fast", *HAAR, "--no-jobs"
+    )
+    try:
+        info = httpx2.get(f"{server.url}/info").json()
+        assert (list(info["bundles"]), info["default_bundle"]) == (["first", "second"], "first")
+        answers = [restore(server.url, face(1), mode="aligned", bundle=name) for name in ("first", "second")]
+        assert answers[0].content == answers[1].content
+        wrong = restore(server.url, face(1), bundle="third")
+        assert wrong.status_code == 422
+        assert "first, second" in wrong.json()["detail"]
+    finally:
+        assert server.stop() == 0
 
 
 @pytest.mark.slow
 def test_a_warm_up_that_fails_is_never_ready(tmp_path: Path) -> None:
     """A network that divides by its input: NaN for the grey image of the warm-up, finite for all photographs."""
-    shape = ["n", 3, 16, 16]
+    shape: list[str | int | None] = ["n", 3, 16, 16]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
     nodes = [helper.make_node("Mul", ["x", "x"], ["square"]), helper.make_node("Div", ["square", "x"], ["y"])]
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
@@ -324,62 +449,3 @@ def test_a_job_survives_a_restart(tmp_path: Path) -> None:
                 time.sleep(0.3)
     finally:
         assert again.stop() == 0
-
-
-@pytest.mark.slow
-def test_the_same_options_run_as_a_serve_application(tmp_path: Path) -> None:
-    """As `serve deploy` and KubeRay start it: HTTP is Serve's own there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    printed = subprocess.run(  # noqa: S603
-        [*COMMAND, "--print-config", "--port", port, "--preset", "fast", "--jobs", str(tmp_path / "jobs"), *HAAR],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "BFR_API_KEY": "k" * 24},
-    )
-    (tmp_path / "serve.yaml").write_text(printed.stdout)
-    process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "ray.serve.scripts", "run", str(tmp_path / "serve.yaml")],
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
-        stdout=(tmp_path / "out.txt").open("w"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    url, key = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {'k' * 24}"}
-
-    def ready() -> bool:
-        assert process.poll() is None, (tmp_path / "out.txt").read_text()[-3000:]
-        try:
-            return bool(httpx2.get(f"{url}/ready", timeout=5).status_code == 200)
-        except httpx2.TransportError:
-            return False
-
-    try:
-        until(ready, 180)
-        assert restore(url, face(1), mode="aligned").status_code == 401
-        answer = restore(url, face(1), mode="aligned", headers=key)
-        assert answer.status_code == 200
-        with Restorer.open(preset="fast", backend="onnxruntime-cpu", threads=1) as restorer:
-            [expected] = restorer.restore([decode_image(face(1)).pixels])
-        assert np.array_equal(decode_image(answer.content).pixels, expected)
-        headers = {**key, "Content-Type": "image/png"}
-        job = httpx2.post(f"{url}/jobs?mode=aligned", content=face(1), headers=headers, timeout=60).headers["location"]
-        until(lambda: httpx2.get(url + job, headers=key, timeout=60).json()["state"] == "done")
-        result = httpx2.get(f"{url}{job}/result", headers=key, timeout=60)
-        assert np.array_equal(decode_image(result.content).pixels, expected)
-        with pytest.raises(httpx2.ReadTimeout):
-            restore(url, face(2), mode="aligned", headers=key, timeout=0.05)
-        metrics = httpx2.get(f"{url}/metrics", headers=key, timeout=30).text
-        assert 'bfr_requests_total{code="200",reason="",route="/restore"} 1.0' in metrics
-        big = httpx2.post(
-            f"{url}/restore", content=b"x" * 60_000_000, headers={"Content-Type": "image/png", **key}, timeout=60
-        )
-        assert big.status_code == 413
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(60)
-        finally:
-            kill_session(process.pid)

@@ -1,0 +1,99 @@
+"""What a server has below HTTP: the workers, the threads around them, and the jobs."""
+
+import asyncio
+from typing import Any
+
+from bfr.runtime.serve.http.front import Front
+from bfr.runtime.serve.http.metrics import Metrics, PoolCollector
+from bfr.runtime.serve.jobs.runner import JobRunner
+from bfr.runtime.serve.jobs.store import JobStore
+from bfr.runtime.serve.options import ServeOptions
+from bfr.runtime.serve.workers.photos import Photos
+from bfr.runtime.serve.workers.pool import Pool
+
+
+class Engine:
+    """The parts of a server that restore.
+
+    Attributes:
+        jobs: The folder of jobs; None where the server takes none.
+    """
+
+    def __init__(self, options: ServeOptions, pool: Pool) -> None:
+        """Make the folder of jobs. Raises InvalidOption where it cannot be written."""
+        self.pool, self.options = pool, pool.options
+        self.jobs = JobStore(options.jobs) if options.jobs else None
+        self.runner: JobRunner | None = None
+        self._working: asyncio.Task[None] | None = None
+
+    async def start(self, front: Front) -> None:
+        """Start the workers, and let requests in. Raises RestorationFailed where the workers do not start."""
+        await self.pool.start()
+        sizes = {name: system.bundle.manifest.image_size for name, system in front.systems.items()}
+        self.photos = Photos(self.options, self.pool.restore, sizes)
+        self.pool.on_batch = front.metrics.batch
+        front.metrics.registry.register(PoolCollector(self.pool))
+        if self.jobs:
+            self.runner = JobRunner(
+                self.options,
+                self.jobs,
+                self.pool.restore,
+                batch=self.options.batch_size * len(self.pool.workers),
+                on_end=lambda state: front.metrics.jobs_ended.labels(state).inc(),
+            )
+            self._working = asyncio.create_task(self.runner.run())
+        front.open(self.photos.restore, self)
+
+    async def failed(self) -> None:
+        """Return never; raise what ends the server."""
+        waiting: set[Any] = {self.pool.failure} if self.pool.failure else set()
+        waiting |= {self._working} if self._working else set()
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for one in done:
+            one.result()
+
+    async def stop(self) -> None:
+        """End jobs, workers and threads. A job that runs stays queued."""
+        if self._working:
+            self._working.cancel()
+            await asyncio.wait({self._working})
+        await self.pool.stop()
+
+    @property
+    def faces(self) -> int:
+        """How many faces of requests are in flight."""
+        return self.photos.faces
+
+    @property
+    def backend(self) -> str | None:
+        """What the networks run on."""
+        return self.pool.backend
+
+    def wake(self) -> None:
+        """A job was added."""
+        if self.runner:
+            self.runner.wake()
+
+    async def cancel(self, job: str) -> None:
+        """End the work on a job, by its id."""
+        if self.runner:
+            await self.runner.cancel(job)
+
+    def lacking(self) -> str | None:
+        """Which part does not work just now; None where all do."""
+        if not self.pool.running:
+            return "no worker runs the networks just now: ask again"
+        if self.runner and self.jobs:
+            if self._working is None or self._working.done():
+                return "the jobs are not worked on: start the server anew"
+            if self.runner.trouble:
+                return self.runner.trouble
+            if self.jobs.free() < 0:
+                return "the disk of the jobs is full: delete jobs, or free some space"
+        return None
+
+    def count(self, metrics: Metrics) -> None:
+        """Take over what is looked at when somebody asks."""
+        metrics.faces_in_flight.set(self.faces)
+        if self.jobs:
+            metrics.jobs.set(self.jobs.count())

@@ -1,0 +1,97 @@
+"""Limits of connections, before anybody has said who they are: their number, and the size and time of headers."""
+
+import asyncio
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEADER_BYTES = 32_768  # of a request's line and headers
+LINGER = 5.0  # seconds that the rest of a refused body is read, so that its sender sees the answer
+READ_SECONDS = 30.0  # seconds in which a client takes no byte of its answer
+LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class Connection(H11Protocol):
+    """An HTTP connection. It is idle until the headers of a request are complete, and again after its answer.
+
+    Past `most` connections the one that has been idle longest is closed, so that slow clients keep nobody out.
+    """
+
+    most = 1000
+    header_seconds = 10.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """As of asyncio.Protocol."""
+        self._idle_since: float | None = self.loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        self._reading: asyncio.TimerHandle | None = None
+        super().connection_made(transport)
+        others = [one for one in self.connections if isinstance(one, Connection) and one._idle_since is not None]
+        if len(self.connections) > self.most:
+            min(others, key=lambda one: one._idle_since or 0.0).transport.abort()
+        self._await_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As of asyncio.Protocol."""
+        for timer in (self._timer, self._reading):
+            if timer:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """As of asyncio.Protocol."""
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._idle_since = None
+            self._stop_timer()
+        elif self._timer is None:  # the next request of a connection has begun
+            self._await_headers()
+
+    def on_response_complete(self) -> None:
+        """As of uvicorn."""
+        self._idle_since = self.loop.time()
+        if self.conn.their_state is h11.SEND_BODY:  # what is left of it goes nowhere
+            self._timer = self.loop.call_later(LINGER, self.transport.abort)
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """As of asyncio.Protocol: the client does not take its answer as fast as it is sent."""
+        super().pause_writing()
+        self._watch_reader(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """As of asyncio.Protocol."""
+        super().resume_writing()
+        if self._reading:
+            self._reading.cancel()
+
+    def _watch_reader(self, before: int) -> None:
+        def look() -> None:
+            if (now := self.transport.get_write_buffer_size()) >= before:
+                self.transport.abort()
+            else:
+                self._watch_reader(now)
+
+        self._reading = self.loop.call_later(READ_SECONDS, look)
+
+    def _await_headers(self) -> None:
+        self._stop_timer()
+        self._timer = self.loop.call_later(self.header_seconds, self._late)
+
+    def _stop_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self) -> None:
+        self._timer = None
+        if not self.transport.is_closing():
+            self.transport.write(LATE)
+            self.transport.close()
+
+
+def limited(most: int, header_seconds: float) -> type[Connection]:
+    """The connections of a server. most: at once. header_seconds: that a request's line and headers may take."""
+    limits: dict[str, Any] = {"most": most, "header_seconds": header_seconds}
+    return type("LimitedConnection", (Connection,), limits)

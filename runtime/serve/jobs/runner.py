@@ -1,0 +1,202 @@
+"""Works through the jobs of a folder, one at a time, each in a process of its own."""
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+from dataclasses import asdict, replace
+from math import inf
+from typing import Any
+
+from bfr.runtime.serve.jobs.store import ENDED, Job, JobStore, Status
+from bfr.runtime.serve.options import ServeOptions
+from bfr.runtime.serve.orders import FaceOrder, Group, Refusal
+from bfr.runtime.serve.workers.pool import RestoreFaces
+from bfr.runtime.serve.workers.wire import pack_results
+from bfr.runtime.serve.workers.worker import Child
+
+MODULE = "bfr.runtime.serve.jobs.process"
+MOST_ATTEMPTS = 3  # a job that ended its process so often is not tried again
+POLL = 30.0  # seconds between two looks for the jobs of other servers, and for what is to be deleted
+LOOK = 1.0  # seconds between two looks at what a job has written
+PAUSE = 5.0  # seconds after the disk failed
+_log = logging.getLogger("bfr.serve")
+
+
+class Exceeded(Exception):
+    """A job went past one of its limits."""
+
+
+class JobRunner:
+    """Runs the jobs of a store, the oldest first. Its faces fill batches, and go alone when no request waits."""
+
+    def __init__(
+        self,
+        options: ServeOptions,
+        store: JobStore,
+        restore_faces: RestoreFaces,
+        *,
+        batch: int,
+        on_end: Callable[[str], None] = lambda _state: None,
+    ) -> None:
+        """batch: faces that the workers restore at once. on_end: is told the state of each job that has ended."""
+        self.options, self.store, self.batch, self.on_end = options, store, batch, on_end
+        self._restore_faces = restore_faces
+        self._wake = asyncio.Event()
+        self._current: tuple[str, asyncio.Task[Status]] | None = None
+        self.trouble: str | None = None  # what keeps jobs from being done
+
+    def wake(self) -> None:
+        """A job was added."""
+        self._wake.set()
+
+    async def cancel(self, name: str) -> None:
+        """End the process of a job, where it is the one that runs; it is to be deleted then."""
+        if self._current and self._current[0] == name:
+            task = self._current[1]
+            task.cancel("deleted")
+            await asyncio.wait({task})
+
+    async def run(self) -> None:
+        """Work until it is cancelled; the job under way stays queued then."""
+        while True:
+            try:
+                done = await self._look()
+                self.trouble = None
+            except OSError as error:
+                self.trouble = f"jobs cannot be kept: {error.strerror}"
+                _log.error("jobs: %s", error)
+                await asyncio.sleep(PAUSE)
+                continue
+            if not done:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), POLL)
+                self._wake.clear()
+
+    async def _look(self) -> bool:
+        """Do the oldest job that nobody else works on; whether there was one. Raises OSError."""
+        await asyncio.to_thread(self.store.sweep, 3600 * self.options.keep_jobs)
+        for job in await asyncio.to_thread(self.store.waiting):
+            with self.store.taken(job) as ours:
+                if ours:
+                    await self._do(job)
+                    return True
+        return False
+
+    async def _do(self, job: Job) -> None:
+        before = job.status
+        if before.state in ENDED:  # ended, and the rename was lost with its process
+            self.store.end(job, before)
+            return
+        status = replace(before, state="running", share=0.0, attempts=before.attempts + 1)
+        if status.attempts > MOST_ATTEMPTS:
+            error = f"the job ended its process {MOST_ATTEMPTS} times: the file may be damaged"
+            await self._end(job, replace(before, state="failed", error=error))
+            return
+        try:
+            job.write(status)
+            _log.info("job %s: begun, attempt %d", job.id, status.attempts)
+            task = asyncio.create_task(self._work(job, status))
+            self._current = job.id, task
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError:  # the server ends, which is not the job's fault
+                task.cancel()
+                await asyncio.wait({task})
+                if not task.cancelled():
+                    task.exception()
+                with suppress(OSError):
+                    job.write(replace(status, state="queued", attempts=status.attempts - 1))
+                raise
+            finally:
+                self._current = None
+            if not task.cancelled():
+                await self._end(job, task.result())
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            _log.error("job %s: its process ended", job.id)
+        except FileNotFoundError:  # it was deleted by another server
+            _log.info("job %s was deleted", job.id)
+
+    async def _end(self, job: Job, status: Status) -> None:
+        await asyncio.to_thread(self.store.end, job, status)
+        self.on_end(status.state)
+        _log.info("job %s: %s", job.id, status.error or status.state)
+
+    async def _work(self, job: Job, status: Status) -> Status:
+        """Run the process of a job. Raises EOFError where it ended without an answer."""
+        await asyncio.to_thread(shutil.rmtree, job.out, True)
+        child = Child(MODULE)
+        try:
+            await child.open()
+            talking = asyncio.create_task(self._talk(child, job, status))
+            watching = asyncio.create_task(self._watch(job))
+            try:
+                await asyncio.wait({talking, watching}, return_when=asyncio.FIRST_COMPLETED)
+                if talking.done():
+                    return talking.result()
+                return replace(status, state="failed", error=str(watching.exception()))
+            finally:
+                for task in (talking, watching):
+                    task.cancel()
+                await asyncio.gather(talking, watching, return_exceptions=True)
+        finally:
+            await child.end(0)
+
+    async def _talk(self, child: Child, job: Job, status: Status) -> Status:
+        """Answer what the process of a job asks, until it has ended."""
+        request = job.request
+        setup = {
+            "options": self.options.model_dump(mode="json", exclude={"keys"}),
+            "request": {**asdict(request), "photo": request.photo.model_dump(mode="json")},
+            "folder": str(job.folder),
+            "batch": self.batch,
+        }
+        await child.send(setup)
+        while True:
+            message, arrays = await child.receive()
+            if "ended" in message:
+                ended = replace(status, **message["ended"])
+                return replace(ended, error=ended.error and _without_paths(job, ended.error))
+            if "share" in message:
+                status = replace(status, share=message["share"])
+                job.write(status)
+            elif arrays:
+                group = Group(request.bundle, request.preset, message["seed"])
+                order = FaceOrder(group, inf, keys=tuple(message["keys"]), urgent=False)
+                await self._answer(child, order, arrays)
+
+    async def _answer(self, child: Child, order: FaceOrder, faces: list[Any]) -> None:
+        async with aclosing(self._restore_faces(faces, order)) as steps:
+            async for step in steps:
+                if isinstance(step, Refusal):
+                    await child.send({"refused": step.detail})
+                elif isinstance(step, float):
+                    await child.send({"share": step})
+                else:
+                    told, pixels = pack_results([one.restored for one in step])
+                    await child.send({"results": told}, pixels)
+
+    async def _watch(self, job: Job) -> None:
+        """Raise Exceeded where a job takes too long, or writes too much."""
+        end, most = time.monotonic() + 3600 * self.options.job_hours, self.options.job_output
+        while time.monotonic() < end:
+            await asyncio.sleep(LOOK)
+            written = await asyncio.to_thread(lambda: sum(_size(file) for file in job.out.rglob("*")))
+            if written > most:
+                raise Exceeded(f"the result has more than {most} bytes, the limit here: send the file in parts")
+            if self.store.free() < 0:
+                raise Exceeded("the disk of the jobs is full: ask whoever runs the server, and send it again later")
+        raise Exceeded(f"the job took more than {self.options.job_hours:g} h, the limit here: send the file in parts")
+
+
+def _size(file: Any) -> int:
+    with suppress(OSError):
+        return int(file.stat().st_size)
+    return 0
+
+
+def _without_paths(job: Job, error: str) -> str:
+    """An error without the server's own paths."""
+    return error.replace(f" in {job.out}", "").replace(f"{job.folder}/", "").replace(str(job.folder), "the job")

@@ -1,0 +1,151 @@
+"""`bfr serve`: one process for HTTP, one for each device, and the ends of both."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from bfr.runtime.errors import InvalidOption, RestorationFailed
+from bfr.runtime.serve.engine import Engine
+from bfr.runtime.serve.http.api import make_api
+from bfr.runtime.serve.http.connections import HEADER_BYTES, limited
+from bfr.runtime.serve.http.front import Front
+from bfr.runtime.serve.http.traces import tracer
+from bfr.runtime.serve.keys import Keys
+from bfr.runtime.serve.options import ListenOptions, ServeOptions
+from bfr.runtime.serve.workers.pool import Pool
+
+BACKLOG = 2048  # connections that the system holds until they are taken
+_log = logging.getLogger("bfr.serve")
+
+
+def serve_forever(options: ServeOptions, listen: ListenOptions, keys: Keys) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit status.
+
+    On the first signal no new work is taken, and requests in flight are finished within `listen.drain` seconds; those
+    that are not are answered 503. A second signal ends at once.
+
+    Raises:
+        InvalidOption: The address is in use, or the folder of jobs cannot be written.
+        RestorationFailed: The workers do not start, or do not any more.
+        BfrError: What the bundles are refused for.
+    """
+    os.umask(0o077)  # nothing that is written is anybody else's
+    tracer()
+    options = options.fetched()
+    listening = _listen(listen.host, listen.port)
+    pool = Pool(options)
+    engine = Engine(options, pool)
+    pool.spawn()  # the workers start while this process does
+    try:
+        return asyncio.run(_Server(options, listen, keys, listening, engine).run())
+    finally:
+        listening.close()
+
+
+class _Http(uvicorn.Server):
+    """The HTTP server; what signals mean is ours to say."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Server:
+    def __init__(
+        self, options: ServeOptions, listen: ListenOptions, keys: Keys, listening: socket.socket, engine: Engine
+    ) -> None:
+        self.options, self.listen, self.keys = options, listen, keys
+        self.listening, self.engine = listening, engine
+        self.signals = 0
+
+    async def run(self) -> int:
+        begin, self.ending = time.perf_counter(), asyncio.Event()
+        names = (*(name.lower() for name in self.listen.names), self.listen.host.lower())
+        try:
+            self.front = Front(self.options, self.keys, names)
+        except BaseException:
+            await self.engine.stop()
+            raise
+        http = _Http(
+            uvicorn.Config(
+                make_api(lambda: self.front),
+                http=limited(self.listen.connections, self.listen.header_seconds),
+                h11_max_incomplete_event_size=HEADER_BYTES,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                timeout_keep_alive=30,
+                timeout_graceful_shutdown=5,
+            )
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._signalled)
+        answering = asyncio.create_task(http.serve(sockets=[self.listening]))
+        working = asyncio.create_task(self._work(begin))
+        told = asyncio.create_task(self.ending.wait())
+        done = True
+        try:
+            await asyncio.wait({answering, working, told}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                _log.info("ending: no new work is taken, %d requests are in flight", len(self.front.visits))
+                done = await self._drained()
+                _log.info("all requests were answered" if done else "ended before all requests were answered")
+        finally:
+            self.front.state = "draining"
+            self.front.over.set()
+            http.should_exit = True
+            failed = working.done() and not working.cancelled() and working.exception()
+            working.cancel()
+            await asyncio.wait({answering, working})
+            told.cancel()
+            await self.engine.stop()
+        if failed:
+            raise failed
+        return 0 if done else 1
+
+    async def _work(self, begin: float) -> None:
+        """Start the engine; ends with what ends the server."""
+        await self.engine.start(self.front)
+        _log.info("ready on %s after %.1f s", self.engine.backend, time.perf_counter() - begin)
+        await self.engine.failed()
+        raise RestorationFailed("a part of the server has ended: see the log")
+
+    async def _drained(self) -> bool:
+        task = asyncio.create_task(self.front.drain(self.listen.drain))
+        while not task.done():
+            if self.signals > 1:
+                task.cancel()
+                return False
+            await asyncio.wait({task}, timeout=0.1)
+        return task.result()
+
+    def _signalled(self) -> None:
+        self.signals += 1
+        self.front.state = "draining"  # at once, before anything else is done
+        self.ending.set()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises InvalidOption."""
+    listening = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(BACKLOG)
+    except OSError as error:
+        if listening:
+            listening.close()
+        raise InvalidOption(
+            f"cannot listen on {host}, port {port} ({error.strerror}): choose another with --host and --port"
+        ) from None
+    return listening

@@ -1,0 +1,80 @@
+"""The limits of pictures, for requests and jobs alike."""
+
+from collections.abc import Callable
+from typing import Any
+
+from numpy.typing import NDArray
+
+from bfr.runtime.errors import InvalidImage
+from bfr.runtime.faces.detect import Detector
+from bfr.runtime.faces.geometry import Face
+from bfr.runtime.faces.options import PhotoOptions
+from bfr.runtime.faces.photo import PhotoEditor, PhotoRestorer
+from bfr.runtime.restore.pipeline import FaceRestorer
+
+
+def check_size(size: tuple[int, int] | None, upscale: int, most: int, what: str = "the image") -> int:
+    """The pixels of an image or frame and its result together.
+
+    Args:
+        size: Width and height, from the header; None where it has none, and the decoder says what is wrong.
+        upscale: Width and height of the result in relation to those of the image.
+        most: The pixels that either may have.
+        what: What it is called.
+
+    Raises:
+        InvalidImage: Either has too many.
+    """
+    if size is None:
+        return 0
+    count, scale = size[0] * size[1], upscale**2
+    if count * scale > most:
+        raise InvalidImage(
+            f"{what} has {size[0]} x {size[1]} pixels{f', {scale} times as many enlarged' if scale > 1 else ''}: "
+            f"{most} are the limit here. Make it smaller{', or enlarge less' if scale > 1 else ''}"
+        )
+    return count * (1 + scale)
+
+
+class LimitedEditor(PhotoEditor):
+    """What is done around the networks for one request; `admit` is asked about its faces before any is cut out."""
+
+    def __init__(
+        self, size: int, options: PhotoOptions, *, detector: Detector, most: int, admit: Callable[[int], None]
+    ) -> None:
+        """most: faces of a photograph. admit: is told how many there are, and raises where they are too many now."""
+        super().__init__(size, up_to(options, most), detector=detector)
+        self.most, self.admit = most, admit
+
+    def find(self, photograph: NDArray[Any]) -> list[Face]:
+        """As of `PhotoEditor`. Raises InvalidImage, and what `admit` raises."""
+        faces = within(super().find(photograph), self.most)
+        self.admit(len(faces))
+        return faces
+
+
+class LimitedRestorer(PhotoRestorer):
+    """A PhotoRestorer that refuses photographs and frames with too many faces, before any is cut out."""
+
+    def __init__(self, restorer: FaceRestorer, options: PhotoOptions, *, detector: Detector, most: int) -> None:
+        super().__init__(restorer, up_to(options, most), detector=detector)
+        self.most = most
+
+    def find(self, photograph: NDArray[Any]) -> list[Face]:
+        """As of `PhotoEditor`. Raises InvalidImage."""
+        return within(super().find(photograph), self.most)
+
+
+def up_to(photo: PhotoOptions, most: int) -> PhotoOptions:
+    """Options with which one face too many is found, so that it can be refused, and no more than that."""
+    return photo.model_copy(update={"max_faces": most + 1})
+
+
+def within(faces: list[Face], most: int) -> list[Face]:
+    """The faces. Raises InvalidImage where there are too many."""
+    if len(faces) > most:
+        raise InvalidImage(
+            f"more than {most} faces were found, the limit here: choose faces=largest or faces=centre, send parts of "
+            "the picture, or raise --max-faces of the server"
+        )
+    return faces

@@ -1,0 +1,174 @@
+"""The workers of a server, one a device, and the queue of faces before them."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from numpy.typing import NDArray
+
+from bfr.runtime.backends.cuda.bindings import device_count
+from bfr.runtime.errors import BfrError, RestorationFailed
+from bfr.runtime.restore.batch import Restored
+from bfr.runtime.serve.options import CPU_BATCH, ServeOptions
+from bfr.runtime.serve.orders import FaceOrder, Finished, Refusal
+from bfr.runtime.serve.workers.batching import Batcher, Expired, Face, Failed, Lost, split
+from bfr.runtime.serve.workers.worker import Worker, WorkerLost
+
+RestoreFaces = Callable[[Sequence[NDArray[Any]], FaceOrder], AsyncGenerator[float | list[Finished] | Refusal, None]]
+"""As `Pool.restore`."""
+
+TICK = 0.5  # seconds between two reports of progress
+PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a worker that does not start is tried again; they double
+TRIES = 4  # starts in a row that may fail before a server without any other worker ends
+_log = logging.getLogger("bfr.serve")
+
+
+class Pool:
+    """Gives faces to the workers. A worker that ends is started anew, and its faces are given out once more.
+
+    Attributes:
+        on_batch: Called with the sizes of batches and their results, and whether requests waited for them.
+        restarts: How many workers were started anew.
+    """
+
+    def __init__(self, options: ServeOptions) -> None:
+        gpus = 0 if options.backend == "onnxruntime-cpu" else device_count()
+        if not gpus and options.batch is None:
+            options = options.model_copy(update={"batch": CPU_BATCH})
+        self.options = options
+        count = options.workers or gpus or 1
+        self.workers = [Worker(options, number % max(1, gpus), number) for number in range(count)]
+        self.batcher = Batcher(size=options.batch_size, linger=options.linger)
+        self.restarts = 0
+        self.on_batch: Callable[[Sequence[int], Sequence[Restored], Sequence[float], bool], None] | None = None
+        self.failure: asyncio.Future[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def running(self) -> int:
+        """How many workers are warm."""
+        return sum(worker.facts is not None for worker in self.workers)
+
+    @property
+    def backend(self) -> str | None:
+        """The name of the backend that the workers run on, once one is warm."""
+        return next((worker.facts["backend"] for worker in self.workers if worker.facts), None)
+
+    def spawn(self) -> None:
+        """Start the processes; they begin to import while the caller still does."""
+        for worker in self.workers:
+            worker.spawn()
+
+    async def start(self) -> None:
+        """Start the workers; returns when all are warm. Raises RestorationFailed where one does not start."""
+        self.failure = asyncio.get_running_loop().create_future()
+        starting = [asyncio.create_task(worker.start()) for worker in self.workers]
+        try:
+            await asyncio.gather(*starting)
+        except BaseException:
+            for task in starting:
+                task.cancel()
+            await asyncio.gather(*starting, return_exceptions=True)
+            await self.stop()
+            raise
+        self._tasks = [asyncio.create_task(self._serve(worker)) for worker in self.workers]
+
+    async def stop(self) -> None:
+        """End the workers; faces that wait are answered with Lost."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.batcher.fail_all(Lost("the server ends"))
+        await asyncio.gather(*(worker.end() for worker in self.workers))
+
+    async def restore(
+        self, faces: Sequence[NDArray[Any]], order: FaceOrder
+    ) -> AsyncGenerator[float | list[Finished] | Refusal, None]:
+        """The share of the denoising that is done, now and then, and at last the results or why there are none.
+
+        faces: (S, S, 3) uint8 or uint16 RGB each. Closed before its end, it drops what is queued.
+        """
+        ticket = self.batcher.submit(faces, order)
+        try:
+            told = 0.0
+            while not await ticket.wait(TICK):
+                if ticket.share != told:  # a request that only waits costs nothing
+                    yield (told := ticket.share)
+            yield ticket.results()
+        except Expired as error:
+            yield Refusal("expired", str(error))
+        except Lost as error:
+            yield Refusal("lost", str(error))
+        except Failed as error:
+            yield Refusal("failed", str(error))
+        finally:
+            ticket.abandon()
+
+    async def _serve(self, worker: Worker) -> None:
+        """Give a worker one call after the other, and start it anew where it ends."""
+        while True:
+            if worker.facts is None:
+                await self._restart(worker)
+            faces = await self._next(worker)
+            if not faces:
+                continue
+            for face in faces:
+                face.begun = time.monotonic()
+            try:
+                results = await worker.run(faces)
+            except WorkerLost as error:
+                _log.error("worker %d was lost: %s", worker.number, error)
+                await worker.end(0)
+                self.batcher.put_back(faces)
+            except Failed as error:
+                for face in faces:
+                    face.fail(error)
+            else:
+                waited = [face.begun - face.arrived for face in faces]
+                for face, result, seconds in zip(faces, results, waited, strict=False):  # none where it was abandoned
+                    if not face.future.done():
+                        face.future.set_result(Finished(result, seconds))
+                if self.on_batch and results:
+                    urgent = faces[0].ticket.order.urgent
+                    self.on_batch(split(results, self.batcher.size), results, waited, urgent)
+
+    async def _next(self, worker: Worker) -> list[Face]:
+        """The next faces of a worker; none where it ended while it waited for them."""
+        assert worker.facts is not None  # noqa: S101
+        assert worker.child is not None  # noqa: S101
+        taking = asyncio.create_task(self.batcher.take(worker.facts["ahead"]))
+        ending = asyncio.create_task(worker.child.ended())
+        try:
+            await asyncio.wait({taking, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if taking.done():
+                return taking.result()
+            _log.error("worker %d ended while it was idle", worker.number)
+            await worker.end(0)
+            return []
+        finally:
+            for task in (taking, ending):
+                task.cancel()
+            with suppress(asyncio.CancelledError):
+                await taking
+            with suppress(asyncio.CancelledError):
+                await ending
+
+    async def _restart(self, worker: Worker) -> None:
+        """Start a worker anew, again and again. Where none runs and it fails TRIES times, the server ends."""
+        pause = PAUSE
+        for tried in range(1, 1_000_000):
+            try:
+                await worker.start()
+            except BfrError as error:
+                _log.error("worker %d: %s", worker.number, error)
+                if tried >= TRIES and not self.running and self.failure and not self.failure.done():
+                    self.failure.set_exception(RestorationFailed(f"no worker can be started any more: {error}"))
+                await asyncio.sleep(pause)
+                pause = min(LONGEST_PAUSE, 2 * pause)
+            else:
+                self.restarts += 1
+                _log.info("worker %d was started anew", worker.number)
+                return

@@ -1,0 +1,91 @@
+"""Messages between the processes of a server, over a pair of connected sockets.
+
+A message is the length of a JSON object (4 bytes, little-endian), the object, and the bytes of the arrays that it
+describes. Nothing in it is executed when it is read, and nothing of it is ever on a disk.
+"""
+
+import asyncio
+import json
+import socket
+import struct
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.runtime.restore.batch import Restored
+
+Arrays = Sequence[NDArray[Any]]
+Message = tuple[dict[str, Any], list[NDArray[Any]]]
+BUFFER = 8 << 20  # bytes of an asyncio stream before its sender is slowed down
+_LENGTH = struct.Struct("<I")
+
+
+def pack(content: dict[str, Any], arrays: Arrays = ()) -> list[bytes | memoryview]:
+    """A message in pieces."""
+    solid = [np.ascontiguousarray(one) for one in arrays]
+    text = json.dumps({**content, "arrays": [[one.dtype.str, one.shape] for one in solid]}).encode()
+    return [_LENGTH.pack(len(text)), text, *(one.data.cast("B") for one in solid if one.size)]
+
+
+async def read(stream: asyncio.StreamReader) -> Message:
+    """The next message. Raises EOFError where the other side has ended."""
+    (length,) = _LENGTH.unpack(await stream.readexactly(_LENGTH.size))
+    content = json.loads(await stream.readexactly(length))
+    arrays = []
+    for kind, shape in content.pop("arrays"):
+        empty = np.empty(shape, kind)
+        arrays.append(np.frombuffer(await stream.readexactly(empty.nbytes), kind).reshape(shape))
+    return content, arrays
+
+
+class Line:
+    """The side of a process that waits for its messages. Threads may share it for sending."""
+
+    def __init__(self, line: socket.socket) -> None:
+        self._socket, self._lock = line, threading.Lock()
+        line.setblocking(True)
+
+    def send(self, content: dict[str, Any], arrays: Arrays = ()) -> None:
+        """Send a message. Raises OSError where the other side has ended."""
+        with self._lock:
+            for piece in pack(content, arrays):
+                self._socket.sendall(piece)
+
+    def receive(self) -> Message:
+        """Wait for the next message. Raises EOFError where the other side has ended."""
+        (length,) = _LENGTH.unpack(self._exactly(bytearray(_LENGTH.size)))
+        content = json.loads(bytes(self._exactly(bytearray(length))))
+        arrays = [np.empty(shape, kind) for kind, shape in content.pop("arrays")]
+        for one in arrays:
+            self._exactly(one.data.cast("B") if one.size else bytearray())
+        return content, arrays
+
+    def _exactly(self, target: bytearray | memoryview) -> bytearray | memoryview:
+        view, got = memoryview(target), 0
+        while got < len(view):
+            count = self._socket.recv_into(view[got:])
+            if not count:
+                raise EOFError
+            got += count
+        return target
+
+
+def pack_results(results: Sequence[Restored]) -> tuple[list[dict[str, Any]], list[NDArray[Any]]]:
+    """Results as JSON and arrays."""
+    told = [
+        {"seconds": one.seconds, "precision": one.precision, "error": one.error, "pixels": one.pixels is not None}
+        for one in results
+    ]
+    return told, [one.pixels for one in results if one.pixels is not None]
+
+
+def unpack_results(told: Sequence[dict[str, Any]], arrays: Arrays) -> list[Restored]:
+    """What `pack_results` was given."""
+    pixels = iter(arrays)
+    return [
+        Restored(next(pixels) if one["pixels"] else None, one["seconds"], one["precision"], one["error"])
+        for one in told
+    ]

@@ -1,0 +1,137 @@
+"""Connections of clients that are slow, many or greedy, against the HTTP server itself."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+
+from bfr.runtime.serve.http import connections
+from bfr.runtime.serve.http.connections import HEADER_BYTES, limited
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+Connect = Callable[[], socket.socket]
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Answers POST before its body is there, and GET /large with more than a socket holds."""
+    if scope["path"] == "/wait":
+        await receive()
+        await asyncio.sleep(0.6)
+    body = b"x" * 30_000_000 if scope["path"] == "/large" else b"ok"
+    length = str(len(body)).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@contextmanager
+def serving(most: int, header_seconds: float) -> Iterator[Connect]:
+    bound = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=limited(most, header_seconds),
+            h11_max_incomplete_event_size=HEADER_BYTES,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+        )
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+    thread.start()
+    opened: list[socket.socket] = []
+
+    def connect() -> socket.socket:
+        opened.append(socket.create_connection(bound.getsockname(), timeout=20))
+        return opened[-1]
+
+    connect.server = server  # type: ignore[attr-defined]
+    yield connect
+    for line in opened:
+        line.close()
+    server.should_exit = True
+    thread.join(20)
+    bound.close()
+
+
+def answer(line: socket.socket) -> bytes:
+    """All that comes until the connection is closed, or reset."""
+    found = b""
+    try:
+        while piece := line.recv(65536):
+            found += piece
+    except ConnectionResetError:
+        pass
+    return found
+
+
+def test_headers_that_do_not_end_are_given_up() -> None:
+    with serving(10, 0.3) as connect:
+        line = connect()
+        line.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n")
+        assert answer(line).startswith(b"HTTP/1.1 408")
+        silent = connect()
+        assert answer(silent).startswith(b"HTTP/1.1 408")
+
+
+def test_a_second_request_may_not_take_longer_either() -> None:
+    with serving(10, 0.3) as connect:
+        line = connect()
+        line.sendall(GET)
+        assert b"200 OK" in line.recv(1000)
+        line.sendall(GET[:20])
+        assert answer(line).startswith(b"HTTP/1.1 408")
+
+
+def test_a_request_that_is_worked_on_may_take_longer_than_its_headers() -> None:
+    with serving(10, 0.2) as connect:
+        line = connect()
+        line.sendall(b"POST /wait HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
+        assert answer(line).endswith(b"ok")
+
+
+def test_headers_have_a_size() -> None:
+    with serving(10, 20) as connect:
+        line = connect()
+        line.sendall(b"GET / HTTP/1.1\r\n")
+        try:
+            for _ in range(100):
+                line.sendall(b"X: " + b"x" * HEADER_BYTES + b"\r\n")
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        assert b"400" in answer(line)
+
+
+def test_past_the_limit_the_idlest_connection_is_closed_and_a_busy_one_stays() -> None:
+    with serving(3, 20) as connect:
+        busy = connect()
+        busy.sendall(b"POST /wait HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
+        other = connect()
+        other.sendall(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert b"200 OK" in answer(other)  # the server has read what was sent before
+        idle = [connect() for _ in range(2)]
+        for line in idle:
+            line.sendall(b"GET / HTTP/1.1\r\n")
+        new = connect()
+        new.sendall(GET)
+        assert b"200 OK" in new.recv(1000)
+        assert answer(idle[0]) == b""
+        assert answer(busy).endswith(b"ok")
+
+
+def test_who_takes_nothing_of_an_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "READ_SECONDS", 0.3)
+    with serving(10, 20) as connect:
+        line = connect()
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+        open_ones = connect.server.server_state.connections  # type: ignore[attr-defined]
+        while not open_ones:
+            time.sleep(0.01)
+        while open_ones:  # though the client is still there
+            time.sleep(0.01)

@@ -1,0 +1,84 @@
+"""The budget of bodies in memory, and forms."""
+
+import time
+from typing import Any
+
+import pytest
+
+from bfr.runtime.serve.http.problems import Problem
+from bfr.runtime.serve.http.requests import form_image
+from bfr.runtime.serve.http.uploads import LEAST_RATE, Uploads
+
+KIND = "multipart/form-data; boundary=x"
+
+
+def form(*parts: tuple[str, bytes]) -> bytes:
+    text = b"".join(
+        b'--x\r\nContent-Disposition: form-data; name="%b"; filename="a.png"\r\n\r\n%b\r\n' % (name.encode(), data)
+        for name, data in parts
+    )
+    return text + b"--x--\r\n"
+
+
+def test_a_body_that_does_not_fit_is_refused_before_it_is_read() -> None:
+    uploads = Uploads(1000)
+    with uploads.admit(0) as first:
+        uploads.add(first, 600)
+        with pytest.raises(Problem) as found, uploads.admit(500):
+            raise AssertionError("it was let in")
+        assert (found.value.status, found.value.retry_after) == (503, 2)
+        with uploads.admit(0) as second:  # it does not say how long it is
+            uploads.add(second, 400)
+            with pytest.raises(Problem, match="limit"):
+                uploads.add(second, 1)
+    assert uploads.taken == 0
+    with uploads.admit(1000):
+        pass
+
+
+def test_slow_uploads_give_way_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    uploads = Uploads(10 * LEAST_RATE)
+    with uploads.admit(0) as slow, uploads.admit(0) as quick, uploads.admit(0) as complete:
+        uploads.add(slow, LEAST_RATE)
+        uploads.add(complete, LEAST_RATE)
+        complete.ended = True
+        now = 4.0
+        uploads.add(quick, 8 * LEAST_RATE)
+        with uploads.admit(LEAST_RATE) as another:
+            uploads.add(another, LEAST_RATE)
+            with pytest.raises(Problem) as found:
+                uploads.add(slow, 1)
+            assert found.value.status == 408
+            assert not complete.given_up
+            with pytest.raises(Problem) as refused:
+                uploads.add(another, 1)
+            assert refused.value.status == 503
+    assert uploads.taken == 0
+
+
+def test_the_field_of_a_form_is_read_in_memory() -> None:
+    data = bytes(range(256)) * 9 + b"\r\n--y\r\n--"
+    assert form_image(form(("image", data)), KIND) == data
+    assert form_image(form(("image", b"")), KIND) == b""
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "word"),
+    [
+        (form(("photo", b"1")), KIND, "'photo'"),
+        (form(("image", b"1"), ("upscale", b"2")), KIND, "'upscale'"),
+        (form(("image", b"1"), ("image", b"2")), KIND, "twice"),
+        (form(), KIND, "no file"),
+        (form(("image", b"12345"))[:-9], KIND, "no file"),
+        (b"", KIND, "no file"),
+        (b"nonsense", KIND, "form"),
+        (form(("image", b"1")), "multipart/form-data", "form"),
+        (b'--x\r\nContent-Disposition: form-data; name="' + b"a" * 100_000 + b'"\r\n\r\n1\r\n--x--', KIND, "form"),
+    ],
+)
+def test_a_form_that_is_not_understood_is_refused(body: bytes, kind: str, word: Any) -> None:
+    with pytest.raises(Problem, match=word) as found:
+        form_image(body, kind)
+    assert found.value.status == 422

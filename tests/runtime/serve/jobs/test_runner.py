@@ -1,0 +1,216 @@
+"""Jobs in processes of their own: done, cancelled, killed, past their limits."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bfr.runtime.faces.options import PhotoOptions
+from bfr.runtime.images.decode import decode_image
+from bfr.runtime.images.encode import encode_image
+from bfr.runtime.restore.batch import Restored
+from bfr.runtime.serve.jobs import runner as module
+from bfr.runtime.serve.jobs.runner import MOST_ATTEMPTS, JobRunner
+from bfr.runtime.serve.jobs.store import Job, JobRequest, JobStore, Status
+from bfr.runtime.serve.options import ServeOptions
+from bfr.runtime.serve.orders import FaceOrder, Finished
+from bfr.runtime.serve.workers.worker import Child
+
+pytestmark = pytest.mark.server
+
+PNG = encode_image(np.ones((8, 8, 3), np.uint8), ".png")
+Work = Callable[["Jobs"], Coroutine[Any, Any, None]]
+
+
+class Jobs:
+    """A folder of jobs, and the runner that works through them. The faces come back black once `go` is set."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.options = ServeOptions(backend="onnxruntime-cpu", detector="haar", presets=("fast",), **options)
+        self.store, self.go, self.asked = JobStore(folder), asyncio.Event(), asyncio.Event()
+        self.go.set()
+        self.orders: list[FaceOrder] = []
+        self.left = 0
+        self.ended: list[str] = []
+        self.runner = JobRunner(self.options, self.store, self.black, batch=2, on_end=self.ended.append)
+
+    async def black(self, images: Sequence[NDArray[Any]], order: FaceOrder) -> AsyncGenerator[Any, None]:
+        self.orders.append(order)
+        done = False
+        try:
+            yield 0.5
+            self.asked.set()
+            await self.go.wait()
+            done = True
+            yield [Finished(Restored(np.zeros_like(one), {"network": 0.1}, "fp32"), 0.0) for one in images]
+        finally:
+            self.left += not done
+
+    async def add(self, data: bytes = PNG, created: float = 1.0, **more: Any) -> Job:
+        async def body() -> AsyncIterator[bytes]:
+            yield data
+
+        values = {"bundle": "mini", "preset": "fast", "seed": 3, "aligned": True, "photo": PhotoOptions()}
+        job = await self.store.add(JobRequest(**{"created": created, "suffix": ".png", **values, **more}), body())
+        self.runner.wake()
+        return job
+
+    def state(self, job: Job) -> str | None:
+        found = self.store.get(job.id)
+        return found.status.state if found else None
+
+    async def until(self, job: Job, state: str | None) -> Job | None:
+        while self.state(job) != state:
+            await asyncio.sleep(0.02)
+        return self.store.get(job.id)
+
+
+@pytest.fixture
+def working(tmp_path: Path) -> Callable[..., None]:
+    def run(work: Work, **options: Any) -> None:
+        async def all_of_it() -> None:
+            jobs = Jobs(tmp_path / "jobs", **options)
+            running = asyncio.create_task(jobs.runner.run())
+            try:
+                await asyncio.wait_for(work(jobs), 120)
+            finally:
+                running.cancel()
+                with suppress(asyncio.CancelledError):
+                    await running
+
+        asyncio.run(all_of_it())
+
+    return run
+
+
+def test_jobs_are_done_one_after_the_other_and_one_that_fails_says_why(working: Callable[..., None]) -> None:
+    async def work(jobs: Jobs) -> None:
+        broken, good = await jobs.add(b"no image"), await jobs.add(created=2.0)
+        found = await jobs.until(good, "done")
+        assert found is not None
+        assert found.result is not None
+        assert not decode_image(found.result.read_bytes()).pixels.any()
+        assert (found.status.share, found.status.faces) == (1.0, 1)
+        assert not jobs.orders[0].urgent
+        failed = jobs.store.get(broken.id)
+        assert failed is not None
+        assert failed.status.state == "failed"
+        assert failed.status.error
+        assert str(jobs.store.folder) not in failed.status.error
+        assert jobs.ended == ["failed", "done"]
+
+    working(work)
+
+
+def test_a_cancelled_job_stops_and_leaves_nothing(working: Callable[..., None]) -> None:
+    async def work(jobs: Jobs) -> None:
+        jobs.go.clear()
+        job = await jobs.add()
+        other = await jobs.add(created=2.0)
+        await jobs.asked.wait()
+        await jobs.runner.cancel(job.id)
+        jobs.store.remove(job.id)
+        assert jobs.left == 1
+        jobs.go.set()
+        await jobs.until(other, "done")
+        assert list(jobs.store.folder.rglob(f"*{job.id}*")) == []
+
+    working(work)
+
+
+def test_a_job_whose_server_ends_is_queued_again(working: Callable[..., None]) -> None:
+    jobs_of: list[Job] = []
+
+    async def leave(jobs: Jobs) -> None:
+        jobs.go.clear()
+        jobs_of.append(await jobs.add())
+        await jobs.asked.wait()
+
+    async def again(jobs: Jobs) -> None:
+        found = jobs.store.get(jobs_of[0].id)
+        assert found is not None
+        assert found.status == Status("queued", attempts=0) or found.status.attempts == 1  # it is begun already
+        done = await jobs.until(jobs_of[0], "done")
+        assert done is not None
+        assert done.status.attempts == 1
+
+    working(leave)
+    working(again)
+
+
+def test_a_job_whose_process_is_killed_is_begun_anew_but_not_for_ever(
+    working: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children: list[Child] = []
+
+    class Noted(Child):
+        def __init__(self, name: str) -> None:
+            super().__init__(name)
+            children.append(self)
+
+    monkeypatch.setattr(module, "Child", Noted)
+
+    async def work(jobs: Jobs) -> None:
+        jobs.go.clear()
+        job = await jobs.add()
+        for _ in range(MOST_ATTEMPTS):
+            await jobs.asked.wait()
+            jobs.asked.clear()
+            os.kill(children[-1].process.pid, signal.SIGKILL)
+            jobs.go.set()
+            jobs.go.clear()
+        found = await jobs.until(job, "failed")
+        assert found is not None
+        assert f"{MOST_ATTEMPTS} times" in str(found.status.error)
+
+    working(work)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"), [({"job_hours": 1e-6}, "limit"), ({"job_output": 10}, "bytes"), ({}, "full")]
+)
+def test_a_job_past_a_limit_is_ended_and_says_which(
+    working: Callable[..., None], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], word: str
+) -> None:
+    monkeypatch.setattr(module, "LOOK", 0.05)
+
+    async def work(jobs: Jobs) -> None:
+        if word == "full":
+            monkeypatch.setattr(jobs.store, "free", lambda: -1)
+        jobs.go.clear()
+        job = await jobs.add()
+        found = await jobs.until(job, "failed")
+        assert found is not None
+        assert word in str(found.status.error)
+
+    working(work, **options)
+
+
+def test_a_disk_that_cannot_be_written_is_said_and_does_not_end_the_work(
+    working: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSE", 0.05)
+    write = Job.write
+
+    def full(self: Job, status: Status) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def work(jobs: Jobs) -> None:
+        monkeypatch.setattr(Job, "write", full)
+        job = await jobs.add()
+        while not jobs.runner.trouble:
+            await asyncio.sleep(0.01)
+        assert "No space left" in jobs.runner.trouble
+        monkeypatch.setattr(Job, "write", write)
+        await jobs.until(job, "done")
+        while jobs.runner.trouble:
+            await asyncio.sleep(0.01)
+
+    working(work)

@@ -1,0 +1,125 @@
+"""What a worker process does, in this one: the networks, and the messages that it is given."""
+
+import socket
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bfr.runtime.errors import DeviceOutOfMemory, InvalidOption, RestorationFailed
+from bfr.runtime.restore.batch import Restored
+from bfr.runtime.restore.restorer import Restorer
+from bfr.runtime.serve.options import ServeOptions
+from bfr.runtime.serve.orders import Group
+from bfr.runtime.serve.workers.process import Networks
+from bfr.runtime.serve.workers.wire import Line, pack, pack_results, unpack_results
+
+OPTIONS = ServeOptions(presets=("fast",), batch=2, threads=1, backend="onnxruntime-cpu", detector="haar")
+
+
+def faces(count: int) -> list[NDArray[Any]]:
+    return list(np.random.default_rng(0).integers(0, 256, (count, 256, 256, 3), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def networks() -> Networks:
+    return Networks(OPTIONS)
+
+
+def test_faces_are_restored_as_by_a_restorer(networks: Networks) -> None:
+    images, shares = faces(3), list[float]()
+    results = networks.run(Group("mini", "fast", 3), images, [None] * 3, shares.append)
+    with Restorer.open(preset="fast", threads=1, backend="onnxruntime-cpu") as restorer:
+        expected = restorer.restore(images, seed=3)
+    for one, other in zip(results, expected, strict=True):
+        assert one.pixels is not None
+        assert np.array_equal(one.pixels, other)
+    assert shares[-1] == 1.0
+    assert networks.facts["backend"] == "onnxruntime-cpu"
+    assert networks.facts["ahead"] == 1
+    assert networks.memory() is None
+
+
+def test_a_call_ends_after_the_step_in_which_it_is_stopped(networks: Networks) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(_share: float) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        networks.run(Group("mini", "fast", 3), faces(1), [None], stop)
+    [result] = networks.run(Group("mini", "fast", 3), faces(1), [None])  # the next call is not harmed
+    assert result.pixels is not None
+
+
+def test_a_warm_up_that_is_not_finite_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = [Restored(None, {}, "fp32", "the result holds NaN or Inf in float32")]
+    monkeypatch.setattr(Restorer, "run", lambda *_args, **_more: nothing)
+    with pytest.raises(RestorationFailed, match="warm-up"):
+        Networks(OPTIONS)
+
+
+def test_bundles_that_the_device_cannot_hold_together_are_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    reserved: list[Restorer] = []
+
+    def reserve(self: Restorer) -> None:
+        reserved.append(self)
+        if len(reserved) == 2:
+            raise DeviceOutOfMemory("batch 2 needs 2,000,000 bytes on the device, 1,000 are free")
+
+    monkeypatch.setattr(Restorer, "reserve", reserve)
+    folder = next(iter(OPTIONS.folders.values()))
+    options = ServeOptions(**{**OPTIONS.model_dump(), "bundles": (f"first={folder}", f"second={folder}")})
+    with pytest.raises(DeviceOutOfMemory, match="free"):
+        Networks(options)
+
+
+def test_bundles_are_named() -> None:
+    folder = next(iter(OPTIONS.folders.values()))
+    assert list(ServeOptions(bundles=(f"a={folder}", "b=/bundles/b")).folders) == ["a", "b"]
+    assert list(ServeOptions(bundle=folder, bundles=("b=/bundles/b",)).folders) == [folder.name, "b"]
+    assert list(ServeOptions(bundle=Path("/bundles/my bundle")).folders) == ["my-bundle"]
+    assert list(ServeOptions(bundle=Path("hf://someone/difface@v1")).folders) == ["difface"]
+    for wrong in ("a", "=/x", "a/b=/x", "a="):
+        with pytest.raises(InvalidOption, match="NAME=FOLDER"):
+            _ = ServeOptions(bundles=(wrong,)).folders
+    with pytest.raises(InvalidOption, match="two bundles"):
+        _ = ServeOptions(bundles=("a=/x", "a=/y")).folders
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_messages_arrive_as_they_were_sent(kind: Any) -> None:
+    ours, theirs = socket.socketpair()
+    images: Sequence[Any] = [
+        np.arange(2 * 3 * 3, dtype=kind).reshape(2, 3, 3),
+        np.zeros((0, 3), kind),
+        np.arange(300, dtype=kind).reshape(10, 10, 3)[::2],
+    ]
+    with ours, theirs:
+        sending = threading.Thread(target=Line(ours).send, args=({"text": "ä", "number": 1.5}, images))
+        sending.start()
+        content, arrays = Line(theirs).receive()
+        sending.join()
+        assert content == {"text": "ä", "number": 1.5}
+        assert all(one.dtype == kind and np.array_equal(one, other) for one, other in zip(arrays, images, strict=True))
+        ours.sendall(pack({})[0])
+        ours.shutdown(socket.SHUT_WR)
+        with pytest.raises(EOFError):
+            Line(theirs).receive()
+
+
+def test_results_arrive_as_they_were_sent() -> None:
+    results = [
+        Restored(np.full((2, 2, 3), 7, np.uint8), {"network": 0.5}, "fp16"),
+        Restored(None, {}, "fp32", "the result holds NaN"),
+        Restored(np.full((1, 1, 3), 70, np.uint16), {}, "fp32"),
+    ]
+    found = unpack_results(*pack_results(results))
+    for one, other in zip(found, results, strict=True):
+        assert (one.seconds, one.precision, one.error) == (other.seconds, other.precision, other.error)
+        assert np.array_equal(one.pixels, other.pixels) if one.pixels is not None else other.pixels is None

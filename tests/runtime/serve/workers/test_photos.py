@@ -1,0 +1,275 @@
+"""What is done around the networks: decode, paste, encode, and how much of it at once."""
+
+import asyncio
+import io
+import threading
+import time
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from bfr.runtime.faces.geometry import Face, template
+from bfr.runtime.faces.haar import Haar
+from bfr.runtime.faces.options import PhotoOptions
+from bfr.runtime.faces.photo import PhotoRestorer
+from bfr.runtime.images.decode import decode_image
+from bfr.runtime.images.encode import encode_image
+from bfr.runtime.restore.batch import Restored
+from bfr.runtime.restore.restorer import Restorer
+from bfr.runtime.serve.options import ServeOptions
+from bfr.runtime.serve.orders import Answer, FaceOrder, Finished, Group, Order, Progress, Refusal
+from bfr.runtime.serve.workers import photos as module
+from bfr.runtime.serve.workers.photos import Photos, Room
+
+OPTIONS = ServeOptions(presets=("fast",), backend="onnxruntime-cpu", detector="haar")
+PHOTOGRAPH = Path(__file__).parents[4] / "docs" / "images" / "photograph.jpg"
+
+
+def order(**more: Any) -> Order:
+    return Order(**{"group": Group("mini", "fast", 3), "deadline": time.monotonic() + 60, **more})
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, 120))
+
+
+async def last(steps: AsyncGenerator[Any, None]) -> Any:
+    found = None
+    async for step in steps:
+        found = step
+    return found
+
+
+async def black(faces: Sequence[NDArray[Any]], _order: FaceOrder) -> AsyncGenerator[Any, None]:
+    yield 0.5
+    yield [Finished(Restored(np.zeros_like(one), {"network": 0.1}, "fp32"), 0.25) for one in faces]
+
+
+def made(restore: Any = black, **options: Any) -> Photos:
+    return Photos(OPTIONS.model_copy(update=options), restore, {"mini": 256})
+
+
+class Crowd:
+    """A detector that finds `count` faces, whatever it is shown."""
+
+    name = "crowd"
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def detect(self, _pixels: NDArray[Any]) -> list[Face]:
+        box = np.array([0, 0, 100, 100], np.float32)
+        landmarks = (template(512) / 5).astype(np.float32)
+        return [
+            Face(box + (200 * i % 2000) + 200 * (i // 10), landmarks + 200 * (i // 10), 0.9) for i in range(self.count)
+        ]
+
+    def refine(self, _pixels: NDArray[Any], face: Face) -> Face:
+        return face
+
+
+@pytest.fixture(scope="module")
+def restorer() -> Restorer:
+    return Restorer.open(preset="fast", threads=1, backend="onnxruntime-cpu")
+
+
+def test_a_photograph_is_the_one_that_bfr_restore_makes(restorer: Restorer) -> None:
+    data = PHOTOGRAPH.read_bytes()
+    image = decode_image(data)
+    local = PhotoRestorer(restorer, PhotoOptions(upscale=2), detector=Haar()).restore(image.pixels, seed=3)
+    expected = encode_image(local.pixels, ".jpg", like=image)
+
+    async def networks(faces: Sequence[NDArray[Any]], order: FaceOrder) -> AsyncGenerator[Any, None]:
+        results = await asyncio.to_thread(restorer.run, faces, seed=order.group.seed)
+        yield [Finished(one, 0.25) for one in results]
+
+    async def work() -> None:
+        steps = [s async for s in made(networks).restore(data, order(photo=PhotoOptions(upscale=2)))]
+        answer = steps[-1]
+        assert isinstance(answer, Answer)
+        assert answer.data == expected
+        assert (answer.faces, answer.failed, answer.suffix) == (len(local.faces), 0, ".jpg")
+        assert answer.faces >= 1
+        assert {"read", "align", "queue", "network", "paste", "write"} <= set(answer.seconds)
+        assert answer.seconds["queue"] == 0.25
+        states = [step.state for step in steps[:-1] if isinstance(step, Progress)]
+        assert states[0] == "reading"
+        assert states[-1] == "writing"
+
+    run(work())
+
+
+def test_an_aligned_face_in_another_format() -> None:
+    data = encode_image(np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8), ".png")
+
+    async def work() -> None:
+        photos = made()
+        answer = await last(photos.restore(data, order(aligned=True, suffix=".png")))
+        assert not decode_image(answer.data).pixels.any()
+        other = await last(photos.restore(data, order(aligned=True, suffix=".webp")))
+        assert other.data[8:12] == b"WEBP"
+        assert photos.faces == photos.room.taken == 0
+
+    run(work())
+
+
+def test_a_picture_without_a_face_comes_back_as_it_was() -> None:
+    data = encode_image(np.full((40, 50, 3), 127, np.uint8), ".png")
+
+    async def work() -> None:
+        answer = await last(made().restore(data, order()))
+        assert answer.data == data
+        assert answer.faces == 0
+        larger = await last(made().restore(data, order(photo=PhotoOptions(upscale=4), suffix=".jpg")))
+        assert decode_image(larger.data).pixels.shape == (160, 200, 3)
+
+    run(work())
+
+
+@pytest.mark.parametrize("data", [b"GIF89a nothing that is read", PHOTOGRAPH.read_bytes()[:600], b""])
+def test_what_is_no_image_is_refused(data: bytes) -> None:
+    async def work() -> None:
+        answer = await last(made().restore(data, order()))
+        assert isinstance(answer, Refusal)
+        assert answer.kind == "invalid"
+
+    run(work())
+
+
+def test_a_decompression_bomb_is_refused_from_its_header() -> None:
+    stream, small = io.BytesIO(), io.BytesIO()
+    Pillow.new("1", (30_000, 30_000)).save(stream, "PNG")  # 900 MP in some hundred kilobytes
+    Pillow.new("1", (5_000, 5_000)).save(small, "PNG")
+
+    async def work() -> None:
+        answer = await last(made().restore(stream.getvalue(), order()))
+        assert isinstance(answer, Refusal)
+        assert "30000 x 30000" in answer.detail
+        enlarged = await last(made().restore(small.getvalue(), order(photo=PhotoOptions(upscale=4))))
+        assert isinstance(enlarged, Refusal)
+        assert "enlarge less" in enlarged.detail
+
+    run(work())
+
+
+@pytest.mark.parametrize(("count", "kind"), [(3, None), (4, "invalid")])
+def test_a_photograph_with_too_many_faces_is_refused(
+    monkeypatch: pytest.MonkeyPatch, count: int, kind: str | None
+) -> None:
+    monkeypatch.setattr(module, "open_detector", lambda _name: Crowd(count))
+    data = encode_image(np.zeros((2000, 2000, 3), np.uint8), ".png")
+
+    async def work() -> None:
+        answer = await last(made(max_faces=3).restore(data, order()))
+        assert getattr(answer, "kind", None) == kind
+        if kind:
+            assert "--max-faces" in answer.detail
+        else:
+            assert answer.faces == count
+
+    run(work())
+
+
+def test_faces_past_the_budget_are_refused_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "open_detector", lambda _name: Crowd(3))
+    data, stay = encode_image(np.zeros((2000, 2000, 3), np.uint8), ".png"), asyncio.Event()
+
+    async def waiting(faces: Sequence[NDArray[Any]], wanted: FaceOrder) -> AsyncGenerator[Any, None]:
+        await stay.wait()
+        async for step in black(faces, wanted):
+            yield step
+
+    async def work() -> None:
+        photos = made(waiting, face_queue=5)
+        first = asyncio.create_task(last(photos.restore(data, order())))
+        while photos.faces < 3:
+            await asyncio.sleep(0.01)
+        refused = await last(photos.restore(data, order()))
+        assert isinstance(refused, Refusal)
+        assert refused.kind == "overload"
+        stay.set()
+        assert (await first).faces == 3
+        assert photos.faces == 0
+        assert (await last(photos.restore(data, order()))).faces == 3
+
+    run(work())
+
+
+def test_who_leaves_takes_the_faces_along() -> None:
+    closed = []
+
+    async def endless(_faces: Any, _order: FaceOrder) -> AsyncGenerator[Any, None]:
+        try:
+            while True:
+                yield 0.1
+                await asyncio.sleep(0.01)
+        finally:
+            closed.append(True)
+
+    async def work() -> None:
+        photos = made(endless)
+        data = encode_image(np.zeros((16, 16, 3), np.uint8), ".png")
+        async with aclosing(photos.restore(data, order(aligned=True))) as steps:
+            async for step in steps:
+                if isinstance(step, Progress) and step.share:
+                    break
+        assert closed == [True]
+        assert photos.room.taken == photos.faces == 0
+
+    run(work())
+
+
+def test_who_leaves_while_a_thread_decodes_holds_its_room_until_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoding, go = threading.Event(), threading.Event()
+    decode = module.decode_image
+
+    def slow(*arguments: Any, **more: Any) -> Any:
+        decoding.set()
+        assert go.wait(20)
+        return decode(*arguments, **more)
+
+    monkeypatch.setattr(module, "decode_image", slow)
+
+    async def work() -> None:
+        photos = made()
+        data = encode_image(np.zeros((16, 16, 3), np.uint8), ".png")
+        leaver = asyncio.create_task(last(photos.restore(data, order(aligned=True))))
+        assert await asyncio.to_thread(decoding.wait, 20)
+        leaver.cancel()
+        await asyncio.wait({leaver})
+        assert photos.room.taken == 2 * 16 * 16
+        go.set()
+        while photos.room.taken:
+            await asyncio.sleep(0.01)
+        assert photos.faces == 0
+
+    run(work())
+
+
+def test_so_many_pixels_are_in_memory_at_once() -> None:
+    async def work() -> None:
+        room, entered = Room(100), []
+
+        async def visit(name: str, pixels: int) -> None:
+            await room.take(pixels)
+            entered.append(name)
+
+        tasks = [asyncio.create_task(visit("large", 500))]
+        await asyncio.sleep(0)
+        tasks += [asyncio.create_task(visit("leaver", 90)), asyncio.create_task(visit("small", 20))]
+        await asyncio.sleep(0)
+        assert entered == ["large"]  # alone, though it is larger than all the room
+        tasks[1].cancel()
+        room.give(500)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert entered == ["large", "small"]
+        room.give(20)
+        assert room.taken == 0
+
+    run(work())

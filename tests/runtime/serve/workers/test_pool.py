@@ -1,0 +1,167 @@
+"""Worker processes that are killed, cannot start, or hold a batch that nobody waits for any more."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bfr.runtime.errors import RestorationFailed
+from bfr.runtime.restore.restorer import Restorer
+from bfr.runtime.serve.options import ServeOptions
+from bfr.runtime.serve.orders import FaceOrder, Group, Refusal
+from bfr.runtime.serve.workers import pool as module
+from bfr.runtime.serve.workers.pool import Pool
+
+pytestmark = pytest.mark.server
+
+OPTIONS = ServeOptions(presets=("fast", "reference"), batch=2, threads=1, backend="onnxruntime-cpu")
+FAST, SLOW = Group("mini", "fast", 3), Group("mini", "reference", 3)  # one has a hundred steps
+FACES = list(np.random.default_rng(0).integers(0, 256, (4, 256, 256, 3), np.uint8))
+
+
+def order(group: Group = FAST, seconds: float = 120) -> FaceOrder:
+    return FaceOrder(group, time.monotonic() + seconds)
+
+
+async def last(pool: Pool, faces: Sequence[Any], wanted: FaceOrder) -> Any:
+    found: Any = None
+    async for step in pool.restore(faces, wanted):
+        found = step
+    return found
+
+
+def run(work: Any, **options: Any) -> None:
+    async def all_of_it() -> None:
+        pool = Pool(OPTIONS.model_copy(update=options))
+        await pool.start()
+        try:
+            await asyncio.wait_for(work(pool), 200)
+        finally:
+            await pool.stop()
+        assert all(worker.child is None for worker in pool.workers)
+
+    asyncio.run(all_of_it())
+
+
+def pid(pool: Pool, number: int = 0) -> int:
+    child = pool.workers[number].child
+    assert child is not None
+    return child.process.pid
+
+
+async def begun(pool: Pool) -> None:
+    """Until the queue is empty: a worker has it."""
+    while len(pool.batcher):
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[Any]:
+    with Restorer.open(preset="fast", threads=1, backend="onnxruntime-cpu") as restorer:
+        return restorer.restore(FACES, seed=3)
+
+
+def test_workers_share_the_faces_and_their_results_are_a_restorers(expected: list[Any]) -> None:
+    sizes: list[int] = []
+
+    async def work(pool: Pool) -> None:
+        pool.on_batch = lambda found, *_: sizes.extend(found)
+        answers = await asyncio.gather(*(last(pool, [face], order()) for face in FACES))
+        for [answer], wanted in zip(answers, expected, strict=True):
+            assert np.array_equal(answer.restored.pixels, wanted)
+        assert sum(sizes) == len(FACES)
+        assert all(worker.busy > 0 for worker in pool.workers)
+        assert all(worker.child and worker.child.resident > 10_000_000 for worker in pool.workers)
+        assert pool.restarts == 0
+
+    run(work, workers=2, linger=0.0, batch=1)
+
+
+def test_a_killed_worker_costs_no_answer_and_a_face_that_kills_two_is_refused(expected: list[Any]) -> None:
+    async def work(pool: Pool) -> None:
+        first = asyncio.create_task(last(pool, FACES[:1], order(SLOW)))
+        await begun(pool)
+        await asyncio.sleep(0.2)
+        os.kill(pid(pool), signal.SIGKILL)
+        while pool.restarts < 1:
+            await asyncio.sleep(0.02)
+        [answer] = await first
+        with Restorer.open(preset="reference", threads=1, backend="onnxruntime-cpu") as restorer:
+            assert np.array_equal(answer.restored.pixels, restorer.restore(FACES[:1], seed=3)[0])
+
+        second = asyncio.create_task(last(pool, FACES[:1], order(SLOW)))
+        for restarts in (2, 3):
+            await begun(pool)
+            await asyncio.sleep(0.2)
+            os.kill(pid(pool), signal.SIGKILL)
+            while pool.restarts < restarts:
+                await asyncio.sleep(0.02)
+        refused = await second
+        assert isinstance(refused, Refusal)
+        assert refused.kind == "lost"
+        [fine] = await last(pool, FACES[1:2], order())
+        assert np.array_equal(fine.restored.pixels, expected[1])
+
+    run(work)
+
+
+def test_an_idle_worker_that_is_killed_is_started_anew(expected: list[Any]) -> None:
+    async def work(pool: Pool) -> None:
+        os.kill(pid(pool), signal.SIGKILL)
+        while pool.running:
+            await asyncio.sleep(0.02)
+        [answer] = await last(pool, FACES[:1], order())
+        assert np.array_equal(answer.restored.pixels, expected[0])
+        assert pool.restarts == 1
+
+    run(work)
+
+
+def test_a_batch_that_nobody_waits_for_ends_after_its_step() -> None:
+    async def work(pool: Pool) -> None:
+        begin = time.monotonic()
+        await last(pool, FACES[:1], order(SLOW))
+        whole = time.monotonic() - begin
+        leaver = asyncio.create_task(last(pool, FACES[:1], order(SLOW)))
+        await begun(pool)
+        leaver.cancel()
+        begin = time.monotonic()
+        await last(pool, FACES[:1], order())
+        assert time.monotonic() - begin < whole
+        assert pool.restarts == 0
+
+    run(work)
+
+
+def test_a_deadline_in_the_past_costs_nothing() -> None:
+    async def work(pool: Pool) -> None:
+        answer = await last(pool, FACES[:1], order(seconds=-1))
+        assert isinstance(answer, Refusal)
+        assert answer.kind == "expired"
+        assert pool.workers[0].busy == 0
+
+    run(work)
+
+
+def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
+    with pytest.raises(RestorationFailed, match=str(tmp_path)):
+        run(None, bundle=tmp_path)
+
+
+def test_a_worker_that_cannot_be_started_any_more_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE", 0.01)
+
+    async def work(pool: Pool) -> None:
+        pool.workers[0]._setup["options"]["bundle"] = "/nowhere"
+        os.kill(pid(pool), signal.SIGKILL)
+        assert pool.failure is not None
+        with pytest.raises(RestorationFailed, match="nowhere"):
+            await pool.failure
+
+    run(work)
