@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import json
 import re
 import socket
 import sys
@@ -12,7 +13,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 import pytest
 from fake_server import FakeServer, Fault, fake_server
@@ -439,3 +439,68 @@ class TestProxies:
         monkeypatch.setenv("http_proxy", "nonsense://proxy")
         with pytest.raises(InvalidOption, match=r"nonsense://proxy of http_proxy.* mend or unset the proxy"):
             Client("http://server.invalid")
+
+
+class TestStrangersAnswers:
+    """What a server that is none of ours, or none of yours, may do to a client."""
+
+    @pytest.mark.parametrize(
+        ("url", "warned"),
+        [
+            ("http://example.org:8000", True),
+            ("http://192.168.1.7", True),
+            ("https://example.org", False),
+            ("http://localhost:8000", False),
+            ("http://127.0.0.9", False),
+            ("http://[::1]:8000", False),
+        ],
+    )
+    def test_a_key_in_the_clear_is_said(self, url: str, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+        for key in (KEY, None):
+            caplog.clear()
+            Client(url, api_key=key).close()
+            assert ("without encryption" in caplog.text) == (warned and key is not None)
+            assert KEY not in caplog.text
+
+    @pytest.mark.parametrize("call", ["info", "restore", "download"])
+    def test_an_answer_has_an_end(
+        self, connect: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    ) -> None:
+        client, (source, out) = connect(), (tmp_path / "in.png", tmp_path / "out.png")
+        source.write_bytes(png())
+        name = client.submit(source).id
+        client.wait(name)
+        ask = {
+            "info": client.info,
+            "restore": lambda: client.restore(PIXELS),
+            "download": lambda: client.download(name, out),
+        }[call]
+        ask()
+        out.unlink(missing_ok=True)
+        for limit in ("ANSWER_BYTES", "IMAGE_BYTES", "FILE_BYTES"):
+            monkeypatch.setattr(f"bfr.runtime.client.clients.{limit}", 10)
+        with pytest.raises(ServerError, match="more than 10 bytes"):
+            ask()
+        assert not out.exists()
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"faces": "<b>"}, {"faces": -1}, {"share": float("nan")}, {"share": 7}, {"state": "sold"}, {"id": None}],
+    )
+    def test_a_job_is_a_job(self, change: dict[str, Any]) -> None:
+        good: dict[str, Any] = {"id": "1", "state": "done", "share": 1.0, "created": "now", "faces": 2, "new": "field"}
+        assert client_calls.job_of(client_calls.Answer(200, {}, json.dumps(good).encode())).faces == 2
+        with pytest.raises(ValueError, match="Job"):
+            client_calls.job_of(client_calls.Answer(200, {}, json.dumps(good | change).encode()))
+
+    def test_an_answer_of_great_depth_is_none(self) -> None:
+        answer = client_calls.Answer(500, {}, b"[" * 100_000)
+        with pytest.raises(ValueError, match="deep"):
+            client_calls.object_of(answer)
+        assert "status 500" in str(client_calls.refusal("http://server", answer))
+
+    @pytest.mark.parametrize("faces", ["-1", "many", "9" * 30, ""])
+    def test_faces_are_a_number(self, faces: str) -> None:
+        headers = {"x-bfr-seconds": "a=1", "content-type": "image/png", "x-bfr-seed": "1", "x-bfr-preset": "p"}
+        with pytest.raises(ValueError, match="number of faces"):
+            client_calls.result_of(client_calls.Answer(200, headers | {"x-bfr-faces": faces, "x-bfr-bundle": "b"}, b""))

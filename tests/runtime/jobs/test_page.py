@@ -294,3 +294,39 @@ def test_a_preview_averages_areas_in_colour(tmp_path: Path, monkeypatch: pytest.
     for path in preview_paths("a"):
         with Pillow.open(tmp_path / path) as image:
             assert np.abs(np.asarray(image.convert("RGB"), np.int32) - (128, 0, 0)).max() <= 4
+
+
+@pytest.mark.parametrize(
+    "value", ['<meta http-equiv="refresh" content="0;url=//x">', '" onload="x', 1.5, True, -3, [1]]
+)
+def test_numbers_that_are_none_are_left_out(tmp_path: Path, value: Any) -> None:
+    """Security 8: a server, or an old report.json, says how many faces and how large."""
+    cards = [row("a", faces=value, width=value, height=value, seconds={"network": value, "read": value})]
+    page = Page(write_page(tmp_path, cards, {"seconds": value}))
+    whole = page.source.replace(_own(page.source), "")
+    assert "refresh" not in whole
+    assert "onload" not in whole
+    assert {attrs.get("width") for attrs, _ in page.all("img")} == {None}
+    assert not any("face" in text for text in page.texts("p", class_="about"))
+
+
+@pytest.mark.parametrize("status", ['restored"><script>alert(1)</script>', "x' y=\"1"])
+def test_a_status_of_a_server_is_text(tmp_path: Path, status: str) -> None:
+    page = Page(write_page(tmp_path, [row("a", status)], {}))
+    assert page.all("article")[0][0]["data-status"] == status
+    assert len(page.all("script")) == 1
+
+
+@pytest.mark.parametrize(
+    "output", ["//example.org/a.png", "/etc/passwd", "javascript:alert(1)", "https://example.org/"]
+)
+def test_a_result_is_a_file_beside_the_page(tmp_path: Path, output: str) -> None:
+    page = Page(write_page(tmp_path, [row("a", output=output)], {}))
+    (address,) = [attrs["href"] for attrs, _ in page.all("a")]
+    found = urlsplit(address)
+    assert (found.scheme, found.netloc) == ("", "")
+    assert not found.path.startswith("/")
+
+
+def _own(source: str) -> str:
+    return source.partition("<style>")[2].partition("</script>")[0]

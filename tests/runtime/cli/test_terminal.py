@@ -1,0 +1,62 @@
+"""What reaches a terminal: names and words from outside cannot steer it."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bfr.runtime.cli import main as cli
+from bfr.runtime.cli import terminal
+from bfr.runtime.cli.restore import finish
+from bfr.runtime.jobs.report import Entry, Report
+
+ESCAPES = "\x1b]0;owned\x07\x9b2J\rx\u202e"
+SHOWN = r"\x1b]0;owned\x07\x9b2J\rx\u202e"
+
+
+def clean(text: str) -> bool:
+    return not any((ord(sign) < 32 and sign != "\n") or 127 <= ord(sign) < 160 or sign == "\u202e" for sign in text)
+
+
+@pytest.mark.parametrize("say", [terminal.say, terminal.show])
+def test_messages_and_results_are_escaped(say: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"photo{ESCAPES}.jpg of https://user:pass@host/a?sig=1")
+    said = "".join(capsys.readouterr())
+    assert said == f"photo{SHOWN}.jpg of https://***@host/a?sig=***\n"
+
+
+def test_names_and_errors_of_a_run_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    entries = (
+        Entry(f"a{ESCAPES}\nerror: forged", "failed", error=f"the server said {ESCAPES}"),
+        Entry("b", "restored", notes=(ESCAPES,)),
+    )
+    passed = [{"source": f"c{ESCAPES}", "reason": "not an image"}]
+    with pytest.raises(BaseException, match="1"):
+        finish(Report(entries, {}, {"seconds": 1.0, "passed_over": passed}), f"out{ESCAPES}")
+    out, err = capsys.readouterr()
+    assert clean(out + err)
+    assert SHOWN in out
+    assert err.count(SHOWN) == 4
+    assert rf"a{SHOWN}\nerror: forged" in err
+
+
+def test_names_beside_a_progress_bar_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.progress_bar() as bar:
+        bar.add_task(f"photo{ESCAPES}\nx", total=1)
+    err = capsys.readouterr().err
+    assert rf"photo{SHOWN}\nx" in err
+    assert ESCAPES not in err
+
+
+def test_warnings_are_escaped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bfr", "--version"])
+    logger = logging.getLogger("bfr")
+    monkeypatch.setattr(logger, "handlers", [])
+    with pytest.raises(SystemExit):
+        cli.main()
+    logging.getLogger("bfr.runtime.images.decode").warning("%s is cut off", f"a{ESCAPES}.jpg")
+    assert capsys.readouterr().err == f"a{SHOWN}.jpg is cut off\n"
