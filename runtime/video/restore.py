@@ -26,7 +26,7 @@ from bfr.runtime.video.follow import Followed, follow
 from bfr.runtime.video.frames import Frame, Place
 from bfr.runtime.video.read import VideoReader
 from bfr.runtime.video.steady import Steady
-from bfr.runtime.video.track import Tracker
+from bfr.runtime.video.track import Tracked, Tracker
 from bfr.runtime.video.write import VideoWriter
 
 
@@ -56,14 +56,19 @@ class _Shot:
     """A frame on its way.
 
     pixels: of the part around its faces, or of the whole frame; None where it passes as it is. place: that part, None
-    for the whole frame. faces: in `pixels`. keys: their tracks.
+    for the whole frame. faces: in `pixels`. tracks: theirs.
     """
 
     frame: Frame
     pixels: NDArray[Any] | None
     place: Place | None
     faces: list[AlignedFace]
-    keys: list[int]
+    tracks: list[Tracked]
+
+    @property
+    def keys(self) -> list[int]:
+        """Numbers of the tracks."""
+        return [one.track for one in self.tracks]
 
 
 def restore_video(
@@ -164,7 +169,7 @@ class _Shooting:
         if followed is None:
             return None
         with self._timed("crop"):
-            shot = self._cut_out(followed.frame, [(one.track, one.face) for one in tracked])
+            shot = self._cut_out(followed.frame, tracked)
         self._people.update(shot.keys)
         self.film.tracks = len(self._people)
         return Prepared(shot, [face.crop for face in shot.faces], shot.keys if self.still_noise else None)
@@ -202,32 +207,41 @@ class _Shooting:
         self.failed += len(restored.errors)
         film.faces += len(restored.faces)
 
-    def _cut_out(self, frame: Frame, tracked: list[tuple[int, Face]]) -> _Shot:
+    def _cut_out(self, frame: Frame, tracked: list[Tracked]) -> _Shot:
         """Convert what is needed of a frame, and align its faces."""
         photo, place = self.photo, None
         if self.partly and frame.samples is not None and self.writer.takes(frame.samples):
             if not tracked:
                 return _Shot(frame, None, None, [], [])
-            place = _around([face for _, face in tracked], photo.size, frame.samples.size)
+            place = _around([one.face for one in tracked], photo.size, frame.samples.size)
             pixels = frame.samples.rgb(place)
         else:
             pixels = frame.pixels
-        corner = np.float32(place[:2] if place else (0, 0))
-        moved = [Face(face.box - np.tile(corner, 2), face.landmarks - corner, face.score) for _, face in tracked]
-        keys = {id(face): track for face, (track, _) in zip(moved, tracked, strict=True)}
+        corner = _corner(place)
+        moved = [
+            Face(one.face.box - np.tile(corner, 2), one.face.landmarks - corner, one.face.score) for one in tracked
+        ]
+        tracks = {id(face): one for face, one in zip(moved, tracked, strict=True)}
         faces = photo.crop(pixels, moved)
-        return _Shot(frame, pixels, place, faces, [keys[id(face.face)] for face in faces])
+        return _Shot(frame, pixels, place, faces, [tracks[id(face.face)] for face in faces])
 
     def _held_steady(self, shot: _Shot, results: Sequence[Restored]) -> Sequence[Restored]:
-        steady = self._steady
-        if steady is None:
+        if self._steady is None:
             return results
-        return [
-            result
-            if result.pixels is None
-            else replace(result, pixels=steady.apply(key, shot.frame.index, face.crop, result.pixels))
-            for key, face, result in zip(shot.keys, shot.faces, results, strict=True)
-        ]
+        steadied = []
+        for one, face, result in zip(shot.tracks, shot.faces, results, strict=True):
+            if result.pixels is not None:
+                pixels = self._steady.apply(
+                    one.track,
+                    shot.frame.index,
+                    face.crop,
+                    result.pixels,
+                    matrix=face.matrix,
+                    landmarks=one.found.landmarks - _corner(shot.place),
+                )
+                result = replace(result, pixels=pixels)  # noqa: PLW2901
+            steadied.append(result)
+        return steadied
 
     def _decoded(self, reader: VideoReader) -> Iterator[Frame]:
         frames = reader.frames()
@@ -246,6 +260,10 @@ class _Shooting:
 
     def _took(self, stage: str, begin: float) -> None:
         self.film.seconds[stage] = self.film.seconds.get(stage, 0.0) + time.perf_counter() - begin
+
+
+def _corner(place: Place | None) -> NDArray[np.float32]:
+    return np.array(place[:2] if place else (0, 0), np.float32)
 
 
 def _around(faces: Sequence[Face], size: int, frame: tuple[int, int]) -> Place:
