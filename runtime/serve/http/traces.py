@@ -14,6 +14,7 @@ from typing import Any
 from starlette.datastructures import Headers
 
 from bfr.runtime.errors import MissingDependency
+from bfr.runtime.install import install_command
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 IN_TURN = ("read", "align", "restore", "background", "paste", "write")
@@ -33,7 +34,7 @@ def tracer() -> Any:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise MissingDependency(
-            f"{ENDPOINT} is set, and OpenTelemetry is not installed ({error}): install the extra otel, or unset it"
+            f"{ENDPOINT} is set, and OpenTelemetry is not installed ({error}): {install_command('otel')}, or unset it"
         ) from error
     name = os.environ.get("OTEL_SERVICE_NAME", "bfr")
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))

@@ -3,7 +3,9 @@
 import asyncio
 import io
 import json
+import logging
 import re
+import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
@@ -19,16 +21,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from bfr.runtime.cli.main import app
-from bfr.runtime.errors import InvalidOption
+from bfr.runtime.errors import InvalidOption, MissingDependency
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.serve.engine import Engine
+from bfr.runtime.serve.http import traces
 from bfr.runtime.serve.http.api import make_api
 from bfr.runtime.serve.http.front import Front
 from bfr.runtime.serve.http.metrics import PoolCollector
+from bfr.runtime.serve.jobs.runner import JobRunner
 from bfr.runtime.serve.keys import hash_key
 from bfr.runtime.serve.options import ServeOptions, check_host
-from bfr.runtime.serve.orders import Answer, Group, Order, Progress, Refusal
+from bfr.runtime.serve.orders import Answer, Group, Order, Progress, Refusal, Sender
 from bfr.runtime.serve.workers.pool import Pool
 
 PNG = {"Content-Type": "image/png"}
@@ -533,3 +537,268 @@ def test_the_files_for_deployment_name_options_that_there_are() -> None:
         assert options.batch_size >= 1
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     assert set(compose["services"]) == {"bfr", "prometheus", "grafana"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "127.0.0.1:8000"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "LOCALHOST"}, 200),
+        ({"Host": "box.example"}, 200),  # one of the server's names
+        ({"Host": "evil.example"}, 403),  # made to point here
+        ({"Host": "localhost.evil.example:8000"}, 403),
+        ({"Origin": "http://localhost"}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"}, 200),  # behind a proxy of another name
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+    ],
+)
+def test_without_a_key_only_the_servers_own_names_and_pages_reach_it(headers: dict[str, str], status: int) -> None:
+    async def work(server: FakeServer) -> None:
+        server.front.names = ("box.example",)
+        assert (await server.post(headers=headers)).status_code == status
+        read = 403 if status == 403 and "Host" in headers else 200
+        assert (await server.client.get("/info", headers=headers)).status_code == read
+
+    serving(work)
+
+
+def test_with_a_key_any_name_does() -> None:
+    async def work(server: FakeServer) -> None:
+        headers = {"Host": "proxy.example", "Origin": "https://page.example", "Authorization": f"Bearer {KEY}"}
+        assert (await server.post(headers=headers)).status_code == 200
+        assert server.orders[0].sender == Sender("me", 3.0)
+
+    serving(work, keys=(f"{hash_key(KEY)} name=me priority=3",))
+
+
+def test_a_key_has_a_rate() -> None:
+    async def work(server: FakeServer) -> None:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        statuses = [(await server.post(headers=headers)).status_code for _ in range(3)]
+        assert statuses == [200, 200, 429]
+        refused = await server.post(headers=headers)
+        assert 1 <= int(refused.headers["retry-after"]) <= 30
+        assert (await server.client.get("/requests/12345678", headers=headers)).status_code == 404  # reading is free
+
+    serving(work, keys=(f"{hash_key(KEY)} rate=2",))
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/info", "/metrics", "/", "/openapi.json"])
+def test_probes_may_ask_with_head(path: str) -> None:
+    async def work(server: FakeServer) -> None:
+        answer = await server.client.head(path)
+        assert answer.status_code == 200
+        assert (await server.client.head("/nothing")).status_code == 404
+
+    serving(work)
+
+
+@pytest.mark.parametrize("path", ["/restore?seed=1&seed=2", "/jobs?upscale=2&upscale=2"])
+def test_an_option_that_is_given_twice_is_refused(path: str) -> None:
+    async def work(server: FakeServer) -> None:
+        refused = await server.post(path)
+        assert refused.status_code == 422
+        assert "more than once" in refused.json()["detail"]
+
+    with TemporaryDirectory() as folder:
+        serving(work, jobs=Path(folder))
+
+
+def test_faces_and_bytes_in_flight_are_refused_before_the_body_is_read() -> None:
+    async def unread() -> AsyncGenerator[bytes, None]:
+        raise AssertionError("the body was asked for")
+        yield b""
+
+    async def work(server: FakeServer) -> None:
+        server.engine.in_flight = 5
+        refused = await server.post(content=unread())
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"]
+        assert refused.headers["connection"] == "close"  # the rest of the body is nobody's
+        server.engine.in_flight = 0
+        with server.front.uploads.admit(0) as other:
+            server.front.uploads.add(other, 900)
+            refused = await server.post(content=unread(), headers={"Content-Length": "200"})
+            assert refused.status_code == 503
+        assert (await server.post(content=b"x" * 200)).status_code == 200
+
+    serving(work, face_queue=5, upload_bytes=1000)
+
+
+def test_a_slow_upload_holds_no_place() -> None:
+    sending = asyncio.Event()
+
+    async def slow() -> AsyncGenerator[bytes, None]:
+        yield b"x"
+        await sending.wait()
+        yield b"y"
+
+    async def work(server: FakeServer) -> None:
+        slow_ones = [asyncio.create_task(server.post(content=slow())) for _ in range(4)]
+        while len(server.front.visits) < 4:
+            await asyncio.sleep(0.01)
+        assert (await server.post()).status_code == 200
+        server.go.clear()
+        running = asyncio.create_task(server.post())
+        await server.entered.wait()
+        while server.front.placed < 1:
+            await asyncio.sleep(0.01)
+        sending.set()
+        assert {(await task).status_code for task in slow_ones} == {503}  # when it has arrived the queue is full
+        server.go.set()
+        assert (await running).status_code == 200
+
+    serving(work, queue=1)
+
+
+class TestJobs:
+    """The routes of jobs, which nobody works on here."""
+
+    def run(self, work: Work, **options: Any) -> None:
+        with TemporaryDirectory() as folder:
+            serving(work, jobs=Path(folder), **options)
+
+    def test_jobs_belong_to_a_key_and_are_listed_for_it(self) -> None:
+        other = "o" * 24
+
+        async def work(server: FakeServer) -> None:
+            mine, theirs = ({"Authorization": f"Bearer {key}"} for key in (KEY, other))
+            made = await server.post("/jobs?mode=aligned&seed=5", headers=mine)
+            assert made.status_code == 202
+            assert server.engine.woken == 1
+            where = made.headers["location"]
+            assert [one["id"] for one in (await server.client.get("/jobs", headers=mine)).json()] == [made.json()["id"]]
+            assert (await server.client.get("/jobs", headers=theirs)).json() == []
+            for path in (where, f"{where}/result"):
+                assert (await server.client.get(path, headers=theirs)).status_code == 404
+            assert (await server.client.delete(where, headers=theirs)).status_code == 404
+            assert (await server.client.get(f"{where}/result", headers=mine)).status_code == 409
+            assert (await server.client.delete(where, headers=mine)).status_code == 204
+            assert (await server.client.get(where, headers=mine)).status_code == 404
+
+        self.run(work, keys=(f"{hash_key(KEY)} name=anna", hash_key(other)))
+
+    def test_a_key_may_keep_so_many_and_the_queue_takes_so_many(self) -> None:
+        async def work(server: FakeServer) -> None:
+            for expected in (202, 202, 429):
+                answer = await server.post("/jobs")
+                assert answer.status_code == expected
+            assert "DELETE" in answer.json()["detail"]
+
+        self.run(work, job_quota=2)
+
+        async def full(server: FakeServer) -> None:
+            for expected in (202, 503):
+                assert (await server.post("/jobs")).status_code == expected
+
+        self.run(full, queue=1)
+
+    def test_a_full_disk_is_said_without_a_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def work(server: FakeServer) -> None:
+            store = server.engine.jobs
+            assert store is not None
+
+            async def full(*_: Any) -> Any:
+                raise OSError(28, "No space left on device", str(store.folder))
+
+            monkeypatch.setattr(store, "add", full)
+            answer = await server.post("/jobs")
+            assert answer.status_code == 507
+            assert str(store.folder) not in answer.text
+            assert "No space left" in answer.json()["detail"]
+            monkeypatch.setattr(store, "free", lambda: -1)
+            monkeypatch.setattr(FakeEngine, "lacking", Engine.lacking)
+            monkeypatch.setattr(Pool, "running", 1)
+            server.engine.runner = JobRunner(server.front.options, store, server.engine.pool.restore, batch=1)
+            server.engine._working = asyncio.create_task(asyncio.sleep(10))
+            assert (await server.post("/jobs")).status_code == 507
+            ready = await server.client.get("/ready")
+            assert ready.status_code == 503
+            assert "disk" in ready.json()["detail"]
+            monkeypatch.setattr(store, "free", lambda: 10**9)
+            assert (await server.client.get("/ready")).status_code == 200
+            server.engine._working.cancel()
+            await asyncio.wait({server.engine._working})
+            assert "jobs" in (await server.client.get("/ready")).json()["detail"]
+
+        self.run(work)
+
+    def test_an_image_whose_result_is_too_large_is_no_job(self) -> None:
+        async def work(server: FakeServer) -> None:
+            refused = await server.post("/jobs?upscale=4")
+            assert refused.status_code == 422
+            assert "enlarge less" in refused.json()["detail"]
+            assert (await server.post("/jobs?upscale=2")).status_code == 202
+            assert len((await server.client.get("/jobs")).json()) == 1
+
+        self.run(work, max_pixels=500)
+
+    def test_what_is_no_job_is_refused(self) -> None:
+        async def work(server: FakeServer) -> None:
+            for more, status in (
+                ({"headers": {"Content-Type": "text/plain"}}, 415),
+                ({"content": b""}, 422),
+                ({"content": b"x" * 2000}, 413),
+            ):
+                assert (await server.post("/jobs", **more)).status_code == status
+            assert (await server.client.get("/jobs")).json() == []
+
+        self.run(work, job_bytes=1000)
+
+
+def test_traces_of_callers_go_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+
+    async def work(server: FakeServer) -> None:
+        await server.post(headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
+        await server.post(headers={"traceparent": "nonsense"})
+
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(logging.getLogger("bfr"), "propagate", True)
+    with caplog.at_level(logging.INFO, "bfr.serve.access"):
+        serving(work)
+    monkey.undo()
+    first, second = (record.__dict__["fields"] for record in caplog.records if "fields" in record.__dict__)
+    assert first["trace_id"] == trace
+    assert "trace_id" not in second
+    assert first["client"] == "127.0.0.1"
+    assert first["faces"] == 2
+
+
+def test_a_request_is_a_span_with_its_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    exports = pytest.importorskip("opentelemetry.sdk.trace.export")
+    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter").InMemorySpanExporter()
+    provider = sdk.TracerProvider()
+    provider.add_span_processor(exports.SimpleSpanProcessor(memory))
+    monkeypatch.setattr(traces, "tracer", lambda: provider.get_tracer("test"))
+    trace = "0af7651916cd43dd8448eb211c80319c"
+
+    async def work(server: FakeServer) -> None:
+        server.answers = [Answer(b"", ".png", 1, 0, {"read": 0.5, "align": 0.25, "network": 9.0, "write": 1.0})]
+        await server.post(headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
+
+    serving(work)
+    *stages, request = memory.get_finished_spans()
+    assert [span.name for span in stages] == ["read", "align", "write"]
+    assert request.name == "POST /restore"
+    assert f"{request.context.trace_id:032x}" == trace
+    assert f"{request.parent.span_id:016x}" == "b7ad6b7169203331"
+    assert all(span.parent.span_id == request.context.span_id for span in stages)
+    assert request.attributes["status"] == 200
+    assert stages[0].end_time - stages[0].start_time == 500_000_000
+
+
+def test_traces_without_their_extra_are_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    monkeypatch.setenv(traces.ENDPOINT, "http://localhost:4318")
+    traces.tracer.cache_clear()
+    with pytest.raises(MissingDependency, match="otel"):
+        traces.tracer()
+    monkeypatch.delenv(traces.ENDPOINT)
+    assert traces.tracer() is None
+    traces.tracer.cache_clear()
