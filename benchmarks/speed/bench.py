@@ -104,13 +104,16 @@ def run_bench(
             reasons = "; ".join(f"{name}: {reason}" for name, reason in results.skipped.items())
             raise BackendUnavailable(f"no backend works here: {reasons}")
         results = replace(results, backends=backends, baseline=choose_baseline(bundle, [one.name for one in backends]))
+
+        def keep_round(before: Results, batch: int, runs: Sequence[Run]) -> Results:
+            grown = _with_runs(before, bundle, plan, race, batch, runs)
+            keep(grown)
+            return grown
+
         for batch in options.batches:
-            grown = partial(_with_runs, results, bundle, plan, race, batch)
-            runs = race.measure(
-                batch, repeats=options.repeats, warmup=options.warmup, keep=lambda runs, grown=grown: keep(grown(runs))
-            )
-            results = grown(runs)
-            keep(results)
+            told = partial(keep_round, results, batch)
+            runs = race.measure(batch, repeats=options.repeats, warmup=options.warmup, keep=told)
+            results = told(runs)
     # The processes have ended, so that what they took of the CPU is known, and the GPU's memory is free.
     results = replace(results, others_cores=watch.others(), machine=results.machine | gpu_watch.stop())
     for backend in results.backends if options.cold else ():

@@ -66,7 +66,7 @@ class Field:
             return None
 
     def measure(
-        self, batch: int, *, repeats: int, warmup: int, keep: Callable[[list[Run]], None] = lambda _: None
+        self, batch: int, *, repeats: int, warmup: int, keep: Callable[[list[Run]], object] = lambda _: None
     ) -> list[Run]:
         """Time every contender on the same images, taking turns, so that the machine's noise meets all of them alike.
 
