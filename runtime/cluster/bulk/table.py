@@ -130,7 +130,9 @@ def _table(data: bytes) -> Iterator[NodeEntry | None]:
 
 
 def _row(values: Mapping[str | None, Any]) -> NodeEntry | None:
-    """A row of the table; None for what is none."""
+    """A row of the table; None for what is none, and for one with more or fewer cells."""
+    if None in values or None in values.values():
+        return None
     try:
         given: dict[str, Any] = {name: from_csv_cell(values[name]) or None for name in COLUMNS}
         for name in ("width", "height", "faces"):
