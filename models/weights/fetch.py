@@ -8,6 +8,7 @@ package that opens a connection to another machine.
 import http.client
 import json
 import re
+import socket
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPMessage as Message
+from ipaddress import ip_address
 from pathlib import Path
 from typing import IO, cast
 
@@ -23,6 +25,7 @@ from bfr.runtime.files import sha256_file, write_bytes
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30.0  # seconds without a byte
+LARGEST = 1 << 35  # bytes, of a file whose size is not known beforehand
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 Progress = Callable[[int, int | None], None]
 
@@ -90,6 +93,8 @@ def fetch(download: Download, folder: Path, *, progress: Progress | None = None)
 def _transfer(download: Download, part: Path, progress: Progress | None) -> int:
     """Complete `part`; returns how many bytes of it were there before and were used."""
     with _writing(part.parent):
+        if part.is_symlink():  # its name can be guessed: what it leads to is none of ours
+            part.unlink()
         start = part.stat().st_size if part.exists() else 0
     if download.bytes is not None and start >= download.bytes:
         if start == download.bytes:
@@ -120,6 +125,8 @@ def _transfer(download: Download, part: Path, progress: Progress | None) -> int:
                 "the published file has changed; look for a newer version of bfr"
             )
         total = total if total is not None else download.bytes
+        if total is not None and total > LARGEST:
+            raise DownloadFailed(f"{download.url}: the server offers {total:,} bytes, more than any weights have")
         done = _copy(download.url, response, part, start=start, total=total, progress=progress)
     if total is not None and done != total:
         raise DownloadFailed(_interrupted(download.url, done, total, "the connection ended early"))
@@ -149,6 +156,10 @@ def _copy(
                 while view:  # a raw write may be short: on a full disk the next one says why
                     view = view[file.write(view) :]
             done += len(chunk)
+            if done > (LARGEST if total is None else total):
+                raise DownloadFailed(
+                    f"{url}: the server sends more than the {total or LARGEST} bytes that were expected"
+                )
 
 
 def _problem(download: Download, size: int, sha256: str, recorded: str | None) -> str | None:
@@ -170,7 +181,7 @@ def _recorded_hashes(folder: Path) -> dict[str, str]:
         text = path.read_bytes() if path.exists() else b"{}"
     try:
         recorded = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DownloadFailed(
             f"{path}: not readable as JSON ({error}): restore it, or delete it to record anew"
         ) from error
@@ -185,13 +196,39 @@ def _check_url(url: str) -> None:
         raise DownloadFailed(f"{url}: only https is fetched from")
 
 
+def _check_redirect(old: str, new: str) -> None:
+    """Raise DownloadFailed for a redirect that leaves https, or leads from it to this machine or a private network."""
+    _check_url(new)
+    if urllib.parse.urlsplit(old).scheme != "https":
+        return
+    parts = urllib.parse.urlsplit(new)
+    if parts.scheme != "https" or _is_private(parts.hostname or ""):
+        raise DownloadFailed(f"{old} leads to {new}: from https only public addresses of https are followed")
+
+
+def _is_private(host: str) -> bool:
+    """Whether a host is this machine or in a private network, as far as its name or number says so."""
+    host = host.rstrip(".").lower()
+    if host in ("", "localhost") or host.endswith((".localhost", ".local", ".internal")):
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        try:
+            address = ip_address(socket.inet_aton(host))  # 127.1, 0x7f000001, 2130706433
+        except OSError:
+            return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return not (mapped or address).is_global
+
+
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, which release pages use, as long as they stay on https."""
+    """Follows redirects, which release pages use, see `_check_redirect`."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
     ) -> urllib.request.Request | None:
-        _check_url(newurl)
+        _check_redirect(req.full_url, newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

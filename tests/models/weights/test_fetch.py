@@ -2,14 +2,17 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import random
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from http.client import HTTPMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -187,7 +190,7 @@ def test_a_wrong_size_is_refused_before_the_transfer(server: Server, tmp_path: P
 @pytest.mark.parametrize("size", [SIZE - 1, SIZE + 1])
 def test_a_wrong_size_that_was_not_announced_is_refused(server: Server, tmp_path: Path, size: int) -> None:
     server.announce_length = False
-    with pytest.raises(DownloadFailed, match=f"{SIZE}"):
+    with pytest.raises(DownloadFailed, match=f"{size}"):
         fetch(Download(server.url, "w.pth", size), tmp_path)
     assert "w.pth" not in names(tmp_path)
     assert "hashes.json" not in names(tmp_path)
@@ -245,6 +248,65 @@ def test_redirects_are_followed_but_only_to_safe_addresses(server: Server, tmp_p
     server.redirect = "http://weights.invalid/w.pth"
     with pytest.raises(DownloadFailed, match="https"):
         fetch(Download(server.url, "v.pth"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        *("http://weights.org/w", "http://localhost/w", "http://127.0.0.1:8000/w", "ftp://weights.org/w", "file:///w"),
+        *(
+            "https://localhost/w",
+            "https://127.0.0.1/w",
+            "https://127.1/w",
+            "https://2130706433/w",
+            "https://0x7f000001/w",
+        ),
+        *("https://[::1]/w", "https://[::ffff:127.0.0.1]/w", "https://0.0.0.0/w", "https://a.localhost./w"),
+        *(
+            "https://169.254.169.254/latest/meta-data",
+            "https://10.0.0.1/w",
+            "https://192.168.1.1/w",
+            "https://box.local/w",
+        ),
+    ],
+)
+def test_https_leads_to_public_https_alone(new: str) -> None:
+    with pytest.raises(DownloadFailed, match="https"):
+        fetch_module._check_redirect("https://weights.org/w.pth", new)
+
+
+@pytest.mark.parametrize("new", ["https://cdn.weights.org/w", "https://1.1.1.1/w", "https://localhost.weights.org/w"])
+def test_public_addresses_are_followed(new: str) -> None:
+    fetch_module._check_redirect("https://weights.org/w.pth", new)
+
+
+def test_the_redirect_of_a_request_is_checked() -> None:
+    request = urllib.request.Request("https://weights.org/w.pth")
+    with pytest.raises(DownloadFailed, match="localhost"):
+        fetch_module._CheckedRedirects().redirect_request(
+            request, io.BytesIO(), 302, "Found", HTTPMessage(), "http://localhost/w"
+        )
+
+
+def test_a_file_has_an_end(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_module, "LARGEST", SIZE - 1)
+    with pytest.raises(DownloadFailed, match="more than any weights"):
+        fetch(Download(server.url, "w.pth"), tmp_path)
+    server.announce_length = False
+    with pytest.raises(DownloadFailed, match="that were expected"):
+        fetch(Download(server.url, "w.pth"), tmp_path)
+    with pytest.raises(DownloadFailed, match="that were expected"):
+        fetch(Download(server.url, "v.pth", SIZE - 20_000, SHA256), tmp_path)
+    monkeypatch.setattr(fetch_module, "LARGEST", SIZE)
+    assert fetch(Download(server.url, "u.pth"), tmp_path).bytes == SIZE
+
+
+def test_a_link_in_the_place_of_a_part_is_not_followed(server: Server, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / "w.pth.part").symlink_to(victim)
+    assert fetch(Download(server.url, "w.pth", SIZE, SHA256), tmp_path).path.read_bytes() == DATA
+    assert victim.read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize(
