@@ -32,10 +32,15 @@ class JobOptions(Options):
         default="same", description="Of images; same: the source's own where it can be written, else PNG."
     )
     quality: int = Field(default=QUALITY, ge=1, le=100, description="Of JPEG and WebP. Higher is better and larger.")
-    metadata: bool = Field(default=True, description="Keep the photographs' EXIF data.")
+    metadata: bool = Field(
+        default=True, description="Keep what files say beside their pixels: EXIF, XMP, IPTC, comments, density."
+    )
     compare: bool = Field(default=False, description="Write a before/after picture beside each result.")
     html: bool = Field(default=False, description="Write report.html, with before/after sliders.")
-    resume: bool = Field(default=False, description="Skip inputs whose result is there already.")
+    resume: bool = Field(
+        default=False,
+        description="Take over results of an earlier run with these settings whose sources are as they were.",
+    )
     max_pixels: int = Field(default=MAX_PIXELS, ge=1, description="Refuse images and frames with more pixels.")
     codec: Literal["h264", "hevc", "vp9"] | None = Field(
         default=None, description="Of videos; chosen by the suffix if left out."

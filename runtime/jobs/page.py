@@ -180,6 +180,7 @@ def _card(card: Card) -> str:
         f'<h3 class="name" dir="auto">{name}</h3>',
         f'<p class="about">{" · ".join(part for part in about if part)}</p>' if any(about) else "",
         f'<p class="error">{_text(entry.error)}</p>' if entry.error else "",
+        *(f'<p class="about">{_text(note)}</p>' for note in entry.notes),
         _stages(card),
         "</article>",
     ]

@@ -7,6 +7,7 @@ kept, and `--target NAME --seed N --only NUMBER` reads the same one again, with 
 
 import argparse
 import multiprocessing
+import os
 import resource
 import sys
 import time
@@ -55,6 +56,7 @@ def attempt(target: Any, data: bytes) -> str | None:
 
 def work(path: Path, name: str, seed: int, begin: int, until: float, files: int, at: Any, findings: Any) -> None:
     """In a process: read damaged files from number `begin` on; `at` is the number of the one that is being read."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the decoders in C have much to say
     target = load(path)[name]
     seeds = target.seeds()
     for one in seeds:

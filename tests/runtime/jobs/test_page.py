@@ -190,6 +190,13 @@ def test_a_card(tmp_path: Path) -> None:
     ]
 
 
+def test_what_was_reduced_is_on_the_card(tmp_path: Path) -> None:
+    notes = ("the first of its 2 pages is taken alone", HOSTILE[0])
+    write_page(tmp_path, [Card("a", Entry("a.tif", "restored", "a.png", notes=notes))], {})
+    texts = [text for _, text in Page(tmp_path / PAGE).all("p", class_="about")]
+    assert texts == list(notes)
+
+
 @pytest.mark.parametrize(("before", "after", "pictures"), [(None, None, 0), ("b.webp", None, 1), (None, "a.webp", 1)])
 def test_without_both_previews_there_is_no_slider(
     tmp_path: Path, before: str | None, after: str | None, pictures: int
