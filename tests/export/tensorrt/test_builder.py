@@ -336,6 +336,24 @@ def test_rtx_can_be_cancelled(rtx: Any) -> None:
 
 
 @pytest.mark.engines
+@pytest.mark.export
+@pytest.mark.parametrize(("opset", "half"), [(20, 0.4), (23, 0.8)])
+def test_rtx_reads_normalization_in_half(rtx: Any, tmp_path: Path, opset: int, half: float) -> None:
+    """Where the operator sums in float32 by itself, its input and its result stay in half."""
+    import torch
+    from systems import unet
+
+    from bfr.export.onnx.graph import export_graph
+    from bfr.models.networks.unet import UNet
+    from bfr.models.stages.kinds import make_stage
+
+    network = UNet(**unet(attention_resolutions=[16], channel_mult=[1, 2], num_head_channels=32))
+    stage = make_stage("step", network.cast_torso(torch.float16), {})
+    graph, _ = export_graph(stage, stage.examples(32), stage.outputs, tmp_path / "step.onnx", opset=opset)
+    assert half < typed_share(graph, "tensorrt-rtx") < half + 0.2
+
+
+@pytest.mark.engines
 def test_rtx_builds_all_of_mini(rtx: Any) -> None:
     bundle = Bundle.open(default_bundle())
     for name in bundle.manifest.networks:
