@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 from bfr.runtime.errors import InvalidOption
 
@@ -102,11 +101,6 @@ def suffix_of(head: bytes) -> str | None:
     elif head[4::192][:3] == b"GGG":
         found = ".mts"
     return found if found in CONTAINERS else None
-
-
-def is_video(path: Path) -> bool:
-    """Whether a name has the suffix of a video; the file is not looked at."""
-    return path.suffix.lower() in SUFFIXES
 
 
 def output_suffix(source: str) -> str:

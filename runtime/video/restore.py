@@ -1,4 +1,4 @@
-"""Whole videos: faces are found and followed, restored with the noise of their track, held steady, and pasted back."""
+"""Whole videos: faces are found and followed, restored with the noise of their track, and pasted back."""
 
 import shutil
 import time
@@ -25,7 +25,6 @@ from bfr.runtime.restore.restorer import DEFAULT_SEED
 from bfr.runtime.video.follow import Followed, follow
 from bfr.runtime.video.frames import Frame, Place
 from bfr.runtime.video.read import VideoReader
-from bfr.runtime.video.steady import Steady
 from bfr.runtime.video.track import Tracked, Tracker
 from bfr.runtime.video.write import VideoWriter
 
@@ -56,19 +55,14 @@ class _Shot:
     """A frame on its way.
 
     pixels: of the part around its faces, or of the whole frame; None where it passes as it is. place: that part, None
-    for the whole frame. faces: in `pixels`. tracks: theirs.
+    for the whole frame. faces: in `pixels`. keys: numbers of their tracks.
     """
 
     frame: Frame
     pixels: NDArray[Any] | None
     place: Place | None
     faces: list[AlignedFace]
-    tracks: list[Tracked]
-
-    @property
-    def keys(self) -> list[int]:
-        """Numbers of the tracks."""
-        return [one.track for one in self.tracks]
+    keys: list[int]
 
 
 def restore_video(
@@ -82,7 +76,6 @@ def restore_video(
     crf: int | None = None,
     max_pixels: int = MAX_PIXELS,
     still_noise: bool = True,
-    steady: bool = True,
     progress: Callable[[float], None] = lambda _share: None,
 ) -> Film:
     """Restore the faces of a video into `target`, which appears when it is whole; its suffix names the container.
@@ -92,8 +85,7 @@ def restore_video(
     so. A video without a face is copied where nothing else is asked for.
 
     still_noise: a face keeps its noise through all frames, so that its texture does not boil; False draws it anew for
-    each frame. steady: what does not move in a face does not change; see `Steady`. Both are for comparison.
-    codec, crf: see `VideoWriter`. progress: called with the share that is done, 0 to 1.
+    each frame, for comparison. codec, crf: see `VideoWriter`. progress: called with the share that is done, 0 to 1.
     Raises InputNotFound, InvalidImage, InvalidOption, WriteFailed, and RestorationFailed where there are faces and none
     could be restored.
     """
@@ -103,7 +95,7 @@ def restore_video(
         film = Film(info.width, info.height)
         with VideoWriter(temporary, target.suffix, info, codec=codec, crf=crf) as writer:
             writer.copy_streams_from(reader, keep_metadata=metadata)
-            shooting = _Shooting(photo, reader, writer, film, still_noise=still_noise, steady=steady)
+            shooting = _Shooting(photo, reader, writer, film, still_noise=still_noise)
             pipeline = Pipeline[None, _Shot, None](
                 photo.restorer,
                 shooting.read,
@@ -144,14 +136,12 @@ class _Shooting:
         film: Film,
         *,
         still_noise: bool,
-        steady: bool,
     ) -> None:
         self.photo, self.writer, self.film, self.still_noise = photo, writer, film, still_noise
         # Faces alone are converted to RGB and back, where nothing else is done to the frames.
         self.partly = photo.options.upscale == 1 and isinstance(photo.background, Lanczos)
         self._followed: Iterator[Followed[Frame]] = follow(self._decoded(reader), lambda frame: frame.quick, photo.find)
         self._tracker = Tracker()
-        self._steady = Steady() if steady else None
         self._people: set[int] = set()
         self.failed, self.first_error = 0, ""
 
@@ -184,7 +174,7 @@ class _Shooting:
         with self._timed("paste"):
             if pixels is not None:
                 image = Image(pixels, grey=frame.grey)
-                restored = self.photo.paste(image, shot.faces, self._held_steady(shot, results))
+                restored = self.photo.paste(image, shot.faces, results)
             if samples is not None and shot.place is not None and pixels is not None and restored is not None:
                 samples = samples.copy()
                 samples.add_change(shot.place, pixels, restored.pixels, colour=not image.grey)
@@ -217,31 +207,13 @@ class _Shooting:
             pixels = frame.samples.rgb(place)
         else:
             pixels = frame.pixels
-        corner = _corner(place)
+        corner = np.array(place[:2] if place else (0, 0), np.float32)
         moved = [
             Face(one.face.box - np.tile(corner, 2), one.face.landmarks - corner, one.face.score) for one in tracked
         ]
-        tracks = {id(face): one for face, one in zip(moved, tracked, strict=True)}
+        keys = {id(face): one.track for face, one in zip(moved, tracked, strict=True)}
         faces = photo.crop(pixels, moved)
-        return _Shot(frame, pixels, place, faces, [tracks[id(face.face)] for face in faces])
-
-    def _held_steady(self, shot: _Shot, results: Sequence[Restored]) -> Sequence[Restored]:
-        if self._steady is None:
-            return results
-        steadied = []
-        for one, face, result in zip(shot.tracks, shot.faces, results, strict=True):
-            if result.pixels is not None:
-                pixels = self._steady.apply(
-                    one.track,
-                    shot.frame.index,
-                    face.crop,
-                    result.pixels,
-                    matrix=face.matrix,
-                    landmarks=one.found.landmarks - _corner(shot.place),
-                )
-                result = replace(result, pixels=pixels)  # noqa: PLW2901
-            steadied.append(result)
-        return steadied
+        return _Shot(frame, pixels, place, faces, [keys[id(face.face)] for face in faces])
 
     def _decoded(self, reader: VideoReader) -> Iterator[Frame]:
         frames = reader.frames()
@@ -260,10 +232,6 @@ class _Shooting:
 
     def _took(self, stage: str, begin: float) -> None:
         self.film.seconds[stage] = self.film.seconds.get(stage, 0.0) + time.perf_counter() - begin
-
-
-def _corner(place: Place | None) -> NDArray[np.float32]:
-    return np.array(place[:2] if place else (0, 0), np.float32)
 
 
 def _around(faces: Sequence[Face], size: int, frame: tuple[int, int]) -> Place:

@@ -35,15 +35,10 @@ _BRIGHTNESS = 40.0  # levels
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tracked:
-    """A face and the number of its track.
-
-    found: as it was found, with landmarks that are not smoothed. held: it was missed, box and landmarks are
-    extrapolated.
-    """
+    """A face and the number of its track. held: it was missed, box and landmarks are extrapolated."""
 
     track: int
     face: Face
-    found: Face
     held: bool = False
 
 
@@ -129,7 +124,7 @@ class Tracker:
         landmarks = face.landmarks.astype(np.float64)
         self._tracks.append(_Track(self._count, face, OneEuro(landmarks), face.box.astype(np.float64)))
         self._count += 1
-        return Tracked(self._count - 1, face, face)
+        return Tracked(self._count - 1, face)
 
     def _match(self, faces: Sequence[Face]) -> dict[int, _Track]:
         """Which track each detection continues, the largest overlaps first; among equals the older track."""
@@ -186,7 +181,7 @@ def _continue(track: _Track, face: Face) -> Tracked:
         landmarks = track.filter.update(landmarks, track.age, unit)
     track.box, track.age, track.missed, track.seen = box, 0.0, 0, track.seen + 1
     track.face = replace(face, landmarks=landmarks.astype(np.float32))
-    return Tracked(track.number, track.face, face)
+    return Tracked(track.number, track.face)
 
 
 def _held(track: _Track) -> Tracked:
@@ -196,7 +191,7 @@ def _held(track: _Track) -> Tracked:
         box=track.predicted().astype(np.float32),
         landmarks=(track.filter.points + shift).astype(np.float32),
     )
-    return Tracked(track.number, face, face, held=True)
+    return Tracked(track.number, face, held=True)
 
 
 def _share(cutoff: float, seconds: float) -> float:

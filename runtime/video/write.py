@@ -30,6 +30,7 @@ try:
 except ImportError as error:
     raise MissingDependency(f"PyAV is not installed: {install_command('video')}") from error
 
+_REORDERED = 1000  # seconds that a frame is decoded before it is shown, at most
 _log = logging.getLogger(__name__)
 
 
@@ -91,9 +92,11 @@ class VideoWriter:
         """
         codec = codec or ("vp9" if suffix == ".webm" else "hevc" if info.depth > 8 else "h264")
         encoder = _choose(suffix, codec, crf)
-        self._depth = min(info.depth, encoder.depth)
+        self._depth = min(info.depth, _depth_of(encoder))
         if self._depth < info.depth:
-            _log.warning("%s is written with 8 bits a sample: choose hevc or vp9 to keep %d", codec, info.depth)
+            _log.warning(
+                "%s is written with 8 bits a sample here: hevc keeps %d, in .mp4, .mov and .mkv", codec, info.depth
+            )
         even = 2 if encoder.even else 1
         self._padding = -info.height % even, -info.width % even
         height, width = info.height + self._padding[0], info.width + self._padding[1]
@@ -201,6 +204,9 @@ class VideoWriter:
             if packet.pts is not None:
                 duration = self._durations.pop(packet.pts * packet.time_base, None)
                 packet.duration = duration or packet.duration
+                # libx265 never sets the decoding times of a video of one or two frames.
+                if packet.dts is not None and not 0 <= (packet.pts - packet.dts) * packet.time_base < _REORDERED:
+                    packet.dts = packet.pts
                 self._end = max(self._end, packet.pts + (packet.duration or 0))
             if self._held is not None:
                 self._write(self._held)
@@ -244,6 +250,12 @@ def _choose(suffix: str, codec: str, crf: int | None) -> Encoder:
             f"({install_command('video')})"
         ) from error
     return encoder
+
+
+def _depth_of(encoder: Encoder) -> int:
+    """The bits a sample that are written with it; libvpx may have been built with 8 alone."""
+    formats = Codec(encoder.library, "w").video_formats or ()
+    return encoder.depth if any(one.name == "yuv420p10le" for one in formats) else 8
 
 
 def _left_sited(width: int, height: int, info: VideoInfo) -> Graph:

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from bfr.runtime.errors import InputNotFound, InvalidImage, InvalidOption, MissingDependency, WriteFailed
 from bfr.runtime.files import atomic_path
 from bfr.runtime.video import write as video_writer
-from bfr.runtime.video.formats import OUTPUT_SUFFIXES, SUFFIXES, Colour, VideoInfo, is_video, output_suffix
+from bfr.runtime.video.formats import HEAD, OUTPUT_SUFFIXES, SUFFIXES, Colour, VideoInfo, output_suffix, suffix_of
 from bfr.runtime.video.read import VideoReader
 from bfr.runtime.video.streams import StreamCopy
 from bfr.runtime.video.write import CODECS, VideoWriter
 
-Array = NDArray[np.uint8]
+Array = NDArray[Any]
 WIDTH, HEIGHT = 64, 48
 RED = (200, 30, 30)
 CLOCK = Fraction(1, 12_800)
@@ -138,8 +138,6 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_suffixes() -> None:
     assert [output_suffix(suffix) for suffix in SUFFIXES] == [".mp4", ".mov", ".mkv", ".webm", *[".mp4"] * 10]
     assert output_suffix(".MKV") == ".mkv"
-    assert is_video(Path("a/b.MOV"))
-    assert not is_video(Path("a.mp4/b.png"))
     with pytest.raises(InvalidOption, match=r"\.gif.*\.mp4"):
         output_suffix(".gif")
 
@@ -616,3 +614,126 @@ def test_an_hdr_source_is_announced(tmp_path: Path, caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING):
         VideoReader(path).__exit__(None, None, None)
     assert caplog.messages == [f"{path} is HDR: networks know no HDR, its faces may come out too dark or too bright"]
+
+
+CONTAINER_CODECS = {
+    ".3gp": "libx264",
+    ".ts": "libx264",
+    ".mts": "libx264",
+    ".m2ts": "libx264",
+    ".mpg": "mpeg2video",
+    ".mpeg": "mpeg1video",
+    ".wmv": "wmv2",
+}
+MUXERS = {".mts": "mpegts", ".m2ts": "mpegts", ".wmv": "asf", ".mpg": "vob"}
+
+
+@pytest.mark.parametrize("suffix", CONTAINER_CODECS)
+def test_further_containers_are_read_by_their_content(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str
+) -> None:
+    """Also under another name."""
+    source = tmp_path / f"in{suffix}"
+    with av.open(str(source), "w", format=MUXERS.get(suffix)) as output:
+        stream: Any = output.add_stream(CONTAINER_CODECS[suffix], 25, width=WIDTH, height=HEIGHT)
+        stream.pix_fmt = "yuv420p"
+        for index in range(25):
+            frame = av.VideoFrame.from_ndarray(picture(index), "rgb24")
+            frame.pts = index
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    assert suffix_of(source.read_bytes()[:HEAD]) in SUFFIXES
+    disguised = source.rename(tmp_path / "in.mp4")
+    assert copy(disguised, tmp_path / "out.mp4") is None
+    assert caplog.messages == []
+    found = times(tmp_path / "out.mp4")
+    assert len(found) == 25
+    assert np.diff([float(time) for time in found]) == pytest.approx(0.04, abs=0.002)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
+@pytest.mark.parametrize("last", [40, 2660])
+def test_the_last_frame_keeps_its_duration(tmp_path: Path, suffix: str, last: int) -> None:
+    """Through two generations, beside frames that an encoder reorders, at a varying rate."""
+    milliseconds = [0, 40, 80, 120, 160, 200, 240, 700]
+    first, second = tmp_path / f"first{suffix}", tmp_path / f"second{suffix}"
+    clock = Fraction(1, 1000)
+    with VideoWriter(first, suffix, replace(INFO, time_base=clock)) as writer:
+        for index, time in enumerate(milliseconds):
+            writer.write(picture(index), time, clock, last if time == 700 else 40)
+    copy(first, second)
+    for path in (first, second):
+        assert [round(1000 * time) for time in times(path)] == milliseconds
+        with VideoReader(path) as reader:
+            *_, end = reader.frames()
+        assert end.duration * end.time_base == Fraction(last, 1000)
+        with av.open(str(path)) as container:
+            assert container.duration == 1000 * (700 + last)
+
+
+def test_a_codec_that_is_not_listed_is_refused_by_name(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.avi", count=2, codec="ffvhuff", clock=Fraction(1, 25))
+    with pytest.raises(InvalidImage, match=r"a\.avi.*ffvhuff.*convert"):
+        VideoReader(path)
+
+
+def test_of_a_cut_file_every_whole_packet_gives_a_frame(tmp_path: Path) -> None:
+    """Without reordering; threads that decode a frame each would lose the last ones."""
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as output:
+        stream: Any = output.add_stream("libx264", 25, {"bf": "0"}, width=WIDTH, height=HEIGHT)
+        stream.pix_fmt = "yuv420p"
+        for index in range(40):
+            frame = av.VideoFrame.from_ndarray(picture(index), "rgb24")
+            frame.pts = index
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
+    whole = path.read_bytes()
+    for count in (5, 23, 39):
+        path.write_bytes(whole[: ends[count - 1] + 3])
+        assert len(times(path)) == count
+
+
+def test_ten_bits_stay_ten_bits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A ramp finer than 8 bits can tell."""
+    ramp = np.repeat(np.linspace(20_000, 24_000, WIDTH).astype(np.uint16)[None, :, None], HEIGHT, axis=0)
+    deep = replace(INFO, depth=10)
+    for suffix in (".mp4", ".mkv"):
+        source, target = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+        with VideoWriter(source, suffix, deep, crf=2) as writer:
+            writer.write(np.repeat(ramp, 3, axis=2), 0, CLOCK)
+        copy(source, target)
+        with VideoReader(target) as reader:
+            assert (reader.info.depth, reader.info.codec) == (10, "hevc")
+            (frame,) = reader.frames()
+        assert len(np.unique(frame.pixels[HEIGHT // 2, :, 1] >> 6)) > 40  # 16 with 8 bits
+        assert np.abs(frame.pixels.astype(int) - ramp)[8:-8, 8:-8].max() < 400
+    assert caplog.messages == []
+    with VideoReader(tmp_path / "a.mp4") as reader, VideoWriter(tmp_path / "c.mp4", ".mp4", reader.info, codec="h264"):
+        pass
+    assert caplog.messages == ["h264 is written with 8 bits a sample here: hevc keeps 10, in .mp4, .mov and .mkv"]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_very_short_videos(tmp_path: Path, codec: str, count: int) -> None:
+    path = tmp_path / "a.mkv"
+    with VideoWriter(path, ".mkv", INFO, codec=codec) as writer:
+        for index in range(count):
+            writer.write(picture(index), index * TICKS, CLOCK)
+    assert [float(time) for time in times(path)] == pytest.approx([0.0, 0.04, 0.08][:count])
+
+
+def test_a_transparent_video_is_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.mov"
+    with av.open(str(path), "w") as output:
+        stream: Any = output.add_stream("png", 25, width=WIDTH, height=HEIGHT)
+        stream.pix_fmt = "rgba"
+        frame = av.VideoFrame.from_ndarray(np.full((HEIGHT, WIDTH, 4), 99, np.uint8), "rgba")
+        frame.pts = 0
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    VideoReader(path).__exit__(None, None, None)
+    assert caplog.messages == [f"{path} is transparent in places: that is lost, and hidden colours show"]
