@@ -32,6 +32,7 @@ from bfr.runtime.errors import (
 from bfr.runtime.images.encode import encode_image
 from bfr.runtime.images.formats import BY_SUFFIX, WRITTEN, format_of
 from bfr.runtime.jobs.options import RestoreOptions
+from bfr.runtime.jobs.sources import Item, content_suffix
 from bfr.runtime.video.formats import MEDIA_TYPES as VIDEOS
 
 _log = logging.getLogger("bfr")
@@ -136,7 +137,7 @@ def image_file(image: bytes | Path | NDArray[np.uint8]) -> tuple[bytes, str]:
 
 def file_headers(path: Path) -> dict[str, str]:
     """The headers of a file that becomes a job. Raises InvalidOption and InputNotFound."""
-    media_type = MEDIA_TYPES.get(path.suffix.lower())
+    media_type = MEDIA_TYPES.get(Item(path, path.name, content=content_suffix(path)).suffix)
     if media_type is None:
         raise InvalidOption(f"{path} is not sent: jobs take files named {', '.join(MEDIA_TYPES)}")
     try:

@@ -23,7 +23,7 @@ def comparison_names(outputs: Mapping[str, str]) -> dict[str, str]:
     names = {}
     for key, output in outputs.items():
         path = PurePosixPath(output)
-        while (path := path.with_name(shortened(f"{path.stem}.compare", suffix=".png"))).as_posix() in taken:
+        while (path := path.with_name(shortened(path.stem, suffix=".compare.png"))).as_posix() in taken:
             pass
         taken.add(path.as_posix())
         names[key] = path.as_posix()

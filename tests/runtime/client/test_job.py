@@ -1,6 +1,7 @@
 """`bfr restore --server`: files go to a server and come back, under the names and statuses of a run without one."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from io import BytesIO
@@ -15,6 +16,7 @@ from PIL import Image as Pillow
 from bfr.runtime.cli import main as cli
 from bfr.runtime.client import Client
 from bfr.runtime.client import job as remote_job
+from bfr.runtime.client.calls import file_headers
 from bfr.runtime.client.job import run_remote_job
 from bfr.runtime.errors import InvalidOption, RequestRefused, ServerUnavailable
 from bfr.runtime.faces.options import PhotoOptions
@@ -23,6 +25,7 @@ from bfr.runtime.jobs.page import preview_paths
 from bfr.runtime.jobs.pictures import GAP
 from bfr.runtime.jobs.report import Report
 from bfr.runtime.jobs.sources import find_images
+from bfr.runtime.jobs.store import Store
 
 KEY = "a-key-of-some-length"
 
@@ -78,7 +81,7 @@ def test_a_folder(server: FakeServer, album: Path, tmp_path: Path) -> None:
         with Pillow.open(out / path) as image:
             assert (image.format, image.size) == (kind, (32, 24))
     content = json.loads((out / "report.json").read_text())
-    assert content["counts"] == {"restored": 4, "no face": 0, "skipped": 0, "failed": 0}
+    assert {name: count for name, count in content["counts"].items() if count} == {"restored": 4}
     assert content["settings"]["bundle_hash"] == server.info()["bundle"]
     assert (content["backend"], content["server"]) == ("onnxruntime-cpu", server.url)
     assert content["network_seconds"] == pytest.approx(4 * 0.31)
@@ -230,7 +233,7 @@ def test_the_command(server: FakeServer, album: Path, tmp_path: Path, monkeypatc
     assert (status, "4 images: 4 skipped, 4 faces, in " in stdout) == (0, True)
     (album / "text.png").write_text("no image")
     status, stdout, stderr = bfr(monkeypatch, capsys, *arguments, "--resume")
-    assert (status, "4 skipped, 1 failed" in stdout, "text.png: " in stderr) == (1, True, True)
+    assert (status, "4 skipped, 1 failed" in stdout, "text.png: " in stderr) == (1, True, True), stderr
 
 
 def test_aligned_faces(server: FakeServer, album: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
@@ -295,3 +298,53 @@ def test_a_system_without_a_loop_has_no_presets(server: FakeServer, album: Path,
     server.presets = {}
     assert run(server, album, tmp_path / "out").count("restored") == 4
     assert "preset" not in server.posts()[0].query
+
+
+def test_names_of_any_length(server: FakeServer, album: Path, tmp_path: Path) -> None:
+    long = 247 * "m" + ".png"
+    (album / "a.png").rename(album / long)
+    (album / "b.bmp").rename(album / f"{251 * 'n'}.bmp")
+    out = tmp_path / "out"
+    report = run(server, album, out, compare=True)
+    assert report.count("restored") == 4
+    assert (out / long).is_file()
+    assert len([name for name in tree(out) if name.endswith(".compare.png")]) == 4
+    assert run(server, album, out, resume=True).count("skipped") == 4
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error", "x"), KeyError("x")])
+def test_any_fault_costs_its_own_file(
+    server: FakeServer, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    write = Store.write
+
+    def failing(self: Store, name: str, data: bytes) -> None:
+        if name == "b.png":
+            raise error
+        write(self, name, data)
+
+    monkeypatch.setattr(Store, "write", failing)
+    report = run(server, album, tmp_path / "out")
+    assert statuses(report) == {"a.jpg": "restored", "a.png": "restored", "b.bmp": "failed", "c.webp": "restored"}
+
+
+def test_a_source_that_changed_and_a_server_with_another_bundle(
+    server: FakeServer, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run(server, album, out)
+    os.utime(album / "b.bmp", ns=(0, 1))
+    report = run(server, album, out, resume=True)
+    assert statuses(report) == {"a.jpg": "skipped", "a.png": "skipped", "b.bmp": "restored", "c.webp": "skipped"}
+    info = Client.info
+    monkeypatch.setattr(Client, "info", lambda self: {**info(self), "bundle": "0" * 64})  # as it was when the run began
+    report = run(server, album, tmp_path / "other")
+    assert report.count("failed") == 4
+    assert "another bundle" in str(report.entries[0].error)
+
+
+def test_a_file_is_sent_as_what_it_is(tmp_path: Path) -> None:
+    film = b"\0\0\0\x18ftypisom".ljust(700, b"\0")
+    for name, kind in (("a.dat", "video/mp4"), ("b.mov", "video/quicktime"), ("c.jpg", "video/mp4")):
+        (tmp_path / name).write_bytes(film)
+        assert file_headers(tmp_path / name)["Content-Type"] == kind
