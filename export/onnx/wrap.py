@@ -5,8 +5,10 @@ reads `degraded`, (batch, 3, S, S) RGB in [0, 1], and makes `estimate`, (batch, 
 does. The wrapped graph is compared with the file as it came before the bundle is published.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,9 +40,11 @@ from bfr.export.onnx.wrap_graph import (
 from bfr.export.verify.compare import BATCHES, FLOORS_DB, compare
 from bfr.export.verify.walk import call_network, synthetic
 from bfr.runtime.backends.device import Float32
-from bfr.runtime.backends.onnxruntime import CpuDevice
+from bfr.runtime.backends.onnxruntime import SAFE, CpuDevice
 from bfr.runtime.bundle import manifest as m
 from bfr.runtime.bundle.bundle import Bundle, describe_file, write_manifest
+from bfr.runtime.bundle.manifest import NAME_PATTERN
+from bfr.runtime.bundle.onnx import LARGEST_ELEMENTS
 from bfr.runtime.errors import BackendUnavailable, InvalidCheckpoint, InvalidOption, VerificationFailed
 from bfr.runtime.files import atomic_folder, sha256_file
 from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, WEIGHT
@@ -83,6 +87,7 @@ def wrap(
     Raises:
         InputNotFound, InvalidCheckpoint, InvalidOption, VerificationFailed: Nothing is published then.
     """
+    system = _system_name(name, file)
     model = load_model(file)
     with TemporaryDirectory(prefix="bfr-wrap-") as scratch, atomic_folder(folder, replace=replace) as partial:
         original = _Original(file, threads)
@@ -125,7 +130,7 @@ def wrap(
         )
         manifest = m.Manifest(
             format=1,
-            system=name or file.stem,
+            system=system,
             title=f"{name or file.stem}: one network, wrapped from {file.name}",
             image_size=side,
             schedule=m.NoiseSchedule(),
@@ -156,6 +161,8 @@ class _Original:
         self.file = file
         options = ort.SessionOptions()
         options.log_severity_level = 4  # a shape that does not fit is an answer here, no news
+        for entry, value in SAFE.items():
+            options.add_session_config_entry(entry, value)
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
@@ -184,6 +191,7 @@ class _Original:
         for value in self.session.get_inputs():
             if value.name in values:
                 shape = [size if isinstance(size, int) else 1 for size in value.shape]
+                _check_size(f"input {value.name}", shape)
                 feed[value.name] = np.full(shape, values[value.name], _numpy_type(value.type))
         return list(self.session.run(outputs, feed, _silent()))
 
@@ -197,6 +205,11 @@ def find_interface(model: onnx.ModelProto, original: _Original, options: WrapOpt
     weight, values = find_values(model, (source, reference), options.values)
     if source.side is not None and options.size not in (None, source.side):
         raise InvalidOption(f"the model takes {source.side}x{source.side} and no other size: leave --size out")
+
+    for image in (source, reference):
+        if image:
+            size = image.side or options.size or OPEN_FACE
+            _check_size(f"input {image.name}", (image.batch or 1, 3, size, size))
 
     def shapes(side: int) -> dict[str, tuple[int, ...]]:
         images = {one: _grey(one, side) for one in (source, reference) if one}
@@ -235,6 +248,23 @@ def find_interface(model: onnx.ModelProto, original: _Original, options: WrapOpt
         weight=weight,
         values=values,
     )
+
+
+def _system_name(name: str | None, file: Path) -> str:
+    """The name that was given, else the file's. Raises InvalidOption for one that a manifest does not take."""
+    found = re.sub(r"[^A-Za-z0-9_.+-]+", "-", file.stem).lstrip("-.+")[:100] or "wrapped" if name is None else name
+    if not re.fullmatch(NAME_PATTERN, found):
+        raise InvalidOption(f"name {found!r}: letters, digits and _ . + - are taken, 100 at most, a letter first")
+    return found
+
+
+def _check_size(what: str, shape: Sequence[int]) -> None:
+    """Raise InvalidCheckpoint for a tensor that a file declares and no machine has."""
+    if min(shape, default=1) < 1 or prod(shape) > 2 * LARGEST_ELEMENTS:
+        raise InvalidCheckpoint(
+            f"the model's {what} has the shape {' x '.join(map(str, shape))}, more than {2 * LARGEST_ELEMENTS:,} "
+            "numbers: export it for a usual size"
+        )
 
 
 def _grey(image: ImageTensor, side: int) -> NDArray[np.float32]:

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from bfr.runtime.errors import InputNotFound, InvalidCheckpoint, InvalidOption
+from bfr.runtime.bundle.onnx import FilesBeside, check_graph
+from bfr.runtime.errors import BundleInvalid, InputNotFound, InvalidCheckpoint, InvalidOption
 from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, WEIGHT
 
 Range = tuple[float, float]
@@ -111,7 +112,9 @@ def load_model(file: Path) -> onnx.ModelProto:
         if start.startswith(begin):
             raise InvalidCheckpoint(f"{file} is {what}. `bfr wrap` takes ONNX files: export the network with ONNX")
     try:
-        model = onnx.load(file, load_external_data=False)
+        data = file.read_bytes()
+        check_graph(data, FilesBeside(file.parent), file.name)
+        model = onnx.load_from_string(data)
         sort_nodes(model.graph)
         # Files of IR 3 name their weights among the inputs.
         constants = {tensor.name for tensor in model.graph.initializer}
@@ -125,6 +128,8 @@ def load_model(file: Path) -> onnx.ModelProto:
         if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
             onnx.checker.check_model(model, full_check=False)
     except Exception as error:  # protobuf's, onnx's and the file system's own types
+        if isinstance(error, BundleInvalid) and error.__cause__ is None:  # a whole file that is refused
+            raise InvalidCheckpoint(str(error)) from error
         raise InvalidCheckpoint(
             f"{file} is not a whole ONNX model ({first_line(error)}): export it again, and keep the files of "
             "its weights beside it"

@@ -14,7 +14,8 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 # What a shell, a terminal or a file system could take for something else is in no name.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}$")]
+NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 def _inside(path: str) -> str:
@@ -155,7 +156,8 @@ class Denoise(Model):
     None where a diffuse stage stands before it. result: the name of the value that it makes.
     conditioner: the network that makes of timesteps what `network` takes in their place, once for all steps.
     conditions: the network's name of an input -> the value that every step reads there.
-    strength: of the guidance towards known pixels, for a network that has it folded in (kind `step-known`).
+    strength: of the guidance that a network has folded in (kinds `step-known`, `step-learned-smooth` and
+    `step-learned-reference`). guidance: by a network of its own, between the steps.
     """
 
     kind: Literal["denoise"] = "denoise"

@@ -19,7 +19,11 @@ DEEPEST = 64  # graphs inside each other; protobuf itself allows 33
 _GRAPH, _FUNCTION, _TRAINING = 7, 25, 20  # of ModelProto
 _LESS_THAN_A_BYTE = 4  # elements at most in one byte
 # Operators whose output is as large as an input says: the number of that input.
-_SHAPED_BY = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "Resize": 3, "Upsample": 1, "OneHot": 1, "Pad": 1}
+_SHAPED_BY = {
+    "AffineGrid": 1, "BlackmanWindow": 0, "CenterCropPad": 1, "ConstantOfShape": 0, "Expand": 1, "HammingWindow": 0,
+    "HannWindow": 0, "MaxUnpool": 2, "OneHot": 1, "Pad": 1, "Resize": 3, "Tile": 1, "Upsample": 1,
+}  # fmt: skip
+_SHAPED_BY_ATTRIBUTES = ("ConvTranspose", "RandomNormal", "RandomUniform")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,27 @@ class OnnxFile:
                     mapped.madvise(mmap.MADV_DONTNEED)
 
 
+class FilesBeside(Mapping[str, int]):
+    """The files in a folder and below it, by their relative paths, and their bytes; links are none of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __getitem__(self, name: str) -> int:
+        path = self.folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or not name or "\0" in name:
+            raise KeyError(name)
+        if path.resolve() != self.folder.resolve() / name or not path.is_file():
+            raise KeyError(name)
+        return path.stat().st_size
+
+    def __iter__(self) -> Iterator[str]:
+        return (path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 def check_graph(data: bytes, weights: Mapping[str, int], where: object) -> None:
     """Refuse a graph that names a file or declares a size that it should not.
 
@@ -57,7 +82,7 @@ def check_graph(data: bytes, weights: Mapping[str, int], where: object) -> None:
     try:
         _Walk(weights, where).model(memoryview(data))
     except (IndexError, OverflowError, UnicodeDecodeError) as error:
-        raise BundleInvalid(f"{where} is no ONNX file, or damaged: export the bundle anew") from error
+        raise BundleInvalid(f"{where} is no ONNX file, or damaged: export it anew") from error
 
 
 class _Walk:
@@ -101,7 +126,7 @@ class _Walk:
         self.depth -= 1
 
     def node(self, data: memoryview) -> None:
-        inputs, outputs, operator, values = [], [], "", list[int]()
+        inputs, outputs, operator, attributes = list[str](), list[str](), "", list[list[int]]()
         for number, value in _fields(data):
             if not isinstance(value, memoryview):
                 continue
@@ -112,16 +137,18 @@ class _Walk:
             elif number == 4:
                 operator = str(value, "utf-8")
             elif number == 5:
-                values = self.attribute(value) or values
+                attributes.append(self.attribute(value))
         if operator == "EPContext":  # machine code, or the name of a file that holds it
             self.refuse("holds a part that was compiled for an execution provider")
         if operator == "Constant" and outputs:
-            self.constants.setdefault(outputs[0], []).append(values)
+            self.constants.setdefault(outputs[0], []).extend(attributes)
+        for values in attributes if operator in _SHAPED_BY_ATTRIBUTES else ():
+            self.size(operator, values)
         place = _SHAPED_BY.get(operator)
         if place is not None and place < len(inputs):
             copies = self.elements.get(inputs[0], 1) if operator == "Tile" else 1
             for shape in self.constants.get(inputs[place], ()):
-                self.size(operator, [copies, *shape])
+                self.size(operator, [sum(map(abs, shape))] if operator == "Pad" else [copies, *shape])
         if operator == "Range" and len(inputs) == 3:
             starts, ends, steps = ([max(map(abs, v), default=0) for v in self.constants.get(n, ())] for n in inputs)
             self.size(operator, [(max(starts, default=0) + max(ends, default=0)) // max(1, min(steps, default=1))])
@@ -186,7 +213,7 @@ class _Walk:
         if "location" not in texts[1]:
             return 0
         if others := [name for name in texts[2] if name not in self.weights]:
-            self.refuse(f"names the file {others[0][:200]!r}, which the manifest does not hold for it")
+            self.refuse(f"names the file {others[0][:200]!r}, which is none of its weights")
         return max((self.weights[name] for name in texts[2]), default=0)
 
     def size(self, operator: str, shape: list[int]) -> None:
@@ -195,7 +222,7 @@ class _Walk:
             self.refuse(f"has a {operator} of {elements:,} elements, more than {LARGEST_ELEMENTS:,}")
 
     def refuse(self, why: str) -> None:
-        raise BundleInvalid(f"{self.where} {why}: it is refused. Export the bundle anew, or ask who made it")
+        raise BundleInvalid(f"{self.where} {why}: it is refused. Export it anew, or ask who made it")
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:

@@ -1,10 +1,12 @@
 """`bfr batch`."""
 
+import os
 from typing import Annotated
 
 import typer
 
 from bfr.runtime.cli.options import STRIP, Flags, check_aligned, expanded
+from bfr.runtime.cli.remote import KEY_VARIABLE
 from bfr.runtime.cli.restore import finish
 from bfr.runtime.cli.terminal import progress_bar
 from bfr.runtime.cluster.bulk.options import BulkOptions, PoolOptions
@@ -30,6 +32,7 @@ def batch(
     from bfr.runtime.backends.host import check_threads
     from bfr.runtime.cluster.bulk.run import run_bulk
 
+    os.environ.pop(KEY_VARIABLE, None)  # workers decode strangers' pictures
     if aligned:
         check_aligned(photo)
     if pool.address is None:  # the workers check theirs, but a local Ray takes seconds to start

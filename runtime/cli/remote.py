@@ -27,6 +27,7 @@ def check_server_options(context: typer.Context, *, server: str | None) -> None:
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
     if server is None:
+        os.environ.pop(KEY_VARIABLE, None)  # decoders of strangers' pictures do without it
         if "api_key_file" in given:
             raise InvalidOption("--api-key-file is for a server: give its address with --server, or leave it out")
         return
@@ -64,7 +65,7 @@ def restore_remotely(
 def _key(file: Path | None) -> str | None:
     """The API key: the first line of the file, else the environment's, else none."""
     if file is None:
-        return os.environ.get(KEY_VARIABLE) or None
+        return os.environ.pop(KEY_VARIABLE, None) or None  # decoders of strangers' pictures do without it
     try:
         lines = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

@@ -26,6 +26,7 @@ COLOURS = np.array([0.9, 0.5, 0.2], np.float32)
 
 
 def save(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: dict[str, Any]) -> Path:
+    path.parent.mkdir(exist_ok=True)
     stored = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "g", inputs, outputs, stored)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
@@ -366,3 +367,46 @@ def test_a_graph_that_onnxruntime_cannot_run_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "double.onnx", [node], *ends, {"w": np.ones((3, 3, 3, 3))})
     with pytest.raises(InvalidCheckpoint, match="cannot run double"):
         wrap(path, tmp_path / "bundle", WrapOptions())
+
+
+def test_a_file_that_names_others_than_its_weights_is_refused(tmp_path: Path) -> None:
+    """Security 6: nothing outside the model's folder is read, whatever the graph names."""
+    path = darkening(tmp_path / "in" / "m.onnx")
+    model = onnx.load(path)
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(bytes(12))
+    for name in ("../secret.bin", str(secret), "link.bin", "gone.bin"):
+        tensor = model.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        del tensor.external_data[:]
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=name)
+        path.write_bytes(model.SerializeToString())
+        if name == "link.bin":
+            (tmp_path / "in" / name).symlink_to(secret)
+        with pytest.raises(InvalidCheckpoint, match="names the file"):
+            wrap(path, tmp_path / "b", WrapOptions())
+    (tmp_path / "in" / "gone.bin").write_bytes(np.full(3, 0.5, np.float32).tobytes())
+    assert wrap(path, tmp_path / "b", WrapOptions(input_range=(0, 1), output_range=(0, 1)), threads=1)
+
+
+@pytest.mark.parametrize(("shape", "size"), [([1 << 30, 3, SIZE, SIZE], None), (["n", 3, "h", "h"], 1 << 20)])
+def test_sizes_that_no_machine_has_are_refused(tmp_path: Path, shape: list[Any], size: int | None) -> None:
+    path = save(
+        tmp_path / "m.onnx", [helper.make_node("Neg", ["x"], ["y"])], [value("x", shape)], [value("y", shape)], {}
+    )
+    with pytest.raises(InvalidCheckpoint, match="numbers"):
+        wrap(path, tmp_path / "b", WrapOptions(size=size))
+    image = ["n", 3, SIZE, SIZE]
+    inputs = [value("x", image), value("w", [1 << 20, 1 << 20])]
+    path = save(tmp_path / "w.onnx", [helper.make_node("Neg", ["x"], ["y"])], inputs, [value("y", image)], {})
+    with pytest.raises(InvalidCheckpoint, match="w has the shape"):
+        wrap(path, tmp_path / "b", WrapOptions(values={"w": 1.0}))
+
+
+def test_a_system_has_a_name_that_a_shell_takes_for_a_word(tmp_path: Path) -> None:
+    path = darkening(tmp_path / "my model $(id).onnx")
+    options = WrapOptions(input_range=(0, 1), output_range=(0, 1))
+    assert wrap(path, tmp_path / "b", options, threads=1).manifest.system == "my-model-id-"
+    with pytest.raises(InvalidOption, match="letters"):
+        wrap(path, tmp_path / "c", options, name="a b")

@@ -127,6 +127,8 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "Range": lambda: model([node("Range", "a", "b", "c")], numbers("a", -(1 << 40)), numbers("b", 0), numbers("c", 1)),
     "Pad": lambda: model([node("Pad", "x", "n")], numbers("x", 1), numbers("n", 0, 1 << 40)),
     "Resize": lambda: model([node("Resize", "x", "", "", "n")], numbers("x", 1), numbers("n", 1, 1, 1 << 20, 1 << 20)),
+    "RandomNormal": lambda: model([node("RandomNormal", dtype=1, shape=[1 << 20, 1 << 20])]),
+    "HannWindow": lambda: model([node("HannWindow", "n")], numbers("n", 1 << 40)),
     "int32": lambda: model([node("ConstantOfShape", "n")], numbers("n", 1 << 30, 4, kind=np.int32)),
     "two by one name": lambda: model(
         [node("ConstantOfShape", "n"), constant("n", numbers("v", 1))], numbers("n", 1 << 40)
@@ -154,6 +156,7 @@ def test_few_bytes_do_not_become_many(bomb: str) -> None:
 
 
 def test_shapes_of_usual_size_pass() -> None:
+    check_graph(model([node("Pad", "x", "n")], numbers("x", 1), numbers("n", *[512] * 8)), {}, "g.onnx")
     check_graph(model([node("ConstantOfShape", "n")], numbers("n", 1, 64, 512, 512)), {}, "g.onnx")
     check_graph(model([node("Identity", "w")], declared(1, 2), numbers("e"), declared(22, 16)), {}, "g.onnx")
 
