@@ -2,7 +2,7 @@
 
 Closed loop: each of 1 to 64 clients sends its next image when the last one is answered. The bare Restorer, at the
 batch size that so many clients can fill and on the same images, is timed before and after each level, while the server
-is idle. Then, with a house that is full, how soon it says so; then photographs and portraits together; with
+is idle. Then, with a queue that is full, how soon a request is refused; then photographs and portraits together; with
 `--minutes`, the memory of the server's processes over that time. Linux only.
 """
 
@@ -29,16 +29,13 @@ from bfr.runtime.errors import RestorationFailed
 from bfr.runtime.images.decode import decode_image
 from bfr.runtime.images.encode import encode_image
 from bfr.runtime.restore.restorer import Restorer
+from bfr.runtime.serve.workers.worker import MODULE
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 FACES = 16  # different portraits
 REFUSALS = 200
 LOOK = 15.0  # seconds between two looks at memory
-PROCESSES = {
-    "front": "-c from bfr.runtime.cli.main",
-    "networks": "ray::ServeReplica:bfr:Faces",
-    "photographs": "ray::ServeReplica:bfr:Photos",
-}
+PROCESSES = {"front": "-c from bfr.runtime.cli.main", "workers": MODULE}
 
 
 @dataclass(slots=True)
@@ -105,7 +102,7 @@ async def drive(url: str, requests: Sequence[Request], *, clients: int, seconds:
 
 
 async def refusals(url: str, requests: Sequence[Request], *, queue: int) -> list[float]:
-    """Seconds until a full house said so, REFUSALS times."""
+    """Seconds until a server with a full queue refused a request, REFUSALS times."""
     one = requests[0]
     headers = {"Content-Type": one.media_type}
     found: list[float] = []
@@ -178,6 +175,7 @@ def measure(args: argparse.Namespace) -> Findings:
         begin = time.perf_counter()
         server = ServerProcess(Path(home), *flags, "--detector", args.detector, "--timeout", "600")
         start = time.perf_counter() - begin
+        idle = memory(server)
         try:
             asyncio.run(drive(server.url, faces, clients=2 * args.batch, seconds=5))
             alone, loads = [], []
@@ -205,6 +203,7 @@ def measure(args: argparse.Namespace) -> Findings:
         "batch": args.batch,
         "queue": args.queue,
         "start_seconds": start,
+        "idle_memory": idle,
         "loads": [
             {
                 "clients": one.clients,
@@ -248,12 +247,15 @@ def as_markdown(figures: dict[str, Any], loads: Sequence[Load], mixed: Load, end
         "Aligned faces as JPEG in and out, closed loop; clients, server and all its processes on one machine. "
         "The bare Restorer, in batches as large as so many clients can fill, is timed right before and right after "
         "each level, the server being idle. "
-        f"Ready after {figures['start_seconds']:.0f} s; {figures['mean_batch']:.1f} faces a batch on average.",
+        f"Ready after {figures['start_seconds']:.1f} s, with "
+        f"{sum(figures['idle_memory'].values()):.0f} MiB of memory ("
+        f"{', '.join(f'{name} {value:.0f}' for name, value in figures['idle_memory'].items())}); "
+        f"{figures['mean_batch']:.1f} faces a batch on average.",
         "",
         "## Closed loop",
         *table(["clients", "faces/s", "bare faces/s", "share", "p50 s", "p90 s", "p99 s", "answers", "refused"], rows),
         "",
-        "## A full house",
+        "## A full queue",
         f"503 with Retry-After, {len(refused)} times under full load, from the client's side: {_latency(refused)}. "
         f"Inside the server, {len(inside)} of them: {_latency(inside)}.",
         "",

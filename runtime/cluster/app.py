@@ -4,6 +4,7 @@ import logging
 import os
 from typing import Any
 
+from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
@@ -28,7 +29,8 @@ class _Server:
         os.umask(0o077)
         logging.getLogger("bfr").setLevel(logging.INFO)
         options = options.fetched()
-        self.front = fronts[0] = Front(options)
+        self.front = Front(options)
+        _fronts.append(self.front)
         self.engine = Engine(options, Pool(options))
         await self.engine.start(self.front)
 
@@ -42,8 +44,17 @@ class _Server:
         await self.engine.stop()
 
 
-fronts: dict[int, Front] = {}
-"""The front of this process, under 0: routes are made before it is."""
+_fronts: list[Front] = []  # of this process: routes are made before it is
+
+
+def front() -> Front:
+    """The front of this replica."""
+    return _fronts[-1]
+
+
+def interface() -> FastAPI:
+    """The routes of a replica. A function of this module, so that Ray passes its name on and no copy of `_fronts`."""
+    return make_api(front)
 
 
 def build(options: ServeOptions) -> Application:
@@ -64,6 +75,6 @@ def build(options: ServeOptions) -> Application:
         max_constructor_retry_count=2,
         logging_config={"log_level": "WARNING", "enable_access_log": False},
         **HEALTH,
-    )(serve.ingress(lambda: make_api(lambda: fronts[0]))(_Server))
+    )(serve.ingress(interface)(_Server))
     application: Application = deployment.bind(options)
     return application

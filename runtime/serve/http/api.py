@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from bfr.runtime.errors import InvalidImage
 from bfr.runtime.images.decode import header_size
-from bfr.runtime.serve.http.front import Front
+from bfr.runtime.serve.http.front import Front, Visit
 from bfr.runtime.serve.http.gate import Gate, request_id
 from bfr.runtime.serve.http.metrics import CONTENT_TYPE
 from bfr.runtime.serve.http.page import page
@@ -137,6 +137,17 @@ def _add_restore(api: FastAPI, front: Callable[[], Front]) -> None:
         return Response(answer.data, media_type=MEDIA_TYPES[answer.suffix], headers=headers)
 
     @api.get(
+        "/requests",
+        response_model=dict[str, RequestInfo],
+        responses=documented(401, 403, 422),
+        openapi_extra=KEYED,
+    )
+    async def several(ids: Annotated[str, Query(max_length=6500, description="Ids, separated by commas.")]) -> Any:
+        """Where requests are that were sent with these `X-Request-Id`s; those that are not in flight are left out."""
+        visits = front().visits
+        return {name: _where(front(), visits[name]) for name in ids.split(",")[:100] if name in visits}
+
+    @api.get(
         "/requests/{request_id}",
         response_model=RequestInfo,
         responses=documented(401, 403, 404, 422),
@@ -148,7 +159,11 @@ def _add_restore(api: FastAPI, front: Callable[[], Front]) -> None:
         visit = here.visits.get(request_id)
         if visit is None:
             raise Problem(404, "no such request", "no request with this id is in flight: it is answered, or another's")
-        return {"state": visit.state, "share": round(visit.share, 4), "ahead": here.ahead(visit)}
+        return _where(here, visit)
+
+
+def _where(front: Front, visit: Visit) -> dict[str, Any]:
+    return {"state": visit.state, "share": round(visit.share, 4), "ahead": front.ahead(visit)}
 
 
 def _facts(answer: Answer, order: Order, front: Front) -> dict[str, str]:

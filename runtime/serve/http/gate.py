@@ -23,7 +23,7 @@ from bfr.runtime.serve.orders import Sender
 OPEN = ("/", "/health", "/ready", "/info", "/openapi.json", "/favicon.ico")
 """Routes that need no API key."""
 
-QUIET = ("/health", "/ready", "/metrics", "/requests/{request_id}")
+QUIET = ("/health", "/ready", "/metrics", "/requests", "/requests/{request_id}")
 """Routes that are asked again and again, and not logged."""
 
 READING = ("GET", "HEAD", "OPTIONS")

@@ -135,7 +135,7 @@ def test_a_dropped_photograph_is_restored_compared_and_saved(opened: Any, server
     assert re.fullmatch(r"[A-Za-z0-9_-]{8,64}", sent.headers["x-request-id"])
     expected = {"seed": "12345", "preset": "balanced", "mode": "photo", "faces": "all", "upscale": "1"}
     assert sent.query == {**expected, "blend": "1", "keep_colour": "false"}
-    assert any(seen.path == f"/requests/{sent.headers['x-request-id']}" for seen in server.seen)
+    assert any(seen.query == {"ids": sent.headers["x-request-id"]} for seen in server.seen if seen.path == "/requests")
     assert card.locator(".status").text_content() == "1 face restored"
     assert "512 × 512 · balanced · seed 12345" in card.locator(".about").text_content()  # noqa: RUF001
     card.locator(".numbers summary").click()
@@ -314,7 +314,7 @@ def test_a_phone(opened: Any, server: FakeServer, width: int) -> None:
     tab = opened(viewport={"width": width, "height": 640}, has_touch=True, is_mobile=True)
     assert tab.get_by_text("Take a picture").is_visible()
     assert tab.locator("#camera").get_attribute("capture") == "environment"
-    server.faults = [Fault(422, "x" * 300)]
+    server.faults = [Fault(500, "x" * 300)]
     drop(tab, ("a-very-long-name-" * 12 + ".jpg", "image/jpeg", PHOTOGRAPH.read_bytes()))
     tab.locator(".error:visible").wait_for()
     tab.locator(".again").tap()
@@ -327,6 +327,106 @@ def test_a_phone(opened: Any, server: FakeServer, width: int) -> None:
         .map((e) => e.getBoundingClientRect()).filter((box) => box.width && box.height < 32).length"""
     )
     assert small == 0
+
+
+@pytest.mark.browser
+def test_what_is_shown_first_is_in_sight_and_a_refused_file_is_small(opened: Any, server: FakeServer) -> None:
+    server.delay = 2
+    tab = opened(viewport={"width": 1280, "height": 860})
+    tab.set_input_files("#choose", PHOTOGRAPH)
+    until(tab, ".status", "Restoring")
+    for selector in (".card progress", ".card .cancel", ".card .status"):
+        box = tab.locator(selector).bounding_box()
+        assert box["y"] + box["height"] <= 860, selector
+    done(tab)
+    assert tab.locator(".card .save").bounding_box()["y"] < 860
+    server.delay = 0
+    server.faults = [Fault(422, "the image is damaged: copy it again")]
+    tab.set_input_files("#choose", {"name": "broken.jpg", "mimeType": "image/jpeg", "buffer": PHOTOGRAPH.read_bytes()})
+    refused = tab.locator(".card").nth(1)
+    refused.locator(".error:visible").wait_for()
+    assert not refused.locator(".frame").is_visible()
+    assert refused.bounding_box()["height"] < 150
+    assert not refused.locator(".again").is_visible()  # the same would be refused again
+    tab.get_by_label("best").check()
+    refused.get_by_role("button", name="Restore with these options").click()
+    done(tab, 1)
+
+
+@pytest.mark.browser
+def test_labels_lie_on_a_portrait(opened: Any, tmp_path: Path) -> None:
+    tab = opened()
+    Pillow.new("RGB", (300, 900), (90, 120, 60)).save(tmp_path / "tall.png")
+    tab.set_input_files("#choose", tmp_path / "tall.png")
+    card = done(tab)
+    picture = card.locator(".after img").bounding_box()
+    assert abs(picture["width"] / picture["height"] - 1 / 3) < 0.01
+    for side in ("before", "after"):
+        label = card.locator(f".{side} figcaption").bounding_box()
+        assert picture["x"] <= label["x"]
+        assert label["x"] + label["width"] <= picture["x"] + picture["width"]
+
+
+@pytest.mark.browser
+def test_all_results_are_downloaded_at_once(opened: Any, tmp_path: Path) -> None:
+    tab = opened()
+    assert not tab.locator("#fetch-all").is_visible()
+    drop(tab, *(tiny(tmp_path / f"{n}.png", (40 * n, 90, 90)) for n in range(3)))
+    for n in range(3):
+        done(tab, n)
+    names: list[str] = []
+    tab.on("download", lambda download: names.append(download.suggested_filename))
+    tab.get_by_role("button", name="Download all 3").click()
+    for _ in range(100):
+        if len(names) == 3:
+            break
+        tab.wait_for_timeout(50)
+    assert names == [f"{n}-restored.png" for n in range(3)]
+    for n in (2, 1):
+        tab.get_by_role("button", name=f"Remove {n}.png").click()
+    assert not tab.locator("#fetch-all").is_visible()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("key", [None, KEY])
+def test_a_videos_job_survives_a_reload(opened: Any, server: FakeServer, key: str | None) -> None:
+    server.key = key
+    tab = opened()
+    failures: list[str] = []
+    tab.on("response", lambda answer: answer.status == 404 and failures.append(answer.url))
+    if key:
+        tab.keyboard.press("Escape")
+        tab.evaluate("(key) => sessionStorage.setItem('bfr-api-key', key)", key)
+    drop(tab, ("film.mp4", "video/mp4", b"moving"))
+    while not server.posts("/jobs"):
+        tab.wait_for_timeout(20)
+    until(tab, ".status", "Waiting for its turn|Restoring")
+    while not tab.evaluate("sessionStorage.getItem('bfr-jobs')"):
+        tab.wait_for_timeout(20)
+    tab.reload()
+    tab.locator(".fetch:visible").wait_for()
+    assert tab.locator(".name").text_content() == "film.mp4"
+    assert len(server.posts("/jobs")) == 1
+    with tab.expect_download() as download:
+        tab.locator(".fetch").click()
+    assert Path(download.value.path()).read_bytes() == b"gnivom"
+    tab.get_by_role("button", name="Remove film.mp4").click()
+    tab.wait_for_timeout(200)
+    assert len(server.deleted) == 1
+    tab.reload()
+    tab.wait_for_selector(".preset", state="attached")
+    assert tab.locator(".card").count() == 0
+    assert failures == []
+
+
+@pytest.mark.browser
+def test_presets_are_told_in_words_of_speed_and_quality(opened: Any) -> None:
+    tab = opened()
+    texts = tab.locator(".preset").all_inner_texts()
+    assert ["Best quality" in text for text in texts] == [False, True, False]
+    assert "20 times as fast" in texts[2]
+    assert "5 times as fast" in texts[0]
+    assert not any(re.search(r"unipc|ddim|t = |steps", text) for text in texts)
 
 
 @pytest.mark.browser
