@@ -44,19 +44,23 @@ def local_path(name: str | Path) -> Path | None:
     return None
 
 
-def read_bytes(source: str | Path) -> bytes:
-    """The bytes of a file. Raises InputNotFound, and InvalidImage where it cannot be read."""
+def read_bytes(source: str | Path, most: int) -> bytes:
+    """The bytes of a file. Raises InputNotFound, and InvalidImage where it cannot be read, or has more than `most`."""
     if (path := local_path(source)) is not None:
         return path.read_bytes()
     system, key = open_url(str(source))
     try:
-        return bytes(system.cat_file(key))
+        with system.open(key, "rb") as file:  # of an object whose size no listing says too
+            data = bytes(file.read(most + 1))
     except FileNotFoundError as error:
         raise InputNotFound(f"{source} does not exist any more") from error
     except BfrError:
         raise
     except Exception as error:  # of whatever package serves the protocol
         raise InvalidImage(f"{source} cannot be read ({error}): check the credentials and the network") from error
+    if len(data) > most:
+        raise InvalidImage(f"{source} has more than {most} bytes: make it smaller, or raise --max-pixels")
+    return data
 
 
 def identity_of(source: str | Path) -> object:

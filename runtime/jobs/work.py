@@ -173,7 +173,8 @@ def read_item(item: Item, max_pixels: int) -> Image:
             f"{item.key} has {item.bytes} bytes, more than the {limit} of an image of {max_pixels} pixels: "
             "make it smaller"
         )
-    return decode_image(read_bytes(item.source), name=item.key, max_pixels=max_pixels)
+    data = read_bytes(item.source, byte_limit(max_pixels))
+    return decode_image(data, name=item.key, max_pixels=max_pixels)
 
 
 class ImageWork:
@@ -249,7 +250,9 @@ class ImageWork:
         return pixels * (self.editor.options.upscale**2 if self.editor else 1)
 
     def _prepare(self, item: Item) -> Prepared[tuple[Item, Picture]]:
-        picture = Picture(item.key, partial(read_bytes, item.source), version=self.version(item))
+        picture = Picture(
+            item.key, partial(read_bytes, item.source, byte_limit(self.options.max_pixels)), version=self.version(item)
+        )
         made = prepare(picture, partial(self.read, item), self.editor, partial(self._inputs, item))
         return Prepared((item, picture), made.crops, inputs=made.inputs)
 

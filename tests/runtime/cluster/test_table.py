@@ -35,3 +35,16 @@ def test_items_are_called_by_addresses_without_secrets(url: str) -> None:
     assert "beef" not in item.key
     assert item.key.startswith("https://")
     assert Item(Path("a b.jpg"), "a").key == "a b.jpg"
+
+
+def test_an_object_without_a_size_is_read_to_a_limit() -> None:
+    """Security, low: what a server sends has no end."""
+    import fsspec
+
+    from bfr.runtime.errors import InvalidImage
+    from bfr.runtime.jobs.store import read_bytes
+
+    fsspec.filesystem("memory").pipe_file("/endless.jpg", bytes(1000))
+    assert len(read_bytes("memory://endless.jpg", 1000)) == 1000
+    with pytest.raises(InvalidImage, match="more than 999 bytes"):
+        read_bytes("memory://endless.jpg", 999)
