@@ -23,12 +23,13 @@ from bfr.runtime.images.colour import grey_curve, png_profile, to_srgb
 from bfr.runtime.images.formats import NAMES, format_of
 from bfr.runtime.images.metadata import Metadata, read_metadata
 from bfr.runtime.images.pages import tiff_pages
-from bfr.runtime.images.png import bare_png
+from bfr.runtime.images.png import bare_png, find_chunk
 
 Pixels = NDArray[np.unsignedinteger]  # uint8 or uint16
 MAX_PIXELS = 64_000_000
 _ORIENTATION, _BITS, _PHOTOMETRIC, _PLANAR, _EXTRA_SAMPLES = 0x0112, 258, 262, 284, 338
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
+_SRGB_CODES = {(1, 13), (1, 1), (1, 6), (1, 14), (1, 15)}  # primaries and transfer of H.273, of sRGB and BT.709
 _PAGES = {"PNG": "frames", "WEBP": "frames", "TIFF": "pages"}
 _log = logging.getLogger(__name__)
 
@@ -161,6 +162,8 @@ def decode_image(data: bytes, *, name: str = "image", max_pixels: int = MAX_PIXE
             tile = file.tag_v2.get(_TILE_WIDTH, 0), file.tag_v2.get(_TILE_HEIGHT, 0)
             _limit(tile, f"a tile of {name}", max_pixels)
         bits = _bits(file, data)
+        if file.format == "PNG" and (code := find_chunk(data, b"cICP")) and tuple(code[:2]) not in _SRGB_CODES:
+            notes.append(f"its colours (cICP {'/'.join(map(str, code[:4]))}: HDR or a wide gamut) are not converted")
         pages = tiff_pages(data) if isinstance(file, TiffImageFile) else getattr(file, "n_frames", 1)
         if pages > 1:
             notes.append(f"the first of its {pages} {_PAGES.get(file.format or '', 'pictures')} is taken alone")

@@ -17,7 +17,7 @@ from bfr.runtime.images.png import XMP_KEY, read_raw_profile
 
 LONGEST = 1 << 20  # bytes of XMP, of IPTC, of comments and of texts
 _XMP_TAG, _IPTC_TAG = 700, 33723  # of TIFF
-_IPTC = 0x0404  # of Photoshop's resources
+_IPTC, _RESOLUTION = 0x0404, 0x03ED  # of Photoshop's resources
 _RAW = "Raw profile type "
 # XMP that would lie about a result: previews, and what lies behind the picture in its file.
 _UNTRUE = ((b"<xmp:Thumbnails", b"</xmp:Thumbnails>"), (b"<Container:Directory", b"</Container:Directory>"))
@@ -149,6 +149,9 @@ def _read_jpeg(file: Any, found: dict[str, Any], notes: list[str]) -> None:
     density = file.info.get("jfif_density")
     if isinstance(density, tuple):
         found["density"] = Density.of(density, file.info.get("jfif_unit", 0))
+    if found["density"] is None and isinstance(resources, dict) and isinstance(resources.get(_RESOLUTION), dict):
+        dots = [resources[_RESOLUTION].get(name) for name in ("XResolution", "YResolution")]
+        found["density"] = Density.of(dots, 1)
 
 
 def _read_png(file: Any, found: dict[str, Any], notes: list[str]) -> None:

@@ -54,7 +54,7 @@ def attempt(target: Any, data: bytes) -> str | None:
     return None
 
 
-def work(path: Path, name: str, seed: int, begin: int, until: float, files: int, at: Any, findings: Any) -> None:
+def work(path: Path, name: str, seed: int, begin: int, seconds: float, files: int, at: Any, findings: Any) -> None:
     """In a process: read damaged files from number `begin` on; `at` is the number of the one that is being read."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the decoders in C have much to say
     target = load(path)[name]
@@ -63,7 +63,7 @@ def work(path: Path, name: str, seed: int, begin: int, until: float, files: int,
         attempt(target, one)  # whatever is imported and kept is so by now
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, -1))
-    number = begin
+    number, until = begin, time.time() + seconds
     while time.time() < until and number < begin + files:
         at.value = number
         if problem := attempt(target, mutated(seeds, target.words, f"{name} {seed} {number}")):
@@ -78,8 +78,7 @@ def turn(path: Path, name: str, seed: int, begin: int, seconds: float, files: in
     """One turn of a reader: the number to go on with, and its findings."""
     context = multiprocessing.get_context("spawn")
     at, queue = context.Value("q", -1), context.Queue()
-    until = time.time() + seconds
-    process = context.Process(target=work, args=(path, name, seed, begin, until, files, at, queue))
+    process = context.Process(target=work, args=(path, name, seed, begin, seconds, files, at, queue))
     process.start()
     found: list[tuple[int, str]] = []
     seen, since = -1, time.time()

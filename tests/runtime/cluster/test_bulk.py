@@ -429,6 +429,21 @@ class TestResume:
         assert run_bulk([str(folder)], str(out), ALIGNED, resume=True).entries == skipped
 
 
+def test_names_of_any_length_what_is_passed_over_and_what_is_reduced(here: InProcess, tmp_path: Path) -> None:
+    long = 251 * "m"
+    folder, out = noise(tmp_path / "in", "a.png", f"{long}.png", f"{long}.bmp"), tmp_path / "out"
+    Pillow.new("RGBA", (8, 8), (9, 9, 9, 40)).save(folder / "b.png")
+    (folder / "notes.txt").touch()
+    report = run_bulk([str(folder)], str(out), ALIGNED.model_copy(update={"format": ".jpg"}))
+    assert report.count("restored") == 4
+    assert all((out / str(row.output)).is_file() for row in report.entries)
+    facts = json.loads((out / "batch.json").read_text())
+    assert [Path(one["source"]).name for one in facts["passed_over"]] == ["notes.txt"]
+    notes = {Path(row["source"]).name[:3]: row["notes"] for row in table(out)}
+    assert "white" in notes["b.p"]
+    assert "too long" in notes["mmm"]
+
+
 class TestExactlyOnce:
     def run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> Report:
         folder = noise(tmp_path / "in", "a.png", "b.png")
@@ -587,7 +602,7 @@ def test_empty_and_wrong_usage(
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with mock.patch.dict(os.environ), pytest.raises(MissingDependency, match=re.escape(install_command("serve"))):
+    with mock.patch.dict(os.environ), pytest.raises(MissingDependency, match=re.escape(install_command("cluster"))):
         connected(None).__enter__()
 
 

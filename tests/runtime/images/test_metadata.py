@@ -133,6 +133,12 @@ class TestDensity:
         assert image.metadata.density == Density(300, 300, 1)
         assert written(image, ".jpg")[2].info["dpi"] == (300, 300)
 
+    def test_photoshop_tells_it_too(self, files: Any) -> None:
+        body = struct.pack(">IHHIHH", 300 << 16, 1, 1, 150 << 16, 1, 1)
+        resource = b"8BIM" + struct.pack(">HxxI", 0x03ED, len(body)) + body
+        image = decode_image(jpeg(files, segment(0xED, b"Photoshop 3.0\0" + resource)))
+        assert image.metadata.density == Density(300, 150, 1)
+
     @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
     def test_it_turns_with_the_picture(self, files: Any, orientation: int) -> None:
         exif = Pillow.Exif()
@@ -400,6 +406,12 @@ class TestColour:
         image = decode_image(files.png(self.RAMP, 2, files.chunk(name, body)))
         np.testing.assert_array_equal(image.pixels, self.RAMP)
         assert "its colours are taken as sRGB" in image.notes[0]
+
+    def test_hdr_and_wide_gamut_are_said(self, files: Any) -> None:
+        for code, said in ((b"\x09\x10\0\1", True), (b"\x0c\x0d\0\1", True), (b"\1\x0d\0\1", False)):
+            image = decode_image(files.png(self.RAMP, 2, files.chunk(b"cICP", code)))
+            assert bool(image.notes) == said
+            np.testing.assert_array_equal(image.pixels, self.RAMP)
 
     def test_lab_needs_no_profile(self, files: Any) -> None:
         """Its numbers are colours; whatever profile is there, and no false word is said of it."""

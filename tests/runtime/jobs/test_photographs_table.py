@@ -79,6 +79,9 @@ def makers(files: Any) -> dict[str, Callable[[], list[bytes]]]:
         "PNG of another gamma (gAMA, cHRM)": lambda: [
             files.png(deep[..., :3], 2, files.chunk(b"gAMA", struct.pack(">I", 100_000)))
         ],
+        "PNG of HDR or a wide gamut (cICP)": lambda: [
+            files.png(deep[..., :3], 2, files.chunk(b"cICP", b"\x09\x10\0\1"))
+        ],
         "PNG, animated": lambda: [several("PNG")],
         "WebP": lambda: [saved(flat("RGB", red), "WEBP"), saved(flat("RGB", red), "WEBP", lossless=True)],
         "WebP with alpha": lambda: [saved(flat("RGBA", (*red, 40)), "WEBP")],
