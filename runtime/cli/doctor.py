@@ -116,18 +116,22 @@ def _packages(report: Report) -> None:
         report.facts[name] = found or "not installed"
     if len(opencv) > 1:
         found = f"{' and '.join(opencv)} are installed and overwrite each other's files"
-        report.problems.append(Problem(found, f"pip uninstall -y {' '.join(opencv)}; pip install {_OPENCV[0]}"))
+        report.problems.append(Problem(found, f"pip uninstall -y {' '.join(opencv)}; pip install '{_OPENCV[0]}<5'"))
     for name in _OPTIONAL:
         report.facts[name] = _distribution(name) or "not installed (optional)"
 
 
 def _detector(report: Report, cache: Path) -> None:
-    from bfr.runtime.faces.detect import YUNET_FILE
+    from bfr.runtime.faces.detect import YUNET_FILE, open_detector
 
-    fetched = (cache / "yunet" / YUNET_FILE).is_file()
-    report.facts["face detector"] = (
-        "YuNet" if fetched else "the cascades inside OpenCV; `bfr fetch yunet` brings a better one"
-    )
+    if (cache / "yunet" / YUNET_FILE).is_file():
+        report.facts["face detector"] = "YuNet"
+        return
+    try:
+        report.facts["face detector"] = f"{open_detector('haar').name}; `bfr fetch yunet` brings a better one"
+    except BfrError as error:
+        report.facts["face detector"] = "none"
+        report.problems.append(Problem(str(error), "bfr fetch yunet"))
 
 
 def _board(report: Report) -> None:

@@ -26,7 +26,7 @@ AGREE = 0.3  # eye distances between where the flow leads and what is seen; look
 UNIT, WINDOW = 28.0, 4.0
 POINTS, LEAST = 30, 10  # followed in a face, and of them needed
 THERE_AND_BACK = 0.7  # pixels by which a point may miss itself
-_LK = {"winSize": (13, 13), "maxLevel": 2, "criteria": (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 10, 0.03)}
+_LEVELS, _PATCH = 2, (13, 13)  # of the pyramid, and the pixels around a point that are compared
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,13 +148,13 @@ def moved(before: RGB8, after: RGB8, face: Face) -> Face | None:
     mask = np.zeros_like(one)
     low, high = ((edge - (left, top)) * scale for edge in _inner(face))
     cv2.rectangle(mask, low.astype(int).tolist(), high.astype(int).tolist(), 255, cv2.FILLED)
-    points = cv2.goodFeaturesToTrack(one, POINTS, 0.01, 4, mask=mask)
-    if points is None or len(points) < LEAST:
+    points = np.asarray(cv2.goodFeaturesToTrack(one, POINTS, 0.01, 4, mask=mask))
+    if points.size < 2 * LEAST:  # None becomes an array of one
         return None
-    there, found, _ = cv2.calcOpticalFlowPyrLK(one, other, points, None, **_LK)
-    back, found_back, _ = cv2.calcOpticalFlowPyrLK(other, one, there, None, **_LK)
+    there, found = _flow(one, other, points)
+    back, found_back = _flow(other, one, there)
     missed = np.hypot(*(back - points)[:, 0].T)
-    good = (found[:, 0] & found_back[:, 0]).astype(bool) & (missed < THERE_AND_BACK)
+    good = found & found_back & (missed < THERE_AND_BACK)
     if good.sum() < max(LEAST, len(points) // 2):
         return None
     matrix, agreeing = cv2.estimateAffinePartial2D(points[good], there[good], method=cv2.LMEDS)
@@ -175,6 +175,15 @@ def _inner(face: Face) -> tuple[NDArray[Any], NDArray[Any]]:
     """Two corners of what is face for sure: the landmarks and half an eye distance around."""
     margin = 0.5 * face.eye_distance
     return face.landmarks.min(axis=0) - margin, face.landmarks.max(axis=0) + margin
+
+
+def _flow(one: RGB8, other: RGB8, points: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool]]:
+    """Where (N, 1, 2) points of one grey image lie in the other, and which of them were found."""
+    criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 10, 0.03)
+    there, found, _ = cv2.calcOpticalFlowPyrLK(
+        one, other, points, np.empty_like(points), winSize=_PATCH, maxLevel=_LEVELS, criteria=criteria
+    )
+    return np.asarray(there), np.asarray(found)[:, 0].astype(bool)
 
 
 def _green(part: RGB8, size: tuple[int, int]) -> RGB8:

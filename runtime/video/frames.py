@@ -77,12 +77,13 @@ class Samples:
         for plane in chroma[:, top // 2 : bottom // 2, left // 2 : right // 2].astype(np.float32):
             flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
             size = right - left, bottom - top
-            planes.append(cv2.warpAffine(plane, siting, size, flags=flags, borderMode=cv2.BORDER_REPLICATE))
-        dtype = np.dtype(np.uint8 if self.depth == 8 else np.uint16)
-        to_rgb = np.linalg.inv(self._from_rgb(dtype))
+            full = cv2.warpAffine(plane, siting, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+            planes.append(np.asarray(full, np.float32))
+        dtype = np.uint8 if self.depth == 8 else np.uint16
+        back = np.linalg.inv(self._from_rgb(np.iinfo(dtype).max))
         middle = 1 << (self.depth - 1)
         black = np.array([0 if self.range == FULL else 16 << (self.depth - 8), middle, middle])
-        pixels = cv2.transform(cv2.merge(planes), np.hstack([to_rgb, -(to_rgb @ black)[:, None]]))
+        pixels = cv2.transform(cv2.merge(planes), np.hstack([back, -(back @ black)[:, None]]))
         return np.clip(np.rint(pixels, out=pixels), 0, np.iinfo(dtype).max).astype(dtype)
 
     def add_change(self, place: Place, before: Pixels, after: Pixels, *, colour: bool = True) -> None:
@@ -92,7 +93,9 @@ class Samples:
         """
         left, top, right, bottom = place
         luma, chroma = self._split()
-        change = cv2.transform(cv2.subtract(after, before, dtype=cv2.CV_32F), self._from_rgb(before.dtype))
+        change = cv2.transform(
+            cv2.subtract(after, before, dtype=cv2.CV_32F), self._from_rgb(np.iinfo(before.dtype).max)
+        )
         _add(luma[top:bottom, left:right], change[..., 0], self.depth)
         if not colour:
             return
@@ -107,13 +110,13 @@ class Samples:
         width, height = self.size
         return self.planes[:height], self.planes[height:].reshape(2, height // 2, width // 2)
 
-    def _from_rgb(self, dtype: np.dtype[Any]) -> NDArray[np.float64]:
-        """(3, 3): a change of R, G, B -> of Y, U, V, each in its own levels."""
+    def _from_rgb(self, top: int) -> NDArray[np.float64]:
+        """(3, 3): a change of R, G, B, which end at `top` -> of Y, U, V, each in its own levels."""
         red, blue = _WEIGHTS[self.matrix]
         y = np.array([red, 1 - red - blue, blue])
         u, v = (np.array([0, 0, 1]) - y) / (2 - 2 * blue), (np.array([1, 0, 0]) - y) / (2 - 2 * red)
         levels = (255, 255) if self.range == FULL else (219, 224)
-        scale = np.array([levels[0], levels[1], levels[1]]) * (1 << (self.depth - 8)) / np.iinfo(dtype).max
+        scale = np.array([levels[0], levels[1], levels[1]]) * (1 << (self.depth - 8)) / top
         if self.range == FULL:  # 0 to 1023, not to 1020
             scale *= ((1 << self.depth) - 1) / (255 << (self.depth - 8))
         return np.stack([y, u, v]) * scale[:, None]

@@ -189,9 +189,8 @@ class _Shooting:
         if restored is None:
             return
         if restored.faces and film.stills is None:
-            film.stills = tuple(
-                _eight(one) for one in (frame.pixels, restored.pixels if samples is None else samples.rgb())
-            )
+            after = restored.pixels if samples is None else samples.rgb()
+            film.stills = _eight(frame.pixels), _eight(after)
         if restored.errors and not self.failed:
             self.first_error = f"frame {frame.index}: {restored.errors[0]}"
         self.failed += len(restored.errors)
