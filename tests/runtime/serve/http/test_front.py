@@ -537,6 +537,11 @@ def test_the_files_for_deployment_name_options_that_there_are() -> None:
         assert options.batch_size >= 1
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     assert set(compose["services"]) == {"bfr", "prometheus", "grafana"}
+    for name, one in compose["services"].items():  # what serves strangers has no more of the machine than it needs
+        assert (one["cap_drop"], one["security_opt"]) == (["ALL"], ["no-new-privileges:true"]), name
+        assert one["mem_limit"]
+        assert "build" in one or re.search(r":v?\d+\.\d+\.\d+$", one["image"]), name
+    assert compose["services"]["bfr"]["read_only"]
 
 
 @pytest.mark.parametrize(
