@@ -1,5 +1,6 @@
 """The ONNX Runtime devices; CUDA's through its own code over CPU memory, and on a GPU where there is one."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,6 +49,15 @@ def test_the_first_call_of_each_batch_size_gives_its_memory_back(
         network.bind({"degraded": device.array((batch, 3, 32, 32))}, {"estimate": device.array((batch, 3, 32, 32))})()
     shrunk = ["" if one is None else one.get_run_config_entry(backend.SHRINK) for one in options]
     assert shrunk == ["cpu:0", "", "cpu:0", "", ""]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's own")
+def test_what_loading_leaves_in_the_heap_goes_back(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed: list[int] = []
+    for libc in (SimpleNamespace(malloc_trim=trimmed.append), SimpleNamespace()):  # glibc, and musl
+        monkeypatch.setattr(backend.ctypes, "CDLL", lambda _, libc=libc: libc)
+        CpuDevice(1).load(tiny_bundle, "estimator", "fp32")
+    assert trimmed == [0]
 
 
 def test_an_output_may_not_be_an_input(tiny_bundle: Bundle) -> None:
