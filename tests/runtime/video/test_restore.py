@@ -24,10 +24,11 @@ from bfr.runtime.jobs.run import JobOptions, run_job
 from bfr.runtime.jobs.sources import find_images
 from bfr.runtime.options import bounds, choices
 from bfr.runtime.video.follow import EVERY
-from bfr.runtime.video.frames import Frame
+from bfr.runtime.video.formats import Colour, VideoInfo
+from bfr.runtime.video.frames import Frame, Samples
 from bfr.runtime.video.read import VideoReader
 from bfr.runtime.video.restore import restore_video
-from bfr.runtime.video.write import CODECS
+from bfr.runtime.video.write import CODECS, VideoWriter
 
 Array = NDArray[Any]
 Maker = Callable[..., PhotoRestorer]
@@ -166,6 +167,85 @@ def test_batches_go_across_frames(photo: Maker, tmp_path: Path) -> None:
     assert [len(call) for call in worker.restorer.calls] == [4, 4, 2]  # type: ignore[attr-defined]
     assert film.faces == 10
     assert len(shown(tmp_path / "b.mp4")) == 10
+
+
+class TestSamples:
+    """What no face touches is not converted; what is written has the source's bits and no colour of its own."""
+
+    def test_a_grey_video_stays_grey(self, photo: Maker, tmp_path: Path) -> None:
+        """The fake networks colour faces."""
+        white = np.full(3, 250, np.uint8)
+        frames = []
+        for index in range(4):
+            frame = np.repeat(drawn()[..., 1:2] // 2, 3, axis=2)
+            frame[16 : 16 + SIDE, 40 + index : 40 + index + SIDE] = white
+            frames.append(frame)
+        film = restore_video(photo(), clip(tmp_path / "a.mp4", frames), tmp_path / "b.mp4")
+        assert film.faces == 4
+        for (_, old), (_, new) in zip(shown(tmp_path / "a.mp4"), shown(tmp_path / "b.mp4"), strict=True):
+            assert np.abs(new.astype(int) - old).max() > 20  # it was restored
+            assert np.ptp(new, axis=2).max() <= 3
+
+    def test_outside_of_faces_samples_reach_the_encoder_as_they_are(
+        self, photo: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        written: list[Array] = []
+        known = VideoWriter.write_samples
+
+        def write_samples(writer: VideoWriter, samples: Samples, *times: Any) -> None:
+            written.append(samples.planes)
+            known(writer, samples, *times)
+
+        monkeypatch.setattr(VideoWriter, "write_samples", write_samples)
+        frames = [drawn((8 + 2 * index, 16, FACE)) if index % 4 else drawn() for index in range(8)]
+        source = clip(tmp_path / "a.mp4", frames)
+        restore_video(photo(), source, tmp_path / "b.mp4")
+        with av.open(str(source)) as container:
+            planes = [frame.to_ndarray() for frame in container.decode(video=0)]
+        assert len(written) == 8
+        for index, (old, new) in enumerate(zip(planes, written, strict=True)):
+            assert np.array_equal(old[:HEIGHT, 80:], new[:HEIGHT, 80:])
+            assert np.array_equal(old, new) == (index == 0)  # held for a frame or two where it is not drawn
+
+    def test_ten_bits_stay_ten_bits(self, photo: Maker, tmp_path: Path, fakes: Any) -> None:
+        info = VideoInfo(WIDTH, HEIGHT, Fraction(25), None, None, 0, 0, "", MILLISECONDS, Colour(1, 1, 1, 1), depth=10)
+        with VideoWriter(tmp_path / "a.mp4", ".mp4", info, crf=4) as writer:
+            for index, pixels in enumerate(moving(3)):
+                writer.write(pixels.astype(np.uint16) * 257, 40 * index, MILLISECONDS)
+        film = restore_video(photo(), tmp_path / "a.mp4", tmp_path / "b.mp4")
+        assert film.faces == 3
+        assert film.stills is not None
+        assert {one.dtype for one in film.stills} == {np.dtype(np.uint8)}
+        with VideoReader(tmp_path / "b.mp4") as reader:
+            assert (reader.info.depth, reader.info.codec) == (10, "hevc")
+            for index, frame in enumerate(reader.frames()):
+                assert_restored((frame.pixels >> 8).astype(np.uint8), 8 + 2 * index, 16, fakes.restored)
+
+    def test_the_last_frame_keeps_its_duration(self, photo: Maker, tmp_path: Path) -> None:
+        info = VideoInfo(WIDTH, HEIGHT, Fraction(25), None, None, 0, 0, "", MILLISECONDS, Colour(1, 1, 1, 1))
+        with VideoWriter(tmp_path / "a.mp4", ".mp4", info) as writer:
+            for index, pixels in enumerate(moving(6)):
+                writer.write(pixels, 40 * index, MILLISECONDS, 2000 if index == 5 else 40)
+        restore_video(photo(), tmp_path / "a.mp4", tmp_path / "b.mp4")
+        with av.open(str(tmp_path / "b.mp4")) as container:
+            assert container.duration == 2_200_000
+
+    @pytest.mark.parametrize("rotation", [90, 180])
+    def test_turned_frames_are_converted_whole(self, photo: Maker, tmp_path: Path, fakes: Any, rotation: int) -> None:
+        source = tmp_path / "a.mp4"
+        stored = np.rot90(drawn((20, 16, FACE)), -rotation // 90)
+        with av.open(str(source), "w") as output:
+            stream: Any = output.add_stream("libx264", 25, {"crf": "6"}, width=stored.shape[1], height=stored.shape[0])
+            stream.pix_fmt = "yuv420p"
+            stream.set_display_rotation(rotation)
+            for index in range(3):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(stored), "rgb24")
+                frame.pts = index
+                output.mux(stream.encode(frame))
+            output.mux(stream.encode(None))
+        assert restore_video(photo(), source, tmp_path / "b.mp4").faces == 3
+        for _, pixels in shown(tmp_path / "b.mp4"):
+            assert_restored(pixels, 20, 16, fakes.restored)
 
 
 class TestWithoutFaces:
