@@ -1,9 +1,9 @@
-"""Video: flicker and memory: `python -m bfr.benchmarks.end_to_end.video PORTRAIT --out DIR`.
+"""Video: speed, flicker and memory: `python -m bfr.benchmarks.end_to_end.video PORTRAIT --out DIR`.
 
 A clip is made from a portrait: blurred and shrunk, panned by whole pixels, with new sensor noise in every frame. As the
 movement is known, successive frames can be laid over each other exactly; what differs between them is flicker. It is
 measured for the clip itself, for faces that keep their noise, and for noise drawn anew in each frame. Memory is that of
-the process while a long clip is restored.
+the process while a long clip is restored. Speed is that of a clip of 1280 x 720, from file to file.
 """
 
 import argparse
@@ -38,7 +38,8 @@ WIDTH, HEIGHT, RATE = 320, 240, 25
 SENSOR = 2.0  # standard deviation of a frame's noise, grey levels
 DEGRADATION = Degradation(blur=(2.5, 2.5), downsample=3.0, noise=6.0, jpeg=60)
 CODEC_CRF = 4  # nearly lossless: the encoder's own flicker would hide what is measured
-STAGES = ("read", "align", "network", "paste", "write")
+STAGES = ("decode", "find", "crop", "network", "paste", "encode")
+HD = (1280, 720)
 
 
 def shift(frame: int) -> tuple[int, int]:
@@ -46,22 +47,33 @@ def shift(frame: int) -> tuple[int, int]:
     return round(20 + 20 * np.sin(frame / 17)), round(12 + 12 * np.sin(frame / 11))
 
 
-def frames(portrait: NDArray[np.uint8], count: int, rng: np.random.Generator) -> Iterator[NDArray[np.uint8]]:
-    """(HEIGHT, WIDTH, 3) uint8 RGB each."""
-    scale = max((WIDTH + 40) / portrait.shape[1], (HEIGHT + 24) / portrait.shape[0])
-    size = (int(np.ceil(portrait.shape[1] * scale)), int(np.ceil(portrait.shape[0] * scale)))
-    still = DEGRADATION.apply(np.asarray(cv2.resize(portrait, size, interpolation=cv2.INTER_AREA), np.uint8), rng)
+def frames(
+    portrait: NDArray[np.uint8], count: int, rng: np.random.Generator, size: tuple[int, int] = (WIDTH, HEIGHT)
+) -> Iterator[NDArray[np.uint8]]:
+    """(H, W, 3) uint8 RGB each, of a size in width and height."""
+    width, height = size
+    scale = max((width + 40) / portrait.shape[1], (height + 24) / portrait.shape[0])
+    larger = (int(np.ceil(portrait.shape[1] * scale)), int(np.ceil(portrait.shape[0] * scale)))
+    still = DEGRADATION.apply(np.asarray(cv2.resize(portrait, larger, interpolation=cv2.INTER_AREA), np.uint8), rng)
     for index in range(count):
         x, y = shift(index)
-        window = still[y : y + HEIGHT, x : x + WIDTH] + rng.normal(0, SENSOR, (HEIGHT, WIDTH, 3))
+        window = still[y : y + height, x : x + width] + rng.normal(0, SENSOR, (height, width, 3))
         yield np.clip(np.rint(window), 0, 255).astype(np.uint8)
 
 
-def write_clip(path: Path, portrait: NDArray[np.uint8], count: int, seed: int) -> None:
+def write_clip(
+    path: Path,
+    portrait: NDArray[np.uint8],
+    count: int,
+    seed: int,
+    *,
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+    crf: int = CODEC_CRF,
+) -> None:
     """A clip of `count` frames."""
-    info = VideoInfo(WIDTH, HEIGHT, Fraction(RATE), None, None, 0, 0, "", Fraction(1, RATE))
-    with VideoWriter(path, path.suffix, info, crf=CODEC_CRF) as writer:
-        for index, pixels in enumerate(frames(portrait, count, np.random.default_rng(seed))):
+    info = VideoInfo(*size, Fraction(RATE), None, None, 0, 0, "", Fraction(1, RATE))
+    with VideoWriter(path, path.suffix, info, crf=crf) as writer:
+        for index, pixels in enumerate(frames(portrait, count, np.random.default_rng(seed), size)):
             writer.write(pixels, index, Fraction(1, RATE))
 
 
@@ -125,6 +137,26 @@ def measure_memory(photo: PhotoRestorer, portrait: NDArray[np.uint8], count: int
     }
 
 
+def measure_speed(photo: PhotoRestorer, portrait: NDArray[np.uint8], count: int, folder: Path) -> dict[str, Any]:
+    """Frames a second, and milliseconds a frame by stage; one person in the middle of a wall, as tall as the frame."""
+    height, width = portrait.shape[:2]
+    wall = max(0, round(height * HD[0] / HD[1]) - width) // 2
+    wide = np.asarray(cv2.copyMakeBorder(portrait, 0, 0, wall, wall, cv2.BORDER_REPLICATE), np.uint8)
+    clip = folder / "hd.mp4"
+    write_clip(clip, wide, count, 2, size=HD, crf=20)
+    photo.restorer.run([np.zeros((photo.size, photo.size, 3), np.uint8)])
+    begin, cpu = time.perf_counter(), time.process_time()
+    film = restore_video(photo, clip, folder / "hd_restored.mp4")
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    return {
+        "frames": film.frames,
+        "faces": film.faces,
+        "frames_a_second": round(film.frames / seconds, 2),
+        "cpu_ms": round(1000 * cpu / film.frames, 1),
+        "ms": {stage: round(1000 * film.seconds.get(stage, 0.0) / film.frames, 1) for stage in STAGES},
+    }
+
+
 def as_markdown(figures: dict[str, Any]) -> str:
     """Render the tables as Markdown."""
     moving, memory = figures["flicker"], figures["memory"]
@@ -133,8 +165,15 @@ def as_markdown(figures: dict[str, Any]) -> str:
     for name, words in (("still_noise", "a track keeps its noise"), ("new_noise", "new noise in each frame")):
         rows.append([f"restored, {words}", *(str(moving[name][key]) for key in ("flicker", "faces", "tracks"))])
     looks = ", ".join(f"{look['mib']} MiB at frame {look['frame']}" for look in (at[0], at[len(at) // 2], at[-1]))
+    speed = figures["speed"]
     lines = [
         "# Video",
+        "",
+        f"Speed, {speed['frames']} frames of {HD[0]} x {HD[1]} with one face, preset `fast`, from file to file: "
+        f"**{speed['frames_a_second']} frames/s**, {speed['cpu_ms']} ms of CPU time a frame. Milliseconds a frame by "
+        "stage; all but the networks run beside them:",
+        "",
+        *table(["stage", "ms"], [[stage, str(speed["ms"][stage])] for stage in STAGES]),
         "",
         "Flicker, mean difference of successive frames inside the face after the known movement is undone, over "
         f"{moving['frames']} frames of {WIDTH} x {HEIGHT}, `mini`'s preset:",
@@ -142,22 +181,22 @@ def as_markdown(figures: dict[str, Any]) -> str:
         *table(["video", "flicker, grey levels", "faces", "tracks"], rows),
         "",
         f"Memory over {memory['frames']} frames ({memory['faces']} faces restored in one step each, "
-        f"{memory['seconds']} s in all): {looks}. Seconds of reading, finding and following faces, networks, pasting "
-        f"and encoding: {', '.join(str(memory['stages'][stage]) for stage in STAGES)}; all but the networks run beside "
-        "them.",
+        f"{memory['seconds']} s in all): {looks}.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def measure(args: argparse.Namespace) -> Findings:
-    """Restore the short clip for flicker, and the long one for memory."""
+    """Restore the short clip for flicker, the long one for memory, and the large one for speed."""
     portrait, detector = read_image(args.portrait).pixels, open_detector(args.detector)
     with tempfile.TemporaryDirectory() as name:
         with Restorer.open() as reference:
             moving = measure_flicker(PhotoRestorer(reference, detector=detector), portrait, args.short, Path(name))
+        with Restorer.open(preset="fast", precision=args.precision) as fast:
+            speed = measure_speed(PhotoRestorer(fast, detector=detector), portrait, args.hd, Path(name))
         with Restorer.open(preset="fast", steps=1) as short:
             memory = measure_memory(PhotoRestorer(short, detector=detector), portrait, args.frames, Path(name))
-    figures = {"flicker": moving, "memory": memory}
+    figures = {"speed": speed, "flicker": moving, "memory": memory}
     return figures, as_markdown(figures)
 
 
@@ -167,6 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("portrait", type=Path, help="a photograph of one person")
     command.number("--frames", 2000, "of the long clip (%(default)s)")
     command.number("--short", 50, "frames of the clip for flicker (%(default)s)")
+    command.number("--hd", 125, "frames of the clip for speed (%(default)s)")
+    command.add_argument("--precision", default="fp32", help="of the networks in the clip for speed (%(default)s)")
     command.add_argument("--detector", default="yunet", help="yunet or haar (%(default)s)")
     return command.run(arguments, measure)
 
