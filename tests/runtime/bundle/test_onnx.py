@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bfr.runtime.backends.onnxruntime import CpuDevice
+from bfr.runtime.backends.onnxruntime import SAFE, CpuDevice
 from bfr.runtime.bundle.bundle import Bundle, default_bundle, describe_file
-from bfr.runtime.bundle.onnx import check_graph
+from bfr.runtime.bundle.onnx import LARGEST_ELEMENTS, check_graph
 from bfr.runtime.errors import BundleInvalid
 
 GRAPHS = [
@@ -56,6 +56,12 @@ def outside(location: str, name: str = "w") -> Any:
     for key, value in (("location", location), ("length", "16")):
         tensor.external_data.add(key=key, value=value)
     return tensor
+
+
+def test_the_limits_are_those_of_the_page() -> None:
+    page = " ".join((Path(__file__).parents[3] / "SECURITY.md").read_text().split())
+    assert f"more than {LARGEST_ELEMENTS >> 20} M numbers" in page
+    assert f"limited to {int(SAFE['optimization.constant_folding_max_output_size_in_bytes']) >> 20} MiB a node" in page
 
 
 def test_our_own_graphs_pass() -> None:
