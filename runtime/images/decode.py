@@ -28,7 +28,7 @@ from bfr.runtime.images.png import bare_png, find_chunk
 Pixels = NDArray[np.unsignedinteger]  # uint8 or uint16
 MAX_PIXELS = 64_000_000
 _ORIENTATION, _BITS, _PHOTOMETRIC, _PLANAR, _EXTRA_SAMPLES = 0x0112, 258, 262, 284, 338
-_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+_TILE_WIDTH, _TILE_HEIGHT, _SUBFILE, _DNG_VERSION = 322, 323, 254, 50706
 _SRGB_CODES = {(1, 13), (1, 1), (1, 6), (1, 14), (1, 15)}  # primaries and transfer of H.273, of sRGB and BT.709
 _PAGES = {"PNG": "frames", "WEBP": "frames", "TIFF": "pages"}
 _log = logging.getLogger(__name__)
@@ -161,6 +161,10 @@ def decode_image(data: bytes, *, name: str = "image", max_pixels: int = MAX_PIXE
         if isinstance(file, TiffImageFile):  # a tile is decoded whole, whatever the picture shows of it
             tile = file.tag_v2.get(_TILE_WIDTH, 0), file.tag_v2.get(_TILE_HEIGHT, 0)
             _limit(tile, f"a tile of {name}", max_pixels)
+            if _DNG_VERSION in file.tag_v2 or data[8:10] == b"CR" or int(file.tag_v2.get(_SUBFILE, 0)) & 1:
+                raise InvalidImage(
+                    f"{name} begins with a preview, as cameras' raw files do: develop it, save it as PNG"
+                )
         bits = _bits(file, data)
         if file.format == "PNG" and (code := find_chunk(data, b"cICP")) and tuple(code[:2]) not in _SRGB_CODES:
             notes.append(f"its colours (cICP {'/'.join(map(str, code[:4]))}: HDR or a wide gamut) are not converted")

@@ -16,7 +16,16 @@ from bfr.runtime.text import without_secrets
 from bfr.runtime.video.formats import HEAD, output_suffix, suffix_of
 from bfr.runtime.video.formats import SUFFIXES as VIDEO_SUFFIXES
 
-_UNFINISHED = ".part"  # of a download that is under way
+# What names tell better than first bytes: raw files begin as TIFF does, songs as films do.
+_BY_NAME = {
+    ".part": "a download that is not finished",
+    **dict.fromkeys(
+        (".3fr", ".arw", ".cr2", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef", ".mos", ".nef", ".nrw", ".pef",
+         ".rwl", ".sr2", ".srf", ".srw"),
+        "a camera's raw file: develop it, and save it as TIFF or JPEG",
+    ),
+    **dict.fromkeys((".aac", ".m4a", ".m4b", ".mka", ".oga", ".weba", ".wma"), "sound alone"),
+}  # fmt: skip
 _SHOWN = 10  # files of a message that were passed over
 
 
@@ -285,16 +294,18 @@ class _Search:
         root, results = folder.resolve(), out.resolve() if out else None
         for parent, folders, files in os.walk(folder, onerror=self._unlisted):
             # Linked folders are listed here but never entered.
-            for name in [name for name in folders if Path(parent, name).is_symlink() and not name.startswith(".")]:
+            for name in [name for name in folders if _is_link(Path(parent, name)) and not name.startswith(".")]:
                 self.passed[str(Path(parent, name))] = "a link to a folder: name the folder itself"
             folders[:] = [
-                name for name in folders if not name.startswith(".") and Path(parent, name).resolve() != results
+                name
+                for name in folders
+                if not name.startswith(".") and (results is None or not _same(Path(parent, name), results))
             ]
             for name in files:
                 file = Path(parent, name)
                 if name.startswith("."):
                     continue
-                if file.is_symlink() and not (file.is_file() and file.resolve().is_relative_to(root)):
+                if _is_link(file) and not (file.is_file() and file.resolve().is_relative_to(root)):
                     self.passed[str(file)] = "a link out of the folder, or to nothing: name the file itself"
                 else:
                     yield file
@@ -302,8 +313,8 @@ class _Search:
     def _take(self, file: Path, base: Path) -> _Found | None:
         """A file of a folder or glob where it is to be read; else why not is entered."""
         content, suffix = content_suffix(file), file.suffix.lower()
-        if suffix == _UNFINISHED:
-            self.passed[str(file)] = "a download that is not finished"
+        if suffix in _BY_NAME:
+            self.passed[str(file)] = _BY_NAME[suffix]
         elif (content or suffix) in self.suffixes:
             return _Found(file, file.relative_to(base), content=content)
         elif (content or suffix) in VIDEO_SUFFIXES:
@@ -327,6 +338,17 @@ def content_suffix(path: Path) -> str | None:
         return None
     found = format_of(head)
     return found.suffixes[0] if found else suffix_of(head)
+
+
+def _is_link(path: Path) -> bool:
+    return os.path.islink(path)  # noqa: PTH114  (False for a path that is too long, where Path raises)
+
+
+def _same(path: Path, resolved: Path) -> bool:
+    try:
+        return path.resolve() == resolved
+    except OSError:  # too long
+        return False
 
 
 def _sorted(found: Iterable[_Found]) -> list[_Found]:

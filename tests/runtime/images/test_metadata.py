@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+from bfr.runtime.errors import InvalidImage
 from bfr.runtime.images.decode import Image, decode_image
 from bfr.runtime.images.encode import encode_noted
 from bfr.runtime.images.exif import Density, clean_exif, exif_density
@@ -323,6 +324,11 @@ class TestPages:
         assert (
             tiff_pages(files.saved(files.flat("RGB", (9, 9, 9)), "TIFF", save_all=True, append_images=[thumbnail])) == 1
         )
+
+    def test_a_raw_file_is_not_its_preview(self, files: Any) -> None:
+        for tags in ({254: 1}, {50706: b"\1\4\0\0"}):
+            with pytest.raises(InvalidImage, match=r"x\.nef begins with a preview, as cameras' raw files do"):
+                decode_image(files.saved(files.flat("RGB", (9, 9, 9)), "TIFF", tiffinfo=tags), name="x.nef")
 
     def test_a_chain_that_leads_back_or_out(self) -> None:
         entry = struct.pack("<HHII", 256, 3, 1, 1)

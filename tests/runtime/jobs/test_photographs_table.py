@@ -23,6 +23,7 @@ DOCUMENT = (Path(__file__).parents[3] / "docs/photographs.md").read_text("utf-8"
 IN_FOLDER = {  # of rows about what lies in a folder: the file's name
     "HEIC, AVIF, GIF, JPEG XL, raw or text, in a folder": "a.heic",
     "download that is not finished (.part), in a folder": "a.png.part",
+    "a camera's raw file (.dng, .nef, .cr2 and others), in a folder": "a.nef",
     "link out of the folder": "a.png",
 }
 INTO = {"alpha into a JPEG": (".jpg",), "16 bits into a JPEG or WebP": (".jpg", ".webp")}
@@ -101,6 +102,10 @@ def makers(files: Any) -> dict[str, Callable[[], list[bytes]]]:
         "alpha into a JPEG": lambda: [saved(flat("RGBA", (*red, 40)), "PNG"), files.png(deep, 6)],
         "16 bits into a JPEG or WebP": lambda: [files.png(deep[..., :3], 2)],
         "TIFF of 32 bits or floating point": lambda: [saved(flat(mode, 1), "TIFF") for mode in ("F", "I")],
+        "TIFF that begins with a preview, as raw files do": lambda: [
+            saved(flat("RGB", red), "TIFF", tiffinfo={254: 1}),
+            saved(flat("RGB", red), "TIFF", tiffinfo={50706: b"\1\4\0\0"}),
+        ],
         "cut off or damaged": lambda: [
             saved(flat("RGB", red, (99, 99)), kind)[:-90] for kind in ("PNG", "JPEG", "BMP")
         ],
@@ -109,6 +114,7 @@ def makers(files: Any) -> dict[str, Callable[[], list[bytes]]]:
         "HEIC, AVIF, GIF, JPEG XL, raw or text, named": lambda: other,
         "HEIC, AVIF, GIF, JPEG XL, raw or text, in a folder": lambda: other,
         "download that is not finished (.part), in a folder": lambda: [saved(flat("RGB", red), "PNG")],
+        "a camera's raw file (.dng, .nef, .cr2 and others), in a folder": lambda: [saved(flat("RGB", red), "TIFF")],
         "link out of the folder": lambda: [saved(flat("RGB", red), "PNG")],
     }
 

@@ -1,5 +1,6 @@
 """What a run reads, and the names that it writes under."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -254,6 +255,30 @@ class TestPassedOver:
             "f.png": "a link out of the folder, or to nothing",
             "g": "a link to a folder",
         }
+
+    def test_what_names_tell_better(self, tmp_path: Path) -> None:
+        """Raw files begin as TIFF does, songs as films do."""
+        begins(tmp_path, a_NEF=b"II*\0", b_dng=b"II*\0", c_tif=b"II*\0", d_m4a=MP4, e_wma=b"words")
+        found = find_inputs([tmp_path], videos=True)
+        assert [Path(item.source).name for item in found.items] == ["c.tif"]
+        assert [reason.split(":")[0] for reason in found.passed_over.values()] == [
+            "a camera's raw file", "a camera's raw file", "sound alone", "sound alone"
+        ]  # fmt: skip
+
+    def test_a_path_that_is_too_long_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        try:
+            for _ in range(20):
+                Path("d" * 250).mkdir()
+                os.chdir("d" * 250)
+                Path("a.png").write_bytes(PNG)
+        except OSError:
+            pytest.skip("this system has no such paths")
+        finally:
+            os.chdir(tmp_path)
+        found = find_inputs([tmp_path])
+        assert len(found.items) >= 14
+        assert len(found.passed_over) >= 1
 
     def test_a_glob_names_them_too(self, tmp_path: Path) -> None:
         begins(tmp_path, a_png=PNG, b_txt=b"words")
