@@ -21,7 +21,7 @@ def open_url(url: str) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError as error:
-        raise MissingDependency(f"{url} needs fsspec: {install_command('serve')}") from error
+        raise MissingDependency(f"{url} needs fsspec: {install_command('cluster')}") from error
     if "::" in url:  # what lies in such a file system has no address of its own, by which a worker could read it
         raise InvalidOption(f"{url} is a chain of file systems: name the last one alone")
     try:

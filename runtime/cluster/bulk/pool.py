@@ -5,8 +5,9 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from bfr.runtime.errors import BackendUnavailable, InvalidOption, MissingDependency
@@ -43,27 +44,29 @@ def connected(address: str | None) -> Iterator[Any]:
         import ray
         import ray.data
     except ImportError as error:
-        raise MissingDependency(f"`bfr batch` needs Ray: {install_command('serve')} ({error})") from error
+        raise MissingDependency(f"`bfr batch` needs Ray: {install_command('cluster')} ({error})") from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield ray
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        if address is None:
-            quiet |= {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
-            ray.init(address="local", _node_ip_address="127.0.0.1", **quiet)
-        else:
-            _reach(address)
-            ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise BackendUnavailable(
-            f"Ray cannot be reached at {address or 'this machine'} ({error}): check --address, and `ray status` there"
-        ) from error
-    try:
+    with ExitStack() as ending:
+        try:
+            if address is None:
+                # Ray's own folder is readable by everybody: what it spills and logs is this user's alone here.
+                private = TemporaryDirectory(prefix="bfr-ray-", ignore_cleanup_errors=True)
+                quiet |= {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
+                quiet |= {"_temp_dir": ending.enter_context(private), "_node_ip_address": "127.0.0.1"}
+            else:
+                _reach(address)
+            ray.init(address=address or "local", **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise BackendUnavailable(
+                f"Ray cannot be reached at {address or 'this machine'} ({error}): check --address, and `ray status` "
+                "there"
+            ) from error
+        ending.callback(ray.shutdown)
         yield ray
-    finally:
-        ray.shutdown()
 
 
 def size_pool(
