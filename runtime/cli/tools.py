@@ -205,7 +205,10 @@ def _download(weights: Any, folder: Path) -> Any:
 
     with progress_bar(download=True) as bar:
         task = bar.add_task(weights.file, total=None)
-        return download(weights, folder, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        got = download(weights, folder, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    if weights.sha256 is None:
+        say(f"{weights.file}: no sha256 of it is known. What came is recorded, and what comes later must be the same")
+    return got
 
 
 def _fetch_yunet(folder: Path | None) -> None:
