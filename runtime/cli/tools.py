@@ -51,7 +51,7 @@ def fetch(
         _need("sd", "diffusers")  # before gigabytes are downloaded
         for download in spec.sources:
             there = locate(target, download)
-            if there and there.parent != target:  # in a tree of somebody's; of our own the size and the hash are checked
+            if there and there.parent != target:  # in a tree of somebody: ours is checked again
                 print(f"{there} is there")
                 continue
             got = _download(download, target)
