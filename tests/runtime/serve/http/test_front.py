@@ -535,8 +535,27 @@ def test_the_files_for_deployment_name_options_that_there_are() -> None:
         assert application["import_path"] == "bfr.runtime.cluster.app:build"
         assert {deployment["name"] for deployment in application["deployments"]} == {"Server"}
         assert options.batch_size >= 1
+    deployment, service, claim = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    pod = deployment["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert {one for one in container["args"] if one.startswith("--")} <= flags
+    assert service["spec"]["selector"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    assert {one["name"] for one in container["volumeMounts"]} == {one["name"] for one in pod["volumes"]}
+    assert claim["metadata"]["name"] in str(pod["volumes"])
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["path"] in ("/ready", "/health")
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     assert set(compose["services"]) == {"bfr", "prometheus", "grafana"}
+    mounted = [text.split(":")[0] for one in compose["services"].values() for text in one["volumes"]]
+    files = [DEPLOY / name for name in mounted if name.startswith("./") and "key" not in name]
+    assert len(files) == 4
+    assert all(file.is_file() for file in files)
+    dashboards = yaml.safe_load((DEPLOY / "grafana-dashboards.yaml").read_text())
+    assert any(
+        dashboards["providers"][0]["options"]["path"] in text for text in compose["services"]["grafana"]["volumes"]
+    )
+    [source] = yaml.safe_load((DEPLOY / "grafana-datasource.yaml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
     for name, one in compose["services"].items():  # what serves strangers has no more of the machine than it needs
         assert (one["cap_drop"], one["security_opt"]) == (["ALL"], ["no-new-privileges:true"]), name
         assert one["mem_limit"]
