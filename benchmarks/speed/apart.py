@@ -90,7 +90,7 @@ class Apart:
         try:
             while True:
                 self._answers.put(pickle.load(self._process.stdout))  # type: ignore[arg-type]  # noqa: S301
-        except (EOFError, OSError, pickle.UnpicklingError):
+        except (EOFError, OSError, pickle.UnpicklingError, AttributeError, ImportError):  # of an answer in pieces, too
             self._answers.put(ENDED)
         self._process.stdout.close()  # type: ignore[union-attr]
 

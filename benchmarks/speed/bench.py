@@ -18,7 +18,7 @@ from bfr.benchmarks.speed import plots
 from bfr.benchmarks.speed.apart import Apart, Lost
 from bfr.benchmarks.speed.cold import cold_start
 from bfr.benchmarks.speed.contender import BASELINES, default_backends, default_threads, split_name
-from bfr.benchmarks.speed.interleave import Field, Progress, Run
+from bfr.benchmarks.speed.interleave import Progress, Race, Run
 from bfr.benchmarks.speed.options import BenchOptions
 from bfr.benchmarks.speed.player import Facts, Gauge, open_player
 from bfr.benchmarks.speed.report import as_markdown
@@ -26,7 +26,7 @@ from bfr.benchmarks.speed.results import FORMAT, BackendResult, Measurement, Res
 from bfr.benchmarks.speed.roofline import Ceilings, count_cost
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import Preset
-from bfr.runtime.errors import BackendUnavailable
+from bfr.runtime.errors import BackendUnavailable, RestorationFailed
 from bfr.runtime.files import write_bytes
 from bfr.runtime.restore.plan import Plan, make_plan
 from bfr.runtime.restore.restorer import DEFAULT_SEED
@@ -38,7 +38,7 @@ def bench(options: BenchOptions, progress: Progress = lambda _: None) -> Path:
     `bench.json` is written after every round, so that a run that is cut short leaves what it found.
 
     Raises MissingDependency without torch or matplotlib, InvalidOption, BundleInvalid, BackendUnavailable where no
-    backend works, WriteFailed.
+    backend works, RestorationFailed where none comes to an end, WriteFailed.
     """
     plots.need_matplotlib()  # before the measurements, not after them
     markdown = options.out / "bench.md"
@@ -96,7 +96,7 @@ def run_bench(
         costs=count_cost(bundle, options.batches, half=gpu is not None),
         complete=False,
     )
-    race = Field(progress)
+    race = Race(progress)
     with ExitStack() as processes:
         results = replace(results, ceilings=_ceilings(gpu, threads, options.limit, results.notes, progress))
         backends = _open_all(bundle, names, sampler, threads, options, race, processes, results.skipped)
@@ -116,7 +116,9 @@ def run_bench(
             results = told(runs)
     # The processes have ended, so that what they took of the CPU is known, and the GPU's memory is free.
     results = replace(results, others_cores=watch.others(), machine=results.machine | gpu_watch.stop())
-    for backend in results.backends if options.cold else ():
+    if not results.measurements:
+        raise RestorationFailed(f"no backend came to an end: {'; '.join(map(': '.join, results.lost.items()))}")
+    for backend in [one for one in results.backends if options.cold and one.name not in results.lost]:
         progress(f"{backend.name}: a fresh process, for its start and its memory")
         try:
             cold = cold_start(
@@ -138,7 +140,7 @@ def run_bench(
     return replace(results, complete=True)
 
 
-def _with_runs(results: Results, bundle: Bundle, plan: Plan, race: Field, batch: int, runs: Sequence[Run]) -> Results:
+def _with_runs(results: Results, bundle: Bundle, plan: Plan, race: Race, batch: int, runs: Sequence[Run]) -> Results:
     """The results with those of one more batch size, or of a part of it."""
     return replace(
         results,
@@ -161,7 +163,7 @@ def _open_all(
     sampler: Preset,
     threads: int,
     options: BenchOptions,
-    race: Field,
+    race: Race,
     processes: ExitStack,
     skipped: dict[str, str],
 ) -> list[BackendResult]:

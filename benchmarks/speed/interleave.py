@@ -32,8 +32,8 @@ class Run:
     joules: float | None = None
 
 
-class Field:
-    """The contenders that are still in the race.
+class Race:
+    """The contenders, those that are still in it and those that dropped out.
 
     Attributes:
         calls: Contender -> what calls a method of its `Player`.

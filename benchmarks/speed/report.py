@@ -33,8 +33,6 @@ def as_markdown(results: Results, *, plot: str, roofline: str | None = None) -> 
             f"**The machine was not idle: other processes kept {r.others_cores:.2f} of its cores busy. Times of "
             "several threads, eager PyTorch's above all, can be many times those of an idle machine; measure again.**"
         )
-    if not r.complete:
-        parts.append("**This run was cut short: what is here was measured until then.**")
     limited, metered = any(m.share is not None for m in r.measurements), any(m.joules for m in r.measurements)
     heads = ("backend", *HEADS, *HEADS_MORE, *(HEADS_LIMIT if limited else ()), *(["J a face"] if metered else []))
     for batch in r.batches:

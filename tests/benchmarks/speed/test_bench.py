@@ -18,7 +18,7 @@ from bfr.benchmarks.speed import plots, report
 from bfr.benchmarks.speed.apart import Lost
 from bfr.benchmarks.speed.cold import cold_start, peak_rss_bytes
 from bfr.benchmarks.speed.contender import Contender, default_threads, open_contender, split_name
-from bfr.benchmarks.speed.interleave import Field, synthetic_faces
+from bfr.benchmarks.speed.interleave import Race, synthetic_faces
 from bfr.benchmarks.speed.options import BenchOptions
 from bfr.benchmarks.speed.player import Player
 from bfr.benchmarks.speed.results import Results, Timing, drift, statistics, summarize
@@ -45,7 +45,7 @@ def contender(fakes: Any, name: str, calls: list[str], eps: float = 0.0) -> Cont
     return Contender(name, fakes.Device(), networks)
 
 
-def race(bundle: Bundle, *contenders: Contender, sampler: Any = None, field: Field | None = None) -> Field:
+def race(bundle: Bundle, *contenders: Contender) -> Race:
     """The contenders in this process; whatever one raises ends it, as in a process of its own."""
 
     def caller(player: Player) -> Any:
@@ -57,9 +57,9 @@ def race(bundle: Bundle, *contenders: Contender, sampler: Any = None, field: Fie
 
         return call
 
-    found = field or Field()
+    found = Race()
     for one in contenders:
-        player = Player(one, bundle, sampler or bundle.preset("short", start=1))
+        player = Player(one, bundle, bundle.preset("short", start=1))
         player.joules = lambda: (None, "not here")  # type: ignore[method-assign]
         found.add(one.name, caller(player), one.first_calls)
     return found
@@ -484,6 +484,14 @@ def test_a_single_backend_alone(tiny_bundle: Bundle, tmp_path: Path) -> None:
         ("onnxruntime-cpu", 1, 3)
     ]
     assert found["backends"][0]["cold"] is None
+
+
+def test_where_no_backend_begins_the_reasons_are_told(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    options = BenchOptions(
+        bundle=tiny_bundle.folder, out=tmp_path, backends=("onnxruntime-cpu",), limit=1e-6, cold=False, threads=1
+    )
+    with pytest.raises(BackendUnavailable, match=r"onnxruntime-cpu: it took more than 1e-06 s to start"):
+        b.run_bench(options)
 
 
 @pytest.mark.slow
