@@ -18,7 +18,7 @@ from typing import Any
 
 import bfr.benchmarks
 from bfr.benchmarks.publish import write_json
-from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.bundle import Bundle, check_file
 from bfr.runtime.bundle.manifest import MANIFEST, BundleFile
 from bfr.runtime.errors import InputNotFound, InvalidOption, MissingDependency
 from bfr.runtime.files import atomic_folder, sha256_file, write_bytes
@@ -164,7 +164,7 @@ def complete_bundle(source: Path, folder: Path) -> dict[str, Any]:
                 rebuild(bundle, name, folder / file.path)
                 made[file.path] = {"bytes": file.bytes, "seconds": time.perf_counter() - begin}
         for file in (graph, *weights):
-            bundle.check(file, "the weights made from names differ here: prepare a bundle that holds its weights")
+            check_file(folder, file, "the weights made from names differ here: prepare a bundle that holds its weights")
     return {"made": made, "checked by sha256": True}
 
 
@@ -192,7 +192,8 @@ def rebuild(bundle: Bundle, name: str, path: Path) -> str | None:
     step = entry.kind.startswith("step")
     state = module.state_dict()
     seed_weights(module, {key: factor for key, factor in LOOP_SCALE.items() if step and key in state})
-    unet = module if step and entry.kind != "step-learned" and isinstance(module, UNet) else None
+    cut = step and not entry.kind.startswith("step-learned")
+    unet = module if cut and isinstance(module, UNet) else None
     if unet is not None and has_variance(unet, entry.options.get("channels")):
         cut_variance(unet)
     stage = make_stage(entry.kind, module, entry.options)
