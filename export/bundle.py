@@ -197,7 +197,7 @@ def as_stage(
         kind = "step-learned" if learned_variance else kind
     if time_table and kind.startswith("step") and isinstance(module, UNet):
         options["features"] = ConditionerStage(module).features
-    unused = kind.startswith("step") and kind != "step-learned" and spec.learned_variance
+    unused = kind.startswith("step") and not kind.startswith("step-learned") and spec.learned_variance
     if unused and isinstance(module, UNet) and has_variance(module, options.get("channels")):
         cut_variance(module)
     return make_stage(kind, module, options)

@@ -1,9 +1,10 @@
 """Runs recorded outputs of the published code against this one: `python -m bfr.benchmarks.agreement.golden FILE...`.
 
 A golden is an .npz with a .json of the same name beside it (`layout_NAME.json` for `full_NAME.npz`). Weights are made
-anew from the parameters' names (`bfr.models.weights.seeded`). Three forms are known: `tiny_*`, a network's whole input
+anew from the parameters' names (`bfr.models.weights.seeded`). Four forms are known: `tiny_*`, a network's whole input
 and output; `full_*`, every 16th pixel of a published network at full size; `loop_*`, a whole sampler run with its
-noise. Each is run in eager PyTorch and exported, on ONNX Runtime; the largest absolute error of each is printed.
+noise; `pgdiff_*`, one of PGDiff's (`bfr.benchmarks.agreement.pgdiff`). Each is run in eager PyTorch and exported, on
+ONNX Runtime; the largest absolute error of each is printed.
 Exit status: 0 where every error is below the tolerance, 1 where one is not, 2 where a file is no golden.
 """
 
@@ -22,6 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bfr.benchmarks.agreement.pgdiff import run_pgdiff
+from bfr.benchmarks.agreement.replay import GivenEstimate, ReplayedNoise
 from bfr.export.onnx.graph import export_graph
 from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
 from bfr.models.networks.lama import LaMa
@@ -29,7 +32,7 @@ from bfr.models.networks.swinir import SwinIR
 from bfr.models.networks.unet import UNet
 from bfr.models.stages.step import EstimatorStage, KnownStep, LearnedVarianceStep, LinearStep, cut_variance
 from bfr.models.weights.seeded import LOOP_SCALE, seed_weights
-from bfr.runtime.backends.device import BoundCall, Buffer, Device, Float32, Network
+from bfr.runtime.backends.device import Buffer, Device, Float32, Network
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.diffusion.schedule import linear_schedule
 from bfr.runtime.diffusion.solvers import StepTable, step_table
@@ -72,7 +75,9 @@ def run_golden(path: Path, scratch: Path) -> Errors:
         return _run_full(name, arrays, _read(path.with_name(f"layout_{name}.json")), scratch)
     if form == "loop":
         return _run_loop(arrays, _read(path.with_suffix(".json")), path.parent, scratch)
-    raise InvalidOption(f"{path.name} is no golden: its name begins with none of tiny_, full_, loop_")
+    if form == "pgdiff":
+        return Errors(*run_pgdiff(path.stem, arrays, _read(path.with_suffix(".json")), scratch))
+    raise InvalidOption(f"{path.name} is no golden: its name begins with none of tiny_, full_, loop_, pgdiff_")
 
 
 def _run_tiny(arrays: Arrays, config: dict[str, Any], scratch: Path) -> Errors:
@@ -183,36 +188,6 @@ def replay(
     errors.append(_distance(result.estimate, np.clip(arrays["estimate"], 0, 1)))
     errors.append(_distance(image, arrays["final"]))
     return max(errors)
-
-
-class ReplayedNoise:
-    """A recorded stream of noise in the place of a device's own."""
-
-    def __init__(self, device: Device, draws: NDArray[np.float32]) -> None:
-        self.device, self.draws = device, draws
-        self.buffers = (device.array(draws[0].shape), device.array(draws[0].shape))
-
-    def begin(self, seed: int, images: tuple[int, ...], last: int) -> None:
-        """Nothing to prepare: the draws are there."""
-
-    def ready(self, step: int) -> None:
-        """Write the recorded draw of `step`."""
-        self.device.write(self.buffers[step % 2], self.draws[step])
-
-    def close(self) -> None:
-        """Nothing to end."""
-
-
-class GivenEstimate:
-    """A recorded estimate in the place of the estimator."""
-
-    def __init__(self, device: Device, estimate: NDArray[np.float32]) -> None:
-        self.device, self.estimate = device, np.clip(estimate, 0, 1) * 2.0 - 1.0
-
-    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> BoundCall:
-        """A call that writes the estimate."""
-        del inputs
-        return lambda: self.device.write(outputs["estimate"], self.estimate)
 
 
 def _export_estimator(stage: nn.Module, size: int, scratch: Path) -> Path:

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from bfr.export.pytorch.reference import load_stage
 from bfr.models.stages.gradient import move
-from bfr.models.stages.guide import GuideStage
+from bfr.models.stages.stage import Stage
 from bfr.runtime.backends.cuda.bindings import Cuda
 from bfr.runtime.backends.cuda.device import GpuBuffer, GpuDevice
 from bfr.runtime.backends.device import BoundCall
@@ -176,13 +176,14 @@ class CompiledDevice(GpuDevice):
         """
         # Compiled code keeps the layout of the weights; eager stays as published.
         stage: nn.Module = prepare_stage(load_stage(bundle, name), precision, channels_last=self.compiled)
-        if isinstance(
-            stage, GuideStage
-        ):  # autograd can be neither compiled nor recorded; its trace is plain arithmetic
+        if isinstance(stage, Stage) and stage.autograd:  # which cannot be recorded; its trace is plain arithmetic
             stage = stage.traceable(int(bundle.network(name).inputs[0].shape[-1])).eval()
         where = torch.device("cuda", self.cuda.index)
         with self.computing():
-            stage = move(stage, where) if isinstance(stage, fx.GraphModule) else stage.to(where)
+            for part in stage.modules():
+                if isinstance(part, fx.GraphModule):
+                    move(part, where)  # the constants that it makes
+            stage = stage.to(where)
         self.cuda.synchronize(self.stream)
         return CompiledNetwork(self, stage_call(stage, self.compiler))
 

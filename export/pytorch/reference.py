@@ -32,7 +32,7 @@ def load_stage(bundle: Bundle, name: str) -> nn.Module:
         )
     module = ARCHITECTURES[entry.architecture](**entry.parameters)
     state = load_file(path)
-    cut = entry.kind.startswith("step") and entry.kind != "step-learned"
+    cut = entry.kind.startswith("step") and not entry.kind.startswith("step-learned")
     if cut and isinstance(module, UNet) and len(state["out.2.bias"]) < len(module.state_dict()["out.2.bias"]):
         cut_variance(module)
     # The file also holds what the exporter folded, under names of its own.

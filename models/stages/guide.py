@@ -31,7 +31,7 @@ class GuideStage(Stage):
     that is the strength scale * variance / c. An image of strength 0 is left exactly as it is.
     """
 
-    kind, outputs, wraps = "guide", ("x_next_guided", "x0_guided"), "network"
+    kind, outputs, wraps, autograd = "guide", ("x_next_guided", "x0_guided"), "network", True
 
     def __init__(self, network: IdentityDistance, *, normalize: bool = False, clipped: bool = True) -> None:
         """clipped: whether x0_guided is clipped to [-1, 1], as images are and latents are not.
@@ -58,12 +58,8 @@ class GuideStage(Stage):
         return x_next + row[:, Column.C, None, None, None] * (moved - x0), moved
 
     def gradient(self, x0: Tensor, target: Tensor) -> Tensor:
-        """The gradient of each image's distance at its x0, (B, C, h, w); also where gradients are switched off."""
-        with torch.inference_mode(False), torch.enable_grad():
-            point = x0.detach().clone().requires_grad_()  # clones, of what inference mode made, can have gradients
-            distance = self.network(point, target.detach().clone())
-            (gradient,) = torch.autograd.grad(distance.sum(), point)
-        return gradient
+        """See `distance_gradient`."""
+        return distance_gradient(self.network, x0, target)
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
         """See `Stage`; `size` is the side of x0."""
@@ -80,6 +76,15 @@ class GuideStage(Stage):
     def traceable(self, size: int) -> nn.Module:
         """See `Stage`: the same without autograd."""
         return without_autograd(self, size)
+
+
+def distance_gradient(network: IdentityDistance, x0: Tensor, target: Tensor) -> Tensor:
+    """The gradient of each image's distance at its x0, (B, C, h, w); also where gradients are switched off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        point = x0.detach().clone().requires_grad_()  # clones, of what inference mode made, can have gradients
+        distance = network(point, target.detach().clone())
+        (gradient,) = torch.autograd.grad(distance.sum(), point)
+    return gradient
 
 
 class EmbedStage(Stage):

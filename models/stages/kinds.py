@@ -6,6 +6,7 @@ from torch import nn
 
 from bfr.models.stages.guide import DecodeStage, EmbedStage, EncodeStage, GuideStage, RecoverStage
 from bfr.models.stages.osdface import LatentDecodeStage, LatentEncodeStage, PromptStage
+from bfr.models.stages.pgdiff import ReferenceStage, ReferenceStep, SmoothStep
 from bfr.models.stages.stage import Stage
 from bfr.models.stages.step import (
     ConcatStep,
@@ -40,6 +41,9 @@ STAGES: dict[str, type[Stage]] = {
         LatentEncodeStage,
         PromptStage,
         LatentDecodeStage,
+        SmoothStep,
+        ReferenceStage,
+        ReferenceStep,
     )
 }
 

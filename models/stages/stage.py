@@ -11,12 +11,14 @@ class Stage(nn.Module):
 
     kind: its name in the manifest, by which `bfr.export.pytorch.reference` makes it anew. outputs: their names, in the
     order of what `forward` returns; its inputs are named as `forward`'s arguments are. wraps: the attribute that holds
-    the network, whose state dict is the checkpoint's; its name is left out where the weights are stored.
+    the network, whose state dict is the checkpoint's; its name is left out where the weights are stored. autograd:
+    whether `forward` calls it, and what is traced is another module.
     """
 
     kind: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]]
     wraps: ClassVar[str] = ""
+    autograd: ClassVar[bool] = False
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
         """Inputs to trace and count with, by name, in the order of `forward`: float32, the first axis the batch.

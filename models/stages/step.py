@@ -205,14 +205,26 @@ class LearnedVarianceStep(LinearStep):
     def forward(
         self, x: Tensor, h1: Tensor, h2: Tensor, t: Tensor, row: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
-        eps, variance = self.denoiser(x, t).float().chunk(2, dim=1)
-        x0 = clip_finite(_column(row, Column.A) * x - _column(row, Column.B) * eps)
-        share = (variance + 1.0) / 2.0
-        log_variance = share * _column(row, Column.LOG_BETA) + (1.0 - share) * _column(row, Column.LOG_POSTERIOR)
-        deviation = _column(row, Column.S) * torch.exp(0.5 * log_variance)
-        # d and e hold the log-variances; g is 0. Reading h1 and h2 all the same keeps the graphs' inputs alike.
-        history = _column(row, Column.G) * (h1 + h2)
-        return _column(row, Column.C) * x0 + _column(row, Column.F) * x + deviation * noise + history, x0
+        x0, mean, log_variance = learned_posterior(self.denoiser(x, t).float(), x, row)
+        return mean + learned_noise(log_variance, h1, h2, row, noise), x0
+
+
+def learned_posterior(out: Tensor, x: Tensor, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x0, clipped, and the mean and the logarithm of the variance of the next state, (B, C, S, S) each.
+
+    out: (B, 2 C, S, S), the denoiser's, eps and variance values.
+    """
+    eps, variance = out.chunk(2, dim=1)
+    x0 = clip_finite(_column(row, Column.A) * x - _column(row, Column.B) * eps)
+    share = (variance + 1.0) / 2.0
+    log_variance = share * _column(row, Column.LOG_BETA) + (1.0 - share) * _column(row, Column.LOG_POSTERIOR)
+    return x0, _column(row, Column.C) * x0 + _column(row, Column.F) * x, log_variance
+
+
+def learned_noise(log_variance: Tensor, h1: Tensor, h2: Tensor, row: Tensor, noise: Tensor) -> Tensor:
+    """What a step adds to the mean. h1 and h2, times 0, are read so that the inputs of all steps are alike."""
+    history = _column(row, Column.G) * (h1 + h2)  # d and e hold the log-variances; g is 0
+    return _column(row, Column.S) * torch.exp(0.5 * log_variance) * noise + history
 
 
 class ResizeStage(Stage):

@@ -14,6 +14,7 @@ from bfr.models.networks.sd import unet, vae_decoder, vae_encoder
 from bfr.models.networks.swinir import SwinIR
 from bfr.models.networks.unet import UNet
 from bfr.models.networks.vqgan import VQModel
+from bfr.models.stages.pgdiff import partial_guidance
 from bfr.models.weights.fetch import Download
 from bfr.runtime.bundle.manifest import (
     Denoise,
@@ -39,6 +40,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "vae-decoder": vae_decoder,
     "visual-embedder": VisualEmbedder,
     "sd-unet": unet,
+    "partial-guidance": partial_guidance,
 }
 """What builds a network from the parameters that its bundle's manifest holds."""
 

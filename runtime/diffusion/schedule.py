@@ -124,9 +124,10 @@ def route(schedule: Schedule, spacing: str, start: float, *, steps: int | None =
     """The calls of a truncated loop.
 
     spacing: a respacing (see `respace`): the start is diffused to index `start`, N, of the kept timesteps, and the loop
-    calls indices N-1 .. 0, as published; 1 <= N < kept steps. Or a grid: `steps` calls, the first at the timestep
-    `start`, 0 < start <= the last timestep, which the start is diffused to. They and timestep 0, where no call is, are
-    even in time, in log-SNR or in the square root of time; the last call's step goes to the clean image instead.
+    calls indices N-1 .. 0, as published; 1 <= N <= kept steps, all of which start from noise alone. Or a grid: `steps`
+    calls, the first at the timestep `start`, 0 < start <= the last timestep, which the start is diffused to. They and
+    timestep 0, where no call is, are even in time, in log-SNR or in the square root of time; the last call's step goes
+    to the clean image instead.
     matched: of a respacing, diffuse to index N-1 instead, the one that the first call is told. At the published spacing
     and N the two are nearly the same; at wide spacings or a small N, noise that no call is told of would stay in the
     image.
@@ -140,17 +141,17 @@ def route(schedule: Schedule, spacing: str, start: float, *, steps: int | None =
             "of steps: change that"
         )
     kept = respace(schedule, spacing)
-    last = len(kept.timesteps) - 1
-    if not (1 <= start <= last and start == int(start)):
+    count = len(kept.timesteps)
+    if not (1 <= start <= count and start == int(start)):
         raise InvalidOption(
-            f"start {start:g} is out of range: spacing {spacing!r} allows whole numbers from 1 to {last}"
+            f"start {start:g} is out of range: spacing {spacing!r} allows whole numbers from 1 to {count}"
         )
     first = int(start) - 1
-    backwards = slice(first, None, -1)
+    backwards, levels = slice(first, None, -1), np.append(kept.alpha_bar, 0.0)  # beyond the last one all is noise
     return Route(
         kept.timesteps[backwards].astype(np.float64),
         kept.alpha_bar[backwards],
-        float(kept.alpha_bar[first if matched else first + 1]),
+        float(levels[first if matched else first + 1]),
     )
 
 

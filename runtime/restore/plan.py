@@ -185,7 +185,7 @@ def sampler_table(bundle: Bundle, preset: m.Preset, stage: m.Denoise | None = No
     """
     stage = stage or bundle.denoise
     sampler = preset.sampler(stage.name)
-    learned = bundle.network(stage.network).kind == "step-learned"
+    learned = bundle.network(stage.network).kind.startswith("step-learned")
     fitting = [name for name, solver in SOLVERS.items() if solver.learned == learned]
     if sampler.solver is None or sampler.solver not in fitting:
         raise InvalidOption(

@@ -19,6 +19,8 @@ from bfr.models.systems.diffbfr import DIFFBFR
 from bfr.models.systems.diffbfr import networks as diffbfr_networks
 from bfr.models.systems.osdface import OSDFACE
 from bfr.models.systems.osdface import networks as osdface_networks
+from bfr.models.systems.pgdiff import REFERENCE, reference_networks
+from bfr.models.systems.pgdiff import networks as pgdiff_networks
 from bfr.models.systems.system import NetworkSpec, SystemSpec
 from bfr.models.weights.fetch import Download
 from bfr.models.weights.seeded import write_seeded
@@ -114,6 +116,17 @@ def identity() -> SystemSpec:
     return replace(IDENTITY, name="tiny-identity", image_size=SIZE, networks=networks, presets=presets, stages=stages)
 
 
+def pgdiff() -> SystemSpec:
+    """PGDiff with a reference: the gradient is part of the step."""
+    denoiser = NetworkSpec(
+        "step", "unet", unet(out_channels=6), Download("", "denoiser.safetensors"), learned_variance=True
+    )
+    own = pgdiff_networks(denoiser, {"channels": 8, "blocks": 1, "growth": 4}, SIZE)
+    networks = reference_networks(own, RECOGNIZER, SIZE)
+    presets = {"reference": Preset(solver="ddpm-learned", spacing="ddim5", start=5)}
+    return replace(REFERENCE, name="tiny-pgdiff", image_size=SIZE, networks=networks, presets=presets)
+
+
 def clrface() -> SystemSpec:
     """CLR-Face: latents of 16x16."""
     irn = {"model_channels": 32, "attention_resolutions": [], "channel_mult": [1], "num_res_blocks": 1}
@@ -178,6 +191,7 @@ MAKERS = {
     "inpainting": inpainting,
     "diffbfr": diffbfr,
     "identity": identity,
+    "pgdiff": pgdiff,
     "clrface": clrface,
     "osdface": osdface,
 }

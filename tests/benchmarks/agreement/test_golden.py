@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bfr.benchmarks.agreement import golden
+from bfr.benchmarks.agreement import golden, pgdiff
 from bfr.benchmarks.agreement.golden import main, run_golden
 from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
 from bfr.models.stages.step import LinearStep, cut_variance
@@ -20,19 +20,21 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 LONG = ["loop_ddpm250_n10", "loop_inpaint_ddim250_n12_eta10"]
+SLOW = [*LONG, "pgdiff_restoration", "pgdiff_ref_restoration"]
+PGDIFF = ["pgdiff_ref_restoration", pytest.param("pgdiff_restoration", marks=pytest.mark.slow)]
 
 
 @pytest.mark.export
 @pytest.mark.parametrize(
     "name",
-    ["tiny_swinir", "loop_ddim250_n10_eta05", *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)],
+    ["tiny_swinir", "loop_ddim250_n10_eta05", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
 )
 def test_the_published_code_is_met_by_both_backends(name: str, tmp_path: Path) -> None:
     errors = run_golden(GOLDEN / f"{name}.npz", tmp_path)
     assert errors.worst < 1e-4
 
 
-@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("name", [*LONG, *PGDIFF])
 def test_these_are_met_by_eager(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without the half minute that their export takes."""
 
@@ -43,6 +45,8 @@ def test_these_are_met_by_eager(name: str, monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(golden, "CpuDevice", Device)
     for function in ("_export_step", "_export_estimator"):
         monkeypatch.setattr(golden, function, lambda stage, *_: stage)
+    monkeypatch.setattr(pgdiff, "CpuDevice", Device)
+    monkeypatch.setattr(pgdiff, "export_graph", lambda stage, *_: (stage, None))
     assert run_golden(GOLDEN / f"{name}.npz", tmp_path).worst < 1e-4
 
 

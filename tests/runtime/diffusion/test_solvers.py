@@ -94,8 +94,8 @@ def test_one_learned_step_has_finite_log_variances() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"start": 0}, "allows whole numbers from 1 to 249"),
-        ({"start": 250}, "allows whole numbers from 1 to 249"),
+        ({"start": 0}, "allows whole numbers from 1 to 250"),
+        ({"start": 251}, "allows whole numbers from 1 to 250"),
         ({"eta": -0.1}, "between 0"),
         ({"eta": 1.1}, "between 0"),
         ({"eta": float("nan")}, "between 0"),

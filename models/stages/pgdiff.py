@@ -1,0 +1,173 @@
+"""PGDiff's steps: partial guidance as it is published, by the variance that the denoiser chose (arXiv 2309.10810).
+
+The mean of the next state moves against the gradient of a loss at x0, by scale * variance * gradient: the variance is
+each pixel's own, learned, so that the strength falls from step to step, and nothing is normalised or clipped. The loss
+is the distance from smooth semantics, a restoration that a network makes of the state and of the degraded image anew in
+each step; with a reference picture also the distance of two face embeddings.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bfr.models.networks.arcface import IResNet
+from bfr.models.networks.identity import IdentityDistance
+from bfr.models.networks.rrdb import SmoothRestorer
+from bfr.models.networks.unet import UNet
+from bfr.models.stages.gradient import without_autograd
+from bfr.models.stages.guide import distance_gradient
+from bfr.models.stages.stage import Stage, random
+from bfr.models.stages.step import LearnedVarianceStep, clip_finite, learned_noise, learned_posterior
+
+
+class ReferenceStage(Stage):
+    """reference (B, 3, S, S) in [0, 1] -> identity (B, E), its embedding; 0 where it is all 0, where none was given."""
+
+    kind, outputs, wraps = "reference-embedder", ("identity",), "network"
+
+    def __init__(self, network: IdentityDistance) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, reference: Tensor) -> Tensor:
+        given = reference.amax((1, 2, 3))[:, None] > 0.0
+        return torch.where(given, self.network.embed(2.0 * reference - 1.0), 0.0)
+
+    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
+        """See `Stage`."""
+        return {"reference": random(batch, 3, size, size)}
+
+
+class IdentityGradient(Stage):
+    """x0 (B, 3, S, S), target (B, E) -> the gradient of each image's distance at x0, (B, 3, S, S)."""
+
+    kind, outputs, autograd = "identity-gradient", ("gradient",), True
+
+    def __init__(self, network: IdentityDistance) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x0: Tensor, target: Tensor) -> Tensor:
+        return distance_gradient(self.network, x0, target)
+
+    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
+        """See `Stage`."""
+        image = 2.0 * random(batch, 3, size, size) - 1.0
+        return {"x0": image, "target": random(batch, self.network.embedding) - 0.5}
+
+
+class PartialGuidance(nn.Module):
+    """What a guided step computes with: the denoiser, what makes smooth semantics, the identity's gradient if any."""
+
+    def __init__(self, denoiser: nn.Module, restorer: nn.Module, identity: nn.Module | None = None) -> None:
+        super().__init__()
+        self.denoiser, self.restorer, self.identity = denoiser, restorer, identity
+
+    def cast_torso(self, dtype: torch.dtype) -> None:
+        """The denoiser's torso in half; all else stays in float32."""
+        cast(UNet, self.denoiser).cast_torso(dtype)
+
+
+def partial_guidance(
+    *,
+    denoiser: Mapping[str, Any],
+    restorer: Mapping[str, Any],
+    recognizer: Mapping[str, Any] | None = None,
+    image_size: int,
+) -> PartialGuidance:
+    """The networks of a step, by the options of UNet, SmoothRestorer and IResNet.
+
+    The recogniser, None without a reference, sees the whole image, as published. image_size: S, of the images' sides.
+    """
+    identity = None
+    if recognizer is not None:
+        distance = IdentityDistance(IResNet(**recognizer), image_size=image_size, metric="mse", crop="whole")
+        identity = IdentityGradient(distance)
+    return PartialGuidance(UNet(**denoiser), SmoothRestorer(**restorer), identity)
+
+
+class SmoothStep(Stage):
+    """A learned-variance step towards smooth semantics: its loss is smooth_weight * |x0 - smooth|^2.
+
+    Reads what LearnedVarianceStep does; signed (B, 3, S, S), the degraded image in [-1, 1]; and strength (B,) float32,
+    PGDiff's guidance scale. x0 is returned as it was before the mean moved.
+    """
+
+    kind, outputs, wraps = "step-learned-smooth", ("x_next", "x0"), "network"
+
+    def __init__(self, network: PartialGuidance, *, smooth_weight: float = 1.0) -> None:
+        super().__init__()
+        self.network, self.smooth_weight = network, smooth_weight
+
+    def forward(
+        self,
+        x: Tensor,
+        h1: Tensor,
+        h2: Tensor,
+        t: Tensor,
+        row: Tensor,
+        noise: Tensor,
+        signed: Tensor,
+        strength: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        x0, mean, log_variance = learned_posterior(self.network.denoiser(x, t).float(), x, row)
+        moved = _shifted(mean, self.towards_smooth(x0, x, signed, t), log_variance, strength)
+        return moved + learned_noise(log_variance, h1, h2, row, noise), x0
+
+    def towards_smooth(self, x0: Tensor, x: Tensor, signed: Tensor, t: Tensor) -> Tensor:
+        """The gradient of the loss at x0, (B, 3, S, S); smooth semantics are constant in it."""
+        return 2.0 * self.smooth_weight * (x0 - clip_finite(self.network.restorer(x, signed, t)))
+
+    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
+        """See `Stage`."""
+        own = LearnedVarianceStep(self.network.denoiser).examples(size, batch)
+        return {**own, "signed": own["x"].clone(), "strength": torch.full((batch,), 0.1)}
+
+
+class ReferenceStep(SmoothStep):
+    """A SmoothStep whose loss also has identity_weight * |embedding of x0 - identity|^2; identity: (B, E).
+
+    An image whose identity is all 0 is guided towards smooth semantics alone.
+    """
+
+    kind, autograd = "step-learned-reference", True
+
+    def __init__(self, network: PartialGuidance, *, smooth_weight: float = 1.0, identity_weight: float = 25.0) -> None:
+        super().__init__(network, smooth_weight=smooth_weight)
+        self.identity_weight = identity_weight
+
+    def forward(  # type: ignore[override]  # it reads more
+        self,
+        x: Tensor,
+        h1: Tensor,
+        h2: Tensor,
+        t: Tensor,
+        row: Tensor,
+        noise: Tensor,
+        signed: Tensor,
+        strength: Tensor,
+        identity: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        x0, mean, log_variance = learned_posterior(self.network.denoiser(x, t).float(), x, row)
+        given = (identity.abs().amax(1) > 0.0)[:, None, None, None]
+        towards = torch.where(given, cast(nn.Module, self.network.identity)(x0, identity), 0.0)
+        gradient = self.towards_smooth(x0, x, signed, t) + self.identity_weight * towards
+        return _shifted(mean, gradient, log_variance, strength) + learned_noise(log_variance, h1, h2, row, noise), x0
+
+    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
+        """See `Stage`."""
+        distance = cast(IdentityGradient, self.network.identity).network
+        return {**super().examples(size, batch), "identity": random(batch, distance.embedding) - 0.5}
+
+    def traceable(self, size: int) -> nn.Module:
+        """See `Stage`: the same with the gradient recorded, without autograd; all weights keep their names."""
+        recorded = without_autograd(cast(IdentityGradient, self.network.identity), size)
+        network = PartialGuidance(self.network.denoiser, self.network.restorer, recorded)
+        return ReferenceStep(network, smooth_weight=self.smooth_weight, identity_weight=self.identity_weight).eval()
+
+
+def _shifted(mean: Tensor, gradient: Tensor, log_variance: Tensor, strength: Tensor) -> Tensor:
+    """The mean of the next state, moved as Sohl-Dickstein et al. (arXiv 1503.03585) condition it."""
+    return mean - strength[:, None, None, None] * torch.exp(log_variance) * gradient
