@@ -32,7 +32,8 @@ from bfr.runtime.errors import (
 from bfr.runtime.images.encode import encode_image
 from bfr.runtime.images.formats import BY_SUFFIX, WRITTEN, format_of
 from bfr.runtime.jobs.options import RestoreOptions
-from bfr.runtime.jobs.sources import Item, content_suffix
+from bfr.runtime.jobs.search import content_suffix
+from bfr.runtime.jobs.sources import Item
 from bfr.runtime.video.formats import MEDIA_TYPES as VIDEOS
 
 _log = logging.getLogger("bfr")

@@ -1,7 +1,4 @@
-"""Decode one image: any file that is allowed becomes RGB, with its alpha and bit depth (`encode.py` writes them back).
-
-Pillow decodes all but 16-bit colour, of which it keeps 8 bits only: that is OpenCV's, checked against Pillow's 8 bits.
-"""
+"""Decode one image: any file that is allowed becomes RGB, with alpha and bit depth; `encode.py` writes them back."""
 
 import logging
 from collections.abc import Iterator
@@ -19,17 +16,16 @@ from PIL import UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from bfr.runtime.errors import InputNotFound, InvalidImage
-from bfr.runtime.images.colour import grey_curve, png_profile, to_srgb
+from bfr.runtime.images.colour import png_profile, to_srgb
+from bfr.runtime.images.deep import colour_16, grey_16, grey_to_srgb
 from bfr.runtime.images.formats import NAMES, format_of
 from bfr.runtime.images.metadata import Metadata, read_metadata
 from bfr.runtime.images.pages import tiff_pages
-from bfr.runtime.images.png import bare_png, find_chunk
 
 Pixels = NDArray[np.unsignedinteger]  # uint8 or uint16
 MAX_PIXELS = 64_000_000
-_ORIENTATION, _BITS, _PHOTOMETRIC, _PLANAR, _EXTRA_SAMPLES = 0x0112, 258, 262, 284, 338
+_ORIENTATION, _BITS = 0x0112, 258
 _TILE_WIDTH, _TILE_HEIGHT, _SUBFILE, _DNG_VERSION = 322, 323, 254, 50706
-_SRGB_CODES = {(1, 13), (1, 1), (1, 6), (1, 14), (1, 15)}  # primaries and transfer of H.273, of sRGB and BT.709
 _PAGES = {"PNG": "frames", "WEBP": "frames", "TIFF": "pages"}
 _log = logging.getLogger(__name__)
 
@@ -166,8 +162,6 @@ def decode_image(data: bytes, *, name: str = "image", max_pixels: int = MAX_PIXE
                     f"{name} begins with a preview, as cameras' raw files do: develop it, save it as PNG"
                 )
         bits = _bits(file, data)
-        if file.format == "PNG" and (code := find_chunk(data, b"cICP")) and tuple(code[:2]) not in _SRGB_CODES:
-            notes.append(f"its colours (cICP {'/'.join(map(str, code[:4]))}: HDR or a wide gamut) are not converted")
         pages = tiff_pages(data) if isinstance(file, TiffImageFile) else getattr(file, "n_frames", 1)
         if pages > 1:
             notes.append(f"the first of its {pages} {_PAGES.get(file.format or '', 'pictures')} is taken alone")
@@ -177,9 +171,10 @@ def decode_image(data: bytes, *, name: str = "image", max_pixels: int = MAX_PIXE
         if bits > 16 or file.mode == "F":
             raise InvalidImage(f"{name} has {bits}-bit samples: save it with 8 or 16 bits")
         if bits > 8 and file.mode.startswith("I"):
-            image = _grey_16(file, bits, notes)
+            grey, alpha = grey_16(file, bits, notes)
+            image = Image(np.dstack([grey, grey, grey]), alpha, grey=True)
         elif bits == 16 and file.mode in ("RGB", "RGBA", "RGBX"):
-            image = _colour_16(file, data, name, notes)
+            image = _any_16(file, data, name, notes)
         else:
             if bits > 8:
                 notes.append(f"its {bits} bits a sample become 8: as an RGB or grey PNG it would keep 16")
@@ -286,6 +281,18 @@ def _rgb(file: Pillow.Image) -> Pillow.Image:
     return file if file.mode == "RGB" else file.convert("RGB")
 
 
+def _any_16(file: Pillow.Image, data: bytes, name: str, notes: list[str]) -> Image:
+    pixels, alpha = colour_16(file, data, name)
+    if file.format == "PNG" and data[25] == 4:  # IHDR's colour type: grey with alpha
+        grey = grey_to_srgb(pixels[..., 0], file, notes)
+        return Image(np.dstack([grey, grey, grey]), alpha, grey=True)
+    icc = _profile(file, notes)
+    if icc and icc[16:20] != b"RGB ":
+        notes.append("its colour profile is not of RGB and is left out; it is taken as sRGB")
+        icc = None
+    return Image(pixels, alpha, icc=icc or None)
+
+
 def _profile(file: Pillow.Image, notes: list[str]) -> bytes | None:
     """The ICC profile of a file, or of a PNG what stands for one."""
     if isinstance(icc := file.info.get("icc_profile"), bytes):  # or a text of that name in a PNG
@@ -297,55 +304,3 @@ def _profile(file: Pillow.Image, notes: list[str]) -> bytes | None:
     except ValueError as error:
         notes.append(f"its colours are taken as sRGB: {error}")
         return None
-
-
-def _grey_16(file: Pillow.Image, bits: int, notes: list[str]) -> Image:
-    grey = np.clip(np.asarray(file), 0, 65_535).astype(np.uint16)
-    if bits < 16:  # of a TIFF
-        grey = np.rint(np.minimum(grey, (1 << bits) - 1) * (65_535 / ((1 << bits) - 1))).astype(np.uint16)
-    alpha = None
-    if isinstance(transparent := file.info.get("transparency"), int):
-        alpha = np.where(grey == transparent, 0, 65_535).astype(np.uint16)
-    if isinstance(file, TiffImageFile) and file.tag_v2.get(_PHOTOMETRIC) == 0:
-        grey = 65_535 - grey  # white is 0; Pillow inverts 8 bits only
-    grey = _grey_to_srgb(grey, file, notes)
-    return Image(np.dstack([grey, grey, grey]), alpha, grey=True)
-
-
-def _grey_to_srgb(grey: Pixels, file: Pillow.Image, notes: list[str]) -> Pixels:
-    """Apply a PNG's gAMA to 16-bit grey; a profile is not applied, which is said."""
-    if isinstance(icc := file.info.get("icc_profile"), bytes):
-        if b"sRGB" not in icc and "sRGB".encode("utf-16-be") not in icc:
-            notes.append("its profile of 16-bit grey is left out, and it is taken as sRGB grey")
-        return grey
-    curve = grey_curve(file.info) if file.format == "PNG" else None
-    return grey if curve is None else curve[grey]
-
-
-def _colour_16(file: Pillow.Image, data: bytes, name: str, notes: list[str]) -> Image:
-    import cv2
-
-    tags = file.tag_v2 if isinstance(file, TiffImageFile) else {}
-    # UNCHANGED keeps 16 bits and alpha; a TIFF is turned upright by both decoders.
-    bare = bare_png(data) if file.format == "PNG" else data
-    decoded = cv2.imdecode(np.frombuffer(bare, np.uint8), cv2.IMREAD_UNCHANGED)
-    seen = np.asarray(file)  # by Pillow: (H, W, 3 or 4) uint8, the high bytes
-    # OpenCV mixes up the planes of a TIFF that stores them apart.
-    if decoded is None or decoded.dtype != np.uint16 or decoded.shape[:2] != seen.shape[:2] or tags.get(_PLANAR) == 2:
-        raise InvalidImage(f"{name} is a 16-bit {file.format} of a rare kind: save it as PNG")
-    samples = decoded.astype(np.uint16, copy=False)
-    pixels = samples[..., 2::-1].copy()
-    alpha = samples[..., 3].copy() if file.has_transparency_data and samples.shape[2] == 4 else None
-    if alpha is not None and 1 in np.atleast_1d(tags.get(_EXTRA_SAMPLES, 0)):  # premultiplied; Pillow undid it
-        opaque = np.maximum(alpha, 1)[..., None].astype(np.float32)
-        pixels = np.minimum(np.rint(pixels * (65_535 / opaque)), 65_535).astype(np.uint16)
-    elif ((pixels >> 8) != seen[..., :3]).any():
-        raise InvalidImage(f"{name} is a 16-bit {file.format} that two decoders read differently: save it as PNG")
-    if file.format == "PNG" and data[25] == 4:  # IHDR's colour type: grey with alpha
-        grey = _grey_to_srgb(pixels[..., 0], file, notes)
-        return Image(np.dstack([grey, grey, grey]), alpha, grey=True)
-    icc = _profile(file, notes)
-    if icc and icc[16:20] != b"RGB ":
-        notes.append("its colour profile is not of RGB and is left out; it is taken as sRGB")
-        icc = None
-    return Image(pixels, alpha, icc=icc or None)

@@ -26,17 +26,6 @@ def bare_png(data: bytes) -> bytes:
     return b"".join(kept) + png_chunk(b"IEND", b"")
 
 
-def find_chunk(data: bytes, name: bytes) -> bytes | None:
-    """The body of the first chunk of a name that stands before the pixels; None where there is none."""
-    start = 8
-    while start + 12 <= len(data) and data[start + 4 : start + 8] != b"IDAT":
-        end = start + 8 + int.from_bytes(data[start : start + 4], "big")
-        if data[start + 4 : start + 8] == name:
-            return data[start + 8 : end]
-        start = end + 4
-    return None
-
-
 def png_chunk(name: bytes, body: bytes) -> bytes:
     """A chunk of a PNG: length, name, body, checksum."""
     return pack(">I", len(body)) + name + body + pack(">I", crc32(name + body))

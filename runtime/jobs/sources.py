@@ -1,31 +1,19 @@
 """Names: which images and videos a run reads from files, folders, globs and object stores, and where results go."""
 
-import glob
-import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.files import shortened
-from bfr.runtime.images.formats import BY_SUFFIX, NAMES, format_of, result_suffix
-from bfr.runtime.jobs.store import Store, identity_of, local_path, open_url, remote_version, version_of
+from bfr.runtime.images.formats import BY_SUFFIX, NAMES, result_suffix
+from bfr.runtime.jobs.search import Found, Search, natural_key
+from bfr.runtime.jobs.store import Store, identity_of, local_path, version_of
 from bfr.runtime.text import without_secrets
-from bfr.runtime.video.formats import HEAD, output_suffix, suffix_of
 from bfr.runtime.video.formats import SUFFIXES as VIDEO_SUFFIXES
+from bfr.runtime.video.formats import output_suffix
 
-# What names tell better than first bytes: raw files begin as TIFF does, songs as films do.
-_BY_NAME = {
-    ".part": "a download that is not finished",
-    **dict.fromkeys(
-        (".3fr", ".arw", ".cr2", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef", ".mos", ".nef", ".nrw", ".pef",
-         ".rwl", ".sr2", ".srf", ".srw"),
-        "a camera's raw file: develop it, and save it as TIFF or JPEG",
-    ),
-    **dict.fromkeys((".aac", ".m4a", ".m4b", ".mka", ".oga", ".weba", ".wma"), "sound alone"),
-}  # fmt: skip
 _SHOWN = 10  # files of a message that were passed over
 
 
@@ -85,17 +73,6 @@ class Inputs:
     passed_over: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A file as it was named, its path below the input that named it, and the other fields of Item."""
-
-    file: Path | str
-    below: PurePath
-    bytes: int | None = None
-    content: str | None = None
-    listed: str | None = None
-
-
 def find_images(inputs: Sequence[Path | str], *, videos: bool = False, out: Path | str | None = None) -> list[Item]:
     """As `find_inputs`, the items alone."""
     return find_inputs(inputs, videos=videos, out=out).items
@@ -118,9 +95,9 @@ def find_inputs(inputs: Sequence[Path | str], *, videos: bool = False, out: Path
         InputNotFound: An input does not exist, or a glob matches nothing.
         MissingDependency, InvalidOption: A URL needs a package, or is of an unknown protocol.
     """
-    found: dict[str, _Found] = {}  # by absolute path or URL
+    found: dict[str, Found] = {}  # by absolute path or URL
     passed: dict[str, str] = {}
-    search = _Search(videos, out, passed)
+    search = Search(videos, out, passed)
     for name in inputs:
         path = local_path(name)
         for one in search.remote(str(name)) if path is None else search.local(path):
@@ -215,146 +192,3 @@ def choose_names(paths: Sequence[PurePath]) -> list[str]:
         taken.add(name.casefold())
         names.append(name)
     return names
-
-
-def natural_key(below: PurePath) -> list[tuple[tuple[int, int, str], ...]]:
-    """A sort key of a path below its folder: numbers by value, letters without case, then exactly."""
-    tokens = [[token for token in re.split(r"(\d+)", part) if token] for part in below.parts]
-    return [
-        *(tuple((0, int(t), "") if t.isdecimal() else (1, 0, t.casefold()) for t in part) for part in tokens),
-        tuple((1, 0, part) for part in below.parts),
-    ]
-
-
-class _Search:
-    """A search for inputs. passed: gets the files that are not taken, and why."""
-
-    def __init__(self, videos: bool, out: Path | str | None, passed: dict[str, str]) -> None:
-        self.suffixes = (*BY_SUFFIX, *VIDEO_SUFFIXES) if videos else tuple(BY_SUFFIX)
-        self.out, self.passed = out, passed
-        self.unread = f"not an image of {', '.join(NAMES)}{' or a video' if videos else ''}: convert it"
-
-    def local(self, path: Path) -> list[_Found]:
-        folder = None if self.out is None else local_path(self.out)
-        try:
-            is_folder, exists = path.is_dir(), path.exists()
-        except (OSError, ValueError) as error:  # a name of 300 characters, or with a NUL
-            raise InputNotFound(f"{str(path)!r} cannot be looked for: {error}") from error
-        if is_folder:
-            return _sorted(one for file in self._walk(path, folder) if (one := self._take(file, path)))
-        if exists:
-            return [_Found(path, PurePath(path.name), content=content_suffix(path))]
-        if not glob.has_magic(str(path)):
-            raise InputNotFound(f"{path} does not exist: check the name of the image or folder")
-        base = Path(*_fixed(path.parts))
-        matches = [Path(match) for match in glob.iglob(str(path), recursive=True)]  # noqa: PTH207  (a last `**` is files)
-        files = [
-            file
-            for file in matches
-            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(base).parts)
-            if folder is None or not file.absolute().is_relative_to(folder.absolute())
-        ]
-        found = [one for file in files if (one := self._take(file, base))]
-        if not files:
-            raise InputNotFound(f"{path} matches no image: check the pattern")
-        return _sorted(found)
-
-    def remote(self, url: str) -> list[_Found]:
-        system, path = open_url(url)
-        path = path.rstrip("/")
-        if glob.has_magic(path):
-            base = PurePosixPath(*_fixed(PurePosixPath(path).parts))
-            listed = system.glob(path, detail=True)
-        elif system.isdir(path):
-            base, listed = PurePosixPath(path), system.find(path, detail=True)
-        elif system.exists(path):
-            base, listed = PurePosixPath(path).parent, {path: system.info(path)}
-        else:
-            raise InputNotFound(f"{url} does not exist: check the address, and what the credentials may read")
-        results = None if self.out is None or local_path(self.out) else f"{str(self.out).rstrip('/')}/"
-        found, matched = [], False
-        for name, info in listed.items():
-            file, below = str(system.unstrip_protocol(name)), PurePosixPath(name).relative_to(base)
-            if info.get("type") != "file" or (results is not None and file.startswith(results)):
-                continue
-            # A file that is named is taken whatever it is.
-            if path not in listed and any(part.startswith(".") for part in below.parts):
-                continue
-            matched = True
-            if path in listed or below.suffix.lower() in self.suffixes:
-                found.append(_Found(file, below, info.get("size"), listed=remote_version(info)))
-            else:
-                self.passed[file] = self.unread
-        if not matched and glob.has_magic(path):
-            raise InputNotFound(f"{url} matches no image: check the pattern")
-        return _sorted(found)
-
-    def _walk(self, folder: Path, out: Path | None) -> Iterator[Path]:
-        """The files below a folder that are not hidden and no links out of it."""
-        root, results = folder.resolve(), out.resolve() if out else None
-        for parent, folders, files in os.walk(folder, onerror=self._unlisted):
-            # Linked folders are listed here but never entered.
-            for name in [name for name in folders if _is_link(Path(parent, name)) and not name.startswith(".")]:
-                self.passed[str(Path(parent, name))] = "a link to a folder: name the folder itself"
-            folders[:] = [
-                name
-                for name in folders
-                if not name.startswith(".") and (results is None or not _same(Path(parent, name), results))
-            ]
-            for name in files:
-                file = Path(parent, name)
-                if name.startswith("."):
-                    continue
-                if _is_link(file) and not (file.is_file() and file.resolve().is_relative_to(root)):
-                    self.passed[str(file)] = "a link out of the folder, or to nothing: name the file itself"
-                else:
-                    yield file
-
-    def _take(self, file: Path, base: Path) -> _Found | None:
-        """A file of a folder or glob where it is to be read; else why not is entered."""
-        content, suffix = content_suffix(file), file.suffix.lower()
-        if suffix in _BY_NAME:
-            self.passed[str(file)] = _BY_NAME[suffix]
-        elif (content or suffix) in self.suffixes:
-            return _Found(file, file.relative_to(base), content=content)
-        elif (content or suffix) in VIDEO_SUFFIXES:
-            self.passed[str(file)] = "a video, which is not taken here"
-        else:
-            self.passed[str(file)] = self.unread
-        return None
-
-    def _unlisted(self, error: OSError) -> None:
-        self.passed[str(error.filename)] = f"a folder that cannot be listed: {error.strerror}"
-
-
-def content_suffix(path: Path) -> str | None:
-    """The suffix that a file should have by its first bytes; None where they are those of no image and no video."""
-    try:
-        if not path.is_file():  # a pipe would wait for ever
-            return None
-        with path.open("rb") as file:
-            head = file.read(HEAD)
-    except (OSError, ValueError):
-        return None
-    found = format_of(head)
-    return found.suffixes[0] if found else suffix_of(head)
-
-
-def _is_link(path: Path) -> bool:
-    return os.path.islink(path)  # noqa: PTH114  (False for a path that is too long, where Path raises)
-
-
-def _same(path: Path, resolved: Path) -> bool:
-    try:
-        return path.resolve() == resolved
-    except OSError:  # too long
-        return False
-
-
-def _sorted(found: Iterable[_Found]) -> list[_Found]:
-    return sorted(found, key=lambda one: natural_key(one.below))
-
-
-def _fixed(parts: Sequence[str]) -> Sequence[str]:
-    """The parts of a glob before the first that is a pattern."""
-    return parts[: next((i for i, part in enumerate(parts) if any(sign in part for sign in "*?[")), len(parts))]
