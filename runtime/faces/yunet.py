@@ -2,13 +2,26 @@
 
 import os
 from collections.abc import Callable, Mapping
+from math import ceil
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.faces.geometry import Face, alignment, crop_face, inverse, resized, transform
+from bfr.runtime.faces.geometry import (
+    Face,
+    Matrix,
+    alignment,
+    compose,
+    inverse,
+    rectangle,
+    resized,
+    resizing,
+    scale_of,
+    transform,
+    warp,
+)
 from bfr.runtime.faces.suppression import without_repeats
 
 RGB8 = NDArray[Any]  # uint8
@@ -39,7 +52,7 @@ class YuNet:
     FINE, COARSE = 1920, (480, 240)  # pixels of the longest side
     ENLARGED, MOST_ENLARGED = 1280, 1.5
     APART = 1.4  # a coarse look at a size that is nearer to the fine one shows nothing new
-    CLOSE, SHARE = 320, 0.9  # side of the closer look in pixels, and the share of it that an aligned crop fills
+    CLOSE, SHARE = 256, 0.9  # side of the closer look in pixels, and the share of it that an aligned crop fills
 
     def __init__(self, model: bytes) -> None:
         """model: the published ONNX file."""
@@ -47,8 +60,12 @@ class YuNet:
 
     def detect(self, pixels: RGB8) -> list[Face]:
         """See `Detector`."""
-        longest = max(pixels.shape[:2])
-        return without_repeats([face for side in self.sides(longest) for face in self._look(pixels, side / longest)])
+        found, smaller, back = [], pixels, resizing((1, 1), (1, 1))
+        for side in self.sides(max(pixels.shape[:2])):
+            smaller, step = resized(smaller, side / max(smaller.shape[:2]))
+            back = compose(back, step)
+            found += self._look(smaller, back)
+        return without_repeats(found)
 
     def refine(self, pixels: RGB8, face: Face) -> Face:
         """See `Detector`."""
@@ -57,10 +74,10 @@ class YuNet:
         if matrix is None:
             return face
         matrix[:, 2] += (self.CLOSE - inner) / 2
-        crop = np.asarray(crop_face(pixels, matrix, self.CLOSE), np.uint8)
+        crop = _upright(pixels, matrix, self.CLOSE)
         expected = transform(matrix, face.landmarks)
         eyes = float(np.hypot(*(expected[1] - expected[0])))
-        looks = without_repeats(self._look(crop, 1.0))
+        looks = without_repeats(self._look(crop, resizing((1, 1), (1, 1))))
         found = [(float(np.hypot(*(look.landmarks - expected).mean(0))), look) for look in looks]
         distance, nearest = min(found, key=lambda pair: pair[0], default=(eyes, face))
         if distance > 0.5 * eyes:
@@ -73,15 +90,27 @@ class YuNet:
         fine = max(min(longest, cls.FINE), min(round(cls.MOST_ENLARGED * longest), cls.ENLARGED))
         return [fine, *(side for side in cls.COARSE if side * cls.APART <= fine)]
 
-    def _look(self, pixels: RGB8, scale: float) -> list[Face]:
-        smaller, back = resized(pixels, scale)
-        height, width = smaller.shape[:2]
-        padded = cv2.copyMakeBorder(smaller, 0, -height % 32, 0, -width % 32, cv2.BORDER_CONSTANT)
+    def _look(self, pixels: RGB8, back: Matrix) -> list[Face]:
+        """What the network sees; back: to the pixels in which faces are told."""
+        height, width = pixels.shape[:2]
+        padded = cv2.copyMakeBorder(pixels, 0, -height % 32, 0, -width % 32, cv2.BORDER_CONSTANT)
         blob = np.asarray(cv2.dnn.blobFromImage(padded, swapRB=True), np.float32)
         rows = decode(self._network(blob), padded.shape[1])
         boxes = transform(back, rows[:, :4].reshape(-1, 2)).astype(np.float32).reshape(-1, 4)
         landmarks = transform(back, rows[:, 4:14].reshape(-1, 2)).astype(np.float32).reshape(-1, 5, 2)
         return [Face(*each) for each in zip(boxes, landmarks, rows[:, 14].tolist(), strict=True)]
+
+
+def _upright(pixels: RGB8, matrix: Matrix, size: int) -> RGB8:
+    """A crop that goes on in black outside the photograph: mirrored, half a face would become a whole one."""
+    left, top, right, bottom = rectangle(matrix, size, pixels.shape)
+    margin = ceil(3 / min(scale_of(matrix), 1.0))  # for the interpolation
+    left, top = max(left - margin, 0), max(top - margin, 0)
+    part = pixels[top : bottom + margin, left : right + margin]
+    if part.size == 0:
+        return np.zeros((size, size, 3), np.uint8)
+    shifted = compose(matrix, np.array([[1.0, 0, left], [0, 1.0, top]]))
+    return np.asarray(warp(part, shifted, (size, size), cv2.BORDER_CONSTANT), np.uint8)
 
 
 def decode(heads: Mapping[str, Float32], width: int) -> Float32:

@@ -205,10 +205,10 @@ class TestRefine:
         assert np.array_equal(face.box, seen.box)
         assert face.score == seen.score
         assert face.landmarks.dtype == np.float32
-        assert seer.sizes == [(320, 320)]
+        assert seer.sizes == [(256, 256)]
 
     def test_the_closer_look_has_the_face_upright_with_a_margin(self, yunet: Opened) -> None:
-        """What is looked at is the aligned crop, nine tenths of 320 wide, in its middle."""
+        """What is looked at is the aligned crop, nine tenths of 256 wide, in its middle."""
         turn = np.array(cv2.getRotationMatrix2D((330, 235), 70, 1.0))
         landmarks = transform(turn, POINTS)
         looks: list[Array] = []
@@ -220,7 +220,7 @@ class TestRefine:
                 return rows
 
         yunet(Recorder()).refine(discs((500, 700), landmarks), Face(np.zeros(4, np.float32), landmarks, 1.0))
-        expected = np.array([(192.98, 239.95), (318.90, 240.19)]) / 512 * 288 + 16
+        expected = np.array([(192.98, 239.95), (318.90, 240.19)]) / 512 * 230 + 13
         assert np.abs(looks[0][:2] - expected).max() < 12  # the discs are not quite the template
 
     def test_nothing_is_seen_from_near(self, yunet: Opened) -> None:
@@ -233,8 +233,8 @@ class TestRefine:
         assert yunet(Seer()).refine(pixels, face) is face
 
     def test_of_several_the_nearest_is_taken(self, yunet: Opened) -> None:
-        near, far = (template(512) / 512 * 288 + 16 + offset for offset in (3, 150))
-        seer = Script({320: [row(far, 0.99), row(near, 0.6)]})
+        near, far = (template(512) / 512 * 230 + 13 + offset for offset in (3, 150))
+        seer = Script({256: [row(far, 0.99), row(near, 0.6)]})
         face = Face(np.zeros(4, np.float32), POINTS.astype(np.float32), 0.7)
         moved = yunet(seer).refine(np.zeros((500, 700, 3), np.uint8), face).landmarks - POINTS
         assert 2 < np.hypot(*moved.mean(0)) < 6  # 3 pixels of the closer look right and down
