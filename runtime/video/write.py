@@ -51,7 +51,7 @@ class Encoder:
     tag: str | None = None
 
 
-# "medium" takes three times as long as "veryfast", and is 1 % smaller at the same error.
+# "medium" takes more than twice as long as "veryfast"; see docs/decisions.md.
 CODECS = {
     "h264": Encoder("libx264", (".mp4", ".mov", ".mkv"), 17, 51, even=True, options={"preset": "veryfast"}),
     "hevc": Encoder(
