@@ -19,7 +19,10 @@ from bfr.runtime.restore.options import OpenOptions
 def fetch(
     system: Annotated[
         str,
-        typer.Argument(help="difface, difface-identity, difface-inpainting, osdface, or yunet (the face detector)."),
+        typer.Argument(
+            help="difface, difface-identity, difface-inpainting, pgdiff, pgdiff-reference, osdface, or yunet (the face "
+            "detector)."
+        ),
     ],
     accept_license: Annotated[bool, typer.Option("--accept-license", help="You have read and accept it.")] = False,
     folder: Annotated[Path | None, typer.Option(help="Where to; the default is bfr's cache folder.")] = None,
@@ -82,7 +85,11 @@ def fetch(
 @expanded
 def export(
     system: Annotated[
-        str, typer.Argument(help="mini, difface, difface-identity, difface-inpainting, osdface, diffbfr or clr-face.")
+        str,
+        typer.Argument(
+            help="mini, difface, difface-identity, difface-inpainting, pgdiff, pgdiff-reference, osdface, diffbfr or "
+            "clr-face."
+        ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new bundle.")],
     options: Annotated[ExportOptions, Flags(names={"time_table": ("--time-table/--no-time-table",)})],
