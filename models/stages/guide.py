@@ -27,8 +27,8 @@ class GuideStage(Stage):
 
         x0_guided = x0 - strength * m * g,    x_next_guided = x_next + c * (x0_guided - x0),
 
-    because every solver is linear in x0, with coefficient c. PGDiff's own guidance, which shifts the mean by its learned
-    variance, is in `bfr.models.stages.pgdiff`. An image of strength 0 is left exactly as it is.
+    because every solver is linear in x0, with coefficient c. An image of strength 0 is left exactly as it is. PGDiff's
+    own guidance, which shifts the mean by its learned variance, is in `bfr.models.stages.pgdiff`.
     """
 
     kind, outputs, wraps, autograd = "guide", ("x_next_guided", "x0_guided"), "network", True
@@ -38,8 +38,8 @@ class GuideStage(Stage):
 
         normalize: whether m * g is scaled, in each image, to the length of x_next - x0, so that a strength means the
         same everywhere. PGDiff scales so in colorization and inpainting, to the length of the last step, x_t - x_{t-1}:
-        x_t is not at hand here. Like that, x_next - x0 becomes shorter as the loop ends, and is 0 where x_next is x0: the last
-        step of most solvers is not guided then.
+        x_t is not at hand here. Like that, x_next - x0 becomes shorter as the loop ends, and is 0 where x_next is x0:
+        the last step of most solvers is not guided then.
         """
         super().__init__()
         self.network, self.normalize, self.clipped = network, normalize, clipped
