@@ -102,6 +102,27 @@ class Mean:
         return cls(float(x.mean()), float(x.std(ddof=1) / math.sqrt(x.size)) if x.size > 1 else None)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class HaarMap:
+    """HaarPSI before it is averaged: similarities, and how much each counts, (3, H // 2, W // 2)."""
+
+    similarities: NDArray[np.float64]
+    weights: NDArray[np.float64]
+
+    def mean(self, where: NDArray[np.bool_] | None = None) -> float:
+        """HaarPSI of the pixels in `where`, (H, W); of all if left out."""
+        similarities, weights = self.similarities, self.weights
+        if where is not None:
+            height, width = weights.shape[1:]
+            counted = where[: 2 * height : 2, : 2 * width : 2]
+            similarities, weights = similarities[:, counted], weights[:, counted]
+        total = float(np.sum(weights))
+        if total == 0.0:
+            return 1.0  # both are black
+        mean = float(np.sum(similarities * weights)) / total
+        return float((np.log(mean / (1.0 - mean)) / HAAR_ALPHA) ** 2)
+
+
 def haar_psi(image: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
     """HaarPSI of two pictures, 8 pixels a side or more: how alike they look, 0 to 1, by six Haar filters; symmetric.
 
@@ -111,6 +132,11 @@ def haar_psi(image: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
     Source: Reisenhofer, Bosse, Kutyniok and Wiegand, "A Haar wavelet-based perceptual similarity index for image
     quality assessment" (Signal Processing: Image Communication 61, 2018; arXiv 1607.06140), its form for colour.
     """
+    return haar_map(image, reference).mean()
+
+
+def haar_map(image: NDArray[np.uint8], reference: NDArray[np.uint8]) -> HaarMap:
+    """The parts of `haar_psi`, by places."""
     first, second = _halved_yiq(image), _halved_yiq(reference)
     similarities, weights = [], []
     for transpose in (False, True):  # horizontal edges, then vertical ones
@@ -124,11 +150,7 @@ def haar_psi(image: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
     ]
     similarities.append(_logistic(np.mean(chroma, axis=0)))
     weights.append(np.mean(weights, axis=0))
-    total = float(np.sum(weights))
-    if total == 0.0:
-        return 1.0  # both are black
-    mean = float(np.sum(np.multiply(similarities, weights))) / total
-    return float((np.log(mean / (1.0 - mean)) / HAAR_ALPHA) ** 2)
+    return HaarMap(np.stack(similarities), np.stack(weights))
 
 
 def _halved_yiq(image: NDArray[np.uint8]) -> NDArray[Any]:

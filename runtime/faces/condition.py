@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bfr.runtime.faces.geometry import Matrix, rectangle, scale_of
 from bfr.runtime.faces.mask import FACE
 
-SHARP = 0.45  # acuity of a face that is sharp already
+SHARP = 0.42  # acuity of a face that is sharp already
 NOISE = 4.5  # levels of 255 that it has at most
 BLOCKS = 1.8  # levels of 255 between JPEG's blocks that it has at most
 COARSE = 1.25  # pixels of the crop for one of the photograph: with more, the crop is finer than the photograph
@@ -19,7 +19,8 @@ BLOCKS_SEEN = 0.5  # the same: with less, averaging to the crop hides the blocks
 STEEPEST = 0.99  # the share of gradients below the one that is measured: that of edges, not of skin
 SMOOTHEST = 0.2  # the share of places, 1/16 of the crop's side each, that are smoother than where noise is measured
 MEDIAN = 0.6745  # of the absolute value of a Gaussian, in its standard deviations
-NOISE_STEEPEST = 9.2  # squared gradient that Gaussian noise has at STEEPEST, in its variances: -2 ln(1 - 0.99)
+NOISE_STEEPEST = 18.4  # squared gradient that Gaussian noise has at STEEPEST, in its variances: -4 ln(1 - 0.99)
+SMALLEST = 16  # pixels a side of a crop that can be measured
 
 Float32 = NDArray[np.float32]
 
@@ -55,10 +56,14 @@ def measure_condition(crop: NDArray[Any], matrix: Matrix, photograph: NDArray[An
             for a video's frame, whose codec smooths them.
     """
     scale = scale_of(matrix)
+    if crop.shape[0] < SMALLEST:
+        return Condition(0.0, 0.0, 0.0, scale)
     luma = _luma(crop)
     noise = _noise(luma)
-    near, far = (_steepest(luma, width) ** 2 - NOISE_STEEPEST * (noise / width) ** 2 for width in (1, 4))
-    acuity = float(np.sqrt(max(near, 0.0) / far)) if far > 0 else 0.0
+    near, far = (_steepest(luma, width) ** 2 for width in (1, 4))
+    near_noise, far_noise = (NOISE_STEEPEST * (noise / width) ** 2 for width in (1, 4))
+    seen = far > 2 * far_noise  # otherwise there is nothing but noise
+    acuity = float(np.sqrt(max(near - near_noise, 0.0) / (far - far_noise))) if seen else 0.0
     blocks = 0.0
     if photograph is not None and BLOCKS_SEEN <= scale <= COARSE:
         left, top, right, bottom = rectangle(matrix, crop.shape[0], photograph.shape)

@@ -137,9 +137,12 @@ def crop_face(pixels: NDArray[Any], matrix: Matrix, size: int) -> NDArray[Any]:
     surroundings are read, whatever the size of the photograph.
     """
     margin = ceil(3 / min(scale_of(matrix), 1.0))  # pixels that the interpolation needs around the crop
-    left, top, right, bottom = _bounds(transform(inverse(matrix), _corners(size)), pixels.shape, margin)
+    points = transform(inverse(matrix), _corners(size))
+    left, top, right, bottom = _bounds(points, pixels.shape, margin)
     if right <= left or bottom <= top:
         return np.full((size, size, 3), np.iinfo(pixels.dtype).max // 255 * OUTSIDE, pixels.dtype)
+    beyond = ceil(max(0.0, -float(points.min()), float((points.max(0) - pixels.shape[1::-1]).max())))
+    left, top, right, bottom = _bounds(points, pixels.shape, margin + beyond)  # what is mirrored is read too
     part = pixels[top:bottom, left:right]
     matrix = compose(matrix, np.array([[1.0, 0, left], [0, 1.0, top]]))
     return warp(part, matrix, (size, size), cv2.BORDER_REFLECT_101)

@@ -23,6 +23,7 @@ TURN = 0.7  # how far the head's middle lies behind the nose of a turned face, i
 RADII = (12, 12, 6, 6)  # cells, of the windows of each fit
 EPSILON = 1e-3  # variance of Lab / 100 below which a window has no colours to tell apart
 STEEP, LAST_STEEP = 2.0, 3.0  # contrast of the mask after each fit, and after the last
+GROWN, SOFT = 3, 2.0  # cells of SIDE by which the mask reaches past the hair's edge, and of its own edge
 NEAR = 4  # cells around the head in which the restored surroundings may be needed
 DIFFERENT = (4.0, 12.0)  # levels of 255 between crop and restored crop, averaged over a cell: none and all of them
 EDGE = SIDE // 20  # cells: half of the width in which the mask falls to 0 towards the crop's edge
@@ -54,8 +55,10 @@ def head_mask(crop: NDArray[Any], restored: NDArray[Any], landmarks: NDArray[Any
         fit = window.fit(mask)
         mask = np.maximum(_steep(_applied(guide, fit), STEEP), face) * limit
     fine = np.maximum(_steep(_applied(colours, _to(fit, SIDE)), LAST_STEEP), _to(face, SIDE)) * _to(limit, SIDE)
+    fine = cv2.dilate(fine, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * GROWN + 1,) * 2))
     fine = np.maximum(fine, _to(_near(mask) * _changed(before, after), SIDE))
-    return np.asarray(cv2.GaussianBlur(fine, (0, 0), 1.0) * _edge(), np.float32)
+    soft = _steep(cv2.GaussianBlur(fine, (0, 0), SOFT), LAST_STEEP / 2)  # nothing is changed just a little
+    return np.asarray(1 - (1 - soft * _edge()) ** 2, np.float32)
 
 
 class _Window:

@@ -15,6 +15,7 @@ from bfr.runtime.faces.options import Detail
 SHARPNESS = 4.0  # of the border between two overlapping faces
 FLOOR = 0.2  # the share of places in a face with the least fine detail: what they have is the photograph's noise
 EXCESS = 1.5  # fine detail is kept by how far its power exceeds so many times the noise's
+SEEN = 4.0  # levels of 255: noise well below this is kept, as nobody sees it and detail goes with it
 
 Float32 = NDArray[np.float32]
 Rectangle = tuple[int, int, int, int]
@@ -102,7 +103,8 @@ def paste_faces(
         part = photograph[upper:lower, left:right]
         weight = _weight_among([(patches[k], crops[k], places[k]) for k in near[i]], near[i].index(i))
         finer = detail != "crop" and scale_of(patch.matrix) < 1.0
-        change = _face(part.astype(np.float32), patch.pixels, matrix, place, weight, detail if finer else "crop") - part
+        shown = detail if finer else "crop"
+        change = _face(part.astype(np.float32), patch.pixels, matrix, place, weight, shown, top) - part
         change *= (weight * np.float32(blend))[..., None]
         changes[i] = change
     waiting = []
@@ -131,9 +133,12 @@ def is_grey(pixels: NDArray[Any]) -> bool:
 
 
 def _face(
-    part: Float32, restored: Float32, matrix: Matrix, place: Rectangle, weight: Float32, detail: Detail
+    part: Float32, restored: Float32, matrix: Matrix, place: Rectangle, weight: Float32, detail: Detail, top: int
 ) -> Float32:
-    """What replaces a part of the photograph, of its size: the restored crop, and the part's own finer detail."""
+    """What replaces a part of the photograph, of its size: the restored crop, and the part's own finer detail.
+
+    top: the level of white.
+    """
     local = _local(matrix, place)
     face = warp(restored, local, _size(place), cv2.BORDER_REPLICATE)
     if detail == "crop":
@@ -142,18 +147,19 @@ def _face(
     coarse = warp(part, inverse(local), (size[1], size[0]), cv2.BORDER_REFLECT_101)
     fine = part - warp(coarse, local, _size(place), cv2.BORDER_REPLICATE)
     if detail == "auto":
-        fine *= _above_noise(fine, weight)[..., None]
+        fine *= _above_noise(fine, weight, SEEN * top / 255)[..., None]
     return np.asarray(face + fine, np.float32)
 
 
-def _above_noise(fine: Float32, weight: Float32) -> Float32:
+def _above_noise(fine: Float32, weight: Float32, seen: float) -> Float32:
     """The share of fine detail to keep, (h, w): Wiener's, of a noise as strong as in the face's smoothest places."""
-    power = cv2.boxFilter(cv2.transform(fine * fine, np.ones((1, 3), np.float32)), -1, (9, 9))
+    power = cv2.boxFilter(cv2.transform(fine * fine, np.full((1, 3), 1 / 3, np.float32)), -1, (9, 9))
     inside = power[::3, ::3][weight[::3, ::3] > 0.5]
     if not inside.size:
         return np.zeros_like(power)
-    noise = EXCESS * float(np.quantile(inside, FLOOR))
-    return np.clip(1 - noise / np.maximum(power, np.finfo(np.float32).tiny), 0, 1)
+    noise = float(np.quantile(inside, FLOOR))
+    excess = EXCESS * noise / (noise + seen**2)
+    return np.clip(1 - excess * noise / np.maximum(power, np.finfo(np.float32).tiny), 0, 1)
 
 
 def _weight_among(faces: list[tuple[Patch, Matrix, Rectangle]], own: int) -> Float32:

@@ -165,7 +165,7 @@ class TestOptions:
         photo = PhotoRestorer(painter)
         assert photo.detector is best
         assert isinstance(photo.background, Lanczos)
-        assert photo.options == PhotoOptions("all", 5.0, 1, 1.0, False)
+        assert photo.options == PhotoOptions()
 
 
 class TestRestoring:
