@@ -98,6 +98,7 @@ def run_bench(
     )
     race = Race(progress)
     with ExitStack() as processes:
+        processes.callback(gpu_watch.stop)
         results = replace(results, ceilings=_ceilings(gpu, threads, options.limit, results.notes, progress))
         backends = _open_all(bundle, names, sampler, threads, options, race, processes, results.skipped)
         if not backends:
