@@ -74,7 +74,7 @@ def _no_zip_checkpoint(path: Path, size: int) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
+    except Exception as error:  # a damaged list makes zipfile raise nearly any type
         return f"is a zip archive whose list of contents is damaged ({error}): {AGAIN}"
     if any(re.search(r"(^|/)(constants\.pkl|code/)", name) for name in names):
         return f"is a TorchScript archive, a program with its weights: {STATE_DICT}"

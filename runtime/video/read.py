@@ -21,6 +21,7 @@ from bfr.runtime.images.decode import MAX_PIXELS
 from bfr.runtime.install import install_command
 from bfr.runtime.video.formats import SUFFIXES, Colour, VideoInfo
 from bfr.runtime.video.frames import FULL, Frame, Layout
+from bfr.runtime.video.streams import demuxed
 
 try:
     import av
@@ -169,7 +170,7 @@ class VideoReader:
     def _decode(self) -> Iterator[VideoFrame]:
         broken, end = 0, Fraction(0)
         try:
-            for packet in self._container.demux():  # of all streams: the longest one tells where the file should end
+            for packet in demuxed(self._container, ()):  # of all streams: the longest tells where the file should end
                 if (time := packet.dts if packet.pts is None else packet.pts) is not None:
                     end = max(end, (time + (packet.duration or 0)) * packet.time_base)
                 if packet.stream is not self._stream:

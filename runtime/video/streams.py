@@ -1,7 +1,7 @@
 """Take the sound and the subtitles of one video over into another, in step with its frames."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +26,19 @@ _LAYOUTS = {1: "mono", 6: "5.1", 8: "7.1"}  # a container may say "2 channels", 
 _BITS = 96_000  # a second and channel, of sound encoded anew
 _GAP = 0.1  # seconds; times that are off by less are taken for rounding
 _log = logging.getLogger(__name__)
+
+
+def demuxed(container: InputContainer, streams: "Sequence[Stream]") -> "Iterator[Packet[Any]]":
+    """The packets of some streams, all of the container's where none is named.
+
+    A transport stream may get further streams on its way, of which PyAV raises IndexError: their packets are skipped.
+    """
+    while True:
+        try:
+            yield from container.demux(list(streams)) if streams else container.demux()
+        except IndexError:
+            continue
+        return
 
 
 class StreamCopy:
@@ -80,7 +93,7 @@ class StreamCopy:
             return
         last: dict[int, int] = {}
         gaps = 0
-        packets = self._source.demux([stream for stream in self._source.streams if stream.index in self._targets])
+        packets = demuxed(self._source, [stream for stream in self._source.streams if stream.index in self._targets])
         while (packet := self._next_packet(packets)) is not None:
             index = packet.stream.index
             target = self._targets[index]
