@@ -1,8 +1,10 @@
 """PyTorch as a GPU device. Where no GPU is, host memory stands for its memory, and a fake for PyTorch's CUDA."""
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -164,6 +166,7 @@ def _one_thread() -> Iterator[None]:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeTorchCuda:
     fake = FakeTorchCuda()
     fake.install(monkeypatch)
+    monkeypatch.setenv(c.INDUCTOR_CACHE, "/nowhere")
     monkeypatch.setattr("bfr.runtime.backends.cuda.device.Cuda", FakeCuda)
     monkeypatch.setattr(c, "Cuda", FakeCuda)
     monkeypatch.setattr("bfr.runtime.backends.cuda.device.compile_kernels", lambda _: b"")
@@ -455,3 +458,17 @@ def test_a_cuda_error_of_pytorch_is_a_lost_device_where_cuda_says_so(
     ):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
     assert isinstance(raised.value, DeviceLost) == lost
+
+
+def test_compiled_code_is_kept_where_no_other_user_writes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(c.INDUCTOR_CACHE, "/chosen")
+    c.keep_compiled_code()
+    assert os.environ[c.INDUCTOR_CACHE] == "/chosen"
+    assert not home.exists()
+    monkeypatch.setenv(c.INDUCTOR_CACHE, "")
+    c.keep_compiled_code()
+    assert os.environ[c.INDUCTOR_CACHE] == str(home / "inductor")
+    (home / "inductor").chmod(0o777)
+    monkeypatch.setenv(c.INDUCTOR_CACHE, "")
+    with pytest.raises(BackendUnavailable, match="another user"):
+        c.keep_compiled_code()
