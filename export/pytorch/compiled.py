@@ -5,6 +5,7 @@ A whole chain becomes one CUDA graph, captured by PyTorch, whose allocator must 
 belongs to the graph as long as the graph lives.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,11 +24,13 @@ from bfr.runtime.backends.cuda.device import GpuBuffer, GpuDevice
 from bfr.runtime.backends.device import BoundCall
 from bfr.runtime.backends.registry import CompilerOption
 from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.machine import private_folder
 from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory, InvalidOption, MissingDependency
 from bfr.runtime.restore.options import OpenOptions
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+INDUCTOR_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 RECOMPILE_LIMIT = 64  # of torch.compile: every network, precision and batch size is compiled apart
 StageCall = Callable[[dict[str, Tensor], tuple[Tensor, ...]], None]
 
@@ -115,6 +118,16 @@ class CompiledNetwork:
         return call
 
 
+def keep_compiled_code() -> None:
+    """Have PyTorch keep compiled code, which it loads and runs, where no other user can write.
+
+    Its own choice is a folder in /tmp whose name anybody knows, and may take first. TORCHINDUCTOR_CACHE_DIR overrules.
+    Raises WriteFailed, and BackendUnavailable where another user can write there.
+    """
+    if not os.environ.get(INDUCTOR_CACHE):
+        os.environ[INDUCTOR_CACHE] = str(private_folder("inductor"))
+
+
 class CompiledDevice(GpuDevice):
     """One GPU through PyTorch; `torch-cuda` is the compiled one.
 
@@ -147,6 +160,8 @@ class CompiledDevice(GpuDevice):
             raise MissingDependency(
                 "torch.compile needs Triton on a GPU: pip install triton, or choose another --backend"
             )
+        if compiled:
+            keep_compiled_code()
         super().__init__(index)
         self.name = "torch-cuda" if compiled else "eager-cuda"
         self.compiled, self.records, self.tf32 = compiled, graphs, tf32
