@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from bfr.runtime.errors import InvalidOption, explain_failure
+from bfr.runtime.errors import BfrError, InvalidOption, explain_failure
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.images.encode import write_image
 from bfr.runtime.jobs.faults import ends_run, name_notes, shown, warnings_of
@@ -184,6 +184,7 @@ class _LocalRun(Run):
         self.named = {item.key: item.name for item in items}
         self.reached = 0.0  # inputs, with the shares of those that the networks are done with in part
         self.shares: dict[str, float] = {}
+        self.interrupted: Exception | None = None  # by the caller's progress
         wanted: dict[str, Any] = options.model_dump(include={"seed", "format", "quality", "metadata", "codec", "crf"})
         if self.photo:
             photo = self.photo.options.model_dump(exclude={"detector"})
@@ -237,31 +238,43 @@ class _LocalRun(Run):
                 self.shares[picture.source] = self.shares.get(picture.source, 0.0) + share
 
     def _video(self, item: Item) -> Entry:
-        """Restore a video. Raises WriteFailed."""
-        finished, options, target = len(self.entries), self.options, self.target(item)
-        version = item.version
+        """Restore a video. Raises what ends the run."""
         try:
-            if self.photo is None or item.path is None:
-                raise InvalidOption("a video was given as an aligned face: leave --aligned out")
-            from bfr.runtime.video.restore import restore_video  # raises MissingDependency
-
-            with warnings_of("bfr.runtime.video") as heard:
-                film = restore_video(
-                    self.photo,
-                    item.path,
-                    target,
-                    seed=options.seed,
-                    metadata=options.metadata,
-                    codec=options.codec,
-                    crf=options.crf,
-                    max_pixels=options.max_pixels,
-                    progress=lambda share: self.progress(finished + share, item.name),
-                )
+            return self._film(item)
         except Exception as error:
-            if ends_run(error):
+            if ends_run(error) or error is self.interrupted:
                 raise
             return Entry(item.key, "failed", error=explain_failure(error))
-        output = self.outputs[item.key]
+
+    def _film(self, item: Item) -> Entry:
+        finished, options, target = len(self.entries), self.options, self.target(item)
+        output, version = self.outputs[item.key], item.version
+
+        def tell(share: float) -> None:
+            try:
+                self.progress(finished + share, item.name)
+            except BfrError:
+                raise
+            except Exception as error:  # of the caller, who may end the run by it
+                self.interrupted = error
+                raise
+
+        if self.photo is None or item.path is None:
+            raise InvalidOption("a video was given as an aligned face: leave --aligned out")
+        from bfr.runtime.video.restore import restore_video  # raises MissingDependency
+
+        with warnings_of("bfr.runtime.video") as heard:
+            film = restore_video(
+                self.photo,
+                item.path,
+                target,
+                seed=options.seed,
+                metadata=options.metadata,
+                codec=options.codec,
+                crf=options.crf,
+                max_pixels=options.max_pixels,
+                progress=tell,
+            )
         errors = [film.error, shown(partial(self.show, item, *film.stills)) if film.stills else None]
         return Entry(
             item.key,

@@ -679,7 +679,7 @@ def test_videos_need_photographs_and_pyav(
         ({"quality": 0}, "between 1 and 100"),
         ({"quality": 101}, "between 1 and 100"),
         ({"max_pixels": 0}, "1 or more"),
-        ({"codec": "av1"}, "h264, vp9"),
+        ({"codec": "av1"}, "h264, hevc, vp9"),
         ({"crf": -1}, "between 0 and 63"),
         ({"crf": 64}, "between 0 and 63"),
     ],
@@ -927,3 +927,26 @@ def test_what_a_video_loses_is_noted(
     assert caplog.messages == []
     assert log.propagate
     assert not logging.getLogger("bfr.runtime.video").handlers
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.mp4"])
+def test_a_caller_may_end_a_run_by_its_progress(
+    photo: Maker, tmp_path: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whatever its progress raises is not the file's fault."""
+
+    class Enough(RuntimeError):
+        pass
+
+    def progress(_done: float, _name: str) -> None:
+        raise Enough
+
+    def fake(*_arguments: Any, progress: Callable[[float], None], **_options: Any) -> None:
+        progress(0.5)
+
+    monkeypatch.setattr(pytest.importorskip("bfr.runtime.video.restore"), "restore_video", fake)
+    save(tmp_path / "a.png", picture((20, 20, fakes.face))).rename(tmp_path / name)
+    items = [Item(tmp_path / name, "a")]
+    with pytest.raises(Enough):
+        run_job(photo(), items, JobOptions(tmp_path / "out"), progress=progress)
+    assert not pool_threads()
