@@ -1,6 +1,7 @@
 """An engine's bytes on their way into the library: a file that is mapped, handed out in pieces where that is read."""
 
 import mmap
+from collections.abc import Callable
 from typing import Any
 
 PIECE = 16 << 20  # bytes handed out at once
@@ -22,7 +23,7 @@ def engine_source(trt: Any, data: mmap.mmap | bytes) -> Any:
     if not hasattr(trt, "IStreamReaderV2") or (trt.__name__ == "tensorrt" and version < STREAMS_FROM):
         return data
     view = memoryview(data)
-    starts = {
+    starts: dict[Any, Callable[[int], int]] = {
         trt.SeekPosition.SET: lambda _: 0,
         trt.SeekPosition.CUR: lambda at: at,
         trt.SeekPosition.END: lambda _: len(view),
