@@ -47,7 +47,7 @@ from bfr.runtime.jobs.sources import find_images
 from bfr.runtime.restore.restorer import Restorer
 
 SIDES = (64, 128, 256, 512, 1000)  # of the face's square in the degraded photograph, pixels
-NETWORK_SIDES = (128, 512)
+NETWORK_SIDES = (512,)
 AROUND = 1.3  # the part of the photograph that is looked at, in sides of the square
 DEGRADATIONS = {  # what one restores a face for; blur in percent of the square's side
     "noise 8": Degradation(noise=8),
@@ -197,7 +197,7 @@ def score(cell: Cell, results: dict[str, tuple[UInt8, Float32]], size: int) -> S
     (middle, radii, _), off = FACE, np.abs(place - 0.5).max(axis=-1)
     face = (((place - middle) / radii) ** 2).sum(axis=-1) < 1
     clean = np.asarray(crop_face(cell.truth, to_crop, size), np.uint8)
-    head = head_mask(clean, clean, transform(cell.matrix, cell.landmarks))
+    head = head_mask(clean, clean, transform(cell.matrix, cell.landmarks))[0]
     to_head = compose(resizing((size, size), head.shape[::-1]), to_crop)
     around = cv2.warpAffine(head, to_head, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP) < 0.5
     before = Lanczos().enlarge(cell.photograph, cell.upscale)

@@ -29,7 +29,9 @@ DIFFERENT = (4.0, 12.0)  # levels of 255 between crop and restored crop, average
 EDGE = SIDE // 20  # cells: half of the width in which the mask falls to 0 towards the crop's edge
 
 
-def head_mask(crop: NDArray[Any], restored: NDArray[Any], landmarks: NDArray[Any] | None = None) -> Float32:
+def head_mask(
+    crop: NDArray[Any], restored: NDArray[Any], landmarks: NDArray[Any] | None = None
+) -> tuple[Float32, Float32]:
     """The mask of a face and its hair.
 
     Around the head of a blurred face its surroundings belong to the mask too, as far as restoring changed them: the
@@ -41,7 +43,7 @@ def head_mask(crop: NDArray[Any], restored: NDArray[Any], landmarks: NDArray[Any
         landmarks: (5, 2) of the face in the crop, pixels; they tell which way it is turned.
 
     Returns:
-        (SIDE, SIDE) float32 from 0 to 1.
+        The mask, and the face and hair alone, which it reaches past: (SIDE, SIDE) float32 from 0 to 1 each.
     """
     before, after = _reduced(crop), _reduced(restored)
     colours = _lab(after)
@@ -55,10 +57,10 @@ def head_mask(crop: NDArray[Any], restored: NDArray[Any], landmarks: NDArray[Any
         fit = window.fit(mask)
         mask = np.maximum(_steep(_applied(guide, fit), STEEP), face) * limit
     fine = np.maximum(_steep(_applied(colours, _to(fit, SIDE)), LAST_STEEP), _to(face, SIDE)) * _to(limit, SIDE)
-    fine = cv2.dilate(fine, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * GROWN + 1,) * 2))
-    fine = np.maximum(fine, _to(_near(mask) * _changed(before, after), SIDE))
-    soft = _steep(cv2.GaussianBlur(fine, (0, 0), SOFT), LAST_STEEP / 2)  # nothing is changed just a little
-    return np.asarray(1 - (1 - soft * _edge()) ** 2, np.float32)
+    wider = cv2.dilate(fine, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * GROWN + 1,) * 2))
+    wider = np.maximum(wider, _to(_near(mask) * _changed(before, after), SIDE))
+    soft = _steep(cv2.GaussianBlur(wider, (0, 0), SOFT), LAST_STEEP / 2)  # nothing is changed just a little
+    return np.asarray(1 - (1 - soft * _edge()) ** 2, np.float32), fine
 
 
 class _Window:

@@ -13,6 +13,7 @@ from bfr.runtime.faces.mask import FACE, head_mask
 from bfr.runtime.faces.options import Detail
 
 SHARPNESS = 4.0  # of the border between two overlapping faces
+REACH, SMOOTH = 6, 1.5  # of 128 cells a side: how far around a place its range is taken, and the noise's smoothing
 FLOOR = 0.2  # the share of places in a face with the least fine detail: what they have is the photograph's noise
 EXCESS = 1.5  # fine detail is kept by how far its power exceeds so many times the noise's
 SEEN = 4.0  # levels of 255: noise well below this is kept, as nobody sees it and detail goes with it
@@ -58,13 +59,13 @@ def make_patch(
     size = crop.shape[0]
     within = None if landmarks is None else transform(matrix, landmarks)
     if restored is None:
-        return Patch(None, head_mask(crop, crop, within), matrix, size)
-    mask = head_mask(crop, restored, within)
+        return Patch(None, head_mask(crop, crop, within)[0], matrix, size)
+    mask, head = head_mask(crop, restored, within)
     pixels = (to_grey(restored) if grey else restored).astype(np.float32)
     if keep_colour:
         coarse = cv2.resize(pixels - crop, (16, 16), interpolation=cv2.INTER_AREA)
         pixels -= cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
-    return Patch(pixels, mask, matrix, size)
+    return Patch(_without_halo(pixels, crop, head), mask, matrix, size)
 
 
 def paste_faces(
@@ -130,6 +131,21 @@ def to_grey(pixels: NDArray[Any]) -> NDArray[Any]:
 def is_grey(pixels: NDArray[Any]) -> bool:
     """Whether all three channels of an (H, W, 3) image are equal; of a video, ask for every frame that is not."""
     return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
+
+
+def _without_halo(restored: Float32, crop: NDArray[Any], head: Float32) -> Float32:
+    """A restored crop whose surroundings of the head are no lighter and no darker than the crop's own near there.
+
+    Networks sharpen edges too much, and what overshoots shows beside the head, on a plain wall, as a rim of light.
+    """
+    side, size = head.shape[0], crop.shape[0]
+    smooth = cv2.GaussianBlur(cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA), (0, 0), SMOOTH)
+    near = np.ones((2 * REACH + 1,) * 2, np.uint8)
+    least, most = (
+        cv2.resize(extreme(smooth, near).astype(np.float32), (size, size)) for extreme in (cv2.erode, cv2.dilate)
+    )
+    share = 1 - cv2.resize(head, (size, size))[..., None]
+    return np.asarray(restored + share * (np.clip(restored, least, most) - restored), np.float32)
 
 
 def _face(
