@@ -31,7 +31,8 @@ def check_server_options(context: typer.Context, *, server: str | None) -> None:
         if "api_key_file" in given:
             raise InvalidOption("--api-key-file is for a server: give its address with --server, or leave it out")
         return
-    decided = [name for name in given if name not in HERE and name not in RestoreOptions.model_fields]
+    asked = RestoreOptions.model_fields.keys() - {"bundle"}  # a folder here, a name there
+    decided = [name for name in given if name not in HERE and name not in asked]
     if decided:
         flags = ", ".join(STRIP.get(name, f"--{name.replace('_', '-')}") for name in decided)
         raise InvalidOption(f"with --server the server decides {flags}: leave it out, or --server")

@@ -189,7 +189,7 @@ def refusal(url: str, response: Answer) -> BfrError:
     except (ValueError, KeyError, TypeError, RecursionError):
         detail = f"status {status}, without a reason: check that `bfr serve` runs there"
     text = f"{url}: {detail}"
-    if status in (502, 503, 504):
+    if status in (429, 502, 503, 504):
         return ServerUnavailable(text)
     if status == 401:
         text += "; give the key with --api-key-file, BFR_API_KEY or api_key"

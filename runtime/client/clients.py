@@ -64,7 +64,7 @@ class AsyncClient:
             api_key: Where the server wants one.
             timeout: Seconds of a call, pauses included; where files of jobs are sent and fetched, seconds without a
                 byte.
-            retries: After connections that failed and answers 502, 503 and 504. The pauses are the server's
+            retries: After connections that failed and answers 429, 502, 503 and 504. The pauses are the server's
                 Retry-After, else they double.
 
         Raises:
@@ -202,7 +202,7 @@ class AsyncClient:
                 if status < 300:
                     return response
                 error, pause = refusal(self._where, response), retry_after(response.headers)
-                again = status == 503 or (repeatable and status in (502, 504))
+                again = status in (429, 503) or (repeatable and status in (502, 504))
             pause = backoff(attempt) if pause is None else pause
             late = bounded and time.monotonic() + pause >= end
             if not again or attempt == self._retries or late:
