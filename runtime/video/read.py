@@ -1,13 +1,9 @@
-"""Read a video: frames in the order of their showing, upright, in RGB, one at a time. `write.py` writes.
-
-Containers come from strangers. They are read as open files, by a short list of formats: a playlist that is called .mp4
-would otherwise make FFmpeg open whatever file or address it names.
-"""
+"""Read a video: frames in the order of their showing, upright, one at a time. `write.py` writes."""
 
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -16,72 +12,22 @@ from typing import Self, cast
 
 import numpy as np
 
-from bfr.runtime.errors import InputNotFound, InvalidImage, MissingDependency
+from bfr.runtime.errors import InvalidImage, MissingDependency
 from bfr.runtime.images.decode import MAX_PIXELS
 from bfr.runtime.install import install_command
-from bfr.runtime.video.formats import SUFFIXES, Colour, VideoInfo
+from bfr.runtime.video.container import check_size, open_container, video_stream
+from bfr.runtime.video.formats import Colour, VideoInfo
 from bfr.runtime.video.frames import FULL, Frame, Layout
 from bfr.runtime.video.streams import demuxed
 
 try:
     import av
-    from av.container import InputContainer
     from av.sidedata.sidedata import SideDataContainer
     from av.sidedata.sidedata import Type as SideData
-    from av.stream import Disposition
     from av.video.frame import VideoFrame
-    from av.video.stream import VideoStream
 except ImportError as error:
     raise MissingDependency(f"PyAV is not installed: {install_command('video')}") from error
 
-_DEMUXERS = "matroska,webm,mov,mp4,avi,mpegts,mpeg,asf"
-# What videos and their sound are decoded by: what cameras, phones and the web use. Other decoders are tried less.
-DECODERS = (
-    *("h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "av1", "libdav1d", "mpeg4", "mpeg2video", "mpeg1video"),
-    *(
-        "msmpeg4v2",
-        "msmpeg4",
-        "h263",
-        "wmv1",
-        "wmv2",
-        "wmv3",
-        "vc1",
-        "mjpeg",
-        "prores",
-        "dnxhd",
-        "ffv1",
-        "png",
-        "rawvideo",
-    ),
-    *(
-        "aac",
-        "mp3",
-        "mp3float",
-        "mp2",
-        "mp2float",
-        "ac3",
-        "eac3",
-        "opus",
-        "libopus",
-        "vorbis",
-        "libvorbis",
-        "flac",
-        "alac",
-    ),
-    *("wmav1", "wmav2", "wmapro", "amrnb", "amrwb", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le"),
-    *(
-        "pcm_s32be",
-        "pcm_f32le",
-        "pcm_f32be",
-        "pcm_u8",
-        "pcm_mulaw",
-        "pcm_alaw",
-        "pcm_bluray",
-        "adpcm_ms",
-        "adpcm_ima_wav",
-    ),
-    *("ass", "ssa", "subrip", "srt", "mov_text", "webvtt", "text"),
-)
 _TOLERANCE = 0.5  # seconds; durations are rounded and guessed: only a larger gap at the end is called damage
 _HDR = (16, 18)  # transfer: PQ and HLG
 # H.273's matrices -> the numbers of FFmpeg's converter, which knows no others.
@@ -106,16 +52,16 @@ class VideoReader:
         self.damage: str | None = None
         with ExitStack() as stack:
             self._container = stack.enter_context(open_container(path, max_pixels=max_pixels))
-            self._stream = _video_stream(self._container, path)
+            self._stream = video_stream(self._container, path)
             codec = self._stream.codec_context
-            _check_size(path, codec.width, codec.height, max_pixels)
+            check_size(path, codec.width, codec.height, max_pixels)
             codec.options = {"max_pixels": str(max_pixels)}  # a stream may grow after its header
             codec.thread_type = "SLICE"  # threads that take a frame each lose those near a damaged one
             self._decoded = self._decode()
             first = next(self._decoded, None)
             if first is None:
                 raise InvalidImage(f"{path}: not one of its frames can be decoded: copy it again or convert it")
-            _check_size(path, first.width, first.height, max_pixels)
+            check_size(path, first.width, first.height, max_pixels)
             self._first = first
             self._turn = _display_matrix(first)
             self.info = self._describe(first)
@@ -233,66 +179,12 @@ class VideoReader:
         )
 
 
-@contextmanager
-def open_container(path: Path, *, max_pixels: int = MAX_PIXELS) -> Iterator[InputContainer]:
-    """The container of a file, which reads nothing but this file. Raises InputNotFound and InvalidImage."""
-    if not path.exists():
-        raise InputNotFound(f"{path} does not exist: check the name")
-    if not path.is_file():
-        raise InvalidImage(f"{path} is not a file but a folder or device: name a video")
-    options = {
-        "format_whitelist": _DEMUXERS,
-        "codec_whitelist": ",".join(DECODERS),
-        "max_pixels": str(max_pixels),
-    }
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(path.open("rb"))
-        except OSError as error:
-            raise InvalidImage(f"{path} cannot be read ({error.strerror}): check its permissions") from error
-        try:
-            container = stack.enter_context(
-                av.open(file, "r", options=options, metadata_errors="replace", io_open=_refuse)
-            )
-        except (av.FFmpegError, OSError) as error:  # OSError: hostile headers lead to places that no file has
-            raise InvalidImage(
-                f"{path} is not a video of {', '.join(SUFFIXES)}, or is damaged ({error.strerror}): "
-                "copy it again or convert it, whatever its suffix"
-            ) from error
-        yield container
-
-
-def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
-    """Raises InvalidImage for frames of more than `max_pixels`."""
-    if width * height > max_pixels:
-        raise InvalidImage(
-            f"{path} has frames of {width} x {height} pixels, more than the limit of {max_pixels}: "
-            f"make it smaller, or raise the limit if you trust it"
-        )
-
-
 def converter_matrix(info: VideoInfo) -> int:
     """The matrix as FFmpeg's converter counts; where a video names none, what players take for one of its size."""
     if info.colour.matrix in _MATRICES:
         return _MATRICES[info.colour.matrix]
     short, long = sorted((info.width, info.height))
     return 1 if long >= 1280 or short > 576 else 5
-
-
-def _refuse(url: str, _flags: int, _options: dict[str, str]) -> None:
-    raise PermissionError(f"a video may not open other files: {url}")
-
-
-def _video_stream(container: InputContainer, path: Path) -> VideoStream:
-    stream = container.streams.best("video")
-    # A song's cover is a stream of one frame.
-    if not isinstance(stream, VideoStream) or Disposition.attached_pic in Disposition(stream.disposition):
-        raise InvalidImage(f"{path} holds no video, or was cut short: name a file that does, or copy it again")
-    if stream.codec_context is None:
-        raise InvalidImage(f"{path} has a video codec that is not known here: convert it to H.264")
-    if stream.codec_context.codec.name not in DECODERS:
-        raise InvalidImage(f"{path} is a video of {stream.codec_context.codec.name}: convert it to H.264")
-    return stream
 
 
 def _display_matrix(frame: VideoFrame) -> tuple[tuple[int, int], tuple[int, int]]:

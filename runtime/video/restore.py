@@ -23,6 +23,7 @@ from bfr.runtime.restore.batch import Restored
 from bfr.runtime.restore.pipeline import Pipeline, Prepared
 from bfr.runtime.restore.restorer import DEFAULT_SEED
 from bfr.runtime.video.follow import Followed, follow
+from bfr.runtime.video.formats import HEAD, suffix_of
 from bfr.runtime.video.frames import Frame, Place
 from bfr.runtime.video.read import VideoReader
 from bfr.runtime.video.track import Tracked, Tracker
@@ -115,14 +116,15 @@ def restore_video(
                 raise RestorationFailed(f"{source}: {'; '.join(errors)}")
         film.error = "; ".join(errors) or None
         as_it_was = not film.faces and metadata and codec is None and crf is None and reader.damage is None
-        if (
-            as_it_was
-            and upscale == 1
-            and isinstance(photo.background, Lanczos)
-            and source.suffix.lower() == target.suffix
-        ):
+        if as_it_was and upscale == 1 and isinstance(photo.background, Lanczos) and _kind(source) == target.suffix:
             shutil.copyfile(source, temporary)
     return film
+
+
+def _kind(path: Path) -> str | None:
+    """The suffix that a file should have by its content."""
+    with path.open("rb") as file:
+        return suffix_of(file.read(HEAD))
 
 
 class _Shooting:

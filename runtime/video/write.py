@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -12,16 +11,17 @@ from typing import Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.errors import InvalidOption, MissingDependency
+from bfr.runtime.errors import MissingDependency
 from bfr.runtime.install import install_command
-from bfr.runtime.video.formats import CONTAINERS, OUTPUT_SUFFIXES, VideoInfo
+from bfr.runtime.video.codecs import choose_encoder, depth_of
+from bfr.runtime.video.container import open_container
+from bfr.runtime.video.formats import CONTAINERS, VideoInfo
 from bfr.runtime.video.frames import CONVERSION, Samples
-from bfr.runtime.video.read import VideoReader, converter_matrix, open_container
+from bfr.runtime.video.read import VideoReader, converter_matrix
 from bfr.runtime.video.streams import StreamCopy, packet_time
 
 try:
     import av
-    from av.codec import Codec
     from av.filter import Graph
     from av.packet import Packet
     from av.video.format import VideoFormat
@@ -32,42 +32,6 @@ except ImportError as error:
 
 _REORDERED = 1000  # seconds that a frame is decoded before it is shown, at most
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Encoder:
-    """library: its name in FFmpeg. suffixes: the containers. crf: the default, and the largest. even: sizes must be.
-
-    depth: the most bits a sample. tag: of the codec in .mp4 and .mov, where players look for another than FFmpeg's.
-    """
-
-    library: str
-    suffixes: tuple[str, ...]
-    crf: int
-    worst_crf: int
-    even: bool
-    options: dict[str, str]
-    depth: int = 8
-    tag: str | None = None
-
-
-# "medium" takes more than twice as long as "veryfast"; see docs/decisions.md.
-CODECS = {
-    "h264": Encoder("libx264", (".mp4", ".mov", ".mkv"), 17, 51, even=True, options={"preset": "veryfast"}),
-    "hevc": Encoder(
-        "libx265",
-        (".mp4", ".mov", ".mkv"),
-        18,
-        51,
-        even=True,
-        options={"preset": "veryfast", "x265-params": "log-level=error"},
-        depth=10,
-        tag="hvc1",
-    ),
-    "vp9": Encoder(
-        "libvpx-vp9", (".mp4", ".mkv", ".webm"), 16, 63, even=False, options={"row-mt": "1", "cpu-used": "4"}, depth=10
-    ),
-}
 
 
 class VideoWriter:
@@ -91,8 +55,8 @@ class VideoWriter:
         Raises InvalidOption, MissingDependency, and from here on OSError where the file cannot be written.
         """
         codec = codec or ("vp9" if suffix == ".webm" else "hevc" if info.depth > 8 else "h264")
-        encoder = _choose(suffix, codec, crf)
-        self._depth = min(info.depth, _depth_of(encoder))
+        encoder = choose_encoder(suffix, codec, crf)
+        self._depth = min(info.depth, depth_of(encoder))
         if self._depth < info.depth:
             _log.warning(
                 "%s is written with 8 bits a sample here: hevc keeps %d, in .mp4, .mov and .mkv", codec, info.depth
@@ -229,33 +193,6 @@ class VideoWriter:
     def _copy_until(self, seconds: Fraction | None) -> None:
         for packet in self._copy.until(seconds) if self._copy else ():
             self._output.mux(packet)
-
-
-def _choose(suffix: str, codec: str, crf: int | None) -> Encoder:
-    if suffix not in OUTPUT_SUFFIXES:
-        raise InvalidOption(f"videos are not written as {suffix!r}: choose one of {', '.join(OUTPUT_SUFFIXES)}")
-    if codec not in CODECS:
-        raise InvalidOption(f"codec {codec!r} is not offered: choose --codec {' or '.join(CODECS)}")
-    encoder = CODECS[codec]
-    if suffix not in encoder.suffixes:
-        fit = [name for name, other in CODECS.items() if suffix in other.suffixes]
-        raise InvalidOption(f"{suffix} does not hold {codec}: choose --codec {' or '.join(fit)}, or another format")
-    if crf is not None and not 0 <= crf <= encoder.worst_crf:
-        raise InvalidOption(f"crf {crf} is out of range: choose between 0 and {encoder.worst_crf} for {codec}")
-    try:
-        Codec(encoder.library, "w")
-    except ValueError as error:
-        raise MissingDependency(
-            f"this PyAV was built without {encoder.library}: choose another --codec, or install one that has it "
-            f"({install_command('video')})"
-        ) from error
-    return encoder
-
-
-def _depth_of(encoder: Encoder) -> int:
-    """The bits a sample that are written with it; libvpx may have been built with 8 alone."""
-    formats = Codec(encoder.library, "w").video_formats or ()
-    return encoder.depth if any(one.name == "yuv420p10le" for one in formats) else 8
 
 
 def _left_sited(width: int, height: int, info: VideoInfo) -> Graph:

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from bfr.runtime.errors import InputNotFound, InvalidImage, InvalidOption, MissingDependency, WriteFailed
 from bfr.runtime.files import atomic_path
-from bfr.runtime.video import write as video_writer
+from bfr.runtime.video import codecs as video_codecs
+from bfr.runtime.video.codecs import CODECS
 from bfr.runtime.video.formats import HEAD, OUTPUT_SUFFIXES, SUFFIXES, Colour, VideoInfo, output_suffix, suffix_of
 from bfr.runtime.video.read import VideoReader
 from bfr.runtime.video.streams import StreamCopy
-from bfr.runtime.video.write import CODECS, VideoWriter
+from bfr.runtime.video.write import VideoWriter
 
 Array = NDArray[Any]
 WIDTH, HEIGHT = 64, 48
@@ -523,7 +524,7 @@ def test_options_out_of_range_name_the_remedy(tmp_path: Path, monkeypatch: pytes
     def absent(_name: str, _mode: str) -> Codec:
         raise av.codec.codec.UnknownCodecError("libx264")
 
-    monkeypatch.setattr(video_writer, "Codec", absent)
+    monkeypatch.setattr(video_codecs, "Codec", absent)
     with pytest.raises(MissingDependency, match=r"libx264.*--codec.*\[video\]"):
         VideoWriter(path, ".mp4", INFO)
     assert not path.exists()

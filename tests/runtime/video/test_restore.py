@@ -23,12 +23,13 @@ from bfr.runtime.jobs.report import REPORT, Report
 from bfr.runtime.jobs.run import JobOptions, run_job
 from bfr.runtime.jobs.sources import find_images
 from bfr.runtime.options import bounds, choices
+from bfr.runtime.video.codecs import CODECS
 from bfr.runtime.video.follow import EVERY
 from bfr.runtime.video.formats import Colour, VideoInfo
 from bfr.runtime.video.frames import Frame, Samples
 from bfr.runtime.video.read import VideoReader
 from bfr.runtime.video.restore import restore_video
-from bfr.runtime.video.write import CODECS, VideoWriter
+from bfr.runtime.video.write import VideoWriter
 
 Array = NDArray[Any]
 Maker = Callable[..., PhotoRestorer]

@@ -1,0 +1,76 @@
+"""Encoders of videos: which container holds them, with which settings, and how many bits they keep."""
+
+from dataclasses import dataclass
+
+from bfr.runtime.errors import InvalidOption, MissingDependency
+from bfr.runtime.install import install_command
+from bfr.runtime.video.formats import OUTPUT_SUFFIXES
+
+try:
+    from av.codec import Codec
+except ImportError as error:
+    raise MissingDependency(f"PyAV is not installed: {install_command('video')}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """library: its name in FFmpeg. suffixes: the containers. crf: the default, and the largest. even: sizes must be.
+
+    depth: the most bits a sample. tag: of the codec in .mp4 and .mov, where players look for another than FFmpeg's.
+    """
+
+    library: str
+    suffixes: tuple[str, ...]
+    crf: int
+    worst_crf: int
+    even: bool
+    options: dict[str, str]
+    depth: int = 8
+    tag: str | None = None
+
+
+# "medium" takes more than twice as long as "veryfast"; see docs/decisions.md.
+CODECS = {
+    "h264": Encoder("libx264", (".mp4", ".mov", ".mkv"), 17, 51, even=True, options={"preset": "veryfast"}),
+    "hevc": Encoder(
+        "libx265",
+        (".mp4", ".mov", ".mkv"),
+        18,
+        51,
+        even=True,
+        options={"preset": "veryfast", "x265-params": "log-level=error"},
+        depth=10,
+        tag="hvc1",
+    ),
+    "vp9": Encoder(
+        "libvpx-vp9", (".mp4", ".mkv", ".webm"), 16, 63, even=False, options={"row-mt": "1", "cpu-used": "4"}, depth=10
+    ),
+}
+
+
+def choose_encoder(suffix: str, codec: str, crf: int | None) -> Encoder:
+    """The encoder of a codec. Raises InvalidOption where it does not fit, MissingDependency where it is not there."""
+    if suffix not in OUTPUT_SUFFIXES:
+        raise InvalidOption(f"videos are not written as {suffix!r}: choose one of {', '.join(OUTPUT_SUFFIXES)}")
+    if codec not in CODECS:
+        raise InvalidOption(f"codec {codec!r} is not offered: choose --codec {' or '.join(CODECS)}")
+    encoder = CODECS[codec]
+    if suffix not in encoder.suffixes:
+        fit = [name for name, other in CODECS.items() if suffix in other.suffixes]
+        raise InvalidOption(f"{suffix} does not hold {codec}: choose --codec {' or '.join(fit)}, or another format")
+    if crf is not None and not 0 <= crf <= encoder.worst_crf:
+        raise InvalidOption(f"crf {crf} is out of range: choose between 0 and {encoder.worst_crf} for {codec}")
+    try:
+        Codec(encoder.library, "w")
+    except ValueError as error:
+        raise MissingDependency(
+            f"this PyAV was built without {encoder.library}: choose another --codec, or install one that has it "
+            f"({install_command('video')})"
+        ) from error
+    return encoder
+
+
+def depth_of(encoder: Encoder) -> int:
+    """The bits a sample that are written with it; libvpx may have been built with 8 alone."""
+    formats = Codec(encoder.library, "w").video_formats or ()
+    return encoder.depth if any(one.name == "yuv420p10le" for one in formats) else 8
