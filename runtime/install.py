@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 NAME = "bfr-runtime"  # of the distribution
 _PLAIN = re.compile(r"[^\"$`\\!%\n]*")  # safe between double quotes, in shells and on Windows
@@ -63,6 +62,8 @@ def _direct(direct: dict[str, Any]) -> tuple[str, str] | None:
     url = str(direct.get("url", ""))
     folder, vcs = direct.get("dir_info"), direct.get("vcs_info")
     if url.startswith("file:"):
+        from urllib.request import url2pathname  # brings HTTP along
+
         path = Path(url2pathname(urlsplit(url).path))
         if not path.exists():
             return None

@@ -98,6 +98,8 @@ class _Walk:
             if not isinstance(value, memoryview):
                 continue
             if number == _GRAPH:
+                if seen:
+                    self.refuse("holds two graphs, of which libraries make one")
                 seen = True
                 self.graph(value)
             elif number == _FUNCTION:
@@ -156,6 +158,8 @@ class _Walk:
     def attribute(self, data: memoryview) -> list[int]:
         """AttributeProto. The integers that a Constant holds, where there are few."""
         found: list[int] = []
+        if len([number for number, _ in _fields(data) if number in (5, 6)]) > 1:
+            self.refuse("has two values in an attribute, of which libraries make one")
         for number, value in _fields(data):
             if isinstance(value, int):
                 if number in (3, 8):

@@ -52,7 +52,7 @@ def outside(location: str, name: str = "w") -> Any:
     """A tensor whose data is said to be in a file."""
     from onnx import TensorProto
 
-    tensor = TensorProto(name=name, data_type=1, dims=[4], data_location=1)
+    tensor = TensorProto(name=name, data_type=1, dims=[4], data_location=TensorProto.EXTERNAL)
     for key, value in (("location", location), ("length", "16")):
         tensor.external_data.add(key=key, value=value)
     return tensor
@@ -159,6 +159,18 @@ def test_few_bytes_do_not_become_many(bomb: str) -> None:
     assert len(data) < 10_000
     with pytest.raises(BundleInvalid, match=r"g\.onnx (has a|declares|holds) .*refused"):
         check_graph(data, {}, "g.onnx")
+
+
+def test_values_that_libraries_would_merge_are_refused() -> None:
+    import onnx
+
+    whole = onnx.ModelProto.FromString(model([node("Constant", value=numbers("w", 1))]))
+    twice = whole.SerializeToString() + field(7, whole.graph.SerializeToString())
+    tensor = field(5, numbers("v", 1).SerializeToString())
+    attribute = whole.graph.node[0].attribute[0].SerializeToString() + tensor
+    for data in (twice, field(7, field(1, field(5, attribute)))):
+        with pytest.raises(BundleInvalid, match=r"g\.onnx (holds|has) two"):
+            check_graph(data, {}, "g.onnx")
 
 
 def test_shapes_of_usual_size_pass() -> None:
