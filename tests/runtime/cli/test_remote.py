@@ -1,0 +1,28 @@
+"""`--server`: the API key leaves the environment before a picture of a stranger is decoded."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bfr.runtime.cli import remote
+
+KEY = "a-key-of-some-length"
+
+
+def test_the_key_of_the_environment_is_taken_out_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(remote.KEY_VARIABLE, KEY)
+    assert remote._key(None) == KEY
+    assert remote.KEY_VARIABLE not in os.environ
+    assert remote._key(None) is None
+
+
+def test_without_a_server_no_decoder_inherits_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(remote.KEY_VARIABLE, KEY)
+    context: Any = SimpleNamespace(params={}, get_parameter_source=lambda _name: None)
+    remote.check_server_options(context, server="http://localhost:1")
+    assert os.environ[remote.KEY_VARIABLE] == KEY
+    remote.check_server_options(context, server=None)
+    assert remote.KEY_VARIABLE not in os.environ
