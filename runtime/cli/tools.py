@@ -1,6 +1,7 @@
 """The commands that need more than the runtime: fetch, export, verify, bench."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from bfr.benchmarks.speed.options import BenchOptions
 from bfr.export.options import ExportOptions
 from bfr.runtime.cli.options import OUT, Flags, expanded
 from bfr.runtime.cli.terminal import progress_bar, say
-from bfr.runtime.errors import InvalidOption, MissingDependency
+from bfr.runtime.errors import InvalidOption, MissingDependency, VerificationFailed
 from bfr.runtime.install import install_command
 from bfr.runtime.restore.options import OpenOptions
 
@@ -156,27 +157,33 @@ def verify(
     whole.check_all()
     reference = open_reference(whole, opened.device)
     plan = make_plan(whole, whole.preset(preset if whole.denoisers else None))
-    checks, explained = [], []
+    checks, explained, failed = [], [], None
     for precision in whole.precisions:
         name = "onnxruntime-cpu" if precision == "int8" else opened.backend  # int8 is for the CPU
-        where = open_device(name, whole, precision=precision, index=opened.device)
-        gpu = where.facts.name if isinstance(where, GpuDevice) else None
-        for one in explain_all(whole, plan, reference, precision, where.name) if explain else ():
-            explained.append(one)
-            say(str(one))
-        checks += compare(whole, reference, precision, device=where, preset=preset, gpu=gpu, progress=say)
-        where.close()
-    if record:
+        with closing(open_device(name, whole, precision=precision, index=opened.device)) as where:
+            gpu = where.facts.name if isinstance(where, GpuDevice) else None
+            if explain:
+                explained += explain_all(whole, plan, reference, precision, where.name)
+            try:
+                checks += compare(whole, reference, precision, device=where, preset=preset, gpu=gpu, progress=say)
+            except VerificationFailed as error:
+                failed = error
+                break
+    if record and not failed:
         MachineFiles(whole.hash).record_checks(checks)
     if as_json:
         listed: Any = [check.model_dump() for check in checks]
         if explain:
             listed = {"checks": listed, "explained": [one.as_json() for one in explained]}
         print(json.dumps(listed, indent=1))
-        return
-    for check in checks:
-        found = f"{check.psnr_db:6.1f} dB (floor {check.floor_db:.0f}), largest {check.max_abs:.1e}"
-        print(f"{check.what}, {check.precision}, {check.backend}: {found}, relative {check.relative:.1e}")
+    else:
+        for one in explained:
+            print(one)
+        for check in checks:
+            found = f"{check.psnr_db:6.1f} dB (floor {check.floor_db:.0f}), largest {check.max_abs:.1e}"
+            print(f"{check.what}, {check.precision}, {check.backend}: {found}, relative {check.relative:.1e}")
+    if failed:
+        raise failed
 
 
 @expanded

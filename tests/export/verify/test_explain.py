@@ -11,7 +11,7 @@ import pytest
 from bfr.export.verify import compare as comparing
 from bfr.export.verify import explain as explaining
 from bfr.export.verify.compare import open_reference, verify
-from bfr.export.verify.explain import Explanation, compare_graphs, explain, need_polygraphy
+from bfr.export.verify.explain import Explanation, compare_graphs, explain, explain_all, need_polygraphy
 from bfr.export.verify.walk import walk
 from bfr.runtime.bundle.bundle import Bundle, describe_file
 from bfr.runtime.bundle.manifest import MANIFEST
@@ -148,6 +148,14 @@ def test_a_failed_verification_names_the_layer(
     assert "overflows" in first
 
 
+@pytest.mark.slow
+def test_every_network_in_half_is_explained(tiny_bundle: Bundle) -> None:
+    plan = make_plan(tiny_bundle, tiny_bundle.preset())
+    (asked,) = explain_all(tiny_bundle, plan, open_reference(tiny_bundle), "fp16", "onnxruntime-cpu")
+    assert (asked.network, asked.precision, asked.first) == ("denoiser", "fp16", None)
+    assert asked.compared == asked.layers
+
+
 def test_without_polygraphy_the_failure_is_told_and_the_remedy(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,18 +173,33 @@ def test_the_float32_graph_on_the_cpu_has_nothing_to_be_compared_with(tiny_bundl
         explain(tiny_bundle, "estimator", "fp16", {})  # it has no variant in half
 
 
-def test_the_command_prints_layers_and_json(
-    tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_command_prints_layers_also_where_it_fails(
+    fails: bool, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bfr.runtime.cli import main as cli
 
-    monkeypatch.setattr(comparing, "verify", lambda *_, **__: [])
-    arguments: list[Any] = ["bfr", "verify", tiny_bundle.folder, "--explain", "--json", "--backend", "onnxruntime-cpu"]
-    monkeypatch.setattr("sys.argv", [str(one) for one in arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
-    out, err = capsys.readouterr()
-    (explained,) = json.loads(out)["explained"]
-    assert (explained["network"], explained["precision"]) == ("denoiser", "fp16")
-    assert "first jump" in err
+    def compare(*_: Any, **__: Any) -> list[Any]:
+        if fails:
+            raise VerificationFailed("below its floor")
+        return []
+
+    made = Explanation("denoiser", "fp16", "onnxruntime-cpu", 1, 1, None, LAYER, (LAYER,))
+    monkeypatch.setattr(comparing, "verify", compare)
+    monkeypatch.setattr(explaining, "explain_all", lambda *_: [made])
+    command = ["bfr", "verify", str(tiny_bundle.folder), "--explain", "--backend", "onnxruntime-cpu"]
+    for more in ([], ["--json"]):
+        monkeypatch.setattr("sys.argv", [*command, *more])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert int(ended.value.code or 0) == int(fails)
+        assert ("below its floor" in err) == fails
+        if more:
+            explained = json.loads(out)["explained"]
+            assert [one["worst"][0]["name"] for one in explained] == ["body.1"] * len(explained)
+        else:
+            assert "first jump" in out
+
+
+LAYER = explaining.Layer("body.1", "Conv", "val_1", "float16", 3.0, 1e-3)
