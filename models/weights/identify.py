@@ -69,9 +69,9 @@ def _no_whole_safetensors(path: Path, size: int) -> str | None:
 
 
 def _no_zip_checkpoint(path: Path, size: int) -> str | None:
-    if not zipfile.is_zipfile(path):
-        return f"is a zip archive whose end is missing ({size:,} bytes are there), damaged or truncated: {AGAIN}"
     try:
+        if not zipfile.is_zipfile(path):
+            return f"is a zip archive whose end is missing ({size:,} bytes are there), damaged or truncated: {AGAIN}"
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except Exception as error:  # a damaged list makes zipfile raise nearly any type
