@@ -36,8 +36,8 @@ def test_damaged_files_raise_nothing_but_our_errors(target: Target) -> None:
             raise AssertionError(f"python tests/fuzz/run.py --target {target.name} --seed 0 --only {number}") from error
 
 
-# What was found by hand and mended: a row of a table that ends early, a stream that begins late, a name in a zip that is
-# no text, a zip of several disks.
+# What was found by hand and mended: a row of a table that ends early, a stream that begins late, a name in a zip that
+# is no text, a zip of several disks.
 FOUND = [
     ("report", 0, 1),
     ("video", 3, 1360),
