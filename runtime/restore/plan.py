@@ -287,4 +287,9 @@ def _names(tensors: tuple[m.Tensor, ...], renamed: Mapping[str, str]) -> dict[st
 
 
 def _shape(tensor: m.Tensor) -> Shape:
-    return tuple(int(size) for size in tensor.shape[1:])
+    sizes = tensor.shape[1:]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise BundleInvalid(
+            f"{tensor.name} has the shape {tensor.shape}, beyond the batch not of sizes: export it anew"
+        )
+    return tuple(map(int, sizes))
