@@ -290,6 +290,6 @@ def _shape(tensor: m.Tensor) -> Shape:
     sizes = tensor.shape[1:]
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         raise BundleInvalid(
-            f"{tensor.name} has the shape {tensor.shape}, beyond the batch not of sizes: export it anew"
+            f"{tensor.name} has the shape {tensor.shape}, not of sizes: export the bundle anew"
         )
     return tuple(map(int, sizes))
