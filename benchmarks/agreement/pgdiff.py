@@ -44,7 +44,7 @@ def pgdiff_stages(config: Mapping[str, Any]) -> dict[str, Stage]:
         distance = cast(IdentityGradient, network.identity).network
         seed_weights(distance.recognizer, config["recognizer_scale"])  # embeddings as long as trained ones
         stages |= {"embedder": ReferenceStage(distance), "denoiser": ReferenceStep(network, **weights)}
-    return {name: cast(Stage, stage.eval()) for name, stage in stages.items()}
+    return {name: stage.eval() for name, stage in stages.items()}
 
 
 def pgdiff_plan(config: Mapping[str, Any], inputs: Arrays, embedding: int) -> Plan:

@@ -144,7 +144,7 @@ def verify(
     _need("export", "torch", "safetensors", "onnxruntime")
     from bfr.export.verify.compare import open_reference
     from bfr.export.verify.compare import verify as compare
-    from bfr.export.verify.explain import explain_all, need_polygraphy
+    from bfr.export.verify.explain import Explanation, explain_all, need_polygraphy
     from bfr.runtime.backends.cuda.device import GpuDevice
     from bfr.runtime.backends.registry import open_device
     from bfr.runtime.bundle.bundle import Bundle
@@ -157,7 +157,8 @@ def verify(
     whole.check_all()
     reference = open_reference(whole, opened.device)
     plan = make_plan(whole, whole.preset(preset if whole.denoisers else None))
-    checks, explained, failed = [], [], None
+    checks, failed = [], None
+    explained: list[Explanation] = []
     for precision in whole.precisions:
         name = "onnxruntime-cpu" if precision == "int8" else opened.backend  # int8 is for the CPU
         with closing(open_device(name, whole, precision=precision, index=opened.device)) as where:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from bfr.models.networks.identity import IdentityDistance
 from bfr.models.networks.rrdb import SmoothRestorer
 from bfr.models.stages.pgdiff import (
     IdentityGradient,
@@ -114,7 +113,7 @@ def test_an_image_without_a_reference_is_guided_by_smooth_semantics_alone(networ
 
 @torch.no_grad()
 def test_no_reference_is_the_identity_0(network: PartialGuidance) -> None:
-    distance = cast(IdentityDistance, cast(IdentityGradient, network.identity).network)
+    distance = cast(IdentityGradient, network.identity).network
     pictures = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     pictures[1] = 0.0
     identity = ReferenceStage(distance).eval()(pictures)
