@@ -124,7 +124,7 @@ def resized(pixels: NDArray[Any], scale: float) -> tuple[NDArray[Any], Matrix]:
     whole = next((k for k in range(int(1 / scale), 1, -1) if width % k == height % k == 0), 1)
     if whole > 1:
         pixels = cv2.resize(pixels, (width // whole, height // whole), interpolation=cv2.INTER_AREA)
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    method = cv2.INTER_AREA if size[0] < 0.8 * pixels.shape[1] else cv2.INTER_LINEAR  # six times as quick
     return np.asarray(cv2.resize(pixels, size, interpolation=method), np.uint8), resizing(size, (width, height))
 
 

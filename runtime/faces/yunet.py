@@ -94,7 +94,7 @@ class YuNet:
         """What the network sees; back: to the pixels in which faces are told."""
         height, width = pixels.shape[:2]
         padded = cv2.copyMakeBorder(pixels, 0, -height % 32, 0, -width % 32, cv2.BORDER_CONSTANT)
-        blob = np.asarray(cv2.dnn.blobFromImage(padded, swapRB=True), np.float32)
+        blob = padded.transpose(2, 0, 1)[None, ::-1].astype(np.float32, order="C")  # blue first
         rows = decode(self._network(blob), padded.shape[1])
         boxes = transform(back, rows[:, :4].reshape(-1, 2)).astype(np.float32).reshape(-1, 4)
         landmarks = transform(back, rows[:, 4:14].reshape(-1, 2)).astype(np.float32).reshape(-1, 5, 2)
