@@ -73,18 +73,17 @@ class Samples:
         luma, chroma = self._split()
         # A chroma sample lies at the left one of two luma samples, and between two rows.
         siting = np.array([[0.5, 0, 0], [0, 0.5, -0.25]])
-        planes = [luma[top:bottom, left:right].astype(np.float32)]
-        for plane in chroma[:, top // 2 : bottom // 2, left // 2 : right // 2].astype(np.float32):
-            flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-            size = right - left, bottom - top
-            full = cv2.warpAffine(plane, siting, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-            planes.append(np.asarray(full, np.float32))
+        size, flags = (right - left, bottom - top), cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+        full = [
+            cv2.warpAffine(plane, siting, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+            for plane in chroma[:, top // 2 : bottom // 2, left // 2 : right // 2]
+        ]
         dtype = np.uint8 if self.depth == 8 else np.uint16
         back = np.linalg.inv(self._from_rgb(np.iinfo(dtype).max))
         middle = 1 << (self.depth - 1)
         black = np.array([0 if self.range == FULL else 16 << (self.depth - 8), middle, middle])
-        pixels = cv2.transform(cv2.merge(planes), np.hstack([back, -(back @ black)[:, None]]))
-        return np.clip(np.rint(pixels, out=pixels), 0, np.iinfo(dtype).max).astype(dtype)
+        merged = cv2.merge([luma[top:bottom, left:right], *full])
+        return np.asarray(cv2.transform(merged, np.hstack([back, -(back @ black)[:, None]])), dtype)
 
     def add_change(self, place: Place, before: Pixels, after: Pixels, *, colour: bool = True) -> None:
         """Add what was done to the pixels of a part; samples that nothing was done to keep their value.

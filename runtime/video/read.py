@@ -8,9 +8,10 @@ from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import cast
 
 import numpy as np
+from typing_extensions import Self
 
 from bfr.runtime.errors import InvalidImage, MissingDependency
 from bfr.runtime.images.decode import MAX_PIXELS

@@ -6,10 +6,11 @@ from contextlib import ExitStack, nullcontext, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 from bfr.runtime.errors import MissingDependency
 from bfr.runtime.install import install_command
