@@ -18,15 +18,15 @@ def test_export_only_verifies_and_reports_nothing(
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def export(system: Any, weights: Path, folder: Path, **options: Any) -> Bundle:
-        seen.update(options, folder=folder, weights=sorted(path.name for path in weights.iterdir()))
+    def export(system: Any, weights: Path, folder: Path, chosen: Any, **options: Any) -> Bundle:
+        seen.update(options, folder=folder, precision=chosen.precision, weights=sorted(path.name for path in weights.iterdir()))
         return tiny_bundle
 
     monkeypatch.setattr(full_size, "export_system", export)
     monkeypatch.setattr(full_size, "get_system", lambda _: tiny_system)
     assert full_size.main(["--export-only", "--keep", str(tmp_path / "kept"), "--precision", "fp16"]) == 0
     assert seen["verified"] is False
-    assert seen["precisions"] == ("fp32", "fp16")
+    assert seen["precision"] == ("fp32", "fp16")
     assert seen["folder"] == tmp_path / "kept"
     assert seen["weights"] == ["denoiser.pth", "estimator.pth"]
     assert "not verified" in capsys.readouterr().out
