@@ -18,7 +18,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from bfr.runtime.errors import InputNotFound, InvalidImage
 from bfr.runtime.images.colour import png_profile, to_srgb
 from bfr.runtime.images.deep import colour_16, grey_16, grey_to_srgb
-from bfr.runtime.images.formats import NAMES, format_of
+from bfr.runtime.images.exif import check_tags
+from bfr.runtime.images.formats import EXIF_PREFIX, NAMES, format_of
 from bfr.runtime.images.metadata import Metadata, read_metadata
 from bfr.runtime.images.pages import tiff_pages
 
@@ -150,6 +151,8 @@ def decode_image(data: bytes, *, name: str = "image", max_pixels: int = MAX_PIXE
         raise InvalidImage(f"{name} is empty: copy or download it again")
     _limit(header_size(data), name, max_pixels)
     with _decoding(name, data):
+        for block in _tag_blocks(data):
+            check_tags(block)
         file = Pillow.open(BytesIO(data), formats=NAMES)
     _limit(file.size, name, max_pixels)
     notes: list[str] = []
@@ -192,6 +195,24 @@ def _limit(size: tuple[int, int] | None, name: str, max_pixels: int) -> None:
             f"{name} has {size[0]} x {size[1]} pixels, more than the limit of {max_pixels}: "
             f"make it smaller, or raise the limit if you trust it"
         )
+
+
+def _tag_blocks(data: bytes) -> Iterator[bytes]:
+    """What Pillow reads as TIFF directories while it opens a file."""
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        yield data
+    elif data.startswith(b"\xff\xd8"):
+        at, exif = 2, b""
+        while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"", b"\xda"):  # up to the scan
+            end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            body = data[at + 4 : end]
+            if data[at + 1] == 0xE1 and body.startswith(EXIF_PREFIX):
+                exif += body if not exif else body.removeprefix(EXIF_PREFIX)  # as Pillow joins them
+            elif data[at + 1] == 0xE2 and body.startswith(b"MPF\0"):
+                yield body[4:]
+            at = max(end, at + 4)
+        if exif:
+            yield exif
 
 
 @contextmanager

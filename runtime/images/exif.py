@@ -6,7 +6,7 @@ All of it reads hostile bytes: nothing allocates more than what it returns and a
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from struct import error, pack, unpack_from
+from struct import calcsize, error, pack, unpack_from
 from typing import Any
 
 from bfr.runtime.images.formats import EXIF_PREFIX
@@ -52,6 +52,33 @@ class Density:
     def turned(self) -> "Density":
         """Of the image turned by a quarter."""
         return Density(self.y, self.x, self.unit)
+
+
+def check_tags(block: bytes) -> None:
+    """Raise ValueError where a chain of directories names more than twice the bytes that there are.
+
+    Such tags overlap, and a decoder that copies each of them fills the memory: Pillow before 13 does.
+    """
+    block = block.removeprefix(EXIF_PREFIX)
+    order = "<" if block[:2] == b"II" else ">"
+    big = block[2:4] in (b"+\0", b"\0+")  # BigTIFF
+    count_of, entry_of, offset_of, inside = ("Q", "HHQ", "Q", 8) if big else ("H", "HHI", "I", 4)
+    size, total, seen = calcsize(f"{order}{entry_of}") + inside, 0, set[int]()
+    try:
+        (offset,) = unpack_from(f"{order}{offset_of}", block, 8 if big else 4)
+        while offset and offset not in seen:
+            seen.add(offset)
+            (number,) = unpack_from(f"{order}{count_of}", block, offset)
+            first = offset + calcsize(f"{order}{count_of}")
+            for entry in range(first, first + size * number, size):
+                _, kind, count = unpack_from(f"{order}{entry_of}", block, entry)
+                length = count * _TYPE_BYTES.get(kind, 0)
+                total += length if length > inside else 0
+                if total > 2 * len(block):
+                    raise ValueError(f"its tags name more than twice its {len(block)} bytes")
+            (offset,) = unpack_from(f"{order}{offset_of}", block, first + size * number)
+    except error:
+        return  # cut off: nothing more is read by others either
 
 
 def clean_exif(

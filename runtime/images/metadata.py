@@ -160,7 +160,9 @@ def _read_png(file: Any, data: bytes, found: dict[str, Any], notes: list[str]) -
     if (at := before.find(b"cICP")) > 0 and tuple(before[at + 4 : at + 6]) not in _SRGB_CODES:
         code = "/".join(map(str, before[at + 4 : at + 8]))
         notes.append(f"its colours (cICP {code}: HDR or a wide gamut) are not converted")
-    texts = dict(file.text)
+    texts = {key: text for key, text in file.text.items() if 0 < len(key) < 80}
+    if len(texts) < len(file.text):
+        notes.append("its texts of names that PNG does not allow are left out")
     texts.pop(XMP_KEY, None)
     for key in [key for key in texts if key.lower().startswith(_RAW.lower())]:
         kind, text = key[len(_RAW) :].lower(), texts.pop(key)

@@ -255,6 +255,11 @@ class TestTexts:
             assert any("its texts (Title, parameters, Author) are left out" in note for note in notes)
             assert back.metadata.comments == (("scan 12",) if suffix == ".jpg" else ())
 
+    def test_a_name_that_is_too_long(self, files: Any) -> None:
+        image = decode_image(files.png(PIXELS, 2, files.chunk(b"tEXt", b"k" * 80 + b"\0words")))
+        assert image.metadata.texts == {}
+        assert image.notes == ("its texts of names that PNG does not allow are left out",)
+
     @pytest.mark.parametrize("text", ["", "iptc", "iptc 3", "iptc x 00", "iptc 2 00", "iptc 1 zz"])
     def test_a_raw_profile_that_is_broken(self, files: Any, text: str) -> None:
         with pytest.raises(ValueError, match=r"raw profile|fromhex"):
