@@ -22,6 +22,7 @@ CONVERSION = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolatio
 """Between RGB and YUV. FFmpeg's default makes 4:2:0 more than one level too dark on average; this has no bias."""
 FULL = 2  # range: 0 to 255
 _PACKED = {"yuv420p": 8, "yuvj420p": 8, "yuv420p10le": 10}  # formats that pass as they are, and their bits
+_BETWEEN = np.array([[-1, 9, 9, -1]], np.float32) / 16  # cubic, in the middle of two samples
 _NEUTRAL = 2  # levels of 8 bits by which the chroma of a grey picture differs from the middle
 # FFmpeg's number of a matrix -> its weights of red and blue (ITU-R BT.709, FCC, BT.601, SMPTE 240M, BT.2020).
 _WEIGHTS = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 5: (0.299, 0.114), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
@@ -71,13 +72,7 @@ class Samples:
         width, height = self.size
         left, top, right, bottom = place or (0, 0, width, height)
         luma, chroma = self._split()
-        # A chroma sample lies at the left one of two luma samples, and between two rows.
-        siting = np.array([[0.5, 0, 0], [0, 0.5, -0.25]])
-        size, flags = (right - left, bottom - top), cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-        full = [
-            cv2.warpAffine(plane, siting, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-            for plane in chroma[:, top // 2 : bottom // 2, left // 2 : right // 2]
-        ]
+        full = [_doubled(plane) for plane in chroma[:, top // 2 : bottom // 2, left // 2 : right // 2]]
         dtype = np.uint8 if self.depth == 8 else np.uint16
         back = np.linalg.inv(self._from_rgb(np.iinfo(dtype).max))
         middle = 1 << (self.depth - 1)
@@ -98,6 +93,7 @@ class Samples:
         _add(luma[top:bottom, left:right], change[..., 0], self.depth)
         if not colour:
             return
+        # As in `_doubled`.
         for plane, full in zip(chroma, cv2.split(change)[1:], strict=True):
             rows = (full[::2] + full[1::2]) / 2
             odd = rows[:, 1::2]  # to the right of a chroma sample; mirrored at the left edge
@@ -119,6 +115,15 @@ class Samples:
         if self.range == FULL:  # 0 to 1023, not to 1020
             scale *= ((1 << self.depth) - 1) / (255 << (self.depth - 8))
         return np.stack([y, u, v]) * scale[:, None]
+
+
+def _doubled(plane: NDArray[Any]) -> NDArray[Any]:
+    """Chroma at twice the height and width: a sample lies at the left one of two luma samples, and between two rows."""
+    rows = cv2.resize(plane, (plane.shape[1], 2 * plane.shape[0]), interpolation=cv2.INTER_CUBIC)
+    full = np.empty((rows.shape[0], 2 * rows.shape[1]), plane.dtype)
+    full[:, ::2] = rows
+    full[:, 1::2] = cv2.filter2D(rows, -1, _BETWEEN, anchor=(1, 0), borderType=cv2.BORDER_REPLICATE)
+    return full
 
 
 def _add(plane: NDArray[Any], change: NDArray[Any], depth: int) -> None:

@@ -66,7 +66,8 @@ def test_a_part_in_rgb_is_that_part_of_the_whole_as_ffmpeg_converts_it(
     part = samples_of(one).rgb(PLACE)
     assert part.dtype == expected.dtype
     off = (part.astype(int) - expected)[2:-2, 2:-2] / level  # chroma is repeated beyond the part
-    assert np.abs(off).max() <= 2
+    assert np.abs(off).max() <= 3  # blue is twice its chroma, which is rounded twice
+    assert np.abs(off).mean() < 0.8
     assert np.abs(off.mean(axis=(0, 1))).max() < 0.5
     assert np.abs(one.quick.astype(int) - one.pixels // level).mean() < 3
 
