@@ -10,6 +10,7 @@ HEAD = 4096  # bytes that are looked at
 LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file, by its definition
 AGAIN = "download it again; `bfr fetch` takes up where it stopped"
 UNPACK = "unpack it, and name the folder of what was in it"
+LEGACY = b"\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # PyTorch's magic number, in files of before 1.6
 STATE_DICT = "save the network's `state_dict()` with torch.save, and name that"
 
 # First bytes -> what begins so, and the remedy.
@@ -42,7 +43,13 @@ def no_checkpoint(path: Path) -> str | None:
         return _no_zip_checkpoint(path, size)
     if is_safetensors(head):
         return _no_whole_safetensors(path, size)
-    return None if head.startswith(b"\x80") else _other(head, path, size)
+    if head.startswith(b"\x80"):
+        return (
+            None
+            if LEGACY in head[:40]
+            else f"is a Python pickle that torch.save did not write, not tensors: {STATE_DICT}"
+        )
+    return _other(head, path, size)
 
 
 def is_safetensors(head: bytes) -> bool:

@@ -12,6 +12,7 @@ import re
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -118,12 +119,10 @@ def _named(path: Path) -> list[str]:
 
 def _names(file: IO[bytes], pickles: int) -> Iterable[str]:
     """What pickles name, without unpickling them."""
-    for _ in range(pickles):
-        try:
+    with suppress(ValueError):  # not a pickle to its end: whoever loads it says so
+        for _ in range(pickles):
             for operation, argument, _place in pickletools.genops(file):
                 if operation.name == "GLOBAL":
                     module, name = str(argument).split(" ", 1)
                     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
                     yield f"{module}.{name}"
-        except ValueError:  # not a pickle to its end: whoever loads it says so
-            return
