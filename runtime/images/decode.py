@@ -150,12 +150,11 @@ def decode_image(data: bytes, *, name: str = "image", max_pixels: int = MAX_PIXE
     if not data:
         raise InvalidImage(f"{name} is empty: copy or download it again")
     _limit(header_size(data), name, max_pixels)
+    notes: list[str] = []
     with _decoding(name, data):
-        for block in _tag_blocks(data):
-            check_tags(block)
+        data = _checked(data, notes)
         file = Pillow.open(BytesIO(data), formats=NAMES)
     _limit(file.size, name, max_pixels)
-    notes: list[str] = []
     with _decoding(name, data):
         if isinstance(file, TiffImageFile):  # a tile is decoded whole, whatever the picture shows of it
             tile = file.tag_v2.get(_TILE_WIDTH, 0), file.tag_v2.get(_TILE_HEIGHT, 0)
@@ -197,22 +196,34 @@ def _limit(size: tuple[int, int] | None, name: str, max_pixels: int) -> None:
         )
 
 
-def _tag_blocks(data: bytes) -> Iterator[bytes]:
-    """What Pillow reads as TIFF directories while it opens a file."""
+def _checked(data: bytes, notes: list[str]) -> bytes:
+    """A file whose TIFF directories a decoder may read: a JPEG goes without its own where they are hostile.
+
+    Raises ValueError for a TIFF that is.
+    """
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        yield data
-    elif data.startswith(b"\xff\xd8"):
-        at, exif = 2, b""
-        while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"", b"\xda"):  # up to the scan
-            end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-            body = data[at + 4 : end]
-            if data[at + 1] == 0xE1 and body.startswith(EXIF_PREFIX):
-                exif += body if not exif else body.removeprefix(EXIF_PREFIX)  # as Pillow joins them
-            elif data[at + 1] == 0xE2 and body.startswith(b"MPF\0"):
-                yield body[4:]
-            at = max(end, at + 4)
-        if exif:
-            yield exif
+        check_tags(data)
+    if not data.startswith(b"\xff\xd8"):
+        return data
+    kept, at, exif = [data[:2]], 2, b""
+    tags: list[bytes] = []
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"", b"\xda"):  # up to the scan
+        end = max(at + 4, at + 2 + int.from_bytes(data[at + 2 : at + 4], "big"))
+        body = data[at + 4 : end]
+        if data[at + 1] == 0xE1 and body.startswith(EXIF_PREFIX):
+            exif += body if not exif else body.removeprefix(EXIF_PREFIX)  # as Pillow joins them
+        elif data[at + 1] == 0xE2 and body.startswith(b"MPF\0"):
+            tags.append(body[4:])
+        else:
+            kept.append(data[at:end])
+        at = end
+    try:
+        for block in (*tags, exif):
+            check_tags(block)
+    except ValueError as error:
+        notes.append(f"its EXIF data are broken and left out: {error}")
+        return b"".join([*kept, data[at:]])
+    return data
 
 
 @contextmanager

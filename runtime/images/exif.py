@@ -55,21 +55,25 @@ class Density:
 
 
 def check_tags(block: bytes) -> None:
-    """Raise ValueError where a chain of directories names more than twice the bytes that there are.
+    """Raise ValueError where a chain of directories names more than twice the bytes that there are, or overlaps.
 
-    Such tags overlap, and a decoder that copies each of them fills the memory: Pillow before 13 does.
+    Such tags overlap, and a decoder that copies each of them fills the memory: Pillow before 13 does. Directories that
+    overlap would be read for hours.
     """
     block = block.removeprefix(EXIF_PREFIX)
     order = "<" if block[:2] == b"II" else ">"
     big = block[2:4] in (b"+\0", b"\0+")  # BigTIFF
     count_of, entry_of, offset_of, inside = ("Q", "HHQ", "Q", 8) if big else ("H", "HHI", "I", 4)
-    size, total, seen = calcsize(f"{order}{entry_of}") + inside, 0, set[int]()
+    size, total, entries, seen = calcsize(f"{order}{entry_of}") + inside, 0, 0, set[int]()
     try:
         (offset,) = unpack_from(f"{order}{offset_of}", block, 8 if big else 4)
         while offset and offset not in seen:
             seen.add(offset)
             (number,) = unpack_from(f"{order}{count_of}", block, offset)
             first = offset + calcsize(f"{order}{count_of}")
+            entries += number
+            if first + size * number <= len(block) < size * entries:
+                raise ValueError(f"its directories have {entries} tags, more than its {len(block)} bytes can hold")
             for entry in range(first, first + size * number, size):
                 _, kind, count = unpack_from(f"{order}{entry_of}", block, entry)
                 length = count * _TYPE_BYTES.get(kind, 0)
@@ -77,7 +81,7 @@ def check_tags(block: bytes) -> None:
                 if total > 2 * len(block):
                     raise ValueError(f"its tags name more than twice its {len(block)} bytes")
             (offset,) = unpack_from(f"{order}{offset_of}", block, first + size * number)
-    except error:
+    except (error, OverflowError):
         return  # cut off: nothing more is read by others either
 
 

@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 from bfr.runtime.errors import InvalidImage
 from bfr.runtime.images.decode import Image, decode_image
 from bfr.runtime.images.encode import encode_noted
-from bfr.runtime.images.exif import Density, clean_exif, exif_density
+from bfr.runtime.images.exif import Density, check_tags, clean_exif, exif_density
 from bfr.runtime.images.formats import BY_SUFFIX, WRITTEN
 from bfr.runtime.images.metadata import LONGEST, Metadata, clean_xmp, photoshop_block
 from bfr.runtime.images.pages import tiff_pages
@@ -278,6 +278,23 @@ def test_a_tiff_has_xmp_and_iptc_in_tags(files: Any) -> None:
         assert image.metadata.xmp is not None
         assert image.metadata.iptc is not None
         assert image.metadata.iptc.rstrip(b"\0") == IPTC
+
+
+def test_directories_that_overlap_are_not_read(files: Any) -> None:
+    """A long chain of them would take hours; a JPEG goes without its EXIF, a TIFF is refused."""
+    block = bytearray(60_000)
+    block[:12] = b"II*\0" + struct.pack("<IHH", 8, 3_000, 3_000)  # two directories of 36,000 bytes, at 8 and 10
+    block[36_010:36_014] = struct.pack("<I", 10)
+    with pytest.raises(ValueError, match="6000 tags"):
+        check_tags(bytes(block))
+    image = decode_image(jpeg(files, segment(0xE1, b"Exif\0\0" + bytes(block))))
+    assert image.pixels.shape == (6, 8, 3)
+    assert "its EXIF data are broken and left out" in image.notes[0]
+    with pytest.raises(InvalidImage, match="damaged"):
+        decode_image(bytes(block))
+    for valid in files.valid:
+        if valid[:2] in (b"II", b"MM"):
+            check_tags(valid)
 
 
 def test_too_long_for_a_jpeg() -> None:
