@@ -65,8 +65,8 @@ class ServeOptions(Options):
     photo_pixels: int = Field(
         default=80_000_000,
         ge=1,
-        description="Pixels of images and their results in memory at once, 13 bytes each; others wait, a larger one goes "
-        "alone.",
+        description="Pixels of images and their results in memory at once, 13 bytes each; others wait. A larger one "
+        "goes alone.",
     )
     timeout: float = Field(default=120.0, gt=0, description="Seconds that a request may take.")
     linger: float = Field(default=0.005, ge=0, le=1, description="Seconds that a batch waits to be filled.")

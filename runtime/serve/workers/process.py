@@ -93,7 +93,10 @@ class Networks:
             if name == "auto":
                 name = choose(bundle, precision, index, without=tried)
             try:
-                device = open_device(name, bundle, precision=precision, threads=options.threads, index=index)
+                # Threads that wait in a loop burn what the front, its decoders and other processes could use.
+                device = open_device(
+                    name, bundle, precision=precision, threads=options.threads, spinning=False, index=index
+                )
                 networks = load_networks(bundle, device, precision)
                 break
             except UNUSABLE:
