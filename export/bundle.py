@@ -57,7 +57,7 @@ def export_system(
     faces = _int8_faces(system, options.calibration) if "int8" in precisions else []
     modules, sources = {}, dict[str, dict[str, m.Source]]()
     for name, spec in system.networks.items():
-        modules[name], sources[name] = load_weights(spec, weights, system.name, progress)
+        modules[name], sources[name] = load_weights(spec, weights, system, progress)
     if learned_variance:
         presets = {"reference": m.Preset(solver="ddpm-learned", spacing="250", start=100)}
     else:
@@ -168,7 +168,7 @@ def system_stages(system: SystemSpec, time_table: bool) -> tuple[m.Estimate | m.
 
 
 def load_weights(
-    spec: NetworkSpec, folder: Path, system: str, progress: Progress = lambda _: None
+    spec: NetworkSpec, folder: Path, system: SystemSpec, progress: Progress = lambda _: None
 ) -> tuple[nn.Module, dict[str, m.Source]]:
     """A network with its weights, and where they came from, by the part of the network that they fill.
 

@@ -38,7 +38,7 @@ def locate(folder: Path, download: Download) -> Path | None:
     return None
 
 
-def find_weights(folder: Path, download: Download, system: str) -> Path:
+def find_weights(folder: Path, download: Download, system: SystemSpec) -> Path:
     """As `locate`. Raises InputNotFound, which says what was looked for, what is there, and the remedy."""
     if folder.is_file():
         raise InputNotFound(f"{folder} is a file: name the folder that it lies in with --weights, not the file")
@@ -49,9 +49,15 @@ def find_weights(folder: Path, download: Download, system: str) -> Path:
     there = sorted(path.relative_to(folder).as_posix() for path in _files(folder) if path.suffix in SUFFIXES)
     listed = ", ".join(there[:SHOWN]) + f" and {len(there) - SHOWN} more" * (len(there) > SHOWN)
     seen = f"has {listed}" if there else "has no checkpoint" if folder.is_dir() else "is no folder"
-    remedy = f"`bfr fetch {system}` downloads it, or name the folder that has it with --weights"
+    remedy = f"`bfr fetch {system.name}` downloads it, or name the folder that has it with --weights"
+    if download.file in system.by_hand:
+        remedy = f"{system.by_hand[download.file]}. Put it there, or name the folder that has it with --weights"
+    elif not system.published:
+        remedy = (
+            "nobody has published it: name the folder of your own with --weights, or try the machinery with --seeded"
+        )
     raise InputNotFound(
-        f"{download.file} of {system} is not in {folder}, which {seen}. It may be called {names}: {remedy}"
+        f"{download.file} of {system.name} is not in {folder}, which {seen}. It may be called {names}: {remedy}"
     )
 
 

@@ -50,7 +50,7 @@ def test_a_file_is_found_where_its_authors_put_it(tree: str, tmp_path: Path) -> 
     assert locate(tmp_path, download) is None
     path = put(tmp_path, name)
     assert locate(tmp_path, download) == path
-    assert find_weights(tmp_path, download, "x") == path
+    assert find_weights(tmp_path, download, DIFFACE) == path
 
 
 def test_the_newer_name_the_safe_copy_and_the_nearer_file_come_first(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_what_is_missing_is_named_with_what_is_there(tmp_path: Path) -> None:
     for name in ("weights/diffusion/iddpm_ffhq512_ema500000.pth", "readme.md"):
         put(tmp_path, name)
     with pytest.raises(InputNotFound) as caught:
-        find_weights(tmp_path, ESTIMATOR, "difface")
+        find_weights(tmp_path, ESTIMATOR, DIFFACE)
     text = str(caught.value)
     for part in (
         "swinir_restoration512_L1.pth of difface",
@@ -93,9 +93,18 @@ def test_what_is_missing_is_named_with_what_is_there(tmp_path: Path) -> None:
         assert part in text
     assert "readme" not in text
     with pytest.raises(InputNotFound, match="is no folder"):
-        find_weights(tmp_path / "no", ESTIMATOR, "difface")
+        find_weights(tmp_path / "no", ESTIMATOR, DIFFACE)
     with pytest.raises(InputNotFound, match="name the folder"):
-        find_weights(tmp_path / "readme.md", ESTIMATOR, "difface")
+        find_weights(tmp_path / "readme.md", ESTIMATOR, DIFFACE)
+
+
+def test_what_cannot_be_fetched_is_not_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(InputNotFound, match="PGDiff's README") as caught:
+        find_weights(tmp_path, ARCFACE, get_system("difface-identity"))
+    assert "bfr fetch" not in str(caught.value)
+    clrface = get_system("clr-face")
+    with pytest.raises(InputNotFound, match="nobody has published it"):
+        find_weights(tmp_path, clrface.networks["encoder"].files[""], clrface)
 
 
 def osdface(made: list[tuple[Path, Path]]) -> SystemSpec:
