@@ -48,6 +48,13 @@ CODECS = {
 }
 
 
+def default_codec(suffix: str, depth: int) -> str:
+    """The codec of a container where none is asked for: HEVC for more than 8 bits, where this PyAV has it."""
+    if suffix == ".webm":
+        return "vp9"
+    return "hevc" if depth > 8 and _is_built(CODECS["hevc"]) else "h264"
+
+
 def choose_encoder(suffix: str, codec: str, crf: int | None) -> Encoder:
     """The encoder of a codec. Raises InvalidOption where it does not fit, MissingDependency where it is not there."""
     if suffix not in OUTPUT_SUFFIXES:
@@ -60,14 +67,20 @@ def choose_encoder(suffix: str, codec: str, crf: int | None) -> Encoder:
         raise InvalidOption(f"{suffix} does not hold {codec}: choose --codec {' or '.join(fit)}, or another format")
     if crf is not None and not 0 <= crf <= encoder.worst_crf:
         raise InvalidOption(f"crf {crf} is out of range: choose between 0 and {encoder.worst_crf} for {codec}")
-    try:
-        Codec(encoder.library, "w")
-    except ValueError as error:
+    if not _is_built(encoder):
         raise MissingDependency(
             f"this PyAV was built without {encoder.library}: choose another --codec, or install one that has it "
             f"({install_command('video')})"
-        ) from error
+        )
     return encoder
+
+
+def _is_built(encoder: Encoder) -> bool:
+    try:
+        Codec(encoder.library, "w")
+    except ValueError:
+        return False
+    return True
 
 
 def depth_of(encoder: Encoder) -> int:

@@ -108,7 +108,7 @@ class VideoReader:
                 yield last
             last = Frame(frame, layout, pts, info.time_base, index, frame.duration or None)
         if last is not None:
-            end = self._end()
+            end = None if self.damage else self._end()
             last.duration = end - last.pts if end is not None and end > last.pts else last.duration or usual
             yield last
         if self.damage:

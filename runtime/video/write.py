@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from bfr.runtime.errors import MissingDependency
 from bfr.runtime.install import install_command
-from bfr.runtime.video.codecs import choose_encoder, depth_of
+from bfr.runtime.video.codecs import choose_encoder, default_codec, depth_of
 from bfr.runtime.video.container import open_container
 from bfr.runtime.video.formats import CONTAINERS, VideoInfo
 from bfr.runtime.video.frames import CONVERSION, Samples
@@ -55,7 +55,7 @@ class VideoWriter:
 
         Raises InvalidOption, MissingDependency, and from here on OSError where the file cannot be written.
         """
-        codec = codec or ("vp9" if suffix == ".webm" else "hevc" if info.depth > 8 else "h264")
+        codec = codec or default_codec(suffix, info.depth)
         encoder = choose_encoder(suffix, codec, crf)
         self._depth = min(info.depth, depth_of(encoder))
         if self._depth < info.depth:
