@@ -40,7 +40,7 @@ from bfr.runtime.faces.geometry import (
     warp,
 )
 from bfr.runtime.faces.mask import FACE, head_mask
-from bfr.runtime.faces.options import UPSCALES
+from bfr.runtime.faces.options import UPSCALES, Detail
 from bfr.runtime.faces.paste import Patch, make_patch, paste_faces
 from bfr.runtime.images.decode import read_image
 from bfr.runtime.jobs.sources import find_images
@@ -57,6 +57,7 @@ DEGRADATIONS = {  # what one restores a face for; blur in percent of the square'
     "JPEG 50": Degradation(jpeg=50),
     "JPEG 20": Degradation(jpeg=20),
 }
+DETAILS: tuple[Detail, ...] = ("auto", "photo", "crop")
 OWN = ("pasted", "detail photo", "detail crop")
 OTHERS = ("published", "difference", "crop")
 REGIONS = ("face", "rim", "outside")
@@ -146,7 +147,7 @@ def paste_own(cell: Cell, crop: UInt8, restored: UInt8) -> dict[str, tuple[UInt8
     white = Patch(np.full_like(restored, 1, np.float32) * 65535, patch.mask, patch.matrix, patch.size)
     mask = np.zeros(enlarged.shape, np.uint16)
     paste_faces(mask, [white], upscale=cell.upscale, detail="crop")
-    for name, detail in zip(OWN, ("auto", "photo", "crop"), strict=True):
+    for name, detail in zip(OWN, DETAILS, strict=True):
         if name != "pasted" and scale_of(cell.matrix) >= 1:  # nothing to choose
             continue
         results[name] = enlarged.copy()
@@ -173,8 +174,8 @@ def paste_others(cell: Cell, crop: UInt8, restored: UInt8) -> dict[str, tuple[UI
     edge = size // 20
     profile = np.zeros((1, size), np.float32)
     profile[:, edge : size - edge] = 1
-    profile = cv2.GaussianBlur(profile, (2 * edge + 1, 1), 0, borderType=cv2.BORDER_CONSTANT)
-    former = cv2.warpAffine(profile.T @ profile, back, (width, height))[..., None]
+    soft = cv2.GaussianBlur(profile, (2 * edge + 1, 1), 0, borderType=cv2.BORDER_CONSTANT)
+    former = cv2.warpAffine(soft.T @ soft, back, (width, height))[..., None]
     face = warp(restored.astype(np.float32), back, (width, height), cv2.BORDER_REPLICATE)
     change = warp(restored.astype(np.float32) - crop, back, (width, height), cv2.BORDER_REPLICATE)
     results = {
@@ -183,7 +184,7 @@ def paste_others(cell: Cell, crop: UInt8, restored: UInt8) -> dict[str, tuple[UI
         "crop": (enlarged + former * (face - enlarged), former),
     }
     return {
-        name: (np.clip(np.rint(pixels), 0, 255).astype(np.uint8), mask[..., 0])
+        name: (np.clip(np.rint(pixels), 0, 255).astype(np.uint8), np.asarray(mask[..., 0], np.float32))
         for name, (pixels, mask) in results.items()
     }
 

@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from math import isnan
@@ -162,6 +162,7 @@ def result_of(response: Answer) -> Result:
         {name: min(1e9, max(0.0, float(value))) for name, value in stages},  # NaN becomes 0
         headers.get("x-request-id", ""),
         tuple(unquote(note) for note in headers.get("x-bfr-notes", "").split(",") if note),
+        _count(headers.get("x-bfr-faces-sharp", "0")),
     )
 
 
@@ -216,7 +217,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             moment, now = parsedate_to_datetime(said), parsedate_to_datetime(headers["date"])  # of one clock
         except (ValueError, KeyError):
             return None
-        seconds = (moment.astimezone(UTC) - now.astimezone(UTC)).total_seconds()
+        seconds = (moment.astimezone(timezone.utc) - now.astimezone(timezone.utc)).total_seconds()
     return None if isnan(seconds) else uniform(1.0, 1.1) * min(LONGEST_PAUSE, max(0.0, seconds))
 
 

@@ -142,11 +142,12 @@ class _RemoteRun(Run):
         total = result.faces + result.failed
         return Entry(
             item.key,
-            "restored" if total or self.photo is None else "no face",
+            "restored" if total or self.photo is None else "already sharp" if result.sharp else "no face",
             self.outputs[item.key],
             width=width,
             height=height,
             faces=result.faces,
+            sharp=result.sharp or None,
             seconds={**result.seconds, "write": time.perf_counter() - begin},
             error="; ".join(filter(None, errors)) or None,
             notes=result.notes,

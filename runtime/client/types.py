@@ -15,7 +15,8 @@ class Result:
     """A restored image.
 
     data: the file. faces: how many were restored; failed: how many could not be. seconds: stage -> seconds there.
-    notes: what of the image was left out, reduced or taken otherwise than it says.
+    notes: what of the image was left out, reduced or taken otherwise than it says. sharp: how many faces were left
+    because they are sharp already.
     """
 
     data: bytes = field(repr=False)
@@ -28,6 +29,7 @@ class Result:
     seconds: dict[str, float]
     request_id: str
     notes: tuple[str, ...] = ()
+    sharp: int = 0
 
     @property
     def pixels(self) -> NDArray[np.unsignedinteger]:

@@ -13,6 +13,8 @@ from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Estimate, Tensor
 from bfr.runtime.errors import BundleInvalid, RestorationFailed
 
+FAINT = 1 / 512  # share of a pixel below which nothing of it is seen
+SPREAD = 4.0  # pixels: how far visible colours are spread into hidden ones for a network, which knows no alpha
 MARGIN = 16  # pixels at each edge of a tile that only its neighbour's result uses
 
 
@@ -93,6 +95,23 @@ class NetworkBackground:
                 inner = inner[: part.shape[0], : part.shape[1]]
                 part[...] = np.rint(np.clip(inner * 0.5 + 0.5, 0, 1) * top).astype(pixels.dtype)
         return out if scale == upscale else _resize(out, height * upscale, width * upscale)
+
+
+def enlarge(background: Background, pixels: NDArray[Any], alpha: NDArray[Any] | None, upscale: int) -> NDArray[Any]:
+    """As `Background.enlarge`; colours that `alpha`, (H, W) of the pixels' dtype, hides do not reach visible ones."""
+    if alpha is None or upscale == 1 or alpha.min() == np.iinfo(alpha.dtype).max:
+        return background.enlarge(pixels, upscale)
+    share = (alpha / np.iinfo(alpha.dtype).max).astype(np.float32)[..., None]
+    if isinstance(background, Lanczos):  # premultiplied
+        height, width = pixels.shape[0] * upscale, pixels.shape[1] * upscale
+        enlarged, shares = _resize(pixels * share, height, width), _resize(share, height, width)[..., None]
+        colours = np.divide(
+            enlarged, shares, where=shares > FAINT, out=background.enlarge(pixels, upscale).astype(np.float32)
+        )
+        return np.asarray(np.clip(np.rint(colours), 0, np.iinfo(pixels.dtype).max), pixels.dtype)
+    spread, shares = (cv2.GaussianBlur(x, (0, 0), SPREAD) for x in (pixels * share, share))
+    around = np.divide(spread, shares[..., None], where=shares[..., None] > FAINT, out=pixels.astype(np.float32))
+    return background.enlarge(np.rint(around + share * (pixels - around)).astype(pixels.dtype), upscale)
 
 
 def _side(tensors: tuple[Tensor, ...], name: str) -> int | None:

@@ -15,12 +15,12 @@ SHARP = 0.42  # acuity of a face that is sharp already
 NOISE = 4.5  # levels of 255 that it has at most
 BLOCKS = 1.8  # levels of 255 between JPEG's blocks that it has at most
 COARSE = 1.25  # pixels of the crop for one of the photograph: with more, the crop is finer than the photograph
-BLOCKS_SEEN = 0.5  # the same: with less, averaging to the crop hides the blocks
 STEEPEST = 0.99  # the share of gradients below the one that is measured: that of edges, not of skin
-SMOOTHEST = 0.2  # the share of places, 1/16 of the crop's side each, that are smoother than where noise is measured
+CELL = 16  # pixels a side of a place in which noise is measured
+SMOOTHEST = 0.2  # the share of places that are smoother than where noise counts
 MEDIAN = 0.6745  # of the absolute value of a Gaussian, in its standard deviations
 NOISE_STEEPEST = 18.4  # squared gradient that Gaussian noise has at STEEPEST, in its variances: -4 ln(1 - 0.99)
-SMALLEST = 16  # pixels a side of a crop that can be measured
+SMALLEST = 4 * CELL  # pixels a side of a crop that can be measured
 
 Float32 = NDArray[np.float32]
 
@@ -31,8 +31,8 @@ class Condition:
 
     acuity: the gradient of the face's edges over one pixel of the crop, less what noise adds, relative to that over
     four: 0.25 of a blurred edge, 1 of a sharp one, whatever the contrast. noise: standard deviation, levels of 255, in
-    the smoothest places. blocks: the step at the borders of JPEG's blocks, levels of 255. scale: pixels of the crop for
-    one of the photograph.
+    the smoothest places of the crop, or of the photograph where it is larger. blocks: the step at the borders of JPEG's
+    blocks, levels of 255. scale: pixels of the crop for one of the photograph.
     """
 
     acuity: float
@@ -52,23 +52,26 @@ def measure_condition(crop: NDArray[Any], matrix: Matrix, photograph: NDArray[An
     Args:
         crop: The aligned crop, (S, S, 3) uint8 or uint16.
         matrix: The transform from the photograph to the crop.
-        photograph: (H, W, 3) of the crop's dtype, in which JPEG's blocks lie on their grid; None leaves them out, as
-            for a video's frame, whose codec smooths them.
+        photograph: (H, W, 3) of the crop's dtype, in which JPEG's blocks lie on their grid, and noise is as strong as
+            it is seen. None leaves the blocks out, and noise that averaging to the crop has hidden.
     """
     scale = scale_of(matrix)
     if crop.shape[0] < SMALLEST:
         return Condition(0.0, 0.0, 0.0, scale)
     luma = _luma(crop)
-    noise = _noise(luma)
+    noise = _noise(luma, _inside(luma.shape[0] // CELL))
     near, far = (_steepest(luma, width) ** 2 for width in (1, 4))
     near_noise, far_noise = (NOISE_STEEPEST * (noise / width) ** 2 for width in (1, 4))
     seen = far > 2 * far_noise  # otherwise there is nothing but noise
     acuity = float(np.sqrt(max(near - near_noise, 0.0) / (far - far_noise))) if seen else 0.0
     blocks = 0.0
-    if photograph is not None and BLOCKS_SEEN <= scale <= COARSE:
+    if photograph is not None:
         left, top, right, bottom = rectangle(matrix, crop.shape[0], photograph.shape)
         inset_x, inset_y = (right - left) // 4, (bottom - top) // 4
-        blocks = _blocks(_luma(photograph[top + inset_y : bottom - inset_y, left + inset_x : right - inset_x]))
+        seen_at = photograph[top + inset_y : bottom - inset_y, left + inset_x : right - inset_x]
+        if min(seen_at.shape[:2]) >= CELL:
+            middle = _luma(seen_at)
+            blocks, noise = _blocks(middle), max(noise, _noise(middle))
     return Condition(acuity, noise, blocks, scale)
 
 
@@ -78,15 +81,17 @@ def _luma(pixels: NDArray[Any]) -> Float32:
     return np.asarray(cv2.cvtColor(levels, cv2.COLOR_RGB2GRAY), np.float32)
 
 
-def _noise(luma: Float32) -> float:
-    """Standard deviation of white noise, from the diagonal differences of neighbours, which edges seldom have."""
-    cell = max(luma.shape[0] // 16, 1)
-    cells = luma.shape[0] // cell
+def _noise(luma: Float32, where: NDArray[np.bool_] | None = None) -> float:
+    """Standard deviation of white noise, from the diagonal differences of neighbours, which edges seldom have.
+
+    where: (H // CELL, W // CELL), the places that count; all if left out.
+    """
+    height, width = luma.shape[0] // CELL, luma.shape[1] // CELL
     diagonal = np.zeros_like(luma)
     diagonal[:-1, :-1] = np.abs(luma[:-1, :-1] - luma[:-1, 1:] - luma[1:, :-1] + luma[1:, 1:]) / 2
-    whole = diagonal[: cells * cell, : cells * cell].reshape(cells, cell, cells, cell)
-    medians = np.median(whole.swapaxes(1, 2).reshape(cells, cells, -1), axis=2)
-    return float(np.quantile(medians[_inside(cells)], SMOOTHEST)) / MEDIAN
+    places = diagonal[: height * CELL, : width * CELL].reshape(height, CELL, width, CELL).swapaxes(1, 2)
+    medians = np.median(places.reshape(height, width, -1), axis=2)
+    return float(np.quantile(medians if where is None else medians[where], SMOOTHEST)) / MEDIAN
 
 
 def _steepest(luma: Float32, width: int) -> float:

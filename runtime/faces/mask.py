@@ -23,7 +23,7 @@ TURN = 0.7  # how far the head's middle lies behind the nose of a turned face, i
 RADII = (12, 12, 6, 6)  # cells, of the windows of each fit
 EPSILON = 1e-3  # variance of Lab / 100 below which a window has no colours to tell apart
 STEEP, LAST_STEEP = 2.0, 3.0  # contrast of the mask after each fit, and after the last
-GROWN, SOFT = 3, 2.0  # cells of SIDE by which the mask reaches past the hair's edge, and of its own edge
+GROWN, SOFT = 3, 2.5  # cells of SIDE by which the mask reaches past the hair's edge, and of its own edge
 NEAR = 4  # cells around the head in which the restored surroundings may be needed
 DIFFERENT = (4.0, 12.0)  # levels of 255 between crop and restored crop, averaged over a cell: none and all of them
 EDGE = SIDE // 20  # cells: half of the width in which the mask falls to 0 towards the crop's edge
@@ -59,7 +59,7 @@ def head_mask(
     fine = np.maximum(_steep(_applied(colours, _to(fit, SIDE)), LAST_STEEP), _to(face, SIDE)) * _to(limit, SIDE)
     wider = cv2.dilate(fine, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * GROWN + 1,) * 2))
     wider = np.maximum(wider, _to(_near(mask) * _changed(before, after), SIDE))
-    soft = _steep(cv2.GaussianBlur(wider, (0, 0), SOFT), LAST_STEEP / 2)  # nothing is changed just a little
+    soft = _steep(cv2.GaussianBlur(wider, (0, 0), SOFT), STEEP)  # nothing is changed just a little
     return np.asarray(1 - (1 - soft * _edge()) ** 2, np.float32), fine
 
 
@@ -127,8 +127,8 @@ def _to(x: Float32, size: int) -> Float32:
     return np.asarray(cv2.resize(x, (size, size), interpolation=method), np.float32)
 
 
-def _steep(x: Float32, contrast: float) -> Float32:
-    return np.clip((x - 0.5) * np.float32(contrast) + np.float32(0.5), 0, 1)
+def _steep(x: NDArray[Any], contrast: float) -> Float32:
+    return np.asarray(np.clip((x - 0.5) * contrast + 0.5, 0, 1), np.float32)
 
 
 def _turn(landmarks: NDArray[Any]) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.errors import InvalidImage
-from bfr.runtime.faces.background import Background, Lanczos
+from bfr.runtime.faces.background import Background, Lanczos, enlarge
 from bfr.runtime.faces.condition import Condition, measure_condition
 from bfr.runtime.faces.detect import Detector, open_detector
 from bfr.runtime.faces.geometry import Face, Matrix, alignment, crop_face, select_faces
@@ -123,32 +123,30 @@ class PhotoEditor:
         """
         begin = time.perf_counter()
         options = self.options
-        pixels = self.background.enlarge(image.pixels, options.upscale)
+        pixels = enlarge(self.background, image.pixels, image.alpha, options.upscale)
         if image.grey and not isinstance(self.background, Lanczos):
             pixels = to_grey(pixels)  # a network may have coloured it
         enlarged = time.perf_counter()
-        patches: list[Patch] = []
-        restored, errors, following = [], [], iter(results)
-        for face in faces:
-            result = None if face.left else next(following)
-            if result is not None and result.pixels is None:
-                errors.append(result.error or "unknown")
-            elif result is not None:
-                restored.append(face.face)
-            patches.append(
-                make_patch(
-                    face.crop,
-                    result.pixels if result else None,
-                    face.matrix,
-                    landmarks=face.face.landmarks,
-                    keep_colour=options.keep_colour,
-                    grey=image.grey,
-                )
-            )
-        paste_faces(pixels, patches, upscale=options.upscale, blend=options.blend, detail=options.detail)
+        following = iter(results)
+        pairs = [(face, None if face.left else next(following)) for face in faces]
+        restored = tuple(face.face for face, result in pairs if result and result.pixels is not None)
+        errors = tuple(result.error or "unknown" for _, result in pairs if result and result.pixels is None)
         sharp = tuple(face.face for face in faces if face.left)
+        if restored:
+            patches = [self._patch(face, result, grey=image.grey) for face, result in pairs]
+            paste_faces(pixels, patches, upscale=options.upscale, blend=options.blend, detail=options.detail)
         seconds = {"background": enlarged - begin, "paste": time.perf_counter() - enlarged}
-        return RestoredPhoto(pixels, tuple(restored), tuple(errors), sharp, seconds)
+        return RestoredPhoto(pixels, restored, errors, sharp, seconds)
+
+    def _patch(self, face: AlignedFace, result: Restored | None, *, grey: bool) -> Patch:
+        return make_patch(
+            face.crop,
+            result.pixels if result else None,
+            face.matrix,
+            landmarks=face.face.landmarks,
+            keep_colour=self.options.keep_colour,
+            grey=grey,
+        )
 
 
 class PhotoRestorer(PhotoEditor):

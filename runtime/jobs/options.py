@@ -65,3 +65,4 @@ class RestoreOptions(Options):
     upscale: Upscale = field_of(PhotoOptions, "upscale")
     blend: float = field_of(PhotoOptions, "blend")
     keep_colour: bool = field_of(PhotoOptions, "keep_colour")
+    restore_sharp: bool = field_of(PhotoOptions, "restore_sharp")

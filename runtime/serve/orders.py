@@ -79,6 +79,7 @@ class Answer:
 
     data: of an image in the format that `suffix` names. faces, failed: how many were restored and how many could not
     be. seconds: stage -> seconds. notes: what of the image was left out, reduced or taken otherwise than it says.
+    sharp: faces that were left because they are sharp already.
     """
 
     data: bytes
@@ -87,6 +88,7 @@ class Answer:
     failed: int
     seconds: dict[str, float]
     notes: tuple[str, ...] = ()
+    sharp: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,7 @@ class FakeServer:
     presets: dict[str, int] = field(default_factory=lambda: dict(STEPS))  # names and steps; the first is the default
     faces: int = 1
     failed: int = 0
+    sharp: int = 0
     ready: bool = True
     cut: bool = False  # results of jobs end in the middle
     result: bytes | None = None  # instead of the sharpened image
@@ -119,7 +120,7 @@ class FakeServer:
             if answer is None:
                 yield Refusal("invalid", "image is damaged or truncated: copy or convert it again")
             else:
-                yield Answer(*answer, self.faces, self.failed, dict(SECONDS))
+                yield Answer(*answer, self.faces, self.failed, dict(SECONDS), sharp=self.sharp)
         finally:
             self.cancelled += not answered
 

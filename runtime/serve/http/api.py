@@ -49,6 +49,7 @@ JOB_BODY = {"required": True, "content": dict.fromkeys((*VIDEOS, *IMAGES), BINAR
 RESULT_HEADERS = {
     "X-Bfr-Faces": "Faces that were restored.",
     "X-Bfr-Faces-Failed": "Faces that could not be, and are as they were; only where there are any.",
+    "X-Bfr-Faces-Sharp": "Faces that are sharp already, and are as they were; only where there are any.",
     "X-Bfr-Seed": "Seed of the noise.",
     "X-Bfr-Preset": "The preset.",
     "X-Bfr-Bundle": "Hash of the bundle: of the networks and all settings.",
@@ -171,6 +172,7 @@ def _facts(answer: Answer, order: Order, front: Front) -> dict[str, str]:
     return {
         "X-Bfr-Faces": str(answer.faces),
         **({"X-Bfr-Faces-Failed": str(answer.failed)} if answer.failed else {}),
+        **({"X-Bfr-Faces-Sharp": str(answer.sharp)} if answer.sharp else {}),
         "X-Bfr-Seed": str(order.group.seed),
         "X-Bfr-Preset": order.group.preset,
         "X-Bfr-Bundle": front.systems[order.group.bundle].bundle.hash,

@@ -62,7 +62,7 @@ class Metrics:
 
     def answered(self, answer: Answer) -> None:
         """Count an image that was restored."""
-        self.images.labels("restored" if answer.faces else "no face").inc()
+        self.images.labels("restored" if answer.faces else "already sharp" if answer.sharp else "no face").inc()
         for stage, seconds in answer.seconds.items():
             self.stages.labels(stage).observe(seconds)
 

@@ -17,6 +17,7 @@ from bfr.runtime.serve.http.uploads import LEAST_RATE, Upload, Uploads, collect,
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import Group
 from bfr.runtime.serve.systems import System
+from bfr.runtime.timeouts import timeout
 from bfr.runtime.video.formats import MEDIA_TYPES as VIDEO_TYPES
 
 MEDIA_TYPES = {suffix: one.media_type for suffix, one in BY_SUFFIX.items()} | VIDEO_TYPES
@@ -39,7 +40,7 @@ class RestoreQuery(RestoreOptions):
             raise Problem(
                 422,
                 "invalid options",
-                "mode=aligned takes the image for a face: leave faces, upscale, blend and keep_colour out",
+                "mode=aligned takes the image for a face: leave out faces, upscale, blend, keep_colour, restore_sharp",
             )
         return options
 
@@ -90,9 +91,9 @@ def content_type(request: Request) -> str:
 async def read_image(request: Request, options: ServeOptions, uploads: Uploads, upload: Upload) -> bytes:
     """The image of a request: its body, or the field `image` of a form. Raises Problem 408, 413, 422, 503."""
     try:
-        async with asyncio.timeout(options.body_seconds):
+        async with timeout(options.body_seconds):
             data = await collect(request.stream(), uploads, upload, options.body_bytes)
-    except TimeoutError:
+    except asyncio.TimeoutError:
         raise Problem(
             408, "slow body", f"the image did not arrive within {options.body_seconds:g} s: send it faster, or smaller"
         ) from None
@@ -140,7 +141,7 @@ async def job_body(request: Request, options: ServeOptions) -> AsyncIterator[byt
         left = begin + options.body_seconds + total / LEAST_RATE - time.monotonic()
         try:
             chunk = await asyncio.wait_for(anext(chunks, None), max(0.0, min(left, options.body_seconds)))
-        except TimeoutError:
+        except asyncio.TimeoutError:
             raise Problem(
                 408, "slow body", f"the file arrives too slowly: {LEAST_RATE} bytes a second are needed"
             ) from None

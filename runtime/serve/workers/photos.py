@@ -130,7 +130,8 @@ class Photos:
         results = [one.restored for one in finished]
         result = await self._in_thread(work, self._write, work, results, suffix)
         faces = sum(one.pixels is not None for one in results)
-        yield Answer(result.data, suffix, faces, len(results) - faces, picture.seconds, result.entry.notes)
+        failed, sharp = len(results) - faces, result.entry.sharp or 0
+        yield Answer(result.data, suffix, faces, failed, picture.seconds, result.entry.notes, sharp)
 
     def _read(self, work: _Work) -> Prepared[Picture]:
         """In a thread."""

@@ -152,7 +152,7 @@ def test_a_folder_of_faces_is_restored_without_torch_and_without_network(
     report = json.loads((out / "report.json").read_text())
     assert report["settings"]["bundle_hash"] == tiny_bundle.hash
     assert report["settings"]["seed"] == 12345
-    assert report["counts"] == {"restored": 3, "no face": 0, "skipped": 0, "failed": 0}
+    assert {name: count for name, count in report["counts"].items() if count} == {"restored": 3}
     for image in report["images"]:
         assert {"read", "estimate", "denoise", "write"} <= image["seconds"].keys()
 
@@ -278,7 +278,7 @@ def test_options_of_the_networks_out_of_range_are_one_clear_error(
         (["--format", "gif"], "same, .png, .jpg, .webp"),
         (["--quality", "0"], "between 1 and 100"),
         (["--max-pixels", "0"], "1 or more"),
-        (["--codec", "av1"], "h264, vp9"),
+        (["--codec", "av1"], "h264, hevc, vp9"),
         (["--crf", "-3"], "between 0 and 63"),
         (["--faces", "some"], "all, largest, centre"),
         (["--aligned", "--upscale", "2"], "--aligned takes each image for a face"),

@@ -96,6 +96,7 @@ def test_a_folder(server: FakeServer, album: Path, tmp_path: Path) -> None:
             "upscale": "1",
             "blend": "1.0",
             "keep_colour": "false",
+            "restore_sharp": "false",
         }
 
 
@@ -103,6 +104,13 @@ def test_a_few_at_once(server: FakeServer, album: Path, tmp_path: Path) -> None:
     server.delay = 0.3
     run(server, album, tmp_path / "out")
     assert 2 <= server.most_at_once <= remote_job.REQUESTS
+
+
+def test_faces_that_are_sharp_already(server: FakeServer, album: Path, tmp_path: Path) -> None:
+    server.faces, server.sharp = 0, 2
+    report = run(server, album, tmp_path / "out")
+    assert {entry.status for entry in report.entries} == {"already sharp"}
+    assert {entry.sharp for entry in report.entries} == {2}
 
 
 def test_faces_that_are_not_there_or_fail(server: FakeServer, album: Path, tmp_path: Path) -> None:

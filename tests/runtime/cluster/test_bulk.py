@@ -128,7 +128,7 @@ class TestWithRay:
         assert [row["width"] for row in rows if row["status"] == "restored"] == ["64"] * 5
         assert [row["source"] for row in table(out, "failures.csv")] == [str(folder / "bad.png")]
         facts = json.loads((out / "batch.json").read_text())
-        assert facts["counts"] == {"restored": 5, "no face": 0, "skipped": 0, "failed": 1}
+        assert facts["counts"] == {"restored": 5, "already sharp": 0, "no face": 0, "skipped": 0, "failed": 1}
         earlier = json.loads((expected / "report.json").read_text())["settings"]
         assert facts["settings"] == {name: earlier[name] for name in earlier if name not in ("codec", "crf")}
 

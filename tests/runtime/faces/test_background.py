@@ -25,10 +25,11 @@ from bfr.runtime.bundle.manifest import (
     Variant,
 )
 from bfr.runtime.errors import BundleCorrupt, BundleInvalid, RestorationFailed
-from bfr.runtime.faces.background import Lanczos, NetworkBackground
+from bfr.runtime.faces.background import Lanczos, NetworkBackground, enlarge
 from bfr.runtime.faces.options import UPSCALES
 
 Array = NDArray[Any]
+GRAPH = b"\x08\x0a\x3a\x00"  # a version and an empty graph
 TILE = 48
 SIZES = [(1, 1), (1, 100), (100, 1), (5, 7), (16, 16), (17, 15), (47, 48), (48, 48), (49, 64), (131, 90)]
 RNG = np.random.default_rng(0)
@@ -69,7 +70,7 @@ def manifest(folder: Path, *, tile: Any = TILE, scale: int = 2, **changes: Any) 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "enlarge.onnx").write_bytes(b"graph")
+    (tmp_path / "enlarge.onnx").write_bytes(GRAPH)
     return tmp_path
 
 
@@ -108,6 +109,59 @@ def blurred_whole(pixels: Array) -> Array:
     padded = np.pad(pixels / top, ((8, 8), (8, 8), (0, 0)), mode="symmetric")
     mean = np.stack([cv2.blur(padded[..., c], (9, 9)) for c in range(3)], -1)[8:-8, 8:-8]
     return np.repeat(np.repeat(mean, 2, 0), 2, 1) * top
+
+
+class TestAlpha:
+    """Of a red disc before nothing, whose hidden pixels are blue."""
+
+    @staticmethod
+    def disc(dtype: type) -> tuple[Array, Array]:
+        y, x = np.mgrid[:40, :50]
+        top = np.iinfo(dtype).max
+        alpha = np.clip(15.5 - np.hypot(x - 25, y - 20), 0, 1)
+        hidden = (alpha == 0)[..., None]
+        pixels = np.where(hidden, np.array([0, 0, top]), np.array([top, 0, 0])).astype(dtype)
+        return pixels, np.rint(alpha * top).astype(dtype)
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+    @pytest.mark.parametrize("upscale", [2, 4])
+    def test_hidden_colours_stay_hidden(self, dtype: type, upscale: int) -> None:
+        pixels, alpha = self.disc(dtype)
+        top = np.iinfo(dtype).max
+        shown = cv2.resize(alpha, None, fx=upscale, fy=upscale, interpolation=cv2.INTER_CUBIC) > 0.02 * top
+        result = enlarge(Lanczos(), pixels, alpha, upscale)
+        assert result.dtype == dtype
+        assert (result[shown] >= np.array([0.99, 0, 0]) * top).all()
+        assert (result[shown][:, 2] <= 0.01 * top).all()
+        assert Lanczos().enlarge(pixels, upscale)[shown][:, 2].max() > 0.3 * top
+
+    def test_a_network_sees_none_of_them_near_visible_ones(self) -> None:
+        class Seen(Lanczos):
+            pixels: Array
+
+            def enlarge(self, pixels: Array, upscale: int) -> Array:
+                self.pixels = pixels
+                return super().enlarge(pixels, upscale)
+
+        class Network:
+            name = "network"
+            inner = Seen()
+
+            def enlarge(self, pixels: Array, upscale: int) -> Array:
+                return self.inner.enlarge(pixels, upscale)
+
+        pixels, alpha = self.disc(np.uint8)
+        network = Network()
+        enlarge(network, pixels, alpha, 2)
+        beside = (alpha == 0) & (cv2.dilate(alpha, np.ones((7, 7))) > 0)
+        assert (network.inner.pixels[beside] == (255, 0, 0)).all()
+        assert np.array_equal(network.inner.pixels[alpha == 255], pixels[alpha == 255])
+
+    def test_an_opaque_photograph_and_one_that_keeps_its_size_are_as_without(self) -> None:
+        pixels = picture((20, 30))
+        opaque = np.full((20, 30), 255, np.uint8)
+        assert np.array_equal(enlarge(Lanczos(), pixels, opaque, 2), Lanczos().enlarge(pixels, 2))
+        assert np.array_equal(enlarge(Lanczos(), pixels, opaque // 2, 1), pixels)
 
 
 class TestLanczos:
@@ -319,7 +373,7 @@ class TestBundle:
 
     def test_a_changed_file_is_never_loaded(self, folder: Path, fakes: Any) -> None:
         manifest(folder)
-        (folder / "enlarge.onnx").write_bytes(b"grapf")
+        (folder / "enlarge.onnx").write_bytes(b"\x08\x0b\x3a\x00")
         with pytest.raises(BundleCorrupt, match="sha256"):
             NetworkBackground(folder, fakes.Device())
 

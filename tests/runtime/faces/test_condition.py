@@ -100,6 +100,14 @@ class TestNoise:
         assert measured(noisy(drawn(), 14)).noise > NOISE
         assert not measured(noisy(drawn(), 14)).sharp
 
+    def test_noise_counts_where_it_is_seen(self) -> None:
+        """In a photograph four times as large as the crop, in which it is averaged away."""
+        quarter = np.array([[0.25, 0, -0.375], [0, 0.25, -0.375]])
+        clean, grainy = drawn(4 * SIZE), noisy(drawn(4 * SIZE), 14)
+        assert measured(clean, quarter).sharp
+        assert not measured(grainy, quarter).sharp
+        assert measure_condition(crop_face(grainy, quarter, SIZE), quarter).noise < NOISE
+
 
 class TestBlocks:
     def test_a_poor_jpeg_is_not_sharp_already(self) -> None:

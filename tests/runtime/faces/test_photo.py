@@ -28,6 +28,7 @@ from bfr.runtime.bundle.manifest import (
 )
 from bfr.runtime.errors import InvalidImage, InvalidOption
 from bfr.runtime.faces.background import Lanczos
+from bfr.runtime.faces.condition import Condition
 from bfr.runtime.faces.geometry import Face, template
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoRestorer, read_reference
@@ -340,6 +341,36 @@ class TestChoice:
         (aligned,) = photo.align(photograph)
         assert aligned.face is moved
         assert np.array_equal(aligned.crop, photograph[30:62, 58:90])
+
+    def test_a_face_that_is_sharp_already_is_left(self, painter: Restorer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And its neighbour does not paint over it."""
+        sharp, poor = known_face(40, 50), known_face(90, 50)
+        measured = []
+
+        def measure(crop: Array, matrix: Array, photograph: Array) -> Condition:
+            measured.append(photograph)
+            return Condition(0.9 if len(measured) == 1 else 0.3, 0, 0, 1)
+
+        monkeypatch.setattr("bfr.runtime.faces.photo.measure_condition", measure)
+        photograph = picture()
+        result = PhotoRestorer(painter, detector=Known(sharp, poor)).restore(photograph)
+        assert (result.faces, result.sharp) == ((poor,), (sharp,))
+        assert measured[0] is photograph
+        assert np.array_equal(result.pixels[:, :56], photograph[:, :56])
+        assert np.abs(result.pixels[47:57, 85:95].mean((0, 1)) - LEVELS).max() < 8
+        measured.clear()
+        both = PhotoRestorer(painter, PhotoOptions(restore_sharp=True), detector=Known(sharp, poor)).restore(photograph)
+        assert (both.faces, both.sharp, measured) == ((sharp, poor), (), [])
+
+    def test_a_photograph_of_sharp_faces_is_only_enlarged(
+        self, painter: Restorer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("bfr.runtime.faces.photo.measure_condition", lambda *_: Condition(0.9, 0, 0, 1))
+        photograph = picture()
+        photo = PhotoRestorer(painter, PhotoOptions(upscale=2), detector=Known(known_face(40, 50)))
+        result = photo.restore(photograph)
+        assert (result.faces, len(result.sharp)) == ((), 1)
+        assert np.array_equal(result.pixels, Lanczos().enlarge(photograph, 2))
 
     def test_blend(self, painter: Restorer) -> None:
         photograph = np.full((100, 140, 3), 20, np.uint8)

@@ -134,7 +134,7 @@ def test_a_dropped_photograph_is_restored_compared_and_saved(opened: Any, server
     assert sent.headers["content-type"] == "image/jpeg"
     assert re.fullmatch(r"[A-Za-z0-9_-]{8,64}", sent.headers["x-request-id"])
     expected = {"seed": "12345", "preset": "balanced", "mode": "photo", "faces": "all", "upscale": "1"}
-    assert sent.query == {**expected, "blend": "1", "keep_colour": "false"}
+    assert sent.query == {**expected, "blend": "1", "keep_colour": "false", "restore_sharp": "false"}
     assert any(seen.query == {"ids": sent.headers["x-request-id"]} for seen in server.seen if seen.path == "/requests")
     assert card.locator(".status").text_content() == "1 face restored"
     assert "512 × 512 · balanced · seed 12345" in card.locator(".about").text_content()  # noqa: RUF001
@@ -174,6 +174,7 @@ def test_other_options_without_choosing_the_file_again(opened: Any, server: Fake
         "upscale": "2",
         "blend": "0.7",
         "keep_colour": "true",
+        "restore_sharp": "false",
     }
     assert sent.headers["accept"] == "image/webp"
     boxes = [card.locator(f".{side} img").bounding_box() for side in ("before", "after")]
