@@ -21,11 +21,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import tomllib
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -88,9 +88,12 @@ def _tensorrt(major: int) -> tuple[str, ...]:
     return (*(f"tensorrt-cu{major}{part}>=10.3,<12" for part in parts), "polygraphy", "filelock")
 
 
-_RAY = ("ray>=2.55,<2.64", "fastapi", "uvicorn", "prometheus-client", "python-multipart", "httpx2>=2.10,<3")
+_SERVE = ("fastapi", "uvicorn", "prometheus-client", "python-multipart", "httpx2>=2.10,<3")
+_RAY = (*_SERVE, "ray>=2.55,<2.64")
+_OTEL = ("opentelemetry-exporter-otlp-proto-http", "opentelemetry-sdk")
 _RTX = ("tensorrt-rtx>=1.7,<2", "tensorrt-rtx-cu13", "tensorrt-rtx-cu13-libs", "polygraphy", "filelock")
-_CPU, _VIDEO = ("onnxruntime>=1.27,<2",), ("av>=18,<19",)
+_CPU, _CPU_310, _VIDEO = ("onnxruntime>=1.27,<2",), ("onnxruntime>=1.23,<1.24",), ("av>=17.1,<19",)
+_OLD = ("async-timeout>=4,<6", "tomli>=2,<3")  # what Python 3.10 lacks
 _TORCH = ("torch>=2.11", "onnx", "onnxscript", "safetensors")
 
 ROWS = (
@@ -104,11 +107,13 @@ ROWS = (
       for python in ("3.11", "3.13")),
     Row("CUDA 12", X86, "3.12", ("tensorrt-cu12",), (*_tensorrt(12), *KERNELS_12), (*ONLY_12, "onnxruntime*")),
     Row("JetPack 7", UBUNTU_24_ARM, "3.12", ("jetson", "cpu", "serve", "video"),
-        (BINDINGS_13, "filelock", *_CPU, *_RAY, *_VIDEO), (*ONLY_13, *JETPACK)),
-    Row("JetPack 6", UBUNTU_22_ARM, "3.10", ("jetson-cu12", "cpu"), (BINDINGS_12, "filelock", *_CPU),
-        (*ONLY_12, *JETPACK)),
-    *(Row("CPU", X86, python, ("cpu", "serve", "video"), (*_CPU, *_RAY, *_VIDEO), NO_GPU)
+        (BINDINGS_13, "filelock", *_CPU, *_SERVE, *_VIDEO), (*ONLY_13, *JETPACK)),
+    Row("JetPack 6", UBUNTU_22_ARM, "3.10", ("jetson-cu12", "cpu", "serve", "video"),
+        (BINDINGS_12, "filelock", *_CPU_310, *_SERVE, *_VIDEO, *_OLD), (*ONLY_12, *JETPACK)),
+    Row("CPU", X86, "3.10", ("cpu", "client", "video"), (*_CPU_310, *_VIDEO, "async-timeout", "httpx2"), NO_GPU),
+    *(Row("CPU", X86, python, ("cpu", "serve", "video"), (*_CPU, *_SERVE, *_VIDEO), NO_GPU)
       for python in ("3.11", "3.12", "3.13")),
+    Row("CPU", X86, "3.12", ("cpu", "cluster", "otel", "hub"), (*_CPU, *_RAY, *_OTEL, "huggingface_hub>=1,<3"), NO_GPU),
     *(Row("CPU", platform, "3.12", ("cpu", "video"), (*_CPU, *_VIDEO), NO_GPU) for platform in (WINDOWS, MAC)),
 )  # fmt: skip
 

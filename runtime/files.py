@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from bfr.runtime.errors import WriteFailed
 
@@ -70,7 +71,15 @@ def cache_folder() -> Path:
 def sha256_file(path: Path) -> str:
     """The sha256 of a file's bytes, 64 lower-case hexadecimal digits, in constant memory."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(file)
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """The sha256 of what is left of an open file, as `sha256_file`."""
+    digest = hashlib.sha256()
+    while part := file.read(1 << 20):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

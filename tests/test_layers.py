@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("bfr.runtime", "bfr.models", "bfr.export", "bfr.benchmarks")
 # A layer a row, the lowest first: what it holds, and what it may import beside itself.
-BASE = {"runtime.errors", "runtime.files", "runtime.install", "runtime.options", "runtime.text"}
+BASE = {"runtime.errors", "runtime.files", "runtime.install", "runtime.options", "runtime.text", "runtime.timeouts"}
 MATHEMATICS = {"runtime.diffusion"}
 BUNDLE = {"runtime.bundle"}
 CORE = MATHEMATICS | BUNDLE | {"runtime.backends", "runtime.restore"}

@@ -22,7 +22,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def run_stages(
     done = {name: entry for name, entry in earlier.get("stages", {}).items() if entry["status"] == "done"}
     if resume:
         say(f"{len(done)} stages are done already; {unpack_cache(resume, work / 'inductor')} parts of compiled code")
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     results: dict[str, Any] = {"format": 1, "date_utc": now, "rehearsal": "--rehearse" in command, "stages": done}
 
     def write(name: str, entry: dict[str, Any]) -> None:

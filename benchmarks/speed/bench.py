@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def run_bench(
         preset=options.preset or (bundle.manifest.default_preset if bundle.denoisers else "none"),
         sampler=sampler.model_dump(),
         steps=plan.steps,
-        date_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        date_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=options.command,
         seed=DEFAULT_SEED,
         repeats=options.repeats,

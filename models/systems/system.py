@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from torch import nn
+from typing_extensions import Self
 
 from bfr.models.networks.clrface import clrface_guide, clrface_recoverer, identity_guide
 from bfr.models.networks.lama import LaMa

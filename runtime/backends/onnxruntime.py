@@ -213,9 +213,12 @@ def _session(graph: Path | OnnxFile, options: ort.SessionOptions, providers: lis
     source: str | bytes = str(graph)
     if isinstance(graph, OnnxFile):
         source, weights = graph.model, graph.weights
-        options.add_external_initializers_from_files_in_memory(
-            [*weights], [*weights.values()], [*map(len, weights.values())]
-        )
+        if hasattr(options, "add_external_initializers_from_files_in_memory"):
+            options.add_external_initializers_from_files_in_memory(
+                [*weights], [*weights.values()], [*map(len, weights.values())]
+            )
+        else:  # 1.23, the last for Python 3.10, reads the files again
+            source = str(graph.path)
     try:
         session = ort.InferenceSession(source, options, providers=providers)
     except Exception as error:

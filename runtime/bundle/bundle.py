@@ -31,7 +31,7 @@ from bfr.runtime.bundle.onnx import OnnxFile, check_graph
 from bfr.runtime.diffusion.schedule import GRIDS
 from bfr.runtime.diffusion.solvers import SOLVERS
 from bfr.runtime.errors import BundleCorrupt, BundleInvalid, InvalidOption
-from bfr.runtime.files import sha256_file, write_bytes
+from bfr.runtime.files import sha256_file, sha256_of, write_bytes
 
 LARGEST_MANIFEST = 16 << 20  # bytes
 _log = logging.getLogger("bfr")
@@ -236,7 +236,7 @@ def map_file(folder: Path, file: BundleFile, remedy: str) -> mmap.mmap | bytes:
     if not file.bytes:
         return read_file(folder, file, remedy)
     with path.open("rb") as opened:
-        _compare(path, file, hashlib.file_digest(opened, "sha256").hexdigest(), remedy)
+        _compare(path, file, sha256_of(opened), remedy)
         return mmap.mmap(opened.fileno(), file.bytes, access=mmap.ACCESS_READ)
 
 

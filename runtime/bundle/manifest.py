@@ -1,9 +1,10 @@
 """The manifest of a deployment bundle: what `manifest.json` may say, checked when it is read."""
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from typing_extensions import Self
 
 from bfr.runtime.diffusion.solvers import Solver
 

@@ -1,7 +1,7 @@
 """`bfr serve`. A flag overrides its environment variable, which overrides the file of `--config`."""
 
 import os
-import tomllib
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +11,11 @@ from bfr.runtime.cli.options import Flags, expanded
 from bfr.runtime.errors import InputNotFound, InvalidOption, MissingDependency
 from bfr.runtime.install import install_command
 from bfr.runtime.serve.options import ListenOptions, ServeOptions
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ENVIRONMENT = "BFR_SERVE_"
 

@@ -38,6 +38,7 @@ from bfr.runtime.errors import BfrError, InvalidOption, MissingDependency, Serve
 from bfr.runtime.files import atomic_path
 from bfr.runtime.install import install_command
 from bfr.runtime.jobs.options import RestoreOptions
+from bfr.runtime.timeouts import timeout
 
 __all__ = ["AsyncClient", "Client", "Job", "RestoreOptions", "Result"]
 
@@ -156,7 +157,7 @@ class AsyncClient:
         """Whether the server takes requests now; asked once."""
         try:
             response = await self._send("GET", "/ready", self._timeout)
-        except (self._library.RequestError, TimeoutError):
+        except (self._library.RequestError, asyncio.TimeoutError):
             return False
         return bool(response.status_code == 200)
 
@@ -190,9 +191,10 @@ class AsyncClient:
             pause = None
             try:
                 response = await self._send(method, path, seconds, bounded=bounded, **request)
-            except (http.RequestError, TimeoutError) as lost:
+            except (http.RequestError, asyncio.TimeoutError) as lost:
                 unsent = isinstance(lost, http.ConnectError | http.ConnectTimeout | http.PoolTimeout)
-                reason = "the answer took too long" if type(lost) is TimeoutError else str(lost) or type(lost).__name__
+                late = type(lost) is asyncio.TimeoutError
+                reason = "the answer took too long" if late else str(lost) or type(lost).__name__
                 error: BfrError = ServerUnavailable(
                     f"{self._where} cannot be reached ({reason}): check the address and that it runs"
                 )
@@ -229,7 +231,7 @@ class AsyncClient:
         if file is not None:
             request["content"] = _parts(file)
         async with (
-            asyncio.timeout(seconds if bounded else None),
+            timeout(seconds if bounded else None),
             self._http.stream(method, self.url + path, timeout=seconds, **request) as response,
         ):
             content = bytearray()

@@ -5,7 +5,7 @@ import platform
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib.metadata import version
 from math import inf
 from pathlib import Path, PurePosixPath
@@ -132,7 +132,7 @@ def describe_versions() -> dict[str, str]:
 
 def describe_now() -> str:
     """The time, as reports have it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def summary(report: Report, out: object, *, done: str = "restored") -> str:

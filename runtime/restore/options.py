@@ -14,7 +14,9 @@ from bfr.runtime.options import COMMAS, Options
 class OpenOptions(Options):
     """How a bundle is opened."""
 
-    bundle: Path | None = Field(default=None, description="Bundle folder, or hf://owner/name; the default is the system mini.")
+    bundle: Path | None = Field(
+        default=None, description="Bundle folder, or hf://owner/name; the default is the system mini."
+    )
     backend: BackendName = Field(
         default="auto", description="What runs the networks; auto: the fastest that was verified."
     )

@@ -289,7 +289,5 @@ def _names(tensors: tuple[m.Tensor, ...], renamed: Mapping[str, str]) -> dict[st
 def _shape(tensor: m.Tensor) -> Shape:
     sizes = tensor.shape[1:]
     if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise BundleInvalid(
-            f"{tensor.name} has the shape {tensor.shape}, not of sizes: export the bundle anew"
-        )
+        raise BundleInvalid(f"{tensor.name} has the shape {tensor.shape}, not of sizes: export the bundle anew")
     return tuple(map(int, sizes))

@@ -69,12 +69,14 @@ class Restorer:
         self.precision: Precision = bundle.precision(precision)
         self.batch, self.size = batch, bundle.manifest.image_size
         self.plan = make_plan(bundle, sampler)
-        self.inputs = ImageInputs(bundle.manifest.system, self.size, bundle.manifest.inputs)
+        weight = bundle.manifest.weight if sampler.weight is None else sampler.weight
+        self.inputs = ImageInputs(bundle.manifest.system, self.size, bundle.manifest.inputs, weight)
         self._networks = load_networks(bundle, device, self.precision) if networks is None else networks
-        if self.buckets and batch > max(self.buckets):
-            runs = "the bundle's graphs run" if self.buckets == bundle.manifest.batches else f"{device.name} runs"
+        if bundle.manifest.batches:  # graphs that take one image, or few, at a time run as often as it takes
+            self.batch = min(batch, max(bundle.manifest.batches))
+        if self.buckets and self.batch > max(self.buckets):
             raise InvalidOption(
-                f"batch {batch} is out of range: {runs} batches of "
+                f"batch {batch} is out of range: {device.name} runs batches of "
                 f"{', '.join(map(str, self.buckets))} here. Choose at most {max(self.buckets)}"
                 f"{', or build with --batches' if device.name.startswith('tensorrt') else ''}"
             )

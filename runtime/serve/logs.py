@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 
 ACCESS = "bfr.serve.access"
 
@@ -14,7 +14,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
         content = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),

@@ -19,6 +19,7 @@ from bfr.runtime.serve.keys import Key, Keys
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import Answer, Order, Progress, Refusal, State
 from bfr.runtime.serve.systems import System, open_systems
+from bfr.runtime.timeouts import timeout
 
 Restore = Callable[[bytes, Order], AsyncGenerator[Progress | Answer | Refusal, None]]
 """As `Photos.restore`."""
@@ -86,7 +87,7 @@ class Front:
         self.state = "draining"
         try:
             await asyncio.wait_for(self._empty.wait(), seconds)
-        except TimeoutError:
+        except asyncio.TimeoutError:
             self.over.set()
             return False
         return True
@@ -164,17 +165,17 @@ class Front:
         """The restored image. Cancelled, it drops what is queued. Raises Problem."""
         assert self._restore is not None  # noqa: S101  (let in when ready)
         try:
-            async with asyncio.timeout(max(0.0, order.deadline - time.monotonic())):
-                async with aclosing(self._restore(data, order)) as steps:
-                    async for step in steps:
-                        if isinstance(step, Answer):
-                            self._answered()
-                            self.metrics.answered(step)
-                            return step
-                        if isinstance(step, Refusal):
-                            raise self._refused(step)
-                        visit.state, visit.share = step.state, step.share
-        except TimeoutError:
+            limit = max(0.0, order.deadline - time.monotonic())
+            async with timeout(limit), aclosing(self._restore(data, order)) as steps:
+                async for step in steps:
+                    if isinstance(step, Answer):
+                        self._answered()
+                        self.metrics.answered(step)
+                        return step
+                    if isinstance(step, Refusal):
+                        raise self._refused(step)
+                    visit.state, visit.share = step.state, step.share
+        except asyncio.TimeoutError:
             raise self._refused(Refusal("expired", "")) from None
         raise self._refused(Refusal("failed", "the image was not answered: see the server's log"))
 

@@ -71,7 +71,7 @@ class JobRunner:
                 await asyncio.sleep(PAUSE)
                 continue
             if not done:
-                with suppress(TimeoutError):
+                with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), POLL)
                 self._wake.clear()
 

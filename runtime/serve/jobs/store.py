@@ -22,7 +22,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Literal, get_args
@@ -112,7 +112,7 @@ class Job:
             "id": self.id,
             "state": status.state,
             "share": round(status.share, 4),
-            "created": datetime.fromtimestamp(self.request.created, UTC).isoformat(timespec="seconds"),
+            "created": datetime.fromtimestamp(self.request.created, timezone.utc).isoformat(timespec="seconds"),
             "error": status.error,
             "result": f"/jobs/{self.id}/result" if status.state == "done" else None,
             "faces": status.faces,

@@ -7,7 +7,7 @@ import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from io import BytesIO
 from pathlib import Path
@@ -159,7 +159,7 @@ def test_a_busy_server_is_left_alone_for_as_long_as_it_says(connect: Any, server
     assert third - second >= 0.1
 
 
-NOW = datetime(2026, 2, 28, 23, 59, 55, tzinfo=UTC)
+NOW = datetime(2026, 2, 28, 23, 59, 55, tzinfo=timezone.utc)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_pause_is_as_long_as_the_server_says_and_at_most_a_tenth_longer(said: 
 
 
 def test_a_date_to_come_back_at(connect: Any, server: FakeServer) -> None:
-    later = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+    later = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=2), usegmt=True)
     server.faults = [Fault(503, retry_after=later)]
     connect().restore(png())
     assert len(server.posts()) == 2
