@@ -250,7 +250,8 @@ def as_markdown(figures: dict[str, Any], loads: Sequence[Load], mixed: Load, end
         f"Ready after {figures['start_seconds']:.1f} s, with "
         f"{sum(figures['idle_memory'].values()):.0f} MiB of memory ("
         f"{', '.join(f'{name} {value:.0f}' for name, value in figures['idle_memory'].items())}); "
-        f"{figures['mean_batch']:.1f} faces a batch on average.",
+        f"{figures['mean_batch']:.1f} faces a batch on average. "
+        f"Other processes of the machine held {figures['others_cores']:.1f} cores.",
         "",
         "## Closed loop",
         *table(["clients", "faces/s", "bare faces/s", "share", "p50 s", "p90 s", "p99 s", "answers", "refused"], rows),
