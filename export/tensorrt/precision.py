@@ -9,9 +9,9 @@ from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import EngineBuildFailed, InvalidOption
 
 # Of the floating tensors that layers write. In the exported graphs convolutions, matrix products and all between them
-# are half; softmax, the row arithmetic and, below opset 21, normalization are not. TensorRT-RTX's parser counts 39 and 44 % half in the
-# two networks of `mini` in fp16, and 6 and 7 % in fp32 (weights that are stored in half and widened). An engine fuses
-# many of these tensors away. One that was built in float32 shows none in half.
+# are half; softmax, the row arithmetic and, below opset 21, normalization are not. TensorRT-RTX's parser counts 39 and
+# 44 % half in the two networks of `mini` in fp16, and 6 and 7 % in fp32 (weights that are stored in half and widened).
+# An engine fuses many of these tensors away. One that was built in float32 shows none in half.
 HALF_SHARE = 0.25
 _HALF = re.compile(r"half|fp16|float16|bf16|bfloat16", re.IGNORECASE)
 _FLOAT = re.compile(r"float|fp32|half|fp16|bf16", re.IGNORECASE)

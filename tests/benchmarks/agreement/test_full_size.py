@@ -19,7 +19,8 @@ def test_export_only_verifies_and_reports_nothing(
     seen: dict[str, Any] = {}
 
     def export(system: Any, weights: Path, folder: Path, chosen: Any, **options: Any) -> Bundle:
-        seen.update(options, folder=folder, precision=chosen.precision, weights=sorted(path.name for path in weights.iterdir()))
+        names = sorted(path.name for path in weights.iterdir())
+        seen.update(options, folder=folder, precision=chosen.precision, weights=names)
         return tiny_bundle
 
     monkeypatch.setattr(full_size, "export_system", export)
