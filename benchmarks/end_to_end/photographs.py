@@ -26,6 +26,7 @@ from bfr.benchmarks.speed.cold import peak_rss_bytes
 from bfr.benchmarks.tables import table
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.faces.detect import open_detector
+from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.images.decode import read_image
 from bfr.runtime.images.encode import write_image
@@ -100,7 +101,7 @@ def measure(args: argparse.Namespace) -> Findings:
         folder = Path(scratch)
         write_image(folder / "group.jpg", group.pixels)
         (item,) = find_images([folder / "group.jpg"])
-        photo = PhotoRestorer(restorer, detector=open_detector(args.detector))
+        photo = PhotoRestorer(restorer, PhotoOptions(restore_sharp=True), detector=open_detector(args.detector))
         restorer.warm_up()
         figures = {
             "group": measure_group(photo, item, args.repeats, folder / "groups"),

@@ -339,13 +339,16 @@ def as_markdown(figures: dict[str, Any]) -> str:
         "the same place is shown. Outside is what lies well beyond the square.",
         *([f"{figures['attribution']}."] if figures["attribution"] else []),
         "",
+        "## Against the better of difference and crop",
+        "",
         *_summary(figures["perfect"]),
+        "",
+        "## Every cell",
         "",
         *_tables(figures["perfect"]),
     ]
     if network:
-        lines += [f"## Restored by {network['system']}", "", *_summary(network["cells"]), ""]
-        lines += [*_tables(network["cells"]), *_changes(network["cells"])]
+        lines += [f"## Restored by {network['system']}", "", *_tables(network["cells"]), *_changes(network["cells"])]
     sides = list(figures["sharp"][0]["sharp"])
     rows = [
         [row["degradation"], *("{} of {}".format(*row["sharp"][side]) for side in sides)] for row in figures["sharp"]
@@ -372,7 +375,7 @@ def _summary(cells: Sequence[dict[str, Any]]) -> list[str]:
             least = min(found)
             worse = sum(one < -(0.05, 0.0005)[measure] for one in found)
             rows.append([f"{region}, {unit}", f"{np.mean(found):+.3f}", f"{least:+.3f}", f"{worse} of {len(found)}"])
-    return table(["against the better of difference and crop", "mean", "least", "cells that are worse"], rows)
+    return table(["more than the better of the two", "mean", "least", "cells that are worse"], rows)
 
 
 def _tables(cells: Sequence[dict[str, Any]]) -> list[str]:
