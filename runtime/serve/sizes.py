@@ -12,6 +12,9 @@ from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoEditor, PhotoRestorer
 from bfr.runtime.restore.pipeline import FaceRestorer
 
+ALIGNED_PIXELS = 2048 * 2048
+"""Of an aligned face: the worker scales it and its result, and everybody waits for that."""
+
 
 def check_size(size: tuple[int, int] | None, upscale: int, most: int, what: str = "the image") -> int:
     """The pixels of an image or frame and its result together.

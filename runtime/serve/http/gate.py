@@ -72,7 +72,7 @@ class Gate:
                 answer["X-Request-Id"] = request_id
                 answer.setdefault("X-Content-Type-Options", "nosniff")
                 answer.setdefault("Cache-Control", "no-store")
-                if body_left:  # nobody reads the rest of it
+                if body_left or front.state == "draining":  # nobody reads the rest of it, or sends the next one here
                     answer["Connection"] = "close"
             await send(message)
 

@@ -32,7 +32,7 @@ from bfr.runtime.restore.plan import make_plan
 from bfr.runtime.restore.restorer import DEFAULT_SEED
 from bfr.runtime.serve.logs import log_as_json
 from bfr.runtime.serve.options import ServeOptions
-from bfr.runtime.serve.sizes import LimitedRestorer, check_size
+from bfr.runtime.serve.sizes import ALIGNED_PIXELS, LimitedRestorer, check_size
 from bfr.runtime.serve.systems import offered_presets
 from bfr.runtime.serve.workers.wire import Line, unpack_results
 
@@ -105,8 +105,10 @@ class Told:
             self._line.send({"share": min(1.0, done)})
 
 
-def check_input(path: Path, upscale: int, options: ServeOptions, *, video: bool) -> int:
+def check_input(path: Path, upscale: int, options: ServeOptions, *, video: bool, aligned: bool = False) -> int:
     """The frames that a job may have, by the pixels of their results. Raises InvalidImage past a limit."""
+    if aligned:
+        check_size(header_size(path), 1, min(options.max_pixels, ALIGNED_PIXELS), "the aligned face")
     if not video:
         check_size(header_size(path), upscale, options.max_pixels)
         return options.job_frames
@@ -130,7 +132,9 @@ def restore(line: Line, setup: dict[str, Any]) -> dict[str, Any]:
     photo = PhotoOptions(**{**asked["photo"], "detector": options.detector})
     folder = Path(setup["folder"])
     item = Item(folder / f"input{asked['suffix']}", "result")
-    frames = check_input(folder / f"input{asked['suffix']}", photo.upscale, options, video=item.is_video)
+    frames = check_input(
+        folder / f"input{asked['suffix']}", photo.upscale, options, video=item.is_video, aligned=asked["aligned"]
+    )
     remote: FaceRestorer = RemoteRestorer(
         line, options, bundle=asked["bundle"], preset=asked["preset"], batch=setup["batch"]
     )

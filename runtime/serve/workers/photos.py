@@ -22,7 +22,7 @@ from bfr.runtime.restore.batch import Restored
 from bfr.runtime.restore.pipeline import Prepared
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import Answer, FaceOrder, Finished, Order, Progress, Refusal
-from bfr.runtime.serve.sizes import LimitedEditor, check_size
+from bfr.runtime.serve.sizes import ALIGNED_PIXELS, LimitedEditor, check_size
 from bfr.runtime.serve.workers.pool import RestoreFaces
 
 QUALITY = JobOptions.model_fields["quality"].default
@@ -67,7 +67,10 @@ class Photos:
     async def restore(self, data: bytes, order: Order) -> AsyncGenerator[Progress | Answer | Refusal, None]:
         """Where the image is, now and then, and at last the restored one or why there is none."""
         try:
-            pixels = check_size(header_size(data), order.photo.upscale, self.options.max_pixels)
+            most, what = self.options.max_pixels, "the image"
+            if order.aligned:
+                most, what = min(most, ALIGNED_PIXELS), "the aligned face"
+            pixels = check_size(header_size(data), order.photo.upscale, most, what)
         except BfrError as error:
             yield Refusal("invalid", str(error))
             return

@@ -380,7 +380,8 @@ def test_draining_finishes_requests_in_flight_and_takes_no_more() -> None:
         draining = asyncio.create_task(server.front.drain(10))
         await asyncio.sleep(0)
         assert (await server.client.get("/ready")).status_code == 503
-        assert (await server.client.get("/health")).status_code == 200
+        health = await server.client.get("/health")
+        assert (health.status_code, health.headers["connection"]) == (200, "close")
         refused = await server.post()
         assert refused.status_code == 503
         assert refused.headers["retry-after"]

@@ -151,6 +151,9 @@ def test_a_decompression_bomb_is_refused_from_its_header() -> None:
         answer = await last(made().restore(stream.getvalue(), order()))
         assert isinstance(answer, Refusal)
         assert "30000 x 30000" in answer.detail
+        aligned = await last(made().restore(small.getvalue(), order(aligned=True)))
+        assert isinstance(aligned, Refusal)
+        assert "aligned face" in aligned.detail
         enlarged = await last(made().restore(small.getvalue(), order(photo=PhotoOptions(upscale=4))))
         assert isinstance(enlarged, Refusal)
         assert "enlarge less" in enlarged.detail
