@@ -162,12 +162,17 @@ def warp(pixels: NDArray[Any], matrix: Matrix, size: tuple[int, int], border: in
     return cv2.warpAffine(pixels, matrix, size, flags=cv2.INTER_CUBIC, borderMode=border)
 
 
-def rectangle(matrix: Matrix, size: int, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+def rectangle(
+    matrix: Matrix, size: int, shape: tuple[int, ...], part: tuple[float, float, float, float] = (0, 0, 1, 1)
+) -> tuple[int, int, int, int]:
     """left, top, right, bottom of the pixels of an image of `shape` that a crop of `size` covers.
 
-    matrix: image -> crop. Right and bottom are exclusive; an empty rectangle has no pixel inside the image.
+    matrix: image -> crop. part: of the crop, as shares of its side. Right and bottom are exclusive; an empty rectangle
+    has no pixel inside the image.
     """
-    return _bounds(transform(inverse(matrix), _corners(size)), shape, 0)
+    left, top, right, bottom = np.array(part) * size - 0.5
+    corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+    return _bounds(transform(inverse(matrix), corners), shape, 0)
 
 
 def _corners(size: int) -> NDArray[np.float64]:

@@ -93,7 +93,7 @@ def paste_faces(
     height, width = photograph.shape[:2]
     reduced = resizing((width, height), (width // upscale, height // upscale))
     crops = [compose(patch.matrix, reduced) for patch in patches]  # enlarged photograph -> crop
-    places = [rectangle(matrix, patch.size, photograph.shape) for matrix, patch in zip(crops, patches, strict=True)]
+    places = [_place(patch, matrix, photograph.shape) for matrix, patch in zip(crops, patches, strict=True)]
     top = np.iinfo(photograph.dtype).max
     near = [[k for k, other in enumerate(places) if _touch(place, other)] for place in places]  # itself among them
     changes: dict[int, Float32] = {}
@@ -105,7 +105,8 @@ def paste_faces(
         weight = _weight_among([(patches[k], crops[k], places[k]) for k in near[i]], near[i].index(i))
         finer = detail != "crop" and scale_of(patch.matrix) < 1.0
         shown = detail if finer else "crop"
-        change = _face(part.astype(np.float32), patch.pixels, matrix, place, weight, shown, top) - part
+        change = _face(part.astype(np.float32), patch.pixels, matrix, place, weight, shown, top)
+        change -= part
         change *= (weight * np.float32(blend))[..., None]
         changes[i] = change
     waiting = []
@@ -165,6 +166,18 @@ def _face(
     if detail == "auto":
         fine *= _above_noise(fine, weight, SEEN * top / 255)[..., None]
     return np.asarray(face + fine, np.float32)
+
+
+def _place(patch: Patch, matrix: Matrix, shape: tuple[int, ...]) -> Rectangle:
+    """Where a mask is not 0 in a photograph of `shape`; matrix: photograph -> crop."""
+    if not patch.mask.any():
+        return 0, 0, 0, 0
+    shares = []
+    for axis in (0, 1):
+        used = np.flatnonzero(patch.mask.any(axis=axis))
+        shares.append(((used[0] - 1) / patch.mask.shape[1 - axis], (used[-1] + 2) / patch.mask.shape[1 - axis]))
+    (left, right), (top, bottom) = shares
+    return rectangle(matrix, patch.size, shape, (left, top, right, bottom))
 
 
 def _above_noise(fine: Float32, weight: Float32, seen: float) -> Float32:
