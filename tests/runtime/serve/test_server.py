@@ -450,3 +450,40 @@ def test_a_job_survives_a_restart(tmp_path: Path) -> None:
                 time.sleep(0.3)
     finally:
         assert again.stop() == 0
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_again_and_again_cost_no_answer_and_no_memory(tmp_path: Path) -> None:
+    """P37 under load: every answer is the right one, or a 503 whose request may be sent again."""
+    server = ServerProcess(tmp_path, "--preset", "fast", *HAAR, "--no-jobs")
+    with Restorer.open(preset="fast", backend="onnxruntime-cpu", threads=1) as restorer:
+        expected = restorer.restore([decode_image(face(k)).pixels for k in range(4)])
+    ended, kills = time.monotonic() + 60, 0
+    try:
+
+        def client(k: int) -> list[int]:
+            statuses = []
+            while time.monotonic() < ended:
+                answer = restore(server.url, face(k), mode="aligned")
+                statuses.append(answer.status_code)
+                if answer.status_code == 200:
+                    assert np.array_equal(decode_image(answer.content).pixels, expected[k])
+            return statuses
+
+        with ThreadPoolExecutor(4) as pool:
+            clients = [pool.submit(client, k) for k in range(4)]
+            while time.monotonic() < ended:
+                until(server.ready)
+                time.sleep(6)
+                for worker in server.workers():
+                    os.kill(worker, signal.SIGKILL)
+                    kills += 1
+            statuses = [status for one in clients for status in one.result()]
+        assert kills >= 2
+        assert set(statuses) <= {200, 503}
+        assert statuses.count(200) > len(statuses) / 2
+        until(lambda: server.metric("bfr_worker_restarts_total") == kills)
+        assert server.metric("bfr_faces_in_flight") == server.metric("bfr_body_bytes") == 0
+        assert restore(server.url, face(0), mode="aligned").status_code == 200
+    finally:
+        assert server.stop() == 0
