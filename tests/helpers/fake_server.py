@@ -30,7 +30,7 @@ from bfr.runtime.serve.jobs.store import Job, JobStore, Status
 from bfr.runtime.serve.keys import Key, Keys
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import Answer, Order, Progress, Refusal
-from bfr.runtime.serve.systems import NO_LOOP
+from bfr.runtime.serve.systems import NO_LOOP, System
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
 STEPS = {"balanced": 4, "best": 20, "fast": 1}
@@ -68,6 +68,7 @@ class FakeServer:
     jobs: bool = True
     delay: float = 0.0  # seconds of a restoration
     presets: dict[str, int] = field(default_factory=lambda: dict(STEPS))  # names and steps; the first is the default
+    second: bool = False  # whether another bundle is served, too
     faces: int = 1
     failed: int = 0
     sharp: int = 0
@@ -97,6 +98,9 @@ class FakeServer:
             name: system.bundle.preset(None, spacing="time", start=400, steps=n) for name, n in self.presets.items()
         }
         system.presets = made or {NO_LOOP: system.bundle.preset()}
+        front.systems = {"mini": system}
+        if self.second:  # of one preset
+            front.systems["second"] = System("second", system.bundle, {"only": system.bundle.preset()})
         self._engine.missing = None if self.ready else "a worker is not there: ask again"
         return front
 

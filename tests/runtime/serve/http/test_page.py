@@ -527,6 +527,18 @@ def test_a_system_without_a_loop_has_no_presets(opened: Any, server: FakeServer)
 
 
 @pytest.mark.browser
+def test_of_several_bundles_one_is_chosen(opened: Any, server: FakeServer) -> None:
+    server.second = True
+    tab = opened()
+    assert tab.locator(".preset").count() == 3
+    tab.locator("#bundle").select_option("second")
+    assert tab.locator(".preset b span").all_inner_texts() == ["Only"]
+    tab.set_input_files("#choose", PHOTOGRAPH)
+    done(tab)
+    assert (server.posts()[0].query["bundle"], server.posts()[0].query["preset"]) == ("second", "only")
+
+
+@pytest.mark.browser
 def test_pasted_pictures_are_restored(opened: Any, server: FakeServer) -> None:
     tab = opened()
     tab.evaluate("delete Crypto.prototype.randomUUID")  # as at an address without https
