@@ -29,6 +29,7 @@ _REMEDIES = {
     errno.EROFS: "the file system is read-only: choose a folder that can be written",
     errno.EACCES: "permission denied: choose a folder that can be written, or change its permissions",
     errno.EPERM: "permission denied: choose a folder that can be written, or change its permissions",
+    errno.ENOENT: "no folder can be made there, or it was removed: choose another one",
     errno.EIO: "the disk reports an error: check the disk or choose another one",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
     errno.ENOTDIR: "a file stands where a folder is needed: move it away or choose another folder",

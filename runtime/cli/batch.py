@@ -1,14 +1,15 @@
 """`bfr batch`."""
 
+import json
 import os
 from typing import Annotated
 
 import typer
 
-from bfr.runtime.cli.options import STRIP, Flags, check_aligned, expanded
+from bfr.runtime.cli.options import AS_JSON, OVERWRITE, QUIET, STRIP, Flags, check_aligned, expanded
 from bfr.runtime.cli.remote import KEY_VARIABLE
-from bfr.runtime.cli.restore import finish
-from bfr.runtime.cli.terminal import progress_bar
+from bfr.runtime.cli.restore import print_report
+from bfr.runtime.cli.terminal import progress_bar, show
 from bfr.runtime.cluster.bulk.options import BulkOptions, PoolOptions
 from bfr.runtime.faces.options import PhotoOptions
 
@@ -24,6 +25,9 @@ def batch(
     pool: Annotated[PoolOptions, Flags(panel="Machines")],
     photo: Annotated[PhotoOptions, Flags(panel="Photographs")],
     aligned: Annotated[bool, typer.Option("--aligned", help="The images are aligned faces, nothing else.")] = False,
+    overwrite: OVERWRITE = False,
+    quiet: QUIET = False,
+    as_json: AS_JSON = False,
 ) -> None:
     """Restore many photographs, on this machine or a Ray cluster; no videos.
 
@@ -38,13 +42,18 @@ def batch(
     if pool.address is None:  # the workers check theirs, but a local Ray takes seconds to start
         check_threads(options.threads)
     options = options.model_copy(update={"photo": None if aligned else photo})
-    with progress_bar() as bar:
+    with progress_bar(quiet=quiet) as bar:
         task = bar.add_task("starting", total=None)
         report = run_bulk(
             inputs,
             out,
             options,
             **dict(pool),
+            overwrite=overwrite,
             progress=lambda done, total: bar.update(task, completed=done, total=total, description="restoring"),
         )
-    finish(report, out, table="results.csv and batch.json")
+    print_report(report, out, table="results.csv and batch.json", tell=None if quiet or as_json else show)
+    if as_json:
+        print(json.dumps({**report.facts, "settings": report.settings}, indent=1))
+    if any(entry.error for entry in report.entries):
+        raise typer.Exit(1)

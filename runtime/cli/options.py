@@ -24,6 +24,12 @@ from bfr.runtime.options import COMMAS, Options, choices, describe_range
 
 OUT = {"out": ("-o", "--out")}
 STRIP = {"metadata": "--strip-metadata"}
+OVERWRITE = Annotated[
+    bool, typer.Option("--overwrite", help="Replace results that are there; inputs never.", rich_help_panel="Output")
+]
+QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors alone.")]
+VERBOSE = Annotated[bool, typer.Option("--verbose", "-v", help="Print a line for each input.")]
+AS_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dataclass(frozen=True, slots=True)

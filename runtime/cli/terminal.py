@@ -64,8 +64,8 @@ def say_warnings() -> None:
     logging.getLogger("bfr").handlers[:] = [_Messages()]
 
 
-def progress_bar(*, download: bool = False) -> Progress:
-    """A bar with elapsed and remaining time, of images or of bytes."""
+def progress_bar(*, download: bool = False, quiet: bool = False) -> Progress:
+    """A bar with elapsed and remaining time, of images or of bytes; none if `quiet`."""
     amount = (DownloadColumn(), TransferSpeedColumn()) if download else (MofNCompleteColumn(),)
     return Progress(
         _NameColumn("{task.description}"),
@@ -74,4 +74,5 @@ def progress_bar(*, download: bool = False) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=stderr,
+        disable=quiet,
     )

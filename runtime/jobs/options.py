@@ -1,7 +1,7 @@
 """What a run does with images and how it writes its results."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -9,22 +9,33 @@ from bfr.runtime.diffusion.noise import WORD
 from bfr.runtime.faces.options import PhotoOptions, Selection, Upscale
 from bfr.runtime.images.decode import MAX_PIXELS
 from bfr.runtime.images.encode import QUALITY
-from bfr.runtime.images.formats import WRITTEN
+from bfr.runtime.images.formats import BY_SUFFIX, WRITTEN
 from bfr.runtime.options import Options, field_of
 from bfr.runtime.restore.options import OpenOptions
 from bfr.runtime.restore.restorer import DEFAULT_SEED
 
 FORMATS = ("same", *(one.suffixes[0] for one in WRITTEN))
+
+
+def _suffix_of(name: Any) -> Any:
+    """The suffix that results get, of a format's name with or without the dot: `JPEG` and `.jpeg` are `.jpg`."""
+    found = BY_SUFFIX.get(f".{name.lower().removeprefix('.')}") if isinstance(name, str) else None
+    return found.suffixes[0] if found in WRITTEN else name
+
+
 if TYPE_CHECKING:
     Format = str
-else:  # with or without the dot
-    Format = Annotated[Literal[FORMATS], BeforeValidator(lambda name: f".{name}" if f".{name}" in FORMATS else name)]
+else:
+    Format = Annotated[Literal[FORMATS], BeforeValidator(_suffix_of)]
 
 
 class JobOptions(Options):
     """How a run writes its results."""
 
-    out: Path = Field(description="Output folder.")
+    out: Path = Field(
+        default=Path("restored"),
+        description="Output folder; of one image also a file, by its suffix, or - for standard output.",
+    )
     seed: int = Field(
         default=DEFAULT_SEED, ge=0, le=WORD, description="Seed of the noise: the same seed, the same bytes."
     )

@@ -20,7 +20,7 @@ from bfr.runtime.errors import InvalidOption
 from bfr.runtime.files import write_bytes
 from bfr.runtime.restore.batch import image_key
 from bfr.runtime.restore.pipeline import FaceRestorer
-from bfr.runtime.text import without_secrets
+from bfr.runtime.text import printable, without_secrets
 
 REPORT = "report.json"
 Status = Literal["restored", "already sharp", "no face", "skipped", "failed"]
@@ -167,16 +167,25 @@ def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
+def content_of(report: Report) -> dict[str, Any]:
+    """What `report.json` holds."""
+    counts = {status: report.count(status) for status in STATUSES}
+    entries = [asdict(entry) for entry in report.entries]
+    return {"settings": report.settings, **report.facts, "counts": counts, "images": entries}
+
+
 def write_report(report: Report, folder: Path) -> None:
     """Write `report.json` into the output folder."""
-    counts = {status: report.count(status) for status in STATUSES}
-    content = {
-        "settings": report.settings,
-        **report.facts,
-        "counts": counts,
-        "images": [asdict(entry) for entry in report.entries],
-    }
-    write_bytes(folder / REPORT, json.dumps(content, indent=1).encode() + b"\n")
+    write_bytes(folder / REPORT, json.dumps(content_of(report), indent=1).encode() + b"\n")
+
+
+def describe_entry(entry: Entry, *, done: str = "restored") -> str:
+    """A line on what became of one input. done: what `restored` is called."""
+    facts = [done if entry.status == "restored" else entry.status]
+    facts += [_plural(entry.faces, "face")] if entry.faces else []
+    facts += [f"{entry.width}x{entry.height}"] if entry.width else []
+    facts += [f"{sum(entry.seconds.values()):.2f} s"] if entry.seconds else []
+    return f"{printable(entry.source, lines=False)}: {', '.join(facts)}" + f" -> {entry.output}" * bool(entry.output)
 
 
 def check_settings(earlier: dict[str, Any], settings: dict[str, Any], folder: object) -> None:

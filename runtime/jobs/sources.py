@@ -1,7 +1,7 @@
 """Names: which images and videos a run reads from files, folders, globs and object stores, and where results go."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 
@@ -172,6 +172,17 @@ def choose_outputs(items: Sequence[Item], store: Store, image_format: str) -> tu
             )
         outputs[item.key] = output
     return outputs, refused
+
+
+def check_free(outputs: Iterable[str], store: Store) -> None:
+    """Raise InvalidOption with the names of the results that would replace a file. outputs: relative to `store`."""
+    there = store.existing(outputs)
+    if there:
+        names = ", ".join(there[:_SHOWN]) + (f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else "")
+        raise InvalidOption(
+            f"{names} in {store.url} would be replaced: give --overwrite to replace, --resume to go on from there, "
+            "or choose another output folder"
+        )
 
 
 def choose_names(paths: Sequence[PurePath]) -> list[str]:

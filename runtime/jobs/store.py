@@ -137,6 +137,13 @@ class Store:
             self.folder / name if self.folder is not None else str(self.system.unstrip_protocol(self._path(name)))
         )
 
+    def existing(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that are there."""
+        if self.folder is not None:
+            return [name for name in names if identity_of(self.folder / name) is not None]
+        there = self.versions()
+        return [name for name in names if name in there]
+
     def read(self, name: str) -> bytes | None:
         """The bytes of a file; None where it is not there."""
         try:

@@ -97,6 +97,12 @@ class Some(Options):
     """A model of its own."""
 
 
+class Needy(Options):
+    """A model with a field that has no default."""
+
+    name: str
+
+
 class TestConstructor:
     @pytest.mark.parametrize(
         ("model", "values", "sentences"),
@@ -106,7 +112,7 @@ class TestConstructor:
             (OpenOptions, {"batch": 0, "device": -1}, ["batch 0 ", "1 or more", "device -1 ", "0 or more"]),
             (ServeOptions, {"timeout": 0}, ["timeout 0 is out of range: choose more than 0"]),
             (OpenOptions, {"bach": 1}, ["no option 'bach'", "batch"]),
-            (JobOptions, {}, ["out is missing"]),
+            (Needy, {}, ["name is missing"]),
             (OpenOptions, {"threads": "many"}, ["threads 'many' is not accepted"]),
         ],
     )

@@ -31,7 +31,7 @@ from bfr.runtime.jobs.report import (
     describe_passed_over,
     describe_versions,
 )
-from bfr.runtime.jobs.sources import Item, check_found, choose_outputs, find_inputs
+from bfr.runtime.jobs.sources import Item, check_found, check_free, choose_outputs, find_inputs
 from bfr.runtime.jobs.store import Store
 from bfr.runtime.text import without_secrets
 
@@ -48,12 +48,14 @@ def run_bulk(
     workers: int | None = None,
     address: str | None = None,
     resume: bool = False,
+    overwrite: bool = True,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Report:
     """Restore the images that `inputs` name into `out`, folders or URLs, on this machine or a cluster.
 
     workers: how many, see `size_pool`. address: of a Ray cluster, None for this machine. resume: skip inputs whose
-    result is in `out`. progress: is called with how many inputs are done, and with how many there are.
+    result is in `out`. overwrite: results may replace files in `out`, else InvalidOption names them. progress: is
+    called with how many inputs are done, and with how many there are.
     An image that cannot be read or restored is a failed entry; one that an earlier run restored is a skipped one, where
     neither it, nor the settings, nor the result have changed since. A
     block of images whose worker or node dies is done again, there or elsewhere: a result depends on its image and the
@@ -67,6 +69,8 @@ def run_bulk(
     found = find_inputs(inputs, out=store.url)
     check_found(found, inputs)
     items = [replace(item, source=str(item.path.absolute() if item.path else item.source)) for item in found.items]
+    if not (overwrite or resume):
+        check_free(choose_outputs(items, store, options.format)[0].values(), store)
     run = _BulkRun(items, list(inputs), store, options, resume)
     run.facts["passed_over"] = describe_passed_over(found.passed_over)
     return run.run(workers, address, progress, begin)

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from http.client import HTTPMessage
 from io import BytesIO
 from pathlib import Path
@@ -14,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from called import Called
 from PIL import Image
 
 from bfr.models.weights import fetch as fetch_module
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.machine import Engine, EngineKey, MachineFiles
 from bfr.runtime.bundle.manifest import BundleFile
-from bfr.runtime.cli import main as cli
 from bfr.runtime.faces import detect
 from bfr.runtime.faces.detect import YUNET_FILE
 from bfr.runtime.faces.options import PhotoOptions
@@ -30,7 +29,6 @@ from bfr.runtime.jobs import run as job
 from bfr.runtime.jobs.pictures import GAP
 from bfr.runtime.jobs.report import Entry, Report
 from bfr.runtime.jobs.run import JobOptions
-from bfr.runtime.restore.options import OpenOptions
 from bfr.runtime.restore.restorer import Restorer
 
 BLOCKED = ("torch", "onnx", "onnxscript", "safetensors", "tensorrt", "av")
@@ -68,44 +66,6 @@ def faces(tmp_path: Path) -> Path:
     for name in ("a.png", "a.jpg", "sub/b.webp"):
         Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(folder / name)
     return folder
-
-
-class Called:
-    """`main` called in this process: its exit status, what it printed, and what it would have opened and run."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-        self.status, self.stdout, self.stderr = -1, "", ""
-
-    def __call__(self, *arguments: object) -> "Called":
-        self._monkeypatch.setattr(sys, "argv", ["bfr", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        self.status = 0 if ended.value.code is None else int(ended.value.code)
-        self.stdout, self.stderr = self._capsys.readouterr()
-        return self
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Called:
-    return Called(monkeypatch, capsys)
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch, small: Callable[..., Any], fakes: Any) -> list[dict[str, Any]]:
-    """What `Restorer.open` was called with; it gives a small Restorer, and detectors find squares."""
-    calls: list[dict[str, Any]] = []
-
-    def open_small(opened: OpenOptions, **changes: Any) -> Any:
-        calls.append({**dict(opened), **changes})
-        return small(opened.batch)
-
-    known = detect.open_detector
-    monkeypatch.setattr(Restorer, "open", open_small)
-    monkeypatch.setattr(
-        detect, "open_detector", lambda name: known("haar" if name == "auto" else name) and fakes.Squares()
-    )
-    return calls
 
 
 def face_in(path: Path, fakes: Any) -> Path:
@@ -251,7 +211,7 @@ def test_warnings_and_what_was_passed_over(call: Called, opened: Any, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--start", "250"], "allows whole numbers from 1 to 249"),
+        (["--start", "251"], "allows whole numbers from 1 to 250"),
         (["--eta", "1.5"], "between 0"),
         (["--spacing", "ddim3"], "spacing"),
         (["--preset", "best"], "reference, short"),
@@ -325,6 +285,7 @@ def test_options_reach_the_run(
         "batch": 1,
         "threads": None,
         "device": 0,
+        "compiler": OpenOptions().compiler,
     }
     assert opened[0] == networks
     worker, names, options = runs[0]
@@ -348,6 +309,7 @@ def test_options_reach_the_run(
         "batch": 4,
         "threads": 2,
         "device": 1,
+        "compiler": OpenOptions().compiler,
         "solver": "ddim",
         "start": 3.0,
         "steps": 7,
@@ -355,7 +317,7 @@ def test_options_reach_the_run(
         "spacing": "time",
     }
     worker, _, options = runs[1]
-    assert worker.options == PhotoOptions("largest", 8.5, 2, 0.5, keep_colour=True)
+    assert worker.options == PhotoOptions("largest", 8.5, upscale=2, blend=0.5, keep_colour=True)
     assert worker.restorer.batch == 4
     assert options == JobOptions(
         out,

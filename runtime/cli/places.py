@@ -1,0 +1,219 @@
+"""Where a command reads and writes: files, folders, globs and standard input; a folder, a file or standard output."""
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from bfr.runtime.errors import InputNotFound, InvalidImage, InvalidOption, WriteFailed
+from bfr.runtime.files import atomic_path
+from bfr.runtime.images.decode import byte_limit
+from bfr.runtime.images.formats import BY_SUFFIX, NAMES, WRITTEN, format_of
+from bfr.runtime.jobs.options import JobOptions
+from bfr.runtime.jobs.sources import Inputs, Item, check_found, check_free, choose_outputs, find_inputs
+from bfr.runtime.jobs.store import Store, identity_of, local_path
+from bfr.runtime.text import without_secrets
+from bfr.runtime.video.formats import SUFFIXES as VIDEO_SUFFIXES
+from bfr.runtime.video.formats import output_suffix
+
+if TYPE_CHECKING:
+    from bfr.runtime.jobs.report import Report
+
+STANDARD = "-"  # input or output
+NAMED = "standard input"  # as messages and reports have it
+_SUFFIXES = tuple(one.suffixes[0] for one in WRITTEN)
+# What `-o result.SUFFIX` means a file by, though it is not written; a folder of that name would be a surprise.
+_UNWRITTEN = {".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".ico", ".pdf", ".psd", ".svg", ".json", ".zip"}
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What a run reads, and where its results go.
+
+    Attributes:
+        found: The inputs.
+        options: How the run writes. Its folder is a temporary one where the result goes to a file or standard output.
+        target: That file, or `-`; None where results stay in the folder.
+        source: What an input from standard input is called instead of its temporary file.
+    """
+
+    found: Inputs
+    options: JobOptions
+    target: Path | str | None = None
+    source: str | None = None
+
+    @property
+    def out(self) -> Path | str:
+        """Where results go, as messages have it."""
+        return (
+            self.options.out if self.target is None else "standard output" if self.target == STANDARD else self.target
+        )
+
+    def deliver(self, report: "Report") -> "Report":
+        """Put the one result where it belongs. Raises WriteFailed."""
+        if self.source is not None:
+            report = replace(report, entries=tuple(replace(one, source=self.source) for one in report.entries))
+        if self.target is None or not report.entries or (output := report.entries[0].output) is None:
+            return report
+        made = self.options.out / output
+        if isinstance(self.target, Path):
+            with atomic_path(self.target) as temporary:
+                shutil.copyfile(made, temporary)
+        else:
+            try:
+                sys.stdout.buffer.write(made.read_bytes())
+                sys.stdout.buffer.flush()
+            except OSError as error:
+                raise WriteFailed(
+                    f"standard output cannot be written ({error.strerror}): name a file with -o"
+                ) from error
+        return replace(report, entries=(replace(report.entries[0], output=str(self.out)),))
+
+    def written(self, report: "Report") -> list[str]:
+        """The files that the run wrote, as a user finds them."""
+        if self.target == STANDARD:
+            return []
+        outputs = [entry.output for entry in report.entries if entry.output and entry.status != "skipped"]
+        return outputs if self.target is not None else [str(self.options.out / output) for output in outputs]
+
+
+@contextmanager
+def open_places(
+    inputs: Sequence[str], options: JobOptions, *, overwrite: bool, videos: bool = False
+) -> Iterator[Places]:
+    """Find the inputs of a run, and check that its results can go where `options.out` says, before anything is opened.
+
+    Args:
+        inputs: Files, folders and globs, or `-` alone for an image on standard input.
+        options: Its `out` is a folder; with one input also a file, by its suffix, or `-` for standard output.
+        overwrite: Results may replace files, but never an input.
+        videos: Videos are taken too.
+
+    Raises:
+        InputNotFound: An input does not exist, or nothing was found.
+        InvalidImage: Standard input holds no image.
+        InvalidOption: The output does not suit the inputs, or is there already.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(options.out)):
+        raise InvalidOption(f"{options.out} is an address: name a folder, or use `bfr batch`, which writes to them")
+    with ExitStack() as stack:
+        paths: list[Path] = []
+        if STANDARD in inputs:
+            if list(inputs) != [STANDARD]:
+                raise InvalidOption(f"{STANDARD} is one image on standard input: leave out the other inputs")
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="bfr-")))
+            paths = [_read_standard_input(folder, options.max_pixels)]
+        else:
+            paths = [_path_of(name) for name in inputs]
+        found = find_inputs(paths, videos=videos, out=options.out)
+        _require(found, inputs, options.out, videos=videos)
+        source = NAMED if STANDARD in inputs else None
+        target = _target(found.items, inputs, options, from_input=source is not None)
+        if target is None:
+            store = Store(options.out)
+            outputs, _ = choose_outputs(found.items, store, options.format)
+            if not (overwrite or options.resume):
+                check_free(outputs.values(), store)
+            yield Places(found, options)
+            return
+        changes = _of_one_file(found.items[0], target, options, overwrite=overwrite)
+        beside = target.parent if isinstance(target, Path) and target.parent.is_dir() else None
+        try:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix=".bfr-", dir=beside)))
+        except OSError as error:
+            raise WriteFailed(f"{beside} cannot be written ({error.strerror}): choose another folder") from error
+        yield Places(found, options.model_copy(update={**changes, "out": folder}), target, source)
+
+
+def _path_of(name: str) -> Path:
+    """The path that an input is. Raises InputNotFound for an address."""
+    if re.match(r"(https?|ftps?):", name, re.IGNORECASE):
+        raise InputNotFound(f"{name} is an address: download it first, and name the file")
+    if (path := local_path(name)) is None:
+        raise InputNotFound(f"{name} is an address: `bfr batch` reads object stores; otherwise download it first")
+    return path
+
+
+def _read_standard_input(folder: Path, max_pixels: int) -> Path:
+    """Write the image on standard input into `folder`. Raises InvalidImage where there is none."""
+    if sys.stdin.isatty():
+        raise InvalidOption(f"{STANDARD} reads an image from standard input: pipe one in, as `bfr restore - < old.jpg`")
+    limit = byte_limit(max_pixels)
+    data = sys.stdin.buffer.read(limit + 1)
+    if len(data) > limit:
+        raise InvalidImage(f"{NAMED} holds more than {limit:,} bytes: make the image smaller, or raise --max-pixels")
+    form = format_of(data)
+    if form is None:
+        what = "is empty" if not data else f"holds no image of {', '.join(NAMES)}"
+        raise InvalidImage(f"{NAMED} {what}: pipe in the bytes of an image file")
+    path = folder / f"stdin{form.suffixes[0]}"
+    path.write_bytes(data)
+    return path
+
+
+def _require(found: Inputs, named: Sequence[str], out: Path, *, videos: bool) -> None:
+    """Raise InputNotFound where there is nothing to restore; what was passed over is in the report all the same."""
+    from bfr.runtime.jobs.report import Report, describe_passed_over, write_report
+
+    if not found.items and found.passed_over and str(out) != STANDARD:
+        facts = {"seconds": 0.0, "passed_over": describe_passed_over(found.passed_over)}
+        write_report(Report((), {}, facts), out)
+    check_found(found, [without_secrets(name) for name in named], videos=videos)
+
+
+def _target(items: Sequence[Item], named: Sequence[str], options: JobOptions, *, from_input: bool) -> Path | str | None:
+    """The file or `-` that the one result goes to; None where results go into a folder."""
+    out, suffix = options.out, options.out.suffix.lower()
+    if str(out) == STANDARD:
+        target: Path | str = STANDARD
+    elif out.is_dir() or suffix not in {*BY_SUFFIX, *VIDEO_SUFFIXES, *_UNWRITTEN}:
+        if not from_input:
+            return None
+        form = options.format if options.format != "same" else items[0].suffix
+        return out / f"stdin{form if form in _SUFFIXES else _SUFFIXES[0]}"
+    else:
+        target = out
+    if len(items) > 1:
+        raise InvalidOption(
+            f"{len(items)} inputs ({', '.join(named[:3])}{', ...' if len(named) > 3 else ''}) cannot go into one "
+            f"{'output' if target == STANDARD else f'file {out}'}: name a folder with -o"
+        )
+    return target
+
+
+def _of_one_file(item: Item, target: Path | str, options: JobOptions, *, overwrite: bool) -> dict[str, str]:
+    """The changes of options for a result that goes to `target`. Raises InvalidOption where it cannot."""
+    several = [f"--{name}" for name in ("compare", "html", "resume") if getattr(options, name)]
+    if several:
+        raise InvalidOption(f"{', '.join(several)} needs a folder, -o names one file: name a folder with -o")
+    if not isinstance(target, Path):
+        if item.is_video:
+            raise InvalidOption("a video cannot be written to standard output: name a file or folder with -o")
+        if sys.stdout.isatty():
+            raise InvalidOption("an image would be printed on the terminal: redirect it, or name a file with -o")
+        return {}
+    suffix = target.suffix.lower()
+    if item.is_video:
+        if suffix != (needed := output_suffix(item.suffix)):
+            raise InvalidOption(
+                f"{item.source} becomes a {needed} file, not {suffix}: name {target.with_suffix(needed)}"
+            )
+    elif suffix not in BY_SUFFIX or BY_SUFFIX[suffix] not in WRITTEN:
+        raise InvalidOption(
+            f"images are written as {', '.join(_SUFFIXES)}, not {suffix}: choose one of them for {target}"
+        )
+    elif options.format not in ("same", BY_SUFFIX[suffix].suffixes[0]):
+        raise InvalidOption(
+            f"{target} and --format {options.format[1:]} differ: leave out --format, or rename the file"
+        )
+    if identity_of(target) is not None:
+        if identity_of(target) == identity_of(item.source):
+            raise InvalidOption(f"{target} is the input and would be overwritten: choose another name")
+        if not overwrite:
+            raise InvalidOption(f"{target} exists: replace it with --overwrite, or choose another name with -o")
+    return {} if item.is_video else {"format": BY_SUFFIX[suffix].suffixes[0]}

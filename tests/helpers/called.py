@@ -1,0 +1,23 @@
+"""The command line called in this process."""
+
+import sys
+
+import pytest
+
+from bfr.runtime.cli import main as cli
+
+
+class Called:
+    """`main` called in this process: its exit status, what it printed, and what it would have opened and run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+        self.status, self.stdout, self.stderr = -1, "", ""
+
+    def __call__(self, *arguments: object) -> "Called":
+        self._monkeypatch.setattr(sys, "argv", ["bfr", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        self.status = 0 if ended.value.code is None else int(ended.value.code)
+        self.stdout, self.stderr = self._capsys.readouterr()
+        return self

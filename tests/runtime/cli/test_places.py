@@ -1,0 +1,244 @@
+"""Where `bfr restore` reads and writes: files, folders, patterns, standard input and output, and what is refused."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from called import Called
+from PIL import Image
+
+from bfr.runtime.cli.restore import print_report
+from bfr.runtime.jobs.report import Entry, Report
+
+SIZE = (64, 48)
+
+
+@pytest.fixture
+def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Any) -> Path:
+    """The working directory, with two photographs in which a face is found."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("old.jpg", "other.png"):
+        Image.new("RGB", SIZE, (60, 120, 60)).save(name)
+    return tmp_path
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, data: bytes) -> io.BytesIO:
+    """Give standard input `data`; returns what goes to standard output."""
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data), isatty=lambda: False))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, write_through=True))
+    return out
+
+
+def test_one_photograph_goes_into_restored_and_is_named(call: Called, album: Path) -> None:
+    before = Path("old.jpg").read_bytes()
+    done = call("restore", "old.jpg")
+    assert done.status == 0
+    assert done.stdout.startswith("wrote restored/old.jpg\n1 image: ")
+    assert Image.open("restored/old.jpg").size == SIZE
+    assert Path("old.jpg").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("new.jpg", "JPEG"), ("new.JPEG", "JPEG"), ("new.webp", "WEBP"), ("sub/new.png", "PNG")]
+)
+def test_an_image_suffix_names_a_file(call: Called, album: Path, name: str, form: str) -> None:
+    done = call("restore", "old.jpg", "-o", name)
+    assert done.status == 0, done.stderr
+    assert f"wrote {name}\n" in done.stdout
+    assert Image.open(name).format == form
+    files = {path.as_posix() for path in Path().rglob("*") if path.is_file()}
+    assert files == {"old.jpg", "other.png", name}
+
+
+def test_a_folder_with_one_photograph_goes_into_a_file_too(call: Called, album: Path) -> None:
+    Path("in").mkdir()
+    Path("old.jpg").rename("in/old.jpg")
+    assert call("restore", "in", "-o", "new.png").status == 0
+    assert Image.open("new.png").size == SIZE
+
+
+def test_an_existing_folder_with_such_a_name_stays_a_folder(call: Called, album: Path) -> None:
+    Path("results.jpg").mkdir()
+    assert call("restore", "old.jpg", "-o", "results.jpg").status == 0
+    assert Path("results.jpg/old.jpg").is_file()
+
+
+@pytest.mark.parametrize("format_", ["jpeg", ".jpeg", "JPG", "png", ".webp"])
+def test_formats_are_named_with_and_without_a_dot(call: Called, album: Path, format_: str) -> None:
+    assert call("restore", "other.png", "--format", format_).status == 0
+    suffix = {"jpeg": "jpg"}.get(format_.lower().strip("."), format_.lower().strip("."))
+    assert Path(f"restored/other.{suffix}").is_file()
+
+
+def test_patterns_are_expanded(call: Called, album: Path) -> None:
+    Image.new("RGB", SIZE).save("third.jpg")
+    assert call("restore", "*.jpg").status == 0
+    assert {path.name for path in Path("restored").glob("*.jpg")} == {"old.jpg", "third.jpg"}
+
+
+class TestStandardInputAndOutput:
+    def test_an_image_goes_through(self, call: Called, album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        out = piped(monkeypatch, Path("other.png").read_bytes())
+        done = call("restore", "-", "-o", "-")
+        assert done.status == 0, done.stderr
+        image = Image.open(io.BytesIO(out.getvalue()))
+        assert (image.format, image.size) == ("PNG", SIZE)
+        assert "1 image: " in done.stderr
+        assert {path.name for path in Path().iterdir()} == {"old.jpg", "other.png"}
+
+    def test_the_format_is_the_one_asked_for(self, call: Called, album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        out = piped(monkeypatch, b"")
+        assert call("restore", "other.png", "-o", "-", "--format", "webp").status == 0
+        assert Image.open(io.BytesIO(out.getvalue())).format == "WEBP"
+
+    @pytest.mark.parametrize(
+        ("where", "file"), [([], "restored/stdin.jpg"), (["-o", "out"], "out/stdin.jpg"), (["-o", "x.png"], "x.png")]
+    )
+    def test_standard_input_goes_into_a_file(
+        self, call: Called, album: Path, monkeypatch: pytest.MonkeyPatch, where: list[str], file: str
+    ) -> None:
+        piped(monkeypatch, Path("old.jpg").read_bytes())
+        assert call("restore", "-", *where).status == 0
+        assert Image.open(file).size == SIZE
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [(b"", "standard input is empty"), (b"words" * 9, "standard input holds no image of PNG")],
+    )
+    def test_what_is_no_image_is_refused(
+        self, call: Called, album: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, message: str
+    ) -> None:
+        piped(monkeypatch, data)
+        done = call("restore", "-", "-o", "-")
+        assert done.status == 2
+        assert message in done.stderr
+
+    def test_a_terminal_gets_no_image(self, call: Called, album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        done = call("restore", "old.jpg", "-o", "-")
+        assert done.status == 2
+        assert "redirect it" in done.stderr
+
+
+class TestNothingIsReplaced:
+    def test_in_a_folder(self, call: Called, album: Path, opened: list[Any]) -> None:
+        assert call("restore", "old.jpg", "other.png").status == 0
+        first = Path("restored/old.jpg").read_bytes()
+        Path("restored/other.png").unlink()
+        opened.clear()
+        done = call("restore", "old.jpg", "other.png")
+        assert done.status == 2
+        assert "old.jpg in " in done.stderr
+        assert "--overwrite" in done.stderr
+        assert opened == []
+        assert not Path("restored/other.png").exists()
+        assert call("restore", "old.jpg", "--overwrite", "--format", "png").status == 0
+        assert Path("restored/old.jpg").read_bytes() == first
+
+    def test_overwrite_and_resume_go_on(self, call: Called, album: Path) -> None:
+        Path("restored").mkdir()
+        Path("restored/old.jpg").write_bytes(b"mine")
+        assert call("restore", "old.jpg").status == 2
+        assert Path("restored/old.jpg").read_bytes() == b"mine"
+        assert call("restore", "old.jpg", "--overwrite").status == 0
+        assert Image.open("restored/old.jpg").size == SIZE
+        done = call("restore", "old.jpg", "--resume")
+        assert "1 skipped" in done.stdout
+        assert "wrote" not in done.stdout
+
+    def test_a_file(self, call: Called, album: Path) -> None:
+        Path("new.jpg").write_bytes(b"mine")
+        done = call("restore", "old.jpg", "-o", "new.jpg")
+        assert done.status == 2
+        assert "new.jpg exists" in done.stderr
+        assert Path("new.jpg").read_bytes() == b"mine"
+        assert call("restore", "old.jpg", "-o", "new.jpg", "--overwrite").status == 0
+        assert Image.open("new.jpg").size == SIZE
+
+    @pytest.mark.parametrize("name", ["old.jpg", "link.jpg", "hard.jpg"])
+    def test_an_input_not_even_with_overwrite(self, call: Called, album: Path, name: str) -> None:
+        before = Path("old.jpg").read_bytes()
+        Path("link.jpg").symlink_to("old.jpg")
+        Path("hard.jpg").hardlink_to("old.jpg")
+        done = call("restore", "old.jpg", "-o", name, "--overwrite")
+        assert done.status == 2
+        assert "is the input" in done.stderr
+        assert Path("old.jpg").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("old.jpg other.png -o new.jpg", "cannot go into one file new.jpg: name a folder"),
+        ("old.jpg other.png -o -", "cannot go into one output: name a folder"),
+        ("old.jpg -o new.bmp", "images are written as .png, .jpg, .webp, not .bmp"),
+        ("old.jpg -o new.heic", "not .heic: choose one of them"),
+        ("old.jpg -o new.mp4", "not .mp4"),
+        ("old.jpg -o new.png --format jpg", "new.png and --format jpg differ"),
+        ("old.jpg -o new.png --html --compare", "--compare, --html needs a folder"),
+        ("old.jpg -o new.png --resume", "--resume needs a folder"),
+        ("old.jpg - -o new.png", "leave out the other inputs"),
+        ("https://example.org/old.jpg", "download it first"),
+        ("HTTP://example.org/old.jpg", "download it first"),
+        ("s3://bucket/old.jpg", "`bfr batch` reads object stores"),
+        ("old.jpg -o s3://bucket/out", "`bfr batch`, which writes to them"),
+        ("*.gif", "*.gif matches no image"),
+        ("nowhere.jpg", "nowhere.jpg does not exist"),
+        ("old.jpg --format gif", "choose one of same, .png, .jpg, .webp"),
+        ("old.jpg --quiet --verbose", "leave one out"),
+        ("old.jpg -o - --json", "leave out --json"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence_and_nothing_is_opened(
+    call: Called, album: Path, opened: list[Any], words: str, message: str
+) -> None:
+    done = call("restore", *words.split())
+    assert done.status == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert opened == []
+    assert {path.name for path in Path().iterdir()} == {"old.jpg", "other.png"}
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody can make one")
+@pytest.mark.parametrize("out", ["/proc/foo", "/proc/foo/new.jpg"])
+def test_a_folder_that_cannot_be_made(call: Called, album: Path, out: str) -> None:
+    done = call("restore", "old.jpg", "-o", out)
+    assert done.status == 1
+    assert "choose another" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_printed(call: Called, album: Path) -> None:
+    done = call("restore", "old.jpg", "--quiet")
+    assert (done.status, done.stdout) == (0, "")
+    assert "restoring" not in done.stderr
+    done = call("restore", "old.jpg", "other.png", "--overwrite", "--json")
+    report = json.loads(done.stdout)
+    assert [Path(image["source"]).name for image in report["images"]] == ["old.jpg", "other.png"]
+    assert report == json.loads(Path("restored/report.json").read_text())
+    done = call("restore", "old.jpg", "other.png", "--overwrite", "--verbose")
+    assert "other.png: " in done.stderr
+    assert "-> other.png" in done.stderr
+
+
+def test_a_photograph_without_a_face_says_what_to_do(call: Called, album: Path, fakes: Any) -> None:
+    done = call("restore", "old.jpg", "other.png")
+    assert done.status == 0
+    assert "no face was found in old.jpg, other.png: they were kept as they are" in done.stderr
+    assert "turn the picture upright" in done.stderr
+
+
+@pytest.mark.parametrize(("detector", "remedy"), [("haar", "or run `bfr fetch yunet`"), ("yunet", "upright\n")])
+def test_the_better_detector_is_named_where_it_is_not_used(
+    capsys: pytest.CaptureFixture[str], detector: str, remedy: str
+) -> None:
+    report = Report((Entry("side.jpg", "no face", "side.jpg"),), {"detector": detector}, {"seconds": 1.0})
+    print_report(report, "out", table="report.json")
+    assert "no face was found in side.jpg: it was kept as it is" in (said := capsys.readouterr().err)
+    assert remedy in said
