@@ -186,7 +186,7 @@ def test_alpha_bar_between_two_timesteps_is_interpolated_in_log_snr() -> None:
         ({"spacing": "log-snr", "start": 999.5}, "above 0, to 999"),
         ({"spacing": "log-snr", "start": float("nan")}, "above 0, to 999"),
         ({"spacing": "ddim250", "start": 10}, "goes with the spacings time, log-snr, quadratic"),
-        ({"spacing": "ddim250", "start": 10.5, "steps": None}, "whole numbers from 1 to 249"),
+        ({"spacing": "ddim250", "start": 10.5, "steps": None}, "whole numbers from 1 to 250"),
         ({"solver": "unipc-2", "eta": 0.5}, "unipc-2 is deterministic: use 0"),
         ({"solver": "ddpm", "eta": 0.5}, "ddpm takes its noise from the schedule: use 0"),
     ],
