@@ -34,6 +34,7 @@ from bfr.runtime.errors import BundleCorrupt, BundleInvalid, InvalidOption
 from bfr.runtime.files import sha256_file, sha256_of, write_bytes
 
 LARGEST_MANIFEST = 16 << 20  # bytes
+PACKAGED = "mini"  # the system whose bundle comes with the package
 _log = logging.getLogger("bfr")
 
 
@@ -51,13 +52,17 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: Path | str) -> "Bundle":
-        """Read the manifest of a bundle, a folder or an address of the Hugging Face Hub as `hf://owner/name`.
+        """Read the manifest of a bundle: a folder, `mini`, or an address of the Hugging Face Hub as `hf://owner/name`.
 
         Raises BundleInvalid where there is none, or none of this format.
 
         Engines that a bundle brings are machine code of whoever made it: they are left unused, with a warning.
         """
-        folder = pull(folder) if is_address(folder) else Path(folder)
+        folder = pull(folder) if is_address(folder) else locate(folder)
+        if not folder.exists():
+            raise BundleInvalid(
+                f"there is no folder {folder}: name a bundle, or make one by `bfr export SYSTEM -o {folder}`"
+            )
         path = folder / MANIFEST
         if not path.is_file():
             raise BundleInvalid(
@@ -264,6 +269,13 @@ def _warn_of_engines(folder: Path) -> None:
         folder,
         folder,
     )
+
+
+def locate(name: Path | str | None) -> Path:
+    """The folder of a bundle: None, and `mini` where there is no folder of that name, are the one of the package."""
+    if name is None or (str(name) == PACKAGED and not Path(name).exists()):
+        return default_bundle()
+    return Path(name)
 
 
 def default_bundle() -> Path:

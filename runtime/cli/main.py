@@ -32,6 +32,7 @@ app = typer.Typer(
     help="Diffusion-based blind face restoration, deployed.",
     cls=Group,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from bfr.runtime.backends.registry import BackendName
-from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.bundle.bundle import Bundle, locate
 from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.jobs.options import Format, JobOptions
@@ -35,7 +35,7 @@ class BulkOptions(Options):
     @property
     def folder(self) -> Path:
         """The bundle's folder, absolute: workers run elsewhere."""
-        return (self.bundle or default_bundle()).absolute()
+        return locate(self.bundle).absolute()
 
     def settings(self) -> dict[str, Any]:
         """All that a result depends on, as `describe_settings` has it; no network is opened.

@@ -49,6 +49,14 @@ def test_no_help_is_cut_off_at_80_columns(name: str | None) -> None:
         assert " ".join(summary.split(". ")[0].removesuffix(".").split()) in " ".join(text.split())
 
 
+@pytest.mark.parametrize("name", [None, *NAMES])
+def test_every_command_knows_h(name: str | None) -> None:
+    words = [name] if name else []
+    ended = CliRunner().invoke(app, [*words, "-h"], env={"COLUMNS": "80"}, terminal_width=80)
+    assert ended.exit_code == 0
+    assert ended.output == shown(*words)
+
+
 def test_restore_groups_its_flags() -> None:
     text = shown("restore")
     places = [

@@ -29,6 +29,7 @@ from bfr.runtime.jobs import run as job
 from bfr.runtime.jobs.pictures import GAP
 from bfr.runtime.jobs.report import Entry, Report
 from bfr.runtime.jobs.run import JobOptions
+from bfr.runtime.restore.options import OpenOptions
 from bfr.runtime.restore.restorer import Restorer
 
 BLOCKED = ("torch", "onnx", "onnxscript", "safetensors", "tensorrt", "av")
@@ -246,7 +247,7 @@ def test_options_of_the_networks_out_of_range_are_one_clear_error(
         (["--upscale", "3"], "1, 2, 4"),
         (["--blend", "2"], "between 0 and 1"),
         (["--detector", "best"], "auto, yunet, haar"),
-        (["--background", "nowhere"], "nowhere is no bundle"),
+        (["--background", "nowhere"], "there is no folder nowhere"),
     ],
 )
 def test_options_of_photographs_out_of_range_are_one_clear_error(
@@ -365,6 +366,38 @@ def test_info_checks_and_names(tiny_bundle: Bundle) -> None:
     assert done.returncode == 0, done.stderr
     for text in (tiny_bundle.hash, "reference", "loop, preset reference", "6 checked", "random weights"):
         assert text in done.stdout
+
+
+def test_info_says_what_presets_cost(call: Called) -> None:
+    """The same in words and as JSON; `mini` is a name of the bundle that comes with the package."""
+    words = call("info", "mini").stdout
+    found = json.loads(call("info", "--json").stdout)
+    assert (found["system"], found["image_size"], found["batches"]) == ("mini", 256, None)
+    for text in ("256x256 pixels", "batches    any", "preset     balanced (default): "):
+        assert text in words
+    estimator, denoiser = (found["networks"][name]["gflop"] for name in ("estimator", "denoiser"))
+    fast = found["presets"]["fast"]
+    assert fast["calls"] == {"estimator": 1, "denoiser": 2}
+    assert fast["gflop"] == pytest.approx(estimator + 2 * denoiser)
+    assert f"a face takes 1 of estimator and 2 of denoiser, {fast['gflop']:.0f} GFLOP" in words
+
+
+@pytest.mark.parametrize("words", ["info difface", "restore a.png --bundle difface", "batch . -o out --bundle difface"])
+def test_a_bundle_that_is_not_there(call: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32)).save("a.png")
+    done = call(*words.split())
+    assert done.status == 2
+    assert "there is no folder " in done.stderr
+    assert "difface: name a bundle, or make one by `bfr export SYSTEM" in done.stderr
+
+
+def test_a_folder_called_mini_comes_first(call: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mini").mkdir()
+    done = call("info", "mini")
+    assert done.status == 2
+    assert "mini is no bundle" in done.stderr
 
 
 def test_info_names_engines_and_their_proof_once(call: Called, tiny_bundle: Bundle, home: Path) -> None:
