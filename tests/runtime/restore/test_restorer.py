@@ -226,7 +226,7 @@ def test_presets_and_their_overrides(tiny_bundle: Bundle) -> None:
     with opened(tiny_bundle, start=3, eta=1.0) as restorer:
         assert len(restorer.table) == 3
     with pytest.raises(InvalidOption, match="1 to 250"):
-        opened(tiny_bundle, start=250)
+        opened(tiny_bundle, start=251)
     with pytest.raises(InvalidOption, match="between 0"):
         opened(tiny_bundle, eta=2.0)
     with pytest.raises(InvalidOption, match="ddpm-learned"):
