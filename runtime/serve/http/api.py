@@ -1,6 +1,5 @@
 """The HTTP interface: routes, and their OpenAPI description. What they do is `Front`'s."""
 
-import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -10,13 +9,12 @@ from urllib.parse import quote
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from bfr.runtime.errors import InvalidImage
-from bfr.runtime.images.decode import header_size
 from bfr.runtime.serve.http.front import Front, Visit
 from bfr.runtime.serve.http.gate import Gate, request_id
+from bfr.runtime.serve.http.job_routes import add_jobs
 from bfr.runtime.serve.http.metrics import CONTENT_TYPE
 from bfr.runtime.serve.http.page import page
 from bfr.runtime.serve.http.problems import Problem, documented
@@ -27,25 +25,16 @@ from bfr.runtime.serve.http.requests import (
     FORM,
     IMAGES,
     MEDIA_TYPES,
-    VIDEOS,
-    RestoreQuery,
-    announced,
     check_image_type,
     check_query,
-    job_body,
-    job_suffix,
     read_image,
     wanted_suffix,
 )
-from bfr.runtime.serve.http.schemas import Info, JobInfo, RequestInfo, Text
-from bfr.runtime.serve.jobs.store import Job, JobRequest, JobStore
+from bfr.runtime.serve.http.schemas import BINARY, KEYED, Info, Options, RequestInfo, Text
 from bfr.runtime.serve.orders import Answer, Order
-from bfr.runtime.serve.sizes import check_size
 
-BINARY = {"schema": {"type": "string", "format": "binary"}}
 FORM_SCHEMA = {"type": "object", "required": [FIELD], "properties": {FIELD: {"type": "string", "format": "binary"}}}
 IMAGE_BODY = {"required": True, "content": {**dict.fromkeys((*IMAGES, BYTES), BINARY), FORM: {"schema": FORM_SCHEMA}}}
-JOB_BODY = {"required": True, "content": dict.fromkeys((*VIDEOS, *IMAGES), BINARY)}
 RESULT_HEADERS = {
     "X-Bfr-Faces": "Faces that were restored.",
     "X-Bfr-Faces-Failed": "Faces that could not be, and are as they were; only where there are any.",
@@ -62,9 +51,6 @@ RESTORED: dict[str, Any] = {
     "content": dict.fromkeys(ANSWERED, BINARY),
     "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in RESULT_HEADERS.items()},
 }
-IMAGE_SUFFIXES = tuple(suffix for suffix, media_type in MEDIA_TYPES.items() if media_type in IMAGES)
-KEYED: dict[str, Any] = {"security": [{"key": []}]}
-Options = Annotated[RestoreQuery, Query()]
 
 
 def make_api(front: Callable[[], Front]) -> FastAPI:
@@ -97,7 +83,7 @@ def make_api(front: Callable[[], Front]) -> FastAPI:
         return response
 
     _add_restore(api, front)
-    _add_jobs(api, front)
+    add_jobs(api, front)
     _add_operation(api, front)
     api.openapi = lambda: _described(api)  # type: ignore[method-assign]
     return api
@@ -180,127 +166,6 @@ def _facts(answer: Answer, order: Order, front: Front) -> dict[str, str]:
         "Server-Timing": timings,
         **({"X-Bfr-Notes": ",".join(quote(note) for note in answer.notes)} if answer.notes else {}),
     }
-
-
-def _add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
-    def store() -> JobStore:
-        here = front()
-        if here.options.jobs is None:
-            raise Problem(404, "no jobs", "this server takes no jobs: start it with --jobs FOLDER")
-        if here.engine is None:
-            raise Problem(503, here.state, here.why_not_ready() or "the server is starting", retry_after=5)
-        jobs: JobStore = here.engine.jobs
-        return jobs
-
-    def owner(request: Request) -> str:
-        """Jobs belong to API keys; without any they are everybody's."""
-        return str(request.state.sender.name) if front().keys else ""
-
-    def job_of(name: str, request: Request) -> Job:
-        job = store().get(name)
-        if job is None or job.request.owner != owner(request):
-            raise Problem(
-                404,
-                "no such job",
-                "there is no job of this id: it was deleted, its time has passed, or it is another's",
-            )
-        return job
-
-    @api.post(
-        "/jobs",
-        status_code=202,
-        response_model=JobInfo,
-        responses=documented(401, 403, 404, 408, 413, 415, 422, 429, 503, 507),
-        openapi_extra={"requestBody": JOB_BODY, **KEYED},
-    )
-    async def submit(request: Request, query: Options) -> Any:
-        """Queue long work, a video or an image. What was accepted is on disk and survives a restart."""
-        here, jobs = front(), store()
-        check_query(request)
-        suffix, size = job_suffix(request), announced(request, here.options.job_bytes)
-        group = query.group(here.systems)
-        wanted = JobRequest(
-            created=time.time(),
-            bundle=group.bundle,
-            preset=group.preset,
-            seed=group.seed,
-            aligned=query.mode == "aligned",
-            photo=query.photo(),
-            suffix=suffix,
-            owner=owner(request),
-        )
-        here.check_state()
-        with here.job_place(wanted.owner):
-            await asyncio.to_thread(_check_quota, jobs, here, wanted.owner)
-            if jobs.free() < size:
-                raise Problem(507, "disk", "the disk of the jobs is full: delete jobs, or send this one later")
-            try:
-                job = await here.unless_over(jobs.add(wanted, job_body(request, here.options)))
-                if suffix in IMAGE_SUFFIXES:
-                    await asyncio.to_thread(_check_image, job, here)
-            except InvalidImage as error:
-                await asyncio.to_thread(jobs.remove, job.id)
-                raise Problem(422, "invalid image", str(error)) from error
-            except OSError as error:
-                raise Problem(507, "disk", f"the job could not be kept: {error.strerror}") from error
-        here.engine.wake()
-        request.state.facts["job"] = job.id
-        return JSONResponse(job.describe(), 202, {"Location": f"/jobs/{job.id}"})
-
-    @api.get("/jobs", response_model=list[JobInfo], responses=documented(401, 403, 404, 503), openapi_extra=KEYED)
-    async def jobs_of_key(request: Request) -> Any:
-        """All jobs of this API key, the newest first."""
-        jobs, name = store(), owner(request)
-        return await asyncio.to_thread(lambda: [job.describe() for job in jobs.of(name)])
-
-    @api.get(
-        "/jobs/{job_id}",
-        response_model=JobInfo,
-        responses=documented(401, 403, 404, 422, 503),
-        openapi_extra=KEYED,
-    )
-    async def status(request: Request, job_id: Text) -> Any:
-        """Where a job is."""
-        return job_of(job_id, request).describe()
-
-    @api.get(
-        "/jobs/{job_id}/result",
-        response_class=Response,
-        responses={
-            200: {"description": "The restored file.", "content": dict.fromkeys((*ANSWERED, *VIDEOS), BINARY)},
-            **documented(401, 403, 404, 409, 422, 503),
-        },
-        openapi_extra=KEYED,
-    )
-    async def result(request: Request, job_id: Text) -> Response:
-        """The restored file of a job that is done."""
-        job = job_of(job_id, request)
-        path = job.result
-        if path is None or not path.is_file():
-            raise Problem(409, "not done", f"the job is {job.status.state}: its result is there when it is done")
-        return FileResponse(path, media_type=MEDIA_TYPES[path.suffix])
-
-    @api.delete("/jobs/{job_id}", status_code=204, responses=documented(401, 403, 404, 422, 503), openapi_extra=KEYED)
-    async def delete(request: Request, job_id: Text) -> None:
-        """Cancel a job and delete all that belongs to it."""
-        job = job_of(job_id, request)
-        await front().engine.cancel(job.id)
-        await asyncio.to_thread(store().remove, job.id)
-
-
-def _check_quota(jobs: JobStore, front: Front, owner: str) -> None:
-    """Raise Problem 503 where too many jobs are queued, and 403 where their owner has too many."""
-    if jobs.count() >= front.options.queue:
-        raise Problem(503, "overload", "too many jobs are queued: ask again later", retry_after=60)
-    if len(jobs.of(owner)) >= front.options.job_quota:
-        raise Problem(
-            403, "quota", f"{front.options.job_quota} jobs are kept, the limit here: delete some with DELETE /jobs/ID"
-        )
-
-
-def _check_image(job: Job, front: Front) -> None:
-    """Raise InvalidImage for an image whose result would be too large."""
-    check_size(header_size(job.input), job.request.photo.upscale, front.options.max_pixels)
 
 
 def _add_operation(api: FastAPI, front: Callable[[], Front]) -> None:

@@ -1,12 +1,16 @@
-"""The JSON that the HTTP interface answers with."""
+"""What the routes share in their descriptions, and the JSON that they answer with."""
 
 from typing import Annotated, Any, Literal
 
-from fastapi import Path
+from fastapi import Path, Query
 from pydantic import BaseModel
 
 from bfr.runtime.jobs.options import RestoreOptions
+from bfr.runtime.serve.http.requests import RestoreQuery
 
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+KEYED: dict[str, Any] = {"security": [{"key": []}]}
+Options = Annotated[RestoreQuery, Query()]
 Text = Annotated[str, Path(max_length=64, description="An id.")]
 
 
