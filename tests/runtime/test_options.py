@@ -51,9 +51,11 @@ OWN = {  # flags of commands that mean something else than the field of their na
     "batch": {"out"},
     "build": {"bundle", "precision"},
     "export": {"out"},
+    "export_triton": {"bundle", "out", "precision", "batch"},
     "info": {"bundle"},
+    "push": {"bundle"},
     "verify": {"bundle", "preset"},
-    "wrap": {"out"},
+    "wrap": {"out", "precision"},
 }
 PROBE = """
 import json
@@ -158,7 +160,7 @@ class TestOneDefinition:
         found = set()
         for command in (command for commands in COMMANDS.values() for command in commands):
             name = command.__name__
-            flags = {parameter.name: parameter for parameter in get_command(app).commands[name].params}
+            flags = {parameter.name: parameter for parameter in get_command(app).commands[name.replace("_", "-")].params}
             for model, fields in expansions(command):
                 for field in fields:
                     flag = flags.pop(field)
