@@ -12,6 +12,10 @@ from bfr.runtime.errors import InvalidImage
 
 def check_image(image: NDArray[Any]) -> None:
     """Raise InvalidImage unless it is (H, W, 3), uint8, uint16 or float32."""
+    if not isinstance(image, np.ndarray):
+        raise InvalidImage(
+            f"a {type(image).__name__} was given: an (H, W, 3) array is needed; bfr.runtime.restore_image takes others"
+        )
     if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise InvalidImage(f"an image of shape {image.shape} was given: (H, W, 3) RGB is needed")
     if image.dtype not in (np.uint8, np.uint16, np.float32):

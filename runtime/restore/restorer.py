@@ -84,7 +84,7 @@ class Restorer:
         self._chains: dict[int, Chain] = {}
         self._float32: Restorer | None = None
         self.fixed: dict[str, NDArray[Any]] = {}  # pictures for further inputs, for images that are not given their own
-        self._owns_device = False
+        self._owns_device = self._closed = False
 
     @classmethod
     def open(
@@ -153,6 +153,7 @@ class Restorer:
 
     def close(self) -> None:
         """Give back what the Restorer made, the device too where `open` made it: it cannot be used again then."""
+        self._closed = True
         with suppress(DeviceLost):  # its memory went with it
             self._drop_chains()
         if self._float32:
@@ -277,7 +278,9 @@ class Restorer:
         return time.perf_counter() - begin
 
     def chain(self, batch: int) -> Chain:
-        """The chain of a batch size, made when first asked for."""
+        """The chain of a batch size, made when first asked for. Raises InvalidOption once the Restorer is closed."""
+        if self._closed:
+            raise InvalidOption("this Restorer is closed: use it inside its `with`, or open another")
         if self._buffers is None or self._buffers.batch < batch:
             self._drop_chains()
             self._buffers = Buffers(self.device, self.plan, batch)

@@ -1,0 +1,145 @@
+"""`restore_image`: whatever an image is held in, the result is that of its pixels."""
+
+import io
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+import bfr.runtime
+from bfr.runtime import PhotoOptions, Restorer, as_image, restore_image
+from bfr.runtime.errors import BfrError, InputNotFound, InvalidImage, InvalidOption
+from bfr.runtime.jobs.pictures import GAP
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 36, 3), np.uint8)
+
+
+def file_of(image: Pillow.Image, form: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+class TestAsImage:
+    def test_paths_bytes_pil_and_arrays_are_the_same(self, tmp_path: Path) -> None:
+        data = file_of(Pillow.fromarray(PIXELS), "PNG")
+        (tmp_path / "a.png").write_bytes(data)
+        held = [tmp_path / "a.png", str(tmp_path / "a.png"), data, bytearray(data), Pillow.fromarray(PIXELS), PIXELS]
+        for one in held:
+            np.testing.assert_array_equal(as_image(one).pixels, PIXELS)
+
+    def test_a_tensor(self) -> None:
+        torch = pytest.importorskip("torch")
+        chw = torch.from_numpy(PIXELS.transpose(2, 0, 1).copy())
+        for tensor in (chw, chw[None]):
+            np.testing.assert_array_equal(as_image(tensor).pixels, PIXELS)
+        floats = (chw.double() / 255).requires_grad_()
+        np.testing.assert_array_equal(as_image(floats).pixels, PIXELS.astype(np.uint16) * 257)
+        for wrong in (chw[None].repeat(2, 1, 1, 1), chw.permute(1, 2, 0), chw[0]):
+            with pytest.raises(InvalidImage, match="one image is"):
+                as_image(wrong)
+
+    def test_grey_alpha_and_depth(self) -> None:
+        grey = as_image(PIXELS[..., 0])
+        assert grey.grey
+        assert (grey.pixels == PIXELS[..., :1]).all()
+        alpha = as_image(np.dstack([PIXELS, PIXELS[..., :1]]))
+        np.testing.assert_array_equal(alpha.alpha, PIXELS[..., 0])
+        deep = PIXELS.astype(np.uint16) * 257
+        np.testing.assert_array_equal(as_image(deep).pixels, deep)
+        for floats in (np.float16, np.float32, np.float64):
+            assert np.abs(as_image((PIXELS / 255).astype(floats)).pixels.astype(int) - deep).max() <= 32  # of float16
+
+    @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16"])
+    def test_modes_of_pil_are_those_of_files(self, mode: str) -> None:
+        image = Pillow.new("RGB", (8, 6), (200, 200, 200)).convert(mode if mode != "I;16" else "L")
+        image = image.convert("I").convert("I;16") if mode == "I;16" else image
+        found = as_image(image)
+        assert found.pixels.shape == (6, 8, 3)
+        assert (found.alpha is not None) == (mode in ("LA", "RGBA"))
+
+    def test_a_pil_image_is_turned_upright_once(self) -> None:
+        exif = Pillow.Exif()
+        exif[0x0112] = 6
+        turned = Pillow.open(io.BytesIO(file_of(Pillow.fromarray(PIXELS), "PNG", exif=exif)))
+        np.testing.assert_array_equal(as_image(turned).pixels, np.rot90(PIXELS, -1))
+
+    @pytest.mark.parametrize(
+        ("image", "error", "message"),
+        [
+            (None, InvalidImage, "a NoneType was given: an image is a path"),
+            ([PIXELS], InvalidImage, "call it for each"),
+            (PIXELS[0, 0], InvalidImage, r"shape \(3,\)"),
+            (PIXELS.transpose(2, 0, 1), InvalidImage, r"shape \(3, 40, 36\)"),
+            (PIXELS[:0], InvalidImage, "shape"),
+            (PIXELS.astype(np.int64), InvalidImage, "int64"),
+            (PIXELS.astype(np.float32), InvalidImage, r"scale them to \[0, 1\]"),
+            (np.full((4, 4, 3), np.nan), InvalidImage, "scale"),
+            (PIXELS / 127.5 - 1, InvalidImage, "scale"),
+            (b"words", InvalidImage, "image"),
+            (b"", InvalidImage, "empty"),
+            ("nowhere.png", InputNotFound, "does not exist"),
+            (Path("nowhere.png"), InputNotFound, "does not exist"),
+            (Pillow.new("F", (4, 4)), InvalidImage, "convert"),
+        ],
+    )
+    def test_what_is_none_says_so(self, image: Any, error: type[BfrError], message: str) -> None:
+        with pytest.raises(error, match=message):
+            as_image(image)
+
+
+class TestRestoreImage:
+    def test_an_aligned_face(self, small: Callable[..., Any]) -> None:
+        restorer = small()
+        (expected,) = restorer.restore([PIXELS], seed=3)
+        found = restore_image(PIXELS, aligned=True, restorer=restorer, seed=3)
+        np.testing.assert_array_equal(found.pixels, expected)
+        floats = restore_image(PIXELS / 255, aligned=True, restorer=restorer, seed=3)
+        assert floats.pixels.dtype == np.float32
+        assert 0 <= floats.pixels.min() <= floats.pixels.max() <= 1
+        assert found.compare().shape == (40, 2 * 36 + GAP, 3)
+
+    def test_a_photograph_is_saved_with_what_it_says(
+        self, small: Callable[..., Any], fakes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("bfr.runtime.faces.photo.open_detector", lambda _name: fakes.Squares())
+        pixels = np.full((64, 64, 3), (60, 120, 60), np.uint8)
+        pixels[16:48, 16:48] = fakes.face
+        Pillow.fromarray(pixels).save(tmp_path / "a.png", dpi=(300, 300))
+        found = restore_image(tmp_path / "a.png", restorer=small(), photo=PhotoOptions(upscale=2))
+        assert (found.pixels.shape, len(found.faces)) == ((128, 128, 3), 1)
+        assert not np.array_equal(found.pixels[40:80:2, 40:80:2], pixels[20:40, 20:40])
+        path = found.save(str(tmp_path / "b.png"))
+        assert Pillow.open(path).info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        np.testing.assert_array_equal(np.asarray(Pillow.open(path)), found.pixels)
+        np.testing.assert_array_equal(np.asarray(found.to_pil()), found.pixels)
+        shown = np.asarray(Pillow.open(io.BytesIO(found._repr_png_())))
+        np.testing.assert_array_equal(shown, found.pixels)
+
+    def test_options_that_do_not_go_together(self, small: Callable[..., Any]) -> None:
+        with pytest.raises(InvalidOption, match=r"give preset to Restorer\.open"):
+            restore_image(PIXELS, restorer=small(), preset="fast")
+        with pytest.raises(InvalidOption, match="leave out photo"):
+            restore_image(PIXELS, aligned=True, photo=PhotoOptions())
+
+
+def test_a_closed_restorer_refuses() -> None:
+    with Restorer.open(preset="fast") as restorer:
+        pass
+    with pytest.raises(InvalidOption, match="closed"):
+        restorer.restore([PIXELS])
+    restorer.close()
+
+
+@pytest.mark.parametrize("image", ["photo.jpg", Path("photo.jpg"), Pillow.new("RGB", (4, 4)), None])
+def test_the_strict_core_names_what_takes_others(small: Callable[..., Any], image: Any) -> None:
+    with pytest.raises(InvalidImage, match="restore_image"):
+        small().restore([image])
+
+
+def test_the_version() -> None:
+    assert bfr.runtime.__version__ == version("bfr-runtime")
