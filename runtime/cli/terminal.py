@@ -65,7 +65,7 @@ def say_warnings() -> None:
 
 
 def progress_bar(*, download: bool = False, quiet: bool = False) -> Progress:
-    """A bar with elapsed and remaining time, of images or of bytes; none if `quiet`."""
+    """A bar with elapsed and remaining time, of images or of bytes; none if `quiet`, and none in a log."""
     amount = (DownloadColumn(), TransferSpeedColumn()) if download else (MofNCompleteColumn(),)
     return Progress(
         _NameColumn("{task.description}"),
@@ -74,5 +74,5 @@ def progress_bar(*, download: bool = False, quiet: bool = False) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=stderr,
-        disable=quiet,
+        disable=quiet or not stderr.is_terminal,
     )

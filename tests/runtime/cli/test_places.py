@@ -170,6 +170,24 @@ class TestNothingIsReplaced:
         assert "is the input" in done.stderr
         assert Path("old.jpg").read_bytes() == before
 
+    def test_by_a_bulk_run(self, call: Called, album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("ray")
+        Path("out").mkdir()
+        Path("out/old.jpg").write_bytes(b"mine")
+        done = call("batch", "old.jpg", "other.png", "-o", "out")
+        assert done.status == 2
+        assert "old.jpg in " in done.stderr
+        assert "--overwrite" in done.stderr
+        assert [path.name for path in Path("out").iterdir()] == ["old.jpg"]
+
+    def test_by_inpainting(self, call: Called, album: Path) -> None:
+        Path("restored").mkdir()
+        Path("restored/old.png").write_bytes(b"mine")
+        done = call("inpaint", "old.jpg")
+        assert done.status == 2
+        assert "old.png in " in done.stderr
+        assert Path("restored/old.png").read_bytes() == b"mine"
+
 
 @pytest.mark.parametrize(
     ("words", "message"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from bfr.runtime.cli import main as cli
 from bfr.runtime.cli import terminal
@@ -41,12 +42,25 @@ def test_names_and_errors_of_a_run_are_escaped(capsys: pytest.CaptureFixture[str
     assert rf"a{SHOWN}\nerror: forged" in err
 
 
-def test_names_beside_a_progress_bar_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_beside_a_progress_bar_are_escaped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "stderr", Console(stderr=True, force_terminal=True, width=200))
     with terminal.progress_bar() as bar:
         bar.add_task(f"photo{ESCAPES}\nx", total=1)
     err = capsys.readouterr().err
     assert rf"photo{SHOWN}\nx" in err
     assert ESCAPES not in err
+
+
+@pytest.mark.parametrize(("terminal_", "quiet"), [(False, False), (True, True)])
+def test_no_bar_goes_into_a_log(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal_: bool, quiet: bool
+) -> None:
+    monkeypatch.setattr(terminal, "stderr", Console(stderr=True, force_terminal=terminal_))
+    with terminal.progress_bar(quiet=quiet) as bar:
+        bar.add_task("restoring", total=1)
+    assert capsys.readouterr().err == ""
 
 
 def test_warnings_are_escaped(
