@@ -57,8 +57,10 @@ class Entry:
 def entry_of(values: dict[str, Any]) -> Entry:
     """An entry as JSON has it. Raises KeyError, TypeError and ValueError for what is none."""
     entry = Entry(**{**values, "notes": tuple(map(str, values["notes"]))})
-    texts = (entry.source, entry.output, entry.source_version, entry.output_version, entry.error)
-    if entry.status not in STATUSES or not all(text is None or isinstance(text, str) for text in texts):
+    texts = (entry.output, entry.source_version, entry.output_version, entry.error)
+    if not isinstance(entry.source, str) or entry.status not in STATUSES:
+        raise ValueError("an entry has a source and a status")
+    if not all(text is None or isinstance(text, str) for text in texts):
         raise ValueError("a text is of another type")
     numbers = (entry.width, entry.height, entry.faces, entry.sharp, entry.frames)
     if not all(n is None or (type(n) is int and n >= 0) for n in numbers):

@@ -144,6 +144,7 @@ exporting.export_system(SYSTEMS["mini"], Path(sys.argv[1]), Path(sys.argv[2]))
 
 
 @pytest.mark.export
+@pytest.mark.slow
 def test_a_killed_export_leaves_no_bundle_and_blocks_nobody(tmp_path: Path) -> None:
     weights = default_bundle()
     out = tmp_path / "bundles" / "mini"

@@ -48,7 +48,7 @@ def restored(bundle: Bundle, batch: int, **options: Any) -> list[Any]:
 
 
 @pytest.mark.export
-@pytest.mark.parametrize("name", ["tiny", *SYSTEMS])
+@pytest.mark.parametrize("name", ["tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in SYSTEMS)])
 def test_an_export_gives_the_bundle_that_lies_in_the_tree(name: str, tmp_path: Path) -> None:
     """The same weights, interface and pictures; another torch may write another graph for them."""
     made, kept = export_tiny(name, tmp_path), unpacked(name, tmp_path / "kept")
@@ -65,7 +65,9 @@ def test_an_export_gives_the_bundle_that_lies_in_the_tree(name: str, tmp_path: P
 
 
 @pytest.mark.export
-@pytest.mark.parametrize("name", ["tiny", "inpainting", "clrface"])
+@pytest.mark.parametrize(
+    "name", ["tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("inpainting", "clrface"))]
+)
 def test_a_time_table_is_the_default_and_changes_no_picture(name: str, tmp_path: Path) -> None:
     """What the denoiser makes of a timestep, computed ahead: the same operations in eager PyTorch, the same bytes."""
     timed = export_tiny(name, tmp_path, time_table=None, precision=("fp32",))

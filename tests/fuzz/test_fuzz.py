@@ -37,9 +37,10 @@ def test_damaged_files_raise_nothing_but_our_errors(target: Target) -> None:
 
 
 # What was found by hand and mended: a row of a table that ends early, a stream that begins late, a name in a zip that
-# is no text, a zip of several disks, a shape of words.
+# is no text, a zip of several disks, a shape of words, an entry without a source.
 FOUND = [
     ("report", 0, 1),
+    ("report", 6, 289),
     ("manifest", 4, 860),
     ("video", 3, 1360),
     pytest.param("checkpoint", 3, 39, marks=pytest.mark.slow),

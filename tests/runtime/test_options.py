@@ -160,7 +160,9 @@ class TestOneDefinition:
         found = set()
         for command in (command for commands in COMMANDS.values() for command in commands):
             name = command.__name__
-            flags = {parameter.name: parameter for parameter in get_command(app).commands[name.replace("_", "-")].params}
+            flags = {
+                parameter.name: parameter for parameter in get_command(app).commands[name.replace("_", "-")].params
+            }
             for model, fields in expansions(command):
                 for field in fields:
                     flag = flags.pop(field)

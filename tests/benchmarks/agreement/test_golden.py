@@ -19,7 +19,7 @@ from bfr.runtime.restore.plan import difface_plan
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 
-LONG = ["loop_ddpm250_n10", "loop_inpaint_ddim250_n12_eta10"]
+LONG = ["loop_ddim250_n10_eta05", "loop_ddpm250_n10", "loop_inpaint_ddim250_n12_eta10"]
 SLOW = [*LONG, "pgdiff_restoration", "pgdiff_ref_restoration"]
 PGDIFF = ["pgdiff_ref_restoration", pytest.param("pgdiff_restoration", marks=pytest.mark.slow)]
 
@@ -27,7 +27,7 @@ PGDIFF = ["pgdiff_ref_restoration", pytest.param("pgdiff_restoration", marks=pyt
 @pytest.mark.export
 @pytest.mark.parametrize(
     "name",
-    ["tiny_swinir", "loop_ddim250_n10_eta05", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
+    ["tiny_swinir", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
 )
 def test_the_published_code_is_met_by_both_backends(name: str, tmp_path: Path) -> None:
     errors = run_golden(GOLDEN / f"{name}.npz", tmp_path)

@@ -152,6 +152,7 @@ def test_a_cache_that_is_too_large_is_left_with_a_reason(tmp_path: Path, monkeyp
 
 
 @pytest.mark.export
+@pytest.mark.slow
 def test_an_exports_weights_are_made_anew_byte_by_byte(tmp_path: Path) -> None:
     write_seeded(tiny(), tmp_path / "weights")
     bundle = export_system(tiny(), tmp_path / "weights", tmp_path / "bundle", verified=False)

@@ -172,7 +172,7 @@ def test_versions_are_found_whatever_distribution_brought_the_module(monkeypatch
 
     monkeypatch.setattr(metadata, "version", missing)
     found = module_versions("torch", "onnx", "onnxscript", "onnxruntime")
-    assert found == {**found, "onnxruntime": ort.__version__, "torch": torch.__version__}
+    assert found == {**found, "onnxruntime": ort.__version__, "torch": version("torch")}
 
 
 def without_cuda_kernel(model: onnx.ModelProto) -> int:
