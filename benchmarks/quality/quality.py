@@ -30,6 +30,7 @@ from bfr.benchmarks.quality.sheet import Tile, contact_sheet
 from bfr.models.systems.mini.degrade import LEVELS, Degradation
 from bfr.runtime.backends.registry import open_device
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.bundle.manifest import Preset
 from bfr.runtime.diffusion.noise import check_seed
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.faces.detect import Detector, open_detector
@@ -100,12 +101,15 @@ def benchmark(args: argparse.Namespace) -> Findings:
     truths = read_faces(args.folder, size, args.limit)
     device = open_device(args.backend, threads=args.threads)
     networks = load_networks(bundle, device, "fp32")
-    restorer = Restorer(bundle, device, bundle.preset(args.preset, **chosen), networks=networks)
+    sampler = bundle.preset(args.preset, **chosen)
     others = numbers("--other-seeds", args.other_seeds, int)
-    reference = None
-    if args.against:
+    reference = bundle.preset(args.against) if args.against else None
+    if reference:
         check_seeds(args.seed, others)
-        reference = Restorer(bundle, device, bundle.preset(args.against), networks=networks)
+
+    def opened(preset: Preset) -> Restorer:
+        return Restorer(bundle, device, preset, networks=networks)
+
     detector, no_geometry = _open_detector(args)
     facts = {
         "bundle": {"system": bundle.manifest.system, "hash": bundle.hash, "image_size": size},
@@ -115,18 +119,19 @@ def benchmark(args: argparse.Namespace) -> Findings:
         "seed": args.seed,
         "images": len(truths),
         "definition": HIGH_PASS if args.no_truth else SHARPNESS,
-        "against": f"{args.against} ({reference.sampler})" if reference else None,
+        "against": f"{args.against} ({reference})" if reference else None,
         "other_seeds": others if reference else None,
         "detector": detector.name if detector else None,
         "no_geometry": no_geometry,
         "attribution": args.attribution,
     }
-    restorer.warm_up()
+    with opened(sampler) as restorer:
+        restorer.warm_up()
     evaluations = []
     for title, degradation in degradations.items():
         faces = [degrade(*t, degradation, args.seed) if degradation else DegradedFace(*t, None) for t in truths]
-        anchors = anchor(reference, faces, seed=args.seed, others=others) if reference else None
-        with restorer:
+        anchors = anchor(opened(reference), faces, seed=args.seed, others=others) if reference else None
+        with opened(sampler) as restorer:
             evaluation, pictures = evaluate(
                 restorer,
                 faces,

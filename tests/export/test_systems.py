@@ -298,10 +298,10 @@ def test_masks_are_found_by_name(inpainting: Bundle, tmp_path: Path, capsys: pyt
     report = json.loads((out / "report.json").read_text())
     assert "give a mask of the image's size" in report["images"][1]["error"]
     (masks / "1.bmp").unlink()
-    refused = CliRunner().invoke(app, [*command, str(masks)])
+    refused = CliRunner().invoke(app, [*command, str(masks), "--overwrite"])
     assert isinstance(refused.exception, InputNotFound)
     assert "has no mask named 1" in str(refused.exception)
-    other = CliRunner().invoke(app, ["inpaint", str(photos), "--bundle", str(default_bundle()), "-o", str(out)])
+    other = CliRunner().invoke(app, ["inpaint", str(photos), "--bundle", str(default_bundle()), "-o", f"{out}2"])
     assert isinstance(other.exception, InvalidOption)
     assert "mini does not inpaint" in str(other.exception)
 

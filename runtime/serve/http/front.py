@@ -86,7 +86,8 @@ class Front:
         """
         self.state = "draining"
         try:
-            await asyncio.wait_for(self._empty.wait(), seconds)
+            async with timeout(seconds):
+                await self._empty.wait()
         except asyncio.TimeoutError:
             self.over.set()
             return False

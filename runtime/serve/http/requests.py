@@ -140,7 +140,8 @@ async def job_body(request: Request, options: ServeOptions) -> AsyncIterator[byt
     while True:
         left = begin + options.body_seconds + total / LEAST_RATE - time.monotonic()
         try:
-            chunk = await asyncio.wait_for(anext(chunks, None), max(0.0, min(left, options.body_seconds)))
+            async with timeout(max(0.0, min(left, options.body_seconds))):
+                chunk = await anext(chunks, None)
         except asyncio.TimeoutError:
             raise Problem(
                 408, "slow body", f"the file arrives too slowly: {LEAST_RATE} bytes a second are needed"

@@ -16,6 +16,7 @@ from bfr.runtime.serve.orders import FaceOrder, Group, Refusal
 from bfr.runtime.serve.workers.pool import RestoreFaces
 from bfr.runtime.serve.workers.wire import pack_results
 from bfr.runtime.serve.workers.worker import Child
+from bfr.runtime.timeouts import timeout
 
 MODULE = "bfr.runtime.serve.jobs.process"
 MOST_ATTEMPTS = 3  # a job that ended its process so often is not tried again
@@ -71,8 +72,9 @@ class JobRunner:
                 await asyncio.sleep(PAUSE)
                 continue
             if not done:
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), POLL)
+                with suppress(asyncio.TimeoutError):  # not wait_for, which loses a cancellation as the event comes
+                    async with timeout(POLL):
+                        await self._wake.wait()
                 self._wake.clear()
 
     async def _look(self) -> bool:

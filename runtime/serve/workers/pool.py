@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 from numpy.typing import NDArray
@@ -143,18 +142,15 @@ class Pool:
         ending = asyncio.create_task(worker.child.ended())
         try:
             await asyncio.wait({taking, ending}, return_when=asyncio.FIRST_COMPLETED)
-            if taking.done():
-                return taking.result()
-            _log.error("worker %d ended while it was idle", worker.number)
-            await worker.end(0)
-            return []
         finally:
             for task in (taking, ending):
                 task.cancel()
-            with suppress(asyncio.CancelledError):
-                await taking
-            with suppress(asyncio.CancelledError):
-                await ending
+            await asyncio.wait({taking, ending})
+        if not taking.cancelled():  # faces that came as it ended, too: its call finds out, and puts them back
+            return taking.result()
+        _log.error("worker %d ended while it was idle", worker.number)
+        await worker.end(0)
+        return []
 
     async def _restart(self, worker: Worker) -> None:
         """Start a worker anew, again and again. Where none runs and it fails TRIES times, the server ends."""
