@@ -33,12 +33,13 @@ def pull(address: Path | str) -> Path:
 
     Raises:
         InvalidOption: The address is none.
-        BundleInvalid: The Hub has no such repository or revision, or cannot be reached and nothing is there.
+        BundleInvalid: The Hub has no such repository or revision, or cannot be reached.
         MissingDependency: huggingface_hub is not installed.
     """
     owner, name, revision = _parts(address)
-    folder = cache_folder() / "hub" / f"{owner}--{name}" / (revision or "main").replace("/", "--")
-    if revision and COMMIT.fullmatch(revision) and (folder / "manifest.json").is_file():
+    folder = cache_folder() / "hub" / "--".join((owner, name, *(revision or "main").split("/")))
+    whole = folder / ".whole"  # an interrupted download lacks it
+    if revision and COMMIT.fullmatch(revision) and whole.is_file():
         return folder
     hub, api = _hub()
     try:
@@ -48,6 +49,7 @@ def pull(address: Path | str) -> Path:
             f"hf://{owner}/{name} cannot be had ({str(error).splitlines()[0]}): check its name and revision, the "
             "network, and for private ones the token in HF_TOKEN"
         ) from error
+    whole.touch()
     return folder
 
 

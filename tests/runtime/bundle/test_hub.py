@@ -134,6 +134,15 @@ def test_a_bundle_is_pushed_and_pulled(server: type[Hub], tiny_bundle: Bundle) -
     assert len(server.requests) == asked  # a commit never changes
 
 
+def test_an_interrupted_download_is_finished(server: type[Hub], tiny_bundle: Bundle) -> None:
+    address = hub.push(tiny_bundle, "hf://org/mini")
+    weights = {name: server.files.pop(name) for name in list(server.files) if name.endswith(".safetensors")}
+    folder = hub.pull(address)
+    (folder / ".whole").unlink()  # as if it had ended before the weights came
+    server.files |= weights
+    assert Bundle.open(address).check_all()
+
+
 def test_what_was_changed_there_is_found_out(server: type[Hub], tiny_bundle: Bundle) -> None:
     hub.push(tiny_bundle, "hf://org/mini")
     name = next(name for name in server.files if name.endswith(".safetensors"))
