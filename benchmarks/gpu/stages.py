@@ -22,8 +22,7 @@ from bfr.benchmarks.gpu.measure import Context, Figures, NeedsGpu, Stage, call_d
 from bfr.benchmarks.gpu.prepare import complete_bundle, pack_cache
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.errors import MissingDependency
-
-MAX_AUTOTUNE = {"options": {"max_autotune": True, "coordinate_descent_tuning": False, "conv_1x1_as_mm": True}}
+from bfr.runtime.restore.options import OpenOptions
 
 
 def machine(context: Context) -> Figures:
@@ -139,7 +138,10 @@ def autotuned(context: Context) -> Figures:
     """The same with every kernel measured, without coordinate descent."""
     if not context.gpu:
         raise NeedsGpu
-    return {"options": MAX_AUTOTUNE, **call_denoiser(context, "fp16", MAX_AUTOTUNE, tf32=False, graph=True)}
+    from bfr.export.pytorch.compiled import compile_options
+
+    options = compile_options(OpenOptions().compiler)
+    return {"options": options, **call_denoiser(context, "fp16", options, tf32=False, graph=True)}
 
 
 def chain(name: str) -> Callable[[Context], Figures]:

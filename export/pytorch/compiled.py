@@ -51,6 +51,11 @@ def prepare_stage(stage: nn.Module, precision: Precision, *, channels_last: bool
     return stage.to(memory_format=torch.channels_last) if channels_last else stage  # type: ignore[call-overload]
 
 
+def compile_options(chosen: Collection[CompilerOption]) -> dict[str, Any]:
+    """What `torch.compile` is given: inductor does what is chosen, and none of the others."""
+    return {"options": {name: name in chosen for name in get_args(CompilerOption)}}
+
+
 def stage_call(stage: nn.Module, compiler: Mapping[str, Any] | None = None) -> StageCall:
     """A function of inputs by name and of the tensors that it writes the outputs into, in the stage's order.
 
@@ -165,7 +170,7 @@ class CompiledDevice(GpuDevice):
         super().__init__(index)
         self.name = "torch-cuda" if compiled else "eager-cuda"
         self.compiled, self.records, self.tf32 = compiled, graphs, tf32
-        self.compiler = {"options": {name: name in compiler for name in get_args(CompilerOption)}} if compiled else None
+        self.compiler = compile_options(compiler) if compiled else None
         torch.cuda.set_device(index)
         self.torch_stream = torch.cuda.ExternalStream(int(self.stream), device=index)  # type: ignore[no-untyped-call]
         self._graphs: list[torch.cuda.CUDAGraph] = []
