@@ -85,7 +85,7 @@ class GpuWatch:
                 )
             except OSError:
                 return
-            # A pipe that nobody reads fills in an hour; a thread empties it.
+            # Unread, the pipe would fill within an hour and block nvidia-smi: a thread reads it.
             self._lines: list[str] = []
             self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
             self._reader.start()

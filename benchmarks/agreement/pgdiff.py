@@ -1,7 +1,7 @@
 """PGDiff's published loop, recorded with weights made from names, against this one; see `benchmarks.agreement.golden`.
 
 A golden `pgdiff_*` holds the pictures (8 bits), and of the published states and its last result every second pixel of
-each side. Its noise is made anew, from the golden's name.
+each side. Its noise is drawn from a seed that is the golden's name.
 """
 
 import zlib

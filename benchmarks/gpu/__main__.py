@@ -67,7 +67,7 @@ def run_stages(
         write_json(out / "results.json", results)
 
     for stage in stages:
-        # The weights do not come back from the machine: they are made anew wherever they are missing.
+        # The weights do not come back from the machine: this stage generates them wherever they are missing.
         if stage.name in done and not (stage.name == "weights" and not (work / "bundle").is_dir()):
             continue
         left = deadline - time.monotonic() - (0 if stage is stages[-1] else RESERVE)

@@ -1,7 +1,7 @@
 """What travels to the machine with the GPU and back: a small bundle, packages, the tree by links, the compiler's cache.
 
-`prepare` makes a folder from which the machine needs nothing else: no network, nothing installed. The weights of the
-networks are functions of their names, so that they stay behind and are made anew there, checked by sha256.
+`prepare` makes a folder from which the machine needs nothing else: no network, nothing installed. The networks have
+seeded weights, which do not travel: the machine generates them again, and checks their sha256.
 """
 
 import os
@@ -64,7 +64,7 @@ def prepare(
             bundle = _export(Path(scratch), progress)
         with atomic_folder(folder, replace=True) as partial:
             left = copy_bundle(Bundle.open(bundle), partial / "bundle", progress)
-            progress(f"{left:,} bytes of weights stay behind and are made anew there")
+            progress(f"{left:,} bytes of weights stay behind; the machine generates them again")
             download(packages, partial / "site", Path(scratch) / "wheels")
             (partial / "ns" / "bfr").mkdir(parents=True)
             tree = Path(bfr.benchmarks.__path__[0]).resolve().parent
@@ -108,7 +108,7 @@ def float32_files(bundle: Bundle) -> dict[str, tuple[BundleFile, tuple[BundleFil
 
 
 def copy_bundle(bundle: Bundle, folder: Path, progress: Progress = lambda _: None) -> int:
-    """Copy what cannot be made anew; return the bytes of what can. Its files are checked."""
+    """Copy what cannot be generated again; return the bytes of what can. Its files are checked."""
     folder.mkdir(parents=True)
     shutil.copyfile(bundle.folder / MANIFEST, folder / MANIFEST)
     left = 0
@@ -152,7 +152,7 @@ def complete_bundle(source: Path, folder: Path) -> dict[str, Any]:
     """Copy a prepared bundle and make its missing weights; return what was made, in how many seconds.
 
     Raises:
-        BundleCorrupt: A file, made anew or copied, has not the sha256 of the manifest.
+        BundleCorrupt: A file, generated or copied, has not the sha256 of the manifest.
     """
     shutil.copytree(source, folder, dirs_exist_ok=True)
     bundle = Bundle.open(folder)
