@@ -47,7 +47,7 @@ def wrap(
     """Make a bundle of any single-network restorer, so that every command runs it: restore, video, verify, bench."""
     try:
         from bfr.export.onnx.wrap import wrap as wrap_file
-        from bfr.export.onnx.wrap_graph import WrapOptions
+        from bfr.export.onnx.wrap_read import WrapOptions
     except ImportError as error:
         raise MissingDependency(f"bfr wrap needs {install_command('export', 'cpu')} ({error})") from error
 

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bfr.export.onnx import wrap as wrapping
 from bfr.export.onnx.wrap import wrap
-from bfr.export.onnx.wrap_graph import WrapOptions
+from bfr.export.onnx.wrap_read import WrapOptions
 from bfr.export.verify.compare import FLOORS_DB, open_reference, verify
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.bundle.bundle import Bundle

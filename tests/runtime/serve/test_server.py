@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, save
 
 from bfr.benchmarks.end_to_end.server_process import COMMAND, ServerProcess
 from bfr.export.onnx.wrap import wrap
-from bfr.export.onnx.wrap_graph import WrapOptions
+from bfr.export.onnx.wrap_read import WrapOptions
 from bfr.runtime.bundle.bundle import default_bundle
 from bfr.runtime.images.decode import decode_image
 from bfr.runtime.images.encode import encode_image

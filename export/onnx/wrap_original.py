@@ -1,0 +1,270 @@
+"""The file as it came, run by ONNX Runtime: what it reads and makes, and what its bundle is compared with."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from bfr.export.onnx.wrap_read import (
+    IMAGE_TYPES,
+    ImageTensor,
+    Interface,
+    WrapOptions,
+    drawing_nodes,
+    find_inputs,
+    find_output,
+    find_values,
+    first_line,
+    freeze_draws,
+    load_model,
+)
+from bfr.export.verify.walk import synthetic
+from bfr.runtime.backends.device import Float32
+from bfr.runtime.backends.onnxruntime import SAFE
+from bfr.runtime.bundle.onnx import LARGEST_ELEMENTS
+from bfr.runtime.errors import InvalidCheckpoint, InvalidOption
+from bfr.runtime.restore.plan import DEGRADED
+
+STRAY = 0.25  # of the declared range: results further outside it were made for another one
+OPEN_FACE, TILE = 512, 128  # sides of files that leave them open: of face restorers, and of enlargers
+SIGNED, UNIT, BYTES = (-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)
+Say = Callable[[str], None]
+
+
+class Original:
+    """The file as it came, in ONNX Runtime on the CPU. Raises InvalidCheckpoint where that cannot load it."""
+
+    def __init__(self, file: Path, threads: int | None) -> None:
+        self.file = file
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # a shape that does not fit is an answer here, no news
+        for entry, value in SAFE.items():
+            options.add_session_config_entry(entry, value)
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self.session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own types
+            raise InvalidCheckpoint(
+                f"ONNX Runtime cannot run {file.name}: {first_line(error)}. Export it anew, in float32"
+            ) from error
+
+    def shapes(
+        self, images: Mapping[ImageTensor, NDArray[np.float32]], values: Mapping[str, float]
+    ) -> dict[str, tuple[int, ...]]:
+        """The shapes of all outputs."""
+        found = self.run([output.name for output in self.session.get_outputs()], images, values)
+        return {output.name: y.shape for output, y in zip(self.session.get_outputs(), found, strict=True)}
+
+    def run(
+        self, outputs: list[str], images: Mapping[ImageTensor, NDArray[np.float32]], values: Mapping[str, float]
+    ) -> list[NDArray[np.generic]]:
+        """images: (B, 3, H, W) in the file's own range and order of channels."""
+        feed: dict[str, NDArray[np.generic]] = {}
+        for image, planes in images.items():
+            kind = IMAGE_TYPES[image.type]
+            x = planes.transpose(0, 2, 3, 1) if image.channels_last else planes
+            feed[image.name] = np.clip(np.rint(x), 0, 255).astype(kind) if kind is np.uint8 else x.astype(kind)
+        for value in self.session.get_inputs():
+            if value.name in values:
+                shape = [size if isinstance(size, int) else 1 for size in value.shape]
+                _check_size(f"input {value.name}", shape)
+                feed[value.name] = np.full(shape, values[value.name], _numpy_type(value.type))
+        return list(self.session.run(outputs, feed, silent()))
+
+
+def find_interface(model: onnx.ModelProto, original: Original, options: WrapOptions) -> Interface:
+    """How the file is read and written: what the options say, else what its shapes, names and one run tell.
+
+    Raises InvalidOption where that leaves a choice, InvalidCheckpoint where the file does not run.
+    """
+    source, reference = find_inputs(model, options)
+    weight, values = find_values(model, (source, reference), options.values)
+    if source.side is not None and options.size not in (None, source.side):
+        raise InvalidOption(f"the model takes {source.side}x{source.side} and no other size: leave --size out")
+
+    for image in (source, reference):
+        if image:
+            size = image.side or options.size or OPEN_FACE
+            _check_size(f"input {image.name}", (image.batch or 1, 3, size, size))
+
+    def shapes(side: int) -> dict[str, tuple[int, ...]]:
+        images = {one: _grey(one, side) for one in (source, reference) if one}
+        return original.shapes(images, values)
+
+    side = source.side or options.size
+    if side is None:
+        side = OPEN_FACE
+        with suppress(Exception):  # a face restorer may run at its own side alone; the run below says what is wrong
+            _, made = find_output(model, shapes(TILE), TILE, options.output)
+            side = TILE if made > TILE else OPEN_FACE
+    try:
+        found = shapes(side)
+    except Exception as error:  # ONNX Runtime's own types
+        raise InvalidCheckpoint(
+            f"the model does not run on {side}x{side}: {first_line(error)}. Choose another --size, or other values "
+            "of --set"
+        ) from error
+    target, out_side = find_output(model, found, side, options.output)
+    if found[target.name][0] != (source.batch or 1):
+        raise InvalidOption(
+            f"of one picture of {side}x{side} the model makes {found[target.name][0]}: choose another --size"
+        )
+    enlarges = out_side >= 2 * side and side <= 256
+    usual = UNIT if enlarges else SIGNED
+    return Interface(
+        source=source,
+        target=target,
+        reference=reference,
+        side=side,
+        out_side=out_side,
+        input_range=options.input_range or (BYTES if source.type == TensorProto.UINT8 else usual),
+        output_range=options.output_range or (BYTES if target.type == TensorProto.UINT8 else usual),
+        colour=options.colour,
+        weight=weight,
+        values=values,
+    )
+
+
+def _check_size(what: str, shape: Sequence[int]) -> None:
+    """Raise InvalidCheckpoint for a tensor that a file declares and no machine has."""
+    if min(shape, default=1) < 1 or prod(shape) > 2 * LARGEST_ELEMENTS:
+        raise InvalidCheckpoint(
+            f"the model's {what} has the shape {' x '.join(map(str, shape))}, more than {2 * LARGEST_ELEMENTS:,} "
+            "numbers: export it for a usual size"
+        )
+
+
+def _grey(image: ImageTensor, side: int) -> NDArray[np.float32]:
+    return np.full((image.batch or 1, 3, image.side or side, image.side or side), 0.5, np.float32)
+
+
+def assumed(face: Interface, options: WrapOptions, file: str) -> list[str]:
+    """What nobody said, in lines that name the flag which overrules it."""
+    ranges = " to ".join(f"{black:g}..{white:g}" for black, white in (face.input_range, face.output_range))
+    lines = [
+        f"{file}: {face.source.name} {face.side}x{face.side} to {face.target.name} {face.out_side}x{face.out_side}, "
+        f"{face.colour.upper()} in {ranges}"
+    ]
+    if options.input_range is None or options.output_range is None:
+        lines.append("the value range is assumed: --input-range and --output-range overrule it")
+    if face.source.side is None and options.size is None:
+        lines.append(f"the size is assumed: --size chooses another than {face.side}")
+    if face.weight:
+        lines.append(
+            f"{face.weight} is taken for a fidelity weight, {face.values[face.weight]:g} where a run does not say "
+            "otherwise: `bfr restore --weight`"
+        )
+    return lines
+
+
+def check_ranges(original: Original, face: Interface, say: Say) -> None:
+    """Warn where another range makes the result much more like the picture than the declared one does."""
+    declared, candidates = (face.input_range, face.output_range), (SIGNED, UNIT, BYTES)
+    if TensorProto.UINT8 in (face.source.type, face.target.type) or face.reference:
+        return
+    picture = synthetic(DEGRADED, (3, face.side, face.side), face.source.batch or 1)
+    likeness = {}
+    for pair in {declared, *((one, one) for one in candidates)}:
+        tried = replace(face, input_range=pair[0], output_range=pair[1])
+        likeness[pair] = _likeness(scaled(raw_result(original, tried, picture), tried), 2.0 * picture - 1.0)
+    best = max(likeness, key=lambda pair: likeness[pair])
+    if likeness[declared] < 15.0 and likeness[best] > 25.0:
+        black, white = best[0]
+        say(
+            f"warning: with {black:g}..{white:g} as the range of values the result is {likeness[best]:.0f} dB from the "
+            f"picture, with {declared[0][0]:g}..{declared[0][1]:g} {likeness[declared]:.0f} dB: is --input-range right?"
+        )
+
+
+def warn_of_range(y: NDArray[np.float64], face: Interface, say: Say) -> None:
+    black, white = face.output_range
+    reach = STRAY * (white - black)
+    if (share := float(np.mean((y < black - reach) | (y > white + reach)))) > 0.05:
+        say(
+            f"warning: {share:.0%} of the result lie far outside {black:g}..{white:g}, "
+            f"in {y.min():.3g}..{y.max():.3g}: is --output-range right?"
+        )
+    elif float(y.max() - y.min()) < 0.05 * (white - black):
+        say(
+            f"warning: the result lies in {y.min():.3g}..{y.max():.3g}, a small part of {black:g}..{white:g}: "
+            "is --output-range right?"
+        )
+
+
+def _likeness(found: NDArray[np.float32], picture: NDArray[np.float32]) -> float:
+    """PSNR of coarse means, in dB with peak 2: a restorer changes detail, and keeps what is large."""
+    cells = 8
+
+    def coarse(image: NDArray[np.float32]) -> NDArray[np.float64]:
+        side = image.shape[-1] // cells * cells
+        blocks = image[..., :side, :side].reshape(*image.shape[:2], cells, side // cells, cells, side // cells)
+        return np.asarray(blocks.mean(axis=(3, 5), dtype=np.float64))
+
+    if picture.shape[-1] < cells or not np.isfinite(found).all():
+        return 0.0
+    return float(-10.0 * np.log10(np.mean((coarse(found) - coarse(picture)) ** 2) / 4.0 + 1e-12))
+
+
+def raw_result(
+    original: Original, face: Interface, faces: Float32, others: Float32 | None = None
+) -> NDArray[np.float64]:
+    """What the file makes of (B, 3, S, S) RGB in [0, 1], RGB in its own range; NumPy maps the values."""
+    count, order = len(faces), [2, 1, 0] if face.colour == "bgr" else [0, 1, 2]
+    if missing := (face.source.batch or count) - count:  # of a file that fixes its batch
+        faces = np.concatenate([faces, *[faces[-1:]] * missing])
+        others = None if others is None else np.concatenate([others, *[others[-1:]] * missing])
+    black, white = face.input_range
+    images = {face.source: (faces[:, order].astype(np.float64) * (white - black) + black).astype(np.float32)}
+    if face.reference and others is not None:
+        images[face.reference] = (others[:, order].astype(np.float64) * (white - black) + black).astype(np.float32)
+    y = original.run([face.target.name], images, face.values)[0].astype(np.float64)
+    return (y.transpose(0, 3, 1, 2) if face.target.channels_last else y)[:count, order]
+
+
+def scaled(y: NDArray[np.float64], face: Interface) -> NDArray[np.float32]:
+    """A result of the file as an estimator would give it."""
+    black, white = face.output_range
+    return np.asarray(np.clip((y - black) / (white - black) * 2.0 - 1.0, -1.0, 1.0), np.float32)
+
+
+def frozen(file: Path, path: Path, options: WrapOptions, threads: int | None, say: Say) -> Original:
+    """The file with constants where it draws random numbers: two runs of it agree."""
+    model = load_model(file)
+    onnx.load_external_data_for_model(model, str(file.parent))
+    draws = drawing_nodes(model)
+    looked = path.with_name("looked.onnx")
+    model.graph.output.extend(onnx.ValueInfoProto(name=node.output[0]) for node in draws)
+    for value, node in zip(list(model.graph.output)[-len(draws) :], draws, strict=True):
+        kind = next((int(a.i) for a in node.attribute if a.name == "dtype"), TensorProto.FLOAT)
+        value.type.tensor_type.elem_type = kind
+    onnx.save(model, looked, save_as_external_data=True, location="looked.data")
+    onnx.load_external_data_for_model(model, str(path.parent))
+    source, reference = find_inputs(model, options)
+    _, values = find_values(model, (source, reference), options.values)
+    side = source.side or options.size or OPEN_FACE
+    images = {one: _grey(one, side) for one in (source, reference) if one}
+    shapes = Original(looked, threads).shapes(images, values)
+    del model.graph.output[-len(draws) :]
+    freeze_draws(model, shapes)
+    onnx.save(model, path, save_as_external_data=True, location="frozen.data")
+    say(f"{len(draws)} nodes of {file.name} draw random numbers: they became constants, drawn once")
+    return Original(path, threads)
+
+
+def silent() -> ort.RunOptions:
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    return options
+
+
+def _numpy_type(name: str) -> np.dtype[np.generic]:
+    """Of ONNX Runtime's `tensor(double)` and the like."""
+    return np.dtype({"float": "float32", "double": "float64"}.get(kind := name[7:-1], kind))
