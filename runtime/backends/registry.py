@@ -145,7 +145,7 @@ def choose(bundle: Bundle | None, precision: Precision, index: int = 0, *, witho
     """
     if precision == "int8" or not device_count():
         return FALLBACK
-    record = _recorded(bundle)
+    record = recorded(bundle)
     measured = verified_seconds(record, precision, Cuda(index).facts.name)
     ranked = sorted(measured, key=lambda name: measured[name])
     for name in dict.fromkeys([*ranked, *(row.name for row in BACKENDS.values() if row.unmeasured)]):
@@ -161,8 +161,8 @@ def choose(bundle: Bundle | None, precision: Precision, index: int = 0, *, witho
     return FALLBACK
 
 
-def verified_seconds(record: MachineRecord, precision: Precision, gpu: str) -> dict[str, float]:
-    """Seconds a denoising step of the backends whose whole loop this machine verified in this precision on this GPU."""
+def verified_seconds(record: MachineRecord, precision: Precision, gpu: str | None) -> dict[str, float]:
+    """Seconds a step, by backend, of a whole system verified here in this precision on this GPU, or the CPU (None)."""
     checks = [*record.verified, *(check for engine in record.engines for check in engine.checks)]
     return {
         check.backend: check.seconds_a_step
@@ -171,6 +171,7 @@ def verified_seconds(record: MachineRecord, precision: Precision, gpu: str) -> d
         and check.precision == precision
         and check.backend in BACKENDS
         and check.seconds_a_step is not None
+        and check.psnr_db >= check.floor_db
     }
 
 
@@ -180,7 +181,7 @@ def _check(backend: Backend, bundle: Bundle | None, precision: Precision, index:
         backend.load().check(bundle, precision, index)
 
 
-def _recorded(bundle: Bundle | None) -> MachineRecord:
+def recorded(bundle: Bundle | None) -> MachineRecord:
     """What this machine made of a bundle. What cannot be read is said, and left unused."""
     try:
         return MachineFiles(bundle.hash).read() if bundle else MachineRecord()

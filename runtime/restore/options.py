@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from bfr.runtime.backends.registry import BackendName, CompilerOption
-from bfr.runtime.bundle.manifest import Precision
+from bfr.runtime.backends.registry import HELP, BackendName, CompilerOption
 from bfr.runtime.diffusion.solvers import Solver
 from bfr.runtime.options import COMMAS, Options
+from bfr.runtime.restore.precision import PrecisionChoice
 
 
 class OpenOptions(Options):
@@ -17,13 +17,14 @@ class OpenOptions(Options):
     bundle: Path | None = Field(
         default=None, description="Bundle folder, or hf://owner/name; the default is the system mini."
     )
-    backend: BackendName = Field(
-        default="auto", description="What runs the networks; auto: the fastest that was verified."
-    )
+    backend: BackendName = Field(default="auto", description=f"What runs the networks. {HELP}.")
     preset: str | None = Field(
         default=None, description="A preset of the bundle; its default if left out. See `bfr info`."
     )
-    precision: Precision = Field(default="fp32", description="Networks without this precision run in fp32.")
+    precision: PrecisionChoice = Field(
+        default="auto",
+        description="auto: the fastest that keeps to fp32 here. Networks without this precision run in fp32.",
+    )
     batch: int = Field(default=1, ge=1, description="Faces that go through the networks together, at most.")
     threads: int | None = Field(
         default=None, ge=1, description="Threads of the CPU backend, at most four a core; one a core if left out."

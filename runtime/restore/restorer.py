@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -28,14 +29,15 @@ from bfr.runtime.errors import (
     MissingDependency,
     RestorationFailed,
 )
-from bfr.runtime.restore.batch import Batch, Restored, choose_bucket
+from bfr.runtime.restore.batch import Batch, Finished, Flight, Pending, Restored, choose_bucket
 from bfr.runtime.restore.buffers import Buffers
-from bfr.runtime.restore.chain import Chain, Launched
+from bfr.runtime.restore.chain import Chain, ChainResult
 from bfr.runtime.restore.inputs import Given, ImageInputs
 from bfr.runtime.restore.loop import OnStep
 from bfr.runtime.restore.options import OpenOptions
 from bfr.runtime.restore.pixels import check_image
 from bfr.runtime.restore.plan import make_plan, sampler_table
+from bfr.runtime.restore.precision import Trial, choose_precision, sample
 
 # What `auto` goes on from to the next backend: this one does not work here, another may.
 UNUSABLE = (BackendUnavailable, EngineMismatch, EngineMissing, MissingDependency)
@@ -82,6 +84,7 @@ class Restorer:
             )
         self._buffers: Buffers | None = None
         self._chains: dict[int, Chain] = {}
+        self._flights: list[Flight] = []  # at most two: the buffers hold the results of as many
         self._float32: Restorer | None = None
         self.fixed: dict[str, NDArray[Any]] = {}  # pictures for further inputs, for images that are not given their own
         self._owns_device = self._closed = False
@@ -107,8 +110,8 @@ class Restorer:
             names = OpenOptions.model_fields.keys() & options.keys()
             bundle = OpenOptions(bundle=bundle, **{name: options.pop(name) for name in names})  # type: ignore[arg-type]
         chosen, opened = bundle, Bundle.open(bundle.bundle or default_bundle())
-        precision = opened.precision(chosen.precision)
         sampler = opened.preset(chosen.preset, **options)
+        precision = settle_precision(opened, chosen)
         tried: list[str] = []
         while True:
             name = chosen.backend
@@ -233,33 +236,45 @@ class Restorer:
         Where the device's memory runs out, the batch is halved, for this and for later calls; an image that does not
         fit alone fails.
         """
-        check_seed(seed)
-        for image in images:
-            check_image(image)
-        given = {**{name: [picture] * len(images) for name, picture in self.fixed.items()}, **(inputs or {})}
-        self.inputs.check(len(images), given)
+        given = self._checked(images, seed, inputs)
         named = keys or [None] * len(images)
         results: list[Restored] = []
-        running: tuple[Batch, Launched] | None = None
-        while len(results) < len(images):
-            begin = len(results) + (len(running[0].images) if running else 0)
-            end = begin + self.batch
-            following, launched, failure = None, None, None
-            if begin < len(images):
-                part = {name: pictures[begin:end] for name, pictures in given.items()}
-                following = Batch(self.inputs, images[begin:end], named[begin:end], seed, part)
-                try:
-                    chain = self.chain(choose_bucket(len(following.images), self.buckets))
-                    launched = following.launch(chain, on_step)
-                except DeviceOutOfMemory as error:
-                    failure = error
+        running: Pending | None = None
+        begin = 0
+        while begin < len(images):
+            part = slice(begin, begin + self.batch)
+            begin = part.stop
+            pictures = {name: pictures[part] for name, pictures in given.items()}
+            following = self._launch(Batch(self.inputs, images[part], named[part], seed, pictures), on_step)
             if running:
-                batch, work = running
-                results += batch.results(work.finish(), self.precision, self._again)
-            running = (following, launched) if following and launched else None
-            if following and failure:
-                results += self._give_way(following, failure)
-        return results
+                results += running.finish()
+            running = following
+        return results + running.finish() if running else results
+
+    def launch(
+        self,
+        images: Sequence[NDArray[Any]],
+        *,
+        seed: int = DEFAULT_SEED,
+        keys: Sequence[int | None] | None = None,
+        on_step: OnStep | None = None,
+        inputs: Mapping[str, Given] | None = None,
+    ) -> Pending:
+        """As `run`, of `batch` images at most, which are waited for when they are asked for.
+
+        On a GPU the next ones can be launched before these are waited for, so that it has always something to do; what
+        was launched before them is finished first, and the device works on two batches at most.
+        on_step: is called between the steps where the host makes them; a GPU works through a batch without the host,
+        and it is called once, with all steps and None, when the batch is finished.
+        """
+        if not images:
+            return Finished([])
+        if len(images) > self.batch:
+            raise ValueError(f"{len(images)} images were launched together: at most {self.batch} fit")
+        batch = Batch(self.inputs, images, keys or [None] * len(images), seed, self._checked(images, seed, inputs))
+        if on_step is None or not self.device.asynchronous:
+            return self._launch(batch, on_step)
+        return self._launch(batch, None, partial(on_step, self.plan.steps, None))
 
     def warm_up(self, *, batch: int | None = None, times: int | None = None) -> float:
         """Run a chain, the largest unless `batch` says another, on grey images; returns the seconds it took.
@@ -294,6 +309,45 @@ class Restorer:
             self._float32 = Restorer(self.bundle, self.device, self.sampler)
         return self._float32
 
+    def _checked(
+        self, images: Sequence[NDArray[Any]], seed: int, inputs: Mapping[str, Given] | None
+    ) -> dict[str, Given]:
+        """The pictures for further inputs, by name, an entry for each image. Raises InvalidImage, InvalidOption."""
+        check_seed(seed)
+        for image in images:
+            check_image(image)
+        given = {**{name: [picture] * len(images) for name, picture in self.fixed.items()}, **(inputs or {})}
+        self.inputs.check(len(images), given)
+        return given
+
+    def _launch(self, batch: Batch, on_step: OnStep | None, finished: Callable[[], None] = lambda: None) -> Pending:
+        """Launch a batch. finished: is called when it is waited for."""
+
+        def results(outcome: ChainResult) -> list[Restored]:
+            found = batch.results(outcome, self.precision, self._again)
+            finished()
+            return found
+
+        self._settle(all_but=1)
+        try:
+            launched = batch.launch(self.chain(choose_bucket(len(batch.images), self.buckets)), on_step)
+        except DeviceOutOfMemory as error:
+            self._settle()
+            return Finished(self._give_way(batch, error, on_step))
+        except BaseException:
+            self._settle()  # what failed half-way may have taken the place of a result
+            raise
+        if not self.device.asynchronous:
+            return Finished(results(launched.finish()))
+        self._flights.append(Flight(launched, results))
+        return self._flights[-1]
+
+    def _settle(self, *, all_but: int = 0) -> None:
+        """Wait for what is under way, all but the last ones, and set its results aside."""
+        self._flights = [flight for flight in self._flights if not flight.done]
+        while len(self._flights) > all_but:
+            self._flights.pop(0).settle()
+
     def _again(self, batch: Batch, i: int, seconds: dict[str, float]) -> Restored:
         """Restore an image in float32 whose result is not finite, where that is another network."""
         precision = self.precision
@@ -316,7 +370,7 @@ class Restorer:
         activations = self.device.workspace(list(self._networks.values()), batch)
         return Buffers.bytes(self.plan, batch) + rows + (activations or 0)
 
-    def _give_way(self, batch: Batch, error: DeviceOutOfMemory) -> list[Restored]:
+    def _give_way(self, batch: Batch, error: DeviceOutOfMemory, on_step: OnStep | None) -> list[Restored]:
         """After a batch found no memory: run smaller ones from now on, or give the image up that does not fit alone."""
         self._drop_chains()
         if len(batch.images) == 1:
@@ -324,15 +378,33 @@ class Restorer:
         half = len(batch.images) // 2
         self.batch = max((b for b in self.buckets or () if b <= half), default=half)
         _log.warning("the device's memory ran out at a batch of %d, going on with %d", len(batch.images), self.batch)
-        return []
+        return self.run(batch.images, seed=batch.seed, keys=batch.keys, on_step=on_step, inputs=batch.given)
 
     def _drop_chains(self) -> None:
+        self._settle()
         for chain in self._chains.values():
             chain.close()
         self._chains.clear()
         if self._buffers:
             self._buffers.close()
             self._buffers = None
+
+
+def settle_precision(bundle: Bundle, chosen: OpenOptions) -> Precision:
+    """The precision to open a bundle in, see `choose_precision`; on a CPU `auto` is tried here, once a machine."""
+
+    def try_out(precision: Precision) -> Trial:
+        name = FALLBACK if chosen.backend == "auto" else chosen.backend
+        alone = chosen.model_copy(update={"batch": 1})
+        with Restorer._open_on(name, bundle, bundle.preset(), precision, alone) as restorer:
+            image, seconds = sample(restorer.size), []
+            for _ in range(3):
+                begin = time.perf_counter()
+                pixels = restorer.restore([image])[0]
+                seconds.append(time.perf_counter() - begin)
+        return Trial(pixels, min(seconds) / max(1, restorer.plan.steps))
+
+    return choose_precision(bundle, chosen.precision, backend=chosen.backend, index=chosen.device, trial=try_out)
 
 
 def load_networks(bundle: Bundle, device: Device, precision: Precision) -> dict[str, Network]:

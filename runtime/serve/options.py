@@ -11,12 +11,12 @@ from pydantic import Field
 from bfr.runtime.backends.registry import BackendName
 from bfr.runtime.bundle.bundle import default_bundle
 from bfr.runtime.bundle.hub import is_address, pull
-from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.options import DetectorName, PhotoOptions
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.options import Options, field_of
 from bfr.runtime.restore.options import OpenOptions
+from bfr.runtime.restore.precision import PrecisionChoice
 from bfr.runtime.serve.keys import KEY_VARIABLE
 
 BATCH, CPU_BATCH = 4, 2  # on a CPU larger ones gain little, and two requests at a time overlap
@@ -34,7 +34,7 @@ class ServeOptions(Options):
         "is the default.",
     )
     backend: BackendName = field_of(OpenOptions, "backend")
-    precision: Precision = field_of(OpenOptions, "precision")
+    precision: PrecisionChoice = field_of(OpenOptions, "precision")
     presets: tuple[str, ...] = Field(
         default=(), description="Presets to offer, the first is the default; all of the bundle's if left out."
     )

@@ -16,6 +16,7 @@ from typer.main import get_command
 
 import bfr.runtime
 from bfr.benchmarks.speed.options import BenchOptions
+from bfr.export.options import BuildOptions, ExportOptions, WrapOptions
 from bfr.runtime.cli.main import COMMANDS, app
 from bfr.runtime.cluster.bulk.options import BulkOptions, PoolOptions
 from bfr.runtime.errors import InvalidOption
@@ -27,14 +28,17 @@ from bfr.runtime.serve.http.page import page
 from bfr.runtime.serve.options import ListenOptions, ServeOptions
 
 WRITTEN = (OpenOptions, SamplerOptions, PhotoOptions, JobOptions)  # where shared fields are written
-MODELS = (*WRITTEN, RestoreOptions, BulkOptions, PoolOptions, ServeOptions, ListenOptions, BenchOptions)
+SERVED = (RestoreOptions, BulkOptions, PoolOptions, ServeOptions, ListenOptions)
+MODELS = (*WRITTEN, *SERVED, BenchOptions, ExportOptions, WrapOptions, BuildOptions)
 DIFFERENT = {  # fields of one name that mean something else
     (ServeOptions, "batch"),
     (ServeOptions, "max_faces"),
     (RestoreOptions, "bundle"),
     (BulkOptions, "threads"),
+    (BulkOptions, "precision"),  # the same on every node
     (BenchOptions, "threads"),
     (BenchOptions, "out"),
+    *((model, "precision") for model in (ExportOptions, WrapOptions, BuildOptions)),  # several
 }
 
 
@@ -49,13 +53,13 @@ def facts(field: FieldInfo) -> dict[str, Any]:
 
 OWN = {  # flags of commands that mean something else than the field of their name
     "batch": {"out"},
-    "build": {"bundle", "precision"},
+    "build": {"bundle"},
     "export": {"out"},
     "export_triton": {"bundle", "out", "precision", "batch"},
     "info": {"bundle"},
     "push": {"bundle"},
     "verify": {"bundle", "preset"},
-    "wrap": {"out", "precision"},
+    "wrap": {"out"},
 }
 PROBE = """
 import json

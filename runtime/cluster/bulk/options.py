@@ -8,6 +8,7 @@ from pydantic import Field
 from bfr.runtime.backends.registry import BackendName
 from bfr.runtime.bundle.bundle import Bundle, locate
 from bfr.runtime.bundle.manifest import Precision
+from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.jobs.options import Format, JobOptions
 from bfr.runtime.options import Options, field_of
@@ -20,7 +21,12 @@ class BulkOptions(Options):
     bundle: Path | None = field_of(OpenOptions, "bundle")
     backend: BackendName = field_of(OpenOptions, "backend")
     preset: str | None = field_of(OpenOptions, "preset")
-    precision: Precision = field_of(OpenOptions, "precision")
+    precision: Precision = field_of(
+        OpenOptions,
+        "precision",
+        default="fp32",
+        description="The same on every node. Networks without this precision run in fp32.",
+    )
     batch: int = field_of(OpenOptions, "batch")
     threads: int | None = field_of(
         OpenOptions, "threads", description="Threads of the CPU backend in each worker; its share if left out."
@@ -49,7 +55,9 @@ class BulkOptions(Options):
         chosen = describe_system(bundle, bundle.precision(self.precision), bundle.preset(self.preset))
         chosen |= {name: getattr(self, name) for name in ("seed", "format", "quality", "metadata")}
         if self.photo is not None:
-            photo = self.photo.model_dump(exclude={"detector"})
+            if self.photo.background:
+                raise InvalidOption("a bulk run has no network for the background: leave background out")
+            photo = self.photo.model_dump(exclude={"detector", "background"})
             chosen |= {"photo": photo, "detector": open_detector(self.photo.detector).name}
         return chosen
 

@@ -24,11 +24,12 @@ from bfr.runtime.images.decode import header_size
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.run import run_job
 from bfr.runtime.jobs.sources import Item
-from bfr.runtime.restore.batch import Restored
+from bfr.runtime.restore.batch import Finished, Restored
 from bfr.runtime.restore.inputs import Given
 from bfr.runtime.restore.loop import OnStep
 from bfr.runtime.restore.pipeline import FaceRestorer
 from bfr.runtime.restore.plan import make_plan
+from bfr.runtime.restore.precision import choose_precision
 from bfr.runtime.restore.restorer import DEFAULT_SEED
 from bfr.runtime.serve.logs import log_as_json
 from bfr.runtime.serve.options import ServeOptions
@@ -56,7 +57,8 @@ class RemoteRestorer:
         """batch: faces that the workers restore at once, all together."""
         self.bundle = Bundle.open(options.folders[bundle])
         self.sampler = offered_presets(self.bundle, options.presets)[preset]
-        self.precision, self.plan = self.bundle.precision(options.precision), make_plan(self.bundle, self.sampler)
+        self.precision = choose_precision(self.bundle, options.precision, backend=options.backend)  # a worker tried it
+        self.plan = make_plan(self.bundle, self.sampler)
         self.size, self.batch = self.bundle.manifest.image_size, batch
         self.fixed: dict[str, NDArray[Any]] = {}
         self._line = line
@@ -85,6 +87,10 @@ class RemoteRestorer:
                 on_step(steps if results else min(steps - 1, int(steps * answer["share"])), None)
             if results is not None:
                 return results
+
+    def launch(self, images: Sequence[NDArray[Any]], **options: Any) -> Finished:
+        """As of `Restorer`. The workers are asked for one batch of a job at a time."""
+        return Finished(self.run(images, **options))
 
 
 class Told:

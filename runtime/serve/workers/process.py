@@ -21,7 +21,8 @@ from bfr.runtime.backends.device import Device
 from bfr.runtime.backends.registry import FALLBACK, choose, open_device
 from bfr.runtime.errors import BfrError, DeviceLost
 from bfr.runtime.restore.batch import Restored
-from bfr.runtime.restore.restorer import UNUSABLE, Restorer, load_networks
+from bfr.runtime.restore.options import OpenOptions
+from bfr.runtime.restore.restorer import UNUSABLE, Restorer, load_networks, settle_precision
 from bfr.runtime.serve.logs import log_as_json
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import Group
@@ -86,7 +87,8 @@ class Networks:
 
     def _open(self, system: System, options: ServeOptions, index: int) -> None:
         """Open a system on the backend of the options; `auto` goes on to the next one that works here."""
-        bundle, precision = system.bundle, system.bundle.precision(options.precision)
+        bundle, shared = system.bundle, options.model_dump(include={"backend", "precision", "threads"})
+        precision = settle_precision(bundle, OpenOptions(**shared, device=index))
         tried: list[str] = []
         while True:
             name = options.backend
@@ -106,7 +108,7 @@ class Networks:
         self.devices.append(device)
         for preset, sampler in system.presets.items():
             restorer = Restorer(
-                bundle, device, sampler, precision=options.precision, batch=options.batch_size, networks=networks
+                bundle, device, sampler, precision=precision, batch=options.batch_size, networks=networks
             )
             restorer.reserve()
             self.restorers[system.name, preset] = restorer
