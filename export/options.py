@@ -1,13 +1,16 @@
-"""What `bfr export` and `bfr build` are told; nothing here needs torch, onnx or TensorRT."""
+"""What `bfr export`, `bfr wrap` and `bfr build` are told; nothing here needs torch, onnx or TensorRT."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from bfr.runtime.backends.cuda.device import BUCKETS
+from bfr.runtime.backends.tensorrt_key import Library
 from bfr.runtime.bundle.manifest import Extent, Precision
-from bfr.runtime.options import COMMAS, Options
+from bfr.runtime.errors import InvalidOption
+from bfr.runtime.options import COMMAS, Options, field_of
 
 Opset = Literal[18, 20, 21, 23]
 
@@ -18,6 +21,41 @@ def _with_float32(precisions: tuple[Precision, ...]) -> tuple[Precision, ...]:
 
 def _ascending(batches: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(set(batches)))
+
+
+def _black_and_white(value: Any) -> Any:
+    """The two numbers of a text as `0..255`."""
+    try:
+        return tuple(map(float, value.split(".."))) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError("name black and white, as -1..1 or 0..255") from error
+
+
+def _black_first(extent: tuple[float, float] | None) -> tuple[float, float] | None:
+    if extent and not extent[0] < extent[1]:
+        raise ValueError("black comes first")
+    return extent
+
+
+Extremes = Annotated[tuple[float, float] | None, BeforeValidator(_black_and_white), AfterValidator(_black_first)]
+
+
+def _by_name(value: Any) -> Any:
+    """Numbers by name, of texts as `w=0.5`."""
+    try:
+        pairs = value if isinstance(value, Mapping) else {n: float(x) for n, _, x in (t.partition("=") for t in value)}
+    except ValueError as error:
+        raise ValueError("name each input and its value, as w=0.5") from error
+    return pairs
+
+
+def _buildable(precisions: tuple[Precision, ...]) -> tuple[Precision, ...]:
+    if "int8" in precisions:
+        raise InvalidOption(
+            "engines are not built in int8: its scales were chosen for ONNX Runtime on CPUs and measured there alone. "
+            "Build with --precision fp16, or run int8 with --backend onnxruntime-cpu"
+        )
+    return precisions
 
 
 class ExportOptions(Options):
@@ -45,9 +83,42 @@ class ExportOptions(Options):
     replace: bool = Field(default=False, description="Replace a bundle that is there.")
 
 
+class WrapOptions(Options):
+    """What an ONNX file expects and gives; None where `bfr wrap` is to find out."""
+
+    input_range: Extremes = Field(
+        default=None, description="Black and white of its input: -1..1, 0..1 or 0..255; what it looks like if left out."
+    )
+    output_range: Extremes = Field(default=None, description="Black and white of its output.")
+    colour: Literal["rgb", "bgr"] = Field(default="rgb", description="Order of its channels.")
+    size: int | None = Field(
+        default=None, ge=1, description="Side of its input in pixels, where the file leaves it open."
+    )
+    input: str | None = Field(default=None, description="Its input, where several could be.")
+    output: str | None = Field(default=None, description="Its output, where several could be.")
+    reference: str | None = Field(
+        default=None, description="Its input for a second picture, `bfr restore --reference`."
+    )
+    values: Annotated[dict[str, float], BeforeValidator(_by_name)] = Field(
+        default={}, description="The value of a further input, as w=0.5; may be repeated."
+    )
+    precision: Annotated[tuple[Literal["fp32", "fp16"], ...], AfterValidator(_with_float32)] = Field(
+        default=("fp32",), description="fp32 always, the file as it is; fp16 adds a variant in half."
+    )
+    name: str | None = Field(default=None, description="Of the system; the file's if left out.")
+    licence: str = Field(default="unknown", description="Of the weights, for the manifest.")
+    replace: bool = field_of(ExportOptions, "replace")
+
+
 class BuildOptions(Options):
     """What TensorRT's builder may do."""
 
+    precision: Annotated[tuple[Precision, ...], AfterValidator(_buildable)] = Field(
+        default=("fp32",), description="fp32 or fp16; may be repeated. A network without one is built in fp32 for it."
+    )
+    library: Literal["auto", Library] = Field(
+        default="auto", description="What builds; auto: the first that is installed."
+    )
     batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], COMMAS, AfterValidator(_ascending)] = Field(
         default=(),
         description="Batch sizes, separated by commas: an optimization profile each. 1,2,4,8,16 if left out.",

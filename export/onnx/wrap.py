@@ -30,13 +30,13 @@ from bfr.export.onnx.wrap_original import (
 from bfr.export.onnx.wrap_read import (
     FLOATS,
     Interface,
-    WrapOptions,
     drawing_nodes,
     first_line,
     load_model,
     model_opset,
     sort_nodes,
 )
+from bfr.export.options import WrapOptions
 from bfr.export.verify.compare import BATCHES, FLOORS_DB, compare
 from bfr.export.verify.walk import call_network, synthetic
 from bfr.runtime.backends.device import Float32
@@ -54,12 +54,8 @@ NETWORK = "restorer"
 def wrap(
     file: Path,
     folder: Path,
-    options: WrapOptions,
+    options: WrapOptions = WrapOptions(),  # noqa: B008  (frozen)
     *,
-    name: str | None = None,
-    licence: str = "unknown: ask whoever gave you the file",
-    precisions: tuple[m.Precision, ...] = ("fp32",),
-    replace: bool = False,
     threads: int | None = None,
     say: Say = lambda _: None,
 ) -> Bundle:
@@ -72,19 +68,15 @@ def wrap(
         file: The ONNX file; its weights may lie in files beside it.
         folder: The new bundle's.
         options: What the file expects, as far as it is known.
-        name: The system's, None for the file's.
-        licence: Of the weights, for the manifest.
-        precisions: `fp32` is the file as it came; `fp16` adds its weights and arithmetic in half.
-        replace: Replace a bundle that is there.
         threads: Of the CPU, while the file is tried and verified; None takes one a core.
         say: Called with each line of what is assumed, found and done.
 
     Raises:
         InputNotFound, InvalidCheckpoint, InvalidOption, VerificationFailed: Nothing is published then.
     """
-    system = _system_name(name, file)
+    system = _system_name(options.name, file)
     model = load_model(file)
-    with TemporaryDirectory(prefix="bfr-wrap-") as scratch, atomic_folder(folder, replace=replace) as partial:
+    with TemporaryDirectory(prefix="bfr-wrap-") as scratch, atomic_folder(folder, replace=options.replace) as partial:
         original = Original(file, threads)
         if drawing_nodes(model):
             original = frozen(file, Path(scratch) / "frozen.onnx", options, threads, say)
@@ -100,7 +92,7 @@ def wrap(
         save_graph(wrapped, path)
         batches = _probe(wrapped, path, face, threads, say)
         variants: dict[m.Precision, m.Variant] = {"fp32": _variant(partial, path, wrapped)}
-        if "fp16" in precisions and not half:
+        if "fp16" in options.precision and not half:
             halved = partial / f"{NETWORK}.fp16.onnx"
             variants["fp16"] = _variant(partial, halved, _save_half(path, halved))
         side, image = face.side, ("batch", 3, face.side, face.side)
@@ -126,7 +118,7 @@ def wrap(
         manifest = m.Manifest(
             format=1,
             system=system,
-            title=f"{name or file.stem}: one network, wrapped from {file.name}",
+            title=f"{options.name or file.stem}: one network, wrapped from {file.name}",
             image_size=side,
             schedule=m.NoiseSchedule(),
             inputs=(m.ImageInput(name="reference", channels=3),) if face.reference else (),
@@ -136,7 +128,7 @@ def wrap(
             batches=batches,
             presets={},
             networks={NETWORK: network},
-            licence=m.Licence(name=licence, url="", notice=f"{file.name} was given by the user."),
+            licence=m.Licence(name=options.licence, url="", notice=f"{file.name} was given by the user."),
             made_with=module_versions("onnx", "onnxruntime"),
         )
         write_manifest(partial, manifest)

@@ -16,7 +16,6 @@ from bfr.export.onnx.wrap_read import (
     IMAGE_TYPES,
     ImageTensor,
     Interface,
-    WrapOptions,
     drawing_nodes,
     find_inputs,
     find_output,
@@ -25,6 +24,7 @@ from bfr.export.onnx.wrap_read import (
     freeze_draws,
     load_model,
 )
+from bfr.export.options import WrapOptions
 from bfr.export.verify.walk import synthetic
 from bfr.runtime.backends.device import Float32
 from bfr.runtime.backends.onnxruntime import SAFE

@@ -1,14 +1,15 @@
 """What an ONNX file is: its graph, its images, its further inputs, and where it draws random numbers."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
+from bfr.export.options import WrapOptions
 from bfr.runtime.bundle.onnx import FilesBeside, check_graph
 from bfr.runtime.errors import BundleInvalid, InputNotFound, InvalidCheckpoint, InvalidOption
 
@@ -32,34 +33,6 @@ STARTS = {  # how files that people take for ONNX begin
     b"ORTM": "a model in ONNX Runtime's own format",
     b"ftrt": "an engine of TensorRT",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class WrapOptions:
-    """What an ONNX file expects and gives; None where `bfr wrap` is to find out.
-
-    input, output, reference: the names of its image tensors; `reference` is a second image that it reads.
-    input_range, output_range: black and white. colour: the order of its channels. size: S of its input, where the file
-    leaves it open. values: of its further inputs, by name, each filled with one number.
-    """
-
-    input: str | None = None
-    output: str | None = None
-    reference: str | None = None
-    input_range: Range | None = None
-    output_range: Range | None = None
-    colour: Literal["rgb", "bgr"] = "rgb"
-    size: int | None = None
-    values: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name, extent in (("input", self.input_range), ("output", self.output_range)):
-            if extent and not extent[0] < extent[1]:
-                raise InvalidOption(f"the {name} range {extent[0]:g}..{extent[1]:g} is empty: black comes first")
-        if self.colour not in ("rgb", "bgr"):
-            raise InvalidOption(f"colour {self.colour!r} is unknown: choose rgb or bgr")
-        if self.size is not None and self.size < 1:
-            raise InvalidOption(f"size {self.size} is out of range: choose 1 or more")
 
 
 @dataclass(frozen=True, slots=True)

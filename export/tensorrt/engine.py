@@ -15,7 +15,7 @@ from typing import cast
 
 from bfr.export.options import BuildOptions
 from bfr.export.tensorrt.builder import build_engine_bytes, timing_cache_path, typed_share
-from bfr.export.tensorrt.precision import check_buildable, prove_precision
+from bfr.export.tensorrt.precision import prove_precision
 from bfr.export.tensorrt.progress import Meter, Report, still_working, watched
 from bfr.export.verify.compare import open_reference, verify
 from bfr.export.verify.walk import Reference
@@ -60,7 +60,6 @@ def build_engines(
     folder: Path,
     library: Library,
     *,
-    precisions: Sequence[Precision] = ("fp32",),
     options: BuildOptions = BuildOptions(),  # noqa: B008  (frozen)
     index: int = 0,
     force: bool = False,
@@ -72,14 +71,13 @@ def build_engines(
 ) -> list[Engine]:
     """Build the engines of a bundle that this machine lacks, one after the other; returns those that were published.
 
-    precisions: a network that was not exported in one is built in fp32 for it. index: the number of the GPU. force:
-    build anew what is there as well. say: gets one line an event; report: how far it is, twice a second.
+    index: the number of the GPU. force: build anew what is there as well. say: gets one line an event; report: how far
+    it is, twice a second.
     All engines of a precision are proven together and published together; the old ones stay until then. Another
     process that builds for the same bundle is waited for, and what it built is not built again.
     Raises BackendUnavailable without a GPU, EngineBuildFailed, VerificationFailed, WriteFailed.
     """
-    check_buildable(precisions)
-    kinds = [Bundle.open(folder).precision(name) for name in dict.fromkeys(precisions)]
+    kinds = [Bundle.open(folder).precision(name) for name in dict.fromkeys(options.precision)]
     device = open_device(library, index)  # before anything is written: without a GPU nothing is
     try:
         bundle = Bundle.open(folder)

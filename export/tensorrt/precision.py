@@ -2,11 +2,11 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bfr.runtime.bundle.manifest import Precision
-from bfr.runtime.errors import EngineBuildFailed, InvalidOption
+from bfr.runtime.errors import EngineBuildFailed
 
 # Of the floating tensors that layers write. In the exported graphs convolutions, matrix products and all between them
 # are half; softmax, the row arithmetic and, below opset 21, normalization are not. TensorRT-RTX's parser counts 39 and
@@ -55,15 +55,6 @@ def prove_precision(text: str, network: str, precision: Precision, typed: Callab
             f"layers write are half, {HALF_SHARE:.0%} are needed. Export the bundle anew with `--precision {precision}`"
         )
     return share
-
-
-def check_buildable(precisions: Iterable[str]) -> None:
-    """Raise InvalidOption for a precision that engines are not built in."""
-    if "int8" in precisions:
-        raise InvalidOption(
-            "engines are not built in int8: its scales were chosen for ONNX Runtime on CPUs and measured there alone. "
-            "Build with --precision fp16, or run int8 with --backend onnxruntime-cpu"
-        )
 
 
 def _written(text: str) -> Iterator[tuple[str, str]]:

@@ -28,8 +28,6 @@ def build(
     opened: Annotated[OpenOptions, Flags(only=("device",))],
     options: Annotated[BuildOptions, Flags()],
     bundle: Annotated[Path | None, typer.Argument(help="Folder; the default is the system mini.")] = None,
-    precision: Annotated[list[str] | None, typer.Option(help="fp32 (default) or fp16; may be given twice.")] = None,
-    library: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read the graphs and report; build nothing.")] = False,
     target: Annotated[str | None, typer.Option("--for", help="jetson: fewer batches, less memory, checks.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Build anew what is there as well.")] = False,
@@ -38,7 +36,6 @@ def build(
     """Build TensorRT engines for this GPU and prove them; they are published only when they agree with float32."""
     _need()
     from bfr.export.tensorrt.engine import build_engines
-    from bfr.export.tensorrt.precision import check_buildable
     from bfr.export.tensorrt.progress import still_working
     from bfr.export.tensorrt.support import check_support
     from bfr.runtime.backends.cuda.bindings import Cuda
@@ -47,7 +44,7 @@ def build(
 
     if target not in (None, "jetson"):
         raise InvalidOption(f"--for {target!r} is unknown: jetson is the only one")
-    chosen = find_library(library)
+    chosen = find_library(options.library)
     if target:
         from bfr.export.tensorrt import jetson
 
@@ -55,8 +52,7 @@ def build(
         options = jetson.jetson_options(board, options)
     packaged = bundle is None or (str(bundle) == "mini" and not bundle.exists())
     source = Bundle.open(default_bundle() if packaged or bundle is None else bundle)
-    check_buildable(precision or [])
-    precisions = [source.precision(name) for name in precision or ["fp32"]]
+    precisions = [source.precision(name) for name in options.precision]
     if target and chosen == "tensorrt":
         jetson.check_opsets(source, load_library(chosen).__version__)
     if dry_run:
@@ -78,7 +74,6 @@ def build(
             engines = build_engines(
                 source.folder,
                 chosen,
-                precisions=precisions,
                 options=options,
                 index=opened.device,
                 force=force,
@@ -104,11 +99,9 @@ def build(
 
 
 def find_library(name: str) -> "Library":
-    """The library of a name; `auto` is the first that can be imported. Raises InvalidOption, MissingDependency."""
+    """The library of a name; `auto` is the first that can be imported. Raises MissingDependency."""
     from bfr.runtime.backends.tensorrt_key import LIBRARIES, load_library
 
-    if name not in ("auto", *LIBRARIES):
-        raise InvalidOption(f"library {name!r} is unknown: choose auto, {' or '.join(LIBRARIES)}")
     errors = []
     for library in LIBRARIES:
         if name in ("auto", library):

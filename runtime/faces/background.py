@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.backends.device import Device
+from bfr.runtime.backends.registry import open_device
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Estimate, Tensor
 from bfr.runtime.errors import BundleInvalid, RestorationFailed
+from bfr.runtime.restore.options import OpenOptions
 
 FAINT = 1 / 512  # share of a pixel below which nothing of it is seen
 SPREAD = 4.0  # pixels: how far visible colours are spread into hidden ones for a network, which knows no alpha
@@ -95,6 +97,13 @@ class NetworkBackground:
                 inner = inner[: part.shape[0], : part.shape[1]]
                 part[...] = np.rint(np.clip(inner * 0.5 + 0.5, 0, 1) * top).astype(pixels.dtype)
         return out if scale == upscale else _resize(out, height * upscale, width * upscale)
+
+
+def open_background(folder: Path | None, opened: OpenOptions = OpenOptions()) -> Background:  # noqa: B008  (frozen)
+    """Open the network of a bundle on a device of its own, as the options say; Lanczos without a folder."""
+    if folder is None:
+        return Lanczos()
+    return NetworkBackground(folder, open_device(opened.backend, threads=opened.threads, index=opened.device))
 
 
 def enlarge(background: Background, pixels: NDArray[Any], alpha: NDArray[Any] | None, upscale: int) -> NDArray[Any]:

@@ -1,5 +1,6 @@
 """What is done with a photograph."""
 
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field
@@ -26,6 +27,10 @@ class PhotoOptions(Options):
         default=256, ge=1, description="Restore at most so many faces of a photograph, the surest first."
     )
     upscale: Upscale = Field(default=1, description="Enlarge the photograph's width and height so many times.")
+    background: Path | None = Field(
+        default=None,
+        description="Bundle of one network that makes the rest of the picture; Lanczos interpolation if left out.",
+    )
     blend: float = Field(
         default=1.0, ge=0, le=1, description="Strength: 0 leaves faces as they were, 1 is fully restored."
     )

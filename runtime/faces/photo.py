@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.errors import InvalidImage
-from bfr.runtime.faces.background import Background, Lanczos, enlarge
+from bfr.runtime.faces.background import Background, Lanczos, enlarge, open_background
 from bfr.runtime.faces.condition import Condition, measure_condition
 from bfr.runtime.faces.detect import Detector, open_detector
 from bfr.runtime.faces.geometry import Face, Matrix, alignment, crop_face, select_faces
@@ -69,11 +69,11 @@ class PhotoEditor:
     ) -> None:
         """size: of the sides of crops, pixels.
 
-        `detector` and `background` are, where not given, the one that the options name, and Lanczos interpolation.
+        `detector` and `background` are, where not given, those that the options name.
         """
         self.size, self.options = size, options or PhotoOptions()
         self.detector = detector or open_detector(self.options.detector)
-        self.background = background or Lanczos()
+        self.background = background or open_background(self.options.background)
         self._detecting = threading.Lock()
 
     def align(self, photograph: NDArray[Any]) -> list[AlignedFace]:

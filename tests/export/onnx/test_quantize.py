@@ -16,10 +16,8 @@ from PIL import Image
 from bfr.export import bundle as exporting
 from bfr.export.bundle import export_system
 from bfr.export.onnx.quantize import SEED, calibration_faces, loop_inputs, quantize_graph, quantize_network
-from bfr.export.options import ExportOptions
+from bfr.export.options import BuildOptions, ExportOptions
 from bfr.export.pytorch.reference import load_reference
-from bfr.export.tensorrt.engine import build_engines
-from bfr.export.tensorrt.precision import check_buildable
 from bfr.export.verify.compare import open_reference, verify
 from bfr.export.verify.walk import smooth_image
 from bfr.models.catalog import DIFFACE, MINI, SystemSpec
@@ -255,8 +253,6 @@ def test_a_network_that_does_not_bear_int8_stays_in_float32(
 
 def test_int8_is_for_the_cpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidOption, match=r"--precision fp16.*onnxruntime-cpu"):
-        check_buildable(["fp32", "int8"])
-    with pytest.raises(InvalidOption, match="int8"):
-        build_engines(bundle.folder, "tensorrt", precisions=("int8",))
+        BuildOptions(precision=("fp32", "int8"))
     monkeypatch.setattr(choosing, "device_count", lambda: 1)
     assert choosing.choose(bundle, "int8") == "onnxruntime-cpu"

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bfr.export.onnx import wrap as wrapping
 from bfr.export.onnx.wrap import wrap
-from bfr.export.onnx.wrap_read import WrapOptions
+from bfr.export.options import WrapOptions
 from bfr.export.verify.compare import FLOORS_DB, open_reference, verify
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.bundle.bundle import Bundle
@@ -110,8 +110,8 @@ def test_ranges_colours_layout_and_types_become_part_of_the_graph(tmp_path: Path
         [value("result", shape, TensorProto.UINT8)],
         {"tint": tint},
     )
-    options = WrapOptions(input_range=(0, 255), output_range=(0, 255), colour="bgr")
-    bundle = wrap(path, tmp_path / "bundle", options, name="tinter", licence="MIT")
+    options = WrapOptions(input_range=(0, 255), output_range=(0, 255), colour="bgr", name="tinter", licence="MIT")
+    bundle = wrap(path, tmp_path / "bundle", options)
     assert (bundle.manifest.system, bundle.manifest.licence.name) == ("tinter", "MIT")
     for face, found in zip(faces(3), restored(bundle), strict=True):
         assert np.array_equal(found, (face * tint[::-1]).astype(np.uint8))  # their cast cuts off
@@ -122,7 +122,7 @@ def test_further_inputs_become_constants(tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match="--output"):
         wrap(path, tmp_path / "bundle", WrapOptions(output="z", values={"gain": 0.5}))
     with pytest.raises(InvalidOption, match="--set gain="):
-        wrap(path, tmp_path / "bundle", WrapOptions())
+        wrap(path, tmp_path / "bundle")
     with pytest.raises(InvalidOption, match="no further input 'v'"):
         wrap(path, tmp_path / "bundle", WrapOptions(values={"gain": 0.5, "v": 1}))
     assert not (tmp_path / "bundle").exists()
@@ -136,7 +136,7 @@ def test_further_inputs_become_constants(tmp_path: Path) -> None:
 def test_an_open_size_is_chosen(tmp_path: Path) -> None:
     path = darkening(tmp_path / "open.onnx", size="side")
     with pytest.raises(InvalidOption, match="--size"):  # its graph holds a side of 16
-        wrap(path, tmp_path / "bundle", WrapOptions())
+        wrap(path, tmp_path / "bundle")
     assert wrap(path, tmp_path / "bundle", WrapOptions(size=SIZE)).manifest.image_size == SIZE
     with pytest.raises(InvalidOption, match="16x16"):
         wrap(darkening(tmp_path / "fixed.onnx"), tmp_path / "other", WrapOptions(size=32))
@@ -148,13 +148,13 @@ def test_a_result_in_another_range_than_declared_is_warned_of(tmp_path: Path) ->
     wrap(darkening(tmp_path / "dark.onnx"), tmp_path / "a", options, say=said.append)
     assert any("is --output-range right?" in text for text in said)
     said.clear()
-    wrap(darkening(tmp_path / "dark.onnx"), tmp_path / "b", WrapOptions(), say=said.append)
+    wrap(darkening(tmp_path / "dark.onnx"), tmp_path / "b", say=said.append)
     assert not any("right?" in text for text in said)
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputNotFound, match="does not exist"):
-        wrap(tmp_path / "none.onnx", tmp_path / "bundle", WrapOptions())
+        wrap(tmp_path / "none.onnx", tmp_path / "bundle")
     whole = darkening(tmp_path / "dark.onnx").read_bytes()
     files = {
         b"": "not a whole ONNX model",
@@ -166,14 +166,35 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     for i, (data, message) in enumerate(files.items()):
         (tmp_path / f"{i}.onnx").write_bytes(data)
         with pytest.raises(InvalidCheckpoint, match=message):
-            wrap(tmp_path / f"{i}.onnx", tmp_path / "bundle", WrapOptions())
-    for options in ({"input_range": (1.0, 1.0)}, {"colour": "grb"}):
-        with pytest.raises(InvalidOption):
-            WrapOptions(**options)  # type: ignore[arg-type]
+            wrap(tmp_path / f"{i}.onnx", tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"input_range": (1.0, 1.0)}, "black comes first"),
+        ({"output_range": "0-255"}, "as -1..1 or 0..255"),
+        ({"output_range": "0..nan"}, "output_range"),
+        ({"colour": "grb"}, "rgb, bgr"),
+        ({"size": 0}, "1 or more"),
+        ({"values": ["w"]}, "as w=0.5"),
+        ({"precision": ("int8",)}, "int8"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(wrong: Any, sentence: str) -> None:
+    with pytest.raises(InvalidOption) as refused:
+        WrapOptions(**wrong)
+    assert sentence in str(refused.value)
+
+
+def test_options_are_read_from_the_text_of_flags() -> None:
+    options = WrapOptions(input_range="0..255", values=["w=0.5", "v=-1"], precision=["fp16"])  # type: ignore[arg-type]
+    assert (options.input_range, options.values) == ((0.0, 255.0), {"w": 0.5, "v": -1.0})
+    assert options.precision == ("fp32", "fp16")
 
 
 def test_it_is_verified_like_any_other_and_has_no_sampler(tmp_path: Path) -> None:
-    bundle = wrap(darkening(tmp_path / "dark.onnx"), tmp_path / "bundle", WrapOptions())
+    bundle = wrap(darkening(tmp_path / "dark.onnx"), tmp_path / "bundle")
     checks = verify(bundle, open_reference(bundle), "fp32", threads=1)
     assert [check.what for check in checks] == ["restorer, batch 1", "restorer, batch 3", "chain"]
     with pytest.raises(InvalidOption, match="steps"):
@@ -184,7 +205,7 @@ def test_it_is_verified_like_any_other_and_has_no_sampler(tmp_path: Path) -> Non
 
 
 def test_a_run_over_files_counts_to_its_end(tmp_path: Path) -> None:
-    bundle = wrap(darkening(tmp_path / "dark.onnx"), tmp_path / "bundle", WrapOptions())
+    bundle = wrap(darkening(tmp_path / "dark.onnx"), tmp_path / "bundle")
     for i, face in enumerate(faces(3)):
         write_image(tmp_path / "in" / f"{i}.png", face)
     seen: list[float] = []
@@ -232,7 +253,7 @@ def test_a_file_is_wrapped_where_only_onnxruntime_gpu_is_installed(
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_fidelity_weight_is_chosen_by_each_run(tmp_path: Path, batch: int) -> None:
-    bundle = wrap(weighted(tmp_path / "w.onnx", "w"), tmp_path / "bundle", WrapOptions())
+    bundle = wrap(weighted(tmp_path / "w.onnx", "w"), tmp_path / "bundle")
     assert bundle.manifest.weight == 0.5
     for options, weight in (({}, 0.5), ({"weight": 0.9}, 0.9)):
         for face, found in zip(faces(3), restored(bundle, batch, **options), strict=True):
@@ -251,7 +272,7 @@ def test_a_second_picture_is_a_reference(tmp_path: Path) -> None:
         {"half": np.array(0.5, np.float32)},
     )
     with pytest.raises(InvalidOption, match="--reference"):
-        wrap(path, tmp_path / "bundle", WrapOptions())
+        wrap(path, tmp_path / "bundle")
     options = WrapOptions(input="face", reference="other", input_range=(0, 1), output_range=(0, 1))
     bundle = wrap(path, tmp_path / "bundle", options)
     with Restorer.open(bundle.folder, backend="onnxruntime-cpu", threads=1) as restorer:
@@ -271,7 +292,7 @@ def test_noise_that_a_graph_draws_is_drawn_once(tmp_path: Path) -> None:
     constants = {"tenth": np.array(0.1, np.float32)}
     path = save(tmp_path / "noisy.onnx", nodes, [value("x", image)], [value("y", image)], constants)
     said: list[str] = []
-    bundle = wrap(path, tmp_path / "bundle", WrapOptions(), say=said.append)
+    bundle = wrap(path, tmp_path / "bundle", say=said.append)
     assert any("draw random numbers" in line for line in said)
     alone, together = restored(bundle), restored(bundle, batch=3)
     for face, one, other in zip(faces(3), alone, together, strict=True):
@@ -289,7 +310,7 @@ def test_of_several_images_the_first_of_the_inputs_side_is_taken(tmp_path: Path)
     outputs = [value("small", [1, 3, SIZE // 2, SIZE // 2]), value("result", image)]
     constants = {"scales": np.array([1, 1, 0.5, 0.5], np.float32)}
     path = save(tmp_path / "scales.onnx", nodes, [value("x", image)], outputs, constants)
-    bundle = wrap(path, tmp_path / "bundle", WrapOptions())
+    bundle = wrap(path, tmp_path / "bundle")
     assert all(np.array_equal(a, b) for a, b in zip(restored(bundle), faces(3), strict=True))
     small = wrap(path, tmp_path / "small", WrapOptions(output="small"))
     assert small.manifest.networks["restorer"].outputs[0].shape[-1] == SIZE // 2
@@ -310,7 +331,8 @@ def test_half_is_read_and_made(tmp_path: Path) -> None:
     bundle = wrap(unsorted, tmp_path / "unsorted", options)
     assert {check.floor_db for check in bundle.manifest.verified} == {FLOORS_DB["fp16"][0]}
     assert verify(bundle, open_reference(bundle), "fp32", threads=1)
-    made = wrap(darkening(tmp_path / "dark.onnx"), tmp_path / "made", options, precisions=("fp32", "fp16"))
+    halved = options.model_copy(update={"precision": ("fp32", "fp16")})
+    made = wrap(darkening(tmp_path / "dark.onnx"), tmp_path / "made", halved)
     assert set(made.manifest.networks["restorer"].variants) == {"fp32", "fp16"}
     for one, precision in ((bundle, "fp32"), (made, "fp16")):
         for face, found in zip(faces(3), restored(one, precision=precision), strict=True):
@@ -334,7 +356,7 @@ def test_old_files_keep_their_operators(tmp_path: Path, opset: int) -> None:
     graph = helper.make_graph(nodes, "g", inputs, [value("y", [1, 3, 2 * SIZE, 2 * SIZE])], stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=3)
     onnx.save(model, tmp_path / "old.onnx")
-    bundle = wrap(tmp_path / "old.onnx", tmp_path / "bundle", WrapOptions())
+    bundle = wrap(tmp_path / "old.onnx", tmp_path / "bundle")
     network = bundle.manifest.networks["restorer"]
     assert (network.parameters["input_range"], network.outputs[0].shape[-1]) == ([0.0, 1.0], 2 * SIZE)  # an enlarger
 
@@ -366,7 +388,7 @@ def test_a_graph_that_onnxruntime_cannot_run_is_refused(tmp_path: Path) -> None:
     ends = [value("x", image, TensorProto.DOUBLE)], [value("y", image, TensorProto.DOUBLE)]
     path = save(tmp_path / "double.onnx", [node], *ends, {"w": np.ones((3, 3, 3, 3))})
     with pytest.raises(InvalidCheckpoint, match="cannot run double"):
-        wrap(path, tmp_path / "bundle", WrapOptions())
+        wrap(path, tmp_path / "bundle")
 
 
 def test_a_file_that_names_others_than_its_weights_is_refused(tmp_path: Path) -> None:
@@ -385,7 +407,7 @@ def test_a_file_that_names_others_than_its_weights_is_refused(tmp_path: Path) ->
         if name == "link.bin":
             (tmp_path / "in" / name).symlink_to(secret)
         with pytest.raises(InvalidCheckpoint, match="names the file"):
-            wrap(path, tmp_path / "b", WrapOptions())
+            wrap(path, tmp_path / "b")
     (tmp_path / "in" / "gone.bin").write_bytes(np.full(3, 0.5, np.float32).tobytes())
     assert wrap(path, tmp_path / "b", WrapOptions(input_range=(0, 1), output_range=(0, 1)), threads=1)
 
@@ -409,4 +431,4 @@ def test_a_system_has_a_name_that_a_shell_takes_for_a_word(tmp_path: Path) -> No
     options = WrapOptions(input_range=(0, 1), output_range=(0, 1))
     assert wrap(path, tmp_path / "b", options, threads=1).manifest.system == "my-model-id-"
     with pytest.raises(InvalidOption, match="letters"):
-        wrap(path, tmp_path / "c", options, name="a b")
+        wrap(path, tmp_path / "c", WrapOptions(name="a b"))

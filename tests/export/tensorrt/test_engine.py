@@ -35,7 +35,8 @@ from bfr.runtime.errors import (
 
 pytestmark = pytest.mark.engines
 
-OPTIONS = BuildOptions(batches=(1, 2))
+OPTIONS, HALF = BuildOptions(batches=(1, 2)), BuildOptions(batches=(1, 2), precision=("fp16",))
+BOTH = BuildOptions(batches=(1, 2), precision=("fp32", "fp16"))
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def check_whole(folder: Path) -> None:
 def test_engines_are_published_with_key_hash_and_proof(folder: Path) -> None:
     said: list[str] = []
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    built = build(folder, precisions=("fp16",), say=said.append)
+    built = build(folder, options=HALF, say=said.append)
     bundle = Bundle.open(folder)
     assert engines_of(folder) == tuple(built)
     check_whole(folder)
@@ -120,7 +121,7 @@ def test_what_fits_is_not_built_again_and_what_does_not_fit_is(folder: Path) -> 
 def test_force_builds_anew_and_a_damaged_engine_is_built_anew(folder: Path) -> None:
     first = build(folder)
     forced = FakeBuild()
-    build(folder, build=forced, force=True, precisions=("fp32", "fp16"))
+    build(folder, build=forced, force=True, options=BOTH)
     # The estimator, which fp16 needs in fp32 as well, is built once.
     assert forced.asked == [(n, "tensorrt-rtx") for n in ("estimator.onnx", "denoiser.onnx", "denoiser.fp16.onnx")]
     engine = engines_of(folder)[0]
@@ -144,12 +145,12 @@ def test_engines_of_another_library_stay(folder: Path) -> None:
 def test_an_engine_that_is_float32_is_not_published(folder: Path) -> None:
     """P4."""
     with pytest.raises(EngineBuildFailed, match=r"float32.* 20%"):
-        build(folder, precisions=("fp16",), device={"inspector": inspected(1, 4)})
+        build(folder, options=HALF, device={"inspector": inspected(1, 4)})
     assert engines_of(folder) == ()
     assert files_of(folder) == set()
     nothing = {"inspector": '{"Layers": ["a", "b"]}'}
     with pytest.raises(EngineBuildFailed, match="types"):
-        build(folder, precisions=("fp16",), device={**nothing, "machine": replace(MACHINE, library="tensorrt")})
+        build(folder, options=HALF, device={**nothing, "machine": replace(MACHINE, library="tensorrt")})
     build(folder, device={"inspector": '{"Layers": ["a", "b"]}'})  # of fp32 nothing has to be shown
 
 
@@ -167,9 +168,9 @@ def test_where_rtx_shows_no_types_the_networks_own_count(
     nothing = {"inspector": '{"Layers": ["a", "b"]}'}
     if share < HALF_SHARE:
         with pytest.raises(EngineBuildFailed, match=r"float32.* 10%"):
-            build(folder, precisions=("fp16",), device=nothing)
+            build(folder, options=HALF, device=nothing)
     else:
-        build(folder, precisions=("fp16",), device=nothing)
+        build(folder, options=HALF, device=nothing)
         assert {e.half_share for e in engines_of(folder) if e.key.precision == "fp16"} == {share}
     assert asked == [("denoiser.fp16.onnx", "tensorrt-rtx")]
 
@@ -243,7 +244,7 @@ def test_without_a_gpu_nothing_is_written(folder: Path) -> None:
 
 def test_a_precision_that_was_not_exported_and_a_damaged_graph_are_refused(folder: Path) -> None:
     with pytest.raises(InvalidOption, match="bf16"):
-        build(folder, precisions=("bf16",))
+        build(folder, options=BuildOptions(precision=("bf16",)))
     with (folder / "denoiser.onnx").open("ab") as file:
         file.write(b"\0")
     with pytest.raises(BundleCorrupt, match=r"denoiser\.onnx"):
@@ -283,8 +284,7 @@ def test_a_build_reports_and_gives_the_device_back(folder: Path) -> None:
     build_engines(
         folder,
         "tensorrt-rtx",
-        options=OPTIONS,
-        precisions=("fp32", "fp16"),
+        options=BOTH,
         build=slow_build,
         reference=slow_reference,
         open_device=opened,

@@ -26,7 +26,6 @@ from onnx import TensorProto, helper, save
 
 from bfr.benchmarks.end_to_end.server_process import COMMAND, ServerProcess
 from bfr.export.onnx.wrap import wrap
-from bfr.export.onnx.wrap_read import WrapOptions
 from bfr.runtime.bundle.bundle import default_bundle
 from bfr.runtime.images.decode import decode_image
 from bfr.runtime.images.encode import encode_image
@@ -401,7 +400,7 @@ def test_a_warm_up_that_fails_is_never_ready(tmp_path: Path) -> None:
     nodes = [helper.make_node("Mul", ["x", "x"], ["square"]), helper.make_node("Div", ["square", "x"], ["y"])]
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "nan.onnx")
-    wrap(tmp_path / "nan.onnx", tmp_path / "bundle", WrapOptions())
+    wrap(tmp_path / "nan.onnx", tmp_path / "bundle")
     server = ServerProcess(tmp_path, str(tmp_path / "bundle"), *HAAR, "--no-jobs", wait=False)
     try:
         ready = False
