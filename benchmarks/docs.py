@@ -1,22 +1,28 @@
 """Puts measured tables into the documentation: `python -m bfr.benchmarks.docs FILE...`.
 
-Between `<!-- include: PATH -->` and `<!-- end -->` stands the Markdown file PATH, relative to the document, without its
-title; between `<!-- include: PATH#Heading -->` and the end, that section alone. `include?` in the place of `include`
-leaves what stands there as long as PATH does not exist. `--check` changes nothing and fails where a document is not up
-to date.
+The command writes into each document what its blocks name, between the opening comment and `<!-- end -->`:
+
+    <!-- include: PATH -->                          the Markdown file PATH, relative to the document, without its title
+    <!-- include: PATH#Heading -->                  the section under that heading
+    <!-- include: PATH#Heading | column, column --> these columns of the section's first table
+    <!-- include?: PATH -->                         the same, and the block keeps its text while PATH does not exist
+
+`--check` changes nothing and fails where a document is not up to date.
 """
 
 import argparse
 import re
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from bfr.runtime.errors import InputNotFound
 from bfr.runtime.files import write_bytes
 
 BLOCK = re.compile(
-    r"(<!-- include(?P<optional>\??): (?P<source>[^#\s]+)(?:#(?P<heading>[^>]+?))? -->\n).*?(?P<end><!-- end -->)",
+    r"(<!-- include(?P<optional>\??): (?P<source>[^#\s]+)(?:#(?P<heading>[^>|]+?))?(?: \| (?P<columns>[^>]+?))? -->\n)"
+    r".*?(?P<end><!-- end -->)",
     re.DOTALL,
 )
 
@@ -30,7 +36,10 @@ def render(document: Path) -> str:
             return match[0]
         if not source.is_file():
             raise InputNotFound(f"{document} includes {source}, which does not exist: run the benchmark that writes it")
-        return match[1] + section(source, match["heading"]) + match["end"]
+        text = section(source, match["heading"])
+        if match["columns"]:
+            text = choose_columns(text, [name.strip() for name in match["columns"].split(",")], source)
+        return match[1] + text + match["end"]
 
     return BLOCK.sub(fill, document.read_text())
 
@@ -49,6 +58,32 @@ def section(source: Path, heading: str | None) -> str:
         if title.strip() == heading.strip():
             return text.strip("\n") + "\n"
     raise InputNotFound(f"{source} has no heading {heading!r}: it has {', '.join(title for title, _ in sections)}")
+
+
+def choose_columns(text: str, names: Sequence[str], source: Path) -> str:
+    """Return the named columns of the first table in a Markdown text.
+
+    Args:
+        text: Markdown with at least one table.
+        names: Titles of the columns, in the order that they get.
+        source: The file that the text is of, for the error.
+
+    Raises:
+        InputNotFound: There is no table, or it has no such column.
+    """
+    lines = text.splitlines()
+    start = next((i for i, line in enumerate(lines) if line.startswith("|")), len(lines))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in takewhile(_is_row, lines[start:])]
+    header = rows[0] if rows else []
+    missing = [name for name in names if name not in header]
+    if missing:
+        raise InputNotFound(f"{source} has no column {', '.join(missing)}: its table has {', '.join(header) or 'none'}")
+    places = [header.index(name) for name in names]
+    return "".join(f"| {' | '.join(row[place] for place in places)} |\n" for row in rows)
+
+
+def _is_row(line: str) -> bool:
+    return line.startswith("|")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -38,6 +38,17 @@ def test_a_source_or_heading_that_is_not_there(document: Path) -> None:
             render(document)
 
 
+def test_columns_of_a_table(document: Path) -> None:
+    table = "| a | b | c |\n| --- | ---: | --- |\n| 1 | 2 | |\n| 4 | 5 | 6 |\n"
+    (document.parent / "source.md").write_text(f"# Title\n## Speed\nwords\n\n{table}more\n\n| d |\n")
+    block = "<!-- include: source.md#Speed | c, a -->\n{}<!-- end -->\n"
+    document.write_text(block.format("old\n"))
+    assert render(document) == block.format("| c | a |\n| --- | --- |\n|  | 1 |\n| 6 | 4 |\n")
+    document.write_text("<!-- include: source.md#Speed | c, gone -->\n<!-- end -->\n")
+    with pytest.raises(InputNotFound, match="gone"):
+        render(document)
+
+
 def test_an_optional_block_waits_for_its_source(document: Path) -> None:
     text = "<!-- include?: gpu/bench.md#Speed -->\nnot measured\n<!-- end -->\n"
     document.write_text(text)
@@ -49,9 +60,7 @@ def test_an_optional_block_waits_for_its_source(document: Path) -> None:
 
 def test_the_projects_own_documents_are_up_to_date() -> None:
     root = Path(__file__).parents[2]
-    documents = [
-        root / "README.md",
-        *(root / "docs" / f"{name}.md" for name in ("results", "presets")),
-        root / "models/systems/mini/README.md",
-    ]
-    assert main([*map(str, documents), "--check"]) == 0
+    documents = [root / "README.md", *(root / "docs").rglob("*.md"), root / "models/systems/mini/README.md"]
+    with_blocks = [str(path) for path in documents if "<!-- include" in path.read_text()]
+    assert len(with_blocks) > 3
+    assert main([*with_blocks, "--check"]) == 0
