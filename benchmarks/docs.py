@@ -4,7 +4,7 @@ The command writes into each document what its blocks name, between the opening 
 
     <!-- include: PATH -->                          the Markdown file PATH, relative to the document, without its title
     <!-- include: PATH#Heading -->                  the section under that heading
-    <!-- include: PATH#Heading | column, column --> these columns of the section's first table
+    <!-- include: PATH#Heading | column; column --> these columns of the section's first table
     <!-- include?: PATH -->                         the same, and the block keeps its text while PATH does not exist
 
 `--check` changes nothing and fails where a document is not up to date.
@@ -38,7 +38,7 @@ def render(document: Path) -> str:
             raise InputNotFound(f"{document} includes {source}, which does not exist: run the benchmark that writes it")
         text = section(source, match["heading"])
         if match["columns"]:
-            text = choose_columns(text, [name.strip() for name in match["columns"].split(",")], source)
+            text = choose_columns(text, [name.strip() for name in match["columns"].split(";")], source)
         return match[1] + text + match["end"]
 
     return BLOCK.sub(fill, document.read_text())

@@ -41,10 +41,10 @@ def test_a_source_or_heading_that_is_not_there(document: Path) -> None:
 def test_columns_of_a_table(document: Path) -> None:
     table = "| a | b | c |\n| --- | ---: | --- |\n| 1 | 2 | |\n| 4 | 5 | 6 |\n"
     (document.parent / "source.md").write_text(f"# Title\n## Speed\nwords\n\n{table}more\n\n| d |\n")
-    block = "<!-- include: source.md#Speed | c, a -->\n{}<!-- end -->\n"
+    block = "<!-- include: source.md#Speed | c; a -->\n{}<!-- end -->\n"
     document.write_text(block.format("old\n"))
     assert render(document) == block.format("| c | a |\n| --- | --- |\n|  | 1 |\n| 6 | 4 |\n")
-    document.write_text("<!-- include: source.md#Speed | c, gone -->\n<!-- end -->\n")
+    document.write_text("<!-- include: source.md#Speed | c; gone -->\n<!-- end -->\n")
     with pytest.raises(InputNotFound, match="gone"):
         render(document)
 
