@@ -19,7 +19,7 @@ from bfr.runtime.backends.host import HostDevice
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import Network, Preset, Tensor
 from bfr.runtime.faces.geometry import Face, template
-from bfr.runtime.restore.batch import Restored
+from bfr.runtime.restore.batch import Pending, Restored
 from bfr.runtime.restore.chain import Chain
 from bfr.runtime.restore.plan import difface_plan
 from bfr.runtime.restore.restorer import Restorer
@@ -91,13 +91,17 @@ def difface_chain(
 
 
 class RecordingRestorer(Restorer):
-    """A Restorer that remembers the keys of each call of `run`."""
+    """A Restorer that remembers the keys of each call of `run` and `launch`."""
 
     calls: list[list[int | None]]
 
     def run(self, images: Sequence[Any], *, keys: Sequence[int | None] | None = None, **options: Any) -> list[Restored]:
         self.calls.append(list(keys or [None] * len(images)))
         return super().run(images, keys=keys, **options)
+
+    def launch(self, images: Sequence[Any], *, keys: Sequence[int | None] | None = None, **options: Any) -> Pending:
+        self.calls.append(list(keys or [None] * len(images)))
+        return super().launch(images, keys=keys, **options)
 
 
 def _of_size(network: Network) -> Network:

@@ -121,6 +121,8 @@ class Device(Memory, Protocol):
     """Where a chain's buffers live and its networks run. What is called is done in the order of the calls."""
 
     name: str
+    asynchronous: bool
+    """Whether calls may return before they are done, so that a batch can be launched while another one runs."""
 
     @property
     def buckets(self) -> tuple[int, ...] | None:

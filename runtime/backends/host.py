@@ -44,6 +44,7 @@ class HostDevice:
     """A device whose calls return when they are done. Any batch size is as good as another."""
 
     name = "host"
+    asynchronous = False
     buckets: tuple[int, ...] | None = None
 
     @property

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from bfr.runtime.errors import BfrError, DeviceLost, WriteFailed, explain_failure
 from bfr.runtime.files import concerns_one_file
 from bfr.runtime.jobs.sources import Item
-from bfr.runtime.restore.batch import Restored
+from bfr.runtime.restore.batch import Finished, Pending, Restored
 from bfr.runtime.restore.inputs import Given
 from bfr.runtime.restore.loop import OnStep
 from bfr.runtime.restore.pipeline import FaceRestorer
@@ -74,7 +75,7 @@ class Guarded:
         """As of the restorer."""
         return self.restorer.batch
 
-    def run(
+    def launch(
         self,
         images: Sequence[NDArray[Any]],
         *,
@@ -82,8 +83,8 @@ class Guarded:
         keys: Sequence[int | None] | None = None,
         on_step: OnStep | None = None,
         inputs: Mapping[str, Given] | None = None,
-    ) -> list[Restored]:
-        """As of `Restorer.run`; after a fault each image goes alone."""
+    ) -> Pending:
+        """As of `Restorer.launch`; after a fault each image goes alone."""
         called: list[BaseException] = []
 
         def step(done: int, state: Any) -> None:
@@ -94,19 +95,41 @@ class Guarded:
                 called.append(error)
                 raise
 
+        def alone(error: Exception) -> list[Restored]:
+            ours = isinstance(error, _FAULTS) or type(error).__module__.startswith("onnxruntime")
+            if error in called or isinstance(error, BfrError) or not ours:  # of the caller, or of more than an image
+                raise error
+            if len(images) == 1:
+                return [Restored(None, {}, self.restorer.precision, explain_failure(error))]
+            results = []
+            for i, image in enumerate(images):
+                given = {name: [pictures[i]] for name, pictures in (inputs or {}).items()}
+                key = None if keys is None else [keys[i]]
+                results += self.launch([image], seed=seed, keys=key, on_step=on_step, inputs=given).finish()
+            return results
+
         try:
-            return self.restorer.run(
+            pending = self.restorer.launch(
                 images, seed=seed, keys=keys, on_step=step if on_step else None, inputs=inputs or None
             )
         except Exception as error:
-            ours = isinstance(error, _FAULTS) or type(error).__module__.startswith("onnxruntime")
-            if error in called or isinstance(error, BfrError) or not ours:  # of the caller, or of more than an image
-                raise
-            if len(images) == 1:
-                return [Restored(None, {}, self.restorer.precision, explain_failure(error))]
-        results = []
-        for i, image in enumerate(images):
-            alone = {name: [pictures[i]] for name, pictures in (inputs or {}).items()}
-            key = None if keys is None else [keys[i]]
-            results += self.run([image], seed=seed, keys=key, on_step=on_step, inputs=alone)
-        return results
+            return Finished(alone(error))
+        return _GuardedFlight(pending, alone)
+
+
+@dataclass(frozen=True, slots=True)
+class _GuardedFlight:
+    """What was launched. alone: restores its images one by one after a fault."""
+
+    pending: Pending
+    alone: Callable[[Exception], list[Restored]]
+
+    @property
+    def done(self) -> bool:
+        return self.pending.done
+
+    def finish(self) -> list[Restored]:
+        try:
+            return self.pending.finish()
+        except Exception as error:
+            return self.alone(error)

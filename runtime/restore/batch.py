@@ -2,8 +2,8 @@
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +79,68 @@ class Batch:
 
 Again = Callable[[Batch, int, dict[str, float]], Restored]
 """Restores an image of a batch once more; the seconds are those of the first time."""
+
+
+class Pending(Protocol):
+    """Images that were launched."""
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing to wait for."""
+        ...
+
+    def finish(self) -> list[Restored]:
+        """Wait for them. One for each image, in their order; to be called once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Images that were restored when they were launched."""
+
+    results: list[Restored]
+    done: bool = True
+
+    def finish(self) -> list[Restored]:
+        """As of `Pending`."""
+        return self.results
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A batch on a device.
+
+    Attributes:
+        launched: What waits for the device; None once that was waited for.
+        outcome: The result, once it was set aside.
+        results: Makes images of it.
+    """
+
+    launched: Launched | None
+    results: Callable[[ChainResult], list[Restored]]
+    outcome: ChainResult | None = field(default=None, init=False)
+
+    @property
+    def done(self) -> bool:
+        """As of `Pending`."""
+        return self.launched is None
+
+    def settle(self) -> None:
+        """Wait for the device, and set the result aside: the batch after the next one would overwrite it."""
+        if self.launched is not None:
+            launched, self.launched = self.launched, None
+            found = launched.finish()
+            self.outcome = ChainResult(found.state.copy(), found.seconds)
+
+    def finish(self) -> list[Restored]:
+        """As of `Pending`."""
+        if self.launched is not None:
+            launched, self.launched = self.launched, None
+            return self.results(launched.finish())
+        if self.outcome is None:
+            raise RuntimeError("this batch was fetched before, or its device failed")
+        outcome, self.outcome = self.outcome, None
+        return self.results(outcome)
 
 
 def choose_bucket(count: int, buckets: tuple[int, ...] | None) -> int:

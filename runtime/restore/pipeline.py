@@ -1,6 +1,7 @@
 """Reading, restoring and writing at once: while the networks run, the next inputs are prepared and results written.
 
-The networks run in the caller's thread, in batches across inputs; the rest runs in threads beside it.
+The networks run in the caller's thread, in batches across inputs; the rest runs in threads beside it. A GPU gets the
+next batch before the previous one is waited for.
 """
 
 from collections import deque
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision, Preset
-from bfr.runtime.restore.batch import Restored
+from bfr.runtime.restore.batch import Pending, Restored
 from bfr.runtime.restore.inputs import Given
 from bfr.runtime.restore.loop import OnStep
 from bfr.runtime.restore.plan import Plan
@@ -41,6 +42,22 @@ class FaceRunner(Protocol):
     @property
     def batch(self) -> int: ...
 
+    def launch(
+        self,
+        images: Sequence[NDArray[Any]],
+        *,
+        seed: int = ...,
+        keys: Sequence[int | None] | None = None,
+        on_step: OnStep | None = None,
+        inputs: Mapping[str, Given] | None = None,
+    ) -> Pending:
+        """See `Restorer.launch`."""
+        ...
+
+
+class FaceRestorer(FaceRunner, Protocol):
+    """What restores aligned faces: a `Restorer`, or one whose networks run in a server's processes."""
+
     def run(
         self,
         images: Sequence[NDArray[Any]],
@@ -52,10 +69,6 @@ class FaceRunner(Protocol):
     ) -> list[Restored]:
         """See `Restorer.run`."""
         ...
-
-
-class FaceRestorer(FaceRunner, Protocol):
-    """What restores aligned faces: a `Restorer`, or one whose networks run in a server's processes."""
 
     bundle: Bundle
     sampler: Preset
@@ -116,7 +129,7 @@ class Pipeline(Generic[T, P, R]):
 
         Both are started in the order of the inputs, so that with one thread they also run in it.
         weigh: pixels that an input will hold in memory. on_step: called after each denoising step of a batch with its
-        number, from 0, and the inputs that are in it.
+        number, from 0, and the inputs that are in it; of a batch on a GPU once, when it is done, with the last number.
         """
         self.restorer, self.seed = restorer, seed
         self._prepare, self._finish, self._weigh, self._on_step = prepare, finish, weigh, on_step
@@ -127,6 +140,7 @@ class Pipeline(Generic[T, P, R]):
         self._next: tuple[T, int] | None = None  # an input and its weight
         self._ended = False
         self._tasks: deque[_InFlight[P, R]] = deque()
+        self._running: tuple[list[_InFlight[P, R]], Pending] | None = None  # the inputs of a batch, one for each face
 
     def run(self, inputs: Iterable[T]) -> Generator[R, None, None]:
         """What `finish` returned, in the order of the inputs. An exception of either side ends the run.
@@ -139,7 +153,7 @@ class Pipeline(Generic[T, P, R]):
         try:
             while True:
                 if self._collect(faces):
-                    self._restore([faces.popleft() for _ in range(min(self.restorer.batch, len(faces)))])
+                    self._launch([faces.popleft() for _ in range(min(self.restorer.batch, len(faces)))])
                 self._start_finishing()
                 while self._tasks and (head := self._tasks[0].finished) and (head.done() or not self._busy(faces)):
                     self._tasks.popleft()
@@ -152,7 +166,7 @@ class Pipeline(Generic[T, P, R]):
 
     def _busy(self, faces: Sequence[object]) -> bool:
         """Whether anything but finishing is left to do."""
-        return bool(faces) or not self._ended or any(task.prepared for task in self._tasks)
+        return bool(faces or self._running) or not self._ended or any(task.prepared for task in self._tasks)
 
     def _advance(self) -> None:
         try:
@@ -181,11 +195,17 @@ class Pipeline(Generic[T, P, R]):
                 return False
             task = next((task for task in self._tasks if task.prepared), None)
             if task is not None and task.prepared:
+                if self._running and not task.prepared.done():
+                    self._deliver()  # nothing can be launched yet
+                    continue
                 task.work, task.prepared = task.prepared.result(), None
                 if task.work is None:
                     self._end(task)
                 else:
                     faces.extend((task, i) for i in range(len(task.work.crops)))
+                continue
+            if self._running and not faces:
+                self._deliver()
                 continue
             writing = [task.finished for task in self._tasks if task.finished and not task.finished.done()]
             if faces or self._ended or not writing:
@@ -199,18 +219,28 @@ class Pipeline(Generic[T, P, R]):
             if task.prepared:
                 task.prepared.cancel()
 
-    def _restore(self, faces: "list[tuple[_InFlight[P, R], int]]") -> None:
+    def _launch(self, faces: "list[tuple[_InFlight[P, R], int]]") -> None:
+        """Hand a batch to the networks, then wait for the previous one; for this one too where it is done already."""
         works = [(task.work, i) for task, i in faces if task.work is not None]
         names = {name for work, _ in works for name in work.inputs}
-        results = self.restorer.run(
+        launched = self.restorer.launch(
             [work.crops[i] for work, i in works],
             seed=self.seed,
             keys=[None if work.keys is None else work.keys[i] for work, i in works],
             on_step=self._stepped([work.payload for work, _ in works]),
             **({"inputs": {name: [work.inputs.get(name) for work, _ in works] for name in names}} if names else {}),
         )
-        for (task, _), result in zip(faces, results, strict=True):
-            task.results.append(result)
+        self._deliver()
+        self._running = [task for task, _ in faces], launched
+        if launched.done:
+            self._deliver()
+
+    def _deliver(self) -> None:
+        """Wait for the batch that is under way, and give its results to their inputs."""
+        if self._running:
+            (tasks, launched), self._running = self._running, None
+            for task, result in zip(tasks, launched.finish(), strict=True):
+                task.results.append(result)
 
     def _stepped(self, payloads: list[P]) -> OnStep:
         def on_step(done: int, _state: object) -> None:

@@ -43,6 +43,7 @@ class GpuDevice:
     """
 
     name = "gpu"
+    asynchronous = True
     records = True  # whether `record` makes graphs; False where the networks cannot be captured
     warm_runs = 1  # of a chain before it is captured, in which libraries allocate what they need
 

@@ -501,7 +501,7 @@ def test_a_lost_gpu_ends_the_worker(here: InProcess, tmp_path: Path, monkeypatch
     def ended(status: int) -> None:
         raise SystemExit(status)
 
-    monkeypatch.setattr(Restorer, "run", lost)
+    monkeypatch.setattr(Restorer, "launch", lost)
     monkeypatch.setattr(os, "_exit", ended)
     with pytest.raises(SystemExit, match="1"):
         run_bulk([str(noise(tmp_path / "in", "a.png"))], str(tmp_path / "out"), ALIGNED)

@@ -3,39 +3,54 @@
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from contextlib import closing
 from itertools import count, repeat
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from bfr.runtime.restore import pipeline
-from bfr.runtime.restore.batch import Restored
+from bfr.runtime.restore.batch import Finished, Restored
 from bfr.runtime.restore.pipeline import Pipeline, Prepared
 
 PATIENCE = 60  # seconds until a hanging test fails
 
 
 class Networks:
-    """Stands for a Restorer: gives every crop back as it came, after STEPS steps."""
+    """Stands for a Restorer: gives every crop back as it came, after STEPS steps.
+
+    log: what was asked for, in order: ("launch", k) and ("finish", k) of batch k.
+    """
 
     STEPS = 3
 
-    def __init__(self, batch: int, during: Callable[[int], None] = lambda _call: None) -> None:
-        """during: called in each call of `run` with its number, from 0."""
-        self.batch, self.during = batch, during
+    def __init__(
+        self, batch: int, during: Callable[[int], None] = lambda _call: None, *, asynchronous: bool = False
+    ) -> None:
+        """during: called while a batch is at work, with its number, from 0. asynchronous: as a GPU."""
+        self.batch, self.during, self.asynchronous = batch, during, asynchronous
         self.sizes: list[int] = []
         self.keys: list[list[int | None]] = []
+        self.log: list[tuple[str, int]] = []
 
-    def run(self, images: Sequence[Any], *, seed: int, keys: Sequence[int | None], on_step: Any) -> list[Restored]:
+    def launch(self, images: Sequence[Any], *, seed: int, keys: Sequence[int | None], on_step: Any) -> Any:
         assert seed == 7
+        number = len(self.sizes)
         self.sizes.append(len(images))
         self.keys.append(list(keys))
-        for done in range(self.STEPS + 1):
-            on_step(done, None)
-        self.during(len(self.sizes) - 1)
-        return [Restored(image, {}, "fp32") for image in images]
+        self.log.append(("launch", number))
+
+        def finish() -> list[Restored]:
+            self.log.append(("finish", number))
+            for done in [self.STEPS] if self.asynchronous else range(self.STEPS + 1):
+                on_step(done, None)
+            self.during(number)
+            return [Restored(image, {}, "fp32") for image in images]
+
+        return SimpleNamespace(done=False, finish=finish) if self.asynchronous else Finished(finish())
 
 
 def crops(number: int, faces: int) -> list[Any]:
@@ -335,6 +350,79 @@ def test_results_are_written_while_the_networks_run() -> None:
             wait(written)
 
     assert guarded(lambda: list(piped(Networks(1, during), finish=finish).run([(n, 1) for n in range(3)]))) == [0, 1, 2]
+
+
+def test_a_gpu_gets_the_next_batch_before_the_previous_one_is_waited_for() -> None:
+    networks = Networks(3, asynchronous=True)
+    line = piped(networks)
+    launch = networks.launch
+
+    def when_all_is_read(*args: Any, **options: Any) -> Any:
+        futures.wait([task.prepared for task in line._tasks if task.prepared])
+        return launch(*args, **options)
+
+    networks.launch = when_all_is_read  # type: ignore[method-assign]
+    inputs = [(number, 1 + number % 2) for number in range(6)]
+    assert guarded(lambda: list(line.run(inputs))) == expected(inputs)
+    assert networks.log == [
+        ("launch", 0), ("launch", 1), ("finish", 0), ("launch", 2), ("finish", 1), ("finish", 2)
+    ]  # fmt: skip
+    assert networks.sizes == [3, 3, 3]
+
+
+def test_a_result_is_not_kept_back_where_nothing_can_be_launched() -> None:
+    """Input 1 is read only when the result of input 0 was written."""
+    written = threading.Event()
+
+    def prepare(given: tuple[int, int]) -> Prepared[int]:
+        if given[0] == 1:
+            wait(written)
+        return Prepared(given[0], crops(*given))
+
+    def finish(number: int, results: list[Restored]) -> int:
+        written.set()
+        return number
+
+    networks = Networks(1, asynchronous=True)
+    assert guarded(lambda: list(piped(networks, prepare, finish).run([(0, 1), (1, 1)]))) == [0, 1]
+    assert networks.log == [("launch", 0), ("finish", 0), ("launch", 1), ("finish", 1)]
+
+
+def test_two_batches_at_most_are_under_way_and_no_input_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "BUDGET", 100)
+    flight, networks = Flight(), Networks(2, asynchronous=True)
+    line = piped(networks, flight.prepare, flight.finish, weigh=lambda given: given[1], readers=2)
+    assert guarded(lambda: list(line.run([(number, 30) for number in range(12)]))) == list(range(12))
+    assert all(sum(seen.values()) <= 100 for seen in flight.seen)
+    under_way = 0
+    for what, _ in networks.log:
+        under_way += 1 if what == "launch" else -1
+        assert 0 <= under_way <= 2
+    assert sum(networks.sizes) == 12
+
+
+def test_a_gpu_tells_of_a_batch_when_it_is_done() -> None:
+    told: list[tuple[int, list[int]]] = []
+    networks = Networks(2, asynchronous=True)
+    line = piped(networks, on_step=lambda done, numbers: told.append((done, numbers)))
+    guarded(lambda: list(line.run([(0, 1), (1, 2)])))
+    assert told == [(3, [0, 1]), (3, [1])]
+
+
+def test_whoever_ends_the_run_by_a_step_ends_it_before_the_next_launch() -> None:
+    class Cancelled(Exception):
+        pass
+
+    def stop(done: int, numbers: list[int]) -> None:
+        if numbers == [1]:
+            raise Cancelled
+
+    networks = Networks(1, asynchronous=True)
+    with pytest.raises(Cancelled):
+        guarded(lambda: list(piped(networks, on_step=stop).run([(n, 1) for n in range(9)])))
+    assert networks.log[-1] == ("finish", 1)
+    assert len(networks.sizes) <= 3
+    assert not pool_threads()
 
 
 def test_keys_reach_the_networks_beside_their_crops() -> None:
