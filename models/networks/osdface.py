@@ -6,15 +6,13 @@ names of weights are those of the published files: `associate_2.ckpt` without it
 and `embedding_change_weights.pth`.
 """
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bfr.models.networks.vqgan import GROUPS, Encoder, normalize
-from bfr.runtime.errors import InvalidOption
+from bfr.models.networks.vqgan import Encoder, Levels, normalize
 
 VISUAL_EMBEDDER: dict[str, Any] = {
     "ch": 64,
@@ -113,51 +111,18 @@ class VisualEmbedder(nn.Module):
     rounds otherwise. That two tokens change places alters nothing that attends to them, and half precision would alter
     the choice itself: keep this network in float32.
 
-    The parameters carry the published names, see `VISUAL_EMBEDDER`; ch, ch_mult: channels of the first level, and each
-    level's as multiples; attn_resolutions: sides with attention; resolution: the side that images are resized to,
-    bilinear. context_dim, tokens: of the context; groups, of GroupNorm, is ours, fewer than 32 for small networks.
-    Raises InvalidOption for options that do not fit together.
+    The parameters carry the published names, see `VISUAL_EMBEDDER`; context_dim, tokens: of the context; levels: the
+    fields of `Levels`, of which resolution is the side that images are resized to, bilinear. Raises InvalidOption for
+    options that do not fit together.
     """
 
-    def __init__(
-        self,
-        *,
-        ch: int,
-        ch_mult: Sequence[int],
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int],
-        resolution: int,
-        z_channels: int,
-        n_embed: int,
-        embed_dim: int,
-        tokens: int,
-        context_dim: int,
-        groups: int = GROUPS,
-    ) -> None:
+    def __init__(self, *, n_embed: int, embed_dim: int, tokens: int, context_dim: int, **levels: Any) -> None:
         super().__init__()
-        halvings = len(ch_mult) - 1
-        if resolution % 2**halvings:
-            raise InvalidOption(
-                f"resolution {resolution} cannot be halved {halvings} times: choose a multiple of {2**halvings}, or "
-                "fewer levels in ch_mult"
-            )
-        if any(ch * mult % groups for mult in (1, *ch_mult)):
-            raise InvalidOption(
-                f"ch {ch} times ch_mult {list(ch_mult)} must divide into {groups} groups: choose another ch, or groups"
-            )
-        self.resolution = resolution
-        self.encoder = Encoder(
-            ch=ch,
-            ch_mult=ch_mult,
-            num_res_blocks=num_res_blocks,
-            attn_resolutions=attn_resolutions,
-            resolution=resolution,
-            z_channels=z_channels,
-            groups=groups,
-            attention=Attention,
-        )
+        shared = Levels(**levels)
+        self.resolution = shared.resolution
+        self.encoder = Encoder(shared, attention=Attention)
         self.quantize = Codebook(n_embed, embed_dim, tokens)
-        self.quant_conv = nn.Conv2d(z_channels, embed_dim, 1)
+        self.quant_conv = nn.Conv2d(shared.z_channels, embed_dim, 1)
         self.embedding_change = Projection(embed_dim, context_dim)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -166,3 +131,6 @@ class VisualEmbedder(nn.Module):
             image = F.interpolate(image, size=(side, side), mode="bilinear", align_corners=False)
         z = self.quant_conv(self.encoder((image - 0.5) / 0.5))
         return cast(Tensor, self.embedding_change(self.quantize(z)))
+
+
+ARCHITECTURES = {"visual-embedder": VisualEmbedder}

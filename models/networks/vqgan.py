@@ -6,7 +6,8 @@ Esser et al., "Taming Transformers" (arXiv 2012.09841), section 3.1, in the layo
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ from torch.nn import functional as F
 from bfr.runtime.errors import InvalidOption
 
 Parts = Literal["both", "encoder", "decoder"]
-T = TypeVar("T")
 
 GROUPS = 32
 EPS = 1e-6
@@ -130,36 +130,67 @@ class Middle(nn.Module):
         return cast(Tensor, self.block_2(self.attn_1(self.block_1(x))))
 
 
-class Encoder(nn.Module):
-    """(B, in_channels, S, S) -> (B, z_channels, s, s), s = S / 2^(levels - 1); options as of VQModel."""
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """What encoder and decoder share, by the names of the published configurations (`ddconfig`).
 
-    def __init__(
-        self,
-        *,
-        ch: int,
-        ch_mult: Sequence[int],
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int],
-        resolution: int,
-        z_channels: int,
-        in_channels: int = 3,
-        groups: int = GROUPS,
-        attention: Attention = AttnBlock,
-    ) -> None:
+    Raises InvalidOption for options that do not fit together.
+
+    Attributes:
+        ch: Channels of the first level.
+        ch_mult: Each level's channels as multiples of `ch`; a level has half the side of the one before.
+        num_res_blocks: Residual blocks of a level.
+        attn_resolutions: Sides at which every block is followed by an attention, counted from `resolution`.
+        resolution: Side of images, S; that of latents is s = S / 2^(levels - 1).
+        z_channels: Of what the encoder makes and the decoder reads.
+        groups: Of GroupNorm; ours, fewer than 32 for small networks.
+    """
+
+    ch: int
+    ch_mult: Sequence[int]
+    num_res_blocks: int
+    attn_resolutions: Sequence[int]
+    resolution: int
+    z_channels: int
+    groups: int = GROUPS
+
+    def __post_init__(self) -> None:
+        halvings = len(self.ch_mult) - 1
+        if self.resolution % 2**halvings:
+            raise InvalidOption(
+                f"resolution {self.resolution} cannot be halved {halvings} times: choose a multiple of {2**halvings}, "
+                "or fewer levels in ch_mult"
+            )
+        if any(self.ch * mult % self.groups for mult in (1, *self.ch_mult)):
+            raise InvalidOption(
+                f"ch {self.ch} times ch_mult {list(self.ch_mult)} must divide into {self.groups} groups: choose "
+                "another ch, or groups"
+            )
+
+    def blocks(
+        self, level: int, channels: int, count: int, attention: Attention
+    ) -> tuple[int, list[nn.Module], list[nn.Module]]:
+        """A level's channels, its residual blocks, the first of which reads `channels`, and its attentions."""
+        width = self.ch * self.ch_mult[level]
+        blocks: list[nn.Module] = [ResnetBlock(c, width, self.groups) for c in [channels, *[width] * (count - 1)]]
+        attends = self.resolution >> level in self.attn_resolutions
+        return width, blocks, [attention(width, self.groups) for _ in blocks if attends]
+
+
+class Encoder(nn.Module):
+    """(B, in_channels, S, S) -> (B, z_channels, s, s)."""
+
+    def __init__(self, levels: Levels, in_channels: int = 3, attention: Attention = AttnBlock) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels, levels.ch, 3, padding=1)
         self.down = nn.ModuleList()
-        channels = ch
-        for level, mult in enumerate(ch_mult):
-            width, attends = ch * mult, resolution >> level in attn_resolutions
-            widths = [channels, *[width] * (num_res_blocks - 1)]
-            blocks = [ResnetBlock(count, width, groups) for count in widths]
-            attn = [attention(width, groups) for _ in blocks if attends]
-            self.down.append(Level(blocks, attn, Downsample(width) if level < len(ch_mult) - 1 else None))
-            channels = width
-        self.mid = Middle(channels, groups, attention)
-        self.norm_out = normalize(channels, groups)
-        self.conv_out = nn.Conv2d(channels, z_channels, 3, padding=1)
+        channels, last = levels.ch, len(levels.ch_mult) - 1
+        for level in range(last + 1):
+            channels, blocks, attn = levels.blocks(level, channels, levels.num_res_blocks, attention)
+            self.down.append(Level(blocks, attn, Downsample(channels) if level < last else None))
+        self.mid = Middle(channels, levels.groups, attention)
+        self.norm_out = normalize(channels, levels.groups)
+        self.conv_out = nn.Conv2d(channels, levels.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
@@ -169,33 +200,19 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, z_channels, s, s) -> (B, out_ch, S, S), s = S / 2^(levels - 1); options as of VQModel."""
+    """(B, z_channels, s, s) -> (B, out_ch, S, S)."""
 
-    def __init__(
-        self,
-        *,
-        ch: int,
-        ch_mult: Sequence[int],
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int],
-        resolution: int,
-        z_channels: int,
-        out_ch: int = 3,
-        groups: int = GROUPS,
-    ) -> None:
+    def __init__(self, levels: Levels, out_ch: int = 3) -> None:
         super().__init__()
-        channels = ch * ch_mult[-1]
-        self.conv_in = nn.Conv2d(z_channels, channels, 3, padding=1)
-        self.mid = Middle(channels, groups)
-        levels = []
-        for level, mult in reversed(list(enumerate(ch_mult))):
-            width, attends = ch * mult, resolution >> level in attn_resolutions
-            blocks = [ResnetBlock(count, width, groups) for count in [channels, *[width] * num_res_blocks]]
-            attn = [AttnBlock(width, groups) for _ in blocks if attends]
-            levels.append(Level(blocks, attn, Upsample(width) if level else None))
-            channels = width
-        self.up = nn.ModuleList(reversed(levels))  # finest first, as the encoder's
-        self.norm_out = normalize(channels, groups)
+        channels = levels.ch * levels.ch_mult[-1]
+        self.conv_in = nn.Conv2d(levels.z_channels, channels, 3, padding=1)
+        self.mid = Middle(channels, levels.groups)
+        up = []
+        for level in reversed(range(len(levels.ch_mult))):
+            channels, blocks, attn = levels.blocks(level, channels, levels.num_res_blocks + 1, AttnBlock)
+            up.append(Level(blocks, attn, Upsample(channels) if level else None))
+        self.up = nn.ModuleList(reversed(up))  # finest first, as the encoder's
+        self.norm_out = normalize(channels, levels.groups)
         self.conv_out = nn.Conv2d(channels, out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -244,64 +261,35 @@ class VectorQuantizer(nn.Module):
 class VQModel(nn.Module):
     """The autoencoder: RGB images (B, 3, S, S) in [-1, 1] <-> latents z (B, embed_dim, s, s), about of unit size.
 
-    The parameters carry the names of the published configurations (`ddconfig`, `n_embed`, `embed_dim`): ch, ch_mult:
-    channels of the first level, and each level's as multiples of it; attn_resolutions: sides at which every block is
-    followed by an attention, counted from `resolution` = S; s = S / 2^(levels - 1). A latent may be of any scale
-    before quantisation. Two are ours: groups, of GroupNorm, fewer than 32 for small networks; parts: what is built,
-    "encoder" or "decoder" (with the codes) alone where the other is not needed.
-    Raises InvalidOption for options that do not fit together.
+    The parameters carry the names of the published configurations (`ddconfig`, `n_embed`, `embed_dim`). A latent may be
+    of any scale before quantisation. parts, which is ours: what is built, "encoder" or "decoder" (with the codes) alone
+    where the other is not needed. levels: the fields of `Levels`. Raises InvalidOption for options that do not fit
+    together.
     """
 
     def __init__(
         self,
         *,
-        ch: int,
-        ch_mult: Sequence[int],
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int],
-        resolution: int,
-        z_channels: int,
         n_embed: int,
         embed_dim: int,
         in_channels: int = 3,
         out_ch: int = 3,
-        groups: int = GROUPS,
         parts: Parts = "both",
+        **levels: Any,
     ) -> None:
         super().__init__()
         if parts not in ("both", "encoder", "decoder"):
             raise InvalidOption(f"parts {parts!r}: choose both, encoder or decoder")
-        if resolution % 2 ** (len(ch_mult) - 1):
-            raise InvalidOption(
-                f"resolution {resolution} cannot be halved {len(ch_mult) - 1} times: choose a multiple of "
-                f"{2 ** (len(ch_mult) - 1)}, or fewer levels in ch_mult"
-            )
-        if any(ch * mult % groups for mult in (1, *ch_mult)):
-            raise InvalidOption(
-                f"ch {ch} times ch_mult {list(ch_mult)} must divide into {groups} groups: choose another ch, or groups"
-            )
-        self.resolution, self.embed_dim = resolution, embed_dim
-        self.latent_size = resolution >> (len(ch_mult) - 1)
-
-        def options(**more: int) -> dict[str, int | Sequence[int]]:
-            return {
-                "ch": ch,
-                "ch_mult": ch_mult,
-                "num_res_blocks": num_res_blocks,
-                "attn_resolutions": attn_resolutions,
-                "resolution": resolution,
-                "z_channels": z_channels,
-                "groups": groups,
-                **more,
-            }
-
+        shared = Levels(**levels)
+        self.resolution, self.embed_dim = shared.resolution, embed_dim
+        self.latent_size = shared.resolution >> (len(shared.ch_mult) - 1)
         if parts != "decoder":
-            self.encoder = Encoder(**options(in_channels=in_channels))  # type: ignore[arg-type]
-            self.quant_conv = nn.Conv2d(z_channels, embed_dim, 1)
+            self.encoder = Encoder(shared, in_channels)
+            self.quant_conv = nn.Conv2d(shared.z_channels, embed_dim, 1)
         if parts != "encoder":
             self.quantize = VectorQuantizer(n_embed, embed_dim)
-            self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
-            self.decoder = Decoder(**options(out_ch=out_ch))  # type: ignore[arg-type]
+            self.post_quant_conv = nn.Conv2d(embed_dim, shared.z_channels, 1)
+            self.decoder = Decoder(shared, out_ch)
 
     def own_weights(self, checkpoint: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What of a published checkpoint is this module's: without the parts that it was built without, and `loss.*`.
@@ -323,3 +311,6 @@ class VQModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """An image, encoded, quantised and decoded."""
         return self.decode(self.encode(x))
+
+
+ARCHITECTURES = {"vqmodel": VQModel}
