@@ -1,4 +1,4 @@
-"""How good an aligned face is already: how sharp at the crop's scale, how noisy, and how blocky from JPEG."""
+"""How good an aligned face is already: how sharp at the crop's scale, how noisy and grainy, and how blocky from JPEG."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,11 +13,15 @@ from bfr.runtime.faces.mask import FACE
 
 SHARP = 0.42  # acuity of a face that is sharp already
 NOISE = 4.5  # levels of 255 that it has at most
+GRAIN = 1.7  # levels of 255 of grain, or of a printed screen, that it has at most
 BLOCKS = 1.8  # levels of 255 between JPEG's blocks that it has at most
 COARSE = 1.25  # pixels of the crop for one of the photograph: with more, the crop is finer than the photograph
 STEEPEST = 0.99  # the share of gradients below the one that is measured: that of edges, not of skin
 CELL = 16  # pixels a side of a place in which noise is measured
 SMOOTHEST = 0.2  # the share of places that are smoother than where noise counts
+PLAIN = (0.1, 0.3)  # the shares of places that are smoother than where grain counts, and than where it is compared
+EVEN = 0.6  # of the grain in the latter, what the former has at least: it is everywhere alike
+CLIPPED = 12  # levels from black and from white within which neither shows
 MEDIAN = 0.6745  # of the absolute value of a Gaussian, in its standard deviations
 NOISE_STEEPEST = 18.4  # squared gradient that Gaussian noise has at STEEPEST, in its variances: -4 ln(1 - 0.99)
 SMALLEST = 4 * CELL  # pixels a side of a crop that can be measured
@@ -31,19 +35,23 @@ class Condition:
 
     acuity: the gradient of the face's edges over one pixel of the crop, less what noise adds, relative to that over
     four: 0.25 of a blurred edge, 1 of a sharp one, whatever the contrast. noise: standard deviation, levels of 255, in
-    the smoothest places of the crop, or of the photograph where it is larger. blocks: the step at the borders of JPEG's
+    the smoothest places of the crop, or of the photograph where it is larger. grain: standard deviation, levels of 255,
+    of what is finer than two pixels in the smoothest places of face and background: a photograph has a plain wall or
+    cheek somewhere; a halftone, an engraving and a grainy print have none. blocks: the step at the borders of JPEG's
     blocks, levels of 255. scale: pixels of the crop for one of the photograph.
     """
 
     acuity: float
     noise: float
+    grain: float
     blocks: float
     scale: float
 
     @property
     def sharp(self) -> bool:
         """Whether restoring the face could only make it worse."""
-        return self.acuity >= SHARP and self.noise <= NOISE and self.blocks <= BLOCKS and self.scale <= COARSE
+        clean = self.noise <= NOISE and self.grain <= GRAIN and self.blocks <= BLOCKS
+        return clean and self.acuity >= SHARP and self.scale <= COARSE
 
 
 def measure_condition(crop: NDArray[Any], matrix: Matrix, photograph: NDArray[Any] | None = None) -> Condition:
@@ -57,7 +65,7 @@ def measure_condition(crop: NDArray[Any], matrix: Matrix, photograph: NDArray[An
     """
     scale = scale_of(matrix)
     if crop.shape[0] < SMALLEST:
-        return Condition(0.0, 0.0, 0.0, scale)
+        return Condition(0.0, 0.0, 0.0, 0.0, scale)
     luma = _luma(crop)
     noise = _noise(luma, _inside(luma.shape[0] // CELL))
     near, far = (_steepest(luma, width) ** 2 for width in (1, 4))
@@ -72,7 +80,9 @@ def measure_condition(crop: NDArray[Any], matrix: Matrix, photograph: NDArray[An
         if min(seen_at.shape[:2]) >= CELL:
             middle = _luma(seen_at)
             blocks, noise = _blocks(middle), max(noise, _noise(middle))
-    return Condition(acuity, noise, blocks, scale)
+            if scale < 1:  # the crop hides it
+                noise = max(noise, _grain(middle))
+    return Condition(acuity, noise, _grain(luma), blocks, scale)
 
 
 def _luma(pixels: NDArray[Any]) -> Float32:
@@ -92,6 +102,22 @@ def _noise(luma: Float32, where: NDArray[np.bool_] | None = None) -> float:
     places = diagonal[: height * CELL, : width * CELL].reshape(height, CELL, width, CELL).swapaxes(1, 2)
     medians = np.median(places.reshape(height, width, -1), axis=2)
     return float(np.quantile(medians if where is None else medians[where], SMOOTHEST)) / MEDIAN
+
+
+def _grain(luma: Float32) -> float:
+    """Standard deviation of what is finer than two pixels, in the smoothest places; 0 where other places differ much.
+
+    Grain and a printed screen are everywhere alike, leaves and hair are not. Clipped places tell nothing.
+    """
+    height, width = luma.shape[0] // CELL, luma.shape[1] // CELL
+    part = luma[: height * CELL, : width * CELL]
+    fine = part - cv2.GaussianBlur(part, (0, 0), 1.0)
+    power, level = (cv2.resize(x, (width, height), interpolation=cv2.INTER_AREA) for x in (fine * fine, part))
+    seen = power[(level > CLIPPED) & (level < 255 - CLIPPED)]
+    if not seen.size:
+        return 0.0
+    least, more = np.sqrt(np.quantile(seen, PLAIN))
+    return float(least) if least > EVEN * more else 0.0
 
 
 def _steepest(luma: Float32, width: int) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bfr.runtime.faces.condition import BLOCKS, NOISE, SHARP, Condition, measure_condition
+from bfr.runtime.faces.condition import BLOCKS, GRAIN, NOISE, SHARP, Condition, measure_condition
 from bfr.runtime.faces.geometry import crop_face
 
 Array = NDArray[Any]
@@ -107,6 +107,54 @@ class TestNoise:
         assert measured(clean, quarter).sharp
         assert not measured(grainy, quarter).sharp
         assert measure_condition(crop_face(grainy, quarter, SIZE), quarter).noise < NOISE
+
+
+def grainy(pixels: Array, strength: float, width: float) -> Array:
+    """With film grain: noise of grains `width` pixels wide."""
+    grain = cv2.GaussianBlur(np.random.default_rng(7).normal(size=pixels.shape[:2]), (0, 0), width)
+    return np.clip(np.rint(pixels + (strength / grain.std() * grain)[..., None]), 0, 255).astype(np.uint8)
+
+
+def printed(pixels: Array, period: float, strength: float = 0.3) -> Array:
+    """As a halftone: a screen of dots `period` pixels apart at 45 degrees."""
+    y, x = np.mgrid[: pixels.shape[0], : pixels.shape[1]] * (2 * np.pi / period / np.sqrt(2))
+    screen = 128 + 63.5 * (np.cos(x + y) + np.cos(x - y))[..., None]
+    dots = cv2.GaussianBlur(np.clip(4.0 * (pixels - screen) + 128, 0, 255), (0, 0), period / 5)
+    return np.clip(np.rint(pixels + strength * (dots - pixels)), 0, 255).astype(np.uint8)
+
+
+class TestGrain:
+    @pytest.mark.parametrize(("strength", "width"), [(6, 0.7), (6, 1.2), (14, 1.6)])
+    def test_a_grainy_print_is_not_sharp_already(self, strength: float, width: float) -> None:
+        condition = measured(grainy(drawn(), strength, width))
+        assert condition.grain > GRAIN
+        assert condition.noise < NOISE  # grain is not white: neighbours are alike
+        assert not condition.sharp
+
+    @pytest.mark.parametrize("period", [3, 4.5, 6, 9])
+    def test_nor_is_a_halftone(self, period: float) -> None:
+        condition = measured(printed(drawn(), period))
+        assert condition.grain > GRAIN
+        assert not condition.sharp
+
+    def test_nor_is_one_whose_screen_the_crop_hides(self) -> None:
+        quarter = np.array([[0.25, 0, -0.375], [0, 0.25, -0.375]])
+        halftone = printed(drawn(4 * SIZE), 3)
+        assert not measured(halftone, quarter).sharp
+        assert measure_condition(crop_face(halftone, quarter, SIZE), quarter).sharp
+
+    def test_texture_in_some_places_is_none(self) -> None:
+        """Grass behind a face, hair, a knitted cap: much of the picture, but not all."""
+        pixels = grainy(drawn(), 12, 0.8)
+        pixels[SIZE // 4 :, SIZE // 4 : -SIZE // 4] = drawn()[SIZE // 4 :, SIZE // 4 : -SIZE // 4]
+        assert measured(pixels).grain < GRAIN
+        assert measured(pixels).sharp
+
+    def test_where_white_and_black_hide_it_nothing_is_judged(self) -> None:
+        """An engraving on white paper."""
+        light = np.where(drawn() < 120, drawn(), 255).astype(np.uint8)
+        pixels = np.where(light < 255, grainy(light, 10, 1), 255).astype(np.uint8)
+        assert measured(pixels).grain > GRAIN
 
 
 class TestBlocks:

@@ -349,7 +349,7 @@ class TestChoice:
 
         def measure(crop: Array, matrix: Array, photograph: Array) -> Condition:
             measured.append(photograph)
-            return Condition(0.9 if len(measured) == 1 else 0.3, 0, 0, 1)
+            return Condition(0.9 if len(measured) == 1 else 0.3, 0, 0, 0, 1)
 
         monkeypatch.setattr("bfr.runtime.faces.photo.measure_condition", measure)
         photograph = picture()
@@ -365,7 +365,7 @@ class TestChoice:
     def test_a_photograph_of_sharp_faces_is_only_enlarged(
         self, painter: Restorer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("bfr.runtime.faces.photo.measure_condition", lambda *_: Condition(0.9, 0, 0, 1))
+        monkeypatch.setattr("bfr.runtime.faces.photo.measure_condition", lambda *_: Condition(0.9, 0, 0, 0, 1))
         photograph = picture()
         photo = PhotoRestorer(painter, PhotoOptions(upscale=2), detector=Known(known_face(40, 50)))
         result = photo.restore(photograph)
