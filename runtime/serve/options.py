@@ -19,7 +19,7 @@ from bfr.runtime.restore.options import OpenOptions
 from bfr.runtime.restore.precision import PrecisionChoice
 from bfr.runtime.serve.keys import KEY_VARIABLE
 
-BATCH, CPU_BATCH = 4, 2  # on a CPU larger ones gain little, and two requests at a time overlap
+BATCH, CPU_BATCH = 4, 1  # on a CPU larger ones gain nothing, and make every face wait for its neighbours
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from bfr.runtime.serve.options import ListenOptions, ServeOptions
 from bfr.runtime.serve.workers.pool import Pool
 
 BACKLOG = 2048  # connections that the system holds until they are taken
+SWITCH = 0.0005  # seconds after which a thread that decodes lets the event loop run; Python's default is ten times that
 _log = logging.getLogger("bfr.serve")
 
 
@@ -37,6 +39,7 @@ def serve_forever(options: ServeOptions, listen: ListenOptions, keys: Keys) -> i
         BfrError: What the bundles are refused for.
     """
     os.umask(0o077)  # nothing that is written is anybody else's
+    sys.setswitchinterval(SWITCH)
     tracer()
     options = options.fetched()
     listening = _listen(listen.host, listen.port)

@@ -23,6 +23,9 @@ from bfr.runtime.serve.orders import Sender
 OPEN = ("/", "/health", "/ready", "/info", "/openapi.json", "/favicon.ico")
 """Routes that need no API key."""
 
+RESTORE = "/restore"
+"""The route that a full server refuses here, before it looks at options or body."""
+
 QUIET = ("/health", "/ready", "/metrics", "/requests", "/requests/{request_id}")
 """Routes that are asked again and again, and not logged."""
 
@@ -79,6 +82,8 @@ class Gate:
         trace = Trace(headers, method)
         try:
             state["sender"] = check_access(method, scope["path"], headers, front, client)
+            if method == "POST" and scope["path"] == RESTORE:
+                front.check_room()
             await self.app(scope, receiving, sending)
         except Problem as problem:
             state["facts"]["reason"] = problem.reason
@@ -94,7 +99,7 @@ class Gate:
             await bug.response(request_id)(scope, receive, sending)
         finally:
             seconds = time.perf_counter() - begin
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(scope.get("route"), "path", RESTORE if scope["path"] == RESTORE else "other")
             reason = state["facts"].get("reason", "client gone" if status == CLIENT_GONE else "")
             front.metrics.requests.labels(route, str(status), reason).inc()
             front.metrics.seconds.labels(route).observe(seconds)

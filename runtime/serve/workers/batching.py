@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,7 +95,7 @@ class Batcher:
         self._again: deque[Face] = deque()  # of workers that ended
         self._numbers = itertools.count()
         self._now = 0.0  # the virtual time: start tag of the face that was taken last
-        self._arrived = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def __len__(self) -> int:
         """How many faces wait."""
@@ -111,28 +111,38 @@ class Batcher:
         ]
         ticket.waiting.extend(ticket.faces)
         self._tickets.append(ticket)
-        self._arrived.set()
+        self._changed.set()
         return ticket
 
-    async def take(self, ahead: int = 1) -> list[Face]:
-        """Wait for the next faces of one group: a batch, or `ahead` of them where so many wait."""
-        while True:
-            await self._arrived.wait()
-            if self.linger and len(self) < self.size:
-                await asyncio.sleep(self.linger)
-            if faces := self._choose(time.monotonic(), self.size * ahead):
-                return faces
-            self._arrived.clear()
+    async def take(self, ahead: int = 1, full: Callable[[], bool] = lambda: False) -> list[Face]:
+        """Wait for the next faces of one group: a batch, or `ahead` of them where so many wait.
 
-    def put_back(self, faces: Sequence[Face]) -> None:
-        """After a worker ended: its faces are given out once more, each alone, since one of them may have ended it."""
-        for face in faces:
-            face.losses += 1
+        full: whether as many must wait as a batch has; it is asked again after `wake`.
+        """
+        while True:
+            if self.linger and 0 < len(self) < self.size and not full():
+                await asyncio.sleep(self.linger)
+            if (len(self) >= self.size or not full()) and (faces := self._choose(time.monotonic(), self.size * ahead)):
+                return faces
+            self._changed.clear()
+            await self._changed.wait()
+
+    def wake(self) -> None:
+        """Have everybody who waits for faces look again."""
+        self._changed.set()
+
+    def put_back(self, calls: Sequence[Sequence[Face]]) -> None:
+        """After a worker ended: its faces are given out once more, each alone, since one of them may have ended it.
+
+        calls: what it was given; it computed the first, the others have lost nothing but time.
+        """
+        for number, face in ((number, face) for number, faces in enumerate(calls) for face in faces):
+            face.losses += number == 0
             if face.losses >= LOSSES:
                 face.fail(Lost(f"the {LOSSES} workers that it was given to have ended"))
             elif not face.future.done():
                 self._again.append(face)
-        self._arrived.set()
+        self._changed.set()
 
     def fail_all(self, error: Exception) -> None:
         """Answer all faces that wait with an error."""

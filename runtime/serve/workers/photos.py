@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from PIL import Image as Pillow
+
 from bfr.runtime.errors import BfrError, InvalidImage
 from bfr.runtime.faces.detect import Detector, open_detector
 from bfr.runtime.faces.photo import PhotoEditor
@@ -63,6 +65,7 @@ class Photos:
         self.room = Room(options.photo_pixels)
         self.faces = 0  # in flight
         self._large = False  # whether an image took much memory since it was last released
+        self._threads.submit(Pillow.init)  # its first use imports all formats, for which the event loop would wait
 
     async def restore(self, data: bytes, order: Order) -> AsyncGenerator[Progress | Answer | Refusal, None]:
         """Where the image is, now and then, and at last the restored one or why there is none."""

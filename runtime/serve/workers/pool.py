@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from bfr.runtime.errors import BfrError, RestorationFailed
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.serve.options import CPU_BATCH, ServeOptions
 from bfr.runtime.serve.orders import FaceOrder, Finished, Refusal
-from bfr.runtime.serve.workers.batching import Batcher, Expired, Face, Failed, Lost, split
+from bfr.runtime.serve.workers.batching import Batcher, Expired, Failed, Lost, split
 from bfr.runtime.serve.workers.worker import Worker, WorkerLost
 
 RestoreFaces = Callable[[Sequence[NDArray[Any]], FaceOrder], AsyncGenerator[float | list[Finished] | Refusal, None]]
@@ -74,6 +73,8 @@ class Pool:
             await self.stop()
             raise
         self._tasks = [asyncio.create_task(self._serve(worker)) for worker in self.workers]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
 
     async def stop(self) -> None:
         """End the workers; faces that wait are answered with Lost."""
@@ -107,21 +108,41 @@ class Pool:
             ticket.abandon()
 
     async def _serve(self, worker: Worker) -> None:
-        """Give a worker one call after the other, and start it anew where it ends."""
+        """Keep a worker busy, and start it anew where it ends: its faces are given out once more."""
         while True:
             if worker.facts is None:
                 await self._restart(worker)
-            faces = await self._next(worker)
-            if not faces:
-                continue
-            for face in faces:
-                face.begun = time.monotonic()
+            assert worker.facts is not None  # noqa: S101
+            feeding = [asyncio.create_task(self._feed(worker)) for _ in range(worker.facts["calls"])]
+            listening = asyncio.create_task(worker.listen())
+            try:
+                await asyncio.wait({listening, *feeding}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (listening, *feeding):
+                    task.cancel()
+                ends = await asyncio.gather(listening, *feeding, return_exceptions=True)
+            for error in ends:
+                if isinstance(error, WorkerLost):
+                    _log.error("worker %d was lost: %s", worker.number, error)
+                elif isinstance(error, Exception):
+                    raise error
+            await worker.end(0)
+            self.batcher.put_back([call.faces for call in worker.calls.values()])
+            worker.calls.clear()
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """End the server where nobody serves a worker any more, which is a bug."""
+        if not task.cancelled() and (error := task.exception()) and self.failure and not self.failure.done():
+            self.failure.set_exception(error)
+
+    async def _feed(self, worker: Worker) -> None:
+        """Give a worker one call after the other. While it computes another one, it is given full batches alone."""
+        assert worker.facts is not None  # noqa: S101
+        ahead: int = worker.facts["ahead"]
+        while True:
+            faces = await self.batcher.take(ahead, full=lambda: bool(worker.calls))
             try:
                 results = await worker.run(faces)
-            except WorkerLost as error:
-                _log.error("worker %d was lost: %s", worker.number, error)
-                await worker.end(0)
-                self.batcher.put_back(faces)
             except Failed as error:
                 for face in faces:
                     face.fail(error)
@@ -133,24 +154,7 @@ class Pool:
                 if self.on_batch and results:
                     urgent = faces[0].ticket.order.urgent
                     self.on_batch(split(results, self.batcher.size), results, waited, urgent)
-
-    async def _next(self, worker: Worker) -> list[Face]:
-        """The next faces of a worker; none where it ended while it waited for them."""
-        assert worker.facts is not None  # noqa: S101
-        assert worker.child is not None  # noqa: S101
-        taking = asyncio.create_task(self.batcher.take(worker.facts["ahead"]))
-        ending = asyncio.create_task(worker.child.ended())
-        try:
-            await asyncio.wait({taking, ending}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (taking, ending):
-                task.cancel()
-            await asyncio.wait({taking, ending})
-        if not taking.cancelled():  # faces that came as it ended, too: its call finds out, and puts them back
-            return taking.result()
-        _log.error("worker %d ended while it was idle", worker.number)
-        await worker.end(0)
-        return []
+            self.batcher.wake()
 
     async def _restart(self, worker: Worker) -> None:
         """Start a worker anew, again and again. Where none runs and it fails TRIES times, the server ends."""

@@ -63,8 +63,10 @@ class Networks:
                 restorer.warm_up(batch=size)
         self.facts: dict[str, Any] = {
             "backend": self.devices[0].name,
-            # A GPU works on one batch while the next is prepared, and its loop is one graph, which nothing stops.
+            # A GPU works on one batch of a call while the next is prepared, and its loop is one graph, which nothing
+            # stops. A CPU has the next call at hand, so that it does not wait for the server between two.
             "ahead": 1 if self.on_cpu else 2,
+            "calls": 2 if self.on_cpu else 1,
             "warm_up_seconds": round(time.perf_counter() - begin, 3),
         }
 
@@ -132,35 +134,35 @@ def main() -> None:
             os.nice(NICENESS)
     line.send({"ready": networks.facts})
     calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    stopped = threading.Event()
+    stopped: set[int] = set()
     threading.Thread(target=_listen, args=(line, calls, stopped), daemon=True).start()
     while True:
         content, images = calls.get()
-        stopped.clear()
         line.send(*_answer(networks, line, content, images, stopped))
 
 
-def _listen(line: Line, calls: "queue.SimpleQueue[Any]", stopped: threading.Event) -> None:
-    """In a thread: take calls in; a message without a group stops the one that is under way."""
+def _listen(line: Line, calls: "queue.SimpleQueue[Any]", stopped: set[int]) -> None:
+    """In a thread: take calls in, and the numbers of those that nobody waits for any more."""
     while True:
         try:
             content, images = line.receive()
         except (EOFError, OSError):
             os._exit(0)  # the server has ended, and nobody waits for what is under way
-        if "group" in content:
-            calls.put((content, images))
+        if "stop" in content:
+            stopped.add(content["stop"])
         else:
-            stopped.set()
+            calls.put((content, images))
 
 
 def _answer(
-    networks: Networks, line: Line, content: dict[str, Any], images: Sequence[Any], stopped: threading.Event
+    networks: Networks, line: Line, content: dict[str, Any], images: Sequence[Any], stopped: set[int]
 ) -> tuple[dict[str, Any], list[Any]]:
     told = time.monotonic()
 
     def on_share(share: float) -> None:
         nonlocal told
-        if stopped.is_set():
+        if content["call"] in stopped:
+            stopped.remove(content["call"])
             raise Abandoned
         if time.monotonic() - told >= TICK:
             told = time.monotonic()
@@ -168,6 +170,7 @@ def _answer(
 
     begin = time.perf_counter()
     try:
+        on_share(0.0)  # it may have been stopped while it waited
         results = networks.run(Group(*content["group"]), images, content["keys"], on_share)
     except Abandoned:
         return {"abandoned": True, "seconds": time.perf_counter() - begin}, []

@@ -1,15 +1,17 @@
 """A worker process as the server sees it: started, given calls of faces, stopped."""
 
 import asyncio
-import logging
+import itertools
 import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bfr.runtime.errors import RestorationFailed
 from bfr.runtime.restore.batch import Restored
@@ -21,7 +23,6 @@ from bfr.runtime.serve.workers.wire import BUFFER, Message, pack, read, unpack_r
 
 MODULE = "bfr.runtime.serve.workers.process"
 END = 5.0  # seconds that a process may take to end once its line is closed
-_log = logging.getLogger("bfr.serve")
 
 
 class WorkerLost(Exception):
@@ -47,19 +48,18 @@ class Child:
         """Attach the line to the event loop."""
         self.reader, self.writer = await asyncio.open_connection(sock=self._socket, limit=BUFFER)
 
-    async def send(self, content: dict[str, Any], arrays: Sequence[Any] = ()) -> None:
-        """Send a message. Raises OSError where the process has ended."""
+    def write(self, content: dict[str, Any], arrays: Sequence[Any] = ()) -> None:
+        """Send a message, which waits in memory until the process reads it."""
         self.writer.writelines(pack(content, arrays))
+
+    async def send(self, content: dict[str, Any], arrays: Sequence[Any] = ()) -> None:
+        """Send a message and wait until most of it is sent. Raises OSError where the process has ended."""
+        self.write(content, arrays)
         await self.writer.drain()
 
     async def receive(self) -> Message:
         """The next message. Raises EOFError, or OSError, where the process has ended."""
         return await read(self.reader)
-
-    async def ended(self) -> None:
-        """Return once the process has ended; for one that has nothing to say."""
-        with suppress(OSError):
-            await self.reader.read(1)
 
     async def end(self, seconds: float = END) -> int:
         """Close the line and wait for the process, which is killed after so many seconds; its exit status."""
@@ -79,11 +79,25 @@ class Child:
         return 0
 
 
+@dataclass(slots=True, eq=False)
+class Call:
+    """Faces of one group that were sent to a worker. answer: its results, none where nobody waited for them."""
+
+    faces: Sequence[Face]
+    answer: "asyncio.Future[list[Restored]]"
+
+    def begin(self) -> None:
+        """Note that the worker computes it from now on."""
+        for face in self.faces:
+            face.begun = time.monotonic()
+
+
 class Worker:
-    """The process of one device.
+    """The process of one device. It answers its calls in their order.
 
     Attributes:
-        facts: What it said when it was warm: `backend`, `ahead`, `warm_up_seconds`; None before and after.
+        facts: What it said when it was warm: `backend`, `ahead`, `calls`, `warm_up_seconds`; None before and after.
+        calls: By number, in flight: the worker computes the first, the others wait in its queue.
         busy: Seconds that its calls took.
         memory: Free and total bytes of its device, as of the last call; None for a CPU.
     """
@@ -93,9 +107,11 @@ class Worker:
         self.number = number
         self._setup = {"options": options.model_dump(mode="json"), "index": index}
         self.facts: dict[str, Any] | None = None
+        self.calls: dict[int, Call] = {}
         self.busy = 0.0
         self.memory: tuple[int, int] | None = None
         self.child: Child | None = None
+        self._numbers = itertools.count()
 
     def spawn(self) -> None:
         """Start the process, which begins to import at once; `start` waits for it."""
@@ -125,42 +141,68 @@ class Worker:
     async def run(self, faces: Sequence[Face]) -> list[Restored]:
         """Restore faces of one group. Their `share` follows the work, which ends where nobody waits for any of them.
 
+        Cancelled, as it is when the process has ended, it leaves its call in `calls`.
+
+        Returns:
+            One result a face; none where nobody waited for them.
+
         Raises:
-            WorkerLost: The process ended.
             Failed: The networks could not restore them.
         """
         child = self.child
         assert child is not None  # noqa: S101
-        group = faces[0].ticket.order.group
-        content = {"group": [group.bundle, group.preset, group.seed], "keys": [face.key for face in faces]}
+        number, call = next(self._numbers), Call(faces, asyncio.get_running_loop().create_future())
+        if not self.calls:
+            call.begin()
+        self.calls[number] = call
 
         def stop_when_alone(_: object) -> None:
             if all(face.future.cancelled() for face in faces):
-                with suppress(OSError):
-                    child.writer.writelines(pack({}))
+                child.write({"stop": number})
 
         for face in faces:
             face.future.add_done_callback(stop_when_alone)
+        group = faces[0].ticket.order.group
+        content = {
+            "call": number,
+            "group": [group.bundle, group.preset, group.seed],
+            "keys": [face.key for face in faces],
+        }
         try:
-            await child.send(content, [face.pixels for face in faces])
-            while True:
-                answer, arrays = await child.receive()
-                for face in faces if "share" in answer else ():
-                    face.share = answer["share"]
-                if "lost" in answer:
-                    raise WorkerLost(answer["lost"])
-                if "seconds" in answer:
-                    break
-        except (EOFError, OSError):
-            raise WorkerLost(_ended(await self.end())) from None
+            with suppress(OSError):  # `listen` notices that the process has ended
+                await child.send(content, [face.pixels for face in faces])
+            return await call.answer
         finally:
             for face in faces:
                 face.future.remove_done_callback(stop_when_alone)
-        self.busy += answer["seconds"]
-        self.memory = answer.get("memory")
-        if "error" in answer:
-            raise Failed(answer["error"])
-        return unpack_results(answer.get("results", ()), arrays)
+
+    async def listen(self) -> NoReturn:
+        """Take the answers of calls, until the process ends. Raises WorkerLost."""
+        child = self.child
+        assert child is not None  # noqa: S101
+        try:
+            while True:
+                answer, arrays = await child.receive()
+                if "lost" in answer:
+                    raise WorkerLost(answer["lost"])
+                number, call = next(iter(self.calls.items()))
+                if "share" in answer:
+                    for face in call.faces:
+                        face.share = answer["share"]
+                    continue
+                del self.calls[number]
+                for following in itertools.islice(self.calls.values(), 1):
+                    following.begin()
+                self.busy += answer["seconds"]
+                self.memory = answer.get("memory")
+                if call.answer.done():
+                    continue
+                if "error" in answer:
+                    call.answer.set_exception(Failed(answer["error"]))
+                else:
+                    call.answer.set_result(unpack_results(answer.get("results", ()), arrays))
+        except (EOFError, OSError):
+            raise WorkerLost(_ended(await self.end())) from None
 
     async def end(self, seconds: float = END) -> int:
         """End the process; its exit status."""

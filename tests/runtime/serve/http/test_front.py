@@ -654,6 +654,19 @@ def test_faces_and_bytes_in_flight_are_refused_before_the_body_is_read() -> None
     serving(work, face_queue=5, upload_bytes=1000)
 
 
+def test_a_full_server_refuses_before_it_looks_at_the_options() -> None:
+    async def work(server: FakeServer) -> None:
+        assert (await server.post("/restore?nonsense=1")).status_code == 422
+        server.engine.in_flight = 5
+        refused = await server.post("/restore?nonsense=1", headers={"Content-Type": "text/plain"})
+        assert refused.status_code == 503
+        assert "5 faces are in flight" in refused.json()["detail"]
+        assert await server.metric("bfr_requests_total", route="/restore", code="503", reason="overload") == 1
+        assert (await server.client.get("/health")).status_code == 200
+
+    serving(work, face_queue=5)
+
+
 def test_a_slow_upload_holds_no_place() -> None:
     sending = asyncio.Event()
 

@@ -168,10 +168,10 @@ def test_faces_of_a_worker_that_ended_go_once_more_each_alone_and_first() -> Non
         ticket = submit(batcher, [0, 1])
         lost = await batcher.take()
         submit(batcher, [5])
-        batcher.put_back(lost)
+        batcher.put_back([lost])
         first = await batcher.take()
         assert values(first) == [0]
-        batcher.put_back(first)  # this one ends every worker
+        batcher.put_back([first])  # this one ends every worker
         rest = await batches(batcher)
         assert rest == [[1], [5]]
         assert await ticket.wait(10)
@@ -191,6 +191,42 @@ def test_a_batch_waits_to_be_filled_and_two_may_be_handed_over_at_once() -> None
         submit(batcher, range(1, 6))
         assert len(await taking) == 4
         assert len(await batcher.take(2)) == 2
+
+    run(work)
+
+
+def test_a_worker_that_computes_is_given_full_batches_alone() -> None:
+    async def work() -> None:
+        batcher, busy = Batcher(size=2), True
+        taking = asyncio.create_task(batcher.take(full=lambda: busy))
+        submit(batcher, [0])
+        await asyncio.sleep(0.01)
+        assert len(batcher) == 1
+        submit(batcher, [1])
+        assert values(await taking) == [0, 1]
+        taking = asyncio.create_task(batcher.take(full=lambda: busy))
+        submit(batcher, [2])
+        await asyncio.sleep(0.01)
+        assert len(batcher) == 1
+        busy = False
+        batcher.wake()
+        assert values(await taking) == [2]
+
+    run(work)
+
+
+def test_of_the_calls_of_a_lost_worker_only_the_first_counts_as_a_loss() -> None:
+    async def work() -> None:
+        batcher = Batcher(size=1)
+        first, second = submit(batcher, [0]), submit(batcher, [1])
+        for _ in range(2):
+            calls = [await batcher.take(), await batcher.take()]
+            assert [values(faces) for faces in calls] == [[0], [1]]
+            batcher.put_back(calls)
+        assert await batches(batcher) == [[1]]
+        with pytest.raises(Lost):
+            first.results()
+        assert second.results()
 
     run(work)
 

@@ -111,6 +111,27 @@ def test_a_killed_worker_costs_no_answer_and_a_face_that_kills_two_is_refused(ex
     run(work)
 
 
+def test_the_next_call_is_at_hand_while_one_is_computed_and_is_no_loss(expected: list[Any]) -> None:
+    async def work(pool: Pool) -> None:
+        slow = asyncio.create_task(last(pool, FACES[:1], order(SLOW)))
+        await begun(pool)
+        quick = [asyncio.create_task(last(pool, [face], order())) for face in FACES[1:3]]
+        while len(pool.workers[0].calls) < 2:
+            await asyncio.sleep(0.02)
+        assert len(pool.batcher) == 1
+        faces = [call.faces[0] for call in pool.workers[0].calls.values()]
+        assert [bool(face.begun) for face in faces] == [True, False]
+        os.kill(pid(pool), signal.SIGKILL)
+        while not pool.restarts:
+            await asyncio.sleep(0.02)
+        assert [face.losses for face in faces] == [1, 0]
+        slow.cancel()  # its call ends after a step, and the others are not stopped with it
+        answers = [answer for [answer] in await asyncio.gather(*quick)]
+        assert all(np.array_equal(one.restored.pixels, face) for one, face in zip(answers, expected[1:3], strict=True))
+
+    run(work, batch=1)
+
+
 def test_an_idle_worker_that_is_killed_is_started_anew(expected: list[Any]) -> None:
     async def work(pool: Pool) -> None:
         os.kill(pid(pool), signal.SIGKILL)
