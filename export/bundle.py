@@ -116,6 +116,11 @@ def export_system(
 
 def _check_variants(system: SystemSpec, options: ExportOptions) -> bool:
     """Whether there will be a time table. Raises InvalidOption where a system has no such step graph."""
+    offered = {"fp32", "int8", *(spec.half for spec in system.networks.values() if spec.half)}
+    if unknown := set(options.precision) - offered:
+        raise InvalidOption(
+            f"{system.name} has no {min(unknown)} variant: choose {', '.join(sorted(offered - {'int8'}))}"
+        )
     networks = [system.networks[stage.network] for stage in system.stages if isinstance(stage, m.Denoise)]
     single = len(networks) == 1 and networks[0].architecture == "unet"
     if options.time_table and not single:

@@ -52,21 +52,23 @@ def field_of(model: type[BaseModel], name: str, **changes: Any) -> Any:
 
 def explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
     """Say what is wrong with each field: its name, what was found, and what is allowed."""
-    return "; ".join(_sentence(dict(one), fields) for one in error.errors(include_url=False))
+    first = {str(one["loc"][:1]): dict(one) for one in reversed(error.errors(include_url=False))}
+    return "; ".join(_sentence(one, fields) for one in reversed(first.values()))
 
 
 def _sentence(error: dict[str, Any], fields: Mapping[str, FieldInfo]) -> str:
     name, found = ".".join(map(str, error["loc"])), error["input"]
     if error["type"] == "extra_forbidden":
         return f"there is no option {name!r}: choose among {', '.join(fields)}"
-    if error["type"] == "missing":
-        return f"{name} is missing: give it a value"
     field = fields.get(str(error["loc"][0])) if error["loc"] else None
+    if error["type"] == "missing":
+        return f"{name} is missing: {'give it a value' if len(error['loc']) == 1 or not field else field.description}"
     if field and choices(field) and error["type"] == "literal_error":
         return f"{name} {found!r} is unknown: choose one of {', '.join(map(str, choices(field)))}"
     if field and describe_range(field) and error["type"].startswith(("greater_than", "less_than", "finite_number")):
         return f"{name} {found} is out of range: choose {describe_range(field)}"
-    return f"{name} {found!r} is not accepted: {str(error['msg']).removeprefix('Value error, ')}"
+    needed = {"int_parsing": "a whole number is needed", "float_parsing": "a number is needed"}.get(error["type"])
+    return f"{name} {found!r} is not accepted: {needed or str(error['msg']).removeprefix('Value error, ')}"
 
 
 def choices(field: FieldInfo) -> tuple[Any, ...]:

@@ -37,6 +37,9 @@ class BenchOptions(Options):
         OpenOptions, "threads", description="Threads of the CPU, for all; PyTorch's choice if left out."
     )
     device: int = field_of(OpenOptions, "device")
+    compare: Path | None = Field(
+        default=None, description="bench.json of another run: say what became faster or slower since."
+    )
     cold: bool = Field(
         default=True, description="Measure each backend's start and memory in fresh processes, after everything else."
     )
@@ -46,7 +49,7 @@ class BenchOptions(Options):
     def command(self) -> str:
         """The command of these options; its folders are placeholders, so that it can be published."""
         words = ["bfr", "bench", "BUNDLE", "--out", "DIR"]
-        for name, value in self.model_dump(exclude={"bundle", "out", "cold", "limit"}).items():
+        for name, value in self.model_dump(exclude={"bundle", "out", "compare", "cold", "limit"}).items():
             if value not in (None, (), 0):
                 words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
         return shlex.join([*words, *([] if self.cold else ["--no-cold"])])

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bfr.runtime.cli.options import AS_JSON, OVERWRITE, QUIET, STRIP, Flags, check_aligned, expanded
+from bfr.runtime.cli.options import AS_JSON, OVERWRITE, QUIET, STRIP, VERBOSE, Flags, check_aligned, expanded
 from bfr.runtime.cli.remote import KEY_VARIABLE
 from bfr.runtime.cli.restore import print_report
 from bfr.runtime.cli.terminal import progress_bar, show
@@ -18,20 +18,23 @@ from bfr.runtime.faces.options import PhotoOptions
 def batch(
     inputs: Annotated[
         list[str],
-        typer.Argument(help="Photographs, folders, globs, or URLs of them, as 's3://bucket/photos/**/*.jpg'."),
+        typer.Argument(
+            metavar="INPUT...", help="Photographs, folders, globs, or URLs of them, as 's3://bucket/photos/**/*.jpg'."
+        ),
     ],
     out: Annotated[str, typer.Option("-o", "--out", help="Output folder, or its URL.")],
     options: Annotated[BulkOptions, Flags(without=("photo",), negative=STRIP)],
     pool: Annotated[PoolOptions, Flags(panel="Machines")],
-    photo: Annotated[PhotoOptions, Flags(panel="Photographs")],
+    photo: Annotated[PhotoOptions, Flags(without=("background",))],
     aligned: Annotated[bool, typer.Option("--aligned", help="The images are aligned faces, nothing else.")] = False,
     overwrite: OVERWRITE = False,
     quiet: QUIET = False,
+    _verbose: VERBOSE = False,
     as_json: AS_JSON = False,
 ) -> None:
-    """Restore many photographs, on this machine or a Ray cluster; no videos.
+    """Restore many photographs, here or on a Ray cluster.
 
-    Writes results, results.csv with a row for each input, failures.csv and batch.json into the output folder.
+    No videos. Writes results, results.csv with a row for each input, failures.csv and batch.json into the folder.
     """
     from bfr.runtime.backends.host import check_threads
     from bfr.runtime.cluster.bulk.run import run_bulk
@@ -42,7 +45,7 @@ def batch(
     if pool.address is None:  # the workers check theirs, but a local Ray takes seconds to start
         check_threads(options.threads)
     options = options.model_copy(update={"photo": None if aligned else photo})
-    with progress_bar(quiet=quiet) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("starting", total=None)
         report = run_bulk(
             inputs,

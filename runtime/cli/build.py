@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bfr.export.options import BuildOptions
-from bfr.runtime.cli.options import Flags, expanded
-from bfr.runtime.cli.terminal import say, stderr
+from bfr.runtime.cli.options import AS_JSON, QUIET, VERBOSE, Flags, expanded
+from bfr.runtime.cli.terminal import conclude, say, stderr, tell, volume
 from bfr.runtime.errors import BackendUnavailable, EngineBuildFailed, InvalidOption, MissingDependency
 from bfr.runtime.install import install_command
 from bfr.runtime.restore.options import OpenOptions
@@ -31,9 +31,14 @@ def build(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read the graphs and report; build nothing.")] = False,
     target: Annotated[str | None, typer.Option("--for", help="jetson: fewer batches, less memory, checks.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Build anew what is there as well.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    _quiet: QUIET = False,
+    _verbose: VERBOSE = False,
+    as_json: AS_JSON = False,
 ) -> None:
-    """Build TensorRT engines for this GPU and prove them; they are published only when they agree with float32."""
+    """Build TensorRT engines for this GPU, and verify them.
+
+    They are published only when they agree with float32.
+    """
     _need()
     from bfr.export.tensorrt.engine import build_engines
     from bfr.export.tensorrt.progress import still_working
@@ -60,14 +65,14 @@ def build(
         if as_json:
             print(json.dumps([{name: getattr(s, name) for name in s.__slots__} for s in found], indent=1))
         else:
-            print("\n".join(map(str, found)))
+            conclude("\n".join(map(str, found)))
         if any(support.problem for support in found):
             raise EngineBuildFailed(f"{chosen} does not read every graph of {source.folder}; nothing was built")
         return
     if target:
         jetson.check_board(board)
         for line in jetson.advice(board):
-            say(line)
+            tell(line)
     try:
         Cuda(opened.device)
         with progress_lines() as report:
@@ -77,7 +82,7 @@ def build(
                 options=options,
                 index=opened.device,
                 force=force,
-                say=say,
+                say=tell,
                 report=report,
             )
     except BackendUnavailable as error:
@@ -91,11 +96,11 @@ def build(
         print(json.dumps([engine.model_dump() for engine in engines], indent=1))
         return
     for engine in engines:
-        print(f"{engine.network}, {engine.key.precision}, {engine.key.library}: {engine.file.bytes:,} bytes")
+        conclude(f"{engine.network}, {engine.key.precision}, {engine.key.library}: {engine.file.bytes:,} bytes")
         for check in engine.checks:
-            print(f"  {check.what}: {check.psnr_db:.1f} dB (floor {check.floor_db:.0f}) against {check.reference}")
+            conclude(f"  {check.what}: {check.psnr_db:.1f} dB (floor {check.floor_db:.0f}) against {check.reference}")
     if not engines:
-        print("every engine is there and fits this machine")
+        conclude("every engine is there and fits this machine")
 
 
 def find_library(name: str) -> "Library":
@@ -117,6 +122,9 @@ def find_library(name: str) -> "Library":
 @contextmanager
 def progress_lines() -> Iterator[Callable[[Any], None]]:
     """What shows how far a build is: one line that changes on a terminal, else a line every few seconds."""
+    if volume.quiet:
+        yield lambda _tick: None
+        return
     if stderr.is_terminal:
         with stderr.status("starting") as status:
             yield lambda tick: status.update(str(tick).replace("[", r"\["))

@@ -1,28 +1,176 @@
-"""`--help` in groups: of commands by what they are for, of flags by what they set. Nothing is cut off."""
+"""`--help` in groups by task, with examples and nothing cut off; and what is said where a command is not understood."""
 
+import re
 from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
+from bfr.runtime.errors import InputNotFound, InvalidOption
+from bfr.runtime.faces.options import PhotoOptions
+from bfr.runtime.jobs.options import JobOptions
+from bfr.runtime.restore.options import OpenOptions, SamplerOptions
+from bfr.runtime.serve.options import ServeOptions
+
 WHOLE = 10_000  # characters of a summary, which is wrapped
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer names none of its parents
+VIDEO = ("codec", "crf")
+PANELS: dict[str, tuple[str, ...]] = {
+    "Basics": ("out", "overwrite", "bundle", "preset", "resume", "estimate"),
+    "Faces": ("aligned", *PhotoOptions.model_fields, "reference", "mask"),
+    "Output": (
+        *(name for name in JobOptions.model_fields if name not in ("seed", *VIDEO)), "quiet", "verbose", "as_json",
+    ),
+    "Speed": tuple(OpenOptions.model_fields),
+    "Sampler": (*SamplerOptions.model_fields, "seed"),
+    "Video": VIDEO,
+    "Server": ("server", "api_key_file"),
+    "Limits": tuple(name for name in ServeOptions.model_fields if "job" not in name),
+    "Jobs": (*(name for name in ServeOptions.model_fields if "job" in name), "no_jobs"),
+}  # fmt: skip
+"""Headings in the order of the help -> the parameters below them, in theirs. The first that has a name counts."""
+
+EXAMPLES = {
+    "restore": """
+        bfr restore old.jpg                            # -> restored/old.jpg
+        bfr restore old.jpg -o new.jpg --upscale 2
+        bfr restore album/ -o out --html               # a page of before and after
+        bfr restore old.jpg --preset fast,reference --html
+        bfr restore album/ --estimate                  # how long it would take""",
+    "inpaint": "bfr inpaint face.png --mask mask.png --bundle bundles/difface-inpainting",
+    "live": "bfr live /dev/video0                           # a page with the camera",
+    "serve": """
+        bfr serve                                      # http://127.0.0.1:8000
+        bfr serve bundles/difface --precision fp16 --batch 8""",
+    "batch": "bfr batch 's3://bucket/photos/**/*.jpg' -o s3://bucket/restored",
+    "fetch": """
+        bfr fetch yunet                                # a better face detector
+        bfr fetch difface --accept-license""",
+    "export": "bfr export difface -o bundles/difface --precision fp16",
+    "wrap": "bfr wrap gfpgan.onnx -o bundles/gfpgan",
+    "build": "bfr build bundles/difface --precision fp16",
+    "verify": "bfr verify bundles/difface --record",
+    "export-triton": "bfr export-triton bundles/difface -o models",
+    "push": "bfr push bundles/difface hf://owner/name",
+    "bench": """
+        bfr bench                                      # all that works here
+        bfr bench bundles/difface --backends eager-cuda,tensorrt:fp16 --batches 1,8
+        bfr bench --quick --no-cold --backends onnxruntime-cpu --json
+        bfr bench --compare old/bench.json             # faster or slower than then?""",
+    "info": "bfr info bundles/difface",
+    "doctor": "bfr doctor --json",
+}
+# What people type who come from ultralytics, ffmpeg, rembg, HandBrakeCLI or facefusion -> what it is here.
+HABITS = {
+    **dict.fromkeys(("-i", "-s", "-t", "--input", "--source", "--target"), "inputs are named without a flag"),
+    **dict.fromkeys(("-y", "--force", "--replace", "--exist-ok"), "--overwrite replaces results"),
+    **dict.fromkeys(("--output", "--output-path", "--project"), "-o names the output"),
+    **dict.fromkeys(("-m", "--model", "--weights"), "--bundle names what is run"),
+    **dict.fromkeys(("--scale", "--outscale", "-u"), "--upscale enlarges"),
+    **dict.fromkeys(("--gpu", "--gpu-id", "--cuda"), "--device is the number of the GPU, --backend what runs on it"),
+    "--cpu": "--backend onnxruntime-cpu is for the CPU",
+    **dict.fromkeys(("--fp16", "--half"), "--precision fp16 is for half precision"),
+    **dict.fromkeys(("--fidelity", "--fidelity-weight"), "--weight is the fidelity weight"),
+    "--mask": "`bfr inpaint` takes masks",
+    **dict.fromkeys(("--batch-size", "--bs"), "--batch is the batch size"),
+    **dict.fromkeys(("--execution-providers", "--provider", "--engine"), "--backend names what runs the networks"),
+    **dict.fromkeys(("--only-center-face", "--only-centre-face"), "--faces centre is for the face in the middle"),
+    **dict.fromkeys(("--bg-upsampler", "--bg"), "--background is for the rest of the picture"),
+}  # fmt: skip
+
+
+_NUMBERS = {"valid integer": "a whole number", "valid number": "a number"}  # in pydantic's messages
 
 
 class Command(TyperCommand):
     """A command whose flags are listed below the headings of their panels."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words of the command line. Raises InvalidOption for what cannot be."""
+        try:
+            return super().parse_args(ctx, args)
+        except USAGE_ERROR as error:
+            raise InvalidOption(self._explain(error, ctx)) from None
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and the options."""
-        rows = []
+        places = {name: (row, heading) for heading, names in reversed(PANELS.items()) for row, name in enumerate(names)}
+        headings, rows = ["Arguments", *PANELS], []
         for parameter in self.get_params(ctx):
-            heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            argument = parameter.param_type_name == "argument"
+            row, known = places.get(parameter.name.lstrip("_"), (len(rows), "Options"))
+            heading = getattr(parameter, "rich_help_panel", None) or ("Arguments" if argument else known)
             if record := parameter.get_help_record(ctx):
-                rows.append((getattr(parameter, "rich_help_panel", None) or heading, record))
-        _write(formatter, rows)
+                order = headings.index(heading) if heading in headings else len(headings)
+                rows.append((order, heading == "Options", row, heading, record))
+        _write(formatter, [(heading, record) for *_, heading, record in sorted(rows, key=lambda one: one[:3])])
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the examples."""
+        if examples := _examples(ctx.info_name):
+            with formatter.section("Examples"):
+                for line in examples:
+                    formatter.write(f"  {line}\n")
+
+    def _explain(self, error: Any, ctx: Any) -> str:
+        """What cannot be understood, in one sentence with a remedy."""
+        name, more = ctx.info_name, f"`bfr {ctx.info_name} -h` lists what there is"
+        parameter = getattr(error, "param", None)
+        if option := getattr(error, "option_name", None):
+            flag = option if option.startswith("-") else f"--{option}"
+            if hasattr(error, "possibilities"):
+                return f"{name} has no option {flag}: {self._instead(flag, ctx) or more}"
+            return f"{flag} needs a value: {more}"
+        if parameter is None:
+            extra = re.findall(r"\((.*)\)", error.format_message())
+            return f"{name} does not take {extra[0] if extra else 'this'}: leave it out, {more}"
+        flag = (parameter.metavar or parameter.name) if parameter.param_type_name == "argument" else parameter.opts[-1]
+        if type(error).__name__ == "MissingParameter":
+            return f"{flag} is missing: write it as in `{_examples(name)[0].partition('  ')[0]}`"
+        needed = next((text for word, text in _NUMBERS.items() if word in error.message), None)
+        if needed is None:
+            return f"{flag}: {error.message.removeprefix('Value error, ').rstrip('.')}; {more}"
+        example = "" if parameter.default in (None, ()) else f", as {parameter.default}"
+        return f"{flag} needs {needed}{example}: {more}"
+
+    def _instead(self, flag: str, ctx: Any) -> str | None:
+        """What is meant by an option that there is not, as far as one can tell."""
+        known = {flag for one in self.get_params(ctx) for flag in one.opts if flag.startswith("-")}
+        habit = HABITS.get(flag)
+        if habit and {*re.findall(r"-o\b|--[a-z-]+", habit)} <= known:
+            return habit
+        near = get_close_matches(flag, sorted(known), 1)
+        return f"did you mean {near[0]}?" if near else None
 
 
 class Group(TyperGroup):
     """The commands below the headings of their panels."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command. Raises InvalidOption where there is none of this name."""
+        try:
+            return super().resolve_command(ctx, args)
+        except USAGE_ERROR:
+            names = self.list_commands(ctx)
+            near = get_close_matches(args[0], names, 1)
+            if Path(args[0]).exists() or Path(args[0]).suffix:
+                raise InputNotFound(f"{args[0]} is no command: did you mean `bfr restore {args[0]}`?") from None
+            remedy = f"did you mean `bfr {near[0]}`?" if near else f"choose one of {', '.join(names)}"
+            raise InvalidOption(f"there is no command {args[0]}: {remedy}") from None
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words before the command. Raises InvalidOption for an option that there is not."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except USAGE_ERROR as error:
+            if not given:
+                raise  # it prints the help
+            option = getattr(error, "option_name", given[0])
+            raise InvalidOption(f"bfr has no option {option} before a command: `bfr -h` lists the commands") from None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the commands with their whole summaries."""
@@ -34,10 +182,20 @@ class Group(TyperGroup):
         ]
         _write(formatter, rows)
 
+    def format_epilog(self, _ctx: Any, formatter: Any) -> None:
+        """Write the first examples."""
+        with formatter.section("Examples"):
+            for name in ("restore", "serve", "bench", "doctor"):
+                formatter.write(f"  {_examples(name)[0]}\n")
+
+
+def _examples(name: str) -> list[str]:
+    return [line.strip() for line in EXAMPLES.get(name, "").strip().splitlines()]
+
 
 def _write(formatter: Any, rows: Iterable[tuple[str, tuple[str, str]]]) -> None:
     found: dict[str, list[tuple[str, str]]] = {}
-    for heading, row in sorted(rows, key=lambda one: one[0] != "Arguments"):
+    for heading, row in rows:
         found.setdefault(heading, []).append(row)
     for heading, group in found.items():
         with formatter.section(heading):

@@ -16,7 +16,10 @@ from bfr.runtime.restore.options import OpenOptions, SamplerOptions
 @expanded
 def inpaint(
     inputs: Annotated[
-        list[str], typer.Argument(help="Pictures of aligned faces, folders or patterns of them; - is standard input.")
+        list[str],
+        typer.Argument(
+            metavar="INPUT...", help="Pictures of aligned faces, folders or patterns of them; - is standard input."
+        ),
     ],
     opened: Annotated[OpenOptions, Flags(without=("batch",))],
     sampler: Annotated[SamplerOptions, Flags(only=("guidance",))],
@@ -32,20 +35,23 @@ def inpaint(
         ),
     ] = None,
     overwrite: OVERWRITE = False,
-    quiet: QUIET = False,
-    verbose: VERBOSE = False,
+    _quiet: QUIET = False,
+    _verbose: VERBOSE = False,
     as_json: AS_JSON = False,
 ) -> None:
-    """Inpaint masked areas of aligned faces; known pixels stay as they are. Writes PNG files and report.json."""
+    """Make up the masked parts of aligned faces.
+
+    Known pixels stay as they are, bit for bit. Writes PNG files and report.json.
+    """
     from bfr.runtime.errors import InvalidOption
     from bfr.runtime.jobs.run import run_job
     from bfr.runtime.restore.restorer import Restorer
 
-    check_printed(output, quiet=quiet, verbose=verbose, as_json=as_json)
+    check_printed(output, as_json=as_json)
     png = output.model_copy(update={"format": ".png"})
     with open_places(inputs, png, overwrite=overwrite) as places:
         found = places.found
-        with Restorer.open(opened, **sampler.changes) as restorer, progress_bar(quiet=quiet) as bar:
+        with Restorer.open(opened, **sampler.changes) as restorer, progress_bar() as bar:
             if "mask" not in restorer.inputs.others:
                 raise InvalidOption(
                     f"{restorer.bundle.manifest.system} does not inpaint: name a bundle that does with --bundle, as "
@@ -60,4 +66,4 @@ def inpaint(
                 passed_over=found.passed_over,
                 progress=lambda done, name: bar.update(task, completed=done, description=name),
             )
-        finish(report, places, done="inpainted", quiet=quiet, verbose=verbose, as_json=as_json)
+        finish(report, places, done="inpainted", as_json=as_json)

@@ -1,53 +1,56 @@
 """`bfr info` and `bfr doctor`."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from bfr.runtime.cli.options import AS_JSON
-from bfr.runtime.cli.terminal import show
+from bfr.runtime.cli.options import AS_JSON, QUIET, Flags, expanded
+from bfr.runtime.cli.terminal import say, show, tell
+from bfr.runtime.errors import BackendUnavailable, MissingDependency
+from bfr.runtime.restore.options import OpenOptions
 
 if TYPE_CHECKING:
     from bfr.runtime.bundle.bundle import Bundle
+    from bfr.runtime.bundle.manifest import Preset
+    from bfr.runtime.jobs.speed import Speed
 
 
+@expanded
 def info(
-    bundle: Annotated[
-        Path | None, typer.Argument(help="Folder, or mini, or hf://owner/name; the default is the system mini.")
-    ] = None,
+    opened: Annotated[
+        OpenOptions, Flags(only=("bundle", "backend", "precision", "batch", "threads", "device"), argument="bundle")
+    ],
+    _quiet: QUIET = False,
     as_json: AS_JSON = False,
 ) -> None:
-    """Show what a bundle takes and holds, what this machine built of it, and how it was verified.
+    """Show what a bundle is, and what its presets cost here.
 
-    Its files are checked first.
+    Its files are checked first. How long a face takes is measured once, on the backend that is asked for, and kept.
     """
-    from bfr.runtime.bundle.bundle import Bundle, locate
+    from bfr.runtime.bundle.bundle import Bundle, default_bundle
     from bfr.runtime.bundle.machine import MachineFiles
 
-    opened = Bundle.open(locate(bundle))
-    files, manifest = opened.check_all(), opened.manifest
-    record = MachineFiles(opened.hash).read()
+    bundle = Bundle.open(opened.bundle or default_bundle())
+    files, manifest = bundle.check_all(), bundle.manifest
+    record = MachineFiles(bundle.hash).read()
     proofs = (check for engine in record.engines for check in engine.checks)  # the loop's is with every engine
     checks = list(dict.fromkeys((*manifest.verified, *record.verified, *proofs)))
-    presets = _presets(opened)
+    presets = _presets(bundle, opened)
     if as_json:
         kept = {"system", "title", "image_size", "inputs", "batches", "weight", "licence", "networks", "default_preset"}
         found = manifest.model_dump(mode="json", include=kept)
-        found |= {"folder": str(opened.folder), "hash": opened.hash, "files": files, "presets": presets}
+        found |= {"folder": str(bundle.folder), "hash": bundle.hash, "files": files, "presets": presets}
         found["engines"] = [engine.model_dump(mode="json") for engine in record.engines]
         found["verified"] = [check.model_dump(mode="json") for check in checks]
         print(json.dumps(found, indent=1))
         return
-    show(f"{manifest.title}\nlicence    {manifest.licence.name}: {manifest.licence.notice}\nhash       {opened.hash}")
+    show(f"{manifest.title}\nlicence    {manifest.licence.name}: {manifest.licence.notice}\nhash       {bundle.hash}")
     more = "".join(f", and a {one.name} (--{one.name})" for one in manifest.inputs)
     show(f"takes      aligned faces of {manifest.image_size}x{manifest.image_size} pixels, others are resized{more}")
     sizes = "any" if manifest.batches is None else ", ".join(map(str, manifest.batches))
     show(f"batches    {sizes} (--batch)")
     if manifest.weight is not None:
         show(f"weight     {manifest.weight:g} where none is given (--weight)")
-    if opened.denoisers:
+    if bundle.denoisers:
         show(
             f"timesteps  {manifest.schedule.timesteps} in training; a lower start (t, --start) keeps more of the input"
         )
@@ -60,7 +63,9 @@ def info(
         calls = " and ".join(f"{count} of {network}" for network, count in preset["calls"].items())
         cost = "" if preset["gflop"] is None else f", {preset['gflop']:.0f} GFLOP"
         default = " (default)" * (name == manifest.default_preset)
-        show(f"preset     {name}{default}: {preset['text']}; a face takes {calls}{cost}")
+        show(f"preset     {name}{default}: {preset['words']}\n           {preset['text']}; {calls}{cost}")
+    if len(presets) > 1:
+        show("           see them side by side: bfr restore old.jpg --html --preset " + ",".join(presets))
     for engine in record.engines:
         key = engine.key
         where = f"{key.library} {key.version}, {key.gpu}, batches {', '.join(map(str, key.buckets))}"
@@ -72,24 +77,69 @@ def info(
     show(f"files      {files} checked, all as the manifest says")
 
 
-def _presets(bundle: "Bundle") -> dict[str, dict[str, Any]]:
-    """Name -> what each preset is in words, how often it calls each network for a face, and GFLOP where known."""
+def _presets(bundle: "Bundle", opened: OpenOptions) -> dict[str, dict[str, Any]]:
+    """Name -> what a preset is, in words too, how often it calls each network for a face, GFLOP and seconds."""
     from bfr.runtime.restore.plan import make_plan
 
     networks, found = bundle.manifest.networks, {}
+    plans = {name: make_plan(bundle, preset) for name, preset in bundle.manifest.presets.items()}
+    speed = _speed(bundle, opened)
+    seconds = {name: None if speed is None else speed.seconds(plan) for name, plan in plans.items()}
+    most = max(plans, key=lambda name: plans[name].steps, default="")
     for name, preset in bundle.manifest.presets.items():
-        calls = make_plan(bundle, preset).calls()
+        calls = plans[name].calls()
         costs = [networks[network].gflop for network in calls]
         known = [cost * count for cost, count in zip(costs, calls.values(), strict=True) if cost is not None]
         whole = sum(known) if len(known) == len(costs) else None
-        found[name] = {"text": str(preset), "calls": calls, "gflop": whole}
+        words = [_in_seconds(seconds[name], speed)] if speed is not None else []
+        if name == most:
+            words += ["what the others are compared with"] * (len(plans) > 1)
+        elif seconds[name] and seconds[most]:
+            words += [f"{seconds[most] / seconds[name]:.3g} times as fast as {most}"]  # type: ignore[operator]
+        words += _freedom(preset, bundle.manifest.schedule.timesteps)
+        found[name] = {
+            "text": str(preset), "words": "; ".join(words), "calls": calls, "gflop": whole, "seconds": seconds[name],
+        }  # fmt: skip
     return found
 
 
-def doctor(
-    as_json: AS_JSON = False,
-) -> None:
-    """Show what works on this machine, and what to do about what does not."""
+def _speed(bundle: "Bundle", opened: OpenOptions) -> "Speed | None":
+    """How long a face takes here, measured where it is not known; None, with a message, where nothing runs it."""
+    from bfr.runtime.jobs.speed import kept_speed, speed_of
+    from bfr.runtime.restore.restorer import Restorer
+
+    if kept := kept_speed(bundle, opened):
+        return kept
+    try:
+        with Restorer.open(opened) as restorer:
+            return speed_of(restorer, opened, tell)
+    except (MissingDependency, BackendUnavailable) as error:
+        if opened.backend != "auto":
+            raise
+        say(f"how long a face takes is not known: {error}")
+        return None
+
+
+def _in_seconds(seconds: float | None, speed: "Speed") -> str:
+    from bfr.runtime.jobs.page import duration
+
+    about = f"{seconds:.2g} s" if (seconds or 0) < 10 else duration(round(seconds or 0))
+    return f"about {about} a face here ({speed.backend}, {speed.precision})"
+
+
+def _freedom(preset: "Preset", timesteps: int) -> list[str]:
+    """How much a preset may invent, by how much noise its loop begins with."""
+    if preset.solver is None:
+        return []
+    spaced = preset.spacing.removeprefix("ddim")
+    share = preset.start / (int(spaced) if spaced.isdecimal() else timesteps)
+    limits = ((0.05, "keeps close to the input"), (0.25, "changes detail"), (0.6, "invents detail"))
+    words = next((words for limit, words in limits if share <= limit), "invents most of the face")
+    return [words + ", less where little is to be mended" * (preset.adapt is not None)]
+
+
+def doctor(as_json: AS_JSON = False) -> None:
+    """Show what works on this machine, and how to mend the rest."""
     from bfr.runtime.cli import doctor as checks
     from bfr.runtime.files import cache_folder
 

@@ -9,27 +9,37 @@ default, choices, range and help text, and hands the command the frozen model:
 """
 
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
+from bfr.runtime.cli.terminal import volume
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.options import PhotoOptions
-from bfr.runtime.options import COMMAS, Options, choices, describe_range
+from bfr.runtime.options import Options, choices, describe_range
 
 OUT = {"out": ("-o", "--out")}
 STRIP = {"metadata": "--strip-metadata"}
-OVERWRITE = Annotated[
-    bool, typer.Option("--overwrite", help="Replace results that are there; inputs never.", rich_help_panel="Output")
-]
-QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors alone.")]
-VERBOSE = Annotated[bool, typer.Option("--verbose", "-v", help="Print a line for each input.")]
+WIDEST = 40  # characters of the choices beside a flag; more of them are named in its text
+OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there; inputs never.")]
 AS_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+# They set how much `terminal` prints; a command's parameter of this type is for the flag alone.
+QUIET = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=volume.set_quiet, help="Print warnings and errors alone.")
+]
+VERBOSE = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", callback=volume.set_verbose, help="Print a line for each input, and when each step began."
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +84,27 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
     def run(**values: Any) -> None:
         for name, (model, flags, fields) in groups.items():
             given = {field: value for field in fields if (value := values.pop(field)) is not None}
-            values[name] = model(**given | {field: not given[field] for field in flags.negative})
+            try:
+                values[name] = model(**given | {field: not given[field] for field in flags.negative})
+            except InvalidOption as error:
+                raise InvalidOption(_with_flags(str(error), fields, flags)) from None
         command(**values)
 
     run.__annotations__ = {}  # the parameters are in the signature
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run
+
+
+def _with_flags(text: str, fields: Sequence[str], flags: Flags) -> str:
+    """A message of a model, its fields called by their flags."""
+    for name in fields:
+        flag = name if name == flags.argument else _spelled(name, flags)[-1].partition("/")[0]
+        text = re.sub(rf"(^|; ){name}(\.\d+)?(?= )", rf"\g<1>{flag}", text)
+    return text
+
+
+def _spelled(name: str, flags: Flags) -> tuple[str, ...]:
+    return flags.names.get(name, (flags.negative.get(name) or f"--{name.replace('_', '-')}",))
 
 
 def _split(annotation: Any) -> tuple[type[Options] | None, Flags]:
@@ -92,22 +117,21 @@ def _split(annotation: Any) -> tuple[type[Options] | None, Flags]:
 
 def _parameter(name: str, of: FieldInfo, flags: Flags) -> inspect.Parameter:
     kind, default = _kind(of), of.get_default(call_default_factory=True)
-    if isinstance(default, tuple):
-        default = ",".join(map(str, default)) if COMMAS in of.metadata else list(default)
+    if isinstance(default, tuple | dict):
+        default = ",".join(map(str, default)) if kind is str else list(default)
     variable = f"{flags.environment}{name.upper()}" if flags.environment else None
     offered = [str(choice).removeprefix(".") for choice in choices(of)]
-    negative = flags.negative.get(name)
-    spelled = (negative,) if negative else flags.names.get(name, (f"--{name.replace('_', '-')}",))
+    negative = name in flags.negative
     default = False if negative else default
     common: dict[str, Any] = {
-        "help": _help(of, negative=negative is not None),
+        "help": _help(of, negative=negative),
         "envvar": variable,
-        "metavar": "|".join(offered) or None,
+        "metavar": "|".join(offered) if 0 < len("|".join(offered)) <= WIDEST else None,
         "autocompletion": (lambda: offered) if offered else None,
         "rich_help_panel": flags.panel,
         "show_default": default not in (None, "", []),
     }
-    info: Any = typer.Argument(**common) if name == flags.argument else typer.Option(*spelled, **common)
+    info: Any = typer.Argument(**common) if name == flags.argument else typer.Option(*_spelled(name, flags), **common)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -118,19 +142,19 @@ def _parameter(name: str, of: FieldInfo, flags: Flags) -> inspect.Parameter:
 
 def _kind(of: FieldInfo) -> Any:
     """The type that typer reads text as; the model checks what it means."""
-    if COMMAS in of.metadata:
-        return str
     kind = of.annotation
     if get_origin(kind) in (Union, UnionType):
         kind = next(part for part in get_args(kind) if part is not NoneType)
-        return _simple(kind) | None
-    return _simple(kind)
+        return _simple(kind, of) | None
+    return _simple(kind, of)
 
 
-def _simple(kind: Any) -> Any:
+def _simple(kind: Any, of: FieldInfo) -> Any:
     if get_origin(kind) is Literal:
         return type(get_args(kind)[0])
-    return list[str] if get_origin(kind) is tuple else kind
+    if get_origin(kind) is tuple and any(isinstance(rule, BeforeValidator) for rule in of.metadata):
+        return str  # the model takes several values out of one text
+    return list[str] if get_origin(kind) in (tuple, dict) else kind
 
 
 def _help(of: FieldInfo, *, negative: bool) -> str:
@@ -138,11 +162,15 @@ def _help(of: FieldInfo, *, negative: bool) -> str:
     text, allowed = of.description or "", describe_range(of)
     if negative:
         return f"Do not {text[:1].lower()}{text[1:]}"
+    offered = [str(choice).removeprefix(".") for choice in choices(of)]
+    if len("|".join(offered)) > WIDEST and not all(choice in text for choice in offered):
+        allowed = f"one of {', '.join(offered)}"
     return f"{text} {allowed[:1].upper()}{allowed[1:]}." if allowed else text
 
 
-def check_aligned(photo: PhotoOptions, background: object = None) -> None:
+def check_aligned(photo: PhotoOptions) -> None:
     """Raise InvalidOption for options of photographs where the images are aligned faces."""
-    if photo != PhotoOptions() or background is not None:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in (*PhotoOptions.model_fields, "background"))
+    usual = PhotoOptions()
+    if given := [name for name, value in photo if value != getattr(usual, name)]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise InvalidOption(f"--aligned takes each image for a face: leave out {flags}, or --aligned")

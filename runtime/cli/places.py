@@ -1,18 +1,21 @@
 """Where a command reads and writes: files, folders, globs and standard input; a folder, a file or standard output."""
 
+import json
 import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from bfr.runtime.cli.terminal import conclude
 from bfr.runtime.errors import InputNotFound, InvalidImage, InvalidOption, WriteFailed
 from bfr.runtime.files import atomic_path
-from bfr.runtime.images.decode import byte_limit
+from bfr.runtime.images.decode import byte_limit, header_size, read_image
 from bfr.runtime.images.formats import BY_SUFFIX, NAMES, WRITTEN, format_of
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.sources import Inputs, Item, check_found, check_free, choose_outputs, find_inputs
@@ -22,13 +25,31 @@ from bfr.runtime.video.formats import SUFFIXES as VIDEO_SUFFIXES
 from bfr.runtime.video.formats import output_suffix
 
 if TYPE_CHECKING:
+    from bfr.runtime.bundle.bundle import Bundle
     from bfr.runtime.jobs.report import Report
 
 STANDARD = "-"  # input or output
 NAMED = "standard input"  # as messages and reports have it
 _SUFFIXES = tuple(one.suffixes[0] for one in WRITTEN)
 # What `-o result.SUFFIX` means a file by, though it is not written; a folder of that name would be a surprise.
-_UNWRITTEN = {".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".ico", ".pdf", ".psd", ".svg", ".json", ".zip"}
+_UNWRITTEN = {
+    ".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".ico", ".pdf", ".psd", ".svg",
+    ".json", ".zip", ".txt", ".csv", ".html",
+}  # fmt: skip
+
+
+def check_new(folder: Path, *, replace: bool) -> None:
+    """Raise InvalidOption where a folder that is to be made is there, before hours of work."""
+    if folder.exists() and not replace:
+        raise InvalidOption(f"{folder} exists: choose another name with -o, delete it, or replace it with --replace")
+
+
+def conclude_bundle(bundle: "Bundle", done: str, *, as_json: bool) -> None:
+    """Say that a bundle was made."""
+    if as_json:
+        print(json.dumps({"folder": str(bundle.folder), "hash": bundle.hash}))
+    else:
+        conclude(f"{bundle.folder}: {done}, hash {bundle.hash}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +105,12 @@ class Places:
 
 @contextmanager
 def open_places(
-    inputs: Sequence[str], options: JobOptions, *, overwrite: bool, videos: bool = False
+    inputs: Sequence[str],
+    options: JobOptions,
+    *,
+    overwrite: bool,
+    videos: bool = False,
+    folders: Sequence[str] = (),
 ) -> Iterator[Places]:
     """Find the inputs of a run, and check that its results can go where `options.out` says, before anything is opened.
 
@@ -93,6 +119,7 @@ def open_places(
         options: Its `out` is a folder; with one input also a file, by its suffix, or `-` for standard output.
         overwrite: Results may replace files, but never an input.
         videos: Videos are taken too.
+        folders: Below the output folder, where several runs put their results; none for one run.
 
     Raises:
         InputNotFound: An input does not exist, or nothing was found.
@@ -100,7 +127,8 @@ def open_places(
         InvalidOption: The output does not suit the inputs, or is there already.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(options.out)):
-        raise InvalidOption(f"{options.out} is an address: name a folder, or use `bfr batch`, which writes to them")
+        address = str(options.out).replace(":/", "://", 1)  # Path has left one out
+        raise InvalidOption(f"{address} is an address: name a folder, or use `bfr batch`, which writes to them")
     with ExitStack() as stack:
         paths: list[Path] = []
         if STANDARD in inputs:
@@ -109,16 +137,20 @@ def open_places(
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="bfr-")))
             paths = [_read_standard_input(folder, options.max_pixels)]
         else:
-            paths = [_path_of(name) for name in inputs]
+            paths = [_path_of(name, inputs) for name in inputs]
         found = find_inputs(paths, videos=videos, out=options.out)
         _require(found, inputs, options.out, videos=videos)
         source = NAMED if STANDARD in inputs else None
         target = _target(found.items, inputs, options, from_input=source is not None)
+        _check_alone(found.items, options.max_pixels)
+        if folders and target is not None:
+            raise InvalidOption("several presets make several results: name files as inputs, and a folder with -o")
         if target is None:
-            store = Store(options.out)
-            outputs, _ = choose_outputs(found.items, store, options.format)
-            if not (overwrite or options.resume):
-                check_free(outputs.values(), store)
+            for store in [Store(options.out / folder) for folder in folders or ("",)]:
+                outputs, _ = choose_outputs(found.items, store, options.format)
+                if not (overwrite or options.resume):
+                    check_free(outputs.values(), store)
+            stack.enter_context(_made(options.out))
             yield Places(found, options)
             return
         changes = _of_one_file(found.items[0], target, options, overwrite=overwrite)
@@ -130,13 +162,54 @@ def open_places(
         yield Places(found, options.model_copy(update={**changes, "out": folder}), target, source)
 
 
-def _path_of(name: str) -> Path:
-    """The path that an input is. Raises InputNotFound for an address."""
+def _path_of(name: str, inputs: Sequence[str]) -> Path:
+    """The path that an input is. Raises InputNotFound for an address, and for a file that is not there."""
     if re.match(r"(https?|ftps?):", name, re.IGNORECASE):
         raise InputNotFound(f"{name} is an address: download it first, and name the file")
     if (path := local_path(name)) is None:
         raise InputNotFound(f"{name} is an address: `bfr batch` reads object stores; otherwise download it first")
+    if not path.exists() and not re.search(r"[*?\[]", name):
+        raise InputNotFound(f"{name} does not exist: {_instead_of(path, inputs)}")
     return path
+
+
+def _instead_of(path: Path, inputs: Sequence[str]) -> str:
+    """What may be meant by an input that is not there."""
+    option, assigned, value = str(path).partition("=")
+    if assigned and option.isidentifier():
+        return f"options are written as --preset fast, inputs without a name, as `bfr restore {value}`"
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    if near := get_close_matches(path.name, [one.name for one in beside], 1, 0.75):
+        return f"did you mean {path.with_name(near[0])}?"
+    if len(inputs) > 1 and str(path) == inputs[-1]:
+        return f"check its name, or write -o {path} if it is the output"
+    return "check the name of the image or folder"
+
+
+def _check_alone(items: Sequence[Item], max_pixels: int) -> None:
+    """Raise InvalidImage where the only input is no image, before networks are opened; of several the others count."""
+    if len(items) == 1 and not items[0].is_video and items[0].path is not None:
+        width, height = header_size(items[0].path) or (0, 0)
+        if not 0 < width * height <= max_pixels:
+            read_image(items[0].path, max_pixels=max_pixels)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make the output folder, and remove it where nothing came into it. Raises InvalidOption where it cannot be."""
+    there = folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InvalidOption(f"{folder} is a file: name a folder with -o, or a file by a suffix as .png") from None
+    except OSError as error:
+        raise InvalidOption(f"{folder} cannot be made ({error.strerror}): choose another folder with -o") from error
+    try:
+        yield
+    finally:
+        if not there:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _read_standard_input(folder: Path, max_pixels: int) -> Path:

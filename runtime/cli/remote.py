@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bfr.runtime.jobs.sources import Inputs
 
 HERE = (
-    "inputs", "out", "aligned", "format", "compare", "html", "resume", "overwrite", "quiet", "verbose", "as_json",
+    "inputs", "out", "aligned", "format", "compare", "html", "resume", "overwrite", "_quiet", "_verbose", "as_json",
     "server", "api_key_file",
 )  # fmt: skip
 """Options of `bfr restore` for this side. Of the others, the server decides those that are no RestoreOptions."""
@@ -48,14 +48,12 @@ def restore_remotely(
     options: "JobOptions",
     photo: "PhotoOptions | None",
     preset: str | None,
-    *,
-    quiet: bool = False,
 ) -> "Report":
     """As `run_remote_job`, with a progress bar."""
     from bfr.runtime.client import Client
     from bfr.runtime.client.job import run_remote_job
 
-    with Client(server, api_key=_key(api_key_file)) as client, progress_bar(quiet=quiet) as bar:
+    with Client(server, api_key=_key(api_key_file)) as client, progress_bar() as bar:
         task = bar.add_task("restoring", total=len(found.items))
         return run_remote_job(
             client,

@@ -1,7 +1,9 @@
 """`bfr restore`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +22,7 @@ from bfr.runtime.cli.options import (
 )
 from bfr.runtime.cli.places import STANDARD, Places, open_places
 from bfr.runtime.cli.remote import check_server_options, restore_remotely
-from bfr.runtime.cli.terminal import one_line, progress_bar, say, show
+from bfr.runtime.cli.terminal import conclude, one_line, progress_bar, say, show, tell, volume
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.jobs.options import JobOptions
@@ -28,7 +30,11 @@ from bfr.runtime.jobs.report import content_of, describe_entry, passed_over, sum
 from bfr.runtime.restore.options import OpenOptions, SamplerOptions
 
 if TYPE_CHECKING:
+    from bfr.runtime.faces.photo import PhotoRestorer
+    from bfr.runtime.jobs.estimate import Estimate
     from bfr.runtime.jobs.report import Report
+    from bfr.runtime.jobs.sources import Inputs
+    from bfr.runtime.restore.restorer import Restorer
 
 SHOWN = 20  # lines of a kind; the report has them all
 
@@ -37,14 +43,16 @@ SHOWN = 20  # lines of a kind; the report has them all
 def restore(
     context: typer.Context,
     inputs: Annotated[
-        list[str], typer.Argument(help="Photographs, videos, folders or patterns of them; - is standard input.")
+        list[str],
+        typer.Argument(
+            metavar="INPUT...", help="Photographs, videos, folders or patterns of them; - is standard input."
+        ),
     ],
-    output: Annotated[JobOptions, Flags(panel="Output", names=OUT, negative=STRIP)],
-    photo: Annotated[PhotoOptions, Flags(panel="Photographs")],
-    opened: Annotated[OpenOptions, Flags(panel="Networks")],
-    sampler: Annotated[SamplerOptions, Flags(panel="Sampler, in place of the preset's")],
+    output: Annotated[JobOptions, Flags(names=OUT, negative=STRIP)],
+    photo: Annotated[PhotoOptions, Flags()],
+    opened: Annotated[OpenOptions, Flags()],
+    sampler: Annotated[SamplerOptions, Flags()],
     aligned: Annotated[bool, typer.Option("--aligned", help="The images are aligned faces, nothing else.")] = False,
-    background: Annotated[Path | None, typer.Option(help="Bundle of one network for the rest of the picture.")] = None,
     reference: Annotated[
         Path | None, typer.Option(help="Another photograph of the person, for systems that keep an identity.")
     ] = None,
@@ -52,92 +60,192 @@ def restore(
     api_key_file: Annotated[
         Path | None, typer.Option(help="Of such a server; or the key itself in BFR_API_KEY.")
     ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Say how long it would take, from a few of the images, and end.")
+    ] = False,
     overwrite: OVERWRITE = False,
-    quiet: QUIET = False,
-    verbose: VERBOSE = False,
+    _quiet: QUIET = False,
+    _verbose: VERBOSE = False,
     as_json: AS_JSON = False,
 ) -> None:
-    """Restore the faces of photographs and videos. Writes results and report.json into the output folder.
+    """Restore the faces of photographs and videos.
 
-    Inputs are never changed. `bfr restore old.jpg` writes restored/old.jpg, `bfr restore old.jpg -o new.jpg` that file.
+    Inputs are never changed. Results and report.json go into the folder restored, or where -o says. Of several presets,
+    as --preset fast,reference, each has a folder there, and --html shows them side by side.
     """
-    from bfr.runtime.backends.registry import open_device
-    from bfr.runtime.faces.background import NetworkBackground
-    from bfr.runtime.faces.detect import open_detector
-    from bfr.runtime.faces.photo import PhotoRestorer, read_reference
-    from bfr.runtime.jobs.run import run_job
-    from bfr.runtime.restore.restorer import Restorer
-
     check_server_options(context, server=server)
     if aligned:
-        check_aligned(photo, background)
-    check_printed(output, quiet=quiet, verbose=verbose, as_json=as_json)
-    with open_places(inputs, output, overwrite=overwrite, videos=not aligned) as places:
+        check_aligned(photo)
+    check_printed(output, as_json=as_json)
+    check_device(opened)
+    presets = _split(opened.preset)
+    several = len(presets) > 1
+    folders = tuple(name for name in presets if name) if several else ()
+    free = overwrite or estimate
+    with open_places(inputs, output, overwrite=free, videos=not aligned, folders=folders) as places:
         found, options = places.found, places.options
         if server is not None:
-            asked = None if aligned else photo
-            report = restore_remotely(server, api_key_file, found, options, asked, opened.preset, quiet=quiet)
-            finish(report, places, quiet=quiet, verbose=verbose, as_json=as_json)
+            if several:
+                raise InvalidOption("with --server one preset goes at a time: name one with --preset")
+            report = restore_remotely(server, api_key_file, found, options, None if aligned else photo, presets[0])
+            finish(report, places, as_json=as_json)
             return
-        restorer = Restorer.open(opened, **sampler.changes)
+        asked = [opened.model_copy(update={"preset": name}) for name in presets]
+        _check_presets(asked, sampler)
+        reports: dict[str, Report] = {}
+        expected: dict[str, Estimate] = {}
+        for one in asked:
+            folder = options.out / (one.preset or "") if several else options.out
+            chosen = options.model_copy(update={"out": folder})
+            with _open(one, sampler, None if aligned else photo, reference, options.max_pixels) as worker:
+                if estimate:
+                    expected[one.preset or "default"] = _estimate(worker, one, found, options)
+                    continue
+                reports[one.preset or ""] = report = _run(worker, found, chosen)
+            if several:
+                tell_results(report, replace(places, options=chosen), as_json=as_json)
+            else:
+                finish(report, places, as_json=as_json)
+        if estimate:
+            _show_estimates(expected, as_json=as_json)
+        elif several:
+            _conclude_comparison(reports, found, options, as_json=as_json)
+
+
+def _split(text: str | None) -> tuple[str | None, ...]:
+    """The presets that were asked for; None is the bundle's default. Raises InvalidOption."""
+    if text is None:
+        return (None,)
+    names = tuple(text.split(","))
+    if "" in names or len(set(names)) < len(names):
+        raise InvalidOption(f"--preset {text!r} names nothing or one twice: name presets, as fast or fast,reference")
+    return names
+
+
+def _check_presets(asked: "Sequence[OpenOptions]", sampler: SamplerOptions) -> None:
+    """Raise InvalidOption for a preset that the bundle has not, before the one before it runs for hours."""
+    from bfr.runtime.bundle.bundle import Bundle, default_bundle
+
+    if len(asked) > 1:
+        bundle = Bundle.open(asked[0].bundle or default_bundle())
+        for one in asked:
+            bundle.preset(one.preset, **sampler.changes)
+
+
+@contextmanager
+def _open(
+    opened: OpenOptions, sampler: SamplerOptions, photo: PhotoOptions | None, reference: Path | None, max_pixels: int
+) -> "Iterator[Restorer | PhotoRestorer]":
+    """What restores. photo: None where the images are aligned faces."""
+    from bfr.runtime.faces.background import open_background
+    from bfr.runtime.faces.detect import open_detector
+    from bfr.runtime.faces.photo import PhotoRestorer, read_reference
+    from bfr.runtime.restore.restorer import Restorer
+
+    detector = None if photo is None else open_detector(photo.detector)
+    background = None if photo is None else open_background(photo.background, opened)
+    with Restorer.open(opened, **sampler.changes) as restorer:
         worker: Restorer | PhotoRestorer = restorer
-        if not aligned:
-            detector, network = open_detector(photo.detector), None
-            if background is not None:
-                device = open_device(opened.backend, threads=opened.threads, index=opened.device)
-                network = NetworkBackground(background, device)
-            worker = PhotoRestorer(restorer, photo, detector=detector, background=network)
+        if photo is not None:
+            worker = PhotoRestorer(restorer, photo, detector=detector, background=background)
         if reference is not None:
-            restorer.fixed = {"reference": read_reference(reference, worker, options.max_pixels)}
-            restorer.inputs.check(1, {name: [picture] for name, picture in restorer.fixed.items()})
-        with restorer, progress_bar(quiet=quiet) as bar:
-            task = bar.add_task("restoring", total=len(found.items))
-            report = run_job(
-                worker,
-                found.items,
-                options,
-                passed_over=found.passed_over,
-                progress=lambda done, name: bar.update(task, completed=done, description=name),
-            )
-        finish(report, places, quiet=quiet, verbose=verbose, as_json=as_json)
+            restorer.inputs.check(1, {"reference": [None]})
+            restorer.fixed = {"reference": read_reference(reference, worker, max_pixels)}
+        yield worker
 
 
-def check_printed(output: JobOptions, *, quiet: bool, verbose: bool, as_json: bool) -> None:
+def _run(worker: "Restorer | PhotoRestorer", found: "Inputs", options: JobOptions) -> "Report":
+    from bfr.runtime.jobs.run import run_job
+
+    with progress_bar() as bar:
+        task = bar.add_task("restoring", total=len(found.items))
+        return run_job(
+            worker,
+            found.items,
+            options,
+            passed_over=found.passed_over,
+            progress=lambda done, name: bar.update(task, completed=done, description=name),
+        )
+
+
+def _estimate(
+    worker: "Restorer | PhotoRestorer", opened: OpenOptions, found: "Inputs", options: JobOptions
+) -> "Estimate":
+    from bfr.runtime.jobs.estimate import estimate
+    from bfr.runtime.jobs.speed import speed_of
+
+    restorer = getattr(worker, "restorer", worker)
+    speed = speed_of(restorer, opened, tell)
+    return estimate(worker, found.items, options, speed.seconds(restorer.plan))
+
+
+def _show_estimates(expected: "Mapping[str, Estimate]", *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({preset: asdict(one) for preset, one in expected.items()}, indent=1))
+        return
+    for preset, one in expected.items():
+        show(f"{preset}: {one}" if len(expected) > 1 else str(one))
+
+
+def _conclude_comparison(
+    reports: "Mapping[str, Report]", found: "Inputs", options: JobOptions, *, as_json: bool
+) -> None:
+    """Write the page of several presets, print the reports as JSON where asked; exit with 1 for failures."""
+    if options.html:
+        from bfr.runtime.jobs.page import write_comparison
+
+        names = {item.key: item.name for item in found.items}
+        page = write_comparison(options.out, names, reports)
+        if not as_json:
+            conclude(f"wrote {one_line(str(page))}")
+    if as_json:
+        print(json.dumps({preset: content_of(report) for preset, report in reports.items()}, indent=1))
+    _exit(reports.values())
+
+
+def check_device(opened: OpenOptions) -> None:
+    """Raise InvalidOption for a GPU that is not there, where a CPU would be taken in its place."""
+    from bfr.runtime.backends.cuda.bindings import device_count
+
+    if opened.device and opened.device >= device_count():
+        raise InvalidOption(f"there is no GPU {opened.device}: `nvidia-smi` lists them; leave --device out for a CPU")
+
+
+def check_printed(output: JobOptions, *, as_json: bool) -> None:
     """Raise InvalidOption where what is to be printed excludes each other."""
-    if quiet and verbose:
-        raise InvalidOption("--quiet and --verbose exclude each other: leave one out")
     if as_json and str(output.out) == STANDARD:
         raise InvalidOption("--json and the image would both go to standard output: leave out --json, or name a file")
 
 
-def finish(
-    report: "Report",
-    places: Places,
-    *,
-    done: str = "restored",
-    quiet: bool = False,
-    verbose: bool = False,
-    as_json: bool = False,
-) -> None:
-    """Deliver a run's results and print what became of them; exit with 1 for failures.
+def finish(report: "Report", places: Places, *, done: str = "restored", as_json: bool = False) -> None:
+    """Deliver a run's results and print what became of them, the report where `as_json`; exit with 1 for failures."""
+    report = tell_results(report, places, done=done, as_json=as_json)
+    if as_json:
+        print(json.dumps(content_of(report), indent=1))
+    _exit([report])
 
-    done: what `restored` is called. quiet: of what went well nothing is printed. verbose: a line for each input.
-    as_json: the report is printed in place of the line of counts.
+
+def tell_results(report: "Report", places: Places, *, done: str = "restored", as_json: bool = False) -> "Report":
+    """Deliver a run's results and say what became of them; the report as delivered.
+
+    done: what `restored` is called. as_json: the report will be printed, the line of counts is not.
     """
     report = places.deliver(report)
-    if verbose:
+    if volume.verbose:
         for entry in report.entries:
             say(describe_entry(entry, done=done))
     table = "report.json" if places.target is None else "--json"
-    tell = say if places.target == STANDARD else show
-    shown = as_json or quiet
-    if not shown and len(report.entries) == 1:
+    out = say if places.target == STANDARD else show
+    silent = as_json or volume.quiet
+    if not silent and len(report.entries) == 1:
         for path in places.written(report):
-            tell(f"wrote {one_line(path)}")
-    print_report(report, places.out, table=table, done=done, tell=None if shown else tell)
-    if as_json:
-        print(json.dumps(content_of(report), indent=1))
-    if any(entry.error for entry in report.entries):
+            out(f"wrote {one_line(path)}")
+    print_report(report, places.out, table=table, done=done, tell=None if silent else out)
+    return report
+
+
+def _exit(reports: "Iterable[Report]") -> None:
+    if any(entry.error for report in reports for entry in report.entries):
         raise typer.Exit(1)
 
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from bfr.runtime.cli.options import Flags, expanded
-from bfr.runtime.errors import InputNotFound, InvalidOption, MissingDependency
-from bfr.runtime.install import install_command
+from bfr.runtime.errors import InputNotFound, InvalidOption
+from bfr.runtime.install import need
 from bfr.runtime.serve.options import ListenOptions, ServeOptions
 
 if sys.version_info >= (3, 11):
@@ -77,13 +77,11 @@ def serve(
         ),
     ] = False,
 ) -> None:
-    """Serve a bundle over HTTP, with dynamic batching, and a page to try it. Logs JSON lines to standard output."""
-    from importlib.util import find_spec
+    """Serve a bundle over HTTP, with a page to try it.
 
-    if missing := [
-        name for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client") if not find_spec(name)
-    ]:
-        raise MissingDependency(f"bfr serve needs {', '.join(missing)}: {install_command('serve')}")
+    Requests share batches. Logs are JSON lines on standard output.
+    """
+    need("serve", "fastapi", "uvicorn", "python_multipart", "prometheus_client")
     from bfr.runtime.files import cache_folder
     from bfr.runtime.serve.keys import KEY_VARIABLE, Keys
     from bfr.runtime.serve.options import check_host
@@ -99,8 +97,12 @@ def serve(
         options = options.model_copy(update={"keys": keys.lines()})
         print(serve_yaml(options, host=listen.host, port=listen.port), end="")
         return
+    from bfr.runtime.bundle.bundle import Bundle, default_bundle
     from bfr.runtime.serve.logs import log_as_json
     from bfr.runtime.serve.server import serve_forever
 
+    bundle = Bundle.open(options.bundle or default_bundle())
+    for name in options.presets:
+        bundle.preset(name)
     log_as_json()
     raise typer.Exit(serve_forever(options, listen, keys))

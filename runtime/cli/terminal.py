@@ -5,6 +5,8 @@ addresses lose passwords and signatures.
 """
 
 import logging
+import time
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import (
@@ -20,14 +22,51 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from bfr.runtime.errors import InvalidOption
 from bfr.runtime.text import printable, without_secrets
 
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
+@dataclass(slots=True)
+class Volume:
+    """How much is printed: `--quiet` and `--verbose` of the command that runs. began: when it did, seconds."""
+
+    quiet: bool = False
+    verbose: bool = False
+    began: float = field(default_factory=time.perf_counter)
+
+    def set_quiet(self, quiet: bool) -> bool:
+        """Take the flag, and return it."""
+        self.quiet = quiet
+        return quiet
+
+    def set_verbose(self, verbose: bool) -> bool:
+        """Take the flag, and return it. Raises InvalidOption beside the other one, which is parsed first."""
+        self.verbose = verbose
+        if verbose and self.quiet:
+            raise InvalidOption("--quiet and --verbose exclude each other: leave one out")
+        return verbose
+
+
+volume = Volume()
+
+
 def say(text: str) -> None:
     """Print a line of progress or an error."""
     stderr.print(harmless(text), markup=False)
+
+
+def tell(text: str) -> None:
+    """Print a line of progress, with `--verbose` when it was; nothing with `--quiet`."""
+    if not volume.quiet:
+        say(f"{time.perf_counter() - volume.began:7.1f} s  {text}" if volume.verbose else text)
+
+
+def conclude(text: str) -> None:
+    """Print what a command came to, which its exit status says too; nothing with `--quiet`."""
+    if not volume.quiet:
+        show(text)
 
 
 def show(text: str) -> None:
@@ -64,8 +103,8 @@ def say_warnings() -> None:
     logging.getLogger("bfr").handlers[:] = [_Messages()]
 
 
-def progress_bar(*, download: bool = False, quiet: bool = False) -> Progress:
-    """A bar with elapsed and remaining time, of images or of bytes; none if `quiet`, and none in a log."""
+def progress_bar(*, download: bool = False) -> Progress:
+    """A bar with elapsed and remaining time, of images or of bytes; none with `--quiet`, and none in a log."""
     amount = (DownloadColumn(), TransferSpeedColumn()) if download else (MofNCompleteColumn(),)
     return Progress(
         _NameColumn("{task.description}"),
@@ -74,5 +113,5 @@ def progress_bar(*, download: bool = False, quiet: bool = False) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=stderr,
-        disable=quiet or not stderr.is_terminal,
+        disable=volume.quiet or not stderr.is_terminal,
     )

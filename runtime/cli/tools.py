@@ -1,6 +1,7 @@
 """The commands that need more than the runtime: fetch, export, verify, bench."""
 
 import json
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,10 +11,11 @@ import typer
 
 from bfr.benchmarks.speed.options import BenchOptions
 from bfr.export.options import ExportOptions
-from bfr.runtime.cli.options import OUT, Flags, expanded
-from bfr.runtime.cli.terminal import progress_bar, say
-from bfr.runtime.errors import InvalidOption, MissingDependency, VerificationFailed
-from bfr.runtime.install import install_command
+from bfr.runtime.cli.options import AS_JSON, OUT, QUIET, VERBOSE, Flags, expanded
+from bfr.runtime.cli.places import check_new, conclude_bundle
+from bfr.runtime.cli.terminal import conclude, progress_bar, say, show, tell
+from bfr.runtime.errors import InputNotFound, InvalidOption, VerificationFailed
+from bfr.runtime.install import need
 from bfr.runtime.restore.options import OpenOptions
 
 
@@ -27,12 +29,32 @@ def fetch(
     ],
     accept_license: Annotated[bool, typer.Option("--accept-license", help="You have read and accept it.")] = False,
     folder: Annotated[Path | None, typer.Option(help="Where to; the default is bfr's cache folder.")] = None,
+    _quiet: QUIET = False,
+    _verbose: VERBOSE = False,
+    as_json: AS_JSON = False,
 ) -> None:
-    """Download a system's published weights, check them, and keep a safetensors copy; or the face detector `yunet`."""
+    """Download published weights, or the face detector `yunet`.
+
+    They are checked, and kept as safetensors too.
+    """
+    told, files = say if as_json else conclude, list[dict[str, Any]]()
     if system == "yunet":
-        _fetch_yunet(folder)
-        return
-    _need("export", "torch", "safetensors")
+        _fetch_yunet(folder, told, files)
+    else:
+        _fetch_system(system, folder, told, files, accepted=accept_license)
+    if as_json:
+        print(json.dumps({"system": system, "files": files}, indent=1))
+
+
+def _fetch_system(
+    system: str,
+    folder: Path | None,
+    told: Callable[[str], None],
+    files: list[dict[str, Any]],
+    *,
+    accepted: bool,
+) -> None:
+    need("export", "torch", "safetensors")
     from bfr.models.catalog import get_system
     from bfr.models.weights.checkpoint import check_layout, convert, load_state_dict, own_weights
     from bfr.models.weights.locate import locate
@@ -40,28 +62,30 @@ def fetch(
 
     spec = get_system(system)
     if spec.packaged:
-        print(f"the weights of {system} come with the package; there is nothing to fetch")
+        told(f"the weights of {system} come with the package; there is nothing to fetch")
         return
     if not spec.published:
         raise InvalidOption(
             f"nobody has published weights of {system}: train your own and name their folder with "
             f"`bfr export {system} --weights FOLDER`, or try the machinery with `bfr export {system} --seeded`"
         )
-    print(f"{spec.title}\nlicence: {spec.licence.name}, {spec.licence.url}\n{spec.licence.notice}")
-    if not accept_license:
+    (told if accepted else show)(
+        f"{spec.title}\nlicence: {spec.licence.name}, {spec.licence.url}\n{spec.licence.notice}"
+    )
+    if not accepted:
         raise InvalidOption("read the licence above, and run this again with --accept-license if you accept it")
     target, by_hand = folder or cache_folder() / system, dict[str, str]()
     if spec.importer:
-        _need("sd", "diffusers")  # before gigabytes are downloaded
+        need("sd", "diffusers")  # before gigabytes are downloaded
         for download in spec.sources:
             there = locate(target, download)
             if there and there.parent != target:  # in a tree of somebody: ours is checked again
-                print(f"{there} is there")
+                told(f"{there} is there")
                 continue
-            got = _download(download, target)
-            print(f"{got.path.name}, {got.bytes} bytes, sha256 {got.sha256}")
+            got = _download(download, target, files)
+            told(f"{got.path.name}, {got.bytes} bytes, sha256 {got.sha256}")
         spec.importer(target, target)
-        print(f"converted; next: bfr export {system} -o bundles/{system}")
+        told(f"converted; next: bfr export {system} -o bundles/{system}")
         return
     for name, network in spec.networks.items():
         for part, download in network.files.items():
@@ -70,17 +94,17 @@ def fetch(
                 continue
             there = locate(target, download)
             if there and there.parent != target:
-                print(f"{name}: {there} is there")
+                told(f"{name}: {there} is there")
                 continue
-            got = _download(download, target)
+            got = _download(download, target, files)
             module = network.build().get_submodule(part)
             check_layout(module, own_weights(module, load_state_dict(got.path)), got.path)
             safe = got.path.with_suffix(".safetensors")
             convert(got.path, safe)
-            print(f"{name}: {got.path.name}, {got.bytes} bytes, sha256 {got.sha256}; safe copy {safe.name}")
+            told(f"{name}: {got.path.name}, {got.bytes} bytes, sha256 {got.sha256}; safe copy {safe.name}")
     for file, where in by_hand.items():
-        print(f"{file} cannot be downloaded for you: {where}. Put it into {target}")
-    print(f"next: bfr export {system} -o bundles/{system}")
+        told(f"{file} cannot be downloaded for you: {where}. Put it into {target}")
+    told(f"next: bfr export {system} -o bundles/{system}")
 
 
 @expanded
@@ -99,16 +123,25 @@ def export(
         bool,
         typer.Option("--seeded", help="Weights made from their names, for tests and timings: nothing is restored."),
     ] = False,
+    _quiet: QUIET = False,
+    _verbose: VERBOSE = False,
+    as_json: AS_JSON = False,
 ) -> None:
-    """Export a system to ONNX and verify it against eager float32; the bundle appears only when it is whole."""
-    _need("export", "torch", "onnx", "onnxscript", "safetensors", "onnxruntime")
+    """Export a system to ONNX, verified against PyTorch.
+
+    The bundle appears only when it is whole and agrees with eager float32.
+    """
+    if seeded and weights:
+        raise InvalidOption("--seeded makes weights of its own: leave out --weights, or --seeded")
+    check_new(out, replace=options.replace)
+    if weights is not None and not weights.is_dir():
+        raise InputNotFound(f"there is no folder {weights}: name the one of the checkpoints with --weights")
+    need("export", "torch", "onnx", "onnxscript", "safetensors", "onnxruntime")
     from bfr.export.bundle import export_system
     from bfr.models.catalog import get_system
     from bfr.models.weights.locate import usable_weights
     from bfr.runtime.files import cache_folder
 
-    if seeded and weights:
-        raise InvalidOption("--seeded makes weights of its own: leave out --weights, or --seeded")
     spec = get_system(system)
     source = weights or spec.packaged or cache_folder() / system
     with TemporaryDirectory() as scratch:
@@ -117,9 +150,9 @@ def export(
 
             spec, source = spec.untrained(), Path(scratch)
             write_seeded(spec, source)
-        source = usable_weights(spec, source, Path(scratch), say)
-        bundle = export_system(spec, source, out, options, progress=say)
-    print(f"{bundle.folder}: exported and verified, hash {bundle.hash}")
+        source = usable_weights(spec, source, Path(scratch), tell)
+        bundle = export_system(spec, source, out, options, progress=tell)
+    conclude_bundle(bundle, "exported and verified", as_json=as_json)
 
 
 @expanded
@@ -134,17 +167,20 @@ def verify(
     explain: Annotated[
         bool, typer.Option("--explain", help="Name the layers that part from float32, their range and their error.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    _quiet: QUIET = False,
+    _verbose: VERBOSE = False,
+    as_json: AS_JSON = False,
 ) -> None:
-    """Compare every network and the whole loop with eager float32 PyTorch, in every precision of the bundle.
+    """Compare a bundle with eager float32 PyTorch.
 
-    int8 is compared on the CPU, which it is for, whatever the backend. Where a network is below its floor, the message
-    names the layer; --explain does so where none is, too. Both need the extra `explain`.
+    Every network and the whole loop are, in every precision of the bundle; int8 on the CPU, which it is for, whatever
+    the backend. Where a network is below its floor, the message names the layer; --explain does so where none is, too.
+    Both need the extra `explain`.
     """
-    _need("export", "torch", "safetensors", "onnxruntime")
+    need("export", "torch", "safetensors", "onnxruntime")
     from bfr.export.verify.compare import open_reference
     from bfr.export.verify.compare import verify as compare
-    from bfr.export.verify.explain import Explanation, explain_all, need_polygraphy
+    from bfr.export.verify.explain import PACKAGES, Explanation, explain_all
     from bfr.runtime.backends.cuda.device import GpuDevice
     from bfr.runtime.backends.registry import open_device
     from bfr.runtime.bundle.bundle import Bundle
@@ -152,7 +188,7 @@ def verify(
     from bfr.runtime.restore.plan import make_plan
 
     if explain:
-        need_polygraphy()
+        need("explain", *PACKAGES)
     whole = Bundle.open(bundle)
     whole.check_all()
     reference = open_reference(whole, opened.device)
@@ -166,7 +202,7 @@ def verify(
             if explain:
                 explained += explain_all(whole, plan, reference, precision, where.name)
             try:
-                checks += compare(whole, reference, precision, device=where, preset=preset, gpu=gpu, progress=say)
+                checks += compare(whole, reference, precision, device=where, preset=preset, gpu=gpu, progress=tell)
             except VerificationFailed as error:
                 failed = error
                 break
@@ -179,10 +215,10 @@ def verify(
         print(json.dumps(listed, indent=1))
     else:
         for one in explained:
-            print(one)
+            conclude(str(one))
         for check in checks:
             found = f"{check.psnr_db:6.1f} dB (floor {check.floor_db:.0f}), largest {check.max_abs:.1e}"
-            print(f"{check.what}, {check.precision}, {check.backend}: {found}, relative {check.relative:.1e}")
+            conclude(f"{check.what}, {check.precision}, {check.backend}: {found}, relative {check.relative:.1e}")
     if failed:
         raise failed
 
@@ -191,47 +227,58 @@ def verify(
 def bench(
     options: Annotated[BenchOptions, Flags(argument="bundle", names=OUT, negative={"cold": "--no-cold"})],
     quick: Annotated[bool, typer.Option("--quick", help="3 repeats after 1 call: a trial, not a result.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print bench.json instead of the tables.")] = False,
+    _quiet: QUIET = False,
+    _verbose: VERBOSE = False,
+    as_json: AS_JSON = False,
 ) -> None:
-    """Measure every backend against eager PyTorch, interleaved: latency, throughput, memory, energy, drift."""
-    _need("bench", "torch", "safetensors", "matplotlib", "onnxruntime")
+    """Measure latency, throughput, memory and drift of backends.
+
+    They take turns with eager PyTorch where that is there. Names for --backends: eager-cpu, eager-cuda, eager-tf32,
+    eager-half, and those of `bfr restore --backend`, each with :fp16 or :int8 behind it, +graph or +nograph.
+    """
+    from bfr.benchmarks.speed.compare import as_table, read_bench
+    from bfr.benchmarks.speed.contender import split_name
+    from bfr.runtime.bundle.bundle import Bundle, default_bundle
+
+    bundle = Bundle.open(options.bundle or default_bundle())
+    bundle.preset(options.preset)
+    for name in options.backends:
+        bundle.precision(split_name(name).precision)
+    old = None if options.compare is None else read_bench(options.compare)
+    need("bench", "torch", "safetensors", "matplotlib", "onnxruntime")
     from bfr.benchmarks.speed.bench import bench as measure
 
     if quick:
         options = options.model_copy(update={"repeats": 3, "warmup": 1})
-    report = measure(options, say)
-    print((report.with_name("bench.json") if as_json else report).read_text())
+    report = measure(options, tell)
+    found = report.with_name("bench.json").read_text("utf-8")
+    if as_json:
+        print(found)
+        return
+    conclude(report.read_text("utf-8"))
+    if old is not None:
+        conclude(as_table(old, json.loads(found)))
 
 
-def _need(extra: str, *packages: str) -> None:
-    """Raise MissingDependency with the extra to install, unless all packages are there."""
-    from importlib.util import find_spec
-
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing == ["onnxruntime"]:
-        extra = "cpu"
-    if missing:
-        raise MissingDependency(f"{', '.join(missing)} not installed: {install_command(extra)}")
-
-
-def _download(weights: Any, folder: Path) -> Any:
-    """Fetch one file under a progress bar."""
+def _download(weights: Any, folder: Path, files: list[dict[str, Any]]) -> Any:
+    """Fetch one file under a progress bar, and add what it is to `files`."""
     from bfr.models.weights.fetch import fetch as download
 
     with progress_bar(download=True) as bar:
         task = bar.add_task(weights.file, total=None)
         got = download(weights, folder, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    files.append({"path": str(got.path), "bytes": got.bytes, "sha256": got.sha256})
     if weights.sha256 is None:
         say(f"{weights.file}: no sha256 of it is known. What came is recorded, and what comes later must be the same")
     return got
 
 
-def _fetch_yunet(folder: Path | None) -> None:
+def _fetch_yunet(folder: Path | None, told: Callable[[str], None], files: list[dict[str, Any]]) -> None:
     from bfr.models.weights.fetch import Download
     from bfr.runtime.faces.detect import YUNET_BYTES, YUNET_FILE, YUNET_SHA256, YUNET_URL
     from bfr.runtime.files import cache_folder
 
     target = folder or cache_folder() / "yunet"
-    print("YuNet, OpenCV's face detector\nlicence: MIT, https://github.com/opencv/opencv_zoo")
-    got = _download(Download(YUNET_URL, YUNET_FILE, YUNET_BYTES, YUNET_SHA256), target)
-    print(f"{got.path.name}, {got.bytes} bytes, sha256 {got.sha256}; `bfr restore` uses it from now on")
+    told("YuNet, OpenCV's face detector\nlicence: MIT, https://github.com/opencv/opencv_zoo")
+    got = _download(Download(YUNET_URL, YUNET_FILE, YUNET_BYTES, YUNET_SHA256), target, files)
+    told(f"{got.path.name}, {got.bytes} bytes, sha256 {got.sha256}; `bfr restore` uses it from now on")

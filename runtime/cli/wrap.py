@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 
 from bfr.export.options import WrapOptions
-from bfr.runtime.cli.options import Flags, expanded
-from bfr.runtime.cli.terminal import say
-from bfr.runtime.errors import MissingDependency
+from bfr.runtime.cli.options import AS_JSON, QUIET, VERBOSE, Flags, expanded
+from bfr.runtime.cli.places import check_new, conclude_bundle
+from bfr.runtime.cli.terminal import tell
+from bfr.runtime.errors import InputNotFound, MissingDependency
 from bfr.runtime.install import install_command
 from bfr.runtime.restore.options import OpenOptions
 
@@ -19,12 +20,21 @@ def wrap(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new bundle.")],
     options: Annotated[WrapOptions, Flags(names={"values": ("--set",)})],
     opened: Annotated[OpenOptions, Flags(only=("threads",))],
+    _quiet: QUIET = False,
+    _verbose: VERBOSE = False,
+    as_json: AS_JSON = False,
 ) -> None:
-    """Make a bundle of any single-network restorer, so that every command runs it: restore, video, verify, bench."""
+    """Make a bundle of any restorer that is one ONNX network.
+
+    Every command runs it then: restore, video, verify, bench.
+    """
+    check_new(out, replace=options.replace)
+    if not model.is_file():
+        raise InputNotFound(f"{model} does not exist: name an ONNX file")
     try:
         from bfr.export.onnx.wrap import wrap as wrap_file
     except ImportError as error:
         raise MissingDependency(f"bfr wrap needs {install_command('export', 'cpu')} ({error})") from error
 
-    bundle = wrap_file(model, out, options, threads=opened.threads, say=say)
-    print(f"{bundle.folder}: wrapped and verified, hash {bundle.hash}")
+    bundle = wrap_file(model, out, options, threads=opened.threads, say=tell)
+    conclude_bundle(bundle, "wrapped and verified", as_json=as_json)

@@ -9,7 +9,7 @@ import os
 import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
 from html import escape
@@ -28,15 +28,22 @@ _UNFIT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One input on the page. before, after: its previews, relative to the output folder, of one shape.
+    """One input on the page.
 
-    name: its relative name, unique in the run, without suffix. Paths have `/` between parts, not percent-encoded.
+    Attributes:
+        name: Its relative name, unique in the run, without suffix.
+        entry: What became of it.
+        before, after: Its previews, relative to the output folder, of one shape.
+        results: Of several runs, in the place of `after`: what each is called, its preview, and its result.
+
+    Paths have `/` between parts, not percent-encoded.
     """
 
     name: str
     entry: Entry
     before: str | None = None
     after: str | None = None
+    results: tuple[tuple[str, str, str], ...] = ()
 
 
 def preview_paths(name: str) -> tuple[str, str]:
@@ -61,6 +68,50 @@ def cards_of(folder: Path, names: Sequence[str], report: Report) -> list[Card]:
     return cards
 
 
+def write_comparison(folder: Path, names: Mapping[str, str], reports: Mapping[str, Report]) -> Path:
+    """Write `report.html` of several runs over the same inputs, with their results side by side. Raises WriteFailed.
+
+    Args:
+        folder: Holds the output folder of each run, by its name.
+        names: Source of an input -> its name in the runs.
+        reports: Name of a run -> its report; `html` was among its options.
+
+    Returns:
+        The path of the page.
+    """
+    first = next(iter(reports.values()))
+    by_source = {run: {entry.source: entry for entry in report.entries} for run, report in reports.items()}
+    cards = [
+        _joined(folder, names[entry.source], {run: entries[entry.source] for run, entries in by_source.items()})
+        for entry in first.entries
+    ]
+    seconds = sum(report.facts["seconds"] for report in reports.values())
+    shared = {name: first.settings.get(name) for name in ("system", "precision", "seed", "bundle_hash")}
+    return write_page(folder, cards, {**first.facts, **shared, "seconds": seconds})
+
+
+def _joined(folder: Path, name: str, entries: Mapping[str, Entry]) -> Card:
+    """The card of one input of several runs; its seconds are those of each run."""
+    before, after = preview_paths(name)
+    shown = {
+        run: entry.output
+        for run, entry in entries.items()
+        if entry.output is not None and (folder / run / before).is_file() and (folder / run / after).is_file()
+    }
+    done = [entry for entry in entries.values() if entry.status != "failed"]
+    errors = [f"{run}: {entry.error}" for run, entry in entries.items() if entry.error]
+    notes = tuple(dict.fromkeys(note for entry in entries.values() for note in entry.notes))
+    joined = replace(
+        (done or list(entries.values()))[0],
+        output=None,
+        seconds={run: _total(entry.seconds) for run, entry in entries.items()},
+        error="; ".join(errors) or None,
+        notes=notes,
+    )
+    results = tuple((run, f"{run}/{after}", f"{run}/{output}") for run, output in shown.items())
+    return Card(name, joined, f"{next(iter(shown))}/{before}" if shown else None, results=results)
+
+
 def write_page(folder: Path, cards: Sequence[Card], facts: Mapping[str, Any]) -> Path:
     """Write `report.html` into the output folder, whole or not at all, and return its path. Raises WriteFailed.
 
@@ -78,6 +129,7 @@ def write_page(folder: Path, cards: Sequence[Card], facts: Mapping[str, Any]) ->
         unless_failed="" if failed else " hidden",
         failed="\n".join(failed),
         cards="\n".join(_card(card) for card in cards if card.entry.status != "failed"),
+        wide=" wide" if any(card.results for card in cards) else "",
     )
     write_bytes(folder / PAGE, content.encode())
     return folder / PAGE
@@ -125,7 +177,7 @@ def _facts(facts: Mapping[str, Any]) -> list[str]:
     ]
     shown = [_text(form.format(plain)) for value, form in found if (plain := _plain(value))]
     if _finite(seconds := facts.get("seconds")):
-        shown.append(_duration(seconds))
+        shown.append(duration(seconds))
     if started := _plain(facts.get("started")):
         shown.append(_when(started))
     return shown
@@ -203,6 +255,13 @@ def _frame(card: Card) -> str:
         for side, path in (("before", card.before), ("after", card.after))
         if path is not None
     ]
+    if card.results:
+        figures += [
+            f'<figure><img src="{_url(preview)}" alt="{name}, {_text(run)}"{size} loading="lazy">'
+            f'<figcaption><a href="{_url(output)}">{_text(run)}</a></figcaption></figure>'
+            for run, preview, output in card.results
+        ]
+        return f'<div class="frame row">{"".join(figures)}</div>'
     if len(figures) < 2:
         return f'<div class="frame">{figures[0]}</div>' if figures else ""
     label = f"{name}: divider between before and after, percent"
@@ -216,11 +275,11 @@ def _stages(card: Card) -> str:
         return ""
     names = {"network": "of these, in the networks"}
     lines = "".join(
-        f'<tr><th scope="row">{_text(names.get(stage, stage))}</th><td>{_duration(seconds)}</td></tr>'
+        f'<tr><th scope="row">{_text(names.get(stage, stage))}</th><td>{duration(seconds)}</td></tr>'
         for stage, seconds in stages
         if _finite(seconds)
     )
-    total = _duration(_total(card.entry.seconds))
+    total = duration(_total(card.entry.seconds))
     return f"<details><summary>{total}</summary><table><tbody>{lines}</tbody></table></details>"
 
 
@@ -237,7 +296,8 @@ def _finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and 0 <= value < 1 << 63
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in words, as `2.10 s` or `3 h 5 min`."""
     if seconds < 59.95:
         return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
     minutes = round(seconds) // 60

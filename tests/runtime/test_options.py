@@ -38,6 +38,7 @@ DIFFERENT = {  # fields of one name that mean something else
     (BulkOptions, "precision"),  # the same on every node
     (BenchOptions, "threads"),
     (BenchOptions, "out"),
+    (BenchOptions, "compare"),
     *((model, "precision") for model in (ExportOptions, WrapOptions, BuildOptions)),  # several
 }
 
@@ -56,7 +57,6 @@ OWN = {  # flags of commands that mean something else than the field of their na
     "build": {"bundle"},
     "export": {"out"},
     "export_triton": {"bundle", "out", "precision", "batch"},
-    "info": {"bundle"},
     "push": {"bundle"},
     "verify": {"bundle", "preset"},
     "wrap": {"out"},
@@ -232,11 +232,11 @@ def check_flag(flag: Any, field: FieldInfo) -> None:
     text = (field.description or "").lower()
     assert text in flag.help.lower()
     assert describe_range(field) in flag.help.lower()
-    assert all(str(choice).removeprefix(".") in flag.metavar for choice in choices(field))
+    assert all(str(choice).removeprefix(".") in (flag.metavar or flag.help) for choice in choices(field))
     default = field.get_default()
     if flag.help.startswith("Do not"):
         assert (default, flag.default) == (True, False)
-    elif isinstance(default, tuple):
+    elif isinstance(default, tuple | dict):
         assert flag.default in (",".join(map(str, default)), list(default), default)
     elif not field.is_required():
         assert flag.default == default

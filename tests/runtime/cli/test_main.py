@@ -17,6 +17,7 @@ from called import Called
 from PIL import Image
 
 from bfr.models.weights import fetch as fetch_module
+from bfr.runtime.backends.cuda import bindings
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.machine import Engine, EngineKey, MachineFiles
 from bfr.runtime.bundle.manifest import BundleFile
@@ -272,9 +273,11 @@ def test_options_reach_the_run(
         return Report((Entry("a", "restored"),), {}, {"seconds": 1.0})
 
     monkeypatch.setattr(job, "run_job", run_job)
+    monkeypatch.setattr(bindings, "device_count", lambda: 2)
     for name in ("in/a.jpg", "in/b.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    Image.new("RGB", (8, 8)).save(tmp_path / "in/a.jpg")
     out = tmp_path / "in" / "out"
     done = call("restore", tmp_path / "in", "-o", out)
     assert (done.status, done.stdout) == (0, f"1 image: 1 restored, in 1.0 s; see {out}\n")
@@ -282,7 +285,7 @@ def test_options_reach_the_run(
         "bundle": None,
         "backend": "auto",
         "preset": None,
-        "precision": "fp32",
+        "precision": "auto",
         "batch": 1,
         "threads": None,
         "device": 0,
@@ -379,7 +382,7 @@ def test_info_says_what_presets_cost(call: Called) -> None:
     fast = found["presets"]["fast"]
     assert fast["calls"] == {"estimator": 1, "denoiser": 2}
     assert fast["gflop"] == pytest.approx(estimator + 2 * denoiser)
-    assert f"a face takes 1 of estimator and 2 of denoiser, {fast['gflop']:.0f} GFLOP" in words
+    assert f"1 of estimator and 2 of denoiser, {fast['gflop']:.0f} GFLOP" in words
 
 
 @pytest.mark.parametrize("words", ["info difface", "restore a.png --bundle difface", "batch . -o out --bundle difface"])

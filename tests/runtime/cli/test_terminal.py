@@ -58,7 +58,8 @@ def test_no_bar_goes_into_a_log(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal_: bool, quiet: bool
 ) -> None:
     monkeypatch.setattr(terminal, "stderr", Console(stderr=True, force_terminal=terminal_))
-    with terminal.progress_bar(quiet=quiet) as bar:
+    monkeypatch.setattr(terminal.volume, "quiet", quiet)
+    with terminal.progress_bar() as bar:
         bar.add_task("restoring", total=1)
     assert capsys.readouterr().err == ""
 

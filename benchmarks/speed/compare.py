@@ -1,0 +1,61 @@
+"""`bfr bench --compare OLD.json`: what became faster or slower since another run, beyond what chance does."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bfr.benchmarks.speed.results import FORMAT
+from bfr.runtime.errors import InputNotFound, InvalidOption
+
+RESAMPLED = 2000  # draws of the bootstrap
+ALIKE = ("system", "bundle_sha256", "sampler", "threads", "warmup", "machine")  # else times differ for other reasons
+
+
+def read_bench(path: Path) -> dict[str, Any]:
+    """A `bench.json`. Raises InputNotFound and InvalidOption."""
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputNotFound(f"{path} cannot be read ({error.strerror}): name a bench.json of `bfr bench`") from error
+    except ValueError as error:
+        raise InvalidOption(f"{path} is no JSON: name a bench.json of `bfr bench`") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("measurements"), list):
+        raise InvalidOption(f"{path} is no bench.json of this version of bfr: run `bfr bench` again for it")
+    return found
+
+
+def as_table(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """A Markdown table of medians then and now, and what differs between the runs beside them.
+
+    The speed-up is the ratio of the medians, with the interval that it lies in with 95 % (bootstrap over the timed
+    calls, percentiles); where that holds 1, chance alone may have made the difference.
+    """
+    rows = ["| backend | batch | then, s | now, s | speed-up |", "| --- | ---: | ---: | ---: | ---: |"]
+    then = {(one["backend"], one["batch"]): one for one in old["measurements"]}
+    for one in new["measurements"]:
+        known = then.pop((one["backend"], one["batch"]), None)
+        row = [one["backend"], str(one["batch"])]
+        if known is None:
+            row += ["", f"{one['seconds']['p50']:.4g}", ""]
+        else:
+            ratio, least, most = speed_up(known["samples"], one["samples"])
+            verdict = "" if least > 1 or most < 1 else ", no difference"
+            row += [f"{known['seconds']['p50']:.4g}", f"{one['seconds']['p50']:.4g}"]
+            row += [f"{ratio:.3g}x ({least:.3g} to {most:.3g}{verdict})"]
+        rows.append(f"| {' | '.join(row)} |")
+    rows += [f"| {backend} | {batch} | {one['seconds']['p50']:.4g} | | |" for (backend, batch), one in then.items()]
+    other = [name for name in ALIKE if old.get(name) != new.get(name)]
+    if other:
+        rows += ["", f"The runs differ in {', '.join(other)} too: the times do not compare the backends alone."]
+    return "\n".join(rows) + "\n"
+
+
+def speed_up(old: list[float], new: list[float]) -> tuple[float, float, float]:
+    """The ratio of the medians, old over new, and the interval that it lies in with 95 %. Seconds, in any order."""
+    rng = np.random.default_rng(0)
+    then, now = (np.median(rng.choice(samples, (RESAMPLED, len(samples))), axis=1) for samples in (old, new))
+    least, most = np.percentile(then / now, (2.5, 97.5))
+    return float(np.median(old) / np.median(new)), float(least), float(most)

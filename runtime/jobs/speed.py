@@ -1,0 +1,113 @@
+"""How long a face takes on this machine: measured once for a bundle and a way of opening it, and kept in the cache."""
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.machine import MachineFiles
+from bfr.runtime.errors import WriteFailed
+from bfr.runtime.files import cache_folder, write_bytes
+from bfr.runtime.restore.options import OpenOptions
+from bfr.runtime.restore.plan import Plan
+from bfr.runtime.restore.restorer import Restorer
+
+FOLDER = "speed"  # inside the cache folder
+STEPS = (1, 3)  # calls of the denoiser that are timed; what another number takes lies on their line
+ENOUGH = 1.0  # seconds; a quicker run is timed three times, and the least counts
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Seconds of a face, pixels to pixels: `fixed`, and `step` for each step of the loop.
+
+    backend, precision: what was measured, where `auto` chose.
+    """
+
+    backend: str
+    precision: str
+    fixed: float
+    step: float
+
+    def seconds(self, plan: Plan) -> float:
+        """Of one face with a plan of the same bundle."""
+        return self.fixed + self.step * plan.steps
+
+
+def kept_speed(bundle: Bundle, opened: OpenOptions) -> Speed | None:
+    """What was measured here before; None where nothing was, or under other circumstances."""
+    try:
+        return Speed(**json.loads(_path(bundle, opened).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def speed_of(restorer: Restorer, opened: OpenOptions, tell: Callable[[str], None] = lambda _text: None) -> Speed:
+    """What is kept, else measured now, and kept unless others keep the CPU busy.
+
+    Args:
+        restorer: What `opened` opens.
+        opened: Of its preset nothing depends.
+        tell: Is told that something is measured.
+    """
+    if kept := kept_speed(restorer.bundle, opened):
+        return kept
+    busy = _busy()
+    kept_too = "the machine is busy, so it is not kept" if busy else "it is kept"
+    tell(f"measuring how long a face takes on {restorer.device.name}; {kept_too}")
+    calls = sorted({min(steps, restorer.plan.steps) for steps in STEPS})
+    times = [_time(restorer, steps) for steps in calls]
+    step = max(0.0, (times[-1] - times[0]) / max(1, calls[-1] - calls[0]))
+    speed = Speed(restorer.device.name, restorer.precision, max(0.0, times[0] - step * calls[0]), step)
+    if busy:
+        return speed
+    try:
+        write_bytes(_path(restorer.bundle, opened), json.dumps(asdict(speed)).encode())
+    except WriteFailed:
+        tell("it could not be kept: the cache folder cannot be written")
+    return speed
+
+
+def _time(restorer: Restorer, steps: int) -> float:
+    """Seconds a face of a loop of so many steps, in full batches."""
+    sampler = restorer.sampler if steps == restorer.plan.steps else restorer.sampler.shortened(steps)
+    with Restorer(
+        restorer.bundle,
+        restorer.device,
+        sampler,
+        precision=restorer.precision,
+        batch=restorer.batch,
+        networks=restorer._networks,
+    ) as one:
+        one.warm_up()
+        seconds = one.warm_up(times=1)
+        if seconds < ENOUGH:
+            seconds = min(seconds, *(one.warm_up(times=1) for _ in range(2)))
+        return seconds / one.batch
+
+
+def _busy() -> bool:
+    """Whether other processes take half of the cores, or more; where the system does not say, they do not."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > (os.cpu_count() or 1) / 2
+
+
+def _path(bundle: Bundle, opened: OpenOptions) -> Path:
+    """Where the speed is kept. Raises WriteFailed where the user has no home folder."""
+    asked = opened.model_dump(mode="json", exclude={"bundle", "preset"})
+    made = MachineFiles(bundle.hash).read().model_dump_json()  # `auto` chooses by it
+    circumstances = [bundle.hash, asked, made, platform.node(), version("bfr-runtime"), _installed()]
+    return cache_folder() / FOLDER / f"{sha256(json.dumps(circumstances).encode()).hexdigest()[:32]}.json"
+
+
+def _installed() -> list[str]:
+    """Versions of what runs networks, as far as it is installed."""
+    from importlib.metadata import distributions
+
+    wanted = ("onnxruntime", "tensorrt", "torch")
+    found = ((one.metadata["Name"] or "", one.version) for one in distributions())
+    return sorted(f"{name} {release}" for name, release in found if name.lower().startswith(wanted))
