@@ -102,6 +102,10 @@ ROWS = (
     Row("CUDA 13", X86, "3.12", ("gpu", "export"), (*PROVIDER_13, *KERNELS_13, *_TORCH), (*ONLY_13, "onnxruntime")),
     Row("CUDA 13", X86, "3.12", ("tensorrt", "export"), (*_tensorrt(13), *KERNELS_13, *_TORCH),
         (*ONLY_13, "onnxruntime*")),
+    *(Row("CUDA 13", X86, python, ("nvidia", *more),
+          (*PROVIDER_13, *_tensorrt(13), *KERNELS_13, *_TORCH, "matplotlib", "nvidia-ml-py", *wanted),
+          (*ONLY_13, "onnxruntime"))
+      for python, more, wanted in (("3.11", (), ()), ("3.12", ("serve", "video"), (*_SERVE, *_VIDEO)))),
     Row("CUDA 13", X86, "3.12", ("tensorrt-rtx",), (*_RTX, *KERNELS_13), (*ONLY_13, "tensorrt")),
     *(Row("CUDA 12", X86, python, ("gpu-cu12",), (*PROVIDER_12, *KERNELS_12), (*ONLY_12, "onnxruntime"))
       for python in ("3.11", "3.13")),

@@ -109,7 +109,7 @@ class Cuda:
             have = f"there are {found}, numbered from 0" if found else "CUDA finds none"
             raise BackendUnavailable(
                 f"GPU {index} was asked for and {have}: check `nvidia-smi` and the driver, run `bfr doctor`; "
-                "in a container, start it with --gpus all"
+                "in a container, start it with --gpus all. Without a GPU there is --backend onnxruntime-cpu"
             )
         self._capture_mode = self.rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._library: Handle = None
