@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-INSTALLED_BY_CI = {"dev", "bench", "explain", "sd"}
+INSTALLED_BY_CI = {"dev", "bench", "docs", "explain", "sd"}
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """`restore_image`: whatever an image is held in, the result is that of its pixels."""
 
 import io
-import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -144,16 +143,3 @@ def test_the_strict_core_names_what_takes_others(small: Callable[..., Any], imag
 
 def test_the_version() -> None:
     assert bfr.runtime.__version__ == version("bfr-runtime")
-
-
-def test_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = Path(__file__).parents[3]
-    (code,) = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text("utf-8"), re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    Path("docs").symlink_to(root / "docs")
-    names: dict[str, Any] = {}
-    exec(code, names)  # noqa: S102
-    assert Pillow.open("restored.jpg").size == Pillow.open("docs/images/photograph.jpg").size
-    assert len(names["photograph"].faces) == 1
-    assert names["restored"][0].shape == names["faces"][0].shape
-    np.testing.assert_array_equal(names["again"].pixels, names["photograph"].pixels)

@@ -1,0 +1,70 @@
+"""The Python of README.md, docs/python.md and docs/tutorial.md, run as it stands, and the limits of the README."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import PIL.Image as Pillow
+import pytest
+
+from bfr.runtime.cli.main import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run the Python blocks of a page in a folder of their own, one after the other; the names that they left."""
+    monkeypatch.chdir(tmp_path)
+    Path("docs").symlink_to(ROOT / "docs")
+    shutil.copy(ROOT / "docs" / "images" / "photograph.jpg", "IMG_2041.jpg")
+
+    def run(page: str, blocks: int) -> dict[str, Any]:
+        found = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+        assert len(found) == blocks
+        names: dict[str, Any] = {}
+        for number, block in enumerate(found):
+            exec(compile(block, f"{page}, block {number}", "exec"), names)  # noqa: S102
+        return names
+
+    return run
+
+
+def test_the_readme(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run("README.md", 1)
+    assert Pillow.open("restored.jpg").size == Pillow.open("docs/images/photograph.jpg").size
+    assert len(names["result"].faces) == 1
+    assert capsys.readouterr().out.startswith("[")
+
+
+def test_the_page_on_python(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run("docs/python.md", 3)
+    assert (names["again"].pixels == names["photograph"].pixels).all()
+    assert names["strong"].pixels.shape == (1024, 1024, 3)
+    assert names["restored"][0].shape == names["faces"][0].shape
+    assert "missing.jpg" in capsys.readouterr().out
+
+
+def test_the_tutorial(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run("docs/tutorial.md", 1)
+    assert capsys.readouterr().out.startswith("1 face, ")
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 100
+    assert README.count("```python") == 1
+
+
+def test_the_files_that_the_readme_links_are_there() -> None:
+    links = re.findall(r"\]\((?!\w+:|#)([^)#]+)", README)
+    assert len(links) > 20
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_command_has_a_row() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    rows = re.findall(r"^\| `bfr ([\w-]+)", page, re.MULTILINE)
+    commands = [command.__name__.replace("_", "-") for group in COMMANDS.values() for command in group]
+    assert sorted(rows) == sorted(commands)
