@@ -1,19 +1,20 @@
 """The systems that `bfr` knows, by name."""
 
-from bfr.models.systems.clrface import CLRFACE
-from bfr.models.systems.difface import DIFFACE, IDENTITY, INPAINTING
-from bfr.models.systems.diffbfr import DIFFBFR
+from bfr.models.discover import modules
+from bfr.models.systems.difface import DIFFACE
 from bfr.models.systems.mini.system import MINI
-from bfr.models.systems.osdface import OSDFACE
-from bfr.models.systems.pgdiff import PGDIFF, REFERENCE
 from bfr.models.systems.system import ARCHITECTURES, NetworkSpec, SystemSpec
 from bfr.runtime.errors import InvalidOption
 
 __all__ = ["ARCHITECTURES", "DIFFACE", "MINI", "SYSTEMS", "NetworkSpec", "SystemSpec", "get_system"]
 
-SYSTEMS = {
-    spec.name: spec for spec in (MINI, DIFFACE, IDENTITY, INPAINTING, PGDIFF, REFERENCE, DIFFBFR, CLRFACE, OSDFACE)
+SYSTEMS: dict[str, SystemSpec] = {
+    spec.name: spec
+    for module in modules("bfr.models.systems")
+    for spec in vars(module).values()
+    if isinstance(spec, SystemSpec)
 }
+"""The constants of the modules of `bfr.models.systems` that are systems."""
 
 
 def get_system(name: str) -> SystemSpec:

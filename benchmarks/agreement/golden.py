@@ -1,9 +1,9 @@
 """Runs recorded outputs of the published code against this one: `python -m bfr.benchmarks.agreement.golden FILE...`.
 
 A golden is an .npz with a .json of the same name beside it (`layout_NAME.json` for `full_NAME.npz`). Weights are made
-anew from the parameters' names (`bfr.models.weights.seeded`). Four forms are known: `tiny_*`, a network's whole input
+anew from the parameters' names (`bfr.models.weights.seeded`). These forms are known: `tiny_*`, a network's whole input
 and output; `full_*`, every 16th pixel of a published network at full size; `loop_*`, a whole sampler run with its
-noise; `pgdiff_*`, one of PGDiff's (`bfr.benchmarks.agreement.pgdiff`). Each is run in eager PyTorch and exported, on
+noise; and those of WHOLE, whole systems, each in a module of its own. Each is run in eager PyTorch and exported, on
 ONNX Runtime; the largest absolute error of each is printed.
 Exit status: 0 where every error is below the tolerance, 1 where one is not, 2 where a file is no golden.
 """
@@ -23,6 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bfr.benchmarks.agreement.dr2 import run_dr2
+from bfr.benchmarks.agreement.osdface import run_osdface
 from bfr.benchmarks.agreement.pgdiff import run_pgdiff
 from bfr.benchmarks.agreement.replay import GivenEstimate, ReplayedNoise
 from bfr.export.onnx.graph import export_graph
@@ -46,6 +48,7 @@ NETWORKS: dict[str, type[nn.Module]] = {"UNetModel": UNet, "SwinIR": SwinIR, "FF
 # Parameters of the published classes that choose nothing in inference.
 IGNORED = {"dims", "use_fp16", "use_checkpoint", "dropout", "drop_rate", "attn_drop_rate", "drop_path_rate"}
 Arrays = Mapping[str, NDArray[Any]]
+WHOLE = {"pgdiff": run_pgdiff, "dr2": run_dr2, "osdface": run_osdface}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +78,9 @@ def run_golden(path: Path, scratch: Path) -> Errors:
         return _run_full(name, arrays, _read(path.with_name(f"layout_{name}.json")), scratch)
     if form == "loop":
         return _run_loop(arrays, _read(path.with_suffix(".json")), path.parent, scratch)
-    if form == "pgdiff":
-        return Errors(*run_pgdiff(path.stem, arrays, _read(path.with_suffix(".json")), scratch))
-    raise InvalidOption(f"{path.name} is no golden: its name begins with none of tiny_, full_, loop_, pgdiff_")
+    if form in WHOLE:
+        return Errors(*WHOLE[form](path.stem, arrays, _read(path.with_suffix(".json")), scratch))
+    raise InvalidOption(f"{path.name} is no golden: its name begins with none of tiny, full, loop, {', '.join(WHOLE)}")
 
 
 def _run_tiny(arrays: Arrays, config: dict[str, Any], scratch: Path) -> Errors:

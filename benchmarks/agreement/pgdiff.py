@@ -12,15 +12,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.benchmarks.agreement.replay import ReplayedNoise
-from bfr.export.onnx.graph import export_graph
-from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
+from bfr.benchmarks.agreement.replay import ReplayedNoise, on_both, unit_picture
 from bfr.models.stages.pgdiff import IdentityGradient, ReferenceStage, ReferenceStep, SmoothStep, partial_guidance
 from bfr.models.stages.stage import Stage
 from bfr.models.stages.step import ResizeStage
 from bfr.models.weights.seeded import LOOP_SCALE, seed_weights
 from bfr.runtime.backends.device import Buffer, Device, Network
-from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.diffusion.schedule import linear_schedule
 from bfr.runtime.diffusion.solvers import step_table
 from bfr.runtime.restore.chain import Chain
@@ -71,7 +68,7 @@ def pgdiff_plan(config: Mapping[str, Any], inputs: Arrays, embedding: int) -> Pl
 
 def replay_pgdiff(device: Device, networks: Mapping[str, Network], name: str, arrays: Arrays, config: Any) -> float:
     """The largest error of the kept states and of the last result."""
-    inputs = {key: _unit(arrays[key]) for key in ("degraded", "reference") if key in arrays}
+    inputs = {key: unit_picture(arrays[key]) for key in ("degraded", "reference") if key in arrays}
     plan = pgdiff_plan(config, inputs, 512)
     generator = np.random.Generator(np.random.PCG64(zlib.crc32(f"{name} noise".encode())))
     image = plan.values["state"]
@@ -91,19 +88,6 @@ def replay_pgdiff(device: Device, networks: Mapping[str, Network], name: str, ar
 
 def run_pgdiff(name: str, arrays: Arrays, config: Mapping[str, Any], scratch: Path) -> tuple[float, float]:
     """The largest error in eager PyTorch, and exported on ONNX Runtime."""
-    stages, cpu = pgdiff_stages(config), CpuDevice()
-    eager = replay_pgdiff(
-        EagerDevice(), {key: EagerNetwork(stage) for key, stage in stages.items()}, name, arrays, config
-    )
-    exported = {
-        key: cpu.load_graph(
-            export_graph(stage, stage.examples(config["size"]), stage.outputs, scratch / f"{key}.onnx")[0]
-        )
-        for key, stage in stages.items()
-    }
-    return eager, replay_pgdiff(cpu, exported, name, arrays, config)
-
-
-def _unit(picture: NDArray[Any]) -> NDArray[np.float32]:
-    """(H, W, 3) uint8 -> (1, 3, H, W) in [0, 1]."""
-    return np.ascontiguousarray(np.moveaxis(picture, 2, 0)[None] / np.float32(255.0), np.float32)
+    stages = pgdiff_stages(config)
+    sizes = dict.fromkeys(stages, int(config["size"]))
+    return on_both(stages, sizes, scratch, lambda device, nets: replay_pgdiff(device, nets, name, arrays, config))

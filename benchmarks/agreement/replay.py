@@ -1,11 +1,17 @@
 """What was recorded of a published run, in the place of a device's noise and of an estimator."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.backends.device import BoundCall, Buffer, Device
+from bfr.export.onnx.graph import export_graph
+from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
+from bfr.models.stages.stage import Stage
+from bfr.runtime.backends.device import BoundCall, Buffer, Device, Network
+from bfr.runtime.backends.onnxruntime import CpuDevice
 
 
 class ReplayedNoise:
@@ -36,3 +42,30 @@ class GivenEstimate:
         """A call that writes the estimate."""
         del inputs
         return lambda: self.device.write(outputs["estimate"], self.estimate)
+
+
+def unit_picture(picture: NDArray[Any]) -> NDArray[np.float32]:
+    """(H, W, 3) uint8 -> (1, 3, H, W) in [0, 1]."""
+    return np.ascontiguousarray(np.moveaxis(picture, 2, 0)[None] / np.float32(255.0), np.float32)
+
+
+def on_both(
+    stages: Mapping[str, Stage],
+    sizes: Mapping[str, int],
+    scratch: Path,
+    run: Callable[[Any, Mapping[str, Network]], float],
+) -> tuple[float, float]:
+    """What `run` makes of a device and its networks: in eager PyTorch, and exported on ONNX Runtime.
+
+    Args:
+        stages: The networks, by name.
+        sizes: Of what each is traced with, the side of its images or latents.
+        scratch: A folder for the exported graphs.
+        run: Takes a device and the networks on it; returns the largest error.
+    """
+    eager = run(EagerDevice(), {name: EagerNetwork(stage) for name, stage in stages.items()})
+    cpu, exported = CpuDevice(), dict[str, Network]()
+    for name, stage in stages.items():
+        graph, _ = export_graph(stage, stage.examples(sizes[name]), stage.outputs, scratch / f"{name}.onnx")
+        exported[name] = cpu.load_graph(graph)
+    return eager, run(cpu, exported)

@@ -244,7 +244,7 @@ def _spread(bundle: Bundle, preset: manifest.Preset) -> manifest.Preset:
         if sampler.steps is not None:
             return sampler.model_copy(update={"steps": QUICK_STEPS})
         first = respace(schedule, sampler.spacing).timesteps[int(sampler.start) - 1]  # that its first call is told
-        grid = {"spacing": "time", "start": float(first), "steps": QUICK_STEPS, "matched": False}
+        grid = {"spacing": "time", "start": float(first), "steps": QUICK_STEPS, "matched": False, "stop": 0}
         return sampler.model_copy(update=grid)
 
     return few(preset).model_copy(update={"stages": {name: few(one) for name, one in preset.stages.items()}})

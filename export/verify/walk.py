@@ -59,7 +59,7 @@ def walk(bundle: Bundle, plan: Plan, reference: Reference, batch: int) -> Iterat
             # A picture stands for whatever the networks before made of one: random ones would have x0 clipped all over.
             picture = stage.shape == plan.inputs[DEGRADED]
             source = 2.0 * values[DEGRADED] - 1.0 if picture else values[stage.source]
-            draws = [np.stack(list(_draws(stage.shape, batch, k))) for k in (1, 2)]
+            draws = [np.stack(list(_draws(shape, batch, k))) for k, shape in ((1, stage.shape), (2, stage.noise))]
             x = np.float32(stage.table.signal) * source + np.float32(stage.table.noise) * draws[0]
             inputs = {"x": x if stage.diffuse else source, "h1": source, "h2": source, "t": t, "row": rows}
             inputs |= {"noise": draws[1]} | {name: values[value] for name, value in stage.conditions.items()}

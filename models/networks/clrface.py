@@ -90,3 +90,6 @@ def clrface_recoverer(
         )
     distance = IdentityDistance(IResNet(**recognizer), image_size=decoder.resolution, autoencoder=decoder, crop=crop)
     return IdentityRecovery(UNet(**{**irn, **given}), distance)
+
+
+ARCHITECTURES = {"identity": identity_guide, "clrface-guide": clrface_guide, "clrface-recoverer": clrface_recoverer}

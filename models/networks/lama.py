@@ -248,3 +248,6 @@ def _ratios(init: Options, down: Options, resnet: Options, levels: int) -> list[
     if init["ratio_gout"] != down["ratio_gin"] or (levels > 1 and down["ratio_gin"] != down["ratio_gout"]):
         raise ValueError("init_conv_kwargs' ratio_gout and downsample_conv_kwargs' ratios must be equal")
     return [*[down["ratio_gin"]] * levels, resnet["ratio_gin"]]
+
+
+ARCHITECTURES = {"lama": LaMa}

@@ -39,3 +39,24 @@ def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
     near = (1.5 * distance - 2.5) * distance**2 + 1.0
     far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
     return np.asarray(np.where(distance < 1.0, near, np.where(distance < 2.0, far, 0.0)))
+
+
+def mirrored_matrix(source: int, target: int) -> NDArray[np.float64]:
+    """(target, source) float64: as `resize_matrix`, bicubic, of an image that is mirrored beyond its edges.
+
+    Args:
+        source: Pixels a side.
+        target: Pixels a side of the result.
+
+    Returns:
+        The weights of each of the result's pixels; each row sums to 1.
+    """
+    scale = source / target
+    reach = int(np.ceil(2.0 * max(scale, 1.0))) + 1
+    there = np.arange(-reach, source + reach)
+    centres = (np.arange(target) + 0.5) * scale - 0.5
+    weights = _cubic(np.abs(there[None, :] - centres[:, None]) / max(scale, 1.0))
+    folded = there % (2 * source)
+    matrix = np.zeros((source, target))
+    np.add.at(matrix, np.where(folded < source, folded, 2 * source - 1 - folded), weights.T)
+    return np.asarray((matrix / weights.sum(axis=1)).T)

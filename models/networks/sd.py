@@ -190,3 +190,6 @@ def _diffusers() -> ModuleType:
             f"{install_command('sd')}"
         ) from error
     return diffusers
+
+
+ARCHITECTURES = {"vae-encoder": vae_encoder, "vae-decoder": vae_decoder, "sd-unet": unet}

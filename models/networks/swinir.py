@@ -261,3 +261,6 @@ class SwinIR(nn.Module):
             if isinstance(module, nn.Conv2d | nn.Linear) and module is not last:
                 module.to(dtype)
         return self
+
+
+ARCHITECTURES = {"swinir": SwinIR}

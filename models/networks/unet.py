@@ -354,3 +354,6 @@ class UNet(nn.Module):
     def torso(self) -> Iterator[nn.Module]:
         for part in (self.input_blocks, self.middle_block, self.output_blocks):
             yield from part.modules()
+
+
+ARCHITECTURES = {"unet": UNet}

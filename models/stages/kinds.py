@@ -1,51 +1,22 @@
 """Every kind of network that a bundle may hold, by the name that its manifest gives it."""
 
+import inspect
 from typing import Any
 
 from torch import nn
 
-from bfr.models.stages.guide import DecodeStage, EmbedStage, EncodeStage, GuideStage, RecoverStage
-from bfr.models.stages.osdface import LatentDecodeStage, LatentEncodeStage, PromptStage
-from bfr.models.stages.pgdiff import ReferenceStage, ReferenceStep, SmoothStep
+from bfr.models.discover import modules
 from bfr.models.stages.stage import Stage
-from bfr.models.stages.step import (
-    ConcatStep,
-    ConditionerStage,
-    ContextStep,
-    EstimatorStage,
-    InpaintStage,
-    KnownStep,
-    LearnedVarianceStep,
-    LinearStep,
-    ResizeStage,
-)
 from bfr.runtime.errors import BundleInvalid
 
 STAGES: dict[str, type[Stage]] = {
     stage.kind: stage
-    for stage in (
-        EstimatorStage,
-        InpaintStage,
-        LinearStep,
-        ConcatStep,
-        ContextStep,
-        KnownStep,
-        LearnedVarianceStep,
-        ConditionerStage,
-        ResizeStage,
-        GuideStage,
-        EmbedStage,
-        EncodeStage,
-        RecoverStage,
-        DecodeStage,
-        LatentEncodeStage,
-        PromptStage,
-        LatentDecodeStage,
-        SmoothStep,
-        ReferenceStage,
-        ReferenceStep,
-    )
+    for module in modules("bfr.models.stages")
+    if module.__name__ != __name__
+    for stage in vars(module).values()
+    if inspect.isclass(stage) and issubclass(stage, Stage) and hasattr(stage, "kind")
 }
+"""The classes in the modules of `bfr.models.stages` that say their kind."""
 
 
 def make_stage(kind: str, network: nn.Module, options: dict[str, Any]) -> Stage:

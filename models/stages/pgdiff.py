@@ -171,3 +171,6 @@ class ReferenceStep(SmoothStep):
 def _shifted(mean: Tensor, gradient: Tensor, log_variance: Tensor, strength: Tensor) -> Tensor:
     """The mean of the next state, moved as Sohl-Dickstein et al. (arXiv 1503.03585) condition it."""
     return mean - strength[:, None, None, None] * torch.exp(log_variance) * gradient
+
+
+ARCHITECTURES = {"partial-guidance": partial_guidance}

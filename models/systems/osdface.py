@@ -10,9 +10,10 @@ from bfr.models.networks.sd import SD21_UNET, SD21_VAE
 from bfr.models.systems.system import NetworkSpec, SystemSpec
 from bfr.models.weights.fetch import Download
 from bfr.models.weights.osdface import LICENCE, SOURCES, import_osdface
-from bfr.runtime.bundle.manifest import Denoise, Estimate, NoiseSchedule, Preset
+from bfr.runtime.bundle.manifest import Denoise, Estimate, NoiseSchedule, Pixels, Preset
 
 TIMESTEP = 399
+PUBLISHED_PIXELS = Pixels(resize="corners", rounding="down", size="network")
 STAGES = (
     Estimate(name="encode", network="encoder"),
     Estimate(name="prompt", network="embedder"),
@@ -47,7 +48,10 @@ OSDFACE = SystemSpec(
     networks=networks(SD21_UNET, SD21_VAE, VISUAL_EMBEDDER, tokens=77, latent=64),
     stages=STAGES,
     result="restored",
-    presets={"reference": Preset(solver="ddim", spacing="time", start=TIMESTEP, steps=1)},
+    presets={
+        "reference": Preset(solver="ddim", spacing="time", start=TIMESTEP, steps=1),
+        "published": Preset(solver="ddim", spacing="time", start=TIMESTEP, steps=1, pixels=PUBLISHED_PIXELS),
+    },
     licence=LICENCE,
     schedule=NoiseSchedule(timesteps=1000, beta_start=0.00085, beta_end=0.012, betas="scaled-linear"),
     sources=SOURCES,

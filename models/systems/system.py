@@ -8,14 +8,7 @@ from typing import Any
 from torch import nn
 from typing_extensions import Self
 
-from bfr.models.networks.clrface import clrface_guide, clrface_recoverer, identity_guide
-from bfr.models.networks.lama import LaMa
-from bfr.models.networks.osdface import VisualEmbedder
-from bfr.models.networks.sd import unet, vae_decoder, vae_encoder
-from bfr.models.networks.swinir import SwinIR
-from bfr.models.networks.unet import UNet
-from bfr.models.networks.vqgan import VQModel
-from bfr.models.stages.pgdiff import partial_guidance
+from bfr.models.discover import modules
 from bfr.models.weights.fetch import Download
 from bfr.runtime.bundle.manifest import (
     Denoise,
@@ -28,22 +21,10 @@ from bfr.runtime.bundle.manifest import (
     Preset,
 )
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
-    "unet": UNet,
-    "swinir": SwinIR,
-    "lama": LaMa,
-    "none": nn.Identity,
-    "vqmodel": VQModel,
-    "identity": identity_guide,
-    "clrface-guide": clrface_guide,
-    "clrface-recoverer": clrface_recoverer,
-    "vae-encoder": vae_encoder,
-    "vae-decoder": vae_decoder,
-    "visual-embedder": VisualEmbedder,
-    "sd-unet": unet,
-    "partial-guidance": partial_guidance,
-}
-"""What builds a network from the parameters that its bundle's manifest holds."""
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"none": nn.Identity}
+for _module in (*modules("bfr.models.networks"), *modules("bfr.models.stages")):
+    ARCHITECTURES |= getattr(_module, "ARCHITECTURES", {})
+"""What builds a network from the parameters in its manifest: what the modules of networks and stages declare."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,7 +147,7 @@ class Bundle:
                     f"preset {name!r} is spaced in {stored['spacing']!r}, and its start means something else in "
                     f"{spacing!r}: give start as well, a timestep for {', '.join(GRIDS)}, an index for others"
                 )
-            stored["steps"], stored["adapt"] = None, None
+            stored["steps"], stored["adapt"], stored["stop"] = None, None, 0
         solver = SOLVERS.get(overrides.get("solver", stored["solver"]))
         if solver is None or not solver.with_eta:
             stored["eta"] = 0.0

@@ -196,6 +196,18 @@ class Adapt(Model):
     most: Annotated[float, Field(gt=0)]
 
 
+class Pixels(Model):
+    """How images become what the networks read, and results become images; the defaults are `bfr`'s own.
+
+    resize: of images of another size, antialiased bicubic, or bilinear between the corners' centres. rounding: of
+    results to levels. size: of results, that of the image or of the networks.
+    """
+
+    resize: Literal["bicubic", "corners"] = "bicubic"
+    rounding: Literal["nearest", "down"] = "nearest"
+    size: Literal["image", "network"] = "image"
+
+
 class Sampler(Model):
     """What solves, where the denoiser is called, and how far the truncation goes.
 
@@ -203,6 +215,7 @@ class Sampler(Model):
     the number of calls. `time`, `log-snr` and `quadratic` are grids; `start` is then the timestep that the estimate is
     diffused to, any real number of the training schedule's, and `steps` the number of calls.
     solver: None for a system without a loop.
+    stop: of a respacing, the index of the last call, whose x0 is the result.
     matched: of a respacing, whether the start is diffused to the timestep of the first call or one index beyond it, as
     published; a grid always is. adapt: of a grid, lets the start depend on the image.
     See `bfr.runtime.diffusion.solvers.step_table`.
@@ -213,6 +226,7 @@ class Sampler(Model):
     start: float = 100
     steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
     eta: float = 0.0
+    stop: Annotated[int, Field(ge=0)] = 0
     matched: bool = False
     adapt: Adapt | None = None
 
@@ -221,14 +235,15 @@ class Sampler(Model):
         """How often the denoiser is called for one image."""
         if self.solver is None:
             return 0
-        return int(self.start) if self.steps is None else self.steps
+        return int(self.start) - self.stop if self.steps is None else self.steps
 
     def __str__(self) -> str:
         """In words: `ddim, 100 of ddim250, eta 0.5` or `dpmpp-2m, 10 steps from t = 396, spaced in log-snr`."""
         if self.solver is None:
             return "no loop"
         if self.steps is None:
-            where = f"{self.calls} of {self.spacing}{' matched' * self.matched}"
+            stop = f" down to {self.stop}" if self.stop else ""
+            where = f"{self.calls} of {self.spacing}{stop}{' matched' * self.matched}"
         else:
             where = f"{self.steps} step{'s' * (self.steps > 1)} from t = {self.start:g}, spaced in {self.spacing}"
         adapted = f", adapted between {self.adapt.least:g} and {self.adapt.most:g}" if self.adapt else ""
@@ -236,7 +251,7 @@ class Sampler(Model):
 
     def shortened(self, calls: int) -> Self:
         """The same sampler with `calls` calls: of a respacing, a lower start."""
-        return self.model_copy(update={"start": calls} if self.steps is None else {"steps": calls})
+        return self.model_copy(update={"start": calls + self.stop} if self.steps is None else {"steps": calls})
 
 
 class Preset(Sampler):
@@ -244,11 +259,13 @@ class Preset(Sampler):
 
     guidance: the strength of guidance in the place of the stages' own; 0 leaves it out.
     weight: what a network with a fidelity weight reads, in the place of the manifest's.
+    pixels: how images are read and written, as a system's authors do where they do otherwise.
     """
 
     stages: dict[str, Sampler] = {}
     guidance: Annotated[float, Field(ge=0)] | None = None
     weight: float | None = None
+    pixels: Pixels = Pixels()
 
     def __str__(self) -> str:
         own = "".join(
@@ -256,6 +273,7 @@ class Preset(Sampler):
             for name, value in (("guidance", self.guidance), ("weight", self.weight))
             if value is not None
         )
+        own += "".join(f", {name} {value}" for name, value in self.pixels.model_dump(exclude_defaults=True).items())
         return "; ".join([super().__str__() + own, *(f"{name}: {one}" for name, one in self.stages.items())])
 
     def sampler(self, stage: str) -> Sampler:

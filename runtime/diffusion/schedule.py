@@ -120,7 +120,9 @@ def _spread(steps: int, count: int) -> NDArray[np.int64]:
     return np.array(kept, dtype=np.int64)
 
 
-def route(schedule: Schedule, spacing: str, start: float, *, steps: int | None = None, matched: bool = False) -> Route:
+def route(
+    schedule: Schedule, spacing: str, start: float, *, steps: int | None = None, matched: bool = False, stop: int = 0
+) -> Route:
     """The calls of a truncated loop.
 
     spacing: a respacing (see `respace`): the start is diffused to index `start`, N, of the kept timesteps, and the loop
@@ -131,9 +133,12 @@ def route(schedule: Schedule, spacing: str, start: float, *, steps: int | None =
     matched: of a respacing, diffuse to index N-1 instead, the one that the first call is told. At the published spacing
     and N the two are nearly the same; at wide spacings or a small N, noise that no call is told of would stay in the
     image.
+    stop: of a respacing, the index of the last call, whose x0 is the result: the loop calls indices N-1 .. stop.
     Raises InvalidOption where a number is out of its range.
     """
     if spacing in GRIDS:
+        if stop:
+            raise InvalidOption(f"stop {stop} goes with a respacing, as ddim250: spacing {spacing!r} ends at time 0")
         return _grid(schedule, spacing, start, steps)
     if steps is not None:
         raise InvalidOption(
@@ -147,10 +152,12 @@ def route(schedule: Schedule, spacing: str, start: float, *, steps: int | None =
             f"start {start:g} is out of range: spacing {spacing!r} allows whole numbers from 1 to {count}"
         )
     first = int(start) - 1
-    backwards, levels = slice(first, None, -1), np.append(kept.alpha_bar, 0.0)  # beyond the last one all is noise
+    if not 0 <= stop <= first:
+        raise InvalidOption(f"stop {stop} is out of range: start {start:g} allows whole numbers from 0 to {first}")
+    called, levels = slice(stop, first + 1), np.append(kept.alpha_bar, 0.0)  # beyond the last one all is noise
     return Route(
-        kept.timesteps[backwards].astype(np.float64),
-        kept.alpha_bar[backwards],
+        kept.timesteps[called][::-1].astype(np.float64),
+        kept.alpha_bar[called][::-1],
         float(levels[first if matched else first + 1]),
     )
 

@@ -78,15 +78,17 @@ def step_table(
     eta: float = 0.0,
     prediction: Prediction = "eps",
     matched: bool = False,
+    stop: int = 0,
 ) -> StepTable:
     """The table of a truncated loop.
 
-    schedule: the training schedule. spacing, start, steps, matched: where on it the denoiser is called, see `route`.
+    schedule: the training schedule. spacing, start, steps, matched, stop: where on it the denoiser is called, see
+    `route`.
     eta: 0 .. 1, the share of noise that each step adds: in DDIM 1 is as noisy as DDPM, in DPM-Solver++ 1 is its SDE
     form; 0 for the other solvers.
     Raises InvalidOption where a number is out of its range.
     """
-    calls = route(schedule, spacing, start, steps=steps, matched=matched)
+    calls = route(schedule, spacing, start, steps=steps, matched=matched, stop=stop)
     return StepTable(
         timesteps=calls.timesteps.astype(np.float32),
         rows=solver_rows(calls, solver, eta=eta, prediction=prediction).astype(np.float32),

@@ -43,7 +43,7 @@ class Batch:
         given: Mapping[str, Given] | None = None,
     ) -> None:
         """given: pictures for the system's other inputs, by name, one or None for each image."""
-        self.images, self.keys, self.seed, self.given = images, keys, seed, given or {}
+        self.images, self.keys, self.seed, self.given, self.pixels = images, keys, seed, given or {}, inputs.pixels
         self.prepared = [inputs.prepare(image, self.pictures(i)) for i, image in enumerate(images)]
 
     def launch(self, chain: Chain, on_step: OnStep | None) -> Launched:
@@ -69,7 +69,7 @@ class Batch:
 
     def _output(self, i: int, face: Float32) -> NDArray[Any]:
         """A result as the image came; where there is a mask, the known pixels are the image's own."""
-        image, result = self.images[i], to_output(face, self.images[i])
+        image, result = self.images[i], to_output(face, self.images[i], self.pixels)
         return keep_known(image, result, self.pictures(i).get("mask")) if "mask" in self.prepared[i] else result
 
     def pictures(self, i: int) -> dict[str, NDArray[Any] | None]:

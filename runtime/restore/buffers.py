@@ -1,10 +1,11 @@
 """The large buffers of a chain."""
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from math import prod
 
 from bfr.runtime.backends.device import Buffer, Device, Noise, own_array
-from bfr.runtime.restore.plan import Plan, Shape
+from bfr.runtime.restore.plan import Loop, Plan, Shape
 
 
 class Buffers:
@@ -12,7 +13,8 @@ class Buffers:
 
     The state of each loop alternates between two buffers, x0 goes round three (the new one and the two that the step
     reads), and noise between two: no call writes what it reads, and no call allocates. Loops whose states have one
-    shape share x0 and noise; a guided step's results stand in two more before they are guided.
+    shape share x0, those whose noise has one shape share noise; a guided step's results stand in two more before they
+    are guided.
     """
 
     def __init__(self, device: Device, plan: Plan, batch: int, noise: Noise | None = None) -> None:
@@ -40,12 +42,12 @@ class Buffers:
             self.x0 = {shape: tuple(array(shape) for _ in range(3)) for shape in shapes}
             self.unguided = {shape: (array(shape), array(shape)) for shape in shapes if shape in guided}
             self.noise: dict[Shape, Noise] = {}
-            self.draws = {shape: sum(loop.draws for loop in plan.loops if loop.shape == shape) for shape in shapes}
+            self.draws = draws_of(plan.loops)
             first = 0
-            for shape in shapes:
+            for shape, count in self.draws.items():
                 self.noise[shape] = noise or device.noise((batch, *shape), first)
                 owned.callback(self.noise[shape].close)
-                first += self.draws[shape]  # two streams of one image never hold the same numbers
+                first += count  # two streams of one image never hold the same numbers
             for loop in plan.loops:
                 self.values[loop.result] = self.x[loop.name][len(loop.table) % 2]
             self._owned = owned.pop_all()
@@ -54,16 +56,26 @@ class Buffers:
     def bytes(plan: Plan, batch: int) -> int:
         """What they take on a device: inputs arrive and results leave in buffers beside their own, noise has two."""
         loops = list(plan.loops)
-        counts = {loop.shape: 5 + 2 * any(o.guide for o in loops if o.shape == loop.shape) for loop in loops}
+        counts = {loop.shape: 3 + 2 * any(o.guide for o in loops if o.shape == loop.shape) for loop in loops}
         states = {loop.result for loop in loops}
         made = [shape for name, shape in plan.values.items() if name not in states]
         elements = sum(map(prod, made)) + sum(map(prod, plan.inputs.values())) + prod(plan.values[plan.result])
         elements += sum(count * prod(shape) for shape, count in counts.items()) + sum(2 * prod(o.shape) for o in loops)
+        elements += sum(2 * prod(shape) for shape in draws_of(loops))
         return 4 * batch * elements
 
     def close(self) -> None:
         """Give them back."""
         self._owned.close()
+
+
+def draws_of(loops: Iterable[Loop]) -> dict[Shape, int]:
+    """How many draws of noise the loops of a plan take, by shape."""
+    found: dict[Shape, int] = {}
+    for loop in loops:
+        for shape, count in loop.draws().items():
+            found[shape] = found.get(shape, 0) + count
+    return found
 
 
 class BatchView:

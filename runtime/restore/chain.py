@@ -86,13 +86,14 @@ class Chain:
             where = BatchView(device, self.buffers, batch)
             self.values = where.values
             self._stages: list[BoundNetwork | BoundLoop] = []
-            draws = dict.fromkeys(self.buffers.noise, 0)
+            taken = dict.fromkeys(self.buffers.noise, 0)
             for stage in plan.stages:
                 if isinstance(stage, Call):
                     self._stages.append(BoundNetwork(where, self.clock, networks, stage))
                 else:
-                    self._stages.append(BoundLoop(where, self.clock, networks, stage, constants, draws[stage.shape]))
-                    draws[stage.shape] += stage.draws
+                    self._stages.append(BoundLoop(where, self.clock, networks, stage, constants, taken))
+                    for shape, count in stage.draws().items():
+                        taken[shape] += count
             # A graph ends where the host has to decide.
             split = next(i for i, s in enumerate(self._stages) if isinstance(s, BoundLoop)) if plan.truncate else 0
             parts = [p for p in (self._stages[:split], self._stages[split:]) if p]

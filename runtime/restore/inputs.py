@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.backends.device import Float32
-from bfr.runtime.bundle.manifest import ImageInput
+from bfr.runtime.bundle.manifest import ImageInput, Pixels
 from bfr.runtime.errors import InvalidImage, InvalidOption
 from bfr.runtime.restore.pixels import full_scale, to_input
 from bfr.runtime.restore.plan import DEGRADED, WEIGHT
@@ -21,9 +21,22 @@ BICUBIC_SUPPORT = 2.0  # pixels to each side
 class ImageInputs:
     """How the inputs of a system are made from pictures."""
 
-    def __init__(self, system: str, size: int, others: Sequence[ImageInput], weight: float | None = None) -> None:
-        """size: of the sides, S. others: the manifest's inputs beside the degraded image. weight: where one is read."""
+    def __init__(
+        self,
+        system: str,
+        size: int,
+        others: Sequence[ImageInput],
+        weight: float | None = None,
+        pixels: Pixels = Pixels(),  # noqa: B008  (frozen)
+    ) -> None:
+        """size: of the sides, S. others: the manifest's inputs beside the degraded image. weight: where one is read.
+
+        pixels: how images are read and written. Raises InvalidOption where that and the inputs do not go together.
+        """
         self.system, self.size, self.others, self.weight = system, size, {one.name for one in others}, weight
+        self.pixels = pixels
+        if "mask" in self.others and pixels.size != "image":
+            raise InvalidOption(f"{system} keeps the pixels outside the mask, in the image's own size: leave size out")
 
     def check(self, count: int, given: Mapping[str, Given]) -> None:
         """Raise InvalidOption where the system has no such input, or the pictures are not one for each image."""
@@ -47,7 +60,7 @@ class ImageInputs:
         if "mask" in self.others:
             mask = mask_of(image, given.get("mask"))
             image = np.where(mask[:, :, None], image.dtype.type(0), image)  # what stands in the hole says nothing
-        made = {DEGRADED: to_input(image, self.size)}
+        made = {DEGRADED: to_input(image, self.size, self.pixels)}
         if self.weight is not None:
             made[WEIGHT] = np.array([self.weight], np.float32)
         if mask is not None:
@@ -56,7 +69,9 @@ class ImageInputs:
             made[DEGRADED][:, hole] = 0.0
         if "reference" in self.others:
             reference = given.get("reference")
-            made["reference"] = np.zeros_like(made[DEGRADED]) if reference is None else to_input(reference, self.size)
+            made["reference"] = (
+                np.zeros_like(made[DEGRADED]) if reference is None else to_input(reference, self.size, self.pixels)
+            )
         return made
 
 

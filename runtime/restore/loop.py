@@ -12,7 +12,7 @@ import numpy as np
 from bfr.runtime.backends.device import BoundCall, Buffer, Network, Stopwatch, own_array
 from bfr.runtime.diffusion.solvers import StepTable
 from bfr.runtime.restore.buffers import BatchView
-from bfr.runtime.restore.plan import Loop
+from bfr.runtime.restore.plan import Loop, Shape
 
 OnStep = Callable[[int, Buffer], None]
 """Called with the number of steps done, from 0, and the buffer of the state. May raise to stop the loop.
@@ -31,11 +31,11 @@ class BoundLoop:
         networks: Mapping[str, Network],
         spec: Loop,
         constants: ExitStack,
-        first_draw: int,
+        taken: Mapping[Shape, int],
     ) -> None:
-        """first_draw: the place of the loop's first draw in its stream of noise."""
+        """taken: how many draws of each stream of noise, by shape, the loops before this one take."""
         self.spec, self.device, self.clock = spec, where.device, clock
-        buffers, self.noise = where.buffers, where.buffers.noise[spec.shape]
+        buffers, self.noise = where.buffers, where.buffers.noise[spec.noise]
 
         def view(arrays: Sequence[Buffer]) -> list[Buffer]:
             return [where.view(array) for array in arrays]
@@ -51,9 +51,12 @@ class BoundLoop:
 
         self.source = where.values[spec.source]
         self.x, self.x0, noise = view(buffers.x[spec.name]), view(buffers.x0[spec.shape]), view(self.noise.buffers)
-        self._diffuse_draw = first_draw if spec.diffuse else None
-        self._step_draw = first_draw + (spec.diffuse is not None)  # that the first step adds
-        self._diffuse_noise = noise[first_draw % 2]
+        self._step_draw = taken[spec.noise]  # that the first step adds
+        self._diffuse_draw = None
+        if spec.diffuse is not None:
+            self._diffuse_draw, self._start = taken[spec.shape], where.buffers.noise[spec.shape]
+            self._diffuse_noise = where.view(self._start.buffers[self._diffuse_draw % 2])
+            self._step_draw += spec.noise == spec.shape
         self._levels, self._times = constant(2), [constant() for _ in spec.table.timesteps]
         self._rows = [constant(len(row)) for row in spec.table.rows]
         times, self._condition_calls = self._times, list[BoundCall]()
@@ -95,7 +98,7 @@ class BoundLoop:
         for history in self.x0[1:]:
             self.device.zero(history)  # 0 * NaN is NaN: a bad image must not outlive its batch
         if self._diffuse_draw is not None:
-            self.noise.ready(self._diffuse_draw)
+            self._start.ready(self._diffuse_draw)
             self.device.diffuse(self.source, self._diffuse_noise, self.x[0], self._levels)
             clock.mark(str(self.spec.diffuse))
         if on_step:

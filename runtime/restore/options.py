@@ -47,6 +47,11 @@ class SamplerOptions(Options):
         default=None, description="Start timestep. Lower keeps more of the input; higher generates more detail."
     )
     steps: int | None = Field(default=None, ge=1, description="Calls of the denoiser. More take longer.")
+    stop: int | None = Field(
+        default=None,
+        ge=0,
+        description="Index of the last call, of a respacing; its x0 is the result. Higher leaves detail out.",
+    )
     eta: float | None = Field(
         default=None, ge=0, le=1, description="Noise of each step: 0 is deterministic, 1 is DDPM's."
     )

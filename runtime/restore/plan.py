@@ -51,6 +51,7 @@ class Loop:
 
     diffuse: the name of that stage, None where the loop starts from the value `source` as it is. shape: of the state.
     strength: what a network with folded guidance reads, None for others. features: the conditioner's, 0 without one.
+    wide: the shape of the noise that a step reads, where that is not the state's: a step may add noise twice.
     """
 
     name: str
@@ -65,11 +66,17 @@ class Loop:
     conditioner: str | None = None
     features: int = 0
     guide: Guide | None = None
+    wide: Shape | None = None
 
     @property
-    def draws(self) -> int:
-        """How many draws of noise it takes: one to diffuse, one a step but for the last, which adds none."""
-        return (self.diffuse is not None) + len(self.table) - 1
+    def noise(self) -> Shape:
+        """The shape of the noise that a step reads."""
+        return self.wide or self.shape
+
+    def draws(self) -> dict[Shape, int]:
+        """How many draws of noise it takes, by shape: one to diffuse, one a step but for the last, which adds none."""
+        found = {} if self.diffuse is None else {self.shape: 1}
+        return found | {self.noise: found.get(self.noise, 0) + len(self.table) - 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +206,7 @@ def sampler_table(bundle: Bundle, preset: m.Preset, stage: m.Denoise | None = No
         steps=sampler.steps,
         eta=sampler.eta,
         matched=sampler.matched,
+        stop=sampler.stop,
         prediction=stage.prediction,
     )
 
@@ -233,6 +241,7 @@ def _loop(bundle: Bundle, preset: m.Preset, stage: m.Denoise, diffuse: m.Diffuse
         conditioner=stage.conditioner,
         features=features,
         guide=_guide(bundle, guidance, stage.guidance, table) if stage.guidance else None,
+        wide=next(_shape(tensor) for tensor in network.inputs if tensor.name == "noise"),
     )
 
 

@@ -72,7 +72,7 @@ class Restorer:
         self.batch, self.size = batch, bundle.manifest.image_size
         self.plan = make_plan(bundle, sampler)
         weight = bundle.manifest.weight if sampler.weight is None else sampler.weight
-        self.inputs = ImageInputs(bundle.manifest.system, self.size, bundle.manifest.inputs, weight)
+        self.inputs = ImageInputs(bundle.manifest.system, self.size, bundle.manifest.inputs, weight, sampler.pixels)
         self._networks = load_networks(bundle, device, self.precision) if networks is None else networks
         if bundle.manifest.batches:  # graphs that take one image, or few, at a time run as often as it takes
             self.batch = min(batch, max(bundle.manifest.batches))

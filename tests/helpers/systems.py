@@ -173,7 +173,8 @@ def osdface() -> SystemSpec:
         "groups": 4,
     }
     networks = osdface_networks(denoiser, vae, embedder, tokens=7, latent=16)
-    return replace(OSDFACE, name="tiny-osdface", image_size=SIZE, networks=networks)
+    presets = {"reference": OSDFACE.presets["reference"]}
+    return replace(OSDFACE, name="tiny-osdface", image_size=SIZE, networks=networks, presets=presets)
 
 
 def guided(stages: Any, strength: float) -> Any:
