@@ -1,0 +1,276 @@
+"""A server under mixed load and faults: `python -m bfr.benchmarks.end_to_end.faults --minutes 30 --out DIR`.
+
+Clients send portraits and photographs, jobs, and nonsense; some leave before they are answered. Every `--kill` seconds
+a worker is killed. Every answer is compared with the first one to the same request, given before the faults. Ends with
+status 1 for a wrong answer, an unexpected status, work that is left over, or growth. Linux only.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from bfr.benchmarks.end_to_end.endurance import growth
+from bfr.benchmarks.end_to_end.server_process import ServerProcess
+from bfr.benchmarks.end_to_end.serving import PROCESSES, Request, memory, portraits
+from bfr.benchmarks.environment import CpuWatch
+from bfr.benchmarks.publish import Command, Findings
+from bfr.benchmarks.tables import table
+
+FRONT_GROWTH = 0.05  # of the front's memory from the first half to the second; workers are new after each kill
+LOOKS = 60  # looks at memory in all
+IMPATIENT = (0.0, 0.05, 0.3, 1.0)  # seconds after which a client leaves
+NONSENSE = (
+    ({"mode": "aligned"}, "image/png", b"no image", 422),
+    ({"mode": "sideways"}, "image/png", b"x", 422),
+    ({"nonsense": "1"}, "image/png", b"x", 422),
+    ({}, "text/plain", b"x", 415),
+    ({}, "image/jpeg", b"", 422),
+)
+
+
+@dataclass(slots=True)
+class Seen:
+    """What clients saw. answers: kind of request and status, or the name of an error, -> how many."""
+
+    answers: Counter[tuple[str, str]] = field(default_factory=Counter)
+    unexpected: list[str] = field(default_factory=list)
+    wrong: int = 0
+    kills: int = 0
+    looks: list[dict[str, float]] = field(default_factory=list)
+
+    def note(self, kind: str, status: int | str, *expected: int) -> None:
+        """Count an answer; 503 is expected of every request."""
+        self.answers[kind, str(status)] += 1
+        if status not in (503, *expected):
+            self.unexpected.append(f"{kind}: {status}")
+
+
+class Traffic:
+    """The clients of one run."""
+
+    def __init__(self, server: ServerProcess, seconds: float) -> None:
+        """seconds: until all of them end."""
+        self.server, self.seen = server, Seen()
+        self.end = time.monotonic() + seconds
+        self.known: dict[Request, str] = {}
+
+    @property
+    def over(self) -> bool:
+        """Whether no further request is sent."""
+        return time.monotonic() >= self.end
+
+    async def learn(self, requests: list[Request]) -> None:
+        """Take the answers to come from a server without faults."""
+        async with self._line() as line:
+            for one in requests:
+                self.known[one] = _digest((await self._send(line, one)).raise_for_status().content)
+
+    async def restore(self, kind: str, requests: list[Request]) -> None:
+        """A client that sends one request after the other."""
+        async with self._line() as line:
+            for k in count():
+                if self.over:
+                    return
+                one = requests[k % len(requests)]
+                try:
+                    answer = await self._send(line, one)
+                except httpx2.HTTPError as error:
+                    self.seen.note(kind, type(error).__name__)
+                    continue
+                self.seen.note(kind, answer.status_code, 200)
+                if answer.status_code == 503:
+                    await asyncio.sleep(float(answer.headers["retry-after"]))
+                elif answer.status_code == 200:
+                    self.seen.wrong += _digest(answer.content) != self.known[one]
+
+    async def leave(self, requests: list[Request]) -> None:
+        """A client that does not wait for its answers."""
+        for k in count():
+            if self.over:
+                return
+            async with self._line() as line:
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._send(line, requests[k % len(requests)]), IMPATIENT[k % len(IMPATIENT)])
+            self.seen.answers["left early", ""] += 1
+            await asyncio.sleep(0.5)
+
+    async def confuse(self) -> None:
+        """A client whose requests are to be refused."""
+        async with self._line() as line:
+            for k in count():
+                if self.over:
+                    return
+                query, kind, body, status = NONSENSE[k % len(NONSENSE)]
+                answer = await line.post("/restore", content=body, params=query, headers={"Content-Type": kind})
+                self.seen.note("nonsense", answer.status_code, status)
+                await asyncio.sleep(0.5)
+
+    async def work(self, one: Request) -> None:
+        """A client that sends jobs, fetches their results and deletes them."""
+        async with self._line() as line:
+            while not self.over:
+                answer = await self._send(line, one, "/jobs")
+                self.seen.note("job", answer.status_code, 202)
+                if answer.status_code == 503:
+                    await asyncio.sleep(float(answer.headers["retry-after"]))
+                    continue
+                where = answer.headers["location"]
+                while (state := (await line.get(where)).json()["state"]) in ("queued", "running"):
+                    await asyncio.sleep(0.5)
+                if state != "done":
+                    self.seen.unexpected.append(f"job: {state}")
+                else:
+                    self.seen.wrong += _digest((await line.get(f"{where}/result")).content) != self.known[one]
+                await line.delete(where)
+
+    async def kill(self, every: float) -> None:
+        """Kill a worker now and then."""
+        while time.monotonic() + every < self.end:
+            await asyncio.sleep(every)
+            for pid in self.server.workers()[:1]:
+                os.kill(pid, signal.SIGKILL)
+                self.seen.kills += 1
+
+    async def look(self, every: float) -> None:
+        """Note memory and open files of the server's processes."""
+        begin = time.monotonic()
+        while not self.over:
+            files = len(list(Path(f"/proc/{self.server.process.pid}/fd").iterdir()))
+            found = {"second": round(time.monotonic() - begin, 1), **memory(self.server), "front_files": files}
+            self.seen.looks.append(found)
+            await asyncio.sleep(every)
+
+    def _line(self) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(base_url=self.server.url, timeout=600, verify=False)  # plain HTTP
+
+    async def _send(self, line: httpx2.AsyncClient, one: Request, path: str = "/restore") -> Any:
+        headers = {"Content-Type": one.media_type}
+        return await line.post(path, content=one.body, params=dict(one.query), headers=headers)
+
+
+def measure(args: argparse.Namespace) -> Findings:
+    """Run the server and its clients; figures and Markdown."""
+    others = CpuWatch()
+    photograph = Request(args.photograph.read_bytes(), "image/jpeg", (("preset", args.preset),))
+    with tempfile.TemporaryDirectory() as home:
+        flags = ["--preset", args.preset, "--jobs", str(Path(home) / "jobs"), "--queue", str(2 * args.clients)]
+        server = ServerProcess(Path(home), *flags)
+        try:
+            size = httpx2.get(f"{server.url}/info").json()["image_size"]
+            traffic = Traffic(server, 60 * args.minutes)
+            asyncio.run(_drive(traffic, portraits(size, args.preset), photograph, args))
+            left = _left_over(server)
+            restarts = server.metric("bfr_worker_restarts_total")
+            status = server.stop()
+        finally:
+            server.kill()
+    seen = traffic.seen
+    settled = seen.looks[len(seen.looks) // 5 :]  # the first fifth is the warm-up
+    grown = {name: growth([look[name] for look in settled]) for name in (*PROCESSES, "front_files")}
+    faults = [
+        *seen.unexpected,
+        *([f"{seen.wrong} wrong answers"] if seen.wrong else []),
+        *([f"left over: {left}"] if left else []),
+        *([f"{seen.kills} kills and {restarts:g} restarts"] if seen.kills != restarts else []),
+        *([f"exit status {status}"] if status else []),
+        *([f"the front's memory grew by {grown['front']:.1%}"] if grown["front"] > FRONT_GROWTH else []),
+    ]
+    figures = {
+        "minutes": args.minutes,
+        "answers": {f"{kind} {status}".strip(): number for (kind, status), number in sorted(seen.answers.items())},
+        "kills": seen.kills,
+        "faults": faults,
+        "memory": seen.looks,
+        "growth": grown,
+        "others_cores": others.others(),
+    }
+    return figures, as_markdown(figures)
+
+
+async def _drive(traffic: Traffic, faces: list[Request], photograph: Request, args: argparse.Namespace) -> None:
+    await traffic.learn([*faces, photograph])
+    traffic.end = time.monotonic() + 60 * args.minutes
+    await asyncio.gather(
+        *(traffic.restore("portrait", faces[k:] + faces[:k]) for k in range(args.clients)),
+        traffic.restore("photograph", [photograph]),
+        traffic.leave([*faces, photograph]),
+        traffic.confuse(),
+        traffic.work(photograph),
+        traffic.kill(args.kill),
+        traffic.look(60 * args.minutes / LOOKS),
+    )
+
+
+def _left_over(server: ServerProcess, seconds: float = 60.0) -> dict[str, float]:
+    """What is in flight although nobody waits for anything, once it had time to end."""
+    names = ("bfr_requests_in_flight", "bfr_faces_in_flight", "bfr_faces_waiting", "bfr_body_bytes", "bfr_jobs")
+    end = time.monotonic() + seconds
+    server.wait_ready()
+    while (left := {name: value for name in names if (value := server.metric(name))}) and time.monotonic() < end:
+        time.sleep(0.5)
+    return left
+
+
+def _digest(content: bytes) -> str:
+    return sha256(content).hexdigest()
+
+
+def as_markdown(figures: dict[str, Any]) -> str:
+    """The tables and what they say."""
+    looks, faults = figures["memory"], figures["faults"]
+    picked = [looks[round(i * (len(looks) - 1) / 6)] for i in range(7)]
+    columns = (*PROCESSES, "front_files")
+    rows = [[f"{one['second'] / 60:.1f}", *(f"{one[name]:.0f}" for name in columns)] for one in picked]
+    grown = ", ".join(f"{name.replace('_', ' ')} {value:+.1%}" for name, value in figures["growth"].items())
+    lines = [
+        f"# A server under faults for {figures['minutes']:g} minutes",
+        "",
+        f"{figures['kills']} times a worker was killed. Other processes of the machine held "
+        f"{figures['others_cores']:.1f} cores. "
+        + ("Every answer was the right one or a 503, and nothing grew." if not faults else "FAULTS:"),
+        *(f"- {fault}" for fault in faults[:20]),
+        "",
+        *table(["answer", "number"], [[name, str(number)] for name, number in figures["answers"].items()]),
+        "",
+        f"Resident MiB, and open files of the front. The largest of the second half against the first half, the first "
+        f"fifth left out: {grown}.",
+        "",
+        *table(["minute", *(name.replace("_", " ") for name in columns)], rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    command = Command("bfr.benchmarks.end_to_end.faults", __doc__)
+    command.add_argument("--minutes", type=float, default=30.0)
+    command.add_argument("--kill", type=float, default=60.0, help="seconds between two kills of a worker")
+    command.add_argument("--photograph", type=Path, default=Path("docs/images/photograph.jpg"), help="a JPEG")
+    command.add_argument("--preset", default="fast")
+    command.number("--clients", 4, "that send portraits")
+    failed = False
+
+    def call(args: argparse.Namespace) -> Findings:
+        nonlocal failed
+        figures, markdown = measure(args)
+        failed = bool(figures["faults"])
+        return figures, markdown
+
+    return command.run(arguments, call) or int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
