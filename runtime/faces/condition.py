@@ -1,4 +1,4 @@
-"""How good an aligned face is already: how sharp at the crop's scale, how noisy and grainy, and how blocky from JPEG."""
+"""How good an aligned face is already: how sharp at the crop's scale, how noisy or grainy, how blocky from JPEG."""
 
 from dataclasses import dataclass
 from functools import lru_cache

@@ -19,6 +19,7 @@ TEMPLATE_SIZE = 512
 TEMPLATE = np.array([(192.98, 239.95), (318.90, 240.19), (256.63, 314.02), (201.26, 371.41), (313.09, 371.15)])
 """Where FFHQ's alignment puts the five landmarks in a crop of 512: DifFace and its family were trained so."""
 OUTSIDE = np.array([132, 133, 135])  # RGB of a crop that holds nothing of the photograph
+LOBES, CUTOFF = 3, 1.15  # of the Lanczos filter; at this cutoff, of the target's own, white noise keeps its power
 _log = logging.getLogger(__name__)
 
 
@@ -70,6 +71,13 @@ def select_faces(
         _log.warning("%d faces were found: the %d surest are restored; raise --max-faces for more", len(wanted), most)
         wanted = sorted(wanted, key=lambda face: -face.score)[:most]
     return sorted(wanted, key=lambda face: tuple(face.box))
+
+
+def moved(face: Face, matrix: Matrix) -> Face:
+    """The same face in another image. matrix: takes points of its image there; turns are by quarters."""
+    corners = transform(matrix, face.box.reshape(2, 2))
+    box = np.concatenate([corners.min(axis=0), corners.max(axis=0)]).astype(np.float32)
+    return Face(box, transform(matrix, face.landmarks).astype(np.float32), face.score)
 
 
 def template(size: int) -> Matrix:
@@ -160,6 +168,22 @@ def warp(pixels: NDArray[Any], matrix: Matrix, size: tuple[int, int], border: in
         pixels = cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA)
         matrix = compose(matrix, resizing(smaller, (width, height)))
     return cv2.warpAffine(pixels, matrix, size, flags=cv2.INTER_CUBIC, borderMode=border)
+
+
+def reduced(pixels: NDArray[np.float32], matrix: Matrix, size: tuple[int, int]) -> NDArray[np.float32]:
+    """As `warp`, beyond the edge as at it, and sharper where the image becomes smaller: by a Lanczos filter.
+
+    What `crop_face` has enlarged comes back within 0.7 levels; averaging, which is quicker, loses 2.4.
+    """
+    smaller = CUTOFF * scale_of(matrix)
+    if smaller < 1.0:
+        taps = ceil(LOBES / smaller)
+        at = np.arange(-taps, taps + 1) * smaller
+        kernel = np.where(np.abs(at) < LOBES, np.sinc(at) * np.sinc(at / LOBES), 0)
+        kernel = (kernel / kernel.sum()).astype(np.float32)
+        pixels = np.asarray(cv2.sepFilter2D(pixels, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE), np.float32)
+    found = cv2.warpAffine(pixels, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(found, np.float32)
 
 
 def rectangle(

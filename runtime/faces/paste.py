@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.faces.geometry import Matrix, compose, inverse, rectangle, resizing, scale_of, transform, warp
+from bfr.runtime.faces.geometry import Matrix, compose, inverse, rectangle, reduced, resizing, scale_of, transform, warp
 from bfr.runtime.faces.mask import FACE, head_mask
 from bfr.runtime.faces.options import Detail
 
@@ -17,6 +17,8 @@ REACH, SMOOTH = 12, 1.5  # of 128 cells a side: how far around a place its range
 FLOOR = 0.2  # the share of places in a face with the least fine detail: what they have is the photograph's noise
 EXCESS = 1.5  # fine detail is kept by how far its power exceeds so many times the noise's
 SEEN = 4.0  # levels of 255: noise well below this is kept, as nobody sees it and detail goes with it
+ROUNDING = 0.25  # squared levels of 255: what rounding and resampling leave of a smooth picture, which is no detail
+KEPT = 0.8  # the share of fine detail that is right in a JPEG; in others losing the rest is not seen
 
 Float32 = NDArray[np.float32]
 Rectangle = tuple[int, int, int, int]
@@ -91,8 +93,8 @@ def paste_faces(
         detail: See `PhotoOptions.detail`.
     """
     height, width = photograph.shape[:2]
-    reduced = resizing((width, height), (width // upscale, height // upscale))
-    crops = [compose(patch.matrix, reduced) for patch in patches]  # enlarged photograph -> crop
+    back = resizing((width, height), (width // upscale, height // upscale))
+    crops = [compose(patch.matrix, back) for patch in patches]  # enlarged photograph -> crop
     places = [_place(patch, matrix, photograph.shape) for matrix, patch in zip(crops, patches, strict=True)]
     top = np.iinfo(photograph.dtype).max
     near = [[k for k, other in enumerate(places) if _touch(place, other)] for place in places]  # itself among them
@@ -157,14 +159,14 @@ def _face(
     top: the level of white.
     """
     local = _local(matrix, place)
-    face = warp(restored, local, _size(place), cv2.BORDER_REPLICATE)
+    face = reduced(restored, local, _size(place))
     if detail == "crop":
-        return np.asarray(face, np.float32)
+        return face
     size = restored.shape[:2]
     coarse = warp(part, inverse(local), (size[1], size[0]), cv2.BORDER_REFLECT_101)
     fine = part - warp(coarse, local, _size(place), cv2.BORDER_REPLICATE)
     if detail == "auto":
-        fine *= _above_noise(fine, weight, SEEN * top / 255)[..., None]
+        fine *= _above_noise(fine, weight, top / 255)[..., None]
     return np.asarray(face + fine, np.float32)
 
 
@@ -180,15 +182,18 @@ def _place(patch: Patch, matrix: Matrix, shape: tuple[int, ...]) -> Rectangle:
     return rectangle(matrix, patch.size, shape, (left, top, right, bottom))
 
 
-def _above_noise(fine: Float32, weight: Float32, seen: float) -> Float32:
-    """The share of fine detail to keep, (h, w): Wiener's, of a noise as strong as in the face's smoothest places."""
+def _above_noise(fine: Float32, weight: Float32, level: float) -> Float32:
+    """The share of fine detail to keep, (h, w): Wiener's, of a noise as strong as in the face's smoothest places.
+
+    level: of 255, in those of the picture.
+    """
     power = cv2.boxFilter(cv2.transform(fine * fine, np.full((1, 3), 1 / 3, np.float32)), -1, (9, 9))
     inside = power[::3, ::3][weight[::3, ::3] > 0.5]
     if not inside.size:
         return np.zeros_like(power)
     noise = float(np.quantile(inside, FLOOR))
-    excess = EXCESS * noise / (noise + seen**2)
-    return np.clip(1 - excess * noise / np.maximum(power, np.finfo(np.float32).tiny), 0, 1)
+    lost = max(EXCESS * noise * noise / (noise + (SEEN * level) ** 2), ROUNDING * level**2)
+    return np.asarray(KEPT * (1 - lost / np.maximum(power, lost)), np.float32)
 
 
 def _weight_among(faces: list[tuple[Patch, Matrix, Rectangle]], own: int) -> Float32:

@@ -189,7 +189,7 @@ class TestDetail:
                 for detail in ("auto", "photo", "crop")
             }
             assert lines["crop"] < 160  # averaged away
-            assert lines["auto"] > 215
+            assert lines["auto"] > lines["crop"] + 0.75 * (230 - lines["crop"])
             assert lines["photo"] > 225
 
     def test_it_is_the_enlarged_photographs_own(self) -> None:
