@@ -265,12 +265,13 @@ def print_report(
     _say_some([f"warning: {one_line(source)}: {note}" for source, note in noted], table)
     _say_some([f"passed over: {one_line(one['source'])}: {one['reason']}" for one in passed], table)
     if faceless := [entry.source for entry in report.entries if entry.status == "no face"]:
-        better = (
-            "" if report.settings.get("detector") == "yunet" else ", or run `bfr fetch yunet` for a better detector"
-        )
+        detector = "" if report.settings.get("detector") == "yunet" else "run `bfr fetch yunet` for a better detector, "
         names = ", ".join(map(one_line, faceless[:3])) + (f" and {len(faceless) - 3} more" if faceless[3:] else "")
         kept = "it was kept as it is" if len(faceless) == 1 else "they were kept as they are"
-        say(f"no face was found in {names}: {kept}. If there is one, turn the picture upright{better}")
+        say(
+            f"no face was found in {names}, in none of four turns: {kept}. If there is one, {detector}cut the picture "
+            "to it, or use --aligned for a picture that is a face and nothing else"
+        )
     if tell is not None:
         tell(summary(report, out, done=done))
 

@@ -14,13 +14,15 @@ from bfr.runtime.errors import InvalidImage
 from bfr.runtime.faces.background import Background, Lanczos, enlarge, open_background
 from bfr.runtime.faces.condition import Condition, measure_condition
 from bfr.runtime.faces.detect import Detector, open_detector
-from bfr.runtime.faces.geometry import Face, Matrix, alignment, crop_face, select_faces
+from bfr.runtime.faces.geometry import Face, Matrix, alignment, crop_face, moved, select_faces
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.paste import Patch, make_patch, paste_faces, to_grey
 from bfr.runtime.images.decode import MAX_PIXELS, Image, read_image
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.restore.pipeline import FaceRestorer
 from bfr.runtime.restore.restorer import DEFAULT_SEED
+
+SURE = 0.7  # score of a face for which no turn is looked at, and of one in a turned photograph
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,19 +91,40 @@ class PhotoEditor:
         return [replace(face, left=face.condition(photograph).sharp) for face in faces]
 
     def find(self, photograph: NDArray[Any]) -> list[Face]:
-        """The faces that the options choose, from left to right."""
+        """The faces that the options choose, from left to right; where none is surely upright, in four turns."""
         eight = photograph if photograph.dtype == np.uint8 else (photograph >> 8).astype(np.uint8)
-        height, width = eight.shape[:2]
         with self._detecting:
-            found = select_faces(
-                self.detector.detect(eight),
-                self.options.faces,
-                width=width,
-                height=height,
-                min_eye_distance=self.options.min_eye_distance,
-                most=self.options.max_faces,
-            )
-            return [self.detector.refine(eight, face) for face in found]
+            upright = self._look(eight)
+            if any(face.score >= SURE for face in upright):
+                return upright
+            return self._look_at_turns(eight) or upright
+
+    def _look(self, eight: NDArray[np.uint8]) -> list[Face]:
+        height, width = eight.shape[:2]
+        found = select_faces(
+            self.detector.detect(eight),
+            self.options.faces,
+            width=width,
+            height=height,
+            min_eye_distance=self.options.min_eye_distance,
+            most=self.options.max_faces,
+        )
+        return [self.detector.refine(eight, face) for face in found]
+
+    def _look_at_turns(self, eight: NDArray[np.uint8]) -> list[Face]:
+        """The faces of the turn by 90, 180 or 270 degrees that shows them best, where they are; only sure ones."""
+        height, width = eight.shape[:2]
+        back = {  # quarters counter-clockwise -> from the turned photograph to the photograph
+            1: [[0, -1, width - 1], [1, 0, 0]],
+            2: [[-1, 0, width - 1], [0, -1, height - 1]],
+            3: [[0, 1, 0], [-1, 0, height - 1]],
+        }
+        turns = []
+        for quarters, matrix in back.items():
+            sure = [face for face in self._look(np.ascontiguousarray(np.rot90(eight, quarters))) if face.score >= SURE]
+            turns.append([moved(face, np.array(matrix, np.float64)) for face in sure])
+        best = max(turns, key=lambda faces: sum(face.score for face in faces))
+        return sorted(best, key=lambda face: tuple(face.box))
 
     def crop(self, photograph: NDArray[Any], faces: Sequence[Face]) -> list[AlignedFace]:
         """The crops of known faces; one whose landmarks fit no face is left out."""

@@ -31,8 +31,8 @@ from bfr.runtime.faces.background import Lanczos
 from bfr.runtime.faces.condition import Condition
 from bfr.runtime.faces.geometry import Face, template
 from bfr.runtime.faces.options import PhotoOptions
-from bfr.runtime.faces.photo import PhotoRestorer, read_reference
-from bfr.runtime.images.decode import Image
+from bfr.runtime.faces.photo import PhotoEditor, PhotoRestorer, read_reference
+from bfr.runtime.images.decode import Image, read_image
 from bfr.runtime.restore.restorer import Restorer
 
 Array = NDArray[Any]
@@ -497,3 +497,37 @@ def test_a_reference_is_the_largest_face_of_its_photograph(small: Any, fakes: An
     assert np.array_equal(read_reference(tmp_path / "two.png", small()), picture)  # of aligned faces, all of it
     with pytest.raises(InvalidImage, match="no face"):
         read_reference(tmp_path / "none.png", worker)
+
+
+class TestTurns:
+    """A photograph that lies on its side or on its head."""
+
+    PHOTOGRAPH = Path(__file__).parents[3] / "docs" / "images" / "photograph.jpg"
+
+    @pytest.mark.parametrize("quarters", [1, 2, 3])
+    def test_the_face_is_found_where_it_is(self, quarters: int) -> None:
+        upright = read_image(self.PHOTOGRAPH).pixels
+        editor = PhotoEditor(256, PhotoOptions(detector="haar"))
+        [expected] = editor.align(upright)
+        [found] = editor.align(np.ascontiguousarray(np.rot90(upright, quarters)))
+        assert np.abs(found.crop.astype(int) - expected.crop).mean() < 2  # the same crop, upright
+        left, top, right, bottom = found.face.box
+        assert ((left, top) < found.face.landmarks).all()
+        assert (found.face.landmarks < (right, bottom)).all()
+
+    def test_an_upright_face_costs_no_further_look(self, fakes: Any) -> None:
+        looks: list[tuple[int, ...]] = []
+
+        class Counted(type(fakes.Squares())):  # type: ignore[misc]
+            def detect(self, pixels: Any) -> Any:
+                looks.append(pixels.shape)
+                return super().detect(pixels)
+
+        pixels = np.full((64, 48, 3), (60, 120, 60), np.uint8)
+        editor = PhotoEditor(16, detector=Counted())
+        assert editor.find(pixels) == []
+        assert looks == [(64, 48, 3), (48, 64, 3), (64, 48, 3), (48, 64, 3)]
+        pixels[16:48, 8:40] = fakes.face
+        looks.clear()
+        assert len(editor.find(pixels)) == 1
+        assert len(looks) == 1
