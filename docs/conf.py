@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from bfr.runtime.options import choices
+from bfr.runtime.options import choices, describe_range
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -63,9 +63,10 @@ def _fields(_app: Any, _kind: str, _name: str, model: Any, _options: Any, lines:
     if not (isclass(model) and issubclass(model, BaseModel)):
         return
     for name, field in model.model_fields.items():
-        values = f" One of {', '.join(map(str, choices(field)))}." if choices(field) else ""
-        default = "" if field.is_required() else f" Default: {field.default!r}."
-        lines += ["", f":param {name}: {field.description or ''}{values}{default}"]
+        values = f"one of {', '.join(map(str, choices(field)))}" if choices(field) else describe_range(field)
+        allowed = f" Allowed: {values}." if values else ""
+        default = "" if field.is_required() or field.default is None else f" Default: ``{field.default!r}``."
+        lines += ["", f":param {name}: {field.description or ''}{allowed}{default}"]
 
 
 def _signature(_app: Any, _kind: str, _name: str, model: Any, *_: Any) -> tuple[str, None] | None:
