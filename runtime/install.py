@@ -9,9 +9,12 @@ import os
 import re
 import shlex
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from bfr.runtime.errors import MissingDependency
 
 NAME = "bfr-runtime"  # of the distribution
 _PLAIN = re.compile(r"[^\"$`\\!%\n]*")  # safe between double quotes, in shells and on Windows
@@ -31,6 +34,18 @@ def install_command(*extras: str, options: str = "") -> str:
     where = "" if what is not None else ", in the folder of bfr's sources"
     requirement = (what or f".{_EXTRAS}").replace(_EXTRAS, asked)
     return " ".join(filter(None, ("pip install", options, flags, _quoted(requirement)))) + where
+
+
+def need(extra: str, *packages: str) -> None:
+    """Raise MissingDependency with the extra to install, unless all packages can be imported. Imports nothing.
+
+    Args:
+        extra: That brings them; for ONNX Runtime alone it is `cpu`.
+        packages: Their import names.
+    """
+    if missing := [package for package in packages if find_spec(package) is None]:
+        extra = "cpu" if missing == ["onnxruntime"] else extra
+        raise MissingDependency(f"{', '.join(missing)} not installed: {install_command(extra)}")
 
 
 @cache

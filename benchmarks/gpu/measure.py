@@ -62,6 +62,7 @@ def call_denoiser(
     """Times of a call at batch 1, what the first call took, and the kernels of one call."""
     import torch
 
+    from bfr.benchmarks.speed.roofline import median_seconds
     from bfr.export.pytorch.compiled import prepare_stage, stage_call
     from bfr.export.pytorch.reference import load_stage
 
@@ -80,14 +81,15 @@ def call_denoiser(
         _wait(where)
         figures: Figures = {"first call seconds": time.perf_counter() - begin}
         figures["finite"] = all(bool(torch.isfinite(one).all()) for one in outputs)
-        figures["milliseconds"] = _median_ms(lambda: call(inputs, outputs), context)
+        repeats = 30 if context.gpu else 3
+        figures["milliseconds"] = 1e3 * median_seconds(lambda: call(inputs, outputs), where, repeats)
         context.keep(figures)
         figures["kernels"], figures["longest kernels"] = _profile(lambda: call(inputs, outputs), context)
         if graph:
             recorded = torch.cuda.CUDAGraph()
             with torch.cuda.graph(recorded):
                 call(inputs, outputs)
-            figures["milliseconds as a graph"] = _median_ms(recorded.replay, context)
+            figures["milliseconds as a graph"] = 1e3 * median_seconds(recorded.replay, where, repeats)
     return figures
 
 
@@ -96,28 +98,6 @@ def _wait(where: Any) -> None:
 
     if where.type == "cuda":
         torch.cuda.synchronize()
-
-
-def _median_ms(call: Callable[[], Any], context: Context) -> float:
-    """The median of single calls after some untimed ones, by events on a GPU."""
-    import torch
-
-    found = []
-    for repeat in range(-5 if context.gpu else -1, 30 if context.gpu else 3):
-        if context.gpu:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            begin.record()
-            call()
-            end.record()
-            end.synchronize()
-            seconds = begin.elapsed_time(end) / 1e3
-        else:
-            start = time.perf_counter()
-            call()
-            seconds = time.perf_counter() - start
-        if repeat >= 0:
-            found.append(seconds)
-    return 1e3 * float(np.median(found))
 
 
 def _profile(call: Callable[[], Any], context: Context) -> tuple[int, list[dict[str, Any]]]:

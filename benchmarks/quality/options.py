@@ -2,13 +2,12 @@
 
 import argparse
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
 from bfr.benchmarks.publish import Command
-from bfr.runtime.errors import InputNotFound, InvalidOption, MissingDependency
-from bfr.runtime.install import install_command
+from bfr.runtime.errors import InputNotFound, InvalidOption
+from bfr.runtime.install import need
 from bfr.runtime.restore.restorer import DEFAULT_SEED
 
 Number = TypeVar("Number", int, float)
@@ -33,11 +32,7 @@ def check_common(args: argparse.Namespace) -> None:
 
     Raises MissingDependency, InputNotFound or InvalidOption.
     """
-    missing = [
-        name for name, module in (("scikit-image", "skimage"), ("matplotlib", "matplotlib")) if not find_spec(module)
-    ]
-    if missing:
-        raise MissingDependency(f"{' and '.join(missing)} not installed: {install_command('bench')}")
+    need("bench", "skimage", "matplotlib")
     if not args.folder.is_dir():
         raise InputNotFound(f"{args.folder} is no folder: name a folder of aligned faces")
     if args.limit is not None and args.limit < 1:

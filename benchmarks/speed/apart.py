@@ -43,10 +43,11 @@ class Apart:
         self.limit = limit
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (as long as the process lives)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "bfr.benchmarks.speed.apart"],
+            [sys.executable, "-m", "bfr.benchmarks.speed.apart"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
+            env=os.environ | {"PYTHONSAFEPATH": "1"},  # a module of the current folder is not the one that is meant
         )
         self._answers: queue.Queue[Any] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()

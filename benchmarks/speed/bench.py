@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from bfr.benchmarks.environment import CpuWatch, GpuWatch, describe_machine
@@ -20,14 +21,15 @@ from bfr.benchmarks.speed.cold import cold_start
 from bfr.benchmarks.speed.contender import BASELINES, default_backends, default_threads, split_name
 from bfr.benchmarks.speed.interleave import Progress, Race, Run
 from bfr.benchmarks.speed.options import BenchOptions
-from bfr.benchmarks.speed.player import Facts, Gauge, open_player
+from bfr.benchmarks.speed.player import Facts, open_player
 from bfr.benchmarks.speed.report import as_markdown
 from bfr.benchmarks.speed.results import FORMAT, BackendResult, Measurement, Results, summarize
-from bfr.benchmarks.speed.roofline import Ceilings, count_cost
+from bfr.benchmarks.speed.roofline import Ceilings, count_cost, measure_ceilings
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import Preset
 from bfr.runtime.errors import BackendUnavailable, RestorationFailed
 from bfr.runtime.files import write_bytes
+from bfr.runtime.install import need
 from bfr.runtime.restore.plan import Plan, make_plan
 from bfr.runtime.restore.restorer import DEFAULT_SEED
 
@@ -40,7 +42,7 @@ def bench(options: BenchOptions, progress: Progress = lambda _: None) -> Path:
     Raises MissingDependency without torch or matplotlib, InvalidOption, BundleInvalid, BackendUnavailable where no
     backend works, RestorationFailed where none comes to an end, WriteFailed.
     """
-    plots.need_matplotlib()  # before the measurements, not after them
+    need("bench", "matplotlib")  # before the measurements, not after them
     markdown = options.out / "bench.md"
 
     def keep(found: Results) -> None:
@@ -131,7 +133,7 @@ def run_bench(
                 index=options.device,
                 limit=options.limit,
             )
-        except RuntimeError as error:
+        except Lost as error:
             progress(f"{backend.name} has no numbers of a fresh process: {error}")
             results.notes.append(f"No cold start of {backend.name}: {_publishable(str(error))}")
             continue
@@ -191,8 +193,8 @@ def _open_all(
 def _ceilings(gpu: int | None, threads: int, limit: float, notes: list[str], progress: Progress) -> Ceilings | None:
     progress("measuring what the device could do")
     try:
-        with closing(Apart(Gauge, threads, limit=limit)) as gauge:
-            found: Ceilings = gauge.call("ceilings", gpu)
+        with closing(Apart(import_module, measure_ceilings.__module__, limit=limit)) as process:
+            found: Ceilings = process.call(measure_ceilings.__name__, gpu, threads)
             return found
     except Lost as error:
         notes.append(f"No limit: {_publishable(str(error))}")

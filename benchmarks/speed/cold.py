@@ -1,19 +1,19 @@
 """One backend alone in a fresh process: time to the first image, and peak memory. In one process they would add up.
 
-`python -m bfr.benchmarks.speed.cold` reads a request from stdin and writes its answer to stdout, both JSON. It imports
-what a deployment would import: PyTorch only for an eager backend.
+The process imports what a deployment would import: PyTorch only for an eager backend.
 """
 
-import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from bfr.benchmarks.speed.apart import Apart
 from bfr.benchmarks.speed.contender import open_contender
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Preset
@@ -40,68 +40,58 @@ class Cold:
 
 
 def cold_start(
-    bundle: Path,
+    bundle: Path, name: str, sampler: Preset, *, batches: tuple[int, ...], threads: int, index: int = 0, limit: float
+) -> Cold:
+    """Start a process, and restore a batch of each size in it.
+
+    The smallest batch runs the whole sampler; the others one step of it, which needs as much memory.
+
+    Args:
+        bundle: Its folder.
+        name: Of the contender.
+        sampler: What is run.
+        batches: Sizes, in any order.
+        threads: Of the CPU.
+        index: Number of the GPU.
+        limit: Seconds that it may take.
+
+    Raises:
+        Lost: With its last words, where it fails.
+    """
+    begin, used = time.time(), gpu_used_bytes()  # of clocks only the system's is common to both processes
+    with closing(Apart(import_module, __name__, limit=limit)) as process:
+        request = (bundle.absolute(), name, sampler, sorted(batches), threads, index, begin, used)
+        found: Cold = process.call(restore_first.__name__, *request)
+        return found
+
+
+def restore_first(
+    folder: Path,
     name: str,
     sampler: Preset,
-    *,
-    batches: tuple[int, ...],
+    batches: list[int],
     threads: int,
-    index: int = 0,
-    limit: float | None = None,
+    index: int,
+    begin: float,
+    before: int | None,
 ) -> Cold:
-    """Start a process, restore a batch of each size in it. limit: seconds that it may take.
-
-    The smallest batch runs the whole sampler; the others one step of it, which needs as much memory. Raises
-    RuntimeError, with its last words, where it fails.
-    """
-    request = {
-        "bundle": str(bundle.absolute()),
-        "name": name,
-        "sampler": sampler.model_dump(),
-        "batches": sorted(batches),
-        "threads": threads,
-        "index": index,
-        "gpu_used": gpu_used_bytes(),
-        "begin": time.time(),
-    }
-    command = [sys.executable, "-P", "-m", "bfr.benchmarks.speed.cold"]
-    try:
-        done = subprocess.run(  # noqa: S603
-            command, input=json.dumps(request), capture_output=True, text=True, timeout=limit, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"the fresh process of {name} took more than {limit:g} s") from error
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise RuntimeError(f"the fresh process of {name} ended with status {done.returncode}: {said[-1]}")
-    answer = json.loads(done.stdout.splitlines()[-1])
-    for key in ("peak_bytes", "gpu_bytes"):
-        answer[key] = {int(batch): found for batch, found in answer[key].items()}
-    return Cold(**answer)
-
-
-def answer_request(request: dict[str, Any]) -> Cold:
-    """What the fresh process does."""
-    bundle, sampler = Bundle.open(request["bundle"]), Preset.model_validate(request["sampler"])
-    contender = open_contender(
-        bundle, request["name"], threads=request["threads"], spinning=True, index=request["index"]
-    )
+    """What the fresh process does. begin: when it was started, by the system's clock. before: GPU bytes in use then."""
+    bundle = Bundle.open(folder)
+    contender = open_contender(bundle, name, threads=threads, spinning=True, index=index)
     grey = np.full((bundle.manifest.image_size, bundle.manifest.image_size, 3), 0.5, np.float32)
     first_seconds = 0.0
-    peak: dict[int, int | None] = {}
-    gpu: dict[int, int | None] = {}
-    for batch in request["batches"]:
-        steps = sampler if not peak else sampler.shortened(1)
+    peaks: dict[int, int | None] = {}
+    grown: dict[int, int | None] = {}
+    for batch in batches:
+        steps = sampler if not peaks else sampler.shortened(1)
         with contender.restorer(bundle, steps, batch) as restorer:
             restorer.restore([grey] * batch)
-            # Across processes only the system's clock is common to both.
-            first_seconds = first_seconds or time.time() - request["begin"]
+            first_seconds = first_seconds or time.time() - begin
             if contender.records:
                 restorer.restore([grey] * batch)  # a graph has memory of its own
-            peak[batch], used = peak_rss_bytes(), gpu_used_bytes()
-            before = request["gpu_used"]
-            gpu[batch] = used - before if used is not None and before is not None else None
-    return Cold(request["batches"][0], first_seconds, contender.load_seconds, peak, gpu, "torch" in sys.modules)
+            peaks[batch], used = peak_rss_bytes(), gpu_used_bytes()
+            grown[batch] = None if used is None or before is None else used - before
+    return Cold(batches[0], first_seconds, contender.load_seconds, peaks, grown, "torch" in sys.modules)
 
 
 def peak_rss_bytes() -> int | None:
@@ -128,7 +118,3 @@ def gpu_used_bytes() -> int | None:
         return sum(int(line) for line in asked.stdout.split()) << 20
     except (OSError, subprocess.SubprocessError, ValueError):
         return None  # no GPU, no driver, or a GPU that shares the CPU's memory
-
-
-if __name__ == "__main__":
-    print(json.dumps(asdict(answer_request(json.load(sys.stdin)))))

@@ -8,7 +8,6 @@ from bfr.benchmarks.energy import EnergyMeter, find_source
 from bfr.benchmarks.speed.contender import Contender, open_contender
 from bfr.benchmarks.speed.interleave import synthetic_faces, time_batch
 from bfr.benchmarks.speed.results import Timing
-from bfr.benchmarks.speed.roofline import Ceilings, measure_ceilings
 from bfr.runtime.backends.cuda.device import GpuDevice
 from bfr.runtime.backends.device import Float32
 from bfr.runtime.bundle.bundle import Bundle
@@ -77,19 +76,6 @@ class Player:
         except OSError as error:
             return None, f"{found.name} stopped answering: {error}"
         return joules / (calls * len(self._faces)), found.name
-
-
-class Gauge:
-    """Measures what a device could do, in a process of its own."""
-
-    def __init__(self, threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-
-    def ceilings(self, index: int | None) -> Ceilings:
-        """See `measure_ceilings`."""
-        return measure_ceilings(index)
 
 
 def open_player(folder: Path, name: str, sampler: dict[str, Any], threads: int, index: int) -> Player:

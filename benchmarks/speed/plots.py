@@ -6,21 +6,11 @@ from typing import Any
 
 from bfr.benchmarks.speed.results import Results
 from bfr.benchmarks.speed.roofline import Ceilings, Cost
-from bfr.runtime.errors import MissingDependency
-from bfr.runtime.install import install_command
 
 # Okabe and Ito's colours, told apart by colour-blind readers and on grey paper.
 COLOURS: tuple[str, ...] = ("#999999", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 COLOURS += ("#000000", "#8B6914", "#7F3C8D", "#A5AA99", "#F0E442")  # a GPU has more backends
 MARKERS = ("o", "s", "^", "D", "v", "P")  # by batch size
-
-
-def need_matplotlib() -> None:
-    """Raise MissingDependency unless matplotlib can be imported."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingDependency(f"the plot of a benchmark needs matplotlib: {install_command('bench')}") from error
 
 
 def draw(figure: Any, **options: Any) -> bytes:

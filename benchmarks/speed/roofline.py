@@ -66,10 +66,12 @@ class Cost:
         return max(self.flop / ceilings.flop_per_second, self.bytes / ceilings.bytes_per_second)
 
 
-def measure_ceilings(index: int | None, *, repeats: int = REPEATS) -> Ceilings:
-    """Measure GPU `index` in half precision, or the CPU in float32 with PyTorch's current threads where it is None."""
+def measure_ceilings(index: int | None, threads: int | None = None, *, repeats: int = REPEATS) -> Ceilings:
+    """Measure GPU `index` in half precision, or the CPU in float32 where it is None. threads: PyTorch's from now on."""
     import torch
 
+    if threads is not None:
+        torch.set_num_threads(threads)
     where = torch.device("cpu") if index is None else torch.device("cuda", index)
     dtype = torch.float32 if index is None else torch.float16
     side, size = (CPU_SIDE, CPU_COPY) if index is None else (GPU_SIDE, GPU_COPY)
@@ -89,7 +91,7 @@ def _product_seconds(side: int, dtype: Any, where: Any, repeats: int) -> float:
 
     a, b = (torch.randn(side, side, device=where).to(dtype) for _ in range(2))  # zeros would draw less power
     product = torch.empty(side, side, dtype=dtype, device=where)
-    return _median_seconds(lambda: torch.mm(a, b, out=product), where, repeats)
+    return median_seconds(lambda: torch.mm(a, b, out=product), where, repeats)
 
 
 def _copy_seconds(size: int, where: Any, repeats: int) -> float:
@@ -97,10 +99,10 @@ def _copy_seconds(size: int, where: Any, repeats: int) -> float:
 
     source = torch.ones(size, dtype=torch.uint8, device=where)
     target = torch.zeros_like(source)
-    return _median_seconds(lambda: target.copy_(source), where, repeats)
+    return median_seconds(lambda: target.copy_(source), where, repeats)
 
 
-def _median_seconds(call: Callable[[], Any], where: Any, repeats: int) -> float:
+def median_seconds(call: Callable[[], Any], where: Any, repeats: int) -> float:
     """The median of single calls, after a quarter as many others; by events on a GPU."""
     import torch
 

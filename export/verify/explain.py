@@ -6,7 +6,6 @@ inputs. What is marked is stored in its own type: on a CPU too a tensor in half 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +16,8 @@ from bfr.export.verify.walk import Reference, walk
 from bfr.runtime.backends.device import Float32
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
-from bfr.runtime.errors import InvalidOption, MissingDependency
-from bfr.runtime.install import install_command
+from bfr.runtime.errors import InvalidOption
+from bfr.runtime.install import need
 from bfr.runtime.restore.plan import Plan
 
 HALF_MAX = 65504.0  # the largest finite number in half
@@ -26,6 +25,7 @@ JUMP = 10.0  # times the error of a layer's inputs, or of one rounding where the
 ROUNDING: Mapping[Precision, float] = {"fp32": 2.0**-20, "fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 2.0**-7}
 PART = 64  # tensors that are marked together: about 2 GiB a side of a network at 512x512
 SHOWN = 10
+PACKAGES = ("polygraphy", "onnx", "onnxruntime")
 COPIES = ("Cast", "QuantizeLinear", "DequantizeLinear")  # of a tensor in another type; no layer of their own
 SUFFIXES = (".half", "_quantized", ".folded")  # that the exporter and the quantizer add to the names of weights
 
@@ -105,14 +105,6 @@ class Explanation:
         return head | layers | {"worst": [plain(layer) for layer in self.worst]}
 
 
-def need_polygraphy() -> None:
-    """Raise MissingDependency without Polygraphy, onnx or ONNX Runtime."""
-    if missing := [name for name in ("polygraphy", "onnx", "onnxruntime") if find_spec(name) is None]:
-        raise MissingDependency(
-            f"{', '.join(missing)} not installed, which naming a layer needs: {install_command('explain', 'cpu')}"
-        )
-
-
 def explain_all(
     bundle: Bundle, plan: Plan, reference: Reference, precision: Precision, backend: str
 ) -> Iterator[Explanation]:
@@ -143,7 +135,7 @@ def explain(
         InvalidOption: Both graphs are the same one, in the same place.
         MissingDependency: Polygraphy or ONNX Runtime is not there.
     """
-    need_polygraphy()
+    need("explain", *PACKAGES)
     if not differs(bundle, name, precision, backend):
         raise InvalidOption(
             f"{name} in {precision} on the CPU is the float32 graph itself: there is nothing to compare it with. "

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from email.message import Message
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from bfr.runtime import install
+from bfr.runtime.errors import MissingDependency
 
 ROOT = Path(__file__).parents[2]
 # A distribution of this project named to an installer, without an address behind it.
@@ -105,6 +107,15 @@ def test_where_the_origin_is_gone_the_repository_is_named_or_the_sources(install
 )
 def test_such_lines_are_found(text: str, found: bool) -> None:
     assert bool(_named(text)) == found
+
+
+def test_what_is_needed_is_there_or_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    install.need("export", "json", "re")
+    for missing, extra in (("onnxruntime", "cpu"), ("torch", "export")):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, missing, None)
+            with pytest.raises(MissingDependency, match=rf"^{missing} not installed.*\[{extra}\]"):
+                install.need("export", "json", missing)
 
 
 def test_no_text_installs_a_distribution_that_is_not_published() -> None:

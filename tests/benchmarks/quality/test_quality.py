@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image as Pillow
 
 from bfr.benchmarks.publish import write_json
-from bfr.benchmarks.quality import options, quality
+from bfr.benchmarks.quality import quality
 from bfr.benchmarks.quality.drift import EQUAL_DB
 from bfr.benchmarks.quality.faces import degrade, level_at, read_faces
 from bfr.benchmarks.quality.geometry import MOVED, SPOILT
@@ -312,7 +313,7 @@ def test_wrong_folders_and_pictures(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named_with_its_extra(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(options, "find_spec", lambda name: None if name == "skimage" else name)
+    monkeypatch.setitem(sys.modules, "skimage", None)
     args = quality._command().parse_args([str(folder), "--out", str(tmp_path / "out")])
     with pytest.raises(MissingDependency, match=r"\[bench\]"):
         quality.benchmark(args)

@@ -385,11 +385,16 @@ def test_half_on_a_cpu_is_refused_with_the_reason(tiny_bundle: Bundle) -> None:
         open_contender(tiny_bundle, "eager-half", threads=1, spinning=False)
 
 
-@pytest.mark.parametrize(("module", "call"), [("torch", default_threads), ("matplotlib", plots.need_matplotlib)])
-def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, module: str, call: Any) -> None:
+@pytest.mark.parametrize(
+    ("module", "call"),
+    [("torch", lambda _: default_threads()), ("matplotlib", lambda out: b.bench(BenchOptions(out=out)))],
+)
+def test_a_missing_package_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str, call: Any
+) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingDependency, match=re.escape(install_command("bench"))):
-        call()
+        call(tmp_path)
 
 
 def test_the_parents_memory_is_not_the_childs() -> None:
@@ -404,8 +409,8 @@ def test_the_parents_memory_is_not_the_childs() -> None:
 
 
 def test_a_fresh_process_that_fails_says_why(tmp_path: Path, tiny_bundle: Bundle) -> None:
-    with pytest.raises(RuntimeError, match="bundle"):
-        cold_start(tmp_path, "onnxruntime-cpu", tiny_bundle.preset("short"), batches=(1,), threads=1)
+    with pytest.raises(Lost, match="bundle"):
+        cold_start(tmp_path, "onnxruntime-cpu", tiny_bundle.preset("short"), batches=(1,), threads=1, limit=600)
 
 
 def test_the_machine_is_described_without_its_owner() -> None:

@@ -62,7 +62,7 @@ def test_without_an_operation_count_there_is_no_cost() -> None:
 def test_ceilings_are_what_the_calls_took(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(r, "CPU_SIDE", 64)
     monkeypatch.setattr(r, "CPU_COPY", 1 << 16)
-    monkeypatch.setattr(r, "_median_seconds", lambda call, *_: (call(), 0.5)[1])
+    monkeypatch.setattr(r, "median_seconds", lambda call, *_: (call(), 0.5)[1])
     found = r.measure_ceilings(None)
     assert found == r.Ceilings("CPU", "float32", 2 * 64**3 / 0.5, 2 * (1 << 16) / 0.5)
 
@@ -70,7 +70,7 @@ def test_ceilings_are_what_the_calls_took(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_median_is_of_the_calls_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 9.0, 0.0, 1.0, 0.0, 2.0, 0.0, 50.0])  # the first call is the warm-up
     monkeypatch.setattr(r.time, "perf_counter", lambda: next(clock))
-    assert r._median_seconds(lambda: None, torch.device("cpu"), 3) == 2.0
+    assert r.median_seconds(lambda: None, torch.device("cpu"), 3) == 2.0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

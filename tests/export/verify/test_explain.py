@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from bfr.export.verify import compare as comparing
 from bfr.export.verify import explain as explaining
 from bfr.export.verify.compare import open_reference, verify
-from bfr.export.verify.explain import Explanation, compare_graphs, explain, explain_all, need_polygraphy
+from bfr.export.verify.explain import Explanation, compare_graphs, explain, explain_all
 from bfr.export.verify.walk import walk
 from bfr.runtime.bundle.bundle import Bundle, describe_file
 from bfr.runtime.bundle.manifest import MANIFEST
@@ -159,9 +160,9 @@ def test_every_network_in_half_is_explained(tiny_bundle: Bundle) -> None:
 def test_without_polygraphy_the_failure_is_told_and_the_remedy(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(explaining, "find_spec", lambda name: None if name == "polygraphy" else object())
-    with pytest.raises(MissingDependency, match="explain"):
-        need_polygraphy()
+    monkeypatch.setitem(sys.modules, "polygraphy", None)
+    with pytest.raises(MissingDependency, match=r"polygraphy.*explain"):
+        explain(tiny_bundle, "denoiser", "fp16", {})
     monkeypatch.setattr(comparing, "network_floor", lambda entry, _: 200.0 if "fp16" in entry.variants else 0.0)
     with pytest.raises(VerificationFailed, match="the floor is 200 dB") as caught:
         verify(tiny_bundle, open_reference(tiny_bundle), "fp16", steps=1)
