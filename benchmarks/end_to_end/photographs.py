@@ -1,5 +1,6 @@
-"""Photographs, end to end, as `bfr restore` runs them: `python -m bfr.benchmarks.end_to_end.photographs FACES
---out DIR`.
+"""Measure photographs end to end, as `bfr restore` runs them.
+
+    python -m bfr.benchmarks.end_to_end.photographs FACES --out DIR
 
 FACES holds portraits. Two runs are measured. A folder of small JPEGs: reading, finding faces, pasting and writing
 should hide behind the networks. The share of the wall time in which the networks run says how well they do; the bare

@@ -1,5 +1,6 @@
-"""What a call of the denoiser could take at least on a device: `python -m bfr.benchmarks.speed.roofline BUNDLE --out
-DIR`.
+"""Compute the shortest time that a call of the denoiser can take on a device.
+
+    python -m bfr.benchmarks.speed.roofline BUNDLE --out DIR
 
 Two ceilings are measured here and now, never looked up: operations a second of a large matrix product, and bytes a
 second of a large copy. A call cannot be faster than its operations over the one or its fewest bytes over the other.

@@ -185,6 +185,7 @@ def check_ranges(original: Original, face: Interface, say: Say) -> None:
 
 
 def warn_of_range(y: NDArray[np.float64], face: Interface, say: Say) -> None:
+    """Warn where a result lies outside the declared output range, or fills little of it."""
     black, white = face.output_range
     reach = STRAY * (white - black)
     if (share := float(np.mean((y < black - reach) | (y > white + reach)))) > 0.05:
@@ -260,6 +261,7 @@ def frozen(file: Path, path: Path, options: WrapOptions, threads: int | None, sa
 
 
 def silent() -> ort.RunOptions:
+    """Return options of a run whose errors ONNX Runtime does not print."""
     options = ort.RunOptions()
     options.log_severity_level = 4
     return options

@@ -149,11 +149,18 @@ class CompiledDevice(GpuDevice):
         tf32: bool = False,
         compiler: Collection[CompilerOption] = OpenOptions().compiler,
     ) -> None:
-        """compiled: by `torch.compile`, else eager. graphs: record whole chains. tf32: float32 convolutions may round
-        their inputs to 10 bits of mantissa, as PyTorch does where nobody says otherwise. compiler: what inductor does.
+        """Open the GPU.
 
-        Raises MissingDependency without cuda-python, NVRTC or Triton, BackendUnavailable without the GPU or where
-        PyTorch was built without CUDA.
+        Args:
+            index: Number of the GPU.
+            compiled: Compile networks with `torch.compile`, else run them eagerly.
+            graphs: Record whole chains as CUDA graphs.
+            tf32: Let float32 convolutions round their inputs to 10 bits of mantissa, as PyTorch does by default.
+            compiler: What inductor does, see `OpenOptions.compiler`.
+
+        Raises:
+            MissingDependency: cuda-python, NVRTC or Triton is missing.
+            BackendUnavailable: There is no such GPU, or PyTorch was built without CUDA.
         """
         Cuda(index)  # its errors say more than PyTorch's
         if not torch.cuda.is_available():

@@ -33,10 +33,20 @@ class Support:
 def check_support(
     bundle: Bundle, library: Library, precisions: Sequence[Precision] = ("fp32",), *, trt: Any = None
 ) -> list[Support]:
-    """Parse every graph that engines of these precisions would be built of. trt: the library's module, if not the
-    installed one.
+    """Parse every graph that engines of these precisions would be built from.
 
-    Raises MissingDependency without the library, BundleCorrupt for a file that is not the one.
+    Args:
+        bundle: The bundle with the graphs.
+        library: The library whose parser reads them.
+        precisions: Precisions of the engines.
+        trt: The library's module, if not the installed one.
+
+    Returns:
+        One report a graph.
+
+    Raises:
+        MissingDependency: The library is not installed.
+        BundleCorrupt: A file is not the one that the manifest describes.
     """
     trt = trt or load_library(library)
     version = f"{library} {trt.__version__}"

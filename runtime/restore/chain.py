@@ -179,6 +179,7 @@ class BoundNetwork:
         self.call = networks[spec.network].bind(inputs, outputs)
 
     def run(self, on_step: OnStep | None, done: int) -> int:
+        """Call the network once; returns the number of steps that are done."""
         del on_step
         self.clock.call(self.call)
         self.clock.mark(self.name)

@@ -94,6 +94,7 @@ class BoundLoop:
         self.set_tables([spec.table] * where.batch)
 
     def run(self, on_step: OnStep | None, done: int) -> int:
+        """Diffuse, then run the steps; returns `done` and the number of these steps."""
         clock, last = self.clock, len(self.steps) - 1
         for history in self.x0[1:]:
             self.device.zero(history)  # 0 * NaN is NaN: a bad image must not outlive its batch

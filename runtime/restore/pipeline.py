@@ -30,17 +30,23 @@ class DeviceFacts(Protocol):
     """What reports say of the device that runs the networks."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the backend."""
+        ...
 
     @property
-    def versions(self) -> Mapping[str, str]: ...
+    def versions(self) -> Mapping[str, str]:
+        """Versions of its libraries, by name."""
+        ...
 
 
 class FaceRunner(Protocol):
     """What runs aligned faces, `batch` at once at most."""
 
     @property
-    def batch(self) -> int: ...
+    def batch(self) -> int:
+        """Faces that run at once, at most."""
+        ...
 
     def launch(
         self,
@@ -78,7 +84,9 @@ class FaceRestorer(FaceRunner, Protocol):
     fixed: dict[str, NDArray[Any]]
 
     @property
-    def device(self) -> DeviceFacts: ...
+    def device(self) -> DeviceFacts:
+        """The device that runs the networks."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)

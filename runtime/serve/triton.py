@@ -38,6 +38,7 @@ class TritonDevice(HostDevice):
         self.system, self.backend = system, backend
 
     def load(self, _bundle: Bundle, name: str, _precision: Precision) -> "TritonNetwork":
+        """Return the server's model of a network."""
         return TritonNetwork(model_name(self.system, name), self.backend)
 
 
@@ -48,6 +49,7 @@ class TritonNetwork:
         self.model, self.backend = model, backend
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> BoundCall:
+        """Return a call that sends the inputs to the server's model and fills the outputs."""
         return lambda: self._call(inputs, outputs)
 
     def _call(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:

@@ -16,8 +16,15 @@ BLUR_SIZE = 41  # pixels, at 512x512 as at 256x256: the tails of a wide blur are
 
 @dataclass(frozen=True, slots=True)
 class Degradation:
-    """One degradation: standard deviations of the blur along its two axes (pixels), its angle (radians), the
-    downsampling factor, the noise's standard deviation (grey levels of 255), the JPEG quality (1-100), and grey.
+    """One degradation.
+
+    Attributes:
+        blur: Standard deviations of the blur along its two axes, in pixels.
+        angle: Angle of the blur, in radians.
+        downsample: Downsampling factor, 1 or more.
+        noise: Standard deviation of the noise, in grey levels of 255.
+        jpeg: JPEG quality, 1 to 100.
+        grey: Remove the colours.
     """
 
     blur: tuple[float, float] = (0.0, 0.0)

@@ -115,6 +115,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def batches(data: FaceBatches, first: int, last: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of the steps `first` to `last`, exclusive, prepared by worker processes."""
     loader = DataLoader(data, batch_size=None, sampler=range(first, last), num_workers=workers)
     yield from loader
 
@@ -131,6 +132,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, _closure: None = None) -> None:  # type: ignore[override]
+        """Update the parameters from their gradients."""
         for group in self.param_groups:
             for p in group["params"]:
                 mean = self.state[p].setdefault("mean", torch.zeros_like(p))
@@ -170,9 +172,11 @@ class Optimizer:
             part.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state of both optimizers, by their names."""
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
 
@@ -197,6 +201,7 @@ def judge(estimator: torch.nn.Module, faces: NDArray[np.uint8], device: torch.de
 
 
 def train(args: argparse.Namespace) -> None:
+    """Train one network as the command line says; continue from the checkpoint in the output folder."""
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
     network = build(args.role).to(device)
@@ -280,6 +285,7 @@ def save(
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("role", choices=sorted(LOSSES))
     parser.add_argument("--faces", type=Path, required=True, help="folder of 320x320 faces")

@@ -117,7 +117,7 @@ def done(tab: Any, nth: int = 0) -> Any:
 
 
 def until(tab: Any, selector: str, pattern: str) -> None:
-    """Wait for a text. (What Playwright calls a function is evaluated, which the page's policy refuses.)"""
+    """Wait for a text; Playwright would evaluate a function, which the page's policy refuses."""
     tab.locator(selector).filter(has_text=re.compile(pattern)).wait_for()
 
 
