@@ -33,7 +33,7 @@ def _black_and_white(value: Any) -> Any:
 
 def _black_first(extent: tuple[float, float] | None) -> tuple[float, float] | None:
     if extent and not extent[0] < extent[1]:
-        raise ValueError("black comes first")
+        raise ValueError("black must be less than white")
     return extent
 
 

@@ -77,9 +77,11 @@ def export_triton(
     manifest = bundle.manifest
     if manifest.inputs:
         names = ", ".join(one.name for one in manifest.inputs)
-        raise InvalidOption(f"{manifest.system} reads {names} beside the image: the loop's model takes the image alone")
+        raise InvalidOption(
+            f"{manifest.system} reads {names} beside the image, which the loop's model cannot take: choose another system"
+        )
     if batch < 1 or instances < 1:
-        raise InvalidOption("batch and instances are 1 or more")
+        raise InvalidOption("batch and instances must be 1 or more")
     with atomic_folder(repository, replace=replace) as partial:
         loop = partial / manifest.system / "1"
         loop.mkdir(parents=True)

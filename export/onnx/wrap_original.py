@@ -88,7 +88,7 @@ def find_interface(model: onnx.ModelProto, original: Original, options: WrapOpti
     source, reference = find_inputs(model, options)
     weight, values = find_values(model, (source, reference), options.values)
     if source.side is not None and options.size not in (None, source.side):
-        raise InvalidOption(f"the model takes {source.side}x{source.side} and no other size: leave --size out")
+        raise InvalidOption(f"the model takes only {source.side}x{source.side}: leave --size out")
 
     for image in (source, reference):
         if image:
@@ -115,7 +115,7 @@ def find_interface(model: onnx.ModelProto, original: Original, options: WrapOpti
     target, out_side = find_output(model, found, side, options.output)
     if found[target.name][0] != (source.batch or 1):
         raise InvalidOption(
-            f"of one picture of {side}x{side} the model makes {found[target.name][0]}: choose another --size"
+            f"the model made {found[target.name][0]} pictures of one of {side}x{side}: choose another --size"
         )
     enlarges = out_side >= 2 * side and side <= 256
     usual = UNIT if enlarges else SIGNED

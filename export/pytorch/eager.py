@@ -69,7 +69,7 @@ class EagerDevice(HostDevice):
     def load(self, bundle: Bundle, name: str, precision: Precision) -> EagerNetwork:
         """The float32 module of a bundle's network."""
         if precision != "fp32":
-            raise InvalidOption(f"eager PyTorch is the float32 reference, not {precision}")
+            raise InvalidOption(f"eager PyTorch runs float32 only, not {precision}: choose fp32")
         from bfr.export.pytorch.reference import load_stage
 
         return EagerNetwork(load_stage(bundle, name).to(self.device))

@@ -169,7 +169,7 @@ class _Job:
 
         def progress(text: str) -> None:
             if meter.cancelled.is_set():
-                raise EngineBuildFailed("the proof was cancelled")
+                raise EngineBuildFailed("the verification was cancelled")
             meter.say(text)
 
         networks: dict[str, Network] = {}

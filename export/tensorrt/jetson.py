@@ -94,7 +94,7 @@ def check_board(board: Board) -> None:
     """Raise InvalidOption where this is no Jetson: an engine runs on the GPU that it was built on and no other."""
     if board.model is None:
         raise InvalidOption(
-            "--for jetson builds on the Jetson itself, and this is none: an engine fits only the GPU that it was built "
-            "on. Here `--for jetson --dry-run` looks at the graphs. In a container on a board, set the environment "
+            "--for jetson builds on the Jetson itself, and this machine is not one: an engine fits only the GPU that it "
+            "was built on. Here `--for jetson --dry-run` looks at the graphs. In a container on a board, set the environment "
             f"variable {OVERRIDE} to the board's name"
         )

@@ -186,8 +186,7 @@ def _diffusers() -> ModuleType:
         import diffusers
     except ImportError as error:
         raise MissingDependency(
-            f"Stable Diffusion's networks are made by diffusers, which cannot be imported ({error}): "
-            f"{install_command('sd')}"
+            f"Stable Diffusion's networks need diffusers, which cannot be imported ({error}): {install_command('sd')}"
         ) from error
     return diffusers
 

@@ -139,7 +139,9 @@ class SPARNet(nn.Module):
             if base == name:
                 own |= {} if kind in ("u", "v") and f"{name[:-2]}_orig" in state else {name: tensor}
             elif f"{base}_u" not in state or f"{base}_v" not in state:
-                raise InvalidCheckpoint(f"{name} is there without {base}_u and {base}_v: choose the whole checkpoint")
+                raise InvalidCheckpoint(
+                    f"the checkpoint has {name} without {base}_u and {base}_v: choose the whole checkpoint"
+                )
             else:
                 own[base] = tensor / torch.dot(state[f"{base}_u"], tensor.flatten(1) @ state[f"{base}_v"])
         return own

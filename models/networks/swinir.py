@@ -187,7 +187,9 @@ class SwinIR(nn.Module):
         if patch_size != 1:
             raise ValueError(f"patch_size is {patch_size}; SwinIR's patches are single pixels")
         if len(depths) != len(num_heads):
-            raise ValueError(f"depths names {len(depths)} groups, num_heads {len(num_heads)}")
+            raise ValueError(
+                f"depths has {len(depths)} groups and num_heads {len(num_heads)}: give both the same number"
+            )
         if img_size > window_size and img_size % window_size:
             raise ValueError(f"img_size {img_size} is not a multiple of window_size {window_size}")
         scale = unshuffle_scale if unshuffle else 1

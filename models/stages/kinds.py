@@ -22,7 +22,7 @@ STAGES: dict[str, type[Stage]] = {
 def make_stage(kind: str, network: nn.Module, options: dict[str, Any]) -> Stage:
     """The stage of a kind around a network, in eval mode. Raises BundleInvalid for a kind that is not known."""
     if kind not in STAGES:
-        raise BundleInvalid(f"a network of kind {kind!r} is unknown to this bfr: upgrade bfr")
+        raise BundleInvalid(f"this version of bfr knows no networks of kind {kind!r}: upgrade bfr")
     made: Any = STAGES[kind]
     stage: Stage = made(network, **options)
     return stage.eval()

@@ -114,7 +114,9 @@ def _transfer(download: Download, part: Path, progress: Progress | None) -> int:
         if response.status == http.client.PARTIAL_CONTENT:
             total = _range_total(content_range)
             if not re.match(rf"bytes {start}-", content_range or ""):
-                raise DownloadFailed(f"{download.url}: asked from byte {start}, the server sends {content_range!r}")
+                raise DownloadFailed(
+                    f"{download.url}: the server sent {content_range!r}, bfr asked from byte {start}: fetch again"
+                )
         else:  # the server does not resume
             start = 0
             length = response.headers.get("Content-Length")
@@ -193,7 +195,7 @@ def _recorded_hashes(folder: Path) -> dict[str, str]:
 def _check_url(url: str) -> None:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOCAL_HOSTS):
-        raise DownloadFailed(f"{url}: only https is fetched from")
+        raise DownloadFailed(f"{url}: bfr downloads over https only")
 
 
 def _check_redirect(old: str, new: str) -> None:
@@ -203,7 +205,7 @@ def _check_redirect(old: str, new: str) -> None:
         return
     parts = urllib.parse.urlsplit(new)
     if parts.scheme != "https" or _is_private(parts.hostname or ""):
-        raise DownloadFailed(f"{old} leads to {new}: from https only public addresses of https are followed")
+        raise DownloadFailed(f"{old} redirects to {new}: bfr follows redirects to public https addresses only")
 
 
 def _is_private(host: str) -> bool:
@@ -273,4 +275,4 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DownloadFailed(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise DownloadFailed(f"{path} cannot be read ({error.strerror or error}): check its permissions") from error

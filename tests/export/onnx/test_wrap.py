@@ -172,7 +172,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"input_range": (1.0, 1.0)}, "black comes first"),
+        ({"input_range": (1.0, 1.0)}, "black must be less"),
         ({"output_range": "0-255"}, "as -1..1 or 0..255"),
         ({"output_range": "0..nan"}, "output_range"),
         ({"colour": "grb"}, "rgb, bgr"),

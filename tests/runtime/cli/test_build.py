@@ -89,7 +89,7 @@ def test_wrong_options(bfr: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (("--level", "6"), "choose between 0 and 5"),
         (("--library", "onnx"), "choose one of auto, tensorrt, tensorrt-rtx"),
         (("--for", "phone"), "jetson is the only one"),
-        (("--for", "jetson"), "this is none"),
+        (("--for", "jetson"), "this machine is not one"),
         (("--precision", "bf16"), "no network in bf16"),
     ):
         status, _, err = bfr("build", *arguments)
