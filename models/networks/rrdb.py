@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bfr.models.networks.unet import timestep_embedding
+from bfr.models.networks.blocks import timestep_embedding
 
 TIME_CHANNELS = 100  # of the sinusoidal embedding
 FOLD = 4  # pixels a side that become channels

@@ -13,7 +13,8 @@ from systems import unet as small_unet
 from torch import Tensor, nn
 
 from bfr.export.onnx.graph import DEFAULT_OPSET, export_graph, module_versions
-from bfr.models.networks.unet import AttentionBlock, GroupNorm32, UNet
+from bfr.models.networks.blocks import AttentionBlock, GroupNorm32
+from bfr.models.networks.unet import UNet
 from bfr.models.stages.kinds import make_stage
 from bfr.models.stages.stage import Stage
 from bfr.models.weights.seeded import seed_weights

@@ -11,7 +11,8 @@ import torch
 from near import assert_near
 from torch import Tensor, nn
 
-from bfr.models.networks.unet import AttentionBlock, GroupNorm32, UNet
+from bfr.models.networks.blocks import AttentionBlock, GroupNorm32
+from bfr.models.networks.unet import UNet
 from bfr.models.weights.seeded import LOOP_SCALE, seed_weights, seeded_array
 
 GOLDEN = Path(__file__).parents[2] / "golden"
