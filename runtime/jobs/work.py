@@ -45,6 +45,7 @@ class Picture:
         image: None until it is read.
         faces: None where the image is an aligned face itself.
         error: Why it was refused.
+        cause: What was raised then.
         version: Of its file when it was read.
     """
 
@@ -54,6 +55,7 @@ class Picture:
     image: Image | None = None
     faces: list[AlignedFace] | None = None
     error: str | None = None
+    cause: Exception | None = None
     version: str | None = None
 
 
@@ -93,7 +95,7 @@ def prepare(
     except Exception as error:
         if ends_run(error):
             raise
-        picture.error = explain_failure(error)
+        picture.error, picture.cause = explain_failure(error), error
         return Prepared(picture)
     return Prepared(picture, [face.crop for face in picture.faces if not face.left])
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from PIL import Image as Pillow
 
-from bfr.runtime.errors import BfrError, InvalidImage
+from bfr.runtime.errors import BfrError, InvalidImage, explain_failure
 from bfr.runtime.faces.detect import Detector, open_detector
 from bfr.runtime.faces.photo import PhotoEditor
 from bfr.runtime.images.decode import decode_image, header_size
@@ -85,6 +85,8 @@ class Photos:
                     yield step
         except BfrError as error:
             yield Refusal("invalid" if isinstance(error, ValueError) else "failed", str(error))
+        except MemoryError as error:
+            yield Refusal("failed", explain_failure(error))
         finally:
             loop = asyncio.get_running_loop()
             if work.running is None or work.running.done():
@@ -113,7 +115,7 @@ class Photos:
             yield Refusal("overload", work.overload)
             return
         if picture.error:
-            yield Refusal("invalid", picture.error)
+            yield Refusal("invalid" if isinstance(picture.cause, ValueError) else "failed", picture.error)
             return
         finished: list[Finished] = []
         if prepared.crops:

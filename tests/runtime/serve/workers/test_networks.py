@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bfr.runtime.errors import DeviceOutOfMemory, InvalidOption, RestorationFailed
+from bfr.runtime.errors import DeviceLost, DeviceOutOfMemory, InvalidOption, RestorationFailed
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.restore.restorer import Restorer
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import Group
+from bfr.runtime.serve.workers import process
 from bfr.runtime.serve.workers.process import Networks
 from bfr.runtime.serve.workers.wire import Line, pack, pack_results, unpack_results
 
@@ -55,6 +56,42 @@ def test_a_call_ends_after_the_step_in_which_it_is_stopped(networks: Networks) -
         networks.run(Group("mini", "fast", 3), faces(1), [None], stop)
     [result] = networks.run(Group("mini", "fast", 3), faces(1), [None])  # the next call is not harmed
     assert result.pixels is not None
+
+
+@pytest.mark.parametrize("error", [DeviceLost("an illegal address"), MemoryError()])
+def test_a_lost_device_is_said_and_ends_the_process(
+    networks: Networks, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P37: only a new process can go on; the server puts the faces back."""
+
+    class Ended(Exception):
+        pass
+
+    def fail(*_args: Any, **_more: Any) -> None:
+        raise error
+
+    def end(status: int) -> None:
+        raise Ended(status)
+
+    monkeypatch.setattr(networks, "run", fail)
+    monkeypatch.setattr(process.os, "_exit", end)
+    ours, theirs = (Line(one) for one in socket.socketpair())
+    with pytest.raises(Ended, match=str(process.LOST)):
+        process._answer(networks, ours, {"call": 1, "group": ["mini", "fast", 3], "keys": [None]}, faces(1), set())
+    told, _ = theirs.receive()
+    assert set(told) == {"lost"}
+    assert "address" in told["lost"] or "memory" in told["lost"]
+
+
+def test_a_call_that_is_stopped_before_it_begins_costs_nothing(
+    networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks, "run", lambda *_args: pytest.fail("it was computed"))
+    ours, _theirs = (Line(one) for one in socket.socketpair())
+    stopped = {1, 2}
+    call = {"call": 1, "group": ["mini", "fast", 3], "keys": [None]}
+    answer, pixels = process._answer(networks, ours, call, faces(1), stopped)
+    assert (answer["abandoned"], pixels, stopped) == (True, [], {2})
 
 
 def test_a_warm_up_that_is_not_finite_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,27 @@ def test_what_is_no_image_is_refused(data: bytes) -> None:
     run(work())
 
 
+@pytest.mark.parametrize("where", ["decode_image", "finish"])
+def test_memory_that_runs_out_is_the_servers_fault_and_not_the_images(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P36: a 503, after which the request may be sent again."""
+
+    def fail(*_args: Any, **_more: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(module, where, fail)
+
+    async def work() -> None:
+        photos = made()
+        answer = await last(photos.restore(PHOTOGRAPH.read_bytes(), order()))
+        assert isinstance(answer, Refusal)
+        assert (answer.kind, "memory" in answer.detail) == ("failed", True)
+        assert photos.faces == photos.room.taken == 0
+
+    run(work())
+
+
 def test_a_decompression_bomb_is_refused_from_its_header() -> None:
     stream, small = io.BytesIO(), io.BytesIO()
     Pillow.new("1", (30_000, 30_000)).save(stream, "PNG")  # 900 MP in some hundred kilobytes
