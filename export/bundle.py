@@ -1,7 +1,7 @@
 """`bfr export`: from a system's checkpoints to a verified deployment bundle, whole or not at all."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from bfr.export.onnx.graph import export_graph, module_versions
+from bfr.export.onnx.metadata import describe_graph
 from bfr.export.options import ExportOptions
 from bfr.export.verify.compare import verify
 from bfr.models.catalog import NetworkSpec, SystemSpec
@@ -76,13 +77,15 @@ def export_system(
                         else in_half(modules[name], spec, precision, learned_variance, time_table)
                     )
                     size = spec.size or system.image_size
-                    variants[precision] = _export_variant(stage, name, size, precision, partial, opset)
+                    told = _metadata(stage, name, system, size, sources[name])
+                    variants[precision] = _export_variant(stage, name, size, precision, partial, opset, told)
             entries[name] = _network_entry(spec, stages[name], system, sources[name], variants)
         if time_table:
             name = system.denoise.network
             progress(f"exporting {CONDITIONER} in fp32, opset {opset}")
             stages[CONDITIONER] = ConditionerStage(cast(UNet, modules[name])).eval()
-            variant = _export_variant(stages[CONDITIONER], CONDITIONER, system.image_size, "fp32", partial, opset)
+            told = _metadata(stages[CONDITIONER], CONDITIONER, system, system.image_size, sources[name])
+            variant = _export_variant(stages[CONDITIONER], CONDITIONER, system.image_size, "fp32", partial, opset, told)
             entries[CONDITIONER] = _network_entry(
                 system.networks[name], stages[CONDITIONER], system, sources[name], {"fp32": variant}
             )
@@ -217,10 +220,35 @@ def in_half(
     return as_stage(half, spec, learned_variance=learned_variance, time_table=time_table)
 
 
-def _export_variant(stage: Stage, name: str, size: int, precision: Precision, folder: Path, opset: int) -> m.Variant:
+def _metadata(
+    stage: Stage, name: str, system: SystemSpec, size: int, sources: Mapping[str, m.Source]
+) -> dict[str, str]:
+    """What the graph of a network says of itself."""
+    return describe_graph(
+        system=system.name,
+        network=name,
+        kind=stage.kind,
+        size=system.image_size,
+        tensors=(*stage.examples(size), *stage.outputs),
+        licence=system.licence.name,
+        sources=sources,
+    )
+
+
+def _export_variant(
+    stage: Stage, name: str, size: int, precision: Precision, folder: Path, opset: int, metadata: Mapping[str, str]
+) -> m.Variant:
     store_half = precision == "fp32" and fits_half(stage)
     file = f"{name}.onnx" if precision == "fp32" else f"{name}.{precision}.onnx"
-    paths = export_graph(stage, stage.examples(size), stage.outputs, folder / file, opset=opset, store_half=store_half)
+    paths = export_graph(
+        stage,
+        stage.examples(size),
+        stage.outputs,
+        folder / file,
+        opset=opset,
+        store_half=store_half,
+        metadata=metadata,
+    )
     graph, weights = (describe_file(folder, path) for path in paths)
     return m.Variant(graph=graph, weights=(weights,), opset=opset)
 
@@ -259,11 +287,11 @@ def _tensors(examples: dict[str, Tensor]) -> tuple[m.Tensor, ...]:
     return tuple(m.Tensor(name=name, shape=("batch", *value.shape[1:])) for name, value in examples.items())
 
 
-def output_examples(stage: Stage, size: int, batch: int = 1) -> dict[str, Tensor]:
+def output_examples(stage: Stage, size: int) -> dict[str, Tensor]:
     """What a stage makes of its examples, by name, as tensors without values."""
     with torch.device("meta"), torch.no_grad():
         meta = copy.deepcopy(stage).to("meta")
-        made = meta(**{name: value.to("meta") for name, value in stage.examples(size, batch).items()})
+        made = meta(**{name: value.to("meta") for name, value in stage.examples(size, 1).items()})
     return dict(zip(stage.outputs, (made,) if isinstance(made, Tensor) else made, strict=True))
 
 

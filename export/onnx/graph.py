@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from bfr.export.options import ExportOptions, Opset
-from bfr.models.networks.unet import AttentionBlock, GroupNorm32
+from bfr.models.networks.blocks import AttentionBlock, GroupNorm32
 from bfr.models.stages.stage import Stage
 from bfr.runtime.errors import InvalidOption
 
@@ -44,12 +44,14 @@ def export_graph(
     *,
     opset: int = DEFAULT_OPSET,
     store_half: bool = False,
+    metadata: Mapping[str, str] | None = None,
 ) -> tuple[Path, Path]:
     """Write `path`, an .onnx file, and the .safetensors file of its weights; returns both.
 
     inputs: name -> example, in the order of `module.forward`; the first axis is the batch and stays dynamic, the others
     are fixed. It must be 2 in the examples: an axis of 1 would be taken for a constant.
     store_half: keep float32 weights as half in the file and widen them in the graph, which then computes in float32.
+    metadata: what the file says of itself, see `bfr.export.onnx.metadata`.
     Raises InvalidOption for an opset that is not offered.
     """
     if opset not in OPSETS:
@@ -73,7 +75,7 @@ def export_graph(
         )
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")
-    return save_graph(program.model_proto, path, state=state, prefix=prefix, store_half=store_half)
+    return save_graph(program.model_proto, path, state=state, prefix=prefix, store_half=store_half, metadata=metadata)
 
 
 def save_graph(
@@ -83,12 +85,14 @@ def save_graph(
     state: Mapping[str, Tensor] | None = None,
     prefix: str = "",
     store_half: bool = False,
+    metadata: Mapping[str, str] | None = None,
 ) -> tuple[Path, Path]:
     """Write a graph and the .safetensors file of its large tensors beside it, and of `state`; returns both paths.
 
-    prefix: what the names of weights lose there. store_half: as in `export_graph`. `model` is changed.
+    prefix: what the names of weights lose there. store_half, metadata: as in `export_graph`. `model` is changed.
     """
     _strip_traces(model)
+    helper.set_model_props(model, dict(metadata or {}))
     weights = path.with_suffix(".safetensors")
     _move_weights(model, state or {}, weights, prefix=prefix, store_half=store_half)
     onnx.save(model, path)

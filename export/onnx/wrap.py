@@ -5,7 +5,6 @@ reads `degraded`, (batch, 3, S, S) RGB in [0, 1], and makes `estimate`, (batch, 
 does. The wrapped graph is compared with the file as it came before the bundle is published.
 """
 
-import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from bfr.export.onnx.graph import module_versions, save_graph
+from bfr.export.onnx.metadata import describe_graph
 from bfr.export.onnx.wrap_graph import REFERENCE, wrap_graph
 from bfr.export.onnx.wrap_original import (
     Original,
@@ -27,6 +27,7 @@ from bfr.export.onnx.wrap_original import (
     silent,
     warn_of_range,
 )
+from bfr.export.onnx.wrap_osdface import wrap_osdface
 from bfr.export.onnx.wrap_read import (
     FLOATS,
     Interface,
@@ -35,6 +36,7 @@ from bfr.export.onnx.wrap_read import (
     load_model,
     model_opset,
     sort_nodes,
+    system_name,
 )
 from bfr.export.options import WrapOptions
 from bfr.export.verify.compare import BATCHES, FLOORS_DB, compare
@@ -43,8 +45,7 @@ from bfr.runtime.backends.device import Float32
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.bundle import manifest as m
 from bfr.runtime.bundle.bundle import Bundle, describe_file, write_manifest
-from bfr.runtime.bundle.manifest import NAME_PATTERN
-from bfr.runtime.errors import BackendUnavailable, InvalidOption, VerificationFailed
+from bfr.runtime.errors import BackendUnavailable, VerificationFailed
 from bfr.runtime.files import atomic_folder, sha256_file
 from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, WEIGHT
 
@@ -59,13 +60,13 @@ def wrap(
     threads: int | None = None,
     say: Say = lambda _: None,
 ) -> Bundle:
-    """Make a bundle of an ONNX file.
+    """Make a bundle of an ONNX file, or of the folder of OSDFace's, see `bfr.export.onnx.wrap_osdface`.
 
     A file that fixes its batch to 1 is freed from that where it still gives each image the same result; else the bundle
     says that it runs one image at a time. Nodes that draw random numbers become constants.
 
     Args:
-        file: The ONNX file; its weights may lie in files beside it.
+        file: The ONNX file; its weights may lie in files beside it. Or the folder.
         folder: The new bundle's.
         options: What the file expects, as far as it is known.
         threads: Of the CPU, while the file is tried and verified; None takes one a core.
@@ -74,7 +75,9 @@ def wrap(
     Raises:
         InputNotFound, InvalidCheckpoint, InvalidOption, VerificationFailed: Nothing is published then.
     """
-    system = _system_name(options.name, file)
+    if file.is_dir():
+        return wrap_osdface(file, folder, options, threads=threads, say=say)
+    system = system_name(options.name, file)
     model = load_model(file)
     with TemporaryDirectory(prefix="bfr-wrap-") as scratch, atomic_folder(folder, replace=options.replace) as partial:
         original = Original(file, threads)
@@ -91,10 +94,13 @@ def wrap(
         wrapped, path = wrap_graph(model, face), partial / f"{NETWORK}.onnx"
         save_graph(wrapped, path)
         batches = _probe(wrapped, path, face, threads, say)
+        told = _metadata(system, face, batches, options, {"": m.Source(file=file.name, sha256=sha256_file(file))})
+        _write_metadata(path, told)
         variants: dict[m.Precision, m.Variant] = {"fp32": _variant(partial, path, wrapped)}
         if "fp16" in options.precision and not half:
             halved = partial / f"{NETWORK}.fp16.onnx"
-            variants["fp16"] = _variant(partial, halved, _save_half(path, halved))
+            _save_half(path, halved, told)
+            variants["fp16"] = _variant(partial, halved, load_model(halved))
         side, image = face.side, ("batch", 3, face.side, face.side)
         inputs = [m.Tensor(name=DEGRADED, shape=image)]
         inputs += [m.Tensor(name=REFERENCE, shape=image)] if face.reference else []
@@ -141,12 +147,30 @@ def wrap(
     return Bundle.open(folder)
 
 
-def _system_name(name: str | None, file: Path) -> str:
-    """The name that was given, else the file's. Raises InvalidOption for one that a manifest does not take."""
-    found = re.sub(r"[^A-Za-z0-9_.+-]+", "-", file.stem).lstrip("-.+")[:100] or "wrapped" if name is None else name
-    if not re.fullmatch(NAME_PATTERN, found):
-        raise InvalidOption(f"name {found!r}: letters, digits and _ . + - are taken, 100 at most, a letter first")
-    return found
+def _metadata(
+    system: str, face: Interface, batches: tuple[int, ...] | None, options: WrapOptions, sources: dict[str, m.Source]
+) -> dict[str, str]:
+    """What the graph says of itself, and of the file that it was."""
+    ranges = ["..".join(f"{end:g}" for end in extent) for extent in (face.input_range, face.output_range)]
+    names = (DEGRADED, *([REFERENCE] if face.reference else []), ESTIMATE)
+    told = describe_graph(
+        system=system,
+        network=NETWORK,
+        kind="wrapped",
+        size=face.side,
+        tensors=names,
+        licence=options.licence,
+        sources=sources,
+        batches=batches,
+        fixed={name: f"{value:g}" for name, value in face.values.items() if name != face.weight},
+    )
+    return told | {"bfr.file.range": f"{ranges[0]} to {ranges[1]}", "bfr.file.colour": face.colour}
+
+
+def _write_metadata(path: Path, metadata: dict[str, str]) -> None:
+    model = onnx.load(path, load_external_data=False)
+    helper.set_model_props(model, metadata)
+    onnx.save(model, path)
 
 
 def _probe(
@@ -193,14 +217,13 @@ def _variant(folder: Path, path: Path, model: onnx.ModelProto) -> m.Variant:
     )
 
 
-def _save_half(path: Path, halved: Path) -> onnx.ModelProto:
+def _save_half(path: Path, halved: Path, metadata: dict[str, str]) -> None:
     """Write the graph with weights and arithmetic in half; inputs and outputs stay float32."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     model = convert_float_to_float16(onnx.load(path), keep_io_types=True, disable_shape_infer=True)
     sort_nodes(model.graph)
-    save_graph(model, halved)
-    return load_model(halved)
+    save_graph(model, halved, metadata=metadata)
 
 
 def _is_half(model: onnx.ModelProto) -> bool:

@@ -106,18 +106,19 @@ def _rename_ours(graph: onnx.GraphProto) -> dict[str, str]:
     taken = {n for n in names if n in (DEGRADED, ESTIMATE, REFERENCE, WEIGHT) or n.startswith(OURS)}
     renamed = {name: f"file/{name}" for name in taken}
     if renamed:
-        _rename(graph, renamed)
+        rename(graph, renamed)
     return renamed
 
 
-def _rename(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
+def rename(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
+    """Give tensors other names, old -> new, in place, in the graphs of its branches too."""
     for value in (*graph.input, *graph.output, *graph.initializer):
         value.name = renamed.get(value.name, value.name)
     for node in graph.node:
         for names in (node.input, node.output):
             names[:] = [renamed.get(name, name) for name in names]
         for branch in branches(node):
-            _rename(branch, renamed)
+            rename(branch, renamed)
 
 
 class _Nodes:

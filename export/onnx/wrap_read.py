@@ -1,5 +1,6 @@
 """What an ONNX file is: its graph, its images, its further inputs, and where it draws random numbers."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from bfr.export.options import WrapOptions
+from bfr.runtime.bundle.manifest import NAME_PATTERN
 from bfr.runtime.bundle.onnx import FilesBeside, check_graph
 from bfr.runtime.errors import BundleInvalid, InputNotFound, InvalidCheckpoint, InvalidOption
 
@@ -105,15 +107,25 @@ def load_model(file: Path) -> onnx.ModelProto:
             "its weights beside it"
         ) from error
     if opset < OLDEST_OPSET:
-        raise InvalidCheckpoint(f"{file} is of opset {opset}: export it anew with opset {OLDEST_OPSET} or later")
+        raise InvalidCheckpoint(f"{file} uses opset {opset}: export it again with opset {OLDEST_OPSET} or later")
     return model
 
 
+def system_name(name: str | None, file: Path) -> str:
+    """The name that was given, else the file's. Raises InvalidOption for one that a manifest does not take."""
+    found = re.sub(r"[^A-Za-z0-9_.+-]+", "-", file.stem).lstrip("-.+")[:100] or "wrapped" if name is None else name
+    if not re.fullmatch(NAME_PATTERN, found):
+        raise InvalidOption(f"name {found!r}: letters, digits and _ . + - are taken, 100 at most, a letter first")
+    return found
+
+
 def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or the name of its class where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def model_opset(model: onnx.ModelProto) -> int:
+    """Return the version of ONNX's own operators that a model uses."""
     return next(int(one.version) for one in model.opset_import if one.domain in ("", "ai.onnx"))
 
 
@@ -153,6 +165,7 @@ def read_by(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def branches(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs inside a node: the branches of If, the bodies of Loop and Scan."""
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:
             yield attribute.g
@@ -167,17 +180,18 @@ def find_inputs(model: onnx.ModelProto, options: WrapOptions) -> tuple[ImageTens
     there = "; ".join(map(_described, values))
     for flag, wanted in (("--input", options.input), ("--reference", options.reference)):
         if wanted is not None and wanted not in images:
-            raise InvalidOption(f"of the inputs no image is called {wanted!r}: choose another with {flag}: {there}")
+            raise InvalidOption(f"no image input is called {wanted!r}: choose another with {flag}. There are: {there}")
     others = [name for name in images if name != options.reference]
     if options.input is None and len(others) != 1:
         raise InvalidOption(
-            f"of the inputs {len(others)} could be the image: choose it with --input, and a second picture that the "
+            f"{len(others)} inputs could be the image: choose it with --input, and a second picture that the "
             f"network reads with --reference. There are: {there}"
         )
     return images[options.input or others[0]], images[options.reference] if options.reference else None
 
 
 def as_image(value: onnx.ValueInfoProto) -> ImageTensor | None:
+    """Return a tensor that can hold square RGB images, (B, 3, S, S) or (B, S, S, 3); None for any other."""
     tensor = value.type.tensor_type
     dims = [dim.dim_value or None for dim in tensor.shape.dim]
     if len(dims) != 4 or tensor.elem_type not in IMAGE_TYPES or 3 not in (dims[1], dims[3]):

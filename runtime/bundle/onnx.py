@@ -16,7 +16,7 @@ from bfr.runtime.errors import BundleInvalid
 
 LARGEST_ELEMENTS = 1 << 26  # of a tensor that a graph declares without holding it: 256 MiB of float32
 DEEPEST = 64  # graphs inside each other; protobuf itself allows 33
-_GRAPH, _FUNCTION, _TRAINING = 7, 25, 20  # of ModelProto
+_GRAPH, _METADATA, _FUNCTION, _TRAINING = 7, 14, 25, 20  # of ModelProto
 _LESS_THAN_A_BYTE = 4  # elements at most in one byte
 # Operators whose output is as large as an input says: the number of that input.
 _SHAPED_BY = {
@@ -83,6 +83,31 @@ def check_graph(data: bytes, weights: Mapping[str, int], where: object) -> None:
         _Walk(weights, where).model(memoryview(data))
     except (IndexError, OverflowError, UnicodeDecodeError) as error:
         raise BundleInvalid(f"{where} is no ONNX file, or damaged: export it anew") from error
+
+
+def read_metadata(data: bytes, where: object) -> dict[str, str]:
+    """What an ONNX file says of itself, its `metadata_props`: name -> text.
+
+    Args:
+        data: Of the file.
+        where: The file, for messages.
+
+    Raises:
+        BundleInvalid: It is no ONNX file, or a damaged one.
+    """
+    found: dict[str, str] = {}
+    try:
+        seen = set()
+        for number, value in _fields(memoryview(data)):
+            seen.add(number)
+            if number == _METADATA and isinstance(value, memoryview):
+                entry = {key: str(text, "utf-8") for key, text in _fields(value) if isinstance(text, memoryview)}
+                found[entry.get(1, "")] = entry.get(2, "")
+        if _GRAPH not in seen:
+            raise IndexError
+    except (IndexError, OverflowError, UnicodeDecodeError) as error:
+        raise BundleInvalid(f"{where} is neither a bundle's folder nor an ONNX file, or is damaged") from error
+    return found
 
 
 class _Walk:

@@ -9,6 +9,8 @@ from bfr.runtime.errors import BackendUnavailable, MissingDependency
 from bfr.runtime.restore.options import OpenOptions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bfr.runtime.bundle.bundle import Bundle
     from bfr.runtime.bundle.manifest import Preset
     from bfr.runtime.jobs.speed import Speed
@@ -29,6 +31,9 @@ def info(
     from bfr.runtime.bundle.bundle import Bundle, default_bundle
     from bfr.runtime.bundle.machine import MachineFiles
 
+    if opened.bundle is not None and opened.bundle.is_file():
+        _show_file(opened.bundle, as_json=as_json)
+        return
     bundle = Bundle.open(opened.bundle or default_bundle())
     files, manifest = bundle.check_all(), bundle.manifest
     record = MachineFiles(bundle.hash).read()
@@ -59,6 +64,10 @@ def info(
         cost = "" if network.gflop is None else f", {network.gflop} GFLOP a call"
         size = f"{network.parameter_count / 1e6:.2f} M parameters{cost}"
         show(f"network    {name}: {network.architecture}, {size}, {variants}")
+        if file := network.parameters.get("input_range"):
+            show(f"           {_file_words(network.parameters, file)}")
+        if network.source.sha256:
+            show(f"           from {network.source.file}, sha256 {network.source.sha256}")
     for name, preset in presets.items():
         calls = " and ".join(f"{count} of {network}" for network, count in preset["calls"].items())
         cost = "" if preset["gflop"] is None else f", {preset['gflop']:.0f} GFLOP"
@@ -75,6 +84,27 @@ def info(
         extent = ", quick" * (check.extent == "quick")
         show(f"verified   {check.what}, {check.precision}, {check.backend}: {agreement}{extent}")
     show(f"files      {files} checked, all as the manifest says")
+
+
+def _file_words(parameters: dict[str, Any], read: list[float]) -> str:
+    """How a wrapped file was read and written."""
+    ranges = [f"{black:g}..{white:g}" for black, white in (read, parameters["output_range"])]
+    fixed = "".join(f", {name} fixed to {value:g}" for name, value in parameters.get("values", {}).items())
+    return f"the file reads {parameters['colour']} in {ranges[0]}, makes {ranges[1]}{fixed}"
+
+
+def _show_file(path: "Path", *, as_json: bool) -> None:
+    """What an ONNX file says of itself: its `metadata_props`. Raises BundleInvalid for what is no ONNX file."""
+    from bfr.runtime.bundle.onnx import read_metadata
+
+    found = read_metadata(path.read_bytes(), path)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for name, value in found.items():
+        show(f"{name.removeprefix('bfr.'):12} {value}")
+    if not found:
+        show(f"{path.name} says nothing of itself: `bfr wrap` finds out what it reads and makes")
 
 
 def _presets(bundle: "Bundle", opened: OpenOptions) -> dict[str, dict[str, Any]]:

@@ -112,8 +112,8 @@ def export(
     system: Annotated[
         str,
         typer.Argument(
-            help="mini, difface, difface-identity, difface-inpainting, pgdiff, pgdiff-reference, osdface, diffbfr or "
-            "clr-face."
+            help="mini, difface, difface-identity, difface-inpainting, pgdiff, pgdiff-reference, osdface, dr2, "
+            "diffbfr, diffmac or clr-face."
         ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new bundle.")],
@@ -226,6 +226,9 @@ def verify(
 @expanded
 def bench(
     options: Annotated[BenchOptions, Flags(argument="bundle", names=OUT, negative={"cold": "--no-cold"})],
+    others: Annotated[
+        list[Path] | None, typer.Argument(help="More bundles: each is measured, and one table has all.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="3 repeats after 1 call: a trial, not a result.")] = False,
     _quiet: QUIET = False,
     _verbose: VERBOSE = False,
@@ -240,17 +243,19 @@ def bench(
     from bfr.benchmarks.speed.contender import split_name
     from bfr.runtime.bundle.bundle import Bundle, default_bundle
 
-    bundle = Bundle.open(options.bundle or default_bundle())
-    bundle.preset(options.preset)
-    for name in options.backends:
-        bundle.precision(split_name(name).precision)
+    bundles = [options.bundle or default_bundle(), *(others or ())]
+    for bundle in map(Bundle.open, bundles):
+        bundle.preset(options.preset if bundle.denoisers or not others else None)
+        for name in options.backends:
+            bundle.precision(split_name(name).precision)
     old = None if options.compare is None else read_bench(options.compare)
     need("bench", "torch", "safetensors", "matplotlib", "onnxruntime")
     from bfr.benchmarks.speed.bench import bench as measure
+    from bfr.benchmarks.speed.several import bench_several
 
     if quick:
         options = options.model_copy(update={"repeats": 3, "warmup": 1})
-    report = measure(options, tell)
+    report = bench_several(bundles, options, tell) if others else measure(options, tell)
     found = report.with_name("bench.json").read_text("utf-8")
     if as_json:
         print(found)

@@ -16,7 +16,10 @@ from bfr.runtime.restore.options import OpenOptions
 
 @expanded
 def wrap(
-    model: Annotated[Path, typer.Argument(help="An ONNX file of one network that restores an aligned face.")],
+    model: Annotated[
+        Path,
+        typer.Argument(help="An ONNX file of one network that restores an aligned face, or a folder of OSDFace's."),
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new bundle.")],
     options: Annotated[WrapOptions, Flags(names={"values": ("--set",)})],
     opened: Annotated[OpenOptions, Flags(only=("threads",))],
@@ -29,8 +32,8 @@ def wrap(
     Every command runs it then: restore, video, verify, bench.
     """
     check_new(out, replace=options.replace)
-    if not model.is_file():
-        raise InputNotFound(f"{model} does not exist: name an ONNX file")
+    if not model.exists():
+        raise InputNotFound(f"{model} does not exist: name an ONNX file, or the folder of OSDFace's")
     try:
         from bfr.export.onnx.wrap import wrap as wrap_file
     except ImportError as error:

@@ -17,6 +17,10 @@ from bfr.models.systems.clrface import networks as clrface_networks
 from bfr.models.systems.difface import IDENTITY, INPAINTING, identity_networks
 from bfr.models.systems.diffbfr import DIFFBFR
 from bfr.models.systems.diffbfr import networks as diffbfr_networks
+from bfr.models.systems.diffmac import DIFFMAC
+from bfr.models.systems.diffmac import networks as diffmac_networks
+from bfr.models.systems.dr2 import DR2
+from bfr.models.systems.dr2 import networks as dr2_networks
 from bfr.models.systems.osdface import OSDFACE
 from bfr.models.systems.osdface import networks as osdface_networks
 from bfr.models.systems.pgdiff import REFERENCE, reference_networks
@@ -177,6 +181,23 @@ def osdface() -> SystemSpec:
     return replace(OSDFACE, name="tiny-osdface", image_size=SIZE, networks=networks, presets=presets)
 
 
+def dr2() -> SystemSpec:
+    """DR2: 32 to 64, with noise twice in a step and an early end."""
+    own = unet(attention_resolutions=[16], channel_mult=[1, 2], num_head_channels=32, resblock_updown=True)
+    sparnet = {"size": 2 * SIZE, "min_ch": 8, "max_ch": 16, "min_feat_size": 16, "res_depth": 1, "bottleneck_size": 16}
+    sampler = DR2.presets["mild"].model_copy(update={"start": 8, "stop": 4})
+    networks = dr2_networks({**own, "out_channels": 6}, sparnet)
+    return replace(DR2, name="tiny-dr2", image_size=SIZE, networks=networks, presets={"reference": sampler})
+
+
+def diffmac() -> SystemSpec:
+    """DiffMAC: two loops over latents of 16x16."""
+    vae = osdface().networks["encoder"].parameters
+    networks = diffmac_networks(unet(16, in_channels=8, out_channels=4), vae, latent=16, width=8)
+    presets = {"reference": Preset(solver="dpmpp-2m", spacing="log-snr", start=500, steps=3)}
+    return replace(DIFFMAC, name="tiny-diffmac", image_size=SIZE, networks=networks, presets=presets)
+
+
 def guided(stages: Any, strength: float) -> Any:
     """Stages whose guidance is strong enough to be seen."""
     return tuple(
@@ -195,6 +216,8 @@ MAKERS = {
     "pgdiff": pgdiff,
     "clrface": clrface,
     "osdface": osdface,
+    "dr2": dr2,
+    "diffmac": diffmac,
 }
 
 

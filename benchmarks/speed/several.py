@@ -1,0 +1,86 @@
+"""`bfr bench A B C`: several bundles, each measured as `bfr bench` measures one, and one table of all."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bfr.benchmarks.publish import write_json
+from bfr.benchmarks.speed.bench import bench
+from bfr.benchmarks.speed.options import BenchOptions
+from bfr.benchmarks.speed.results import FORMAT
+from bfr.benchmarks.tables import table
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.errors import BfrError, InvalidOption
+from bfr.runtime.files import write_bytes
+
+HEADS = ("system", "backend, batch", "p50 s (p90)", "faces/s", "peak MiB")
+
+
+def bench_several(
+    bundles: Sequence[Path], options: BenchOptions, progress: Callable[[str], None] = lambda _: None
+) -> Path:
+    """Measure bundles one after the other.
+
+    Each leaves its own report in a folder of `options.out` that is called after its system; a bundle that fails costs
+    its rows alone, and its reason stands below the table.
+
+    Args:
+        bundles: Their folders.
+        options: For all of them; `bundle` is not read.
+        progress: Called with what is being measured.
+
+    Returns:
+        The path of the common table, `bench.md`; `bench.json` beside it holds the results of all.
+
+    Raises:
+        InvalidOption: For `compare`, which compares one bundle with its own past.
+        BfrError: Of the last bundle, where all fail.
+    """
+    if options.compare is not None:
+        raise InvalidOption("--compare holds one bundle against its own past: name one bundle, or leave it out")
+    opened = [Bundle.open(folder) for folder in bundles]
+    for bundle in opened:
+        if bundle.denoisers:
+            bundle.preset(options.preset)
+    found: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    for place, bundle in enumerate(opened):
+        system = bundle.manifest.system
+        name = system if [one.manifest.system for one in opened].count(system) == 1 else f"{system}-{place + 1}"
+        progress(f"{name}, {place + 1} of {len(opened)}")
+        # A system without a loop has neither presets nor steps.
+        own = {} if bundle.denoisers else {"preset": None, "steps": None}
+        changed = options.model_copy(update={"bundle": bundle.folder, "out": options.out / name, **own})
+        try:
+            report = bench(changed, progress)
+        except BfrError as error:
+            failed[name] = str(error)
+            if place == len(opened) - 1 and not found:
+                raise
+            continue
+        found.append({"name": name, **json.loads(report.with_name("bench.json").read_bytes())})
+    path = options.out / "bench.md"
+    write_json(options.out / "bench.json", {"format": FORMAT, "bundles": found, "failed": failed})
+    write_bytes(path, as_markdown(found, failed).encode())
+    return path
+
+
+def as_markdown(found: Sequence[dict[str, Any]], failed: dict[str, str]) -> str:
+    """The table: a row a system, backend and batch. found: contents of `bench.json`, each with its `name`."""
+    rows = []
+    for one in found:
+        peaks = {b["name"]: (b["cold"] or {}).get("peak_bytes", {}) for b in one["backends"]}
+        for m in one["measurements"]:
+            peak = peaks.get(m["backend"], {}).get(str(m["batch"]))
+            times = f"{m['seconds']['p50']:.4g} ({m['seconds']['p90']:.4g})"
+            rate, memory = f"{m['images_per_second']:.4g}", "" if peak is None else f"{peak / 2**20:.0f}"
+            rows.append([one["name"], f"{m['backend']}, {m['batch']}", times, rate, memory])
+    lines = ["# Several systems", ""]
+    if found:
+        machine, busy = found[0]["machine"], any((one["others_cores"] or 0) > 0.2 for one in found)
+        lines += [f"Measured one after the other, {found[0]['threads']} threads; {'; '.join(machine.values())}."]
+        lines += ["**Other processes kept cores busy meanwhile.**"] * busy
+        lines += ["", *table(HEADS, rows)]
+    lines += [f"\n{name} was not measured: {why}" for name, why in failed.items()]
+    return "\n".join(lines) + "\n"

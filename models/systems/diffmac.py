@@ -1,0 +1,87 @@
+"""DiffMAC: two latent loops, the second from what a bottleneck keeps of the first (arXiv 2403.10098).
+
+Neither code nor weights are published. The stages are those of the paper's description; what its public text does not
+settle is ours, see docs/systems/diffmac.md: the networks' widths and layers, times and steps of the presets.
+"""
+
+from typing import Any
+
+from bfr.models.networks.sd import SD21_VAE
+from bfr.models.systems.system import NetworkSpec, SystemSpec
+from bfr.models.weights.fetch import Download
+from bfr.runtime.bundle.manifest import Denoise, Diffuse, Estimate, Licence, NoiseSchedule, Preset
+
+STAGES: tuple[Estimate | Diffuse | Denoise, ...] = (
+    Estimate(name="encode", network="encoder"),
+    Estimate(name="align", network="aligner"),
+    Diffuse(name="diffuse-first", source="latent"),
+    Denoise(name="denoise-first", network="first", conditions={"context": "features"}, result="first"),
+    Estimate(name="compress", network="bottleneck"),
+    Diffuse(name="diffuse-second", source="compressed"),
+    Denoise(name="denoise-second", network="second", conditions={"context": "compressed"}),
+    Estimate(name="decode", network="decoder", inputs={"latent_state": "state"}),
+)
+
+
+def networks(unet: dict[str, Any], vae: dict[str, Any], *, latent: int, width: int) -> dict[str, NetworkSpec]:
+    """The networks of a DiffMAC of any size: options of both UNets and of the autoencoder; latent: side of latents.
+
+    width: channels inside aligner and bottleneck.
+    """
+    channels = int(vae["latent_channels"])
+    step = {"context": [channels, latent, latent], "clipped": False, "channels": channels}
+    small = {"channels": channels, "width": width}
+
+    def one(kind: str, architecture: str, parameters: dict[str, Any], name: str, **more: Any) -> NetworkSpec:
+        return NetworkSpec(kind, architecture, parameters, Download("", f"{name}.safetensors"), half=None, **more)
+
+    def denoiser(name: str) -> NetworkSpec:
+        parameters = {"channels": channels, "unet": unet}
+        return NetworkSpec(
+            "step-context", "diffmac-unet", parameters, Download("", f"{name}.safetensors"), step, size=latent
+        )
+
+    return {
+        "encoder": one("vae-encoder", "vae-encoder", vae, "encoder"),
+        "aligner": one("aligner", "diffmac-features", small, "aligner", size=latent),
+        "first": denoiser("first"),
+        "bottleneck": one("bottleneck", "diffmac-bottleneck", small, "bottleneck", size=latent),
+        "second": denoiser("second"),
+        "decoder": one("vae-decoder", "vae-decoder", vae, "decoder"),
+    }
+
+
+DIFFMAC = SystemSpec(
+    name="diffmac",
+    title="DiffMAC: Diffusion Manifold Hallucination Correction, 512x512, as its paper describes it (arXiv 2403.10098)",
+    image_size=512,
+    networks=networks(
+        {
+            "image_size": 64,
+            "in_channels": 8,
+            "model_channels": 160,
+            "out_channels": 4,
+            "num_res_blocks": 2,
+            "attention_resolutions": [32, 16, 8],
+            "channel_mult": [1, 2, 4, 4],
+            "num_head_channels": 64,
+            "use_scale_shift_norm": True,
+        },
+        SD21_VAE,
+        latent=64,
+        width=64,
+    ),
+    stages=STAGES,
+    result="restored",
+    presets={
+        "reference": Preset(solver="ddim", spacing="time", start=999, steps=50),
+        "fast": Preset(solver="dpmpp-2m", spacing="log-snr", start=500, steps=10),
+    },
+    licence=Licence(
+        name="none: no weights are published",
+        url="https://arxiv.org/abs/2403.10098",
+        notice="The weights in a bundle of this system are whoever's trained them; the method is the paper's.",
+    ),
+    schedule=NoiseSchedule(timesteps=1000, beta_start=0.00085, beta_end=0.012, betas="scaled-linear"),
+    published=False,
+)
