@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from bfr.benchmarks.publish import Command, Findings
 from bfr.benchmarks.speed.contender import open_contender
 from bfr.benchmarks.speed.interleave import synthetic_faces
 from bfr.benchmarks.tables import table
+from bfr.runtime.backends.registry import CompilerOption
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.restore.restorer import Restorer
@@ -80,8 +81,11 @@ def endure(
     threads: int | None = None,
     index: int = 0,
     every: int = EVERY,
+    compiler: Collection[CompilerOption] | None = None,
 ) -> Endurance:
     """Restore `images` images after the warm-up. steps: number of calls, instead of the preset's.
+
+    compiler: as of `open_contender`.
 
     Raises RestorationFailed for a result that is not finite, and what `open_contender` raises.
     """
@@ -90,7 +94,7 @@ def endure(
     sampler = bundle.preset()
     if steps is not None:
         sampler = sampler.shortened(steps)
-    contender = open_contender(bundle, backend, threads=threads, spinning=True, index=index)
+    contender = open_contender(bundle, backend, threads=threads, spinning=True, index=index, compiler=compiler)
     faces = synthetic_faces(batch, bundle.manifest.image_size)
     sizes = [batch, images % batch] if images % batch else [batch]
     begin = time.perf_counter()

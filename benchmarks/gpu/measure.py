@@ -1,7 +1,7 @@
 """What a stage works with, and the measurements that several share: calls of the denoiser, and whole faces."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from bfr.runtime.backends.device import Float32
+from bfr.runtime.backends.registry import CompilerOption
 from bfr.runtime.bundle.bundle import Bundle
 
 TOP = 20  # kernels that are named
+MEASURING = 0.75  # of a stage's seconds, after which no more samples are taken: compiling may have used most of them
 Figures = dict[str, Any]
 
 
@@ -65,6 +67,7 @@ def call_denoiser(
     from bfr.benchmarks.speed.roofline import median_seconds
     from bfr.export.pytorch.compiled import prepare_stage, stage_call
     from bfr.export.pytorch.reference import load_stage
+    from bfr.export.verify.walk import output_shapes
 
     bundle, where = context.bundle, torch.device("cuda" if context.gpu else "cpu")
     stage: Any = load_stage(bundle, bundle.denoise.network)
@@ -72,9 +75,10 @@ def call_denoiser(
     stage = prepare_stage(stage, precision, channels_last=compiler is not None).to(where)
     torch.backends.cuda.matmul.allow_tf32 = tf32
     flags = torch.backends.cudnn.flags(enabled=True, benchmark=compiler is not None, benchmark_limit=0, allow_tf32=tf32)
+    # Laid out as a chain's buffers: what is compiled here is found in the compiler's cache there.
+    shapes = output_shapes(bundle.network(bundle.denoise.network)).values()
+    outputs = tuple(torch.zeros(1, *shape, device=where) for shape in shapes)
     with torch.no_grad(), flags:
-        made = stage(**inputs)
-        outputs = tuple(torch.empty_like(one) for one in ((made,) if isinstance(made, torch.Tensor) else made))
         call = stage_call(stage, compiler)
         begin = time.perf_counter()
         call(inputs, outputs)
@@ -84,12 +88,14 @@ def call_denoiser(
         repeats = 30 if context.gpu else 3
         figures["milliseconds"] = 1e3 * median_seconds(lambda: call(inputs, outputs), where, repeats)
         context.keep(figures)
-        figures["kernels"], figures["longest kernels"] = _profile(lambda: call(inputs, outputs), context)
         if graph:
             recorded = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(recorded):
+            with torch.cuda.graph(recorded, capture_error_mode="thread_local"):
                 call(inputs, outputs)
             figures["milliseconds as a graph"] = 1e3 * median_seconds(recorded.replay, where, repeats)
+            context.keep(figures)
+        # Last: a profiler that fails, or that leaves the driver's tracing on, costs no time measured before.
+        figures["kernels"], figures["longest kernels"] = _profile(lambda: call(inputs, outputs), context)
     return figures
 
 
@@ -121,12 +127,24 @@ def _profile(call: Callable[[], Any], context: Context) -> tuple[int, list[dict[
     return sum(map(len, found.values())), rows
 
 
-def restore(context: Context, name: str, *, batch: int, steps: int | None, repeats: int) -> Figures:
-    """Times of `repeats` batches; the images' PSNR against those of eager float32, where it ran before."""
+def restore(
+    context: Context,
+    name: str,
+    *,
+    batch: int,
+    steps: int | None,
+    repeats: int,
+    compiler: Collection[CompilerOption] | None = None,
+) -> Figures:
+    """Times of `repeats` batches; the images' PSNR against those of eager float32, where it ran before.
+
+    compiler: as of `open_contender`.
+    """
     from bfr.benchmarks.speed.contender import open_contender
     from bfr.benchmarks.speed.interleave import synthetic_faces, time_batch
     from bfr.benchmarks.speed.results import Timing, drift, summarize
 
+    stop = time.monotonic() + MEASURING * context.seconds
     if not context.gpu:
         name = "eager-cpu" if name == "eager-cuda" else "onnxruntime-cpu"
     bundle = context.bundle
@@ -134,17 +152,20 @@ def restore(context: Context, name: str, *, batch: int, steps: int | None, repea
     if not context.gpu:
         sampler, repeats = bundle.preset().shortened(2), 2
     faces = synthetic_faces(batch, bundle.manifest.image_size)
-    contender = open_contender(bundle, name, threads=None if context.gpu else 1, spinning=context.gpu)
+    contender = open_contender(
+        bundle, name, threads=None if context.gpu else 1, spinning=context.gpu, compiler=compiler
+    )
     with contender.restorer(bundle, sampler, batch) as restorer:
         first, images = time_batch(contender, restorer, faces)
-        context.keep({"contender": name, "first seconds": first.seconds})
+        begun: Figures = {"contender": name, "batch": batch, "first seconds": first.seconds}
+        context.keep(begun)
         for _ in range(4 if contender.records else 1):
             _, images = time_batch(contender, restorer, faces)
         samples: list[Timing] = []
-        stop = time.monotonic() + 0.6 * context.seconds
         while len(samples) < repeats and (not samples or time.monotonic() < stop):
             timing, images = time_batch(contender, restorer, faces)
             samples.append(timing)
+            context.keep({**begun, "so far": [sample.seconds for sample in samples]})
         calls = len(restorer.table)
     contender.device.close()
     far = _against_float32(context, images, f"{batch}x{calls}", baseline=name in ("eager-cuda", "eager-cpu"))

@@ -13,13 +13,14 @@ PyTorch is imported only where it is asked for: a runtime backend's memory is me
 """
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from bfr.runtime.backends.cuda.bindings import device_count
 from bfr.runtime.backends.device import Device, Network
-from bfr.runtime.backends.registry import BACKENDS, open_device
+from bfr.runtime.backends.registry import BACKENDS, CompilerOption, open_device
 from bfr.runtime.backends.tensorrt_key import LIBRARIES, find_engines
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision, Preset
@@ -125,10 +126,19 @@ def default_backends(bundle: Bundle, index: int = 0) -> tuple[str, ...]:
     return tuple(found)
 
 
-def open_contender(bundle: Bundle, name: str, *, threads: int | None, spinning: bool, index: int = 0) -> Contender:
+def open_contender(
+    bundle: Bundle,
+    name: str,
+    *,
+    threads: int | None,
+    spinning: bool,
+    index: int = 0,
+    compiler: Collection[CompilerOption] | None = None,
+) -> Contender:
     """Open a backend and load the networks. threads: of the CPU, None is each library's own choice.
 
     spinning: whether ONNX Runtime's idle threads spin, as they do outside benchmarks. index: the number of the GPU.
+    compiler: of a backend that compiles; None is its default.
     Raises BackendUnavailable where it does not work or makes no sense here, MissingDependency, InvalidOption, and
     EngineMissing or EngineMismatch where the bundle has no engines for this machine.
     """
@@ -141,7 +151,7 @@ def open_contender(bundle: Bundle, name: str, *, threads: int | None, spinning: 
     if parts.backend == "onnxruntime-cpu":
         device = _open_cpu(threads, spinning)
     else:
-        device = open_device(parts.backend, bundle, index=index)
+        device = open_device(parts.backend, bundle, index=index, compiler=compiler)
         device.records = parts.graph
     chosen = bundle.precision(parts.precision)
     begin = time.perf_counter()

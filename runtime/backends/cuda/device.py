@@ -192,6 +192,7 @@ class GpuInput:
             self.buffer, self._arrived_in = (own_array(owned, device, shape) for _ in range(2))
             self._pinned = own_pinned(owned, device, self.buffer.bytes)
             self._arrived, self._taken = own_event(owned, device), own_event(owned, device)
+            self.cuda.record(self._taken, device.stream)  # the zeros that `array` writes come before the first upload
             self._owned = owned.pop_all()
 
     def upload(self, values: Float32) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bfr.runtime.backends.cuda import bindings as cuda
@@ -95,6 +96,18 @@ def test_an_allocation_during_a_capture_is_an_error(gpus: Any) -> None:
     with pytest.raises(RuntimeError, match="StreamCaptureUnsupported"):
         device.cuda.capture(device.stream, lambda: device.array((4,)))  # type: ignore[arg-type, return-value]
     assert not gpus[0].capturing
+    device.close()
+
+
+def test_a_new_input_is_zero_before_its_first_upload_and_not_after_it(gpus: Any) -> None:
+    """A Restorer may be opened while the main stream is busy with another one's batch: the copy stream is not."""
+    device = GpuDevice()
+    one = device.input((2, 2))
+    one.upload(np.ones((2, 2), np.float32))
+    gpus[0].drain(int(device.copy_stream))  # as early as it can
+    one.commit()
+    assert device.read(one.buffer).tolist() == [[1, 1], [1, 1]]
+    one.close()
     device.close()
 
 
