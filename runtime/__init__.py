@@ -1,7 +1,9 @@
 """What runs in production: images in, restored images out. NumPy, OpenCV and ONNX Runtime; never torch."""
 
+import sys
 from importlib import import_module
 from importlib.metadata import version
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from bfr.runtime.errors import BfrError
@@ -12,9 +14,10 @@ from bfr.runtime.restore.restorer import Restorer
 if TYPE_CHECKING:
     from bfr.runtime.faces.options import PhotoOptions
     from bfr.runtime.faces.photo import PhotoRestorer, RestoredPhoto
+    from bfr.runtime.images.given import as_image
     from bfr.runtime.jobs.options import JobOptions
     from bfr.runtime.jobs.run import run_job
-    from bfr.runtime.jobs.single import RestoredImage, as_image, restore_image
+    from bfr.runtime.jobs.single import restore_image
     from bfr.runtime.jobs.sources import find_images
 
     __version__: str
@@ -26,12 +29,12 @@ __all__ = [
     "PhotoOptions",
     "PhotoRestorer",
     "Restored",
-    "RestoredImage",
     "RestoredPhoto",
     "Restorer",
     "SamplerOptions",
     "as_image",
     "find_images",
+    "restore",
     "restore_image",
     "run_job",
 ]
@@ -42,12 +45,24 @@ _LATER = {
     "PhotoOptions": "faces.options",
     "PhotoRestorer": "faces.photo",
     "RestoredPhoto": "faces.photo",
-    "RestoredImage": "jobs.single",
-    "as_image": "jobs.single",
+    "as_image": "images.given",
     "find_images": "jobs.sources",
     "restore_image": "jobs.single",
     "run_job": "jobs.run",
 }
+
+
+class _Callable(ModuleType):
+    """The package `restore`, which `from bfr.runtime import restore` calls: `restore("old.jpg").save("new.jpg")`."""
+
+    @staticmethod
+    def __call__(image: Any, **options: Any) -> "RestoredPhoto":
+        from bfr.runtime.jobs.single import restore_image
+
+        return restore_image(image, **options)
+
+
+sys.modules[f"{__name__}.restore"].__class__ = _Callable
 
 
 def __getattr__(name: str) -> Any:

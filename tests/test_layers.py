@@ -13,24 +13,25 @@ PACKAGES = ("bfr.runtime", "bfr.models", "bfr.export", "bfr.benchmarks")
 BASE = {"runtime.errors", "runtime.files", "runtime.install", "runtime.options", "runtime.text", "runtime.timeouts"}
 MATHEMATICS = {"runtime.diffusion"}
 BUNDLE = {"runtime.bundle"}
-CORE = MATHEMATICS | BUNDLE | {"runtime.backends", "runtime.restore"}
-PICTURES = CORE | {"runtime.images", "runtime.faces", "runtime.video"}
+CORE = MATHEMATICS | BUNDLE | {"runtime.backends", "runtime.images", "runtime.restore"}
+PICTURES = CORE | {"runtime.faces", "runtime.video"}
 WORK = PICTURES | {"runtime.jobs"}
-FRONTS = WORK | {"runtime.serve", "runtime.client", "runtime.cluster", "runtime.api"}
+FRONTS = WORK | {"runtime.serve", "runtime.client", "runtime.cluster", "runtime.live", "runtime.api"}
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(BASE, BASE),
     "runtime.diffusion": BASE,
     "runtime.bundle": BASE | MATHEMATICS,
     "runtime.backends": BASE | MATHEMATICS | BUNDLE,
     "runtime.restore": BASE | CORE,
-    "runtime.images": BASE | CORE,
-    "runtime.faces": BASE | CORE | {"runtime.images"},
+    "runtime.images": BASE,
+    "runtime.faces": BASE | CORE,
     "runtime.video": BASE | PICTURES,
     "runtime.jobs": BASE | PICTURES,
     "runtime.api": BASE | WORK,  # runtime/__init__.py
     "runtime.serve": BASE | WORK,
     "runtime.client": BASE | WORK,
     "runtime.cluster": BASE | WORK | {"runtime.serve"},
+    "runtime.live": BASE | PICTURES | {"runtime.serve"},
     "runtime.cli": BASE | FRONTS,
     "models": BASE | MATHEMATICS | BUNDLE,
     "export": BASE | FRONTS | {"runtime.cli", "models"},
@@ -70,7 +71,7 @@ def test_no_import_points_up(graph: grimp.ImportGraph) -> None:
     ("importer", "imported"),
     [
         ("bfr.runtime.diffusion.noise", "bfr.runtime.backends.device"),
-        ("bfr.runtime.restore.pixels", "bfr.runtime.images.decode"),
+        ("bfr.runtime.images.decode", "bfr.runtime.restore.pixels"),
         ("bfr.runtime.jobs.run", "bfr.runtime.cli.main"),
         ("bfr.runtime.backends.registry", "bfr.export.pytorch.compiled"),
         ("bfr.models.systems.system", "bfr.runtime.restore.restorer"),

@@ -98,7 +98,7 @@ class Command(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and the options."""
         places = {name: (row, heading) for heading, names in reversed(PANELS.items()) for row, name in enumerate(names)}
-        headings, rows = ["Arguments", *PANELS], []
+        headings, rows = ["Arguments", *PANELS], list[tuple[int, bool, int, str, Any]]()
         for parameter in self.get_params(ctx):
             argument = parameter.param_type_name == "argument"
             row, known = places.get(parameter.name.lstrip("_"), (len(rows), "Options"))

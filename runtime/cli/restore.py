@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -174,7 +174,7 @@ def _estimate(
     from bfr.runtime.jobs.estimate import estimate
     from bfr.runtime.jobs.speed import speed_of
 
-    restorer = getattr(worker, "restorer", worker)
+    restorer = cast("Restorer", getattr(worker, "restorer", worker))
     speed = speed_of(restorer, opened, tell)
     return estimate(worker, found.items, options, speed.seconds(restorer.plan))
 

@@ -25,7 +25,7 @@ from bfr.runtime.images.png import (
     text_chunk,
     xmp_chunk,
 )
-from bfr.runtime.restore.pixels import resize
+from bfr.runtime.images.resize import resize
 
 QUALITY = 95  # of lossy formats
 _XMP_NAME = b"http://ns.adobe.com/xap/1.0/\0"  # before XMP in a JPEG

@@ -5,14 +5,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
-import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.files import shortened, write_bytes
 from bfr.runtime.images.encode import encode_image
 from bfr.runtime.jobs.page import preview_paths
 
-GAP = 8  # pixels between the two halves of a comparison
 LONGEST = 1024  # pixels of a preview
 QUALITY = 85  # of the previews, WebP
 
@@ -28,15 +26,6 @@ def comparison_names(outputs: Mapping[str, str]) -> dict[str, str]:
         taken.add(path.as_posix())
         names[key] = path.as_posix()
     return names
-
-
-def side_by_side(before: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
-    """Two (H, W, 3) images of one dtype -> (H, 2W + GAP, 3) with a white gap; the first is resized to the second."""
-    height, width = after.shape[:2]
-    if before.shape != after.shape:
-        before = cv2.resize(before, (width, height), interpolation=cv2.INTER_CUBIC)
-    gap = np.full((height, GAP, 3), np.iinfo(after.dtype).max, after.dtype)
-    return np.concatenate([before, gap, after], axis=1)
 
 
 def write_previews(folder: Path, name: str, before: NDArray[Any], after: NDArray[Any]) -> None:

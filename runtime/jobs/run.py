@@ -141,7 +141,8 @@ class Run(ABC):
     def show(self, item: Item, before: NDArray[Any], after: NDArray[Any]) -> None:
         """Write what shows a result beside its source, where it is wanted."""
         if self.options.compare or self.options.html:
-            from bfr.runtime.jobs.pictures import side_by_side, write_previews
+            from bfr.runtime.images.result import side_by_side
+            from bfr.runtime.jobs.pictures import write_previews
 
             if self.options.compare:
                 write_image(self.options.out / self._comparisons[item.key], side_by_side(before, after))
@@ -187,7 +188,7 @@ class _LocalRun(Run):
         self.interrupted: Exception | None = None  # by the caller's progress
         wanted: dict[str, Any] = options.model_dump(include={"seed", "format", "quality", "metadata", "codec", "crf"})
         if self.photo:
-            photo = self.photo.options.model_dump(exclude={"detector"})
+            photo = self.photo.options.model_dump(exclude={"detector", "background"})
             wanted |= {"photo": photo, "detector": self.photo.detector.name, "background": self.photo.background.name}
         self.masks: dict[str, Path] = {}
         if mask is not None:

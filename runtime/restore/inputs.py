@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from bfr.runtime.backends.device import Float32
 from bfr.runtime.bundle.manifest import ImageInput, Pixels
 from bfr.runtime.errors import InvalidImage, InvalidOption
-from bfr.runtime.restore.pixels import full_scale, to_input
+from bfr.runtime.restore.pixels import as_pixels, full_scale, to_input
 from bfr.runtime.restore.plan import DEGRADED, WEIGHT
 
 Given = Sequence[NDArray[Any] | None]
@@ -37,6 +37,16 @@ class ImageInputs:
         self.pixels = pixels
         if "mask" in self.others and pixels.size != "image":
             raise InvalidOption(f"{system} keeps the pixels outside the mask, in the image's own size: leave size out")
+
+    def held(self, name: str, pictures: Sequence[Any]) -> list[NDArray[Any] | None]:
+        """The arrays of pictures as `as_pixels` takes them; of a mask that is no array, where it is white."""
+        found: list[NDArray[Any] | None] = []
+        for picture in pictures:
+            if picture is None or isinstance(picture, np.ndarray):
+                found.append(picture)
+            else:
+                found.append(read_mask(as_pixels(picture)) if name == "mask" else as_pixels(picture))
+        return found
 
     def check(self, count: int, given: Mapping[str, Given]) -> None:
         """Raise InvalidOption where the system has no such input, or the pictures are not one for each image."""

@@ -35,7 +35,7 @@ from bfr.runtime.restore.chain import Chain, ChainResult
 from bfr.runtime.restore.inputs import Given, ImageInputs
 from bfr.runtime.restore.loop import OnStep
 from bfr.runtime.restore.options import OpenOptions
-from bfr.runtime.restore.pixels import check_image
+from bfr.runtime.restore.pixels import as_pixels, as_several, check_image
 from bfr.runtime.restore.plan import make_plan, sampler_table
 from bfr.runtime.restore.precision import Trial, choose_precision, sample
 
@@ -200,19 +200,20 @@ class Restorer:
         return [size for size in self.buckets or range(1, self.batch + 1) if size <= largest]
 
     def restore(
-        self, images: Sequence[Pixels], *, seed: int = DEFAULT_SEED, inputs: Mapping[str, Given] | None = None
+        self, images: Any, *, seed: int = DEFAULT_SEED, inputs: Mapping[str, Given] | None = None
     ) -> list[Pixels]:
         """Restore aligned faces.
 
-        images: (H, W, 3) RGB each, uint8 or uint16, or float32 in [0, 1]. A size other than the system's is resized
-        (antialiased bicubic) and the result resized back. Returns as many images of the same sizes and dtypes.
+        images: one, or a sequence of them: (H, W, 3) RGB arrays, uint8 or uint16, or float32 in [0, 1]; tensors,
+        (C, H, W); paths, bytes of files and PIL images, whose alpha is left out. Another size than the system's is
+        resized (antialiased bicubic) and the result resized back. Returns as many images of the same sizes and dtypes.
         seed: 0 .. 2**32 - 1. The result of an image depends on its pixels and the seed alone, not on its neighbours.
         inputs: of systems that read more than the image: `mask` or `reference`, one picture or None for each image, see
         `bfr.runtime.restore.inputs`.
         Raises InvalidImage for a wrong shape or dtype, RestorationFailed where a result is not finite: `run` returns
         the others all the same.
         """
-        results = self.run(images, seed=seed, inputs=inputs)
+        results = self.run(as_several(images), seed=seed, inputs=inputs)
         failed = {i: result.error for i, result in enumerate(results) if result.pixels is None}
         if failed:
             reasons = "; ".join(f"image {i}: {error}" for i, error in failed.items())
@@ -221,7 +222,7 @@ class Restorer:
 
     def run(
         self,
-        images: Sequence[NDArray[Any]],
+        images: Sequence[Any],
         *,
         seed: int = DEFAULT_SEED,
         keys: Sequence[int | None] | None = None,
@@ -236,6 +237,7 @@ class Restorer:
         Where the device's memory runs out, the batch is halved, for this and for later calls; an image that does not
         fit alone fails.
         """
+        images = [as_pixels(image) for image in images]
         given = self._checked(images, seed, inputs)
         named = keys or [None] * len(images)
         results: list[Restored] = []
@@ -294,14 +296,17 @@ class Restorer:
 
     def chain(self, batch: int) -> Chain:
         """The chain of a batch size, made when first asked for. Raises InvalidOption once the Restorer is closed."""
-        if self._closed:
-            raise InvalidOption("this Restorer is closed: use it inside its `with`, or open another")
+        self._check_open()
         if self._buffers is None or self._buffers.batch < batch:
             self._drop_chains()
             self._buffers = Buffers(self.device, self.plan, batch)
         if batch not in self._chains:
             self._chains[batch] = Chain(self.device, self._networks, self.plan, batch=batch, buffers=self._buffers)
         return self._chains[batch]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidOption("this Restorer is closed: use it inside its `with`, or open another")
 
     def float32(self) -> "Restorer":
         """The same system in float32, on the same device, for what half precision cannot bear."""
@@ -313,10 +318,12 @@ class Restorer:
         self, images: Sequence[NDArray[Any]], seed: int, inputs: Mapping[str, Given] | None
     ) -> dict[str, Given]:
         """The pictures for further inputs, by name, an entry for each image. Raises InvalidImage, InvalidOption."""
+        self._check_open()
         check_seed(seed)
         for image in images:
             check_image(image)
-        given = {**{name: [picture] * len(images) for name, picture in self.fixed.items()}, **(inputs or {})}
+        inputs = {name: self.inputs.held(name, pictures) for name, pictures in (inputs or {}).items()}
+        given = {**{name: [picture] * len(images) for name, picture in self.fixed.items()}, **inputs}
         self.inputs.check(len(images), given)
         return given
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bfr.models.networks.resize import resize_matrix
-from bfr.runtime.restore.pixels import resize
+from bfr.runtime.images.resize import resize
 
 
 @pytest.mark.parametrize(("source", "target"), [(512, 128), (128, 512), (64, 64), (50, 33), (7, 20)])

@@ -25,9 +25,9 @@ from bfr.runtime.faces import detect
 from bfr.runtime.faces.detect import YUNET_FILE
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoRestorer
+from bfr.runtime.images.result import GAP
 from bfr.runtime.install import install_command
 from bfr.runtime.jobs import run as job
-from bfr.runtime.jobs.pictures import GAP
 from bfr.runtime.jobs.report import Entry, Report
 from bfr.runtime.jobs.run import JobOptions
 from bfr.runtime.restore.options import OpenOptions

@@ -355,7 +355,8 @@ class TestChoice:
         photograph = picture()
         result = PhotoRestorer(painter, detector=Known(sharp, poor)).restore(photograph)
         assert (result.faces, result.sharp) == ((poor,), (sharp,))
-        assert measured[0] is photograph
+        assert measured[0] is not None
+        assert np.array_equal(measured[0], photograph)
         assert np.array_equal(result.pixels[:, :56], photograph[:, :56])
         assert np.abs(result.pixels[47:57, 85:95].mean((0, 1)) - LEVELS).max() < 8
         measured.clear()
@@ -416,12 +417,11 @@ class TestFailures:
     @pytest.mark.parametrize(
         "photograph",
         [
-            np.zeros((20, 20), np.uint8),
-            np.zeros((20, 20, 4), np.uint8),
-            np.zeros((20, 20, 1), np.uint8),
+            np.zeros((20, 20, 2), np.uint8),
+            np.zeros((20, 20, 3, 1), np.uint8),
             np.zeros((0, 20, 3), np.uint8),
             np.zeros((20, 0, 3), np.uint8),
-            np.zeros((20, 20, 3), np.float32),
+            np.full((20, 20, 3), 255, np.float32),
             np.zeros((20, 20, 3), np.int64),
             np.zeros((20, 20, 3), np.int16),
             np.zeros((20, 20, 3), bool),
@@ -429,10 +429,9 @@ class TestFailures:
     )
     def test_what_is_no_photograph(self, painter: Restorer, photograph: Array) -> None:
         detector = Known()
-        with pytest.raises(InvalidImage, match=r"\(H, W, 3\) uint8 or uint16") as caught:
+        with pytest.raises(InvalidImage, match=r"shape|dtype|array of|scale them") as caught:
             PhotoRestorer(painter, detector=detector).restore(photograph)
-        assert str(photograph.shape) in str(caught.value)
-        assert str(photograph.dtype) in str(caught.value)
+        assert "was given" in str(caught.value) or "were given" in str(caught.value)
         assert not detector.seen
 
     def test_the_detector_serves_one_thread_at_a_time(self, painter: Restorer) -> None:

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image as Pillow
 
 import bfr.runtime
-from bfr.runtime import PhotoOptions, Restorer, as_image, restore_image
+from bfr.runtime import PhotoOptions, PhotoRestorer, Restorer, as_image, restore_image
 from bfr.runtime.errors import BfrError, InputNotFound, InvalidImage, InvalidOption
-from bfr.runtime.jobs.pictures import GAP
+from bfr.runtime.images.result import GAP
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 36, 3), np.uint8)
 
@@ -135,10 +135,57 @@ def test_a_closed_restorer_refuses() -> None:
     restorer.close()
 
 
-@pytest.mark.parametrize("image", ["photo.jpg", Path("photo.jpg"), Pillow.new("RGB", (4, 4)), None])
-def test_the_strict_core_names_what_takes_others(small: Callable[..., Any], image: Any) -> None:
-    with pytest.raises(InvalidImage, match="restore_image"):
-        small().restore([image])
+class TestEveryPlace:
+    """A Restorer, a PhotoRestorer and `restore` take an image in whatever it is held."""
+
+    @pytest.fixture
+    def held(self, tmp_path: Path) -> list[Any]:
+        Pillow.fromarray(PIXELS).save(tmp_path / "a.png")
+        held: list[Any] = [tmp_path / "a.png", str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()]
+        return [*held, Pillow.fromarray(PIXELS), PIXELS]
+
+    def test_a_restorer(self, small: Callable[..., Any], held: list[Any]) -> None:
+        restorer = small()
+        (expected,) = restorer.restore([PIXELS])
+        for one in held:
+            np.testing.assert_array_equal(restorer.restore(one)[0], expected)  # one, without a list
+        for found in restorer.restore(held):
+            np.testing.assert_array_equal(found, expected)
+        assert len(restorer.restore(np.stack([PIXELS, PIXELS]))) == 2
+        with pytest.raises(InvalidImage, match="a NoneType was given"):
+            restorer.restore([None])
+        with pytest.raises(InputNotFound, match=r"photo\.jpg"):
+            restorer.restore("photo.jpg")
+
+    def test_a_tensor(self, small: Callable[..., Any]) -> None:
+        torch = pytest.importorskip("torch")
+        restorer = small()
+        chw = torch.from_numpy(PIXELS.transpose(2, 0, 1).copy())
+        np.testing.assert_array_equal(restorer.restore(chw)[0], restorer.restore(PIXELS)[0])
+        (floats,) = restorer.restore(chw.float() / 255)
+        np.testing.assert_array_equal(floats, restorer.restore(PIXELS.astype(np.float32) / np.float32(255))[0])
+        assert len(restorer.restore(chw[None].repeat(2, 1, 1, 1))) == 2
+
+    def test_a_photo_restorer(self, small: Callable[..., Any], held: list[Any], fakes: Any) -> None:
+        photo = PhotoRestorer(small(), detector=fakes.Squares())
+        for one in held:
+            made = photo.restore(one)
+            np.testing.assert_array_equal(made.pixels, PIXELS)
+            assert made.compare().shape == (40, 2 * 36 + GAP, 3)
+
+    def test_a_closed_restorer_refuses_a_photograph_without_a_face(self, small: Callable[..., Any], fakes: Any) -> None:
+        restorer = small()
+        restorer.close()
+        with pytest.raises(InvalidOption, match="closed"):
+            PhotoRestorer(restorer, detector=fakes.Squares()).restore(PIXELS)
+
+    def test_the_package_is_called(self, small: Callable[..., Any]) -> None:
+        from bfr.runtime import restore
+        from bfr.runtime.restore.options import OpenOptions  # it stays a package
+
+        assert OpenOptions().batch == 1
+        made = restore(PIXELS, aligned=True, restorer=small())
+        np.testing.assert_array_equal(made.pixels, small().restore(PIXELS)[0])
 
 
 def test_the_version() -> None:

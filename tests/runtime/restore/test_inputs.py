@@ -5,8 +5,8 @@ import pytest
 
 from bfr.runtime.bundle.manifest import ImageInput
 from bfr.runtime.errors import InvalidImage, InvalidOption
+from bfr.runtime.images.resize import resize
 from bfr.runtime.restore.inputs import ImageInputs, keep_known, read_mask
-from bfr.runtime.restore.pixels import resize
 
 SIZE = 16
 INPAINTS = ImageInputs("inpainter", SIZE, [ImageInput(name="mask", channels=1)])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bfr.runtime.restore.pixels import resize
+from bfr.runtime.images.resize import resize
 
 
 def test_resize_is_antialiased_and_not_clipped() -> None:

@@ -1,0 +1,97 @@
+"""The image that something holds: a path, the bytes of a file, a PIL image, an array or a tensor."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image as Pillow
+from numpy.typing import NDArray
+
+from bfr.runtime.errors import InvalidImage
+from bfr.runtime.images.decode import MAX_PIXELS, Image, decode_image, read_image
+
+_KINDS = "a path, bytes of an image file, a PIL image, a NumPy array or a PyTorch tensor"
+_AS_TIFF = ("CMYK", "LAB", "YCbCr")  # modes of Pillow that a PNG cannot hold
+_NOT_HELD = ("F", "HSV", "RGBX", "RGBa", "La", "PA")
+
+
+def as_image(image: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
+    """The image that something holds, upright, (H, W, 3) uint8 or uint16 RGB.
+
+    Args:
+        image: A path; the bytes of a file; a PIL image, turned by its EXIF orientation and converted from its profile;
+            a NumPy array, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); a PyTorch tensor, (C, H, W) or (1, C, H, W) of 1,
+            3 or 4 channels; or such an `Image`. Arrays and tensors are uint8, uint16, or floats in [0, 1], which become
+            16 bits.
+        max_pixels: Of files; larger ones are refused.
+
+    Raises:
+        InputNotFound: There is no such file.
+        InvalidImage: It is nothing of these, or damaged.
+    """
+    if isinstance(image, Image):
+        return image
+    if isinstance(image, str | Path):
+        return read_image(Path(image), max_pixels=max_pixels)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return decode_image(bytes(image), max_pixels=max_pixels)
+    if isinstance(image, Pillow.Image):
+        return _from_pil(image, max_pixels)
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if (pixels := tensor_pixels(image)) is not None:
+        return _from_array(pixels)
+    kind = type(image).__name__
+    several = "; it holds one image, call it for each" if isinstance(image, list | tuple) else ""
+    raise InvalidImage(f"a {kind} was given: an image is {_KINDS}{several}")
+
+
+def _from_pil(image: Pillow.Image, max_pixels: int) -> Image:
+    """Through a file without loss, so that modes, profiles and metadata are taken as those of files are."""
+    if image.mode in _NOT_HELD:
+        raise InvalidImage(f"a PIL image of mode {image.mode} was given: use image.convert('RGB')")
+    kept = {"icc_profile": image.info.get("icc_profile"), "exif": image.getexif().tobytes()}
+    file = BytesIO()
+    if image.mode in _AS_TIFF:
+        image.save(file, "TIFF", icc_profile=kept["icc_profile"])
+    else:
+        image.save(file, "PNG", compress_level=0, **{name: value for name, value in kept.items() if value})
+    return decode_image(file.getvalue(), name="the PIL image", max_pixels=max_pixels)
+
+
+def tensor_pixels(tensor: Any) -> NDArray[Any] | None:
+    """The (H, W, C) array of a PyTorch tensor, (C, H, W) or (1, C, H, W); None for anything else.
+
+    Raises InvalidImage for another shape.
+    """
+    if type(tensor).__module__.partition(".")[0] != "torch" or not hasattr(tensor, "detach"):
+        return None
+    if tensor.ndim == 4 and tensor.shape[0] == 1:
+        tensor = tensor[0]
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
+        raise InvalidImage(
+            f"a tensor of shape {tuple(tensor.shape)} was given: one image is (C, H, W) of 1, 3 or 4 channels"
+        )
+    if tensor.is_floating_point():
+        tensor = tensor.float()
+    pixels: NDArray[Any] = tensor.detach().cpu().numpy().transpose(1, 2, 0)
+    return pixels
+
+
+def _from_array(array: NDArray[Any]) -> Image:
+    pixels = array[..., None] if array.ndim == 2 else array
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or pixels.size == 0:
+        raise InvalidImage(
+            f"an array of shape {array.shape} was given: one image is (H, W, 3) RGB, (H, W, 4) or (H, W)"
+        )
+    if np.issubdtype(pixels.dtype, np.floating):
+        if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN too
+            raise InvalidImage(f"floats from {pixels.min():g} to {pixels.max():g} were given: scale them to [0, 1]")
+        pixels = np.rint(pixels.astype(np.float64) * 65535).astype(np.uint16)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise InvalidImage(f"an array of {array.dtype} was given: uint8, uint16, or floats in [0, 1] are needed")
+    grey, colours = pixels.shape[2] == 1, pixels[..., :3]
+    rgb = np.repeat(colours, 3, axis=2) if grey else np.ascontiguousarray(colours)
+    alpha = np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
+    return Image(rgb, alpha=alpha, grey=grey)
