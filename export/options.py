@@ -1,4 +1,4 @@
-"""What `bfr export`, `bfr wrap` and `bfr build` are told; nothing here needs torch, onnx or TensorRT."""
+"""What `bfr export`, `wrap`, `build` and `export-triton` are told; nothing here needs torch, onnx or TensorRT."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,6 +108,22 @@ class WrapOptions(Options):
     name: str | None = Field(default=None, description="Of the system; the file's if left out.")
     licence: str = Field(default="unknown", description="Of the weights, for the manifest.")
     replace: bool = field_of(ExportOptions, "replace")
+
+
+class TritonOptions(Options):
+    """How a bundle becomes a model repository of Triton."""
+
+    precision: Precision = Field(default="fp32", description="Networks without this precision run in fp32.")
+    processor: Literal["gpu", "cpu"] = Field(default="gpu", description="What runs the networks.")
+    batch: int = Field(
+        default=8,
+        ge=1,
+        description="Faces that go through a network together, at most; a bundle that fixes its batch keeps its own.",
+    )
+    instances: int = Field(
+        default=2, ge=1, description="Loops that run beside each other; the steps of their images share batches."
+    )
+    replace: bool = Field(default=False, description="Replace a folder that is there.")
 
 
 class BuildOptions(Options):

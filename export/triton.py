@@ -6,15 +6,14 @@ needs `bfr`'s runtime in the server's Python, see `bfr.runtime.serve.triton`.
 
 import shutil
 from pathlib import Path
-from typing import Literal
 
+from bfr.export.options import TritonOptions
 from bfr.runtime.bundle.bundle import Bundle
-from bfr.runtime.bundle.manifest import MANIFEST, Network, Precision, Tensor
+from bfr.runtime.bundle.manifest import MANIFEST, Network, Tensor
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.files import atomic_folder
 from bfr.runtime.serve.triton import BATCH, IMAGE, PRESET, RESTORED, SEED, model_name
 
-Processor = Literal["gpu", "cpu"]
 MODEL = '''"""The restoration loop of `{system}`: written by `bfr export-triton`."""
 
 from bfr.runtime.serve.triton import TritonPythonModel
@@ -52,23 +51,14 @@ instance_group [ {{ count: 1 kind: KIND_{kind} }} ]
 def export_triton(
     bundle: Bundle,
     repository: Path,
-    *,
-    precision: Precision = "fp32",
-    processor: Processor = "gpu",
-    batch: int = 8,
-    instances: int = 2,
-    replace: bool = False,
+    options: TritonOptions = TritonOptions(),  # noqa: B008  (frozen)
 ) -> list[str]:
     """Write a model repository; the names of its models, the loop's first.
 
     Args:
         bundle: Its files are checked, and copied.
         repository: A new folder; the server's `--model-repository`.
-        precision: Of the networks that have it; others run in fp32.
-        processor: What runs the networks.
-        batch: The largest batch of a network. A bundle whose graphs fix their batch keeps its own.
-        instances: How many loops run beside each other. The steps of their images share batches.
-        replace: Replace a folder that is there.
+        options: Its precision, batches and instances.
 
     Raises:
         InvalidOption: The system reads a second picture, which the loop's model does not take.
@@ -78,11 +68,10 @@ def export_triton(
     if manifest.inputs:
         names = ", ".join(one.name for one in manifest.inputs)
         raise InvalidOption(
-            f"{manifest.system} reads {names} beside the image, which the loop's model cannot take: choose another system"
+            f"{manifest.system} reads {names} beside the image, which the loop's model cannot take: choose another "
+            "system"
         )
-    if batch < 1 or instances < 1:
-        raise InvalidOption("batch and instances must be 1 or more")
-    with atomic_folder(repository, replace=replace) as partial:
+    with atomic_folder(repository, replace=options.replace) as partial:
         loop = partial / manifest.system / "1"
         loop.mkdir(parents=True)
         shutil.copyfile(bundle.folder / MANIFEST, loop / MANIFEST)
@@ -94,29 +83,29 @@ def export_triton(
                 seed=SEED,
                 preset=PRESET,
                 restored=RESTORED,
-                instances=instances,
+                instances=options.instances,
                 key=BATCH,
-                batch=max(manifest.batches or (batch,)),
+                batch=max(manifest.batches or (options.batch,)),
             )
         )
         for name, network in manifest.networks.items():
-            kind = precision if precision in network.variants else "fp32"
+            kind = options.precision if options.precision in network.variants else "fp32"
             model = partial / model_name(manifest.system, name)
             (model / "1").mkdir(parents=True)
             graph = bundle.graph(name, kind)
             shutil.copyfile(graph, model / "1" / "model.onnx")
             for file in network.variants[kind].weights:  # the graph names them by their file names
                 shutil.copyfile(bundle.folder / file.path, model / "1" / Path(file.path).name)
-            (model / "config.pbtxt").write_text(_config(model.name, network, manifest.batches, batch, processor))
+            (model / "config.pbtxt").write_text(_config(model.name, network, manifest.batches, options))
     return [manifest.system, *(model_name(manifest.system, name) for name in manifest.networks)]
 
 
-def _config(name: str, network: Network, fixed: tuple[int, ...] | None, batch: int, processor: Processor) -> str:
+def _config(name: str, network: Network, fixed: tuple[int, ...] | None, options: TritonOptions) -> str:
     """fixed: the only batch sizes that the graph takes: Triton then sees the batch as a dimension like the others."""
     return NETWORK.format(
         name=name,
-        batch=0 if fixed else batch,
-        kind=processor.upper(),
+        batch=0 if fixed else options.batch,
+        kind=options.processor.upper(),
         inputs=",\n".join(_tensor(tensor, fixed) for tensor in network.inputs),
         outputs=",\n".join(_tensor(tensor, fixed) for tensor in network.outputs),
         queue="" if fixed else "dynamic_batching { max_queue_delay_microseconds: 1000 }\n",

@@ -15,23 +15,25 @@ import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from bfr.benchmarks.agreement.dr2 import run_dr2
 from bfr.benchmarks.agreement.osdface import run_osdface
 from bfr.benchmarks.agreement.pgdiff import run_pgdiff
-from bfr.benchmarks.agreement.replay import GivenEstimate, ReplayedNoise
+from bfr.benchmarks.agreement.replay import GivenEstimate, ReplayedNoise, on_both
 from bfr.export.onnx.graph import export_graph
-from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
+from bfr.export.verify.walk import call_network
 from bfr.models.networks.lama import LaMa
 from bfr.models.networks.swinir import SwinIR
 from bfr.models.networks.unet import UNet
+from bfr.models.stages.stage import Stage
 from bfr.models.stages.step import EstimatorStage, KnownStep, LearnedVarianceStep, LinearStep, cut_variance
 from bfr.models.weights.seeded import LOOP_SCALE, seed_weights
 from bfr.runtime.backends.device import Buffer, Device, Float32, Network
@@ -114,12 +116,8 @@ def run_network(module: nn.Module, inputs: dict[str, Float32], scratch: Path) ->
     pair = {name: torch.from_numpy(np.concatenate([v, v])[:2].copy()) for name, v in inputs.items()}
     graph, _ = export_graph(module, pair, ["y"], scratch / "network.onnx")
     device = CpuDevice()
-    buffers = {name: device.array(value.shape) for name, value in inputs.items()}
-    for name, value in inputs.items():
-        device.write(buffers[name], value)
-    output = device.array(eager.shape)
-    device.load_graph(graph).bind(buffers, {"y": output})()
-    return eager, device.read(output)
+    exported = call_network(device, device.load_graph(graph), inputs, {"y": eager.shape[1:]})
+    return eager, exported["y"]
 
 
 def _run_loop(arrays: Arrays, config: dict[str, Any], folder: Path, scratch: Path) -> Errors:
@@ -132,50 +130,34 @@ def _run_loop(arrays: Arrays, config: dict[str, Any], folder: Path, scratch: Pat
         eta=config["eta"],
     )
     guided = config["gamma"] > 0
-    if config["sampler"] == "ddpm":
-        step: nn.Module = LearnedVarianceStep(denoiser)
-    else:
+    if config["sampler"] != "ddpm":
         cut_variance(denoiser)
-        step = KnownStep(denoiser) if guided else LinearStep(denoiser)
-    estimator = None
+    kind = LearnedVarianceStep if config["sampler"] == "ddpm" else KnownStep if guided else LinearStep
+    stages: dict[str, Stage] = {"denoiser": kind(denoiser).eval()}
     if not config["estimator"].startswith("none"):
-        estimator = EstimatorStage(_network(_read(folder / f"{config['estimator']}.json")))
+        stages["estimator"] = EstimatorStage(_network(_read(folder / f"{config['estimator']}.json"))).eval()
     conditions: dict[str, Float32] = {}
     if guided:
-        conditions = {
-            "known": np.asarray(2.0 * arrays["y0"] - 1.0, np.float32),
-            "mask": arrays["mask"],
-        }
-    eager, onnxruntime, size = EagerDevice(), CpuDevice(), arrays["y0"].shape[-1]
-    networks: list[tuple[Device, Network | None, Network]] = [
-        (eager, EagerNetwork(estimator) if estimator else None, EagerNetwork(step)),
-        (
-            onnxruntime,
-            onnxruntime.load_graph(_export_estimator(estimator, arrays["y0"].shape[-1], scratch))
-            if estimator
-            else None,
-            onnxruntime.load_graph(_export_step(step, size, conditions, scratch)),
-        ),
-    ]
+        conditions = {"known": np.asarray(2.0 * arrays["y0"] - 1.0, np.float32), "mask": arrays["mask"]}
     strength = config["gamma"] if guided else None
-    errors = [replay(device, first, second, table, arrays, conditions, strength) for device, first, second in networks]
-    return Errors(*errors)
+    sizes = dict.fromkeys(stages, int(arrays["y0"].shape[-1]))
+    return Errors(*on_both(stages, sizes, scratch, partial(replay, table, arrays, conditions, strength)))
 
 
 def replay(
-    device: Device,
-    estimator: Network | None,
-    step: Network,
     table: StepTable,
     arrays: Arrays,
     conditions: Mapping[str, Float32],
-    strength: float | None = None,
+    strength: float | None,
+    device: Device,
+    networks: Mapping[str, Network],
 ) -> float:
     """Run a recorded loop with its own noise; the largest error of its estimate, kept states and final image."""
     batch, size = arrays["y0"].shape[0], arrays["y0"].shape[-1]
     shapes = {name: value.shape[1:] for name, value in conditions.items()}
     plan = difface_plan(table, size, conditions=shapes, strength=strength)
-    networks = {"estimator": estimator or GivenEstimate(device, arrays["estimate"]), "denoiser": step}
+    if "estimator" not in networks:
+        networks = {"estimator": GivenEstimate(device, arrays["estimate"]), **networks}
     chain = Chain(device, networks, plan, batch=batch, noise=ReplayedNoise(device, arrays["noise"]))
     kept = {int(index): state for index, state in zip(arrays["kept"], arrays["states"], strict=True)}
     errors = []
@@ -191,18 +173,6 @@ def replay(
     errors.append(_distance(result.estimate, np.clip(arrays["estimate"], 0, 1)))
     errors.append(_distance(image, arrays["final"]))
     return max(errors)
-
-
-def _export_estimator(stage: nn.Module, size: int, scratch: Path) -> Path:
-    return export_graph(stage, {"degraded": torch.rand(2, 3, size, size)}, ["estimate"], scratch / "estimator.onnx")[0]
-
-
-def _export_step(step: nn.Module, size: int, conditions: Mapping[str, Float32], scratch: Path) -> Path:
-    inputs: dict[str, Tensor] = {name: torch.rand(2, 3, size, size) for name in ("x", "h1", "h2")}
-    inputs |= {"t": torch.full((2,), 100.0), "row": torch.rand(2, 8), "noise": torch.rand(2, 3, size, size)}
-    inputs |= {name: torch.rand(2, *value.shape[1:]) for name, value in conditions.items()}
-    inputs |= {"strength": torch.rand(2)} if conditions else {}
-    return export_graph(step, inputs, ["x_next", "x0"], scratch / "step.onnx")[0]
 
 
 def _network(config: dict[str, Any], scale: Mapping[str, float] | None = None, *, image_size: int | None = None) -> Any:

@@ -86,10 +86,10 @@ class Candidate:
         """Over the faces."""
         return Mean.of([sample.truth[measure] for sample in self.samples])
 
-    def nearer(self, other: "Candidate", measure: str = BY) -> Mean:
+    def nearer(self, other: "Candidate") -> Mean:
         """By how much it is nearer to the reference than `other`, paired by face."""
         pairs = zip(self.samples, other.samples, strict=True)
-        return Mean.of([mine.drift[measure] - theirs.drift[measure] for mine, theirs in pairs])
+        return Mean.of([mine.drift[BY] - theirs.drift[BY] for mine, theirs in pairs])
 
     def __str__(self) -> str:
         return str(self.preset) if self.preset else "the estimate itself"

@@ -118,17 +118,17 @@ def build_engine_bytes(
         if meter.cancelled.is_set():
             raise EngineBuildFailed(f"the build of {graph.name} was cancelled")
         raise EngineBuildFailed(
-            f"no engine was built of {graph.name}; {library} {trt.__version__} said: {said}. "
-            "Where memory ran out: fewer or smaller --batches, a smaller --workspace, or end what else uses the GPU"
+            f"{library} {trt.__version__} could not build an engine of {graph.name}: {said}. "
+            "If memory ran out, choose fewer --batches or a smaller --workspace, or end what else uses the GPU"
         )
     if timing is not None and cached:
         _save_timing_cache(config, timing, say)
     return bytes(serialized)
 
 
-def typed_share(graph: Path, library: Library, *, trt: Any = None) -> float:
+def typed_share(graph: Path, library: Library) -> float:
     """Of the floating tensors that the layers of a graph write, the share in half (0 to 1), as the library reads it."""
-    parsed = parse_graph(graph, trt or load_library(library))
+    parsed = parse_graph(graph, load_library(library))
     types, layers = parsed.trt.DataType, (parsed.network.get_layer(i) for i in range(parsed.network.num_layers))
     written = [layer.get_output(i).dtype for layer in layers for i in range(layer.num_outputs)]
     half = sum(bool(kind in (types.HALF, types.BF16)) for kind in written)

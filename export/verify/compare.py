@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from bfr.export.verify.explain import differs, explain
-from bfr.export.verify.walk import SEED, Reference, output_shapes, run_network, side_by_side, synthetic, walk
+from bfr.export.verify.walk import SEED, Reference, call_network, output_shapes, side_by_side, synthetic, walk
 from bfr.runtime.backends.device import Device, Float32, Network
 from bfr.runtime.backends.registry import open_device
 from bfr.runtime.bundle import manifest
@@ -69,7 +69,6 @@ def verify(
     reference: Reference | Mapping[str, "nn.Module"],
     precision: Precision,
     *,
-    backend: str = "onnxruntime-cpu",
     device: Device | None = None,
     networks: Mapping[str, Network] | None = None,
     preset: str = "reference",
@@ -81,17 +80,17 @@ def verify(
 ) -> list[Check]:
     """Compare a backend with the reference; returns one Check a network and batch, and one of the loop.
 
-    reference: or its modules, see `eager_reference`. device: the backend's, where it is open already, and `networks` on
-    it, where they are loaded. steps: the most that the loop takes. extent: quick runs loops of QUICK_STEPS, spread over
-    the time that all of their steps would take. threads: of the backend, on a CPU. gpu: the name of
-    the one that the backend runs on.
+    reference: or its modules, see `eager_reference`. device: the backend's, ONNX Runtime on the CPU if left out, and
+    `networks` on it, where they are loaded. steps: the most that the loop takes. extent: quick runs loops of
+    QUICK_STEPS, spread over the time that all of their steps would take. threads: of that backend. gpu: the name of the
+    one that the backend runs on.
     A device with buckets is compared at its smallest and its largest, others at BATCHES.
     Raises VerificationFailed where a result is not finite or its PSNR is below its floor; where Polygraphy is there, it
     names the layer, see `bfr.export.verify.explain`.
     """
     if not isinstance(reference, Reference):
         reference = eager_reference(reference)
-    device = device or open_device(backend, threads=threads)
+    device = device or open_device("onnxruntime-cpu", threads=threads)
     tested = networks or load_networks(bundle, device, precision)
     sampler = bundle.preset(preset if bundle.denoisers else None)
     if steps is not None:
@@ -108,7 +107,7 @@ def verify(
         for name, inputs, expected in walk(bundle, plan, reference, batch):
             entry = bundle.network(name)
             progress(f"{name} in {precision} at batch {batch} against {reference.name}")
-            b = run_network(device, tested[name], inputs, output_shapes(entry))
+            b = side_by_side(call_network(device, tested[name], inputs, output_shapes(entry)))
             floor, a = network_floor(entry, precision), side_by_side(expected)
             try:
                 checks.append(compare(f"{name}, batch {batch}", a, b, batch=batch, floor=floor, **where))

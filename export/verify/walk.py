@@ -100,13 +100,6 @@ def call_network(
         device.release([*buffers.values(), *results.values()])
 
 
-def run_network(
-    device: Device, network: Network, inputs: Mapping[str, Float32], outputs: Mapping[str, Shape]
-) -> Float32:
-    """As `call_network`, its outputs `side_by_side`."""
-    return side_by_side(call_network(device, network, inputs, outputs))
-
-
 def side_by_side(outputs: Mapping[str, Float32]) -> Float32:
     """(B, N) float32, all outputs of each image in a row."""
     return np.concatenate([output.reshape(len(output), -1) for output in outputs.values()], axis=1)

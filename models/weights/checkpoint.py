@@ -12,12 +12,13 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bfr.models.weights.identify import HEAD, STATE_DICT, is_safetensors, no_checkpoint
 from bfr.models.weights.stubs import Unreadable, is_stub, load_inert
-from bfr.runtime.errors import InputNotFound, InvalidCheckpoint
-from bfr.runtime.files import sha256_file, write_bytes
+from bfr.runtime.errors import InputNotFound, InvalidCheckpoint, WriteFailed
+from bfr.runtime.files import atomic_path, sha256_file
 
 # DifFace publishes its weights bare or under `state_dict`; the BasicSR family, SwinIR's own releases among them, under
 # `params_ema` or `params`, and guided diffusion's trainers under `model_ema`. Averaged weights are the published ones.
@@ -119,15 +120,27 @@ def own_weights(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor
 
 
 def convert(path: Path, destination: Path) -> None:
-    """Write a checkpoint's tensors as safetensors, whole or not at all, in float32 where they were half precision.
+    """Write a checkpoint's tensors as safetensors, in float32 where they were half precision.
 
-    The header's metadata keep the source's name and sha256. The file is assembled in memory (about three times its
-    size). Raises as `load_state_dict` does, and WriteFailed, which names the folder.
+    Raises as `load_state_dict` and `write_safetensors` do.
+    """
+    write_safetensors(destination, load_state_dict(path), path)
+
+
+def write_safetensors(destination: Path, state: Mapping[str, Tensor], *sources: Path) -> None:
+    """Write tensors whole or not at all; the header keeps the names and sha256 of the files that they come from.
+
+    Needs about their size of memory more. Raises WriteFailed, which names the folder.
     """
     # Copies: safetensors refuses tensors that share memory, and a checkpoint's may.
-    state = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in load_state_dict(path).items()}
-    metadata = {"format": "pt", "source": path.name, "source_sha256": sha256_file(path)}
-    write_bytes(destination, safetensors.torch.save(state, metadata))
+    copies = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}
+    hashes = " ".join(sha256_file(source) for source in sources)
+    metadata = {"format": "pt", "source": " ".join(source.name for source in sources), "source_sha256": hashes}
+    with atomic_path(destination) as temporary:
+        try:
+            safetensors.torch.save_file(copies, temporary, metadata)
+        except SafetensorError as error:  # not an OSError, also where the disk is full
+            raise WriteFailed(f"cannot write {destination.absolute()} ({error}): free some space there") from error
 
 
 def _read(path: Path) -> object:

@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bfr.models.networks.osdface import VISUAL_EMBEDDER, VisualEmbedder
 from bfr.models.networks.sd import SD21_UNET, SD21_VAE, merge_lora, unet, vae_decoder, vae_encoder
-from bfr.models.weights.checkpoint import check_layout, load_state_dict
+from bfr.models.weights.checkpoint import check_layout, load_state_dict, write_safetensors
 from bfr.models.weights.fetch import Download
 from bfr.models.weights.locate import locate
 from bfr.runtime.bundle.manifest import Licence
 from bfr.runtime.errors import InputNotFound, InvalidCheckpoint
-from bfr.runtime.files import atomic_path, sha256_file
 
 # The revision, sizes and hashes that the mirror's own listing has, as two projects that use it recorded them.
 SD_REVISION = "4e63672c03103b6c636b8fb4119ba982469b2955"
@@ -116,16 +114,8 @@ def import_osdface(
             network = build()
         state = read()
         check_layout(network, state, " and ".join(str(paths[source]) for source in sources))
-        metadata = {"format": "pt", "source": " ".join(paths[source].name for source in sources)}
-        metadata["source_sha256"] = " ".join(sha256_file(paths[source]) for source in sources)
         written[name] = destination / f"{name}.safetensors"
-        with atomic_path(written[name]) as temporary:
-            # Copies: safetensors refuses tensors that share memory, and a checkpoint's may.
-            save_file(
-                {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()},
-                temporary,
-                metadata,
-            )
+        write_safetensors(written[name], state, *(paths[source] for source in sources))
     return written
 
 

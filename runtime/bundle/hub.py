@@ -53,7 +53,7 @@ def pull(address: Path | str) -> Path:
     return folder
 
 
-def push(bundle: "Bundle", address: str, *, private: bool = True, message: str = "Upload a bundle of bfr") -> str:
+def push(bundle: "Bundle", address: str, *, private: bool = True) -> str:
     """Upload a bundle whose files are checked first; the address of the commit.
 
     Raises InvalidOption, BundleCorrupt, MissingDependency, and BundleInvalid where the Hub refuses.
@@ -68,7 +68,7 @@ def push(bundle: "Bundle", address: str, *, private: bool = True, message: str =
             folder_path=bundle.folder,
             revision=revision,
             allow_patterns=FILES,
-            commit_message=message,
+            commit_message="Upload a bundle of bfr",
         )
     except (hub.errors.HfHubHTTPError, OSError) as error:
         raise BundleInvalid(

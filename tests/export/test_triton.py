@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 from google.protobuf import json_format, text_format
 
+from bfr.export.options import TritonOptions
 from bfr.export.triton import export_triton
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.errors import BundleCorrupt, InvalidOption
@@ -91,7 +92,7 @@ class Server:
 
 @pytest.fixture
 def repository(tiny_bundle: Bundle, tmp_path: Path) -> Path:
-    export_triton(tiny_bundle, tmp_path / "models", batch=2)
+    export_triton(tiny_bundle, tmp_path / "models", TritonOptions(batch=2))
     return tmp_path / "models"
 
 
@@ -164,7 +165,7 @@ def test_a_bad_request_spoils_no_other(model: TritonPythonModel) -> None:
 
 def test_what_cannot_be_served_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match="1 or more"):
-        export_triton(tiny_bundle, tmp_path / "models", batch=0)
+        TritonOptions(batch=0)
     manifest = tiny_bundle.manifest.model_dump(mode="json")
     manifest["inputs"] = [{"name": "mask", "channels": 1}]
     masked = Bundle(tiny_bundle.folder, type(tiny_bundle.manifest).model_validate(manifest), tiny_bundle.hash)

@@ -16,7 +16,7 @@ from typer.main import get_command
 
 import bfr.runtime
 from bfr.benchmarks.speed.options import BenchOptions
-from bfr.export.options import BuildOptions, ExportOptions, WrapOptions
+from bfr.export.options import BuildOptions, ExportOptions, TritonOptions, WrapOptions
 from bfr.runtime.cli.main import COMMANDS, app
 from bfr.runtime.cluster.bulk.options import BulkOptions, PoolOptions
 from bfr.runtime.errors import InvalidOption
@@ -29,7 +29,7 @@ from bfr.runtime.serve.options import ListenOptions, ServeOptions
 
 WRITTEN = (OpenOptions, SamplerOptions, PhotoOptions, JobOptions)  # where shared fields are written
 SERVED = (RestoreOptions, BulkOptions, PoolOptions, ServeOptions, ListenOptions)
-MODELS = (*WRITTEN, *SERVED, BenchOptions, ExportOptions, WrapOptions, BuildOptions)
+MODELS = (*WRITTEN, *SERVED, BenchOptions, ExportOptions, WrapOptions, BuildOptions, TritonOptions)
 DIFFERENT = {  # fields of one name that mean something else
     (ServeOptions, "batch"),
     (ServeOptions, "max_faces"),
@@ -40,6 +40,7 @@ DIFFERENT = {  # fields of one name that mean something else
     (BenchOptions, "out"),
     (BenchOptions, "compare"),
     *((model, "precision") for model in (ExportOptions, WrapOptions, BuildOptions)),  # several
+    *((TritonOptions, name) for name in ("precision", "batch")),
 }
 
 
@@ -56,7 +57,7 @@ OWN = {  # flags of commands that mean something else than the field of their na
     "batch": {"out"},
     "build": {"bundle"},
     "export": {"out"},
-    "export_triton": {"bundle", "out", "precision", "batch"},
+    "export_triton": {"bundle", "out"},
     "push": {"bundle"},
     "verify": {"bundle", "preset"},
     "wrap": {"out"},
