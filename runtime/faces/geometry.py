@@ -139,16 +139,17 @@ def resized(pixels: NDArray[Any], scale: float) -> tuple[NDArray[Any], Matrix]:
 def crop_face(pixels: NDArray[Any], matrix: Matrix, size: int) -> NDArray[Any]:
     """The aligned crop of a face.
 
-    pixels: (H, W, 3) uint8 or uint16. matrix: from `alignment`. Returns (size, size, 3) of the same dtype; outside the
-    photograph it is mirrored, as in FFHQ: of one colour there, as in the published code, it would have an edge, which
-    networks sharpen and carry into the photograph. A crop that holds nothing of the photograph is grey. Only the face's
-    surroundings are read, whatever the size of the photograph.
+    pixels: (H, W, 3) or (H, W), uint8 or uint16. matrix: from `alignment`. Returns as many channels and bits; outside
+    the photograph it is mirrored, as in FFHQ: of one colour there, as in the published code, it would have an edge,
+    which networks sharpen and carry into the photograph. A crop that holds nothing of the photograph is grey. Only the
+    face's surroundings are read, whatever the size of the photograph.
     """
     margin = ceil(3 / min(scale_of(matrix), 1.0))  # pixels that the interpolation needs around the crop
     points = transform(inverse(matrix), _corners(size))
     left, top, right, bottom = _bounds(points, pixels.shape, margin)
     if right <= left or bottom <= top:
-        return np.full((size, size, 3), np.iinfo(pixels.dtype).max // 255 * OUTSIDE, pixels.dtype)
+        grey = OUTSIDE if pixels.ndim == 3 else OUTSIDE[0]
+        return np.full((size, size, *pixels.shape[2:]), np.iinfo(pixels.dtype).max // 255 * grey, pixels.dtype)
     beyond = ceil(max(0.0, -float(points.min()), float((points.max(0) - pixels.shape[1::-1]).max())))
     left, top, right, bottom = _bounds(points, pixels.shape, margin + beyond)  # what is mirrored is read too
     part = pixels[top:bottom, left:right]
@@ -167,7 +168,7 @@ def warp(pixels: NDArray[Any], matrix: Matrix, size: tuple[int, int], border: in
         smaller = (max(1, round(width * scale)), max(1, round(height * scale)))
         pixels = cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA)
         matrix = compose(matrix, resizing(smaller, (width, height)))
-    return cv2.warpAffine(pixels, matrix, size, flags=cv2.INTER_CUBIC, borderMode=border)
+    return _bicubic(pixels, matrix, size, border)
 
 
 def reduced(pixels: NDArray[np.float32], matrix: Matrix, size: tuple[int, int]) -> NDArray[np.float32]:
@@ -182,8 +183,14 @@ def reduced(pixels: NDArray[np.float32], matrix: Matrix, size: tuple[int, int]) 
         kernel = np.where(np.abs(at) < LOBES, np.sinc(at) * np.sinc(at / LOBES), 0)
         kernel = (kernel / kernel.sum()).astype(np.float32)
         pixels = np.asarray(cv2.sepFilter2D(pixels, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE), np.float32)
-    found = cv2.warpAffine(pixels, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(found, np.float32)
+    return _bicubic(pixels, matrix, size, cv2.BORDER_REPLICATE)
+
+
+def _bicubic(pixels: NDArray[Any], matrix: Matrix, size: tuple[int, int], border: int) -> NDArray[Any]:
+    """Channel by channel, which takes OpenCV half of the time of three at once."""
+    channels = [pixels] if pixels.ndim == 2 else cv2.split(pixels)
+    warped = [cv2.warpAffine(one, matrix, size, flags=cv2.INTER_CUBIC, borderMode=border) for one in channels]
+    return np.asarray(warped[0] if pixels.ndim == 2 else cv2.merge(warped))
 
 
 def rectangle(

@@ -14,6 +14,7 @@ from bfr.runtime.faces.options import Detail
 
 SHARPNESS = 4.0  # of the border between two overlapping faces
 REACH, SMOOTH = 12, 1.5  # of 128 cells a side: how far around a place its range is taken, and the noise's smoothing
+SLACK = 2.0  # levels of 255 by which the surroundings of a head may leave that range
 FLOOR = 0.2  # the share of places in a face with the least fine detail: what they have is the photograph's noise
 EXCESS = 1.5  # fine detail is kept by how far its power exceeds so many times the noise's
 SEEN = 4.0  # levels of 255: noise well below this is kept, as nobody sees it and detail goes with it
@@ -28,9 +29,9 @@ Rectangle = tuple[int, int, int, int]
 class Patch:
     """A face to paste.
 
-    pixels: (S, S, 3) float32, the restored crop in levels of the photograph; None leaves the face as it is, and what
-    is its own no neighbour paints over. mask: (M, M) float32 from 0 to 1, over the same square. matrix: the transform
-    from the photograph to the crop, of `size` = S pixels a side.
+    pixels: (S, S, 3) float32, the restored crop in levels of the photograph, or (S, S) of one of its planes; None
+    leaves the face as it is, and what is its own no neighbour paints over. mask: (M, M) float32 from 0 to 1, over the
+    same square. matrix: the transform from the photograph to the crop, of `size` = S pixels a side.
     """
 
     pixels: Float32 | None
@@ -77,6 +78,7 @@ def paste_faces(
     upscale: int = 1,
     blend: float = 1.0,
     detail: Detail = "auto",
+    white: int | None = None,
 ) -> None:
     """Paste faces into a photograph, in place.
 
@@ -85,18 +87,19 @@ def paste_faces(
     overlap, a pixel goes to the one whose oval it lies deeper in, in whatever order the patches come.
 
     Args:
-        photograph: (H, W, 3) uint8 or uint16 RGB, `upscale` times as wide and high as what the patches' matrices
-            speak of, by whatever means.
+        photograph: (H, W, 3) uint8 or uint16 RGB, or (H, W) of one plane, `upscale` times as wide and high as what the
+            patches' matrices speak of, by whatever means.
         patches: Of its faces. No pixel outside their masks is touched.
         upscale: How many times the photograph was enlarged.
         blend: 0 leaves the faces as they are, 1 restores them.
         detail: See `PhotoOptions.detail`.
+        white: The highest level; that of the dtype if left out.
     """
     height, width = photograph.shape[:2]
     back = resizing((width, height), (width // upscale, height // upscale))
     crops = [compose(patch.matrix, back) for patch in patches]  # enlarged photograph -> crop
     places = [_place(patch, matrix, photograph.shape) for matrix, patch in zip(crops, patches, strict=True)]
-    top = np.iinfo(photograph.dtype).max
+    top = white or np.iinfo(photograph.dtype).max
     near = [[k for k, other in enumerate(places) if _touch(place, other)] for place in places]  # itself among them
     changes: dict[int, Float32] = {}
     for i, (patch, matrix, place) in enumerate(zip(patches, crops, places, strict=True)):
@@ -106,21 +109,22 @@ def paste_faces(
         part = photograph[upper:lower, left:right]
         weight = _weight_among([(patches[k], crops[k], places[k]) for k in near[i]], near[i].index(i))
         finer = detail != "crop" and scale_of(patch.matrix) < 1.0
-        shown = detail if finer else "crop"
-        change = _face(part.astype(np.float32), patch.pixels, matrix, place, weight, shown, top)
-        change -= part
-        change *= (weight * np.float32(blend))[..., None]
+        face = _face(part, patch.pixels, matrix, place, weight, detail if finer else "crop", top)
+        weight *= np.float32(blend)
+        change = np.asarray(cv2.subtract(face, part, dtype=cv2.CV_32F), np.float32)
+        change *= weight if change.ndim == 2 else weight[..., None]
         changes[i] = change
     waiting = []
-    for i in changes:
+    for i, change in changes.items():
         left, upper, right, lower = place = places[i]
-        pixels = photograph[upper:lower, left:right].astype(np.float32)
-        for k in near[i]:
-            if k in changes:
-                shared = _common(place, places[k])
-                pixels[_inside(shared, place)] += changes[k][_inside(shared, places[k])]
-        pasted = np.clip(np.rint(pixels, out=pixels), 0, top, out=pixels).astype(photograph.dtype)
-        waiting.append((place, pasted))
+        others = [k for k in near[i] if k != i and k in changes]
+        total = change.copy() if others else change
+        for k in others:
+            shared = _common(place, places[k])
+            total[_inside(shared, place)] += changes[k][_inside(shared, places[k])]
+        part = photograph[upper:lower, left:right]
+        pasted = cv2.add(part, total, dtype=cv2.CV_8U if part.dtype == np.uint8 else cv2.CV_16U)
+        waiting.append((place, pasted if white is None else np.minimum(pasted, white)))
     for (left, upper, right, lower), pasted in waiting:  # neighbours needed the photograph as it was
         photograph[upper:lower, left:right] = pasted
 
@@ -147,27 +151,31 @@ def _without_halo(restored: Float32, crop: NDArray[Any], head: Float32) -> Float
     least, most = (
         cv2.resize(extreme(smooth, near).astype(np.float32), (size, size)) for extreme in (cv2.erode, cv2.dilate)
     )
+    slack = np.float32(SLACK * np.iinfo(crop.dtype).max / 255)
     share = 1 - cv2.resize(head, (size, size))[..., None]
-    return np.asarray(restored + share * (np.clip(restored, least, most) - restored), np.float32)
+    return np.asarray(restored + share * (np.clip(restored, least - slack, most + slack) - restored), np.float32)
 
 
 def _face(
-    part: Float32, restored: Float32, matrix: Matrix, place: Rectangle, weight: Float32, detail: Detail, top: int
+    part: NDArray[Any], restored: Float32, matrix: Matrix, place: Rectangle, weight: Float32, detail: Detail, top: int
 ) -> Float32:
     """What replaces a part of the photograph, of its size: the restored crop, and the part's own finer detail.
 
-    top: the level of white.
+    That of `auto` is of the luma alone: finer colours are mostly noise. top: the level of white.
     """
     local = _local(matrix, place)
     face = reduced(restored, local, _size(place))
     if detail == "crop":
         return face
-    size = restored.shape[:2]
-    coarse = warp(part, inverse(local), (size[1], size[0]), cv2.BORDER_REFLECT_101)
-    fine = part - warp(coarse, local, _size(place), cv2.BORDER_REPLICATE)
+    size = restored.shape[1::-1]
+    own = part.astype(np.float32)
+    if detail == "auto" and part.ndim == 3:
+        own = np.asarray(cv2.cvtColor(own, cv2.COLOR_RGB2GRAY), np.float32)
+    coarse = warp(own, inverse(local), size, cv2.BORDER_REFLECT_101)
+    fine = own - warp(coarse, local, _size(place), cv2.BORDER_REPLICATE)
     if detail == "auto":
-        fine *= _above_noise(fine, weight, top / 255)[..., None]
-    return np.asarray(face + fine, np.float32)
+        fine *= _above_noise(fine, weight, top / 255)
+    return np.asarray(face + (fine if fine.ndim == face.ndim else fine[..., None]), np.float32)
 
 
 def _place(patch: Patch, matrix: Matrix, shape: tuple[int, ...]) -> Rectangle:
@@ -183,17 +191,19 @@ def _place(patch: Patch, matrix: Matrix, shape: tuple[int, ...]) -> Rectangle:
 
 
 def _above_noise(fine: Float32, weight: Float32, level: float) -> Float32:
-    """The share of fine detail to keep, (h, w): Wiener's, of a noise as strong as in the face's smoothest places.
+    """The share of fine detail, (h, w), to keep: Wiener's, of a noise as strong as in the face's smoothest places.
 
     level: of 255, in those of the picture.
     """
-    power = cv2.boxFilter(cv2.transform(fine * fine, np.full((1, 3), 1 / 3, np.float32)), -1, (9, 9))
-    inside = power[::3, ::3][weight[::3, ::3] > 0.5]
+    size = fine.shape[1::-1]
+    third = (max(1, size[0] // 3), max(1, size[1] // 3))
+    power = cv2.blur(cv2.resize(fine * fine, third, interpolation=cv2.INTER_AREA), (3, 3))
+    inside = power[cv2.resize(weight, third, interpolation=cv2.INTER_NEAREST) > 0.5]
     if not inside.size:
-        return np.zeros_like(power)
+        return np.zeros_like(fine)
     noise = float(np.quantile(inside, FLOOR))
     lost = max(EXCESS * noise * noise / (noise + (SEEN * level) ** 2), ROUNDING * level**2)
-    return np.asarray(KEPT * (1 - lost / np.maximum(power, lost)), np.float32)
+    return np.asarray(cv2.resize(np.float32(KEPT) * (1 - lost / np.maximum(power, lost)), size), np.float32)
 
 
 def _weight_among(faces: list[tuple[Patch, Matrix, Rectangle]], own: int) -> Float32:

@@ -19,7 +19,7 @@ from bfr.runtime.video.track import is_cut, thumbnail
 RGB8 = NDArray[np.uint8]
 T = TypeVar("T")
 
-EVERY = 12  # frames from one look to the next
+EVERY = 16  # frames from one look to the next
 BUDGET = 30_000_000  # pixels of the frames in between, which wait in memory
 AGREE = 0.3  # eye distances between where the flow leads and what is seen; looks alone differ by up to 0.1
 # The flow is measured where the eyes are UNIT pixels apart, in a window of WINDOW eye distances around the face.

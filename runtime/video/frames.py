@@ -1,6 +1,7 @@
 """A frame of a video: upright RGB when asked for, and its 4:2:0 samples, which go back into a video as they are."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.errors import MissingDependency
+from bfr.runtime.faces.geometry import Matrix, compose, crop_face
+from bfr.runtime.faces.options import Detail
+from bfr.runtime.faces.paste import Patch, paste_faces
 from bfr.runtime.install import install_command
 
 try:
@@ -27,8 +31,8 @@ _NEUTRAL = 2  # levels of 8 bits by which the chroma of a grey picture differs f
 # FFmpeg's number of a matrix -> its weights of red and blue (ITU-R BT.709, FCC, BT.601, SMPTE 240M, BT.2020).
 _WEIGHTS = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 5: (0.299, 0.114), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
 
-Place = tuple[int, int, int, int]
-"""left, top, right, bottom of a part of a frame, all even; right and bottom are exclusive."""
+_SITING = np.array([[2.0, 0, 0], [0, 2.0, 0.5]])  # chroma -> luma: at the left one of two samples, between two rows
+
 Pixels = NDArray[Any]
 """(H, W, 3) RGB, uint8, or uint16 of a video with more than 8 bits a sample."""
 
@@ -67,38 +71,52 @@ class Samples:
         """The same with planes of its own."""
         return Samples(self.planes.copy(), self.format, self.matrix, self.range)
 
-    def rgb(self, place: Place | None = None) -> Pixels:
-        """The pixels of a part, or of the whole frame."""
-        width, height = self.size
-        left, top, right, bottom = place or (0, 0, width, height)
+    def rgb(self) -> Pixels:
+        """The pixels of the whole frame."""
         luma, chroma = self._split()
-        full = [_doubled(plane) for plane in chroma[:, top // 2 : bottom // 2, left // 2 : right // 2]]
-        dtype = np.uint8 if self.depth == 8 else np.uint16
-        back = np.linalg.inv(self._from_rgb(np.iinfo(dtype).max))
-        middle = 1 << (self.depth - 1)
-        black = np.array([0 if self.range == FULL else 16 << (self.depth - 8), middle, middle])
-        merged = cv2.merge([luma[top:bottom, left:right], *full])
-        return np.asarray(cv2.transform(merged, np.hstack([back, -(back @ black)[:, None]])), dtype)
+        return self._converted([luma, *(_doubled(plane) for plane in chroma)])
 
-    def add_change(self, place: Place, before: Pixels, after: Pixels, *, colour: bool = True) -> None:
-        """Add what was done to the pixels of a part; samples that nothing was done to keep their value.
+    def crop(self, matrix: Matrix, size: int) -> Pixels:
+        """The aligned crop of a face, (size, size, 3), as of `crop_face`; no other samples are converted."""
+        luma, chroma = self._split()
+        to_crop = compose(matrix, _SITING)
+        return self._converted([crop_face(luma, matrix, size), *(crop_face(plane, to_crop, size) for plane in chroma)])
 
-        colour: the chroma changes too; not in a grey picture.
+    def paste(self, patches: Sequence[Patch], *, colour: bool, blend: float, detail: Detail) -> None:
+        """Paste restored faces, as `paste_faces` does; samples outside their masks keep their value.
+
+        colour: the chroma is restored too; not in a grey picture.
         """
-        left, top, right, bottom = place
         luma, chroma = self._split()
-        change = cv2.transform(
-            cv2.subtract(after, before, dtype=cv2.CV_32F), self._from_rgb(np.iinfo(before.dtype).max)
-        )
-        _add(luma[top:bottom, left:right], change[..., 0], self.depth)
-        if not colour:
-            return
-        # As in `_doubled`.
-        for plane, full in zip(chroma, cv2.split(change)[1:], strict=True):
-            rows = (full[::2] + full[1::2]) / 2
-            odd = rows[:, 1::2]  # to the right of a chroma sample; mirrored at the left edge
-            values = (2 * rows[:, ::2] + odd + np.hstack([odd[:, :1], odd[:, :-1]])) / 4
-            _add(plane[top // 2 : bottom // 2, left // 2 : right // 2], values, self.depth)
+        levels, black = self._from_rgb(_top(self.depth)), self._black
+        for channel, plane in enumerate([luma, *chroma] if colour else [luma]):
+            row, start = levels[channel : channel + 1], float(black[channel])
+            paste_faces(
+                plane,
+                [
+                    replace(
+                        patch,
+                        pixels=None if patch.pixels is None else cv2.transform(patch.pixels, row) + np.float32(start),
+                        matrix=compose(patch.matrix, _SITING) if channel else patch.matrix,
+                    )
+                    for patch in patches
+                ],
+                blend=blend,
+                detail=detail,
+                white=(1 << self.depth) - 1,
+            )
+
+    def _converted(self, planes: Sequence[NDArray[Any]]) -> Pixels:
+        """Y, U and V of the same size, (H, W) each -> RGB."""
+        back = np.linalg.inv(self._from_rgb(_top(self.depth)))
+        dtype = np.uint8 if self.depth == 8 else np.uint16
+        return np.asarray(cv2.transform(cv2.merge(planes), np.hstack([back, -(back @ self._black)[:, None]])), dtype)
+
+    @property
+    def _black(self) -> NDArray[np.int64]:
+        """(3,): Y, U and V of black."""
+        middle = 1 << (self.depth - 1)
+        return np.array([0 if self.range == FULL else 16 << (self.depth - 8), middle, middle])
 
     def _split(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """(H, W) of Y and (2, H / 2, W / 2) of U and V: views of the planes."""
@@ -126,9 +144,9 @@ def _doubled(plane: NDArray[Any]) -> NDArray[Any]:
     return full
 
 
-def _add(plane: NDArray[Any], change: NDArray[Any], depth: int) -> None:
-    total = np.rint(plane + change)
-    plane[...] = np.clip(total, 0, (1 << depth) - 1, out=total)
+def _top(depth: int) -> int:
+    """The highest level of RGB for samples of so many bits."""
+    return 255 if depth == 8 else 65535
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import repeat
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from bfr.runtime.errors import RestorationFailed
 from bfr.runtime.faces.background import Lanczos
-from bfr.runtime.faces.geometry import Face, alignment, rectangle, scale_of
 from bfr.runtime.faces.photo import AlignedFace, PhotoRestorer
 from bfr.runtime.files import atomic_path
 from bfr.runtime.images.decode import MAX_PIXELS, Image
@@ -24,7 +23,7 @@ from bfr.runtime.restore.pipeline import Pipeline, Prepared
 from bfr.runtime.restore.restorer import DEFAULT_SEED
 from bfr.runtime.video.follow import Followed, follow
 from bfr.runtime.video.formats import HEAD, suffix_of
-from bfr.runtime.video.frames import Frame, Place
+from bfr.runtime.video.frames import Frame
 from bfr.runtime.video.read import VideoReader
 from bfr.runtime.video.track import Tracked, Tracker
 from bfr.runtime.video.write import VideoWriter
@@ -55,13 +54,11 @@ class Film:
 class _Shot:
     """A frame on its way.
 
-    pixels: of the part around its faces, or of the whole frame; None where it passes as it is. place: that part, None
-    for the whole frame. faces: in `pixels`. keys: numbers of their tracks.
+    pixels: of the frame; None where its samples are pasted into. faces, and keys: the numbers of their tracks.
     """
 
     frame: Frame
     pixels: NDArray[Any] | None
-    place: Place | None
     faces: list[AlignedFace]
     keys: list[int]
 
@@ -142,7 +139,8 @@ class _Shooting:
         self.photo, self.writer, self.film, self.still_noise = photo, writer, film, still_noise
         # Faces alone are converted to RGB and back, where nothing else is done to the frames.
         self.partly = photo.options.upscale == 1 and isinstance(photo.background, Lanczos)
-        self._followed: Iterator[Followed[Frame]] = follow(self._decoded(reader), lambda frame: frame.quick, photo.find)
+        find = partial(photo.find, turns=False)
+        self._followed: Iterator[Followed[Frame]] = follow(self._decoded(reader), lambda frame: frame.quick, find)
         self._tracker = Tracker()
         self._people: set[int] = set()
         self.failed, self.first_error = 0, ""
@@ -172,49 +170,42 @@ class _Shooting:
         for result in results:
             for stage, seconds in result.seconds.items():
                 film.seconds[stage] = film.seconds.get(stage, 0.0) + seconds
-        samples, restored, pixels = frame.samples, None, shot.pixels
+        samples, pixels = frame.samples, shot.pixels
+        restored = [result for result in results if result.pixels is not None]
+        errors = [result.error or "unknown" for result in results if result.pixels is None]
         with self._timed("paste"):
             if pixels is not None:
-                image = Image(pixels, grey=frame.grey)
-                restored = self.photo.paste(image, shot.faces, results)
-            if samples is not None and shot.place is not None and pixels is not None and restored is not None:
-                samples = samples.copy()
-                samples.add_change(shot.place, pixels, restored.pixels, colour=not image.grey)
-            elif restored is not None:
-                samples = None
+                pixels = self.photo.paste(Image(pixels, grey=frame.grey), shot.faces, results).pixels
+            elif samples is not None and restored:
+                samples, options = samples.copy(), self.photo.options
+                patches = self.photo.patches(shot.faces, results, grey=frame.grey)
+                samples.paste(patches, colour=not frame.grey, blend=options.blend, detail=options.detail)
         with self._timed("encode"):
-            if samples is not None:
+            if pixels is not None:
+                self.writer.write(pixels, frame.pts, frame.time_base, frame.duration)
+            elif samples is not None:
                 self.writer.write_samples(samples, frame.pts, frame.time_base, frame.duration)
-            elif restored is not None:
-                self.writer.write(restored.pixels, frame.pts, frame.time_base, frame.duration)
         film.frames += 1
-        if restored is None:
-            return
-        if restored.faces and film.stills is None:
-            after = restored.pixels if samples is None else samples.rgb()
-            film.stills = _eight(frame.pixels), _eight(after)
-        if restored.errors and not self.failed:
-            self.first_error = f"frame {frame.index}: {restored.errors[0]}"
-        self.failed += len(restored.errors)
-        film.faces += len(restored.faces)
+        if restored and film.stills is None:
+            after = pixels if pixels is not None or samples is None else samples.rgb()
+            film.stills = None if after is None else (_eight(frame.pixels), _eight(after))
+        if errors and not self.failed:
+            self.first_error = f"frame {frame.index}: {errors[0]}"
+        self.failed += len(errors)
+        film.faces += len(restored)
 
     def _cut_out(self, frame: Frame, tracked: list[Tracked]) -> _Shot:
-        """Convert what is needed of a frame, and align its faces."""
-        photo, place = self.photo, None
-        if self.partly and frame.samples is not None and self.writer.takes(frame.samples):
-            if not tracked:
-                return _Shot(frame, None, None, [], [])
-            place = _around([one.face for one in tracked], photo.size, frame.samples.size)
-            pixels = frame.samples.rgb(place)
+        """Align the faces of a frame; all of it is converted only where its samples do not go back as they are."""
+        photo, samples = self.photo, frame.samples
+        keys = {id(one.face): one.track for one in tracked}
+        found = [one.face for one in tracked]
+        if self.partly and samples is not None and self.writer.takes(samples):
+            pixels = None
+            faces = photo.crop_by(samples.crop, found)
         else:
             pixels = frame.pixels
-        corner = np.array(place[:2] if place else (0, 0), np.float32)
-        moved = [
-            Face(one.face.box - np.tile(corner, 2), one.face.landmarks - corner, one.face.score) for one in tracked
-        ]
-        keys = {id(face): one.track for face, one in zip(moved, tracked, strict=True)}
-        faces = photo.crop(pixels, moved)
-        return _Shot(frame, pixels, place, faces, [keys[id(face.face)] for face in faces])
+            faces = photo.crop(pixels, found)
+        return _Shot(frame, pixels, faces, [keys[id(face.face)] for face in faces])
 
     def _decoded(self, reader: VideoReader) -> Iterator[Frame]:
         frames = reader.frames()
@@ -233,22 +224,6 @@ class _Shooting:
 
     def _took(self, stage: str, begin: float) -> None:
         self.film.seconds[stage] = self.film.seconds.get(stage, 0.0) + time.perf_counter() - begin
-
-
-def _around(faces: Sequence[Face], size: int, frame: tuple[int, int]) -> Place:
-    """The part of a frame, (width, height), that the crops of all faces cover, with what interpolation needs."""
-    width, height = frame
-    parts = []
-    for face in faces:
-        if (matrix := alignment(face.landmarks, size)) is not None:
-            margin = ceil(3 / min(scale_of(matrix), 1.0)) + 8
-            left, top, right, bottom = rectangle(matrix, size, (height, width))
-            parts.append((left - margin, top - margin, right + margin, bottom + margin))
-    left, top, _, _ = np.min(parts or [(0, 0, 0, 0)], axis=0).tolist()
-    _, _, right, bottom = np.max(parts or [(0, 0, 2, 2)], axis=0).tolist()
-    # A frame's sides are even, and so is the part.
-    left, top = max(left, 0) // 2 * 2, max(top, 0) // 2 * 2
-    return left, top, max(left + 2, min(ceil(right / 2) * 2, width)), max(top + 2, min(ceil(bottom / 2) * 2, height))
 
 
 def _eight(pixels: NDArray[Any]) -> NDArray[Any]:

@@ -148,8 +148,9 @@ class Tracker:
 def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 -> (72, 128, 3) uint8, for `is_cut`."""
     # Of large frames every so many pixels will do: an average over all of them takes ten times as long.
-    down, right = max(1, pixels.shape[0] // 216), max(1, pixels.shape[1] // 384)
-    return np.asarray(cv2.resize(pixels[::down, ::right], (128, 72), interpolation=cv2.INTER_AREA), np.uint8)
+    height, width = pixels.shape[:2]
+    some = cv2.resize(pixels, (min(width, 384), min(height, 216)), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(cv2.resize(some, (128, 72), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def is_cut(previous: NDArray[np.uint8], current: NDArray[np.uint8]) -> bool:

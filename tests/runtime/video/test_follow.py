@@ -82,10 +82,10 @@ def wandering(index: int) -> tuple[float, float]:
     return 150 + 90 * np.sin(index / 9), 70 + 40 * np.sin(index / 6)  # at most 10 pixels a frame, a third of the eyes
 
 
-def test_a_face_is_looked_for_in_every_twelfth_frame_and_followed_between() -> None:
+def test_a_face_is_looked_for_in_every_sixteenth_frame_and_followed_between() -> None:
     looks = Looks(40, lambda i: [wandering(i)])
     found = looks.run()
-    assert looks.looked == [0, 12, 24, 36, 39]
+    assert looks.looked == [0, 16, 32, 39]
     assert looks.worst(found) < 0.03
     assert not any(one.cut for one in found)
     for one in found:
@@ -122,10 +122,10 @@ def test_without_texture_every_frame_is_looked_at() -> None:
     assert sorted(looks.looked) == list(range(20))
 
 
-def test_a_frame_without_faces_costs_a_twelfth_of_a_look() -> None:
+def test_a_frame_without_faces_costs_a_sixteenth_of_a_look() -> None:
     looks = Looks(49, lambda _: [])
     assert all(one.faces == [] for one in looks.run())
-    assert looks.looked == [0, 12, 24, 36, 48]
+    assert looks.looked == [0, 16, 32, 48]
 
 
 @pytest.mark.parametrize("cut", [1, 7, 12, 13, 29])

@@ -1,8 +1,9 @@
-"""Samples of frames: to RGB as FFmpeg does, and changes of RGB back to where a player sees them."""
+"""Samples of frames: to RGB as FFmpeg does, and faces of RGB back to where a player sees them."""
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import av
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from av.filter import Graph
 from numpy.typing import NDArray
 
+from bfr.runtime.faces.options import Detail
+from bfr.runtime.faces.paste import Patch
 from bfr.runtime.video.formats import Colour, VideoInfo
 from bfr.runtime.video.frames import Frame, Samples, to_rgb
 from bfr.runtime.video.read import VideoReader
@@ -17,7 +20,9 @@ from bfr.runtime.video.write import VideoWriter
 
 Array = NDArray[Any]
 WIDTH, HEIGHT = 96, 64
-PLACE = (24, 8, 80, 56)
+SIZE = 48
+MATRIX = np.array([[1.0, 0, -24], [0, 1.0, -8]])  # a crop of SIZE pixels a side, its corner at (24, 8)
+PLACE = (24, 8, 72, 56)
 CLOCK = Fraction(1, 25)
 COLOURS = [  # matrix, range, bits
     (1, 1, 8),
@@ -55,46 +60,54 @@ def samples_of(one: Frame) -> Samples:
     return one.samples.copy()
 
 
+def patch_of(pixels: Array, matrix: Array = MATRIX) -> Patch:
+    """The whole square, but for its edge."""
+    mask = np.zeros((SIZE, SIZE), np.float32)
+    mask[2:-2, 2:-2] = 1
+    return Patch(pixels.astype(np.float32), mask, matrix, SIZE)
+
+
+def pasted(samples: Samples, patch: Patch, *, colour: bool = True, detail: Detail = "crop") -> Samples:
+    samples.paste([patch], colour=colour, blend=1.0, detail=detail)
+    return samples
+
+
 @pytest.mark.parametrize("colour", COLOURS)
-def test_a_part_in_rgb_is_that_part_of_the_whole_as_ffmpeg_converts_it(
-    tmp_path: Path, colour: tuple[int, int, int]
-) -> None:
+def test_they_become_rgb_as_ffmpeg_converts_them(tmp_path: Path, colour: tuple[int, int, int]) -> None:
     one = frame(tmp_path, colour)
     left, top, right, bottom = PLACE
-    level = 1 if colour[2] == 8 else 257
-    expected = one.pixels[top:bottom, left:right]
-    part = samples_of(one).rgb(PLACE)
-    assert part.dtype == expected.dtype
-    off = (part.astype(int) - expected)[2:-2, 2:-2] / level  # chroma is repeated beyond the part
-    assert np.abs(off).max() <= 3  # blue is twice its chroma, which is rounded twice
-    assert np.abs(off).mean() < 0.8
-    assert np.abs(off.mean(axis=(0, 1))).max() < 0.5
+    level, expected = 1 if colour[2] == 8 else 257, one.pixels
+    crop = samples_of(one).crop(MATRIX, SIZE)
+    assert crop.shape == (SIZE, SIZE, 3)
+    for found, known in ((samples_of(one).rgb(), expected), (crop, expected[top:bottom, left:right])):
+        assert found.dtype == expected.dtype
+        off = (found.astype(int) - known)[2:-2, 2:-2] / level
+        assert np.abs(off).max() <= 3  # blue is twice its chroma, which is rounded twice
+        assert np.abs(off).mean() < 0.8
+        assert np.abs(off.mean(axis=(0, 1))).max() < 0.6
     assert np.abs(one.quick.astype(int) - one.pixels // level).mean() < 3
 
 
 @pytest.mark.parametrize("colour", COLOURS)
-def test_a_change_comes_to_where_a_player_sees_it(tmp_path: Path, colour: tuple[int, int, int]) -> None:
+def test_a_face_comes_to_where_a_player_sees_it(tmp_path: Path, colour: tuple[int, int, int]) -> None:
     one = frame(tmp_path, colour)
-    samples, level = samples_of(one), 1 if colour[2] == 8 else 257
-    before = samples.rgb(PLACE)
-    after = before.astype(int)
-    after[16:40, 12:44] += np.array([25, -15, 8]) * level
-    after = np.clip(after, 0, 255 * level).astype(before.dtype)
-    samples.add_change(PLACE, before, after)
-    whole = shown(samples)
-    left, top, _, _ = PLACE
-    seen = whole[top + 16 : top + 40, left + 12 : left + 44].astype(int)
-    off = (seen - after[16:40, 12:44])[3:-3, 3:-3] / level
-    assert np.abs(off).max() <= 3
+    level = 1 if colour[2] == 8 else 257
+    restored = samples_of(one).crop(MATRIX, SIZE).astype(np.float32) + np.array([25, -15, 8]) * level
+    restored = np.clip(restored, 0, 255 * level)
+    samples = pasted(samples_of(one), patch_of(restored))
+    left, top, right, bottom = PLACE
+    off = (shown(samples)[top:bottom, left:right] - restored)[6:-6, 6:-6] / level
+    assert np.abs(off).max() <= 4
     assert np.abs(off.mean(axis=(0, 1))).max() < 1
-    # Nothing changes beyond the chroma of the neighbouring pixels.
+    # Nothing changes beyond the mask, and the chroma of the pixels beside it.
     untouched = np.ones((HEIGHT, WIDTH), bool)
-    untouched[top + 16 : top + 40, left + 12 : left + 44] = False
-    assert np.array_equal(samples.planes[:HEIGHT][untouched], samples_of(one).planes[:HEIGHT][untouched])
-    chroma, known = (each.planes[HEIGHT:].reshape(2, HEIGHT // 2, WIDTH // 2) for each in (samples, samples_of(one)))
-    rows, columns = np.nonzero((chroma != known).any(axis=0))
-    assert (2 * rows.min(), 2 * rows.max() + 2) == (top + 16, top + 40)
-    assert (2 * columns.min(), 2 * columns.max()) == (left + 12, left + 44)  # to the left of the last pixel's neighbour
+    untouched[top:bottom, left:right] = False
+    known = samples_of(one)
+    assert np.array_equal(samples.planes[:HEIGHT][untouched], known.planes[:HEIGHT][untouched])
+    changed = (samples.planes != known.planes)[HEIGHT:].reshape(2, HEIGHT // 2, WIDTH // 2).any(axis=0)
+    assert changed[top // 2 + 3 : bottom // 2 - 3, left // 2 + 3 : right // 2 - 3].all()
+    changed[top // 2 : bottom // 2, left // 2 : right // 2] = False
+    assert not changed.any()
 
 
 def shown(samples: Samples) -> Array:
@@ -111,13 +124,12 @@ def shown(samples: Samples) -> Array:
     return to_rgb(graph.pull(), samples.depth, samples.matrix, samples.range)
 
 
-def test_without_a_change_every_sample_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("detail", get_args(Detail))
+def test_a_face_that_is_left_keeps_every_sample(tmp_path: Path, detail: Detail) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
     one = frame(tmp_path, (1, 1, 8), noise)
-    samples = samples_of(one)
-    pixels = samples.rgb(PLACE)
-    samples.add_change(PLACE, pixels, pixels)
-    assert np.array_equal(samples.planes, samples_of(one).planes)
+    left = replace(patch_of(noise[:SIZE, :SIZE]), pixels=None)
+    assert np.array_equal(pasted(samples_of(one), left, detail=detail).planes, samples_of(one).planes)
 
 
 def test_in_grey_pictures_the_chroma_stays(tmp_path: Path) -> None:
@@ -125,19 +137,14 @@ def test_in_grey_pictures_the_chroma_stays(tmp_path: Path) -> None:
     one = frame(tmp_path, (1, 1, 8), grey)
     assert one.grey
     assert not frame(tmp_path, (1, 1, 8)).grey
-    samples = samples_of(one)
-    pixels = samples.rgb(PLACE)
-    samples.add_change(PLACE, pixels, pixels + np.array([9, 9, 0], np.uint8), colour=False)
+    samples = pasted(samples_of(one), patch_of(np.full((SIZE, SIZE, 3), (200, 90, 30))), colour=False)
     assert not np.array_equal(samples.planes, samples_of(one).planes)
     assert np.array_equal(samples.planes[HEIGHT:], samples_of(one).planes[HEIGHT:])
 
 
-def test_changes_do_not_leave_the_range(tmp_path: Path) -> None:
-    one = frame(tmp_path, (1, 2, 8), np.full((HEIGHT, WIDTH, 3), 250, np.uint8))
-    samples = samples_of(one)
-    pixels = samples.rgb(PLACE)
-    samples.add_change(PLACE, np.zeros_like(pixels), np.full_like(pixels, 255))
-    assert samples.planes[20, 40] == 255
-    samples.add_change(PLACE, np.full_like(pixels, 255), np.zeros_like(pixels))
-    samples.add_change(PLACE, np.full_like(pixels, 255), np.zeros_like(pixels))
-    assert samples.planes[20, 40] == 0
+@pytest.mark.parametrize(("depth", "white"), [(8, 255), (10, 1023)])
+def test_faces_do_not_leave_the_range(tmp_path: Path, depth: int, white: int) -> None:
+    one = frame(tmp_path, (1, 2, depth))
+    for level, expected in ((1.2, white), (-0.2, 0)):
+        pixels = np.full((SIZE, SIZE, 3), level * (255 if depth == 8 else 65535), np.float32)
+        assert pasted(samples_of(one), patch_of(pixels)).planes[30, 48] == expected

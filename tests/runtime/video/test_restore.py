@@ -346,7 +346,7 @@ def test_an_exception_on_the_way_leaves_nothing_and_the_next_run_works(
         if place == "detect":
             patch.setattr(worker.detector, "detect", failing(worker.detector.detect))
         elif place == "paste":
-            patch.setattr(worker, "paste", failing(worker.paste))
+            patch.setattr(worker, "patches", failing(worker.patches))
         progress = failing(lambda _share: None) if place == "progress" else lambda _share: None
         with pytest.raises(ZeroDivisionError):
             restore_video(worker, source, target, progress=progress)
@@ -359,7 +359,7 @@ def test_an_exception_on_the_way_leaves_nothing_and_the_next_run_works(
 def test_a_killed_run_leaves_nothing_under_the_final_name_and_does_not_block(photo: Maker, tmp_path: Path) -> None:
     """P16. In a process of its own, with a detector that ends it when the encoder has given its first frames."""
     (tmp_path / "in").mkdir()
-    source = clip(tmp_path / "in/a.mp4", [drawn()] * 100, speed="ultrafast")
+    source = clip(tmp_path / "in/a.mp4", [drawn()] * 200, speed="ultrafast")
     code = """
 import os, signal, sys
 from pathlib import Path
@@ -370,7 +370,7 @@ class Deadly:
     name, seen = "deadly", 0
     def detect(self, pixels):
         self.seen += 1
-        if self.seen == 8:  # each time twelve frames on
+        if self.seen == 8:  # each time sixteen frames on
             os.kill(os.getpid(), signal.SIGKILL)
         return []
 restore_video(PhotoRestorer(SimpleNamespace(batch=1, size=32), detector=Deadly()), *map(Path, sys.argv[1:]))
@@ -385,7 +385,7 @@ restore_video(PhotoRestorer(SimpleNamespace(batch=1, size=32), detector=Deadly()
     assert [entry.status for entry in report.entries] == ["no face"]
     assert {"a.mp4", REPORT} <= {path.name for path in out.iterdir()}
     assert not list(out.glob(".*"))
-    assert len(shown(out / "a.mp4")) == 100
+    assert len(shown(out / "a.mp4")) == 200
 
 
 def test_memory_does_not_grow_with_the_length(photo: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
