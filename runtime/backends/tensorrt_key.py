@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
 
+from bfr.runtime.backends.board import power_mode
 from bfr.runtime.backends.cuda.bindings import Cuda
 from bfr.runtime.backends.cuda.device import BUCKETS
 from bfr.runtime.bundle.bundle import Bundle
@@ -36,6 +37,7 @@ class Machine:
     driver: str
     gpu: str
     compute_capability: str
+    power: str | None = None
 
 
 def remedy(library: Library) -> str:
@@ -98,7 +100,8 @@ def this_machine(library: Library, cuda: Cuda) -> Machine:
     trt = load_library(library)
     facts = cuda.facts
     check_capability(library, facts.name, facts.compute_capability)
-    return Machine(library, trt.__version__, facts.runtime, facts.driver, facts.name, facts.compute_capability)
+    here = (facts.runtime, facts.driver, facts.name, facts.compute_capability)
+    return Machine(library, trt.__version__, *here, power=power_mode())
 
 
 def engine_key(
@@ -123,6 +126,7 @@ def engine_key(
         driver=machine.driver,
         gpu=machine.gpu,
         compute_capability=machine.compute_capability,
+        power=machine.power,
         options=options,
     )
 
@@ -162,10 +166,11 @@ def find_engine(
         )
         if found == wanted:
             return engine
-    differences = "\n".join(f"  {line}" for line in key_differences(same[-1].key, wanted))
+    found, differences = same[-1].key, "\n".join(f"  {line}" for line in key_differences(same[-1].key, wanted))
+    back = f", or go back to the power mode {found.power} (`sudo nvpmodel`)" if found.power != wanted.power else ""
     raise EngineMismatch(
         f"{bundle.folder}: the engine of {network} does not fit:\n{differences}\n"
-        f"Build it anew: `{command}`. The present one stays until the new one is verified."
+        f"Build it anew: `{command}`{back}. The present one stays until the new one is verified."
     )
 
 

@@ -30,7 +30,8 @@ class EngineKey(Model):
     graph_sha256, weights_sha256: of the network's files in the bundle. buckets: the batch sizes, one optimization
     profile each, ascending. library: `tensorrt` or `tensorrt-rtx`, and its version. cuda: of the CUDA runtime that
     the library was used with, driver: the CUDA version that the driver supports, both as `13.0`. gpu: its name.
-    options: the builder's, by name.
+    power: a board's power mode, with whose clocks the builder timed kernels; None on other machines. options: the
+    builder's, by name.
     """
 
     graph_sha256: str
@@ -43,6 +44,7 @@ class EngineKey(Model):
     driver: str
     gpu: str
     compute_capability: str
+    power: str | None = None
     options: dict[str, str | int | bool | None]
 
 

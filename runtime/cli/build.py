@@ -52,8 +52,9 @@ def build(
     chosen = find_library(options.library)
     if target:
         from bfr.export.tensorrt import jetson
+        from bfr.runtime.backends.board import this_board
 
-        board = jetson.this_board()
+        board = this_board()
         options = jetson.jetson_options(board, options)
     packaged = bundle is None or (str(bundle) == "mini" and not bundle.exists())
     source = Bundle.open(default_bundle() if packaged or bundle is None else bundle)

@@ -13,15 +13,15 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from bfr.runtime.backends.board import highest_opset, power_mode, this_board
 from bfr.runtime.errors import BfrError
 from bfr.runtime.install import install_command
 
 MIN_FREE_BYTES = 2 << 30  # published weights of one system, their ONNX files and an engine
 SMI_TIMEOUT_SECONDS = 10
 _GIB = 1 << 30
-_JETPACK_7 = 38  # its first release of Jetson Linux
 _CUDA_13_CAPABILITY = 7.5  # Turing: CUDA 13 left out what is older
-_TEGRA, _BOARD = Path("/etc/nv_tegra_release"), Path("/proc/device-tree/model")
+_ROOT = Path("/")  # where a board's files are
 _CPUINFO, _MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 _OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
 _ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu")
@@ -135,9 +135,12 @@ def _detector(report: Report, cache: Path) -> None:
 
 
 def _board(report: Report) -> None:
-    if _TEGRA.exists():
-        model = _BOARD.read_text().strip("\0\n ") if _BOARD.exists() else "a Jetson"
-        report.facts["board"] = f"{model}, {_TEGRA.read_text().splitlines()[0].lstrip('# ')}"
+    board = this_board(_ROOT)
+    if board.model is None:
+        return
+    release = "" if board.release is None else f", Jetson Linux {board.release[0]}.{board.release[1]}"
+    mode = power_mode(_ROOT)
+    report.facts["board"] = f"{board.model}{release}, {board.memory:.1f} GiB{f', power mode {mode}' if mode else ''}"
 
 
 def _gpus(report: Report) -> None:
@@ -184,9 +187,12 @@ def _extras(report: Report) -> tuple[str, str, str]:
     found = _driver_cuda()
     runs = f"the driver runs CUDA {found[0]}.{found[1]}" if found else "the driver's CUDA version is unknown"
     if "board" in report.facts:
-        release = re.search(r"R(\d+) \(release\)", report.facts["board"])
-        is_6 = int(release[1]) < _JETPACK_7 if release else found is not None and found[0] < 13
-        return "cpu", "jetson-cu12" if is_6 else "jetson", f"JetPack {6 if is_6 else 7}, which brings TensorRT"
+        jetpack = this_board(_ROOT).jetpack(found)
+        if jetpack is None:
+            return "cpu", "jetson", "a board of unknown JetPack"
+        highest = highest_opset(jetpack.tensorrt)
+        opset = f"; it reads graphs of opset {highest} or less" if highest else ""
+        return "cpu", jetpack.extra, f"JetPack {jetpack.name}, which brings TensorRT {jetpack.tensorrt}{opset}"
     capabilities = re.findall(r"compute capability (\d+\.\d+)", report.facts["GPU"])
     if old := [found for found in capabilities if float(found) < _CUDA_13_CAPABILITY]:
         why = f"{runs}; CUDA 13 and today's TensorRT leave out compute capability {old[0]}"
@@ -198,7 +204,19 @@ def _extras(report: Report) -> tuple[str, str, str]:
 def _extra(report: Report) -> None:
     onnxruntime, tensorrt, why = _extras(report)
     needed = dict.fromkeys((onnxruntime, tensorrt) if _has_gpu(report) else (onnxruntime,))
-    report.facts["extra"] = f"{(',' if 'board' in report.facts else ' or ').join(needed)} ({why})"
+    if "board" not in report.facts:
+        report.facts["extra"] = f"{' or '.join(needed)} ({why})"
+        report.facts["install"] = install_command(onnxruntime)
+        return
+    jetpack = this_board(_ROOT).jetpack(_driver_cuda())
+    if jetpack is not None and jetpack.instead:
+        report.facts["extra"] = f"none ({why})"
+        report.facts["install"] = jetpack.instead
+        report.problems.append(Problem(f"bfr does not run engines on JetPack {jetpack.name}", jetpack.instead))
+        return
+    report.facts["extra"] = f"{','.join(needed)} ({why})"
+    environment = "sudo apt install nvidia-jetpack; python3 -m venv --system-site-packages bfr"
+    report.facts["install"] = f"{environment}; bfr/bin/{install_command(*needed)}"
 
 
 def _onnxruntime(report: Report) -> None:
@@ -231,7 +249,10 @@ def _onnxruntime(report: Report) -> None:
         found = "there is a GPU, but this ONNX Runtime runs on the CPU only"
         remedy = f"pip uninstall -y onnxruntime; {install_command(extra)}"
         if "board" in report.facts:
-            remedy = "use TensorRT, which JetPack brings: make this environment with --system-site-packages"
+            remedy = (
+                "use TensorRT, which JetPack brings: `sudo apt install nvidia-jetpack`, and make this environment with "
+                "--system-site-packages"
+            )
         report.problems.append(Problem(found, remedy))
 
 

@@ -11,6 +11,7 @@ from bfr.runtime.cli.build import build
 from bfr.runtime.cli.help import Command, Group
 from bfr.runtime.cli.inpaint import inpaint
 from bfr.runtime.cli.inspect import doctor, info
+from bfr.runtime.cli.live import live
 from bfr.runtime.cli.push import push
 from bfr.runtime.cli.restore import restore
 from bfr.runtime.cli.serve import serve
@@ -22,7 +23,7 @@ from bfr.runtime.errors import BfrError
 
 INTERRUPTED = 130  # the exit status of what Ctrl-C ended
 COMMANDS = {
-    "Restore": (restore, inpaint),
+    "Restore": (restore, inpaint, live),
     "Serve and scale": (serve, batch),
     "Export and build": (fetch, export, wrap, build, verify, export_triton, push),
     "Measure": (bench,),

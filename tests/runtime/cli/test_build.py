@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bfr.export.tensorrt import jetson
 from bfr.export.tensorrt.progress import Tick
+from bfr.runtime.backends import board
 from bfr.runtime.backends import tensorrt_key as trt
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.cli import build as cli_build
@@ -81,7 +81,7 @@ def test_without_a_gpu_nothing_is_built(bfr: Any, home: Path) -> None:
 
 def test_wrong_options(bfr: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_build, "find_library", lambda _: "tensorrt-rtx")
-    monkeypatch.setattr(jetson, "this_board", lambda: jetson.Board(None, 64.0, 0.0))
+    monkeypatch.setattr(board, "this_board", lambda: board.Board(None, 64.0, 0.0))
     for arguments, message in (
         (("--batches", "1,x"), "batches 'x' is not accepted"),
         (("--batches", "0"), "batches '0'"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import boards
 import pytest
 
 from bfr.runtime.backends.cuda import bindings as cuda
@@ -38,8 +39,7 @@ class Machine:
         self.folder, self.patch = folder, patch
         self.packages = {"numpy": "2.0.0", "pillow": "12.0.0", "opencv-python-headless": "4.12.0"}
         patch.setattr(doctor, "_version", self.packages.get)
-        patch.setattr(doctor, "_TEGRA", folder / "nv_tegra_release")
-        patch.setattr(doctor, "_BOARD", folder / "model")
+        patch.setattr(doctor, "_ROOT", folder)
         patch.setenv("PATH", str(folder / "bin"))
         patch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 0, 1 << 40))
         patch.setitem(sys.modules, "onnxruntime", None)
@@ -66,8 +66,7 @@ class Machine:
         self.patch.setattr(doctor, "_driver_cuda", lambda: cuda or None)
 
     def jetson(self, release: int) -> None:
-        (self.folder / "nv_tegra_release").write_text(f"# R{release} (release), REVISION: 4.3\nmore\n")
-        (self.folder / "model").write_bytes(b"NVIDIA Jetson Orin Nano\0")
+        boards.machine(self.folder, release=boards.release(release, "4.3"), model=b"NVIDIA Jetson Orin Nano\0")
 
     def smi(self, script: str) -> None:
         path = self.folder / "bin" / "nvidia-smi"
@@ -239,7 +238,7 @@ def test_jetson(machine: Machine) -> None:
     machine.cuda(1)
     machine.jetson(36)
     report = diagnose()
-    assert report.facts["board"] == "NVIDIA Jetson Orin Nano, R36 (release), REVISION: 4.3"
+    assert report.facts["board"] == "NVIDIA Jetson Orin Nano, Jetson Linux 36.4, 7.4 GiB"
     assert report.problems == []
 
 
@@ -269,10 +268,10 @@ def test_the_extra_for_a_gpu(
 @pytest.mark.parametrize(
     ("release", "cuda", "extra"),
     [
-        (36, (12, 6), "cpu,jetson-cu12 (JetPack 6, which brings TensorRT)"),
-        (36, (), "cpu,jetson-cu12 (JetPack 6, which brings TensorRT)"),
-        (38, (13, 0), "cpu,jetson (JetPack 7, which brings TensorRT)"),
-        (39, (13, 2), "cpu,jetson (JetPack 7, which brings TensorRT)"),
+        (36, (12, 6), "cpu,jetson-cu12 (JetPack 6.2, which brings TensorRT 10.3; it reads graphs of opset 20 or less)"),
+        (36, (), "cpu,jetson-cu12 (JetPack 6.2, which brings TensorRT 10.3; it reads graphs of opset 20 or less)"),
+        (38, (13, 0), "cpu,jetson (JetPack 7, which brings TensorRT 10.13; it reads graphs of opset 22 or less)"),
+        (39, (13, 2), "cpu,jetson (JetPack 7.2, which brings TensorRT 10.16)"),
     ],
 )
 def test_the_extra_for_a_jetson(machine: Machine, release: int, cuda: tuple[int, ...], extra: str) -> None:
@@ -284,6 +283,42 @@ def test_the_extra_for_a_jetson(machine: Machine, release: int, cuda: tuple[int,
     assert f"cuda-bindings are not installed: no GPU backend of bfr can run -> {install_command(name)}" in (
         machine.problems()
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "cuda", "extras"),
+    [
+        ("Orin Nano, JetPack 6.2", (), ("cpu", "jetson-cu12")),
+        ("Orin NX, JetPack 7.2", (), ("cpu", "jetson")),
+        ("another maker's carrier, no release file", (12, 6), ("cpu", "jetson-cu12")),
+        ("AGX Thor, JetPack 7", (), ("cpu", "jetson")),
+        ("a container on an Orin", (), ("cpu", "jetson-cu12")),
+    ],
+)
+def test_a_board_is_told_in_one_line_what_to_install(
+    machine: Machine, name: str, cuda: tuple[int, ...], extras: tuple[str, ...]
+) -> None:
+    boards.machine(machine.folder, **boards.BOARDS[name])
+    machine.driver(*cuda)
+    line = diagnose().facts["install"]
+    assert "\n" not in line
+    assert line == (
+        "sudo apt install nvidia-jetpack; python3 -m venv --system-site-packages bfr; "
+        f"bfr/bin/{install_command(*extras)}"
+    )
+
+
+def test_a_board_that_is_too_old_is_told_what_would_help(machine: Machine) -> None:
+    boards.machine(machine.folder, **boards.BOARDS["AGX Xavier, JetPack 5"])
+    report = diagnose()
+    assert report.facts["extra"].startswith("none (JetPack 5")
+    assert report.facts["install"] == "JetPack 5 has Python 3.8: an Orin takes JetPack 7.2 or 6.2"
+    assert "bfr does not run engines on JetPack 5 -> JetPack 5 has Python 3.8" in machine.problems()
+
+
+def test_the_boards_power_mode_is_told(machine: Machine) -> None:
+    boards.machine(machine.folder, **boards.BOARDS["Orin Nano, JetPack 6.2"])
+    assert diagnose().facts["board"].endswith("Super, Jetson Linux 36.4, 7.4 GiB, power mode MAXN_SUPER")
 
 
 def test_the_extra_without_a_gpu(machine: Machine) -> None:

@@ -1,0 +1,123 @@
+"""Jetson boards: which one this is, its JetPack, and its power mode. Needs no GPU and no package.
+
+From NVIDIA's public tables; nothing here was run on a board.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+OVERRIDE = "BFR_JETSON"  # names the board where nothing else tells it, as in containers without its files
+_ASK_SECONDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class JetPack:
+    """A release.
+
+    Attributes:
+        name: As NVIDIA has it.
+        python, tensorrt: The versions that it brings.
+        extra: What it needs of ours.
+        instead: Why bfr does not run on it, and what to do; None where it does.
+    """
+
+    name: str
+    python: str
+    tensorrt: str
+    extra: str
+    instead: str | None = None
+
+
+OPSETS = (((10, 9), 20), ((10, 14), 22))  # TensorRT before this version, highest opset it reads whole
+# First release of Jetson Linux -> its JetPack; the last row that is not later counts.
+JETPACKS = {
+    (0, 0): JetPack("4", "3.6", "8.2", "", "JetPack 4 has Python 3.6, and the board takes no later one"),
+    (34, 0): JetPack("5", "3.8", "8.5", "", "JetPack 5 has Python 3.8: an Orin takes JetPack 7.2 or 6.2"),
+    (36, 0): JetPack("6.0", "3.10", "8.6", "", "JetPack 6.0 has TensorRT 8.6: update to JetPack 7.2 or 6.2"),
+    (36, 4): JetPack("6.2", "3.10", "10.3", "jetson-cu12"),
+    (38, 0): JetPack("7", "3.12", "10.13", "jetson"),
+    (39, 0): JetPack("7.2", "3.12", "10.16", "jetson"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """model: as the board names itself, None where this has no Tegra. memory, swap: in GiB.
+
+    release: of Jetson Linux, as (36, 4); None where no file tells it.
+    """
+
+    model: str | None
+    memory: float
+    swap: float
+    release: tuple[int, int] | None = None
+
+    def jetpack(self, cuda: tuple[int, int] | None = None) -> JetPack | None:
+        """Its JetPack, where the release, or the CUDA version of the driver, tells it."""
+        release = self.release
+        if release is None and cuda is not None:
+            release = (36, 4) if cuda < (13, 0) else (38, 0) if cuda < (13, 2) else (39, 0)
+        return None if release is None else [one for first, one in JETPACKS.items() if first <= release][-1]
+
+
+def highest_opset(tensorrt: str) -> int | None:
+    """The highest opset that a version of TensorRT reads whole; None where it reads all that `bfr export` offers."""
+    numbers = tuple(int(part) for part in tensorrt.split(".")[:2])
+    return next((opset for before, opset in OPSETS if numbers < before), None)
+
+
+def this_board(root: Path = Path("/")) -> Board:
+    """The board that this runs on. root: where its files are looked for.
+
+    Names of boards differ ("NVIDIA Orin NX Developer Kit", those of other makers). What they share is the device tree's
+    `compatible`, and L4T's release file, which NVIDIA's container runtime mounts.
+    """
+    name = _words(root / "proc/device-tree/model").strip()
+    told = re.search(r"R(\d+) \(release\), REVISION: (\d+)", _words(root / "etc/nv_tegra_release"))
+    tegra = "tegra" in _words(root / "proc/device-tree/compatible") or (root / "etc/nv_tegra_release").is_file()
+    kib = {"MemTotal": 0, "SwapTotal": 0}
+    for line in _words(root / "proc/meminfo").splitlines():
+        key, _, value = line.partition(":")
+        if key in kib:
+            kib[key] = int(value.split()[0])
+    found = os.environ.get(OVERRIDE) or (name or "a Tegra board" if tegra or "jetson" in name.lower() else None)
+    release = (int(told[1]), int(told[2])) if told else None
+    return Board(found, kib["MemTotal"] / 2**20, kib["SwapTotal"] / 2**20, release)
+
+
+def power_mode(root: Path = Path("/")) -> str | None:
+    """The power mode of a board, as `15W`; None where this is no board, or it does not tell.
+
+    `nvpmodel` keeps the number in its status file, and the names in its configuration. Where a container has neither,
+    the program is asked.
+    """
+    if this_board(root).model is None:
+        return None
+    number = re.search(r"pmode:0*(\d+)", _words(root / "var/lib/nvpmodel/status"))
+    if number is None:
+        return _asked_mode()
+    names = re.findall(r"POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", _words(root / "etc/nvpmodel.conf"))
+    return dict(names).get(number[1], number[1])
+
+
+def _asked_mode() -> str | None:
+    if (program := shutil.which("nvpmodel")) is None:
+        return None
+    try:
+        asked = subprocess.run([program, "-q"], capture_output=True, text=True, timeout=_ASK_SECONDS, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"NV Power Mode:\s*(\S+)", asked.stdout)
+    return found[1] if found else None
+
+
+def _words(path: Path) -> str:
+    """The text of a file of the kernel, whose strings may end with zeros; nothing where it cannot be read."""
+    try:
+        return path.read_text(errors="replace").replace("\0", " ")
+    except OSError:
+        return ""

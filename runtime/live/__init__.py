@@ -1,0 +1,1 @@
+"""A camera or stream, restored as it comes."""

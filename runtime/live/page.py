@@ -1,0 +1,132 @@
+"""A page that shows a live stream as motion JPEG, and its counts at /metrics for Prometheus."""
+
+import threading
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.runtime.errors import InvalidOption
+from bfr.runtime.live.counts import Counts
+from bfr.runtime.serve.options import is_local
+
+VIEWERS = 8
+QUALITY = 85  # of JPEG
+IDLE_SECONDS = 10  # after which a viewer that takes nothing is let go
+_BOUNDARY = "frame"
+_HTML = """<!doctype html><meta charset="utf-8"><title>bfr live</title>
+<style>body{{margin:0;background:#111}}img{{display:block;max-width:100vw;max-height:100vh;margin:auto}}</style>
+<img src="{base}/stream" alt="The restored stream">"""
+
+
+class Page:
+    """A server of the page; a Sink."""
+
+    watched, closed = True, False
+
+    def __init__(self, address: str, counts: Counts) -> None:
+        """address: http://HOST:PORT/PATH, checked by `check_sink`. Raises InvalidOption where nothing can listen."""
+        url = urlsplit(address)
+        self.base, self.counts = url.path.rstrip("/"), counts
+        self.local = is_local(url.hostname or "")
+        self.change = threading.Condition()
+        self.jpeg: bytes | None = None
+        self.number = self.viewers = 0
+        self.ended = False
+        page = self
+
+        class Handler(_Handler):
+            of = page
+
+        try:
+            self._server = ThreadingHTTPServer((url.hostname or "", url.port or 0), Handler)
+        except OSError as error:
+            raise InvalidOption(f"{address} cannot be listened on ({error.strerror}): choose another port") from error
+        self._server.daemon_threads = True
+        self.address = f"http://{url.hostname}:{self._server.server_address[1]}{self.base}/"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="bfr-page", daemon=True)
+        self._thread.start()
+
+    def write(self, pixels: NDArray[np.uint8], seconds: float) -> None:  # noqa: ARG002
+        """As of Sink; encodes only where somebody looks."""
+        if not self.viewers:
+            return
+        _, data = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+        with self.change:
+            self.jpeg, self.number = data.tobytes(), self.number + 1
+            self.change.notify_all()
+
+    def idle(self) -> None:
+        """As of Sink."""
+
+    def close(self) -> None:
+        """As of Sink."""
+        with self.change:
+            self.ended = True
+            self.change.notify_all()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    of: Page
+    timeout = IDLE_SECONDS
+
+    def do_GET(self) -> None:
+        page = self.of
+        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
+        # Another site's script could reach this machine by a name of its own, and look through the camera.
+        if page.local and not is_local(host):
+            self.send_error(HTTPStatus.FORBIDDEN)
+        elif self.path in (page.base, f"{page.base}/"):
+            self._answer("text/html; charset=utf-8", _HTML.format(base=page.base).encode())
+        elif self.path == f"{page.base}/metrics":
+            self._answer("text/plain; version=0.0.4; charset=utf-8", page.counts.metrics().encode())
+        elif self.path == f"{page.base}/stream":
+            self._stream()
+        else:
+            self.send_error(HTTPStatus.NOT_FOUND)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Log nothing: a viewer is no event."""
+
+    def _answer(self, kind: str, body: bytes) -> None:
+        self._begin(kind, {"Content-Length": str(len(body))})
+        self.wfile.write(body)
+
+    def _begin(self, kind: str, more: dict[str, str]) -> None:
+        self.send_response(HTTPStatus.OK)
+        headers = {"Content-Type": kind, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **more}
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _stream(self) -> None:
+        """Send each newest frame; those that came while the last was sent are skipped."""
+        page = self.of
+        with page.change:
+            if page.viewers >= VIEWERS:
+                self.send_error(HTTPStatus.SERVICE_UNAVAILABLE)
+                return
+            page.viewers += 1
+            sent = page.number
+        try:
+            self._begin(f"multipart/x-mixed-replace; boundary={_BOUNDARY}", {})
+            while True:
+                with page.change:
+                    while page.number == sent and not page.ended:
+                        page.change.wait()
+                    if page.ended:
+                        return
+                    data, sent = page.jpeg or b"", page.number
+                head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+                self.wfile.write(head.encode() + data + b"\r\n")
+        except OSError:  # the viewer left
+            return
+        finally:
+            with page.change:
+                page.viewers -= 1

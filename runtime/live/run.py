@@ -1,0 +1,152 @@
+"""The loop: take the newest frame, restore what there is time for, show it, or drop it."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.runtime.faces.photo import PhotoRestorer
+from bfr.runtime.images.decode import Image
+from bfr.runtime.live.counts import Counts
+from bfr.runtime.live.options import LiveOptions
+from bfr.runtime.live.sinks import Sink, drawn
+from bfr.runtime.live.source import Arrived, Source
+from bfr.runtime.restore.restorer import DEFAULT_SEED
+from bfr.runtime.video.track import Tracked, Tracker
+
+_KEEP = 0.8  # of an earlier time in the estimate of the next, where it took less
+_FORGET = 0.98  # of it, at each frame that leaves no time for a face
+_log = logging.getLogger("bfr")
+
+
+class Estimate:
+    """How long something takes: at once more where it took more, and slowly less."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    def add(self, seconds: float) -> None:
+        """Take in what it took."""
+        self.seconds = max(seconds, _KEEP * self.seconds + (1 - _KEEP) * seconds)
+
+
+class Live:
+    """A stream that is being restored. Faces keep their noise from frame to frame, as in videos."""
+
+    def __init__(
+        self, photo: PhotoRestorer, options: LiveOptions, sinks: Sequence[Sink], counts: Counts, *, seed: int
+    ) -> None:
+        self.photo, self.options, self.sinks, self.counts, self.seed = photo, options, sinks, counts, seed
+        self._tracker = Tracker()
+        self._showing = Estimate()
+        self._warned = False
+        blank = np.full((photo.size, photo.size, 3), 128, np.uint8)
+        for _ in range(2):  # the first call sets the networks up
+            begin = time.perf_counter()
+            photo.restorer.run([blank], seed=seed)
+        self._face = Estimate(time.perf_counter() - begin)
+
+    def take(self, arrived: Arrived, begin: float) -> None:
+        """Restore and show a frame, or drop it where that comes too late. begin: of the stream. Raises WriteFailed."""
+        counts, most = self.counts, self.options.max_delay
+        if arrived.age > most:
+            counts.late += 1
+            return
+        pixels, faces, failed = self._restored(arrived)
+        if arrived.age + self._showing.seconds > most:
+            counts.late += 1
+            self._showing.add(0)  # one slow sink must not end the showing
+            return
+        showing = time.perf_counter()
+        marked = drawn(pixels, counts.line) if self.options.overlay and any(s.watched for s in self.sinks) else pixels
+        for sink in self.sinks:
+            sink.write(marked if sink.watched else pixels, arrived.came - begin)
+        self._showing.add(time.perf_counter() - showing)
+        counts.faces += faces
+        counts.failed += failed
+        counts.show(arrived.age)
+
+    def _restored(self, arrived: Arrived) -> tuple[NDArray[np.uint8], int, int]:
+        """The pixels of a frame, how many of its faces were restored, and how many failed."""
+        photo, pixels = self.photo, arrived.pixels
+        tracked = self._chosen(self._tracker.update(photo.find(pixels), arrived.came), arrived)
+        keys = {id(one.face): one.track for one in tracked}
+        faces = photo.crop(pixels, [one.face for one in tracked])
+        begin = time.perf_counter()
+        keyed = [keys[id(face.face)] for face in faces]
+        results = photo.restorer.run([face.crop for face in faces], seed=self.seed, keys=keyed) if faces else []
+        restored = photo.paste(Image(pixels), faces, results)
+        if faces:
+            self._face.add((time.perf_counter() - begin) / len(faces))
+        return restored.pixels, len(restored.faces), len(restored.errors)
+
+    def _chosen(self, tracked: list[Tracked], arrived: Arrived) -> list[Tracked]:
+        """The faces that can be restored in time: the largest."""
+        time_left = self.options.max_delay - arrived.age - self._showing.seconds
+        most = max(0, int(time_left / max(self._face.seconds, 1e-6)))
+        if len(tracked) <= most:
+            return tracked
+        self.counts.left += len(tracked) - most
+        if most == 0:
+            if not self._warned:
+                _log.warning(
+                    "a face takes %.2f s here, and --max-delay leaves %.2f s: faces stay as they are; raise it",
+                    self._face.seconds,
+                    time_left,
+                )
+                self._warned = True
+            self._face.seconds *= _FORGET  # what was slow once is tried again
+        return sorted(tracked, key=lambda one: one.face.eye_distance, reverse=True)[:most]
+
+
+def run_live(
+    photo: PhotoRestorer,
+    source: str,
+    sinks: Sequence[Sink],
+    options: LiveOptions,
+    counts: Counts,
+    *,
+    seed: int = DEFAULT_SEED,
+    tell: Callable[[str], None] = lambda _line: None,
+) -> float:
+    """Restore a stream until it ends, a window is closed, or Ctrl-C.
+
+    Args:
+        photo: What restores its frames.
+        source: A camera or an address, see `kind_of`.
+        sinks: Where frames go; they are closed here.
+        options: See LiveOptions.
+        counts: What is counted meanwhile.
+        seed: Of the noise.
+        tell: Called with a line on the state, at each frame and while none comes.
+
+    Returns:
+        Seconds that it took.
+
+    Raises:
+        InputNotFound: No frame came.
+        WriteFailed: A sink cannot be written; what was written until then is whole.
+    """
+    with ExitStack() as stack:
+        for sink in sinks:
+            stack.callback(sink.close)
+        live = Live(photo, options, sinks, counts, seed=seed)
+        begin = time.monotonic()
+        with Source(source, options, counts) as stream:
+            try:
+                for arrived in stream.frames():
+                    if arrived is not None:
+                        live.take(arrived, begin)
+                    for sink in sinks:
+                        sink.idle()
+                    tell(counts.line)
+                    over = options.duration is not None and time.monotonic() - begin >= options.duration
+                    if over or any(sink.closed for sink in sinks):
+                        break
+                stream.check()
+            except KeyboardInterrupt:  # how a person ends it
+                pass
+        return time.monotonic() - begin
