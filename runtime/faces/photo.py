@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,9 @@ from bfr.runtime.faces.detect import Detector, open_detector
 from bfr.runtime.faces.geometry import Face, Matrix, alignment, crop_face, moved, select_faces
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.paste import Patch, make_patch, paste_faces, to_grey
-from bfr.runtime.images.decode import MAX_PIXELS, Image, read_image
+from bfr.runtime.images.decode import MAX_PIXELS, Image
+from bfr.runtime.images.given import as_image
+from bfr.runtime.images.result import Result
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.restore.pipeline import FaceRestorer
 from bfr.runtime.restore.restorer import DEFAULT_SEED
@@ -43,12 +45,16 @@ class AlignedFace:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class RestoredPhoto:
-    """What became of a photograph.
+class RestoredPhoto(Result):
+    """What became of a photograph; notebooks show it.
 
-    pixels: (H * upscale, W * upscale, 3) RGB of its dtype; without faces, it is only enlarged.
-    faces: those that were restored, left to right. errors: of the faces that could not be; they are left as they were.
-    sharp: the faces that were left because they are sharp already. seconds: stage -> seconds.
+    Attributes:
+        pixels: (H * upscale, W * upscale, 3) RGB of its dtype; without faces, it is only enlarged.
+        faces: Those that were restored, left to right; none of an aligned face.
+        errors: Of the faces that could not be; they are left as they were.
+        sharp: The faces that were left because they are sharp already.
+        seconds: Stage -> seconds.
+        source: The photograph.
     """
 
     pixels: NDArray[Any]
@@ -56,6 +62,7 @@ class RestoredPhoto:
     errors: tuple[str, ...]
     sharp: tuple[Face, ...]
     seconds: dict[str, float]
+    source: Image
 
 
 class PhotoEditor:
@@ -160,7 +167,7 @@ class PhotoEditor:
             patches = self.patches(faces, results, grey=image.grey)
             paste_faces(pixels, patches, upscale=options.upscale, blend=options.blend, detail=options.detail)
         seconds = {"background": enlarged - begin, "paste": time.perf_counter() - enlarged}
-        return RestoredPhoto(pixels, restored, errors, sharp, seconds)
+        return RestoredPhoto(pixels, restored, errors, sharp, seconds, image)
 
     def patches(self, faces: Sequence[AlignedFace], results: Sequence[Restored], *, grey: bool) -> list[Patch]:
         """What is to be pasted, as of `paste`; grey: into a picture without colour."""
@@ -195,20 +202,28 @@ class PhotoRestorer(PhotoEditor):
         super().__init__(restorer.size, options, detector=detector, background=background)
         self.restorer = restorer
 
-    def restore(self, photograph: NDArray[Any], *, grey: bool = False, seed: int = DEFAULT_SEED) -> RestoredPhoto:
-        """Restore the faces of an (H, W, 3) uint8 or uint16 RGB photograph, which is not changed.
+    def restore(self, photograph: Any, *, grey: bool = False, seed: int = DEFAULT_SEED) -> RestoredPhoto:
+        """Restore the faces of a photograph, which is not changed.
 
-        grey: the photograph is greyscale; its faces get no colour. seed: of the noise, as of `Restorer.restore`.
-        Raises InvalidImage for another shape or dtype.
+        Args:
+            photograph: A path, bytes, a PIL image, an array or a tensor, as `bfr.runtime.as_image` takes them; floats
+                become 16 bits.
+            grey: It is greyscale though it has three channels; its faces get no colour.
+            seed: Of the noise, as of `Restorer.restore`.
+
+        Raises:
+            InputNotFound, InvalidImage: It is none.
         """
         begin = time.perf_counter()
-        faces = self.align(photograph)
+        image = as_image(photograph)
+        image = replace(image, grey=image.grey or grey)
+        faces = self.align(image.pixels)
         aligned = time.perf_counter()
         results = self.restorer.run([face.crop for face in faces if not face.left], seed=seed)
         restored = time.perf_counter()
-        photo = self.paste(Image(photograph, grey=grey), faces, results)
+        photo = self.paste(image, faces, results)
         seconds = {"align": aligned - begin, "restore": restored - aligned, "paste": time.perf_counter() - restored}
-        return RestoredPhoto(photo.pixels, photo.faces, photo.errors, photo.sharp, seconds)
+        return replace(photo, seconds=seconds)
 
 
 def _paired(faces: Sequence[AlignedFace], results: Sequence[Restored]) -> list[tuple[AlignedFace, Restored | None]]:
@@ -217,15 +232,17 @@ def _paired(faces: Sequence[AlignedFace], results: Sequence[Restored]) -> list[t
     return [(face, None if face.left else next(following)) for face in faces]
 
 
-def read_reference(path: Path, worker: FaceRestorer | PhotoRestorer, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
+def read_reference(image: Any, worker: FaceRestorer | PhotoRestorer, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     """A picture of the person for systems that keep an identity: the largest face of a photograph, aligned.
 
     With a Restorer, which takes aligned faces, it is one itself. Raises InvalidImage, also where no face is in it.
+    image: as `as_image` takes it.
     """
-    pixels = read_image(path, max_pixels=max_pixels).pixels
+    pixels = as_image(image, max_pixels=max_pixels).pixels
     if not isinstance(worker, PhotoRestorer):
         return pixels
     faces = PhotoEditor(worker.size, PhotoOptions(faces="largest"), detector=worker.detector).align(pixels)
     if not faces:
-        raise InvalidImage(f"{path}: no face was found: choose a clear photograph of the person for --reference")
+        name = image if isinstance(image, str | PathLike) else "the reference"
+        raise InvalidImage(f"{name}: no face was found: choose a clear photograph of the person for --reference")
     return faces[0].crop
