@@ -133,7 +133,7 @@ class SPARNet(nn.Module):
         Source: Miyato et al., "Spectral Normalization" (arXiv 1802.05957): W / (u' W v), u and v as they were trained.
         Raises InvalidCheckpoint where u or v of a weight is not there.
         """
-        own = {}
+        own: dict[str, Tensor] = {}
         for name, tensor in state.items():
             base, kind = name.removesuffix("_orig"), name.rsplit("_", 1)[-1]
             if base == name:

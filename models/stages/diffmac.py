@@ -81,7 +81,7 @@ class AlignStage(Stage):
         self.network = network
 
     def forward(self, latent: Tensor) -> Tensor:
-        return self.network(latent)
+        return cast(Tensor, self.network(latent))
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
         """See `Stage`; `size` is the side of the latent."""
@@ -98,7 +98,7 @@ class BottleneckStage(Stage):
         self.network = network
 
     def forward(self, first: Tensor, latent: Tensor) -> Tensor:
-        return self.network(first, latent)
+        return cast(Tensor, self.network(first, latent))
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
         """See `Stage`; `size` is the side of the latents."""

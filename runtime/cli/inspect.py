@@ -51,6 +51,9 @@ def info(
     show(f"{manifest.title}\nlicence    {manifest.licence.name}: {manifest.licence.notice}\nhash       {bundle.hash}")
     more = "".join(f", and a {one.name} (--{one.name})" for one in manifest.inputs)
     show(f"takes      aligned faces of {manifest.image_size}x{manifest.image_size} pixels, others are resized{more}")
+    made = [t.shape[-1] for network in manifest.networks.values() for t in network.outputs if t.name == manifest.result]
+    if made and made[-1] != manifest.image_size:
+        show(f"makes      {made[-1]}x{made[-1]}; faces come back at their own size, an enlarger's tiles at this one")
     sizes = "any" if manifest.batches is None else ", ".join(map(str, manifest.batches))
     show(f"batches    {sizes} (--batch)")
     if manifest.weight is not None:

@@ -9,7 +9,7 @@ from once import once
 from bfr.runtime.bundle.bundle import Bundle
 
 FOLDER = Path(__file__).parents[1] / "bundles"
-SYSTEMS = ("clrface", "diffbfr", "identity", "inpainting", "osdface", "pgdiff")
+SYSTEMS = ("clrface", "diffbfr", "diffmac", "dr2", "identity", "inpainting", "osdface", "pgdiff")
 
 
 def unpacked(name: str, folder: Path) -> Bundle:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bfr.benchmarks.agreement import golden, pgdiff
+from bfr.benchmarks.agreement import golden, replay
 from bfr.benchmarks.agreement.golden import main, run_golden
 from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
 from bfr.models.stages.step import LinearStep, cut_variance
@@ -20,8 +20,8 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 LONG = ["loop_ddim250_n10_eta05", "loop_ddpm250_n10", "loop_inpaint_ddim250_n12_eta10"]
-SLOW = [*LONG, "pgdiff_restoration", "pgdiff_ref_restoration"]
-PGDIFF = ["pgdiff_ref_restoration", pytest.param("pgdiff_restoration", marks=pytest.mark.slow)]
+WHOLE = ["pgdiff_ref_restoration", "dr2_n4", "dr2_n1", "osdface_forward"]
+SLOW = [*LONG, *WHOLE, "pgdiff_restoration"]
 
 
 @pytest.mark.export
@@ -34,7 +34,7 @@ def test_the_published_code_is_met_by_both_backends(name: str, tmp_path: Path) -
     assert errors.worst < 1e-4
 
 
-@pytest.mark.parametrize("name", [*LONG, *PGDIFF])
+@pytest.mark.parametrize("name", [*LONG, *WHOLE, pytest.param("pgdiff_restoration", marks=pytest.mark.slow)])
 def test_these_are_met_by_eager(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without the half minute that their export takes."""
 
@@ -42,11 +42,8 @@ def test_these_are_met_by_eager(name: str, monkeypatch: pytest.MonkeyPatch, tmp_
         def load_graph(self, stage: Any) -> EagerNetwork:
             return EagerNetwork(stage)
 
-    monkeypatch.setattr(golden, "CpuDevice", Device)
-    for function in ("_export_step", "_export_estimator"):
-        monkeypatch.setattr(golden, function, lambda stage, *_: stage)
-    monkeypatch.setattr(pgdiff, "CpuDevice", Device)
-    monkeypatch.setattr(pgdiff, "export_graph", lambda stage, *_: (stage, None))
+    monkeypatch.setattr(replay, "CpuDevice", Device)
+    monkeypatch.setattr(replay, "export_graph", lambda stage, *_: (stage, None))
     assert run_golden(GOLDEN / f"{name}.npz", tmp_path).worst < 1e-4
 
 

@@ -106,3 +106,18 @@ def test_one_learned_step_has_finite_log_variances() -> None:
 def test_numbers_out_of_range_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidOption, match=message):
         table(**options)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddpm", "ddpm-learned"])
+def test_a_loop_that_stops_early_ends_with_x0(solver: str) -> None:
+    whole, early = (table(solver=solver, spacing="100", start=61, stop=stop, matched=True) for stop in (0, 35))
+    assert len(early) == 61 - 35
+    assert np.array_equal(early.timesteps, whole.timesteps[: len(early)])
+    assert np.array_equal(early.rows[:-1, [Column.A, Column.B, Column.C]], whole.rows[: len(early) - 1, :3])
+    last = early.rows[-1]
+    assert (last[Column.C], last[Column.F], last[Column.S]) == pytest.approx((1.0, 0.0, 0.0), abs=1e-6)
+    for stop, start in ((10, 10), (-1, 10)):
+        with pytest.raises(InvalidOption, match="stop"):
+            table(spacing="100", start=start, stop=stop)
+    with pytest.raises(InvalidOption, match="respacing"):
+        table(spacing="time", start=300, steps=3, stop=2)

@@ -1,0 +1,59 @@
+"""`bfr bench A B C`: a folder each, one table, and a bundle that fails costs its rows alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bfr.benchmarks.speed import several
+from bfr.benchmarks.speed.options import BenchOptions
+from bfr.benchmarks.speed.several import bench_several
+from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.errors import BackendUnavailable, InvalidOption
+
+
+def fake(told: list[BenchOptions], failing: str = "") -> Any:
+    """A measurement that takes as many seconds as its place, or fails in one folder."""
+
+    def bench(options: BenchOptions, progress: Any) -> Path:
+        progress("measured")
+        told.append(options)
+        if options.out.name == failing:
+            raise BackendUnavailable("nothing works here")
+        options.out.mkdir(parents=True)
+        seconds = float(len(told))
+        backend = {"name": "onnxruntime-cpu", "cold": {"peak_bytes": {"1": 300 * 2**20}}}
+        measured = {"backend": "onnxruntime-cpu", "batch": 1, "seconds": {"p50": seconds, "p90": seconds + 1}}
+        found = {"backends": [backend], "measurements": [measured | {"images_per_second": 1 / seconds}]}
+        found |= {"machine": {"cpu": "a CPU"}, "threads": 2, "others_cores": 1.0}
+        (options.out / "bench.json").write_text(json.dumps(found))
+        return options.out / "bench.md"
+
+    return bench
+
+
+def test_a_table_has_all_bundles(tmp_path: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[BenchOptions] = []
+    monkeypatch.setattr(several, "bench", fake(told))
+    bundles = [default_bundle(), tiny_bundle.folder, tiny_bundle.folder]
+    path = bench_several(bundles, BenchOptions(out=tmp_path / "out", repeats=7))
+    assert [one.out.name for one in told] == ["mini", "tiny-2", "tiny-3"]
+    assert [one.bundle for one in told] == bundles
+    assert {one.repeats for one in told} == {7}
+    text = path.read_text()
+    assert "| mini | onnxruntime-cpu, 1 | 1 (2) | 1 | 300 |" in text
+    assert "| tiny-3 | onnxruntime-cpu, 1 | 3 (4) | 0.3333 | 300 |" in text
+    assert "Other processes" in text
+    kept = json.loads(path.with_name("bench.json").read_text())
+    assert [one["name"] for one in kept["bundles"]] == ["mini", "tiny-2", "tiny-3"]
+
+
+def test_one_that_fails_is_named_below(tmp_path: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(several, "bench", fake([], failing="tiny"))
+    options = BenchOptions(out=tmp_path / "out")
+    text = bench_several([default_bundle(), tiny_bundle.folder], options).read_text()
+    assert "| mini |" in text
+    assert "tiny was not measured: nothing works here" in text
+    with pytest.raises(InvalidOption, match="--compare"):
+        bench_several([default_bundle()], options.model_copy(update={"compare": tmp_path}))
