@@ -32,7 +32,7 @@ from bfr.benchmarks.tables import table
 FRONT_GROWTH = 0.05  # of the front's memory from the first half to the second; workers are new after each kill
 LOOKS = 60  # looks at memory in all
 IMPATIENT = (0.0, 0.05, 0.3, 1.0)  # seconds after which a client leaves
-NONSENSE = (
+NONSENSE: tuple[tuple[dict[str, str], str, bytes, int], ...] = (
     ({"mode": "aligned"}, "image/png", b"no image", 422),
     ({"mode": "sideways"}, "image/png", b"x", 422),
     ({"nonsense": "1"}, "image/png", b"x", 422),

@@ -49,9 +49,9 @@ class LimitedEditor(PhotoEditor):
         super().__init__(size, up_to(options, most), detector=detector)
         self.most, self.admit = most, admit
 
-    def find(self, photograph: NDArray[Any]) -> list[Face]:
+    def find(self, photograph: NDArray[Any], *, turns: bool = True) -> list[Face]:
         """As of `PhotoEditor`. Raises InvalidImage, and what `admit` raises."""
-        faces = within(super().find(photograph), self.most)
+        faces = within(super().find(photograph, turns=turns), self.most)
         self.admit(len(faces))
         return faces
 
@@ -63,9 +63,9 @@ class LimitedRestorer(PhotoRestorer):
         super().__init__(restorer, up_to(options, most), detector=detector)
         self.most = most
 
-    def find(self, photograph: NDArray[Any]) -> list[Face]:
+    def find(self, photograph: NDArray[Any], *, turns: bool = True) -> list[Face]:
         """As of `PhotoEditor`. Raises InvalidImage."""
-        return within(super().find(photograph), self.most)
+        return within(super().find(photograph, turns=turns), self.most)
 
 
 def up_to(photo: PhotoOptions, most: int) -> PhotoOptions:
