@@ -241,7 +241,7 @@ def _loop(bundle: Bundle, preset: m.Preset, stage: m.Denoise, diffuse: m.Diffuse
         conditioner=stage.conditioner,
         features=features,
         guide=_guide(bundle, guidance, stage.guidance, table) if stage.guidance else None,
-        wide=next(_shape(tensor) for tensor in network.inputs if tensor.name == "noise"),
+        wide=next((_shape(tensor) for tensor in network.inputs if tensor.name == "noise"), None),
     )
 
 
