@@ -39,7 +39,11 @@ NEAR = 0.6  # eye distances: a detection whose landmarks' middle is nearer than 
 
 @dataclass(slots=True)
 class Tally:
-    """What one detector did on one set of pictures. errors: of each face found, mean over its landmarks."""
+    """What one detector did on one set of pictures.
+
+    Attributes:
+        errors: Errors of each face found, mean over its landmarks.
+    """
 
     pictures: int = 0
     faces: int = 0

@@ -33,7 +33,11 @@ STATM = Path("/proc/self/statm")
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Bytes in use after so many images. device: of the whole GPU, whoever uses it; None without one."""
+    """Bytes in use after so many images.
+
+    Attributes:
+        device: Of the whole GPU, whoever uses it; None without one.
+    """
 
     images: int
     device: int | None
@@ -42,7 +46,11 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Endurance:
-    """What was seen. looks: in order, the first after the warm-up."""
+    """What was seen.
+
+    Attributes:
+        looks: In order, the first after the warm-up.
+    """
 
     backend: str
     batch: int

@@ -43,7 +43,11 @@ NONSENSE: tuple[tuple[dict[str, str], str, bytes, int], ...] = (
 
 @dataclass(slots=True)
 class Seen:
-    """What clients saw. answers: kind of request and status, or the name of an error, -> how many."""
+    """What clients saw.
+
+    Attributes:
+        answers: Kind of request and status, or the name of an error, -> how many.
+    """
 
     answers: Counter[tuple[str, str]] = field(default_factory=Counter)
     unexpected: list[str] = field(default_factory=list)

@@ -26,7 +26,12 @@ class Portrait:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """A composed photograph. landmarks: one (5, 2) for each person. scales: of each, to its portrait."""
+    """A composed photograph.
+
+    Attributes:
+        landmarks: One (5, 2) for each person.
+        scales: Of each, to its portrait.
+    """
 
     pixels: NDArray[np.uint8]
     landmarks: tuple[NDArray[np.float64], ...]

@@ -25,8 +25,13 @@ class NeedsGpu(Exception):
 class Context:
     """What a stage works with.
 
-    prepared: the folder of `--prepare`. work: for what does not come back, logs and weights. out: for what does.
-    gpu: false in a rehearsal. seconds: until the stage is stopped. faces: to train on.
+    Attributes:
+        prepared: The folder of `--prepare`.
+        work: For what does not come back, logs and weights.
+        out: For what does.
+        gpu: False in a rehearsal.
+        seconds: Until the stage is stopped.
+        faces: To train on.
     """
 
     prepared: Path
@@ -49,7 +54,12 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A row of STAGES. seconds: the most it gets. least: with less time left it is not begun."""
+    """A row of STAGES.
+
+    Attributes:
+        seconds: The most it gets.
+        least: With less time left it is not begun.
+    """
 
     name: str
     run: Callable[[Context], Figures]

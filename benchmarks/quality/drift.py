@@ -81,7 +81,11 @@ def check_seeds(seed: int, others: Sequence[int]) -> None:
 
 
 def within(difference: Mean) -> bool:
-    """The rule of RULE. difference: of PSNR in dB, drift less spread, image by image."""
+    """The rule of RULE.
+
+    Args:
+        difference: Difference of PSNR in dB, drift less spread, image by image.
+    """
     return difference.mean >= -(difference.error or 0.0)
 
 

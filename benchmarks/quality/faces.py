@@ -78,7 +78,9 @@ def degrade(name: str, truth: UInt8, degradation: Degradation, seed: int) -> Deg
 class Pictures:
     """One face at each stage (input, estimate, result), (S, S, 3) uint8 RGB, and its truth where that is known.
 
-    seconds: of the whole chain. estimate_seconds: of the estimator alone.
+    Attributes:
+        seconds: Seconds of the whole chain.
+        estimate_seconds: Seconds of the estimator alone.
     """
 
     name: str

@@ -91,7 +91,8 @@ def examine(detector: Detector, name: str, stages: Mapping[str, UInt8], truth: U
 def geometry_table(records: Sequence[Record | None]) -> list[str]:
     """Markdown of all faces: how many were found, landmarks' mean and largest error, changed proportions.
 
-    records: one of each face, see `examine`; at least one.
+    Args:
+        records: One of each face, see `examine`; at least one.
     """
     known = [record for record in records if record is not None]
     if not known:

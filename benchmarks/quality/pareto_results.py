@@ -43,8 +43,11 @@ class Allowance:
 class FaceScores:
     """One face through one sampler.
 
-    drift: from the reference's result (see `bfr.benchmarks.quality.drift.drift`); of the reference itself, its spread.
-    truth: against the ground truth (see `bfr.benchmarks.quality.metrics.score`). seconds: of the whole chain.
+    Attributes:
+        drift: From the reference's result (see `bfr.benchmarks.quality.drift.drift`); of the reference itself, its
+            spread.
+        truth: Against the ground truth (see `bfr.benchmarks.quality.metrics.score`).
+        seconds: Seconds of the whole chain.
     """
 
     name: str
@@ -99,8 +102,11 @@ class Candidate:
 class Study:
     """All of one run, and what can be resumed.
 
-    settings: what the numbers depend on; a run goes on only with the same. facts: what else the report says.
-    reference: its samples' drift is the spread between seeds. candidates: the estimate first.
+    Attributes:
+        settings: What the numbers depend on; a run goes on only with the same.
+        facts: What else the report says.
+        reference: Its samples' drift is the spread between seeds.
+        candidates: The estimate first.
     """
 
     settings: Mapping[str, Any]

@@ -45,7 +45,9 @@ class ImageScores:
 class Evaluation:
     """One preset on one set of inputs.
 
-    title: the level, or what the inputs are. degradation: at the system's size; None where inputs are as found.
+    Attributes:
+        title: The level, or what the inputs are.
+        degradation: At the system's size; None where inputs are as found.
     """
 
     title: str

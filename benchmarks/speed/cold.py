@@ -26,9 +26,12 @@ SMI = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
 class Cold:
     """A backend's start in a process of its own, ONNX Runtime's threads spinning as they do in use.
 
-    first_result_seconds: from the process's start to the first batch restored. load_seconds: of the networks, hashing
-    included. peak_bytes: of resident memory after a batch of each size, sizes ascending. gpu_bytes: what the GPUs' used
-    memory grew by, CUDA's context included; None without nvidia-smi. imports_torch: whether torch was imported.
+    Attributes:
+        first_result_seconds: From the process's start to the first batch restored.
+        load_seconds: Seconds of the networks, hashing included.
+        peak_bytes: Peak bytes of resident memory after a batch of each size, sizes ascending.
+        gpu_bytes: What the GPUs' used memory grew by, CUDA's context included; None without nvidia-smi.
+        imports_torch: Whether torch was imported.
     """
 
     batch: int

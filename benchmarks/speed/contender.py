@@ -40,7 +40,11 @@ MAY_RECORD = (
 
 
 class Name(NamedTuple):
-    """A contender's name in parts. graph: whether whole chains are recorded, where the device can."""
+    """A contender's name in parts.
+
+    Attributes:
+        graph: Whether whole chains are recorded, where the device can.
+    """
 
     backend: str
     precision: str
@@ -51,8 +55,11 @@ class Name(NamedTuple):
 class Contender:
     """A backend with a bundle's networks loaded.
 
-    name: as in a configuration. load_seconds: of reading, hashing and loading the networks; not of importing libraries.
-    build_seconds: of the engines that it loaded, when `bfr build` made them; None of what builds nothing beforehand.
+    Attributes:
+        name: As in a configuration.
+        load_seconds: Seconds of reading, hashing and loading the networks; not of importing libraries.
+        build_seconds: Seconds of the engines that it loaded, when `bfr build` made them; None of what builds nothing
+            beforehand.
     """
 
     name: str

@@ -21,8 +21,11 @@ Progress = Callable[[str], None]
 class Run:
     """One backend at one batch size.
 
-    first: its first call. samples: the timed ones, in their order. images: (B, H, W, 3), what the last one made, once
-    all are timed. joules: of a face.
+    Attributes:
+        first: Its first call.
+        samples: The timed ones, in their order.
+        images: (B, H, W, 3), what the last one made, once all are timed.
+        joules: Joules of a face.
     """
 
     name: str

@@ -19,7 +19,9 @@ STAGES = ("upload", "estimate", "diffuse", "denoise", "download")
 class Timing:
     """One timed batch.
 
-    seconds: wall time, from host images to host images. stages: seconds, as the loop measures them.
+    Attributes:
+        seconds: Wall time, from host images to host images.
+        stages: Seconds, as the loop measures them.
     """
 
     seconds: float
@@ -44,7 +46,12 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """Distance of results from the baseline's. psnr_db: peak 1, images in [0, 1]. max_abs: in the same unit."""
+    """Distance of results from the baseline's.
+
+    Attributes:
+        psnr_db: Peak 1, images in [0, 1].
+        max_abs: In the same unit.
+    """
 
     psnr_db: float
     max_abs: float
@@ -84,9 +91,11 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class BackendResult:
-    """A backend apart from batches. load_seconds: of its networks in the common process, hashing included.
+    """A backend apart from batches.
 
-    build_seconds: of its engines, when they were built; None of what builds nothing beforehand.
+    Attributes:
+        load_seconds: Seconds of its networks in the common process, hashing included.
+        build_seconds: Seconds of its engines, when they were built; None of what builds nothing beforehand.
     """
 
     name: str

@@ -30,7 +30,12 @@ CPU_SIDE, CPU_COPY = 1536, 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """What one device reached. dtype: of the product. bytes_per_second: read and written bytes of the copy together."""
+    """What one device reached.
+
+    Attributes:
+        dtype: Dtype of the product.
+        bytes_per_second: Read and written bytes of the copy together.
+    """
 
     device: str
     dtype: str
@@ -47,9 +52,11 @@ class Ceilings:
 class Cost:
     """Of one call of the step network.
 
-    flop: operations of the batch, 2 per multiply-add. bytes: the fewest that must cross the memory: every weight once,
-    the step's inputs and outputs once. layer_bytes: where besides every layer (convolution, norm, activation) reads its
-    input from memory and writes its output there; an estimate, since kernels merge layers, and sums are not counted.
+    Attributes:
+        flop: Operations of the batch, 2 per multiply-add.
+        bytes: The fewest that must cross the memory: every weight once, the step's inputs and outputs once.
+        layer_bytes: Where besides every layer (convolution, norm, activation) reads its input from memory and writes
+            its output there; an estimate, since kernels merge layers, and sums are not counted.
     """
 
     batch: int

@@ -39,9 +39,12 @@ STARTS = {  # how files that people take for ONNX begin
 
 @dataclass(frozen=True, slots=True)
 class ImageTensor:
-    """An image tensor of the file. channels_last: (batch, H, W, 3). side: H and W, None where the file leaves it open.
+    """An image tensor of the file.
 
-    batch: its fixed batch size, None where the file leaves it open.
+    Attributes:
+        channels_last: (batch, H, W, 3).
+        side: H and W, None where the file leaves it open.
+        batch: Its fixed batch size, None where the file leaves it open.
     """
 
     name: str
@@ -55,8 +58,12 @@ class ImageTensor:
 class Interface:
     """How a file is read and written.
 
-    reference: a second image. side, out_side: S of `source` and T of `target`. weight: the name of an input that every
-    run may set. values: of the inputs that become constants, and the default of the weight.
+    Attributes:
+        reference: A second image.
+        side: S of `source` and T of `target`.
+        out_side: S of `source` and T of `target`.
+        weight: The name of an input that every run may set.
+        values: Values of the inputs that become constants, and the default of the weight.
     """
 
     source: ImageTensor

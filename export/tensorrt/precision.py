@@ -21,8 +21,11 @@ _TYPE_KEYS = ("format/datatype", "datatype", "data type")  # TensorRT 10 has one
 def half_share(text: str) -> float:
     """Of the floating tensors that layers write, the share in half (fp16 or bf16), 0 to 1; each tensor counts once.
 
-    text: the inspector's JSON of an engine built with detailed profiling verbosity.
-    Raises EngineBuildFailed where it shows no floating tensor at all: then it proves nothing.
+    Args:
+        text: The inspector's JSON of an engine built with detailed profiling verbosity.
+
+    Raises:
+        EngineBuildFailed: It shows no floating tensor at all: then it proves nothing.
     """
     types = dict(_written(text))
     floating = [kind for kind in types.values() if _FLOAT.search(kind)]

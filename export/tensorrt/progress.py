@@ -16,8 +16,11 @@ T = TypeVar("T")
 class Tick:
     """How far a piece of work is.
 
-    what: the work. phase: what it does now. elapsed: seconds since its begin. remaining: seconds, an estimate from the
-    steps done; None where there is none yet.
+    Attributes:
+        what: The work.
+        phase: What it does now.
+        elapsed: Seconds since its begin.
+        remaining: Seconds, an estimate from the steps done; None where there is none yet.
     """
 
     what: str

@@ -15,7 +15,9 @@ from bfr.runtime.errors import EngineBuildFailed
 class Support:
     """What a library says of one graph.
 
-    layers: of the parsed network. problem: why it cannot be read, with the nodes and the remedy; None where it can.
+    Attributes:
+        layers: Layers of the parsed network.
+        problem: Why it cannot be read, with the nodes and the remedy; None where it can.
     """
 
     network: str

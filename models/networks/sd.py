@@ -133,12 +133,20 @@ class VaeDecoder(nn.Module):
 
 
 def vae_encoder(**config: Any) -> VaeEncoder:
-    """The encoder of an AutoencoderKL: weights `encoder.*` and `quant_conv.*`. config: see `SD21_VAE`."""
+    """The encoder of an AutoencoderKL: weights `encoder.*` and `quant_conv.*`.
+
+    Args:
+        config: See `SD21_VAE`.
+    """
     return VaeEncoder(_diffusers().AutoencoderKL(**config))
 
 
 def vae_decoder(**config: Any) -> VaeDecoder:
-    """The decoder of an AutoencoderKL: weights `post_quant_conv.*` and `decoder.*`. config: see `SD21_VAE`."""
+    """The decoder of an AutoencoderKL: weights `post_quant_conv.*` and `decoder.*`.
+
+    Args:
+        config: See `SD21_VAE`.
+    """
     return VaeDecoder(_diffusers().AutoencoderKL(**config))
 
 

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 class Stage(nn.Module):
     """A module that is exported as one network of a bundle.
 
-    kind: its name in the manifest, by which `bfr.export.pytorch.reference` makes it anew. outputs: their names, in the
-    order of what `forward` returns; its inputs are named as `forward`'s arguments are. wraps: the attribute that holds
-    the network, whose state dict is the checkpoint's; its name is left out where the weights are stored. autograd:
-    whether `forward` calls it, and what is traced is another module.
+    Attributes:
+        kind: Its name in the manifest, by which `bfr.export.pytorch.reference` makes it anew.
+        outputs: Their names, in the order of what `forward` returns; its inputs are named as `forward`'s arguments are.
+        wraps: The attribute that holds the network, whose state dict is the checkpoint's; its name is left out where
+            the weights are stored.
+        autograd: Whether `forward` calls it, and what is traced is another module.
     """
 
     kind: ClassVar[str]

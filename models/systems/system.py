@@ -31,12 +31,18 @@ for _module in (*modules("bfr.models.networks"), *modules("bfr.models.stages")):
 class NetworkSpec:
     """One network of a system.
 
-    kind, options: of the stage around it, see `bfr.models.stages.kinds`. architecture, parameters: what builds it, see
-    ARCHITECTURES. weights: its file, None for one without weights; or files, by the part of the network that they fill.
-    size: of the sides of what it works on, None for the system's images. learned_variance: whether its output has
-    variance channels after eps. half: the half precision that it bears, None where none is known to be safe; it then
-    stays in float32 in a half-precision bundle. int8: whether its own weights were measured with 8-bit convolutions
-    (`bfr.export.onnx.quantize`) and bear them; else it stays in float32 in an int8 bundle.
+    Attributes:
+        kind: Kind of the stage around it, see `bfr.models.stages.kinds`.
+        architecture: What builds it, see ARCHITECTURES.
+        parameters: What builds it, see ARCHITECTURES.
+        weights: Its file, None for one without weights; or files, by the part of the network that they fill.
+        options: Options of the stage around it, see `bfr.models.stages.kinds`.
+        size: Size of the sides of what it works on, None for the system's images.
+        learned_variance: Whether its output has variance channels after eps.
+        half: The half precision that it bears, None where none is known to be safe; it then stays in float32 in a
+            half-precision bundle.
+        int8: Whether its own weights were measured with 8-bit convolutions (`bfr.export.onnx.quantize`) and bear them;
+            else it stays in float32 in an int8 bundle.
     """
 
     kind: str
@@ -72,11 +78,17 @@ DIFFACE_STAGES: tuple[Estimate | Diffuse | Denoise, ...] = (
 class SystemSpec:
     """A system: its networks by name, its stages, the settings that its makers published as presets.
 
-    default_preset: the one that is used where none is named. inputs, result: see
-    `bfr.runtime.bundle.manifest.Manifest`. packaged: the folder of its weights where they come with the package, else
-    they are fetched. published: whether there are any to fetch. by_hand: files that cannot be fetched, and where people
-    find them. sources, importer: of weights that are not published network by network, the files, and what makes the
-    networks' own of them: it takes their folder and the one that it writes into.
+    Attributes:
+        inputs: See `bfr.runtime.bundle.manifest.Manifest`.
+        result: See `bfr.runtime.bundle.manifest.Manifest`.
+        packaged: The folder of its weights where they come with the package, else they are fetched.
+        published: Whether there are any to fetch.
+        by_hand: Files that cannot be fetched, and where people find them.
+        sources: Of weights that are not published network by network, the files, and what makes the networks' own of
+            them: it takes their folder and the one that it writes into.
+        importer: Of weights that are not published network by network, the files, and what makes the networks' own of
+            them: it takes their folder and the one that it writes into.
+        default_preset: The one that is used where none is named.
     """
 
     name: str

@@ -34,8 +34,9 @@ Progress = Callable[[int, int | None], None]
 class Download:
     """One file to fetch: where from, its name in the folder, and its size and sha256 as far as they are published.
 
-    also: other names that the same weights have had, or ends of paths where a tree has several files of one name, as
-    `unet/diffusion_pytorch_model.safetensors`; see `bfr.models.weights.locate`.
+    Attributes:
+        also: Other names that the same weights have had, or ends of paths where a tree has several files of one name,
+            as `unet/diffusion_pytorch_model.safetensors`; see `bfr.models.weights.locate`.
     """
 
     url: str

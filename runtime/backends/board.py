@@ -71,10 +71,13 @@ def highest_opset(tensorrt: str) -> int | None:
 
 
 def this_board(root: Path = Path("/")) -> Board:
-    """The board that this runs on. root: where its files are looked for.
+    """The board that this runs on.
 
     Names of boards differ ("NVIDIA Orin NX Developer Kit", those of other makers). What they share is the device tree's
     `compatible`, and L4T's release file, which NVIDIA's container runtime mounts.
+
+    Args:
+        root: Where its files are looked for.
     """
     name = _words(root / "proc/device-tree/model").strip()
     told = re.search(r"R(\d+) \(release\), REVISION: (\d+)", _words(root / "etc/nv_tegra_release"))

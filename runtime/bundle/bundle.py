@@ -42,8 +42,10 @@ _log = logging.getLogger("bfr")
 class Bundle:
     """A bundle on disk.
 
-    folder: where it is. manifest: what it says. hash: sha256 of the manifest's content, which holds those of all files,
-    but for where it was verified.
+    Attributes:
+        folder: Where it is.
+        manifest: What it says.
+        hash: Sha256 of the manifest's content, which holds those of all files, but for where it was verified.
     """
 
     folder: Path

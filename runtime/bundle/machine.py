@@ -51,9 +51,12 @@ class EngineKey(Model):
 class Engine(Model):
     """An engine that was built, proven and published on this machine.
 
-    file: relative to the folder of the record. half_share: of the tensors that the engine's inspector lists with a
-    floating type, how many are half (0 .. 1). runtime_cache: what TensorRT-RTX compiled at its first run.
-    build_seconds: of the build alone. checks: the gate.
+    Attributes:
+        file: Relative to the folder of the record.
+        half_share: Share in half of the tensors that the engine's inspector lists with a floating type, 0 to 1.
+        build_seconds: Seconds of the build alone.
+        checks: The gate.
+        runtime_cache: What TensorRT-RTX compiled at its first run.
     """
 
     network: str
@@ -74,7 +77,11 @@ class MachineRecord(Model):
 
 @dataclass(frozen=True, slots=True)
 class MachineFiles:
-    """The folder with what this machine made of one bundle. bundle_hash: `Bundle.hash`."""
+    """The folder with what this machine made of one bundle.
+
+    Attributes:
+        bundle_hash: `Bundle.hash`.
+    """
 
     bundle_hash: str
 

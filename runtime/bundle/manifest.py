@@ -77,9 +77,12 @@ class Source(Model):
 class Network(Model):
     """A network: its role in the graph's inputs and outputs, its architecture, and its variants by precision.
 
-    kind: of the stage around it, `step...` for a denoiser's; see `bfr.models.stages.kinds`. options: of that stage.
-    gflop: billions of floating point operations (2 per multiply-add) of one call on one image.
-    source: its checkpoint. more_sources: further ones, by the part of the network that they hold.
+    Attributes:
+        kind: Kind of the stage around it, `step...` for a denoiser's; see `bfr.models.stages.kinds`.
+        options: Options of that stage.
+        gflop: Billions of floating point operations (2 per multiply-add) of one call on one image.
+        source: Its checkpoint.
+        more_sources: Further ones, by the part of the network that they hold.
     """
 
     kind: str
@@ -153,12 +156,15 @@ class Guidance(Model):
 class Denoise(Model):
     """A sampler loop; `prediction` is what the network predicts.
 
-    name: by which a preset names a sampler for this stage alone. source: the value that the loop starts from as it is;
-    None where a diffuse stage stands before it. result: the name of the value that it makes.
-    conditioner: the network that makes of timesteps what `network` takes in their place, once for all steps.
-    conditions: the network's name of an input -> the value that every step reads there.
-    strength: of the guidance that a network has folded in (kinds `step-known`, `step-learned-smooth` and
-    `step-learned-reference`). guidance: by a network of its own, between the steps.
+    Attributes:
+        name: By which a preset names a sampler for this stage alone.
+        source: The value that the loop starts from as it is; None where a diffuse stage stands before it.
+        result: The name of the value that it makes.
+        conditioner: The network that makes of timesteps what `network` takes in their place, once for all steps.
+        conditions: The network's name of an input -> the value that every step reads there.
+        strength: Strength of the guidance that a network has folded in (kinds `step-known`, `step-learned-smooth` and
+            `step-learned-reference`).
+        guidance: By a network of its own, between the steps.
     """
 
     kind: Literal["denoise"] = "denoise"
@@ -186,8 +192,12 @@ def _named_once(stages: tuple[Estimate | Diffuse | Denoise, ...]) -> tuple[Estim
 class Adapt(Model):
     """How the start of a grid depends on the image, see `bfr.runtime.restore.adapt`.
 
-    typical: the movement of the estimate from its input, RMS in grey levels of 255, that the preset's start belongs to.
-    power: of the movement, that the start goes with. least, most: timesteps that the start stays between.
+    Attributes:
+        typical: The movement of the estimate from its input, RMS in grey levels of 255, that the preset's start belongs
+            to.
+        power: Of the movement, that the start goes with.
+        least: Timesteps that the start stays between.
+        most: Timesteps that the start stays between.
     """
 
     typical: Annotated[float, Field(gt=0)]
@@ -199,8 +209,10 @@ class Adapt(Model):
 class Pixels(Model):
     """How images become what the networks read, and results become images; the defaults are `bfr`'s own.
 
-    resize: of images of another size, antialiased bicubic, or bilinear between the corners' centres. rounding: of
-    results to levels. size: of results, that of the image or of the networks.
+    Attributes:
+        resize: Resize of images of another size, antialiased bicubic, or bilinear between the corners' centres.
+        rounding: Rounding of results to levels.
+        size: Size of results, that of the image or of the networks.
     """
 
     resize: Literal["bicubic", "corners"] = "bicubic"
@@ -211,14 +223,15 @@ class Pixels(Model):
 class Sampler(Model):
     """What solves, where the denoiser is called, and how far the truncation goes.
 
-    spacing: `ddim250` or `250` respaces the schedule as published; `start` is then the index N, whole, which is also
-    the number of calls. `time`, `log-snr` and `quadratic` are grids; `start` is then the timestep that the estimate is
-    diffused to, any real number of the training schedule's, and `steps` the number of calls.
-    solver: None for a system without a loop.
-    stop: of a respacing, the index of the last call, whose x0 is the result.
-    matched: of a respacing, whether the start is diffused to the timestep of the first call or one index beyond it, as
-    published; a grid always is. adapt: of a grid, lets the start depend on the image.
-    See `bfr.runtime.diffusion.solvers.step_table`.
+    Attributes:
+        solver: None for a system without a loop.
+        spacing: `ddim250` or `250` respaces the schedule as published; `start` is then the index N, whole, which is
+            also the number of calls. `time`, `log-snr` and `quadratic` are grids; `start` is then the timestep that the
+            estimate is diffused to, any real number of the training schedule's, and `steps` the number of calls.
+        stop: Of a respacing, the index of the last call, whose x0 is the result.
+        matched: Of a respacing, whether the start is diffused to the timestep of the first call or one index beyond it,
+            as published; a grid always is.
+        adapt: Of a grid, lets the start depend on the image. See `bfr.runtime.diffusion.solvers.step_table`.
     """
 
     solver: Solver | None = "ddim"
@@ -257,9 +270,10 @@ class Sampler(Model):
 class Preset(Sampler):
     """The samplers of a system: its own, and those of single denoise stages, by their names.
 
-    guidance: the strength of guidance in the place of the stages' own; 0 leaves it out.
-    weight: what a network with a fidelity weight reads, in the place of the manifest's.
-    pixels: how images are read and written, as a system's authors do where they do otherwise.
+    Attributes:
+        guidance: The strength of guidance in the place of the stages' own; 0 leaves it out.
+        weight: What a network with a fidelity weight reads, in the place of the manifest's.
+        pixels: How images are read and written, as a system's authors do where they do otherwise.
     """
 
     stages: dict[str, Sampler] = {}
@@ -296,11 +310,17 @@ Extent = Literal["quick", "full"]
 class Check(Model):
     """One comparison with float32 on the same inputs and the same noise.
 
-    what: a network or `loop`. psnr_db: peak 2, since images are in [-1, 1]. max_abs: largest absolute difference.
-    relative: L2 norm of the difference over that of the reference. floor_db: what psnr_db had to reach.
-    reference: what it was compared with. gpu: where it ran, None on a CPU.
-    extent: `quick` where loops ran a few steps, over the whole of their time; `full` where all of them.
-    seconds_a_step, eager_seconds_a_step: of a loop, one denoising step, on the machine that verified.
+    Attributes:
+        what: A network or `loop`.
+        psnr_db: Peak 2, since images are in [-1, 1].
+        max_abs: Largest absolute difference.
+        relative: L2 norm of the difference over that of the reference.
+        floor_db: What psnr_db had to reach.
+        reference: What it was compared with.
+        gpu: Where it ran, None on a CPU.
+        extent: `quick` where loops ran a few steps, over the whole of their time; `full` where all of them.
+        seconds_a_step: Seconds of one denoising step of a loop, on the machine that verified.
+        eager_seconds_a_step: The same of eager PyTorch, on the machine that verified.
     """
 
     model_config = ConfigDict(allow_inf_nan=True)  # equal to the last bit: an infinite ratio
@@ -323,10 +343,13 @@ class Check(Model):
 class Manifest(Model):
     """All that the runtime knows of a system.
 
-    inputs: what it reads beside the degraded image. result: the value that is the restored image, (batch, 3, S, S) in
-    [-1, 1]. default_preset: of `presets`, the one that is used where none is named; a system without a denoise stage
-    has no presets. batches: the only batch sizes that its graphs take, ascending; None where every size will do.
-    weight: the fidelity weight that its network reads, where a run names no other; None where it reads none.
+    Attributes:
+        inputs: What it reads beside the degraded image.
+        result: The value that is the restored image, (batch, 3, S, S) in [-1, 1].
+        batches: The only batch sizes that its graphs take, ascending; None where every size will do.
+        weight: The fidelity weight that its network reads, where a run names no other; None where it reads none.
+        default_preset: The one of `presets` that is used where none is named; a system without a denoise stage has no
+            presets.
     """
 
     format: Literal[1]

@@ -30,8 +30,11 @@ _SHAPED_BY_ATTRIBUTES = ("ConvTranspose", "RandomNormal", "RandomUniform")
 class OnnxFile:
     """An ONNX file whose bytes were checked.
 
-    path: where they were read, for messages. model: the graph. weights: by the names that the graph has for them,
-    mapped into memory and not copied: they must live as long as a session that uses them.
+    Attributes:
+        path: Where they were read, for messages.
+        model: The graph.
+        weights: By the names that the graph has for them, mapped into memory and not copied: they must live as long as
+            a session that uses them.
     """
 
     path: Path

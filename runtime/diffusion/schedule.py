@@ -23,8 +23,9 @@ GRIDS: tuple[Grid, ...] = get_args(Grid)
 class Schedule:
     """A respaced noise schedule of `n` kept timesteps.
 
-    timesteps: (n,) int64, the original timesteps kept, rising; what the denoiser is called with.
-    alpha_bar: (n,) float64, the share of signal variance left at each of them, falling from about 1 to about 0.
+    Attributes:
+        timesteps: (n,) int64, the original timesteps kept, rising; what the denoiser is called with.
+        alpha_bar: (n,) float64, the share of signal variance left at each of them, falling from about 1 to about 0.
     """
 
     timesteps: NDArray[np.int64]
@@ -48,8 +49,10 @@ class Schedule:
 class Route:
     """Where a truncated loop of N steps calls the denoiser, in the order of its calls.
 
-    timesteps: (N,) float64, falling, of the training schedule. alpha_bar: (N,) float64, at each of them.
-    level: alpha_bar that the estimate is diffused to.
+    Attributes:
+        timesteps: (N,) float64, falling, of the training schedule.
+        alpha_bar: (N,) float64, at each of them.
+        level: alpha_bar that the estimate is diffused to.
     """
 
     timesteps: Float64

@@ -35,9 +35,11 @@ class Column(IntEnum):
 class StepTable:
     """What the loop needs to know of a solver, for N steps.
 
-    timesteps: (N,) float32, what the denoiser is called with, in the order of the loop.
-    rows: (N, 8) float32, the coefficients, columns as in `Column`.
-    signal, noise: the start is `signal * estimate + noise * gaussian`, the estimate in [-1, 1].
+    Attributes:
+        timesteps: (N,) float32, what the denoiser is called with, in the order of the loop.
+        rows: (N, 8) float32, the coefficients, columns as in `Column`.
+        signal: The start is `signal * estimate + noise * gaussian`, the estimate in [-1, 1].
+        noise: The start is `signal * estimate + noise * gaussian`, the estimate in [-1, 1].
     """
 
     timesteps: NDArray[np.float32]

@@ -33,12 +33,16 @@ Float32 = NDArray[np.float32]
 class Condition:
     """What is measured of a face.
 
-    acuity: the gradient of the face's edges over one pixel of the crop, less what noise adds, relative to that over
-    four: 0.25 of a blurred edge, 1 of a sharp one, whatever the contrast. noise: standard deviation, levels of 255, in
-    the smoothest places of the crop, or of the photograph where it is larger. grain: standard deviation, levels of 255,
-    of what is finer than two pixels in the smoothest places of face and background: a photograph has a plain wall or
-    cheek somewhere; a halftone, an engraving and a grainy print have none. blocks: the step at the borders of JPEG's
-    blocks, levels of 255. scale: pixels of the crop for one of the photograph.
+    Attributes:
+        acuity: The gradient of the face's edges over one pixel of the crop, less what noise adds, relative to that over
+            four: 0.25 of a blurred edge, 1 of a sharp one, whatever the contrast.
+        noise: Standard deviation, levels of 255, in the smoothest places of the crop, or of the photograph where it is
+            larger.
+        grain: Standard deviation, levels of 255, of what is finer than two pixels in the smoothest places of face and
+            background: a photograph has a plain wall or cheek somewhere; a halftone, an engraving and a grainy print
+            have none.
+        blocks: The step at the borders of JPEG's blocks, levels of 255.
+        scale: Pixels of the crop for one of the photograph.
     """
 
     acuity: float

@@ -31,7 +31,8 @@ SURE = 0.7  # score of a face for which no turn is looked at, and of one in a tu
 class AlignedFace:
     """A face of a photograph, its transform to the crop, and the crop, (S, S, 3) of the photograph's dtype.
 
-    left: it stays as it is, being sharp already; no result belongs to it.
+    Attributes:
+        left: It stays as it is, being sharp already; no result belongs to it.
     """
 
     face: Face

@@ -39,7 +39,11 @@ def to_srgb(file: Pillow.Image, icc: bytes) -> Pillow.Image:
 def png_profile(info: Mapping[Any, Any]) -> bytes | None:
     """The ICC profile that gAMA and cHRM stand for; None where they are missing, or say sRGB.
 
-    info: of Pillow. Raises ValueError where their numbers mean no colours.
+    Args:
+        info: `info` of Pillow's image.
+
+    Raises:
+        ValueError: Their numbers mean no colours.
     """
     gamma, chromaticity = info.get("gamma"), info.get("chromaticity")
     if "srgb" in info or not (isinstance(gamma, float) or isinstance(chromaticity, tuple)):

@@ -35,12 +35,13 @@ _log = logging.getLogger(__name__)
 class Image:
     """A decoded image, upright (its EXIF orientation is applied).
 
-    pixels: (H, W, 3) uint8 or uint16 RGB, full range; not premultiplied by alpha.
-    alpha: (H, W) of the same type, or None where the file has none.
-    grey: the file was greyscale; its three channels are equal.
-    icc: the profile of a 16-bit colour image, whose pixels stay in it; None means sRGB, as all else is.
-    metadata: what the file says beside its pixels, see `Metadata`.
-    notes: what of the file was left out, reduced or taken otherwise than it says; a sentence each.
+    Attributes:
+        pixels: (H, W, 3) uint8 or uint16 RGB, full range; not premultiplied by alpha.
+        alpha: (H, W) of the same type, or None where the file has none.
+        grey: The file was greyscale; its three channels are equal.
+        icc: The profile of a 16-bit colour image, whose pixels stay in it; None means sRGB, as all else is.
+        metadata: What the file says beside its pixels, see `Metadata`.
+        notes: What of the file was left out, reduced or taken otherwise than it says; a sentence each.
     """
 
     pixels: Pixels

@@ -33,7 +33,11 @@ _SAYS_NOTHING = {_WIDTH, _HEIGHT, _ORIENTATION}
 
 @dataclass(frozen=True, slots=True)
 class Density:
-    """Pixels a unit of length, across and down. unit: JFIF's, 1 inch, 2 centimetre, 0 for a proportion alone."""
+    """Pixels a unit of length, across and down.
+
+    Attributes:
+        unit: JFIF's, 1 inch, 2 centimetre, 0 for a proportion alone.
+    """
 
     x: float
     y: float

@@ -31,8 +31,12 @@ _MOVING = re.compile(rb"(?:MotionPhoto|MicroVideo)(?:\s?=\s?[\"']|>)1")
 class Metadata:
     """What a file says beside its pixels, made true of the upright image.
 
-    exif: a TIFF structure, without the prefix that JPEG puts before it. xmp: a packet of XML in UTF-8. iptc: IIM.
-    comments: of a JPEG, or under a PNG's key `Comment`. texts: a PNG's other texts, by key.
+    Attributes:
+        exif: A TIFF structure, without the prefix that JPEG puts before it.
+        xmp: A packet of XML in UTF-8.
+        iptc: IIM.
+        comments: Comments of a JPEG, or under a PNG's key `Comment`.
+        texts: A PNG's other texts, by key.
     """
 
     exif: bytes | None = None

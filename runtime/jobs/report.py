@@ -31,11 +31,19 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 class Entry:
     """What became of one input.
 
-    output: relative to the output folder. width, height: of the result, pixels. faces: how many were restored (of a
-    video, in all its frames). sharp: how many were left because they are sharp already. frames: of a video. seconds: by
-    stage, reading and writing included; what runs beside the networks counts as much as what they wait for. error: why
-    it failed, or what of it did. notes: what of the source was left out, reduced or taken otherwise than it says.
-    source_version, output_version: of the source when it was read, and of the result, see `version_of`.
+    Attributes:
+        output: Relative to the output folder.
+        width: Width of the result, pixels.
+        height: Height of the result, pixels.
+        faces: How many were restored (of a video, in all its frames).
+        sharp: How many were left because they are sharp already.
+        frames: Frames of a video.
+        seconds: By stage, reading and writing included; what runs beside the networks counts as much as what they wait
+            for.
+        error: Why it failed, or what of it did.
+        notes: What of the source was left out, reduced or taken otherwise than it says.
+        source_version: Version of the source when it was read, see `version_of`.
+        output_version: Version of the result, see `version_of`.
     """
 
     source: str
@@ -161,7 +169,11 @@ def passed_over(report: Report) -> list[dict[str, str]]:
 
 
 def describe_passed_over(files: Mapping[str, str]) -> list[dict[str, str]]:
-    """The same, as reports have it. files: source -> reason."""
+    """The same, as reports have it.
+
+    Args:
+        files: Source -> reason.
+    """
     return [{"source": without_secrets(source), "reason": reason} for source, reason in files.items()]
 
 

@@ -76,7 +76,12 @@ class Clock:
         self._last: float | None = None
 
     def came(self, seconds: float | None, now: float) -> float:
-        """When a frame came. seconds: its own time, None where it has none. now: when it was decoded."""
+        """When a frame came.
+
+        Args:
+            seconds: Its own time, None where it has none.
+            now: When it was decoded.
+        """
         if seconds is None:
             return now
         if self._last is None or seconds < self._last:  # the sender began anew

@@ -21,8 +21,11 @@ from bfr.runtime.restore.plan import DEGRADED
 class Restored:
     """What became of one image.
 
-    pixels: (H, W, 3) RGB of the input's size and dtype, or None where it failed. error: why it failed.
-    seconds: stage -> this image's share of its batch, in seconds. precision: of the networks that made it.
+    Attributes:
+        pixels: (H, W, 3) RGB of the input's size and dtype, or None where it failed.
+        seconds: Stage -> this image's share of its batch, in seconds.
+        precision: Precision of the networks that made it.
+        error: Why it failed.
     """
 
     pixels: NDArray[Any] | None

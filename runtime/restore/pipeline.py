@@ -93,8 +93,11 @@ class FaceRestorer(FaceRunner, Protocol):
 class Prepared(Generic[P]):
     """An input made ready.
 
-    crops: what the networks restore, (H, W, 3) RGB each; may be empty. keys: of their noise, where not their own
-    pixels decide. payload: whatever `finish` needs. inputs: pictures for the system's other inputs, by name.
+    Attributes:
+        payload: Whatever `finish` needs.
+        crops: What the networks restore, (H, W, 3) RGB each; may be empty.
+        keys: Keys of their noise, where not their own pixels decide.
+        inputs: Pictures for the system's other inputs, by name.
     """
 
     payload: P

@@ -37,7 +37,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Guide:
-    """A gradient network called after some steps. inputs: as of Call, beyond GUIDE_INPUTS. steps: after which."""
+    """A gradient network called after some steps.
+
+    Attributes:
+        inputs: As of Call, beyond GUIDE_INPUTS.
+        steps: After which.
+    """
 
     network: str
     inputs: Mapping[str, str]
@@ -49,9 +54,12 @@ class Guide:
 class Loop:
     """A denoise stage, and the diffuse stage before it.
 
-    diffuse: the name of that stage, None where the loop starts from the value `source` as it is. shape: of the state.
-    strength: what a network with folded guidance reads, None for others. features: the conditioner's, 0 without one.
-    wide: the shape of the noise that a step reads, where that is not the state's: a step may add noise twice.
+    Attributes:
+        shape: Shape of the state.
+        diffuse: The name of that stage, None where the loop starts from the value `source` as it is.
+        strength: What a network with folded guidance reads, None for others.
+        features: The conditioner's, 0 without one.
+        wide: The shape of the noise that a step reads, where that is not the state's: a step may add noise twice.
     """
 
     name: str
@@ -81,9 +89,13 @@ class Loop:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A chain. inputs: what the host hands over. values: all that there is to read, inputs included.
+    """A chain.
 
-    result: the restored image. truncate: chooses a table for each image, once `estimate` is there.
+    Attributes:
+        inputs: What the host hands over.
+        values: All that there is to read, inputs included.
+        result: The restored image.
+        truncate: Chooses a table for each image, once `estimate` is there.
     """
 
     inputs: Mapping[str, Shape]

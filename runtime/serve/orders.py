@@ -13,8 +13,9 @@ State = Literal["queued", "reading", "restoring", "writing"]
 class Sender:
     """Who sent a request, for fair queueing.
 
-    name: of the API key, else the client's address; requests of one name share its turns.
-    weight: turns in relation to those of others.
+    Attributes:
+        name: Name of the API key, else the client's address; requests of one name share its turns.
+        weight: Turns in relation to those of others.
     """
 
     name: str = ""
@@ -34,8 +35,10 @@ class Group:
 class Order:
     """What is to be done with an image.
 
-    aligned: it is an aligned face, nothing else. suffix: .png, .jpg or .webp, None for the image's own format.
-    deadline: of `time.monotonic()`; faces that wait longer are dropped.
+    Attributes:
+        deadline: A time of `time.monotonic()`; faces that wait longer are dropped.
+        aligned: It is an aligned face, nothing else.
+        suffix: .png, .jpg or .webp, None for the image's own format.
     """
 
     group: Group
@@ -48,7 +51,12 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class FaceOrder:
-    """What is to be done with faces. keys: of their noise, see `Restorer.run`. urgent: a request waits for them."""
+    """What is to be done with faces.
+
+    Attributes:
+        keys: Keys of their noise, see `Restorer.run`.
+        urgent: A request waits for them.
+    """
 
     group: Group
     deadline: float
@@ -59,7 +67,11 @@ class FaceOrder:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What became of a face. waited: seconds in the queue."""
+    """What became of a face.
+
+    Attributes:
+        waited: Seconds in the queue.
+    """
 
     restored: Restored
     waited: float
@@ -67,7 +79,11 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a request is. share: of the denoising, 0 to 1."""
+    """Where a request is.
+
+    Attributes:
+        share: Share of the denoising, 0 to 1.
+    """
 
     state: State
     share: float = 0.0
@@ -77,9 +93,13 @@ class Progress:
 class Answer:
     """A restored image.
 
-    data: of an image in the format that `suffix` names. faces, failed: how many were restored and how many could not
-    be. seconds: stage -> seconds. notes: what of the image was left out, reduced or taken otherwise than it says.
-    sharp: faces that were left because they are sharp already.
+    Attributes:
+        data: Data of an image in the format that `suffix` names.
+        faces: How many were restored and how many could not be.
+        failed: How many were restored and how many could not be.
+        seconds: Stage -> seconds.
+        notes: What of the image was left out, reduced or taken otherwise than it says.
+        sharp: Faces that were left because they are sharp already.
     """
 
     data: bytes
@@ -95,8 +115,9 @@ class Answer:
 class Refusal:
     """Why there is no image.
 
-    kind: `invalid` is the sender's to mend, `overload` met too many faces in flight, `expired` waited too long, `lost`
-    ended two workers, `failed` is the server's fault.
+    Attributes:
+        kind: `invalid` is the sender's to mend, `overload` met too many faces in flight, `expired` waited too long,
+            `lost` ended two workers, `failed` is the server's fault.
     """
 
     kind: Literal["invalid", "overload", "expired", "lost", "failed"]

@@ -13,7 +13,11 @@ NO_LOOP = "default"  # what the one setting of a system without a loop is called
 
 @dataclass(slots=True)
 class System:
-    """A bundle that is served. presets: by name, the default one first."""
+    """A bundle that is served.
+
+    Attributes:
+        presets: By name, the default one first.
+    """
 
     name: str
     bundle: Bundle

@@ -31,7 +31,11 @@ _LEVELS, _PATCH = 2, (13, 13)  # of the pyramid, and the pixels around a point t
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Followed(Generic[T]):
-    """A frame and its faces. cut: another scene begins with it."""
+    """A frame and its faces.
+
+    Attributes:
+        cut: Another scene begins with it.
+    """
 
     frame: T
     faces: list[Face]

@@ -43,7 +43,8 @@ MEDIA_TYPES = {suffix: one.media_type for suffix, one in CONTAINERS.items()}
 class Colour:
     """How samples mean colours: code points of ITU-T H.273, 2 where the file says nothing.
 
-    range: 1 limited (16 to 235), 2 full, 0 where the file says nothing (then it is limited).
+    Attributes:
+        range: 1 limited (16 to 235), 2 full, 0 where the file says nothing (then it is limited).
     """
 
     matrix: int = 2
@@ -56,10 +57,18 @@ class Colour:
 class VideoInfo:
     """What a video is, upright.
 
-    width, height: pixels. rate: frames a second, on average where it varies. frames, seconds: as the header has them,
-    which may be wrong, or None. rotation: degrees clockwise by which stored frames were turned (already applied).
-    audio: how many audio streams. codec: of the video stream. time_base: seconds a tick. aspect: width of a pixel by
-    its height, None for square. depth: bits a sample, 8 or 10.
+    Attributes:
+        width: Pixels.
+        height: Pixels.
+        rate: Frames a second, on average where it varies.
+        frames: As the header has them, which may be wrong, or None.
+        seconds: As the header has them, which may be wrong, or None.
+        rotation: Degrees clockwise by which stored frames were turned (already applied).
+        audio: How many audio streams.
+        codec: Codec of the video stream.
+        time_base: Seconds a tick.
+        aspect: Width of a pixel by its height, None for square.
+        depth: Bits a sample, 8 or 10.
     """
 
     width: int

@@ -41,8 +41,11 @@ Pixels = NDArray[Any]
 class Samples:
     """The samples of a frame.
 
-    planes: (H * 3 / 2, W) uint8 or uint16, Y, then U and V, as FFmpeg packs them. format: its name for that.
-    matrix, range: as FFmpeg's converter counts the colour matrix, and FULL or not.
+    Attributes:
+        planes: (H * 3 / 2, W) uint8 or uint16, Y, then U and V, as FFmpeg packs them.
+        format: Its name for that.
+        matrix: As FFmpeg's converter counts the colour matrix, and FULL or not.
+        range: As FFmpeg's converter counts the colour matrix, and FULL or not.
     """
 
     planes: NDArray[Any]
@@ -153,9 +156,13 @@ def _top(depth: int) -> int:
 class Layout:
     """How the frames of a video become upright pixels.
 
-    width, height: of frames as stored; those of another size are scaled to it. turn: FFmpeg's display matrix,
-    ((a, b), (c, d)) with x' = a x + c y, y' = b x + d y, rows downwards. matrix: as FFmpeg's converter counts, None for
-    RGB. range: FULL or not. depth: bits a sample.
+    Attributes:
+        width: Width of frames as stored; those of another size are scaled to it.
+        height: Height of frames as stored; those of another size are scaled to it.
+        turn: FFmpeg's display matrix, ((a, b), (c, d)) with x' = a x + c y, y' = b x + d y, rows downwards.
+        matrix: As FFmpeg's converter counts, None for RGB.
+        range: FULL or not.
+        depth: Bits a sample.
     """
 
     width: int

@@ -33,11 +33,16 @@ from bfr.runtime.video.write import VideoWriter
 class Film:
     """What became of a video.
 
-    width, height: of the result. frames: written. faces: restored, in all frames together. tracks: people followed.
-    seconds: stage -> seconds: decode, find (faces, and follow them), crop, network, paste, encode; all but the networks
-    run beside them.
-    error: what was wrong with the source or a face, though the result is there. stills: the first frame with a face,
-    before and after.
+    Attributes:
+        width: Width of the result.
+        height: Height of the result.
+        frames: Written.
+        faces: Restored, in all frames together.
+        tracks: People followed.
+        seconds: Stage -> seconds: decode, find (faces, and follow them), crop, network, paste, encode; all but the
+            networks run beside them.
+        error: What was wrong with the source or a face, though the result is there.
+        stills: The first frame with a face, before and after.
     """
 
     width: int

@@ -35,7 +35,11 @@ _BRIGHTNESS = 40.0  # levels
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tracked:
-    """A face and the number of its track. held: it was missed, box and landmarks are extrapolated."""
+    """A face and the number of its track.
+
+    Attributes:
+        held: It was missed, box and landmarks are extrapolated.
+    """
 
     track: int
     face: Face

@@ -26,7 +26,11 @@ MARKS = 64  # of a chain's stages and its beginning
 
 @dataclass(frozen=True, slots=True)
 class GpuBuffer:
-    """A float32 array in device memory. address: of its first element, aligned to 256 bytes."""
+    """A float32 array in device memory.
+
+    Attributes:
+        address: Address of its first element, aligned to 256 bytes.
+    """
 
     address: int
     shape: tuple[int, ...]

@@ -32,8 +32,12 @@ _log = logging.getLogger("bfr")
 class WorkerSetup:
     """What every worker of a run is told.
 
-    out: the output folder, an absolute path or URL. run: its mark in `batch.json`. bundle_hash, versions, detector: the
-    driver's; a node that has others would give other pictures.
+    Attributes:
+        out: The output folder, an absolute path or URL.
+        run: Its mark in `batch.json`.
+        bundle_hash: The driver's; a node that has others would give other pictures.
+        versions: The driver's; a node that has others would give other pictures.
+        detector: The driver's; a node that has others would give other pictures.
     """
 
     options: BulkOptions

@@ -35,7 +35,11 @@ _log = logging.getLogger("bfr.serve")
 
 @dataclass(slots=True, eq=False)
 class Visit:
-    """A request. placed: its body is here, and it is one of those that the queue's length counts."""
+    """A request.
+
+    Attributes:
+        placed: Its body is here, and it is one of those that the queue's length counts.
+    """
 
     id: str
     order: int

@@ -13,7 +13,13 @@ GRACE = 1.0  # seconds in which an upload may be slower
 
 @dataclass(slots=True, eq=False)
 class Upload:
-    """A body in memory. begun: of `time.monotonic()`. ended: it is complete. given_up: another one took its room."""
+    """A body in memory.
+
+    Attributes:
+        begun: `time.monotonic()` at its beginning.
+        ended: It is complete.
+        given_up: Another one took its room.
+    """
 
     bytes: int = 0
     begun: float = 0.0

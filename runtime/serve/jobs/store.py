@@ -40,7 +40,13 @@ _CHUNK = 1 << 20  # bytes
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """What was asked for. created: seconds since 1970. suffix: of the input. owner: name of the API key."""
+    """What was asked for.
+
+    Attributes:
+        created: Seconds since 1970.
+        suffix: Suffix of the input.
+        owner: Name of the API key.
+    """
 
     created: float
     bundle: str
@@ -54,7 +60,13 @@ class JobRequest:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Where a job is. share: 0 to 1. result: the name of the file below `out`. attempts: how often it was begun."""
+    """Where a job is.
+
+    Attributes:
+        share: 0 to 1.
+        result: The name of the file below `out`.
+        attempts: How often it was begun.
+    """
 
     state: JobState = "queued"
     share: float = 0.0

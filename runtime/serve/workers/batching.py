@@ -34,7 +34,12 @@ class Failed(Exception):
 
 @dataclass(slots=True, eq=False)
 class Face:
-    """A face on its way. losses: workers that ended with it. begun: of `time.monotonic()`, when its batch began."""
+    """A face on its way.
+
+    Attributes:
+        begun: `time.monotonic()` when its batch began.
+        losses: Workers that ended with it.
+    """
 
     pixels: NDArray[Any]
     key: int | None
@@ -53,7 +58,12 @@ class Face:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """Faces that somebody waits for. tag: start tag of the next one. number: by arrival."""
+    """Faces that somebody waits for.
+
+    Attributes:
+        number: By arrival.
+        tag: Start tag of the next one.
+    """
 
     order: FaceOrder
     number: int
@@ -134,7 +144,8 @@ class Batcher:
     def put_back(self, calls: Sequence[Sequence[Face]]) -> None:
         """After a worker ended: its faces are given out once more, each alone, since one of them may have ended it.
 
-        calls: what it was given; it computed the first, the others have lost nothing but time.
+        Args:
+            calls: What it was given; it computed the first, the others have lost nothing but time.
         """
         for number, face in ((number, face) for number, faces in enumerate(calls) for face in faces):
             face.losses += number == 0

@@ -38,7 +38,12 @@ class TooManyFaces(InvalidImage):
 
 @dataclass(slots=True, eq=False)
 class _Work:
-    """A request under way. overload: why it is refused for now. running: what a thread does for it."""
+    """A request under way.
+
+    Attributes:
+        overload: Why it is refused for now.
+        running: What a thread does for it.
+    """
 
     data: bytes
     order: Order

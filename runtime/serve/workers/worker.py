@@ -81,7 +81,11 @@ class Child:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """Faces of one group that were sent to a worker. answer: its results, none where nobody waited for them."""
+    """Faces of one group that were sent to a worker.
+
+    Attributes:
+        answer: Its results, none where nobody waited for them.
+    """
 
     faces: Sequence[Face]
     answer: "asyncio.Future[list[Restored]]"
