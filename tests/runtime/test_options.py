@@ -146,6 +146,10 @@ class TestConstructor:
     def test_a_format_may_be_given_without_its_dot(self) -> None:
         assert JobOptions(Path(), format="jpg").format == ".jpg"
 
+    def test_a_bulk_run_has_no_network_for_the_background(self) -> None:
+        with pytest.raises(InvalidOption, match="background"):
+            BulkOptions(photo=PhotoOptions(background=Path("x2"))).settings()
+
 
 class TestOneDefinition:
     @pytest.mark.parametrize("model", MODELS)

@@ -25,8 +25,10 @@ from bfr.runtime.bundle.manifest import (
     Variant,
 )
 from bfr.runtime.errors import BundleCorrupt, BundleInvalid, RestorationFailed
-from bfr.runtime.faces.background import Lanczos, NetworkBackground, enlarge
-from bfr.runtime.faces.options import UPSCALES
+from bfr.runtime.faces.background import Lanczos, NetworkBackground, enlarge, open_background
+from bfr.runtime.faces.options import UPSCALES, PhotoOptions
+from bfr.runtime.faces.photo import PhotoEditor
+from bfr.runtime.restore.options import OpenOptions
 
 Array = NDArray[Any]
 GRAPH = b"\x08\x0a\x3a\x00"  # a version and an empty graph
@@ -109,6 +111,22 @@ def blurred_whole(pixels: Array) -> Array:
     padded = np.pad(pixels / top, ((8, 8), (8, 8), (0, 0)), mode="symmetric")
     mean = np.stack([cv2.blur(padded[..., c], (9, 9)) for c in range(3)], -1)[8:-8, 8:-8]
     return np.repeat(np.repeat(mean, 2, 0), 2, 1) * top
+
+
+def test_options_name_the_network_and_its_device(folder: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest(folder)
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def open_device(name: str, **options: Any) -> Any:
+        asked.append((name, options))
+        return fakes.Device({"enlarge.onnx": fakes.Network(lambda degraded: (repeated(degraded),))})
+
+    monkeypatch.setattr("bfr.runtime.faces.background.open_device", open_device)
+    assert isinstance(open_background(None), Lanczos)
+    found = open_background(folder, OpenOptions(backend="onnxruntime-cpu", threads=2, device=1))
+    assert asked == [("onnxruntime-cpu", {"threads": 2, "index": 1})]
+    editor = PhotoEditor(64, PhotoOptions(background=folder, detector="haar"))
+    assert editor.background.name == found.name == f"doubler {Bundle.open(folder).hash}"
 
 
 class TestAlpha:
