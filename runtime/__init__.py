@@ -1,5 +1,6 @@
 """What runs in production: images in, restored images out. NumPy, OpenCV and ONNX Runtime; never torch."""
 
+import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
@@ -63,6 +64,8 @@ class _Callable(ModuleType):
 
 
 sys.modules[f"{__name__}.restore"].__class__ = _Callable
+# ONNX Runtime reports to its maker from 1.32 on unless this is set before it is loaded; nothing here calls home.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:

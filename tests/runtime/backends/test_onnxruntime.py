@@ -1,5 +1,7 @@
 """The ONNX Runtime devices; CUDA's through its own code over CPU memory, and on a GPU where there is one."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,17 @@ from bfr.runtime.restore.restorer import Restorer
 
 FACES = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8) for i in range(3)]
 needs_gpu = pytest.mark.skipif(not backend.cuda_works(), reason="no GPU that ONNX Runtime can use")
+
+
+def test_onnxruntime_is_told_to_report_nothing_before_it_is_loaded() -> None:
+    """P32: its version 1.32 looks its maker's telemetry host up otherwise. A user's own setting stays."""
+    name = "ORT_DISABLE_TELEMETRY"
+    code = f"import bfr.runtime, os, sys; print(os.environ['{name}'], 'onnxruntime' in sys.modules)"
+    others = {key: value for key, value in os.environ.items() if key != name}
+    for environment, expected in (({}, "1 False"), ({name: "0"}, "0 False")):
+        command = [sys.executable, "-c", code]
+        run = subprocess.run(command, env={**others, **environment}, capture_output=True, text=True, check=True)  # noqa: S603
+        assert run.stdout.strip() == expected
 
 
 def test_a_network_sees_the_memory_of_the_buffers(tiny_bundle: Bundle) -> None:
