@@ -125,7 +125,7 @@ class Command(TyperCommand):
                 return f"{name} has no option {flag}: {self._instead(flag, ctx) or more}"
             return f"{flag} needs a value: {more}"
         if parameter is None:
-            extra = re.findall(r"\((.*)\)", error.format_message())
+            extra = re.findall(r"\(([^()]+)\)\.?$", error.format_message())
             return f"{name} does not take {extra[0] if extra else 'this'}: leave it out, {more}"
         flag = (parameter.metavar or parameter.name) if parameter.param_type_name == "argument" else parameter.opts[-1]
         if type(error).__name__ == "MissingParameter":

@@ -97,12 +97,15 @@ def serve(
         options = options.model_copy(update={"keys": keys.lines()})
         print(serve_yaml(options, host=listen.host, port=listen.port), end="")
         return
-    from bfr.runtime.bundle.bundle import Bundle, default_bundle
+    from bfr.runtime.bundle.bundle import Bundle
+    from bfr.runtime.bundle.hub import is_address
     from bfr.runtime.serve.logs import log_as_json
     from bfr.runtime.serve.server import serve_forever
 
-    bundle = Bundle.open(options.bundle or default_bundle())
-    for name in options.presets:
-        bundle.preset(name)
+    for folder in options.folders.values():
+        if not is_address(folder):
+            bundle = Bundle.open(folder)
+            for name in options.presets:
+                bundle.preset(name)
     log_as_json()
     raise typer.Exit(serve_forever(options, listen, keys))

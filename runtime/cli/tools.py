@@ -227,7 +227,8 @@ def verify(
 def bench(
     options: Annotated[BenchOptions, Flags(argument="bundle", names=OUT, negative={"cold": "--no-cold"})],
     others: Annotated[
-        list[Path] | None, typer.Argument(help="More bundles: each is measured, and one table has all.")
+        list[Path] | None,
+        typer.Argument(metavar="[OTHER]...", help="More bundles: each is measured, and one table has all."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="3 repeats after 1 call: a trial, not a result.")] = False,
     _quiet: QUIET = False,
@@ -248,6 +249,8 @@ def bench(
         bundle.preset(options.preset if bundle.denoisers or not others else None)
         for name in options.backends:
             bundle.precision(split_name(name).precision)
+    if others and options.compare:
+        raise InvalidOption("--compare is for one bundle: leave out the others, or --compare")
     old = None if options.compare is None else read_bench(options.compare)
     need("bench", "torch", "safetensors", "matplotlib", "onnxruntime")
     from bfr.benchmarks.speed.bench import bench as measure

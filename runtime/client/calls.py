@@ -15,15 +15,12 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from bfr.runtime.client.types import Job, Result
 from bfr.runtime.errors import (
     BfrError,
     InputNotFound,
-    InvalidImage,
     InvalidOption,
     RequestRefused,
     ServerError,
@@ -31,6 +28,7 @@ from bfr.runtime.errors import (
 )
 from bfr.runtime.images.encode import encode_image
 from bfr.runtime.images.formats import BY_SUFFIX, WRITTEN, format_of
+from bfr.runtime.images.given import as_image
 from bfr.runtime.jobs.options import RestoreOptions
 from bfr.runtime.jobs.search import content_suffix
 from bfr.runtime.jobs.sources import Item
@@ -120,18 +118,16 @@ def asked(options: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     return query, {"Accept": formats[wanted]}
 
 
-def image_file(image: bytes | Path | NDArray[np.uint8]) -> tuple[bytes, str]:
-    """An image as a file, and its media type. Raises InputNotFound and InvalidImage."""
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise InvalidImage(f"an array {image.shape} of {image.dtype} was given: (H, W, 3) uint8 RGB is needed")
-        image = encode_image(image, ".png")
-    elif isinstance(image, Path):
-        path = image
+def image_file(image: Any) -> tuple[bytes, str]:
+    """An image, as `as_image` takes it, as a file, and its media type. Raises InputNotFound and InvalidImage."""
+    if isinstance(image, str | Path):
         try:
-            image = path.read_bytes()
+            image = Path(image).read_bytes()
         except OSError as error:
-            raise InputNotFound(f"{path} cannot be read ({error.strerror}): check its name and permissions") from error
+            raise InputNotFound(f"{image} cannot be read ({error.strerror}): check its name and permissions") from error
+    elif not isinstance(image, bytes):
+        held = as_image(image)
+        image = encode_image(held.pixels, ".png", like=held)
     found = format_of(image)
     return image, found.media_type if found else "application/octet-stream"
 

@@ -10,9 +10,6 @@ from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bfr.runtime.client.calls import (
     ANSWER_BYTES,
     FILE_BYTES,
@@ -95,8 +92,8 @@ class AsyncClient:
                 raise
             raise InvalidOption(f"{self._where} cannot be asked ({error}): mend or unset the proxy") from error
 
-    async def restore(self, image: bytes | Path | NDArray[np.uint8], **options: Any) -> Result:
-        """Restore an image file, its path, or (H, W, 3) uint8 RGB.
+    async def restore(self, image: Any, **options: Any) -> Result:
+        """Restore an image: a path, the bytes of a file, a PIL image, an array or a tensor, as `as_image` takes them.
 
         options: fields of `RestoreOptions`, the server's default where left out, and `format` of the result, as of
         `JobOptions`.
@@ -276,7 +273,7 @@ class Client:
         """The server's address."""
         return self._client.url
 
-    def restore(self, image: bytes | Path | NDArray[np.uint8], **options: Any) -> Result:
+    def restore(self, image: Any, **options: Any) -> Result:
         """As of `AsyncClient`."""
         return self._run(self._client.restore(image, **options))
 

@@ -1,12 +1,14 @@
 """What clients of `bfr serve` are given: restored images and jobs."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from bfr.runtime.files import write_bytes
 from bfr.runtime.images.decode import decode_image
 
 
@@ -30,6 +32,11 @@ class Result:
     request_id: str
     notes: tuple[str, ...] = ()
     sharp: int = 0
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file as it came, replacing one of that name; returns the path. Raises WriteFailed."""
+        write_bytes(Path(path), self.data)
+        return Path(path)
 
     @property
     def pixels(self) -> NDArray[np.unsignedinteger]:

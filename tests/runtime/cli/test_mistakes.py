@@ -1,0 +1,208 @@
+"""Mistakes that people make: each is answered by one error with a remedy, status 2, without PyTorch and a network.
+
+One process tries them all, one after the other; networks are loaded by none.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# The command -> words of the answer, the remedy among them.
+MISTAKES: Mapping[str, str] = {
+    # inputs
+    "restore": "write it as in `bfr restore old.jpg`",
+    "restore empty": "PNG, JPEG, WEBP, BMP, TIFF and videos are looked for",
+    "restore words": "notes.txt: not an image",
+    "restore '*.gif'": "matches no image: check the pattern",
+    "restore https://example.org/a.jpg": "download it first",
+    "restore s3://bucket/a.jpg": "`bfr batch` reads object stores",
+    "restore -": "pipe in the bytes of an image file",
+    "restore - old.jpg": "leave out the other inputs",
+    "restore old.jgp": "did you mean old.jpg?",
+    "restore nowhere/to/be.png": "check the name",
+    "restore old.jpg new.jpg": "-o new.jpg",
+    "restore source=old.jpg": "`bfr restore old.jpg`",
+    "restore notes.txt": "is not an image of PNG",
+    "restore broken.jpg": "damaged",
+    "restore old.jpg --max-pixels 10": "make it smaller, or raise the limit",
+    # commands and flags of other programs
+    "restor old.jpg": "did you mean `bfr restore`?",
+    "old.jpg": "did you mean `bfr restore old.jpg`?",
+    "frobnicate": "choose one of restore",
+    "--nosuch": "`bfr -h` lists the commands",
+    "restore -i old.jpg": "inputs are named without a flag",
+    "restore old.jpg -y": "--overwrite",
+    "restore old.jpg --output new.jpg": "-o names the output",
+    "restore old.jpg --model mini": "--bundle",
+    "restore old.jpg --scale 2": "--upscale",
+    "restore old.jpg --gpu 0": "--device",
+    "restore old.jpg --cpu": "--backend onnxruntime-cpu",
+    "restore old.jpg --fp16": "--precision fp16",
+    "restore old.jpg --mask notes.txt": "`bfr inpaint`",
+    "restore old.jpg --upscal 2": "did you mean --upscale?",
+    "info mini mini": "does not take mini: leave it out",
+    # values
+    "restore old.jpg --blend": "needs a value",
+    "restore old.jpg --blend half": "--blend needs a number, as 1.0",
+    "restore old.jpg --blend 2": "--blend 2.0 is out of range: choose between 0 and 1",
+    "restore old.jpg --upscale 3": "choose one of 1, 2, 4",
+    "restore old.jpg --seed abc": "--seed needs a whole number",
+    "restore old.jpg --max-faces 0": "--max-faces 0 is out of range",
+    "restore old.jpg --format gif": "choose one of same, .png, .jpg, .webp",
+    "restore old.jpg --faces two": "choose one of all, largest, centre",
+    "restore old.jpg --codec h265": "choose one of h264, hevc, vp9",
+    "restore old.jpg --detector yolo": "choose one of auto, yunet, haar",
+    "restore old.jpg --solver euler": "unipc-2",
+    "restore old.jpg --spacing linear": "give start as well",
+    "restore old.jpg --start 5000": "start 5000",
+    "restore old.jpg --backend cuda": "choose one of auto, onnxruntime-cpu",
+    "restore old.jpg --precision half": "choose one of auto, fp32",
+    "restore old.jpg --precision fp16": "`bfr export mini --precision fp16",
+    "restore old.jpg --compiler fast": "choose one of max_autotune",
+    "restore old.jpg --threads 99999": "choose between 1 and",
+    "restore old.jpg --device 3": "leave --device out",
+    "restore old.jpg --preset fastest": "mini has adaptive, balanced, fast, reference",
+    "restore old.jpg --preset fast,nosuch --html": "mini has adaptive, balanced, fast, reference",
+    "restore old.jpg --preset fast,fast": "fast,reference",
+    "restore old.jpg --preset fast,": "fast,reference",
+    # what does not go together
+    "restore old.jpg --guidance 1": "leave it out",
+    "restore old.jpg --weight 0.5": "leave it out",
+    "restore old.jpg --reference nowhere.jpg": "takes the image alone",
+    "restore old.jpg --aligned --upscale 2": "leave out --upscale, or --aligned",
+    "restore old.jpg --quiet --verbose": "leave one out",
+    "restore old.jpg --json -o -": "leave out --json",
+    "restore old.jpg --html -o new.jpg": "name a folder with -o",
+    "restore old.jpg --preset fast,reference -o new.jpg": "a folder with -o",
+    "restore old.jpg --server localhost:8000": "http://localhost:8000",
+    "restore old.jpg --server http://localhost:1 --backend tensorrt": "leave it out",
+    "restore old.jpg --server http://localhost:1 --preset a,b": "name one with --preset",
+    "restore old.jpg --server http://localhost:1 --estimate": "leave it out",
+    "restore old.jpg --api-key-file notes.txt": "--server",
+    # outputs
+    "restore old.jpg -o old.jpg": "choose another name",
+    "restore old.jpg -o out.gif": "choose one of them",
+    "restore old.jpg -o out.txt": "choose one of them",
+    "restore old.jpg -o plain": "name a folder with -o",
+    "restore old.jpg faces -o one.jpg": "name a folder",
+    "restore old.jpg -o s3://bucket/x": "s3://bucket/x is an address: name a folder",
+    "restore old.jpg -o old.png --format jpg": "leave out --format",
+    # bundles and systems
+    "restore old.jpg --bundle difface": "`bfr export SYSTEM -o difface`",
+    "restore old.jpg --bundle empty": "`bfr export SYSTEM -o empty`",
+    "restore old.jpg --background empty": "it has no manifest.json",
+    "info old.jpg": "bundle's folder",
+    "inpaint old.jpg": "`bfr export difface-inpainting`",
+    "bench nowhere": "name a bundle",
+    "bench --backends cuda": "choose among eager-cpu",
+    "bench --backends onnxruntime-cpu:fp8": "only fp32",
+    "bench --batches 0": "--batches '0'",
+    "bench --batches two": "a whole number is needed",
+    "bench --preset nosuch": "mini has adaptive",
+    "bench --compare nowhere.json": "name a bench.json",
+    "bench --compare notes.txt": "name a bench.json",
+    "bench mini mini --compare notes.txt": "leave out the others",
+    "export mini": "write it as in `bfr export",
+    "export mini -o words": "replace it with --replace",
+    "export mini -o x --opset 19": "choose one of 18, 20, 21, 23",
+    "export difface -o x --weights nowhere": "--weights",
+    "export difface -o x --seeded --weights faces": "leave out --weights, or --seeded",
+    "build nowhere --dry-run": "name a bundle",
+    "build --library trt": "choose one of auto, tensorrt, tensorrt-rtx",
+    "build --for nano": "jetson",
+    "verify": "write it as in `bfr verify",
+    "serve --port 99999": "choose between 0 and 65535",
+    "serve --host 0.0.0.0": "give an API key",
+    "serve --config nowhere.toml": "check --config",
+    "serve nowhere": "name a bundle",
+    "serve --preset nosuch": "mini has adaptive",
+    "batch old.jpg": "-o s3://bucket/restored",
+    "batch empty -o out": "are looked for",
+    "wrap nowhere.onnx -o x": "name an ONNX file",
+    "wrap notes.txt -o x --input-range 5": "-1..1",
+    "wrap notes.txt -o x --colour grey": "choose one of rgb, bgr",
+    "wrap notes.txt -o x --set w": "w=0.5",
+    "push mini somewhere": "hf://owner/name",
+    "push empty hf://a/b": "is no bundle",
+    "export-triton empty -o x": "is no bundle",
+    "export-triton mini -o x --precision int4": "fp16",
+    "doctor now": "leave it out",
+}
+TRY = """
+import contextlib, io, json, pathlib, shlex, socket, sys
+
+def refuse(*_a, **_k):
+    raise AssertionError("a socket was opened")
+
+socket.socket.connect = socket.socket.connect_ex = socket.create_connection = socket.getaddrinfo = refuse
+from rich.console import Console
+from bfr.runtime.cli import main as cli, terminal
+from bfr.runtime.restore import chain
+
+chain.Chain.run = refuse
+answered, answers = sys.argv[1], {}
+for command in json.load(sys.stdin):
+    sys.argv = ["bfr", *shlex.split(command)]
+    out, err = io.StringIO(), io.StringIO()
+    terminal.stderr = Console(file=err, soft_wrap=True, highlight=False)
+    sys.stdin = io.TextIOWrapper(io.BytesIO())
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    except BaseException as error:
+        status = repr(error)
+    answers[command] = [status, out.getvalue(), err.getvalue(), "torch" in sys.modules]
+pathlib.Path(answered).write_text(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, str, str, bool]]:
+    """Command -> status, standard output, standard error, and whether PyTorch had been imported by then."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    for name in ("empty", "words", "faces"):
+        (folder / name).mkdir()
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    for name in ("old.jpg", "faces/a.png"):
+        noise.save(folder / name)
+    for name in ("notes.txt", "words/notes.txt", "plain"):
+        (folder / name).write_text("words")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff junk")
+    before = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    answered = tmp_path_factory.mktemp("answers") / "answers.json"
+    subprocess.run(  # noqa: S603
+        [sys.executable, "-c", TRY, str(answered)],
+        input=json.dumps(list(MISTAKES)),
+        text=True,
+        check=True,
+        cwd=folder,
+        env={"BFR_HOME": str(folder / "home"), "COLUMNS": "80", "PATH": "", "HOME": str(folder)},
+    )
+    found: dict[str, tuple[Any, str, str, bool]] = json.loads(answered.read_text())
+    written = {path.relative_to(folder).as_posix() for path in folder.rglob("*")} - before
+    assert {name for name in written if not name.startswith(("home", ".cache"))} == {"restored", "restored/report.json"}
+    return found
+
+
+@pytest.mark.parametrize("command", list(MISTAKES))
+def test_a_mistake_is_answered(command: str, answers: dict[str, tuple[Any, str, str, bool]]) -> None:
+    status, out, err, torch = answers[command]
+    assert status == 2, err
+    assert out == ""
+    assert MISTAKES[command] in err
+    assert err.count("error: ") == 1
+    assert "Traceback" not in err
+    assert not torch
+
+
+def test_there_are_more_than_the_reviews() -> None:
+    assert len(MISTAKES) > 100
