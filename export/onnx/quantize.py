@@ -92,6 +92,7 @@ def quantize_graph(graph: Path, path: Path, inputs: Iterable[Inputs]) -> tuple[P
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     model = widened(onnx.load(graph))
+    told = {entry.key: entry.value for entry in model.metadata_props}
     model.metadata_props.add(key=MARK[0], value=MARK[1])
     for node in model.graph.node:
         if node.op_type in UNTYPED:
@@ -112,7 +113,7 @@ def quantize_graph(graph: Path, path: Path, inputs: Iterable[Inputs]) -> tuple[P
             calibrate_method=CalibrationMethod.MinMax,
         )
         result = onnx.load(quantized)
-    return save_graph(result, path, store_half=_exact_in_half(result))
+    return save_graph(result, path, store_half=_exact_in_half(result), metadata=told)
 
 
 def convolutions(model: onnx.ModelProto) -> list[str]:
