@@ -45,7 +45,7 @@ class Engine:
         front.open(self.photos.restore, self)
 
     async def failed(self) -> None:
-        """Return never; raise what ends the server."""
+        """Wait for what ends the server, and raise it."""
         waiting: set[Any] = {self.pool.failure} if self.pool.failure else set()
         waiting |= {self._working} if self._working else set()
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -80,7 +80,7 @@ class Engine:
             await self.runner.cancel(job)
 
     def lacking(self) -> str | None:
-        """Which part does not work just now; None where all do."""
+        """Which part does not work now; None where all do."""
         if not self.pool.running:
             return "no worker runs the networks just now: ask again"
         if self.runner and self.jobs:
@@ -93,7 +93,7 @@ class Engine:
         return None
 
     def count(self, metrics: Metrics) -> None:
-        """Take over what is looked at when somebody asks."""
+        """Set the gauges that are read when metrics are rendered."""
         metrics.faces_in_flight.set(self.faces)
         if self.jobs:
             metrics.jobs.set(self.jobs.count())

@@ -1,4 +1,4 @@
-"""API keys: who is let in, with which priority, and how often. The file of keys is read again when it changes."""
+"""API keys with their priorities and rate limits. The file of keys is read again when it changes."""
 
 import logging
 import time
@@ -59,7 +59,7 @@ class Key:
         return cls(secret, named.get("name") or secret[:16], **numbers)
 
     def line(self) -> str:
-        """As options have it."""
+        """The line as `ServeOptions.keys` has it."""
         rate = "" if self.rate is None else f" rate={self.rate:g}"
         return f"{self.digest} name={self.name} priority={self.priority:g}{rate}"
 
@@ -79,7 +79,7 @@ class Key:
 
 
 class Keys:
-    """The API keys of a server. Without any, everybody is let in."""
+    """The API keys of a server. Without any, requests need none."""
 
     def __init__(self, keys: Sequence[Key] = (), *, file: Path | None = None) -> None:
         """file: is read again when it changes; the keys that did not come from it stay."""

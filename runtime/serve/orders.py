@@ -1,4 +1,4 @@
-"""What the parts of a server tell each other: plain, small and frozen."""
+"""Messages between the parts of a server."""
 
 from dataclasses import dataclass, field
 from typing import Literal

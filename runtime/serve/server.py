@@ -1,4 +1,4 @@
-"""`bfr serve`: one process for HTTP, one for each device, and the ends of both."""
+"""`bfr serve`: one process for HTTP and one for each device, from their start to their end."""
 
 import asyncio
 import logging
@@ -35,10 +35,10 @@ def serve_forever(options: ServeOptions, listen: ListenOptions, keys: Keys) -> i
 
     Raises:
         InvalidOption: The address is in use, or the folder of jobs cannot be written.
-        RestorationFailed: The workers do not start, or do not any more.
-        BfrError: What the bundles are refused for.
+        RestorationFailed: The workers do not start, or cannot be started anew.
+        BfrError: A bundle is refused.
     """
-    os.umask(0o077)  # nothing that is written is anybody else's
+    os.umask(0o077)  # files that are written are readable by their owner alone
     sys.setswitchinterval(SWITCH)
     tracer()
     options = options.fetched()
@@ -53,7 +53,7 @@ def serve_forever(options: ServeOptions, listen: ListenOptions, keys: Keys) -> i
 
 
 class _Http(uvicorn.Server):
-    """The HTTP server; what signals mean is ours to say."""
+    """The HTTP server, without its own handlers of signals."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -115,7 +115,7 @@ class _Server:
         return 0 if done else 1
 
     async def _work(self, begin: float) -> None:
-        """Start the engine; ends with what ends the server."""
+        """Start the engine, and raise what ends the server."""
         await self.engine.start(self.front)
         _log.info("ready on %s after %.1f s", self.engine.backend, time.perf_counter() - begin)
         await self.engine.failed()

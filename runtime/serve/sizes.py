@@ -13,7 +13,7 @@ from bfr.runtime.faces.photo import PhotoEditor, PhotoRestorer
 from bfr.runtime.restore.pipeline import FaceRestorer
 
 ALIGNED_PIXELS = 2048 * 2048
-"""Of an aligned face: the worker scales it and its result, and everybody waits for that."""
+"""Most pixels of an aligned face: the worker scales it and its result while other requests wait."""
 
 
 def check_size(size: tuple[int, int] | None, upscale: int, most: int, what: str = "the image") -> int:
@@ -40,12 +40,12 @@ def check_size(size: tuple[int, int] | None, upscale: int, most: int, what: str 
 
 
 class LimitedEditor(PhotoEditor):
-    """What is done around the networks for one request; `admit` is asked about its faces before any is cut out."""
+    """The steps around the networks for one request. It calls `admit` before it cuts a face out."""
 
     def __init__(
         self, size: int, options: PhotoOptions, *, detector: Detector, most: int, admit: Callable[[int], None]
     ) -> None:
-        """most: faces of a photograph. admit: is told how many there are, and raises where they are too many now."""
+        """most: faces of a photograph. admit: takes their number, and raises where so many are too many now."""
         super().__init__(size, up_to(options, most), detector=detector)
         self.most, self.admit = most, admit
 

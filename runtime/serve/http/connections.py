@@ -1,4 +1,4 @@
-"""Limits of connections, before anybody has said who they are: their number, and the size and time of headers."""
+"""Limits before authentication: the number of connections, and the size and time of headers."""
 
 import asyncio
 from typing import Any
@@ -22,25 +22,25 @@ class Connection(H11Protocol):
     header_seconds = 10.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """As of asyncio.Protocol."""
+        """See asyncio.Protocol."""
         self._idle_since: float | None = self.loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._reading: asyncio.TimerHandle | None = None
         super().connection_made(transport)
-        others = [one for one in self.connections if isinstance(one, Connection) and one._idle_since is not None]
         if len(self.connections) > self.most:
-            min(others, key=lambda one: one._idle_since or 0.0).transport.abort()
+            idle = [one for one in self.connections if isinstance(one, Connection) and one._idle_since is not None]
+            min(idle, key=lambda one: one._idle_since or 0.0).transport.abort()
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """As of asyncio.Protocol."""
+        """See asyncio.Protocol."""
         for timer in (self._timer, self._reading):
             if timer:
                 timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """As of asyncio.Protocol."""
+        """See asyncio.Protocol."""
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._idle_since = None
@@ -49,19 +49,19 @@ class Connection(H11Protocol):
             self._await_headers()
 
     def on_response_complete(self) -> None:
-        """As of uvicorn."""
+        """See uvicorn's RequestResponseCycle."""
         self._idle_since = self.loop.time()
-        if self.conn.their_state is h11.SEND_BODY:  # what is left of it goes nowhere
+        if self.conn.their_state is h11.SEND_BODY:  # the rest of it is discarded
             self._timer = self.loop.call_later(LINGER, self.transport.abort)
         super().on_response_complete()
 
     def pause_writing(self) -> None:
-        """As of asyncio.Protocol: the client does not take its answer as fast as it is sent."""
+        """See asyncio.Protocol: the client reads its answer more slowly than it is sent."""
         super().pause_writing()
         self._watch_reader(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        """As of asyncio.Protocol."""
+        """See asyncio.Protocol."""
         super().resume_writing()
         if self._reading:
             self._reading.cancel()

@@ -279,4 +279,4 @@ async def until_gone(receive: Receive) -> None:
 
 
 class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has closed the connection."""

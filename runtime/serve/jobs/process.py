@@ -94,7 +94,7 @@ class RemoteRestorer:
 
 
 class Told:
-    """The progress of a job, told to the server now and then. Raises InvalidImage past the limit of frames."""
+    """Sends the progress of a job to the server every TICK seconds. Raises InvalidImage past the limit of frames."""
 
     def __init__(self, line: Line, frames: int) -> None:
         """frames: of a video, at most; a call is a frame."""
@@ -102,7 +102,7 @@ class Told:
         self._most = frames
 
     def __call__(self, done: float, _name: str) -> None:
-        """Take the share that is done, 0 to 1."""
+        """Note the share that is done, 0 to 1."""
         self._left -= 1
         if self._left < 0:
             raise InvalidImage(f"the video has more than {self._most} frames, the limit here: send it in parts")

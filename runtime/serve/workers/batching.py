@@ -51,7 +51,7 @@ class Face:
     losses: int = 0
 
     def fail(self, error: Exception) -> None:
-        """Tell whoever waits."""
+        """Answer it with an error."""
         if not self.future.done():
             self.future.set_exception(error)
 
@@ -77,7 +77,7 @@ class Ticket:
         return sum(face.share for face in self.faces) / max(1, len(self.faces))
 
     async def wait(self, seconds: float) -> bool:
-        """Wait for all faces, at most so long; whether nothing is left to wait for."""
+        """Wait for all faces, at most so many seconds; whether all are answered."""
         pending = [face.future for face in self.faces if not face.future.done()]
         if pending:
             await asyncio.wait(pending, timeout=seconds)
@@ -88,7 +88,7 @@ class Ticket:
         return [face.future.result() for face in self.faces]
 
     def abandon(self) -> None:
-        """Nobody waits any more: queued faces leave, and a batch of abandoned faces ends after its step."""
+        """Drop the faces: those that are queued leave, and a batch of dropped faces ends after its step."""
         for face in self.faces:
             if not face.future.cancel() and not face.future.cancelled():
                 face.future.exception()  # looked at, so that asyncio does not report it
@@ -188,7 +188,7 @@ class Batcher:
         return taken
 
     def _leave(self, now: float) -> None:
-        """Take out what nobody waits for, and what may wait no longer."""
+        """Take out the faces past their deadline, and tickets without waiting faces."""
         for ticket in self._tickets:
             if ticket.order.deadline <= now:
                 for face in ticket.waiting:

@@ -38,7 +38,7 @@ LOST = 3  # exit status of a process whose device is lost
 
 
 class Abandoned(Exception):
-    """No face of a call is waited for any more."""
+    """All faces of a call were dropped."""
 
 
 class Networks:
@@ -147,7 +147,7 @@ def _listen(line: Line, calls: "queue.SimpleQueue[Any]", stopped: set[int]) -> N
         try:
             content, images = line.receive()
         except (EOFError, OSError):
-            os._exit(0)  # the server has ended, and nobody waits for what is under way
+            os._exit(0)  # the server has ended
         if "stop" in content:
             stopped.add(content["stop"])
         else:

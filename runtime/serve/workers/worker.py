@@ -30,7 +30,7 @@ class WorkerLost(Exception):
 
 
 class Child:
-    """A process of ours and the line to it. It inherits no API key, and nothing but the line and the two outputs."""
+    """A child process and the socket to it. It inherits that socket and the two outputs, and no API key."""
 
     def __init__(self, module: str) -> None:
         """Start it; `open` makes the line usable."""
