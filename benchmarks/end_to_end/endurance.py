@@ -28,7 +28,6 @@ EVERY = 50
 # Images, and two batches of each size at least: a GPU records the second one, and the host's allocator settles.
 WARM_UP = 50
 HOST_GROWTH = 0.01
-STATM = Path("/proc/self/statm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +139,10 @@ def _look(restorer: Restorer, images: int) -> Look:
     return Look(images, None if memory is None else memory[1] - memory[0], resident_bytes())
 
 
-def resident_bytes() -> int | None:
-    """Of this process, now; None where there is no /proc."""
-    if not STATM.exists():
-        return None
-    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def resident_bytes(pid: int | str = "self") -> int | None:
+    """Of a process, now; None where there is no /proc."""
+    statm = Path(f"/proc/{pid}/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None
 
 
 def as_markdown(system: str, found: Endurance) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import httpx2
 import numpy as np
 
+from bfr.benchmarks.end_to_end.endurance import resident_bytes
 from bfr.benchmarks.end_to_end.server_process import ServerProcess
 from bfr.benchmarks.environment import CpuWatch
 from bfr.benchmarks.publish import Command, Findings
@@ -151,8 +152,7 @@ def memory(server: ServerProcess) -> dict[str, float]:
     for pid, title in server.processes():
         for name, begin in PROCESSES.items():
             if begin in title:
-                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-                found[name] += pages * 4096 / 2**20
+                found[name] += (resident_bytes(pid) or 0) / 2**20
     return found
 
 

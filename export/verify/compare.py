@@ -1,6 +1,6 @@
 """Proves a backend against a float32 reference: every network, and the whole loop, on the same noise."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -124,7 +124,10 @@ def verify(
         check = compare(what, a, b, batch=batches[0], floor=FLOORS_DB[precision][1], **where)
     except VerificationFailed as error:
         progress("the chain is below its floor: looking for the layer")
-        found = [_explained(bundle, *one, device.name) for one in _each_network(bundle, plan, reference, precision)]
+        found = (
+            _explained(bundle, name, precision, inputs, device.name)
+            for name, inputs, _ in walk(bundle, plan, reference, 1)
+        )
         raise VerificationFailed("".join([str(error), *found])) from error
     if not plan.steps:
         return [*checks, check]
@@ -200,13 +203,6 @@ def run_chain(plan: Plan, device: Device, networks: Mapping[str, Network], batch
     finally:
         chain.close()
     return result.image * 2.0 - 1.0, sum(result.seconds[loop.name] for loop in loops) / max(plan.steps, 1)
-
-
-def _each_network(
-    bundle: Bundle, plan: Plan, reference: Reference, precision: Precision
-) -> Iterator[tuple[str, Precision, Mapping[str, Float32]]]:
-    for name, inputs, _ in walk(bundle, plan, reference, 1):
-        yield name, precision, inputs
 
 
 def _explained(bundle: Bundle, name: str, precision: Precision, inputs: Mapping[str, Float32], backend: str) -> str:
