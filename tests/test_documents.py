@@ -68,3 +68,11 @@ def test_every_command_has_a_row() -> None:
     rows = re.findall(r"^\| `bfr ([\w-]+)", page, re.MULTILINE)
     commands = [command.__name__.replace("_", "-") for group in COMMANDS.values() for command in group]
     assert sorted(rows) == sorted(commands)
+
+
+def test_the_readme_names_every_system() -> None:
+    page = (ROOT / "docs" / "systems" / "README.md").read_text("utf-8")
+    rows = page[page.index("## The systems") :].partition("\n## ")[0]
+    systems = re.findall(r"`([a-z0-9-]+)`", " ".join(re.findall(r"^\| ([^|]+) \|", rows, re.MULTILINE)))
+    assert {"mini", "difface", "osdface"} <= set(systems)
+    assert [name for name in systems if f"`{name}`" not in README] == []
