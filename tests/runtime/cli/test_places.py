@@ -248,15 +248,41 @@ def test_what_is_printed(call: Called, album: Path) -> None:
 def test_a_photograph_without_a_face_says_what_to_do(call: Called, album: Path, fakes: Any) -> None:
     done = call("restore", "old.jpg", "other.png")
     assert done.status == 0
-    assert "no face was found in old.jpg, other.png: they were kept as they are" in done.stderr
-    assert "in none of four turns" in done.stderr
+    assert "no face was found in old.jpg, other.png, in none of four turns: they were kept as they are" in done.stderr
 
 
-@pytest.mark.parametrize(("detector", "remedy"), [("haar", "or run `bfr fetch yunet`"), ("yunet", "upright\n")])
+@pytest.mark.parametrize(("detector", "remedy"), [("haar", "is one, run `bfr fetch yunet`"), ("yunet", "is one, cut the picture")])
 def test_the_better_detector_is_named_where_it_is_not_used(
     capsys: pytest.CaptureFixture[str], detector: str, remedy: str
 ) -> None:
     report = Report((Entry("side.jpg", "no face", "side.jpg"),), {"detector": detector}, {"seconds": 1.0})
     print_report(report, "out", table="report.json")
-    assert "no face was found in side.jpg: it was kept as it is" in (said := capsys.readouterr().err)
+    assert "in none of four turns: it was kept as it is" in (said := capsys.readouterr().err)
     assert remedy in said
+
+
+class TestSeveralPresets:
+    def test_each_has_a_folder_and_one_page_shows_all(self, call: Called, album: Path, opened: Any) -> None:
+        done = call("restore", "old.jpg", "other.png", "--preset", "fast,reference", "--html", "--json")
+        assert done.status == 0, done.stderr
+        assert [one["preset"] for one in opened] == ["fast", "reference"]
+        assert list(json.loads(done.stdout)) == ["fast", "reference"]
+        page = Path("restored/report.html").read_text()
+        for preset in ("fast", "reference"):
+            assert Path(f"restored/{preset}/old.jpg").is_file()
+            assert f'<a href="{preset}/old.jpg">{preset}</a>' in page
+            assert f'src="{preset}/report_files/' in page
+        assert page.count('<div class="frame row">') == 2
+        again = call("restore", "old.jpg", "--preset", "fast,reference")
+        assert again.status == 2
+        assert "--overwrite" in again.stderr
+
+    def test_the_estimate_of_each(
+        self, call: Called, album: Path, opened: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("bfr.runtime.jobs.speed._time", lambda _restorer, steps: 10.0 * steps)
+        done = call("restore", "old.jpg", "--estimate", "--preset", "fast,reference", "--json")
+        assert done.status == 0, done.stderr
+        assert {preset: one["images"] for preset, one in json.loads(done.stdout).items()} == {"fast": 1, "reference": 1}
+        assert call("restore", "old.jpg", "--estimate").stdout.startswith("1 image with about ")
+        assert not Path("restored").exists()
