@@ -8,7 +8,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.faces.geometry import Matrix, compose, inverse, rectangle, reduced, resizing, scale_of, transform, warp
+from bfr.runtime.faces.geometry import (
+    Matrix,
+    compose,
+    inverse,
+    rectangle,
+    resizing,
+    scale_of,
+    transform,
+    warp_back,
+)
 from bfr.runtime.faces.mask import FACE, head_mask
 from bfr.runtime.faces.options import Detail
 
@@ -18,8 +27,8 @@ SLACK = 2.0  # levels of 255 by which the surroundings of a head may leave that 
 FLOOR = 0.2  # the share of places in a face with the least fine detail: what they have is the photograph's noise
 EXCESS = 1.5  # fine detail is kept by how far its power exceeds so many times the noise's
 SEEN = 4.0  # levels of 255: noise well below this is kept, as nobody sees it and detail goes with it
-ROUNDING = 0.25  # squared levels of 255: what rounding and resampling leave of a smooth picture, which is no detail
-KEPT = 0.8  # the share of fine detail that is right in a JPEG; in others losing the rest is not seen
+ROUNDING = 0.6  # squared levels of 255: what rounding, resampling and JPEG leave of a smooth picture is no detail
+KEPT = 0.9  # the share of fine detail that is right in a JPEG; in others losing the rest is not seen
 
 Float32 = NDArray[np.float32]
 Rectangle = tuple[int, int, int, int]
@@ -31,13 +40,15 @@ class Patch:
 
     pixels: (S, S, 3) float32, the restored crop in levels of the photograph, or (S, S) of one of its planes; None
     leaves the face as it is, and what is its own no neighbour paints over. mask: (M, M) float32 from 0 to 1, over the
-    same square. matrix: the transform from the photograph to the crop, of `size` = S pixels a side.
+    same square. matrix: the transform from the photograph to the crop, of `size` = S pixels a side. before: the crop
+    that was restored, as `pixels`: what the photograph has beyond it is finer detail. Without it none is kept.
     """
 
     pixels: Float32 | None
     mask: Float32
     matrix: Matrix
     size: int
+    before: Float32 | None = None
 
 
 def make_patch(
@@ -68,7 +79,7 @@ def make_patch(
     if keep_colour:
         coarse = cv2.resize(pixels - crop, (16, 16), interpolation=cv2.INTER_AREA)
         pixels -= cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
-    return Patch(_without_halo(pixels, crop, head), mask, matrix, size)
+    return Patch(_without_halo(pixels, crop, head), mask, matrix, size, crop.astype(np.float32))
 
 
 def paste_faces(
@@ -108,8 +119,9 @@ def paste_faces(
         left, upper, right, lower = place
         part = photograph[upper:lower, left:right]
         weight = _weight_among([(patches[k], crops[k], places[k]) for k in near[i]], near[i].index(i))
-        finer = detail != "crop" and scale_of(patch.matrix) < 1.0
-        face = _face(part, patch.pixels, matrix, place, weight, detail if finer else "crop", top)
+        face = warp_back(patch.pixels, _local(matrix, place), _size(place))
+        if detail != "crop" and patch.before is not None and scale_of(patch.matrix) < 1.0:
+            face += _finer(part, patch.before, _local(matrix, place), weight if detail == "auto" else None, top / 255)
         weight *= np.float32(blend)
         change = np.asarray(cv2.subtract(face, part, dtype=cv2.CV_32F), np.float32)
         change *= weight if change.ndim == 2 else weight[..., None]
@@ -156,26 +168,18 @@ def _without_halo(restored: Float32, crop: NDArray[Any], head: Float32) -> Float
     return np.asarray(restored + share * (np.clip(restored, least - slack, most + slack) - restored), np.float32)
 
 
-def _face(
-    part: NDArray[Any], restored: Float32, matrix: Matrix, place: Rectangle, weight: Float32, detail: Detail, top: int
-) -> Float32:
-    """What replaces a part of the photograph, of its size: the restored crop, and the part's own finer detail.
+def _finer(part: NDArray[Any], before: Float32, local: Matrix, weight: Float32 | None, level: float) -> Float32:
+    """What a part of the photograph has finer than its crop, which `local` takes there.
 
-    That of `auto` is of the luma alone: finer colours are mostly noise. top: the level of white.
+    With a weight, (h, w), that of the luma alone, as far as it is no noise; finer colours are mostly noise.
     """
-    local = _local(matrix, place)
-    face = reduced(restored, local, _size(place))
-    if detail == "crop":
-        return face
-    size = restored.shape[1::-1]
     own = part.astype(np.float32)
-    if detail == "auto" and part.ndim == 3:
-        own = np.asarray(cv2.cvtColor(own, cv2.COLOR_RGB2GRAY), np.float32)
-    coarse = warp(own, inverse(local), size, cv2.BORDER_REFLECT_101)
-    fine = own - warp(coarse, local, _size(place), cv2.BORDER_REPLICATE)
-    if detail == "auto":
-        fine *= _above_noise(fine, weight, top / 255)
-    return np.asarray(face + (fine if fine.ndim == face.ndim else fine[..., None]), np.float32)
+    if weight is not None and own.ndim == 3:
+        own, before = (np.asarray(cv2.cvtColor(each, cv2.COLOR_RGB2GRAY), np.float32) for each in (own, before))
+    fine = own - warp_back(before, local, (own.shape[1], own.shape[0]))
+    if weight is not None:
+        fine *= _above_noise(fine, weight, level)
+    return np.asarray(fine if fine.ndim == part.ndim else fine[..., None], np.float32)
 
 
 def _place(patch: Patch, matrix: Matrix, shape: tuple[int, ...]) -> Rectangle:

@@ -93,13 +93,14 @@ class Samples:
         luma, chroma = self._split()
         levels, black = self._from_rgb(_top(self.depth)), self._black
         for channel, plane in enumerate([luma, *chroma] if colour else [luma]):
-            row, start = levels[channel : channel + 1], float(black[channel])
+            row, start = levels[channel : channel + 1], np.float32(black[channel])
             paste_faces(
                 plane,
                 [
                     replace(
                         patch,
-                        pixels=None if patch.pixels is None else cv2.transform(patch.pixels, row) + np.float32(start),
+                        pixels=_plane(patch.pixels, row, start),
+                        before=_plane(patch.before, row, start),
                         matrix=compose(patch.matrix, _SITING) if channel else patch.matrix,
                     )
                     for patch in patches
@@ -145,6 +146,13 @@ def _doubled(plane: NDArray[Any]) -> NDArray[Any]:
     full[:, ::2] = rows
     full[:, 1::2] = cv2.filter2D(rows, -1, _BETWEEN, anchor=(1, 0), borderType=cv2.BORDER_REPLICATE)
     return full
+
+
+def _plane(
+    pixels: NDArray[np.float32] | None, row: NDArray[np.float64], black: np.float32
+) -> NDArray[np.float32] | None:
+    """One plane, (H, W), of (H, W, 3) RGB."""
+    return None if pixels is None else np.asarray(cv2.transform(pixels, row) + black, np.float32)
 
 
 def _top(depth: int) -> int:

@@ -163,7 +163,7 @@ class TestDetail:
         truth = np.stack([128 + 60 * np.sin(x / 31 + y / (40 + k)) for k in range(3)], -1)
         noisy = np.clip(truth + np.random.default_rng(1).normal(0, strength, truth.shape), 0, 255)
         crop = crop_face(np.rint(truth).astype(np.uint8), matrix, SIZE).astype(np.float32)
-        result = pasted(np.rint(noisy).astype(np.uint8), Patch(crop, square_mask(), matrix, SIZE), detail=detail)
+        result = pasted(np.rint(noisy).astype(np.uint8), Patch(crop, square_mask(), matrix, SIZE, crop), detail=detail)
         inside = (np.abs(in_crop(shape, matrix) - 0.5) < 0.3).all(-1)
         return float(np.sqrt(np.mean((result[inside] - truth[inside]) ** 2)))
 
@@ -183,7 +183,7 @@ class TestDetail:
             photograph[:, ::40] = 230
             photograph = np.rint(photograph).astype(np.uint8)
             crop = crop_face(photograph, self.LARGE, SIZE).astype(np.float32)
-            patch = Patch(crop, square_mask(), self.LARGE, SIZE)
+            patch = Patch(crop, square_mask(), self.LARGE, SIZE, crop)
             lines = {
                 detail: float(np.mean(pasted(photograph, patch, detail=detail)[150:270, 120:320:40]))
                 for detail in ("auto", "photo", "crop")
