@@ -24,6 +24,7 @@ RADII = (12, 12, 6, 6)  # cells, of the windows of each fit
 EPSILON = 1e-3  # variance of Lab / 100 below which a window has no colours to tell apart
 STEEP, LAST_STEEP = 2.0, 3.0  # contrast of the mask after each fit, and after the last
 GROWN, SOFT = 3, 2.5  # cells of SIDE by which the mask reaches past the hair's edge, and of its own edge
+STEEPNESS = 2.5  # of the mask where it rises from 0
 NEAR = 4  # cells around the head in which the restored surroundings may be needed
 DIFFERENT = (4.0, 12.0)  # levels of 255 between crop and restored crop, averaged over a cell: none and all of them
 EDGE = SIDE // 20  # cells: half of the width in which the mask falls to 0 towards the crop's edge
@@ -60,7 +61,7 @@ def head_mask(
     wider = cv2.dilate(fine, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * GROWN + 1,) * 2))
     wider = np.maximum(wider, _to(_near(mask) * _changed(before, after), SIDE))
     soft = _steep(cv2.GaussianBlur(wider, (0, 0), SOFT), STEEP)  # nothing is changed just a little
-    return np.asarray(1 - (1 - soft * _edge()) ** 2, np.float32), fine
+    return np.asarray(1 - (1 - soft * _edge()) ** STEEPNESS, np.float32), fine
 
 
 class _Window:
