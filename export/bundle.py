@@ -45,13 +45,27 @@ def export_system(
 ) -> Bundle:
     """Export a system and verify it; the bundle appears under `folder` only when it is whole and verified.
 
-    weights: the folder of the checkpoints, or one above it, as `bfr.models.weights.locate` finds them; weights that are
-    exact in half are stored in half and widened in the graph. options: of the precisions, fp16 is for the networks that
-    bear it and int8 for those that were measured in it, see `bfr.export.onnx.quantize`; with a time table, what the
-    denoiser makes of the timesteps is a network of its own, called once for all steps.
-    threads: of the CPU backend, where it verifies. verified: False leaves that out, for benchmarks that verify
-    elsewhere; the manifest then holds no checks.
-    Raises InputNotFound, InvalidCheckpoint, InvalidImage, InvalidOption, VerificationFailed, WriteFailed.
+    Weights that are exact in half are stored in half and widened in the graph.
+
+    Args:
+        system: The system to export.
+        weights: The folder of the checkpoints, or one above it, as `bfr.models.weights.locate` finds them.
+        folder: The bundle's folder.
+        options: Precisions, opset and so on. fp16 and int8 apply to the networks that keep their accuracy in them.
+        threads: Threads of the CPU backend that verifies.
+        verified: False skips the verification; the manifest then holds no checks.
+        progress: Called with a line at each phase.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        InputNotFound: A checkpoint is missing.
+        InvalidCheckpoint: A checkpoint is damaged or of another network.
+        InvalidImage: A calibration image cannot be read.
+        InvalidOption: The system has no such variant.
+        VerificationFailed: The graphs disagree with eager float32; nothing is published.
+        WriteFailed: The bundle cannot be written.
     """
     precisions, opset, learned_variance = options.precision, options.opset, options.learned_variance
     time_table = _check_variants(system, options)
@@ -194,9 +208,13 @@ def load_weights(
 def as_stage(
     module: nn.Module, spec: NetworkSpec, *, learned_variance: bool = False, time_table: bool = False
 ) -> Stage:
-    """The stage of `bfr.models.stages.kinds` around a network; changes the network where channels are cut.
+    """Return the stage of `bfr.models.stages.kinds` around a network; changes the network where channels are cut.
 
-    time_table: it takes what ConditionerStage makes in the place of timesteps.
+    Args:
+        module: The network, with its weights.
+        spec: Its entry in the system.
+        learned_variance: Keep the variance channels of the output.
+        time_table: Let the stage read what ConditionerStage computes, in place of timesteps.
     """
     kind, options = spec.kind, dict(spec.options)
     if kind == "step":

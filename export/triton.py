@@ -101,7 +101,14 @@ def export_triton(
 
 
 def _config(name: str, network: Network, fixed: tuple[int, ...] | None, options: TritonOptions) -> str:
-    """fixed: the only batch sizes that the graph takes: Triton then sees the batch as a dimension like the others."""
+    """Return the config.pbtxt of a network.
+
+    Args:
+        name: Name of the model.
+        network: The network, from the manifest.
+        fixed: The only batch sizes that the graph takes. Triton then sees the batch as a dimension like the others.
+        options: Processor, batch and instances.
+    """
     return NETWORK.format(
         name=name,
         batch=0 if fixed else options.batch,

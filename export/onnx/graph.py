@@ -46,13 +46,23 @@ def export_graph(
     store_half: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> tuple[Path, Path]:
-    """Write `path`, an .onnx file, and the .safetensors file of its weights; returns both.
+    """Write an .onnx file and the .safetensors file of its weights.
 
-    inputs: name -> example, in the order of `module.forward`; the first axis is the batch and stays dynamic, the others
-    are fixed. It must be 2 in the examples: an axis of 1 would be taken for a constant.
-    store_half: keep float32 weights as half in the file and widen them in the graph, which then computes in float32.
-    metadata: what the file says of itself, see `bfr.export.onnx.metadata`.
-    Raises InvalidOption for an opset that is not offered.
+    Args:
+        module: The stage to trace, in evaluation mode.
+        inputs: Name -> example, in the order of `module.forward`. The first axis is the batch and stays dynamic, the
+            others are fixed. It must be 2 in the examples: the exporter would take an axis of 1 for a constant.
+        outputs: Names of what `module.forward` returns, in its order.
+        path: The .onnx file.
+        opset: The ONNX opset.
+        store_half: Store float32 weights as half and widen them in the graph, which then computes in float32.
+        metadata: What the file says of itself, see `bfr.export.onnx.metadata`.
+
+    Returns:
+        The paths of the graph and of its weights.
+
+    Raises:
+        InvalidOption: The opset is not offered.
     """
     if opset not in OPSETS:
         raise InvalidOption(f"opset {opset} is not offered: choose one of {', '.join(map(str, OPSETS))}")
@@ -87,9 +97,18 @@ def save_graph(
     store_half: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> tuple[Path, Path]:
-    """Write a graph and the .safetensors file of its large tensors beside it, and of `state`; returns both paths.
+    """Write a graph, and beside it the .safetensors file of its large tensors.
 
-    prefix: what the names of weights lose there. store_half, metadata: as in `export_graph`. `model` is changed.
+    Args:
+        model: The graph; it is changed.
+        path: The .onnx file.
+        state: Tensors to store beside those of the graph.
+        prefix: A prefix that the names of weights lose in the file.
+        store_half: As in `export_graph`.
+        metadata: As in `export_graph`.
+
+    Returns:
+        The paths of the graph and of its weights.
     """
     _strip_traces(model)
     helper.set_model_props(model, dict(metadata or {}))

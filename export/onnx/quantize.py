@@ -36,9 +36,16 @@ Inputs = dict[str, Float32]
 
 
 def quantize_network(bundle: Bundle, name: str, faces: Sequence[Float32], *, threads: int | None = None) -> m.Variant:
-    """Write the int8 graph of a bundle's network beside the one in fp32; the manifest is the caller's.
+    """Write the int8 graph of a bundle's network beside the float32 one; the caller updates the manifest.
 
-    faces: (3, S, S) float32 in [0, 1] each, as `calibration_faces` gives them. threads: of the CPU.
+    Args:
+        bundle: The bundle, with float32 graphs.
+        name: The network's name.
+        faces: Calibration images, (3, S, S) float32 in [0, 1] each, as `calibration_faces` gives them.
+        threads: Threads of the CPU.
+
+    Returns:
+        The manifest's entry of the variant.
     """
     entry = bundle.network(name)
     estimates = entry.kind == "estimator"
@@ -71,9 +78,12 @@ def calibration_faces(folder: Path, size: int) -> list[Float32]:
 
 
 def loop_inputs(bundle: Bundle, faces: Sequence[Float32], threads: int | None = None) -> Iterator[Inputs]:
-    """What the denoiser reads at every step of the default preset's loop, in float32 on the CPU.
+    """Yield what the denoiser reads at every step of the default preset's loop, in float32 on the CPU.
 
-    faces: (3, S, S) float32 in [0, 1] each.
+    Args:
+        bundle: The bundle, with float32 graphs.
+        faces: Degraded images, (3, S, S) float32 in [0, 1] each.
+        threads: Threads of the CPU.
     """
     device = CpuDevice(threads)
     networks = load_networks(bundle, device, "fp32")
@@ -85,9 +95,15 @@ def loop_inputs(bundle: Bundle, faces: Sequence[Float32], threads: int | None = 
 
 
 def quantize_graph(graph: Path, path: Path, inputs: Iterable[Inputs]) -> tuple[Path, Path]:
-    """Quantize the convolutions of a float32 graph; returns the paths of the new one and of its weights beside it.
+    """Quantize the convolutions of a float32 graph.
 
-    inputs: of one call each; the ranges of activations are the smallest and largest values seen in them.
+    Args:
+        graph: The float32 graph.
+        path: The .onnx file to write.
+        inputs: Inputs of one call each. The ranges of activations are the smallest and largest values seen in them.
+
+    Returns:
+        The paths of the new graph and of its weights.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 

@@ -66,7 +66,16 @@ class Original:
     def run(
         self, outputs: list[str], images: Mapping[ImageTensor, NDArray[np.float32]], values: Mapping[str, float]
     ) -> list[NDArray[np.generic]]:
-        """images: (B, 3, H, W) in the file's own range and order of channels."""
+        """Run the file as it came.
+
+        Args:
+            outputs: Names of the outputs to compute.
+            images: The pictures, (B, 3, H, W) in the file's own range and order of channels.
+            values: Values of further inputs, by name.
+
+        Returns:
+            The outputs, in that order.
+        """
         feed: dict[str, NDArray[np.generic]] = {}
         for image, planes in images.items():
             kind = IMAGE_TYPES[image.type]

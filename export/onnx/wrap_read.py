@@ -211,9 +211,21 @@ def as_image(value: onnx.ValueInfoProto) -> ImageTensor | None:
 def find_output(
     model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], side: int, wanted: str | None
 ) -> tuple[ImageTensor, int]:
-    """The image that the file makes, and its side. shapes: of all outputs, as a run gave them.
+    """Find the image that the file makes.
 
-    Of several, the first of the input's side, else the first: programs that run such files take that one.
+    Of several, it is the first of the input's side, else the first: programs that run such files take that one.
+
+    Args:
+        model: The file.
+        shapes: Shapes of all outputs, as a run gave them.
+        side: Side of the input image, in pixels.
+        wanted: Name of the output to take, None to choose.
+
+    Returns:
+        The output, and its side in pixels.
+
+    Raises:
+        InvalidOption: No output is an image, or none has that name.
     """
     images = {}
     for value in model.graph.output:
@@ -285,7 +297,12 @@ def drawing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def freeze_draws(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Put constants, drawn once from seed 0, in the place of nodes that draw. shapes: of what they make."""
+    """Replace nodes that draw random numbers by constants, drawn once from seed 0.
+
+    Args:
+        model: The graph; it is changed.
+        shapes: Shapes of what the nodes draw, by output.
+    """
     for i, node in enumerate(drawing_nodes(model)):
         attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         rng, shape = np.random.default_rng([0, i]), shapes[node.output[0]]

@@ -67,9 +67,12 @@ def parse_graph(graph: Path, trt: Any) -> Parsed:
 
 
 def narrowing(graph: Path, network: Any, trt: Any) -> list[str]:
-    """Polygraphy's commands that list what of a graph is not supported, and cut it down to the smallest part.
+    """Return Polygraphy's commands that list unsupported nodes and cut the graph down to them.
 
-    network: as far as it was parsed; its inputs' shapes are named, with a batch of 1.
+    Args:
+        graph: The .onnx file.
+        network: The network, as far as it was parsed. The commands name its inputs' shapes, with a batch of 1.
+        trt: The library's module.
     """
     inputs = (network.get_input(i) for i in range(network.num_inputs))
     shapes = [f"{one.name}:[{','.join(str(max(size, 1)) for size in one.shape)}]" for one in inputs]
@@ -95,11 +98,20 @@ def build_engine_bytes(
     say: Callable[[str], None] = _log.warning,
     trt: Any = None,
 ) -> bytes:
-    """Build the engine of an ONNX file and return it serialized; nothing is written but the timing cache.
+    """Build the engine of an ONNX file and return it serialized; only the timing cache is written.
 
-    meter: gets the phases, and cancels the build. timing: the file of the timing cache, for `tensorrt` only. say: gets
-    what happened to it. trt: the library's module, where it is not the installed one.
-    Raises MissingDependency without the library, EngineBuildFailed with what the library said.
+    Args:
+        graph: The .onnx file.
+        options: Batches, workspace, level and so on.
+        library: `tensorrt` or `tensorrt-rtx`.
+        meter: Gets the phases, and cancels the build.
+        timing: The file of the timing cache, for `tensorrt` only.
+        say: Gets what happened to the timing cache.
+        trt: The library's module, if not the installed one.
+
+    Raises:
+        MissingDependency: The library is not installed.
+        EngineBuildFailed: The library refused the graph; the text has what it said.
     """
     meter = meter or Meter(graph.name)
     trt = trt or load_library(library)

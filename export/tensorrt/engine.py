@@ -69,13 +69,31 @@ def build_engines(
     build: Callable[..., bytes] = build_engine_bytes,
     reference: Callable[[Bundle, int], Reference] = open_reference,
 ) -> list[Engine]:
-    """Build the engines of a bundle that this machine lacks, one after the other; returns those that were published.
+    """Build the engines of a bundle that this machine lacks, one after the other.
 
-    index: the number of the GPU. force: build anew what is there as well. say: gets one line an event; report: how far
-    it is, twice a second.
-    All engines of a precision are proven together and published together; the old ones stay until then. Another
-    process that builds for the same bundle is waited for, and what it built is not built again.
-    Raises BackendUnavailable without a GPU, EngineBuildFailed, VerificationFailed, WriteFailed.
+    All engines of a precision are verified together and published together; the old ones stay until then. If another
+    process builds for the same bundle, this one waits for it and does not build the same again.
+
+    Args:
+        folder: The bundle's folder.
+        library: `tensorrt` or `tensorrt-rtx`.
+        options: Precisions, batches, workspace and so on.
+        index: Number of the GPU.
+        force: Build again what is there already.
+        say: Called with one line an event.
+        report: Called with the progress, twice a second.
+        open_device: Opens the library on a GPU.
+        build: Builds one engine.
+        reference: Opens what engines are compared with.
+
+    Returns:
+        The engines that were published.
+
+    Raises:
+        BackendUnavailable: There is no such GPU.
+        EngineBuildFailed: An engine was not built, or is float32 where half was asked for.
+        VerificationFailed: An engine disagrees with float32.
+        WriteFailed: The cache folder cannot be written.
     """
     kinds = [Bundle.open(folder).precision(name) for name in dict.fromkeys(options.precision)]
     device = open_device(library, index)  # before anything is written: without a GPU nothing is

@@ -38,11 +38,17 @@ def half_share(text: str) -> float:
 
 
 def prove_precision(text: str, network: str, precision: Precision, typed: Callable[[], float] | None = None) -> float:
-    """The share in half of an engine. Of one in fp32 nothing has to be shown.
+    """Return the share in half of an engine, and refuse one that lacks it; nothing is required of fp32.
 
-    typed: the share of the network that the engine was built of, which stands in where the inspector shows no types:
-    for a library that has no way to compute in another type than the graph's.
-    Raises EngineBuildFailed where half precision was asked for and the share is below HALF_SHARE.
+    Args:
+        text: The inspector's JSON of the engine.
+        network: Name of the network, for messages.
+        precision: The precision that was asked for.
+        typed: Share of the network that the engine was built from. It stands in where the inspector shows no types, for
+            a library that computes in no other types than the graph's.
+
+    Raises:
+        EngineBuildFailed: Half precision was asked for and the share is below HALF_SHARE.
     """
     try:
         share = half_share(text)

@@ -78,15 +78,29 @@ def verify(
     gpu: str | None = None,
     progress: Progress = lambda _: None,
 ) -> list[Check]:
-    """Compare a backend with the reference; returns one Check a network and batch, and one of the loop.
+    """Compare a backend with the reference: every network, and the whole loop.
 
-    reference: or its modules, see `eager_reference`. device: the backend's, ONNX Runtime on the CPU if left out, and
-    `networks` on it, where they are loaded. steps: the most that the loop takes. extent: quick runs loops of
-    QUICK_STEPS, spread over the time that all of their steps would take. threads: of that backend. gpu: the name of the
-    one that the backend runs on.
     A device with buckets is compared at its smallest and its largest, others at BATCHES.
-    Raises VerificationFailed where a result is not finite or its PSNR is below its floor; where Polygraphy is there, it
-    names the layer, see `bfr.export.verify.explain`.
+
+    Args:
+        bundle: The bundle.
+        reference: The reference, or its modules, see `eager_reference`.
+        precision: Precision of the backend's networks.
+        device: The backend's device; ONNX Runtime on the CPU if left out.
+        networks: The bundle's networks on `device`, where they are loaded already.
+        preset: The preset whose loop is compared.
+        steps: The most steps that the loop takes.
+        extent: `quick` runs loops of QUICK_STEPS, spread over the time that all steps would take.
+        threads: Threads of the CPU backend.
+        gpu: Name of the GPU that the backend runs on.
+        progress: Called with a line at each comparison.
+
+    Returns:
+        One Check a network and batch, and one of the loop.
+
+    Raises:
+        VerificationFailed: A result is not finite, or its PSNR is below its floor. Where Polygraphy is installed, the
+            text names the layer, see `bfr.export.verify.explain`.
     """
     if not isinstance(reference, Reference):
         reference = eager_reference(reference)

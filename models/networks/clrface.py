@@ -23,7 +23,14 @@ Options = Mapping[str, Any]
 def identity_guide(
     *, recognizer: Options, image_size: int, metric: Metric = "mse", crop: Crop = "arcface"
 ) -> IdentityDistance:
-    """The identity distance of RGB images (B, 3, S, S) in [-1, 1], S = `image_size`. recognizer: options of IResNet."""
+    """Build the identity distance of RGB images (B, 3, S, S) in [-1, 1].
+
+    Args:
+        recognizer: Options of IResNet.
+        image_size: S.
+        metric: The distance between embeddings.
+        crop: The part of the image that the recogniser sees.
+    """
     return IdentityDistance(IResNet(**recognizer), image_size=image_size, metric=metric, crop=crop)
 
 
@@ -35,10 +42,14 @@ def clrface_guide(
     metric: Metric = "cosine",
     crop: Crop = "arcface",
 ) -> IdentityDistance:
-    """The identity distance of latents (B, C, h, w): of what they decode to.
+    """Build the identity distance of latents (B, C, h, w), that is, of the images that they decode to.
 
-    recognizer, autoencoder: options of IResNet and VQModel, of which the decoder is built. mask_shape: None for the
-    latents' own, or (1, C, h, w) that broadcasts to it.
+    Args:
+        recognizer: Options of IResNet.
+        autoencoder: Options of VQModel, of which only the decoder is built.
+        mask_shape: Shape of the mask, (1, C, h, w) or 1 along some axes; None takes the latents' own.
+        metric: The distance between embeddings.
+        crop: The part of the image that the recogniser sees.
     """
     decoder = VQModel(**{**autoencoder, "parts": "decoder"})
     own = (1, decoder.embed_dim, decoder.latent_size, decoder.latent_size)
@@ -75,9 +86,15 @@ class IdentityRecovery(nn.Module):
 def clrface_recoverer(
     *, irn: Options, recognizer: Options, autoencoder: Options, crop: Crop = "arcface"
 ) -> IdentityRecovery:
-    """The network of identity recovery. irn: options of a UNet, without time; the others as of `clrface_guide`.
+    """Build the network of identity recovery.
 
-    What the paper's recovery network is made of could not be verified: a UNet, latent to latent, stands for it.
+    We could not verify the architecture of the paper's recovery network; a UNet, latent to latent, takes its place.
+
+    Args:
+        irn: Options of a UNet without time.
+        recognizer: Options of IResNet.
+        autoencoder: Options of VQModel, of which only the decoder is built.
+        crop: The part of the image that the recogniser sees.
     """
     decoder = VQModel(**{**autoencoder, "parts": "decoder"})
     channels, size = decoder.embed_dim, decoder.latent_size

@@ -62,10 +62,15 @@ _UP = re.compile(r"\.(lora_B|lora\.up|lora_up)\.weight$")
 
 
 def unet(**config: Any) -> nn.Module:
-    """A denoiser, called as `module(x, t, context)`: eps (B, out_channels, h, w), float32.
+    """Build a denoiser, called as `module(x, t, context)`; it returns eps (B, out_channels, h, w), float32.
 
-    x: (B, in_channels, h, w); t: (B,) timesteps; context: (B, tokens, cross_attention_dim). config: of
-    UNet2DConditionModel, see `SD21_UNET`. Raises MissingDependency.
+    It reads x (B, in_channels, h, w), t (B,) timesteps and context (B, tokens, cross_attention_dim).
+
+    Args:
+        **config: Options of UNet2DConditionModel, see `SD21_UNET`.
+
+    Raises:
+        MissingDependency: diffusers is not installed.
     """
     base: Any = _diffusers().UNet2DConditionModel
 

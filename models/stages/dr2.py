@@ -77,7 +77,13 @@ class EnhanceStage(Stage):
     kind, outputs, wraps = "enhancer", ("restored",), "network"
 
     def __init__(self, network: nn.Module, *, source: int, target: int) -> None:
-        """network: (B, 3, T, T) in [-1, 1] -> the same. source, target: S and T."""
+        """Build the stage.
+
+        Args:
+            network: (B, 3, T, T) in [-1, 1] -> the same shape and range.
+            source: S, in pixels.
+            target: T, in pixels.
+        """
         super().__init__()
         self.network, self.source = network, source
         self.register_buffer("matrix", torch.from_numpy(resize_matrix(source, target)).float(), persistent=False)

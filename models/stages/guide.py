@@ -34,12 +34,15 @@ class GuideStage(Stage):
     kind, outputs, wraps, autograd = "guide", ("x_next_guided", "x0_guided"), "network", True
 
     def __init__(self, network: IdentityDistance, *, normalize: bool = False, clipped: bool = True) -> None:
-        """clipped: whether x0_guided is clipped to [-1, 1], as images are and latents are not.
+        """Build the stage.
 
-        normalize: whether m * g is scaled, in each image, to the length of x_next - x0, so that a strength means the
-        same everywhere. PGDiff scales so in colorization and inpainting, to the length of the last step, x_t - x_{t-1}:
-        x_t is not at hand here. Like that, x_next - x0 becomes shorter as the loop ends, and is 0 where x_next is x0:
-        the last step of most solvers is not guided then.
+        Args:
+            network: The distance whose gradient guides.
+            normalize: Scale m * g, in each image, to the length of x_next - x0, so that a strength means the same
+                everywhere. PGDiff scales so in colorization and inpainting, to the length of the last step, x_t -
+                x_{t-1}, but x_t is not available here. x_next - x0 also becomes shorter as the loop ends. It is 0 where
+                x_next is x0, so the last step of most solvers is not guided.
+            clipped: Clip x0_guided to [-1, 1], as images need and latents do not.
         """
         super().__init__()
         self.network, self.normalize, self.clipped = network, normalize, clipped

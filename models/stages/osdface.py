@@ -19,7 +19,11 @@ class LatentEncodeStage(Stage):
     kind, outputs, wraps = "vae-encoder", ("latent",), "encoder"
 
     def __init__(self, encoder: nn.Module) -> None:
-        """encoder: image in [-1, 1] -> scaled latent, see `bfr.models.networks.sd.VaeEncoder`."""
+        """Build the stage.
+
+        Args:
+            encoder: Image in [-1, 1] -> scaled latent, see `bfr.models.networks.sd.VaeEncoder`.
+        """
         super().__init__()
         self.encoder = encoder
 
@@ -37,7 +41,11 @@ class PromptStage(Stage):
     kind, outputs, wraps = "prompt", ("context",), "embedder"
 
     def __init__(self, embedder: nn.Module) -> None:
-        """embedder: image in [-1, 1] -> context, see `bfr.models.networks.osdface.VisualEmbedder`."""
+        """Build the stage.
+
+        Args:
+            embedder: Image in [-1, 1] -> context, see `bfr.models.networks.osdface.VisualEmbedder`.
+        """
         super().__init__()
         self.embedder = embedder
 
@@ -55,7 +63,11 @@ class LatentDecodeStage(Stage):
     kind, outputs, wraps = "vae-decoder", ("restored",), "decoder"
 
     def __init__(self, decoder: VaeDecoder) -> None:
-        """decoder: scaled latent -> image, see `bfr.models.networks.sd.VaeDecoder`."""
+        """Build the stage.
+
+        Args:
+            decoder: Scaled latent -> image, see `bfr.models.networks.sd.VaeDecoder`.
+        """
         super().__init__()
         self.decoder = decoder
 

@@ -77,9 +77,13 @@ def partial_guidance(
     recognizer: Mapping[str, Any] | None = None,
     image_size: int,
 ) -> PartialGuidance:
-    """The networks of a step, by the options of UNet, SmoothRestorer and IResNet.
+    """Build the networks of a step.
 
-    The recogniser, None without a reference, sees the whole image, as published. image_size: S, of the images' sides.
+    Args:
+        denoiser: Options of UNet.
+        restorer: Options of SmoothRestorer.
+        recognizer: Options of IResNet, which sees the whole image, as published; None without a reference.
+        image_size: S, the images' side in pixels.
     """
     identity = None
     if recognizer is not None:

@@ -23,9 +23,11 @@ class Stage(nn.Module):
     autograd: ClassVar[bool] = False
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
-        """Inputs to trace and count with, by name, in the order of `forward`: float32, the first axis the batch.
+        """Return inputs to trace and count with, by name, in the order of `forward`: float32, the first axis the batch.
 
-        size: the side of the images or latents that the network works on.
+        Args:
+            size: Side of the images or latents that the network works on.
+            batch: Length of the first axis.
         """
         raise NotImplementedError
 

@@ -89,10 +89,13 @@ class LinearStep(Stage):
     def __init__(
         self, denoiser: nn.Module, *, features: int | None = None, clipped: bool = True, channels: int | None = None
     ) -> None:
-        """features: of the conditioning that is given in the place of timesteps, None where timesteps are.
+        """Build the stage.
 
-        clipped: whether x0 is clipped to [-1, 1], as images are and latents are not. channels: of the state, C; None
-        where they are all that the denoiser reads.
+        Args:
+            denoiser: The network.
+            features: Length of the conditioning that replaces timesteps; None where the step reads timesteps.
+            clipped: Clip x0 to [-1, 1], as images need and latents do not.
+            channels: C, channels of the state; None where they are all that the denoiser reads.
         """
         super().__init__()
         self.denoiser, self.features, self.clipped, self.channels = denoiser, features, clipped, channels
@@ -147,7 +150,13 @@ class ContextStep(LinearStep):
     kind = "step-context"
 
     def __init__(self, denoiser: nn.Module, *, context: Sequence[int], **options: Any) -> None:
-        """context: tokens and width. options: as of LinearStep."""
+        """Build the stage.
+
+        Args:
+            denoiser: The network.
+            context: Number of tokens and their width.
+            **options: As of LinearStep.
+        """
         super().__init__(denoiser, **options)
         self.context = tuple(context)
 
@@ -210,9 +219,12 @@ class LearnedVarianceStep(LinearStep):
 
 
 def learned_posterior(out: Tensor, x: Tensor, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x0, clipped, and the mean and the logarithm of the variance of the next state, (B, C, S, S) each.
+    """Return x0, clipped, and the mean and the log variance of the next state, (B, C, S, S) each.
 
-    out: (B, 2 C, S, S), the denoiser's, eps and variance values.
+    Args:
+        out: The denoiser's output, (B, 2 C, S, S): eps and variance values.
+        x: The state, (B, C, S, S).
+        row: The step's row, (B, 8).
     """
     eps, variance = out.chunk(2, dim=1)
     x0 = clip_finite(_column(row, Column.A) * x - _column(row, Column.B) * eps)
@@ -236,7 +248,13 @@ class ResizeStage(Stage):
     kind, outputs, wraps = "resize", ("resized",), ""
 
     def __init__(self, _none: nn.Module | None = None, *, target: int, source: int, low: float = -1.0) -> None:
-        """target, source: T and S. low: of the image's range; [0, 1] is mapped to [-1, 1], [-1, 1] stays."""
+        """Build the stage.
+
+        Args:
+            target: T, in pixels.
+            source: S, in pixels.
+            low: Lower end of the image's range; [0, 1] is mapped to [-1, 1], [-1, 1] stays.
+        """
         super().__init__()
         self.low, self.source = low, source
         self.register_buffer("matrix", torch.from_numpy(resize_matrix(source, target)).float(), persistent=False)

@@ -24,9 +24,13 @@ STAGES: tuple[Estimate | Diffuse | Denoise, ...] = (
 
 
 def networks(unet: dict[str, Any], vae: dict[str, Any], *, latent: int, width: int) -> dict[str, NetworkSpec]:
-    """The networks of a DiffMAC of any size: options of both UNets and of the autoencoder; latent: side of latents.
+    """Return the networks of a DiffMAC of any size.
 
-    width: channels inside aligner and bottleneck.
+    Args:
+        unet: Options of both UNets.
+        vae: Options of the autoencoder.
+        latent: Side of the latents.
+        width: Channels inside aligner and bottleneck.
     """
     channels = int(vae["latent_channels"])
     step = {"context": [channels, latent, latent], "clipped": False, "channels": channels}

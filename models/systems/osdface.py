@@ -25,7 +25,15 @@ STAGES = (
 def networks(
     unet: dict[str, Any], vae: dict[str, Any], embedder: dict[str, Any], *, tokens: int, latent: int
 ) -> dict[str, NetworkSpec]:
-    """The networks of an OSDFace of any size. latent: side of the latents; tokens: of the prompt."""
+    """Return the networks of an OSDFace of any size.
+
+    Args:
+        unet: Options of the denoiser.
+        vae: Options of the autoencoder.
+        embedder: Options of the visual embedder.
+        tokens: Number of tokens of the prompt.
+        latent: Side of the latents.
+    """
 
     def file(name: str) -> Download:
         return Download("", f"{name}.safetensors")

@@ -18,7 +18,13 @@ SCALE = 0.1  # the published default; its authors take 0.05 to 0.1 for these tas
 
 
 def networks(denoiser: NetworkSpec, restorer: dict[str, Any], size: int) -> dict[str, NetworkSpec]:
-    """The networks of a PGDiff of any size. denoiser: with learned variance; restorer: options of SmoothRestorer."""
+    """Return the networks of a PGDiff of any size.
+
+    Args:
+        denoiser: The denoiser, with learned variance.
+        restorer: Options of SmoothRestorer.
+        size: Side of the images, in pixels.
+    """
     same = {"target": size, "source": size, "low": 0.0}
     guided = replace(
         denoiser,
@@ -31,7 +37,13 @@ def networks(denoiser: NetworkSpec, restorer: dict[str, Any], size: int) -> dict
 
 
 def reference_networks(own: dict[str, NetworkSpec], recognizer: dict[str, Any], size: int) -> dict[str, NetworkSpec]:
-    """What a reference adds and changes. own: of `networks`; recognizer: options of IResNet."""
+    """Return the networks of a PGDiff with a reference.
+
+    Args:
+        own: The result of `networks`.
+        recognizer: Options of IResNet.
+        size: Side of the images, in pixels.
+    """
     arcface, denoiser = Download("", ARCFACE, also=ARCFACE_ALSO), own["denoiser"]
     whole = {"recognizer": recognizer, "image_size": size, "metric": "mse", "crop": "whole"}
     guided = replace(
