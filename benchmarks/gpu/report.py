@@ -104,7 +104,7 @@ def _ceilings(found: Mapping[str, Any]) -> str:
 
 def _calls(results: Mapping[str, Any]) -> Iterator[Sequence[str]]:
     eager = _figures(results, "unet")
-    modes = {f"eager {name}": eager.get(name, {}) for name in ("float32", "TF32", "half", "half+graph")}
+    modes = {f"eager {name}": eager.get(name, {}) for name in ("float32", "TF32", "half")}
     modes |= {
         "compiled, defaults": _figures(results, "compiled"),
         "compiled, autotuned": _figures(results, "autotuned"),

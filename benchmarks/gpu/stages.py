@@ -111,16 +111,11 @@ def ceilings(context: Context) -> Figures:
 
 
 def unet(context: Context) -> Figures:
-    """The denoiser alone: eager float32, TF32, half, half as a graph; the kernels of a half call by time."""
+    """The denoiser alone: eager float32, TF32, half, half as a graph too; the kernels of a call by time."""
     figures: Figures = {}
-    for name, precision, tf32, graph in (
-        ("float32", "fp32", False, False),
-        ("TF32", "fp32", True, False),
-        ("half", "fp16", False, False),
-        ("half+graph", "fp16", False, True),
-    ):
-        if context.gpu or not (tf32 or graph):
-            part = context.below(figures, name)
+    for name, precision, tf32 in (("float32", "fp32", False), ("half", "fp16", False), ("TF32", "fp32", True)):
+        if context.gpu or not tf32:
+            part, graph = context.below(figures, name), context.gpu and precision == "fp16"
             figures[name] = call_denoiser(part, precision, None, tf32=tf32, graph=graph)
         else:
             figures[name] = {"skipped": "needs a GPU"}

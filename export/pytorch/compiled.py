@@ -255,11 +255,25 @@ class CompiledDevice(GpuDevice):
         """
         graph = torch.cuda.CUDAGraph()
         pool = self._graphs[0].pool() if self._graphs else None
+        failed: list[BaseException] = []
+
+        def watched() -> None:
+            try:
+                work()
+            except BaseException as error:
+                failed.append(error)
+                raise
+
         self.cuda.synchronize(self.stream)
         with self.computing():
             capture = torch.cuda.graph(graph, pool=pool, stream=self.torch_stream, capture_error_mode="thread_local")
-            with capture:
-                work()
+            try:
+                with capture:
+                    watched()
+            except RuntimeError:
+                if failed:  # ending the capture failed too, by an error that says nothing of this one
+                    raise failed[0] from None
+                raise
         self._graphs.append(graph)
         return graph
 

@@ -6,6 +6,7 @@ inputs. What is marked is stored in its own type: on a CPU too a tensor in half 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 
 from bfr.export.verify.walk import Reference, walk
 from bfr.runtime.backends.device import Float32
+from bfr.runtime.backends.tensorrt_key import load_library
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
-from bfr.runtime.errors import InvalidOption
+from bfr.runtime.errors import EngineBuildFailed, InvalidOption
 from bfr.runtime.install import need
 from bfr.runtime.restore.plan import Plan
 
@@ -24,6 +26,7 @@ HALF_MAX = 65504.0  # the largest finite number in half
 JUMP = 10.0  # times the error of a layer's inputs, or of one rounding where they have less
 ROUNDING: Mapping[Precision, float] = {"fp32": 2.0**-20, "fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 2.0**-7}
 PART = 64  # tensors that are marked together: about 2 GiB a side of a network at 512x512
+ENGINE_PART = 512  # of an engine, which takes minutes to build: about 8 GiB in half, on the GPU and on the host
 SHOWN = 10
 PACKAGES = ("polygraphy", "onnx", "onnxruntime")
 COPIES = ("Cast", "QuantizeLinear", "DequantizeLinear")  # of a tensor in another type; no layer of their own
@@ -160,18 +163,21 @@ def compare_graphs(
     Raises:
         InvalidOption: No layer of the one is a layer of the other.
     """
+    from polygraphy import config
+
+    config.USE_TENSORRT_RTX = where == "tensorrt-rtx"  # Polygraphy's other modules read it when they are imported
     expected, found = _Graph(reference), _Graph(tested)
     pairs = [(expected.keys[key], name) for key, name in found.keys.items() if key in expected.keys]
     errors: dict[str, Layer] = {}
-    run = _engine(tested, inputs, where) if where.startswith("tensorrt") else None
-    for start in range(0, len(pairs), PART):
-        part = pairs[start : start + PART]
-        ours = run or _session(found, [b for _, b in part], where)
-        theirs = _session(expected, [a for a, _ in part], "onnxruntime-cpu")(inputs)
-        results = ours(inputs)
-        for a, b in part:
-            if b in results and np.issubdtype(theirs[a].dtype, np.floating) and theirs[a].shape == results[b].shape:
-                errors[b] = Layer(*found.layers[b], b, str(results[b].dtype), *_distance(theirs[a], results[b]))
+    step = ENGINE_PART if where.startswith("tensorrt") else PART
+    for start in range(0, len(pairs), step):
+        results = _results(found, [b for _, b in pairs[start : start + step]], inputs, where)
+        for place in range(start, min(start + step, len(pairs)), PART):
+            part = [(a, b) for a, b in pairs[place : min(place + PART, start + step)] if b in results]
+            theirs = _results(expected, [a for a, _ in part], inputs, "onnxruntime-cpu") if part else {}
+            for a, b in part:
+                if np.issubdtype(theirs[a].dtype, np.floating) and theirs[a].shape == results[b].shape:
+                    errors[b] = Layer(*found.layers[b], b, str(results[b].dtype), *_distance(theirs[a], results[b]))
     if not errors:
         raise InvalidOption(f"{tested.name} and {reference.name} have no layer in common: export the bundle anew")
     worst = sorted(errors.values(), key=lambda layer: -layer.error)[:SHOWN]  # the first of equals stays first
@@ -253,11 +259,28 @@ def _weight(name: str) -> str:
     return name.rsplit(".", 1)[0]
 
 
-Run = Any  # inputs by name -> results by name
+def _results(
+    graph: _Graph, outputs: Sequence[str], inputs: Mapping[str, Float32], where: Where
+) -> dict[str, NDArray[Any]]:
+    """These tensors of a graph, by name; of an engine those of them that it has. Raises EngineBuildFailed."""
+    from polygraphy.exception import PolygraphyException
+    from polygraphy.logger import G_LOGGER
+
+    with G_LOGGER.verbosity(G_LOGGER.ERROR):  # it writes to standard output, where JSON goes
+        if not where.startswith("tensorrt"):
+            return _infer(_session(graph, outputs, where), inputs)
+        try:
+            return _run_engine(graph.path, outputs, inputs, where)
+        except PolygraphyException as error:
+            raise EngineBuildFailed(
+                f"{graph.path.name} with its layers' results as outputs does not run with {where} ({error}): they take "
+                "memory on the GPU, more than the engine itself. `bfr verify --backend onnxruntime-cpu --explain` "
+                "compares the same graph on the CPU"
+            ) from error
 
 
-def _session(graph: _Graph, outputs: Sequence[str], where: Where) -> Run:
-    """A graph in ONNX Runtime with these tensors as its outputs."""
+def _session(graph: _Graph, outputs: Sequence[str], where: Where) -> Any:
+    """The runner of a graph in ONNX Runtime with these tensors as its outputs. Polygraphy takes names for patterns."""
     import onnxruntime
     from polygraphy.backend.onnx import modify_outputs
     from polygraphy.backend.onnxrt import OnnxrtRunner
@@ -266,17 +289,17 @@ def _session(graph: _Graph, outputs: Sequence[str], where: Where) -> Run:
     options.log_severity_level = 3
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.path.parent))
     provider = "CUDAExecutionProvider" if where == "onnxruntime-cuda" else "CPUExecutionProvider"
-    marked = modify_outputs(graph.model, outputs=list(outputs), copy=True).SerializeToString()
-    return _runner(
-        OnnxrtRunner(lambda: onnxruntime.InferenceSession(marked, sess_options=options, providers=[provider]))
-    )
+    marked = modify_outputs(graph.model, outputs=[*map(escape, outputs)], copy=True).SerializeToString()
+    return OnnxrtRunner(lambda: onnxruntime.InferenceSession(marked, sess_options=options, providers=[provider]))
 
 
-def _engine(graph: Path, inputs: Mapping[str, Float32], where: Where) -> Run:
-    """An engine with all tensors marked, which keeps TensorRT from fusing across them. Not run on a GPU yet."""
-    from polygraphy import config, constants
+def _run_engine(
+    graph: Path, outputs: Sequence[str], inputs: Mapping[str, Float32], where: Where
+) -> dict[str, NDArray[Any]]:
+    """Build an engine with these tensors as its outputs, and run it once. Not run on a GPU yet.
 
-    config.USE_TENSORRT_RTX = where == "tensorrt-rtx"  # read when the backend is imported
+    Outputs keep TensorRT from fusing across them: what fusing changes does not show.
+    """
     from polygraphy.backend.trt import (
         CreateConfig,
         EngineFromNetwork,
@@ -286,21 +309,25 @@ def _engine(graph: Path, inputs: Mapping[str, Float32], where: Where) -> Run:
         TrtRunner,
     )
 
+    types = load_library("tensorrt-rtx" if where == "tensorrt-rtx" else "tensorrt").DataType
     profile = Profile()
     for name, value in inputs.items():
         profile.add(name, value.shape, value.shape, value.shape)
-    network = ModifyNetworkOutputs(NetworkFromOnnxPath(str(graph), strongly_typed=True), outputs=constants.MARK_ALL)
-    return _runner(TrtRunner(EngineFromNetwork(network, CreateConfig(profiles=[profile]))))
+    parsed = NetworkFromOnnxPath(str(graph), strongly_typed=True)()
+    layers = [parsed[1].get_layer(i) for i in range(parsed[1].num_layers)]
+    written = [layer.get_output(i) for layer in layers for i in range(layer.num_outputs)]
+    there = {one.name for one in written if one is not None and one.dtype in (types.FLOAT, types.HALF)}
+    marked = [escape(name) for name in outputs if name in there]
+    if not marked:
+        return {}
+    network = ModifyNetworkOutputs(parsed, outputs=marked)
+    return _infer(TrtRunner(EngineFromNetwork(network, CreateConfig(profiles=[profile]))), inputs)
 
 
-def _runner(runner: Any) -> Run:
-    from polygraphy.logger import G_LOGGER
-
-    def run(inputs: Mapping[str, Float32]) -> dict[str, NDArray[Any]]:
-        with G_LOGGER.verbosity(G_LOGGER.ERROR), runner:  # it writes to standard output, where JSON goes
-            return {name: np.array(value) for name, value in runner.infer(dict(inputs)).items()}
-
-    return run
+def _infer(runner: Any, inputs: Mapping[str, Float32]) -> dict[str, NDArray[Any]]:
+    """Copies of what a runner of Polygraphy makes, which builds its session or engine now."""
+    with runner:
+        return {name: np.array(value) for name, value in runner.infer(dict(inputs)).items()}
 
 
 def _where(backend: str) -> Where:

@@ -129,7 +129,7 @@ class CudaNetwork:
             try:
                 self.session.run_with_iobinding(binding, self.options)
             except Exception as error:  # pybind's own types
-                if "memory" in str(error).lower():
+                if "memory" in (text := str(error).lower()) and "illegal" not in text:
                     raise DeviceOutOfMemory(f"ONNX Runtime: {error}: choose a smaller --batch") from error
                 raise
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,6 @@ from bfr.runtime.restore.precision import Trial, choose_precision, sample
 # What `auto` goes on from to the next backend: this one does not work here, another may.
 UNUSABLE = (BackendUnavailable, EngineMismatch, EngineMissing, MissingDependency)
 DEFAULT_SEED = 12345  # the published code's
-Pixels = TypeVar("Pixels", bound=NDArray[Any])
 _log = logging.getLogger("bfr")
 
 
@@ -161,6 +160,7 @@ class Restorer:
             self._drop_chains()
         if self._float32:
             self._float32.close()
+        self._networks = {}  # engines and weights end with the device, not with whoever still holds this object
         if self._owns_device:
             self.device.close()
 
@@ -201,7 +201,7 @@ class Restorer:
 
     def restore(
         self, images: Any, *, seed: int = DEFAULT_SEED, inputs: Mapping[str, Given] | None = None
-    ) -> list[Pixels]:
+    ) -> list[NDArray[Any]]:
         """Restore aligned faces.
 
         images: one, or a sequence of them: (H, W, 3) RGB arrays, uint8 or uint16, or float32 in [0, 1]; tensors,

@@ -131,7 +131,10 @@ class FakeTorchCuda:
             fake.log.append(("capture", options))
             fake.captures += 1
             graph.work = lambda: None
-            yield
+            try:
+                yield
+            except BaseException:  # as PyTorch, whose end of the capture fails then
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")  # noqa: B904
 
         @contextmanager
         def stream(which: Any) -> Iterator[None]:

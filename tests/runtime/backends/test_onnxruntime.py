@@ -197,10 +197,11 @@ def test_memory_that_runs_out_in_a_session(tiny_bundle: Bundle, cuda_provider: A
         assert restorer.batch == 1
 
 
-def test_other_errors_of_a_session_are_bugs(tiny_bundle: Bundle, cuda_provider: Any) -> None:
+@pytest.mark.parametrize("error", ["no kernel image", "CUDA error 700: an illegal memory access was encountered"])
+def test_other_errors_of_a_session_are_bugs(tiny_bundle: Bundle, cuda_provider: Any, error: str) -> None:
     with Restorer.open(tiny_bundle.folder, backend="onnxruntime-cuda") as restorer:
-        restorer._networks["denoiser"].session.error = "no kernel image"  # type: ignore[attr-defined]
-        with pytest.raises(RuntimeError, match="no kernel image"):
+        restorer._networks["denoiser"].session.error = error  # type: ignore[attr-defined]
+        with pytest.raises(RuntimeError, match=error):
             restorer.restore(FACES)
 
 
