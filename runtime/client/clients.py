@@ -93,10 +93,12 @@ class AsyncClient:
             raise InvalidOption(f"{self._where} cannot be asked ({error}): mend or unset the proxy") from error
 
     async def restore(self, image: Any, **options: Any) -> Result:
-        """Restore an image: a path, the bytes of a file, a PIL image, an array or a tensor, as `as_image` takes them.
+        """Restore an image.
 
-        options: fields of `RestoreOptions`, the server's default where left out, and `format` of the result, as of
-        `JobOptions`.
+        Args:
+            image: A path, the bytes of a file, a PIL image, an array or a tensor, as `as_image` takes them.
+            **options: Fields of `RestoreOptions`, the server's default where left out, and `format` of the result, as
+                of `JobOptions`.
         """
         query, headers = asked(options)
         data, headers["Content-Type"] = image_file(image)
@@ -104,7 +106,12 @@ class AsyncClient:
         return self._read(result_of, response)
 
     async def submit(self, path: Path, **options: Any) -> Job:
-        """Send a video, or an image, to be restored in its time. options: as of `restore`."""
+        """Send a video, or an image, as a job.
+
+        Args:
+            path: The file.
+            **options: As of `restore`.
+        """
         query, headers = asked(options)
         headers |= file_headers(path)
         response = await self._exchange(
@@ -119,7 +126,16 @@ class AsyncClient:
     async def wait(
         self, name: str, *, timeout: float | None = None, progress: Callable[[Job], object] = _nothing
     ) -> Job:
-        """The job once it is done, failed or cancelled: look at its `state`. timeout: seconds, None for any."""
+        """Return the job when it is done, failed or cancelled: its `state` says which.
+
+        Args:
+            name: The job's id.
+            timeout: Seconds to wait, None for any.
+            progress: Called with the job after each look at it.
+
+        Raises:
+            ServerUnavailable: The job has not ended after `timeout` seconds.
+        """
         async for job in self.states(name, timeout):
             progress(job)
         return job

@@ -126,18 +126,25 @@ def _spread(steps: int, count: int) -> NDArray[np.int64]:
 def route(
     schedule: Schedule, spacing: str, start: float, *, steps: int | None = None, matched: bool = False, stop: int = 0
 ) -> Route:
-    """The calls of a truncated loop.
+    """Return the calls of a truncated loop.
 
-    spacing: a respacing (see `respace`): the start is diffused to index `start`, N, of the kept timesteps, and the loop
-    calls indices N-1 .. 0, as published; 1 <= N <= kept steps, all of which start from noise alone. Or a grid: `steps`
-    calls, the first at the timestep `start`, 0 < start <= the last timestep, which the start is diffused to. They and
-    timestep 0, where no call is, are even in time, in log-SNR or in the square root of time; the last call's step goes
-    to the clean image instead.
-    matched: of a respacing, diffuse to index N-1 instead, the one that the first call is told. At the published spacing
-    and N the two are nearly the same; at wide spacings or a small N, noise that no call is told of would stay in the
-    image.
-    stop: of a respacing, the index of the last call, whose x0 is the result: the loop calls indices N-1 .. stop.
-    Raises InvalidOption where a number is out of its range.
+    At the published spacing and N, `matched` makes nearly no difference. At wide spacings or a small N, noise that no
+    call is told of would stay in the image without it.
+
+    Args:
+        schedule: The training schedule.
+        spacing: A respacing (see `respace`): the start is diffused to index N of the kept timesteps, and the loop calls
+            indices N-1 .. 0, as published. Or a grid: the start is diffused to the timestep of the first of `steps`
+            calls. The calls and timestep 0 are uniform in time, in log-SNR or in the square root of time; no call is at
+            0, and the last step goes to the clean image.
+        start: Of a respacing, N, from 1 to the number of kept timesteps, which starts from noise alone. Of a grid, a
+            timestep above 0, up to the last one.
+        steps: Number of calls, of a grid.
+        matched: Of a respacing, diffuse to index N-1, the one that the first call is told.
+        stop: Of a respacing, the index of the last call, whose x0 is the result: the loop calls indices N-1 .. stop.
+
+    Raises:
+        InvalidOption: A number is out of its range.
     """
     if spacing in GRIDS:
         if stop:

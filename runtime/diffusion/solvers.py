@@ -82,13 +82,22 @@ def step_table(
     matched: bool = False,
     stop: int = 0,
 ) -> StepTable:
-    """The table of a truncated loop.
+    """Return the table of a truncated loop.
 
-    schedule: the training schedule. spacing, start, steps, matched, stop: where on it the denoiser is called, see
-    `route`.
-    eta: 0 .. 1, the share of noise that each step adds: in DDIM 1 is as noisy as DDPM, in DPM-Solver++ 1 is its SDE
-    form; 0 for the other solvers.
-    Raises InvalidOption where a number is out of its range.
+    Args:
+        schedule: The training schedule.
+        solver: A name of SOLVERS.
+        spacing: Where on the schedule the denoiser is called, see `route`.
+        start: See `route`.
+        steps: See `route`.
+        eta: Share of noise that each step adds, 0 to 1. In DDIM 1 is as noisy as DDPM, in DPM-Solver++ 1 is its SDE
+            form; 0 for the other solvers.
+        prediction: What the denoiser predicts.
+        matched: See `route`.
+        stop: See `route`.
+
+    Raises:
+        InvalidOption: A number is out of its range.
     """
     calls = route(schedule, spacing, start, steps=steps, matched=matched, stop=stop)
     return StepTable(

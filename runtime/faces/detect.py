@@ -38,10 +38,16 @@ class Detector(Protocol):
 
 
 def open_detector(name: str = "auto", *, folder: Path | None = None) -> Detector:
-    """Open a detector, one of DETECTORS; `auto` is YuNet where `bfr fetch yunet` has been run, else the cascades.
+    """Open a face detector.
 
-    folder: where YuNet is, instead of the cache. Raises InvalidOption for another name, InputNotFound where YuNet was
-    asked for and is not there, BundleCorrupt where its file is not the published one.
+    Args:
+        name: One of DETECTORS; `auto` is YuNet where `bfr fetch yunet` has been run, else OpenCV's cascades.
+        folder: The folder with YuNet, instead of the cache.
+
+    Raises:
+        InvalidOption: There is no detector of that name.
+        InputNotFound: YuNet was asked for and is not there.
+        BundleCorrupt: YuNet's file is not the published one.
     """
     if name not in DETECTORS:
         raise InvalidOption(f"detector {name!r} is unknown: choose one of {', '.join(DETECTORS)}")

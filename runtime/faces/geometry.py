@@ -137,12 +137,16 @@ def resized(pixels: NDArray[Any], scale: float) -> tuple[NDArray[Any], Matrix]:
 
 
 def crop_face(pixels: NDArray[Any], matrix: Matrix, size: int) -> NDArray[Any]:
-    """The aligned crop of a face.
+    """Return the aligned crop of a face, with the channels and bits of the photograph.
 
-    pixels: (H, W, 3) or (H, W), uint8 or uint16. matrix: from `alignment`. Returns as many channels and bits; outside
-    the photograph it is mirrored, as in FFHQ: of one colour there, as in the published code, it would have an edge,
-    which networks sharpen and carry into the photograph. A crop that holds nothing of the photograph is grey. Only the
-    face's surroundings are read, whatever the size of the photograph.
+    Outside the photograph the crop is mirrored, as in FFHQ. The published code fills it with one colour, whose edge
+    networks sharpen and carry into the photograph. A crop that holds nothing of the photograph is grey. Only the face's
+    surroundings are read, whatever the size of the photograph.
+
+    Args:
+        pixels: The photograph, (H, W, 3) or (H, W), uint8 or uint16.
+        matrix: The transform from the photograph to the crop, from `alignment`.
+        size: Side of the crop, in pixels.
     """
     margin = ceil(3 / min(scale_of(matrix), 1.0))  # pixels that the interpolation needs around the crop
     points = transform(inverse(matrix), _corners(size))
@@ -196,10 +200,15 @@ def _bicubic(pixels: NDArray[Any], matrix: Matrix, size: tuple[int, int], border
 def rectangle(
     matrix: Matrix, size: int, shape: tuple[int, ...], part: tuple[float, float, float, float] = (0, 0, 1, 1)
 ) -> tuple[int, int, int, int]:
-    """left, top, right, bottom of the pixels of an image of `shape` that a crop of `size` covers.
+    """Return left, top, right and bottom of the pixels of an image that a crop covers.
 
-    matrix: image -> crop. part: of the crop, as shares of its side. Right and bottom are exclusive; an empty rectangle
-    has no pixel inside the image.
+    Right and bottom are exclusive; an empty rectangle has no pixel inside the image.
+
+    Args:
+        matrix: The transform from the image to the crop.
+        size: Side of the crop, in pixels.
+        shape: Shape of the image, (H, W, ...).
+        part: Left, top, right and bottom of a part of the crop, as shares of its side.
     """
     left, top, right, bottom = np.array(part) * size - 0.5
     corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])

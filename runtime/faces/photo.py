@@ -77,9 +77,13 @@ class PhotoEditor:
         detector: Detector | None = None,
         background: Background | None = None,
     ) -> None:
-        """size: of the sides of crops, pixels.
+        """Open what the options name.
 
-        `detector` and `background` are, where not given, those that the options name.
+        Args:
+            size: Side of crops, in pixels.
+            options: How faces are found and pasted.
+            detector: A face detector, instead of the options' own.
+            background: What enlarges the photograph, instead of the options' own.
         """
         self.size, self.options = size, options or PhotoOptions()
         self.detector = detector or open_detector(self.options.detector)
@@ -99,9 +103,13 @@ class PhotoEditor:
         return [replace(face, left=face.condition(photograph).sharp) for face in faces]
 
     def find(self, photograph: NDArray[Any], *, turns: bool = True) -> list[Face]:
-        """The faces that the options choose, from left to right; where none is surely upright, in four turns.
+        """Return the faces that the options choose, from left to right.
 
-        turns: False for frames of a video, where looking three times more would be paid at each look.
+        Where no face is surely upright, it looks in four turns.
+
+        Args:
+            photograph: (H, W, 3) uint8 or uint16 RGB.
+            turns: False looks once, for frames of a video, where three more looks would cost time at each.
         """
         eight = photograph if photograph.dtype == np.uint8 else (photograph >> 8).astype(np.uint8)
         with self._detecting:
@@ -142,7 +150,12 @@ class PhotoEditor:
         return self.crop_by(lambda matrix, size: crop_face(photograph, matrix, size), faces)
 
     def crop_by(self, cut: Callable[[Matrix, int], NDArray[Any]], faces: Sequence[Face]) -> list[AlignedFace]:
-        """As `crop`. cut: gives the crop for an alignment and a size."""
+        """Return crops as `crop` does, cut by a function.
+
+        Args:
+            cut: Returns the crop for an alignment and a size.
+            faces: The faces to crop.
+        """
         matrices = [(face, alignment(face.landmarks, self.size)) for face in faces]
         return [AlignedFace(face, matrix, cut(matrix, self.size)) for face, matrix in matrices if matrix is not None]
 
@@ -234,10 +247,15 @@ def _paired(faces: Sequence[AlignedFace], results: Sequence[Restored]) -> list[t
 
 
 def read_reference(image: Any, worker: FaceRestorer | PhotoRestorer, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
-    """A picture of the person for systems that keep an identity: the largest face of a photograph, aligned.
+    """Return a picture of the person for systems that keep an identity: the largest face of a photograph, aligned.
 
-    With a Restorer, which takes aligned faces, it is one itself. Raises InvalidImage, also where no face is in it.
-    image: as `as_image` takes it.
+    Args:
+        image: A photograph as `as_image` takes it. With a Restorer, which takes aligned faces, it is an aligned face.
+        worker: What restores the images that the reference is for.
+        max_pixels: Of files; larger ones are refused.
+
+    Raises:
+        InvalidImage: It is no image, or has no face.
     """
     pixels = as_image(image, max_pixels=max_pixels).pixels
     if not isinstance(worker, PhotoRestorer):

@@ -92,14 +92,24 @@ def check_tags(block: bytes) -> None:
 def clean_exif(
     block: bytes | None, size: tuple[int, int], *, srgb: bool = True, density: Density | None = None
 ) -> bytes | None:
-    """The tags of an EXIF block, or of a TIFF file, that hold for a picture made from it; None where none does.
+    """Return the EXIF tags that hold for a picture made from the block's; None where none does.
 
-    block: the TIFF structure, with or without EXIF_PREFIX; the result is without, in the same byte order. Description,
-    camera, exposure, dates, position, author and resolution are kept byte for byte; widths and heights that are there
-    become `size` = (width, height), the orientation upright, the colour space sRGB or, without `srgb`, uncalibrated.
-    Where the orientation turned the picture by a quarter, the two resolutions change places. Left out are the thumbnail
-    (it shows the source), the maker's note and all else that depends on the source's bytes or pixels. `density` is
-    entered where the block has none. Raises ValueError where the block is broken.
+    Description, camera, exposure, dates, position, author and resolution are kept byte for byte. Widths and heights
+    become `size`, the orientation upright, the colour space sRGB or uncalibrated. Where the orientation turned the
+    picture by a quarter, the two resolutions change places. The thumbnail (it shows the source), the maker's note and
+    everything else that depends on the source's bytes or pixels are left out.
+
+    Args:
+        block: The TIFF structure of an EXIF block or a TIFF file, with or without EXIF_PREFIX.
+        size: Width and height of the picture, in pixels.
+        srgb: The picture is in sRGB.
+        density: Entered where the block has none.
+
+    Returns:
+        The TIFF structure without EXIF_PREFIX, in the block's byte order.
+
+    Raises:
+        ValueError: The block is broken.
     """
     order, image, camera, position = ("<", {}, {}, {}) if block is None else _read_block(block)
     if _quarter_turned(order, image) and {_X_DENSITY, _Y_DENSITY} <= image.keys():

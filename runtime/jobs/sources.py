@@ -78,7 +78,16 @@ class Inputs:
 
 
 def find_images(inputs: Sequence[Path | str], *, videos: bool = False, out: Path | str | None = None) -> list[Item]:
-    """As `find_inputs`, the items alone."""
+    """Find the images that `inputs` name, as `find_inputs` does.
+
+    Args:
+        inputs: Files, folders and globs, and as text also URLs.
+        videos: Find videos too.
+        out: The output folder, which is not searched.
+
+    Raises:
+        InputNotFound: An input does not exist, or a glob matches nothing.
+    """
     return find_inputs(inputs, videos=videos, out=out).items
 
 

@@ -87,10 +87,25 @@ def restore_video(
     Memory does not depend on the length. Of a source that is damaged, what can be decoded is restored, and `error` says
     so. A video without a face is copied where nothing else is asked for.
 
-    still_noise: a face keeps its noise through all frames, so that its texture does not boil; False draws it anew for
-    each frame, for comparison. codec, crf: see `VideoWriter`. progress: called with the share that is done, 0 to 1.
-    Raises InputNotFound, InvalidImage, InvalidOption, WriteFailed, and RestorationFailed where there are faces and none
-    could be restored.
+    Args:
+        photo: What restores the frames' faces.
+        source: The video.
+        target: The file to write.
+        seed: Seed of the noise, 0 .. 2**32 - 1.
+        metadata: Keep the source's metadata.
+        codec: See `VideoWriter`.
+        crf: See `VideoWriter`.
+        max_pixels: Pixels of a frame; larger ones are refused.
+        still_noise: A face keeps its noise through all frames, so that its texture does not boil. False draws it again
+            for each frame, for comparison.
+        progress: Called with the share that is done, 0 to 1.
+
+    Raises:
+        InputNotFound: The source does not exist.
+        InvalidImage: The source is no video, or exceeds a limit.
+        InvalidOption: The container or the codec is not offered.
+        RestorationFailed: There are faces and none could be restored.
+        WriteFailed: The target cannot be written.
     """
     with VideoReader(source, max_pixels=max_pixels) as reader, atomic_path(target) as temporary:
         upscale = photo.options.upscale
