@@ -33,6 +33,7 @@ html_show_sourcelink = html_copy_source = False
 pygments_style = "tango"
 
 myst_heading_anchors = 4
+autoclass_content = "both"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 python_maximum_signature_line_length = 80
