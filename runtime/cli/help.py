@@ -65,20 +65,20 @@ EXAMPLES = {
 }
 # What people type who come from ultralytics, ffmpeg, rembg, HandBrakeCLI or facefusion -> what it is here.
 HABITS = {
-    **dict.fromkeys(("-i", "-s", "-t", "--input", "--source", "--target"), "inputs are named without a flag"),
+    **dict.fromkeys(("-i", "-s", "-t", "--input", "--input_path", "--source", "--target"), "inputs are named without a flag"),
     **dict.fromkeys(("-y", "--force", "--replace", "--exist-ok"), "--overwrite replaces results"),
-    **dict.fromkeys(("--output", "--output-path", "--project"), "-o names the output"),
+    **dict.fromkeys(("--output", "--output-path", "--output_path", "--project"), "-o names the output"),
     **dict.fromkeys(("-m", "--model", "--weights"), "--bundle names what is run"),
     **dict.fromkeys(("--scale", "--outscale", "-u"), "--upscale enlarges"),
     **dict.fromkeys(("--gpu", "--gpu-id", "--cuda"), "--device is the number of the GPU, --backend what runs on it"),
     "--cpu": "--backend onnxruntime-cpu is for the CPU",
     **dict.fromkeys(("--fp16", "--half"), "--precision fp16 is for half precision"),
-    **dict.fromkeys(("--fidelity", "--fidelity-weight"), "--weight is the fidelity weight"),
+    **dict.fromkeys(("-w", "--fidelity", "--fidelity-weight", "--fidelity_weight"), "--weight is the fidelity weight"),
     "--mask": "`bfr inpaint` takes masks",
     **dict.fromkeys(("--batch-size", "--bs"), "--batch is the batch size"),
     **dict.fromkeys(("--execution-providers", "--provider", "--engine"), "--backend names what runs the networks"),
-    **dict.fromkeys(("--only-center-face", "--only-centre-face"), "--faces centre is for the face in the middle"),
-    **dict.fromkeys(("--bg-upsampler", "--bg"), "--background is for the rest of the picture"),
+    **dict.fromkeys(("--only-center-face", "--only-centre-face", "--only_center_face"), "--faces centre is for the face in the middle"),
+    **dict.fromkeys(("--bg-upsampler", "--bg_upsampler", "--bg"), "--background is for the rest of the picture"),
 }  # fmt: skip
 
 

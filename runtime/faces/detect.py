@@ -2,17 +2,18 @@
 
 import hashlib
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
 from numpy.typing import NDArray
 
-from bfr.runtime.errors import BundleCorrupt, InputNotFound, InvalidOption
+from bfr.runtime.errors import BundleCorrupt, InputNotFound, InvalidOption, WriteFailed
 from bfr.runtime.faces.geometry import Face
 from bfr.runtime.faces.haar import Haar
 from bfr.runtime.faces.options import DetectorName
 from bfr.runtime.faces.yunet import YuNet
-from bfr.runtime.files import cache_folder
+from bfr.runtime.files import cache_folder, write_bytes
 
 RGB8 = NDArray[Any]  # uint8
 DETECTORS: tuple[str, ...] = get_args(DetectorName)
@@ -55,10 +56,7 @@ def open_detector(name: str = "auto", *, folder: Path | None = None) -> Detector
         return Haar()
     path = (folder or cache_folder() / "yunet") / YUNET_FILE
     if name == "auto" and not path.is_file():
-        _log.warning(
-            "faces are found with the cascades inside OpenCV, which miss small, turned and rotated ones: "
-            "`bfr fetch yunet` brings a better detector (230 kB)"
-        )
+        _notice(path.with_name("noticed"))
         return Haar()
     if not path.is_file():
         raise InputNotFound(f"{path} does not exist: `bfr fetch yunet` downloads it")
@@ -68,3 +66,15 @@ def open_detector(name: str = "auto", *, folder: Path | None = None) -> Detector
             f"{path} has sha256 {found}, the published file {YUNET_SHA256}: delete it and run `bfr fetch yunet`"
         )
     return YuNet(model)
+
+
+def _notice(marker: Path) -> None:
+    """Say that there is a better detector, once on a machine: `marker` is written then, where it can be."""
+    if marker.exists():
+        return
+    _log.warning(
+        "faces are found with the cascades inside OpenCV, which miss small, turned and rotated ones: "
+        "`bfr fetch yunet` brings a better detector (230 kB). This is said once"
+    )
+    with suppress(WriteFailed):
+        write_bytes(marker, b"")

@@ -258,7 +258,7 @@ def _frame(card: Card) -> str:
     if card.results:
         figures += [
             f'<figure><img src="{_url(preview)}" alt="{name}, {_text(run)}"{size} loading="lazy">'
-            f'<figcaption><a href="{_url(output)}">{_text(run)}</a></figcaption></figure>'
+            f'<figcaption><a href="{_url(output)}">{_text(run)}</a>{_took(entry, run)}</figcaption></figure>'
             for run, preview, output in card.results
         ]
         return f'<div class="frame row">{"".join(figures)}</div>'
@@ -267,6 +267,10 @@ def _frame(card: Card) -> str:
     label = f"{name}: divider between before and after, percent"
     slider = f'<input type="range" min="0" max="100" value="50" autocomplete="off" aria-label="{label}">'
     return f'<div class="frame pair">{"".join(figures)}{slider}</div>'
+
+
+def _took(entry: Entry, run: str) -> str:
+    return f", {duration(seconds)}" if _finite(seconds := entry.seconds.get(run)) else ""
 
 
 def _stages(card: Card) -> str:

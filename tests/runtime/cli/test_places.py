@@ -251,7 +251,9 @@ def test_a_photograph_without_a_face_says_what_to_do(call: Called, album: Path, 
     assert "no face was found in old.jpg, other.png, in none of four turns: they were kept as they are" in done.stderr
 
 
-@pytest.mark.parametrize(("detector", "remedy"), [("haar", "is one, run `bfr fetch yunet`"), ("yunet", "is one, cut the picture")])
+@pytest.mark.parametrize(
+    ("detector", "remedy"), [("haar", "is one, run `bfr fetch yunet`"), ("yunet", "is one, cut the picture")]
+)
 def test_the_better_detector_is_named_where_it_is_not_used(
     capsys: pytest.CaptureFixture[str], detector: str, remedy: str
 ) -> None:

@@ -45,6 +45,9 @@ class TestOpen:
         assert detector.name == "haar"
         assert [record.levelno for record in caplog.records] == [logging.WARNING]
         assert "`bfr fetch yunet`" in caplog.text
+        caplog.clear()
+        assert open_detector(folder=tmp_path).name == "haar"
+        assert not caplog.records
 
     def test_who_asks_for_the_cascades_is_not_warned(self, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
         assert open_detector("haar", folder=folder).name == "haar"
