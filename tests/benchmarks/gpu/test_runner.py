@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bfr.benchmarks.gpu import stages
 from bfr.benchmarks.gpu.__main__ import run_one, run_stages
 from bfr.benchmarks.gpu.measure import Context, NeedsGpu, Stage
 from bfr.benchmarks.gpu.stages import STAGES
@@ -49,6 +50,20 @@ def run(folder: Path, *stages: Stage, seconds: float = 10_000, resume: Path | No
 
 def ran(folder: Path) -> list[str]:
     return (folder / "ran").read_text().split()
+
+
+@pytest.mark.parametrize(("status", "compiler"), [("done", None), ("timed out", ()), ("skipped", ()), (None, ())])
+def test_a_chain_is_compiled_as_the_stage_before_left_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str | None, compiler: Any
+) -> None:
+    """In this run or in an earlier one: a compilation that did not end would not end here either."""
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(stages, "restore", lambda _context, _name, **options: given.append(options) or {})
+    if status:
+        (tmp_path / "results.json").write_text(json.dumps({"stages": {"autotuned": {"status": status}}}))
+    context = Context(tmp_path, tmp_path, tmp_path, True, 100.0, None, lambda _: None)
+    next(stage for stage in STAGES if stage.name == "chain torch-cuda:fp16").run(context)
+    assert given == [{"batch": 1, "steps": None, "repeats": 10, "compiler": compiler}]
 
 
 def test_each_stage_is_recorded_whatever_becomes_of_the_one_before(tmp_path: Path) -> None:
