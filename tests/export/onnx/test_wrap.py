@@ -14,6 +14,7 @@ from bfr.export.options import WrapOptions
 from bfr.export.verify.compare import FLOORS_DB, open_reference, verify
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.onnx import read_metadata
 from bfr.runtime.errors import InputNotFound, InvalidCheckpoint, InvalidOption
 from bfr.runtime.faces.background import NetworkBackground
 from bfr.runtime.images.encode import write_image
@@ -88,6 +89,8 @@ def test_a_file_that_cannot_leave_its_batch_runs_one_image_at_a_time(tmp_path: P
     options = WrapOptions(input_range=(0, 1), output_range=(0, 1))
     bundle = wrap(darkening(tmp_path / "dark.onnx", batch=1, baked=True), tmp_path / "bundle", options, say=said.append)
     assert bundle.manifest.batches == (1,)
+    graph = bundle.folder / "restorer.onnx"
+    assert read_metadata(graph.read_bytes(), graph)["bfr.batches"] == "1"
     assert any(line.startswith("batches of 1 only") for line in said)
     assert np.abs(restored(bundle)[1] - faces(3)[1] * COLOURS).max() <= 0.51
     for one, other in zip(restored(bundle, batch=4), restored(bundle), strict=True):  # one by one
@@ -115,6 +118,15 @@ def test_ranges_colours_layout_and_types_become_part_of_the_graph(tmp_path: Path
     assert (bundle.manifest.system, bundle.manifest.licence.name) == ("tinter", "MIT")
     for face, found in zip(faces(3), restored(bundle), strict=True):
         assert np.array_equal(found, (face * tint[::-1]).astype(np.uint8))  # their cast cuts off
+    graph = bundle.folder / "restorer.onnx"
+    told = read_metadata(graph.read_bytes(), graph)
+    assert told == {entry.key: entry.value for entry in onnx.load(graph, load_external_data=False).metadata_props}
+    assert told["bfr.range"] == "degraded 0..1, estimate -1..1"  # of the graph itself
+    assert (told["bfr.file.range"], told["bfr.file.colour"]) == ("0..255 to 0..255", "bgr")
+    assert (told["bfr.system"], told["bfr.size"], told["bfr.batches"]) == ("tinter", str(SIZE), "any")
+    assert (told["bfr.licence"], told["bfr.source"]) == ("MIT", "bgr.onnx")
+    assert told["bfr.sha256"] == bundle.network("restorer").source.sha256
+    assert "bfr.fixed" not in told
 
 
 def test_further_inputs_become_constants(tmp_path: Path) -> None:
@@ -127,6 +139,8 @@ def test_further_inputs_become_constants(tmp_path: Path) -> None:
         wrap(path, tmp_path / "bundle", WrapOptions(values={"gain": 0.5, "v": 1}))
     assert not (tmp_path / "bundle").exists()
     bundle = wrap(path, tmp_path / "bundle", WrapOptions(output="y", values={"gain": 0.25}))
+    graph = bundle.folder / "restorer.onnx"
+    assert read_metadata(graph.read_bytes(), graph)["bfr.fixed"] == "gain=0.25"
     for face, found in zip(faces(3), restored(bundle), strict=True):
         assert np.abs(found - darker(face, 0.25)).max() <= 0.51
     with pytest.raises(InvalidOption, match="no network with a weight"):
