@@ -9,7 +9,6 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from bfr.runtime.backends.cuda.device import BUCKETS
 from bfr.runtime.backends.tensorrt_key import Library
 from bfr.runtime.bundle.manifest import Extent, Precision
-from bfr.runtime.errors import InvalidOption
 from bfr.runtime.options import COMMAS, Options, field_of
 
 Opset = Literal[18, 20, 21, 23]
@@ -47,15 +46,6 @@ def _by_name(value: Any) -> Any:
     except ValueError as error:
         raise ValueError("name each input and its value, as w=0.5") from error
     return pairs
-
-
-def _buildable(precisions: tuple[Precision, ...]) -> tuple[Precision, ...]:
-    if "int8" in precisions:
-        raise InvalidOption(
-            "engines are not built in int8: its scales were chosen for ONNX Runtime on CPUs and measured there alone. "
-            "Build with --precision fp16, or run int8 with --backend onnxruntime-cpu"
-        )
-    return precisions
 
 
 class ExportOptions(Options):
@@ -129,8 +119,9 @@ class TritonOptions(Options):
 class BuildOptions(Options):
     """What TensorRT's builder may do."""
 
-    precision: Annotated[tuple[Precision, ...], AfterValidator(_buildable)] = Field(
-        default=("fp32",), description="fp32 or fp16; may be repeated. A network without one is built in fp32 for it."
+    precision: tuple[Literal["fp32", "fp16", "bf16"], ...] = Field(
+        default=("fp32",),
+        description="May be repeated. Networks without one of them are built in fp32 for it; int8 is for CPUs.",
     )
     library: Literal["auto", Library] = Field(
         default="auto", description="What builds; auto: the first that is installed."

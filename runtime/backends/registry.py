@@ -77,9 +77,9 @@ _ORT, _TRT = "bfr.runtime.backends.onnxruntime", "bfr.runtime.backends.tensorrt"
 _ROWS = (
     Backend("onnxruntime-cpu", _ORT, "CpuDevice", "onnxruntime", "cpu", "cpu", "ONNX Runtime on the CPU"),
     Backend("tensorrt", _TRT, "TensorRtDevice", "tensorrt", "tensorrt", "cuda",
-            "TensorRT: the engines that bfr build made", unmeasured=True, records=True),
+            "engines of bfr build, run by TensorRT", unmeasured=True, records=True),
     Backend("tensorrt-rtx", _TRT, "TensorRtRtxDevice", "tensorrt_rtx", "tensorrt-rtx", "cuda",
-            "TensorRT for RTX: the engines that bfr build made", unmeasured=True, records=True),
+            "engines of bfr build, run by TensorRT for RTX", unmeasured=True, records=True),
     Backend("onnxruntime-cuda", _ORT, "CudaDevice", "onnxruntime", "gpu", "cuda",
             "ONNX Runtime on an NVIDIA GPU", unmeasured=True),
     # The one that is not part of the runtime: it needs torch and the networks' modules. Its first call compiles for
