@@ -1,8 +1,9 @@
-"""Bulk restoration where something dies: the driver, by kill -9, and one of the two nodes of a cluster."""
+"""Bulk restoration where something dies: the driver, by kill -9, one of two nodes, and the cable between two."""
 
 import csv
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,7 +34,20 @@ while len(ray.nodes()) < 2:
     time.sleep(0.2)
 """
 KINDS = 4  # different pictures
-RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+PORT = 6379
+RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_worker_niceness": "0",  # its workers would wait for everything else on the machine
+    "OMP_NUM_THREADS": "1",
+}
+TOKEN = {
+    **RAY,
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "5" * 64,
+    "RAY_health_check_period_ms": "2000",  # nobody is told of a cut cable
+    "RAY_health_check_timeout_ms": "4000",
+}
 
 
 def noise(folder: Path, count: int) -> Path:
@@ -81,10 +95,11 @@ class Started:
         self.process.wait()
 
 
-def start(*command: object, **environment: str) -> Started:
+def start(*command: object, inside: str = "", **environment: str) -> Started:
+    """inside: a network namespace."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(  # noqa: S603
-            [sys.executable, *map(str, command)],
+            [*(["ip", "netns", "exec", inside] if inside else []), sys.executable, *map(str, command)],
             stdout=said,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -93,10 +108,10 @@ def start(*command: object, **environment: str) -> Started:
         return Started(process, os.fdopen(os.dup(said.fileno()), "rb"))
 
 
-def batch(folder: Path, out: Path, *arguments: object, **environment: str) -> Started:
+def batch(folder: Path, out: Path, *arguments: object, inside: str = "", **environment: str) -> Started:
     code = "from bfr.runtime.cli.main import main; main()"
     options = ("--aligned", "--preset", "fast", "--backend", "onnxruntime-cpu", *arguments)
-    return start("-c", code, "batch", folder, "-o", out, *options, **environment)
+    return start("-c", code, "batch", folder, "-o", out, *options, inside=inside, **environment)
 
 
 def wait_for(condition: Callable[[], bool], started: Started, seconds: float = 180) -> None:
@@ -133,10 +148,12 @@ def test_a_run_that_is_killed_is_resumed(tmp_path: Path) -> None:
     check(folder, out, 40)
 
 
-def node(*arguments: object, temporary: str) -> Started:
-    """A node of one core. temporary: a short path, for sockets lie in it."""
+def node(*arguments: object, temporary: str, inside: str = "", **environment: str) -> Started:
+    """A node of one core. temporary: a short path, for sockets lie in it. inside: a network namespace."""
     options = ("--num-cpus=1", "--object-store-memory=100000000", "--block", *arguments)
-    return start("-m", "ray.scripts.scripts", "start", *options, TMPDIR=temporary, **RAY)
+    return start(
+        "-m", "ray.scripts.scripts", "start", *options, inside=inside, TMPDIR=temporary, **{**RAY, **environment}
+    )
 
 
 @contextmanager
@@ -180,3 +197,57 @@ def test_a_node_that_dies_loses_nothing(tmp_path: Path) -> None:
     nodes = Counter(row["node"] for row in check(folder, out, count))
     print(f"killed after {seconds:.0f} s with {there} of {count} results; {total:.0f} s in all; rows by node: {nodes}")
     assert len(nodes) == 2
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, timeout=30)  # noqa: S603, S607
+
+
+@contextmanager
+def machines() -> Iterator[list[str]]:
+    """Two network namespaces with a cable between them, which reach nothing else. 10.77.0.1 and 10.77.0.2."""
+    names = [f"bfr-{os.getpid()}-{k}" for k in range(2)]
+    with ExitStack() as stack:
+        for name in names:
+            ip("netns", "add", name)
+            stack.callback(ip, "netns", "del", name)
+        ip("link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns", names[1])
+        for k, name in enumerate(names, 1):
+            ip("-n", name, "address", "add", f"10.77.0.{k}/24", "dev", "cable")
+            for device in ("lo", "cable"):
+                ip("-n", name, "link", "set", device, "up")
+        yield names
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="network namespaces need root and iproute2")
+def test_a_machine_that_is_cut_off_loses_nothing(tmp_path: Path) -> None:
+    """Two machines, as far as the network goes, with a token. The cable is cut: nothing answers, nothing is closed."""
+    count = 96
+    folder, out = noise(tmp_path / "in", count), tmp_path / "out"
+
+    def both_work() -> bool:
+        parts = [path.name for path in out.glob("rows-*")]
+        return len({row.node for row in read_entries(Store(str(out)), parts).values()}) == 2
+
+    with machines() as (here, there), ExitStack() as stack:
+        folders = [
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)) for _ in range(2)
+        ]
+        first = ("--head", f"--port={PORT}", "--include-dashboard=false", "--node-ip-address=10.77.0.1")
+        head = node(*first, f"--temp-dir={folders[0]}", temporary=folders[0], inside=here, **TOKEN)
+        stack.callback(head.kill)
+        wait_for(lambda: "Ray runtime started" in head.said(), head)
+        address = f"10.77.0.1:{PORT}"
+        second = ("--address", address, "--node-ip-address=10.77.0.2")
+        other = node(*second, temporary=folders[1], inside=there, **TOKEN)
+        stack.callback(other.kill)
+        finished(start("-c", BOTH, address, inside=here, **TOKEN))
+        process = batch(folder, out, "--address", address, inside=here, **TOKEN)
+        stack.callback(process.kill)
+        wait_for(both_work, process, 400)
+        done = results(out)
+        ip("-n", here, "link", "set", "cable", "down")
+        said = finished(process)
+    assert done < count, "the cable was cut too late"
+    assert f"{count} images: {count} restored" in said
+    assert len(Counter(row["node"] for row in check(folder, out, count))) == 2

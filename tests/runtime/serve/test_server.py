@@ -175,7 +175,14 @@ class TestServing:
 
     def test_every_line_of_the_log_is_json_with_the_request_id(self, server: ServerProcess) -> None:
         restore(server.url, face(1), mode="aligned", headers={"X-Request-Id": "find-me-in-the-log"})
-        line = next(line for line in server.log if line.get("request_id") == "find-me-in-the-log")
+        found: list[dict[str, Any]] = []
+
+        def written() -> bool:  # after the answer was sent
+            found[:] = [line for line in server.log if line.get("request_id") == "find-me-in-the-log"]
+            return bool(found)
+
+        until(written)
+        [line] = found
         assert (line["route"], line["status"], line["faces"]) == ("/restore", 200, 1)
         assert line["seconds"] > 0
 
