@@ -63,7 +63,19 @@ class Restorer:
         batch: int = 1,
         networks: dict[str, Network] | None = None,
     ) -> None:
-        """Most users call `Restorer.open`. `networks` replaces the bundle's own, by name."""
+        """Put a bundle on a device; most users call `Restorer.open`.
+
+        Args:
+            bundle: The bundle.
+            device: The device, which stays the caller's to close.
+            sampler: The preset, with everything that replaces its fields.
+            precision: Precision of the networks; those without it run in fp32.
+            batch: Faces that go through the networks together, at most.
+            networks: Networks that replace the bundle's own, by name.
+
+        Raises:
+            InvalidOption: The batch is out of range.
+        """
         if batch < 1:
             raise InvalidOption(f"batch {batch} is out of range: choose 1 or more")
         self.bundle, self.device, self.sampler = bundle, device, sampler
@@ -204,14 +216,21 @@ class Restorer:
     ) -> list[NDArray[Any]]:
         """Restore aligned faces.
 
-        images: one, or a sequence of them: (H, W, 3) RGB arrays, uint8 or uint16, or float32 in [0, 1]; tensors,
-        (C, H, W); paths, bytes of files and PIL images, whose alpha is left out. Another size than the system's is
-        resized (antialiased bicubic) and the result resized back. Returns as many images of the same sizes and dtypes.
-        seed: 0 .. 2**32 - 1. The result of an image depends on its pixels and the seed alone, not on its neighbours.
-        inputs: of systems that read more than the image: `mask` or `reference`, one picture or None for each image, see
-        `bfr.runtime.restore.inputs`.
-        Raises InvalidImage for a wrong shape or dtype, RestorationFailed where a result is not finite: `run` returns
-        the others all the same.
+        Args:
+            images: One, or a sequence of them: (H, W, 3) RGB arrays, uint8 or uint16, or float32 in [0, 1]; tensors,
+                (C, H, W); paths, bytes of files and PIL images, whose alpha is left out. Another size than the system's
+                is resized (antialiased bicubic) and the result resized back.
+            seed: Seed of the noise, 0 .. 2**32 - 1. The result of an image depends on its pixels and the seed alone,
+                not on its neighbours.
+            inputs: Pictures for systems that read more than the image: `mask` or `reference`, one picture or None for
+                each image, see `bfr.runtime.restore.inputs`.
+
+        Returns:
+            As many images, of the same sizes and dtypes.
+
+        Raises:
+            InvalidImage: An image has a wrong shape or dtype.
+            RestorationFailed: A result is not finite; `run` returns the others all the same.
         """
         results = self.run(as_several(images), seed=seed, inputs=inputs)
         failed = {i: result.error for i, result in enumerate(results) if result.pixels is None}
@@ -229,13 +248,21 @@ class Restorer:
         on_step: OnStep | None = None,
         inputs: Mapping[str, Given] | None = None,
     ) -> list[Restored]:
-        """As `restore`, but an image that fails is a result with `error` set, and ends nothing.
+        """Restore aligned faces as `restore` does; an image that fails is a result with `error` set.
 
-        keys: of the noise of each image, 0 .. 2**32 - 1; None for one is a function of its pixels. Images that share a
-        key get the same noise, as the frames of a video should.
-        on_step: is called between the steps of each batch; on a GPU the batch is not one graph then.
         Where the device's memory runs out, the batch is halved, for this and for later calls; an image that does not
         fit alone fails.
+
+        Args:
+            images: See `restore`.
+            seed: See `restore`.
+            keys: Keys of the noise of each image, 0 .. 2**32 - 1; None for one is a function of its pixels. Images that
+                share a key get the same noise, as the frames of a video should.
+            on_step: Called between the steps of each batch; on a GPU the batch is not one graph then.
+            inputs: See `restore`.
+
+        Returns:
+            One result for each image.
         """
         images = [as_pixels(image) for image in images]
         given = self._checked(images, seed, inputs)
@@ -262,12 +289,21 @@ class Restorer:
         on_step: OnStep | None = None,
         inputs: Mapping[str, Given] | None = None,
     ) -> Pending:
-        """As `run`, of `batch` images at most, which are waited for when they are asked for.
+        """Start as `run` does, with `batch` images at most, and return before the results are there.
 
-        On a GPU the next ones can be launched before these are waited for, so that it has always something to do; what
-        was launched before them is finished first, and the device works on two batches at most.
-        on_step: is called between the steps where the host makes them; a GPU works through a batch without the host,
-        and it is called once, with all steps and None, when the batch is finished.
+        On a GPU the next images can be launched before these are waited for, so that it is never idle. What was
+        launched before them is finished first, and the device works on two batches at most.
+
+        Args:
+            images: See `restore`.
+            seed: See `restore`.
+            keys: See `run`.
+            on_step: Called between the steps where the host makes them. A GPU works through a batch without the host;
+                it is then called once, with all steps and None, when the batch is finished.
+            inputs: See `restore`.
+
+        Returns:
+            What the results are fetched from.
         """
         if not images:
             return Finished([])
@@ -279,10 +315,17 @@ class Restorer:
         return self._launch(batch, None, partial(on_step, self.plan.steps, None))
 
     def warm_up(self, *, batch: int | None = None, times: int | None = None) -> float:
-        """Run a chain, the largest unless `batch` says another, on grey images; returns the seconds it took.
+        """Run a chain on grey images.
 
-        times: None is often enough for the chain to be recorded where the device records.
-        Raises RestorationFailed where the result is not finite.
+        Args:
+            batch: Size of the batch, the largest if left out.
+            times: Number of runs. None is often enough for the chain to be recorded where the device records.
+
+        Returns:
+            The seconds that it took.
+
+        Raises:
+            RestorationFailed: A result is not finite.
         """
         begin = time.perf_counter()
         grey = np.full((self.size, self.size, 3), 0.5, np.float32)
