@@ -45,7 +45,12 @@ _JOB = TypeAdapter(Job)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server answered. headers: by names in any case. content: empty where it went into a file."""
+    """What a server answered.
+
+    Attributes:
+        headers: By names in any case.
+        content: Empty where it went into a file.
+    """
 
     status_code: int
     headers: Mapping[str, str]
@@ -201,9 +206,13 @@ def _count(text: str) -> int:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server wants to be left alone for, and up to a tenth more, so that not all come back at once.
+    """Return the pause that a server asks for, and up to a tenth more, so that clients do not all return at once.
 
-    headers: by names in lower case. None where it does not say.
+    Args:
+        headers: By names in lower case.
+
+    Returns:
+        Seconds, or None where the headers do not say.
     """
     said = headers.get("retry-after", "").strip()
     try:

@@ -16,9 +16,13 @@ from bfr.runtime.images.decode import decode_image
 class Result:
     """A restored image.
 
-    data: the file. faces: how many were restored; failed: how many could not be. seconds: stage -> seconds there.
-    notes: what of the image was left out, reduced or taken otherwise than it says. sharp: how many faces were left
-    because they are sharp already.
+    Attributes:
+        data: The file.
+        faces: How many were restored.
+        failed: How many could not be.
+        seconds: Stage -> seconds there.
+        notes: What of the image was left out, reduced or taken otherwise than it says.
+        sharp: How many faces were left because they are sharp already.
     """
 
     data: bytes = field(repr=False)
@@ -46,7 +50,13 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Long work, of a video for example. share: 0 to 1. created: ISO 8601. error: why it failed, or what of it did."""
+    """Long work, of a video for example.
+
+    Attributes:
+        share: 0 to 1.
+        created: ISO 8601.
+        error: Why it failed, or what of it did.
+    """
 
     id: str
     state: Literal["queued", "running", "done", "failed", "cancelled"]

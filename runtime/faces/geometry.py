@@ -27,8 +27,10 @@ _log = logging.getLogger(__name__)
 class Face:
     """A face that was found, in pixels of its photograph.
 
-    box: (4,) float32, left, top, right, bottom; may reach outside. score: 0 to 1, the detector's own measure.
-    landmarks: (5, 2) float32 x, y: left eye, right eye, nose, left and right corner of the mouth, as one sees them.
+    Attributes:
+        box: (4,) float32, left, top, right, bottom; may reach outside.
+        landmarks: (5, 2) float32 x, y: left eye, right eye, nose, left and right corner of the mouth, as one sees them.
+        score: 0 to 1, the detector's own measure.
     """
 
     box: NDArray[np.float32]
