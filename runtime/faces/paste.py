@@ -23,7 +23,7 @@ from bfr.runtime.faces.options import Detail
 
 SHARPNESS = 4.0  # of the border between two overlapping faces
 REACH, SMOOTH = 12, 1.5  # of 128 cells a side: how far around a place its range is taken, and the noise's smoothing
-SLACK = 2.0  # levels of 255 by which the surroundings of a head may leave that range
+SLACK = 3.0  # levels of 255 by which the surroundings of a head may leave that range
 FLOOR = 0.2  # the share of places in a face with the least fine detail: what they have is the photograph's noise
 EXCESS = 1.5  # fine detail is kept by how far its power exceeds so many times the noise's
 SEEN = 4.0  # levels of 255: noise well below this is kept, as nobody sees it and detail goes with it
