@@ -775,7 +775,7 @@ class TestFaults:
             "encode": ("bfr.runtime.jobs.work.encode_noted", None),
             "align": (worker, "align"),
             "paste": (worker, "paste"),
-            "run": (worker.restorer, "run"),
+            "run": (worker.restorer, "launch"),
         }[stage]
         monkeypatch.setattr("os.cpu_count", lambda: 1)  # one reader and one writer: in the order of the files
         where, name = target
