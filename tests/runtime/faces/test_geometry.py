@@ -3,6 +3,7 @@
 from functools import cache
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from bfr.runtime.faces.geometry import (
     select_faces,
     template,
     transform,
+    warp,
+    warp_back,
 )
 
 Array = NDArray[Any]
@@ -291,3 +294,29 @@ class TestChoice:
         assert one.eye_distance == 5
         assert one.area == 1200
         assert face((40, 20, 10, 60)).area == 0
+
+
+class TestWarpBack:
+    """From a crop that is finer than the photograph."""
+
+    def test_what_the_crop_enlarged_comes_back(self) -> None:
+        rng = np.random.default_rng(3)
+        photograph = np.clip(cv2.GaussianBlur(rng.normal(128, 120, (80, 90)), (0, 0), 0.8), 0, 255).astype(np.uint8)
+        matrix = np.array([[3.9, 0.4, -20], [-0.4, 3.9, 10]])
+        crop = crop_face(photograph, matrix, 256).astype(np.float32)
+        back, size = inverse(matrix), (90, 80)
+        ways = (warp_back(crop, back, size), warp(crop, back, size, cv2.BORDER_REPLICATE))
+        errors = [float(np.abs(way - photograph)[20:55, 20:60].mean()) for way in ways]
+        assert errors[0] < 0.35 * errors[1]
+
+    def test_what_is_too_fine_for_the_photograph_goes(self) -> None:
+        """Lines of two pixels of the crop, at four for one of the photograph."""
+        lines = np.tile(np.array([0, 200], np.float32), (256, 128))
+        smaller = warp_back(lines, np.array([[0.25, 0, 0.1], [0, 0.25, 0.1]]), (64, 64))
+        assert np.abs(smaller - 100)[4:-4, 4:-4].max() < 4
+
+    def test_noise_keeps_its_power(self) -> None:
+        noise = np.random.default_rng(4).normal(0, 10, (512, 512)).astype(np.float32)
+        for scale in (0.5, 0.3):
+            smaller = warp_back(noise, np.array([[scale, 0, 0.1], [0, scale, 0.1]]), (150, 150))
+            assert smaller.std() == pytest.approx(10 * scale, rel=0.1)
