@@ -192,7 +192,10 @@ class Pipeline(Generic[T, P, R]):
         while not self._ended and self._next is not None:
             flying = [task for task in self._tasks if task.finished is None or not task.finished.done()]
             upcoming, weight = self._next
-            if flying and (len(flying) >= self._most or sum(task.weight for task in flying) + weight > BUDGET):
+            beside = {id(task) for task in self._running[0]} if self._running else ()  # or the next batch never fills
+            if flying and (
+                len(flying) - len(beside) >= self._most or sum(task.weight for task in flying) + weight > BUDGET
+            ):
                 return
             self._tasks.append(_InFlight(weight, self._readers.submit(self._prepare, upcoming)))
             self._advance()

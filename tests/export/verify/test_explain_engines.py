@@ -45,7 +45,8 @@ def graph(folder: Path, half: bool, scales: dict[int, float]) -> Path:
         last = f"relu_{i}"
     nodes.append(helper.make_node("Cast", [last], ["y"], to=TensorProto.FLOAT))
     nodes.append(helper.make_node("Identity", ["shape"], ["size"]))
-    value, shape = helper.make_tensor_value_info, ["batch", CHANNELS, 8, 8]
+    value = helper.make_tensor_value_info
+    shape: list[str | int | None] = ["batch", CHANNELS, 8, 8]
     outputs = [value("y", TensorProto.FLOAT, shape), value("size", TensorProto.INT64, [4])]
     whole = helper.make_graph(nodes, "g", [value("x", TensorProto.FLOAT, shape)], outputs, weights)
     path = folder / f"{'half' if half else 'full'}.onnx"
@@ -232,7 +233,7 @@ class Engine:
         self.num_io_tensors = len(self.names)
 
     def get_tensor_name(self, i: int) -> str:
-        return self.names[i]
+        return str(self.names[i])
 
     def get_tensor_mode(self, name: str) -> Mode:
         return Mode.INPUT if name == "x" else Mode.OUTPUT
@@ -257,7 +258,8 @@ class Context:
     active_optimization_profile = 0
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.shape, self.address = engine, (-1, CHANNELS, 8, 8), 0
+        self.engine, self.address = engine, 0
+        self.shape: tuple[int, ...] = (-1, CHANNELS, 8, 8)
         self.allocators: dict[str, Any] = {}
 
     def get_tensor_shape(self, _name: str) -> tuple[int, ...]:

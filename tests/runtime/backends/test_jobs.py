@@ -30,13 +30,13 @@ FACE = (230, 30, 30)
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inputs are read before the networks ask for them: however busy the machine, the order is the same."""
-    launch = Pipeline._launch
+    feed = Pipeline._feed
 
-    def after_reading(self: Any, faces: Any) -> None:
+    def and_wait(self: Any) -> None:
+        feed(self)
         futures.wait([task.prepared for task in self._tasks if task.prepared])
-        launch(self, faces)
 
-    monkeypatch.setattr(Pipeline, "_launch", after_reading)
+    monkeypatch.setattr(Pipeline, "_feed", and_wait)
 
 
 def frame(number: int, faces: int = 1) -> Any:
@@ -77,7 +77,7 @@ def run(restorer: Restorer, folder: Path, out: Path, fakes: Any, told: list[floa
     report = run_job(
         photo,
         find_images([folder], videos=True, out=out),
-        JobOptions(out),
+        JobOptions(out=out),
         progress=lambda done, _: told.append(done) if told is not None else None,
     )
     assert not [entry.error for entry in report.entries if entry.error]
@@ -147,7 +147,7 @@ def test_a_caller_ends_the_run_and_the_next_one_is_not_harmed(
         for _ in range(3):
             photo = PhotoRestorer(gpu, PhotoOptions(restore_sharp=True), detector=fakes.Squares())
             with pytest.raises(Cancelled):
-                run_job(photo, find_images([photographs]), JobOptions(tmp_path / "ended"), progress=stop)
+                run_job(photo, find_images([photographs]), JobOptions(out=tmp_path / "ended"), progress=stop)
         assert run(gpu, photographs, tmp_path / "again", fakes) == wanted
 
 
@@ -188,7 +188,8 @@ def test_what_fails_while_it_is_launched_leaves_the_result_before_it(
             gpu.launch(faces[1:2])
         later = [gpu.launch([face]) for face in faces[1:]]
         found = [first.finish(), *(pending.finish() for pending in later)]
-        assert all(np.array_equal(one.pixels, face) for [one], face in zip(found, wanted, strict=True))
+        pairs = zip(found, wanted, strict=True)
+        assert all(one.pixels is not None and np.array_equal(one.pixels, face) for [one], face in pairs)
         with pytest.raises(ValueError, match="at most 1"):
             gpu.launch(faces[:2])
         assert gpu.launch([]).finish() == []

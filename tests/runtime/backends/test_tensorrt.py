@@ -405,6 +405,7 @@ OTHER = {
     "driver": "12.4",
     "gpu": "NVIDIA Other",
     "compute_capability": "8.6",
+    "power": "15W",
 }
 
 

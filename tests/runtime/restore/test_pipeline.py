@@ -388,6 +388,31 @@ def test_a_result_is_not_kept_back_where_nothing_can_be_launched() -> None:
     assert networks.log == [("launch", 0), ("finish", 0), ("launch", 1), ("finish", 1)]
 
 
+def test_slow_writing_breaks_no_batch_up() -> None:
+    """What the device works on does not count as read ahead: the next batch fills while the previous one is written."""
+    networks, released = Networks(2, asynchronous=True), threading.Event()
+
+    def finish(number: int, results: list[Restored]) -> int:
+        wait(released)
+        return number
+
+    def during(call: int) -> None:
+        if call == 2:
+            released.set()
+
+    networks.during = during
+    line = piped(networks, finish=finish)
+    feed = line._feed
+
+    def and_wait() -> None:
+        feed()
+        futures.wait([task.prepared for task in line._tasks if task.prepared])
+
+    line._feed = and_wait  # type: ignore[method-assign]
+    assert guarded(lambda: list(line.run([(number, 1) for number in range(8)]))) == list(range(8))
+    assert networks.sizes == [2, 2, 2, 2]
+
+
 def test_two_batches_at_most_are_under_way_and_no_input_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "BUDGET", 100)
     flight, networks = Flight(), Networks(2, asynchronous=True)
