@@ -58,7 +58,12 @@ def test_a_chain_is_compiled_as_the_stage_before_left_it(
 ) -> None:
     """In this run or in an earlier one: a compilation that did not end would not end here either."""
     given: list[dict[str, Any]] = []
-    monkeypatch.setattr(stages, "restore", lambda _context, _name, **options: given.append(options) or {})
+
+    def restore(_context: Context, _name: str, **options: Any) -> dict[str, Any]:
+        given.append(options)
+        return {}
+
+    monkeypatch.setattr(stages, "restore", restore)
     if status:
         (tmp_path / "results.json").write_text(json.dumps({"stages": {"autotuned": {"status": status}}}))
     context = Context(tmp_path, tmp_path, tmp_path, True, 100.0, None, lambda _: None)
