@@ -32,9 +32,9 @@ OPEN_SECONDS, SILENT_SECONDS = 10.0, 5.0  # after which a source that does not a
 BEHIND_SECONDS = 3.0  # frames that are late for so long wait in buffers before us: opening anew empties them
 PAUSES = (0.2, 5.0)  # seconds between two attempts: the first, which doubles, and the longest
 _DRIFT = 1e-4  # seconds a second by which a camera's clock may run faster than this one
-# One list for the source and what it names: an RTSP session is RTP, whose payload may be a transport stream.
+# What a source may be, and what an RTSP session may hold.
 _OPTIONS = {
-    "format_whitelist": "rtsp,sdp,rtp,mpegts,video4linux2,v4l2,video4linux2,mjpeg,h264,hevc",
+    "format_whitelist": "rtsp,sdp,rtp,mpegts,video4linux2,v4l2",
     "codec_whitelist": ",".join(sorted(DECODERS)),
     "max_pixels": str(MAX_PIXELS),
     "fflags": "nobuffer",
