@@ -19,7 +19,7 @@ def batch(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT...", help="Photographs, folders, globs, or URLs of them, as 's3://bucket/photos/**/*.jpg'."
+            metavar="INPUT", help="Photographs, folders, globs, or URLs of them, as 's3://bucket/photos/**/*.jpg'."
         ),
     ],
     out: Annotated[str, typer.Option("-o", "--out", help="Output folder, or its URL.")],

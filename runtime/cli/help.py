@@ -13,13 +13,13 @@ from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.restore.options import OpenOptions, SamplerOptions
-from bfr.runtime.serve.options import ServeOptions
+from bfr.runtime.serve.options import ListenOptions, ServeOptions
 
 WHOLE = 10_000  # characters of a summary, which is wrapped
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer names none of its parents
 VIDEO = ("codec", "crf")
 PANELS: dict[str, tuple[str, ...]] = {
-    "Basics": ("out", "overwrite", "bundle", "preset", "resume", "estimate"),
+    "Basics": ("out", "overwrite", "bundle", "bundles", "preset", "presets", "resume", "estimate"),
     "Faces": ("aligned", *PhotoOptions.model_fields, "reference", "mask"),
     "Output": (
         *(name for name in JobOptions.model_fields if name not in ("seed", *VIDEO)), "quiet", "verbose", "as_json",
@@ -27,7 +27,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Speed": tuple(OpenOptions.model_fields),
     "Sampler": (*SamplerOptions.model_fields, "seed"),
     "Video": VIDEO,
-    "Server": ("server", "api_key_file"),
+    "Server": ("server", *ListenOptions.model_fields),
     "Limits": tuple(name for name in ServeOptions.model_fields if "job" not in name),
     "Jobs": (*(name for name in ServeOptions.model_fields if "job" in name), "no_jobs"),
 }  # fmt: skip
@@ -65,21 +65,25 @@ EXAMPLES = {
 }
 # What people type who come from ultralytics, ffmpeg, rembg, HandBrakeCLI or facefusion -> what it is here.
 HABITS = {
-    **dict.fromkeys(("-i", "-s", "-t", "--input", "--input_path", "--source", "--target"), "inputs are named without a flag"),
-    **dict.fromkeys(("-y", "--force", "--replace", "--exist-ok"), "--overwrite replaces results"),
-    **dict.fromkeys(("--output", "--output-path", "--output_path", "--project"), "-o names the output"),
-    **dict.fromkeys(("-m", "--model", "--weights"), "--bundle names what is run"),
-    **dict.fromkeys(("--scale", "--outscale", "-u"), "--upscale enlarges"),
-    **dict.fromkeys(("--gpu", "--gpu-id", "--cuda"), "--device is the number of the GPU, --backend what runs on it"),
-    "--cpu": "--backend onnxruntime-cpu is for the CPU",
-    **dict.fromkeys(("--fp16", "--half"), "--precision fp16 is for half precision"),
-    **dict.fromkeys(("-w", "--fidelity", "--fidelity-weight", "--fidelity_weight"), "--weight is the fidelity weight"),
-    "--mask": "`bfr inpaint` takes masks",
-    **dict.fromkeys(("--batch-size", "--bs"), "--batch is the batch size"),
-    **dict.fromkeys(("--execution-providers", "--provider", "--engine"), "--backend names what runs the networks"),
-    **dict.fromkeys(("--only-center-face", "--only-centre-face", "--only_center_face"), "--faces centre is for the face in the middle"),
-    **dict.fromkeys(("--bg-upsampler", "--bg_upsampler", "--bg"), "--background is for the rest of the picture"),
-}  # fmt: skip
+    flag: meant
+    for flags, meant in (
+        ("-i -s -t --input --input_path --source --target", "inputs are named without a flag"),
+        ("-y --force --replace --exist-ok", "--overwrite replaces results"),
+        ("--output --output-path --output_path --project", "-o names the output"),
+        ("-m --model --weights", "--bundle names what is run"),
+        ("--scale --outscale -u", "--upscale enlarges"),
+        ("--gpu --gpu-id --cuda", "--device is the number of the GPU, --backend what runs on it"),
+        ("--cpu", "--backend onnxruntime-cpu is for the CPU"),
+        ("--fp16 --half", "--precision fp16 is for half precision"),
+        ("-w --fidelity --fidelity-weight --fidelity_weight", "--weight is the fidelity weight"),
+        ("--mask", "`bfr inpaint` takes masks"),
+        ("--batch-size --bs", "--batch is the batch size"),
+        ("--execution-providers --provider --engine", "--backend names what runs the networks"),
+        ("--only-center-face --only_center_face", "--faces centre is for the face in the middle"),
+        ("--bg-upsampler --bg_upsampler --bg", "--background is for the rest of the picture"),
+    )
+    for flag in flags.split()
+}
 
 
 _NUMBERS = {"valid integer": "a whole number", "valid number": "a number"}  # in pydantic's messages
@@ -105,7 +109,9 @@ class Command(TyperCommand):
             heading = getattr(parameter, "rich_help_panel", None) or ("Arguments" if argument else known)
             if record := parameter.get_help_record(ctx):
                 order = headings.index(heading) if heading in headings else len(headings)
-                rows.append((order, heading == "Options", row, heading, record))
+                kinds = r" <list\[\w+\]>" if argument else r"(?<=<)list\[(\w+)\](?=>)"
+                names = re.sub(kinds, "" if argument else r"\1", record[0])
+                rows.append((order, heading == "Options", row, heading, (names, record[1])))
         _write(formatter, [(heading, record) for *_, heading, record in sorted(rows, key=lambda one: one[:3])])
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:

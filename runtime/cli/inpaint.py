@@ -18,7 +18,7 @@ def inpaint(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT...", help="Pictures of aligned faces, folders or patterns of them; - is standard input."
+            metavar="INPUT", help="Pictures of aligned faces, folders or patterns of them; - is standard input."
         ),
     ],
     opened: Annotated[OpenOptions, Flags(without=("batch",))],

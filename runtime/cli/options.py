@@ -27,7 +27,7 @@ from bfr.runtime.options import Options, choices, describe_range
 
 OUT = {"out": ("-o", "--out")}
 STRIP = {"metadata": "--strip-metadata"}
-WIDEST = 40  # characters of the choices beside a flag; more of them are named in its text
+WIDEST = 22  # characters of the choices beside a flag; more of them are named in its text
 OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there; inputs never.")]
 AS_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 # They set how much `terminal` prints; a command's parameter of this type is for the flag alone.

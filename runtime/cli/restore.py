@@ -44,9 +44,7 @@ def restore(
     context: typer.Context,
     inputs: Annotated[
         list[str],
-        typer.Argument(
-            metavar="INPUT...", help="Photographs, videos, folders or patterns of them; - is standard input."
-        ),
+        typer.Argument(metavar="INPUT", help="Photographs, videos, folders or patterns of them; - is standard input."),
     ],
     output: Annotated[JobOptions, Flags(names=OUT, negative=STRIP)],
     photo: Annotated[PhotoOptions, Flags()],

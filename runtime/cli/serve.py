@@ -46,7 +46,7 @@ def read_config(context: typer.Context, file: Path | None) -> Path | None:
 
 @expanded
 def serve(
-    listen: Annotated[ListenOptions, Flags(environment=ENVIRONMENT, panel="Address and keys")],
+    listen: Annotated[ListenOptions, Flags(environment=ENVIRONMENT)],
     options: Annotated[
         ServeOptions,
         Flags(
