@@ -368,7 +368,7 @@ def test_the_compilers_options_are_the_ones_that_were_chosen(
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(torch, "compile", lambda run, **options: seen.append(options) or run)
     options = {} if chosen is None else {"compiler": chosen}
-    with Restorer.open(tiny_bundle.folder, backend="torch-cuda", preset="short", **options):
+    with Restorer.open(tiny_bundle.folder, backend="torch-cuda", preset="short", precision="fp32", **options):
         pass
     names = ("max_autotune", "conv_1x1_as_mm") if chosen is None else chosen
     every = ("max_autotune", "coordinate_descent_tuning", "conv_1x1_as_mm")
