@@ -26,11 +26,14 @@ LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class ImageScores:
-    """One image: its measures (see `bfr.benchmarks.quality.metrics.score`) by stage, and the seconds of its chain.
+    """One image: its measures by stage, and the seconds of its chain.
 
-    drift: from the reference's result, spread: of that (see `bfr.benchmarks.quality.drift`); geometry: see
-    `bfr.benchmarks.quality.geometry.examine`. Each is None where it was not asked for; geometry also where no face was
-    found.
+    The measures are those of `bfr.benchmarks.quality.metrics.score`.
+
+    Attributes:
+        drift: Drift from the reference's result (see `bfr.benchmarks.quality.drift`); None where it was not asked for.
+        spread: Spread of the reference; None where it was not asked for.
+        geometry: See `bfr.benchmarks.quality.geometry.examine`; None where it was not asked for, or no face was found.
     """
 
     name: str

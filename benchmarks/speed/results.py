@@ -61,11 +61,20 @@ class Drift:
 class Measurement:
     """One backend at one batch size.
 
-    first_seconds: of the first call, buffers' making included. seconds: of the timed calls, which follow the warm-up.
-    stages, step_seconds, overhead: medians. images_per_second, gflop_per_second and speedup follow from the medians.
-    speedup: the baseline's median over this one. drift: None for the baseline itself; both where the baseline was lost.
-    samples: seconds, in order. limit_seconds: the least that a step can take below the measured ceilings; None where
-    none were measured, or those of another precision. joules: of a face, None where the machine does not tell.
+    `images_per_second`, `gflop_per_second` and `speedup` follow from the medians.
+
+    Attributes:
+        first_seconds: Seconds of the first call, in which buffers are made.
+        seconds: Seconds of the timed calls, which follow the warm-up.
+        stages: Median seconds of each stage.
+        step_seconds: Median seconds of one denoising step.
+        overhead: Share of the wall time outside the networks' calls, 0 to 1.
+        speedup: The baseline's median over this one; None where the baseline was lost.
+        drift: Distance from the baseline's results; None for the baseline itself, and where it was lost.
+        samples: Seconds of the timed calls, in order.
+        limit_seconds: The least that a step can take below the measured ceilings; None where none were measured, or
+            those of another precision.
+        joules: Joules of a face, None where the machine does not tell.
     """
 
     backend: str

@@ -25,13 +25,20 @@ RECORD = "machine.json"
 
 
 class EngineKey(Model):
-    """What an engine depends on. An engine is used only where every field is what it was when it was built.
+    """What an engine depends on.
 
-    graph_sha256, weights_sha256: of the network's files in the bundle. buckets: the batch sizes, one optimization
-    profile each, ascending. library: `tensorrt` or `tensorrt-rtx`, and its version. cuda: of the CUDA runtime that
-    the library was used with, driver: the CUDA version that the driver supports, both as `13.0`. gpu: its name.
-    power: a board's power mode, with whose clocks the builder timed kernels; None on other machines. options: the
-    builder's, by name.
+    An engine is used only where every field is what it was when it was built.
+
+    Attributes:
+        graph_sha256: Sha256 of the network's graph in the bundle.
+        weights_sha256: Sha256 of the network's weights in the bundle.
+        buckets: The batch sizes, one optimization profile each, ascending.
+        library: `tensorrt` or `tensorrt-rtx`, and its version.
+        cuda: Version of the CUDA runtime that the library was used with, as `13.0`.
+        driver: The CUDA version that the driver supports, as `13.0`.
+        gpu: Name of the GPU.
+        power: A board's power mode, with whose clocks the builder timed kernels; None on other machines.
+        options: The builder's options, by name.
     """
 
     graph_sha256: str

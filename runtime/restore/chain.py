@@ -19,9 +19,10 @@ from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, Call, Plan
 class ChainResult:
     """One batch through the chain.
 
-    state, raw_estimate: (B, 3, S, S) float32, the result and the estimate, as the device holds them, about [-1, 1];
-    `raw_estimate` is None where it was not asked for, or the system makes none.
-    seconds: stage -> seconds of the whole batch; `network` is the part spent in the networks.
+    Attributes:
+        state: The result as the device holds it, (B, 3, S, S) float32, about [-1, 1].
+        seconds: Stage -> seconds of the whole batch; `network` is the part spent in the networks.
+        raw_estimate: The estimate, in the same form; None where it was not asked for, or the system makes none.
     """
 
     state: Float32
