@@ -40,7 +40,7 @@ python_maximum_signature_line_length = 80
 default_role = "code"
 
 
-def _read(_: Any, docname: str, source: list[str]) -> None:
+def _read(app: Any, docname: str, source: list[str]) -> None:
     """Give a page its text from outside docs/, and lead links out of docs/ to pages of the site or to downloads."""
     page = DOCS / f"{docname}.md"
     origin = ROOT / ELSEWHERE[docname] if docname in ELSEWHERE else page
@@ -56,6 +56,7 @@ def _read(_: Any, docname: str, source: list[str]) -> None:
         relative = os.path.relpath(target, page.parent)
         return relative if target.is_relative_to(DOCS) or target.suffix != ".md" else f"path:{relative}"
 
+    app.env.note_dependency(str(origin))
     source[0] = LINK.sub(lead, origin.read_text(encoding="utf-8"))
 
 

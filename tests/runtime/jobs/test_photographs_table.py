@@ -1,4 +1,4 @@
-"""The tables of docs/photographs.md: a file of each kind, and what becomes of it."""
+"""The tables of docs/files.md: a file of each kind, and what becomes of it."""
 
 import re
 import struct
@@ -19,7 +19,7 @@ from bfr.runtime.images.metadata import Metadata
 from bfr.runtime.jobs.sources import choose_outputs, find_inputs
 from bfr.runtime.jobs.store import Store
 
-DOCUMENT = (Path(__file__).parents[3] / "docs/photographs.md").read_text("utf-8")
+DOCUMENT = (Path(__file__).parents[3] / "docs/files.md").read_text("utf-8")
 IN_FOLDER = {  # of rows about what lies in a folder: the file's name
     "HEIC, AVIF, GIF, JPEG XL, raw or text, in a folder": "a.heic",
     "download that is not finished (.part), in a folder": "a.png.part",
