@@ -95,6 +95,7 @@ _RTX = ("tensorrt-rtx>=1.7,<2", "tensorrt-rtx-cu13", "tensorrt-rtx-cu13-libs", "
 _CPU, _CPU_310, _VIDEO = ("onnxruntime>=1.27,<2",), ("onnxruntime>=1.23,<1.24",), ("av>=17.1,<19",)
 _OLD = ("async-timeout>=4,<6", "tomli>=2,<3")  # what Python 3.10 lacks
 _TORCH = ("torch>=2.11", "onnx", "onnxscript", "safetensors")
+_MEASURE = ("matplotlib", "nvidia-ml-py", "scikit-image", "onnx-graphsurgeon")
 
 ROWS = (
     *(Row("CUDA 13", *at, ("gpu",), (*PROVIDER_13, *KERNELS_13), (*ONLY_13, "onnxruntime"))
@@ -103,7 +104,7 @@ ROWS = (
     Row("CUDA 13", X86, "3.12", ("tensorrt", "export"), (*_tensorrt(13), *KERNELS_13, *_TORCH),
         (*ONLY_13, "onnxruntime*")),
     *(Row("CUDA 13", X86, python, ("nvidia", *more),
-          (*PROVIDER_13, *_tensorrt(13), *KERNELS_13, *_TORCH, "matplotlib", "nvidia-ml-py", *wanted),
+          (*PROVIDER_13, *_tensorrt(13), *KERNELS_13, *_TORCH, *_MEASURE, *wanted),
           (*ONLY_13, "onnxruntime"))
       for python, more, wanted in (("3.11", (), ()), ("3.12", ("serve", "video"), (*_SERVE, *_VIDEO)))),
     Row("CUDA 13", X86, "3.12", ("tensorrt-rtx",), (*_RTX, *KERNELS_13), (*ONLY_13, "tensorrt")),
