@@ -142,7 +142,7 @@ def test_options_that_there_are_not(connect: Any, server: FakeServer, options: d
 
 @pytest.mark.parametrize(
     ("image", "error"),
-    [(PIXELS[..., 0], InvalidImage), (PIXELS / 255, InvalidImage), (Path("nowhere.png"), InputNotFound)],
+    [(PIXELS[..., :2], InvalidImage), (PIXELS * 2.0, InvalidImage), (Path("nowhere.png"), InputNotFound)],
 )
 def test_images_that_there_are_not(connect: Any, server: FakeServer, image: Any, error: Any) -> None:
     with pytest.raises(error):
