@@ -112,7 +112,7 @@ class TestWithRay:
         folder = noise(tmp_path / "in", "a.jpg", "a.png", "sub/b.webp", "img10.png", "img2.png")
         (folder / "bad.png").write_text("no image")
         expected, out = tmp_path / "expected", tmp_path / "out"
-        with Restorer.open(backend="onnxruntime-cpu", preset="fast", batch=2) as restorer:
+        with Restorer.open(backend="onnxruntime-cpu", preset="fast", precision="fp32", batch=2) as restorer:
             report = run_job(restorer, find_images([folder]), JobOptions(expected))
         said = batch(folder, "-o", out, *FAST, "--batch", 2)
         assert said.returncode == 1
@@ -251,7 +251,7 @@ class TestObjectStores:
             ("memory:///in/bad.png", "failed", None),
             ("memory:///in/sub/b.webp", "restored", "sub/b.webp"),
         ]
-        with Restorer.open(backend="onnxruntime-cpu", preset="fast", batch=2) as restorer:
+        with Restorer.open(backend="onnxruntime-cpu", preset="fast", precision="fp32", batch=2) as restorer:
             run_job(restorer, find_images([tmp_path / "in"]), JobOptions(tmp_path / "expected"))
         store = Store("memory://out/x")
         assert store.versions().keys() == {

@@ -20,6 +20,7 @@ from PIL import Image as Pillow
 from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
+from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.cli.main import app
 from bfr.runtime.errors import InvalidOption, MissingDependency
 from bfr.runtime.faces.options import PhotoOptions
@@ -497,7 +498,7 @@ def test_the_description_is_whole() -> None:
         assert all("description" in one or "description" in one["schema"] for one in parameters.values())
         assert "HTTPValidationError" not in json.dumps(schema)
         info = (await server.client.get("/info")).json()
-        assert info["presets"]["balanced"]["steps"] == 4
+        assert info["presets"]["balanced"]["steps"] == Bundle.open(default_bundle()).preset("balanced").steps
         assert info["default_preset"] == "balanced"
 
     serving(work)
