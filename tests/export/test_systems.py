@@ -211,8 +211,8 @@ def test_a_reference_is_one_for_each_image_or_for_all(guided: Bundle) -> None:
         every = restorer.restore(faces())
         assert np.array_equal(every[1], mixed[1])
         assert not np.array_equal(every[0], mixed[0])
-    with pytest.raises(InvalidOption, match="tiny-identity has no input 'mask': it takes reference"):
-        restorer.run(faces(), inputs={"mask": [None] * 3})
+        with pytest.raises(InvalidOption, match="tiny-identity has no input 'mask': it takes reference"):
+            restorer.run(faces(), inputs={"mask": [None] * 3})
 
 
 @pytest.mark.parametrize("name", ["identity", "clrface"])

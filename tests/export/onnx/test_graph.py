@@ -201,6 +201,7 @@ def test_the_default_opset_runs_wholly_on_onnxruntimes_cuda_provider(tmp_path: P
     assert without_cuda_kernel(model) == 0
 
 
+@pytest.mark.slow
 def test_normalization_of_half_has_no_casts_where_the_operator_widens_by_itself(tmp_path: Path) -> None:
     """TensorRT takes it so. The last one is not of the torso: it is float32, and so is what it reads."""
     model = export_half(tmp_path, opset=23)

@@ -318,7 +318,8 @@ def test_the_builders_thread_builds_on_the_devices_gpu(folder: Path) -> None:
 
 
 CHILD = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # children of a shell's background jobs ignore it
 from functools import partial
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
