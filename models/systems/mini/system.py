@@ -30,8 +30,8 @@ MINI = SystemSpec(
     # Read off training faces, see docs/presets.md: from here on a later start costs PSNR at every level.
     presets={
         "reference": Preset(solver="ddim", spacing="time", start=2, steps=100, eta=0.5),
-        "balanced": Preset(solver="unipc-2", spacing="log-snr", start=2, steps=2),
-        "fast": Preset(solver="ddim", spacing="quadratic", start=2, steps=1),
+        "balanced": Preset(solver="unipc-2", spacing="log-snr", start=1, steps=2),
+        "fast": Preset(solver="ddim", spacing="quadratic", start=1, steps=1),
         "adaptive": Preset(
             solver="unipc-2",
             spacing="log-snr",
