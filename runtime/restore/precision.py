@@ -17,6 +17,7 @@ from bfr.runtime.errors import BfrError
 
 PrecisionChoice = Literal["auto", Precision]
 FASTER_ON_CPU: tuple[Precision, ...] = ("int8",)  # ONNX Runtime's CPU kernels compute half in float32, with casts
+WORTH = 0.9  # of float32's time: what is hardly faster is not worth its drift, and would change with the machine's load
 FLOOR_DB = 34.0  # of the result against float32's, peak 255, as of a loop in int8 when it is exported
 _log = logging.getLogger("bfr")
 
@@ -67,16 +68,28 @@ def choose_precision(
     row = BACKENDS.get(backend)
     if device_count() if row is None else row.where == "cuda":
         return _fastest_on_gpu(bundle, backend, index)
-    offered = [one for one in ("fp32", *FASTER_ON_CPU) if one in bundle.precisions]
+    offered: list[Precision] = [one for one in ("fp32", *FASTER_ON_CPU) if one in bundle.precisions]
     if len(offered) < 2:
         return bundle.precision("fp32")
-    record, name = recorded(bundle), FALLBACK if row is None else row.name
-    tried = {check.precision for check in record.verified if check.gpu is None and check.backend == name}
-    if trial and not tried.issuperset(offered):
-        record = MachineRecord(verified=tuple(_compare({one: trial(one) for one in offered}, name)))
-        _keep(bundle, record.verified)
-    times = {one: found[name] for one in offered if name in (found := verified_seconds(record, one, None))}
-    return min(times, key=lambda one: times[one]) if len(times) > 1 else "fp32"
+    name = FALLBACK if row is None else row.name
+    record = recorded(bundle)
+    if trial and not _tried(record, name).issuperset(offered):
+        checks = _compare({one: trial(one) for one in offered}, name)
+        record = recorded(bundle)  # of processes that try at the same time, the first decides for all
+        if not _tried(record, name).issuperset(offered):
+            record = MachineRecord(verified=tuple(checks))
+            _keep(bundle, checks)
+    times: dict[Precision, float] = {
+        one: found[name] for one in offered if name in (found := verified_seconds(record, one, None))
+    }
+    if "fp32" not in times:
+        return "fp32"
+    fastest = min(times, key=lambda one: times[one])
+    return fastest if times[fastest] <= WORTH * times["fp32"] else "fp32"
+
+
+def _tried(record: MachineRecord, backend: str) -> set[Precision]:
+    return {check.precision for check in record.verified if check.gpu is None and check.backend == backend}
 
 
 def _fastest_on_gpu(bundle: Bundle, backend: str, index: int) -> Precision:

@@ -244,7 +244,8 @@ def test_redirects_are_followed_but_only_to_safe_addresses(server: Server, tmp_p
     server.redirect = server.url + "?signed"
     (tmp_path / "w.pth.part").write_bytes(DATA[:1000])
     assert fetch(Download(server.url, "w.pth", SIZE, SHA256), tmp_path).resumed_from == 1000
-    assert server.requests == ["bytes=1000-", "bytes=1000-"]
+    assert len(server.requests) >= 2  # more where a connection broke and was tried again
+    assert set(server.requests) == {"bytes=1000-"}
     server.redirect = "http://weights.invalid/w.pth"
     with pytest.raises(DownloadFailed, match="https"):
         fetch(Download(server.url, "v.pth"), tmp_path)
