@@ -478,6 +478,7 @@ def test_notes_of_a_gpu_say_what_its_overhead_is() -> None:
     assert "by events on the device" not in report.as_markdown(make_results(), plot="bench.png")
 
 
+@pytest.mark.slow
 def test_a_single_backend_alone(tiny_bundle: Bundle, tmp_path: Path) -> None:
     options = ["--backends", "onnxruntime-cpu", "--preset", "short", "--threads", "1", "--quick", "--no-cold", "--json"]
     ended = CliRunner().invoke(app, ["bench", str(tiny_bundle.folder), "-o", str(tmp_path / "out"), *options])

@@ -337,7 +337,8 @@ def test_rtx_can_be_cancelled(rtx: Any) -> None:
 
 @pytest.mark.engines
 @pytest.mark.export
-@pytest.mark.parametrize(("opset", "half"), [(20, 0.4), pytest.param(23, 0.7, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("opset", "half"), [(20, 0.4), (23, 0.7)])
 def test_rtx_reads_normalization_in_half(rtx: Any, tmp_path: Path, opset: int, half: float) -> None:
     """Where the operator sums in float32 by itself, its input and its result stay in half."""
     import torch
