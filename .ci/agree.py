@@ -10,4 +10,4 @@ floor = float(sys.argv[3]) if sys.argv[3:] else 60.0
 error = np.abs(one - other)
 psnr = 10 * np.log10(255**2 / max(float((error**2).mean()), 1e-12))  # equal pictures: 168 dB
 print(f"{psnr:.1f} dB (floor {floor:.0f}), at most {error.max():.0f} of 255 levels, {(error > 0).mean():.2%} differ")
-sys.exit(psnr < floor)
+sys.exit(int(psnr < floor))
