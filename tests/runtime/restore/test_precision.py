@@ -13,7 +13,7 @@ import pytest
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.machine import MachineFiles
 from bfr.runtime.bundle.manifest import Precision
-from bfr.runtime.errors import InvalidOption
+from bfr.runtime.errors import InvalidOption, RestorationFailed
 from bfr.runtime.restore import precision as module
 from bfr.runtime.restore.precision import Trial, choose_precision, sample
 from bfr.runtime.restore.restorer import Restorer
@@ -89,6 +89,16 @@ def test_a_trial_that_cannot_be_kept_counts_all_the_same(
     with caplog.at_level(logging.WARNING):
         assert choose_precision(bundle, "auto", trial=Trials(fp32=Trial(GREY, 2.0), int8=Trial(GREY, 1.0))) == "int8"
     assert "not kept" in caplog.text
+
+
+def test_a_trial_that_fails_leaves_float32(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    def trial(precision: Precision) -> Trial:
+        if precision == "int8":
+            raise RestorationFailed("this library cannot run it")
+        return Trial(GREY, 1.0)
+
+    assert choose_precision(bundle, "auto", trial=trial) == "fp32"
+    assert "cannot run it" in caplog.text
 
 
 def test_a_bundle_in_float32_alone_is_not_tried(tiny_bundle: Bundle, home: Path, monkeypatch: Any) -> None:
