@@ -219,7 +219,7 @@ async def _drive(traffic: Traffic, faces: list[Request], photograph: Request, ar
 
 
 def _left_over(server: ServerProcess, seconds: float = 60.0) -> dict[str, float]:
-    """What is in flight although nobody waits for anything, once it had time to end."""
+    """The gauges of work in flight that are above zero `seconds` after the last client left."""
     names = ("bfr_requests_in_flight", "bfr_faces_in_flight", "bfr_faces_waiting", "bfr_body_bytes", "bfr_jobs")
     end = time.monotonic() + seconds
     server.wait_ready()
