@@ -1,9 +1,9 @@
 """Whose face it is: landmarks and proportions of a face before and after restoring, and the detector's own scatter.
 
 A restorer must not make someone else. Five landmarks do not tell people apart, but a restoration that moves them, or
-changes how far apart the eyes are for the length of the face, changes the person. What is measured is a detector's
-opinion, so each figure stands above what the same detector makes of the same face moved or slightly spoilt: a
-difference below that is nobody's.
+changes how far apart the eyes are for the length of the face, changes the person. A detector measures them, with errors
+of its own: each table also shows how far it moves the landmarks of the same face, shifted or slightly spoilt. A smaller
+difference says nothing about the restorer.
 """
 
 from collections.abc import Mapping, Sequence

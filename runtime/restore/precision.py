@@ -31,7 +31,7 @@ class Trial:
 
 
 def sample(size: int) -> NDArray[np.uint8]:
-    """The image of trials, (size, size, 3) uint8 RGB: seeded squares, 2 to 32 a side, the largest of the most contrast."""
+    """The image of trials, (size, size, 3) uint8 RGB: seeded squares, 2 to 32 a side, coarse ones strongest."""
     rng, image = np.random.default_rng(0), np.full((size, size, 3), 127.5)
     for cells in (2, 4, 8, 16, 32):
         nearest = np.arange(size) * cells // size
