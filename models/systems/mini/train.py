@@ -2,7 +2,8 @@
 
 Seeded: a batch is a function of the seed and its step, so an interrupted run continues with the batches it would have
 had. Runs on the CPU in float32, on a GPU in bfloat16. The denoiser's recipe is that of arXiv 2212.06512, made small;
-the estimator learns to undo `bfr.models.systems.mini.field`. Muon optimizes the matrices, AdamW the rest.
+the estimator learns to undo `bfr.models.systems.mini.field`, at the end against a critic (`--adversarial`). Muon
+optimizes the matrices, AdamW the rest.
 """
 
 import argparse
@@ -21,12 +22,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from bfr.models.systems.mini.critic import Critic
 from bfr.models.systems.mini.degrade import LEVELS
 from bfr.models.systems.mini.field import pair, to_uint8
 from bfr.models.systems.mini.networks import IMAGE_SIZE, build
 from bfr.runtime.diffusion.schedule import linear_schedule
 
 WARMUP_STEPS, COOLDOWN_SHARE = 100, 0.3
+CRITIC_STEPS = 200  # until the critic's losses have their full weight
 SAVE_EVERY_S = 120.0
 ASIDE_EVERY = 20  # one face in so many is not trained on
 
@@ -86,14 +89,32 @@ def augment(face: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uin
 
 
 def estimator_loss(
-    network: torch.nn.Module, clean: Tensor, degraded: Tensor, _step: int, _args: argparse.Namespace
+    network: torch.nn.Module,
+    clean: Tensor,
+    degraded: Tensor,
+    step: int,
+    args: argparse.Namespace,
+    critic: Critic | None,
 ) -> Tensor:
-    """L1 between the estimate of the degraded face and the clean one, both in [0, 1]."""
-    return F.l1_loss(network(degraded).float(), clean)
+    """L1 between the estimate of the degraded face and the clean one, both in [0, 1], and what the critic finds."""
+    estimate = network(degraded).float()
+    loss = F.l1_loss(estimate, clean)
+    if critic is None:
+        return loss
+    critic.learn(estimate, clean)
+    told, features = critic.losses(estimate, clean)
+    ramp = min(1.0, step / CRITIC_STEPS)  # the critic learns first
+    loss += ramp * (args.adversarial * told + args.features * features)
+    return loss
 
 
 def denoiser_loss(
-    network: torch.nn.Module, clean: Tensor, _degraded: Tensor, step: int, args: argparse.Namespace
+    network: torch.nn.Module,
+    clean: Tensor,
+    _degraded: Tensor,
+    step: int,
+    args: argparse.Namespace,
+    _critic: Critic | None,
 ) -> Tensor:
     """Mean squared error of the predicted noise at timesteps drawn evenly from 0 to `args.last_timestep`."""
     generator = torch.Generator(clean.device).manual_seed(args.seed * 1_000_003 + step)
@@ -182,22 +203,38 @@ class Optimizer:
 
 
 @torch.no_grad()
-def judge(estimator: torch.nn.Module, faces: NDArray[np.uint8], device: torch.device) -> dict[str, float]:
-    """PSNR of the estimate less that of its input, in dB, in the mean of the faces, by level; of clean faces, PSNR."""
+def judge(
+    estimator: torch.nn.Module, faces: NDArray[np.uint8], device: torch.device
+) -> tuple[dict[str, float], dict[str, float]]:
+    """In the mean of the faces, by level: PSNR gained, and sharpness.
+
+    The first is the PSNR of the estimate less that of its input, in dB; of clean faces, the PSNR of the estimate. The
+    second is the RMS of the estimate's luma less its blur of sigma 1 px, as a share of the clean face's.
+    """
     edge = (faces.shape[1] - IMAGE_SIZE) // 2
     crops = np.ascontiguousarray(faces[:, edge:-edge, edge:-edge])
     gains: dict[str, float] = {}
+    sharpness: dict[str, float] = {}
     for level, degradation in {"clean": None, **LEVELS}.items():
         rng = np.random.default_rng(0)
-        values = []
+        values, shares = [], []
         for face in crops:
             degraded = face if degradation is None else degradation.apply(face, rng)
             clean, given = (to_float(torch.from_numpy(image[None]), device) for image in (face, degraded))
-            error = F.mse_loss(estimator(given).clamp(0, 1), clean).clamp_min(1e-10)
+            estimate = estimator(given).clamp(0, 1)
+            error = F.mse_loss(estimate, clean).clamp_min(1e-10)
             before = 1.0 if degradation is None else float(F.mse_loss(given, clean))
             values.append(10 * np.log10(before / float(error)))
+            shares.append(detail(estimate) / detail(clean))
         gains[level] = round(float(np.mean(values)), 3)
-    return gains
+        sharpness[level] = round(float(np.mean(shares)), 3)
+    return gains, sharpness
+
+
+def detail(face: Tensor) -> float:
+    """RMS of the luma less its blur of sigma 1 px; (1, 3, H, W) in [0, 1]."""
+    luma = cv2.cvtColor(face[0].permute(1, 2, 0).float().cpu().numpy(), cv2.COLOR_RGB2GRAY)
+    return float(np.std(luma - cv2.GaussianBlur(luma, (0, 0), 1.0)))
 
 
 def train(args: argparse.Namespace) -> None:
@@ -207,6 +244,7 @@ def train(args: argparse.Namespace) -> None:
     network = build(args.role).to(device)
     average = build(args.role).to(device).requires_grad_(False)
     optimizer = Optimizer(network, args.lr)
+    critic = Critic().to(device) if args.adversarial or args.features else None
     checkpoint, first = args.out / f"{args.role}.pt", 0
     average.load_state_dict(network.state_dict())
     if checkpoint.exists():
@@ -214,6 +252,8 @@ def train(args: argparse.Namespace) -> None:
         network.load_state_dict(state["network"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
+        if critic and "critic" in state:
+            critic.load_state(state["critic"])
         first = state["step"]
         print(f"{checkpoint}: continuing at step {first}")
     elif args.init:
@@ -229,7 +269,7 @@ def train(args: argparse.Namespace) -> None:
         for step, pair in enumerate(batches(data, first, args.steps, args.workers), start=first):
             clean, degraded = (to_float(images, device) for images in pair)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss = loss_of(called, clean, degraded, step, args)
+                loss = loss_of(called, clean, degraded, step, args, critic)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step(learning_rate(step, args.steps, args.lr))
@@ -246,11 +286,13 @@ def train(args: argparse.Namespace) -> None:
                     "at": round(time.time(), 1),
                 }
                 if args.role == "estimator" and (done % args.judge_every == 0 or done == args.steps):
-                    entry["gain"] = judge(average, aside[: args.judged], device)
+                    entry["gain"], entry["sharpness"] = judge(average, aside[: args.judged], device)
                 print(json.dumps(entry), file=log, flush=True)
                 losses = []
             if time.monotonic() - saved > SAVE_EVERY_S or done == args.steps:
-                save(args.out, args.role, done, network=network, average=average, optimizer=optimizer)
+                state = {"step": done, "network": network.state_dict(), "average": average.state_dict()}
+                state |= {"optimizer": optimizer.state_dict()} | ({"critic": critic.state()} if critic else {})
+                save(args.out, args.role, state)
                 saved = time.monotonic()
 
 
@@ -259,28 +301,14 @@ def to_float(images: Tensor, device: torch.device) -> Tensor:
     return images.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255.0
 
 
-def save(
-    out: Path,
-    role: str,
-    step: int,
-    *,
-    network: torch.nn.Module,
-    average: torch.nn.Module,
-    optimizer: Optimizer,
-) -> None:
+def save(out: Path, role: str, state: dict[str, Any]) -> None:
     """Write the resumable state, and the averaged weights in half as `<role>.safetensors`, each atomically."""
-    state: dict[str, Any] = {
-        "step": step,
-        "network": network.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
     partial = out / f"{role}.pt.part"
     torch.save(state, partial)
     partial.replace(out / f"{role}.pt")
-    weights = {name: value.half().contiguous() for name, value in average.state_dict().items()}
+    weights = {name: value.half().contiguous() for name, value in state["average"].items()}
     partial = out / f"{role}.safetensors.part"
-    save_file(weights, partial, metadata={"step": str(step)})
+    save_file(weights, partial, metadata={"step": str(state["step"])})
     partial.replace(out / f"{role}.safetensors")
 
 
@@ -298,6 +326,10 @@ def main() -> None:
         "--last-timestep", type=int, default=400, help="noisiest timestep of the denoiser, of 1000 (%(default)s)"
     )
     parser.add_argument("--init", type=Path, help="start from these weights (.safetensors) as far as they are named")
+    parser.add_argument(
+        "--adversarial", type=float, default=0.0, help="weight of the critic's verdict in the estimator's loss (off)"
+    )
+    parser.add_argument("--features", type=float, default=0.0, help="weight of the critic's features there (off)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare batches (%(default)s)")

@@ -257,6 +257,7 @@ def test_a_build_reports_and_gives_the_device_back(folder: Path) -> None:
     ticks: list[Tick] = []
     told = threading.Condition()
     devices: list[FakeDevice] = []
+    proofs = iter(BOTH.precision)
 
     def report(tick: Tick) -> None:
         with told:
@@ -273,8 +274,7 @@ def test_a_build_reports_and_gives_the_device_back(folder: Path) -> None:
         return FakeBuild()(graph, options, library, meter=meter, **more)
 
     def slow_reference(bundle: Bundle, index: int) -> Any:
-        precision = "fp16" if "fp32, the proof" in {tick.what for tick in ticks} else "fp32"
-        until_told(f"{precision}, the proof")
+        until_told(f"{next(proofs)}, the proof")
         return fake_reference(bundle, index)
 
     def opened(*_: Any) -> FakeDevice:

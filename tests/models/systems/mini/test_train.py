@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from bfr.models.systems.mini import train as training
+from bfr.models.systems.mini.critic import Critic
 from bfr.models.systems.mini.networks import build
 
 
@@ -27,7 +28,7 @@ def options(faces: Path, out: Path, **changes: Any) -> argparse.Namespace:
     out.mkdir(exist_ok=True)
     values = {"role": "denoiser", "faces": faces, "out": out, "steps": 3, "batch": 1, "lr": 1e-3, "ema": 0.9}
     values |= {"last_timestep": 400, "init": None, "seed": 0, "device": "cpu", "workers": 0, "log_every": 1}
-    values |= {"judge_every": 2, "judged": 1, "compile": False}
+    values |= {"judge_every": 2, "judged": 1, "compile": False, "adversarial": 0.0, "features": 0.0}
     return argparse.Namespace(**(values | changes))
 
 
@@ -92,7 +93,36 @@ def test_the_estimator_is_trained_and_judged_on_faces_kept_aside(faces: Path, tm
     entries = [json.loads(line) for line in (tmp_path / "estimator.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries] == [1, 2]
     assert set(entries[1]["gain"]) == {"clean", "mild", "medium", "severe"}
+    assert set(entries[1]["sharpness"]) == set(entries[1]["gain"])
+    assert entries[1]["sharpness"]["clean"] == pytest.approx(1.0, abs=0.2)  # a new estimator changes little
     assert "gain" not in entries[0]
+
+
+def test_a_run_against_a_critic_goes_on_with_its_critic(faces: Path, tmp_path: Path) -> None:
+    against = {"role": "estimator", "adversarial": 0.1, "features": 1.0, "judge_every": 9}
+    training.train(options(faces, tmp_path, steps=2, **against))
+    before = torch.load(tmp_path / "estimator.pt", weights_only=True)["critic"]
+    training.train(options(faces, tmp_path, steps=3, **against))
+    after = torch.load(tmp_path / "estimator.pt", weights_only=True)["critic"]
+    steps = [{int(entry["step"]) for entry in state["optimizer"]["state"].values()} for state in (before, after)]
+    assert steps == [{2}, {3}]
+
+
+def test_a_critic_learns_to_tell_blurred_faces_from_clean_ones() -> None:
+    torch.manual_seed(0)
+    critic = Critic(width=4, lr=5e-3)
+    clean = torch.rand(2, 3, 32, 32)
+    restored = torch.nn.functional.avg_pool2d(clean, 3, stride=1, padding=1)
+    for _ in range(20):
+        critic.learn(restored, clean)
+    with torch.no_grad():
+        assert float(critic(clean)[0].mean()) > float(critic(restored)[0].mean()) + 0.5
+    told, features = critic.losses(restored.requires_grad_(), clean)
+    (told + features).backward()
+    assert restored.grad is not None
+    assert restored.grad.any()
+    assert not any(p.requires_grad for p in critic.parameters())
+    assert float(critic.losses(clean, clean)[1]) == 0.0
 
 
 def test_faces_kept_aside_are_not_trained_on(faces: Path) -> None:
