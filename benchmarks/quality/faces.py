@@ -1,4 +1,4 @@
-"""Faces to measure on: read, resized to a system's size, degraded by one of three levels, and restored."""
+"""Faces to measure on: read, resized to a system's size, degraded by one of LEVELS or left clean, and restored."""
 
 import time
 import zlib
@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from bfr.benchmarks.quality.metrics import UInt8
-from bfr.models.systems.mini.degrade import LEVELS, Degradation
+from bfr.models.systems.mini.degrade import LEVELS as DEGRADED_LEVELS
+from bfr.models.systems.mini.degrade import Degradation
 from bfr.runtime.errors import InputNotFound, InvalidImage, InvalidOption, RestorationFailed
 from bfr.runtime.images.decode import read_image
 from bfr.runtime.jobs.sources import find_images
@@ -18,6 +19,8 @@ from bfr.runtime.restore.pixels import to_input, to_output
 from bfr.runtime.restore.restorer import Restorer
 
 LEVELS_SIZE = 256  # pixels: the side that LEVELS are given for
+CLEAN = Degradation()
+LEVELS = {"clean": CLEAN, **DEGRADED_LEVELS}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import numpy as np
 from bfr.benchmarks.environment import describe_machine
 from bfr.benchmarks.publish import Findings, say, write_json
 from bfr.benchmarks.quality.drift import LABELS, RULE, anchor, check_seeds, drift
-from bfr.benchmarks.quality.faces import DegradedFace, degrade, level_at, read_faces, restore
+from bfr.benchmarks.quality.faces import LEVELS, DegradedFace, degrade, level_at, read_faces, restore
 from bfr.benchmarks.quality.metrics import SHARPNESS, UInt8, score
 from bfr.benchmarks.quality.options import check_common, faces_command, numbers, words
 from bfr.benchmarks.quality.pareto_plot import as_png
@@ -39,7 +39,6 @@ from bfr.benchmarks.quality.pareto_results import (
 )
 from bfr.benchmarks.quality.report import describe_degradation
 from bfr.benchmarks.tables import show, table
-from bfr.models.systems.mini.degrade import LEVELS
 from bfr.runtime.backends.registry import open_device
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import Preset

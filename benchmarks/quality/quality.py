@@ -2,9 +2,10 @@
 
 Every image of FOLDER, an aligned face, is resized to the system's size, degraded by seeded degradations and restored.
 PSNR, SSIM, HaarPSI and two measures of detail of the input, the estimate and the result are written to quality.json
-and quality.md, and contact sheets beside them. With --no-truth, images are restored as they are; --against adds the
-drift from another preset, --geometry what became of the face's landmarks. The same seed gives the same numbers, the
-seconds apart. `bfr.benchmarks.quality.pareto` compares samplers.
+and quality.md, and contact sheets beside them. The level `clean` restores the undegraded face and compares the result
+with it. With --no-truth, images are restored as they are; --against adds the drift from another preset, --geometry what
+became of the face's landmarks. The same seed gives the same numbers, the seconds apart.
+`bfr.benchmarks.quality.pareto` compares samplers.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import Any
 
 from bfr.benchmarks.publish import Command, Findings, say
 from bfr.benchmarks.quality.drift import Anchor, anchor, check_seeds, drift
-from bfr.benchmarks.quality.faces import DegradedFace, Pictures, degrade, level_at, read_faces, restore
+from bfr.benchmarks.quality.faces import LEVELS, DegradedFace, Pictures, degrade, level_at, read_faces, restore
 from bfr.benchmarks.quality.geometry import examine
 from bfr.benchmarks.quality.metrics import HIGH_PASS, SHARPNESS, score
 from bfr.benchmarks.quality.options import check_common, faces_command, numbers, words
@@ -27,7 +28,7 @@ from bfr.benchmarks.quality.report import (
     describe_degradation,
 )
 from bfr.benchmarks.quality.sheet import Tile, contact_sheet
-from bfr.models.systems.mini.degrade import LEVELS, Degradation
+from bfr.models.systems.mini.degrade import Degradation
 from bfr.runtime.backends.registry import open_device
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import Preset
@@ -100,7 +101,8 @@ def benchmark(args: argparse.Namespace) -> Findings:
     degradations = {"as found": None} if args.no_truth else {name: level_at(name, size) for name in levels}
     truths = read_faces(args.folder, size, args.limit)
     device = open_device(args.backend, threads=args.threads)
-    networks = load_networks(bundle, device, "fp32")
+    precision = bundle.precision(args.precision)
+    networks = load_networks(bundle, device, precision)
     sampler = bundle.preset(args.preset, **chosen)
     others = numbers("--other-seeds", args.other_seeds, int)
     reference = bundle.preset(args.against) if args.against else None
@@ -108,12 +110,12 @@ def benchmark(args: argparse.Namespace) -> Findings:
         check_seeds(args.seed, others)
 
     def opened(preset: Preset) -> Restorer:
-        return Restorer(bundle, device, preset, networks=networks)
+        return Restorer(bundle, device, preset, precision=precision, networks=networks)
 
     detector, no_geometry = _open_detector(args)
     facts = {
         "bundle": {"system": bundle.manifest.system, "hash": bundle.hash, "image_size": size},
-        "precision": "fp32",
+        "precision": precision,
         "backend": device.name,
         "versions": device.versions,
         "seed": args.seed,
@@ -176,6 +178,7 @@ def _command() -> Command:
     command.add_argument("--preset", default="reference", help="a preset of the bundle (%(default)s)")
     for name, kind in zip(PARTS, (str, str, float, int, float), strict=True):
         command.add_argument(f"--{name}", type=kind, help="instead of the preset's")
+    command.add_argument("--precision", default="fp32", help="of the networks (%(default)s)")
     command.add_argument("--against", metavar="PRESET", help="the reference: measure the drift from its results too")
     command.add_argument("--geometry", action="store_true", help="measure landmarks and proportions too, with YuNet")
     command.add_argument("--yunet", type=Path, metavar="FOLDER", help="where YuNet is, instead of bfr's cache")

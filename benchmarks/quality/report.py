@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from bfr.benchmarks.quality.drift import RULE, drift_table
+from bfr.benchmarks.quality.faces import CLEAN
 from bfr.benchmarks.quality.geometry import Record, describe_geometry, geometry_table
 from bfr.benchmarks.quality.metrics import Mean
 from bfr.benchmarks.tables import show, table
@@ -50,7 +51,7 @@ class Evaluation:
 
     Attributes:
         title: The level, or what the inputs are.
-        degradation: At the system's size; None where inputs are as found.
+        degradation: At the system's size; None where inputs are as found, CLEAN where the input is the truth.
     """
 
     title: str
@@ -63,6 +64,16 @@ class Evaluation:
         """The names of what was measured."""
         return tuple(self.images[0].stages["input"])
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages to average; the input of a clean face is the truth, at an infinite PSNR."""
+        return STAGES[1:] if self.degradation == CLEAN else STAGES
+
+    @property
+    def gains(self) -> tuple[tuple[str, str], ...]:
+        """The pairs of stages whose difference says something: none without a truth or a degradation."""
+        return GAINS if self.degradation not in (None, CLEAN) else ()
+
     def mean(self, stage: str, measure: str) -> Mean:
         """Over the images."""
         return Mean.of([image.stages[stage][measure] for image in self.images])
@@ -70,6 +81,10 @@ class Evaluation:
     def gain(self, stage: str, over: str) -> Mean:
         """Of PSNR in dB, image by image: its error is that of the paired differences."""
         return Mean.of([image.stages[stage]["psnr_db"] - image.stages[over]["psnr_db"] for image in self.images])
+
+    def least_db(self, stage: str) -> float:
+        """The PSNR of the worst image, in dB."""
+        return min(image.stages[stage]["psnr_db"] for image in self.images)
 
     @property
     def seconds(self) -> float:
@@ -82,8 +97,9 @@ class Evaluation:
             "title": self.title,
             "preset": self.preset.model_dump(),
             "degradation": asdict(self.degradation) if self.degradation else None,
-            "mean": {s: {m: asdict(self.mean(s, m)) for m in self.measures} for s in STAGES},
-            "gain_db": {f"{a} - {b}": asdict(self.gain(a, b)) for a, b in GAINS} if self.degradation else None,
+            "mean": {s: {m: asdict(self.mean(s, m)) for m in self.measures} for s in self.stages},
+            "gain_db": {f"{a} - {b}": asdict(self.gain(a, b)) for a, b in self.gains} or None,
+            "least_db": {s: self.least_db(s) for s in self.stages} if self.degradation == CLEAN else None,
             "seconds_per_image": self.seconds,
             "images": [_image(image) for image in self.images],
         }
@@ -114,6 +130,8 @@ def describe_degradation(degradation: Degradation | None) -> str:
     """In words, lengths in pixels of the system's size."""
     if degradation is None:
         return "inputs as they are, without ground truth"
+    if degradation == CLEAN:
+        return "the undegraded face, which the results are compared with"
     return (
         f"blur of sigma {degradation.blur[0]:g} px, downsampling {degradation.downsample:g}x, noise "
         f"{degradation.noise:g} of 255, JPEG {degradation.jpeg}, back to size bilinearly"
@@ -127,11 +145,17 @@ def _heading(evaluation: Evaluation) -> list[str]:
 
 
 def _stage_table(evaluation: Evaluation) -> list[str]:
-    labels = [LABELS[measure] for measure in evaluation.measures]
-    rows = [[stage, *(show(evaluation.mean(stage, m), LABELS[m][1]) for m in evaluation.measures)] for stage in STAGES]
-    lines = table(["", *(label for label, _ in labels)], rows)
-    if evaluation.degradation:
-        gains = [[f"{a} - {b}", show(evaluation.gain(a, b), 2, sign=True)] for a, b in GAINS]
+    head = ["", *(LABELS[measure][0] for measure in evaluation.measures)]
+    rows = [
+        [stage, *(show(evaluation.mean(stage, m), LABELS[m][1]) for m in evaluation.measures)]
+        for stage in evaluation.stages
+    ]
+    if evaluation.degradation == CLEAN:
+        head.append("least PSNR, dB")
+        rows = [[*row, f"{evaluation.least_db(row[0]):.2f}"] for row in rows]
+    lines = table(head, rows)
+    if evaluation.gains:
+        gains = [[f"{a} - {b}", show(evaluation.gain(a, b), 2, sign=True)] for a, b in evaluation.gains]
         lines += ["", *table(["gain", "PSNR, dB"], gains)]
     return lines
 

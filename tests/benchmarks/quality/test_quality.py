@@ -18,7 +18,7 @@ from bfr.benchmarks.quality.geometry import MOVED, SPOILT
 from bfr.benchmarks.quality.metrics import Mean, correlation, high_pass, psnr, rms, score, ssim
 from bfr.benchmarks.quality.report import STAGES, Evaluation, ImageScores
 from bfr.benchmarks.quality.sheet import Tile, contact_sheet
-from bfr.models.systems.mini.degrade import LEVELS
+from bfr.models.systems.mini.degrade import LEVELS  # without `clean`
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Preset
 from bfr.runtime.errors import InputNotFound, InvalidImage, InvalidOption, MissingDependency
@@ -180,7 +180,7 @@ def without_seconds(value: Any) -> Any:
 def test_end_to_end(tiny_bundle: Bundle, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     content = run(folder, tiny_bundle, out, "--preset", "short", "--attribution", "drawn by a test")
-    assert [e["title"] for e in content["evaluations"]] == ["mild", "medium", "severe"]
+    assert [e["title"] for e in content["evaluations"]] == ["clean", "mild", "medium", "severe"]
     assert content["images"] == 2
     assert content["bundle"]["hash"] == tiny_bundle.hash
     for evaluation in content["evaluations"]:
@@ -219,6 +219,20 @@ def test_without_truth_only_the_detail_is_measured(tiny_bundle: Bundle, folder: 
     (_, picture), *_ = read_faces(folder, 32, None)
     assert evaluation["images"][0]["input"]["high_pass"] == pytest.approx(rms(high_pass(picture)))
     assert (tmp_path / "out" / "sheet_as_found.png").is_file()
+
+
+def test_a_clean_face_is_compared_with_itself(tiny_bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+    content = run(folder, tiny_bundle, tmp_path / "out", "--levels", "clean", "--start", "2", "--sheet", "0")
+    (evaluation,) = content["evaluations"]
+    found = [image["result"]["psnr_db"] for image in evaluation["images"]]
+    assert evaluation["least_db"]["result"] == min(found) < max(found)
+    assert evaluation["gain_db"] is None
+    assert list(evaluation["mean"]) == ["estimate", "result"]
+    assert all(image["input"]["psnr_db"] is None for image in evaluation["images"])  # infinite: it is the truth
+    markdown = (tmp_path / "out" / "quality.md").read_text()
+    assert "| least PSNR, dB |" in markdown
+    assert f"| {min(found):.2f} |" in markdown
+    assert f"| result | {np.mean(found):.2f} ± " in markdown
 
 
 def test_drift_from_another_preset_beside_its_spread(tiny_bundle: Bundle, folder: Path, tmp_path: Path) -> None:
@@ -277,7 +291,7 @@ def test_geometry_is_a_table_or_a_line_that_says_how_to_get_it(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--levels", "mild,worse"], "--levels 'worse' is unknown: choose from mild, medium, severe"),
+        (["--levels", "mild,worse"], "--levels 'worse' is unknown: choose from clean, mild, medium, severe"),
         (["--limit", "0"], "--limit 0 is out of range"),
         (["--sheet", "-1"], "--sheet -1 is out of range"),
         (["--seed", "-1"], "seed -1 is out of range"),
