@@ -38,7 +38,7 @@ class Engine:
                 self.options,
                 self.jobs,
                 self.pool.restore,
-                batch=2 * self.options.batch_size * len(self.pool.workers),  # one is computed, one at hand
+                batch=self.options.batch_size * self.pool.calls,
                 on_end=lambda state: front.metrics.jobs_ended.labels(state).inc(),
             )
             self._working = asyncio.create_task(self.runner.run())

@@ -66,11 +66,10 @@ class Metrics:
         for stage, seconds in answer.seconds.items():
             self.stages.labels(stage).observe(seconds)
 
-    def batch(self, sizes: Sequence[int], results: Sequence[Restored], waited: Sequence[float], urgent: bool) -> None:
-        """Count the batches of one call of a worker, and their faces. urgent: requests waited for them, not a job."""
+    def batch(self, results: Sequence[Restored], waited: Sequence[float], urgent: bool) -> None:
+        """Count a batch and its faces. urgent: requests waited for them, not a job."""
         of = "requests" if urgent else "jobs"
-        for size in sizes:
-            self.batches.observe(size)
+        self.batches.observe(len(results))
         for result, seconds in zip(results, waited, strict=True):
             self.faces.labels("failed" if result.pixels is None else "restored", of).inc()
             self.delay.labels(of).observe(seconds)

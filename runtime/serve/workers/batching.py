@@ -14,7 +14,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bfr.runtime.restore.batch import Restored
 from bfr.runtime.serve.orders import FaceOrder, Finished, Group
 
 LOSSES = 2  # workers that a face may be given to
@@ -124,15 +123,15 @@ class Batcher:
         self._changed.set()
         return ticket
 
-    async def take(self, ahead: int = 1, full: Callable[[], bool] = lambda: False) -> list[Face]:
-        """Wait for the next faces of one group: a batch, or `ahead` of them where so many wait.
+    async def take(self, full: Callable[[], bool] = lambda: False) -> list[Face]:
+        """Wait for the next faces of one group, a batch at most.
 
         full: whether as many must wait as a batch has; it is asked again after `wake`.
         """
         while True:
             if self.linger and 0 < len(self) < self.size and not full():
                 await asyncio.sleep(self.linger)
-            if (len(self) >= self.size or not full()) and (faces := self._choose(time.monotonic(), self.size * ahead)):
+            if (len(self) >= self.size or not full()) and (faces := self._choose(time.monotonic())):
                 return faces
             self._changed.clear()
             await self._changed.wait()
@@ -141,18 +140,22 @@ class Batcher:
         """Have everybody who waits for faces look again."""
         self._changed.set()
 
-    def put_back(self, calls: Sequence[Sequence[Face]]) -> None:
+    def put_back(self, calls: Sequence[Sequence[Face]], launched: int = 1) -> None:
         """After a worker ended: its faces are given out once more, each alone, since one of them may have ended it.
 
         Args:
-            calls: What it was given; it computed the first, the others have lost nothing but time.
+            calls: What it was given; those that were not on its device have lost nothing but time.
+            launched: Calls that were on its device at most. A face that has a loss was there alone.
         """
-        for number, face in ((number, face) for number, faces in enumerate(calls) for face in faces):
-            face.losses += number == 0
-            if face.losses >= LOSSES:
-                face.fail(Lost(f"the {LOSSES} workers that it was given to have ended"))
-            elif not face.future.done():
-                self._again.append(face)
+        alone = [any(face.losses for face in faces) for faces in calls]
+        for number, faces in enumerate(calls):
+            lost = not number or (number < launched and not any(alone[: number + 1]))
+            for face in faces:
+                face.losses += lost
+                if face.losses >= LOSSES:
+                    face.fail(Lost(f"the {LOSSES} workers that it was given to have ended"))
+                elif not face.future.done():
+                    self._again.append(face)
         self._changed.set()
 
     def fail_all(self, error: Exception) -> None:
@@ -167,14 +170,14 @@ class Batcher:
         waiting = sum(one.order.sender.name == order.sender.name for one in self._tickets)
         return waiting / order.sender.weight
 
-    def _choose(self, now: float, most: int) -> list[Face]:
+    def _choose(self, now: float) -> list[Face]:
         while self._again:
             if not (face := self._again.popleft()).future.done():
                 return [face]
         self._leave(now)
         taken: list[Face] = []
         group: Group | None = None
-        while len(taken) < most:
+        while len(taken) < self.size:
             fitting = [one for one in self._tickets if one.waiting and group in (None, one.order.group)]
             if not fitting:
                 break
@@ -195,8 +198,3 @@ class Batcher:
                     face.fail(Expired("the request waited longer than it may take"))
                 ticket.waiting.clear()
         self._tickets = [one for one in self._tickets if one.waiting]
-
-
-def split(results: Sequence[Restored], size: int) -> list[int]:
-    """The sizes of the batches that one call of so many results was computed in."""
-    return [min(size, len(results) - begin) for begin in range(0, len(results), size)]

@@ -12,7 +12,7 @@ from bfr.runtime.errors import BfrError, RestorationFailed
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.serve.options import CPU_BATCH, ServeOptions
 from bfr.runtime.serve.orders import FaceOrder, Finished, Refusal
-from bfr.runtime.serve.workers.batching import Batcher, Expired, Failed, Lost, split
+from bfr.runtime.serve.workers.batching import Batcher, Expired, Failed, Lost
 from bfr.runtime.serve.workers.worker import Worker, WorkerLost
 
 RestoreFaces = Callable[[Sequence[NDArray[Any]], FaceOrder], AsyncGenerator[float | list[Finished] | Refusal, None]]
@@ -28,7 +28,7 @@ class Pool:
     """Gives faces to the workers. A worker that ends is started anew, and its faces are given out once more.
 
     Attributes:
-        on_batch: Called with the sizes of batches and their results, and whether requests waited for them.
+        on_batch: Called with the results of a batch, the seconds that each face waited, and whether requests did.
         restarts: How many workers were started anew.
     """
 
@@ -41,7 +41,7 @@ class Pool:
         self.workers = [Worker(options, number % max(1, gpus), number) for number in range(count)]
         self.batcher = Batcher(size=options.batch_size, linger=options.linger)
         self.restarts = 0
-        self.on_batch: Callable[[Sequence[int], Sequence[Restored], Sequence[float], bool], None] | None = None
+        self.on_batch: Callable[[Sequence[Restored], Sequence[float], bool], None] | None = None
         self.failure: asyncio.Future[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -54,6 +54,11 @@ class Pool:
     def backend(self) -> str | None:
         """The name of the backend that the workers run on, once one is warm."""
         return next((worker.facts["backend"] for worker in self.workers if worker.facts), None)
+
+    @property
+    def calls(self) -> int:
+        """How many batches the warm workers have at once."""
+        return sum(worker.facts["calls"] for worker in self.workers if worker.facts)
 
     def spawn(self) -> None:
         """Start the processes; they begin to import while the caller still does."""
@@ -113,7 +118,8 @@ class Pool:
             if worker.facts is None:
                 await self._restart(worker)
             assert worker.facts is not None  # noqa: S101
-            feeding = [asyncio.create_task(self._feed(worker)) for _ in range(worker.facts["calls"])]
+            calls = worker.facts["calls"]
+            feeding = [asyncio.create_task(self._feed(worker)) for _ in range(calls)]
             listening = asyncio.create_task(worker.listen())
             try:
                 await asyncio.wait({listening, *feeding}, return_when=asyncio.FIRST_COMPLETED)
@@ -127,7 +133,7 @@ class Pool:
                 elif isinstance(error, Exception):
                     raise error
             await worker.end(0)
-            self.batcher.put_back([call.faces for call in worker.calls.values()])
+            self.batcher.put_back([call.faces for call in worker.calls.values()], launched=calls - 1)
             worker.calls.clear()
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
@@ -137,10 +143,8 @@ class Pool:
 
     async def _feed(self, worker: Worker) -> None:
         """Give a worker one call after the other. While it computes another one, it is given full batches alone."""
-        assert worker.facts is not None  # noqa: S101
-        ahead: int = worker.facts["ahead"]
         while True:
-            faces = await self.batcher.take(ahead, full=lambda: bool(worker.calls))
+            faces = await self.batcher.take(full=lambda: bool(worker.calls))
             try:
                 results = await worker.run(faces)
             except Failed as error:
@@ -152,8 +156,7 @@ class Pool:
                     if not face.future.done():
                         face.future.set_result(Finished(result, seconds))
                 if self.on_batch and results:
-                    urgent = faces[0].ticket.order.urgent
-                    self.on_batch(split(results, self.batcher.size), results, waited, urgent)
+                    self.on_batch(results, waited, faces[0].ticket.order.urgent)
             self.batcher.wake()
 
     async def _restart(self, worker: Worker) -> None:

@@ -1,7 +1,8 @@
 """The process that runs the networks on one device: `python -m bfr.runtime.serve.workers.process DESCRIPTOR`.
 
-It is told what to open, says when it is warm, and then restores one call of faces after the other. It ends when its
-server does, and when its device is lost: the server starts a new one.
+It is told what to open, says when it is warm, and then restores one call of faces after the other. A GPU has the next
+call before the host waits for the one before it. The process ends when its server does, and when its device is lost:
+the server starts a new one.
 """
 
 import os
@@ -11,8 +12,10 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
@@ -20,14 +23,14 @@ from numpy.typing import NDArray
 from bfr.runtime.backends.device import Device
 from bfr.runtime.backends.registry import FALLBACK, choose, open_device
 from bfr.runtime.errors import BfrError, DeviceLost
-from bfr.runtime.restore.batch import Restored
+from bfr.runtime.restore.batch import Finished, Pending, Restored
 from bfr.runtime.restore.options import OpenOptions
 from bfr.runtime.restore.restorer import UNUSABLE, Restorer, load_networks, settle_precision
 from bfr.runtime.serve.logs import log_as_json
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import Group
 from bfr.runtime.serve.systems import System, open_systems
-from bfr.runtime.serve.workers.wire import Line, pack_results
+from bfr.runtime.serve.workers.wire import Line, Message, pack_results
 
 OnShare = Callable[[float], None]
 """Called after each denoising step with the share that is done, 0 to 1."""
@@ -63,25 +66,33 @@ class Networks:
                 restorer.warm_up(batch=size)
         self.facts: dict[str, Any] = {
             "backend": self.devices[0].name,
-            # A GPU works on one batch of a call while the next is prepared, and its loop is one graph, which nothing
-            # stops. A CPU has the next call at hand, so that it does not wait for the server between two.
-            "ahead": 1 if self.on_cpu else 2,
-            "calls": 2 if self.on_cpu else 1,
+            # All but one are on the device: it does not wait for the server between two. A GPU works on one while the
+            # next is launched behind it.
+            "calls": 2 if self.on_cpu else 3,
             "warm_up_seconds": round(time.perf_counter() - begin, 3),
         }
 
-    def run(
+    def launch(
         self,
         group: Group,
         images: Sequence[NDArray[Any]],
         keys: Sequence[int | None],
         on_share: OnShare = lambda _share: None,
-    ) -> list[Restored]:
-        """Restore faces, (S, S, 3) uint8 or uint16 RGB each. on_share: is called on a CPU alone, and may raise."""
+    ) -> Pending:
+        """Start to restore faces of one group, see `Restorer.launch`; a CPU returns when they are restored.
+
+        Args:
+            group: Their bundle, preset and seed.
+            images: (S, S, 3) uint8 or uint16 RGB each.
+            keys: See `Restorer.run`.
+            on_share: Called on a CPU alone, and may raise. A GPU's loop is one graph, which nothing stops.
+        """
         restorer = self.restorers[group.bundle, group.preset]
         steps = max(1, restorer.plan.steps)
         on_step = (lambda done, _state: on_share(done / steps)) if self.on_cpu else None
-        return restorer.run(images, seed=group.seed, keys=keys, on_step=on_step)
+        if len(images) > restorer.batch:  # its graphs take fewer, or the device's memory ran out before
+            return Finished(restorer.run(images, seed=group.seed, keys=keys, on_step=on_step))
+        return restorer.launch(images, seed=group.seed, keys=keys, on_step=on_step)
 
     def memory(self) -> tuple[int, int] | None:
         """Free and total bytes of the device, None for a CPU."""
@@ -133,55 +144,104 @@ def main() -> None:
         with suppress(OSError, AttributeError):
             os.nice(NICENESS)
     line.send({"ready": networks.facts})
-    calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    stopped: set[int] = set()
-    threading.Thread(target=_listen, args=(line, calls, stopped), daemon=True).start()
+    calls = Calls(networks, line)
+    threading.Thread(target=calls.listen, daemon=True).start()
     while True:
-        content, images = calls.get()
-        line.send(*_answer(networks, line, content, images, stopped))
+        calls.step()
 
 
-def _listen(line: Line, calls: "queue.SimpleQueue[Any]", stopped: set[int]) -> None:
-    """In a thread: take calls in, and the numbers of those that nobody waits for any more."""
-    while True:
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    """A call that could not be launched."""
+
+    error: Exception
+    done: bool = True
+
+    def finish(self) -> list[Restored]:
+        raise self.error
+
+
+class Calls:
+    """Answers the calls of the server in their order. At most two are on the device.
+
+    Attributes:
+        waiting: Messages of calls that are not launched yet.
+        launched: Number of each call that is not answered yet, when it was launched, and what waits for it.
+        stopped: Numbers of calls that nobody waits for any more.
+    """
+
+    def __init__(self, networks: Networks, line: Line) -> None:
+        self.networks, self.line = networks, line
+        self.waiting: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.stopped: set[int] = set()
+        self.launched: deque[tuple[int, float, Pending]] = deque()
+        self._answered = 0.0
+
+    def listen(self) -> None:
+        """In a thread: take messages in, until the server ends."""
+        while True:
+            try:
+                content, images = self.line.receive()
+            except (EOFError, OSError):
+                os._exit(0)
+            if "stop" in content:
+                self.stopped.add(content["stop"])
+            else:
+                self.waiting.put((content, images))
+
+    def step(self) -> None:
+        """Launch the next call, then answer the one before it; where none has come, answer what is launched."""
+        if self.launched and self.waiting.empty():
+            self._settle()
+            return
+        content, images = self.waiting.get()
+        if content["alone"]:  # one of its faces may have ended a worker, and must take no other call with it
+            self._settle()
+        pending = self._launch(content, images)
+        self._settle(all_but=0 if pending.done or content["alone"] else 1)
+
+    def _launch(self, content: dict[str, Any], images: Sequence[Any]) -> Pending:
+        begin, told = time.perf_counter(), time.monotonic()
+
+        def on_share(share: float) -> None:
+            nonlocal told
+            if content["call"] in self.stopped:
+                raise Abandoned
+            if time.monotonic() - told >= TICK:
+                told = time.monotonic()
+                self.line.send({"share": share})
+
+        pending: Pending
         try:
-            content, images = line.receive()
-        except (EOFError, OSError):
-            os._exit(0)  # the server has ended
-        if "stop" in content:
-            stopped.add(content["stop"])
-        else:
-            calls.put((content, images))
+            on_share(0.0)  # it may have been stopped while it waited
+            pending = self.networks.launch(Group(*content["group"]), images, content["keys"], on_share)
+        except (Abandoned, BfrError, MemoryError) as error:
+            pending = _Raised(error)
+        self.launched.append((content["call"], begin, pending))
+        return pending
 
+    def _settle(self, *, all_but: int = 0) -> None:
+        """Answer what is launched, all but the last calls."""
+        while len(self.launched) > all_but:
+            self._answer(*self.launched.popleft())
 
-def _answer(
-    networks: Networks, line: Line, content: dict[str, Any], images: Sequence[Any], stopped: set[int]
-) -> tuple[dict[str, Any], list[Any]]:
-    told = time.monotonic()
-
-    def on_share(share: float) -> None:
-        nonlocal told
-        if content["call"] in stopped:
-            stopped.remove(content["call"])
-            raise Abandoned
-        if time.monotonic() - told >= TICK:
-            told = time.monotonic()
-            line.send({"share": share})
-
-    begin = time.perf_counter()
-    try:
-        on_share(0.0)  # it may have been stopped while it waited
-        results = networks.run(Group(*content["group"]), images, content["keys"], on_share)
-    except Abandoned:
-        return {"abandoned": True, "seconds": time.perf_counter() - begin}, []
-    except (DeviceLost, MemoryError) as error:  # only a new process can go on
-        line.send({"lost": str(error) or "the process ran out of memory"})
-        os._exit(LOST)
-    except BfrError as error:
-        return {"error": str(error), "seconds": time.perf_counter() - begin}, []
-    told_results, pixels = pack_results(results)
-    seconds = time.perf_counter() - begin
-    return {"results": told_results, "seconds": seconds, "memory": networks.memory()}, pixels
+    def _answer(self, number: int, begin: float, pending: Pending) -> None:
+        answer: dict[str, Any]
+        pixels: list[Any] = []
+        try:
+            told, pixels = pack_results(pending.finish())
+            answer = {"results": told, "memory": self.networks.memory()}
+        except Abandoned:
+            answer = {"abandoned": True}
+        except (DeviceLost, MemoryError) as error:  # only a new process can go on
+            self.line.send({"lost": str(error) or "the process ran out of memory"})
+            os._exit(LOST)
+        except BfrError as error:
+            answer = {"error": str(error)}
+        now = time.perf_counter()
+        self.line.send({**answer, "seconds": now - max(begin, self._answered)}, pixels)
+        self._answered = now
+        self.stopped.discard(number)
 
 
 if __name__ == "__main__":

@@ -100,8 +100,8 @@ class Worker:
     """The process of one device. It answers its calls in their order.
 
     Attributes:
-        facts: What it said when it was warm: `backend`, `ahead`, `calls`, `warm_up_seconds`; None before and after.
-        calls: By number, in flight: the worker computes the first, the others wait in its queue.
+        facts: What it said when it was warm: `backend`, `calls`, `warm_up_seconds`; None before and after.
+        calls: By number, in flight. The worker computes the first; on a GPU the second is launched behind it.
         busy: Seconds that its calls took.
         memory: Free and total bytes of its device, as of the last call; None for a CPU.
     """
@@ -171,6 +171,7 @@ class Worker:
             "call": number,
             "group": [group.bundle, group.preset, group.seed],
             "keys": [face.key for face in faces],
+            "alone": any(face.losses for face in faces),
         }
         try:
             with suppress(OSError):  # `listen` notices that the process has ended

@@ -1,10 +1,12 @@
 """The networks of a server on the GPU made of NumPy: what differs there from a CPU."""
 
+import socket
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from launches import launches
 
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.bundle.bundle import Bundle
@@ -12,7 +14,8 @@ from bfr.runtime.errors import DeviceLost
 from bfr.runtime.restore.restorer import Restorer
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import Group
-from bfr.runtime.serve.workers.process import Networks
+from bfr.runtime.serve.workers.process import Calls, Networks
+from bfr.runtime.serve.workers.wire import Line, unpack_results
 
 FACES = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8) for i in range(7)]
 
@@ -30,7 +33,7 @@ def networks(built: Bundle, tensorrt: Any) -> Any:
 
 def restored(networks: Networks, faces: Sequence[Any], preset: str = "short") -> list[Any]:
     group = Group(next(iter(networks.restorers))[0], preset, 3)
-    return [one.pixels for one in networks.run(group, faces, [None] * len(faces))]
+    return [one.pixels for one in networks.launch(group, faces, [None] * len(faces)).finish()]
 
 
 def test_calls_run_recorded_batches_and_get_the_bytes_of_a_cpu(built: Bundle, networks: Networks, gpus: Any) -> None:
@@ -49,23 +52,31 @@ def test_calls_run_recorded_batches_and_get_the_bytes_of_a_cpu(built: Bundle, ne
     assert (gpus[0].used, len(gpus[0].alive)) == before
 
 
-def test_a_gpu_takes_two_batches_at_once_and_nothing_stops_its_graph(
-    networks: Networks, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("alone", "order"), [((), "LLWLWLWW"), ((1,), "LWLWLLWW"), ((0,), "LWLLWLWW"), ((3,), "LLWLWWLW")]
+)
+def test_a_call_is_launched_before_the_one_before_it_is_waited_for(
+    alone: Sequence[int], order: str, networks: Networks, gpus: Any
 ) -> None:
-    """The second is prepared while the GPU is at the first one."""
-    assert networks.facts["ahead"] == 2
-    free, total = networks.memory() or (0, 0)
-    assert 0 < free < total
-    given: list[object] = []
-    run = Restorer.run
-
-    def noted(self: Restorer, images: Sequence[Any], **options: Any) -> Any:
-        given.append(options["on_step"])
-        return run(self, images, **options)
-
-    monkeypatch.setattr(Restorer, "run", noted)
-    assert len(restored(networks, FACES[:4])) == 4
-    assert given == [None]
+    """But for a call that may end the GPU: the others keep away from it."""
+    assert networks.facts["calls"] == 3  # two are launched, one is at hand
+    wanted = [restored(networks, FACES[begin : begin + 2]) for begin in range(4)]
+    bundle = next(iter(networks.restorers))[0]
+    ours, theirs = (Line(one) for one in socket.socketpair())
+    calls = Calls(networks, ours)
+    for number in range(4):
+        content = {"call": number, "group": [bundle, "short", 3], "keys": [None] * 2, "alone": number in alone}
+        calls.waiting.put((content, FACES[number : number + 2]))
+    gpus[0].log.clear()
+    while calls.launched or not calls.waiting.empty():
+        calls.step()
+    assert launches(networks.restorers[bundle, "short"], gpus[0].log) == order
+    for expected in wanted:
+        answer, pixels = theirs.receive()
+        found = [one.pixels for one in unpack_results(answer["results"], pixels)]
+        assert all(np.array_equal(one, face) for one, face in zip(found, expected, strict=True))
+        assert 0 < answer["memory"][0] < answer["memory"][1]
+        assert answer["seconds"] > 0
 
 
 def test_a_lost_gpu_is_raised_so_that_the_process_can_end(networks: Networks, gpus: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from launches import launches
 from PIL import Image as Pillow
 
 from bfr.runtime.backends.onnxruntime import CpuDevice
@@ -85,22 +86,6 @@ def run(restorer: Restorer, folder: Path, out: Path, fakes: Any, told: list[floa
     return {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name not in skipped}
 
 
-def order(restorer: Restorer, log: list[tuple[str, Any]]) -> str:
-    """L where a batch is launched, W where the host waits for a result."""
-    device: Any = restorer.device
-    buffers: Any = restorer._buffers
-    fetched = {event for _, event in buffers.output._slots}
-    main = int(device.stream)
-    found = ""
-    for name, what in log:
-        if name == "graph":
-            found += "L"
-        elif name == "wait" and what in fetched:
-            found += "W"
-        assert (name, what) != ("wait", main), "the host waits for the whole stream"
-    return found
-
-
 @pytest.mark.parametrize("kind", ["photographs", "video"])
 @pytest.mark.parametrize("eager", [False, True])
 def test_a_batch_is_launched_before_the_previous_one_is_waited_for(
@@ -123,7 +108,7 @@ def test_a_batch_is_launched_before_the_previous_one_is_waited_for(
         gpus[0].eager = eager
         gpus[0].log.clear()
         found = run(gpu, folder, tmp_path / "gpu", fakes, told)
-        seen = order(gpu, gpus[0].log)
+        seen = launches(gpu, gpus[0].log)
     assert found == wanted
     batches = {"photographs": 3, "video": FRAMES // BATCH}[kind]
     assert seen == "LL" + "WL" * (batches - 2) + "WW"

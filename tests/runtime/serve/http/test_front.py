@@ -431,7 +431,8 @@ def test_metrics_parse_and_add_up() -> None:
         assert await server.metric("bfr_images_total", result="restored") == 3
         assert await server.metric("bfr_images_total", result="failed") == 1
         results = [Restored(None if i == 4 else np.zeros((1, 1, 3)), {}, "fp32", None) for i in range(5)]
-        server.front.metrics.batch([3, 2], results, [0.5] * 5, True)
+        for part in (results[:3], results[3:]):
+            server.front.metrics.batch(part, [0.5] * len(part), True)
         assert await server.metric("bfr_faces_total", result="restored", of="requests") == 4
         assert await server.metric("bfr_faces_total", result="failed") == 1
         assert await server.metric("bfr_batch_size_sum") == 5
@@ -508,7 +509,7 @@ def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
     async def work(server: FakeServer) -> None:
         await server.post()
         server.front.metrics.registry.register(PoolCollector(server.engine.pool))
-        server.front.metrics.batch([1], [Restored(None, {}, "fp32", "x")], [0.1], True)
+        server.front.metrics.batch([Restored(None, {}, "fp32", "x")], [0.1], True)
         server.front.metrics.jobs_ended.labels("done").inc()
         text = (await server.client.get("/metrics")).text
         there = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}

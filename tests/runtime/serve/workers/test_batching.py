@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.serve.orders import FaceOrder, Finished, Group, Sender
-from bfr.runtime.serve.workers.batching import Batcher, Expired, Face, Lost, Ticket, split
+from bfr.runtime.serve.workers.batching import Batcher, Expired, Face, Lost, Ticket
 
 A, B = Group("mini", "balanced", 1), Group("mini", "fast", 1)
 Pixels = NDArray[Any]
@@ -37,11 +37,11 @@ def answer(faces: Sequence[Face]) -> None:
             face.future.set_result(Finished(Restored(face.pixels, {}, "fp32"), 0.0))
 
 
-async def batches(batcher: Batcher, *, ahead: int = 1) -> list[list[int]]:
+async def batches(batcher: Batcher) -> list[list[int]]:
     """All that wait, as one worker would get them."""
     found = []
     while len(batcher):
-        faces = await batcher.take(ahead)
+        faces = await batcher.take()
         found.append(values(faces))
         answer(faces)
     return found
@@ -182,15 +182,14 @@ def test_faces_of_a_worker_that_ended_go_once_more_each_alone_and_first() -> Non
     run(work)
 
 
-def test_a_batch_waits_to_be_filled_and_two_may_be_handed_over_at_once() -> None:
+def test_a_batch_waits_to_be_filled() -> None:
     async def work() -> None:
         batcher = Batcher(size=2, linger=0.05)
         submit(batcher, [0])
-        taking = asyncio.create_task(batcher.take(2))
+        taking = asyncio.create_task(batcher.take())
         await asyncio.sleep(0)
         submit(batcher, range(1, 6))
-        assert len(await taking) == 4
-        assert len(await batcher.take(2)) == 2
+        assert len(await taking) == 2
 
     run(work)
 
@@ -231,6 +230,17 @@ def test_of_the_calls_of_a_lost_worker_only_the_first_counts_as_a_loss() -> None
     run(work)
 
 
-def test_the_batches_of_a_call_are_told_apart() -> None:
-    results = [Restored(None, {}, "fp32", "x")] * 5
-    assert split(results, 2) == [2, 2, 1]
+def test_both_calls_that_a_gpu_had_launched_count_but_for_one_that_was_there_alone() -> None:
+    async def work() -> None:
+        batcher = Batcher(size=1)
+        tickets = [submit(batcher, [value]) for value in range(3)]
+        losses = lambda: [ticket.faces[0].losses for ticket in tickets]  # noqa: E731
+        calls = [await batcher.take() for _ in tickets]
+        batcher.put_back(calls, launched=2)
+        assert losses() == [1, 1, 0]  # the third waited in the worker's queue
+        calls = [await batcher.take() for _ in tickets]
+        batcher.put_back(calls, launched=2)
+        assert losses() == [2, 1, 0]  # the second was not launched while the first was suspected
+        assert await batches(batcher) == [[1], [2]]
+
+    run(work)

@@ -16,10 +16,11 @@ from bfr.runtime.restore.restorer import Restorer
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import Group
 from bfr.runtime.serve.workers import process
-from bfr.runtime.serve.workers.process import Networks
+from bfr.runtime.serve.workers.process import Calls, Networks
 from bfr.runtime.serve.workers.wire import Line, pack, pack_results, unpack_results
 
 OPTIONS = ServeOptions(presets=("fast",), batch=2, threads=1, backend="onnxruntime-cpu", detector="haar")
+CALL = {"call": 1, "group": ["mini", "fast", 3], "keys": [None], "alone": False}
 
 
 def faces(count: int) -> list[NDArray[Any]]:
@@ -33,7 +34,7 @@ def networks() -> Networks:
 
 def test_faces_are_restored_as_by_a_restorer(networks: Networks) -> None:
     images, shares = faces(3), list[float]()
-    results = networks.run(Group("mini", "fast", 3), images, [None] * 3, shares.append)
+    results = networks.launch(Group("mini", "fast", 3), images, [None] * 3, shares.append).finish()
     with Restorer.open(preset="fast", threads=1, backend="onnxruntime-cpu") as restorer:
         expected = restorer.restore(images, seed=3)
     for one, other in zip(results, expected, strict=True):
@@ -41,7 +42,7 @@ def test_faces_are_restored_as_by_a_restorer(networks: Networks) -> None:
         assert np.array_equal(one.pixels, other)
     assert shares[-1] == 1.0
     assert networks.facts["backend"] == "onnxruntime-cpu"
-    assert networks.facts["ahead"] == 1
+    assert networks.facts["calls"] == 2
     assert networks.memory() is None
 
 
@@ -53,8 +54,8 @@ def test_a_call_ends_after_the_step_in_which_it_is_stopped(networks: Networks) -
         raise Stop
 
     with pytest.raises(Stop):
-        networks.run(Group("mini", "fast", 3), faces(1), [None], stop)
-    [result] = networks.run(Group("mini", "fast", 3), faces(1), [None])  # the next call is not harmed
+        networks.launch(Group("mini", "fast", 3), faces(1), [None], stop)
+    [result] = networks.launch(Group("mini", "fast", 3), faces(1), [None]).finish()  # the next call is not harmed
     assert result.pixels is not None
 
 
@@ -73,11 +74,13 @@ def test_a_lost_device_is_said_and_ends_the_process(
     def end(status: int) -> None:
         raise Ended(status)
 
-    monkeypatch.setattr(networks, "run", fail)
+    monkeypatch.setattr(networks, "launch", fail)
     monkeypatch.setattr(process.os, "_exit", end)
     ours, theirs = (Line(one) for one in socket.socketpair())
+    calls = Calls(networks, ours)
+    calls.waiting.put((CALL, faces(1)))
     with pytest.raises(Ended, match=str(process.LOST)):
-        process._answer(networks, ours, {"call": 1, "group": ["mini", "fast", 3], "keys": [None]}, faces(1), set())
+        calls.step()
     told, _ = theirs.receive()
     assert set(told) == {"lost"}
     assert "address" in told["lost"] or "memory" in told["lost"]
@@ -86,12 +89,14 @@ def test_a_lost_device_is_said_and_ends_the_process(
 def test_a_call_that_is_stopped_before_it_begins_costs_nothing(
     networks: Networks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(networks, "run", lambda *_args: pytest.fail("it was computed"))
-    ours, _theirs = (Line(one) for one in socket.socketpair())
-    stopped = {1, 2}
-    call = {"call": 1, "group": ["mini", "fast", 3], "keys": [None]}
-    answer, pixels = process._answer(networks, ours, call, faces(1), stopped)
-    assert (answer["abandoned"], pixels, stopped) == (True, [], {2})
+    monkeypatch.setattr(networks, "launch", lambda *_args: pytest.fail("it was computed"))
+    ours, theirs = (Line(one) for one in socket.socketpair())
+    calls = Calls(networks, ours)
+    calls.stopped |= {1, 2}
+    calls.waiting.put((CALL, faces(1)))
+    calls.step()
+    answer, pixels = theirs.receive()
+    assert (answer["abandoned"], pixels, calls.stopped) == (True, [], {2})
 
 
 def test_a_warm_up_that_is_not_finite_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

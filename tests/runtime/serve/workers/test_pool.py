@@ -71,7 +71,7 @@ def test_workers_share_the_faces_and_their_results_are_a_restorers(expected: lis
     sizes: list[int] = []
 
     async def work(pool: Pool) -> None:
-        pool.on_batch = lambda found, *_: sizes.extend(found)
+        pool.on_batch = lambda found, *_: sizes.append(len(found))
         answers = await asyncio.gather(*(last(pool, [face], order()) for face in FACES))
         for [answer], wanted in zip(answers, expected, strict=True):
             assert np.array_equal(answer.restored.pixels, wanted)
