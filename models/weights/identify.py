@@ -1,4 +1,4 @@
-"""What a file is that was taken for a checkpoint, by its first bytes and its end."""
+"""What a file is that was taken for a checkpoint or an ONNX graph, by its first bytes and its end."""
 
 import json
 import re
@@ -9,11 +9,11 @@ from pathlib import Path
 HEAD = 4096  # bytes that are looked at
 LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file, by its definition
 AGAIN = "download it again; `bfr fetch` takes up where it stopped"
-UNPACK = "unpack it, and name the folder of what was in it"
+UNPACK = "unpack it, and name what was in it"
 LEGACY = b"\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # PyTorch's magic number, in files of before 1.6
 STATE_DICT = "save the network's `state_dict()` with torch.save, and name that"
 
-# First bytes -> what begins so, and the remedy.
+# First bytes -> what begins so, and the remedy; empty where another file has to be chosen.
 _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, a text that stands for the file", "run `git lfs pull` there"),
     (b"\x1f\x8b", "a gzip archive", UNPACK),
@@ -22,13 +22,33 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"BZh", "a bzip2 archive", UNPACK),
     (b"\xfd7zXZ", "an xz archive", UNPACK),
     (b"\x28\xb5\x2f\xfd", "a Zstandard archive", UNPACK),
-    (b"\x89HDF", "an HDF5 file, as Keras writes", "choose the authors' PyTorch file"),
-    (b"\x93NUMPY", "a NumPy array", "choose the authors' PyTorch file"),
-    (b"GGUF", "a GGUF file, of quantized weights", "choose the authors' PyTorch file"),
-    (b"\x89PNG", "a PNG picture", "choose the checkpoint"),
-    (b"\xff\xd8\xff", "a JPEG picture", "choose the checkpoint"),
-    (b"%PDF", "a PDF document", "choose the checkpoint"),
+    (b"\x89HDF", "an HDF5 file, as Keras writes", ""),
+    (b"\x93NUMPY", "a NumPy array", ""),
+    (b"GGUF", "a GGUF file, of quantized weights", ""),
+    (b"\x89PNG", "a PNG picture", ""),
+    (b"\xff\xd8\xff", "a JPEG picture", ""),
+    (b"%PDF", "a PDF document", ""),
+    (b"ftrt", "an engine of TensorRT", ""),
 )
+_FLATBUFFERS = {b"ORTM": "a model in ONNX Runtime's own format", b"TFL3": "a model of TensorFlow Lite"}  # at byte 4
+WEIGHTS_ALONE = (
+    "holds weights without a graph: export the network with torch.onnx and name that file, or export a system of bfr "
+    "with `bfr export SYSTEM`"
+)
+
+
+def no_graph(path: Path) -> str | None:
+    """What a file is and what to do, where it is no ONNX graph; None where it may be one."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if head.startswith(b"PK\x03\x04"):
+        return _no_zip_checkpoint(path, size) or f"is a checkpoint of PyTorch and {WEIGHTS_ALONE}"
+    if is_safetensors(head) or head.startswith(b"\x80"):
+        return f"is {'a pickle' if head[0] == 0x80 else 'a safetensors file'} and {WEIGHTS_ALONE}"
+    if found := _kind(head, size):
+        return f"is {found[0]}: {found[1] or 'choose the ONNX file'}"
+    return None
 
 
 def no_checkpoint(path: Path) -> str | None:
@@ -95,33 +115,40 @@ def _no_zip_checkpoint(path: Path, size: int) -> str | None:
 
 def _other(head: bytes, path: Path, size: int) -> str:
     """What a file is that begins like none of the formats."""
-    kind = next((f"is {what}: {remedy}" for start, what, remedy in _KINDS if head.startswith(start)), None)
-    if not head:
-        kind = f"is empty: {AGAIN}"
-    elif head[257:262] == b"ustar":
-        kind = f"is a tar archive: {UNPACK}"
-    elif not head.strip(b"\0"):
-        kind = f"begins with {len(head)} zero bytes, as a download does whose content never came: {AGAIN}"
-    elif path.suffix == ".onnx" or (head[0] == 8 and b"pytorch" in head[:64]):
-        kind = "is an ONNX graph: `bfr wrap FILE -o BUNDLE` makes a bundle of it"
-    elif kind is None and (text := _text(head)):
-        kind = _no_text(text, size)
-    return kind or f"is no checkpoint of PyTorch and no safetensors file, it begins with {head[:8].hex(' ')}: {AGAIN}"
+    if found := _kind(head, size):
+        return f"is {found[0]}: {found[1] or 'choose the file with the weights'}"
+    if path.suffix == ".onnx" or (head[0] == 8 and b"pytorch" in head[:64]):
+        return "is an ONNX graph: `bfr wrap FILE -o BUNDLE` makes a bundle of it"
+    return f"is no checkpoint of PyTorch and no safetensors file, it begins with {head[:8].hex(' ')}: {AGAIN}"
 
 
-def _no_text(text: str, size: int) -> str:
+def _kind(head: bytes, size: int) -> tuple[str, str] | None:
+    """What begins so, and the remedy; empty where another file has to be chosen."""
+    for start, what, remedy in _KINDS:
+        if head.startswith(start):
+            return what, remedy
+    if what := _FLATBUFFERS.get(head[4:8], ""):
+        return what, ""
+    if head[257:262] == b"ustar":
+        return "a tar archive", UNPACK
+    if not head.strip(b"\0"):
+        return ("zero bytes, as a download whose content never came" if head else "empty"), "download it again"
+    return _kind_of_text(text, size) if (text := _text(head)) else None
+
+
+def _kind_of_text(text: str, size: int) -> tuple[str, str]:
     start = text.lstrip("\ufeff \t\r\n")
     lower = start.lower()
     if lower.startswith(("<!doctype html", "<html", "<head", "<?xml", "<!--")) or "<html" in lower[:512]:
         title = re.search(r"<title>(.*?)</title>", start, re.IGNORECASE | re.DOTALL)
         named = f", {' '.join(title[1].split())[:80]!r}" if title else ""
         return (
-            f"is a web page{named}, which the server sent in the place of the file (a login, a warning, an error): "
-            "open its address in a browser, and save the file itself"
+            f"a web page{named}, which the server sent in the place of the file (a login, a warning, an error)",
+            "open its address in a browser, and save the file itself",
         )
     kind = "a JSON text" if start.startswith(("{", "[")) else "a text"
     line = start.splitlines()[0][:60] if start else ""
-    return f"is {kind} of {size:,} bytes, {line!r}, and no checkpoint: choose the file with the weights"
+    return f"{kind} of {size:,} bytes, {line!r}", ""
 
 
 def _text(head: bytes) -> str:
