@@ -9,7 +9,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads than that only wait for each other
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of PyTorch, OpenBLAS and our ONNX Runtime
+    os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
+if sys.dont_write_bytecode:  # compile a module where it is imported first, not in every process that a test starts
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import numpy as np
 import pytest

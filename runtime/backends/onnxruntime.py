@@ -13,7 +13,7 @@ import numpy as np
 from bfr.runtime.backends.cuda.bindings import device_count
 from bfr.runtime.backends.cuda.device import GpuBuffer, GpuDevice
 from bfr.runtime.backends.device import BoundCall, Float32
-from bfr.runtime.backends.host import HostDevice, check_threads
+from bfr.runtime.backends.host import HostDevice, check_threads, environments_threads
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.bundle.onnx import LARGEST_ELEMENTS, OnnxFile
@@ -78,12 +78,14 @@ class CpuDevice(HostDevice):
     name = "onnxruntime-cpu"
 
     def __init__(self, threads: int | None = None, *, spinning: bool = True) -> None:
-        """`spinning`: idle threads wait in a loop, which is quicker but slows whatever else runs on the machine.
+        """`threads`: None takes what OMP_NUM_THREADS says, or one a core.
+
+        `spinning`: idle threads wait in a loop, which is quicker but slows whatever else runs on the machine.
 
         Raises InvalidOption for a number of threads that is out of range.
         """
         check_threads(threads)
-        self.threads, self.spinning = threads, spinning
+        self.threads, self.spinning = threads or environments_threads(), spinning
 
     @property
     def versions(self) -> dict[str, str]:

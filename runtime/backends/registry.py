@@ -112,7 +112,7 @@ def open_device(
         name: One of BACKENDS, or `auto`, see `choose`.
         bundle: What will run; `auto` looks for its engines and measurements on this machine.
         precision: What it will run in.
-        threads: Of a backend on the CPU; None is the library's own choice.
+        threads: Of a backend on the CPU; None is what OMP_NUM_THREADS says, or the library's own choice.
         spinning: Whether idle threads of a backend on the CPU wait in a loop.
         index: The number of the GPU.
         compiler: Of a backend that compiles; None is its default.

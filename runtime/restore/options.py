@@ -27,7 +27,9 @@ class OpenOptions(Options):
     )
     batch: int = Field(default=1, ge=1, description="Faces that go through the networks together, at most.")
     threads: int | None = Field(
-        default=None, ge=1, description="Threads of the CPU backend, at most four a core; one a core if left out."
+        default=None,
+        ge=1,
+        description="Threads of the CPU backend, at most four a core; if left out OMP_NUM_THREADS, or one a core.",
     )
     device: int = Field(default=0, ge=0, description="Number of the GPU.")
     compiler: Annotated[tuple[CompilerOption, ...], COMMAS] = Field(

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from bfr.runtime.backends.host import HostNoise, check_threads
+from bfr.runtime.backends.host import HostNoise, check_threads, environments_threads
 from bfr.runtime.diffusion.noise import fill_normal
 from bfr.runtime.errors import InvalidOption
 
@@ -52,3 +52,9 @@ def test_threads_out_of_range(threads: int, monkeypatch: pytest.MonkeyPatch) -> 
         check_threads(threads)
     for fine in (None, 1, 8):
         check_threads(fine)
+
+
+@pytest.mark.parametrize(("said", "threads"), [("3", 3), (" 2,1", 2), ("", None), ("0", None), ("many", None)])
+def test_threads_of_the_environment(said: str, threads: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert environments_threads() == threads
