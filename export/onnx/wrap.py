@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from bfr.export.onnx.graph import module_versions, save_graph
 from bfr.export.onnx.metadata import describe_graph
 from bfr.export.onnx.wrap_graph import REFERENCE, wrap_graph
+from bfr.export.onnx.wrap_load import FLOATS, drawing_nodes, load_model, model_opset, reason, sort_nodes, system_name
 from bfr.export.onnx.wrap_original import (
     Original,
     Say,
@@ -28,16 +29,7 @@ from bfr.export.onnx.wrap_original import (
     warn_of_range,
 )
 from bfr.export.onnx.wrap_osdface import wrap_osdface
-from bfr.export.onnx.wrap_read import (
-    FLOATS,
-    Interface,
-    drawing_nodes,
-    first_line,
-    load_model,
-    model_opset,
-    sort_nodes,
-    system_name,
-)
+from bfr.export.onnx.wrap_read import Interface
 from bfr.export.options import WrapOptions
 from bfr.export.verify.compare import BATCHES, FLOORS_DB, compare
 from bfr.export.verify.walk import call_network, synthetic
@@ -45,11 +37,13 @@ from bfr.runtime.backends.device import Float32
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.bundle import manifest as m
 from bfr.runtime.bundle.bundle import Bundle, describe_file, write_manifest
-from bfr.runtime.errors import BackendUnavailable, VerificationFailed
+from bfr.runtime.errors import BackendUnavailable, InvalidCheckpoint, InvalidOption
 from bfr.runtime.files import atomic_folder, sha256_file
 from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, WEIGHT
 
 NETWORK = "restorer"
+LARGEST_MESSAGE = 2_000_000_000  # bytes of weights that fit in one message of protobuf
+WITHOUT_HALF = "Leave --precision fp16 out"
 
 
 def wrap(
@@ -100,7 +94,7 @@ def wrap(
         if "fp16" in options.precision and not half:
             halved = partial / f"{NETWORK}.fp16.onnx"
             _save_half(path, halved, told)
-            variants["fp16"] = _variant(partial, halved, load_model(halved))
+            variants["fp16"] = _variant(partial, halved, wrapped)
         side, image = face.side, ("batch", 3, face.side, face.side)
         inputs = [m.Tensor(name=DEGRADED, shape=image)]
         inputs += [m.Tensor(name=REFERENCE, shape=image)] if face.reference else []
@@ -189,9 +183,9 @@ def _probe(
         if together.shape == (max(BATCHES), *alone.shape[1:]) and np.abs(together[-1:] - alone).max() <= 1e-3:
             return None
     except Exception as error:  # ONNX Runtime's own types
-        problem = first_line(error)
+        problem = reason(error)
     only = fixed or 1
-    say(f"batches of {only} only: {problem[:200]}")
+    say(f"batches of {only} only: {problem}")
     _set_batch(wrapped, path, only if fixed else "batch")
     return (only,)
 
@@ -218,10 +212,18 @@ def _variant(folder: Path, path: Path, model: onnx.ModelProto) -> m.Variant:
 
 
 def _save_half(path: Path, halved: Path, metadata: dict[str, str]) -> None:
-    """Write the graph with weights and arithmetic in half; inputs and outputs stay float32."""
-    from onnxruntime.transformers.float16 import convert_float_to_float16
+    """Write the graph with weights and arithmetic in half; inputs and outputs stay float32, and what is quantized."""
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-    model = convert_float_to_float16(onnx.load(path), keep_io_types=True, disable_shape_infer=True)
+    # Types are inferred in one message of protobuf. Without them, what stays in float32 gets no casts around it.
+    small = path.with_suffix(".safetensors").stat().st_size < LARGEST_MESSAGE
+    kept = [*DEFAULT_OP_BLOCK_LIST, "QuantizeLinear", "DequantizeLinear"]
+    try:
+        model = convert_float_to_float16(
+            onnx.load(path), keep_io_types=True, disable_shape_infer=not small, op_block_list=kept
+        )
+    except Exception as error:  # of nearly any type
+        raise InvalidOption(f"the model cannot be cast to half: {reason(error)}. {WITHOUT_HALF}") from error
     sort_nodes(model.graph)
     save_graph(model, halved, metadata=metadata)
 
@@ -247,7 +249,8 @@ def _compare(
     try:
         network = device.load(bundle, NETWORK, precision)
     except BackendUnavailable as error:
-        raise VerificationFailed(f"the model does not load in ONNX Runtime in {precision}: {error}") from error
+        remedy = WITHOUT_HALF if precision == "fp16" else "Export it anew, with another opset"
+        raise InvalidCheckpoint(f"wrapped in {precision}, {file} does not load: {reason(error)}. {remedy}") from error
     half = precision == "fp16" or manifest.networks[NETWORK].parameters["half"]
     checks: list[m.Check] = []
     for batch in manifest.batches or BATCHES:
@@ -259,6 +262,10 @@ def _compare(
             raw_result(original, face, faces[i : i + step], None if others is None else others[i : i + step])
             for i in range(0, batch, step)
         ]
+        if not np.isfinite(raw[0]).all():
+            raise InvalidCheckpoint(
+                f"{file} makes NaN or Inf of a usual picture: choose another --input-range, or export trained weights"
+            )
         if not checks and precision == "fp32":
             warn_of_range(raw[0], face, say)
         say(f"{what} in {precision} against {file} as it came")

@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from bfr.export.onnx.wrap_read import ImageTensor, Interface, branches, constant_of, model_opset, read_by
+from bfr.export.onnx.wrap_load import branches, model_opset, read_by
+from bfr.export.onnx.wrap_read import ImageTensor, Interface, constant_of
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, WEIGHT
 
@@ -38,8 +39,7 @@ def wrap_graph(model: onnx.ModelProto, interface: Interface) -> onnx.ModelProto:
         value = next(value for value in graph.input if value.name == name)
         nodes = _Nodes(WEIGHT, name, f"{OURS}{WEIGHT}", opset)
         nodes.add("Gather", nodes.constant(np.int64(0)), axis=0)
-        if not value.type.tensor_type.shape.dim:
-            nodes.add("Gather", nodes.constant(np.int64(0)), axis=0)
+        nodes.add("Reshape", nodes.constant(np.ones(len(value.type.tensor_type.shape.dim), np.int64)))
         kind = value.type.tensor_type.elem_type
         if kind != TensorProto.FLOAT and not _only_cast(graph, name):  # a cast reads every type
             nodes.add("Cast", to=kind)
@@ -103,7 +103,8 @@ def _rename_ours(graph: onnx.GraphProto) -> dict[str, str]:
     """Give tensors of the file whose names are ours other names; returns old -> new."""
     names = {value.name for value in (*graph.input, *graph.initializer)}
     names |= {name for node in graph.node for name in (*read_by(node), *node.output)}
-    taken = {n for n in names if n in (DEGRADED, ESTIMATE, REFERENCE, WEIGHT) or n.startswith(OURS)}
+    ours = (DEGRADED, ESTIMATE, REFERENCE, WEIGHT, "__metadata__")  # the last is safetensors'
+    taken = {name for name in names if name in ours or name.startswith(OURS)}
     renamed = {name: f"file/{name}" for name in taken}
     if renamed:
         rename(graph, renamed)

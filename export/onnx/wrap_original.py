@@ -12,18 +12,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from bfr.export.onnx.wrap_read import (
-    IMAGE_TYPES,
-    ImageTensor,
-    Interface,
-    drawing_nodes,
-    find_inputs,
-    find_output,
-    find_values,
-    first_line,
-    freeze_draws,
-    load_model,
-)
+from bfr.export.onnx.wrap_load import drawing_nodes, freeze_draws, load_model, reason
+from bfr.export.onnx.wrap_read import IMAGE_TYPES, ImageTensor, Interface, find_inputs, find_output, find_values
 from bfr.export.options import WrapOptions
 from bfr.export.verify.walk import synthetic
 from bfr.runtime.backends.device import Float32
@@ -35,6 +25,11 @@ from bfr.runtime.restore.plan import DEGRADED
 STRAY = 0.25  # of the declared range: results further outside it were made for another one
 OPEN_FACE, TILE = 512, 128  # sides of files that leave them open: of face restorers, and of enlargers
 SIGNED, UNIT, BYTES = (-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)
+REMEDIES = {  # by what ONNX Runtime says
+    "NOT_IMPLEMENTED": "Export it anew, in float32",
+    "not a registered function": "Export it with operators of ONNX alone",
+    "is under development": "Export it with an older opset, or upgrade onnxruntime",
+}
 Say = Callable[[str], None]
 
 
@@ -52,16 +47,16 @@ class Original:
         try:
             self.session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own types
-            raise InvalidCheckpoint(
-                f"ONNX Runtime cannot run {file.name}: {first_line(error)}. Export it anew, in float32"
-            ) from error
+            remedy = next((then for what, then in REMEDIES.items() if what in str(error)), "Export it anew")
+            raise InvalidCheckpoint(f"ONNX Runtime cannot run {file.name}: {reason(error)}. {remedy}") from error
 
     def shapes(
         self, images: Mapping[ImageTensor, NDArray[np.float32]], values: Mapping[str, float]
     ) -> dict[str, tuple[int, ...]]:
-        """The shapes of all outputs."""
+        """The shapes of all outputs that are tensors."""
         found = self.run([output.name for output in self.session.get_outputs()], images, values)
-        return {output.name: y.shape for output, y in zip(self.session.get_outputs(), found, strict=True)}
+        outputs = zip(self.session.get_outputs(), found, strict=True)
+        return {output.name: y.shape for output, y in outputs if isinstance(y, np.ndarray)}
 
     def run(
         self, outputs: list[str], images: Mapping[ImageTensor, NDArray[np.float32]], values: Mapping[str, float]
@@ -83,7 +78,7 @@ class Original:
             feed[image.name] = np.clip(np.rint(x), 0, 255).astype(kind) if kind is np.uint8 else x.astype(kind)
         for value in self.session.get_inputs():
             if value.name in values:
-                shape = [size if isinstance(size, int) else 1 for size in value.shape]
+                shape = [size if isinstance(size, int) and size >= 0 else 1 for size in value.shape]
                 _check_size(f"input {value.name}", shape)
                 feed[value.name] = np.full(shape, values[value.name], _numpy_type(value.type))
         return list(self.session.run(outputs, feed, silent()))
@@ -118,13 +113,13 @@ def find_interface(model: onnx.ModelProto, original: Original, options: WrapOpti
         found = shapes(side)
     except Exception as error:  # ONNX Runtime's own types
         raise InvalidCheckpoint(
-            f"the model does not run on {side}x{side}: {first_line(error)}. Choose another --size, or other values "
-            "of --set"
+            f"the model does not run on {side}x{side}: {reason(error)}. Choose another --size, or other values of --set"
         ) from error
     target, out_side = find_output(model, found, side, options.output)
     if found[target.name][0] != (source.batch or 1):
         raise InvalidOption(
-            f"the model made {found[target.name][0]} pictures of one of {side}x{side}: choose another --size"
+            f"the model made {found[target.name][0]} pictures of {source.batch or 1} of {side}x{side}: choose another "
+            "--size, or another --output"
         )
     enlarges = out_side >= 2 * side and side <= 256
     usual = UNIT if enlarges else SIGNED

@@ -20,8 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from bfr.export.onnx.graph import module_versions, save_graph
 from bfr.export.onnx.metadata import describe_graph
 from bfr.export.onnx.wrap_graph import rename
+from bfr.export.onnx.wrap_load import FLOATS, load_model, model_opset, system_name
 from bfr.export.onnx.wrap_original import Original, Say, silent
-from bfr.export.onnx.wrap_read import FLOATS, load_model, model_opset, system_name
+from bfr.export.onnx.wrap_read import sizes
 from bfr.export.options import WrapOptions
 from bfr.export.verify.compare import BATCHES, FLOORS_DB, compare
 from bfr.export.verify.walk import call_network, synthetic
@@ -90,7 +91,7 @@ def wrap_osdface(
     originals = {one.network: Original(folder / one.name, threads) for one in FILES}
     for one in FILES:
         _check_interface(one, models[one.network])
-    fixed = any((_sizes(value) or [1])[0] for model in models.values() for value in model.graph.input)
+    fixed = any((sizes(value) or [1])[0] for model in models.values() for value in model.graph.input)
     shapes = _shapes(models, originals, folder)
     side, latent, batches = shapes["degraded"][-1], shapes["latent"], (1,) if fixed else None
     with atomic_folder(out, replace=options.replace) as partial:
@@ -188,16 +189,12 @@ def _check_interface(one: File, model: onnx.ModelProto) -> None:
         raise InvalidCheckpoint(f"{one.name} has inputs or outputs that are not float32: take the release's own file")
 
 
-def _sizes(value: onnx.ValueInfoProto) -> list[int | None]:
-    return [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
-
-
 def _shapes(
     models: Mapping[str, onnx.ModelProto], originals: Mapping[str, Original], folder: Path
 ) -> dict[str, tuple[int, ...]]:
     """Of one image's values: what the files say, and what a run on a grey picture makes."""
     image = next(v for model in (models["encoder"], models["embedder"]) for v in model.graph.input)
-    side = _sizes(image)[-1] or 512
+    side = sizes(image)[-1] or 512
     grey = np.full((1, 3, side, side), 0.5, np.float32)
     try:
         latent = run(originals, FILES[0], grey)

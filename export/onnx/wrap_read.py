@@ -1,19 +1,16 @@
-"""What an ONNX file is: its graph, its images, its further inputs, and where it draws random numbers."""
+"""What an ONNX file reads and makes: its images, and its further inputs."""
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from bfr.export.onnx.wrap_load import FLOATS, WEIGHT_NAMES
 from bfr.export.options import WrapOptions
-from bfr.runtime.bundle.manifest import NAME_PATTERN
-from bfr.runtime.bundle.onnx import FilesBeside, check_graph
-from bfr.runtime.errors import BundleInvalid, InputNotFound, InvalidCheckpoint, InvalidOption
+from bfr.runtime.errors import InvalidOption
 
 Range = tuple[float, float]
 IMAGE_TYPES: dict[int, type[np.generic]] = {
@@ -22,19 +19,7 @@ IMAGE_TYPES: dict[int, type[np.generic]] = {
     TensorProto.DOUBLE: np.float64,
     TensorProto.UINT8: np.uint8,
 }
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-OLDEST_OPSET = 7  # the oldest that ONNX Runtime runs; from it on Mul and Add broadcast
-DRAWS = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
-WEIGHT_NAMES = ("w", "weight", "fidelity", "fidelity_ratio", "fidelity_weight", "onnx::Cast_1")
-"""Names of CodeFormer's and VQFR's fidelity weight in published exports."""
-STARTS = {  # how files that people take for ONNX begin
-    b"\x80": "a pickle of PyTorch",
-    b"PK\x03\x04": "a zip archive, as PyTorch writes its checkpoints",
-    b"version https://git-lfs": "a pointer of Git LFS: fetch the file itself with `git lfs pull`",
-    b"<": "a web page: the download was answered with one",
-    b"ORTM": "a model in ONNX Runtime's own format",
-    b"ftrt": "an engine of TensorRT",
-}
+NUMBER_TYPES = (*FLOATS, TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.INT8, TensorProto.BOOL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,108 +63,6 @@ class Interface:
     values: Mapping[str, float]
 
 
-def load_model(file: Path) -> onnx.ModelProto:
-    """The graph, its nodes in order; weights that lie in files beside it stay there.
-
-    Raises InputNotFound, InvalidCheckpoint.
-    """
-    if not file.is_file():
-        raise InputNotFound(f"{file} does not exist: name an ONNX file")
-    with file.open("rb") as opened:
-        start = opened.read(32).lstrip()
-    for begin, what in STARTS.items():
-        if start.startswith(begin):
-            raise InvalidCheckpoint(f"{file} is {what}. `bfr wrap` takes ONNX files: export the network with ONNX")
-    try:
-        data = file.read_bytes()
-        check_graph(data, FilesBeside(file.parent), file.name)
-        model = onnx.load_from_string(data)
-        sort_nodes(model.graph)
-        # Files of IR 3 name their weights among the inputs.
-        constants = {tensor.name for tensor in model.graph.initializer}
-        inputs = [value for value in model.graph.input if value.name not in constants]
-        del model.graph.input[:]
-        model.graph.input.extend(inputs)
-        model.ir_version = max(model.ir_version, 4)
-        for value in model.graph.output:
-            value.type.tensor_type.shape.SetInParent()  # which the checker asks for, and a run tells
-        opset = model_opset(model)
-        if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
-            onnx.checker.check_model(model, full_check=False)
-    except Exception as error:  # protobuf's, onnx's and the file system's own types
-        if isinstance(error, BundleInvalid) and error.__cause__ is None:  # a whole file that is refused
-            raise InvalidCheckpoint(str(error)) from error
-        raise InvalidCheckpoint(
-            f"{file} is not a whole ONNX model ({first_line(error)}): export it again, and keep the files of "
-            "its weights beside it"
-        ) from error
-    if opset < OLDEST_OPSET:
-        raise InvalidCheckpoint(f"{file} uses opset {opset}: export it again with opset {OLDEST_OPSET} or later")
-    return model
-
-
-def system_name(name: str | None, file: Path) -> str:
-    """The name that was given, else the file's. Raises InvalidOption for one that a manifest does not take."""
-    found = re.sub(r"[^A-Za-z0-9_.+-]+", "-", file.stem).lstrip("-.+")[:100] or "wrapped" if name is None else name
-    if not re.fullmatch(NAME_PATTERN, found):
-        raise InvalidOption(f"name {found!r}: letters, digits and _ . + - are taken, 100 at most, a letter first")
-    return found
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or the name of its class where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def model_opset(model: onnx.ModelProto) -> int:
-    """Return the version of ONNX's own operators that a model uses."""
-    return next(int(one.version) for one in model.opset_import if one.domain in ("", "ai.onnx"))
-
-
-def sort_nodes(graph: onnx.GraphProto) -> None:
-    """Put every node behind those that it reads: converters to float16 append their casts at the end."""
-    made = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
-    order: list[int] = []
-    state = [0] * len(graph.node)  # 1: its inputs are being placed, 2: placed
-    for first in range(len(graph.node)):
-        stack = [first]
-        while stack:
-            i = stack[-1]
-            waiting = [made[name] for name in read_by(graph.node[i]) if name in made and state[made[name]] == 0]
-            if state[i] == 0 and waiting:
-                state[i] = 1
-                stack += waiting
-                continue
-            stack.pop()
-            if state[i] != 2:
-                state[i] = 2
-                order.append(i)
-    if order != list(range(len(order))):
-        nodes = [graph.node[i] for i in order]
-        copied = onnx.GraphProto()
-        copied.node.extend(nodes)
-        del graph.node[:]
-        graph.node.extend(copied.node)
-
-
-def read_by(node: onnx.NodeProto) -> Iterator[str]:
-    """The tensors that a node reads, those of the graphs in its branches included."""
-    yield from (name for name in node.input if name)
-    for graph in branches(node):
-        for inner in graph.node:
-            yield from read_by(inner)
-        yield from (value.name for value in graph.output)
-
-
-def branches(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Yield the graphs inside a node: the branches of If, the bodies of Loop and Scan."""
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == AttributeProto.GRAPHS:
-            yield from attribute.graphs
-
-
 def find_inputs(model: onnx.ModelProto, options: WrapOptions) -> tuple[ImageTensor, ImageTensor | None]:
     """The image to restore, and the second image where one is named."""
     values = list(model.graph.input)
@@ -190,22 +73,35 @@ def find_inputs(model: onnx.ModelProto, options: WrapOptions) -> tuple[ImageTens
             raise InvalidOption(f"no image input is called {wanted!r}: choose another with {flag}. There are: {there}")
     others = [name for name in images if name != options.reference]
     if options.input is None and len(others) != 1:
-        raise InvalidOption(
-            f"{len(others)} inputs could be the image: choose it with --input, and a second picture that the "
-            f"network reads with --reference. There are: {there}"
-        )
+        problem = f"{len(others)} inputs could be the image: choose it with --input, and a second picture that the "
+        problem += "network reads with --reference"
+        if not others:
+            problem = "no input can be the image, (batch, 3, S, S) or (batch, S, S, 3) of floats or bytes: "
+            problem += "export it so"
+        raise InvalidOption(f"{problem}. There are: {there or 'none'}")
     return images[options.input or others[0]], images[options.reference] if options.reference else None
 
 
 def as_image(value: onnx.ValueInfoProto) -> ImageTensor | None:
-    """Return a tensor that can hold square RGB images, (B, 3, S, S) or (B, S, S, 3); None for any other."""
+    """Return a tensor that can hold square RGB images, (B, 3, S, S) or (B, S, S, 3); None for any other.
+
+    Sizes that are open count as the ones that fit; where all are, channels come first.
+    """
     tensor = value.type.tensor_type
-    dims = [dim.dim_value or None for dim in tensor.shape.dim]
-    if len(dims) != 4 or tensor.elem_type not in IMAGE_TYPES or 3 not in (dims[1], dims[3]):
+    dims = sizes(value)
+    if len(dims) != 4 or tensor.elem_type not in IMAGE_TYPES:
         return None
-    last = dims[1] != 3
-    height, width = (dims[1], dims[2]) if last else (dims[2], dims[3])
-    return ImageTensor(value.name, tensor.elem_type, last, height, dims[0]) if height == width else None
+    last = dims[3] == 3 and dims[1] != 3
+    batch, (channels, *sides) = dims[0], (dims[3], dims[1], dims[2]) if last else dims[1:]
+    known = {side for side in sides if side}
+    if channels not in (3, None) or len(known) > 1:
+        return None
+    return ImageTensor(value.name, tensor.elem_type, last, min(known, default=None), batch)
+
+
+def sizes(value: onnx.ValueInfoProto) -> list[int | None]:
+    """The sizes of a tensor, None for those that are open."""
+    return [max(dim.dim_value, 0) or None for dim in value.type.tensor_type.shape.dim]
 
 
 def find_output(
@@ -229,7 +125,7 @@ def find_output(
     """
     images = {}
     for value in model.graph.output:
-        shape = shapes[value.name]
+        shape = shapes.get(value.name, ())
         last = len(shape) == 4 and shape[1] != 3
         if len(shape) == 4 and shape[3 if last else 1] == 3 and value.type.tensor_type.elem_type in IMAGE_TYPES:
             height, width = (shape[1], shape[2]) if last else (shape[2], shape[3])
@@ -238,7 +134,7 @@ def find_output(
     there = "; ".join(f"{name} ({'x'.join(map(str, shape)) or 'number'})" for name, shape in shapes.items())
     if not images or (wanted is not None and wanted not in images):
         problem = f"no image is called {wanted!r}" if wanted else "none is an image, (batch, 3, T, T)"
-        raise InvalidOption(f"of the outputs {problem}: choose one with --output. There are: {there}")
+        raise InvalidOption(f"of the outputs {problem}: choose one with --output. There are: {there or 'none'}")
     found = images[wanted] if wanted else next((i for i in images.values() if i.side == side), None)
     found = found or next(iter(images.values()))
     return found, found.side or 0
@@ -246,6 +142,8 @@ def find_output(
 
 def _described(value: onnx.ValueInfoProto) -> str:
     tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        return f"{value.name} ({(value.type.WhichOneof('value') or 'unknown').removesuffix('_type')})"
     shape = "x".join(str(dim.dim_value or dim.dim_param or "?") for dim in tensor.shape.dim)
     kind = TensorProto.DataType.Name(tensor.elem_type).lower()
     return f"{value.name} ({kind} {shape or 'number'})"
@@ -259,6 +157,9 @@ def find_values(
     further = {value.name: value for value in model.graph.input if value.name not in names}
     if unknown := given.keys() - further.keys():
         raise InvalidOption(f"the model has no further input {min(unknown)!r}: leave it out")
+    for value in further.values():
+        if value.type.tensor_type.elem_type not in NUMBER_TYPES:
+            raise InvalidOption(f"the model reads {_described(value)}, which no number fills: export it without")
     weights = [name for name, value in further.items() if name in WEIGHT_NAMES and _is_number(value)]
     weight = weights[0] if len(weights) == 1 else None
     values = {weight: 0.5} | dict(given) if weight else dict(given)
@@ -272,44 +173,10 @@ def find_values(
 
 def _is_number(value: onnx.ValueInfoProto) -> bool:
     tensor = value.type.tensor_type
-    return tensor.elem_type in FLOATS and all(dim.dim_value in (0, 1) for dim in tensor.shape.dim)
+    return tensor.elem_type in FLOATS and all(size in (None, 1) for size in sizes(value))
 
 
 def constant_of(value: onnx.ValueInfoProto, number: float) -> np.ndarray[Any, Any]:
     """An input filled with one number; sizes that it leaves open are 1."""
     tensor = value.type.tensor_type
-    shape = [dim.dim_value or 1 for dim in tensor.shape.dim]
-    return np.full(shape, number, helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-
-
-def drawing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The nodes that draw random numbers. Raises InvalidOption for those that cannot become constants."""
-    found = [node for node in model.graph.node if node.op_type in DRAWS]
-    hidden = [inner for node in model.graph.node for graph in branches(node) for inner in graph.node]
-    other = [n for n in hidden if n.op_type in DRAWS]
-    other += [n for n in (*model.graph.node, *hidden) if n.op_type in ("Bernoulli", "Multinomial")]
-    if other:
-        raise InvalidOption(
-            f"the model draws random numbers ({other[0].op_type} {other[0].name!r}), so that no two results agree: "
-            "export it with constant noise"
-        )
-    return found
-
-
-def freeze_draws(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Replace nodes that draw random numbers by constants, drawn once from seed 0.
-
-    Args:
-        model: The graph; it is changed.
-        shapes: Shapes of what the nodes draw, by output.
-    """
-    for i, node in enumerate(drawing_nodes(model)):
-        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-        rng, shape = np.random.default_rng([0, i]), shapes[node.output[0]]
-        if node.op_type.startswith("RandomNormal"):
-            drawn = rng.normal(attributes.get("mean", 0.0), attributes.get("scale", 1.0), shape)
-        else:
-            drawn = rng.uniform(attributes.get("low", 0.0), attributes.get("high", 1.0), shape)
-        kind = helper.tensor_dtype_to_np_dtype(attributes.get("dtype", TensorProto.FLOAT))
-        model.graph.initializer.append(numpy_helper.from_array(drawn.astype(kind), node.output[0]))
-        model.graph.node.remove(node)
+    return np.full([size or 1 for size in sizes(value)], number, helper.tensor_dtype_to_np_dtype(tensor.elem_type))

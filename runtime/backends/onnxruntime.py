@@ -100,6 +100,7 @@ class CpuDevice(HostDevice):
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spinning else "0")
+        options.log_severity_level = 3  # it would warn of each constant in half that it does not fold
         return OrtNetwork(_session(graph, options, [CPU]), graph)
 
 

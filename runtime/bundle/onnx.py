@@ -85,7 +85,7 @@ def check_graph(data: bytes, weights: Mapping[str, int], where: object) -> None:
     try:
         _Walk(weights, where).model(memoryview(data))
     except (IndexError, OverflowError, UnicodeDecodeError) as error:
-        raise BundleInvalid(f"{where} is no ONNX file, or damaged: export it anew") from error
+        raise BundleInvalid(f"{where} is no ONNX file, or damaged: download it again, or export it anew") from error
 
 
 def read_metadata(data: bytes, where: object) -> dict[str, str]:
@@ -206,6 +206,7 @@ class _Walk:
         """TensorProto: its integers, where there are few."""
         dims: list[int] = []
         name, kind, held, values, raw = "", 0, 0, list[int](), memoryview(b"")
+        entries: list[dict[int, list[str]]] = []
         for number, value in _fields(data):
             if isinstance(value, int):
                 if number == 1:
@@ -220,13 +221,17 @@ class _Walk:
             elif number == 8:
                 name = str(value, "utf-8")
             elif number == 13:
-                held += self.external(value)
+                entries.append({1: [], 2: []})
+                for key, text in _fields(value):
+                    if key in (1, 2) and isinstance(text, memoryview):
+                        entries[-1][key].append(str(text, "utf-8"))
             elif number in (4, 5, 6, 7, 9, 10, 11):
                 held += max(1, len(value))
                 if number == 9:
                     raw = value
                 elif number in (5, 7, 11) and len(value) <= 640:
                     values += [_signed(one) for one in _packed(value)]
+        held += self.external(name, entries)
         if len(dims) > DEEPEST or min(dims, default=0) < 0 or prod(dims) > _LESS_THAN_A_BYTE * held:
             self.refuse(f"declares a tensor {name[:100]!r} of {' x '.join(map(str, dims[:8]))}, which it does not hold")
         width = {6: 4, 7: 8}.get(kind)  # INT32, INT64
@@ -236,25 +241,34 @@ class _Walk:
         self.elements[name] = max(self.elements.get(name, 0), prod(dims))
         return values
 
-    def external(self, data: memoryview) -> int:
-        """StringStringEntryProto of external data: the bytes of the file that it names, 0 of other entries."""
-        texts: dict[int, list[str]] = {1: [], 2: []}
-        for number, value in _fields(data):
-            if number in texts and isinstance(value, memoryview):
-                texts[number].append(str(value, "utf-8"))
-        if "location" not in texts[1]:
+    def external(self, tensor: str, entries: list[dict[int, list[str]]]) -> int:
+        """StringStringEntryProtos of external data: the bytes of the file that they name, 0 without one."""
+        names = [name for entry in entries if "location" in entry[1] for name in entry[2]]
+        if others := [name for name in names if name not in self.weights]:
+            self.refuse(
+                f"names the file {others[0][:200]!r}, which is none of its weights",
+                "Put the files of its weights beside it, under their own names and not as links",
+            )
+        if not names:
             return 0
-        if others := [name for name in texts[2] if name not in self.weights]:
-            self.refuse(f"names the file {others[0][:200]!r}, which is none of its weights")
-        return max((self.weights[name] for name in texts[2]), default=0)
+        end = 0
+        for part in ("offset", "length"):
+            texts = [text for entry in entries if part in entry[1] for text in entry[2]]
+            end += max((int(text) for text in texts if text.isdecimal() and len(text) < 20), default=0)
+        if end > (held := min(self.weights[name] for name in names)):
+            self.refuse(
+                f"reads {tensor[:100]!r} up to byte {end:,} of {names[0][:200]!r}, which ends at {held:,}",
+                "Download or copy that file again",
+            )
+        return held
 
     def size(self, operator: str, shape: list[int]) -> None:
         elements = prod(max(1, abs(size)) for size in shape)
         if elements > LARGEST_ELEMENTS:
             self.refuse(f"has a {operator} of {elements:,} elements, more than {LARGEST_ELEMENTS:,}")
 
-    def refuse(self, why: str) -> None:
-        raise BundleInvalid(f"{self.where} {why}: it is refused. Export it anew, or ask who made it")
+    def refuse(self, why: str, remedy: str = "Export it anew, or ask who made it") -> None:
+        raise BundleInvalid(f"{self.where} {why}: it is refused. {remedy}")
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -49,17 +50,25 @@ def faces(count: int) -> list[Any]:
     return [np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8) for i in range(count)]
 
 
-def weighted(path: Path, name: str) -> Path:
+def identity(read: str, made: str) -> Any:
+    return helper.make_node("Identity", [read], [made])
+
+
+def weighted(path: Path, name: str, shape: Any = ()) -> Path:
     """A network that multiplies by a float64, as CodeFormer reads its fidelity weight, with further outputs."""
     nodes = [
         helper.make_node("Cast", [name], ["w32"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["x", "w32"], ["y"]),
+        # Of rank 2 a matrix, which takes no other.
+        helper.make_node("MatMul", ["w32", "matrix"], ["w1"]) if shape and len(shape) == 2 else identity("w32", "w1"),
+        helper.make_node("Reshape", ["w1", "number"], ["w0"]),
+        helper.make_node("Mul", ["x", "w0"], ["y"]),
         helper.make_node("Neg", ["x"], ["other"]),
         helper.make_node("ReduceMean", ["x"], ["mean"], keepdims=0),
     ]
     image = ["n", 3, SIZE, SIZE]
-    inputs = [value("x", image), value(name, [], TensorProto.DOUBLE)]
-    return save(path, nodes, inputs, [value("mean", []), value("y", image), value("other", image)], {})
+    inputs = [value("x", image), value(name, shape, TensorProto.DOUBLE)]
+    constants = {"matrix": np.ones((1, 1), np.float32), "number": np.array([], np.int64)}
+    return save(path, nodes, inputs, [value("mean", []), value("y", image), value("other", image)], constants)
 
 
 def darker(face: Any, weight: float) -> Any:
@@ -171,16 +180,133 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         wrap(tmp_path / "none.onnx", tmp_path / "bundle")
     whole = darkening(tmp_path / "dark.onnx").read_bytes()
     files = {
-        b"": "not a whole ONNX model",
+        b"": "is empty",
         b"<!DOCTYPE html>": "web page",
         b"version https://git-lfs.github.com/spec/v1": "git lfs pull",
-        b"PK\x03\x04": "PyTorch",
-        whole[: len(whole) // 2]: "not a whole ONNX model",
+        b"PK\x03\x04": "zip archive",
+        b"\x80\x02": "weights without a graph",
+        b"\x1f\x8b\x08": "gzip archive: unpack it",
+        b"\x20\0\0\0TFL3": "TensorFlow Lite",
+        b"Entry not found": "'Entry not found': choose the ONNX file",
+        bytes(99): "zero bytes",
+        whole[: len(whole) // 2]: "damaged",
     }
     for i, (data, message) in enumerate(files.items()):
         (tmp_path / f"{i}.onnx").write_bytes(data)
         with pytest.raises(InvalidCheckpoint, match=message):
             wrap(tmp_path / f"{i}.onnx", tmp_path / "bundle")
+
+
+def changed(path: Path, change: Callable[[onnx.ModelProto], Any]) -> Path:
+    """The network that darkens, changed."""
+    model = onnx.load(darkening(path))
+    change(model)
+    onnx.save(model, path)
+    return path
+
+
+def no_shape(model: onnx.ModelProto) -> None:
+    for one in (*model.graph.input, *model.graph.output):
+        one.type.tensor_type.ClearField("shape")
+
+
+def open_shape(*sizes: int | str) -> Callable[[onnx.ModelProto], None]:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.input[0].CopyFrom(value("x", [*sizes]))
+
+    return change
+
+
+def sequence(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("SequenceConstruct", ["y"], ["all"]))
+    kind = helper.make_sequence_type_proto(model.graph.output[0].type)
+    model.graph.output.insert(0, helper.make_value_info("all", kind))
+
+
+def function(model: onnx.ModelProto) -> None:
+    """A function of the file's own draws noise, of which little is added."""
+    opset = [helper.make_opsetid("", 17)]
+    nodes = [helper.make_node("RandomNormalLike", ["a"], ["r"], scale=1e-6), helper.make_node("Add", ["a", "r"], ["b"])]
+    model.functions.append(helper.make_function("own", "Noisy", ["a"], ["b"], nodes, opset))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.node[1].output[0] = "z"
+    model.graph.node.append(helper.make_node("Noisy", ["z"], ["y"], domain="own"))
+
+
+def named(model: onnx.ModelProto) -> None:
+    """A weight called as the entry of safetensors that is none, of the size that is stored beside the graph."""
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((1, 3, SIZE, 32), np.float32), "__metadata__"))
+    model.graph.node.append(helper.make_node("ReduceMax", ["__metadata__"], ["one"], keepdims=0))
+    model.graph.node[1].output[0] = "z"
+    model.graph.node.append(helper.make_node("Mul", ["z", "one"], ["y"]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        no_shape,
+        open_shape("batch", "c", "h", "w"),
+        open_shape("batch", 3, SIZE, "w"),
+        open_shape(-1, 3, -1, -1),
+        sequence,
+        function,
+        named,
+    ],
+)
+def test_what_a_file_leaves_open_is_found_out(tmp_path: Path, change: Callable[[onnx.ModelProto], None]) -> None:
+    path = changed(tmp_path / "m.onnx", change)
+    bundle = wrap(path, tmp_path / "b", WrapOptions(input_range=(0, 1), output_range=(0, 1), size=SIZE), threads=1)
+    for face, found in zip(faces(3), restored(bundle), strict=True):
+        assert np.abs(found - face * COLOURS).max() <= 0.51
+
+
+def optional(model: onnx.ModelProto) -> None:
+    kind = helper.make_optional_type_proto(model.graph.input[0].type)
+    model.graph.input.append(helper.make_value_info("o", kind))
+
+
+def dropout(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "half"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    model.graph.node[1].output[0] = "z"
+    model.graph.node.append(helper.make_node("Dropout", ["z", "half", "yes"], ["y"]))
+
+
+def unknown(model: onnx.ModelProto) -> None:
+    model.opset_import.append(helper.make_opsetid("com.acme", 1))
+    model.graph.node[0].CopyFrom(helper.make_node("Magic", ["x"], ["y0"], domain="com.acme"))
+
+
+def infinite(model: onnx.ModelProto) -> None:
+    model.graph.node[1].output[0] = "z"
+    model.graph.node.append(helper.make_node("Log", ["z"], ["y"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (open_shape("n", 3, SIZE, 2 * SIZE), r"no input can be the image.*export it so.*x \(float nx3x16x32\)"),
+        (open_shape("n", 1, SIZE, SIZE), "no input can be the image"),
+        (optional, r"o \(optional\), which no number fills: export it without"),
+        (dropout, r"Dropout.*model.eval\(\)"),
+        (unknown, r"Magic.*Export it with operators of ONNX alone"),
+        (infinite, "NaN or Inf of a usual picture: choose another --input-range"),
+        (lambda model: model.graph.output.pop(), "has no output"),
+        (lambda model: model.opset_import.pop(), "which opset"),
+        (lambda model: setattr(model, "ir_version", 99), "needs a newer `onnx`"),
+        (lambda model: setattr(model.opset_import[0], "version", 6), "opset 7 or later"),
+        (lambda model: setattr(model.opset_import[0], "version", 99), "with an older opset"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_with_a_remedy(
+    tmp_path: Path, change: Callable[[onnx.ModelProto], None], sentence: str
+) -> None:
+    path = changed(tmp_path / "m.onnx", change)
+    with pytest.raises((InvalidCheckpoint, InvalidOption), match=sentence) as refused:
+        wrap(path, tmp_path / "b", threads=1)
+    assert "\n" not in str(refused.value)
+    assert "onnxruntime_src" not in str(refused.value)
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize(
@@ -265,9 +391,10 @@ def test_a_file_is_wrapped_where_only_onnxruntime_gpu_is_installed(
     assert bundle.manifest.made_with["onnxruntime"] == ort.__version__
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_a_fidelity_weight_is_chosen_by_each_run(tmp_path: Path, batch: int) -> None:
-    bundle = wrap(weighted(tmp_path / "w.onnx", "w"), tmp_path / "bundle")
+@pytest.mark.parametrize(("batch", "shape"), [(1, []), (3, []), (1, [1]), (3, [1, 1]), (1, ["n", 1]), (1, None)])
+def test_a_fidelity_weight_is_chosen_by_each_run(tmp_path: Path, batch: int, shape: Any) -> None:
+    path = weighted(tmp_path / "w.onnx", "w", shape)
+    bundle = wrap(path, tmp_path / "bundle")
     assert bundle.manifest.weight == 0.5
     for options, weight in (({}, 0.5), ({"weight": 0.9}, 0.9)):
         for face, found in zip(faces(3), restored(bundle, batch, **options), strict=True):
@@ -373,6 +500,22 @@ def test_old_files_keep_their_operators(tmp_path: Path, opset: int) -> None:
     bundle = wrap(tmp_path / "old.onnx", tmp_path / "bundle")
     network = bundle.manifest.networks["restorer"]
     assert (network.parameters["input_range"], network.outputs[0].shape[-1]) == ([0.0, 1.0], 2 * SIZE)  # an enlarger
+
+
+def test_what_is_quantized_stays_so_in_half(tmp_path: Path) -> None:
+    """QuantizeLinear and operators such as Max have no half: casts stand around them."""
+    image = ["n", 3, SIZE, SIZE]
+    nodes = [
+        helper.make_node("Max", ["x", "black"], ["a"]),
+        helper.make_node("QuantizeLinear", ["a", "step", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["y"]),
+    ]
+    constants = {"black": np.array(0, np.float32), "step": np.array(1 / 255, np.float32), "zero": np.array(0, np.uint8)}
+    path = save(tmp_path / "q.onnx", nodes, [value("x", image)], [value("y", image)], constants)
+    options = WrapOptions(input_range=(0, 1), output_range=(0, 1), precision=("fp16",))
+    bundle = wrap(path, tmp_path / "bundle", options, threads=1)
+    for face, found in zip(faces(3), restored(bundle, precision="fp16"), strict=True):
+        assert np.array_equal(face, found)
 
 
 def test_names_of_the_file_may_be_ours(tmp_path: Path) -> None:

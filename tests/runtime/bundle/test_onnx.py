@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bfr.runtime.backends.onnxruntime import SAFE, CpuDevice
@@ -109,6 +109,15 @@ def test_one_of_two_locations_does_not_hide_the_other() -> None:
             check_graph(model([node("Identity", "w")], tensor), {"w.bin": 16}, "g.onnx")
 
 
+def test_what_lies_beyond_the_end_of_a_file_is_refused() -> None:
+    """As of a file of weights whose download was cut off."""
+    tensor = outside("w.bin")
+    tensor.external_data.add(key="offset", value="16")
+    check_graph(model([node("Identity", "w")], tensor), {"w.bin": 32}, "g.onnx")
+    with pytest.raises(BundleInvalid, match=r"up to byte 32 of 'w.bin', which ends at 31.*that file again"):
+        check_graph(model([node("Identity", "w")], tensor), {"w.bin": 31}, "g.onnx")
+
+
 def declared(kind: int, *dims: int) -> Any:
     from onnx import TensorProto
 
@@ -195,12 +204,14 @@ def test_sparse_initializers_training_graphs_and_deep_ones_are_refused() -> None
             check_graph(data, {}, "g.onnx")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_what_is_no_graph_is_an_error_of_ours(data: bytes) -> None:
     with pytest.raises(BundleInvalid):
         check_graph(data, {}, "g.onnx")
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_damaged_graphs_are_an_error_of_ours_or_pass(data: st.DataObject) -> None:
     graph = bytearray(GRAPHS[0])

@@ -1,0 +1,189 @@
+"""An ONNX file's graph: read after it was checked, in one form whatever its age, and without random numbers."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, TensorProto, helper, inliner
+from onnx.numpy_helper import from_array, to_array
+
+from bfr.models.weights.identify import no_graph
+from bfr.runtime.bundle.manifest import NAME_PATTERN
+from bfr.runtime.bundle.onnx import FilesBeside, check_graph
+from bfr.runtime.errors import BundleInvalid, InputNotFound, InvalidCheckpoint, InvalidOption
+
+OLDEST_OPSET = 7  # the oldest that ONNX Runtime runs; from it on Mul and Add broadcast
+ONNX_DOMAINS = ("", "ai.onnx")
+OWN_OPSET = 17  # of the nodes around a file that uses no operator of ONNX's own
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+WEIGHT_NAMES = ("w", "weight", "fidelity", "fidelity_ratio", "fidelity_weight", "onnx::Cast_1")
+"""Names of CodeFormer's and VQFR's fidelity weight in published exports."""
+DRAWS = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+LONGEST_REASON = 240  # characters
+# ONNX Runtime's codes, its name of the file, and the places in its own source.
+_NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed: ?|/\S+\.(?:cc|h):\d+ .*?\) ")
+
+
+def load_model(file: Path) -> onnx.ModelProto:
+    """The graph: nodes in order, functions put in their place; weights that lie in files beside it stay there.
+
+    Raises InputNotFound, InvalidCheckpoint.
+    """
+    if not file.is_file():
+        raise InputNotFound(f"{file} does not exist: name an ONNX file")
+    if problem := no_graph(file):
+        raise InvalidCheckpoint(f"{file} {problem}")
+    try:
+        data = file.read_bytes()
+        check_graph(data, FilesBeside(file.parent), file)
+        model = onnx.load_from_string(data)
+        _settle(model, file)
+        if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
+            onnx.checker.check_model(model, full_check=False)
+    except InvalidCheckpoint:
+        raise
+    except BundleInvalid as error:
+        raise InvalidCheckpoint(str(error)) from error
+    except Exception as error:  # protobuf's, onnx's and the file system's own types
+        raise InvalidCheckpoint(
+            f"{file} is no valid ONNX model: {reason(error)}. Export it again; one of a newer ONNX than "
+            f"{onnx.__version__} needs a newer `onnx`"
+        ) from error
+    return model
+
+
+def _settle(model: onnx.ModelProto, file: Path) -> None:
+    """Bring a graph into the one form that is read here, in place."""
+    if not model.opset_import:
+        raise InvalidCheckpoint(f"{file} does not say which opset it uses: export it again")
+    if not model.graph.output:
+        raise InvalidCheckpoint(f"{file} has no output: export it again")
+    if not any(one.domain in ONNX_DOMAINS for one in model.opset_import):
+        model.opset_import.append(helper.make_opsetid("", OWN_OPSET))
+    if (opset := model_opset(model)) < OLDEST_OPSET:
+        raise InvalidCheckpoint(f"{file} uses opset {opset}: export it again with opset {OLDEST_OPSET} or later")
+    if model.functions:
+        model.CopyFrom(inliner.inline_local_functions(model))
+    sort_nodes(model.graph)
+    # Files of IR 3 name their weights among the inputs.
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    model.ir_version = max(model.ir_version, 4)
+    for value in (*model.graph.input, *model.graph.output):  # the checker asks for shapes; of outputs a run tells them
+        tensor = value.type.tensor_type
+        if value.type.HasField("tensor_type") and not tensor.HasField("shape"):
+            tensor.shape.SetInParent()
+            if value.name in {one.name for one in inputs} - set(WEIGHT_NAMES):
+                tensor.CopyFrom(helper.make_tensor_type_proto(tensor.elem_type, [None, 3, None, None]).tensor_type)
+
+
+def system_name(name: str | None, file: Path) -> str:
+    """The name that was given, else the file's. Raises InvalidOption for one that a manifest does not take."""
+    found = re.sub(r"[^A-Za-z0-9_.+-]+", "-", file.stem).lstrip("-.+")[:100] or "wrapped" if name is None else name
+    if not re.fullmatch(NAME_PATTERN, found):
+        raise InvalidOption(f"name {found!r}: letters, digits and _ . + - are taken, 100 at most, a letter first")
+    return found
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of an error's text without ONNX Runtime's codes, or the name of its class."""
+    text = _NOISE.sub("", (str(error).splitlines() or [""])[0]).strip(" .")
+    return text[:LONGEST_REASON] or type(error).__name__
+
+
+def model_opset(model: onnx.ModelProto) -> int:
+    """Return the version of ONNX's own operators that a model uses."""
+    return next(int(one.version) for one in model.opset_import if one.domain in ONNX_DOMAINS)
+
+
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Put every node behind those that it reads: converters to float16 append their casts at the end."""
+    made = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+    order: list[int] = []
+    state = [0] * len(graph.node)  # 1: its inputs are being placed, 2: placed
+    for first in range(len(graph.node)):
+        stack = [first]
+        while stack:
+            i = stack[-1]
+            waiting = [made[name] for name in read_by(graph.node[i]) if name in made and state[made[name]] == 0]
+            if state[i] == 0 and waiting:
+                state[i] = 1
+                stack += waiting
+                continue
+            stack.pop()
+            if state[i] != 2:
+                state[i] = 2
+                order.append(i)
+    if order != list(range(len(order))):
+        nodes = [graph.node[i] for i in order]
+        copied = onnx.GraphProto()
+        copied.node.extend(nodes)
+        del graph.node[:]
+        graph.node.extend(copied.node)
+
+
+def read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors that a node reads, those of the graphs in its branches included."""
+    yield from (name for name in node.input if name)
+    for graph in branches(node):
+        for inner in graph.node:
+            yield from read_by(inner)
+        yield from (value.name for value in graph.output)
+
+
+def branches(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs inside a node: the branches of If, the bodies of Loop and Scan."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def drawing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The nodes that draw random numbers. Raises InvalidOption for those that cannot become constants."""
+    found = [node for node in model.graph.node if node.op_type in DRAWS]
+    inner = [node for one in model.graph.node for node in _inner_nodes(one)]
+    false = {
+        tensor.name for tensor in model.graph.initializer if not tensor.external_data and not to_array(tensor).any()
+    }
+    others = [node for node in inner if node.op_type in DRAWS]
+    for node in (*model.graph.node, *inner):
+        training = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2] and node.input[2] not in false
+        others += [node] if training or node.op_type in ("Bernoulli", "Multinomial") else []
+    if others:
+        raise InvalidOption(
+            f"the model draws random numbers ({others[0].op_type} {others[0].name!r}), so that no two results agree: "
+            "export it with `model.eval()` and constant noise"
+        )
+    return found
+
+
+def _inner_nodes(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    for graph in branches(node):
+        for inner in graph.node:
+            yield inner
+            yield from _inner_nodes(inner)
+
+
+def freeze_draws(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Replace nodes that draw random numbers by constants, drawn once from seed 0.
+
+    Args:
+        model: The graph; it is changed.
+        shapes: Shapes of what the nodes draw, by output.
+    """
+    for i, node in enumerate(drawing_nodes(model)):
+        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        rng, shape = np.random.default_rng([0, i]), shapes[node.output[0]]
+        if node.op_type.startswith("RandomNormal"):
+            drawn = rng.normal(attributes.get("mean", 0.0), attributes.get("scale", 1.0), shape)
+        else:
+            drawn = rng.uniform(attributes.get("low", 0.0), attributes.get("high", 1.0), shape)
+        kind = helper.tensor_dtype_to_np_dtype(attributes.get("dtype", TensorProto.FLOAT))
+        model.graph.initializer.append(from_array(drawn.astype(kind), node.output[0]))
+        model.graph.node.remove(node)
