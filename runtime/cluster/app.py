@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
-from bfr.runtime.errors import InvalidOption
+from bfr.runtime.cluster.deploy import for_machines
 from bfr.runtime.serve.engine import Engine
 from bfr.runtime.serve.http.api import make_api
 from bfr.runtime.serve.http.front import Front
@@ -63,12 +63,8 @@ def build(options: ServeOptions) -> Application:
     How many replicas there are, and whether each is given a GPU, is the deployment's in the Serve YAML.
 
     Raises:
-        InvalidOption: There is no API key. A cluster listens beyond its machines.
+        InvalidOption: See `for_machines`.
     """
-    if not options.keys:
-        raise InvalidOption(
-            "a cluster is served with API keys alone: make the file with `bfr serve --api-key-file FILE --print-config`"
-        )
     deployment: Any = serve.deployment(
         name=SERVER,
         max_ongoing_requests=ONGOING,
@@ -76,5 +72,5 @@ def build(options: ServeOptions) -> Application:
         logging_config={"log_level": "WARNING", "enable_access_log": False},
         **HEALTH,
     )(serve.ingress(interface)(_Server))
-    application: Application = deployment.bind(options)
+    application: Application = deployment.bind(for_machines(options))
     return application

@@ -15,14 +15,20 @@ HEADER = """\
 """
 
 
-def serve_config(options: ServeOptions, *, host: str, port: int) -> dict[str, Any]:
-    """As Serve's schema has it. Each replica is given one GPU unless the CPU is asked for.
+def for_machines(options: ServeOptions) -> ServeOptions:
+    """The options of servers on several machines. `auto` is float32: each machine would choose a precision for itself.
 
     Raises:
-        InvalidOption: There is no API key.
+        InvalidOption: There is no API key. A cluster listens beyond its machines.
     """
     if not options.keys:
         raise InvalidOption("a cluster is served with API keys alone: give one with --api-key-file or BFR_API_KEY")
+    return options.model_copy(update={"precision": "fp32"}) if options.precision == "auto" else options
+
+
+def serve_config(options: ServeOptions, *, host: str, port: int) -> dict[str, Any]:
+    """As Serve's schema has it. Each replica is given one GPU unless the CPU is asked for. Raises InvalidOption."""
+    options = for_machines(options)
     gpus = 0 if options.backend == "onnxruntime-cpu" else options.workers or 1
     return {
         "proxy_location": "EveryNode",

@@ -141,7 +141,7 @@ class TestWithRay:
         from bfr.runtime.faces.detect import Haar
 
         whole = PhotoOptions(blend=0.8, detector="haar")
-        with Restorer.open(backend="onnxruntime-cpu", preset="fast") as restorer:
+        with Restorer.open(backend="onnxruntime-cpu", preset="fast", precision="fp32") as restorer:
             photo = PhotoRestorer(restorer, whole, detector=Haar())
             run_job(photo, find_images([folder]), JobOptions(tmp_path / "expected"))
         options = BulkOptions(backend="onnxruntime-cpu", preset="fast", photo=whole)

@@ -61,7 +61,7 @@ def noise(folder: Path, count: int) -> Path:
 def expected(folder: Path, out: Path) -> list[bytes]:
     """What `bfr restore` makes of the pictures."""
     items = find_images([folder])[:KINDS]
-    with Restorer.open(backend="onnxruntime-cpu", preset="fast") as restorer:
+    with Restorer.open(backend="onnxruntime-cpu", preset="fast", precision="fp32") as restorer:
         run_job(restorer, items, JobOptions(out))
     return [(out / f"{i}.png").read_bytes() for i in range(KINDS)]
 

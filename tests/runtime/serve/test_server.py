@@ -36,7 +36,7 @@ pytestmark = pytest.mark.server
 PHOTOGRAPH = Path(__file__).parents[3] / "docs" / "images" / "photograph.jpg"
 FLAGS = ("--preset", "fast", "--preset", "reference", "--queue", "8", "--batch", "4", "--body-seconds", "2")
 KEY = "k" * 24
-HAAR = ("--detector", "haar", "--backend", "onnxruntime-cpu")
+HAAR = ("--detector", "haar", "--backend", "onnxruntime-cpu", "--precision", "fp32")
 MINI = default_bundle()
 SLOW: dict[str, Any] = {"mode": "aligned", "preset": "reference"}  # 100 steps: seconds a face
 
@@ -120,7 +120,7 @@ class TestServing:
         )
         assert [answer.status_code for answer in answers] == [200] * 5
         assert answers[0].content == alone.content
-        with Restorer.open(preset="fast", backend="onnxruntime-cpu", threads=1) as restorer:
+        with Restorer.open(preset="fast", backend="onnxruntime-cpu", precision="fp32", threads=1) as restorer:
             for k, answer in enumerate(answers[1:]):
                 [expected] = restorer.restore([decode_image(face(k)).pixels])
                 assert np.array_equal(decode_image(answer.content).pixels, expected)

@@ -19,7 +19,7 @@ from bfr.runtime.serve.workers import process
 from bfr.runtime.serve.workers.process import Calls, Networks
 from bfr.runtime.serve.workers.wire import Line, pack, pack_results, unpack_results
 
-OPTIONS = ServeOptions(presets=("fast",), batch=2, threads=1, backend="onnxruntime-cpu", detector="haar")
+OPTIONS = ServeOptions(presets=("fast",), batch=2, threads=1, backend="onnxruntime-cpu", precision="fp32", detector="haar")
 CALL = {"call": 1, "group": ["mini", "fast", 3], "keys": [None], "alone": False}
 
 
@@ -35,7 +35,7 @@ def networks() -> Networks:
 def test_faces_are_restored_as_by_a_restorer(networks: Networks) -> None:
     images, shares = faces(3), list[float]()
     results = networks.launch(Group("mini", "fast", 3), images, [None] * 3, shares.append).finish()
-    with Restorer.open(preset="fast", threads=1, backend="onnxruntime-cpu") as restorer:
+    with Restorer.open(preset="fast", threads=1, backend="onnxruntime-cpu", precision="fp32") as restorer:
         expected = restorer.restore(images, seed=3)
     for one, other in zip(results, expected, strict=True):
         assert one.pixels is not None

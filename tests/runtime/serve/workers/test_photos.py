@@ -76,7 +76,7 @@ class Crowd:
 
 @pytest.fixture(scope="module")
 def restorer() -> Restorer:
-    return Restorer.open(preset="fast", threads=1, backend="onnxruntime-cpu")
+    return Restorer.open(preset="fast", threads=1, backend="onnxruntime-cpu", precision="fp32")
 
 
 def test_a_photograph_is_the_one_that_bfr_restore_makes(restorer: Restorer) -> None:

@@ -20,7 +20,7 @@ from bfr.runtime.serve.workers.pool import Pool
 
 pytestmark = pytest.mark.server
 
-OPTIONS = ServeOptions(presets=("fast", "reference"), batch=2, threads=1, backend="onnxruntime-cpu")
+OPTIONS = ServeOptions(presets=("fast", "reference"), batch=2, threads=1, backend="onnxruntime-cpu", precision="fp32")
 FAST, SLOW = Group("mini", "fast", 3), Group("mini", "reference", 3)  # one has a hundred steps
 FACES = list(np.random.default_rng(0).integers(0, 256, (4, 256, 256, 3), np.uint8))
 
@@ -63,7 +63,7 @@ async def begun(pool: Pool) -> None:
 
 @pytest.fixture(scope="module")
 def expected() -> list[Any]:
-    with Restorer.open(preset="fast", threads=1, backend="onnxruntime-cpu") as restorer:
+    with Restorer.open(preset="fast", threads=1, backend="onnxruntime-cpu", precision="fp32") as restorer:
         return restorer.restore(FACES, seed=3)
 
 
@@ -92,7 +92,7 @@ def test_a_killed_worker_costs_no_answer_and_a_face_that_kills_two_is_refused(ex
         while pool.restarts < 1:
             await asyncio.sleep(0.02)
         [answer] = await first
-        with Restorer.open(preset="reference", threads=1, backend="onnxruntime-cpu") as restorer:
+        with Restorer.open(preset="reference", threads=1, backend="onnxruntime-cpu", precision="fp32") as restorer:
             assert np.array_equal(answer.restored.pixels, restorer.restore(FACES[:1], seed=3)[0])
 
         second = asyncio.create_task(last(pool, FACES[:1], order(SLOW)))
