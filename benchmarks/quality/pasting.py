@@ -4,7 +4,8 @@ FOLDER holds sharp photographs of people, or aligned faces. The largest face of 
 degraded and pasted back restored, by this runtime and by three other ways of pasting. The restorer is perfect, the
 truth's own crop, so that pasting alone is measured; `--network N` adds N photographs that the default system restores.
 PSNR and HaarPSI against the truth are given inside the face, along the outline of face and hair, and outside of the
-crop's square, where nothing may change: in the same places for all ways.
+crop's square, where nothing may change: in the same places for all ways. HaarPSI's windows see the truth beyond a
+region, so that each region is judged for itself.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.benchmarks.publish import Command, Findings, say
-from bfr.benchmarks.quality.metrics import HaarMap, UInt8, haar_map
+from bfr.benchmarks.quality.metrics import UInt8, haar_map
 from bfr.benchmarks.quality.options import numbers
 from bfr.benchmarks.quality.pasting_cells import (
     DEGRADATIONS,
@@ -41,8 +42,9 @@ from bfr.runtime.restore.restorer import Restorer
 
 SIDES = (64, 128, 256, 512, 1000)  # of the face's square in the degraded photograph, pixels
 NETWORK_SIDES = (512,)
-OUTSIDE = 1.1  # sides of the square from which on HaarPSI's windows do not reach into it
+OUTSIDE = 1.1  # sides of the square beyond which no interpolation of it reaches
 BESIDE = 2  # of 128 cells a side: how far from the outline of face and hair its surroundings reach, both ways
+WINDOW = 32  # pixels around a region that HaarPSI's windows see
 LEAST = 64  # pixels of a region that is measured
 Scores = dict[str, dict[str, list[float]]]
 """way -> region -> PSNR in dB and HaarPSI. Under `change`, the mean absolute change of what is neither face nor hair,
@@ -55,11 +57,10 @@ def score(cell: Cell, results: dict[str, UInt8], size: int) -> Scores:
     before = cell.enlarged()
     scores = Scores(truth={"change": [_change(cell.truth, before, around)]})
     for name, pixels in results.items():
-        alike = haar_map(pixels, cell.truth)
         scores[name] = {"change": [_change(pixels, before, around)]}
         for region, where in regions.items():
             if where.sum() >= LEAST:
-                scores[name][region] = _compare(pixels, cell.truth, alike, where)
+                scores[name][region] = _compare(pixels, cell.truth, where)
     return scores
 
 
@@ -88,9 +89,13 @@ def _change(pixels: UInt8, before: UInt8, where: NDArray[np.bool_]) -> float:
     return float(np.abs(pixels[where].astype(int) - before[where]).mean())
 
 
-def _compare(image: UInt8, truth: UInt8, alike: HaarMap, where: NDArray[np.bool_]) -> list[float]:
-    """PSNR in dB and HaarPSI of a region."""
+def _compare(image: UInt8, truth: UInt8, where: NDArray[np.bool_]) -> list[float]:
+    """PSNR in dB and HaarPSI of a region, whose windows see the truth beyond it."""
+    rows, columns = (np.flatnonzero(where.any(axis=axis)) for axis in (1, 0))
+    part = tuple(slice(max(used[0] - WINDOW, 0) // 2 * 2, used[-1] + 1 + WINDOW) for used in (rows, columns))
+    image, truth, where = image[part], truth[part], where[part]
     error = float(np.mean((image[where].astype(np.float64) - truth[where]) ** 2))
+    alike = haar_map(np.where(where[..., None], image, truth), truth)
     return [10 * math.log10(255**2 / max(error, 1e-4)), alike.mean(where)]
 
 

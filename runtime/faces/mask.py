@@ -25,8 +25,9 @@ EPSILON = 1e-3  # variance of Lab / 100 below which a window has no colours to t
 STEEP, LAST_STEEP = 2.0, 3.0  # contrast of the mask after each fit, and after the last
 GROWN, SOFT = 4, 2.5  # cells of SIDE by which the mask reaches past the hair's edge, and of its own edge
 STEEPNESS = 2.5  # of the mask where it rises from 0
-NEAR = 4  # cells around the head in which the restored surroundings may be needed
-DIFFERENT = (4.0, 12.0)  # levels of 255 between crop and restored crop, averaged over a cell: none and all of them
+NEAR, FADING = 6, 3.0  # cells of GRID around the head in which a fringe may lie, and over which that ends
+FRINGE = 4.0  # levels of 255, averaged over a cell: a weaker fringe stays
+MOST_CHANGE = 0.9  # levels of 255, the mean over what is neither face nor hair: more of a fringe stays where needed
 EDGE = SIDE // 20  # cells: half of the width in which the mask falls to 0 towards the crop's edge
 
 
@@ -35,8 +36,9 @@ def head_mask(
 ) -> tuple[Float32, Float32]:
     """The mask of a face and its hair.
 
-    Around the head of a blurred face its surroundings belong to the mask too, as far as restoring changed them: the
-    blur has carried the head's colours there, and they would stay as a fringe.
+    A blur has carried the head's colours into its surroundings, where they would stay as a fringe. The mask reaches
+    into them, too, and lets the same strength of fringe stay everywhere, so that no ring shows: FRINGE, or the least
+    with which the surroundings change by no more than MOST_CHANGE.
 
     Args:
         crop: The aligned crop, (S, S, 3) uint8 or uint16.
@@ -47,9 +49,16 @@ def head_mask(
         The mask, and the face and hair alone, which it reaches past: (SIDE, SIDE) float32 from 0 to 1 each.
     """
     before, after = _reduced(crop), _reduced(restored)
-    colours = _lab(after)
-    guide, size = _to(colours, GRID), crop.shape[0]
-    head, face = _oval(HEAD, 0.0 if landmarks is None else _turn(landmarks / size)), _oval(FACE, 0.0)
+    coarse, head = _heads(_lab(after), 0.0 if landmarks is None else _turn(landmarks / crop.shape[0]))
+    wider = cv2.dilate(head, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * GROWN + 1,) * 2))
+    soft = _steep(cv2.GaussianBlur(wider, (0, 0), SOFT), STEEP)  # nothing is changed just a little
+    mask = np.asarray(1 - (1 - soft * _edge()) ** STEEPNESS, np.float32)
+    return np.maximum(mask, _to(_fringe(after - before, coarse, _to(mask, GRID)), SIDE)), head
+
+
+def _heads(colours: Float32, turn: float) -> tuple[Float32, Float32]:
+    """Face and hair by their colours, (SIDE, SIDE, 3) Lab: (GRID, GRID) and (SIDE, SIDE), 0 to 1. turn: see `_turn`."""
+    guide, head, face = _to(colours, GRID), _oval(HEAD, turn), _oval(FACE, 0.0)
     limit = np.minimum(head * 8, 1)
     mask = head
     for i, radius in enumerate(RADII):
@@ -58,10 +67,36 @@ def head_mask(
         fit = window.fit(mask)
         mask = np.maximum(_steep(_applied(guide, fit), STEEP), face) * limit
     fine = np.maximum(_steep(_applied(colours, _to(fit, SIDE)), LAST_STEEP), _to(face, SIDE)) * _to(limit, SIDE)
-    wider = cv2.dilate(fine, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * GROWN + 1,) * 2))
-    wider = np.maximum(wider, _to(_near(mask) * _changed(before, after), SIDE))
-    soft = _steep(cv2.GaussianBlur(wider, (0, 0), SOFT), STEEP)  # nothing is changed just a little
-    return np.asarray(1 - (1 - soft * _edge()) ** STEEPNESS, np.float32), fine
+    return mask, fine
+
+
+def _fringe(change: Float32, head: Float32, mask: Float32) -> Float32:
+    """The mask of what a blur has carried out of the head, (GRID, GRID).
+
+    Args:
+        change: (SIDE, SIDE, 3) from crop to restored crop, -1 to 1.
+        head: (GRID, GRID) of face and hair.
+        mask: (GRID, GRID) of what is restored anyway.
+    """
+    averaged = np.abs(cv2.GaussianBlur(_to(change, GRID), (0, 0), 1.0))  # signed until here: noise cancels
+    strength = np.maximum(cv2.transform(averaged, np.full((1, 3), 255 / 3, np.float32)), np.float32(1e-3))
+    near = cv2.dilate(head, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * NEAR + 1,) * 2))
+    near = cv2.GaussianBlur(near, (0, 0), FADING) * _to(_edge(), GRID)
+    around = mask < 0.5
+
+    def masked(staying: float) -> Float32:
+        return np.asarray(near * np.maximum(1 - staying / strength, 0), np.float32)
+
+    def harmless(staying: float) -> bool:
+        return not around.any() or (strength * np.maximum(mask, masked(staying)))[around].mean() <= MOST_CHANGE
+
+    if harmless(FRINGE):
+        return masked(FRINGE)
+    weaker, stronger = FRINGE, 255.0
+    for _ in range(10):  # bisection, to a quarter of a level
+        middle = (weaker + stronger) / 2
+        weaker, stronger = (weaker, middle) if harmless(middle) else (middle, stronger)
+    return masked(stronger)
 
 
 class _Window:
@@ -93,20 +128,6 @@ class _Window:
         return np.asarray(
             cv2.boxFilter(x, -1, (2 * self.radius + 1,) * 2, borderType=cv2.BORDER_REFLECT_101), np.float32
         )
-
-
-def _changed(before: Float32, after: Float32) -> Float32:
-    """(GRID, GRID) from 0 to 1: where restoring changed more than noise."""
-    averaged = np.abs(cv2.GaussianBlur(_to(after - before, GRID), (0, 0), 1.0))  # signed until here: noise cancels
-    difference = cv2.transform(averaged, np.full((1, 3), 255 / 3, np.float32))
-    least, most = DIFFERENT
-    share = np.clip((difference - least) / (most - least), 0, 1)
-    return np.asarray(share * share * (3 - 2 * share), np.float32)
-
-
-def _near(mask: Float32) -> Float32:
-    grown = cv2.dilate(mask, np.ones((2 * NEAR + 1,) * 2, np.uint8))
-    return np.asarray(cv2.GaussianBlur(grown, (0, 0), NEAR / 2), np.float32)
 
 
 def _reduced(pixels: NDArray[Any]) -> Float32:

@@ -23,6 +23,7 @@ from bfr.runtime.faces.options import Detail
 
 SHARPNESS = 4.0  # of the border between two overlapping faces
 REACH, SMOOTH = 12, 1.5  # of 128 cells a side: how far around a place its range is taken, and the noise's smoothing
+RIM = 0.7  # cells over which what overshoots is averaged: single hairs stay
 SLACK = 3.0  # levels of 255 by which the surroundings of a head may leave that range
 FLOOR = 0.2  # the share of places in a face with the least fine detail: what they have is the photograph's noise
 EXCESS = 1.5  # fine detail is kept by how far its power exceeds so many times the noise's
@@ -158,14 +159,14 @@ def _without_halo(restored: Float32, crop: NDArray[Any], head: Float32) -> Float
     Networks sharpen edges too much, and what overshoots shows beside the head, on a plain wall, as a rim of light.
     """
     side, size = head.shape[0], crop.shape[0]
-    smooth = cv2.GaussianBlur(cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA), (0, 0), SMOOTH)
     near = np.ones((2 * REACH + 1,) * 2, np.uint8)
-    least, most = (
-        cv2.resize(extreme(smooth, near).astype(np.float32), (size, size)) for extreme in (cv2.erode, cv2.dilate)
+    own, new = (
+        cv2.GaussianBlur(cv2.resize(x, (side, side), interpolation=cv2.INTER_AREA), (0, 0), sigma).astype(np.float32)
+        for x, sigma in ((crop, SMOOTH), (restored, RIM))
     )
     slack = np.float32(SLACK * np.iinfo(crop.dtype).max / 255)
-    share = 1 - cv2.resize(head, (size, size))[..., None]
-    return np.asarray(restored + share * (np.clip(restored, least - slack, most + slack) - restored), np.float32)
+    beyond = (1 - head)[..., None] * (new - np.clip(new, cv2.erode(own, near) - slack, cv2.dilate(own, near) + slack))
+    return np.asarray(restored - cv2.resize(beyond, (size, size)), np.float32)
 
 
 def _finer(part: NDArray[Any], before: Float32, local: Matrix, weight: Float32 | None, level: float) -> Float32:

@@ -71,6 +71,17 @@ def test_what_would_have_to_be_changed_beside_the_head(portrait: p.Portrait) -> 
     assert 11 < scores["truth"]["change"][0] < 14  # 0.8 of the deviation
 
 
+def test_what_lies_beyond_a_region_does_not_count(portrait: p.Portrait) -> None:
+    cell = p.make_cell(portrait, SIDE, 1, Degradation(), SIZE)
+    assert cell is not None
+    elsewhere, inside = (cell.truth.copy() for _ in range(2))
+    elsewhere[:, : cell.truth.shape[1] // 4] ^= 255  # beside the face
+    inside[60:80, 100:120] ^= 255
+    scores = p.score(cell, {"elsewhere": elsewhere, "inside": inside}, SIZE)
+    assert scores["elsewhere"]["face"][1] == pytest.approx(1)
+    assert scores["inside"]["face"][1] < 0.99
+
+
 def test_margins_are_to_the_better_of_difference_and_crop() -> None:
     def cell(**psnr: float) -> dict[str, Any]:
         return {"scores": {way: {"face": [value, 0.5]} for way, value in psnr.items()}}

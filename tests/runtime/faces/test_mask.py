@@ -100,14 +100,25 @@ class TestHead:
 
 class TestFringe:
     def test_what_a_blur_has_carried_past_the_head_is_in_it(self) -> None:
+        """Its strongest places the most, so that what stays of it is nowhere strong, and no ring shows."""
         sharp, where = head()
-        blurred = cv2.GaussianBlur(sharp, (0, 0), 7)
+        blurred = cv2.GaussianBlur(sharp, (0, 0), 10)
         ring = grown(where, 14) & ~grown(where, 4)
         ring[:40] = ring[-40:] = False
-        assert (
-            enlarged(head_mask(blurred, sharp)[0])[ring].mean()
-            > enlarged(head_mask(sharp, sharp)[0])[ring].mean() + 0.1
-        )
+        with_fringe, without = (enlarged(head_mask(crop, sharp)[0]) for crop in (blurred, sharp))
+        assert with_fringe[ring].mean() > without[ring].mean() + 0.1
+        change = np.abs(blurred.astype(float) - sharp).mean(axis=2)
+        assert (change * (1 - with_fringe))[ring].max() < 0.6 * (change * (1 - without))[ring].max()
+
+    @pytest.mark.parametrize("blur", [10, 16, 24])
+    @pytest.mark.parametrize("wall", [WALL, (250, 250, 250)])
+    def test_the_surroundings_hardly_change(self, wall: tuple[int, int, int], blur: int) -> None:
+        sharp, _ = head(wall)
+        blurred = cv2.GaussianBlur(sharp, (0, 0), blur)
+        change = np.abs(blurred.astype(float) - sharp).mean(axis=2)
+        mask, around = enlarged(head_mask(blurred, sharp)[0]), enlarged(head_mask(sharp, sharp)[0]) < 0.5
+        assert change[around].mean() > 2  # of a square mask
+        assert (change * mask)[around].mean() < 1
 
     def test_noise_that_went_is_no_reason(self) -> None:
         sharp, where = head()
