@@ -4,6 +4,7 @@ Each network becomes a model of Triton's ONNX Runtime backend; the loop becomes 
 needs `bfr`'s runtime in the server's Python, see `bfr.runtime.serve.triton`.
 """
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from bfr.runtime.errors import InvalidOption
 from bfr.runtime.files import atomic_folder
 from bfr.runtime.serve.triton import BATCH, IMAGE, PRESET, RESTORED, SEED, model_name
 
+_log = logging.getLogger("bfr")
 MODEL = '''"""The restoration loop of `{system}`: written by `bfr export-triton`."""
 
 from bfr.runtime.serve.triton import TritonPythonModel
@@ -90,6 +92,7 @@ def export_triton(
         )
         for name, network in manifest.networks.items():
             kind = options.precision if options.precision in network.variants else "fp32"
+            _log.info("writing %s in %s", name, kind)
             model = partial / model_name(manifest.system, name)
             (model / "1").mkdir(parents=True)
             graph = bundle.graph(name, kind)

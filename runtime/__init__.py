@@ -1,16 +1,12 @@
 """What runs in production: images in, restored images out. NumPy, OpenCV and ONNX Runtime; never torch."""
 
 import os
-import sys
 from importlib import import_module
-from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import bfr.runtime.restore as _restore  # the package, which is made callable below
 from bfr.runtime.errors import BfrError
-from bfr.runtime.restore.batch import Restored
-from bfr.runtime.restore.options import OpenOptions, SamplerOptions
-from bfr.runtime.restore.restorer import Restorer
 
 if TYPE_CHECKING:
     from bfr.runtime.faces.options import PhotoOptions
@@ -20,6 +16,9 @@ if TYPE_CHECKING:
     from bfr.runtime.jobs.run import run_job
     from bfr.runtime.jobs.single import restore_image
     from bfr.runtime.jobs.sources import find_images
+    from bfr.runtime.restore.batch import Restored
+    from bfr.runtime.restore.options import OpenOptions, SamplerOptions
+    from bfr.runtime.restore.restorer import Restorer
 
     __version__: str
 
@@ -40,12 +39,16 @@ __all__ = [
     "run_job",
 ]
 
-# Imported when first asked for: OpenCV is slow to load, and aligned faces do without it.
+# Imported when first asked for: NumPy, OpenCV and pydantic are slow to load, and not every command needs them.
 _LATER = {
     "JobOptions": "jobs.options",
+    "OpenOptions": "restore.options",
     "PhotoOptions": "faces.options",
     "PhotoRestorer": "faces.photo",
+    "Restored": "restore.batch",
     "RestoredPhoto": "faces.photo",
+    "Restorer": "restore.restorer",
+    "SamplerOptions": "restore.options",
     "as_image": "images.given",
     "find_images": "jobs.sources",
     "restore_image": "jobs.single",
@@ -63,13 +66,15 @@ class _Callable(ModuleType):
         return restore_image(image, **options)
 
 
-sys.modules[f"{__name__}.restore"].__class__ = _Callable
+_restore.__class__ = _Callable
 # ONNX Runtime reports to its maker from 1.32 on unless this is set before it is loaded; nothing here calls home.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("bfr-runtime")
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

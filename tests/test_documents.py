@@ -8,7 +8,7 @@ from typing import Any
 import PIL.Image as Pillow
 import pytest
 
-from bfr.runtime.cli.main import COMMANDS
+from bfr.runtime.cli.commands import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -66,7 +66,7 @@ def test_the_files_that_the_readme_links_are_there() -> None:
 def test_every_command_has_a_row() -> None:
     page = (ROOT / "docs" / "commands.md").read_text("utf-8")
     rows = re.findall(r"^\| `bfr ([\w-]+)", page, re.MULTILINE)
-    commands = [command.__name__.replace("_", "-") for group in COMMANDS.values() for command in group]
+    commands = [command for group in COMMANDS.values() for command in group]
     assert sorted(rows) == sorted(commands)
 
 

@@ -79,17 +79,15 @@ def this_board(root: Path = Path("/")) -> Board:
     Args:
         root: Where its files are looked for.
     """
-    name = _words(root / "proc/device-tree/model").strip()
-    told = re.search(r"R(\d+) \(release\), REVISION: (\d+)", _words(root / "etc/nv_tegra_release"))
-    tegra = "tegra" in _words(root / "proc/device-tree/compatible") or (root / "etc/nv_tegra_release").is_file()
-    kib = {"MemTotal": 0, "SwapTotal": 0}
-    for line in _words(root / "proc/meminfo").splitlines():
-        key, _, value = line.partition(":")
-        if key in kib:
-            kib[key] = int(value.split()[0])
-    found = os.environ.get(OVERRIDE) or (name or "a Tegra board" if tegra or "jetson" in name.lower() else None)
-    release = (int(told[1]), int(told[2])) if told else None
-    return Board(found, kib["MemTotal"] / 2**20, kib["SwapTotal"] / 2**20, release)
+    name, release = words_of(root / "proc/device-tree/model").strip(), root / "etc/nv_tegra_release"
+    told = re.search(r"R(\d+) \(release\), REVISION: (\d+)", words_of(release))
+    compatible = re.search(r"\bnvidia,tegra\d", words_of(root / "proc/device-tree/compatible"))
+    known = bool(compatible) or os.path.isfile(release) or "jetson" in name.lower()  # noqa: PTH113  (raises nothing)
+    model = os.environ.get(OVERRIDE, "").strip() or ((name or "a Tegra board") if known else None)
+    room = memory(root)
+    return Board(
+        model, room.get("MemTotal", 0.0), room.get("SwapTotal", 0.0), (int(told[1]), int(told[2])) if told else None
+    )
 
 
 def power_mode(root: Path = Path("/")) -> str | None:
@@ -100,10 +98,10 @@ def power_mode(root: Path = Path("/")) -> str | None:
     """
     if this_board(root).model is None:
         return None
-    number = re.search(r"pmode:0*(\d+)", _words(root / "var/lib/nvpmodel/status"))
+    number = re.search(r"pmode:0*(\d+)", words_of(root / "var/lib/nvpmodel/status"))
     if number is None:
         return _asked_mode()
-    names = re.findall(r"POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", _words(root / "etc/nvpmodel.conf"))
+    names = re.findall(r"POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", words_of(root / "etc/nvpmodel.conf"))
     return dict(names).get(number[1], number[1])
 
 
@@ -111,16 +109,22 @@ def _asked_mode() -> str | None:
     if (program := shutil.which("nvpmodel")) is None:
         return None
     try:
-        asked = subprocess.run([program, "-q"], capture_output=True, text=True, timeout=_ASK_SECONDS, check=False)  # noqa: S603
+        asked = subprocess.run([program, "-q"], capture_output=True, timeout=_ASK_SECONDS, check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.search(r"NV Power Mode:\s*(\S+)", asked.stdout)
+    found = re.search(r"NV Power Mode:\s*(\S+)", asked.stdout.decode("utf-8", "replace"))
     return found[1] if found else None
 
 
-def _words(path: Path) -> str:
+def memory(root: Path = Path("/")) -> dict[str, float]:
+    """What the kernel says of memory, by its names, as `MemTotal`: GiB."""
+    lines = re.findall(r"^(\w+):\s*(\d+) kB", words_of(root / "proc/meminfo"), re.MULTILINE)
+    return {name: int(kib) / 2**20 for name, kib in lines}
+
+
+def words_of(path: Path) -> str:
     """The text of a file of the kernel, whose strings may end with zeros; nothing where it cannot be read."""
     try:
-        return path.read_text(errors="replace").replace("\0", " ")
+        return path.read_text("utf-8", "replace").replace("\0", " ")
     except OSError:
         return ""

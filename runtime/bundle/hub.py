@@ -3,6 +3,7 @@
 What comes from there is opened as every other folder: each file has to have the sha256 that the manifest names.
 """
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ from bfr.runtime.install import install_command
 if TYPE_CHECKING:
     from bfr.runtime.bundle.bundle import Bundle
 
+_log = logging.getLogger("bfr")
 ADDRESS = re.compile(r"hf:/{1,2}([\w.-]+)/([\w.-]+?)(?:@([\w./-]+))?")
 """A `Path` of such an address keeps one slash."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -42,6 +44,7 @@ def pull(address: Path | str) -> Path:
     if revision and COMMIT.fullmatch(revision) and whole.is_file():
         return folder
     hub, api = _hub()
+    _log.info("downloading hf://%s/%s", owner, name)
     try:
         api.snapshot_download(f"{owner}/{name}", revision=revision, local_dir=folder, allow_patterns=FILES)
     except (hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, OSError) as error:
@@ -59,8 +62,9 @@ def push(bundle: "Bundle", address: str, *, private: bool = True) -> str:
     Raises InvalidOption, BundleCorrupt, MissingDependency, and BundleInvalid where the Hub refuses.
     """
     owner, name, revision = _parts(address)
-    bundle.check_all()
+    files = bundle.check_all()
     hub, api = _hub()
+    _log.info("uploading %d files, which are as the manifest says", files)
     try:
         api.create_repo(f"{owner}/{name}", private=private, exist_ok=True)
         done = api.upload_folder(

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from bfr.runtime.cli.options import AS_JSON, OVERWRITE, QUIET, STRIP, VERBOSE, Flags, check_aligned, expanded
+from bfr.runtime.cli.options import AS_JSON, OVERWRITE, STRIP, Flags, check_aligned, expanded
 from bfr.runtime.cli.remote import KEY_VARIABLE
 from bfr.runtime.cli.restore import print_report
-from bfr.runtime.cli.terminal import progress_bar, show
+from bfr.runtime.cli.terminal import progress_bar, show, volume
 from bfr.runtime.cluster.bulk.options import BulkOptions, PoolOptions
 from bfr.runtime.faces.options import PhotoOptions
 
@@ -28,8 +28,6 @@ def batch(
     photo: Annotated[PhotoOptions, Flags(without=("background",))],
     aligned: Annotated[bool, typer.Option("--aligned", help="The images are aligned faces, nothing else.")] = False,
     overwrite: OVERWRITE = False,
-    quiet: QUIET = False,
-    _verbose: VERBOSE = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Restore many photographs, here or on a Ray cluster.
@@ -55,7 +53,7 @@ def batch(
             overwrite=overwrite,
             progress=lambda done, total: bar.update(task, completed=done, total=total, description="restoring"),
         )
-    print_report(report, out, table="results.csv and batch.json", tell=None if quiet or as_json else show)
+    print_report(report, out, table="results.csv and batch.json", tell=None if volume.quiet or as_json else show)
     if as_json:
         print(json.dumps({**report.facts, "settings": report.settings}, indent=1))
     if any(entry.error for entry in report.entries):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bfr.export.options import BuildOptions
-from bfr.runtime.cli.options import AS_JSON, QUIET, VERBOSE, Flags, expanded
+from bfr.runtime.cli.options import AS_JSON, Flags, expanded
 from bfr.runtime.cli.terminal import conclude, say, stderr, tell, volume
 from bfr.runtime.errors import BackendUnavailable, EngineBuildFailed, InvalidOption, MissingDependency
 from bfr.runtime.install import install_command
@@ -31,8 +31,6 @@ def build(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read the graphs and report; build nothing.")] = False,
     target: Annotated[str | None, typer.Option("--for", help="jetson: fewer batches, less memory, checks.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Build anew what is there as well.")] = False,
-    _quiet: QUIET = False,
-    _verbose: VERBOSE = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Build TensorRT engines for this GPU, and verify them.

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bfr.export.options import TritonOptions
-from bfr.runtime.cli.options import AS_JSON, QUIET, Flags, expanded
+from bfr.runtime.cli.options import AS_JSON, Flags, expanded
 from bfr.runtime.cli.places import check_new
 from bfr.runtime.cli.terminal import conclude
 
@@ -17,7 +17,6 @@ def export_triton(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new model repository.")],
     options: Annotated[TritonOptions, Flags()],
-    _quiet: QUIET = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Write a model repository for NVIDIA's Triton server."""

@@ -3,35 +3,42 @@
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
-from pathlib import Path
+from functools import cache
+from textwrap import wrap
 from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
-from bfr.runtime.errors import InputNotFound, InvalidOption
-from bfr.runtime.faces.options import PhotoOptions
-from bfr.runtime.jobs.options import JobOptions
-from bfr.runtime.restore.options import OpenOptions, SamplerOptions
-from bfr.runtime.serve.options import ListenOptions, ServeOptions
+from bfr.runtime.errors import InvalidOption
 
-WHOLE = 10_000  # characters of a summary, which is wrapped
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer names none of its parents
 VIDEO = ("codec", "crf")
-PANELS: dict[str, tuple[str, ...]] = {
-    "Basics": ("out", "overwrite", "bundle", "bundles", "preset", "presets", "resume", "estimate"),
-    "Faces": ("aligned", *PhotoOptions.model_fields, "reference", "mask"),
-    "Output": (
-        *(name for name in JobOptions.model_fields if name not in ("seed", *VIDEO)), "quiet", "verbose", "as_json",
-    ),
-    "Speed": tuple(OpenOptions.model_fields),
-    "Sampler": (*SamplerOptions.model_fields, "seed"),
-    "Video": VIDEO,
-    "Server": ("server", *ListenOptions.model_fields),
-    "Limits": tuple(name for name in ServeOptions.model_fields if "job" not in name),
-    "Jobs": (*(name for name in ServeOptions.model_fields if "job" in name), "no_jobs"),
-}  # fmt: skip
-"""Headings in the order of the help -> the parameters below them, in theirs. The first that has a name counts."""
+BRIEF = ("Limits", "Jobs")  # of these `-h` names the flags, and `--help` explains them
+BRIEFLY = "bfr.brief"  # in a context's `meta`: whether `-h` may have been asked for
+
+
+@cache
+def panels() -> dict[str, tuple[str, ...]]:
+    """Headings in the order of the help -> the parameters below them, in theirs. The first that has a name counts."""
+    from bfr.runtime.faces.options import PhotoOptions
+    from bfr.runtime.jobs.options import JobOptions
+    from bfr.runtime.restore.options import OpenOptions, SamplerOptions
+    from bfr.runtime.serve.options import ListenOptions, ServeOptions
+
+    output = (name for name in JobOptions.model_fields if name not in ("seed", *VIDEO))
+    return {
+        "Basics": ("out", "overwrite", "bundle", "bundles", "preset", "presets", "resume", "estimate"),
+        "Faces": ("aligned", *PhotoOptions.model_fields, "reference", "mask"),
+        "Output": (*output, "quiet", "verbose", "as_json"),
+        "Speed": tuple(OpenOptions.model_fields),
+        "Sampler": (*SamplerOptions.model_fields, "seed"),
+        "Video": VIDEO,
+        "Server": ("server", *ListenOptions.model_fields),
+        "Limits": tuple(name for name in ServeOptions.model_fields if "job" not in name),
+        "Jobs": (*(name for name in ServeOptions.model_fields if "job" in name), "no_jobs"),
+    }
+
 
 EXAMPLES = {
     "restore": """
@@ -94,6 +101,7 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the words of the command line. Raises InvalidOption for what cannot be."""
+        ctx.meta[BRIEFLY] = "--help" not in args
         try:
             return super().parse_args(ctx, args)
         except USAGE_ERROR as error:
@@ -101,24 +109,35 @@ class Command(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and the options."""
-        places = {name: (row, heading) for heading, names in reversed(PANELS.items()) for row, name in enumerate(names)}
-        headings, rows = ["Arguments", *PANELS], list[tuple[int, bool, int, str, Any]]()
+        known = panels()
+        places = {name: (row, heading) for heading, names in reversed(known.items()) for row, name in enumerate(names)}
+        headings, rows = ["Arguments", *known], list[tuple[int, bool, int, str, Any]]()
+        brief: dict[str, list[str]] = {}
         for parameter in self.get_params(ctx):
             argument = parameter.param_type_name == "argument"
-            row, known = places.get(parameter.name.lstrip("_"), (len(rows), "Options"))
-            heading = getattr(parameter, "rich_help_panel", None) or ("Arguments" if argument else known)
-            if record := parameter.get_help_record(ctx):
+            row, panel = places.get(parameter.name, (len(rows), "Options"))
+            heading = getattr(parameter, "rich_help_panel", None) or ("Arguments" if argument else panel)
+            if heading in BRIEF and ctx.meta.get(BRIEFLY):
+                value = "" if parameter.default in (None, False) else f" {parameter.default}"
+                brief.setdefault(heading, []).append(f"{parameter.opts[-1]}{value}")
+            elif record := parameter.get_help_record(ctx):
                 order = headings.index(heading) if heading in headings else len(headings)
                 kinds = r" <list\[\w+\]>" if argument else r"(?<=<)list\[(\w+)\](?=>)"
                 names = re.sub(kinds, "" if argument else r"\1", record[0])
                 rows.append((order, heading == "Options", row, heading, (names, record[1])))
-        _write(formatter, [(heading, record) for *_, heading, record in sorted(rows, key=lambda one: one[:3])])
+        rows.sort(key=lambda one: one[:3])
+        write(formatter, [(heading, record) for *_, heading, record in rows if heading != "Options"])
+        for heading, flags in brief.items():
+            with formatter.section(f"{heading}, explained by `bfr {ctx.info_name} --help`"):
+                for line in wrap(", ".join(flags), formatter.width - 2, break_on_hyphens=False):
+                    formatter.write(f"  {line}\n")
+        write(formatter, [(heading, record) for *_, heading, record in rows if heading == "Options"])
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the examples."""
-        if examples := _examples(ctx.info_name):
+        if lines := examples(ctx.info_name):
             with formatter.section("Examples"):
-                for line in examples:
+                for line in lines:
                     formatter.write(f"  {line}\n")
 
     def _explain(self, error: Any, ctx: Any) -> str:
@@ -135,7 +154,7 @@ class Command(TyperCommand):
             return f"{name} does not take {extra[0] if extra else 'this'}: leave it out, {more}"
         flag = (parameter.metavar or parameter.name) if parameter.param_type_name == "argument" else parameter.opts[-1]
         if type(error).__name__ == "MissingParameter":
-            return f"{flag} is missing: write it as in `{_examples(name)[0].partition('  ')[0]}`"
+            return f"{flag} is missing: write it as in `{examples(name)[0].partition('  ')[0]}`"
         needed = next((text for word, text in _NUMBERS.items() if word in error.message), None)
         if needed is None:
             return f"{flag}: {error.message.removeprefix('Value error, ').rstrip('.')}; {more}"
@@ -152,54 +171,13 @@ class Command(TyperCommand):
         return f"did you mean {near[0]}?" if near else None
 
 
-class Group(TyperGroup):
-    """The commands below the headings of their panels."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command. Raises InvalidOption where there is none of this name."""
-        try:
-            return super().resolve_command(ctx, args)
-        except USAGE_ERROR:
-            names = self.list_commands(ctx)
-            near = get_close_matches(args[0], names, 1)
-            if Path(args[0]).exists() or Path(args[0]).suffix:
-                raise InputNotFound(f"{args[0]} is no command: did you mean `bfr restore {args[0]}`?") from None
-            remedy = f"did you mean `bfr {near[0]}`?" if near else f"choose one of {', '.join(names)}"
-            raise InvalidOption(f"there is no command {args[0]}: {remedy}") from None
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the words before the command. Raises InvalidOption for an option that there is not."""
-        given = list(args)
-        try:
-            return super().parse_args(ctx, args)
-        except USAGE_ERROR as error:
-            if not given:
-                raise  # it prints the help
-            option = getattr(error, "option_name", given[0])
-            raise InvalidOption(f"bfr has no option {option} before a command: `bfr -h` lists the commands") from None
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the commands with their whole summaries."""
-        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        rows = [
-            (getattr(command, "rich_help_panel", None) or "Commands", (name, command.get_short_help_str(WHOLE)))
-            for name, command in commands
-            if command is not None
-        ]
-        _write(formatter, rows)
-
-    def format_epilog(self, _ctx: Any, formatter: Any) -> None:
-        """Write the first examples."""
-        with formatter.section("Examples"):
-            for name in ("restore", "serve", "bench", "doctor"):
-                formatter.write(f"  {_examples(name)[0]}\n")
-
-
-def _examples(name: str) -> list[str]:
+def examples(name: str) -> list[str]:
+    """The examples of a command, one a line."""
     return [line.strip() for line in EXAMPLES.get(name, "").strip().splitlines()]
 
 
-def _write(formatter: Any, rows: Iterable[tuple[str, tuple[str, str]]]) -> None:
+def write(formatter: Any, rows: Iterable[tuple[str, tuple[str, str]]]) -> None:
+    """Write rows, each a heading and its two columns, below their headings."""
     found: dict[str, list[tuple[str, str]]] = {}
     for heading, row in rows:
         found.setdefault(heading, []).append(row)

@@ -1,9 +1,9 @@
-"""`bfr info` and `bfr doctor`."""
+"""`bfr info`."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
-from bfr.runtime.cli.options import AS_JSON, QUIET, Flags, expanded
+from bfr.runtime.cli.options import AS_JSON, Flags, expanded
 from bfr.runtime.cli.terminal import say, show, tell
 from bfr.runtime.errors import BackendUnavailable, MissingDependency
 from bfr.runtime.restore.options import OpenOptions
@@ -21,7 +21,6 @@ def info(
     opened: Annotated[
         OpenOptions, Flags(only=("bundle", "backend", "precision", "batch", "threads", "device"), argument="bundle")
     ],
-    _quiet: QUIET = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Show what a bundle is, and what its presets cost here.
@@ -169,12 +168,3 @@ def _freedom(preset: "Preset", timesteps: int) -> list[str]:
     limits = ((0.05, "keeps close to the input"), (0.25, "changes detail"), (0.6, "invents detail"))
     words = next((words for limit, words in limits if share <= limit), "invents most of the face")
     return [words + ", less where little is to be mended" * (preset.adapt is not None)]
-
-
-def doctor(as_json: AS_JSON = False) -> None:
-    """Show what works on this machine, and how to mend the rest."""
-    from bfr.runtime.cli import doctor as checks
-    from bfr.runtime.files import cache_folder
-
-    report = checks.diagnose(cache_folder())
-    show(checks.as_json(report) if as_json else checks.render(report))

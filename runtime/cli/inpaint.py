@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bfr.runtime.cli.options import AS_JSON, OUT, OVERWRITE, QUIET, STRIP, VERBOSE, Flags, expanded
+from bfr.runtime.cli.options import AS_JSON, OUT, OVERWRITE, STRIP, Flags, expanded
 from bfr.runtime.cli.places import open_places
 from bfr.runtime.cli.restore import check_printed, finish
 from bfr.runtime.cli.terminal import progress_bar
@@ -35,8 +35,6 @@ def inpaint(
         ),
     ] = None,
     overwrite: OVERWRITE = False,
-    _quiet: QUIET = False,
-    _verbose: VERBOSE = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Make up the masked parts of aligned faces.

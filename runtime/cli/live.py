@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from bfr.runtime.cli.options import AS_JSON, QUIET, Flags, expanded
+from bfr.runtime.cli.options import AS_JSON, Flags, expanded
 from bfr.runtime.cli.terminal import conclude, stderr, tell, volume
 from bfr.runtime.errors import BfrError
 from bfr.runtime.faces.options import PhotoOptions
@@ -33,7 +33,6 @@ def live(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
-    _quiet: QUIET = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Restore the faces of a camera or stream as it comes. Frames are dropped, never queued. Ctrl-C ends it."""

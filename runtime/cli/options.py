@@ -20,7 +20,7 @@ import typer
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
-from bfr.runtime.cli.terminal import volume
+from bfr.runtime.cli.terminal import say_warnings, volume
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.options import Options, choices, describe_range
@@ -30,16 +30,13 @@ STRIP = {"metadata": "--strip-metadata"}
 WIDEST = 22  # characters of the choices beside a flag; more of them are named in its text
 OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there; inputs never.")]
 AS_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-# They set how much `terminal` prints; a command's parameter of this type is for the flag alone.
-QUIET = Annotated[
-    bool, typer.Option("--quiet", "-q", callback=volume.set_quiet, help="Print warnings and errors alone.")
-]
-VERBOSE = Annotated[
-    bool,
-    typer.Option(
+VOLUME = {
+    "quiet": typer.Option("--quiet", "-q", callback=volume.set_quiet, help="Print warnings and errors alone."),
+    "verbose": typer.Option(
         "--verbose", "-v", callback=volume.set_verbose, help="Print a line for each input, and when each step began."
     ),
-]
+}
+"""Of every command. They set how much `terminal` prints; no command is handed them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +63,7 @@ class Flags:
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace each parameter whose type is a model of options by flags, one a field."""
+    """Replace each parameter whose type is a model of options by flags, one a field; add those of VOLUME."""
     groups: dict[str, tuple[type[Options], Flags, list[str]]] = {}
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
@@ -79,9 +76,15 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
         ]
         groups[parameter.name] = model, flags, fields
         parameters += [_parameter(name, model.model_fields[name], flags) for name in fields]
+    for name, option in VOLUME.items():
+        kind = Annotated[bool, option]
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind))
 
     @wraps(command)
     def run(**values: Any) -> None:
+        say_warnings()
+        for name in VOLUME:
+            del values[name]
         for name, (model, flags, fields) in groups.items():
             given = {field: value for field in fields if (value := values.pop(field)) is not None}
             try:
@@ -126,6 +129,7 @@ def _parameter(name: str, of: FieldInfo, flags: Flags) -> inspect.Parameter:
     common: dict[str, Any] = {
         "help": _help(of, negative=negative),
         "envvar": variable,
+        "show_envvar": name == flags.argument or _spelled(name, flags)[-1] != f"--{name.replace('_', '-')}",
         "metavar": "|".join(offered) if 0 < len("|".join(offered)) <= WIDEST else None,
         "autocompletion": (lambda: offered) if offered else None,
         "rich_help_panel": flags.panel,

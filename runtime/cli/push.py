@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from bfr.runtime.cli.options import AS_JSON, QUIET
+from bfr.runtime.cli.options import AS_JSON, expanded
 from bfr.runtime.cli.terminal import conclude
 
 
+@expanded
 def push(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     address: Annotated[str, typer.Argument(help="Where to: hf://owner/name, or hf://owner/name@branch.")],
     public: Annotated[bool, typer.Option("--public", help="Of a new repository: everybody may read it.")] = False,
-    _quiet: QUIET = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Upload a bundle to the Hugging Face Hub.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bfr.runtime.jobs.sources import Inputs
 
 HERE = (
-    "inputs", "out", "aligned", "format", "compare", "html", "resume", "overwrite", "_quiet", "_verbose", "as_json",
+    "inputs", "out", "aligned", "format", "compare", "html", "resume", "overwrite", "quiet", "verbose", "as_json",
     "server", "api_key_file",
 )  # fmt: skip
 """Options of `bfr restore` for this side. Of the others, the server decides those that are no RestoreOptions."""

@@ -13,9 +13,7 @@ from bfr.runtime.cli.options import (
     AS_JSON,
     OUT,
     OVERWRITE,
-    QUIET,
     STRIP,
-    VERBOSE,
     Flags,
     check_aligned,
     expanded,
@@ -62,8 +60,6 @@ def restore(
         bool, typer.Option("--estimate", help="Say how long it would take, from a few of the images, and end.")
     ] = False,
     overwrite: OVERWRITE = False,
-    _quiet: QUIET = False,
-    _verbose: VERBOSE = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Restore the faces of photographs and videos.

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bfr.runtime.cli.options import Flags, expanded
+from bfr.runtime.cli.terminal import volume
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.install import need
 from bfr.runtime.serve.options import ListenOptions, ServeOptions
@@ -62,7 +63,7 @@ def serve(
     config: Annotated[  # noqa: ARG001  (its callback has read it)
         Path | None,
         typer.Option(
-            help="TOML file of options, by the names of their variables without prefix, in lower case: queue = 32.",
+            help="TOML file of options; the environment overrides it, flags override both.",
             callback=read_config,
             is_eager=True,
             envvar=f"{ENVIRONMENT}CONFIG",
@@ -79,7 +80,9 @@ def serve(
 ) -> None:
     """Serve a bundle over HTTP, with a page to try it.
 
-    Requests share batches. Logs are JSON lines on standard output.
+    Requests share batches. Logs are JSON lines on standard output: one a request, with --quiet none, with --verbose
+    connections too. Every option can be set by a variable of the environment or by a file of --config as well: --queue
+    is BFR_SERVE_QUEUE, and queue = 32 in the file.
     """
     need("serve", "fastapi", "uvicorn", "python_multipart", "prometheus_client")
     from bfr.runtime.files import cache_folder
@@ -99,7 +102,7 @@ def serve(
         return
     from bfr.runtime.bundle.bundle import Bundle
     from bfr.runtime.bundle.hub import is_address
-    from bfr.runtime.serve.logs import log_as_json
+    from bfr.runtime.serve.logs import LEVEL_VARIABLE, log_as_json
     from bfr.runtime.serve.server import serve_forever
 
     for folder in options.folders.values():
@@ -107,5 +110,6 @@ def serve(
             bundle = Bundle.open(folder)
             for name in options.presets:
                 bundle.preset(name)
+    os.environ[LEVEL_VARIABLE] = "WARNING" if volume.quiet else "DEBUG" if volume.verbose else "INFO"
     log_as_json()
     raise typer.Exit(serve_forever(options, listen, keys))

@@ -7,23 +7,15 @@ addresses lose passwords and signatures.
 import logging
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.text import Text
 
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.text import printable, without_secrets
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -84,34 +76,39 @@ def one_line(name: str) -> str:
     return printable(without_secrets(name), lines=False)
 
 
-class _NameColumn(TextColumn):
-    """The name of a file."""
-
-    def render(self, task: Task) -> Text:
-        return Text(one_line(task.description))
-
-
 class _Messages(logging.Handler):
     """Log records as messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(self.format(record))
+        (say if record.levelno >= logging.WARNING else tell)(self.format(record))
 
 
 def say_warnings() -> None:
-    """Print what the package warns of to standard error; a command that logs otherwise replaces the handler."""
-    logging.getLogger("bfr").handlers[:] = [_Messages()]
+    """Print what the package warns of to standard error, with `--verbose` what it logs of its steps too.
+
+    A command that logs otherwise replaces the handler.
+    """
+    logger = logging.getLogger("bfr")
+    logger.handlers[:] = [_Messages()]
+    logger.setLevel(logging.INFO if volume.verbose else logging.NOTSET)
 
 
-def progress_bar(*, download: bool = False) -> Progress:
+def progress_bar(*, download: bool = False) -> "Progress":
     """A bar with elapsed and remaining time, of images or of bytes; none with `--quiet`, and none in a log."""
-    amount = (DownloadColumn(), TransferSpeedColumn()) if download else (MofNCompleteColumn(),)
-    return Progress(
-        _NameColumn("{task.description}"),
-        BarColumn(),
+    from rich import progress as bar
+    from rich.text import Text
+
+    class NameColumn(bar.TextColumn):
+        def render(self, task: bar.Task) -> Text:
+            return Text(one_line(task.description))
+
+    amount = (bar.DownloadColumn(), bar.TransferSpeedColumn()) if download else (bar.MofNCompleteColumn(),)
+    return bar.Progress(
+        NameColumn("{task.description}"),
+        bar.BarColumn(),
         *amount,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        bar.TimeElapsedColumn(),
+        bar.TimeRemainingColumn(),
         console=stderr,
         disable=volume.quiet or not stderr.is_terminal,
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from bfr.export.options import WrapOptions
-from bfr.runtime.cli.options import AS_JSON, QUIET, VERBOSE, Flags, expanded
+from bfr.runtime.cli.options import AS_JSON, Flags, expanded
 from bfr.runtime.cli.places import check_new, conclude_bundle
 from bfr.runtime.cli.terminal import tell
 from bfr.runtime.errors import InputNotFound, MissingDependency
@@ -23,8 +23,6 @@ def wrap(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new bundle.")],
     options: Annotated[WrapOptions, Flags(names={"values": ("--set",)})],
     opened: Annotated[OpenOptions, Flags(only=("threads",))],
-    _quiet: QUIET = False,
-    _verbose: VERBOSE = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Make a bundle of any restorer that is one ONNX network.

@@ -1,5 +1,6 @@
 """The newest frame of a camera or stream. A thread decodes all frames and keeps one: an older one is dropped."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ try:
 except ImportError as error:
     raise MissingDependency(f"PyAV is not installed: {install_command('video')}") from error
 
+_log = logging.getLogger("bfr")
 OPEN_SECONDS, SILENT_SECONDS = 10.0, 5.0  # after which a source that does not answer, or sends nothing, is lost
 BEHIND_SECONDS = 3.0  # frames that are late for so long wait in buffers before us: opening anew empties them
 PAUSES = (0.2, 5.0)  # seconds between two attempts: the first, which doubles, and the longest
@@ -136,6 +138,7 @@ class Source:
         while not self._stop.is_set():
             try:
                 with self._open() as container:
+                    _log.info("reading %s", self.address)
                     for arrived in self._decoded(container):
                         lost, pause = time.monotonic(), PAUSES[0]
                         self._put(arrived)
@@ -143,6 +146,7 @@ class Source:
             except (av.FFmpegError, OSError, ValueError) as error:  # ValueError: a container without a video stream
                 self._why = getattr(error, "strerror", None) or str(error) or type(error).__name__
             self.counts.connected = False
+            _log.info("%s is lost: %s", self.address, self._why)
             if time.monotonic() - lost >= self.options.reconnect:
                 break
             self._stop.wait(pause)

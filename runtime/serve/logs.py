@@ -6,6 +6,8 @@ import os
 from datetime import datetime, timezone
 
 ACCESS = "bfr.serve.access"
+LEVEL_VARIABLE = "BFR_LOG_LEVEL"  # as a server has it, for the processes that it starts
+TRACE = 5  # at which the HTTP server logs connections
 
 
 class JsonFormatter(logging.Formatter):
@@ -34,14 +36,18 @@ def output() -> int | None:
 
 
 def log_as_json() -> None:
-    """Send what `bfr` and the HTTP server log to standard output, and all that others print there to standard error."""
+    """Send what `bfr` and the HTTP server log to standard output, and all that others print there to standard error.
+
+    LEVEL_VARIABLE names the least level of `bfr`: WARNING, INFO, or DEBUG, which adds the HTTP server's connections.
+    """
+    level = os.environ.get(LEVEL_VARIABLE, "INFO")
     _OUTPUT[:] = [os.dup(1)]
     ours = os.fdopen(_OUTPUT[0], "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     handler = logging.StreamHandler(ours)
     handler.setFormatter(JsonFormatter())
-    for name, level in (("bfr", logging.INFO), ("uvicorn", logging.WARNING)):
+    for name, least in (("bfr", level), ("uvicorn", TRACE if level == "DEBUG" else logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
-        logger.setLevel(level)
+        logger.setLevel(least)
         logger.propagate = False

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from bfr.runtime.cli import main as cli
+from bfr.runtime.cli.terminal import volume
 
 
 class Called:
@@ -16,6 +17,8 @@ class Called:
 
     def __call__(self, *arguments: object) -> "Called":
         self._monkeypatch.setattr(sys, "argv", ["bfr", *map(str, arguments)])
+        for flag in ("quiet", "verbose"):  # what a command sets ends with the test
+            self._monkeypatch.setattr(volume, flag, False)
         with pytest.raises(SystemExit) as ended:
             cli.main()
         self.status = 0 if ended.value.code is None else int(ended.value.code)

@@ -6,18 +6,18 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from typer.main import get_command
 
 import bfr.runtime
 from bfr.benchmarks.speed.options import BenchOptions
 from bfr.export.options import BuildOptions, ExportOptions, TritonOptions, WrapOptions
-from bfr.runtime.cli.main import COMMANDS, app
+from bfr.runtime.cli.commands import COMMANDS, load
 from bfr.runtime.cluster.bulk.options import BulkOptions, PoolOptions
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.options import PhotoOptions
@@ -168,11 +168,9 @@ class TestOneDefinition:
         """Default, choices, range and help of every flag that a field became; no other flag repeats a field."""
         found = set()
         for command in (command for commands in COMMANDS.values() for command in commands):
-            name = command.__name__
-            flags = {
-                parameter.name: parameter for parameter in get_command(app).commands[name.replace("_", "-")].params
-            }
-            for model, fields in expansions(command):
+            name = command.replace("-", "_")
+            flags = {parameter.name: parameter for parameter in load(command).params}
+            for model, fields in expansions(getattr(import_module(f"bfr.runtime.cli.{name}"), name)):
                 for field in fields:
                     flag = flags.pop(field)
                     found.add((name, field))

@@ -12,13 +12,16 @@ from typing import Any, NamedTuple
 
 import boards
 import pytest
+from called import Called
 
 from bfr.runtime.backends.cuda import bindings as cuda
 from bfr.runtime.backends.cuda import kernels
 from bfr.runtime.backends.registry import BACKENDS, Backend
-from bfr.runtime.cli import doctor
-from bfr.runtime.cli.doctor import as_json, diagnose, render
+from bfr.runtime.cli import gpus
+from bfr.runtime.cli import machine as inspected
+from bfr.runtime.cli.doctor import diagnose, render
 from bfr.runtime.errors import MissingDependency
+from bfr.runtime.files import cache_folder
 from bfr.runtime.install import install_command
 
 SMI_LINE = "NVIDIA H100 80GB HBM3, 570.10, 9.0, 81559"
@@ -38,13 +41,13 @@ class Machine:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder, self.patch = folder, patch
         self.packages = {"numpy": "2.0.0", "pillow": "12.0.0", "opencv-python-headless": "4.12.0"}
-        patch.setattr(doctor, "_version", self.packages.get)
-        patch.setattr(doctor, "_ROOT", folder)
+        patch.setattr(inspected, "version", self.packages.get)
+        patch.setattr(inspected, "ROOT", folder)
         patch.setenv("PATH", str(folder / "bin"))
         patch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 0, 1 << 40))
         patch.setitem(sys.modules, "onnxruntime", None)
         patch.setattr(kernels, "compile_kernels", lambda _: b"")
-        patch.setattr(doctor, "_driver_cuda", lambda: None)
+        patch.setattr(gpus, "driver_cuda", lambda: None)
         (folder / "bin").mkdir()
 
     def onnxruntime(self, *packages: str, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> None:
@@ -63,7 +66,7 @@ class Machine:
         self.patch.setitem(sys.modules, name.replace("-", "_"), SimpleNamespace(__version__=version))
 
     def driver(self, *cuda: int) -> None:
-        self.patch.setattr(doctor, "_driver_cuda", lambda: cuda or None)
+        self.patch.setattr(gpus, "driver_cuda", lambda: cuda or None)
 
     def jetson(self, release: int) -> None:
         boards.machine(self.folder, release=boards.release(release, "4.3"), model=b"NVIDIA Jetson Orin Nano\0")
@@ -228,7 +231,7 @@ def test_broken_driver(machine: Machine, script: str, said: str) -> None:
 
 @needs_sh
 def test_driver_that_hangs(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "SMI_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(gpus, "SMI_TIMEOUT_SECONDS", 0.5)
     machine.smi("exec /bin/sleep 30")
     assert "nvidia-smi gave no answer in 0.5 s -> reinstall" in machine.problems()
 
@@ -313,7 +316,9 @@ def test_a_board_that_is_too_old_is_told_what_would_help(machine: Machine) -> No
     report = diagnose()
     assert report.facts["extra"].startswith("none (JetPack 5")
     assert report.facts["install"] == "JetPack 5 has Python 3.8: an Orin takes JetPack 7.2 or 6.2"
-    assert "bfr does not run engines on JetPack 5 -> JetPack 5 has Python 3.8" in machine.problems()
+    machine.onnxruntime("onnxruntime")
+    assert machine.problems().startswith("bfr does not run engines on JetPack 5 -> JetPack 5 has Python 3.8")
+    assert "\n" not in machine.problems()
 
 
 def test_the_boards_power_mode_is_told(machine: Machine) -> None:
@@ -331,9 +336,9 @@ def test_the_drivers_cuda_is_read_from_its_library(monkeypatch: pytest.MonkeyPat
         return 0
 
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(cuDriverGetVersion=version))
-    assert doctor._driver_cuda() == (12, 4)
+    assert gpus.driver_cuda() == (12, 4)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(cuDriverGetVersion=lambda _: 3))
-    assert doctor._driver_cuda() is None
+    assert gpus.driver_cuda() is None
 
 
 @needs_sh
@@ -387,20 +392,30 @@ def test_a_failing_probe_is_a_line_and_ends_nothing(machine: Machine, monkeypatc
         raise RuntimeError("a new kind of broken")
 
     machine.onnxruntime("onnxruntime")
-    for probe in ("_packages", "_board", "_gpus", "_onnxruntime", "_cuda", "_tensorrt", "_cpu", "_memory"):
-        monkeypatch.setattr(doctor, probe, fail)
+    for module, names in ((inspected, "packages cpu memory"), (gpus, "board gpus onnxruntime cuda tensorrt")):
+        for name in names.split():
+            monkeypatch.setattr(module, f"probe_{name}", fail)
     report = diagnose(machine.folder)
     assert len(report.problems) == 8
     assert "looking at GPU failed: RuntimeError: a new kind of broken" in render(report)
     assert "cache" in report.facts
 
 
-def test_json_says_the_same(machine: Machine) -> None:
-    report = diagnose()
-    parsed = json.loads(as_json(report))
+def test_json_says_the_same(machine: Machine, call: Called) -> None:
+    report = diagnose(cache_folder())
+    parsed = json.loads(call("doctor", "--json").stdout)
     assert parsed["facts"] == report.facts
     assert [(p["found"], p["remedy"]) for p in parsed["problems"]] == [(p.found, p.remedy) for p in report.problems]
     assert parsed["problems"]
+
+
+def test_quiet_prints_problems_alone_and_verbose_the_steps(machine: Machine, call: Called) -> None:
+    machine.onnxruntime("onnxruntime")
+    assert call("doctor", "--quiet").stdout == ""
+    machine.packages["opencv-python"] = "4.12.0"
+    assert re.fullmatch("problem: .* overwrite each other.*\n", call("doctor", "--quiet").stdout)
+    assert re.search(r"^ +\d+\.\d s  looking at GPU$", call("doctor", "--verbose").stderr, re.MULTILINE)
+    assert call("doctor").stderr == ""
 
 
 def test_every_row_of_the_registry_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,10 +67,11 @@ def test_no_bar_goes_into_a_log(
 def test_warnings_are_escaped(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["bfr", "--version"])
+    monkeypatch.setattr(sys, "argv", ["bfr", "push", str(tmp_path), "hf://owner/name"])
     logger = logging.getLogger("bfr")
     monkeypatch.setattr(logger, "handlers", [])
     with pytest.raises(SystemExit):
         cli.main()
+    capsys.readouterr()
     logging.getLogger("bfr.runtime.images.decode").warning("%s is cut off", f"a{ESCAPES}.jpg")
     assert capsys.readouterr().err == f"a{SHOWN}.jpg is cut off\n"

@@ -1,0 +1,56 @@
+"""`bfr bench`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bfr.benchmarks.speed.options import BenchOptions
+from bfr.runtime.cli.options import AS_JSON, OUT, Flags, expanded
+from bfr.runtime.cli.terminal import conclude, tell
+from bfr.runtime.errors import InvalidOption
+from bfr.runtime.install import need
+
+
+@expanded
+def bench(
+    options: Annotated[BenchOptions, Flags(argument="bundle", names=OUT, negative={"cold": "--no-cold"})],
+    others: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[OTHER]...", help="More bundles: each is measured, and one table has all."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="3 repeats after 1 call: a trial, not a result.")] = False,
+    as_json: AS_JSON = False,
+) -> None:
+    """Measure latency, throughput, memory and drift of backends.
+
+    They take turns with eager PyTorch where that is there. Names for --backends: eager-cpu, eager-cuda, eager-tf32,
+    eager-half, and those of `bfr restore --backend`, each with :fp16 or :int8 behind it, +graph or +nograph.
+    """
+    from bfr.benchmarks.speed.compare import as_table, read_bench
+    from bfr.benchmarks.speed.contender import split_name
+    from bfr.runtime.bundle.bundle import Bundle, default_bundle
+
+    bundles = [options.bundle or default_bundle(), *(others or ())]
+    for bundle in map(Bundle.open, bundles):
+        bundle.preset(options.preset if bundle.denoisers or not others else None)
+        for name in options.backends:
+            bundle.precision(split_name(name).precision)
+    if others and options.compare:
+        raise InvalidOption("--compare is for one bundle: leave out the others, or --compare")
+    old = None if options.compare is None else read_bench(options.compare)
+    need("bench", "torch", "safetensors", "matplotlib", "onnxruntime")
+    from bfr.benchmarks.speed.bench import bench as measure
+    from bfr.benchmarks.speed.several import bench_several
+
+    if quick:
+        options = options.model_copy(update={"repeats": 3, "warmup": 1})
+    report = bench_several(bundles, options, tell) if others else measure(options, tell)
+    found = report.with_name("bench.json").read_text("utf-8")
+    if as_json:
+        print(found)
+        return
+    conclude(report.read_text("utf-8"))
+    if old is not None:
+        conclude(as_table(old, json.loads(found)))

@@ -1,0 +1,115 @@
+"""The commands by task. The module of a command is imported when the command is called, not when all are listed."""
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from bfr.runtime.cli.help import USAGE_ERROR, Command, examples, write
+from bfr.runtime.errors import InputNotFound, InvalidOption
+
+COMMANDS = {
+    "Restore": {
+        "restore": "Restore the faces of photographs and videos.",
+        "inpaint": "Make up the masked parts of aligned faces.",
+        "live": "Restore the faces of a camera or stream as it comes.",
+    },
+    "Serve and scale": {
+        "serve": "Serve a bundle over HTTP, with a page to try it.",
+        "batch": "Restore many photographs, here or on a Ray cluster.",
+    },
+    "Export and build": {
+        "fetch": "Download published weights, or the face detector `yunet`.",
+        "export": "Export a system to ONNX, verified against PyTorch.",
+        "wrap": "Make a bundle of any restorer that is one ONNX network.",
+        "build": "Build TensorRT engines for this GPU, and verify them.",
+        "verify": "Compare a bundle with eager float32 PyTorch.",
+        "export-triton": "Write a model repository for NVIDIA's Triton server.",
+        "push": "Upload a bundle to the Hugging Face Hub.",
+    },
+    "Measure": {"bench": "Measure latency, throughput, memory and drift of backends."},
+    "Inspect": {
+        "info": "Show what a bundle is, and what its presets cost here.",
+        "doctor": "Show what works on this machine, and how to mend the rest.",
+    },
+}
+"""Task -> command -> the first line of its help. The command `a-b` is the function `a_b` of the module `a_b`."""
+
+
+@cache
+def load(name: str) -> Any:
+    """Import a command."""
+    word = name.replace("-", "_")
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+    alone.command(name, cls=Command)(getattr(import_module(f"bfr.runtime.cli.{word}"), word))
+    return get_command(alone)
+
+
+class _Loaded(Mapping[str, Any]):
+    """The commands by name; one is imported when it is asked for."""
+
+    _names = tuple(name for group in COMMANDS.values() for name in group)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class Group(TyperGroup):
+    """`bfr`, and its commands below the headings of their tasks."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given | {"commands": _Loaded()})
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names, in the order of the help."""
+        del ctx
+        return list(self.commands)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command. Raises InvalidOption where there is none of this name."""
+        try:
+            return super().resolve_command(ctx, args)
+        except USAGE_ERROR:
+            names = list(self.commands)
+            near = get_close_matches(args[0], names, 1)
+            if Path(args[0]).exists() or Path(args[0]).suffix:
+                raise InputNotFound(f"{args[0]} is no command: did you mean `bfr restore {args[0]}`?") from None
+            remedy = f"did you mean `bfr {near[0]}`?" if near else f"choose one of {', '.join(names)}"
+            raise InvalidOption(f"there is no command {args[0]}: {remedy}") from None
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words before the command. Raises InvalidOption for an option that there is not."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except USAGE_ERROR as error:
+            if not given:
+                raise  # it prints the help
+            option = getattr(error, "option_name", given[0])
+            raise InvalidOption(f"bfr has no option {option} before a command: `bfr -h` lists the commands") from None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands with their summaries."""
+        del ctx
+        write(formatter, ((heading, row) for heading, group in COMMANDS.items() for row in group.items()))
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the first examples."""
+        del ctx
+        with formatter.section("Examples"):
+            for name in ("restore", "serve", "bench", "doctor"):
+                formatter.write(f"  {examples(name)[0]}\n")
