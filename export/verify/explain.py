@@ -109,12 +109,12 @@ class Explanation:
 
 
 def explain_all(
-    bundle: Bundle, plan: Plan, reference: Reference, precision: Precision, backend: str
+    bundle: Bundle, plan: Plan, reference: Reference, precision: Precision, backend: str, index: int = 0
 ) -> Iterator[Explanation]:
     """Explain each network of a plan that is another graph, or runs elsewhere, than the float32 one on the CPU."""
     for name, inputs, _ in walk(bundle, plan, reference, 1):
         if differs(bundle, name, precision, backend):
-            yield explain(bundle, name, precision, inputs, backend=backend)
+            yield explain(bundle, name, precision, inputs, backend=backend, index=index)
 
 
 def differs(bundle: Bundle, name: str, precision: Precision, backend: str) -> bool:
@@ -123,7 +123,13 @@ def differs(bundle: Bundle, name: str, precision: Precision, backend: str) -> bo
 
 
 def explain(
-    bundle: Bundle, name: str, precision: Precision, inputs: Mapping[str, Float32], *, backend: str = "onnxruntime-cpu"
+    bundle: Bundle,
+    name: str,
+    precision: Precision,
+    inputs: Mapping[str, Float32],
+    *,
+    backend: str = "onnxruntime-cpu",
+    index: int = 0,
 ) -> Explanation:
     """Compare every tensor of a network with float32.
 
@@ -133,6 +139,7 @@ def explain(
         precision: Of its variant in question; fp32 where it has none such.
         inputs: By name, (B, ...) float32 each; B 1 keeps it small.
         backend: That is in question. A PyTorch backend runs no graph: the graph then runs on the CPU.
+        index: The number of the GPU, for ONNX Runtime. An engine is built and run on the GPU that is current.
 
     Raises:
         InvalidOption: Both graphs are the same one, in the same place.
@@ -146,7 +153,8 @@ def explain(
         )
     kind = precision if precision in bundle.network(name).variants else "fp32"
     where = _where(backend)
-    return compare_graphs(bundle.graph(name, "fp32"), bundle.graph(name, kind), inputs, name, kind, where=where)
+    graphs = bundle.graph(name, "fp32"), bundle.graph(name, kind)
+    return compare_graphs(*graphs, inputs, name, kind, where=where, index=index)
 
 
 def compare_graphs(
@@ -157,6 +165,7 @@ def compare_graphs(
     precision: Precision,
     *,
     where: Where = "onnxruntime-cpu",
+    index: int = 0,
 ) -> Explanation:
     """As `explain`, of two files.
 
@@ -171,7 +180,7 @@ def compare_graphs(
     errors: dict[str, Layer] = {}
     step = ENGINE_PART if where.startswith("tensorrt") else PART
     for start in range(0, len(pairs), step):
-        results = _results(found, [b for _, b in pairs[start : start + step]], inputs, where)
+        results = _results(found, [b for _, b in pairs[start : start + step]], inputs, where, index)
         for place in range(start, min(start + step, len(pairs)), PART):
             part = [(a, b) for a, b in pairs[place : min(place + PART, start + step)] if b in results]
             theirs = _results(expected, [a for a, _ in part], inputs, "onnxruntime-cpu") if part else {}
@@ -260,7 +269,7 @@ def _weight(name: str) -> str:
 
 
 def _results(
-    graph: _Graph, outputs: Sequence[str], inputs: Mapping[str, Float32], where: Where
+    graph: _Graph, outputs: Sequence[str], inputs: Mapping[str, Float32], where: Where, index: int = 0
 ) -> dict[str, NDArray[Any]]:
     """These tensors of a graph, by name; of an engine those of them that it has. Raises EngineBuildFailed."""
     from polygraphy.exception import PolygraphyException
@@ -268,7 +277,7 @@ def _results(
 
     with G_LOGGER.verbosity(G_LOGGER.ERROR):  # it writes to standard output, where JSON goes
         if not where.startswith("tensorrt"):
-            return _infer(_session(graph, outputs, where), inputs)
+            return _infer(_session(graph, outputs, where, index), inputs)
         try:
             return _run_engine(graph.path, outputs, inputs, where)
         except PolygraphyException as error:
@@ -279,7 +288,7 @@ def _results(
             ) from error
 
 
-def _session(graph: _Graph, outputs: Sequence[str], where: Where) -> Any:
+def _session(graph: _Graph, outputs: Sequence[str], where: Where, index: int) -> Any:
     """The runner of a graph in ONNX Runtime with these tensors as its outputs. Polygraphy takes names for patterns."""
     import onnxruntime
     from polygraphy.backend.onnx import modify_outputs
@@ -288,7 +297,8 @@ def _session(graph: _Graph, outputs: Sequence[str], where: Where) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.path.parent))
-    provider = "CUDAExecutionProvider" if where == "onnxruntime-cuda" else "CPUExecutionProvider"
+    gpu = ("CUDAExecutionProvider", {"device_id": str(index), "use_tf32": "0"})  # as the backend has them
+    provider: Any = gpu if where == "onnxruntime-cuda" else "CPUExecutionProvider"
     marked = modify_outputs(graph.model, outputs=[*map(escape, outputs)], copy=True).SerializeToString()
     return OnnxrtRunner(lambda: onnxruntime.InferenceSession(marked, sess_options=options, providers=[provider]))
 

@@ -57,7 +57,7 @@ def verify(
         with closing(open_device(name, whole, precision=precision, index=opened.device)) as where:
             gpu = where.facts.name if isinstance(where, GpuDevice) else None
             if explain:
-                explained += explain_all(whole, plan, reference, precision, where.name)
+                explained += explain_all(whole, plan, reference, precision, where.name, opened.device)
             try:
                 checks += compare(whole, reference, precision, device=where, preset=preset, gpu=gpu, progress=tell)
             except VerificationFailed as error:

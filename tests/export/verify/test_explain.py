@@ -169,6 +169,21 @@ def test_without_polygraphy_the_failure_is_told_and_the_remedy(
     assert "explain" in str(caught.value)
 
 
+def test_the_gpu_that_is_asked_for_is_the_one_that_is_explained(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def refuse(*_: Any, providers: list[Any], **__: Any) -> None:
+        asked.append(providers)
+        raise RuntimeError("no GPU")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    with pytest.raises(RuntimeError, match="no GPU"):
+        explain(tiny_bundle, "denoiser", "fp16", {}, backend="onnxruntime-cuda", index=3)
+    assert asked == [[("CUDAExecutionProvider", {"device_id": "3", "use_tf32": "0"})]]
+
+
 def test_the_float32_graph_on_the_cpu_has_nothing_to_be_compared_with(tiny_bundle: Bundle) -> None:
     with pytest.raises(InvalidOption, match="nothing to compare"):
         explain(tiny_bundle, "estimator", "fp16", {})  # it has no variant in half

@@ -28,7 +28,7 @@ def test_without_a_server_no_decoder_inherits_a_key(monkeypatch: pytest.MonkeyPa
     assert remote.KEY_VARIABLE not in os.environ
 
 
-@pytest.mark.parametrize("name", ["overwrite", "_quiet", "_verbose", "as_json", "out"])
+@pytest.mark.parametrize("name", ["overwrite", "quiet", "verbose", "as_json", "out"])
 def test_what_is_done_here_goes_with_a_server(name: str) -> None:
     given = SimpleNamespace(name="COMMANDLINE")
     context: Any = SimpleNamespace(params={name: True}, get_parameter_source=lambda _name: given)
