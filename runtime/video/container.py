@@ -42,6 +42,8 @@ def open_container(path: Path, *, max_pixels: int = MAX_PIXELS) -> Iterator[Inpu
         raise InputNotFound(f"{path} does not exist: check the name")
     if not path.is_file():
         raise InvalidImage(f"{path} is not a file but a folder or device: name a video")
+    if not path.stat().st_size:
+        raise InvalidImage(f"{path} is empty: copy or download it again")
     options = {
         "format_whitelist": _DEMUXERS,
         "codec_whitelist": ",".join(sorted(DECODERS)),

@@ -71,6 +71,8 @@ class VideoReader:
             _log.warning("%s is HDR: networks know no HDR, its faces may come out too dark or too bright", path)
         if self._stream.metadata.get("alpha_mode") == "1" or any(c.is_alpha for c in first.format.components):
             _log.warning("%s is transparent in places: that is lost, and hidden colours show", path)
+        if first.format.chroma_width(2) > 1 or first.format.chroma_height(2) > 1:
+            _log.warning("%s has finer colours (%s) than are written (4:2:0)", path, first.format.name)
         if first.interlaced_frame:
             _log.warning("%s is interlaced: its frames are restored as they are; deinterlace it first", path)
 
@@ -136,7 +138,9 @@ class VideoReader:
             with suppress(av.FFmpegError):  # what the decoder holds back
                 yield from self._stream.decode(None)
             return
-        expected = Fraction((self._container.start_time or 0) + (self._container.duration or 0), av.time_base)
+        expected = Fraction(self._container.duration or 0, av.time_base)
+        if "matroska" not in self._container.format.name:  # there the duration counts from 0
+            expected += Fraction(self._container.start_time or 0, av.time_base)
         if end + _TOLERANCE < expected:
             self.damage = f"ends after {float(end):.2f} of {float(expected):.2f} s"
         elif broken:

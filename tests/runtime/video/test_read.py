@@ -440,6 +440,12 @@ def test_of_a_truncated_file_all_that_is_there_is_restored(
     assert f"{cut} {damage}: what can be decoded is used; copy or download it again" in caplog.messages
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_a_video_that_begins_late_is_whole(tmp_path: Path, suffix: str) -> None:
+    late = clip(tmp_path / f"late{suffix}", count=3, times=[(125 + i) * TICKS for i in range(3)])
+    assert copy(late, tmp_path / "out.mkv") is None
+
+
 def test_a_hole_costs_its_frames_only(tmp_path: Path) -> None:
     whole = clip(tmp_path / "whole.mp4", count=50, options={"movflags": "faststart"})
     data = bytearray(whole.read_bytes())
@@ -462,7 +468,9 @@ def test_what_is_no_video_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("A letter.\n" * 100)
     (tmp_path / "empty.mp4").touch()
     clip(tmp_path / "gif.mp4.gif", count=2, codec="gif", pixel_format="rgb8").rename(tmp_path / "gif.mp4")
-    for name in ("text", "empty", "gif"):
+    with pytest.raises(InvalidImage, match=r"empty\.mp4 is empty"):
+        VideoReader(tmp_path / "empty.mp4")
+    for name in ("text", "gif"):
         with pytest.raises(InvalidImage, match=rf"{name}\.mp4.*\.mp4, "):
             VideoReader(tmp_path / f"{name}.mp4")
     with av.open(str(tmp_path / "sound.mp4"), "w") as output:
@@ -753,4 +761,7 @@ def test_a_transparent_video_is_announced(tmp_path: Path, caplog: pytest.LogCapt
         output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
     VideoReader(path).__exit__(None, None, None)
-    assert caplog.messages == [f"{path} is transparent in places: that is lost, and hidden colours show"]
+    assert caplog.messages == [
+        f"{path} is transparent in places: that is lost, and hidden colours show",
+        f"{path} has finer colours (rgba) than are written (4:2:0)",
+    ]
