@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from bfr.runtime.live.options import LiveOptions
 from bfr.runtime.live.sinks import Sink, drawn
 from bfr.runtime.live.source import Arrived, Source
 from bfr.runtime.restore.restorer import DEFAULT_SEED
+from bfr.runtime.video.follow import Follower
 from bfr.runtime.video.track import Tracked, Tracker
 
 _KEEP = 0.8  # of an earlier time in the estimate of the next, where it took less
@@ -40,6 +42,7 @@ class Live:
         self, photo: PhotoRestorer, options: LiveOptions, sinks: Sequence[Sink], counts: Counts, *, seed: int
     ) -> None:
         self.photo, self.options, self.sinks, self.counts, self.seed = photo, options, sinks, counts, seed
+        self._follower = Follower(partial(photo.find, turns=False))
         self._tracker = Tracker()
         self._showing = Estimate()
         self._warned = False
@@ -72,7 +75,10 @@ class Live:
     def _restored(self, arrived: Arrived) -> tuple[NDArray[np.uint8], int, int]:
         """The pixels of a frame, how many of its faces were restored, and how many failed."""
         photo, pixels = self.photo, arrived.pixels
-        tracked = self._chosen(self._tracker.update(photo.find(pixels), arrived.came), arrived)
+        followed = self._follower.follow(pixels, arrived.came)
+        if followed.cut:
+            self._tracker.reset()
+        tracked = self._chosen(self._tracker.update(followed.faces, arrived.came), arrived)
         keys = {id(one.face): one.track for one in tracked}
         faces = photo.crop(pixels, [one.face for one in tracked])
         begin = time.perf_counter()

@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 EVERY = 16  # frames from one look to the next
 BUDGET = 30_000_000  # pixels of the frames in between, which wait in memory
+LOOK = 0.5  # seconds from one look to the next at a stream that is restored as it comes
 AGREE = 0.3  # eye distances between where the flow leads and what is seen; looks alone differ by up to 0.1
 # The flow is measured where the eyes are UNIT pixels apart, in a window of WINDOW eye distances around the face.
 UNIT, WINDOW = 28.0, 4.0
@@ -72,6 +73,33 @@ def follow(
                 yield one
             waiting = waiting[-1:]
     yield from _filled(waiting, faces, find)
+
+
+class Follower:
+    """The faces of a stream's frames as they come: looked for every LOOK seconds, and followed between.
+
+    It looks at once where a face is lost or another scene begins; a new face is seen at the next look.
+    """
+
+    def __init__(self, find: Callable[[RGB8], list[Face]]) -> None:
+        """find: finds the faces of a frame."""
+        self._find = find
+        self._last: tuple[RGB8, RGB8] | None = None  # the last frame and its thumbnail
+        self._faces: list[Face] = []
+        self._looked = 0.0
+
+    def follow(self, pixels: RGB8, seconds: float) -> Followed[RGB8]:
+        """The faces of the next frame, (H, W, 3) uint8 RGB, which came at `seconds`."""
+        last, self._last = self._last, (pixels, thumbnail(pixels))
+        cut = last is not None and is_cut(last[1], self._last[1])
+        flowed: list[Face | None] = [None]
+        if last is not None and not cut and last[0].shape == pixels.shape and seconds - self._looked < LOOK:
+            flowed = [moved(last[0], pixels, face) for face in self._faces]
+        found = [face for face in flowed if face is not None]
+        if len(found) < len(flowed):
+            self._looked, found = seconds, self._find(pixels)
+        self._faces = found
+        return Followed(pixels, found, cut)
 
 
 def _filled(

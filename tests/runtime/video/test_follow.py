@@ -170,3 +170,35 @@ class TestMoved:
     def test_no_face_and_no_crash(self, landmarks: Array) -> None:
         frame = drawn([(170, 70)])
         assert moved(frame, frame, Face(np.zeros(4, np.float32), landmarks.astype(np.float32), 0.9)) is None
+
+
+def as_they_come(looks: Looks) -> list[Followed[Any]]:
+    follower = module.Follower(looks.find)
+    return [follower.follow(pixels, index / 25) for index, pixels in enumerate(looks.views)]
+
+
+def test_of_a_stream_a_frame_in_half_a_second_is_looked_at() -> None:
+    looks = Looks(40, lambda i: [wandering(i)])
+    found = as_they_come(looks)
+    assert looks.looked == [0, 13, 26, 39]
+    for index, one in enumerate(found):
+        (followed,) = one.faces
+        assert np.abs(followed.landmarks - face(*wandering(index)).landmarks).max() < 0.1 * EYES
+
+
+def test_in_a_stream_a_new_face_is_seen_at_the_next_look_and_a_lost_one_at_once() -> None:
+    looks = Looks(30, lambda i: [wandering(i), (400.0, 180.0)][: 1 + (5 <= i < 20)])
+    counts = [len(one.faces) for one in as_they_come(looks)]
+    assert counts == [1] * 13 + [2] * 7 + [1] * 10
+    assert 20 in looks.looked
+
+
+def test_a_stream_that_shows_another_scene_or_size_is_looked_at() -> None:
+    looks = Looks(12, lambda i: [wandering(i)], cut=6)
+    found = as_they_come(looks)
+    assert looks.looked == [0, 6]
+    assert [one.cut for one in found] == [i == 6 for i in range(12)]
+    looks.views[3:] = [np.ascontiguousarray(view[:-20]) for view in looks.views[3:]]
+    looks.looked.clear()
+    as_they_come(looks)
+    assert looks.looked == [0, 3, 6]
