@@ -10,6 +10,7 @@ from struct import calcsize, error, pack, unpack_from
 from typing import Any
 
 from bfr.runtime.images.formats import EXIF_PREFIX
+from bfr.runtime.images.parts import MOST_STRIPS, MOST_TAGS
 
 Tags = dict[int, tuple[int, int, bytes]]  # number: type, count, values in the block's byte order
 
@@ -20,6 +21,7 @@ _SHORT, _LONG, _RATIONAL = 3, 4, 5
 _WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112
 _X_DENSITY, _Y_DENSITY, _DENSITY_UNIT = 0x011A, 0x011B, 0x0128
 _EXIF, _GPS = 0x8769, 0x8825
+_OFFSETS = 0x0111, 0x0144  # of strips and tiles
 _COLOUR_SPACE, _EXIF_WIDTH, _EXIF_HEIGHT = 0xA001, 0xA002, 0xA003
 
 # Description, maker, model, resolution and its unit, software, date, artist, computer, rating, copyright, Windows' own.
@@ -62,7 +64,7 @@ def check_tags(block: bytes) -> None:
     """Raise ValueError where a chain of directories names more than twice the bytes that there are, or overlaps.
 
     Such tags overlap, and a decoder that copies each of them fills the memory: Pillow before 13 does. Directories that
-    overlap would be read for hours.
+    overlap would be read for hours, and so would more than MOST_STRIPS strips or tiles.
     """
     block = block.removeprefix(EXIF_PREFIX)
     order = "<" if block[:2] == b"II" else ">"
@@ -76,10 +78,14 @@ def check_tags(block: bytes) -> None:
             (number,) = unpack_from(f"{order}{count_of}", block, offset)
             first = offset + calcsize(f"{order}{count_of}")
             entries += number
+            if number > MOST_TAGS:
+                raise ValueError(f"one of its directories has more than {MOST_TAGS} tags")
             if first + size * number <= len(block) < size * entries:
                 raise ValueError(f"its directories have {entries} tags, more than its {len(block)} bytes can hold")
             for entry in range(first, first + size * number, size):
-                _, kind, count = unpack_from(f"{order}{entry_of}", block, entry)
+                tag, kind, count = unpack_from(f"{order}{entry_of}", block, entry)
+                if tag in _OFFSETS and count > MOST_STRIPS:
+                    raise ValueError(f"it has more than {MOST_STRIPS} strips or tiles")
                 length = count * _TYPE_BYTES.get(kind, 0)
                 total += length if length > inside else 0
                 if total > 2 * len(block):

@@ -1,0 +1,108 @@
+"""Files of very many tiny parts: each is refused after the count, where a decoder would take minutes or gigabytes."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from itertools import count
+
+import pytest
+from PIL import Image as Pillow
+
+from bfr.runtime.errors import InvalidImage
+from bfr.runtime.images import decode
+from bfr.runtime.images.decode import decode_image, header_size
+from bfr.runtime.images.parts import MOST_CHUNKS, MOST_SCANS, MOST_SEGMENTS, MOST_STRIPS, MOST_TAGS
+
+
+def saved(kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    Pillow.effect_noise((64, 48), 60).convert("RGB").save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def jpeg_with(part: bytes) -> bytes:
+    data = saved("JPEG")
+    return data[:2] + part + data[2:]
+
+
+def with_scans(number: int) -> bytes:
+    """A progressive JPEG whose last scan comes so many times."""
+    data = saved("JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * number + data[-2:]
+
+
+def with_chunks(number: int, name: bytes = b"prVt") -> bytes:
+    data = saved("PNG")
+    chunk = struct.pack(">I", 0) + name + struct.pack(">I", zlib.crc32(name))
+    return data[:33] + chunk * number + data[33:]
+
+
+def tiff(strips: int) -> bytes:
+    """One column, a strip a row."""
+    start = 8 + 2 + 12 * 9 + 4
+    tags = [(256, 1), (257, strips), (258, 8), (259, 1), (262, 1), (273, start), (277, 1), (278, 1), (279, start)]
+    body = b"".join(struct.pack("<HHII", tag, 4, strips if tag in (273, 279) else 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + body + bytes(4) + struct.pack("<I", 50) * strips
+
+
+def big_tiff(tags: int) -> bytes:
+    found = b"".join(struct.pack("<HHQQ", 256 + (k > 0), 4, 1, 5) for k in range(2))
+    found += struct.pack("<HHQQ", 60000, 3, 1, 0) * (tags - 2)
+    return b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, tags) + found + bytes(8)
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: jpeg_with(b"\xff\xfe\0\2" * (MOST_SEGMENTS + 1)), "segments"),
+        (lambda: jpeg_with(b"\xff\xe2\0\x10ICC_PROFILE\0\1\1" * (MOST_SEGMENTS + 1)), "segments"),
+        (lambda: jpeg_with(b"\xff" * (MOST_SEGMENTS + 1)), "segments"),
+        (lambda: with_scans(MOST_SCANS + 1), "scans"),
+        (lambda: with_chunks(MOST_CHUNKS), "chunks"),
+        (lambda: with_chunks(MOST_CHUNKS, b"IDAT"), "chunks"),
+        (lambda: tiff(MOST_STRIPS + 1), "strips"),
+        (lambda: big_tiff(MOST_TAGS + 1), "tags"),
+    ],
+)
+def test_too_many_parts_are_counted_and_no_decoder_sees_them(
+    make: Callable[[], bytes], word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make()
+    monkeypatch.setattr(decode.Pillow, "open", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(InvalidImage, match=word):
+        decode_image(data)
+
+
+def test_as_many_as_are_allowed_are_read() -> None:
+    for data in (
+        jpeg_with(b"\xff\xfe\0\2" * (MOST_SEGMENTS // 2)),
+        jpeg_with(b"\xff" * 100),
+        with_scans(MOST_SCANS // 2),
+        with_chunks(1000),
+    ):
+        assert header_size(data) == (64, 48)
+        assert decode_image(data).pixels.shape == (48, 64, 3)
+    assert decode_image(tiff(500)).pixels.shape == (500, 1, 3)
+
+
+def test_a_header_is_read_without_the_parts_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size of a request's image is looked at on the event loop."""
+    reads = count()
+
+    class Counted(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            next(reads)
+            return super().read(size)
+
+    monkeypatch.setattr(decode, "BytesIO", Counted)
+    for make, size in (
+        (lambda: with_chunks(MOST_CHUNKS), (64, 48)),
+        (lambda: tiff(4 * MOST_STRIPS), (1, 4 * MOST_STRIPS)),
+        (lambda: jpeg_with(b"\xff" * 100_000), None),
+        (lambda: big_tiff(MOST_TAGS + 1), None),
+    ):
+        before = next(reads)
+        assert header_size(make()) == size
+        assert next(reads) - before < MOST_SEGMENTS + 100
