@@ -164,6 +164,7 @@ def measure(args: argparse.Namespace) -> Findings:
         faces = portraits(restorer.size, args.preset)
         restorer.warm_up()
         flags = ["--preset", args.preset, "--batch", str(args.batch), "--queue", str(args.queue), "--no-jobs"]
+        flags += ["--precision", restorer.precision]  # of `auto` a server with a cache of its own might choose another
         begin = time.perf_counter()
         server = ServerProcess(Path(home), *flags, "--detector", args.detector, "--timeout", "600")
         start = time.perf_counter() - begin
@@ -187,6 +188,7 @@ def measure(args: argparse.Namespace) -> Findings:
     figures = {
         "preset": args.preset,
         "batch": args.batch,
+        "precision": restorer.precision,
         "queue": args.queue,
         "start_seconds": start,
         "idle_memory": idle,
@@ -225,7 +227,7 @@ def as_markdown(figures: dict[str, Any], loads: Sequence[Load], mixed: Load) -> 
     ]
     refused, inside = figures["refusal_seconds"], figures["refusal_seconds_inside"]
     lines = [
-        f"# A server under load: mini, preset {figures['preset']}, batches of {figures['batch']}",
+        f"# A server under load: mini, preset {figures['preset']}, {figures['precision']}, batches of {figures['batch']}",
         "",
         "Aligned faces as JPEG in and out, closed loop; clients, server and all its processes on one machine. "
         "The bare Restorer, in batches as large as so many clients can fill, is timed right before and right after "
