@@ -37,15 +37,7 @@ class RefinedStep(LearnedVarianceStep):
         self.register_buffer("passes", torch.from_numpy(passes).float(), persistent=False)
 
     def forward(  # type: ignore[override]  # it reads more
-        self,
-        x: Tensor,
-        h1: Tensor,
-        h2: Tensor,
-        t: Tensor,
-        row: Tensor,
-        noise: Tensor,
-        signed: Tensor,
-        strength: Tensor,
+        self, x: Tensor, h1: Tensor, h2: Tensor, t: Tensor, row: Tensor, noise: Tensor, signed: Tensor, strength: Tensor
     ) -> tuple[Tensor, Tensor]:
         x0, mean, log_variance = learned_posterior(self.denoiser(x, t).float(), x, row)
         own, other = noise.chunk(2, dim=1)

@@ -106,15 +106,7 @@ class SmoothStep(Stage):
         self.network, self.smooth_weight = network, smooth_weight
 
     def forward(
-        self,
-        x: Tensor,
-        h1: Tensor,
-        h2: Tensor,
-        t: Tensor,
-        row: Tensor,
-        noise: Tensor,
-        signed: Tensor,
-        strength: Tensor,
+        self, x: Tensor, h1: Tensor, h2: Tensor, t: Tensor, row: Tensor, noise: Tensor, signed: Tensor, strength: Tensor
     ) -> tuple[Tensor, Tensor]:
         x0, mean, log_variance = learned_posterior(self.network.denoiser(x, t).float(), x, row)
         moved = _shifted(mean, self.towards_smooth(x0, x, signed, t), log_variance, strength)
