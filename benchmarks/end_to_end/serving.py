@@ -227,7 +227,7 @@ def as_markdown(figures: dict[str, Any], loads: Sequence[Load], mixed: Load) -> 
     ]
     refused, inside = figures["refusal_seconds"], figures["refusal_seconds_inside"]
     lines = [
-        f"# A server under load: mini, preset {figures['preset']}, {figures['precision']}, batches of {figures['batch']}",
+        f"# A server under load: mini, {figures['preset']}, {figures['precision']}, batches of {figures['batch']}",
         "",
         "Aligned faces as JPEG in and out, closed loop; clients, server and all its processes on one machine. "
         "The bare Restorer, in batches as large as so many clients can fill, is timed right before and right after "
