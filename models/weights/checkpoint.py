@@ -22,7 +22,8 @@ from bfr.runtime.files import atomic_path, sha256_file
 
 # DifFace publishes its weights bare or under `state_dict`; the BasicSR family, SwinIR's own releases among them, under
 # `params_ema` or `params`, and guided diffusion's trainers under `model_ema`. Averaged weights are the published ones.
-WRAPPERS = ("state_dict", "params_ema", "model_ema", "params")
+WRAPPERS = ("state_dict", "params_ema", "model_ema", "ema", "g_ema", "params", "model")
+WRAPPED_TWICE = 2  # trainers of wrapped models wrap again
 SHOWN = 5
 CHOOSE = "choose the file of the weights alone, as `bfr fetch` downloads it"
 
@@ -30,9 +31,9 @@ CHOOSE = "choose the file of the weights alone, as `bfr fetch` downloads it"
 def load_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file or a torch checkpoint: name -> tensor on the CPU, float16 and bfloat16 as float32.
 
-    The content decides which it is, not the suffix. A dict under one of `WRAPPERS` is unwrapped, and the prefix
-    `module.` of distributed training is dropped. Large torch files are mapped, not read: do not overwrite the file in
-    place while the tensors live.
+    The content decides which it is, not the suffix. A dict under one of `WRAPPERS` is unwrapped, and what distributed
+    training and torch.compile add to names, `module.` and `_orig_mod.`, is dropped. Large torch files are mapped, not
+    read: do not overwrite the file in place while the tensors live.
     Raises InputNotFound, or InvalidCheckpoint, which says what the file is, for everything but a flat dict of tensors.
     """
     if path.is_dir():
@@ -40,10 +41,8 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputNotFound(f"{path}: there is no such file; 'bfr fetch' downloads published weights")
     content = _read(path)
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
+    for _ in range(WRAPPED_TWICE):
+        content = _unwrapped(content)
     if is_stub(content):
         raise InvalidCheckpoint(
             f"{path} is whole, and is one pickled object of class {type(content).__name__}, not tensors: {STATE_DICT}"
@@ -58,12 +57,21 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
                 f"only: {CHOOSE}"
             )
         _check_storage(path, key, value)
-        name = key.removeprefix("module.")
+        name = key.replace("_orig_mod.", "").removeprefix("module.")
         if name in state:
-            raise InvalidCheckpoint(f"{path}: {name!r} is there twice, with and without 'module.': {CHOOSE}")
+            raise InvalidCheckpoint(f"{path}: {name!r} is there twice, as {key!r} too: {CHOOSE}")
         half = value.dtype in {torch.float16, torch.bfloat16}
         state[name] = value.detach().float() if half else value.detach()
     return state
+
+
+def _unwrapped(content: object) -> object:
+    """What lies under the first of `WRAPPERS` that holds nothing but tensors, else under the first of them."""
+    if not isinstance(content, Mapping):
+        return content
+    found = [content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)]
+    bare = (one for one in found if one and all(isinstance(value, Tensor) for value in one.values()))
+    return next(bare, found[0] if found else content)
 
 
 def _check_storage(path: Path, key: str, tensor: Tensor) -> None:
@@ -97,9 +105,11 @@ def check_layout(module: nn.Module, state: Mapping[str, Tensor], source: str | P
         if keys
     ]
     if problems:
+        starts = _prefixes(module, state)
+        remedy = f"They are there as {starts[0]}*, beside others: save those alone" if starts and missing else ""
         raise InvalidCheckpoint(
             f"{source}: not the weights of this {type(module).__name__} ({len(own)} tensors): {'; '.join(problems)}. "
-            "Choose the checkpoint that belongs to this configuration"
+            f"{remedy or 'Choose the checkpoint that belongs to this configuration'}"
         )
 
 
@@ -114,9 +124,28 @@ def load_into(module: nn.Module, path: Path) -> None:
 
 
 def own_weights(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What of a checkpoint is the module's, where the file is known to hold more: see `load_into`."""
-    choose = getattr(module, "own_weights", None)
-    return dict(choose(state)) if choose else state
+    """What of a checkpoint is the module's.
+
+    Where the file is known to hold more, the module chooses, see `load_into`. Else a prefix is dropped that all names
+    of the file have, as trainers give it to their network; of two such networks, both whole, the averaged one is taken.
+    """
+    if choose := getattr(module, "own_weights", None):
+        return dict(choose(state))
+    starts = _prefixes(module, state)
+    if not starts or not all(name.startswith(tuple(starts)) for name in state):
+        return state
+    if len(starts) > 1 and starts[0].removesuffix(".") not in WRAPPERS:
+        return state
+    return {name.removeprefix(starts[0]): value for name, value in state.items() if name.startswith(starts[0])}
+
+
+def _prefixes(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """The prefixes under which a file has every weight of a module, those of `WRAPPERS` first."""
+    own = list(module.state_dict())
+    found = [name.removesuffix(own[0]) for name in state if own and name.endswith(f".{own[0]}")]
+    whole = [start for start in found if all(start + name in state for name in own)]
+    order = [f"{name}." for name in WRAPPERS]
+    return sorted(whole, key=lambda start: order.index(start) if start in order else len(order))
 
 
 def convert(path: Path, destination: Path) -> None:

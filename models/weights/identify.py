@@ -13,6 +13,10 @@ UNPACK = "unpack it, and name what was in it"
 LEGACY = b"\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # PyTorch's magic number, in files of before 1.6
 STATE_DICT = "save the network's `state_dict()` with torch.save, and name that"
 
+MOST_UNPACKED = 20  # bytes of an archive's content for each of its own: deflated weights have less than 2
+TRUSTED = "take the file from its authors"
+TAR_ENTRIES = (b"sys_info", b"pickle", b"tensors", b"storages")  # of PyTorch's first format
+
 # First bytes -> what begins so, and the remedy; empty where another file has to be chosen.
 _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, a text that stands for the file", "run `git lfs pull` there"),
@@ -100,17 +104,21 @@ def _no_zip_checkpoint(path: Path, size: int) -> str | None:
         if not zipfile.is_zipfile(path):
             return f"is a zip archive whose end is missing ({size:,} bytes are there), damaged or truncated: {AGAIN}"
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            names, unpacked = archive.namelist(), sum(entry.file_size for entry in archive.infolist())
     except Exception as error:  # a damaged list makes zipfile raise nearly any type
         return f"is a zip archive whose list of contents is damaged ({error}): {AGAIN}"
     if any(re.search(r"(^|/)(constants\.pkl|code/)", name) for name in names):
         return f"is a TorchScript archive, a program with its weights: {STATE_DICT}"
+    outside = [name for name in names if name.startswith("/") or ".." in name.split("/")]
+    if outside or unpacked > MOST_UNPACKED * size:
+        claim = f"names {outside[0]!r}, outside itself," if outside else f"claims {unpacked:,} bytes, of {size:,},"
+        return f"is a zip archive that {claim} as weights never do: {TRUSTED}"
     if any(name.endswith("data.pkl") for name in names):
         return None
     listed = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
-    if all(name.endswith(".npy") for name in names):
-        return f"is a NumPy archive ({listed}): choose the authors' PyTorch file"
-    return f"is a zip archive of other files ({listed or 'none'}) and no checkpoint: {UNPACK}"
+    numpy = bool(names) and all(name.endswith(".npy") for name in names)
+    kind = "a NumPy archive" if numpy else "a zip archive of other files"
+    return f"is {kind} ({listed or 'none'}) and no checkpoint: {UNPACK}"
 
 
 def _other(head: bytes, path: Path, size: int) -> str:
@@ -130,6 +138,8 @@ def _kind(head: bytes, size: int) -> tuple[str, str] | None:
     if what := _FLATBUFFERS.get(head[4:8], ""):
         return what, ""
     if head[257:262] == b"ustar":
+        if head[:100].strip(b"\0./") in TAR_ENTRIES:
+            return "a checkpoint of PyTorch before 0.1.10", "load it with an old PyTorch, and save it again"
         return "a tar archive", UNPACK
     if not head.strip(b"\0"):
         return ("zero bytes, as a download whose content never came" if head else "empty"), "download it again"

@@ -64,8 +64,8 @@ def save_compressed(state: object, path: Path) -> None:
 
 
 @pytest.mark.parametrize("save", [torch.save, save_legacy, save_compressed])
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "params_ema", "params", "model_ema"])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "params_ema", "params", "model_ema", "model"])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
 def test_published_forms_are_read(
     tmp_path: Path, save: Callable[[object, Path], None], wrapper: str | None, prefix: str
 ) -> None:
@@ -77,6 +77,48 @@ def test_published_forms_are_read(
 def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
     torch.save({"params": {"a": torch.zeros(1)}, "params_ema": {"a": torch.ones(1)}}, tmp_path / "a.pth")
     assert load_state_dict(tmp_path / "a.pth")["a"].item() == 1
+
+
+def test_of_several_dicts_the_first_of_tensors_is_taken(tmp_path: Path) -> None:
+    """Trainers keep the settings of their average beside the weights, and wrap what is wrapped."""
+    torch.save({"ema": {"decay": 0.99, "step": 3}, "model": {"state_dict": weights()}}, tmp_path / "a.pth")
+    with pytest.raises(InvalidCheckpoint, match="its 'decay' is float"):
+        load_state_dict(tmp_path / "a.pth")
+    torch.save({"ema": {"decay": 0.99, "step": 3}, "model": weights()}, tmp_path / "a.pth")
+    assert equal(load_state_dict(tmp_path / "a.pth"), weights())
+    torch.save({"state_dict": {"params_ema": weights(), "epoch": 3}}, tmp_path / "a.pth")
+    assert equal(load_state_dict(tmp_path / "a.pth"), weights())
+    endless: dict[str, Any] = {}
+    endless["model"] = endless
+    torch.save(endless, tmp_path / "a.pth")
+    with pytest.raises(InvalidCheckpoint, match="its 'model' is dict"):
+        load_state_dict(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net_g.", "params_ema.", "state_dict.network."])
+def test_a_prefix_that_all_weights_have_is_dropped(tmp_path: Path, prefix: str) -> None:
+    """As Lightning gives one to its modules, and as safetensors files of wrapped dicts have it."""
+    state = {prefix + key: value + 1 for key, value in weights().items()}
+    save_file(state, tmp_path / "a.safetensors")
+    target = network()
+    load_into(target, tmp_path / "a.safetensors")
+    assert equal(dict(target.state_dict()), {key: value + 1 for key, value in weights().items()})
+
+
+def test_beside_other_networks_weights_are_not_guessed(tmp_path: Path) -> None:
+    own = weights()
+    plain, averaged = ({f"{name}.{key}": value + i for key, value in own.items()} for i, name in enumerate(["a", "b"]))
+    save_file(plain | {"critic.weight": torch.zeros(3)}, tmp_path / "a.safetensors")
+    with pytest.raises(InvalidCheckpoint, match=r"as a\.\*, beside others: save those alone"):
+        load_into(network(), tmp_path / "a.safetensors")
+    save_file(plain | averaged, tmp_path / "a.safetensors")
+    with pytest.raises(InvalidCheckpoint, match="beside others"):
+        load_into(network(), tmp_path / "a.safetensors")
+    both = {key.replace("b.", "params_ema.", 1): value for key, value in averaged.items()}
+    save_file({f"params.{key}": value for key, value in own.items()} | both, tmp_path / "a.safetensors")
+    target = network()
+    load_into(target, tmp_path / "a.safetensors")
+    assert equal(dict(target.state_dict()), {key: value + 1 for key, value in own.items()})
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -141,6 +183,12 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "gzip": (lambda path: path.write_bytes(gzip.compress(b"x" * 99)), "is a gzip archive"),
     "tar": (lambda path: path.write_bytes(bytes(257) + b"ustar" + bytes(250)), "is a tar archive"),
+    "an old tar": (
+        lambda path: path.write_bytes(b"sys_info".ljust(257, b"\0") + b"ustar" + bytes(250)),
+        "is a checkpoint of PyTorch before 0.1.10",
+    ),
+    "a bomb": (lambda path: save_compressed({"a": torch.zeros(1 << 20)}, path), "claims 4,19"),
+    "a traversal": (lambda path: archive(path, "a/data.pkl", "../../b"), "names '../../b', outside itself"),
     "a picture": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), "is a PNG picture"),
     "pickled list": (lambda path: path.write_bytes(pickle.dumps([1, 2, 3], 2)), "is a Python pickle"),
     "a tensor": (lambda path: torch.save(torch.zeros(3), path), "is whole, and holds no state dict"),
@@ -150,7 +198,10 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a number inside": (lambda path: torch.save({"state_dict": weights() | {"epoch": 3}}, path), "its 'epoch' is int"),
     "a key that is no name": (lambda path: torch.save({7: torch.zeros(1)}, path), "is whole, and its 7"),
     "a sparse tensor": (lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path), "is whole, and its 'a'"),
-    "a key twice": (lambda path: torch.save({"a": torch.zeros(1), "module.a": torch.ones(1)}, path), "is there twice"),
+    "a key twice": (
+        lambda path: torch.save({"a": torch.zeros(1), "module.a": torch.ones(1)}, path),
+        "'a' is there twice, as 'module.a'",
+    ),
     "a whole network": (
         lambda path: torch.save(network(), path),
         "is whole, and is one pickled object of class torch.nn",
