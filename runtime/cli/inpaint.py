@@ -21,8 +21,8 @@ def inpaint(
             metavar="INPUT", help="Pictures of aligned faces, folders or patterns of them; - is standard input."
         ),
     ],
-    opened: Annotated[OpenOptions, Flags(without=("batch",))],
-    sampler: Annotated[SamplerOptions, Flags(only=("guidance",))],
+    opened: Annotated[OpenOptions, Flags()],
+    sampler: Annotated[SamplerOptions, Flags(without=("weight",))],
     output: Annotated[
         JobOptions,
         Flags(only=("out", "seed", "max_pixels", "metadata", "compare", "html", "resume"), names=OUT, negative=STRIP),

@@ -289,7 +289,7 @@ def test_masks_are_found_by_name(inpainting: Bundle, tmp_path: Path, capsys: pyt
         Image.fromarray(face).save(photos / f"{i}.png")
         Image.fromarray(hole if i == 0 else hole.T[:9]).save(masks / f"{i}.bmp")
     command = ["inpaint", str(photos), "--bundle", str(inpainting.folder), "-o", str(out), "--threads", "1"]
-    command += ["--backend", "onnxruntime-cpu", "--mask"]
+    command += ["--backend", "onnxruntime-cpu", "--batch", "2", "--eta", "0.5", "--mask"]
     ended = CliRunner().invoke(app, [*command, str(masks)])
     assert ended.exit_code == 1
     assert "2 images: 1 inpainted, 1 failed" in ended.output
@@ -297,6 +297,7 @@ def test_masks_are_found_by_name(inpainting: Bundle, tmp_path: Path, capsys: pyt
         assert np.array_equal(np.asarray(found)[hole == 0], faces()[0][hole == 0])
     report = json.loads((out / "report.json").read_text())
     assert "give a mask of the image's size" in report["images"][1]["error"]
+    assert report["settings"]["sampler"]["eta"] == 0.5
     (masks / "1.bmp").unlink()
     refused = CliRunner().invoke(app, [*command, str(masks), "--overwrite"])
     assert isinstance(refused.exception, InputNotFound)
