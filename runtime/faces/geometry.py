@@ -20,6 +20,7 @@ TEMPLATE = np.array([(192.98, 239.95), (318.90, 240.19), (256.63, 314.02), (201.
 """Where FFHQ's alignment puts the five landmarks in a crop of 512: DifFace and its family were trained so."""
 OUTSIDE = np.array([132, 133, 135])  # RGB of a crop that holds nothing of the photograph
 LOBES, CUTOFF = 3, 1.15  # of the Lanczos filter; at this cutoff, of the target's own, white noise keeps its power
+FINER = 3  # Lanczos samples for one of a crop; between those, linear interpolation takes a fifth of bicubic's time
 _log = logging.getLogger(__name__)
 
 
@@ -189,7 +190,13 @@ def warp_back(pixels: NDArray[np.float32], matrix: Matrix, size: tuple[int, int]
         kernel = np.where(np.abs(at) < LOBES, np.sinc(at) * np.sinc(at / LOBES), 0)
         kernel = (kernel / kernel.sum()).astype(np.float32)
         pixels = np.asarray(cv2.sepFilter2D(pixels, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE), np.float32)
-    return _bicubic(pixels, matrix, size, cv2.BORDER_REPLICATE)
+        return _bicubic(pixels, matrix, size, cv2.BORDER_REPLICATE)
+    height, width = pixels.shape[:2]
+    finer = (FINER * width, FINER * height)
+    pixels = np.asarray(cv2.resize(pixels, finer, interpolation=cv2.INTER_LANCZOS4), np.float32)
+    matrix = compose(matrix, resizing(finer, (width, height)))
+    warped = cv2.warpAffine(pixels, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(warped, np.float32)
 
 
 def _bicubic(pixels: NDArray[Any], matrix: Matrix, size: tuple[int, int], border: int) -> NDArray[Any]:
