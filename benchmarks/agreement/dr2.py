@@ -18,8 +18,8 @@ from bfr.benchmarks.agreement.replay import ReplayedNoise, on_both, unit_picture
 from bfr.models.networks.sparnet import SPARNet
 from bfr.models.networks.unet import UNet
 from bfr.models.stages.dr2 import EnhanceStage, RefinedStep
+from bfr.models.stages.estimate import ResizeStage
 from bfr.models.stages.stage import Stage
-from bfr.models.stages.step import ResizeStage
 from bfr.models.weights.seeded import LOOP_SCALE, seed_weights, seeded_array
 from bfr.runtime.backends.device import Buffer, Network
 from bfr.runtime.diffusion.schedule import linear_schedule

@@ -33,8 +33,9 @@ from bfr.export.verify.walk import call_network
 from bfr.models.networks.lama import LaMa
 from bfr.models.networks.swinir import SwinIR
 from bfr.models.networks.unet import UNet
+from bfr.models.stages.estimate import EstimatorStage
 from bfr.models.stages.stage import Stage
-from bfr.models.stages.step import EstimatorStage, KnownStep, LearnedVarianceStep, LinearStep, cut_variance
+from bfr.models.stages.step import KnownStep, LearnedVarianceStep, LinearStep, cut_variance
 from bfr.models.weights.seeded import LOOP_SCALE, seed_weights
 from bfr.runtime.backends.device import Buffer, Device, Float32, Network
 from bfr.runtime.backends.onnxruntime import CpuDevice

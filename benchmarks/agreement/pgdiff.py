@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.benchmarks.agreement.replay import ReplayedNoise, on_both, unit_picture
+from bfr.models.stages.estimate import ResizeStage
 from bfr.models.stages.pgdiff import IdentityGradient, ReferenceStage, ReferenceStep, SmoothStep, partial_guidance
 from bfr.models.stages.stage import Stage
-from bfr.models.stages.step import ResizeStage
 from bfr.models.weights.seeded import LOOP_SCALE, seed_weights
 from bfr.runtime.backends.device import Buffer, Device, Network
 from bfr.runtime.diffusion.schedule import linear_schedule

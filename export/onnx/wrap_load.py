@@ -148,9 +148,11 @@ def drawing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The nodes that draw random numbers. Raises InvalidOption for those that cannot become constants."""
     found = [node for node in model.graph.node if node.op_type in DRAWS]
     inner = [node for one in model.graph.node for node in _inner_nodes(one)]
-    false = {
-        tensor.name for tensor in model.graph.initializer if not tensor.external_data and not to_array(tensor).any()
-    }
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    made = [node for node in model.graph.node if node.op_type == "Constant"]
+    constants |= {node.output[0]: one.t for node in made for one in node.attribute if one.name == "value"}
+    bools = {name: one for name, one in constants.items() if one.data_type == TensorProto.BOOL}
+    false = {name for name, one in bools.items() if not one.external_data and not to_array(one).any()}
     others = [node for node in inner if node.op_type in DRAWS]
     for node in (*model.graph.node, *inner):
         training = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2] and node.input[2] not in false

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
+from bfr.runtime.bundle.protobuf import fields, packed, signed
 from bfr.runtime.errors import BundleInvalid
 
 LARGEST_ELEMENTS = 1 << 26  # of a tensor that a graph declares without holding it: 256 MiB of float32
@@ -101,10 +102,10 @@ def read_metadata(data: bytes, where: object) -> dict[str, str]:
     found: dict[str, str] = {}
     try:
         seen = set()
-        for number, value in _fields(memoryview(data)):
+        for number, value in fields(memoryview(data)):
             seen.add(number)
             if number == _METADATA and isinstance(value, memoryview):
-                entry = {key: str(text, "utf-8") for key, text in _fields(value) if isinstance(text, memoryview)}
+                entry = {key: str(text, "utf-8") for key, text in fields(value) if isinstance(text, memoryview)}
                 found[entry.get(1, "")] = entry.get(2, "")
         if _GRAPH not in seen:
             raise IndexError
@@ -122,7 +123,7 @@ class _Walk:
 
     def model(self, data: memoryview) -> None:
         seen = False
-        for number, value in _fields(data):
+        for number, value in fields(data):
             if not isinstance(value, memoryview):
                 continue
             if number == _GRAPH:
@@ -139,7 +140,7 @@ class _Walk:
 
     def graph(self, data: memoryview) -> None:
         """GraphProto: initializers first, since nodes may come before them."""
-        for number, value in _fields(data):
+        for number, value in fields(data):
             if number == 5 and isinstance(value, memoryview):
                 self.tensor(value)
             elif number == 15:
@@ -150,14 +151,14 @@ class _Walk:
         self.depth += 1
         if self.depth > DEEPEST:
             self.refuse(f"has graphs inside each other, more than {DEEPEST}")
-        for number, value in _fields(data):
+        for number, value in fields(data):
             if number == field_number and isinstance(value, memoryview):
                 self.node(value)
         self.depth -= 1
 
     def node(self, data: memoryview) -> None:
         inputs, outputs, operator, attributes = list[str](), list[str](), "", list[list[int]]()
-        for number, value in _fields(data):
+        for number, value in fields(data):
             if not isinstance(value, memoryview):
                 continue
             if number == 1:
@@ -186,18 +187,18 @@ class _Walk:
     def attribute(self, data: memoryview) -> list[int]:
         """AttributeProto. The integers that a Constant holds, where there are few."""
         found: list[int] = []
-        if len([number for number, _ in _fields(data) if number in (5, 6)]) > 1:
+        if len([number for number, _ in fields(data) if number in (5, 6)]) > 1:
             self.refuse("has two values in an attribute, of which libraries make one")
-        for number, value in _fields(data):
+        for number, value in fields(data):
             if isinstance(value, int):
                 if number in (3, 8):
-                    found.append(_signed(value))
+                    found.append(signed(value))
             elif number in (5, 10):
                 found = self.tensor(value)
             elif number in (6, 11):
                 self.graph(value)
             elif number == 8:
-                found += [_signed(number) for number in _packed(value)]
+                found += [signed(number) for number in packed(value)]
             elif number in (22, 23):
                 self.refuse("holds a sparse tensor")
         return found
@@ -207,22 +208,22 @@ class _Walk:
         dims: list[int] = []
         name, kind, held, values, raw = "", 0, 0, list[int](), memoryview(b"")
         entries: list[dict[int, list[str]]] = []
-        for number, value in _fields(data):
+        for number, value in fields(data):
             if isinstance(value, int):
                 if number == 1:
-                    dims.append(_signed(value))
+                    dims.append(signed(value))
                 elif number == 2:
                     kind = value
                 elif number in (5, 7, 11):
-                    values.append(_signed(value))
+                    values.append(signed(value))
                 held += 1 if number in (4, 5, 7, 10, 11) else 0
             elif number == 1:
-                dims += [_signed(size) for size in _packed(value)]
+                dims += [signed(size) for size in packed(value)]
             elif number == 8:
                 name = str(value, "utf-8")
             elif number == 13:
                 entries.append({1: [], 2: []})
-                for key, text in _fields(value):
+                for key, text in fields(value):
                     if key in (1, 2) and isinstance(text, memoryview):
                         entries[-1][key].append(str(text, "utf-8"))
             elif number in (4, 5, 6, 7, 9, 10, 11):
@@ -230,7 +231,7 @@ class _Walk:
                 if number == 9:
                     raw = value
                 elif number in (5, 7, 11) and len(value) <= 640:
-                    values += [_signed(one) for one in _packed(value)]
+                    values += [signed(one) for one in packed(value)]
         held += self.external(name, entries)
         if len(dims) > DEEPEST or min(dims, default=0) < 0 or prod(dims) > _LESS_THAN_A_BYTE * held:
             self.refuse(f"declares a tensor {name[:100]!r} of {' x '.join(map(str, dims[:8]))}, which it does not hold")
@@ -269,52 +270,3 @@ class _Walk:
 
     def refuse(self, why: str, remedy: str = "Export it anew, or ask who made it") -> None:
         raise BundleInvalid(f"{self.where} {why}: it is refused. {remedy}")
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """The fields of a message: number, and an integer or bytes. Raises IndexError where it is damaged."""
-    place, end = 0, len(data)
-    while place < end:
-        key, place = _varint(data, place)
-        kind = key & 7
-        if kind == 0:
-            value, place = _varint(data, place)
-            yield key >> 3, value
-            continue
-        if kind == 2:
-            length, place = _varint(data, place)
-        elif kind in (1, 5):
-            length = 8 if kind == 1 else 4
-        else:
-            raise IndexError
-        if place + length > end:
-            raise IndexError
-        if kind == 2:
-            yield key >> 3, data[place : place + length]
-        else:
-            yield key >> 3, 0  # a number of fixed width
-        place += length
-
-
-def _varint(data: memoryview, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[place]
-        place += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, place
-        shift += 7
-        if shift > 63:
-            raise OverflowError
-
-
-def _packed(data: memoryview) -> Iterator[int]:
-    place = 0
-    while place < len(data):
-        value, place = _varint(data, place)
-        yield value
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value

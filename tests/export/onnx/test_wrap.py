@@ -241,9 +241,19 @@ def named(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Mul", ["z", "one"], ["y"]))
 
 
+def idle_dropout(model: onnx.ModelProto) -> None:
+    """A Dropout that is told not to train."""
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "half"))
+    model.graph.node[1].output[0] = "z"
+    no = numpy_helper.from_array(np.array(False))
+    model.graph.node.append(helper.make_node("Constant", [], ["no"], value=no))
+    model.graph.node.append(helper.make_node("Dropout", ["z", "half", "no"], ["y"]))
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        idle_dropout,
         no_shape,
         open_shape("batch", "c", "h", "w"),
         open_shape("batch", 3, SIZE, "w"),

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from bfr.models.networks.unet import UNet
-from bfr.models.stages.step import EstimatorStage, KnownStep, LearnedVarianceStep, LinearStep, cut_variance
+from bfr.models.stages.estimate import EstimatorStage
+from bfr.models.stages.step import KnownStep, LearnedVarianceStep, LinearStep, cut_variance
 from bfr.runtime.diffusion.schedule import linear_schedule, respace
 from bfr.runtime.diffusion.solvers import step_table
 
