@@ -16,6 +16,18 @@ COMMAS = BeforeValidator(lambda value: tuple(filter(None, value.split(","))) if 
 """For fields that hold several values: as text they are separated by commas."""
 
 
+LIMITS = ("ge", "gt", "le", "lt")  # as pydantic names them
+_NEEDED = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number is needed"),
+    **dict.fromkeys(("float_parsing", "float_type"), "a number is needed"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false is needed"),
+    "finite_number": "a finite number is needed",
+    "path_type": "a path is needed, as text",
+    "string_type": "text is needed",
+    "tuple_type": "a list is needed",
+}  # by pydantic's names of errors
+
+
 class Options(BaseModel):
     """A frozen model of options. Its constructor raises InvalidOption, with a sentence for each wrong field."""
 
@@ -67,8 +79,10 @@ def _sentence(error: dict[str, Any], fields: Mapping[str, FieldInfo]) -> str:
         return f"{name} {found!r} is unknown: choose one of {', '.join(map(str, choices(field)))}"
     if field and describe_range(field) and error["type"].startswith(("greater_than", "less_than", "finite_number")):
         return f"{name} {found} is out of range: choose {describe_range(field)}"
-    needed = {"int_parsing": "a whole number is needed", "float_parsing": "a number is needed"}.get(error["type"])
-    return f"{name} {found!r} is not accepted: {needed or str(error['msg']).removeprefix('Value error, ')}"
+    limits = {key: value for key, value in error.get("ctx", {}).items() if key in LIMITS}
+    needed = _NEEDED.get(error["type"]) or (f"choose {_range(limits)}" if limits else None)
+    shown = ",".join(found) if isinstance(found, list | tuple) and all(isinstance(one, str) for one in found) else found
+    return f"{name} {shown!r} is not accepted: {needed or str(error['msg']).removeprefix('Value error, ')}"
 
 
 def choices(field: FieldInfo) -> tuple[Any, ...]:
@@ -84,13 +98,16 @@ def _literals(annotation: Any) -> tuple[Any, ...]:
 
 def bounds(field: FieldInfo) -> dict[str, Any]:
     """Return the limits of a number by the names that pydantic gives them: ge, gt, le, lt."""
-    found = [(name, getattr(rule, name, None)) for rule in field.metadata for name in ("ge", "gt", "le", "lt")]
+    found = [(name, getattr(rule, name, None)) for rule in field.metadata for name in LIMITS]
     return {name: limit for name, limit in found if limit is not None}
 
 
 def describe_range(field: FieldInfo) -> str:
     """Say which numbers a field takes: `between 0 and 1`, `1 or more`; nothing where every number will do."""
-    limits = bounds(field)
+    return _range(bounds(field))
+
+
+def _range(limits: Mapping[str, Any]) -> str:
     least, most = limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))
     if least is not None and most is not None:
         return f"between {least} and {most}"

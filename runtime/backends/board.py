@@ -12,6 +12,7 @@ from pathlib import Path
 
 OVERRIDE = "BFR_JETSON"  # names the board where nothing else tells it, as in containers without its files
 _ASK_SECONDS = 5
+_TREE = ("model", "compatible")  # files of the device tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,11 @@ def this_board(root: Path = Path("/")) -> Board:
     Args:
         root: Where its files are looked for.
     """
-    name, release = words_of(root / "proc/device-tree/model").strip(), root / "etc/nv_tegra_release"
-    told = re.search(r"R(\d+) \(release\), REVISION: (\d+)", words_of(release))
-    compatible = re.search(r"\bnvidia,tegra\d", words_of(root / "proc/device-tree/compatible"))
+    trees = root / "proc/device-tree", root / "sys/firmware/devicetree/base"  # the first is a link to the second
+    name, compatible = (next(filter(None, (words_of(tree / file) for tree in trees)), "") for file in _TREE)
+    name, release = " ".join(name.split()), root / "etc/nv_tegra_release"
+    told = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*(\d+)", words_of(release), re.IGNORECASE)
+    compatible = re.search(r"(?<!\w)nvidia,tegra\d", compatible)
     known = bool(compatible) or os.path.isfile(release) or "jetson" in name.lower()  # noqa: PTH113  (raises nothing)
     model = os.environ.get(OVERRIDE, "").strip() or ((name or "a Tegra board") if known else None)
     room = memory(root)

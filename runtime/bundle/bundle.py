@@ -32,6 +32,7 @@ from bfr.runtime.diffusion.schedule import GRIDS
 from bfr.runtime.diffusion.solvers import SOLVERS
 from bfr.runtime.errors import BundleCorrupt, BundleInvalid, InvalidOption
 from bfr.runtime.files import sha256_file, sha256_of, write_bytes
+from bfr.runtime.options import explain
 
 LARGEST_MANIFEST = 16 << 20  # bytes
 PACKAGED = "mini"  # the system whose bundle comes with the package
@@ -156,7 +157,7 @@ class Bundle:
         try:
             return Preset.model_validate({**stored, **overrides})
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            problems = explain(error, Preset.model_fields)
             raise InvalidOption(f"preset {name!r} cannot be changed so: {problems}") from error
 
     def network(self, name: str) -> Network:

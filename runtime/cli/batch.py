@@ -7,11 +7,14 @@ from typing import Annotated
 import typer
 
 from bfr.runtime.cli.options import AS_JSON, OVERWRITE, STRIP, Flags, check_aligned, expanded
+from bfr.runtime.cli.places import check_folder
 from bfr.runtime.cli.remote import KEY_VARIABLE
 from bfr.runtime.cli.restore import print_report
 from bfr.runtime.cli.terminal import progress_bar, show, volume
 from bfr.runtime.cluster.bulk.options import BulkOptions, PoolOptions
+from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.options import PhotoOptions
+from bfr.runtime.jobs.store import local_path
 
 
 @expanded
@@ -40,6 +43,10 @@ def batch(
     os.environ.pop(KEY_VARIABLE, None)  # workers decode strangers' pictures
     if aligned:
         check_aligned(photo)
+    if not out:
+        raise InvalidOption("-o is empty: name a folder, or its URL; a variable of the shell may not be set")
+    if (folder := local_path(out)) is not None:
+        check_folder(folder)
     if pool.address is None:  # the workers check theirs, but a local Ray takes seconds to start
         check_threads(options.threads)
     options = options.model_copy(update={"photo": None if aligned else photo})

@@ -1,5 +1,6 @@
 """The commands by task. The module of a command is imported when the command is called, not when all are listed."""
 
+import os
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -40,6 +41,26 @@ COMMANDS = {
     },
 }
 """Task -> command -> the first line of its help. The command `a-b` is the function `a_b` of the module `a_b`."""
+HABITS = {
+    word: meant
+    for words, meant in (
+        ("help commands list ls", "-h"),
+        ("version", "--version"),
+        ("run predict enhance upscale process image images photo video videos", "restore"),
+        ("stream camera webcam", "live"),
+        ("start server api", "serve"),
+        ("download", "fetch"),
+        ("convert onnx", "export"),
+        ("engine tensorrt compile", "build"),
+        ("test compare", "verify"),
+        ("benchmark measure", "bench"),
+        ("upload", "push"),
+        ("show presets", "info"),
+        ("check env environment", "doctor"),
+    )
+    for word in words.split()
+}
+"""What people type who come from other programs -> what it is here."""
 
 
 @cache
@@ -85,8 +106,10 @@ class Group(TyperGroup):
             return super().resolve_command(ctx, args)
         except USAGE_ERROR:
             names = list(self.commands)
-            near = get_close_matches(args[0], names, 1)
-            if Path(args[0]).exists() or Path(args[0]).suffix:
+            if meant := HABITS.get(args[0].lower()):
+                raise InvalidOption(f"there is no command {args[0]}: did you mean `bfr {meant}`?") from None
+            near = get_close_matches(args[0].lower(), names, 1)
+            if os.path.exists(args[0]) or Path(args[0]).suffix:  # noqa: PTH110  (a name may be too long)
                 raise InputNotFound(f"{args[0]} is no command: did you mean `bfr restore {args[0]}`?") from None
             remedy = f"did you mean `bfr {near[0]}`?" if near else f"choose one of {', '.join(names)}"
             raise InvalidOption(f"there is no command {args[0]}: {remedy}") from None
@@ -100,7 +123,12 @@ class Group(TyperGroup):
             if not given:
                 raise  # it prints the help
             option = getattr(error, "option_name", given[0])
-            raise InvalidOption(f"bfr has no option {option} before a command: `bfr -h` lists the commands") from None
+            near = get_close_matches(option, [flag for one in self.get_params(ctx) for flag in one.opts], 1, 0.7)
+            meant = f"did you mean {near[0]}? Other options stand" if near else "options stand"
+            raise InvalidOption(
+                f"bfr has no option {option}: {meant} behind the command, as `bfr restore old.jpg --quiet`; "
+                "`bfr -h` lists the commands"
+            ) from None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the commands with their summaries."""

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bfr.export.options import ExportOptions
-from bfr.runtime.cli.options import AS_JSON, Flags, expanded
+from bfr.runtime.cli.options import AS_JSON, SYSTEMS, Flags, check_system, expanded
 from bfr.runtime.cli.places import check_new, conclude_bundle
 from bfr.runtime.cli.terminal import tell
 from bfr.runtime.errors import InputNotFound, InvalidOption
@@ -18,10 +18,7 @@ from bfr.runtime.install import need
 def export(
     system: Annotated[
         str,
-        typer.Argument(
-            help="mini, difface, difface-identity, difface-inpainting, pgdiff, pgdiff-reference, osdface, dr2, "
-            "diffbfr, diffmac or clr-face."
-        ),
+        typer.Argument(help=f"One of {', '.join(SYSTEMS)}."),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new bundle.")],
     options: Annotated[ExportOptions, Flags(names={"time_table": ("--time-table/--no-time-table",)})],
@@ -41,6 +38,7 @@ def export(
     check_new(out, replace=options.replace)
     if weights is not None and not weights.is_dir():
         raise InputNotFound(f"there is no folder {weights}: name the one of the checkpoints with --weights")
+    check_system(system)
     need("export", "torch", "onnx", "onnxscript", "safetensors", "onnxruntime")
     from bfr.export.bundle import export_system
     from bfr.models.catalog import get_system

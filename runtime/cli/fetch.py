@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bfr.runtime.cli.options import AS_JSON, expanded
+from bfr.runtime.cli.options import AS_JSON, check_system, expanded
+from bfr.runtime.cli.places import check_folder
 from bfr.runtime.cli.terminal import conclude, progress_bar, say, show
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.install import need
@@ -30,6 +31,8 @@ def fetch(
 
     They are checked, and kept as safetensors too.
     """
+    if folder is not None:
+        check_folder(folder, "--folder")
     told, files = say if as_json else conclude, list[dict[str, Any]]()
     if system == "yunet":
         _fetch_yunet(folder, told, files)
@@ -47,6 +50,7 @@ def _fetch_system(
     *,
     accepted: bool,
 ) -> None:
+    check_system(system)
     need("export", "torch", "safetensors")
     from bfr.models.catalog import get_system
     from bfr.models.weights.checkpoint import check_layout, convert, load_state_dict, own_weights

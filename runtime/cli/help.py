@@ -1,9 +1,11 @@
 """`--help` in groups by task, with examples and nothing cut off; and what is said where a command is not understood."""
 
+import os
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache
+from itertools import pairwise
 from textwrap import wrap
 from typing import Any
 
@@ -88,12 +90,14 @@ HABITS = {
         ("--execution-providers --provider --engine", "--backend names what runs the networks"),
         ("--only-center-face --only_center_face", "--faces centre is for the face in the middle"),
         ("--bg-upsampler --bg_upsampler --bg", "--background is for the rest of the picture"),
+        ("--json", "its log is JSON lines in any case"),
     )
     for flag in flags.split()
 }
 
 
-_NUMBERS = {"valid integer": "a whole number", "valid number": "a number"}  # in pydantic's messages
+# Words of pydantic's messages -> what is needed.
+_NEEDED = {"valid integer": "a whole number", "valid number": "a number", "valid boolean": "true or false"}
 
 
 class Command(TyperCommand):
@@ -102,10 +106,22 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the words of the command line. Raises InvalidOption for what cannot be."""
         ctx.meta[BRIEFLY] = "--help" not in args
+        self._refuse_empty(ctx, args)
+        given = list(args)
         try:
             return super().parse_args(ctx, args)
         except USAGE_ERROR as error:
-            raise InvalidOption(self._explain(error, ctx)) from None
+            raise InvalidOption(self._explain(error, ctx, given)) from None
+
+    def _refuse_empty(self, ctx: Any, args: list[str]) -> None:
+        """Raise InvalidOption for an empty path, which would be the current folder: a shell's variable was not set."""
+        records = ((one, one.get_help_record(ctx)) for one in self.params)
+        paths = {flag for one, record in records if record and record[0].endswith("<path>") for flag in one.opts}
+        for before, word in pairwise(["", *args]):
+            flag = word.removesuffix("=") if word.endswith("=") else before if not word else ""
+            if flag in paths or (not word and not before.startswith("-")):
+                what = flag if flag.startswith("-") else "an input"
+                raise InvalidOption(f"{what} is empty: name a file or folder; a variable of the shell may not be set")
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and the options."""
@@ -140,26 +156,36 @@ class Command(TyperCommand):
                 for line in lines:
                     formatter.write(f"  {line}\n")
 
-    def _explain(self, error: Any, ctx: Any) -> str:
+    def _explain(self, error: Any, ctx: Any, given: list[str]) -> str:
         """What cannot be understood, in one sentence with a remedy."""
         name, more = ctx.info_name, f"`bfr {ctx.info_name} -h` lists what there is"
         parameter = getattr(error, "param", None)
-        if option := getattr(error, "option_name", None):
-            flag = option if option.startswith("-") else f"--{option}"
-            if hasattr(error, "possibilities"):
-                return f"{name} has no option {flag}: {self._instead(flag, ctx) or more}"
-            return f"{flag} needs a value: {more}"
+        if getattr(error, "option_name", None):
+            return self._explain_option(error, ctx, given) or f"{_flag(error)} needs a value: {more}"
         if parameter is None:
             extra = re.findall(r"\(([^()]+)\)\.?$", error.format_message())
             return f"{name} does not take {extra[0] if extra else 'this'}: leave it out, {more}"
         flag = (parameter.metavar or parameter.name) if parameter.param_type_name == "argument" else parameter.opts[-1]
+        written = {word.partition("=")[0] for word in given}
+        if os.environ.get(parameter.envvar or "") and written.isdisjoint(parameter.opts):
+            flag = parameter.envvar
         if type(error).__name__ == "MissingParameter":
             return f"{flag} is missing: write it as in `{examples(name)[0].partition('  ')[0]}`"
-        needed = next((text for word, text in _NUMBERS.items() if word in error.message), None)
+        needed = next((text for word, text in _NEEDED.items() if word in error.message), None)
         if needed is None:
             return f"{flag}: {error.message.removeprefix('Value error, ').rstrip('.')}; {more}"
         example = "" if parameter.default in (None, ()) else f", as {parameter.default}"
         return f"{flag} needs {needed}{example}: {more}"
+
+    def _explain_option(self, error: Any, ctx: Any, given: list[str]) -> str | None:
+        flag = _flag(error)
+        if "does not take a value" in error.message:
+            return f"{flag} takes no value: write {flag} alone, or leave it out"
+        if not hasattr(error, "possibilities"):
+            return None
+        file = next((word for word in given if word.startswith(flag) and os.path.exists(word)), None)  # noqa: PTH110
+        meant = f"write ./{file} for the file" if file else self._instead(flag, ctx)
+        return f"{ctx.info_name} has no option {flag}: {meant or f'`bfr {ctx.info_name} -h` lists what there is'}"
 
     def _instead(self, flag: str, ctx: Any) -> str | None:
         """What is meant by an option that there is not, as far as one can tell."""
@@ -167,8 +193,12 @@ class Command(TyperCommand):
         habit = HABITS.get(flag)
         if habit and {*re.findall(r"-o\b|--[a-z-]+", habit)} <= known:
             return habit
-        near = get_close_matches(flag, sorted(known), 1)
+        near = get_close_matches(flag, sorted(known), 1, 0.7)
         return f"did you mean {near[0]}?" if near else None
+
+
+def _flag(error: Any) -> str:
+    return error.option_name if error.option_name.startswith("-") else f"--{error.option_name}"
 
 
 def examples(name: str) -> list[str]:

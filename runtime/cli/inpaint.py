@@ -41,6 +41,7 @@ def inpaint(
 
     Known pixels stay as they are, bit for bit. Writes PNG files and report.json.
     """
+    from bfr.runtime.bundle.bundle import Bundle, default_bundle
     from bfr.runtime.errors import InvalidOption
     from bfr.runtime.jobs.run import run_job
     from bfr.runtime.restore.restorer import Restorer
@@ -49,12 +50,13 @@ def inpaint(
     png = output.model_copy(update={"format": ".png"})
     with open_places(inputs, png, overwrite=overwrite) as places:
         found = places.found
+        manifest = Bundle.open(opened.bundle or default_bundle()).manifest
+        if "mask" not in {one.name for one in manifest.inputs}:
+            raise InvalidOption(
+                f"{manifest.system} does not inpaint: name a bundle that does with --bundle, as "
+                "`bfr export difface-inpainting` makes it"
+            )
         with Restorer.open(opened, **sampler.changes) as restorer, progress_bar() as bar:
-            if "mask" not in restorer.inputs.others:
-                raise InvalidOption(
-                    f"{restorer.bundle.manifest.system} does not inpaint: name a bundle that does with --bundle, as "
-                    "`bfr export difface-inpainting` makes it"
-                )
             task = bar.add_task("inpainting", total=len(found.items))
             report = run_job(
                 restorer,

@@ -3,6 +3,7 @@
 import json
 import signal
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -10,7 +11,7 @@ import typer
 
 from bfr.runtime.cli.options import AS_JSON, Flags, expanded
 from bfr.runtime.cli.terminal import conclude, stderr, tell, volume
-from bfr.runtime.errors import BfrError
+from bfr.runtime.errors import BfrError, InputNotFound
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.live.options import PAGE, WINDOW, LiveOptions, check_sink, kind_of
 from bfr.runtime.restore.options import OpenOptions, SamplerOptions
@@ -36,7 +37,8 @@ def live(
     as_json: AS_JSON = False,
 ) -> None:
     """Restore the faces of a camera or stream as it comes. Frames are dropped, never queued. Ctrl-C ends it."""
-    kind_of(source)
+    if kind_of(source) == "camera" and not Path(source).exists():
+        raise InputNotFound(f"there is no {source}: `ls /dev/video*` lists the cameras")
     targets = sinks or [PAGE]
     for target in targets:
         check_sink(target, overwrite=overwrite)

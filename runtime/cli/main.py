@@ -26,6 +26,14 @@ def main() -> None:
     except BfrError as error:
         _say(f"error: {error}")
         sys.exit(error.exit_code)
+    except OSError as error:  # a name that is too long, a disk that fails; without a reason it is a bug
+        from bfr.runtime.cli.terminal import volume
+
+        if error.strerror is None or volume.verbose:
+            raise
+        what = f"{error.filename} cannot be used: {error.strerror}" if error.filename else error.strerror
+        _say(f"error: {what}: check names and addresses, permissions, and the disk")
+        sys.exit(BfrError.exit_code)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer makes this of KeyboardInterrupt, without a word
             _say("interrupted; what was finished is kept")

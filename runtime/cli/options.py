@@ -9,10 +9,13 @@ default, choices, range and help text, and hands the command the frozen model:
 """
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
+from importlib.util import find_spec
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -25,6 +28,10 @@ from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.options import Options, choices, describe_range
 
+SYSTEMS = (
+    "mini", "difface", "difface-identity", "difface-inpainting", "pgdiff", "pgdiff-reference", "osdface", "dr2",
+    "diffbfr", "diffmac", "clr-face",
+)  # fmt: skip
 OUT = {"out": ("-o", "--out")}
 STRIP = {"metadata": "--strip-metadata"}
 WIDEST = 22  # characters of the choices beside a flag; more of them are named in its text
@@ -102,6 +109,8 @@ def _with_flags(text: str, fields: Sequence[str], flags: Flags) -> str:
     """A message of a model, its fields called by their flags."""
     for name in fields:
         flag = name if name == flags.argument else _spelled(name, flags)[-1].partition("/")[0]
+        if flags.environment and os.environ.get(variable := f"{flags.environment}{name.upper()}"):
+            flag = f"{flag}, or {variable},"
         text = re.sub(rf"(^|; ){name}(\.\d+)?(?= )", rf"\g<1>{flag}", text)
     return text
 
@@ -170,6 +179,15 @@ def _help(of: FieldInfo, *, negative: bool) -> str:
     if len("|".join(offered)) > WIDEST and not all(choice in text for choice in offered):
         allowed = f"one of {', '.join(offered)}"
     return f"{text} {allowed[:1].upper()}{allowed[1:]}." if allowed else text
+
+
+def check_system(name: str) -> None:
+    """Raise InvalidOption for a system that no module of `bfr.models.systems` names, without importing PyTorch."""
+    found = find_spec("bfr.models")
+    folders = found.submodule_search_locations or () if found else ()
+    sources = [path for folder in folders for path in Path(folder, "systems").rglob("*.py")]
+    if not any(f'"{name}"' in path.read_text("utf-8") for path in sources):
+        raise InvalidOption(f"system {name!r} is unknown: choose one of {', '.join(SYSTEMS)}")
 
 
 def check_aligned(photo: PhotoOptions) -> None:

@@ -1,6 +1,7 @@
 """Where a command reads and writes: files, folders, globs and standard input; a folder, a file or standard output."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -39,9 +40,19 @@ _UNWRITTEN = {
 
 
 def check_new(folder: Path, *, replace: bool) -> None:
-    """Raise InvalidOption where a folder that is to be made is there, before hours of work."""
-    if folder.exists() and not replace:
+    """Raise InvalidOption where a folder that is to be made is there or cannot be made, before hours of work."""
+    if os.path.lexists(folder) and not (replace and folder.is_dir()):
         raise InvalidOption(f"{folder} exists: choose another name with -o, delete it, or replace it with --replace")
+    check_folder(folder.absolute().parent)
+
+
+def check_folder(folder: Path, flag: str = "-o") -> None:
+    """Raise InvalidOption where a folder cannot be written, or not be made, as far as that is seen without trying."""
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(one))
+    if not there.is_dir():
+        raise InvalidOption(f"{there} is no folder: name another one with {flag}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InvalidOption(f"{there} cannot be written by this user: name another folder with {flag}")
 
 
 def conclude_bundle(bundle: "Bundle", done: str, *, as_json: bool) -> None:
@@ -158,7 +169,7 @@ def open_places(
         try:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix=".bfr-", dir=beside)))
         except OSError as error:
-            raise WriteFailed(f"{beside} cannot be written ({error.strerror}): choose another folder") from error
+            raise InvalidOption(f"{beside} cannot be written ({error.strerror}): choose another folder") from error
         yield Places(found, options.model_copy(update={**changes, "out": folder}), target, source)
 
 
@@ -168,13 +179,15 @@ def _path_of(name: str, inputs: Sequence[str]) -> Path:
         raise InputNotFound(f"{name} is an address: download it first, and name the file")
     if (path := local_path(name)) is None:
         raise InputNotFound(f"{name} is an address: `bfr batch` reads object stores; otherwise download it first")
-    if not path.exists() and not re.search(r"[*?\[]", name):
+    if not os.path.exists(path) and not re.search(r"[*?\[]", name):  # noqa: PTH110  (a name may be too long)
         raise InputNotFound(f"{name} does not exist: {_instead_of(path, inputs)}")
     return path
 
 
 def _instead_of(path: Path, inputs: Sequence[str]) -> str:
     """What may be meant by an input that is not there."""
+    if os.path.islink(path):  # noqa: PTH114
+        return f"it is a link to {os.readlink(path)}, which is not there"  # noqa: PTH115
     option, assigned, value = str(path).partition("=")
     if assigned and option.isidentifier():
         return f"options are written as --preset fast, inputs without a name, as `bfr restore {value}`"

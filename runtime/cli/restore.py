@@ -85,7 +85,7 @@ def restore(
             finish(report, places, as_json=as_json)
             return
         asked = [opened.model_copy(update={"preset": name}) for name in presets]
-        _check_presets(asked, sampler)
+        _check_bundle(asked, sampler, reference)
         reports: dict[str, Report] = {}
         expected: dict[str, Estimate] = {}
         for one in asked:
@@ -116,14 +116,17 @@ def _split(text: str | None) -> tuple[str | None, ...]:
     return names
 
 
-def _check_presets(asked: "Sequence[OpenOptions]", sampler: SamplerOptions) -> None:
-    """Raise InvalidOption for a preset that the bundle has not, before the one before it runs for hours."""
+def _check_bundle(asked: "Sequence[OpenOptions]", sampler: SamplerOptions, reference: Path | None) -> None:
+    """Raise InvalidOption for what the bundle has not or cannot do, before its networks are loaded."""
     from bfr.runtime.bundle.bundle import Bundle, default_bundle
+    from bfr.runtime.restore.inputs import ImageInputs
+    from bfr.runtime.restore.plan import make_plan
 
-    if len(asked) > 1:
-        bundle = Bundle.open(asked[0].bundle or default_bundle())
-        for one in asked:
-            bundle.preset(one.preset, **sampler.changes)
+    bundle = Bundle.open(asked[0].bundle or default_bundle())
+    for one in asked:
+        make_plan(bundle, bundle.preset(one.preset, **sampler.changes))
+    if reference is not None:
+        ImageInputs(bundle.manifest.system, 0, bundle.manifest.inputs).check(1, {"reference": [None]})
 
 
 @contextmanager
@@ -143,7 +146,6 @@ def _open(
         if photo is not None:
             worker = PhotoRestorer(restorer, photo, detector=detector, background=background)
         if reference is not None:
-            restorer.inputs.check(1, {"reference": [None]})
             restorer.fixed = {"reference": read_reference(reference, worker, max_pixels)}
         yield worker
 

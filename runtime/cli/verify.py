@@ -34,22 +34,24 @@ def verify(
     the backend. Where a network is below its floor, the message names the layer; --explain does so where none is, too.
     Both need the extra `explain`.
     """
+    from bfr.runtime.bundle.bundle import Bundle
+
+    whole = Bundle.open(bundle)
+    sampler = whole.preset(preset if whole.denoisers else None)
     need("export", "torch", "safetensors", "onnxruntime")
     from bfr.export.verify.compare import open_reference
     from bfr.export.verify.compare import verify as compare
     from bfr.export.verify.explain import PACKAGES, Explanation, explain_all
     from bfr.runtime.backends.cuda.device import GpuDevice
     from bfr.runtime.backends.registry import open_device
-    from bfr.runtime.bundle.bundle import Bundle
     from bfr.runtime.bundle.machine import MachineFiles
     from bfr.runtime.restore.plan import make_plan
 
     if explain:
         need("explain", *PACKAGES)
-    whole = Bundle.open(bundle)
     whole.check_all()
     reference = open_reference(whole, opened.device)
-    plan = make_plan(whole, whole.preset(preset if whole.denoisers else None))
+    plan = make_plan(whole, sampler)
     checks, failed = [], None
     explained: list[Explanation] = []
     for precision in whole.precisions:

@@ -47,6 +47,7 @@ def kind_of(source: str) -> SourceKind:
     """What a source is. Raises InvalidOption for what is no camera and no stream."""
     scheme = urlsplit(source).scheme.lower()
     if scheme in ("rtsp", "rtsps"):
+        _port(source, urlsplit(source), 554)
         return "rtsp"
     if scheme == "udp":
         _port(source, urlsplit(source))
@@ -83,10 +84,12 @@ def check_sink(sink: str, *, overwrite: bool) -> None:
             raise InvalidOption(f"{sink} exists: replace it with --overwrite, or choose another name")
 
 
-def _port(text: str, address: SplitResult) -> None:
+def _port(text: str, address: SplitResult, usual: int | None = None) -> None:
     try:
-        if address.port is not None and address.hostname:
+        if (address.port or usual) and address.hostname:
             return
     except ValueError:
         pass
-    raise InvalidOption(f"{text} lacks its host or port: write it as {address.scheme}://127.0.0.1:5000")
+    raise InvalidOption(
+        f"{text} lacks its host or port, or the port is none: write it as {address.scheme}://127.0.0.1:5000"
+    )

@@ -6,7 +6,10 @@ MEMORY = b"MemTotal:        7802864 kB\nMemFree: 1 kB\nMemAvailable: 5000000 kB\
 PLACES = {
     "model": "proc/device-tree/model",
     "compatible": "proc/device-tree/compatible",
+    "base/model": "sys/firmware/devicetree/base/model",
+    "base/compatible": "sys/firmware/devicetree/base/compatible",
     "release": "etc/nv_tegra_release",
+    "release/folder": "etc/nv_tegra_release/file",
     "status": "var/lib/nvpmodel/status",
     "modes": "etc/nvpmodel.conf",
 }

@@ -52,6 +52,50 @@ def test_the_release_tells_the_jetpack(major: int, revision: str, jetpack: str, 
     assert told.name == jetpack
 
 
+ORIN = b"nvidia,p3767-0005\0nvidia,tegra234\0"
+
+
+@pytest.mark.parametrize(
+    ("files", "model", "jetpack"),
+    [
+        ({"release": b"# R36 (release), REVISION: 4.3\r\n"}, "a Tegra board", "6.2"),
+        ({"release": b"R36 (release), REVISION: 4.4, GCID: 1"}, "a Tegra board", "6.2"),
+        ({"release": b"# r38 (release),  revision:  2.1"}, "a Tegra board", "7"),
+        ({"release": b"# R34 (release), REVISION: 1.1"}, "a Tegra board", "5"),
+        ({"release": b"# R35 (release), REVISION: 6.1", "compatible": ORIN}, "a Tegra board", "5"),
+        ({"release": b"# R41 (release), REVISION: 0.0"}, "a Tegra board", "7.2"),
+        ({"release": b""}, "a Tegra board", None),
+        ({"release": b"\xff\xfe\x00garbage"}, "a Tegra board", None),
+        ({"release": b"# R99999999999999999999 (release)"}, "a Tegra board", None),
+        ({"compatible": b"nvidia,tegra264"}, "a Tegra board", None),
+        ({"compatible": b"acme,carrier\0nvidia,tegra234\0", "model": b"Acme\0\0"}, "Acme", None),
+        ({"compatible": ORIN, "model": b"NVIDIA \xe9\xff Orin NX\n\0"}, "NVIDIA \ufffd\ufffd Orin NX", None),
+        ({"compatible": ORIN, "model": b"\0"}, "a Tegra board", None),
+        ({"model": b"NVIDIA Jetson Orin Nano Developer Kit\0"}, "NVIDIA Jetson Orin Nano Developer Kit", None),
+        ({"base/compatible": ORIN, "base/model": b"NVIDIA IGX Orin\0"}, "NVIDIA IGX Orin", None),
+        ({"compatible": b"acme,integra-1\0acme,tegra-like\0", "model": b"Integra\0"}, None, None),
+        ({"compatible": b"notnvidia,tegra1\0xnvidia,tegra234\0"}, None, None),
+        ({"compatible": b"", "model": b""}, None, None),
+        ({"release/folder": b"a mount of a file that the host has not"}, None, None),
+        ({"modes": MODES, "status": b"pmode:0001"}, None, None),
+    ],
+)
+def test_other_files_of_boards(
+    files: dict[str, bytes], model: str | None, jetpack: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BFR_JETSON", " ")
+    found = this_board(machine(tmp_path, **files))
+    assert found.model == model
+    assert (told.name if (told := found.jetpack()) else None) == jetpack
+
+
+@pytest.mark.parametrize("text", [b"", b"MemTotal:\nSwapTotal: some kB\n\xff", b"MemTotal: 8 MB\n"])
+def test_memory_that_is_not_told_is_none(text: bytes, tmp_path: Path) -> None:
+    root = machine(tmp_path, **BOARDS["a container on an Orin"])
+    (root / "proc/meminfo").write_bytes(text)
+    assert (this_board(root).memory, this_board(root).swap) == (0.0, 0.0)
+
+
 def test_without_a_release_the_driver_tells_it() -> None:
     board = Board("a board", 8.0, 0.0)
     names = {cuda: (one.name if (one := board.jetpack(cuda)) else None) for cuda in ((12, 6), (13, 0), (13, 2))}
@@ -73,13 +117,27 @@ def test_the_power_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.skipif(os.name == "nt", reason="nvpmodel is simulated by a shell script")
-def test_in_a_container_the_program_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("script", "mode"),
+    [
+        (b"#!/bin/sh\necho 'NV Power Mode: 15W'\necho 0\n", "15W"),
+        (
+            b"#!/bin/sh\necho 'NVPM WARN: fan mode is not set!'\nprintf 'NV Power Mode: MODE_30W\\n\\377\\n3'\n",
+            "MODE_30W",
+        ),
+        (b"#!/bin/sh\necho 'NVPM ERROR: Error opening /var/lib/nvpmodel/status' >&2\nexit 255\n", None),
+        (b"\x7fELF of another machine", None),
+    ],
+)
+def test_in_a_container_the_program_is_asked(
+    script: bytes, mode: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = tmp_path / "bin" / "nvpmodel"
     program.parent.mkdir()
-    program.write_text("#!/bin/sh\necho 'NV Power Mode: 15W'\necho 0\n")
+    program.write_bytes(script)
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-    assert power_mode(machine(tmp_path / "root", release=release(36, "4.3"))) == "15W"
+    assert power_mode(machine(tmp_path / "root", release=release(36, "4.3"))) == mode
 
 
 def test_an_engine_of_another_power_mode_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from bfr.export.tensorrt.progress import Tick
 from bfr.runtime.backends import board
 from bfr.runtime.backends import tensorrt_key as trt
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.bundle.manifest import MANIFEST
 from bfr.runtime.cli import build as cli_build
 from bfr.runtime.cli import main as cli
 from bfr.runtime.errors import MissingDependency
@@ -116,10 +117,17 @@ def test_the_library_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
         cli_build.find_library("auto")
 
 
-def test_jetpack_6_refuses_a_newer_opset(bfr: Any, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jetpack_6_refuses_a_newer_opset(
+    bfr: Any, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(tiny_bundle.folder, tmp_path / "b"))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for network in manifest["networks"].values():
+        network["variants"]["fp32"]["opset"] = 21
+    (folder / MANIFEST).write_text(json.dumps(manifest))
     library = type("trt", (), {"__version__": "10.3.0"})
     monkeypatch.setattr(trt, "load_library", lambda _: library)
-    status, _, err = bfr("build", tiny_bundle.folder, "--for", "jetson", "--library", "tensorrt", "--dry-run")
+    status, _, err = bfr("build", folder, "--for", "jetson", "--library", "tensorrt", "--dry-run")
     assert status == 2
     assert "bfr export tiny --opset 20" in err
 

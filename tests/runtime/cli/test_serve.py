@@ -7,6 +7,7 @@ import yaml
 from typer.testing import CliRunner
 
 from bfr.runtime.cli import serve as command
+from bfr.runtime.cli.commands import load
 from bfr.runtime.cli.main import app
 from bfr.runtime.serve.options import ListenOptions, ServeOptions
 
@@ -38,7 +39,7 @@ def printed(*arguments: object, **environment: str) -> tuple[dict[str, object], 
 
 
 def test_a_file_replaces_defaults(config: Path) -> None:
-    expected = {"queue": 3, "timeout": 30.0, "presets": ["fast", "balanced"]}
+    expected = {"queue": 3, "timeout": 30.0, "presets": ["fast", "balanced"], "precision": "fp32"}
     assert printed("--config", config) == (expected, 8100)
     assert printed(BFR_SERVE_CONFIG=str(config)) == (expected, 8100)
 
@@ -97,8 +98,11 @@ def test_what_cannot_be_served_is_refused(arguments: tuple[str, ...], word: str,
     assert word in str(ended.exception) + ended.output
 
 
-def test_every_flag_has_a_variable_that_the_help_names() -> None:
+def test_every_flag_has_a_variable_of_its_name_or_one_that_the_help_names() -> None:
     text = CliRunner().invoke(app, ["serve", "--help"], terminal_width=200).output
+    flags = {parameter.name: parameter for parameter in load("serve").params}
     names = {*ServeOptions.model_fields, *ListenOptions.model_fields, "config", "no_jobs", "print_config"} - {"keys"}
     for name in names:
-        assert f"env var: {command.ENVIRONMENT}{name.upper()}" in text
+        variable = f"{command.ENVIRONMENT}{name.upper()}"
+        assert flags[name].envvar == variable
+        assert f"--{name.replace('_', '-')}" in flags[name].opts or f"env var: {variable}" in text
