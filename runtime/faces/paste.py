@@ -115,31 +115,45 @@ def paste_faces(
     near = [[k for k, other in enumerate(places) if _touch(place, other)] for place in places]  # itself among them
     changes: dict[int, Float32] = {}
     for i, (patch, matrix, place) in enumerate(zip(patches, crops, places, strict=True)):
-        if patch.pixels is None or not near[i]:  # an empty rectangle touches nothing
-            continue
-        left, upper, right, lower = place
-        part = photograph[upper:lower, left:right]
-        weight = _weight_among([(patches[k], crops[k], places[k]) for k in near[i]], near[i].index(i))
-        face = warp_back(patch.pixels, _local(matrix, place), _size(place))
-        if detail != "crop" and patch.before is not None and scale_of(patch.matrix) < 1.0:
-            face += _finer(part, patch.before, _local(matrix, place), weight if detail == "auto" else None, top / 255)
-        weight *= np.float32(blend)
-        change = np.asarray(cv2.subtract(face, part, dtype=cv2.CV_32F), np.float32)
-        change *= weight if change.ndim == 2 else weight[..., None]
-        changes[i] = change
+        if patch.pixels is not None and near[i]:  # an empty rectangle touches nothing
+            weight = _weight_among([(patches[k], crops[k], places[k]) for k in near[i]], near[i].index(i))
+            changes[i] = _change(photograph[_inside(place)], patch, _local(matrix, place), weight, detail, top / 255)
+            if blend < 1:
+                changes[i] *= np.float32(blend)
     waiting = []
     for i, change in changes.items():
-        left, upper, right, lower = place = places[i]
         others = [k for k in near[i] if k != i and k in changes]
         total = change.copy() if others else change
         for k in others:
-            shared = _common(place, places[k])
-            total[_inside(shared, place)] += changes[k][_inside(shared, places[k])]
-        part = photograph[upper:lower, left:right]
+            shared = _common(places[i], places[k])
+            total[_inside(shared, places[i])] += changes[k][_inside(shared, places[k])]
+        part = photograph[_inside(places[i])]
         pasted = cv2.add(part, total, dtype=cv2.CV_8U if part.dtype == np.uint8 else cv2.CV_16U)
-        waiting.append((place, pasted if white is None else np.minimum(pasted, white)))
-    for (left, upper, right, lower), pasted in waiting:  # neighbours needed the photograph as it was
-        photograph[upper:lower, left:right] = pasted
+        waiting.append((places[i], pasted if white is None else np.minimum(pasted, white)))
+    for place, pasted in waiting:  # neighbours needed the photograph as it was
+        photograph[_inside(place)] = pasted
+
+
+def _change(
+    part: NDArray[Any], patch: Patch, to_part: Matrix, weight: Float32, detail: Detail, level: float
+) -> Float32:
+    """What pasting a face adds to a part of the photograph, (h, w) or (h, w, 3).
+
+    Args:
+        part: Of the photograph, (h, w) or (h, w, 3).
+        patch: The face, with pixels.
+        to_part: The transform from its crop to the part.
+        weight: The mask of the face, (h, w).
+        detail: See `PhotoOptions.detail`.
+        level: Of 255, in those of the photograph.
+    """
+    assert patch.pixels is not None  # noqa: S101  (the caller leaves such faces out)
+    face = warp_back(patch.pixels, to_part, (part.shape[1], part.shape[0]))
+    if detail != "crop" and patch.before is not None and scale_of(patch.matrix) < 1.0:
+        face += _finer(part, patch.before, to_part, weight if detail == "auto" else None, level)
+    change = np.asarray(cv2.subtract(face, part, dtype=cv2.CV_32F), np.float32)
+    change *= weight if change.ndim == 2 else weight[..., None]
+    return change
 
 
 def to_grey(pixels: NDArray[Any]) -> NDArray[Any]:
@@ -266,7 +280,7 @@ def _common(a: Rectangle, b: Rectangle) -> Rectangle:
     return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
 
 
-def _inside(part: Rectangle, place: Rectangle) -> tuple[slice, slice]:
-    """Where a part of a rectangle lies in an array of the rectangle's pixels."""
+def _inside(part: Rectangle, place: Rectangle = (0, 0, 0, 0)) -> tuple[slice, slice]:
+    """Where a part of a rectangle lies in an array of the rectangle's pixels; of the photograph's if left out."""
     left, upper = place[:2]
     return slice(part[1] - upper, part[3] - upper), slice(part[0] - left, part[2] - left)
