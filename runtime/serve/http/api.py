@@ -60,6 +60,7 @@ def make_api(front: Callable[[], Front]) -> FastAPI:
         summary="Diffusion-based blind face restoration.",
         docs_url=None,  # its page would load scripts from another host
         redoc_url=None,
+        redirect_slashes=False,  # it would send bodies twice, to whatever the Host header names
     )
     api.add_middleware(Gate, front=front)
 

@@ -1,4 +1,4 @@
-"""Limits before authentication: the number of connections, and the size and time of headers."""
+"""Limits before authentication: of connections, of the size and time of headers, and of tiny chunks."""
 
 import asyncio
 from typing import Any
@@ -9,6 +9,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEADER_BYTES = 32_768  # of a request's line and headers
 LINGER = 5.0  # seconds that the rest of a refused body is read, so that its sender sees the answer
 READ_SECONDS = 30.0  # seconds in which a client takes no byte of its answer
+MOST_CHUNKS, LEAST_CHUNK = 1000, 64  # so many chunks of a body have so many bytes on average; the parser is in Python
 LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -27,6 +28,7 @@ class Connection(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._reading: asyncio.TimerHandle | None = None
         super().connection_made(transport)
+        self.conn.next_event = self._next_event  # type: ignore[method-assign]
         if len(self.connections) > self.most:
             idle = [one for one in self.connections if isinstance(one, Connection) and one._idle_since is not None]
             min(idle, key=lambda one: one._idle_since or 0.0).transport.abort()
@@ -48,6 +50,13 @@ class Connection(H11Protocol):
         elif self._timer is None:  # the next request of a connection has begun
             self._await_headers()
 
+    def send_400_response(self, msg: str) -> None:
+        """See uvicorn's protocol. After the answer has begun there is nothing left to say."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.abort()
+
     def on_response_complete(self) -> None:
         """See uvicorn's RequestResponseCycle."""
         self._idle_since = self.loop.time()
@@ -65,6 +74,18 @@ class Connection(H11Protocol):
         super().resume_writing()
         if self._reading:
             self._reading.cancel()
+
+    def _next_event(self) -> Any:
+        """As of h11. Raises RemoteProtocolError for a body of tiny chunks, which would hold the event loop."""
+        event = h11.Connection.next_event(self.conn)
+        if isinstance(event, h11.Request):
+            self._chunks = self._body = 0
+        elif isinstance(event, h11.Data):
+            self._chunks += event.chunk_start
+            self._body += len(event.data)
+            if self._chunks > MOST_CHUNKS and self._body < LEAST_CHUNK * self._chunks:
+                raise h11.RemoteProtocolError("the body comes in tiny chunks")
+        return event
 
     def _watch_reader(self, before: int) -> None:
         def look() -> None:

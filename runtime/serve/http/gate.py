@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Callable
 from secrets import token_hex
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
@@ -122,9 +121,14 @@ class Gate:
 def check_access(method: str, path: str, headers: Headers, front: Front, client: str) -> Sender:
     """Who sent a request.
 
-    Raises Problem 401 without an API key, 403 for what a page of another site sends through a browser, and 429 where a
-    key's rate is used up.
+    Raises Problem 400 for a request with two lengths, of which a proxy before this server may take the other one, 401
+    without an API key, 403 for what a page of another site sends through a browser, and 429 where a key's rate is used
+    up.
     """
+    if "transfer-encoding" in headers and "content-length" in headers:
+        raise Problem(
+            400, "two lengths", "a body has a Content-Length or comes in chunks: send one of both", close=True
+        )
     check_site(method, headers, front)
     if not front.keys:
         return Sender(client)
@@ -162,7 +166,7 @@ def check_site(method: str, headers: Headers, front: Front) -> None:
     origin = headers.get("origin")
     other = site in ("cross-site", "same-site")
     if site is None and origin is not None and not front.keys:
-        other = urlsplit(origin).netloc.lower() != host.lower()
+        other = origin.lower().partition("://")[2] != host.lower()
     if other:
         raise Problem(403, "other site", "pages of other sites may not send images here: open this server's own page")
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from fastapi import Request
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from bfr.runtime.faces.options import PhotoOptions
@@ -181,7 +181,7 @@ def form_image(body: bytes, kind: str) -> bytes:
         parser = MultipartParser(parameters.get(b"boundary", b""), form.callbacks())
         parser.write(body)
         parser.finalize()
-    except MultipartParseError as error:
+    except FormParserError as error:
         raise Problem(
             422, "invalid form", f"the form cannot be read ({error}): send {FORM} with a file in {FIELD!r}"
         ) from None
@@ -195,7 +195,7 @@ class _Form:
 
     def __init__(self) -> None:
         self.image: bytes | None = None
-        self.complete = False
+        self.complete = self._named = False
         self._name = self._value = b""
         self._parts: list[bytes] = []
 
@@ -230,10 +230,13 @@ class _Form:
                 "invalid form",
                 f"the form has the field {name!r}: its one field is {FIELD!r}, options are parts of the address",
             )
-        if self.image is not None:
+        if self._named:
             raise Problem(422, "invalid form", f"the form has the field {FIELD!r} twice: send one image")
+        self._named = True
 
     def _part(self) -> None:
+        if not self._named or self.image is not None:
+            raise Problem(422, "invalid form", f"the form has a part without a name: its one field is {FIELD!r}")
         self.image, self._parts = b"".join(self._parts), []
 
     def _end(self) -> None:

@@ -6,14 +6,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 import uvicorn
 
 from bfr.runtime.serve.http import connections
-from bfr.runtime.serve.http.connections import HEADER_BYTES, limited
+from bfr.runtime.serve.http.connections import HEADER_BYTES, MOST_CHUNKS, limited
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 Connect = Callable[[], socket.socket]
@@ -106,6 +106,32 @@ def test_headers_have_a_size() -> None:
         except (BrokenPipeError, ConnectionResetError):
             return
         assert b"400" in answer(line)
+
+
+def chunked(sizes: list[int]) -> bytes:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    return head + b"".join(b"%x\r\n%b\r\n" % (size, b"x" * size) for size in sizes) + b"0\r\n\r\n"
+
+
+def test_a_body_of_tiny_chunks_is_refused_and_one_of_large_ones_is_not() -> None:
+    """The parser takes 20 microseconds a chunk, on the event loop."""
+    with serving(10, 20) as connect:
+        for sizes, status in (([1] * 50_000, b"400"), ([5000, 1] * 2000, b"200"), ([1] * MOST_CHUNKS, b"200")):
+            line = connect()
+            with suppress(BrokenPipeError, ConnectionResetError):
+                line.sendall(chunked(sizes))
+            found = answer(line)[9:12]
+            assert found == status or (status, found) == (b"400", b"")  # the rest of a refused body may cut it off
+
+
+def test_nonsense_after_an_answer_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(10, 20) as connect:
+        line = connect()
+        line.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert b"200 OK" in line.recv(1000)
+        line.sendall(b"nonsense\r\n")
+        answer(line)
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_past_the_limit_the_idlest_connection_is_closed_and_a_busy_one_stays() -> None:

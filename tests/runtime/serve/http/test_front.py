@@ -155,6 +155,33 @@ def test_a_form_is_read_too() -> None:
 
 
 @pytest.mark.parametrize(
+    ("heads", "status"),
+    [
+        ((b'name="image"',), 200),
+        ((b'name="image"; filename="../../a.png"',), 200),
+        ((None,), 422),
+        ((b'filename="a.png"',), 422),
+        ((b'name="image"', b'name="image"'), 422),
+        ((b'name="image"', None), 422),
+        ((None, b'name="image"'), 422),
+        ((b'name="image"', b'name="seed"'), 422),
+        ((), 422),
+    ],
+)
+def test_a_form_has_one_part_of_its_name(heads: tuple[bytes | None, ...], status: int) -> None:
+    parts = [
+        b"--b\r\n" + (b"" if head is None else b"Content-Disposition: form-data; " + head + b"\r\n") + b"\r\nx\r\n"
+        for head in heads
+    ]
+
+    async def work(server: FakeServer) -> None:
+        headers = {"Content-Type": "multipart/form-data; boundary=b"}
+        assert (await server.post(content=b"".join(parts) + b"--b--\r\n", headers=headers)).status_code == status
+
+    serving(work)
+
+
+@pytest.mark.parametrize(
     ("accept", "suffix"),
     [
         (None, None),
@@ -196,6 +223,10 @@ def test_accept_chooses_the_format(accept: str | None, suffix: str | None) -> No
         ("/restore?mode=aligned&upscale=2", {}, 422, "aligned"),
         ("/restore", {"headers": {"Sec-Fetch-Site": "cross-site"}}, 403, "other sites"),
         ("/jobs", {}, 404, "--jobs"),
+        ("/restore", {"headers": {"Origin": "http://[evil"}}, 403, "other sites"),
+        ("/restore", {"headers": {"Transfer-Encoding": "chunked", "Content-Length": "9"}}, 400, "one of both"),
+        ("/restore", {"headers": {"Content-Type": f"multipart/form-data; boundary={'b' * 9000}"}}, 422, "form"),
+        ("/restore/", {}, 404, "openapi"),
         ("/nothing", {}, 404, "openapi"),
         ("/health", {}, 405, "openapi"),
     ],
@@ -393,7 +424,7 @@ def test_draining_finishes_requests_in_flight_and_takes_no_more() -> None:
         server.front.state = "ready"
         server.go.clear()
         late = asyncio.create_task(server.post())
-        while not server.front.visits:
+        while not server.front.placed:
             await asyncio.sleep(0.01)
         assert not await server.front.drain(0.05)
         answer = await late
