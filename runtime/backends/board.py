@@ -81,15 +81,14 @@ def this_board(root: Path = Path("/")) -> Board:
         root: Where its files are looked for.
     """
     trees = root / "proc/device-tree", root / "sys/firmware/devicetree/base"  # the first is a link to the second
-    name, compatible = (next(filter(None, (words_of(tree / file) for tree in trees)), "") for file in _TREE)
-    name, release = " ".join(name.split()), root / "etc/nv_tegra_release"
+    model, kinds = (next(filter(None, (words_of(tree / file) for tree in trees)), "") for file in _TREE)
+    name, release = " ".join(model.split()), root / "etc/nv_tegra_release"
     told = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*(\d+)", words_of(release), re.IGNORECASE)
-    compatible = re.search(r"(?<!\w)nvidia,tegra\d", compatible)
-    known = bool(compatible) or os.path.isfile(release) or "jetson" in name.lower()  # noqa: PTH113  (raises nothing)
-    model = os.environ.get(OVERRIDE, "").strip() or ((name or "a Tegra board") if known else None)
+    known = bool(re.search(r"(?<!\w)nvidia,tegra\d", kinds)) or os.path.isfile(release) or "jetson" in name.lower()  # noqa: PTH113  (raises nothing)
+    called = os.environ.get(OVERRIDE, "").strip() or ((name or "a Tegra board") if known else None)
     room = memory(root)
     return Board(
-        model, room.get("MemTotal", 0.0), room.get("SwapTotal", 0.0), (int(told[1]), int(told[2])) if told else None
+        called, room.get("MemTotal", 0.0), room.get("SwapTotal", 0.0), (int(told[1]), int(told[2])) if told else None
     )
 
 
