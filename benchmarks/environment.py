@@ -106,7 +106,11 @@ class GpuWatch:
 
 
 def summarize_watch(lines: Sequence[str]) -> dict[str, str]:
-    """lines: of `nvidia-smi`, comma-separated; what it does not know is `[N/A]` and left out."""
+    """Return the GPU's state before, meanwhile and at last.
+
+    Args:
+        lines: Of `nvidia-smi`, comma-separated; what it does not know is `[N/A]` and left out.
+    """
     rows = [[_number(cell) for cell in line.split(",")] for line in lines if line.count(",") == len(UNITS) - 1]
     if not rows:
         return {}

@@ -146,9 +146,15 @@ def restore(
     repeats: int,
     compiler: Collection[CompilerOption] | None = None,
 ) -> Figures:
-    """Times of `repeats` batches; the images' PSNR against those of eager float32, where it ran before.
+    """Time batches of faces; compare the images with those of eager float32, where it ran before.
 
-    compiler: as of `open_contender`; none of its options are `defaults` in the report.
+    Args:
+        context: Of the stage.
+        name: The contender.
+        batch: Faces a call.
+        steps: Of the loop; None is the preset's own.
+        repeats: Timed batches.
+        compiler: See `open_contender`; an empty one is `defaults` in the report.
     """
     from bfr.benchmarks.speed.contender import open_contender
     from bfr.benchmarks.speed.interleave import synthetic_faces, time_batch

@@ -12,7 +12,6 @@ import numpy as np
 from bfr.benchmarks.publish import say
 from bfr.benchmarks.quality.faces import DegradedFace, Pictures, restore
 from bfr.benchmarks.quality.metrics import Mean, UInt8, haar_psi, psnr, ssim
-from bfr.benchmarks.tables import show, table
 from bfr.runtime.diffusion.noise import check_seed
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.restore.restorer import Restorer
@@ -87,14 +86,3 @@ def within(difference: Mean) -> bool:
         difference: Difference of PSNR in dB, drift less spread, image by image.
     """
     return difference.mean >= -(difference.error or 0.0)
-
-
-def drift_table(drifts: Sequence[Mapping[str, float]], spreads: Sequence[Mapping[str, float]]) -> list[str]:
-    """Markdown of one sampler's drift beside the spread, paired image by image, and the verdict."""
-    rows = []
-    for name, values in (("drift", drifts), ("spread", spreads)):
-        rows.append([name, *(show(Mean.of([v[m] for v in values]), LABELS[m][1]) for m in LABELS)])
-    paired = {m: Mean.of([d[m] - s[m] for d, s in zip(drifts, spreads, strict=True)]) for m in LABELS}
-    rows.append(["drift - spread", *(show(paired[m], LABELS[m][1], sign=True) for m in LABELS)])
-    verdict = "within" if within(paired["psnr_db"]) else "outside"
-    return [*table(["", *(label for label, _ in LABELS.values())], rows), "", f"{verdict.capitalize()} the spread."]

@@ -29,14 +29,21 @@ class DegradedFace:
 
     name: str
     degraded: UInt8
-    truth: UInt8 | None
+    truth: UInt8
 
 
 def level_at(name: str, size: int) -> Degradation:
-    """A level for a system's size: blur and downsampling scale with the side, so that as much of the face is lost.
+    """Scale a level to a system's size: blur and downsampling grow with the side, so that as much of the face is lost.
 
     Noise and JPEG act on the small picture, which then has the same size, and stay. No level enlarges: below 256
     pixels a downsampling stops at 1. The blur's kernel has 41 pixels at any size, so a wide one is cut at 512.
+
+    Args:
+        name: One of LEVELS.
+        size: Side of the faces in pixels.
+
+    Raises:
+        InvalidOption: The level is unknown.
     """
     if name not in LEVELS:
         raise InvalidOption(f"level {name!r} is unknown: choose from {', '.join(LEVELS)}")
@@ -79,7 +86,7 @@ def degrade(name: str, truth: UInt8, degradation: Degradation, seed: int) -> Deg
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """One face at each stage (input, estimate, result), (S, S, 3) uint8 RGB, and its truth where that is known.
+    """One face at each stage (input, estimate, result) and its truth, (S, S, 3) uint8 RGB each.
 
     Attributes:
         seconds: Seconds of the whole chain.
@@ -88,7 +95,7 @@ class Pictures:
 
     name: str
     stages: Mapping[str, UInt8]
-    truth: UInt8 | None
+    truth: UInt8
     seconds: float
     estimate_seconds: float
 

@@ -71,20 +71,18 @@ def compare(found: Landmarks, own: Landmarks) -> dict[str, float]:
     return {"landmarks": distance, **{name: 100.0 * (after[name] / before[name] - 1.0) for name in PROPORTIONS}}
 
 
-def examine(detector: Detector, name: str, stages: Mapping[str, UInt8], truth: UInt8 | None) -> Record | None:
-    """Compare a face's pictures with its truth, or with its input where there is none, and that with itself.
+def examine(detector: Detector, name: str, stages: Mapping[str, UInt8], truth: UInt8) -> Record | None:
+    """Compare a face's pictures with its truth, and the truth with itself.
 
-    Returns None where the detector does not find the face that all are compared with.
+    Returns None where the detector does not find the face in the truth.
     """
-    others = dict(stages)
-    anchor = others.pop("input") if truth is None else truth
-    own = find_landmarks(detector, anchor)
+    own = find_landmarks(detector, truth)
     if own is None:
         return None
     look = partial(find_landmarks, detector)
-    moved = look(_moved(anchor))
-    points = {stage: look(image) for stage, image in others.items()}
-    points |= {MOVED: None if moved is None else moved - SHIFT, SPOILT: look(degrade(name, anchor, SLIGHT, 0).degraded)}
+    moved = look(_moved(truth))
+    points = {stage: look(image) for stage, image in stages.items()}
+    points |= {MOVED: None if moved is None else moved - SHIFT, SPOILT: look(degrade(name, truth, SLIGHT, 0).degraded)}
     return {what: None if found is None else compare(found, own) for what, found in points.items()}
 
 
@@ -109,11 +107,11 @@ def geometry_table(records: Sequence[Record | None]) -> list[str]:
     return table(["geometry", "found", "landmarks", "largest", *(f"{name}, %" for name in PROPORTIONS)], rows)
 
 
-def describe_geometry(detector: str, *, truth: bool) -> str:
-    """What the table's figures are, and its floor; `truth`: what they are compared with, else with the input."""
+def describe_geometry(detector: str) -> str:
+    """What the table's figures are, and its floor."""
     return (
         f"Landmarks are the medians of {len(SIDES)} looks of {detector}, at sides of {SIDES[0]} to {SIDES[-1]} px. The "
-        f"error is the mean distance to those of the {'truth' if truth else 'input'}, in eye distances. Proportions: "
+        f"error is the mean distance to those of the truth, in eye distances. Proportions: "
         "eye distance over the distance of eyes and mouth, mouth width over eye distance, and where the nose stands "
         "between eyes and mouth; means of the absolute changes. The floor is the same picture against `itself`, moved "
         f"by {SHIFT[0]} and {SHIFT[1]} px, or slightly spoilt (blur {SLIGHT.blur[0]:g} px, noise {SLIGHT.noise:g} of "

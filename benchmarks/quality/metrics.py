@@ -23,11 +23,6 @@ SHARPNESS = (
     "the truth's own detail; noise lowers it, and so does plausible detail that sits a pixel beside the truth's. "
     "Sharp but uncorrelated is noise or invention; correlated but not sharp is blur."
 )
-HIGH_PASS = (
-    "High-pass is the RMS of the luma's high-pass (Rec. 601 luma minus its Gaussian blur of sigma "
-    f"{HIGH_PASS_SIGMA:g} px), in grey levels of 255. Without a ground truth it cannot tell detail from noise, grain "
-    "and scratches: a clean restoration of a grainy picture has less of it."
-)
 HAAR_C, HAAR_ALPHA = 30.0, 4.2  # the paper's section 4; C is for grey levels of 255
 SCALES, WEIGHT_SCALE = (1, 2), 3
 # NTSC's YIQ: luma and two chromas.
@@ -68,16 +63,12 @@ def correlation(x: NDArray[np.float32], y: NDArray[np.float32]) -> float:
     return float(np.sum(u * v)) / norm if norm > 0 else 0.0
 
 
-def score(image: UInt8, truth: UInt8 | None) -> dict[str, float]:
-    """All measures of a picture by name; without a truth, `high_pass` alone, in grey levels (see HIGH_PASS).
+def score(image: UInt8, truth: UInt8) -> dict[str, float]:
+    """Measure a picture: `psnr_db`, `ssim`, `haar_psi`, `sharpness` and `correlation` (see SHARPNESS).
 
-    With one: `psnr_db`, `ssim`, `haar_psi`, `sharpness` and `correlation` (see SHARPNESS). A truth without any detail,
-    a flat one, gives an infinite or undefined sharpness.
+    A truth without any detail, a flat one, gives an undefined sharpness.
     """
-    detail = high_pass(image)
-    if truth is None:
-        return {"high_pass": rms(detail)}
-    wanted = high_pass(truth)
+    detail, wanted = high_pass(image), high_pass(truth)
     energy = rms(wanted)
     return {
         "psnr_db": psnr(image, truth),

@@ -20,7 +20,6 @@ def faces_command(module: str, doc: str | None) -> Command:
     command.add_argument("--bundle", type=Path, help="folder of the bundle; the default is the system mini")
     command.number("--limit", None, "the first so many images only")
     command.number("--seed", DEFAULT_SEED, "of all noise (%(default)s)")
-    command.add_argument("--other-seeds", default="1,2", help="of the reference, for its spread (%(default)s)")
     command.add_argument("--attribution", metavar="TEXT", help="a line for the report, as licences ask")
     command.add_argument("--backend", default="auto", help="auto, onnxruntime-cpu or onnxruntime-cuda (%(default)s)")
     command.number("--threads", None, "of the CPU backend")

@@ -46,8 +46,9 @@ from bfr.runtime.diffusion.schedule import GRIDS, log_snr
 from bfr.runtime.diffusion.solvers import SOLVERS
 from bfr.runtime.errors import RestorationFailed
 from bfr.runtime.files import write_bytes
+from bfr.runtime.restore.chains import load_networks
 from bfr.runtime.restore.plan import noise_schedule, sampler_table
-from bfr.runtime.restore.restorer import Restorer, load_networks
+from bfr.runtime.restore.restorer import Restorer
 
 PRESETS = {"balanced": Allowance(20, 0.1), "fast": Allowance(10, 0.5)}
 TRUTH = {
@@ -68,10 +69,19 @@ def candidates(
     starts: Sequence[float],
     etas: Sequence[float],
 ) -> list[Preset]:
-    """The grid of samplers, each checked. Solvers without eta come once, with 0.
+    """Return the grid of samplers, each checked. Solvers without eta come once, with 0.
 
-    starts: the timesteps that grids start at; a respacing starts at the index that gives it its number of calls.
-    Raises InvalidOption where a sampler does not exist or does not fit the bundle.
+    Args:
+        bundle: The system.
+        reference: Name of the preset that all other fields are of.
+        solvers: Their names.
+        spacings: Grids and respacings.
+        steps: Numbers of calls.
+        starts: Timesteps that grids start at; a respacing starts at the index that gives it its number of calls.
+        etas: Of the solvers that take one.
+
+    Raises:
+        InvalidOption: A sampler does not exist or does not fit the bundle.
     """
     presets: list[Preset] = []
     for solver, spacing, eta, start, count in product(solvers, spacings, etas, starts, steps):
@@ -92,7 +102,14 @@ def start_of(bundle: Bundle, preset: Preset) -> float:
 
 
 def measure(restorer: Restorer, faces: Sequence[DegradedFace], results: Sequence[UInt8], *, seed: int) -> Candidate:
-    """A sampler on all faces. results: the reference's, (S, S, 3) uint8 RGB each. Its chains are closed after."""
+    """Measure a sampler on all faces, and close its Restorer.
+
+    Args:
+        restorer: With the sampler.
+        faces: The degraded faces.
+        results: The reference's, (S, S, 3) uint8 RGB each.
+        seed: Seed of the noise.
+    """
     samples = []
     with restorer:
         for face, wanted in zip(faces, results, strict=True):
@@ -189,9 +206,12 @@ def _begin(
 
 
 def as_markdown(results: Study, presets: Mapping[str, Allowance], *, plot: str) -> str:
-    """The facts, the presets that are read off, the front, and every sampler; means ± standard errors.
+    """Render the facts, the presets that are read off, the front, and every sampler; means ± standard errors.
 
-    presets: to be read off. plot: the picture's file name.
+    Args:
+        results: Of the study.
+        presets: To be read off.
+        plot: File name of the picture.
     """
     facts, settings = results.facts, results.settings
     seeds = ", ".join(map(str, settings["other_seeds"]))
@@ -279,16 +299,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     command = faces_command("bfr.benchmarks.quality.pareto", __doc__)
     command.add_argument("--reference", default="reference", help="the preset that drift is from (%(default)s)")
+    command.add_argument("--other-seeds", default="1,2", help="of the reference, for its spread (%(default)s)")
     command.add_argument("--level", default="medium", help=f"one of {', '.join(LEVELS)} (%(default)s)")
     command.add_argument("--solvers", default="ddim,dpmpp-2m,dpmpp-3m,unipc-2", help="(%(default)s)")
     command.add_argument("--spacings", default=",".join(GRIDS), help="grids, and respacings as ddim250 (%(default)s)")
     command.add_argument("--steps", default="2,3,4,6,10,20", help="calls of the denoiser (%(default)s)")
     command.add_argument("--start", help="timesteps of the grids' first calls; the reference's own start")
-    command.add_argument(
-        "--etas",
-        default="0",
-        help="of the solvers that take one (%(default)s)",
-    )
+    command.add_argument("--etas", default="0", help="of the solvers that take one (%(default)s)")
     return command.run(arguments, benchmark)
 
 

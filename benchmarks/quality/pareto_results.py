@@ -65,12 +65,12 @@ class Candidate:
 
     @property
     def calls(self) -> int:
-        """Of the denoiser, for one image."""
+        """Calls of the denoiser for one image."""
         return self.preset.calls if self.preset else 0
 
     @property
     def seconds(self) -> float:
-        """Per image: the median."""
+        """Median seconds per image."""
         return median(sample.seconds for sample in self.samples)
 
     @property
@@ -82,15 +82,15 @@ class Candidate:
         return str(self.preset.solver), self.preset.spacing, self.preset.eta, start
 
     def drift(self, measure: str = BY) -> Mean:
-        """Over the faces."""
+        """Return the mean drift over the faces."""
         return Mean.of([sample.drift[measure] for sample in self.samples])
 
     def truth(self, measure: str) -> Mean:
-        """Over the faces."""
+        """Return the mean of a measure against the truth."""
         return Mean.of([sample.truth[measure] for sample in self.samples])
 
     def nearer(self, other: "Candidate") -> Mean:
-        """By how much it is nearer to the reference than `other`, paired by face."""
+        """Return how much nearer it is to the reference than `other`, in dB, paired by face."""
         pairs = zip(self.samples, other.samples, strict=True)
         return Mean.of([mine.drift[BY] - theirs.drift[BY] for mine, theirs in pairs])
 
@@ -123,7 +123,7 @@ class Study:
         return replace(self, candidates=[*self.candidates, candidate])
 
     def difference(self, candidate: Candidate) -> Mean:
-        """Of drift and spread, PSNR in dB, paired by face: above 0 is nearer than another seed of the reference."""
+        """Return drift less spread, PSNR in dB, paired by face; above 0, it is nearer than another seed."""
         return candidate.nearer(self.reference)
 
     def within_spread(self, candidate: Candidate) -> bool:
@@ -164,7 +164,7 @@ def _tied(lead: Mean, db: float) -> bool:
 
 
 def as_dict(results: Study, presets: Mapping[str, Allowance]) -> dict[str, Any]:
-    """Return what pareto.json holds. presets: to be read off the front."""
+    """Return what pareto.json holds, with the presets that are read off."""
     chosen = {name: read_off(results, allowance) for name, allowance in presets.items()}
     return {
         "format": FORMAT,

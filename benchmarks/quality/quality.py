@@ -3,8 +3,7 @@
 Every image of FOLDER, an aligned face, is resized to the system's size, degraded by seeded degradations and restored.
 PSNR, SSIM, HaarPSI and two measures of detail of the input, the estimate and the result are written to quality.json
 and quality.md, and contact sheets beside them. The level `clean` restores the undegraded face and compares the result
-with it. With --no-truth, images are restored as they are; --against adds the drift from another preset, --geometry what
-became of the face's landmarks. The same seed gives the same numbers, the seconds apart.
+with it. --geometry adds what became of the face's landmarks. The same seed gives the same numbers, the seconds apart.
 `bfr.benchmarks.quality.pareto` compares samplers.
 """
 
@@ -15,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from bfr.benchmarks.publish import Command, Findings, say
-from bfr.benchmarks.quality.drift import Anchor, anchor, check_seeds, drift
 from bfr.benchmarks.quality.faces import LEVELS, DegradedFace, Pictures, degrade, level_at, read_faces, restore
 from bfr.benchmarks.quality.geometry import examine
-from bfr.benchmarks.quality.metrics import HIGH_PASS, SHARPNESS, score
-from bfr.benchmarks.quality.options import check_common, faces_command, numbers, words
+from bfr.benchmarks.quality.metrics import SHARPNESS, score
+from bfr.benchmarks.quality.options import check_common, faces_command, words
 from bfr.benchmarks.quality.report import (
     STAGES,
     Evaluation,
@@ -31,12 +29,12 @@ from bfr.benchmarks.quality.sheet import Tile, contact_sheet
 from bfr.models.systems.mini.degrade import Degradation
 from bfr.runtime.backends.registry import open_device
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
-from bfr.runtime.bundle.manifest import Preset
 from bfr.runtime.diffusion.noise import check_seed
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.faces.detect import Detector, open_detector
 from bfr.runtime.files import write_bytes
-from bfr.runtime.restore.restorer import Restorer, load_networks
+from bfr.runtime.restore.chains import load_networks
+from bfr.runtime.restore.restorer import Restorer
 
 PARTS = ("solver", "spacing", "start", "steps", "eta")  # of a preset
 
@@ -46,25 +44,29 @@ def evaluate(
     faces: Sequence[DegradedFace],
     *,
     title: str,
-    degradation: Degradation | None,
+    degradation: Degradation,
     seed: int,
     keep: int = 0,
-    anchors: Sequence[Anchor] | None = None,
     detector: Detector | None = None,
 ) -> tuple[Evaluation, list[Pictures]]:
-    """Restore and measure all faces with the restorer's sampler; returns the first `keep` as pictures too.
+    """Restore and measure all faces with the restorer's sampler.
 
-    anchors: of the faces, to measure the drift from. detector: to measure geometry with.
+    Args:
+        restorer: What restores.
+        faces: The degraded faces.
+        title: Name of the level.
+        degradation: What the faces were degraded by.
+        seed: Seed of the noise.
+        keep: How many faces to return as pictures too.
+        detector: Measures the geometry; None leaves it out.
     """
     scores: list[ImageScores] = []
     kept: list[Pictures] = []
-    for i, face in enumerate(faces):
+    for face in faces:
         pictures = restore(restorer, face, seed)
         stages = {stage: score(pictures.stages[stage], face.truth) for stage in STAGES}
-        drifted = drift(pictures.stages["result"], anchors[i].result) if anchors else None
-        spread = anchors[i].spread if anchors else None
         geometry = examine(detector, face.name, pictures.stages, face.truth) if detector else None
-        scores.append(ImageScores(face.name, stages, pictures.seconds, drifted, spread, geometry))
+        scores.append(ImageScores(face.name, stages, pictures.seconds, geometry))
         if len(kept) < keep:
             kept.append(pictures)
         if len(scores) % 10 == 0 or len(scores) == len(faces):
@@ -77,17 +79,14 @@ def draw_sheet(evaluation: Evaluation, pictures: Sequence[Pictures], facts: dict
     rows = []
     for kept, scores in zip(pictures, evaluation.images, strict=False):
         tiles = [Tile(kept.stages[stage], _caption(scores.stages[stage])) for stage in STAGES]
-        rows.append((kept.name, tiles if kept.truth is None else [*tiles, Tile(kept.truth)]))
-    truth = evaluation.degradation is not None
+        rows.append((kept.name, [*tiles, Tile(kept.truth)]))
     sampler = f"{facts['bundle']['system']}: {evaluation.preset}; seed {facts['seed']}"
-    under = "Under the pictures: PSNR, SSIM, sharpness relative to the truth." if truth else ""
+    under = "Under the pictures: PSNR, SSIM, sharpness relative to the truth."
     notes = [describe_degradation(evaluation.degradation), sampler, under, facts["attribution"] or ""]
-    return contact_sheet([*STAGES, *["truth"] * truth], rows, title=evaluation.title, notes=notes)
+    return contact_sheet([*STAGES, "truth"], rows, title=evaluation.title, notes=notes)
 
 
 def _caption(scores: Mapping[str, float]) -> str:
-    if "high_pass" in scores:
-        return f"high-pass {scores['high_pass']:.1f}"
     return f"{scores['psnr_db']:.2f} dB   {scores['ssim']:.3f}   {scores['sharpness']:.2f}"
 
 
@@ -98,20 +97,12 @@ def benchmark(args: argparse.Namespace) -> Findings:
     size = bundle.manifest.image_size
     chosen = {name: getattr(args, name) for name in PARTS if getattr(args, name) is not None}
     levels = words("--levels", args.levels or ",".join(LEVELS), tuple(LEVELS))
-    degradations = {"as found": None} if args.no_truth else {name: level_at(name, size) for name in levels}
+    degradations = {name: level_at(name, size) for name in levels}
     truths = read_faces(args.folder, size, args.limit)
     device = open_device(args.backend, threads=args.threads)
     precision = bundle.precision(args.precision)
     networks = load_networks(bundle, device, precision)
     sampler = bundle.preset(args.preset, **chosen)
-    others = numbers("--other-seeds", args.other_seeds, int)
-    reference = bundle.preset(args.against) if args.against else None
-    if reference:
-        check_seeds(args.seed, others)
-
-    def opened(preset: Preset) -> Restorer:
-        return Restorer(bundle, device, preset, precision=precision, networks=networks)
-
     detector, no_geometry = _open_detector(args)
     facts = {
         "bundle": {"system": bundle.manifest.system, "hash": bundle.hash, "image_size": size},
@@ -120,20 +111,16 @@ def benchmark(args: argparse.Namespace) -> Findings:
         "versions": device.versions,
         "seed": args.seed,
         "images": len(truths),
-        "definition": HIGH_PASS if args.no_truth else SHARPNESS,
-        "against": f"{args.against} ({reference})" if reference else None,
-        "other_seeds": others if reference else None,
+        "definition": SHARPNESS,
         "detector": detector.name if detector else None,
         "no_geometry": no_geometry,
         "attribution": args.attribution,
     }
-    with opened(sampler) as restorer:
-        restorer.warm_up()
     evaluations = []
-    for title, degradation in degradations.items():
-        faces = [degrade(*t, degradation, args.seed) if degradation else DegradedFace(*t, None) for t in truths]
-        anchors = anchor(opened(reference), faces, seed=args.seed, others=others) if reference else None
-        with opened(sampler) as restorer:
+    with Restorer(bundle, device, sampler, precision=precision, networks=networks) as restorer:
+        restorer.warm_up()
+        for title, degradation in degradations.items():
+            faces = [degrade(*truth, degradation, args.seed) for truth in truths]
             evaluation, pictures = evaluate(
                 restorer,
                 faces,
@@ -141,13 +128,11 @@ def benchmark(args: argparse.Namespace) -> Findings:
                 degradation=degradation,
                 seed=args.seed,
                 keep=args.sheet,
-                anchors=anchors,
                 detector=detector,
             )
-        evaluations.append(evaluation)
-        if pictures:
-            sheet = draw_sheet(evaluation, pictures, facts)
-            write_bytes(args.out / f"sheet_{title.replace(' ', '_')}.png", sheet)
+            evaluations.append(evaluation)
+            if pictures:
+                write_bytes(args.out / f"sheet_{title}.png", draw_sheet(evaluation, pictures, facts))
     figures = {**facts, "evaluations": [evaluation.as_dict() for evaluation in evaluations]}
     return figures, as_markdown(facts, evaluations)
 
@@ -169,8 +154,6 @@ def _check(args: argparse.Namespace) -> None:
     check_seed(args.seed)
     if args.sheet < 0:
         raise InvalidOption(f"--sheet {args.sheet} is out of range: choose 0 (no sheets) or more")
-    if args.no_truth and args.levels:
-        raise InvalidOption("--no-truth degrades nothing and compares with nothing: leave out --levels")
 
 
 def _command() -> Command:
@@ -179,11 +162,9 @@ def _command() -> Command:
     for name, kind in zip(PARTS, (str, str, float, int, float), strict=True):
         command.add_argument(f"--{name}", type=kind, help="instead of the preset's")
     command.add_argument("--precision", default="fp32", help="of the networks (%(default)s)")
-    command.add_argument("--against", metavar="PRESET", help="the reference: measure the drift from its results too")
     command.add_argument("--geometry", action="store_true", help="measure landmarks and proportions too, with YuNet")
     command.add_argument("--yunet", type=Path, metavar="FOLDER", help="where YuNet is, instead of bfr's cache")
     command.add_argument("--levels", help=f"of {','.join(LEVELS)}; all")
-    command.add_argument("--no-truth", action="store_true", help="restore the images as they are")
     command.number("--sheet", 6, "faces on a contact sheet (%(default)s)")
     return command
 

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from bfr.benchmarks.quality.drift import RULE, drift_table
 from bfr.benchmarks.quality.faces import CLEAN
 from bfr.benchmarks.quality.geometry import Record, describe_geometry, geometry_table
 from bfr.benchmarks.quality.metrics import Mean
@@ -21,7 +20,6 @@ LABELS = {
     "haar_psi": ("HaarPSI", 4),
     "sharpness": ("sharpness", 3),
     "correlation": ("detail correlation", 3),
-    "high_pass": ("high-pass, grey levels", 2),
 }
 
 
@@ -32,16 +30,12 @@ class ImageScores:
     The measures are those of `bfr.benchmarks.quality.metrics.score`.
 
     Attributes:
-        drift: Drift from the reference's result (see `bfr.benchmarks.quality.drift`); None where it was not asked for.
-        spread: Spread of the reference; None where it was not asked for.
         geometry: See `bfr.benchmarks.quality.geometry.examine`; None where it was not asked for, or no face was found.
     """
 
     name: str
     stages: Mapping[str, Mapping[str, float]]
     seconds: float
-    drift: Mapping[str, float] | None = None
-    spread: Mapping[str, float] | None = None
     geometry: Record | None = None
 
 
@@ -50,18 +44,18 @@ class Evaluation:
     """One preset on one set of inputs.
 
     Attributes:
-        title: The level, or what the inputs are.
-        degradation: At the system's size; None where inputs are as found, CLEAN where the input is the truth.
+        title: The level.
+        degradation: At the system's size; CLEAN where the input is the truth.
     """
 
     title: str
     preset: Preset
-    degradation: Degradation | None
+    degradation: Degradation
     images: Sequence[ImageScores]
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """The names of what was measured."""
+        """The names of the measures."""
         return tuple(self.images[0].stages["input"])
 
     @property
@@ -71,15 +65,15 @@ class Evaluation:
 
     @property
     def gains(self) -> tuple[tuple[str, str], ...]:
-        """The pairs of stages whose difference says something: none without a truth or a degradation."""
-        return GAINS if self.degradation not in (None, CLEAN) else ()
+        """The pairs of stages to compare; none for a clean face."""
+        return () if self.degradation == CLEAN else GAINS
 
     def mean(self, stage: str, measure: str) -> Mean:
-        """Over the images."""
+        """Return the mean of a measure over the images."""
         return Mean.of([image.stages[stage][measure] for image in self.images])
 
     def gain(self, stage: str, over: str) -> Mean:
-        """Of PSNR in dB, image by image: its error is that of the paired differences."""
+        """Return the gain in PSNR, in dB; its error is that of the paired differences."""
         return Mean.of([image.stages[stage]["psnr_db"] - image.stages[over]["psnr_db"] for image in self.images])
 
     def least_db(self, stage: str) -> float:
@@ -88,15 +82,15 @@ class Evaluation:
 
     @property
     def seconds(self) -> float:
-        """Per image: the median."""
+        """Median seconds per image."""
         return median(image.seconds for image in self.images)
 
     def as_dict(self) -> dict[str, Any]:
-        """All numbers, per image too."""
+        """Return all numbers, those of each image included."""
         return {
             "title": self.title,
             "preset": self.preset.model_dump(),
-            "degradation": asdict(self.degradation) if self.degradation else None,
+            "degradation": asdict(self.degradation),
             "mean": {s: {m: asdict(self.mean(s, m)) for m in self.measures} for s in self.stages},
             "gain_db": {f"{a} - {b}": asdict(self.gain(a, b)) for a, b in self.gains} or None,
             "least_db": {s: self.least_db(s) for s in self.stages} if self.degradation == CLEAN else None,
@@ -115,21 +109,18 @@ def as_markdown(facts: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> 
     lines += [
         "- Values are means over the images ± their standard errors; seconds are per image, one at a time, median."
     ]
-    lines += [f"- {RULE} Reference: {facts['against']}."] if facts["against"] else []
     if facts["detector"]:
-        lines += [f"- {describe_geometry(facts['detector'], truth=evaluations[0].degradation is not None)}"]
+        lines += [f"- {describe_geometry(facts['detector'])}"]
     lines += [f"- {facts[name]}" for name in ("no_geometry", "attribution") if facts[name]]
     for evaluation in evaluations:
-        lines += ["", *_heading(evaluation), "", *_stage_table(evaluation), *_drift_table(evaluation, facts)]
+        lines += ["", *_heading(evaluation), "", *_stage_table(evaluation)]
         if facts["detector"]:
             lines += ["", *geometry_table([image.geometry for image in evaluation.images])]
     return "\n".join(lines) + "\n"
 
 
-def describe_degradation(degradation: Degradation | None) -> str:
+def describe_degradation(degradation: Degradation) -> str:
     """In words, lengths in pixels of the system's size."""
-    if degradation is None:
-        return "inputs as they are, without ground truth"
     if degradation == CLEAN:
         return "the undegraded face, which the results are compared with"
     return (
@@ -160,17 +151,6 @@ def _stage_table(evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def _drift_table(evaluation: Evaluation, facts: Mapping[str, Any]) -> list[str]:
-    drifts = [image.drift for image in evaluation.images if image.drift is not None]
-    spreads = [image.spread for image in evaluation.images if image.spread is not None]
-    if not drifts:
-        return []
-    seeds = ", ".join(map(str, facts["other_seeds"]))
-    title = f"Drift from {facts['against']}, seed {facts['seed']}; spread of that over the seeds {seeds}:"
-    return ["", title, "", *drift_table(drifts, spreads)]
-
-
 def _image(image: ImageScores) -> dict[str, Any]:
-    more = {name: getattr(image, name) for name in ("drift", "spread", "geometry")}
-    measured = {name: value for name, value in more.items() if value is not None}
-    return {"name": image.name, **image.stages, **measured, "seconds": image.seconds}
+    geometry = {} if image.geometry is None else {"geometry": image.geometry}
+    return {"name": image.name, **image.stages, **geometry, "seconds": image.seconds}

@@ -1,7 +1,7 @@
 """`bfr bench`: the runtime's backends against eager PyTorch, interleaved, on the same weights, seeds and images.
 
 Each runs in a process of its own, so that one that fails costs no more than its row. It writes `bench.json`
-(everything, each single time included, after every round), `bench.md`, `bench.png` and `roofline.png`.
+(everything, each single time included, after every round), `bench.md` and `roofline.png`.
 """
 
 import re
@@ -50,11 +50,10 @@ def bench(options: BenchOptions, progress: Progress = lambda _: None) -> Path:
 
     results = run_bench(options, progress, keep)
     keep(results)
-    write_bytes(options.out / "bench.png", plots.bar_chart(results))
     roofline = plots.roofline(results)
     if roofline is not None:
         write_bytes(options.out / "roofline.png", roofline)
-    text = as_markdown(results, plot="bench.png", roofline="roofline.png" if roofline else None)
+    text = as_markdown(results, roofline="roofline.png" if roofline else None)
     write_bytes(markdown, text.encode())
     return markdown
 
@@ -62,7 +61,13 @@ def bench(options: BenchOptions, progress: Progress = lambda _: None) -> Path:
 def run_bench(
     options: BenchOptions, progress: Progress = lambda _: None, keep: Callable[[Results], None] = lambda _: None
 ) -> Results:
-    """Measure; see `bench`. What does not work here, or drops out, leaves its reason. keep: is told what there is."""
+    """Measure; see `bench`. What does not work here, or drops out, leaves its reason.
+
+    Args:
+        options: What to measure.
+        progress: Called with what is being measured.
+        keep: Called with the results so far, after each round.
+    """
     for name in options.backends:
         split_name(name)
     bundle = Bundle.open(options.bundle or default_bundle())

@@ -78,7 +78,18 @@ def restore_first(
     begin: float,
     before: int | None,
 ) -> Cold:
-    """What the fresh process does. begin: when it was started, by the system's clock. before: GPU bytes in use then."""
+    """Restore a batch of each size; this is what the fresh process does.
+
+    Args:
+        folder: Of the bundle.
+        name: Of the contender.
+        sampler: What is run.
+        batches: Sizes, ascending.
+        threads: Of the CPU.
+        index: Number of the GPU.
+        begin: When the process was started, in seconds of the system's clock.
+        before: Bytes in use on the GPUs then.
+    """
     bundle = Bundle.open(folder)
     contender = open_contender(bundle, name, threads=threads, spinning=True, index=index)
     grey = np.full((bundle.manifest.image_size, bundle.manifest.image_size, 3), 0.5, np.float32)

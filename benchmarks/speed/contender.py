@@ -26,7 +26,8 @@ from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision, Preset
 from bfr.runtime.errors import BackendUnavailable, BfrError, InvalidOption, MissingDependency
 from bfr.runtime.install import install_command
-from bfr.runtime.restore.restorer import Restorer, load_networks
+from bfr.runtime.restore.chains import load_networks
+from bfr.runtime.restore.restorer import Restorer
 
 BASELINES = ("eager-cpu", "eager-cuda")  # float32: results and times are compared with the first one named
 EAGER = (*BASELINES, "eager-tf32", "eager-half")
@@ -142,12 +143,21 @@ def open_contender(
     index: int = 0,
     compiler: Collection[CompilerOption] | None = None,
 ) -> Contender:
-    """Open a backend and load the networks. threads: of the CPU, None is each library's own choice.
+    """Open a backend and load the networks.
 
-    spinning: whether ONNX Runtime's idle threads spin, as they do outside benchmarks. index: the number of the GPU.
-    compiler: of a backend that compiles; None is its default.
-    Raises BackendUnavailable where it does not work or makes no sense here, MissingDependency, InvalidOption, and
-    EngineMissing or EngineMismatch where the bundle has no engines for this machine.
+    Args:
+        bundle: The bundle.
+        name: Of the contender.
+        threads: Of the CPU; None is each library's own choice.
+        spinning: Whether ONNX Runtime's idle threads spin, as they do outside benchmarks.
+        index: Number of the GPU.
+        compiler: Of a backend that compiles; None is its default.
+
+    Raises:
+        BackendUnavailable: It does not work or makes no sense here.
+        MissingDependency: A package that it needs is not installed.
+        InvalidOption: The name is unknown.
+        EngineMissing: The bundle has no engines for this machine; EngineMismatch where they are another machine's.
     """
     parts = split_name(name)
     if parts.backend == "eager-cpu":

@@ -22,7 +22,7 @@ class BenchOptions(Options):
     """What to measure; the names of backends are described in `bfr.benchmarks.speed.contender`."""
 
     bundle: Path | None = field_of(OpenOptions, "bundle")
-    out: Path = Field(default=Path("bench"), description="Folder for bench.json, bench.md and the plots.")
+    out: Path = Field(default=Path("bench"), description="Folder for bench.json, bench.md and roofline.png.")
     backends: Annotated[tuple[str, ...], COMMAS, AfterValidator(_distinct)] = Field(
         default=(), description="Separated by commas; what works here if left out."
     )

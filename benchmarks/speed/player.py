@@ -19,7 +19,7 @@ ENERGY_SECONDS = 3.0  # counters are renewed ten times a second, or less often
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Of a contender that is ready. See `Contender`."""
+    """Facts about a contender that is ready, see `Contender`."""
 
     precision: Precision
     versions: dict[str, str]
@@ -38,7 +38,7 @@ class Player:
         self._made: Float32 | None = None
 
     def facts(self) -> Facts:
-        """What the reports say of it."""
+        """Return facts for reports."""
         one = self.contender
         return Facts(one.precision, one.device.versions, one.load_seconds, one.build_seconds, one.first_calls)
 

@@ -1,4 +1,4 @@
-"""The pictures of `bfr bench`: latency and throughput of the backends, and their denoising steps below the roofline."""
+"""The picture of `bfr bench`: the backends' denoising steps below the roofline."""
 
 import io
 from collections.abc import Sequence
@@ -18,60 +18,6 @@ def draw(figure: Any, **options: Any) -> bytes:
     data = io.BytesIO()
     figure.savefig(data, format="png", **options)
     return data.getvalue()
-
-
-def bar_chart(results: Results) -> bytes:
-    """Draw latency (median, whisker to p90) and throughput by batch size, a bar a backend, the values on the bars."""
-    from matplotlib.figure import Figure
-
-    names = [backend.name for backend in results.backends]
-    figure = Figure(figsize=(10, 4.8), dpi=150, layout="constrained")
-    figure.set_layout_engine("constrained", w_pad=0.12)
-    figure.suptitle(
-        f"{results.system}, {results.image_size}x{results.image_size}, {results.steps} steps, {_machine(results)}",
-        fontsize=11,
-    )
-    latency, throughput = figure.subplots(1, 2)
-    width = 0.8 / len(names)
-    crowded = len(results.measurements) > 8
-    for i, name in enumerate(names):
-        found = sorted((m for m in results.measurements if m.backend == name), key=lambda m: m.batch)
-        places = [results.batches.index(m.batch) + (i - (len(names) - 1) / 2) * width for m in found]
-        style: dict[str, Any] = {"width": 0.92 * width, "color": COLOURS[i % len(COLOURS)], "label": name}
-        medians = [m.seconds.p50 for m in found]
-        whiskers = [m.seconds.p90 - m.seconds.p50 for m in found]
-        latency.bar(places, medians, **style)
-        latency.errorbar(places, medians, yerr=([0.0] * len(found), whiskers), fmt="none", ecolor="black", capsize=3)
-        throughput.bar(places, [m.images_per_second for m in found], **style)
-        for place, m in zip(places, found, strict=True):
-            _label(latency, place, m.seconds.p90, f"{m.seconds.p50:.3g}", crowded)
-            faster = "" if m.speedup is None else f"\n{m.speedup:.2f}x"
-            _label(throughput, place, m.images_per_second, f"{m.images_per_second:.3g}{faster}", crowded)
-    for axes, label, title in (
-        (latency, "seconds per batch", f"Latency: median, whisker to p90 (n = {results.repeats})"),
-        (throughput, "images per second", f"Throughput, and speed-up over {results.baseline}"),
-    ):
-        axes.set(xlabel="images per batch", ylabel=label)
-        axes.set_title(title, fontsize=10)
-        axes.set_xticks(range(len(results.batches)), [str(batch) for batch in results.batches])
-        axes.margins(y=0.25 if crowded else 0.15)
-        axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles = latency.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=min(len(names), 5), frameon=False)
-    return draw(figure)
-
-
-def _label(axes: Any, x: float, y: float, text: str, crowded: bool) -> None:
-    style = {"rotation": 90, "fontsize": 7} if crowded else {"fontsize": 8}
-    text = text.replace("\n", ", ") if crowded else text
-    axes.annotate(text, (x, y), xytext=(0, 4), textcoords="offset points", ha="center", va="bottom", **style)
-
-
-def _machine(results: Results) -> str:
-    gpu = results.machine.get("GPU", "")
-    name = gpu.split(",")[0] if "cuda" in results.baseline else results.machine.get("CPU", "").split(",")[0]
-    return f"{name}, CPU threads: {results.threads}" + (", machine not idle" if results.busy else "")
 
 
 def roofline(results: Results) -> bytes | None:

@@ -18,15 +18,19 @@ FIRST = "process to first result s"
 HEADS_MORE = ("images/s", "GFLOP/s", "speed-up", "PSNR dB", "max abs")
 
 
-def as_markdown(results: Results, *, plot: str, roofline: str | None = None) -> str:
-    """A table a batch size, then stages, start and memory, the machine. plot, roofline: the images' file names."""
+def as_markdown(results: Results, *, roofline: str | None = None) -> str:
+    """Render a table a batch size, then stages, start and memory, the machine.
+
+    Args:
+        results: Of one run.
+        roofline: File name of the picture; None where there is none.
+    """
     r = results
     parts = [
         f"# Benchmark of {r.system}",
         f"{r.title}. Preset {r.preset}: {Preset.model_validate(r.sampler)}; images of {r.image_size}x"
         f"{r.image_size}, float32 in and out. Measured {r.date_utc}.",
         f"```\n{r.command}\n```",
-        f"![Latency and throughput by batch size]({plot})",
     ]
     if r.busy:
         parts.append(

@@ -35,7 +35,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Of seconds per batch. Percentiles are interpolated linearly between the two nearest times."""
+    """Statistics of seconds per batch. Percentiles are interpolated linearly between the two nearest times."""
 
     p50: float
     p90: float
@@ -49,8 +49,8 @@ class Drift:
     """Distance of results from the baseline's.
 
     Attributes:
-        psnr_db: Peak 1, images in [0, 1].
-        max_abs: In the same unit.
+        psnr_db: PSNR of images in [0, 1], peak 1.
+        max_abs: Largest absolute difference.
     """
 
     psnr_db: float
@@ -94,7 +94,7 @@ class Measurement:
 
     @property
     def share(self) -> float | None:
-        """Of the limit's speed that a step reaches, 0 .. 1."""
+        """The share of the limit's speed that a step reaches, 0 .. 1."""
         return None if self.limit_seconds is None else self.limit_seconds / self.step_seconds
 
 
@@ -164,7 +164,7 @@ class Results:
 
     @property
     def batches(self) -> list[int]:
-        """Ascending."""
+        """The batch sizes, ascending."""
         return sorted({m.batch for m in self.measurements})
 
     def at(self, batch: int) -> list[Measurement]:
@@ -173,13 +173,13 @@ class Results:
 
 
 def statistics(seconds: Sequence[float]) -> Statistics:
-    """Of at least one time."""
+    """Return the statistics of at least one time."""
     p50, p90, p99 = (float(p) for p in np.percentile(seconds, (50, 90, 99)))
     return Statistics(p50, p90, p99, float(np.mean(seconds)), min(seconds))
 
 
 def drift(found: Float32, expected: Float32) -> Drift:
-    """Of arrays of one shape in [0, 1]. Equal ones have 240 dB: JSON has no infinity."""
+    """Return the drift between arrays of one shape in [0, 1]. Equal ones have 240 dB: JSON has no infinity."""
     difference = found.astype(np.float64) - expected
     rms = max(float(np.sqrt(np.mean(difference**2))), 1e-12)
     return Drift(psnr_db=float(-20.0 * np.log10(rms)), max_abs=float(np.abs(difference).max()))
@@ -210,9 +210,19 @@ def summarize(
     limit_seconds: float | None = None,
     joules: float | None = None,
 ) -> Measurement:
-    """gflop: of one batch. baseline: its samples at this batch, if any. images: this backend's and the baseline's.
+    """Return the statistics of one backend at one batch size.
 
-    limit_seconds: of a step. joules: of a face.
+    Args:
+        backend: Its name.
+        batch: Images a call.
+        steps: Of the loop.
+        first: The first call.
+        samples: The timed calls.
+        gflop: Billions of operations of a batch, where they are counted.
+        baseline: The baseline's samples at this batch size, if any.
+        images: This backend's and the baseline's, to compare.
+        limit_seconds: The least that a step can take.
+        joules: Of a face.
     """
     seconds = statistics([sample.seconds for sample in samples])
     kinds = [by_kind(sample.stages) for sample in samples]

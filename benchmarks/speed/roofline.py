@@ -1,26 +1,19 @@
 """Compute the shortest time that a call of the denoiser can take on a device.
 
-    python -m bfr.benchmarks.speed.roofline BUNDLE --out DIR
-
 Two ceilings are measured here and now, never looked up: operations a second of a large matrix product, and bytes a
 second of a large copy. A call cannot be faster than its operations over the one or its fewest bytes over the other.
-Writes `roofline.json` and `roofline.md`; `bfr bench` draws its measurements under the same ceilings.
+`bfr bench` draws its measurements under these ceilings.
 
 Source: Williams, Waterman, Patterson, "Roofline: an insightful visual performance model" (2009).
 """
 
-import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
-from bfr.benchmarks.publish import Command, Findings
-from bfr.benchmarks.tables import table
 from bfr.runtime.bundle.bundle import Bundle
 
 REPEATS = 20
@@ -30,7 +23,7 @@ CPU_SIDE, CPU_COPY = 1536, 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """What one device reached.
+    """The speeds that one device reached.
 
     Attributes:
         dtype: Dtype of the product.
@@ -44,13 +37,13 @@ class Ceilings:
 
     @property
     def precision(self) -> str:
-        """Of networks that these are the ceilings of, as manifests name it."""
+        """The precision of networks that these ceilings are for, as manifests name it."""
         return "fp16" if self.dtype == "float16" else "fp32"
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one call of the step network.
+    """The cost of one call of the step network.
 
     Attributes:
         flop: Operations of the batch, 2 per multiply-add.
@@ -70,12 +63,18 @@ class Cost:
         return self.flop / self.bytes
 
     def limit_seconds(self, ceilings: Ceilings) -> float:
-        """No call of this cost can take less."""
+        """Return the seconds that no call of this cost can fall below."""
         return max(self.flop / ceilings.flop_per_second, self.bytes / ceilings.bytes_per_second)
 
 
 def measure_ceilings(index: int | None, threads: int | None = None, *, repeats: int = REPEATS) -> Ceilings:
-    """Measure GPU `index` in half precision, or the CPU in float32 where it is None. threads: PyTorch's from now on."""
+    """Measure a GPU in half precision, or the CPU in float32.
+
+    Args:
+        index: Number of the GPU; None is the CPU.
+        threads: PyTorch's from now on; None leaves them as they are.
+        repeats: Timed calls of each.
+    """
     import torch
 
     if threads is not None:
@@ -134,11 +133,15 @@ def median_seconds(call: Callable[[], Any], where: Any, repeats: int) -> float:
 
 
 def count_cost(bundle: Bundle, batches: Sequence[int], *, half: bool) -> list[Cost]:
-    """The cost of the denoiser's call at each batch size; empty where the manifest has no operation count.
+    """Count the cost of the denoiser's call at each batch size.
 
-    Of systems with one denoiser that is a UNet on images; empty for others.
+    Args:
+        bundle: A system with one denoiser that is a UNet on images.
+        batches: The batch sizes.
+        half: Weights and inner activations in half where the published half mode has them so, else all float32.
 
-    half: weights and inner activations in half where the published half mode has them so, else all float32.
+    Returns:
+        One a batch size; none for other systems, and where the manifest has no operation count.
     """
     if len(bundle.denoisers) != 1:
         return []
@@ -180,59 +183,9 @@ def _count_layers(bundle: Bundle, *, half: bool) -> tuple[int, int]:
     return sum(p.numel() * p.element_size() for p in module.parameters()), traffic
 
 
-def as_markdown(system: str, ceilings: Ceilings, costs: Sequence[Cost]) -> str:
-    """Render the ceilings and the limits of a call."""
-    rows = []
-    for cost in costs:
-        operations, fewest, layers = (
-            f"{1e3 * value:.3g}"
-            for value in (
-                cost.flop / ceilings.flop_per_second,
-                cost.bytes / ceilings.bytes_per_second,
-                cost.layer_bytes / ceilings.bytes_per_second,
-            )
-        )
-        cells = [str(cost.batch), *(f"{v:.4g}" for v in (cost.flop / 1e9, cost.bytes / 1e6, cost.intensity))]
-        limit = f"{1e3 * cost.limit_seconds(ceilings):.3g}"
-        rows.append([*cells, operations, fewest, limit, f"{cost.layer_bytes / 1e6:.4g}", layers])
-    head = ["batch", "GFLOP", "fewest MB", "FLOP/byte", "operations ms", "bytes ms", "limit ms"]
-    lines = [
-        f"# What a call of {system}'s denoiser can take at least",
-        "",
-        describe_ceilings(ceilings),
-        "",
-        *table([*head, "layer by layer MB", "ms"], rows),
-        "",
-        "`fewest` is every weight, input and output of the step once. `layer by layer` is the estimate where every "
-        "layer reads and writes memory besides; kernels that merge layers move less.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def describe_ceilings(ceilings: Ceilings) -> str:
-    """One sentence."""
+    """Describe the ceilings in one sentence."""
     return (
         f"Measured on {ceilings.device}: {ceilings.flop_per_second / 1e12:.4g} TFLOP/s in a large {ceilings.dtype} "
         f"matrix product, {ceilings.bytes_per_second / 1e9:.4g} GB/s in a large copy, read and written bytes together."
     )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    command = Command("bfr.benchmarks.speed.roofline", __doc__)
-    command.add_argument("bundle", type=Path)
-    command.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    command.number("--device", None, "number of the GPU; default: the CPU")
-
-    def call(args: argparse.Namespace) -> Findings:
-        bundle = Bundle.open(args.bundle)
-        ceilings = measure_ceilings(args.device)
-        costs = count_cost(bundle, args.batches, half=args.device is not None)
-        limits = [{**asdict(cost), "limit_seconds": cost.limit_seconds(ceilings)} for cost in costs]
-        return {"ceilings": asdict(ceilings), "costs": limits}, as_markdown(bundle.manifest.system, ceilings, costs)
-
-    return command.run(arguments, call)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -67,7 +67,12 @@ def bench_several(
 
 
 def as_markdown(found: Sequence[dict[str, Any]], failed: dict[str, str]) -> str:
-    """The table: a row a system, backend and batch. found: contents of `bench.json`, each with its `name`."""
+    """Render the table: a row a system, backend and batch.
+
+    Args:
+        found: Contents of each `bench.json`, with its `name`.
+        failed: Name -> why it was not measured.
+    """
     rows = []
     for one in found:
         peaks = {b["name"]: (b["cold"] or {}).get("peak_bytes", {}) for b in one["backends"]}

@@ -21,8 +21,9 @@ from bfr.runtime.bundle.bundle import Bundle, describe_file
 from bfr.runtime.errors import InputNotFound
 from bfr.runtime.images.decode import read_image
 from bfr.runtime.jobs.sources import find_images
+from bfr.runtime.restore.chains import load_networks
 from bfr.runtime.restore.pixels import to_input, to_output
-from bfr.runtime.restore.restorer import Restorer, load_networks
+from bfr.runtime.restore.restorer import Restorer
 
 FACES = 32  # of the folder, evenly spread over it
 SEED = 12345  # of the degradations and of the loop's noise

@@ -4,24 +4,33 @@ A backend's module is imported when the backend is chosen, not before.
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from bfr.runtime.backends.cuda.bindings import Cuda, device_count
 from bfr.runtime.backends.device import Device
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.machine import MachineFiles, MachineRecord
 from bfr.runtime.bundle.manifest import Precision
-from bfr.runtime.errors import BfrError, InvalidOption, MissingDependency
+from bfr.runtime.errors import (
+    BackendUnavailable,
+    BfrError,
+    EngineMismatch,
+    EngineMissing,
+    InvalidOption,
+    MissingDependency,
+)
 from bfr.runtime.install import install_command
 
 CompilerOption = Literal["max_autotune", "coordinate_descent_tuning", "conv_1x1_as_mm"]
 """Options of PyTorch's inductor, by its names: time each kernel's variants, tune the fastest one's blocks further,
 compute 1x1 convolutions as matrix products."""
+_UNUSABLE = (BackendUnavailable, EngineMismatch, EngineMissing, MissingDependency)
 _log = logging.getLogger("bfr")
+Opened = TypeVar("Opened")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +142,49 @@ def open_device(
     return device
 
 
+def open_usable(
+    backend: str, bundle: Bundle, precision: Precision, index: int, open_on: Callable[[str], Opened]
+) -> Opened:
+    """Open a bundle on a backend; after one that does not work here, `auto` goes on to the next.
+
+    Args:
+        backend: One of BACKENDS, or `auto`, see `choose`.
+        bundle: The bundle.
+        precision: Precision of the networks.
+        index: The number of the GPU.
+        open_on: Opens the bundle on the backend of a name.
+
+    Returns:
+        What `open_on` returned.
+
+    Raises:
+        BfrError: The backend that was named does not work, or none does.
+    """
+    tried: list[str] = []
+    while True:
+        name = choose(bundle, precision, index, without=tried) if backend == "auto" else backend
+        try:
+            return open_on(name)
+        except _UNUSABLE as error:
+            if backend != "auto" or name == FALLBACK:
+                raise
+            _log.warning("backend %s is passed over: %s", name, error)
+            tried.append(name)
+
+
 def choose(bundle: Bundle | None, precision: Precision, index: int = 0, *, without: Collection[str] = ()) -> str:
-    """The backend that `auto` takes.
+    """Return the backend that `auto` takes.
 
     Of those that were verified on this GPU (by `bfr build`, or by `bfr verify --record`) the one with the fastest
     step; then those that need no measurement, in the order of the rows: TensorRT where engines were built, then ONNX
-    Runtime on CUDA. Without a GPU, and for int8, the CPU. What was expected and does not work is said once, as a
+    Runtime on CUDA. Without a GPU, and for int8, the CPU. A backend that was expected and does not work is a
     warning.
 
-    without: those that were tried and could not load the networks.
+    Args:
+        bundle: What will run; None for any.
+        precision: What it will run in.
+        index: The number of the GPU.
+        without: Backends that were tried and could not load the networks.
     """
     if precision == "int8" or not device_count():
         return FALLBACK

@@ -34,9 +34,16 @@ def philox(counters: tuple[NDArray[np.uint64], ...], key: tuple[int, int]) -> tu
 
 
 def fill_normal(out: Float32, *, seed: int, image: int, step: int) -> None:
-    """Fill `out`, any shape, float32, C-contiguous, with standard normals. The size must be a multiple of 4.
+    """Fill an array with standard normals.
 
-    seed, image, step: 0 .. 2**32 - 1. Raises InvalidOption for others.
+    Args:
+        out: Any shape, float32, C-contiguous; its size is a multiple of 4.
+        seed: 0 .. 2**32 - 1, as `image` and `step`.
+        image: Key of the image.
+        step: Number of the draw.
+
+    Raises:
+        InvalidOption: The seed is out of range.
     """
     check_seed(seed)
     count = out.size // 4

@@ -33,7 +33,7 @@ class Schedule:
 
     @property
     def log_snr(self) -> Float64:
-        """(n,) float64: half the logarithm of the signal-to-noise ratio, as solvers count time; falling."""
+        """(n,) float64, falling: half the logarithm of the signal-to-noise ratio, the time variable of solvers."""
         return log_snr(self.alpha_bar)
 
     def alpha_bar_at(self, timesteps: Float64) -> Float64:

@@ -82,7 +82,7 @@ def _time(restorer: Restorer, steps: int) -> float:
         sampler,
         precision=restorer.precision,
         batch=restorer.batch,
-        networks=restorer._networks,
+        networks=restorer.chains.networks,
     ) as one:
         one.warm_up()
         seconds = one.warm_up(times=1)

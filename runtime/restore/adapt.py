@@ -1,7 +1,7 @@
-"""Truncation per image: how far each image is diffused depends on how far the estimate moved from its input.
+"""A start for each image, chosen from how far the estimate moved from the input.
 
-What needed little mending is diffused little and keeps its detail; what needed much gives little detail to lose. All
-images of a batch take the same number of steps, each on its own grid.
+An image that the estimator hardly changed is diffused little and keeps its detail; a changed one has little detail to
+lose. All images of a batch take the same number of steps, each on its own grid.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,9 +43,14 @@ def starts(sampler: Preset, moved: Float64) -> Float64:
 
 
 def truncation(sampler: Preset, table: Callable[[Preset], StepTable]) -> Truncate | None:
-    """What chooses the table of each image, or None where the preset has one for all of them.
+    """Return what chooses the table of each image, or None where the preset has one for all of them.
 
-    table: of a preset. Raises InvalidOption where the preset's limits are not those of a grid.
+    Args:
+        sampler: The preset.
+        table: Makes the table of a preset.
+
+    Raises:
+        InvalidOption: The preset's limits are not those of a grid.
     """
     adapt = sampler.adapt
     if adapt is None:

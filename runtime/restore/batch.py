@@ -1,4 +1,4 @@
-"""Some images on their way through a chain, and what became of each."""
+"""A batch of images: prepared, launched on a chain, and its results."""
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from bfr.runtime.restore.plan import DEGRADED
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What became of one image.
+    """The result of one image.
 
     Attributes:
         pixels: (H, W, 3) RGB of the input's size and dtype, or None where it failed.
@@ -35,7 +35,7 @@ class Restored:
 
 
 class Batch:
-    """Some images on their way through the chain of their bucket."""
+    """Images that run through a chain together."""
 
     def __init__(
         self,
@@ -45,12 +45,20 @@ class Batch:
         seed: int,
         given: Mapping[str, Given] | None = None,
     ) -> None:
-        """given: pictures for the system's other inputs, by name, one or None for each image."""
+        """Prepare the images.
+
+        Args:
+            inputs: How the system's inputs are made of pictures.
+            images: (H, W, 3) RGB each.
+            keys: Keys of their noise; None is a function of the pixels.
+            seed: Seed of the noise.
+            given: Pictures for the system's other inputs, by name, one or None for each image.
+        """
         self.images, self.keys, self.seed, self.given, self.pixels = images, keys, seed, given or {}, inputs.pixels
         self.prepared = [inputs.prepare(image, self.pictures(i)) for i, image in enumerate(images)]
 
     def launch(self, chain: Chain, on_step: OnStep | None) -> Launched:
-        """Hand the images to a chain that is large enough, whose device may still work on the previous batch."""
+        """Start the images on a chain that is large enough. The device may still run the previous batch."""
         padding = chain.batch - len(self.prepared)
         named = [
             image_key(one[DEGRADED]) if key is None else key for one, key in zip(self.prepared, self.keys, strict=True)
@@ -63,7 +71,7 @@ class Batch:
         return chain.launch(seed=self.seed, images=(*named, *(0 for _ in range(padding))), on_step=on_step)
 
     def results(self, outcome: ChainResult, precision: Precision, again: "Again") -> list[Restored]:
-        """One for each image. `again` is asked for those that are not finite."""
+        """Return a result for each image; `again` restores those that are not finite."""
         seconds = {stage: total / len(self.images) for stage, total in outcome.seconds.items()}
         return [
             Restored(self._output(i, face), seconds, precision) if np.isfinite(face).all() else again(self, i, seconds)
@@ -71,12 +79,12 @@ class Batch:
         ]
 
     def _output(self, i: int, face: Float32) -> NDArray[Any]:
-        """A result as the image came; where there is a mask, the known pixels are the image's own."""
+        """Return a result in the image's size and dtype; outside a mask the pixels are the image's own."""
         image, result = self.images[i], to_output(face, self.images[i], self.pixels)
         return keep_known(image, result, self.pictures(i).get("mask")) if "mask" in self.prepared[i] else result
 
     def pictures(self, i: int) -> dict[str, NDArray[Any] | None]:
-        """What was given for an image, by input."""
+        """Return the pictures of an image for further inputs, by name."""
         return {name: pictures[i] for name, pictures in self.given.items()}
 
 
@@ -85,7 +93,7 @@ Again = Callable[[Batch, int, dict[str, float]], Restored]
 
 
 class Pending(Protocol):
-    """Images that were launched."""
+    """A batch whose results are fetched later."""
 
     @property
     def done(self) -> bool:
@@ -93,13 +101,13 @@ class Pending(Protocol):
         ...
 
     def finish(self) -> list[Restored]:
-        """Wait for them. One for each image, in their order; to be called once."""
+        """Wait for the batch; return a result for each image, in order. Call it once."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Images that were restored when they were launched."""
+    """A batch that was restored when it was launched."""
 
     results: list[Restored]
     done: bool = True
@@ -111,11 +119,11 @@ class Finished:
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """A batch on a device.
+    """A batch in flight on a device.
 
     Attributes:
-        launched: What waits for the device; None once that was waited for.
-        outcome: The result, once it was set aside.
+        launched: Waits for the device; None after that.
+        outcome: The result, after it was set aside.
         results: Makes images of it.
     """
 

@@ -11,8 +11,8 @@ from bfr.runtime.restore.plan import Loop, Plan, Shape
 class Buffers:
     """All large buffers of a chain, allocated once for the largest batch; smaller ones use their first images.
 
-    The state of each loop alternates between two buffers, x0 goes round three (the new one and the two that the step
-    reads), and noise between two: no call writes what it reads, and no call allocates. Loops whose states have one
+    The state of each loop alternates between two buffers, x0 rotates through three (the new one and the two that the
+    step reads), and noise between two: no call writes what it reads, and no call allocates. Loops whose states have one
     shape share x0, those whose noise has one shape share noise; a guided step's results stand in two more before they
     are guided.
     """
@@ -54,7 +54,7 @@ class Buffers:
 
     @staticmethod
     def bytes(plan: Plan, batch: int) -> int:
-        """What they take on a device: inputs arrive and results leave in buffers beside their own, noise has two."""
+        """Return their bytes on a device; inputs, results and noise have a second buffer each."""
         loops = list(plan.loops)
         counts = {loop.shape: 3 + 2 * any(o.guide for o in loops if o.shape == loop.shape) for loop in loops}
         states = {loop.result for loop in loops}
@@ -65,12 +65,12 @@ class Buffers:
         return 4 * batch * elements
 
     def close(self) -> None:
-        """Give them back."""
+        """Free them."""
         self._owned.close()
 
 
 def draws_of(loops: Iterable[Loop]) -> dict[Shape, int]:
-    """How many draws of noise the loops of a plan take, by shape."""
+    """Count the draws of noise of a plan's loops, by shape."""
     found: dict[Shape, int] = {}
     for loop in loops:
         for shape, count in loop.draws().items():

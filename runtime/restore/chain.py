@@ -31,7 +31,7 @@ class ChainResult:
 
     @cached_property
     def image(self) -> Float32:
-        """(B, 3, S, S) float32 in [0, 1], NaN where the loop gave NaN or Inf: whoever writes images looks for it."""
+        """(B, 3, S, S) float32 in [0, 1], NaN where the loop gave NaN or Inf, for the caller to detect."""
         return to_unit(self.state)
 
     @cached_property
@@ -44,7 +44,7 @@ class ChainResult:
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A batch that the device works on, or will when those before it are done."""
+    """A batch in flight or queued on the device."""
 
     result: Callable[[], Float32]
     seconds: Callable[[], dict[str, float]]
@@ -57,9 +57,9 @@ class Launched:
 class Chain:
     """The bound calls of one batch size, recorded as one program where the device can.
 
-    `upload` takes a batch and `launch` enqueues the work on it, both also while the device works on the previous one,
-    so that nothing waits for the host between two batches; at most two may be under way. `Launched.finish` waits for
-    the result. `run` is the three in a row.
+    `upload` takes a batch and `launch` enqueues the work on it, also while the device runs the previous batch, so the
+    device never waits for the host between two batches. At most two are in flight. `Launched.finish` waits for the
+    result. `run` calls the three.
     """
 
     def __init__(
@@ -116,8 +116,13 @@ class Chain:
     ) -> ChainResult:
         """Restore one batch.
 
-        degraded: (B, 3, S, S) float32 in [0, 1]. seed, images: the keys of the noise, one image key for each image.
-        inputs: the plan's others, by name. estimate: whether it is fetched as well.
+        Args:
+            degraded: (B, 3, S, S) float32 in [0, 1].
+            seed: Seed of the noise.
+            images: Keys of the noise, one for each image.
+            on_step: See `launch`.
+            inputs: The plan's other inputs, by name.
+            estimate: Whether to fetch the estimate as well.
         """
         self.upload(degraded, inputs)
         found = self.launch(seed=seed, images=images, on_step=on_step).finish()
@@ -135,8 +140,12 @@ class Chain:
     def launch(self, *, seed: int, images: tuple[int, ...], on_step: OnStep | None = None) -> Launched:
         """Enqueue the work on the batch that was uploaded. The one before the previous must be finished.
 
-        on_step: is called between the steps, which are then not recorded as one program. With `truncate`, this waits
-        for the estimate.
+        Where the plan chooses a start for each image (`truncate`), this waits for the estimate.
+
+        Args:
+            seed: Seed of the noise.
+            images: Keys of the noise, one for each image.
+            on_step: Called between the steps, which are then not recorded as one program.
         """
         self.clock.begin()
         for shape, noise in self.buffers.noise.items():
@@ -158,11 +167,11 @@ class Chain:
         return Launched(result, self.clock.stop())
 
     def close(self) -> None:
-        """Give back what the chain made."""
+        """Free the buffers and programs of the chain."""
         self._owned.close()
 
     def _work(self, stages: Sequence["BoundNetwork | BoundLoop"], on_step: OnStep | None = None) -> None:
-        """What the device does for a batch, without a word to the host."""
+        """Enqueue what the device does for a batch; the host decides nothing meanwhile."""
         done = 0
         for stage in stages:
             done = stage.run(on_step, done)

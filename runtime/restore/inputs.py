@@ -1,4 +1,4 @@
-"""What a system reads of an image: the degraded face, and for some a mask or another picture of the same person."""
+"""The inputs of a system: the degraded face, and for some systems a mask or another picture of the same person."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,9 +29,17 @@ class ImageInputs:
         weight: float | None = None,
         pixels: Pixels = Pixels(),  # noqa: B008  (frozen)
     ) -> None:
-        """size: of the sides, S. others: the manifest's inputs beside the degraded image. weight: where one is read.
+        """Keep what the system reads.
 
-        pixels: how images are read and written. Raises InvalidOption where that and the inputs do not go together.
+        Args:
+            system: Its name.
+            size: Side of its images in pixels, S.
+            others: The manifest's inputs beside the degraded image.
+            weight: The fidelity weight, where a network reads one.
+            pixels: How images are read and written.
+
+        Raises:
+            InvalidOption: `pixels` and the inputs do not go together.
         """
         self.system, self.size, self.others, self.weight = system, size, {one.name for one in others}, weight
         self.pixels = pixels
@@ -60,11 +68,18 @@ class ImageInputs:
                 )
 
     def prepare(self, image: NDArray[Any], given: Mapping[str, NDArray[Any] | None]) -> dict[str, Float32]:
-        """The inputs of one image, by name: (channels, S, S) float32 in [0, 1] each, and (1,) of a weight.
+        """Make the inputs of one image.
 
-        image: (H, W, 3). given: `mask`, (H, W) of the image's size, not 0 where it is to be made up; None takes the
-        pixels that are 0 in all channels, as published. `reference`, (h, w, 3); None is all 0: there is none.
-        Raises InvalidImage.
+        Args:
+            image: (H, W, 3).
+            given: `mask`, (H, W) of the image's size, not 0 in the hole; None takes the pixels that are 0 in all
+                channels, as published. `reference`, (h, w, 3); None is all 0: there is none.
+
+        Returns:
+            By name, (channels, S, S) float32 in [0, 1] each, and (1,) of a weight.
+
+        Raises:
+            InvalidImage: A picture does not fit.
         """
         mask = None
         if "mask" in self.others:

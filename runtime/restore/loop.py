@@ -33,7 +33,16 @@ class BoundLoop:
         constants: ExitStack,
         taken: Mapping[Shape, int],
     ) -> None:
-        """taken: how many draws of each stream of noise, by shape, the loops before this one take."""
+        """Bind the calls.
+
+        Args:
+            where: The chain's buffers.
+            clock: Times the calls.
+            networks: The loaded networks, by name.
+            spec: The loop's part of the plan.
+            constants: Closes the small buffers that are made here.
+            taken: How many draws of each stream of noise, by shape, the loops before this one take.
+        """
         self.spec, self.device, self.clock = spec, where.device, clock
         buffers, self.noise = where.buffers, where.buffers.noise[spec.noise]
 

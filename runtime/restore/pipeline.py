@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision, Preset
@@ -27,7 +28,7 @@ BUDGET = 100_000_000  # pixels in flight; one input may exceed it alone
 
 
 class DeviceFacts(Protocol):
-    """What reports say of the device that runs the networks."""
+    """Facts about the device for reports."""
 
     @property
     def name(self) -> str:
@@ -40,39 +41,32 @@ class DeviceFacts(Protocol):
         ...
 
 
+class LaunchOptions(TypedDict, total=False):
+    """What `launch` and `run` take beside the images, see `Restorer.run`."""
+
+    seed: int
+    keys: Sequence[int | None] | None
+    on_step: OnStep | None
+    inputs: Mapping[str, Given] | None
+
+
 class FaceRunner(Protocol):
-    """What runs aligned faces, `batch` at once at most."""
+    """Runs aligned faces in batches."""
 
     @property
     def batch(self) -> int:
         """Faces that run at once, at most."""
         ...
 
-    def launch(
-        self,
-        images: Sequence[NDArray[Any]],
-        *,
-        seed: int = ...,
-        keys: Sequence[int | None] | None = None,
-        on_step: OnStep | None = None,
-        inputs: Mapping[str, Given] | None = None,
-    ) -> Pending:
+    def launch(self, images: Sequence[NDArray[Any]], **options: Unpack[LaunchOptions]) -> Pending:
         """See `Restorer.launch`."""
         ...
 
 
 class FaceRestorer(FaceRunner, Protocol):
-    """What restores aligned faces: a `Restorer`, or one whose networks run in a server's processes."""
+    """Restores aligned faces: a `Restorer`, or one whose networks run in a server's processes."""
 
-    def run(
-        self,
-        images: Sequence[NDArray[Any]],
-        *,
-        seed: int = ...,
-        keys: Sequence[int | None] | None = None,
-        on_step: OnStep | None = None,
-        inputs: Mapping[str, Given] | None = None,
-    ) -> list[Restored]:
+    def run(self, images: Sequence[NDArray[Any]], **options: Unpack[LaunchOptions]) -> list[Restored]:
         """See `Restorer.run`."""
         ...
 
@@ -108,7 +102,7 @@ class Prepared(Generic[P]):
 
 @dataclass(slots=True, eq=False)
 class _InFlight(Generic[P, R]):
-    """One input: first `prepared` is set, then `work`, then `finished`; what is done with is let go of."""
+    """One input: first `prepared` is set, then `work`, then `finished`; each is freed after use."""
 
     weight: int
     prepared: "Future[Prepared[P] | None] | None"
@@ -136,11 +130,18 @@ class Pipeline(Generic[T, P, R]):
         writers: int = 1,
         on_step: Callable[[int, list[P]], None] | None = None,
     ) -> None:
-        """Calls `prepare` in a reader's thread and `finish` in a writer's; None from `prepare` ends the run.
+        """Prepare a run. `prepare` and `finish` are started in the order of the inputs.
 
-        Both are started in the order of the inputs, so that with one thread they also run in it.
-        weigh: pixels that an input will hold in memory. on_step: called after each denoising step of a batch with its
-        number, from 0, and the inputs that are in it; of a batch on a GPU once, when it is done, with the last number.
+        Args:
+            restorer: Runs the networks.
+            prepare: Called in a reader's thread; None from it ends the run.
+            finish: Called in a writer's thread.
+            seed: Seed of the noise.
+            weigh: Returns the pixels that an input will hold in memory.
+            readers: Number of threads that prepare.
+            writers: Number of threads that finish.
+            on_step: Called after each denoising step of a batch with its number, from 0, and the inputs that are in
+                it; of a batch on a GPU once, when it is done, with the last number.
         """
         self.restorer, self.seed = restorer, seed
         self._prepare, self._finish, self._weigh, self._on_step = prepare, finish, weigh, on_step
@@ -156,7 +157,7 @@ class Pipeline(Generic[T, P, R]):
     def run(self, inputs: Iterable[T]) -> Generator[R, None, None]:
         """What `finish` returned, in the order of the inputs. An exception of either side ends the run.
 
-        Close it (`contextlib.closing`) where it may be left early: its threads end then, and not when it is forgotten.
+        Close it (`contextlib.closing`) where it may be left early, so that its threads end at once.
         """
         self._inputs = iter(inputs)
         self._advance()
@@ -176,7 +177,7 @@ class Pipeline(Generic[T, P, R]):
                 pool.shutdown(cancel_futures=True)
 
     def _busy(self, faces: Sequence[object]) -> bool:
-        """Whether anything but finishing is left to do."""
+        """Return whether any input is not restored yet."""
         return bool(faces or self._running) or not self._ended or any(task.prepared for task in self._tasks)
 
     def _advance(self) -> None:
@@ -201,7 +202,7 @@ class Pipeline(Generic[T, P, R]):
             self._advance()
 
     def _collect(self, faces: "deque[tuple[_InFlight[P, R], int]]") -> bool:
-        """Wait until a batch of faces is there, or all that can be there; False where something else is to do first."""
+        """Wait for a batch of faces, or for all that can come; return False if other work comes first."""
         while len(faces) < self.restorer.batch:
             self._start_finishing()
             self._feed()
@@ -234,7 +235,7 @@ class Pipeline(Generic[T, P, R]):
                 task.prepared.cancel()
 
     def _launch(self, faces: "list[tuple[_InFlight[P, R], int]]") -> None:
-        """Hand a batch to the networks, then wait for the previous one; for this one too where it is done already."""
+        """Launch a batch, then deliver the previous one, and this one if it is done already."""
         works = [(task.work, i) for task, i in faces if task.work is not None]
         names = {name for work, _ in works for name in work.inputs}
         launched = self.restorer.launch(
@@ -250,7 +251,7 @@ class Pipeline(Generic[T, P, R]):
             self._deliver()
 
     def _deliver(self) -> None:
-        """Wait for the batch that is under way, and give its results to their inputs."""
+        """Wait for the batch in flight and assign its results to their inputs."""
         if self._running:
             (tasks, launched), self._running = self._running, None
             for task, result in zip(tasks, launched.finish(), strict=True):
@@ -265,7 +266,7 @@ class Pipeline(Generic[T, P, R]):
         return on_step
 
     def _start_finishing(self) -> None:
-        """Hand what is restored to the writers, in order."""
+        """Submit restored inputs to the writers, in order."""
         for task in self._tasks:
             if task.finished is not None:
                 continue

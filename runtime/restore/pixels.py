@@ -1,4 +1,4 @@
-"""Images as people have them, and as networks read and write them."""
+"""Conversion between images of users and tensors of networks."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a chain does with a batch: a bundle's stages, with a preset's samplers, resolved before any device is there.
+"""The plan of a chain: a bundle's stages and a preset's samplers, resolved before a device is opened.
 
 A chain is a list of calls over named values. The first values are the system's inputs, `degraded` among them; every
 stage reads some and makes others, and one of them is the restored image.
@@ -92,10 +92,10 @@ class Plan:
     """A chain.
 
     Attributes:
-        inputs: What the host hands over.
-        values: All that there is to read, inputs included.
-        result: The restored image.
-        truncate: Chooses a table for each image, once `estimate` is there.
+        inputs: Shapes of what the host uploads.
+        values: Shapes of all values, inputs included.
+        result: Name of the restored image.
+        truncate: Chooses a table for each image from its estimate.
     """
 
     inputs: Mapping[str, Shape]
@@ -133,9 +133,14 @@ def difface_plan(
     conditions: Mapping[str, Shape] | None = None,
     **loop: Any,
 ) -> Plan:
-    """DifFace's chain of one `estimator` and one `denoiser`, without a bundle.
+    """Return DifFace's plan of one `estimator` and one `denoiser`, without a bundle.
 
-    conditions: inputs of the chain that every step reads under the same names. loop: further fields of the loop.
+    Args:
+        table: Of the loop's steps.
+        size: Side of the images in pixels.
+        truncate: Chooses a start for each image; None is the table's own.
+        conditions: Inputs that every step reads under the same names.
+        loop: Further fields of `Loop`.
     """
     image = (3, size, size)
     inputs = {DEGRADED: image, **(conditions or {})}

@@ -1,4 +1,4 @@
-"""`precision auto`: the fastest precision that keeps to float32 on this machine."""
+"""`precision auto`: the fastest precision whose results stay close to float32 on this machine."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence

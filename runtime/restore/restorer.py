@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -13,25 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.backends.device import Device, Network
-from bfr.runtime.backends.registry import FALLBACK, choose, open_device
+from bfr.runtime.backends.registry import FALLBACK, open_device, open_usable
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import Precision, Preset
 from bfr.runtime.diffusion.noise import check_seed
 from bfr.runtime.diffusion.solvers import StepTable
-from bfr.runtime.errors import (
-    BackendUnavailable,
-    BfrError,
-    DeviceLost,
-    DeviceOutOfMemory,
-    EngineMismatch,
-    EngineMissing,
-    InvalidOption,
-    MissingDependency,
-    RestorationFailed,
-)
-from bfr.runtime.restore.batch import Batch, Finished, Flight, Pending, Restored, choose_bucket
-from bfr.runtime.restore.buffers import Buffers
+from bfr.runtime.errors import BfrError, DeviceOutOfMemory, InvalidOption, RestorationFailed
+from bfr.runtime.restore.batch import Batch, Finished, Pending, Restored
 from bfr.runtime.restore.chain import Chain, ChainResult
+from bfr.runtime.restore.chains import Chains, load_networks
 from bfr.runtime.restore.inputs import Given, ImageInputs
 from bfr.runtime.restore.loop import OnStep
 from bfr.runtime.restore.options import OpenOptions
@@ -39,14 +28,12 @@ from bfr.runtime.restore.pixels import as_pixels, as_several, check_image
 from bfr.runtime.restore.plan import make_plan, sampler_table
 from bfr.runtime.restore.precision import Trial, choose_precision, sample
 
-# What `auto` goes on from to the next backend: this one does not work here, another may.
-UNUSABLE = (BackendUnavailable, EngineMismatch, EngineMissing, MissingDependency)
 DEFAULT_SEED = 12345  # the published code's
 _log = logging.getLogger("bfr")
 
 
 class Restorer:
-    """A system opened on a device. Chains are made per batch size, when first needed, and kept; they share buffers.
+    """A system opened on a device.
 
     While the device works on a batch, the host prepares and launches the next one and finishes the previous one.
     Not thread-safe: one Restorer serves one caller at a time. Several of them, on one GPU or on several, may live in
@@ -84,18 +71,17 @@ class Restorer:
         self.plan = make_plan(bundle, sampler)
         weight = bundle.manifest.weight if sampler.weight is None else sampler.weight
         self.inputs = ImageInputs(bundle.manifest.system, self.size, bundle.manifest.inputs, weight, sampler.pixels)
-        self._networks = load_networks(bundle, device, self.precision) if networks is None else networks
+        loaded = load_networks(bundle, device, self.precision) if networks is None else networks
+        self.chains = Chains(bundle, device, loaded, self.plan)
         if bundle.manifest.batches:  # graphs that take one image, or few, at a time run as often as it takes
             self.batch = min(batch, max(bundle.manifest.batches))
-        if self.buckets and self.batch > max(self.buckets):
+        buckets = self.chains.buckets
+        if buckets and self.batch > max(buckets):
             raise InvalidOption(
                 f"batch {batch} is out of range: {device.name} runs batches of "
-                f"{', '.join(map(str, self.buckets))} here. Choose at most {max(self.buckets)}"
+                f"{', '.join(map(str, buckets))} here. Choose at most {max(buckets)}"
                 f"{', or build with --batches' if device.name.startswith('tensorrt') else ''}"
             )
-        self._buffers: Buffers | None = None
-        self._chains: dict[int, Chain] = {}
-        self._flights: list[Flight] = []  # at most two: the buffers hold the results of as many
         self._float32: Restorer | None = None
         self.fixed: dict[str, NDArray[Any]] = {}  # pictures for further inputs, for images that are not given their own
         self._owns_device = self._closed = False
@@ -106,7 +92,7 @@ class Restorer:
         bundle: Path | str | OpenOptions | None = None,
         **options: Any,
     ) -> "Restorer":
-        """Open a bundle for restoring. On a GPU all memory is taken here, and no more later.
+        """Open a bundle for restoring. On a GPU this allocates all memory.
 
         Args:
             bundle: Its folder, or OpenOptions with that and all else; None is the default system, `mini`.
@@ -123,18 +109,13 @@ class Restorer:
         chosen, opened = bundle, Bundle.open(bundle.bundle or default_bundle())
         sampler = opened.preset(chosen.preset, **options)
         precision = settle_precision(opened, chosen)
-        tried: list[str] = []
-        while True:
-            name = chosen.backend
-            if name == "auto":
-                name = choose(opened, precision, chosen.device, without=tried)
-            try:
-                return cls._open_on(name, opened, sampler, precision, chosen)
-            except UNUSABLE as error:
-                if chosen.backend != "auto" or name == FALLBACK:
-                    raise
-                _log.warning("backend %s is passed over: %s", name, error)
-                tried.append(name)
+        return open_usable(
+            chosen.backend,
+            opened,
+            precision,
+            chosen.device,
+            lambda backend: cls._open_on(backend, opened, sampler, precision, chosen),
+        )
 
     @classmethod
     def _open_on(
@@ -151,10 +132,11 @@ class Restorer:
         try:
             restorer = cls(bundle, device, sampler, precision=precision, batch=chosen.batch)
             restorer._owns_device = True
-            restorer.reserve()
+            restorer.chains.reserve(restorer.batch)
         except BaseException:
             device.close()
             raise
+        _log.info("%s is open on %s in %s", bundle.manifest.system, device.name, precision)
         return restorer
 
     def __enter__(self) -> "Restorer":
@@ -166,50 +148,18 @@ class Restorer:
         self.close()
 
     def close(self) -> None:
-        """Give back what the Restorer made, the device too where `open` made it: it cannot be used again then."""
+        """Free the memory, and close the device if `open` opened it. A closed Restorer cannot be used again."""
         self._closed = True
-        with suppress(DeviceLost):  # its memory went with it
-            self._drop_chains()
+        self.chains.close()
         if self._float32:
             self._float32.close()
-        self._networks = {}  # engines and weights end with the device, not with whoever still holds this object
         if self._owns_device:
             self.device.close()
-
-    @property
-    def buckets(self) -> tuple[int, ...] | None:
-        """The batch sizes that chains are made for, ascending, or None where every size is as good."""
-        return common_buckets(self.bundle.manifest.batches, self.device.buckets)
 
     @property
     def table(self) -> StepTable:
         """The step table of the first denoise stage. Raises InvalidOption where the system has no loop."""
         return sampler_table(self.bundle, self.sampler)
-
-    def reserve(self) -> None:
-        """Take the memory of the largest chain now, on a device with a memory of its own.
-
-        Raises DeviceOutOfMemory with needed and free bytes and the largest batch that fits.
-        """
-        memory = self.device.memory()
-        if memory is None:
-            return
-        free, _ = memory
-        needed = {size: self._bytes_needed(size) for size in self.sizes()}
-        largest = max(needed)
-        if needed[largest] > free:
-            fitting = max((size for size in needed if needed[size] <= free), default=None)
-            remedy = "not even a batch of 1 fits" if fitting is None else f"the largest batch that fits is {fitting}"
-            raise DeviceOutOfMemory(
-                f"batch {self.batch} at {self.size}x{self.size} needs {needed[largest]:,} bytes on the device, "
-                f"{free:,} are free: {remedy}; choose it with --batch, or end what else uses the GPU (nvidia-smi)"
-            )
-        self.chain(largest)
-
-    def sizes(self) -> list[int]:
-        """The batch sizes of the chains that it may run, in ascending order: the buckets, or any."""
-        largest = choose_bucket(self.batch, self.buckets)
-        return [size for size in self.buckets or range(1, self.batch + 1) if size <= largest]
 
     def restore(
         self, images: Any, *, seed: int = DEFAULT_SEED, inputs: Mapping[str, Given] | None = None
@@ -291,15 +241,15 @@ class Restorer:
     ) -> Pending:
         """Start as `run` does, with `batch` images at most, and return before the results are there.
 
-        On a GPU the next images can be launched before these are waited for, so that it is never idle. What was
-        launched before them is finished first, and the device works on two batches at most.
+        On a GPU, launch the next images before you wait for these, so that the GPU is never idle. At most two batches
+        are in flight: a third launch first waits for the first.
 
         Args:
             images: See `restore`.
             seed: See `restore`.
             keys: See `run`.
-            on_step: Called between the steps where the host makes them. A GPU works through a batch without the host;
-                it is then called once, with all steps and None, when the batch is finished.
+            on_step: Called between the steps on a CPU. A GPU runs a batch without the host: there it is called once,
+                with all steps and None, when the batch is finished.
             inputs: See `restore`.
 
         Returns:
@@ -338,21 +288,16 @@ class Restorer:
         return time.perf_counter() - begin
 
     def chain(self, batch: int) -> Chain:
-        """The chain of a batch size, made when first asked for. Raises InvalidOption once the Restorer is closed."""
+        """Return the chain of a batch size. Raises InvalidOption after `close`."""
         self._check_open()
-        if self._buffers is None or self._buffers.batch < batch:
-            self._drop_chains()
-            self._buffers = Buffers(self.device, self.plan, batch)
-        if batch not in self._chains:
-            self._chains[batch] = Chain(self.device, self._networks, self.plan, batch=batch, buffers=self._buffers)
-        return self._chains[batch]
+        return self.chains.chain(batch)
 
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidOption("this Restorer is closed: use it inside its `with`, or open another")
 
     def float32(self) -> "Restorer":
-        """The same system in float32, on the same device, for what half precision cannot bear."""
+        """Return the same system in float32 on the same device, for images that overflow in half precision."""
         if self._float32 is None:
             self._float32 = Restorer(self.bundle, self.device, self.sampler)
         return self._float32
@@ -371,35 +316,26 @@ class Restorer:
         return given
 
     def _launch(self, batch: Batch, on_step: OnStep | None, finished: Callable[[], None] = lambda: None) -> Pending:
-        """Launch a batch. finished: is called when it is waited for."""
+        """Launch a batch.
+
+        Args:
+            batch: The images.
+            on_step: See `Chain.launch`.
+            finished: Called when the results were waited for.
+        """
 
         def results(outcome: ChainResult) -> list[Restored]:
             found = batch.results(outcome, self.precision, self._again)
             finished()
             return found
 
-        self._settle(all_but=1)
         try:
-            launched = batch.launch(self.chain(choose_bucket(len(batch.images), self.buckets)), on_step)
+            return self.chains.launch(batch, on_step, results)
         except DeviceOutOfMemory as error:
-            self._settle()
             return Finished(self._give_way(batch, error, on_step))
-        except BaseException:
-            self._settle()  # what failed half-way may have taken the place of a result
-            raise
-        if not self.device.asynchronous:
-            return Finished(results(launched.finish()))
-        self._flights.append(Flight(launched, results))
-        return self._flights[-1]
-
-    def _settle(self, *, all_but: int = 0) -> None:
-        """Wait for what is under way, all but the last ones, and set its results aside."""
-        self._flights = [flight for flight in self._flights if not flight.done]
-        while len(self._flights) > all_but:
-            self._flights.pop(0).settle()
 
     def _again(self, batch: Batch, i: int, seconds: dict[str, float]) -> Restored:
-        """Restore an image in float32 whose result is not finite, where that is another network."""
+        """Restore an image in float32 whose result in another precision is not finite."""
         precision = self.precision
         if not all(np.isfinite(values).all() for values in batch.prepared[i].values()):
             return Restored(None, seconds, precision, "the input holds NaN or Inf")
@@ -412,32 +348,15 @@ class Restorer:
             return Restored(None, seconds, precision, f"the result holds NaN or Inf, and float32 is not there: {error}")
         return float32.run([batch.images[i]], seed=batch.seed, keys=[batch.keys[i]], inputs=given)[0]
 
-    def _bytes_needed(self, batch: int) -> int:
-        """On the device: the chain's buffers, rows and timesteps, and the networks' activations where known."""
-        rows = sum(
-            batch * (8 + sum(4 * (1 + loop.features + len(row)) for row in loop.table.rows)) for loop in self.plan.loops
-        )
-        activations = self.device.workspace(list(self._networks.values()), batch)
-        return Buffers.bytes(self.plan, batch) + rows + (activations or 0)
-
     def _give_way(self, batch: Batch, error: DeviceOutOfMemory, on_step: OnStep | None) -> list[Restored]:
-        """After a batch found no memory: run smaller ones from now on, or give the image up that does not fit alone."""
-        self._drop_chains()
+        """Run a batch that did not fit in halves, and later batches too; an image that does not fit alone fails."""
+        self.chains.clear()
         if len(batch.images) == 1:
             return [Restored(None, {}, self.precision, str(error))]
         half = len(batch.images) // 2
-        self.batch = max((b for b in self.buckets or () if b <= half), default=half)
+        self.batch = max((b for b in self.chains.buckets or () if b <= half), default=half)
         _log.warning("the device's memory ran out at a batch of %d, going on with %d", len(batch.images), self.batch)
         return self.run(batch.images, seed=batch.seed, keys=batch.keys, on_step=on_step, inputs=batch.given)
-
-    def _drop_chains(self) -> None:
-        self._settle()
-        for chain in self._chains.values():
-            chain.close()
-        self._chains.clear()
-        if self._buffers:
-            self._buffers.close()
-            self._buffers = None
 
 
 def settle_precision(bundle: Bundle, chosen: OpenOptions) -> Precision:
@@ -455,18 +374,3 @@ def settle_precision(bundle: Bundle, chosen: OpenOptions) -> Precision:
         return Trial(pixels, min(seconds) / max(1, restorer.plan.steps))
 
     return choose_precision(bundle, chosen.precision, backend=chosen.backend, index=chosen.device, trial=try_out)
-
-
-def load_networks(bundle: Bundle, device: Device, precision: Precision) -> dict[str, Network]:
-    """Load every network of a bundle, its files checked first. A network without that precision runs in fp32."""
-    return {
-        name: device.load(bundle, name, precision if precision in network.variants else "fp32")
-        for name, network in bundle.manifest.networks.items()
-    }
-
-
-def common_buckets(ours: tuple[int, ...] | None, device: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """The batch sizes that both a bundle's graphs and a device take, ascending; None where every size will do."""
-    if ours is None or device is None:
-        return ours or device
-    return tuple(size for size in ours if size in device) or ours

@@ -13,7 +13,7 @@ from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.backends.tensorrt_key import Library, Machine
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
-from bfr.runtime.restore.restorer import load_networks
+from bfr.runtime.restore.chains import load_networks
 
 MACHINE = Machine("tensorrt-rtx", "1.7.1", "13.0", "13.1", "NVIDIA Fake", "8.9")
 

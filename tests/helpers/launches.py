@@ -8,7 +8,7 @@ from bfr.runtime.restore.restorer import Restorer
 def launches(restorer: Restorer, log: list[tuple[str, Any]]) -> str:
     """L where a batch is launched, W where the host waits for a result."""
     device: Any = restorer.device
-    buffers: Any = restorer._buffers
+    buffers: Any = restorer.chains.buffers
     fetched = {event for _, event in buffers.output._slots}
     main = int(device.stream)
     found = ""

@@ -20,12 +20,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bfr.runtime.backends.device import Device
-from bfr.runtime.backends.registry import FALLBACK, choose, open_device
+from bfr.runtime.backends.device import Device, Network
+from bfr.runtime.backends.registry import open_device, open_usable
 from bfr.runtime.errors import BfrError, DeviceLost
 from bfr.runtime.restore.batch import Finished, Pending, Restored
+from bfr.runtime.restore.chains import load_networks
 from bfr.runtime.restore.options import OpenOptions
-from bfr.runtime.restore.restorer import UNUSABLE, Restorer, load_networks, settle_precision
+from bfr.runtime.restore.restorer import Restorer, settle_precision
 from bfr.runtime.serve.logs import log_as_json
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import Group
@@ -62,7 +63,7 @@ class Networks:
         if self.on_cpu:
             next(iter(self.restorers.values())).warm_up(batch=1, times=1)
         for restorer in () if self.on_cpu else self.restorers.values():
-            for size in restorer.sizes():  # each is recorded now, so that no request waits for that
+            for size in restorer.chains.sizes(restorer.batch):  # recorded now, so that no request waits for it
                 restorer.warm_up(batch=size)
         self.facts: dict[str, Any] = {
             "backend": self.devices[0].name,
@@ -102,28 +103,21 @@ class Networks:
         """Open a system on the backend of the options; `auto` goes on to the next one that works here."""
         bundle, shared = system.bundle, options.model_dump(include={"backend", "precision", "threads"})
         precision = settle_precision(bundle, OpenOptions(**shared, device=index))
-        tried: list[str] = []
-        while True:
-            name = options.backend
-            if name == "auto":
-                name = choose(bundle, precision, index, without=tried)
-            try:
-                # Threads that wait in a loop burn what the front, its decoders and other processes could use.
-                device = open_device(
-                    name, bundle, precision=precision, threads=options.threads, spinning=False, index=index
-                )
-                networks = load_networks(bundle, device, precision)
-                break
-            except UNUSABLE:
-                if options.backend != "auto" or name == FALLBACK:
-                    raise
-                tried.append(name)
+
+        def open_on(backend: str) -> tuple[Device, dict[str, Network]]:
+            # Threads that wait in a loop burn what the front, its decoders and other processes could use.
+            device = open_device(
+                backend, bundle, precision=precision, threads=options.threads, spinning=False, index=index
+            )
+            return device, load_networks(bundle, device, precision)
+
+        device, networks = open_usable(options.backend, bundle, precision, index, open_on)
         self.devices.append(device)
         for preset, sampler in system.presets.items():
             restorer = Restorer(
                 bundle, device, sampler, precision=precision, batch=options.batch_size, networks=networks
             )
-            restorer.reserve()
+            restorer.chains.reserve(restorer.batch)
             self.restorers[system.name, preset] = restorer
 
 

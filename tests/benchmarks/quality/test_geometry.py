@@ -1,7 +1,6 @@
 """Landmarks and proportions before and after, with a detector of five coloured dots."""
 
 import math
-from typing import Any
 
 import cv2
 import numpy as np
@@ -104,12 +103,6 @@ def test_who_was_changed_stands_above_the_floor() -> None:
     assert "| result | 1 of 2 |" in lines[4]
 
 
-def test_without_truth_the_input_is_what_all_are_compared_with() -> None:
-    stages = {name: drawn(POINTS) for name in ("input", "estimate", "result")}
-    record = g.examine(Dots(), "face", stages, None)
-    assert record is not None
-    assert list(record) == ["estimate", "result", g.MOVED, g.SPOILT]
-    assert record["result"] == {"landmarks": 0.0, "eyes": 0.0, "mouth": 0.0, "nose": 0.0}
-    unseen: dict[str, Any] = {**stages, "input": np.zeros((256, 256, 3), np.uint8)}
-    assert g.examine(Dots(), "face", unseen, None) is None
+def test_a_truth_without_a_face_has_no_geometry() -> None:
+    assert g.examine(Dots(), "face", {"result": drawn(POINTS)}, np.zeros((256, 256, 3), np.uint8)) is None
     assert "no face" in g.geometry_table([None])[0]

@@ -105,7 +105,7 @@ def test_report_and_plot() -> None:
     assert "| the estimate itself | 0 | 21.00 ± 0.58 |" in text
     assert text.count("| -10.00 ± 0.00 | outside |") == 2  # the estimate, on the front and in the full table
     with Pillow.open(BytesIO(as_png(found, {"balanced": Allowance(20), "fast": Allowance(10)}))) as picture:
-        assert picture.size == (1800, 930)
+        assert picture.size == (1200, 840)
 
 
 @pytest.fixture

@@ -194,7 +194,7 @@ def test_one_that_drops_out_leaves_the_others_their_turns(tiny_bundle: Bundle, f
     plan = make_plan(tiny_bundle, tiny_bundle.preset("short", start=1))
     without = b.summarize_all(tiny_bundle, plan, make_results(baseline="b"), 2, runs)
     assert [(m.speedup, m.drift) for m in without] == [(None, None)] * 2
-    text = report.as_markdown(make_results(measurements=without, lost=field.lost), plot="bench.png")
+    text = report.as_markdown(make_results(measurements=without, lost=field.lost))
     assert all(len(widths) == 1 for widths in table_widths(text))
     assert "| b: out of memory |" in text
 
@@ -216,12 +216,12 @@ def test_the_limit_is_for_networks_in_the_ceilings_precision(tiny_bundle: Bundle
 def test_energy_makes_a_column_of_its_own() -> None:
     plain = make_results()
     metered = [dataclasses.replace(m, joules=12.5 if m.batch == 1 else None) for m in plain.measurements]
-    text = report.as_markdown(make_results(measurements=metered, energy="the CPU's counters"), plot="bench.png")
+    text = report.as_markdown(make_results(measurements=metered, energy="the CPU's counters"))
     assert all(len(widths) == 1 for widths in table_widths(text))
     assert "| J a face |" in text
     assert "| 12.5 |" in text
     assert "Energy: the CPU's counters." in text
-    without = report.as_markdown(make_results(energy="this machine tells no energy"), plot="bench.png")
+    without = report.as_markdown(make_results(energy="this machine tells no energy"))
     assert "J a face" not in without
     assert "this machine tells no energy" in without
 
@@ -243,16 +243,12 @@ def test_json_holds_every_number_and_no_infinity(tmp_path: Path, monkeypatch: py
 
 
 def test_markdown_has_a_table_a_batch_that_parses() -> None:
-    text = report.as_markdown(make_results(), plot="bench.png")
+    text = report.as_markdown(make_results())
     assert [len(widths) for widths in table_widths(text)] == [1] * 5  # two batches, stages, start, machine
     for part in ("## Batch 1", "## Batch 2", "```\ncommand\n```", "bench.png", "| eager-half: no GPU |"):
         assert part in text
     assert "not idle" not in text
-    assert "kept 1.50 of its cores busy" in report.as_markdown(make_results(others_cores=1.5), plot="bench.png")
-
-
-def test_the_plot_is_a_png() -> None:
-    assert plots.bar_chart(make_results()).startswith(b"\x89PNG\r\n")
+    assert "kept 1.50 of its cores busy" in report.as_markdown(make_results(others_cores=1.5))
 
 
 def test_the_command_can_be_repeated_and_names_no_folder() -> None:
@@ -450,7 +446,7 @@ def test_a_limit_makes_two_more_columns_and_a_picture() -> None:
     plain = make_results()
     limited = [dataclasses.replace(m, limit_seconds=0.025 * m.batch) for m in plain.measurements]
     results = make_results(measurements=limited, ceilings=ceilings, costs=costs)
-    text = report.as_markdown(results, plot="bench.png", roofline="roofline.png")
+    text = report.as_markdown(results, roofline="roofline.png")
     assert all(len(widths) == 1 for widths in table_widths(text))
     assert "| limit ms | share |" in text
     assert "| 25 | 25% |" in text  # a step takes 0.1 s
@@ -459,7 +455,7 @@ def test_a_limit_makes_two_more_columns_and_a_picture() -> None:
     picture = plots.roofline(results)
     assert picture is not None
     assert picture.startswith(b"\x89PNG")
-    without = report.as_markdown(plain, plot="bench.png")
+    without = report.as_markdown(plain)
     assert "limit" not in without
     assert plots.roofline(plain) is None
 
@@ -467,15 +463,15 @@ def test_a_limit_makes_two_more_columns_and_a_picture() -> None:
 def test_the_build_of_engines_stands_apart() -> None:
     backends = make_results().backends
     built = dataclasses.replace(backends[1], name="tensorrt:fp16", build_seconds=61.25)
-    text = report.as_markdown(make_results(backends=[backends[0], built]), plot="bench.png")
+    text = report.as_markdown(make_results(backends=[backends[0], built]))
     assert "| versions | build s | load s |" in text
     assert "| 61.25 | 0.5 |" in text
     assert all(len(widths) == 1 for widths in table_widths(text))
 
 
 def test_notes_of_a_gpu_say_what_its_overhead_is() -> None:
-    assert "by events on the device" in report.as_markdown(make_results(baseline="eager-cuda"), plot="bench.png")
-    assert "by events on the device" not in report.as_markdown(make_results(), plot="bench.png")
+    assert "by events on the device" in report.as_markdown(make_results(baseline="eager-cuda"))
+    assert "by events on the device" not in report.as_markdown(make_results())
 
 
 @pytest.mark.slow
@@ -508,7 +504,7 @@ def test_a_whole_run_on_a_tiny_bundle(tiny_bundle: Bundle, tmp_path: Path) -> No
     ended = CliRunner().invoke(app, ["bench", *folders, "--preset", "short", "--threads", "1", *options])
     assert ended.exit_code == 0, ended.output
     assert (out / "bench.md").read_text() in ended.stdout
-    assert {path.name for path in out.iterdir()} == {"bench.json", "bench.md", "bench.png", "roofline.png"}
+    assert {path.name for path in out.iterdir()} == {"bench.json", "bench.md", "roofline.png"}
     found = json.loads((out / "bench.json").read_text())
     names = [backend["name"] for backend in found["backends"]]
     assert names == [name for name in options[1].split(",") if name not in found["skipped"]]

@@ -1,8 +1,5 @@
 """Ceilings, what a call costs at least, and the limit that follows."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -79,15 +76,3 @@ def test_the_ceilings_of_a_gpu() -> None:
     assert found.dtype == "float16"
     assert found.flop_per_second > 1e12
     assert found.bytes_per_second > 1e10
-
-
-def test_the_command_writes_numbers_and_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(r, "measure_ceilings", lambda _: r.Ceilings("chip", "float32", 1e12, 1e11))
-    assert r.main([str(default_bundle()), "--out", str(tmp_path), "--batches", "1", "2"]) == 0
-    found = json.loads((tmp_path / "roofline.json").read_text())
-    assert [cost["batch"] for cost in found["costs"]] == [1, 2]
-    assert found["costs"][0]["limit_seconds"] == pytest.approx(found["costs"][0]["flop"] / 1e12)
-    assert "1 TFLOP/s" in (tmp_path / "roofline.md").read_text()
-    assert "1 TFLOP/s" in capsys.readouterr().out

@@ -146,7 +146,7 @@ def test_memory_that_runs_out_while_a_batch_is_under_way(
         failed: list[bool] = []
 
         def fails_once(self: Restorer, *arguments: Any, **options: Any) -> Any:
-            if self._flights and not self._flights[-1].done and not failed:
+            if self.chains.flights and not self.chains.flights[-1].done and not failed:
                 failed.append(True)
                 gpus[0].fail["cudaGraphLaunch"] = "cudaErrorMemoryAllocation"
             pending = launch(self, *arguments, **options)

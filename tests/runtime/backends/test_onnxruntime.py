@@ -175,16 +175,16 @@ def test_the_cuda_device_runs_the_same_chain(tiny_bundle: Bundle, cuda_provider:
         for _ in range(5):
             found = restorer.restore(FACES)
             assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
-        patterns = {network.session.mem_pattern for network in restorer._networks.values()}  # type: ignore[attr-defined]
+        patterns = {network.session.mem_pattern for network in restorer.chains.networks.values()}  # type: ignore[attr-defined]
         assert patterns == {not graphs}  # a pattern is allocated in a later run, which a capture does not bear
-        assert list(restorer._chains) == [4]  # three images, the bucket of four
+        assert list(restorer.chains.made) == [4]  # three images, the bucket of four
     device.close()
     assert cuda_provider[0].names().count("graph") == (2 if graphs else 0)  # after three runs
 
 
 def test_memory_that_runs_out_in_a_session(tiny_bundle: Bundle, cuda_provider: Any) -> None:
     with Restorer.open(tiny_bundle.folder, backend="onnxruntime-cuda", batch=4) as restorer:
-        session: Any = restorer._networks["denoiser"].session  # type: ignore[attr-defined]
+        session: Any = restorer.chains.networks["denoiser"].session  # type: ignore[attr-defined]
         restore = type(session).run_with_iobinding
 
         def too_large(binding: Any, options: Any) -> None:
@@ -200,7 +200,7 @@ def test_memory_that_runs_out_in_a_session(tiny_bundle: Bundle, cuda_provider: A
 @pytest.mark.parametrize("error", ["no kernel image", "CUDA error 700: an illegal memory access was encountered"])
 def test_other_errors_of_a_session_are_bugs(tiny_bundle: Bundle, cuda_provider: Any, error: str) -> None:
     with Restorer.open(tiny_bundle.folder, backend="onnxruntime-cuda") as restorer:
-        restorer._networks["denoiser"].session.error = error  # type: ignore[attr-defined]
+        restorer.chains.networks["denoiser"].session.error = error  # type: ignore[attr-defined]
         with pytest.raises(RuntimeError, match=error):
             restorer.restore(FACES)
 

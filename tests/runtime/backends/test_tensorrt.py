@@ -178,8 +178,8 @@ def test_the_device_never_waits_for_the_host_between_two_batches(built: Bundle, 
 
 def device_events(restorer: Restorer) -> set[Any]:
     """The events that results and times wait for."""
-    buffers: Any = restorer._buffers
-    clocks: list[Any] = [chain.clock for chain in restorer._chains.values()]
+    buffers: Any = restorer.chains.buffers
+    clocks: list[Any] = [chain.clock for chain in restorer.chains.made.values()]
     return {event for owner in (buffers.output, *clocks) for _, event in owner._slots}
 
 
@@ -493,7 +493,7 @@ def test_the_library_speaks_through_logging(built: Bundle, tensorrt: Any, caplog
 def test_a_chain_that_does_not_fit_gives_back_what_it_got(built: Bundle, tensorrt: Any, gpus: Any) -> None:
     """Wherever memory ends, on the device or for page-locked blocks."""
     with opened(built, tensorrt, batch=1) as restorer:
-        restorer._drop_chains()
+        restorer.chains.clear()
         before = gpus[0].used, len(gpus[0].pinned), dict(gpus[0].alive)
         for spare in range(0, 130_000, 10_000):
             gpus[0].total = gpus[0].used + spare

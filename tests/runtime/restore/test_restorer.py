@@ -49,7 +49,7 @@ def test_padding_never_reaches_a_result(tiny_bundle: Bundle, alone: list[np.ndar
         results = restorer.restore(FACES)  # 4, then 1 padded to 4
         assert len(results) == 5
         assert all(np.array_equal(a, b) for a, b in zip(results, alone, strict=True))
-        assert list(restorer._chains) == [4]
+        assert list(restorer.chains.made) == [4]
 
 
 def test_a_nan_image_beside_it_changes_nothing(tiny_bundle: Bundle, alone: list[np.ndarray]) -> None:
@@ -139,7 +139,7 @@ def test_red_stays_red(tiny_bundle: Bundle, fakes: Any) -> None:
     """With networks that change nothing, every channel comes back where it was."""
     identity = {"estimator": fakes.identity(), "denoiser": fakes.Network(lambda x, **_: (x, x))}
     restorer = Restorer(tiny_bundle, fakes.Device(), tiny_bundle.preset("short"), networks=identity)
-    restorer.plan = difface_plan(replace(restorer.table, signal=1.0, noise=0.0), restorer.size)
+    restorer.chains.plan = difface_plan(replace(restorer.table, signal=1.0, noise=0.0), restorer.size)
     red = np.zeros((32, 32, 3), np.uint8)
     red[..., 0], red[..., 1] = 200, 30
     assert np.abs(restorer.restore([red])[0].astype(int) - red).max() <= 1

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bfr.runtime.errors import DeviceLost, DeviceOutOfMemory, InvalidOption, RestorationFailed
 from bfr.runtime.restore.batch import Restored
+from bfr.runtime.restore.chains import Chains
 from bfr.runtime.restore.restorer import Restorer
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import Group
@@ -109,14 +110,14 @@ def test_a_warm_up_that_is_not_finite_serves_nothing(monkeypatch: pytest.MonkeyP
 
 
 def test_bundles_that_the_device_cannot_hold_together_are_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    reserved: list[Restorer] = []
+    reserved: list[Chains] = []
 
-    def reserve(self: Restorer) -> None:
+    def reserve(self: Chains, batch: int) -> None:
         reserved.append(self)
         if len(reserved) == 2:
             raise DeviceOutOfMemory("batch 2 needs 2,000,000 bytes on the device, 1,000 are free")
 
-    monkeypatch.setattr(Restorer, "reserve", reserve)
+    monkeypatch.setattr(Chains, "reserve", reserve)
     folder = next(iter(OPTIONS.folders.values()))
     options = ServeOptions(**{**OPTIONS.model_dump(), "bundles": (f"first={folder}", f"second={folder}")})
     with pytest.raises(DeviceOutOfMemory, match="free"):

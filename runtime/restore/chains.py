@@ -1,0 +1,142 @@
+"""The chains of a system by batch size, the buffers that they share, and the batches that the device works on."""
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from bfr.runtime.backends.device import Device, Network
+from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.manifest import Precision
+from bfr.runtime.errors import DeviceLost, DeviceOutOfMemory
+from bfr.runtime.restore.batch import Batch, Finished, Flight, Pending, Restored, choose_bucket
+from bfr.runtime.restore.buffers import Buffers
+from bfr.runtime.restore.chain import Chain, ChainResult
+from bfr.runtime.restore.loop import OnStep
+from bfr.runtime.restore.plan import Plan
+
+
+class Chains:
+    """Chains are made per batch size, when first needed, and kept. At most two batches are in flight.
+
+    Attributes:
+        networks: The loaded networks, by name.
+        made: The chains, by batch size.
+        buffers: What they share, of the largest of these sizes; None before the first chain.
+        flights: The batches in flight: the buffers hold the results of two.
+    """
+
+    def __init__(self, bundle: Bundle, device: Device, networks: dict[str, Network], plan: Plan) -> None:
+        self.bundle, self.device, self.networks, self.plan = bundle, device, networks, plan
+        self.made: dict[int, Chain] = {}
+        self.buffers: Buffers | None = None
+        self.flights: list[Flight] = []
+
+    @property
+    def buckets(self) -> tuple[int, ...] | None:
+        """The batch sizes that chains are made for, ascending, or None where every size is as good."""
+        return common_buckets(self.bundle.manifest.batches, self.device.buckets)
+
+    def sizes(self, batch: int) -> list[int]:
+        """The sizes of the chains that run up to `batch` faces together, ascending: the buckets, or any."""
+        largest = choose_bucket(batch, self.buckets)
+        return [size for size in self.buckets or range(1, batch + 1) if size <= largest]
+
+    def reserve(self, batch: int) -> None:
+        """Allocate the largest chain now, on a device with a memory of its own.
+
+        Args:
+            batch: Faces that run together, at most.
+
+        Raises:
+            DeviceOutOfMemory: Its text has needed and free bytes, and the largest batch that fits.
+        """
+        memory = self.device.memory()
+        if memory is None:
+            return
+        free, _ = memory
+        needed = {size: self._bytes_needed(size) for size in self.sizes(batch)}
+        largest = max(needed)
+        if needed[largest] > free:
+            fitting = max((size for size in needed if needed[size] <= free), default=None)
+            remedy = "not even a batch of 1 fits" if fitting is None else f"the largest batch that fits is {fitting}"
+            side = self.bundle.manifest.image_size
+            raise DeviceOutOfMemory(
+                f"batch {batch} at {side}x{side} needs {needed[largest]:,} bytes on the device, "
+                f"{free:,} are free: {remedy}; choose it with --batch, or end what else uses the GPU (nvidia-smi)"
+            )
+        self.chain(largest)
+
+    def chain(self, size: int) -> Chain:
+        """The chain of a batch size, made when first asked for."""
+        if self.buffers is None or self.buffers.batch < size:
+            self.clear()
+            self.buffers = Buffers(self.device, self.plan, size)
+        if size not in self.made:
+            self.made[size] = Chain(self.device, self.networks, self.plan, batch=size, buffers=self.buffers)
+        return self.made[size]
+
+    def launch(self, batch: Batch, on_step: OnStep | None, results: Callable[[ChainResult], list[Restored]]) -> Pending:
+        """Start a batch. All batches before the previous one are finished first.
+
+        Args:
+            batch: The images.
+            on_step: See `Chain.launch`.
+            results: Makes images of what the chain returned.
+
+        Raises:
+            DeviceOutOfMemory: The batches before it are finished then, as after every other error.
+        """
+        self.settle(all_but=1)
+        try:
+            launched = batch.launch(self.chain(choose_bucket(len(batch.images), self.buckets)), on_step)
+        except BaseException:
+            self.settle()  # what failed half-way may have taken the place of a result
+            raise
+        if not self.device.asynchronous:
+            return Finished(results(launched.finish()))
+        self.flights.append(Flight(launched, results))
+        return self.flights[-1]
+
+    def settle(self, *, all_but: int = 0) -> None:
+        """Wait for the batches in flight, all but the last `all_but`, and set their results aside."""
+        self.flights = [flight for flight in self.flights if not flight.done]
+        while len(self.flights) > all_but:
+            self.flights.pop(0).settle()
+
+    def clear(self) -> None:
+        """Finish the batches in flight and free the chains and the buffers."""
+        self.settle()
+        for chain in self.made.values():
+            chain.close()
+        self.made.clear()
+        if self.buffers:
+            self.buffers.close()
+            self.buffers = None
+
+    def close(self) -> None:
+        """Free everything, even on a device that failed, and drop the networks."""
+        with suppress(DeviceLost):  # its memory went with it
+            self.clear()
+        self.networks = {}  # engines and weights end with the device, not with this object
+
+    def _bytes_needed(self, size: int) -> int:
+        """On the device: the chain's buffers, rows and timesteps, and the networks' activations where known."""
+        rows = sum(
+            size * (8 + sum(4 * (1 + loop.features + len(row)) for row in loop.table.rows)) for loop in self.plan.loops
+        )
+        activations = self.device.workspace(list(self.networks.values()), size)
+        return Buffers.bytes(self.plan, size) + rows + (activations or 0)
+
+
+def load_networks(bundle: Bundle, device: Device, precision: Precision) -> dict[str, Network]:
+    """Load every network of a bundle, its files checked first. A network without that precision runs in fp32."""
+    return {
+        name: device.load(bundle, name, precision if precision in network.variants else "fp32")
+        for name, network in bundle.manifest.networks.items()
+    }
+
+
+def common_buckets(ours: tuple[int, ...] | None, device: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The batch sizes that both a bundle's graphs and a device take, ascending; None where every size will do."""
+    if ours is None or device is None:
+        return ours or device
+    return tuple(size for size in ours if size in device) or ours
