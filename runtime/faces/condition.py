@@ -15,6 +15,8 @@ SHARP = 0.42  # acuity of a face that is sharp already
 NOISE = 4.5  # levels of 255 that it has at most
 GRAIN = 1.7  # levels of 255 of grain, or of a printed screen, that it has at most
 BLOCKS = 1.8  # levels of 255 between JPEG's blocks that it has at most
+COLOURS = 64  # different ones that a face has at least: the steps of a palette of fewer look sharp
+SAMPLED = 128  # pixels a side in which they are counted, about
 COARSE = 1.25  # pixels of the crop for one of the photograph: with more, the crop is finer than the photograph
 STEEPEST = 0.99  # the share of gradients below the one that is measured: that of edges, not of skin
 CELL = 16  # pixels a side of a place in which noise is measured
@@ -43,6 +45,7 @@ class Condition:
             have none.
         blocks: The step at the borders of JPEG's blocks, levels of 255.
         scale: Pixels of the crop for one of the photograph.
+        colours: Different ones in the middle of the face, in the photograph.
     """
 
     acuity: float
@@ -50,11 +53,12 @@ class Condition:
     grain: float
     blocks: float
     scale: float
+    colours: int = COLOURS
 
     @property
     def sharp(self) -> bool:
         """Whether restoring the face could only make it worse."""
-        clean = self.noise <= NOISE and self.grain <= GRAIN and self.blocks <= BLOCKS
+        clean = self.noise <= NOISE and self.grain <= GRAIN and self.blocks <= BLOCKS and self.colours >= COLOURS
         return clean and self.acuity >= SHARP and self.scale <= COARSE
 
 
@@ -65,7 +69,7 @@ def measure_condition(crop: NDArray[Any], matrix: Matrix, photograph: NDArray[An
         crop: The aligned crop, (S, S, 3) uint8 or uint16.
         matrix: The transform from the photograph to the crop.
         photograph: (H, W, 3) of the crop's dtype, in which JPEG's blocks lie on their grid, and noise is as strong as
-            it is seen. None leaves the blocks out, and noise that averaging to the crop has hidden.
+            it is seen. None leaves out blocks, colours, and noise that averaging to the crop has hidden.
     """
     scale = scale_of(matrix)
     if crop.shape[0] < SMALLEST:
@@ -76,17 +80,20 @@ def measure_condition(crop: NDArray[Any], matrix: Matrix, photograph: NDArray[An
     near_noise, far_noise = (NOISE_STEEPEST * (noise / width) ** 2 for width in (1, 4))
     seen = far > 2 * far_noise  # otherwise there is nothing but noise
     acuity = float(np.sqrt(max(near - near_noise, 0.0) / (far - far_noise))) if seen else 0.0
-    blocks = 0.0
+    blocks, colours = 0.0, COLOURS
     if photograph is not None:
         left, top, right, bottom = rectangle(matrix, crop.shape[0], photograph.shape)
         inset_x, inset_y = (right - left) // 4, (bottom - top) // 4
         seen_at = photograph[top + inset_y : bottom - inset_y, left + inset_x : right - inset_x]
         if min(seen_at.shape[:2]) >= CELL:
             middle = _luma(seen_at)
+            step = max(1, min(seen_at.shape[:2]) // SAMPLED)
+            packed = seen_at[::step, ::step].reshape(-1, 3).astype(np.int64) @ np.array([1, 1 << 16, 1 << 32])
+            colours = np.unique(packed).size
             blocks, noise = _blocks(middle), max(noise, _noise(middle))
             if scale < 1:  # the crop hides it
                 noise = max(noise, _grain(middle))
-    return Condition(acuity, noise, _grain(luma), blocks, scale)
+    return Condition(acuity, noise, _grain(luma), blocks, scale, colours)
 
 
 def _luma(pixels: NDArray[Any]) -> Float32:

@@ -59,6 +59,14 @@ class TestSharpness:
         assert found == sorted(found, reverse=True)
         assert found[-1] == pytest.approx(0.27, abs=0.03)
 
+    @pytest.mark.parametrize("colours", [3, 16, 32])
+    def test_steps_of_few_colours_are_no_sharpness(self, colours: int) -> None:
+        step = 256 // colours
+        condition = measured(blurred(drawn(), 1.6) // step * step)
+        assert condition.acuity > 0.3
+        assert 1 < condition.colours <= colours + 1
+        assert not condition.sharp
+
     def test_it_does_not_depend_on_contrast_or_depth(self) -> None:
         full, faint = measured(drawn()).acuity, measured(drawn(contrast=0.4)).acuity
         assert faint == pytest.approx(full, rel=0.05)
