@@ -18,6 +18,7 @@ if sys.dont_write_bytecode:  # compile a module where it is imported first, not 
 import numpy as np
 import pytest
 from bundles import unpacked
+from once import once, run_folder
 
 from bfr.runtime.backends.host import HostDevice
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
@@ -26,6 +27,7 @@ from bfr.runtime.faces.geometry import Face, template
 from bfr.runtime.restore.batch import Pending, Restored
 from bfr.runtime.restore.chain import Chain
 from bfr.runtime.restore.plan import difface_plan
+from bfr.runtime.restore.precision import Trial, choose_precision, sample
 from bfr.runtime.restore.restorer import Restorer
 
 SIZE = 32
@@ -161,6 +163,25 @@ class Squares:
 
     def refine(self, pixels: np.ndarray, face: Face) -> Face:
         return face
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder of this run, in which int8 was tried on the packaged bundle and was slower than float32.
+
+    What a user fetched or measured decides nothing in a test, and no test takes seconds for a trial of its own.
+    """
+    times = {"fp32": 1.0, "int8": 2.0}
+
+    def tried(_: Path) -> None:
+        mini = Bundle.open(default_bundle())
+        backend, trial = "onnxruntime-cpu", lambda precision: Trial(sample(SIZE), times[precision])
+        assert choose_precision(mini, "auto", backend=backend, trial=trial) == "fp32"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BFR_HOME", str(run_folder(tmp_path_factory) / "once" / "cache" / "bfr"))
+        once(tmp_path_factory, "cache", tried)
+        yield
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from bfr.runtime.restore.plan import make_plan
 pytest.importorskip("polygraphy")
 pytest.importorskip("onnxruntime")
 CHANNELS, LAYERS = 4, 6
-PLANTED = "denoiser.input_blocks.3.0.in_layers.2"
+PLANTED = "denoiser.output_blocks.0.0.in_layers.2"
 
 
 def graph(folder: Path, half: bool, scales: dict[int, float], *, quirk: bool = False) -> Path:
@@ -107,6 +107,8 @@ def test_what_is_marked_at_a_time_changes_nothing(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.export
 def test_int8_is_matched_though_the_quantizer_moves_nodes(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    import onnx
+
     from bfr.export.onnx.quantize import quantize_graph
 
     plan = make_plan(tiny_bundle, tiny_bundle.preset())
@@ -114,7 +116,8 @@ def test_int8_is_matched_though_the_quantizer_moves_nodes(tiny_bundle: Bundle, t
     full = tiny_bundle.graph("denoiser", "fp32")
     int8, _ = quantize_graph(full, tmp_path / "int8.onnx", iter([inputs]))
     found_ = compare_graphs(full, int8, inputs, "denoiser", "int8")
-    assert found_.compared == found_.layers > 200
+    shapes = sum(node.op_type == "Shape" for node in onnx.load(full, load_external_data=False).graph.node)
+    assert found_.compared == found_.layers - shapes > 100  # a shape is no result of a layer
     assert 1e-3 < found_.worst[0].error < 0.5
 
 

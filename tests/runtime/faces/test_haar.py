@@ -15,6 +15,7 @@ from bfr.runtime.faces.haar import Haar
 from bfr.runtime.files import cache_folder
 
 Array = NDArray[Any]
+FETCHED = cache_folder() / "yunet" / YUNET_FILE  # by the user; tests have a cache folder of their own
 without_cascades = pytest.mark.skipif(not hasattr(cv2, "CascadeClassifier"), reason="OpenCV 5 has no cascades")
 
 
@@ -100,10 +101,13 @@ class TestHaar:
             assert haar.detect(np.full(shape, level, np.uint8)) == []
 
 
-def test_the_published_model(astronaut: Array, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_published_model(
+    astronaut: Array, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where it has been fetched."""
-    if not (cache_folder() / "yunet" / YUNET_FILE).is_file():
+    if not FETCHED.is_file():
         pytest.skip("`bfr fetch yunet` has not been run")
+    monkeypatch.setenv("BFR_HOME", str(FETCHED.parents[1]))
     detector = open_detector()
     for scale in (0.5, 2):
         pixels, landmarks = resized(astronaut, scale)

@@ -503,16 +503,16 @@ class TestTurns:
 
     PHOTOGRAPH = Path(__file__).parents[3] / "docs" / "images" / "photograph.jpg"
 
-    @pytest.mark.parametrize("quarters", [1, 2, 3])
-    def test_the_face_is_found_where_it_is(self, quarters: int) -> None:
-        upright = read_image(self.PHOTOGRAPH).pixels
-        editor = PhotoEditor(256, PhotoOptions(detector="haar"))
+    def test_the_face_is_found_where_it_is(self) -> None:
+        upright = cv2.resize(np.asarray(read_image(self.PHOTOGRAPH).pixels), None, fx=0.5, fy=0.5)
+        editor = PhotoEditor(128, PhotoOptions(detector="haar"))
         [expected] = editor.align(upright)
-        [found] = editor.align(np.ascontiguousarray(np.rot90(upright, quarters)))
-        assert np.abs(found.crop.astype(int) - expected.crop).mean() < 2  # the same crop, upright
-        left, top, right, bottom = found.face.box
-        assert ((left, top) < found.face.landmarks).all()
-        assert (found.face.landmarks < (right, bottom)).all()
+        for quarters in (1, 2, 3):
+            [found] = editor.align(np.ascontiguousarray(np.rot90(upright, quarters)))
+            assert np.abs(found.crop.astype(int) - expected.crop).mean() < 2  # the same crop, upright
+            left, top, right, bottom = found.face.box
+            assert ((left, top) < found.face.landmarks).all()
+            assert (found.face.landmarks < (right, bottom)).all()
 
     def test_an_upright_face_costs_no_further_look(self, fakes: Any) -> None:
         looks: list[tuple[int, ...]] = []

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.images.encode import encode_image
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.run import run_job
@@ -20,16 +21,17 @@ ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of bytes are Linux's")
-def test_names_of_all_kinds_in_a_locale_of_ascii(tmp_path: Path) -> None:
+def test_names_of_all_kinds_in_a_locale_of_ascii(tiny_bundle: Bundle, tmp_path: Path) -> None:
     given, out, expected = (tmp_path / name for name in ("in", "out", "expected"))
     given.mkdir()
     for k, name in enumerate(NAMES):
         pixels = np.random.default_rng(k).integers(0, 256, (16, 16, 3), np.uint8)
         (given / os.fsdecode(name)).write_bytes(encode_image(pixels, ".png"))
-    with Restorer.open(preset="fast", backend="onnxruntime-cpu", threads=1) as restorer:
+    with Restorer.open(tiny_bundle.folder, preset="short", backend="onnxruntime-cpu", threads=1) as restorer:
         run_job(restorer, find_images([given]), JobOptions(out=expected))
+    options = ["--bundle", str(tiny_bundle.folder), "--preset", "short", "--backend", "onnxruntime-cpu"]
     run = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", CODE, "restore", "in", "-o", "out", "--aligned", "--preset", "fast", "--html"],
+        [sys.executable, "-c", CODE, "restore", "in", "-o", "out", "--aligned", "--html", *options],
         cwd=tmp_path,
         env={**{name: value for name, value in os.environ.items() if not name.startswith("LC_")}, **ASCII},
         capture_output=True,
