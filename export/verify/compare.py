@@ -8,6 +8,7 @@ import numpy as np
 
 from bfr.export.verify.explain import differs, explain
 from bfr.export.verify.walk import SEED, Reference, call_network, output_shapes, side_by_side, synthetic, walk
+from bfr.runtime.backends.cuda.device import GpuDevice
 from bfr.runtime.backends.device import Device, Float32, Network
 from bfr.runtime.backends.registry import open_device
 from bfr.runtime.bundle import manifest
@@ -129,7 +130,7 @@ def verify(
                 i = _worst_image(a, b)
                 progress(f"{name} is below its floor: looking for the layer")
                 image = {key: value[i : i + 1] for key, value in inputs.items()}
-                raise VerificationFailed(f"{error}{_explained(bundle, name, precision, image, device.name)}") from error
+                raise VerificationFailed(f"{error}{_explained(bundle, name, precision, image, device)}") from error
     progress(f"the chain in {precision}, {plan.steps} steps, against {reference.name}")
     a, eager_seconds = run_chain(plan, reference.device, reference.networks, batches[0])
     b, seconds = run_chain(plan, device, tested, batches[0])
@@ -139,8 +140,7 @@ def verify(
     except VerificationFailed as error:
         progress("the chain is below its floor: looking for the layer")
         found = (
-            _explained(bundle, name, precision, inputs, device.name)
-            for name, inputs, _ in walk(bundle, plan, reference, 1)
+            _explained(bundle, name, precision, inputs, device) for name, inputs, _ in walk(bundle, plan, reference, 1)
         )
         raise VerificationFailed("".join([str(error), *found])) from error
     if not plan.steps:
@@ -219,12 +219,13 @@ def run_chain(plan: Plan, device: Device, networks: Mapping[str, Network], batch
     return result.image * 2.0 - 1.0, sum(result.seconds[loop.name] for loop in loops) / max(plan.steps, 1)
 
 
-def _explained(bundle: Bundle, name: str, precision: Precision, inputs: Mapping[str, Float32], backend: str) -> str:
+def _explained(bundle: Bundle, name: str, precision: Precision, inputs: Mapping[str, Float32], device: Device) -> str:
     """What `bfr verify --explain` says of a network, or why it cannot; nothing where there is nothing to compare."""
-    if not differs(bundle, name, precision, backend):
+    if not differs(bundle, name, precision, device.name):
         return ""
+    index = device.cuda.index if isinstance(device, GpuDevice) else 0
     try:
-        return f"\n{explain(bundle, name, precision, inputs, backend=backend)}"
+        return f"\n{explain(bundle, name, precision, inputs, backend=device.name, index=index)}"
     except Exception as problem:  # whatever stops the explanation must not hide what it was to explain
         return f"\nThe layer is not named: {problem}"
 

@@ -62,7 +62,7 @@ EXAMPLES = {
     "wrap": "bfr wrap gfpgan.onnx -o bundles/gfpgan",
     "build": "bfr build bundles/difface --precision fp16",
     "verify": "bfr verify bundles/difface --record",
-    "export-triton": "bfr export-triton bundles/difface -o models",
+    "export-triton": "bfr export-triton bundles/difface -o repository",
     "push": "bfr push bundles/difface hf://owner/name",
     "bench": """
         bfr bench                                      # all that works here

@@ -218,6 +218,8 @@ def finish(report: "Report", places: Places, *, done: str = "restored", as_json:
     report = tell_results(report, places, done=done, as_json=as_json)
     if as_json:
         print(json.dumps(content_of(report), indent=1))
+    elif places.options.html:
+        conclude(f"wrote {one_line(str(places.options.out / 'report.html'))}")
     _exit([report])
 
 

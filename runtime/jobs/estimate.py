@@ -51,8 +51,9 @@ class Estimate:
     def __str__(self) -> str:
         between = f", between {duration(self.least)} and {duration(self.most)}" if self.most > self.least else ""
         videos = f"; {self.videos} video{'s' * (self.videos > 1)} not counted" if self.videos else ""
+        faces = round(self.faces)
         return (
-            f"{self.images} image{'s' * (self.images != 1)} with about {self.faces:.0f} faces: about "
+            f"{self.images} image{'s' * (self.images != 1)} with about {faces} face{'s' * (faces != 1)}: about "
             f"{duration(self.seconds)}{between} (from {self.sampled} of them, {duration(self.face_seconds)} a face)"
             f"{videos}"
         )
