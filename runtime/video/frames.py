@@ -100,7 +100,8 @@ class Samples:
                     replace(
                         patch,
                         pixels=_plane(patch.pixels, row, start),
-                        before=_plane(patch.before, row, start),
+                        # As in RGB: the finer detail of colours is mostly noise.
+                        before=None if channel and detail == "auto" else _plane(patch.before, row, start),
                         matrix=compose(patch.matrix, _SITING) if channel else patch.matrix,
                     )
                     for patch in patches

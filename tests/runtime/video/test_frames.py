@@ -132,6 +132,18 @@ def test_a_face_that_is_left_keeps_every_sample(tmp_path: Path, detail: Detail) 
     assert np.array_equal(pasted(samples_of(one), left, detail=detail).planes, samples_of(one).planes)
 
 
+def test_finer_detail_is_kept_of_luma_alone(tmp_path: Path) -> None:
+    """As in photographs: that of colours is mostly noise."""
+    noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    one, quarter = frame(tmp_path, (1, 1, 8), noise), np.array([[0.25, 0, 0], [0, 0.25, 0]])
+    crop = samples_of(one).crop(quarter, SIZE // 2)
+    patch = replace(patch_of(crop, quarter), size=SIZE // 2, before=crop.astype(np.float32))
+    auto, photo, none = (pasted(samples_of(one), patch, detail=detail).planes for detail in ("auto", "photo", "crop"))
+    assert (auto[:HEIGHT] != none[:HEIGHT]).any()
+    assert np.array_equal(auto[HEIGHT:], none[HEIGHT:])
+    assert (photo[HEIGHT:] != none[HEIGHT:]).any()
+
+
 def test_in_grey_pictures_the_chroma_stays(tmp_path: Path) -> None:
     grey = np.repeat(picture()[..., :1], 3, axis=2)
     one = frame(tmp_path, (1, 1, 8), grey)
