@@ -80,16 +80,9 @@ def test_each_stage_is_recorded_whatever_becomes_of_the_one_before(tmp_path: Pat
     assert found["slow"]["status"] == "timed out"
     assert found["slow"]["last lines"] == ["the first line of slow"]
     assert found["good"]["status"] == "done"
-    assert found["good"]["figures"] == {"value": "good"}
-
-
-def test_what_a_stage_found_before_it_ended_is_kept(tmp_path: Path) -> None:
-    found = run(tmp_path, stage("dies"), stage("slow", seconds=3))
-    assert [found[name]["figures"] for name in ("dies", "slow")] == [{"so far": 2}, {"so far": 1}]
-
-
-def test_the_log_of_every_stage_comes_back(tmp_path: Path) -> None:
-    run(tmp_path, stage("dies"), stage("good"))
+    # What a stage found before it ended is kept, and its log comes back.
+    figures = [found[name]["figures"] for name in ("dies", "slow", "good")]
+    assert figures == [{"so far": 2}, {"so far": 1}, {"value": "good"}]
     log = (tmp_path / "out" / "log.txt").read_text()
     assert "its last words" in log
     assert "the first line of good" in log

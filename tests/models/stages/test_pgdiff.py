@@ -27,7 +27,7 @@ UNET: dict[str, Any] = {
     "in_channels": 3,
     "model_channels": 32,
     "out_channels": 6,
-    "num_res_blocks": 1,
+    "num_res_blocks": 0,
     "attention_resolutions": [],
     "channel_mult": [1],
     "use_scale_shift_norm": True,
