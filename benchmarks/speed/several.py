@@ -84,8 +84,11 @@ def as_markdown(found: Sequence[dict[str, Any]], failed: dict[str, str]) -> str:
     lines = ["# Several systems", ""]
     if found:
         machine, busy = found[0]["machine"], any((one["others_cores"] or 0) > 0.2 for one in found)
-        lines += [f"Measured one after the other, {found[0]['threads']} threads; {'; '.join(machine.values())}."]
+        facts = "; ".join(value if key in value else f"{key} {value}" for key, value in machine.items())
+        threads = f"{found[0]['threads']} thread{'s' * (found[0]['threads'] != 1)}"
+        lines += [f"Measured one after the other, {threads}; {facts}."]
         lines += ["**Other processes kept cores busy meanwhile.**"] * busy
-        lines += ["", *table(HEADS, rows)]
+        width = len(HEADS) - (not any(row[-1] for row in rows))  # without --cold no memory was measured
+        lines += ["", *table(HEADS[:width], [row[:width] for row in rows])]
     lines += [f"\n{name} was not measured: {why}" for name, why in failed.items()]
     return "\n".join(lines) + "\n"

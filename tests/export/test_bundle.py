@@ -37,7 +37,7 @@ def test_what_was_exported_is_described_and_verified(tiny_bundle: Bundle) -> Non
         checks = [check for check in manifest.verified if check.precision == precision]
         whats = ["estimator, batch 1", "estimator, batch 3", "denoiser, batch 1", "denoiser, batch 3"]
         assert sorted(check.what for check in checks[:4]) == sorted(whats)
-        assert checks[4].what.startswith("loop, preset reference, ddim, 6 of ddim250")
+        assert checks[4].what.startswith("loop, preset reference, ddim, 4 steps from t = 20")
         assert all(check.psnr_db >= check.floor_db for check in checks)
     exact = [check.max_abs for check in manifest.verified if check.precision == "fp32"]
     assert max(exact) < 1e-4

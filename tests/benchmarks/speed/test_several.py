@@ -44,9 +44,13 @@ def test_a_table_has_all_bundles(tmp_path: Path, tiny_bundle: Bundle, monkeypatc
     text = path.read_text()
     assert "| mini | onnxruntime-cpu, 1 | 1 (2) | 1 | 300 |" in text
     assert "| tiny-3 | onnxruntime-cpu, 1 | 3 (4) | 0.3333 | 300 |" in text
+    assert "2 threads; cpu a CPU." in text
     assert "Other processes" in text
     kept = json.loads(path.with_name("bench.json").read_text())
     assert [one["name"] for one in kept["bundles"]] == ["mini", "tiny-2", "tiny-3"]
+    for one in kept["bundles"]:
+        one["backends"][0]["cold"] = None  # as of --no-cold
+    assert "| mini | onnxruntime-cpu, 1 | 1 (2) | 1 |\n" in several.as_markdown(kept["bundles"], {})
 
 
 def test_one_that_fails_is_named_below(tmp_path: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
