@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from bfr.runtime.cli.help import USAGE_ERROR, Command, examples, write
+from bfr.runtime.cli.help import USAGE_ERROR, Command, by_word, examples, write
 from bfr.runtime.errors import InputNotFound, InvalidOption
 
 COMMANDS = {
@@ -41,25 +41,21 @@ COMMANDS = {
     },
 }
 """Task -> command -> the first line of its help. The command `a-b` is the function `a_b` of the module `a_b`."""
-HABITS = {
-    word: meant
-    for words, meant in (
-        ("help commands list ls", "-h"),
-        ("version", "--version"),
-        ("run predict enhance upscale process image images photo video videos", "restore"),
-        ("stream camera webcam", "live"),
-        ("start server api", "serve"),
-        ("download", "fetch"),
-        ("convert onnx", "export"),
-        ("engine tensorrt compile", "build"),
-        ("test compare", "verify"),
-        ("benchmark measure", "bench"),
-        ("upload", "push"),
-        ("show presets", "info"),
-        ("check env environment", "doctor"),
-    )
-    for word in words.split()
-}
+HABITS = by_word(
+    ("help commands list ls", "-h"),
+    ("version", "--version"),
+    ("run predict enhance upscale process image images photo video videos", "restore"),
+    ("stream camera webcam", "live"),
+    ("start server api", "serve"),
+    ("download", "fetch"),
+    ("convert onnx", "export"),
+    ("engine tensorrt compile", "build"),
+    ("test compare", "verify"),
+    ("benchmark measure", "bench"),
+    ("upload", "push"),
+    ("show presets", "info"),
+    ("check env environment", "doctor"),
+)
 """What people type who come from other programs -> what it is here."""
 
 

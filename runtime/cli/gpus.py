@@ -85,7 +85,9 @@ def _extras(report: Report) -> tuple[str, str, str]:
         return "cpu", "tensorrt", "no NVIDIA GPU"
     if "board" in report.facts:
         if (jetpack := _jetpack(report)) is None:
-            return "cpu", "jetson", "a board of unknown JetPack"
+            return "cpu", "jetson", "a board of unknown JetPack; of JetPack 6 it is jetson-cu12"
+        if jetpack.instead:
+            return "cpu", "", f"JetPack {jetpack.name}"
         highest = highest_opset(jetpack.tensorrt)
         opset = f"; it reads graphs of opset {highest} or less" if highest else ""
         return "cpu", jetpack.extra, f"JetPack {jetpack.name}, which brings TensorRT {jetpack.tensorrt}{opset}"
@@ -164,9 +166,13 @@ def probe_cuda(report: Report) -> None:
 
     count = device_count()
     report.facts["CUDA"] = f"{count} GPU{'s' * (count != 1)} usable"
-    if not count and _has_gpu(report):
+    if not count and _has_gpu(report) and _extras(report)[1]:
         error, _ = bindings()[0].cudaGetDeviceCount()
-        remedy = f"update the NVIDIA driver, or install the extra that it needs: {report.facts['extra']}"
+        remedy = f"install the extra that it needs: {report.facts['extra']}"
+        if "board" in report.facts:
+            remedy += "; a container needs --runtime nvidia, and this user the group video"
+        else:
+            remedy = f"update the NVIDIA driver, or {remedy}"
         report.problem(f"CUDA cannot use the GPU: {error.name}", remedy)
     try:
         from bfr.runtime.backends.cuda.kernels import compile_kernels

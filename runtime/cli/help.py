@@ -72,28 +72,31 @@ EXAMPLES = {
     "info": "bfr info bundles/difface",
     "doctor": "bfr doctor --json",
 }
+
+
+def by_word(*rows: tuple[str, str]) -> dict[str, str]:
+    """Rows of words, separated by spaces, and what they mean -> the meaning of each word."""
+    return {word: meant for words, meant in rows for word in words.split()}
+
+
 # What people type who come from ultralytics, ffmpeg, rembg, HandBrakeCLI or facefusion -> what it is here.
-HABITS = {
-    flag: meant
-    for flags, meant in (
-        ("-i -s -t --input --input_path --source --target", "inputs are named without a flag"),
-        ("-y --force --replace --exist-ok", "--overwrite replaces results"),
-        ("--output --output-path --output_path --project", "-o names the output"),
-        ("-m --model --weights", "--bundle names what is run"),
-        ("--scale --outscale -u", "--upscale enlarges"),
-        ("--gpu --gpu-id --cuda", "--device is the number of the GPU, --backend what runs on it"),
-        ("--cpu", "--backend onnxruntime-cpu is for the CPU"),
-        ("--fp16 --half", "--precision fp16 is for half precision"),
-        ("-w --fidelity --fidelity-weight --fidelity_weight", "--weight is the fidelity weight"),
-        ("--mask", "`bfr inpaint` takes masks"),
-        ("--batch-size --bs", "--batch is the batch size"),
-        ("--execution-providers --provider --engine", "--backend names what runs the networks"),
-        ("--only-center-face --only_center_face", "--faces centre is for the face in the middle"),
-        ("--bg-upsampler --bg_upsampler --bg", "--background is for the rest of the picture"),
-        ("--json", "its log is JSON lines in any case"),
-    )
-    for flag in flags.split()
-}
+HABITS = by_word(
+    ("-i -s -t --input --input_path --source --target", "inputs are named without a flag"),
+    ("-y --force --replace --exist-ok", "--overwrite replaces results"),
+    ("--output --output-path --output_path --project", "-o names the output"),
+    ("-m --model --weights", "--bundle names what is run"),
+    ("--scale --outscale -u", "--upscale enlarges"),
+    ("--gpu --gpu-id --cuda", "--device is the number of the GPU, --backend what runs on it"),
+    ("--cpu", "--backend onnxruntime-cpu is for the CPU"),
+    ("--fp16 --half", "--precision fp16 is for half precision"),
+    ("-w --fidelity --fidelity-weight --fidelity_weight", "--weight is the fidelity weight"),
+    ("--mask", "`bfr inpaint` takes masks"),
+    ("--batch-size --bs", "--batch is the batch size"),
+    ("--execution-providers --provider --engine", "--backend names what runs the networks"),
+    ("--only-center-face --only_center_face", "--faces centre is for the face in the middle"),
+    ("--bg-upsampler --bg_upsampler --bg", "--background is for the rest of the picture"),
+    ("--json", "its log is JSON lines in any case"),
+)
 
 
 # Words of pydantic's messages -> what is needed.

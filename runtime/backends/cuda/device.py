@@ -4,7 +4,6 @@ What runs the networks (TensorRT, ONNX Runtime, compiled PyTorch) is a child of 
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -12,16 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.backends.cuda.bindings import Argument, Cuda, Handle, pointer, word
+from bfr.runtime.backends.cuda.bindings import Argument, Cuda, pointer, word
 from bfr.runtime.backends.cuda.kernels import BLOCK, NAMES, compile_kernels
-from bfr.runtime.backends.device import Float32, Network, Program, own_array
+from bfr.runtime.backends.cuda.parts import GpuInput, GpuNoise, GpuOutput, GpuStopwatch, GraphProgram
+from bfr.runtime.backends.device import Float32, Network, Program
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
-from bfr.runtime.diffusion.noise import check_seed
 from bfr.runtime.errors import DeviceLost
 
 BUCKETS = (1, 2, 4, 8, 16)
-MARKS = 64  # of a chain's stages and its beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +101,13 @@ class GpuDevice:
         arguments = [*(pointer(b.address) for b in (x, estimate, noise, levels)), word(count)]
         self.launch("diffuse", (-(-count // BLOCK), x.shape[0]), arguments)
 
-    def noise(self, shape: tuple[int, ...], first: int = 0) -> "GpuNoise":
+    def noise(self, shape: tuple[int, ...], first: int = 0) -> GpuNoise:
         return GpuNoise(self, shape, first)
 
-    def input(self, shape: tuple[int, ...]) -> "GpuInput":
+    def input(self, shape: tuple[int, ...]) -> GpuInput:
         return GpuInput(self, shape)
 
-    def output(self, shape: tuple[int, ...]) -> "GpuOutput":
+    def output(self, shape: tuple[int, ...]) -> GpuOutput:
         return GpuOutput(self, shape)
 
     def record(self, work: Callable[[], None]) -> Program:
@@ -129,7 +127,7 @@ class GpuDevice:
         self.cuda.synchronize(self.stream)
         self.cuda.destroy_graph(graph)
 
-    def stopwatch(self) -> "GpuStopwatch":
+    def stopwatch(self) -> GpuStopwatch:
         return GpuStopwatch(self)
 
     def memory(self) -> tuple[int, int] | None:
@@ -162,208 +160,3 @@ class GpuDevice:
                 self._staging = None
             self._staging = self.cuda.allocate_pinned(size)
         return self._staging[:size]
-
-
-def own_pinned(owned: ExitStack, device: GpuDevice, size: int) -> NDArray[np.uint8]:
-    """Page-locked memory that goes with `owned`."""
-    block = device.cuda.allocate_pinned(size)
-    owned.callback(device.cuda.free_pinned, block)
-    return block
-
-
-def own_event(owned: ExitStack, device: GpuDevice) -> Handle:
-    """An event that goes with `owned`."""
-    event = device.cuda.event()
-    owned.callback(device.cuda.destroy_event, event)
-    return event
-
-
-def own_slots(owned: ExitStack, device: GpuDevice, size: int) -> list[tuple[NDArray[np.uint8], Handle]]:
-    """Two page-locked blocks, each with an event, that go with `owned`: two batches may be under way."""
-    return [(own_pinned(owned, device, size), own_event(owned, device)) for _ in range(2)]
-
-
-class GpuInput:
-    """Uploads the next batch on the copy stream while the main stream computes.
-
-    A batch goes from page-locked memory to a buffer of its own, and from there, once the main stream is ready for it,
-    to the buffer that the networks read.
-    """
-
-    def __init__(self, device: GpuDevice, shape: tuple[int, ...]) -> None:
-        self.device, self.cuda, self._staged = device, device.cuda, 0
-        with ExitStack() as owned:  # given back at once where there is not enough for all of it
-            self.buffer, self._arrived_in = (own_array(owned, device, shape) for _ in range(2))
-            self._pinned = own_pinned(owned, device, self.buffer.bytes)
-            self._arrived, self._taken = own_event(owned, device), own_event(owned, device)
-            self.cuda.record(self._taken, device.stream)  # the zeros that `array` writes come before the first upload
-            self._owned = owned.pop_all()
-
-    def upload(self, values: Float32) -> None:
-        self.cuda.synchronize(self.device.copy_stream)  # the previous upload has left the page-locked memory
-        self._staged = values.nbytes
-        self._pinned[: values.nbytes].view(np.float32).reshape(values.shape)[...] = values
-        self.cuda.wait(self.device.copy_stream, self._taken)
-        self.cuda.copy(self._arrived_in.address, self._pinned.ctypes.data, values.nbytes, self.device.copy_stream)
-        self.cuda.record(self._arrived, self.device.copy_stream)
-
-    def commit(self) -> None:
-        self.cuda.wait(self.device.stream, self._arrived)
-        self.cuda.copy(self.buffer.address, self._arrived_in.address, self._staged, self.device.stream)
-        self.cuda.record(self._taken, self.device.stream)
-
-    def close(self) -> None:
-        self.cuda.synchronize(self.device.copy_stream)
-        self._owned.close()
-
-
-class GpuOutput:
-    """Results on their way back while the main stream goes on.
-
-    A result is moved out of the next batch's way on the main stream, and from there to page-locked memory on another.
-    """
-
-    def __init__(self, device: GpuDevice, shape: tuple[int, ...]) -> None:
-        self.device, self.cuda = device, device.cuda
-        with ExitStack() as owned:
-            self._held = own_array(owned, device, shape)
-            self._slots = own_slots(owned, device, self._held.bytes)
-            self._made = own_event(owned, device)
-            self._owned = owned.pop_all()
-
-    def take(self, result: GpuBuffer) -> Callable[[], Float32]:
-        _, left = self._slots[0]
-        self._slots.reverse()
-        pinned, arrived = self._slots[0]
-        self.cuda.wait(self.device.stream, left)  # the previous result has left
-        self.cuda.copy(self._held.address, result.address, result.bytes, self.device.stream)
-        self.cuda.record(self._made, self.device.stream)
-        self.cuda.wait(self.device.back_stream, self._made)
-        self.cuda.copy(pinned.ctypes.data, self._held.address, result.bytes, self.device.back_stream)
-        self.cuda.record(arrived, self.device.back_stream)
-
-        def fetch() -> Float32:
-            self.cuda.await_event(arrived)
-            return pinned[: result.bytes].view(np.float32).reshape(result.shape)
-
-        return fetch
-
-    def close(self) -> None:
-        self.cuda.synchronize(self.device.back_stream)
-        self._owned.close()
-
-
-class GpuNoise:
-    """Noise as a kernel that reads seed and image keys from device memory: a graph can hold it."""
-
-    def __init__(self, device: GpuDevice, shape: tuple[int, ...], first: int = 0) -> None:
-        if prod(shape[1:]) % 4:
-            raise ValueError(f"noise of shape {shape} is not a multiple of 4 elements an image")
-        self.device, self.cuda, self.first, self._count = device, device.cuda, first, 0
-        self._quads = prod(shape[1:]) // 4
-        with ExitStack() as owned:
-            self.buffers = (own_array(owned, device, shape), own_array(owned, device, shape))
-            self._keys = own_array(owned, device, (shape[0], 2))  # words of 32 bits, as float32 has
-            self._slots = own_slots(owned, device, self._keys.bytes)
-            self._owned = owned.pop_all()
-
-    def begin(self, seed: int, images: tuple[int, ...], last: int) -> None:
-        del last  # a step's noise is made when it is asked for
-        check_seed(seed)
-        self._slots.reverse()
-        pinned, left = self._slots[0]
-        self.cuda.await_event(left)  # the keys of the batch before the previous one
-        self._count = len(images)
-        keys = pinned.view(np.uint32).reshape(-1, 2)
-        keys[: self._count, 0], keys[: self._count, 1] = seed, images
-        self.cuda.copy(self._keys.address, pinned.ctypes.data, self._keys.bytes, self.device.stream)
-        self.cuda.record(left, self.device.stream)
-
-    def ready(self, step: int) -> None:
-        arguments = [
-            pointer(self.buffers[step % 2].address),
-            pointer(self._keys.address),
-            word(self.first + step),
-            word(self._quads),
-        ]
-        self.device.launch("fill_normal", (-(-self._quads // BLOCK), self._count), arguments)
-
-    def close(self) -> None:
-        self._owned.close()
-
-
-class GraphProgram:
-    """Work that runs as it is `warm_runs` times, in which libraries allocate what they need, then as one graph."""
-
-    def __init__(self, device: GpuDevice, work: Callable[[], None]) -> None:
-        self.device, self.work = device, work
-        self._runs = 0
-        self._graph: Any = None
-
-    def __call__(self) -> None:
-        if self._runs < self.device.warm_runs or not self.device.records:
-            self.work()
-            self._runs += 1
-            return
-        if self._graph is None:
-            self._graph = self.device.capture(self.work)
-        self.device.replay(self._graph)
-
-    def close(self) -> None:
-        if self._graph is not None:
-            self.device.forget(self._graph)
-            self._graph = None
-
-
-class GpuStopwatch:
-    """The GPU's own clock, which a kernel reads at each mark, inside a recorded graph as well.
-
-    Events would be recorded anew by the next batch before the host has asked for this one's times. `network` is all of
-    the stages that call one.
-    """
-
-    def __init__(self, device: GpuDevice) -> None:
-        self.device, self.cuda = device, device.cuda
-        with ExitStack() as owned:
-            self._times = own_array(owned, device, (MARKS, 2))  # nanoseconds of 64 bits
-            self._slots = own_slots(owned, device, self._times.bytes)
-            self._owned = owned.pop_all()
-        self._marks: list[str] = []
-        self._calls, self._calling = set[str](), False
-
-    def begin(self) -> None:
-        self._stamp(0)
-
-    def call(self, call: Callable[[], None]) -> None:
-        self._calling = True
-        call()
-
-    def mark(self, stage: str) -> None:
-        if self._calling:
-            self._calls.add(stage)
-            self._calling = False
-        if stage not in self._marks:
-            self._marks.append(stage)
-        self._stamp(1 + self._marks.index(stage))
-
-    def stop(self) -> Callable[[], dict[str, float]]:
-        self._slots.reverse()
-        pinned, arrived = self._slots[0]
-        self.cuda.copy(pinned.ctypes.data, self._times.address, self._times.bytes, self.device.stream)
-        self.cuda.record(arrived, self.device.stream)
-
-        def seconds() -> dict[str, float]:
-            self.cuda.await_event(arrived)
-            times = pinned.view(np.uint64)
-            found = {stage: (int(times[i + 1]) - int(times[i])) / 1e9 for i, stage in enumerate(self._marks)}
-            return {**found, "network": sum(found[stage] for stage in self._calls)}
-
-        return seconds
-
-    def close(self) -> None:
-        self._owned.close()
-
-    def _stamp(self, index: int) -> None:
-        if index >= MARKS:
-            raise ValueError(f"a chain of more than {MARKS - 1} stages")
-        self.device.launch("stamp", (1, 1), [pointer(self._times.address), word(index)])

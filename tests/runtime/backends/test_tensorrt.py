@@ -49,10 +49,11 @@ def opened(bundle: Bundle, tensorrt: Any, **options: Any) -> Restorer:
 @both
 @pytest.mark.parametrize("batch", [1, 2, 3, 4])
 def test_the_chain_gives_what_the_cpu_gives(built: Bundle, tensorrt: Any, expected: Any, batch: int) -> None:
-    """At every batch size, before and after the chain became a graph, with padding (9 faces) and without."""
+    """At every batch size, before and after the chain became a graph, with padding (5 faces) and without."""
     with opened(built, tensorrt, batch=batch) as restorer:
         for _ in range(3):
-            assert all(np.array_equal(a, b) for a, b in zip(restorer.restore(FACES), expected, strict=True))
+            found = restorer.restore(FACES[:5])
+            assert all(np.array_equal(a, b) for a, b in zip(found, expected[:5], strict=True))
 
 
 @both
@@ -64,10 +65,11 @@ def test_a_start_for_each_image_ends_a_graph_where_the_host_decides(
     adapt = {"typical": 60.0, "power": 2.0, "least": 5.0, "most": 400.0}
     preset = built.preset("reference", **sampler, adapt=adapt)
     with Restorer(built, CpuDevice(), preset, batch=batch) as cpu:
-        wanted = cpu.restore(FACES)
+        wanted = cpu.restore(FACES[:5])
     with opened(built, tensorrt, batch=batch, **sampler, adapt=adapt) as restorer:
         for _ in range(3):
-            assert all(np.array_equal(a, b) for a, b in zip(restorer.restore(FACES), wanted, strict=True))
+            found = restorer.restore(FACES[:5])
+            assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
         gpus[0].log.clear()
         restorer.restore(FACES[:1])
         assert [name for name, _ in gpus[0].log].count("graph") == 2
@@ -103,9 +105,9 @@ def test_every_system_of_the_family_is_one_graph_a_batch(
 @both
 def test_half_precision_runs_the_half_engines(built: Bundle, tensorrt: Any) -> None:
     with Restorer(built, CpuDevice(), built.preset("reference"), precision="fp16", batch=4) as cpu:
-        wanted = cpu.restore(FACES)
+        wanted = cpu.restore(FACES[:5])
     with opened(built, tensorrt, batch=4, precision="fp16") as restorer:
-        found = restorer.restore(FACES)
+        found = restorer.restore(FACES[:5])
     assert [engine.session.get_inputs()[0].name for engine in tensorrt.engines] == ["degraded", "x"]
     assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
 
@@ -133,7 +135,7 @@ def test_nothing_is_allocated_after_the_warm_up(built: Bundle, tensorrt: Any, gp
         restorer.restore(FACES[:1])
         gpus[0].log.clear()
         alive, used = len(gpus[0].alive), gpus[0].used
-        for _ in range(5):
+        for _ in range(3):
             restorer.restore(FACES[:5])
         assert not {"cudaMalloc", "cudaMallocHost"} & set(gpus[0].names())
         assert (len(gpus[0].alive), gpus[0].used) == (alive, used)
@@ -193,8 +195,8 @@ def test_what_is_under_way_is_not_overwritten_before_it_is_read(
     with opened(built, tensorrt, batch=batch) as restorer:
         gpus[0].eager = eager
         for _ in range(3):
-            results = restorer.run(FACES)
-            assert all(np.array_equal(a.pixels, b) for a, b in zip(results, expected, strict=True))
+            results = restorer.run(FACES[:5])
+            assert all(np.array_equal(a.pixels, b) for a, b in zip(results, expected[:5], strict=True))
             assert all(result.seconds["denoise"] > result.seconds["estimate"] > 0 for result in results)
 
 

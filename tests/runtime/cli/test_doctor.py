@@ -321,6 +321,17 @@ def test_a_board_that_is_too_old_is_told_what_would_help(machine: Machine) -> No
     assert "\n" not in machine.problems()
 
 
+def test_a_board_whose_gpu_cannot_be_used(machine: Machine) -> None:
+    machine.onnxruntime("onnxruntime")
+    machine.cuda(0, "cudaErrorNoDevice")
+    boards.machine(machine.folder, **boards.BOARDS["another maker's carrier, no release file"])
+    assert diagnose().facts["extra"] == "cpu,jetson (a board of unknown JetPack; of JetPack 6 it is jetson-cu12)"
+    assert "CUDA cannot use the GPU: cudaErrorNoDevice -> install the extra" in machine.problems()
+    assert "--runtime nvidia" in machine.problems()
+    boards.machine(machine.folder, **boards.BOARDS["AGX Xavier, JetPack 5"])
+    assert "CUDA" not in machine.problems()
+
+
 def test_the_boards_power_mode_is_told(machine: Machine) -> None:
     boards.machine(machine.folder, **boards.BOARDS["Orin Nano, JetPack 6.2"])
     assert diagnose().facts["board"].endswith("Super, Jetson Linux 36.4, 7.4 GiB, power mode MAXN_SUPER")

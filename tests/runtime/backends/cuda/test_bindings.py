@@ -7,7 +7,8 @@ import pytest
 
 from bfr.runtime.backends.cuda import bindings as cuda
 from bfr.runtime.backends.cuda.bindings import STICKY, Cuda, device_count, pointer, word
-from bfr.runtime.backends.cuda.device import GpuDevice, GpuNoise
+from bfr.runtime.backends.cuda.device import GpuDevice
+from bfr.runtime.backends.cuda.parts import GpuNoise
 from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory, InvalidOption, MissingDependency
 
 
