@@ -1,4 +1,4 @@
-"""What was recorded of a published run, in the place of a device's noise and of an estimator."""
+"""Recorded noise and estimates of a published run, which replace a device's noise and the estimator."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,7 +55,7 @@ def on_both(
     scratch: Path,
     run: Callable[[Any, Mapping[str, Network]], float],
 ) -> tuple[float, float]:
-    """What `run` makes of a device and its networks: in eager PyTorch, and exported on ONNX Runtime.
+    """Run networks in eager PyTorch, and exported on ONNX Runtime.
 
     Args:
         stages: The networks, by name.
