@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from bfr.runtime.errors import MissingDependency
 from bfr.runtime.install import install_command
-from bfr.runtime.video.codecs import choose_encoder, default_codec, depth_of
+from bfr.runtime.video.codecs import Encoder, choose_encoder, default_codec, depth_of
 from bfr.runtime.video.container import open_container
 from bfr.runtime.video.formats import CONTAINERS, VideoInfo
 from bfr.runtime.video.frames import CONVERSION, Samples
@@ -76,20 +76,8 @@ class VideoWriter:
             format=CONTAINERS[suffix].muxer,
             container_options={"movflags": "faststart"} if suffix in (".mp4", ".mov") else {},
         )
-        rate = info.rate or 25
-        options = {**encoder.options, "crf": str(encoder.crf if crf is None else crf)}
         self._format = "yuv420p" if self._depth == 8 else "yuv420p10le"
-        stream = self._output.add_stream(encoder.library, rate, options, width=width, height=height)
-        assert isinstance(stream, VideoStream)  # noqa: S101  (what these libraries encode)
-        self._video = stream
-        context = self._video.codec_context
-        context.pix_fmt, context.time_base, context.thread_type = self._format, info.time_base, "AUTO"
-        context.colorspace, context.color_range = info.colour.matrix, info.colour.range
-        context.color_primaries, context.color_trc = info.colour.primaries, info.colour.transfer
-        if info.aspect:
-            context.sample_aspect_ratio = info.aspect
-        if encoder.tag and suffix != ".mkv":
-            context.codec_tag = encoder.tag
+        self._video = self._add_video(encoder, encoder.crf if crf is None else crf, width, height)
         self._siting = _left_sited(width, height, info)
         self._durations: dict[Fraction, int | None] = {}
         self._held: Packet[Any] | None = None
@@ -155,6 +143,20 @@ class VideoWriter:
     def write_samples(self, samples: Samples, pts: int, time_base: Fraction, duration: int | None = None) -> None:
         """Append a frame of the source's own samples. Times are as of `write`."""
         self._encode(VideoFrame.from_ndarray(samples.planes, self._format), pts, time_base, duration)
+
+    def _add_video(self, encoder: Encoder, crf: int, width: int, height: int) -> VideoStream:
+        info, options = self._info, {**encoder.options, "crf": str(crf)}
+        stream = self._output.add_stream(encoder.library, info.rate or 25, options, width=width, height=height)
+        assert isinstance(stream, VideoStream)  # noqa: S101  (what these libraries encode)
+        context = stream.codec_context
+        context.pix_fmt, context.time_base, context.thread_type = self._format, info.time_base, "AUTO"
+        context.colorspace, context.color_range = info.colour.matrix, info.colour.range
+        context.color_primaries, context.color_trc = info.colour.primaries, info.colour.transfer
+        if info.aspect:
+            context.sample_aspect_ratio = info.aspect
+        if encoder.tag and self._suffix != ".mkv":
+            context.codec_tag = encoder.tag
+        return stream
 
     def _encode(self, frame: VideoFrame, pts: int, time_base: Fraction, duration: int | None) -> None:
         frame.pts, frame.time_base = pts, time_base
