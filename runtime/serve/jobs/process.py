@@ -172,7 +172,7 @@ def main() -> None:
     setup, _ = line.receive()
     try:
         line.send({"ended": restore(line, setup)})
-    except EOFError:
+    except (EOFError, BrokenPipeError, ConnectionResetError):
         sys.exit(0)  # the server has ended, or the job was deleted
     except BfrError as error:
         line.send({"ended": {"state": "failed", "error": str(error)}})
