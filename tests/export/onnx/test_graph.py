@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from once import once
 from safetensors.numpy import load_file
 from systems import unet as small_unet
 from torch import Tensor, nn
@@ -59,14 +61,29 @@ def export(module: nn.Module, folder: Path, **options: object) -> tuple[Path, Pa
     return export_graph(module, {"x": torch.zeros(2, 3, 16, 16)}, ["y"], folder / "small.onnx", **options)  # type: ignore[arg-type]
 
 
+@pytest.fixture(scope="module")
+def exported(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """`network` at an opset, exported once for all processes of the run; its weights lie beside it."""
+
+    def graph(opset: int) -> Path:
+        return (
+            once(tmp_path_factory, f"opset{opset}", lambda to: export(Wrapping(network), to, opset=opset))
+            / "small.onnx"
+        )
+
+    return graph
+
+
 def run(graph: Path, x: np.ndarray) -> np.ndarray:
     session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, {"x": x})[0])
 
 
 @pytest.mark.parametrize("opset", [18, 20, 21, 23])
-def test_every_opset_agrees_with_eager_at_every_batch(network: nn.Module, tmp_path: Path, opset: int) -> None:
-    graph, _ = export(network, tmp_path, opset=opset)
+def test_every_opset_agrees_with_eager_at_every_batch(
+    network: nn.Module, exported: Callable[[int], Path], opset: int
+) -> None:
+    graph = exported(opset)
     model = onnx.load(graph, load_external_data=False)
     assert model.opset_import[0].version == opset
     kinds = {node.op_type for node in model.graph.node}
@@ -78,8 +95,11 @@ def test_every_opset_agrees_with_eager_at_every_batch(network: nn.Module, tmp_pa
         assert np.abs(run(graph, x) - expected).max() < 1e-5
 
 
-def test_the_weights_lie_beside_the_graph_under_the_checkpoints_names(network: nn.Module, tmp_path: Path) -> None:
-    graph, weights = export(Wrapping(network), tmp_path)
+def test_the_weights_lie_beside_the_graph_under_the_checkpoints_names(
+    network: nn.Module, exported: Callable[[int], Path]
+) -> None:
+    graph = exported(DEFAULT_OPSET)
+    weights = graph.with_suffix(".safetensors")
     state = load_file(weights)
     for name, value in network.state_dict().items():
         assert np.array_equal(state[name], value.numpy())
@@ -101,10 +121,10 @@ def test_half_storage_computes_in_float32(network: nn.Module, tmp_path: Path) ->
     assert np.abs(run(graph, x) - expected).max() < 1e-5
 
 
-def test_the_graph_names_no_file_of_the_machine_that_made_it(network: nn.Module, tmp_path: Path) -> None:
-    graph, _ = export(network, tmp_path)
+def test_the_graph_names_no_file_of_the_machine_that_made_it(exported: Callable[[int], Path]) -> None:
+    graph = exported(DEFAULT_OPSET)
     data = graph.read_bytes()
-    for trace in (b".py", b"site-packages", str(tmp_path).encode(), str(Path.cwd()).encode()):
+    for trace in (b".py", b"site-packages", str(graph.parent).encode(), str(Path.cwd()).encode()):
         assert trace not in data
 
 
@@ -183,9 +203,9 @@ def without_cuda_kernel(model: onnx.ModelProto) -> int:
     return sum(node.op_type not in known for node in model.graph.node)
 
 
-def export_half(folder: Path, **options: Any) -> onnx.ModelProto:
-    """The step graph of a UNet of real blocks in half."""
-    unet = UNet(**small_unet(attention_resolutions=[16], channel_mult=[1, 2], num_head_channels=32))
+def export_half(folder: Path, network: dict[str, Any], **options: Any) -> onnx.ModelProto:
+    """The step graph of a UNet of two levels of real blocks in half, with attention in the middle."""
+    unet = UNet(**small_unet(channel_mult=[1, 2], num_head_channels=32, **network))
     seed_weights(unet)
     unet.cast_torso(torch.float16)
     stage = make_stage("step", unet, {})
@@ -196,7 +216,7 @@ def export_half(folder: Path, **options: Any) -> onnx.ModelProto:
 
 def test_the_default_opset_runs_wholly_on_onnxruntimes_cuda_provider(tmp_path: Path) -> None:
     """In half it has the casts too."""
-    model = export_half(tmp_path)
+    model = export_half(tmp_path, {"num_res_blocks": 0})
     assert model.opset_import[0].version == DEFAULT_OPSET
     assert without_cuda_kernel(model) == 0
 
@@ -204,7 +224,7 @@ def test_the_default_opset_runs_wholly_on_onnxruntimes_cuda_provider(tmp_path: P
 @pytest.mark.slow
 def test_normalization_of_half_has_no_casts_where_the_operator_widens_by_itself(tmp_path: Path) -> None:
     """TensorRT takes it so. The last one is not of the torso: it is float32, and so is what it reads."""
-    model = export_half(tmp_path, opset=23)
+    model = export_half(tmp_path, {"attention_resolutions": [16]}, opset=23)
     makers = {name: node for node in model.graph.node for name in node.output}
     readers: dict[str, list[str]] = {}
     for node in model.graph.node:
@@ -221,6 +241,5 @@ def test_normalization_of_half_has_no_casts_where_the_operator_widens_by_itself(
     assert kinds.count("Cast") <= 10  # of the conditioning, and around the torso; 58 where each is widened by a Cast
 
 
-def test_group_normalization_of_opset_21_has_no_cuda_kernel(network: nn.Module, tmp_path: Path) -> None:
-    graph, _ = export(network, tmp_path, opset=21)
-    assert without_cuda_kernel(onnx.load(graph, load_external_data=False)) > 0
+def test_group_normalization_of_opset_21_has_no_cuda_kernel(exported: Callable[[int], Path]) -> None:
+    assert without_cuda_kernel(onnx.load(exported(21), load_external_data=False)) > 0
