@@ -125,17 +125,24 @@ def restore_video(
             with closing(pipeline.run(repeat(None))) as frames:
                 for _ in frames:
                     progress(min(1.0, film.frames / expected) if expected else 0.0)
-        errors = [f"the source {reader.damage}"] if reader.damage else []
-        if shooting.failed:
-            total = shooting.failed + film.faces
-            errors.append(f"{shooting.failed} of {total} faces failed, the first in {shooting.first_error}")
-            if not film.faces:
-                raise RestorationFailed(f"{source}: {'; '.join(errors)}")
-        film.error = "; ".join(errors) or None
+        film.error = _faults(source, reader.damage, shooting)
         as_it_was = not film.faces and metadata and codec is None and crf is None and reader.damage is None
         if as_it_was and upscale == 1 and isinstance(photo.background, Lanczos) and _kind(source) == target.suffix:
             shutil.copyfile(source, temporary)
     return film
+
+
+def _faults(source: Path, damage: str | None, shooting: "_Shooting") -> str | None:
+    """What was wrong with a video of which there is a result. Raises RestorationFailed where no face was restored."""
+    faults = [f"the source {damage}"] if damage else []
+    if shooting.failed:
+        restored = shooting.film.faces
+        faults.append(
+            f"{shooting.failed} of {shooting.failed + restored} faces failed, the first in {shooting.first_error}"
+        )
+        if not restored:
+            raise RestorationFailed(f"{source}: {'; '.join(faults)}")
+    return "; ".join(faults) or None
 
 
 def _kind(path: Path) -> str | None:
