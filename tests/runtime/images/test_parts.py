@@ -70,7 +70,7 @@ def test_too_many_parts_are_counted_and_no_decoder_sees_them(
     make: Callable[[], bytes], word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = make()
-    monkeypatch.setattr(decode.Pillow, "open", lambda *_, **__: pytest.fail("it was opened"))
+    monkeypatch.setattr(Pillow, "open", lambda *_, **__: pytest.fail("it was opened"))
     with pytest.raises(InvalidImage, match=word):
         decode_image(data)
 

@@ -224,7 +224,8 @@ class TestNonsense:
             b"GET /jobs/..%2f..%2fetc%2fpasswd/result HTTP/1.1\r\nHost: localhost\r\n\r\n",
             b"GET //etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n",
             b"POST /restore HTTP/1.1\r\nHost: localhost\r\nOrigin: http://[\r\nContent-Length: 0\r\n\r\n",
-            b"POST /restore HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"POST /restore HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"0\r\n\r\n",
             b"POST /restore HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 30_000,
         ],
     )
