@@ -55,6 +55,7 @@ def test_a_photograph_is_enlarged_and_its_face_changed(mappings: Any) -> None:
     import torch
 
     pixels = np.asarray(read_image(ROOT / "docs" / "images" / "photograph.jpg").pixels, np.float32) / 255
+    pixels = pixels.reshape(len(pixels) // 2, 2, -1, 2, 3).mean((1, 3))  # faces are found in a quarter of the time
     found = call(mappings, torch.from_numpy(pixels[None]), upscale=2)
     assert found.shape == (1, 2 * pixels.shape[0], 2 * pixels.shape[1], 3)
     assert 0.0 <= float(found.min()) <= float(found.max()) <= 1.0
