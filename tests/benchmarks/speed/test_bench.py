@@ -245,7 +245,7 @@ def test_json_holds_every_number_and_no_infinity(tmp_path: Path, monkeypatch: py
 def test_markdown_has_a_table_a_batch_that_parses() -> None:
     text = report.as_markdown(make_results())
     assert [len(widths) for widths in table_widths(text)] == [1] * 5  # two batches, stages, start, machine
-    for part in ("## Batch 1", "## Batch 2", "```\ncommand\n```", "bench.png", "| eager-half: no GPU |"):
+    for part in ("## Batch 1", "## Batch 2", "```\ncommand\n```", "| eager-half: no GPU |"):
         assert part in text
     assert "not idle" not in text
     assert "kept 1.50 of its cores busy" in report.as_markdown(make_results(others_cores=1.5))
