@@ -118,20 +118,18 @@ async def refusals(url: str, requests: Sequence[Request], *, queue: int) -> list
                 if answer.status_code == 503:
                     await asyncio.sleep(0.1)
 
-        filling = [asyncio.create_task(fill()) for _ in range(queue + 4)]
-        await asyncio.sleep(2)
-        while len(found) < REFUSALS:
+        async def ask() -> None:
             begin = time.perf_counter()
-            try:
-                answer = await line.post(
-                    "/restore", content=one.body, params=dict(one.query), headers=headers, timeout=1
-                )
-            except httpx2.ReadTimeout:
-                continue  # it was let in, and leaves
+            answer = await line.post("/restore", content=one.body, params=query, headers=headers)
             if answer.status_code == 503:
                 found.append(time.perf_counter() - begin)
-            await asyncio.sleep(0.01)
-        await asyncio.gather(*filling)
+
+        sent = [asyncio.create_task(fill()) for _ in range(queue + 4)]
+        await asyncio.sleep(2)
+        while len(found) < REFUSALS:  # at a steady rate, whether the one before was refused or let in
+            sent.append(asyncio.create_task(ask()))
+            await asyncio.sleep(0.02)
+        await asyncio.gather(*sent)
     return found
 
 
