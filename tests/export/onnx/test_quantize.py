@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from once import once
 from onnx import numpy_helper
 from PIL import Image
 
@@ -70,9 +71,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(system: SystemSpec, tiny_weights: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The system in fp32 and int8, verified."""
-    out = tmp_path_factory.mktemp("bundles") / "int8"
-    return export_system(system, tiny_weights, out, ExportOptions(precision=("int8",), calibration=folder), threads=1)
+    """The system in fp32 and int8, verified. Exported once for all processes of the run; tests only read it."""
+    options = ExportOptions(precision=("int8",), calibration=folder)
+    made = once(
+        tmp_path_factory, "int8", lambda to: export_system(system, tiny_weights, to / "bundle", options, threads=1)
+    )
+    return Bundle.open(made / "bundle")
 
 
 def graph(bundle: Bundle, name: str) -> onnx.ModelProto:

@@ -181,7 +181,7 @@ def test_a_pause_is_as_long_as_the_server_says_and_at_most_a_tenth_longer(said: 
 
 
 def test_a_date_to_come_back_at(connect: Any, server: FakeServer) -> None:
-    later = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=2), usegmt=True)
+    later = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=1), usegmt=True)
     server.faults = [Fault(503, retry_after=later)]
     connect().restore(png())
     assert len(server.posts()) == 2
