@@ -177,6 +177,7 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 def test_a_worker_that_cannot_be_started_any_more_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE", 0.01)
+    monkeypatch.setattr(module, "TRIES", 2)
 
     async def work(pool: Pool) -> None:
         pool.workers[0]._setup["options"]["bundle"] = "/nowhere"
