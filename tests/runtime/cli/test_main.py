@@ -274,6 +274,7 @@ def test_options_reach_the_run(
 
     monkeypatch.setattr(job, "run_job", run_job)
     monkeypatch.setattr(bindings, "device_count", lambda: 2)
+    monkeypatch.setattr("bfr.runtime.cli.restore._check_bundle", lambda *_: None)  # there is no bundle B
     for name in ("in/a.jpg", "in/b.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
