@@ -59,12 +59,16 @@ HABITS = by_word(
 """What people type who come from other programs -> what it is here."""
 
 
+HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
+
+
 @cache
 def load(name: str) -> Any:
     """Import a command."""
     word = name.replace("-", "_")
+    function = getattr(import_module(f"bfr.runtime.cli.{word}"), word)
     alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-    alone.command(name, cls=Command)(getattr(import_module(f"bfr.runtime.cli.{word}"), word))
+    alone.command(name, cls=Command, context_settings=HELP_FLAGS)(function)
     return get_command(alone)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bfr.runtime.cli.commands import Group
+from bfr.runtime.cli.commands import HELP_FLAGS, Group
 from bfr.runtime.errors import BfrError
 
 INTERRUPTED = 130  # the exit status of what Ctrl-C ended
@@ -13,7 +13,7 @@ app = typer.Typer(
     help="Diffusion-based blind face restoration, deployed.",
     cls=Group,
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP_FLAGS,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -99,7 +99,7 @@ def test_the_estimator_is_trained_and_judged_on_faces_kept_aside(faces: Path, tm
 
 
 def test_a_run_against_a_critic_goes_on_with_its_critic(faces: Path, tmp_path: Path) -> None:
-    against = {"role": "estimator", "adversarial": 0.1, "features": 1.0, "judge_every": 9}
+    against = {"role": "estimator", "adversarial": 0.1, "features": 1.0, "judge_every": 9, "seed": 1}
     training.train(options(faces, tmp_path, steps=2, **against))
     before = torch.load(tmp_path / "estimator.pt", weights_only=True)["critic"]
     training.train(options(faces, tmp_path, steps=3, **against))
