@@ -63,8 +63,11 @@ class Command(argparse.ArgumentParser):
             write_json(args.out / f"{self.name}.json", content)
             write_bytes(args.out / f"{self.name}.md", markdown.encode())
         except BfrError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}")
             return error.exit_code
+        except FileNotFoundError as error:
+            say(f"error: {error.filename} is not there: run in the folder of the sources, or name another")
+            return 2
         print(markdown)
         return 0
 

@@ -50,3 +50,13 @@ def test_what_the_user_can_mend_is_a_line(command: Command, tmp_path: Path, caps
     assert command.run([str(tmp_path), "--out", str(tmp_path / "out")], refuse) == InvalidOption.exit_code
     assert capsys.readouterr().err == "error: --limit 0 is out of range\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_an_input_that_is_missing_is_named(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(_: object) -> tuple[dict[str, object], str]:
+        return {}, (tmp_path / "photograph.jpg").read_text()
+
+    assert command.run([str(tmp_path), "--out", str(tmp_path / "out")], measure) == 2
+    assert f"error: {tmp_path / 'photograph.jpg'} is not there" in capsys.readouterr().err
