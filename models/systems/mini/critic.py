@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 class Critic(nn.Module):
     """A patch discriminator (arXiv 1611.07004) with spectral normalization (arXiv 1802.05957), and its optimizer.
 
-    Each output sees about 50 pixels of the face: detail is judged, not the face as a whole. Its losses are the hinge
+    Each output sees 56x56 pixels of the face: detail is judged, not the face as a whole. Its losses are the hinge
     (arXiv 1705.02894) and feature matching (arXiv 1711.11585), which needs no network trained by others.
     """
 

@@ -339,6 +339,8 @@ def main() -> None:
     parser.add_argument("--judged", type=int, default=24, help="how many of those faces are looked at (%(default)s)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")
     args = parser.parse_args()
+    if args.role != "estimator" and (args.adversarial or args.features):
+        parser.error("--adversarial and --features are for the estimator")
     args.out.mkdir(parents=True, exist_ok=True)
     train(args)
 
