@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from bfr.runtime.cli.terminal import conclude
 from bfr.runtime.errors import InputNotFound, InvalidImage, InvalidOption, WriteFailed
 from bfr.runtime.files import atomic_path
-from bfr.runtime.images.decode import byte_limit, header_size, read_image
+from bfr.runtime.images.decode import byte_limit, read_image
 from bfr.runtime.images.formats import BY_SUFFIX, NAMES, WRITTEN, format_of
+from bfr.runtime.images.headers import header_size
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.sources import Inputs, Item, check_found, check_free, choose_outputs, find_inputs
 from bfr.runtime.jobs.store import Store, identity_of, local_path

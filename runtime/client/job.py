@@ -11,7 +11,8 @@ from typing import Any
 from bfr.runtime.client import Client
 from bfr.runtime.errors import InvalidOption, RequestRefused, ServerError, ServerUnavailable, explain_failure
 from bfr.runtime.faces.options import PhotoOptions
-from bfr.runtime.images.decode import decode_image, header_size, read_image
+from bfr.runtime.images.decode import decode_image, read_image
+from bfr.runtime.images.headers import header_size
 from bfr.runtime.jobs.faults import ends_run, name_notes, shown
 from bfr.runtime.jobs.options import JobOptions, RestoreOptions
 from bfr.runtime.jobs.report import Entry, Report, describe_now, describe_passed_over, describe_versions, rounded
@@ -115,9 +116,7 @@ class _RemoteRun(Run):
             notes = (*entry.notes, *name_notes(item, output))
             made = self.store.version(output)
             entry = replace(entry, notes=notes, source_version=version, output_version=made)
-        self.entries[item.key] = entry = rounded(entry)
-        if output is not None:
-            self.ledger.add(entry)
+        self.enter(rounded(entry))
 
     def _image(self, item: Item) -> Entry:
         """In a thread: send, and write."""

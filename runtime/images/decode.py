@@ -7,27 +7,28 @@ from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from struct import unpack_from
-from typing import BinaryIO, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
-from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from bfr.runtime.errors import InputNotFound, InvalidImage
 from bfr.runtime.images.colour import png_profile, to_srgb
 from bfr.runtime.images.deep import colour_16, grey_16, grey_to_srgb
-from bfr.runtime.images.exif import check_tags
-from bfr.runtime.images.formats import EXIF_PREFIX, NAMES, format_of
+from bfr.runtime.images.formats import NAMES, format_of
+from bfr.runtime.images.headers import MOST_RUNS, check_parts, header_size
 from bfr.runtime.images.metadata import Metadata, read_metadata
-from bfr.runtime.images.pages import tiff_pages
-from bfr.runtime.images.parts import MOST_TAGS, check_chunks, check_scans, first_scan
 
 Pixels = NDArray[np.unsignedinteger]  # uint8 or uint16
 MAX_PIXELS = 64_000_000
-_WIDTH, _HEIGHT, _ORIENTATION, _BITS = 256, 257, 0x0112, 258
+_ORIENTATION, _BITS = 0x0112, 258
 _TILE_WIDTH, _TILE_HEIGHT, _SUBFILE, _DNG_VERSION = 322, 323, 254, 50706
+_RUN_LENGTHS = (1, 2)  # compressions of a BMP
+# EXIF orientation: whether the image is transposed, and how OpenCV then flips it.
+_TURNS = {2: (False, 1), 3: (False, -1), 4: (False, 0), 5: (True, None), 6: (True, 1), 7: (True, -1), 8: (True, 0)}
 _PAGES = {"PNG": "frames", "WEBP": "frames", "TIFF": "pages"}
 _log = logging.getLogger(__name__)
 
@@ -51,79 +52,6 @@ class Image:
     icc: bytes | None = None
     metadata: Metadata = field(default_factory=Metadata)
     notes: tuple[str, ...] = ()
-
-
-def header_size(source: Path | bytes) -> tuple[int, int] | None:
-    """(width, height) in pixels that the header of an image file claims, as stored; nothing is decoded.
-
-    Pillow's classes open a file by its header alone. They are called without `Pillow.open`, which warns about sizes
-    that the caller refuses anyway. It takes milliseconds of any file.
-
-    Returns:
-        None for a file of no allowed format or that cannot be read, and for a header that is broken or claims no
-        pixels.
-    """
-    try:
-        if isinstance(source, bytes):
-            return _size(BytesIO(source))
-        if not source.is_file():  # a pipe would wait for ever
-            return None
-        with source.open("rb") as file:
-            return _size(file)
-    except (OSError, ValueError):  # a name of 300 characters, or with a NUL, is refused here
-        return None
-
-
-def _size(file: BinaryIO) -> tuple[int, int] | None:
-    head = file.read(32)
-    found = format_of(head)
-    if found is None:
-        return None
-    size: tuple[int, int] | None
-    if found.name == "WEBP":  # Pillow would read all of it, and allocate what it claims
-        size = _webp_size(head)
-    elif found.name == "PNG":  # Pillow would read all chunks before the picture
-        size = unpack_from(">II", head, 16) if head[12:16] == b"IHDR" and len(head) >= 24 else None
-    else:
-        if found.name == "JPEG":
-            first_scan(file)
-        if found.name not in Pillow.OPEN:
-            Pillow.init()
-        file.seek(0)
-        try:
-            size = _tiff_size(file) if found.name == "TIFF" else Pillow.OPEN[found.name][0](file, "").size
-        except Exception:  # hostile bytes raise nearly anything; the decoder says what is wrong
-            return None
-    return size if size and min(size) > 0 else None
-
-
-def _webp_size(head: bytes) -> tuple[int, int] | None:
-    if len(head) < 30:
-        return None
-    match head[12:16]:
-        case b"VP8X":  # less one, 24 bits each
-            return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
-        case b"VP8L":  # less one, 14 bits each
-            (bits,) = unpack_from("<I", head, 21)
-            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-        case b"VP8 ":  # 14 bits each, above which is a scale
-            width, height = unpack_from("<HH", head, 26)
-            return width & 0x3FFF, height & 0x3FFF
-    return None
-
-
-def _tiff_size(file: BinaryIO) -> tuple[int, int]:
-    """Of the first directory. Pillow's class of the whole file would list all strips. Raises ValueError."""
-    head = file.read(8)
-    big = head[2] == ord("+")
-    tags = ImageFileDirectory_v2(head + file.read(8) if big else head)
-    file.seek(tags.next)
-    if big and int.from_bytes(file.read(8), "little" if head[:1] == b"I" else "big") > MOST_TAGS:
-        raise ValueError(f"its directory has more than {MOST_TAGS} tags")
-    file.seek(tags.next)
-    tags.load(file)
-    width, height = int(tags[_WIDTH]), int(tags[_HEIGHT])
-    return (height, width) if tags.get(_ORIENTATION) in range(5, 9) else (width, height)
 
 
 def byte_limit(max_pixels: int) -> int:
@@ -173,7 +101,7 @@ def decode_image(data: bytes, *, name: str = "image", max_pixels: int = MAX_PIXE
     _limit(header_size(data), name, max_pixels)
     notes: list[str] = []
     with _decoding(name, data):
-        data = _checked(data, notes)
+        data, pages = check_parts(data, notes)
         file = Pillow.open(BytesIO(data), formats=NAMES)
     _limit(file.size, name, max_pixels)
     with _decoding(name, data):
@@ -184,8 +112,15 @@ def decode_image(data: bytes, *, name: str = "image", max_pixels: int = MAX_PIXE
                 raise InvalidImage(
                     f"{name} begins with a preview, as cameras' raw files do: develop it, save it as PNG"
                 )
+        runs = file.format == "BMP" and file.info["compression"] in _RUN_LENGTHS
+        if runs and max(len(data), file.width * file.height) > MOST_RUNS:
+            raise InvalidImage(
+                f"{name} is a compressed BMP of more than {MOST_RUNS} pixels or bytes, which takes long to read: "
+                "save it as PNG"
+            )
         bits = _bits(file, data)
-        pages = tiff_pages(data) if isinstance(file, TiffImageFile) else getattr(file, "n_frames", 1)
+        if not isinstance(file, TiffImageFile):
+            pages = getattr(file, "n_frames", 1)
         if pages > 1:
             notes.append(f"the first of its {pages} {_PAGES.get(file.format or '', 'pictures')} is taken alone")
         file.load()
@@ -215,39 +150,6 @@ def _limit(size: tuple[int, int] | None, name: str, max_pixels: int) -> None:
             f"{name} has {size[0]} x {size[1]} pixels, more than the limit of {max_pixels}: "
             f"make it smaller, or raise the limit if you trust it"
         )
-
-
-def _checked(data: bytes, notes: list[str]) -> bytes:
-    """A file whose parts a decoder may read: a JPEG goes without its TIFF directories where they are hostile.
-
-    Raises ValueError for a TIFF that is, and for a file of too many parts.
-    """
-    if data.startswith(b"\x89PNG"):
-        check_chunks(data)
-    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        check_tags(data)
-    if not data.startswith(b"\xff\xd8"):
-        return data
-    check_scans(data, first_scan(BytesIO(data)))
-    kept, at, exif = [data[:2]], 2, b""
-    tags: list[bytes] = []
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"", b"\xda"):  # up to the scan
-        end = max(at + 4, at + 2 + int.from_bytes(data[at + 2 : at + 4], "big"))
-        body = data[at + 4 : end]
-        if data[at + 1] == 0xE1 and body.startswith(EXIF_PREFIX):
-            exif += body if not exif else body.removeprefix(EXIF_PREFIX)  # as Pillow joins them
-        elif data[at + 1] == 0xE2 and body.startswith(b"MPF\0"):
-            tags.append(body[4:])
-        else:
-            kept.append(data[at:end])
-        at = end
-    try:
-        for block in (*tags, exif):
-            check_tags(block)
-    except ValueError as error:
-        notes.append(f"its EXIF data are broken and left out: {error}")
-        return b"".join([*kept, data[at:]])
-    return data
 
 
 @contextmanager
@@ -290,19 +192,13 @@ def _orientation(file: Pillow.Image) -> int:
 
 def _upright(array: Pixels, orientation: int) -> Pixels:
     """Apply EXIF orientation 1-8 (others: none) to (H, W[, 3])."""
-    if orientation not in range(2, 9):
+    if orientation not in _TURNS:
         return array
     import cv2  # three times as fast as NumPy here
 
-    match orientation:
-        case 2 | 4:
-            turned = cv2.flip(array, 1 if orientation == 2 else 0)
-        case 5 | 7:
-            turned = cv2.transpose(array if orientation == 5 else cv2.rotate(array, cv2.ROTATE_180))
-        case _:
-            turns = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
-            turned = cv2.rotate(array, turns[orientation])
-    return cast(Pixels, turned)
+    transposed, flipped = _TURNS[orientation]
+    turned = cv2.transpose(array) if transposed else array
+    return cast(Pixels, turned if flipped is None else cv2.flip(turned, flipped))
 
 
 def _samples(image: Pillow.Image) -> Pixels:
@@ -329,12 +225,9 @@ def _any_8(file: Pillow.Image, notes: list[str]) -> Image:
             colour = to_srgb(file, icc)
         except ValueError as error:
             notes.append(f"its colour profile is broken, and it is taken as sRGB: {error}")
-    rgb = colour.convert("L").convert("RGB") if grey else _rgb(colour)  # a profile may have tinted the grey
-    return Image(_samples(rgb), alpha, grey)
-
-
-def _rgb(file: Pillow.Image) -> Pillow.Image:
-    return file if file.mode == "RGB" else file.convert("RGB")
+    if grey:
+        colour = colour.convert("L")  # a profile may have tinted it
+    return Image(_samples(colour if colour.mode == "RGB" else colour.convert("RGB")), alpha, grey)
 
 
 def _any_16(file: Pillow.Image, data: bytes, name: str, notes: list[str]) -> Image:

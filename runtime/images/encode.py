@@ -16,15 +16,7 @@ from bfr.runtime.images.decode import Image, Pixels
 from bfr.runtime.images.exif import Density, clean_exif
 from bfr.runtime.images.formats import BY_SUFFIX, WRITTEN, Format
 from bfr.runtime.images.metadata import Metadata, clean_xmp, photoshop_block
-from bfr.runtime.images.png import (
-    PIXELS_AT,
-    density_chunk,
-    png_chunk,
-    profile_chunk,
-    raw_profile,
-    text_chunk,
-    xmp_chunk,
-)
+from bfr.runtime.images.png import PIXELS_AT, png_chunk, profile_chunk, raw_profile, text_chunk, xmp_chunk
 from bfr.runtime.images.resize import resize
 
 QUALITY = 95  # of lossy formats
@@ -202,9 +194,10 @@ def _png(samples: Pixels, form: Format, icc: bytes | None, said: Metadata, _qual
 
 
 def _density_chunk(density: Density) -> bytes:
+    """Pixels a metre, or the proportion of a pixel."""
     metres = {0: 1.0, 1: 1 / 0.0254, 2: 100.0}[density.unit]
     x, y = (max(1, round(value * metres)) for value in (density.x, density.y))
-    return density_chunk(x, y, metres=density.unit > 0)
+    return png_chunk(b"pHYs", pack(">IIB", x, y, density.unit > 0))
 
 
 def _png_16(samples: Pixels) -> bytes:

@@ -6,22 +6,20 @@ All of it reads hostile bytes: nothing allocates more than what it returns and a
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from struct import calcsize, error, pack, unpack_from
+from struct import error, pack, unpack_from
 from typing import Any
 
 from bfr.runtime.images.formats import EXIF_PREFIX
-from bfr.runtime.images.parts import MOST_STRIPS, MOST_TAGS
 
 Tags = dict[int, tuple[int, int, bytes]]  # number: type, count, values in the block's byte order
 
 LONGEST_EXIF = 1 << 20  # bytes of tags; overlapping ones would grow without bound
 _ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
-_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
+TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
 _SHORT, _LONG, _RATIONAL = 3, 4, 5
 _WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112
 _X_DENSITY, _Y_DENSITY, _DENSITY_UNIT = 0x011A, 0x011B, 0x0128
 _EXIF, _GPS = 0x8769, 0x8825
-_OFFSETS = 0x0111, 0x0144  # of strips and tiles
 _COLOUR_SPACE, _EXIF_WIDTH, _EXIF_HEIGHT = 0xA001, 0xA002, 0xA003
 
 # Description, maker, model, resolution and its unit, software, date, artist, computer, rating, copyright, Windows' own.
@@ -58,41 +56,6 @@ class Density:
     def turned(self) -> "Density":
         """Of the image turned by a quarter."""
         return Density(self.y, self.x, self.unit)
-
-
-def check_tags(block: bytes) -> None:
-    """Raise ValueError where a chain of directories names more than twice the bytes that there are, or overlaps.
-
-    Such tags overlap, and a decoder that copies each of them fills the memory: Pillow before 13 does. Directories that
-    overlap would be read for hours, and so would more than MOST_STRIPS strips or tiles.
-    """
-    block = block.removeprefix(EXIF_PREFIX)
-    order = "<" if block[:2] == b"II" else ">"
-    big = block[2:4] in (b"+\0", b"\0+")  # BigTIFF
-    count_of, entry_of, offset_of, inside = ("Q", "HHQ", "Q", 8) if big else ("H", "HHI", "I", 4)
-    size, total, entries, seen = calcsize(f"{order}{entry_of}") + inside, 0, 0, set[int]()
-    try:
-        (offset,) = unpack_from(f"{order}{offset_of}", block, 8 if big else 4)
-        while offset and offset not in seen:
-            seen.add(offset)
-            (number,) = unpack_from(f"{order}{count_of}", block, offset)
-            first = offset + calcsize(f"{order}{count_of}")
-            entries += number
-            if number > MOST_TAGS:
-                raise ValueError(f"one of its directories has more than {MOST_TAGS} tags")
-            if first + size * number <= len(block) < size * entries:
-                raise ValueError(f"its directories have {entries} tags, more than its {len(block)} bytes can hold")
-            for entry in range(first, first + size * number, size):
-                tag, kind, count = unpack_from(f"{order}{entry_of}", block, entry)
-                if tag in _OFFSETS and count > MOST_STRIPS:
-                    raise ValueError(f"it has more than {MOST_STRIPS} strips or tiles")
-                length = count * _TYPE_BYTES.get(kind, 0)
-                total += length if length > inside else 0
-                if total > 2 * len(block):
-                    raise ValueError(f"its tags name more than twice its {len(block)} bytes")
-            (offset,) = unpack_from(f"{order}{offset_of}", block, first + size * number)
-    except (error, OverflowError):
-        return  # cut off: nothing more is read by others either
 
 
 def clean_exif(
@@ -195,9 +158,9 @@ def _read_directory(block: bytes, order: str, offset: int, wanted: Container[int
     (number,) = unpack_from(f"{order}H", block, offset)
     for entry in range(offset + 2, offset + 2 + 12 * number, 12):
         tag, kind, count = unpack_from(f"{order}HHI", block, entry)
-        if tag not in wanted or tag in tags or kind not in _TYPE_BYTES:
+        if tag not in wanted or tag in tags or kind not in TYPE_BYTES:
             continue
-        total += (length := count * _TYPE_BYTES[kind])
+        total += (length := count * TYPE_BYTES[kind])
         if total > LONGEST_EXIF:
             raise ValueError(f"more than {LONGEST_EXIF} bytes")
         start = entry + 8 if length <= 4 else unpack_from(f"{order}I", block, entry + 8)[0]

@@ -36,11 +36,6 @@ def profile_chunk(icc: bytes) -> bytes:
     return png_chunk(b"iCCP", b"ICC profile\0\0" + compress(icc))
 
 
-def density_chunk(x: int, y: int, *, metres: bool) -> bytes:
-    """Pixels a metre, or without `metres` the proportion of a pixel."""
-    return png_chunk(b"pHYs", pack(">IIB", x, y, metres))
-
-
 def text_chunk(key: str, text: str, *, packed: bool = False) -> bytes:
     """A text under a key: Latin-1 where that holds it, else UTF-8; `packed` compresses Latin-1."""
     name = key.encode("latin-1")

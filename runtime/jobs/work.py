@@ -19,9 +19,10 @@ from bfr.runtime.errors import InvalidImage, RestorationFailed, explain_failure
 from bfr.runtime.faces.background import Lanczos
 from bfr.runtime.faces.paste import to_grey
 from bfr.runtime.faces.photo import AlignedFace, PhotoEditor, PhotoRestorer
-from bfr.runtime.images.decode import Image, byte_limit, decode_image, header_size, read_file, read_image
+from bfr.runtime.images.decode import Image, byte_limit, decode_image, read_file, read_image
 from bfr.runtime.images.encode import encode_noted
 from bfr.runtime.images.formats import format_of
+from bfr.runtime.images.headers import header_size
 from bfr.runtime.jobs.faults import Guarded, ends_run, name_notes, shown
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.report import Entry, rounded
@@ -180,10 +181,7 @@ def read_item(item: Item, max_pixels: int) -> Image:
 
 
 class ImageWork:
-    """Restores the images of a run through one pipeline: the next are read, and results written, beside the networks.
-
-    entries: what became of each item, by its key; filled by the writers' threads as soon as a result is there.
-    """
+    """Restores the images of a run through one pipeline, which reads and writes beside the networks."""
 
     def __init__(
         self,
@@ -192,34 +190,39 @@ class ImageWork:
         outputs: Mapping[str, str],
         options: JobOptions,
         *,
-        entries: dict[str, Entry] | None = None,
         masks: Mapping[str, Path] | None = None,
         show: Callable[[Item, Any, Any], None] = lambda _item, _before, _after: None,
         enter: Callable[[Entry], None] = lambda _entry: None,
     ) -> None:
-        """Take what restores and where results go.
+        """Note what restores, and where results go.
 
         Args:
             worker: A PhotoRestorer for photographs, a FaceRestorer for aligned faces.
             store: The output folder.
             outputs: Key of an item -> its result, relative to `store`.
             options: How results are written.
-            entries: Where to enter what became of the items.
             masks: Key of an item -> its mask.
             show: Called with an item, its pixels and those of its result once that is written.
-            enter: Called with the entry of a result that is in its place.
+            enter: Called by a writer's thread with the entry of an item as soon as its result is in its place.
         """
         self.editor = worker if isinstance(worker, PhotoRestorer) else None
         self.restorer = worker.restorer if isinstance(worker, PhotoRestorer) else worker
         self.store, self.outputs, self.options, self.masks = store, outputs, options, masks or {}
         self.show, self.enter = show, enter
-        self.entries = {} if entries is None else entries
 
     def restore(
         self, items: Sequence[Item], on_step: Callable[[int, list[Picture]], None] | None = None
     ) -> Generator[Entry, None, None]:
-        """What became of each item, in their order. Raises WriteFailed. on_step: as of `Pipeline`."""
-        threads = side_threads()
+        """Yield what became of each item, in their order.
+
+        Args:
+            items: Images to restore.
+            on_step: See `Pipeline`.
+
+        Raises:
+            WriteFailed: No result can be written any more.
+        """
+        threads = max(1, min(4, (os.cpu_count() or 1) // 4))  # that read, and as many that write
         pipeline = Pipeline[Item, tuple[Item, Picture], Entry](
             Guarded(self.restorer),
             self._prepare,
@@ -273,21 +276,14 @@ class ImageWork:
             if ends_run(error):
                 raise
             entry = Entry(item.key, "failed", seconds=picture.seconds, error=explain_failure(error))
-        self.entries[item.key] = entry = rounded(entry)
-        if entry.output is not None:
-            self.enter(entry)
+        entry = rounded(entry)
+        self.enter(entry)
         return entry
 
     def _write(self, item: Item, picture: Picture, results: Sequence[Restored]) -> Entry:
         output = self.outputs[item.key]
-        made = finish(
-            picture,
-            results,
-            self.editor,
-            output=output,
-            quality=self.options.quality,
-            metadata=self.options.metadata,
-        )
+        quality, metadata = self.options.quality, self.options.metadata
+        made = finish(picture, results, self.editor, output=output, quality=quality, metadata=metadata)
         begin = time.perf_counter()
         self.store.write(output, made.data)
         notes = (*made.entry.notes, *name_notes(item, output))
@@ -297,8 +293,3 @@ class ImageWork:
             entry = replace(entry, error="; ".join(filter(None, (entry.error, error))) or None)
         picture.seconds["write"] += time.perf_counter() - begin
         return entry
-
-
-def side_threads() -> int:
-    """How many threads read, and how many write, beside the networks."""
-    return max(1, min(4, (os.cpu_count() or 1) // 4))

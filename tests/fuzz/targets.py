@@ -97,15 +97,15 @@ def read_image(data: bytes) -> None:
 
 def read_header(data: bytes) -> None:
     """The size in a header, the pages of a TIFF and the container of a video."""
-    from bfr.runtime.images.decode import header_size
-    from bfr.runtime.images.pages import tiff_pages
+    from bfr.runtime.images.headers import check_tags, header_size
     from bfr.runtime.video.formats import suffix_of
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         size = header_size(data)
     assert size is None or min(size) > 0
-    assert tiff_pages(data) >= 1
+    with suppress(ValueError):
+        assert check_tags(data) >= 1
     suffix_of(data)
 
 
@@ -202,8 +202,9 @@ def checkpoints() -> list[bytes]:
 def read_reports(data: bytes) -> None:
     """What a resumed run reads of earlier ones, here and on a cluster, and the page that shows it."""
     from bfr.runtime.cluster.bulk.table import RESULTS, read_entries
+    from bfr.runtime.jobs.cards import Card
     from bfr.runtime.jobs.ledger import LEDGER, Ledger
-    from bfr.runtime.jobs.page import Card, write_page
+    from bfr.runtime.jobs.page import write_page
     from bfr.runtime.jobs.report import Report, summary
     from bfr.runtime.jobs.store import Store
 

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from bfr.runtime.errors import InvalidImage
-from bfr.runtime.images.decode import header_size
+from bfr.runtime.images.headers import header_size
 from bfr.runtime.serve.http.front import Front
 from bfr.runtime.serve.http.problems import Problem, documented
 from bfr.runtime.serve.http.requests import (

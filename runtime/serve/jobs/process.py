@@ -20,7 +20,7 @@ from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.errors import BfrError, InvalidImage, RestorationFailed
 from bfr.runtime.faces.detect import open_detector
 from bfr.runtime.faces.options import PhotoOptions
-from bfr.runtime.images.decode import header_size
+from bfr.runtime.images.headers import header_size
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.run import run_job
 from bfr.runtime.jobs.sources import Item

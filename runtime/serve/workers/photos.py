@@ -16,8 +16,9 @@ from PIL import Image as Pillow
 from bfr.runtime.errors import BfrError, InvalidImage, explain_failure
 from bfr.runtime.faces.detect import Detector, open_detector
 from bfr.runtime.faces.photo import PhotoEditor
-from bfr.runtime.images.decode import decode_image, header_size
+from bfr.runtime.images.decode import decode_image
 from bfr.runtime.images.formats import format_of, result_suffix
+from bfr.runtime.images.headers import header_size
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.work import Encoded, Picture, finish, prepare
 from bfr.runtime.restore.batch import Restored

@@ -16,8 +16,9 @@ from PIL import Image as Pillow
 from PIL import ImageCms
 
 from bfr.runtime.errors import InputNotFound, InvalidImage
-from bfr.runtime.images.decode import decode_image, header_size, read_image
+from bfr.runtime.images.decode import decode_image, read_image
 from bfr.runtime.images.encode import encode_image, write_image
+from bfr.runtime.images.headers import header_size
 
 Array = NDArray[Any]
 ORIENTATION = 0x0112

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bfr.runtime.errors import BfrError, InvalidImage
-from bfr.runtime.images.decode import decode_image, header_size, read_image
+from bfr.runtime.images.decode import decode_image, read_image
 from bfr.runtime.images.encode import encode_image
+from bfr.runtime.images.headers import header_size
 
 MAX_PIXELS = 1_000_000
 # Repeatable, and no example is shown: the bytes would fill the screen.
@@ -77,7 +78,8 @@ LIMITED = """
 import resource, sys, warnings
 from pathlib import Path
 from bfr.runtime.errors import InvalidImage
-from bfr.runtime.images.decode import header_size, read_image
+from bfr.runtime.images.decode import read_image
+from bfr.runtime.images.headers import header_size
 warnings.simplefilter("ignore")
 first, *rest = sorted(Path(sys.argv[1]).iterdir())
 read_image(first)

@@ -20,8 +20,9 @@ exec(compile(text, name, "exec"), module.__dict__)
 import numpy as np
 from PIL import Image as Pillow
 from bfr.runtime.client.calls import asked, image_file
-from bfr.runtime.images.decode import header_size, read_image
+from bfr.runtime.images.decode import read_image
 from bfr.runtime.images.encode import write_image
+from bfr.runtime.images.headers import header_size
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.sources import choose_outputs, find_images
 from bfr.runtime.jobs.store import Store

@@ -13,10 +13,10 @@ from PIL import Image as Pillow
 from bfr.runtime.errors import InvalidImage
 from bfr.runtime.images.decode import Image, decode_image
 from bfr.runtime.images.encode import encode_noted
-from bfr.runtime.images.exif import Density, check_tags, clean_exif, exif_density
+from bfr.runtime.images.exif import Density, clean_exif, exif_density
 from bfr.runtime.images.formats import BY_SUFFIX, WRITTEN
+from bfr.runtime.images.headers import check_tags
 from bfr.runtime.images.metadata import LONGEST, Metadata, clean_xmp, photoshop_block
-from bfr.runtime.images.pages import tiff_pages
 from bfr.runtime.images.png import raw_profile, read_raw_profile
 
 SUFFIXES = [one.suffixes[0] for one in WRITTEN]
@@ -290,8 +290,9 @@ def test_directories_that_overlap_are_not_read(files: Any) -> None:
     image = decode_image(jpeg(files, segment(0xE1, b"Exif\0\0" + bytes(block))))
     assert image.pixels.shape == (6, 8, 3)
     assert "its EXIF data are broken and left out" in image.notes[0]
-    with pytest.raises(InvalidImage, match="damaged"):
-        decode_image(bytes(block))
+    for begin in (b"II*\0", b"II\0*"):  # Pillow reads the second, too
+        with pytest.raises(InvalidImage, match="6000 tags"):
+            decode_image(begin + bytes(block[4:]))
     for valid in files.valid:
         if valid[:2] in (b"II", b"MM"):
             check_tags(valid)
@@ -340,11 +341,11 @@ class TestPages:
         data = files.saved(
             files.flat("RGB", (9, 9, 9)), "TIFF", save_all=True, append_images=[files.flat("RGB", (0, 0, 0))]
         )
-        assert tiff_pages(data) == 2
+        assert check_tags(data) == 2
         thumbnail = Pillow.new("RGB", (8, 8))
         thumbnail.encoderinfo = {"tiffinfo": {254: 1}}
         assert (
-            tiff_pages(files.saved(files.flat("RGB", (9, 9, 9)), "TIFF", save_all=True, append_images=[thumbnail])) == 1
+            check_tags(files.saved(files.flat("RGB", (9, 9, 9)), "TIFF", save_all=True, append_images=[thumbnail])) == 1
         )
 
     def test_a_raw_file_is_not_its_preview(self, files: Any) -> None:
@@ -355,10 +356,10 @@ class TestPages:
     def test_a_chain_that_leads_back_or_out(self) -> None:
         entry = struct.pack("<HHII", 256, 3, 1, 1)
         back = b"II*\0" + struct.pack("<IH", 8, 1) + entry + struct.pack("<I", 8)
-        assert tiff_pages(back) == 1
-        assert tiff_pages(back[:-4] + struct.pack("<I", 1 << 31)) == 1
-        assert tiff_pages(b"II+\0" + bytes(4) + struct.pack("<Q", (1 << 64) - 1)) == 1
-        assert tiff_pages(b"II*\0") == 1
+        assert check_tags(back) == 1
+        assert check_tags(back[:-4] + struct.pack("<I", 1 << 31)) == 1
+        assert check_tags(b"II+\0" + bytes(4) + struct.pack("<Q", (1 << 64) - 1)) == 1
+        assert check_tags(b"II*\0") == 1
 
 
 class TestColour:

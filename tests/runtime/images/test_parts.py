@@ -10,9 +10,18 @@ import pytest
 from PIL import Image as Pillow
 
 from bfr.runtime.errors import InvalidImage
-from bfr.runtime.images import decode
-from bfr.runtime.images.decode import decode_image, header_size
-from bfr.runtime.images.parts import MOST_CHUNKS, MOST_SCANS, MOST_SEGMENTS, MOST_STRIPS, MOST_TAGS
+from bfr.runtime.images import headers
+from bfr.runtime.images.decode import decode_image
+from bfr.runtime.images.headers import (
+    MOST_CHUNKS,
+    MOST_DIRECTORIES,
+    MOST_RUNS,
+    MOST_SCANS,
+    MOST_SEGMENTS,
+    MOST_STRIPS,
+    MOST_TAGS,
+    header_size,
+)
 
 
 def saved(kind: str, **options: Any) -> bytes:
@@ -53,6 +62,19 @@ def big_tiff(tags: int) -> bytes:
     return b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, tags) + found + bytes(8)
 
 
+def empty_directories(number: int) -> bytes:
+    following = range(14, 14 + 6 * number, 6)
+    return b"II*\0" + struct.pack("<I", 8) + b"".join(struct.pack("<HI", 0, at) for at in following)
+
+
+def run_lengths(side: int, row: bytes, compression: int = 1, rows: int | None = None) -> bytes:
+    """A BMP of 8 (compression 1) or 4 bits (2), (side, side), whose rows are such codes."""
+    bits, body = 8 // compression, row * (side if rows is None else rows)
+    palette = b"".join(bytes((i, 255 - i, 0, 0)) for i in range(1 << bits))
+    head = struct.pack("<IiiHHI", 40, side, side, 1, bits, compression) + bytes(20)
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 54 + len(palette)) + head + palette + body
+
+
 @pytest.mark.parametrize(
     ("make", "word"),
     [
@@ -64,6 +86,7 @@ def big_tiff(tags: int) -> bytes:
         (lambda: with_chunks(MOST_CHUNKS, b"IDAT"), "chunks"),
         (lambda: tiff(MOST_STRIPS + 1), "strips"),
         (lambda: big_tiff(MOST_TAGS + 1), "tags"),
+        (lambda: empty_directories(MOST_DIRECTORIES + 1), "directories"),
     ],
 )
 def test_too_many_parts_are_counted_and_no_decoder_sees_them(
@@ -87,6 +110,32 @@ def test_as_many_as_are_allowed_are_read() -> None:
     assert decode_image(tiff(500)).pixels.shape == (500, 1, 3)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: run_lengths(2100, b"\1\7\0\0"),  # Pillow fills each row up to its end, a pixel at a time
+        lambda: run_lengths(2100, b"\xff\x17" * 9 + b"\0\0", 2),
+        lambda: run_lengths(8, b"\1\7", rows=MOST_RUNS // 2),  # runs past the row: they bring the decoder no further
+        lambda: run_lengths(8, b"\0\2\0\0", rows=MOST_RUNS // 4),
+    ],
+)
+def test_a_large_bmp_in_run_lengths_is_refused_before_it_is_decoded(
+    make: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make()
+    monkeypatch.setattr("PIL.BmpImagePlugin.BmpRleDecoder.decode", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(InvalidImage, match=r"x\.bmp is a compressed BMP of more than 4194304 .*save it as PNG"):
+        decode_image(data, name="x.bmp")
+
+
+@pytest.mark.parametrize("compression", [1, 2])
+def test_a_small_bmp_in_run_lengths_is_read(compression: int) -> None:
+    pixels = decode_image(run_lengths(30, b"\x1e\x33\0\0", compression)).pixels
+    value = 0x33 if compression == 1 else 3
+    assert (pixels == (0, 255 - value, value)).all()
+    assert pixels.shape == (30, 30, 3)
+
+
 def test_a_header_is_read_without_the_parts_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The size of a request's image is looked at on the event loop."""
     reads: list[int | None] = []
@@ -96,7 +145,7 @@ def test_a_header_is_read_without_the_parts_behind_it(monkeypatch: pytest.Monkey
             reads.append(size)
             return super().read(size)
 
-    monkeypatch.setattr(decode, "BytesIO", Counted)
+    monkeypatch.setattr(headers, "BytesIO", Counted)
     for data, size in (
         (with_chunks(MOST_CHUNKS), (64, 48)),
         (tiff(4 * MOST_STRIPS), (1, 4 * MOST_STRIPS)),
