@@ -5,6 +5,7 @@ reads `degraded`, (batch, 3, S, S) RGB in [0, 1], and makes `estimate`, (batch, 
 does. The wrapped graph is compared with the file as it came before the bundle is published.
 """
 
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,8 +15,17 @@ from onnx import TensorProto, helper
 
 from bfr.export.onnx.graph import module_versions, save_graph
 from bfr.export.onnx.metadata import describe_graph
-from bfr.export.onnx.wrap_graph import REFERENCE, wrap_graph
-from bfr.export.onnx.wrap_load import FLOATS, drawing_nodes, load_model, model_opset, reason, sort_nodes, system_name
+from bfr.export.onnx.wrap_graph import fix_batch, wrap_graph
+from bfr.export.onnx.wrap_load import (
+    describe_variant,
+    drawing_nodes,
+    load_model,
+    parameter_count,
+    reason,
+    sort_nodes,
+    system_name,
+    tensors,
+)
 from bfr.export.onnx.wrap_original import (
     Original,
     Say,
@@ -29,20 +39,19 @@ from bfr.export.onnx.wrap_original import (
     warn_of_range,
 )
 from bfr.export.onnx.wrap_osdface import wrap_osdface
-from bfr.export.onnx.wrap_read import Interface
+from bfr.export.onnx.wrap_read import REFERENCE, Interface
 from bfr.export.options import WrapOptions
 from bfr.export.verify.compare import BATCHES, FLOORS_DB, compare
 from bfr.export.verify.walk import call_network, synthetic
 from bfr.runtime.backends.device import Float32
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.bundle import manifest as m
-from bfr.runtime.bundle.bundle import Bundle, describe_file, write_manifest
+from bfr.runtime.bundle.bundle import Bundle, write_manifest
 from bfr.runtime.errors import BackendUnavailable, InvalidCheckpoint, InvalidOption
 from bfr.runtime.files import atomic_folder, sha256_file
 from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, WEIGHT
 
 NETWORK = "restorer"
-LARGEST_MESSAGE = 2_000_000_000  # bytes of weights that fit in one message of protobuf
 WITHOUT_HALF = "Leave --precision fp16 out"
 
 
@@ -76,29 +85,31 @@ def wrap(
     with TemporaryDirectory(prefix="bfr-wrap-") as scratch, atomic_folder(folder, replace=options.replace) as partial:
         original = Original(file, threads)
         if drawing_nodes(model):
-            original = frozen(file, Path(scratch) / "frozen.onnx", options, threads, say)
+            original = frozen(file, model, Path(scratch), options, threads, say)
             model = onnx.load(original.file, load_external_data=False)
         face = find_interface(model, original, options)
         for line in assumed(face, options, file.name):
             say(line)
         check_ranges(original, face, say)
-        half = _is_half(model)
-        parameters = sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type in FLOATS)
+        half, parameters = _is_half(model), parameter_count(model)
         onnx.load_external_data_for_model(model, str(original.file.parent))
-        wrapped, path = wrap_graph(model, face), partial / f"{NETWORK}.onnx"
-        save_graph(wrapped, path)
-        batches = _probe(wrapped, path, face, threads, say)
-        told = _metadata(system, face, batches, options, {"": m.Source(file=file.name, sha256=sha256_file(file))})
-        _write_metadata(path, told)
-        variants: dict[m.Precision, m.Variant] = {"fp32": _variant(partial, path, wrapped)}
-        if "fp16" in options.precision and not half:
+        path = partial / f"{NETWORK}.onnx"
+        wrap_graph(model, face)
+        save_graph(model, path)
+        source = m.Source(file=file.name, sha256=sha256_file(file))
+        batches = _probe(path, face, threads, say)
+        if batches and face.source.batch:
+            fix_batch(model.graph, *batches)
+        told = _metadata(system, face, batches, options, source)
+        helper.set_model_props(model, told)
+        onnx.save(model, path)
+        variants: dict[m.Precision, m.Variant] = {"fp32": describe_variant(partial, path, model)}
+        if "fp16" in options.precision and half:
+            say(f"{file.name} computes in half already: no variant in fp16 is added")
+        elif "fp16" in options.precision:
             halved = partial / f"{NETWORK}.fp16.onnx"
             _save_half(path, halved, told)
-            variants["fp16"] = _variant(partial, halved, wrapped)
-        side, image = face.side, ("batch", 3, face.side, face.side)
-        inputs = [m.Tensor(name=DEGRADED, shape=image)]
-        inputs += [m.Tensor(name=REFERENCE, shape=image)] if face.reference else []
-        inputs += [m.Tensor(name=WEIGHT, shape=("batch", 1))] if face.weight else []
+            variants["fp16"] = describe_variant(partial, halved, model)
         network = m.Network(
             kind="wrapped",
             architecture="onnx",
@@ -106,23 +117,23 @@ def wrap(
                 "input_range": list(face.input_range),
                 "output_range": list(face.output_range),
                 "colour": face.colour,
-                "values": {key: value for key, value in face.values.items() if key != face.weight},
+                "values": face.constants,
                 "half": half,
             },
             parameter_count=parameters,
-            inputs=tuple(inputs),
-            outputs=(m.Tensor(name=ESTIMATE, shape=("batch", 3, face.out_side, face.out_side)),),
-            source=m.Source(file=file.name, sha256=sha256_file(file)),
+            inputs=tensors(face.inputs),
+            outputs=tensors({ESTIMATE: (3, face.out_side, face.out_side)}),
+            source=source,
             variants=variants,
         )
         manifest = m.Manifest(
             format=1,
             system=system,
             title=f"{options.name or file.stem}: one network, wrapped from {file.name}",
-            image_size=side,
+            image_size=face.side,
             schedule=m.NoiseSchedule(),
-            inputs=(m.ImageInput(name="reference", channels=3),) if face.reference else (),
-            weight=face.values[face.weight] if face.weight else None,
+            inputs=(m.ImageInput(name=REFERENCE, channels=3),) if face.reference else (),
+            weight=face.values.get(face.weight or ""),
             stages=(m.Estimate(network=NETWORK),),
             result=ESTIMATE,
             batches=batches,
@@ -142,41 +153,29 @@ def wrap(
 
 
 def _metadata(
-    system: str, face: Interface, batches: tuple[int, ...] | None, options: WrapOptions, sources: dict[str, m.Source]
+    system: str, face: Interface, batches: tuple[int, ...] | None, options: WrapOptions, source: m.Source
 ) -> dict[str, str]:
     """What the graph says of itself, and of the file that it was."""
     ranges = ["..".join(f"{end:g}" for end in extent) for extent in (face.input_range, face.output_range)]
-    names = (DEGRADED, *([REFERENCE] if face.reference else []), ESTIMATE)
     told = describe_graph(
         system=system,
         network=NETWORK,
         kind="wrapped",
         size=face.side,
-        tensors=names,
+        tensors=(*face.inputs, ESTIMATE),
         licence=options.licence,
-        sources=sources,
+        sources={"": source},
         batches=batches,
-        fixed={name: f"{value:g}" for name, value in face.values.items() if name != face.weight},
+        fixed={name: f"{value:g}" for name, value in face.constants.items()},
     )
     return told | {"bfr.file.range": f"{ranges[0]} to {ranges[1]}", "bfr.file.colour": face.colour}
 
 
-def _write_metadata(path: Path, metadata: dict[str, str]) -> None:
-    model = onnx.load(path, load_external_data=False)
-    helper.set_model_props(model, metadata)
-    onnx.save(model, path)
-
-
-def _probe(
-    wrapped: onnx.ModelProto, path: Path, face: Interface, threads: int | None, say: Say
-) -> tuple[int, ...] | None:
-    """The batch sizes that the graph takes, None for all. Writes it once more with those."""
-    fixed = face.source.batch
-    if fixed is not None:
-        _set_batch(wrapped, path, "batch")
-    faces = {t.name: _example(t.name, face, max(BATCHES)) for t in wrapped.graph.input}
+def _probe(path: Path, face: Interface, threads: int | None, say: Say) -> tuple[int, ...] | None:
+    """The batch sizes that the graph takes, None for all."""
     try:
         session = CpuDevice(threads).load_graph(path).session
+        faces = _examples(face, max(BATCHES))
         alone = session.run(None, {key: x[-1:] for key, x in faces.items()}, silent())[0]
         together = session.run(None, faces, silent())[0]
         problem = "an image comes out otherwise in a batch than alone"
@@ -184,44 +183,24 @@ def _probe(
             return None
     except Exception as error:  # ONNX Runtime's own types
         problem = reason(error)
-    only = fixed or 1
+    only = face.source.batch or 1
     say(f"batches of {only} only: {problem}")
-    _set_batch(wrapped, path, only if fixed else "batch")
     return (only,)
 
 
-def _set_batch(wrapped: onnx.ModelProto, path: Path, batch: int | str) -> None:
-    for value in wrapped.graph.input:
-        shape = [batch, *(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:])]
-        value.type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, shape))
-    onnx.save(wrapped, path)
-
-
-def _example(name: str, face: Interface, batch: int) -> Float32:
-    if name == WEIGHT and face.weight:
-        return np.full((batch, 1), face.values[face.weight], np.float32)
-    return synthetic(name, (3, face.side, face.side), batch)
-
-
-def _variant(folder: Path, path: Path, model: onnx.ModelProto) -> m.Variant:
-    return m.Variant(
-        graph=describe_file(folder, path),
-        weights=(describe_file(folder, path.with_suffix(".safetensors")),),
-        opset=model_opset(model),
-    )
+def _examples(face: Interface, batch: int) -> dict[str, Float32]:
+    """Values for the inputs of the bundle's network."""
+    given = {name: synthetic(name, shape, batch) for name, shape in face.inputs.items()}
+    return given | ({WEIGHT: np.full((batch, 1), face.values[face.weight], np.float32)} if face.weight else {})
 
 
 def _save_half(path: Path, halved: Path, metadata: dict[str, str]) -> None:
     """Write the graph with weights and arithmetic in half; inputs and outputs stay float32, and what is quantized."""
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-    # Types are inferred in one message of protobuf. Without them, what stays in float32 gets no casts around it.
-    small = path.with_suffix(".safetensors").stat().st_size < LARGEST_MESSAGE
     kept = [*DEFAULT_OP_BLOCK_LIST, "QuantizeLinear", "DequantizeLinear"]
     try:
-        model = convert_float_to_float16(
-            onnx.load(path), keep_io_types=True, disable_shape_infer=not small, op_block_list=kept
-        )
+        model = convert_float_to_float16(str(path), keep_io_types=True, op_block_list=kept)
     except Exception as error:  # of nearly any type
         raise InvalidOption(f"the model cannot be cast to half: {reason(error)}. {WITHOUT_HALF}") from error
     sort_nodes(model.graph)
@@ -230,9 +209,9 @@ def _save_half(path: Path, halved: Path, metadata: dict[str, str]) -> None:
 
 def _is_half(model: onnx.ModelProto) -> bool:
     """Whether the file computes in half, as far as its weights and images tell."""
-    images = (*model.graph.input, *model.graph.output)
-    types = {tensor.data_type for tensor in model.graph.initializer if int(np.prod(tensor.dims)) > 1}
-    return TensorProto.FLOAT16 in types | {value.type.tensor_type.elem_type for value in images}
+    types = {tensor.data_type for tensor in model.graph.initializer if prod(tensor.dims) > 1}
+    types |= {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
+    return TensorProto.FLOAT16 in types
 
 
 def _compare(
@@ -254,25 +233,21 @@ def _compare(
     half = precision == "fp16" or manifest.networks[NETWORK].parameters["half"]
     checks: list[m.Check] = []
     for batch in manifest.batches or BATCHES:
-        given = {t.name: _example(t.name, face, batch) for t in manifest.networks[NETWORK].inputs}
+        what = f"{NETWORK}, batch {batch}"
+        given = _examples(face, batch)
         found = call_network(device, network, given, {ESTIMATE: (3, face.out_side, face.out_side)})[ESTIMATE]
-        step, what = face.source.batch or batch, f"{NETWORK}, batch {batch}"
-        faces, others = given[DEGRADED], given.get(REFERENCE)
-        raw = [
-            raw_result(original, face, faces[i : i + step], None if others is None else others[i : i + step])
-            for i in range(0, batch, step)
-        ]
-        if not np.isfinite(raw[0]).all():
+        raw = raw_result(original, face, given[DEGRADED], given.get(REFERENCE))
+        if not np.isfinite(raw).all():
             raise InvalidCheckpoint(
                 f"{file} makes NaN or Inf of a usual picture: choose another --input-range, or export trained weights"
             )
         if not checks and precision == "fp32":
-            warn_of_range(raw[0], face, say)
+            warn_of_range(raw, face, say)
         say(f"{what} in {precision} against {file} as it came")
         checks.append(
             compare(
                 what,
-                scaled(np.concatenate(raw), face),
+                scaled(raw, face),
                 found,
                 device=device.name,
                 precision=precision,

@@ -1,6 +1,6 @@
 """An ONNX file's graph between nodes of our own, which read and make images as `bfr` does."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,61 +8,78 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bfr.export.onnx.wrap_load import branches, model_opset, read_by
-from bfr.export.onnx.wrap_read import ImageTensor, Interface, constant_of
+from bfr.export.onnx.wrap_read import REFERENCE, ImageTensor, Interface, constant_of
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, WEIGHT
 
-REFERENCE = "reference"
 OURS = "bfr/"  # what the names of our own tensors begin with
+Shape = Sequence[int | None]
 
 
-def wrap_graph(model: onnx.ModelProto, interface: Interface) -> onnx.ModelProto:
-    """The file's graph between ours, changed in place: `degraded` in, `estimate` out.
+def wrap_graph(model: onnx.ModelProto, face: Interface) -> None:
+    """Put the file's graph between ours, in place: `degraded` in, `estimate` out.
 
     A second image is read as `reference`, the weight as `weight`, (batch, 1) of which the first counts; every other
     input becomes a constant.
     """
-    graph, face, opset = model.graph, interface, model_opset(model)
+    graph, opset = model.graph, model_opset(model)
     renamed = _rename_ours(graph)
-    for value in graph.input:
-        if value.name in {renamed.get(name, name) for name in face.values if name != face.weight}:
-            original = next(name for name in face.values if renamed.get(name, name) == value.name)
-            graph.initializer.append(numpy_helper.from_array(constant_of(value, face.values[original]), value.name))
-    chains = []
+    before = []
     for image, ours in ((face.source, DEGRADED), (face.reference, REFERENCE)):
         if image:
-            nodes = _Nodes(ours, renamed.get(image.name, image.name), f"{OURS}{ours}", opset)
-            _read_image(nodes, image, face)
-            chains.append(nodes)
-    if face.weight:
-        name = renamed.get(face.weight, face.weight)
-        value = next(value for value in graph.input if value.name == name)
-        nodes = _Nodes(WEIGHT, name, f"{OURS}{WEIGHT}", opset)
+            before.append(Nodes(ours, renamed.get(image.name, image.name), opset))
+            _read_image(before[-1], image, face)
+    for name, number in face.values.items():
+        value = next(value for value in graph.input if value.name == renamed.get(name, name))
+        if name != face.weight:
+            graph.initializer.append(numpy_helper.from_array(constant_of(value, number), value.name))
+            continue
+        nodes, tensor = Nodes(WEIGHT, value.name, opset), value.type.tensor_type
         nodes.add("Gather", nodes.constant(np.int64(0)), axis=0)
-        nodes.add("Reshape", nodes.constant(np.ones(len(value.type.tensor_type.shape.dim), np.int64)))
-        kind = value.type.tensor_type.elem_type
-        if kind != TensorProto.FLOAT and not _only_cast(graph, name):  # a cast reads every type
-            nodes.add("Cast", to=kind)
-        chains.append(nodes)
-    after = _Nodes(renamed.get(face.target.name, face.target.name), ESTIMATE, f"{OURS}{ESTIMATE}", opset)
+        nodes.add("Reshape", nodes.constant(np.ones(len(tensor.shape.dim), np.int64)))
+        if tensor.elem_type != TensorProto.FLOAT and not _only_cast(graph, value.name):  # a cast reads every type
+            nodes.add("Cast", to=tensor.elem_type)
+        before.append(nodes)
+    after = Nodes(renamed.get(face.target.name, face.target.name), ESTIMATE, opset)
     _make_image(after, face)
-    own = list(graph.node)
-    nodes_before = [node for chain in chains for node in chain.finished()]
-    graph_nodes = onnx.GraphProto()
-    graph_nodes.node.extend([*nodes_before, *own, *after.finished()])
+    put_between(graph, before, after.finished(), after.constants, face.inputs, {ESTIMATE: (3, None, None)})
+
+
+def put_between(
+    graph: onnx.GraphProto,
+    before: Sequence["Nodes"],
+    after: Sequence[onnx.NodeProto],
+    constants: Sequence[TensorProto],
+    inputs: Mapping[str, Shape],
+    outputs: Mapping[str, Shape],
+) -> None:
+    """Put a graph between nodes of our own, in place.
+
+    Args:
+        graph: The file's.
+        before: What makes its inputs.
+        after: What reads its outputs.
+        constants: What `after` reads.
+        inputs: Shapes of the float32 inputs that the graph has then, by name, without the batch.
+        outputs: Of the outputs.
+    """
+    nodes = [*(node for chain in before for node in chain.finished()), *graph.node, *after]
     del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:]
-    graph.node.extend(graph_nodes.node)
-    graph.initializer.extend([constant for chain in (*chains, after) for constant in chain.constants])
-    batch = face.source.batch or "batch"
-    picture = [batch, 3, face.side, face.side]
-    for chain in chains:
-        shape = [batch, 1] if chain.begin == WEIGHT else picture
-        graph.input.append(helper.make_tensor_value_info(chain.begin, TensorProto.FLOAT, shape))
-    graph.output.append(helper.make_tensor_value_info(ESTIMATE, TensorProto.FLOAT, ["batch", 3, None, None]))
-    return model
+    graph.node.extend(nodes)
+    graph.initializer.extend([*(constant for chain in before for constant in chain.constants), *constants])
+    for values, ours in ((graph.input, inputs), (graph.output, outputs)):
+        values.extend(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", *shape)) for name, shape in ours.items()
+        )
 
 
-def _read_image(nodes: "_Nodes", image: ImageTensor, face: Interface) -> None:
+def fix_batch(graph: onnx.GraphProto, batch: int) -> None:
+    """Give the inputs and outputs one batch size, in place."""
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+
+
+def _read_image(nodes: "Nodes", image: ImageTensor, face: Interface) -> None:
     """From (batch, 3, S, S) RGB in [0, 1] to what the file reads."""
     if image.side not in (None, face.side):
         if nodes.opset < 11:
@@ -83,7 +100,7 @@ def _read_image(nodes: "_Nodes", image: ImageTensor, face: Interface) -> None:
         nodes.add("Cast", to=image.type)
 
 
-def _make_image(nodes: "_Nodes", face: Interface) -> None:
+def _make_image(nodes: "Nodes", face: Interface) -> None:
     """From what the file makes to (batch, 3, T, T) RGB in [-1, 1]."""
     if face.target.type != TensorProto.FLOAT:
         nodes.add("Cast", to=TensorProto.FLOAT)
@@ -104,10 +121,8 @@ def _rename_ours(graph: onnx.GraphProto) -> dict[str, str]:
     names = {value.name for value in (*graph.input, *graph.initializer)}
     names |= {name for node in graph.node for name in (*read_by(node), *node.output)}
     ours = (DEGRADED, ESTIMATE, REFERENCE, WEIGHT, "__metadata__")  # the last is safetensors'
-    taken = {name for name in names if name in ours or name.startswith(OURS)}
-    renamed = {name: f"file/{name}" for name in taken}
-    if renamed:
-        rename(graph, renamed)
+    renamed = {name: f"file/{name}" for name in names if name in ours or name.startswith(OURS)}
+    rename(graph, renamed)
     return renamed
 
 
@@ -122,35 +137,48 @@ def rename(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
             rename(branch, renamed)
 
 
-class _Nodes:
-    """A chain of nodes from one tensor to another."""
+class Nodes:
+    """A chain of nodes of our own, from one tensor to another."""
 
-    def __init__(self, begin: str, end: str, name: str, opset: int) -> None:
+    def __init__(self, begin: str, end: str, opset: int) -> None:
+        """Begin a chain.
+
+        Args:
+            begin: The tensor that the first node reads.
+            end: The tensor that the last node makes.
+            opset: Of the graph that the nodes are for.
+        """
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[TensorProto] = []
-        self.begin, self.last, self.end, self.name, self.opset = begin, begin, end, name, opset
+        self.last, self.end, self.opset = begin, end, opset
+        self.name = f"{OURS}{begin}/{end}"
 
     def constant(self, value: Any) -> str:
+        """Store a constant; returns its name."""
         name = f"{self.name}/constant.{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
     def add(self, kind: str, *inputs: str, **attributes: Any) -> None:
+        """Add a node that reads what the last one made, and `inputs`."""
         made = f"{self.name}/{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, [self.last, *inputs], [made], name=made, **attributes))
         self.last = made
 
     def affine(self, factor: float, shift: float) -> None:
+        """Multiply, then add; nothing where that changes nothing."""
         if factor != 1.0:
             self.add("Mul", self.constant(np.float32(factor)))
         if shift != 0.0:
             self.add("Add", self.constant(np.float32(shift)))
 
     def colour(self, order: str) -> None:
+        """Reverse the channels of (batch, 3, H, W) where `order` is `bgr`."""
         if order == "bgr":
             self.add("Gather", self.constant(np.array([2, 1, 0])), axis=1)
 
     def round(self) -> None:
+        """Round to whole numbers; halves go up where the opset has no Round."""
         if self.opset >= 11:
             self.add("Round")
         else:
@@ -158,6 +186,7 @@ class _Nodes:
             self.add("Floor")
 
     def clip(self, low: float, high: float) -> None:
+        """Limit values to [low, high]."""
         if self.opset >= 11:
             self.add("Clip", self.constant(np.float32(low)), self.constant(np.float32(high)))
         else:

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from graphlib import TopologicalSorter
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ from onnx import AttributeProto, TensorProto, helper, inliner
 from onnx.numpy_helper import from_array, to_array
 
 from bfr.models.weights.identify import no_graph
-from bfr.runtime.bundle.manifest import NAME_PATTERN
+from bfr.runtime.bundle.bundle import describe_file
+from bfr.runtime.bundle.manifest import NAME_PATTERN, Tensor, Variant
 from bfr.runtime.bundle.onnx import FilesBeside, check_graph
 from bfr.runtime.errors import BundleInvalid, InputNotFound, InvalidCheckpoint, InvalidOption
 
@@ -21,6 +24,7 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorPr
 WEIGHT_NAMES = ("w", "weight", "fidelity", "fidelity_ratio", "fidelity_weight", "onnx::Cast_1")
 """Names of CodeFormer's and VQFR's fidelity weight in published exports."""
 DRAWS = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+NEVER_CONSTANT = ("Bernoulli", "Multinomial")  # what they draw depends on what they read
 LONGEST_REASON = 240  # characters
 # ONNX Runtime's codes, its name of the file, and the places in its own source.
 _NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed: ?|/\S+\.(?:cc|h):\d+ .*?\) ")
@@ -69,15 +73,14 @@ def _settle(model: onnx.ModelProto, file: Path) -> None:
     sort_nodes(model.graph)
     # Files of IR 3 name their weights among the inputs.
     constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
+    for value in [value for value in model.graph.input if value.name in constants]:
+        model.graph.input.remove(value)
     model.ir_version = max(model.ir_version, 4)
     for value in (*model.graph.input, *model.graph.output):  # the checker asks for shapes; of outputs a run tells them
         tensor = value.type.tensor_type
         if value.type.HasField("tensor_type") and not tensor.HasField("shape"):
             tensor.shape.SetInParent()
-            if value.name in {one.name for one in inputs} - set(WEIGHT_NAMES):
+            if value in model.graph.input and value.name not in WEIGHT_NAMES:
                 tensor.CopyFrom(helper.make_tensor_type_proto(tensor.elem_type, [None, 3, None, None]).tensor_type)
 
 
@@ -100,30 +103,39 @@ def model_opset(model: onnx.ModelProto) -> int:
     return next(int(one.version) for one in model.opset_import if one.domain in ONNX_DOMAINS)
 
 
+def parameter_count(model: onnx.ModelProto) -> int:
+    """Return how many floating-point numbers the weights hold."""
+    return sum(prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in FLOATS)
+
+
+def describe_variant(folder: Path, path: Path, model: onnx.ModelProto) -> Variant:
+    """A bundle's entry of a graph.
+
+    Args:
+        folder: The bundle's.
+        path: The graph, with its weights beside it.
+        model: What it holds.
+    """
+    weights = (describe_file(folder, path.with_suffix(".safetensors")),)
+    return Variant(graph=describe_file(folder, path), weights=weights, opset=model_opset(model))
+
+
+def tensors(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Tensor, ...]:
+    """A bundle's entries of a network's inputs or outputs, of whose shapes the batch is left out."""
+    return tuple(Tensor(name=name, shape=("batch", *shape)) for name, shape in shapes.items())
+
+
 def sort_nodes(graph: onnx.GraphProto) -> None:
-    """Put every node behind those that it reads: converters to float16 append their casts at the end."""
+    """Put every node behind those that it reads: converters to float16 append their casts at the end.
+
+    Raises graphlib.CycleError where nodes read each other.
+    """
     made = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
-    order: list[int] = []
-    state = [0] * len(graph.node)  # 1: its inputs are being placed, 2: placed
-    for first in range(len(graph.node)):
-        stack = [first]
-        while stack:
-            i = stack[-1]
-            waiting = [made[name] for name in read_by(graph.node[i]) if name in made and state[made[name]] == 0]
-            if state[i] == 0 and waiting:
-                state[i] = 1
-                stack += waiting
-                continue
-            stack.pop()
-            if state[i] != 2:
-                state[i] = 2
-                order.append(i)
-    if order != list(range(len(order))):
-        nodes = [graph.node[i] for i in order]
-        copied = onnx.GraphProto()
-        copied.node.extend(nodes)
+    before = {i: {made[name] for name in read_by(node) if name in made} for i, node in enumerate(graph.node)}
+    if any(other >= i for i, others in before.items() for other in others):
+        nodes = [graph.node[i] for i in TopologicalSorter(before).static_order()]
         del graph.node[:]
-        graph.node.extend(copied.node)
+        graph.node.extend(nodes)
 
 
 def read_by(node: onnx.NodeProto) -> Iterator[str]:
@@ -146,30 +158,32 @@ def branches(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 def drawing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The nodes that draw random numbers. Raises InvalidOption for those that cannot become constants."""
-    found = [node for node in model.graph.node if node.op_type in DRAWS]
-    inner = [node for one in model.graph.node for node in _inner_nodes(one)]
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    made = [node for node in model.graph.node if node.op_type == "Constant"]
-    constants |= {node.output[0]: one.t for node in made for one in node.attribute if one.name == "value"}
-    bools = {name: one for name, one in constants.items() if one.data_type == TensorProto.BOOL}
-    false = {name for name, one in bools.items() if not one.external_data and not to_array(one).any()}
+    stored = [node for node in model.graph.node if node.op_type == "Constant"]
+    constants |= {node.output[0]: one.t for node in stored for one in node.attribute if one.HasField("t")}
+
+    def trains(node: onnx.NodeProto) -> bool:
+        if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
+            return False
+        mode = constants.get(node.input[2])
+        return mode is None or bool(mode.external_data) or bool(to_array(mode).any())
+
+    inner = [one for node in model.graph.node for graph in branches(node) for one in _every_node(graph)]
     others = [node for node in inner if node.op_type in DRAWS]
-    for node in (*model.graph.node, *inner):
-        training = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2] and node.input[2] not in false
-        others += [node] if training or node.op_type in ("Bernoulli", "Multinomial") else []
+    others += [node for node in (*model.graph.node, *inner) if node.op_type in NEVER_CONSTANT or trains(node)]
     if others:
         raise InvalidOption(
             f"the model draws random numbers ({others[0].op_type} {others[0].name!r}), so that no two results agree: "
             "export it with `model.eval()` and constant noise"
         )
-    return found
+    return [node for node in model.graph.node if node.op_type in DRAWS]
 
 
-def _inner_nodes(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    for graph in branches(node):
-        for inner in graph.node:
-            yield inner
-            yield from _inner_nodes(inner)
+def _every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for branch in branches(node):
+            yield from _every_node(branch)
 
 
 def freeze_draws(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:

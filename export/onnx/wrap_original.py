@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
-from bfr.export.onnx.wrap_load import drawing_nodes, freeze_draws, load_model, reason
-from bfr.export.onnx.wrap_read import IMAGE_TYPES, ImageTensor, Interface, find_inputs, find_output, find_values
+from bfr.export.onnx.wrap_load import drawing_nodes, freeze_draws, reason
+from bfr.export.onnx.wrap_read import IMAGE_TYPES, ImageTensor, Interface, Range, find_inputs, find_output, find_values
 from bfr.export.options import WrapOptions
 from bfr.export.verify.walk import synthetic
 from bfr.runtime.backends.device import Float32
@@ -90,18 +90,16 @@ def find_interface(model: onnx.ModelProto, original: Original, options: WrapOpti
     Raises InvalidOption where that leaves a choice, InvalidCheckpoint where the file does not run.
     """
     source, reference = find_inputs(model, options)
-    weight, values = find_values(model, (source, reference), options.values)
+    images = [one for one in (source, reference) if one]
+    weight, values = find_values(model, images, options.values)
     if source.side is not None and options.size not in (None, source.side):
         raise InvalidOption(f"the model takes only {source.side}x{source.side}: leave --size out")
-
-    for image in (source, reference):
-        if image:
-            size = image.side or options.size or OPEN_FACE
-            _check_size(f"input {image.name}", (image.batch or 1, 3, size, size))
+    for image in images:
+        size = image.side or options.size or OPEN_FACE
+        _check_size(f"input {image.name}", (image.batch or 1, 3, size, size))
 
     def shapes(side: int) -> dict[str, tuple[int, ...]]:
-        images = {one: _grey(one, side) for one in (source, reference) if one}
-        return original.shapes(images, values)
+        return original.shapes({one: _grey(one, side) for one in images}, values)
 
     side = source.side or options.size
     if side is None:
@@ -171,20 +169,23 @@ def assumed(face: Interface, options: WrapOptions, file: str) -> list[str]:
 
 def check_ranges(original: Original, face: Interface, say: Say) -> None:
     """Warn where another range makes the result much more like the picture than the declared one does."""
-    declared, candidates = (face.input_range, face.output_range), (SIGNED, UNIT, BYTES)
+    declared = (face.input_range, face.output_range)
     if TensorProto.UINT8 in (face.source.type, face.target.type) or face.reference:
         return
     picture = synthetic(DEGRADED, (3, face.side, face.side), face.source.batch or 1)
-    likeness = {}
-    for pair in {declared, *((one, one) for one in candidates)}:
+
+    def likeness(pair: tuple[Range, Range]) -> float:
         tried = replace(face, input_range=pair[0], output_range=pair[1])
-        likeness[pair] = _likeness(scaled(raw_result(original, tried, picture), tried), 2.0 * picture - 1.0)
-    best = max(likeness, key=lambda pair: likeness[pair])
-    if likeness[declared] < 15.0 and likeness[best] > 25.0:
-        black, white = best[0]
+        return _likeness(scaled(raw_result(original, tried, picture), tried), 2.0 * picture - 1.0)
+
+    if (found := likeness(declared)) >= 15.0:
+        return
+    best, other = max((likeness((one, one)), one) for one in (SIGNED, UNIT, BYTES))
+    if best > 25.0:
+        black, white = other
         say(
-            f"warning: with {black:g}..{white:g} as the range of values the result is {likeness[best]:.0f} dB from the "
-            f"picture, with {declared[0][0]:g}..{declared[0][1]:g} {likeness[declared]:.0f} dB: is --input-range right?"
+            f"warning: with {black:g}..{white:g} as the range of values the result is {best:.0f} dB from the "
+            f"picture, with {declared[0][0]:g}..{declared[0][1]:g} {found:.0f} dB: is --input-range right?"
         )
 
 
@@ -221,17 +222,29 @@ def _likeness(found: NDArray[np.float32], picture: NDArray[np.float32]) -> float
 def raw_result(
     original: Original, face: Interface, faces: Float32, others: Float32 | None = None
 ) -> NDArray[np.float64]:
-    """What the file makes of (B, 3, S, S) RGB in [0, 1], RGB in its own range; NumPy maps the values."""
-    count, order = len(faces), [2, 1, 0] if face.colour == "bgr" else [0, 1, 2]
-    if missing := (face.source.batch or count) - count:  # of a file that fixes its batch
-        faces = np.concatenate([faces, *[faces[-1:]] * missing])
-        others = None if others is None else np.concatenate([others, *[others[-1:]] * missing])
-    black, white = face.input_range
-    images = {face.source: (faces[:, order].astype(np.float64) * (white - black) + black).astype(np.float32)}
-    if face.reference and others is not None:
-        images[face.reference] = (others[:, order].astype(np.float64) * (white - black) + black).astype(np.float32)
-    y = original.run([face.target.name], images, face.values)[0].astype(np.float64)
-    return (y.transpose(0, 3, 1, 2) if face.target.channels_last else y)[:count, order]
+    """What the file makes of faces, whose values NumPy maps.
+
+    Args:
+        original: The file; one that fixes its batch gets so many at a time, the last of them repeated.
+        face: How it is read.
+        faces: (B, 3, S, S) RGB in [0, 1].
+        others: The second pictures, where the file reads them.
+
+    Returns:
+        (B, 3, T, T) RGB in the file's own range.
+    """
+    order, (black, white) = [2, 1, 0] if face.colour == "bgr" else [0, 1, 2], face.input_range
+    step, made = face.source.batch or len(faces), []
+    for i in range(0, len(faces), step):
+        rows = np.minimum(np.arange(i, i + step), len(faces) - 1)
+        images = {
+            image: (given[rows][:, order].astype(np.float64) * (white - black) + black).astype(np.float32)
+            for image, given in ((face.source, faces), (face.reference, others))
+            if image and given is not None
+        }
+        made.append(original.run([face.target.name], images, face.values)[0].astype(np.float64))
+    y = np.concatenate(made)[: len(faces)]
+    return (y.transpose(0, 3, 1, 2) if face.target.channels_last else y)[:, order]
 
 
 def scaled(y: NDArray[np.float64], face: Interface) -> NDArray[np.float32]:
@@ -240,28 +253,34 @@ def scaled(y: NDArray[np.float64], face: Interface) -> NDArray[np.float32]:
     return np.asarray(np.clip((y - black) / (white - black) * 2.0 - 1.0, -1.0, 1.0), np.float32)
 
 
-def frozen(file: Path, path: Path, options: WrapOptions, threads: int | None, say: Say) -> Original:
-    """The file with constants where it draws random numbers: two runs of it agree."""
-    model = load_model(file)
+def frozen(
+    file: Path, model: onnx.ModelProto, scratch: Path, options: WrapOptions, threads: int | None, say: Say
+) -> Original:
+    """The file with constants where it draws random numbers: two runs of it agree.
+
+    Args:
+        file: The file.
+        model: Its graph; it is changed.
+        scratch: A folder to write into, which must stay as long as the result is used.
+        options: What the file expects.
+        threads: As of `Original`.
+        say: Called with what was done.
+    """
     onnx.load_external_data_for_model(model, str(file.parent))
-    draws = drawing_nodes(model)
-    looked = path.with_name("looked.onnx")
-    model.graph.output.extend(onnx.ValueInfoProto(name=node.output[0]) for node in draws)
-    for value, node in zip(list(model.graph.output)[-len(draws) :], draws, strict=True):
+    draws, declared = drawing_nodes(model), len(model.graph.output)
+    for node in draws:
         kind = next((int(a.i) for a in node.attribute if a.name == "dtype"), TensorProto.FLOAT)
-        value.type.tensor_type.elem_type = kind
-    onnx.save(model, looked, save_as_external_data=True, location="looked.data")
-    onnx.load_external_data_for_model(model, str(path.parent))
-    source, reference = find_inputs(model, options)
-    _, values = find_values(model, (source, reference), options.values)
-    side = source.side or options.size or OPEN_FACE
-    images = {one: _grey(one, side) for one in (source, reference) if one}
-    shapes = Original(looked, threads).shapes(images, values)
-    del model.graph.output[-len(draws) :]
+        model.graph.output.append(helper.make_tensor_value_info(node.output[0], kind, None))
+    onnx.save(model, scratch / "looked.onnx", save_as_external_data=True, location="looked.data")
+    onnx.load_external_data_for_model(model, str(scratch))  # saving moved the weights out of it
+    images = {one: _grey(one, one.side or options.size or OPEN_FACE) for one in find_inputs(model, options) if one}
+    _, values = find_values(model, images, options.values)
+    shapes = Original(scratch / "looked.onnx", threads).shapes(images, values)
+    del model.graph.output[declared:]
     freeze_draws(model, shapes)
-    onnx.save(model, path, save_as_external_data=True, location="frozen.data")
+    onnx.save(model, scratch / "frozen.onnx", save_as_external_data=True, location="frozen.data")
     say(f"{len(draws)} nodes of {file.name} draw random numbers: they became constants, drawn once")
-    return Original(path, threads)
+    return Original(scratch / "frozen.onnx", threads)
 
 
 def silent() -> ort.RunOptions:

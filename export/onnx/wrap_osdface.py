@@ -19,34 +19,26 @@ from onnx import TensorProto
 from bfr.export.onnx.graph import module_versions, save_graph
 from bfr.export.onnx.metadata import describe_graph
 from bfr.export.onnx.osdface_graph import File, enclose
-from bfr.export.onnx.wrap_load import FLOATS, load_model, model_opset, system_name
+from bfr.export.onnx.wrap_graph import fix_batch
+from bfr.export.onnx.wrap_load import describe_variant, load_model, parameter_count, system_name, tensors
 from bfr.export.onnx.wrap_original import Original, Say, silent
 from bfr.export.onnx.wrap_read import sizes
 from bfr.export.options import WrapOptions
 from bfr.export.verify.compare import BATCHES, FLOORS_DB, compare
-from bfr.export.verify.walk import call_network, synthetic
+from bfr.export.verify.walk import call_network, output_shapes, synthetic
+from bfr.models.systems.osdface import OSDFACE, TIMESTEP
 from bfr.runtime.backends.device import Float32
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.bundle import manifest as m
-from bfr.runtime.bundle.bundle import Bundle, describe_file, write_manifest
-from bfr.runtime.diffusion.schedule import scaled_linear_schedule
-from bfr.runtime.diffusion.solvers import Column, step_table
+from bfr.runtime.bundle.bundle import Bundle, write_manifest
+from bfr.runtime.diffusion.solvers import Column
 from bfr.runtime.errors import InputNotFound, InvalidCheckpoint, InvalidOption
 from bfr.runtime.files import atomic_folder, sha256_file
-from bfr.runtime.restore.plan import DEGRADED
+from bfr.runtime.restore.plan import DEGRADED, noise_schedule, sampler_table
 
 SCHEDULE = "scheduler.json"
-TIMESTEP = 399
-STABLE_DIFFUSION = m.NoiseSchedule(timesteps=1000, beta_start=0.00085, beta_end=0.012, betas="scaled-linear")
-PRESET = m.Preset(solver="ddim", spacing="time", start=TIMESTEP, steps=1)
-STAGES = (
-    m.Estimate(name="encode", network="encoder"),
-    m.Estimate(name="prompt", network="embedder"),
-    m.Denoise(network="denoiser", source="latent"),
-    m.Estimate(name="decode", network="decoder", inputs={"latent_state": "state"}),
-)
-
-
+PRESET = OSDFACE.presets["reference"]
+FED_BY = {"x": "latent", "latent_state": "x_next"}  # a network's input -> another's output, where their names differ
 FILES = (
     File("vae_encoder.onnx", "encoder", ("lq_neg1_1",), "latent"),
     File("prompt_encoder.onnx", "embedder", ("lq_0_1",), "prompt_embeds"),
@@ -82,15 +74,17 @@ def wrap_osdface(
         _check_interface(one, models[one.network])
     fixed = any((sizes(value) or [1])[0] for model in models.values() for value in model.graph.input)
     shapes = _shapes(models, originals, folder)
-    side, latent, batches = shapes["degraded"][-1], shapes["latent"], (1,) if fixed else None
+    side, batches = shapes["degraded"][-1], (1,) if fixed else None
     with atomic_folder(out, replace=options.replace) as partial:
         entries = {}
         for one in FILES:
             say(f"{one.name} becomes the network {one.network}")
             model, file = models.pop(one.network), folder / one.name
-            parameters = sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type in FLOATS)
+            parameters = parameter_count(model)
             onnx.load_external_data_for_model(model, str(folder))
-            inputs, outputs = enclose(one, model, shapes, 1 if fixed else "batch")
+            inputs, outputs = enclose(one, model, shapes)
+            if fixed:
+                fix_batch(model.graph, 1)
             path = partial / f"{one.network}.onnx"
             source = m.Source(file=file.name, sha256=sha256_file(file))
             told = describe_graph(
@@ -104,16 +98,15 @@ def wrap_osdface(
                 batches=batches,
             )
             save_graph(model, path, metadata=told)
-            files = [describe_file(partial, path), describe_file(partial, path.with_suffix(".safetensors"))]
             entries[one.network] = m.Network(
                 kind="wrapped",
                 architecture="onnx",
                 parameters={},
                 parameter_count=parameters,
-                inputs=tuple(m.Tensor(name=key, shape=("batch", *shape)) for key, shape in inputs.items()),
-                outputs=tuple(m.Tensor(name=key, shape=("batch", *shape)) for key, shape in outputs.items()),
+                inputs=tensors(inputs),
+                outputs=tensors(outputs),
                 source=source,
-                variants={"fp32": m.Variant(graph=files[0], weights=(files[1],), opset=model_opset(model))},
+                variants={"fp32": describe_variant(partial, path, model)},
             )
             del model
         manifest = m.Manifest(
@@ -121,9 +114,9 @@ def wrap_osdface(
             system=name,
             title=f"OSDFace, wrapped from the ONNX files of VisoMaster-Fusion, {side}x{side} (arXiv 2411.17163)",
             image_size=side,
-            schedule=STABLE_DIFFUSION,
-            stages=STAGES,
-            result="restored",
+            schedule=OSDFACE.schedule,
+            stages=OSDFACE.stages,
+            result=OSDFACE.result,
             batches=batches,
             presets={"reference": PRESET},
             networks=entries,
@@ -135,7 +128,7 @@ def wrap_osdface(
             made_with=module_versions("onnx", "onnxruntime"),
         )
         write_manifest(partial, manifest)
-        checks = _verify(Bundle.open(partial), originals, latent, threads, say)
+        checks = _verify(Bundle.open(partial), originals, threads, say)
         write_manifest(partial, manifest.model_copy(update={"verified": tuple(checks)}))
     return Bundle.open(out)
 
@@ -160,8 +153,7 @@ def check_schedule(file: Path) -> None:
         found = np.array(json.loads(file.read_bytes())["alphas_cumprod"], np.float64)
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidCheckpoint(f"{file} has no list alphas_cumprod: take the whole release") from error
-    spec = STABLE_DIFFUSION
-    expected = scaled_linear_schedule(spec.timesteps, spec.beta_start, spec.beta_end).alpha_bar
+    expected = noise_schedule(OSDFACE.schedule).alpha_bar
     if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-3, atol=1e-6):
         raise InvalidCheckpoint(f"{file}: its schedule is not Stable Diffusion's: take the file of OSDFace's release")
 
@@ -186,76 +178,62 @@ def _shapes(
     side = sizes(image)[-1] or 512
     grey = np.full((1, 3, side, side), 0.5, np.float32)
     try:
-        latent = run(originals, FILES[0], grey)
-        context = run(originals, FILES[1], grey)
-        made = run(originals, FILES[2], latent, np.array([TIMESTEP], np.int64), context)
-        restored = run(originals, FILES[3], made)
+        made = _published(originals, grey, 1.0, 1.0)
     except Exception as error:  # ONNX Runtime's own types
         raise InvalidCheckpoint(f"{folder}: its files do not run one after the other: {error}") from error
-    shapes = {"degraded": grey.shape, "latent": latent.shape, "context": context.shape, "restored": restored.shape}
-    if made.shape != latent.shape or restored.shape != grey.shape:
+    values = {"degraded": grey, "latent": made["encoder"], "context": made["embedder"], "restored": made["decoder"]}
+    shapes = {name: value.shape[1:] for name, value in values.items()}
+    if made["denoiser"].shape != made["encoder"].shape or shapes["restored"] != shapes["degraded"]:
         raise InvalidCheckpoint(f"{folder}: its files do not fit each other: {shapes}: take the files of one release")
-    return {name: shape[1:] for name, shape in shapes.items()}
+    return shapes
 
 
-def run(originals: Mapping[str, Original], one: File, *values: NDArray[Any]) -> NDArray[np.float32]:
-    """What a file as it came makes of its inputs, in the order of `File.inputs`."""
-    feed = dict(zip(one.inputs, values, strict=True))
-    return np.asarray(originals[one.network].session.run([one.output], feed, silent())[0])
+def _published(originals: Mapping[str, Original], face: Float32, a: float, b: float) -> dict[str, Float32]:
+    """What the files make of one face, with NumPy's arithmetic between them.
+
+    Args:
+        originals: The files, by the names of their networks.
+        face: (1, 3, S, S) in [0, 1].
+        a: Factor of the latent in x0.
+        b: Factor of what the denoiser predicts.
+
+    Returns:
+        What each network of the bundle is to make, by its name.
+    """
+
+    def run(network: str, *values: NDArray[Any]) -> Float32:
+        one = next(one for one in FILES if one.network == network)
+        feed = dict(zip(one.inputs, values, strict=True))
+        return np.asarray(originals[network].session.run([one.output], feed, silent())[0])
+
+    latent, context = run("encoder", 2.0 * face - 1.0), run("embedder", face)
+    eps = run("denoiser", latent, np.array([TIMESTEP], np.int64), context)
+    x0 = (a * latent.astype(np.float64) - b * eps).astype(np.float32)
+    restored = np.clip(2.0 * run("decoder", x0) - 1.0, -1.0, 1.0)
+    return {"encoder": latent, "embedder": context, "denoiser": x0, "decoder": restored}
 
 
-def _verify(
-    bundle: Bundle, originals: Mapping[str, Original], latent: tuple[int, ...], threads: int | None, say: Say
-) -> list[m.Check]:
-    """Each network of the bundle, and all in a row, against the files, with NumPy's arithmetic between them."""
-    device, found = CpuDevice(threads), list[m.Check]()
-    spec = STABLE_DIFFUSION
-    table = step_table(
-        scaled_linear_schedule(spec.timesteps, spec.beta_start, spec.beta_end),
-        solver="ddim",
-        spacing="time",
-        start=TIMESTEP,
-        steps=1,
-    )
-    a, b = (float(table.rows[0, column]) for column in (Column.A, Column.B))
-    networks = {name: device.load(bundle, name, "fp32") for name in bundle.manifest.networks}
-    shapes = {
-        name: {t.name: tuple(int(s) for s in t.shape[1:]) for t in entry.outputs}
-        for name, entry in bundle.manifest.networks.items()
-    }
+def _verify(bundle: Bundle, originals: Mapping[str, Original], threads: int | None, say: Say) -> list[m.Check]:
+    """Each network of the bundle, and all in a row, against the files."""
+    device, checks, entries = CpuDevice(threads), list[m.Check](), bundle.manifest.networks
+    row = sampler_table(bundle, PRESET).rows[:1]
+    networks = {name: device.load(bundle, name, "fp32") for name in entries}
     for batch in bundle.manifest.batches or BATCHES:
         face = synthetic(DEGRADED, (3, bundle.manifest.image_size, bundle.manifest.image_size), batch)
-
-        def alone(one: File, *values: Float32, count: int = batch) -> Float32:
-            """A file on each image by itself."""
-            times = [np.array([TIMESTEP], np.int64)] if one.network == "denoiser" else []
-            parts = [[v[i : i + 1] for v in values] for i in range(count)]
-            return np.concatenate([run(originals, one, part[0], *times, *part[1:]) for part in parts])
-
-        def ours(name: str, inputs: dict[str, Float32]) -> dict[str, Float32]:
-            return call_network(device, networks[name], inputs, shapes[name])
-
-        expected: dict[str, Float32] = {
-            "encoder": alone(FILES[0], 2.0 * face - 1.0),
-            "embedder": alone(FILES[1], face),
-        }
-        eps = alone(FILES[2], expected["encoder"], expected["embedder"])
-        expected["denoiser"] = (a * expected["encoder"].astype(np.float64) - b * eps).astype(np.float32)
-        expected["decoder"] = np.clip(2.0 * alone(FILES[3], expected["denoiser"]) - 1.0, -1.0, 1.0)
-        state = {name: np.zeros((batch, *latent), np.float32) for name in ("h1", "h2", "noise")}
-        state |= {"t": np.full(batch, TIMESTEP, np.float32), "row": np.repeat(table.rows[:1], batch, axis=0)}
-        made = {"encoder": ours("encoder", {DEGRADED: face})["latent"]}
-        made["embedder"] = ours("embedder", {DEGRADED: face})["context"]
-        made["denoiser"] = ours("denoiser", {"x": made["encoder"], "context": made["embedder"], **state})["x_next"]
-        made["decoder"] = ours("decoder", {"latent_state": made["denoiser"]})["restored"]
+        alone = [_published(originals, face[i : i + 1], row[0, Column.A], row[0, Column.B]) for i in range(batch)]
+        values = {DEGRADED: face, "t": np.full(batch, TIMESTEP, np.float32), "row": np.repeat(row, batch, axis=0)}
+        values |= dict.fromkeys(("h1", "h2", "noise"), np.zeros_like(np.concatenate([one["encoder"] for one in alone])))
         for one in FILES:
-            what = f"{one.network}, batch {batch}"
+            what, entry = f"{one.network}, batch {batch}", entries[one.network]
             say(f"{what} against {one.name} as it came")
-            found.append(
+            inputs = {tensor.name: values[FED_BY.get(tensor.name, tensor.name)] for tensor in entry.inputs}
+            made = call_network(device, networks[one.network], inputs, output_shapes(entry))
+            values |= made
+            checks.append(
                 compare(
                     what,
-                    expected[one.network],
-                    made[one.network],
+                    np.concatenate([expected[one.network] for expected in alone]),
+                    next(iter(made.values())),
                     device=device.name,
                     precision="fp32",
                     batch=batch,
@@ -263,4 +241,4 @@ def _verify(
                     reference=f"{one.name} as it came",
                 )
             )
-    return found
+    return checks

@@ -1,8 +1,8 @@
 """What an ONNX file reads and makes: its images, and its further inputs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -11,7 +11,9 @@ from onnx import TensorProto, helper
 from bfr.export.onnx.wrap_load import FLOATS, WEIGHT_NAMES
 from bfr.export.options import WrapOptions
 from bfr.runtime.errors import InvalidOption
+from bfr.runtime.restore.plan import DEGRADED, WEIGHT
 
+REFERENCE: Final = "reference"
 Range = tuple[float, float]
 IMAGE_TYPES: dict[int, type[np.generic]] = {
     TensorProto.FLOAT: np.float32,
@@ -45,8 +47,8 @@ class Interface:
 
     Attributes:
         reference: A second image.
-        side: S of `source` and T of `target`.
-        out_side: S of `source` and T of `target`.
+        side: S of `source`, in pixels.
+        out_side: T of `target`, in pixels.
         weight: The name of an input that every run may set.
         values: Values of the inputs that become constants, and the default of the weight.
     """
@@ -62,11 +64,23 @@ class Interface:
     weight: str | None
     values: Mapping[str, float]
 
+    @property
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what the bundle's network reads, by name, without the batch."""
+        picture = (3, self.side, self.side)
+        found = {DEGRADED: picture} | ({REFERENCE: picture} if self.reference else {})
+        return found | ({WEIGHT: (1,)} if self.weight else {})
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """The values of the inputs that no run sets."""
+        return {name: value for name, value in self.values.items() if name != self.weight}
+
 
 def find_inputs(model: onnx.ModelProto, options: WrapOptions) -> tuple[ImageTensor, ImageTensor | None]:
     """The image to restore, and the second image where one is named."""
     values = list(model.graph.input)
-    images = {one.name: one for one in map(as_image, values) if one}
+    images = {one.name: one for one in (as_image(value, sizes(value)) for value in values) if one}
     there = "; ".join(map(_described, values))
     for flag, wanted in (("--input", options.input), ("--reference", options.reference)):
         if wanted is not None and wanted not in images:
@@ -82,21 +96,22 @@ def find_inputs(model: onnx.ModelProto, options: WrapOptions) -> tuple[ImageTens
     return images[options.input or others[0]], images[options.reference] if options.reference else None
 
 
-def as_image(value: onnx.ValueInfoProto) -> ImageTensor | None:
+def as_image(value: onnx.ValueInfoProto, shape: Sequence[int | None]) -> ImageTensor | None:
     """Return a tensor that can hold square RGB images, (B, 3, S, S) or (B, S, S, 3); None for any other.
 
-    Sizes that are open count as the ones that fit; where all are, channels come first.
+    Args:
+        value: The tensor.
+        shape: Its shape. Sizes that are open, None, count as the ones that fit; where all are, channels come first.
     """
-    tensor = value.type.tensor_type
-    dims = sizes(value)
-    if len(dims) != 4 or tensor.elem_type not in IMAGE_TYPES:
+    kind = value.type.tensor_type.elem_type
+    if len(shape) != 4 or kind not in IMAGE_TYPES:
         return None
-    last = dims[3] == 3 and dims[1] != 3
-    batch, (channels, *sides) = dims[0], (dims[3], dims[1], dims[2]) if last else dims[1:]
+    last = shape[3] == 3 and shape[1] != 3
+    channels, *sides = (shape[3], shape[1], shape[2]) if last else shape[1:]
     known = {side for side in sides if side}
     if channels not in (3, None) or len(known) > 1:
         return None
-    return ImageTensor(value.name, tensor.elem_type, last, min(known, default=None), batch)
+    return ImageTensor(value.name, kind, last, min(known, default=None), shape[0])
 
 
 def sizes(value: onnx.ValueInfoProto) -> list[int | None]:
@@ -123,14 +138,8 @@ def find_output(
     Raises:
         InvalidOption: No output is an image, or none has that name.
     """
-    images = {}
-    for value in model.graph.output:
-        shape = shapes.get(value.name, ())
-        last = len(shape) == 4 and shape[1] != 3
-        if len(shape) == 4 and shape[3 if last else 1] == 3 and value.type.tensor_type.elem_type in IMAGE_TYPES:
-            height, width = (shape[1], shape[2]) if last else (shape[2], shape[3])
-            if height == width:
-                images[value.name] = ImageTensor(value.name, value.type.tensor_type.elem_type, last, height, None)
+    made = [as_image(value, shapes.get(value.name, ())) for value in model.graph.output]
+    images = {image.name: image for image in made if image}
     there = "; ".join(f"{name} ({'x'.join(map(str, shape)) or 'number'})" for name, shape in shapes.items())
     if not images or (wanted is not None and wanted not in images):
         problem = f"no image is called {wanted!r}" if wanted else "none is an image, (batch, 3, T, T)"
@@ -150,10 +159,10 @@ def _described(value: onnx.ValueInfoProto) -> str:
 
 
 def find_values(
-    model: onnx.ModelProto, images: tuple[ImageTensor | None, ...], given: Mapping[str, float]
+    model: onnx.ModelProto, images: Iterable[ImageTensor], given: Mapping[str, float]
 ) -> tuple[str | None, dict[str, float]]:
     """The name of the weight that runs may set, where there is one, and the values of all further inputs."""
-    names = {image.name for image in images if image}
+    names = {image.name for image in images}
     further = {value.name: value for value in model.graph.input if value.name not in names}
     if unknown := given.keys() - further.keys():
         raise InvalidOption(f"the model has no further input {min(unknown)!r}: leave it out")
