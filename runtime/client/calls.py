@@ -1,4 +1,4 @@
-"""What is asked of a `bfr serve`, and what its answers mean; `client.py` sends it."""
+"""The requests to a `bfr serve` and what its answers mean; `transport.py` sends them."""
 
 import json
 import logging
@@ -27,15 +27,13 @@ from bfr.runtime.errors import (
     ServerUnavailable,
 )
 from bfr.runtime.images.encode import encode_image
-from bfr.runtime.images.formats import BY_SUFFIX, WRITTEN, format_of
+from bfr.runtime.images.formats import WRITTEN, format_of
 from bfr.runtime.images.given import as_image
 from bfr.runtime.jobs.options import RestoreOptions
 from bfr.runtime.jobs.search import content_suffix
-from bfr.runtime.jobs.sources import Item
-from bfr.runtime.video.formats import MEDIA_TYPES as VIDEOS
+from bfr.runtime.jobs.sources import MEDIA_TYPES, Item
 
 _log = logging.getLogger("bfr")
-MEDIA_TYPES = {suffix: one.media_type for suffix, one in BY_SUFFIX.items()} | VIDEOS
 LONGEST_PAUSE = 30.0  # seconds, whatever Retry-After says
 ANSWER_BYTES = 4 << 20  # of an answer in JSON; what is longer is none of `bfr serve`
 IMAGE_BYTES = 1 << 30  # of a restored image

@@ -13,10 +13,10 @@ from bfr.runtime.errors import InvalidOption, RequestRefused, ServerError, Serve
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.images.decode import decode_image, read_image
 from bfr.runtime.images.headers import header_size
+from bfr.runtime.jobs.base import Progress, Run
 from bfr.runtime.jobs.faults import ends_run, name_notes, shown
 from bfr.runtime.jobs.options import JobOptions, RestoreOptions
 from bfr.runtime.jobs.report import Entry, Report, describe_now, describe_passed_over, describe_versions, rounded
-from bfr.runtime.jobs.run import Progress, Run
 from bfr.runtime.jobs.sources import Item
 
 REQUESTS = 4  # that are under way at once
@@ -34,12 +34,24 @@ def run_remote_job(
     passed_over: Mapping[str, str] | None = None,
     progress: Progress = lambda _done, _name: None,
 ) -> Report:
-    """Have `items` restored by a server, into the output folder, and write `report.json` there.
+    """Restore `items` on a server into the output folder, and write `report.json` there.
 
-    photo: None for aligned faces. preset: None is the server's default. passed_over: as of `run_job`. A file that the
-    server refuses or fails at is a failed entry. Raises InvalidOption as `run_job` does, and for options that the
-    server decides; ServerUnavailable where nobody answers any more, and RequestRefused for a key that is not let in:
-    what was finished until then stays, and `resume` goes on from there.
+    A file that the server refuses or fails at is a failed entry. Where the run ends early, what was finished stays, and
+    `resume` goes on from there.
+
+    Args:
+        client: Of the server.
+        items: From `find_images`.
+        options: How results are written.
+        photo: How faces are found and pasted; None for aligned faces.
+        preset: None for the server's default.
+        passed_over: See `run_job`.
+        progress: See `Progress`.
+
+    Raises:
+        InvalidOption: See `run_job`; also for options that the server decides.
+        ServerUnavailable: The server does not answer any more.
+        RequestRefused: The server does not accept the key.
     """
     given = [name for name in _SERVERS if getattr(options, name) != JobOptions.model_fields[name].default]
     if photo is not None:
@@ -119,7 +131,7 @@ class _RemoteRun(Run):
         self.enter(rounded(entry))
 
     def _image(self, item: Item) -> Entry:
-        """In a thread: send, and write."""
+        """Send an image, and write its result. Called in a thread."""
         target, options = self.target(item), self.options
         result = self.client.restore(Path(item.source), **self.asked, format=target.suffix)
         if result.bundle != self.info["bundle"]:

@@ -16,7 +16,7 @@ from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.workers.pool import Pool
 
 SERVER = "Server"  # the name of the deployment
-ONGOING = 10_000  # requests of a replica at once: admission control is the front's, which knows more than Serve
+ONGOING = 10_000  # requests of a replica at once: admission control is the front's, which counts faces and bytes too
 HEALTH: dict[str, Any] = {"health_check_period_s": 5, "health_check_timeout_s": 30, "graceful_shutdown_timeout_s": 60}
 
 

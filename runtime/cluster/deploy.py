@@ -1,7 +1,5 @@
 """The same options as a Serve YAML: for `serve deploy` on a cluster, and for a RayService of KubeRay."""
 
-from typing import Any
-
 import yaml
 
 from bfr.runtime.errors import InvalidOption
@@ -26,11 +24,22 @@ def for_machines(options: ServeOptions) -> ServeOptions:
     return options.model_copy(update={"precision": "fp32"}) if options.precision == "auto" else options
 
 
-def serve_config(options: ServeOptions, *, host: str, port: int) -> dict[str, Any]:
-    """As Serve's schema has it. Each replica is given one GPU unless the CPU is asked for. Raises InvalidOption."""
+def serve_yaml(options: ServeOptions, *, host: str, port: int) -> str:
+    """The options as a file of Serve's schema, with a comment on its use.
+
+    Each replica is given one GPU, or as many as it has workers, unless the CPU is asked for.
+
+    Args:
+        options: Of each replica; with absolute paths.
+        host: Address that the proxies of Serve listen on.
+        port: Port of the same.
+
+    Raises:
+        InvalidOption: See `for_machines`.
+    """
     options = for_machines(options)
     gpus = 0 if options.backend == "onnxruntime-cpu" else options.workers or 1
-    return {
+    config = {
         "proxy_location": "EveryNode",
         "http_options": {"host": host, "port": port},
         "applications": [
@@ -49,9 +58,5 @@ def serve_config(options: ServeOptions, *, host: str, port: int) -> dict[str, An
             }
         ],
     }
-
-
-def serve_yaml(options: ServeOptions, *, host: str, port: int) -> str:
-    """`serve_config` as text, with a word on what to do with it."""
-    text: str = yaml.safe_dump(serve_config(options, host=host, port=port), sort_keys=False)
+    text: str = yaml.safe_dump(config, sort_keys=False)
     return HEADER + text

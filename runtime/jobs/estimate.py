@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import sqrt
-from pathlib import PurePosixPath
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.images.decode import byte_limit
-from bfr.runtime.images.formats import BY_SUFFIX, result_suffix
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.page import duration
+from bfr.runtime.jobs.report import plural
 from bfr.runtime.jobs.sources import Item
 from bfr.runtime.jobs.store import read_bytes
 from bfr.runtime.jobs.work import Picture, finish, prepare, read_item
@@ -50,10 +49,9 @@ class Estimate:
 
     def __str__(self) -> str:
         between = f", between {duration(self.least)} and {duration(self.most)}" if self.most > self.least else ""
-        videos = f"; {self.videos} video{'s' * (self.videos > 1)} not counted" if self.videos else ""
-        faces = round(self.faces)
+        videos = f"; {plural(self.videos, 'video')} not counted" if self.videos else ""
         return (
-            f"{self.images} image{'s' * (self.images != 1)} with about {faces} face{'s' * (faces != 1)}: about "
+            f"{plural(self.images, 'image')} with about {plural(round(self.faces), 'face')}: about "
             f"{duration(self.seconds)}{between} (from {self.sampled} of them, {duration(self.face_seconds)} a face)"
             f"{videos}"
         )
@@ -82,9 +80,8 @@ def estimate(
         crops = prepare(picture, partial(read_item, item, options.max_pixels), editor).crops
         if picture.error is None:
             results = [Restored(crop, {}, "fp32") for crop in crops]
-            suffix = result_suffix(BY_SUFFIX.get(item.suffix)) if options.format == "same" else options.format
-            name = str(PurePosixPath(item.name).with_suffix(suffix))
-            finish(picture, results, editor, output=name, quality=options.quality, metadata=options.metadata)
+            output = f"result{item.result_suffix(options.format)}"
+            finish(picture, results, editor, output=output, quality=options.quality, metadata=options.metadata)
         faces.append(len(crops))
         costs.append(time.perf_counter() - begin + len(crops) * face_seconds)
     count = len(images)

@@ -1,7 +1,7 @@
 """What a fault costs: the file that it is of, and not the others."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -9,22 +9,20 @@ from typing import Any
 
 import cv2
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from bfr.runtime.errors import BfrError, DeviceLost, WriteFailed, explain_failure
 from bfr.runtime.files import concerns_one_file
 from bfr.runtime.jobs.sources import Item
 from bfr.runtime.restore.batch import Finished, Pending, Restored
-from bfr.runtime.restore.inputs import Given
-from bfr.runtime.restore.loop import OnStep
-from bfr.runtime.restore.pipeline import FaceRestorer
-from bfr.runtime.restore.restorer import DEFAULT_SEED
+from bfr.runtime.restore.pipeline import FaceRestorer, LaunchOptions
 
 # What the networks' stage may raise for an image. Others are a caller's own, as where a job is cancelled.
 _FAULTS = (MemoryError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, OSError, cv2.error)
 
 
 def ends_run(error: Exception) -> bool:
-    """Whether no other file would fare better: the device is lost, or the output folder cannot be written."""
+    """Whether every other file would fail too: the device is lost, or the output folder cannot be written."""
     return isinstance(error, DeviceLost) or (isinstance(error, WriteFailed) and not concerns_one_file(error))
 
 
@@ -75,16 +73,9 @@ class Guarded:
         """As of the restorer."""
         return self.restorer.batch
 
-    def launch(
-        self,
-        images: Sequence[NDArray[Any]],
-        *,
-        seed: int = DEFAULT_SEED,
-        keys: Sequence[int | None] | None = None,
-        on_step: OnStep | None = None,
-        inputs: Mapping[str, Given] | None = None,
-    ) -> Pending:
-        """As of `Restorer.launch`; after a fault each image goes alone."""
+    def launch(self, images: Sequence[NDArray[Any]], **options: Unpack[LaunchOptions]) -> Pending:
+        """Launch images, see `Restorer.launch`; after a fault each image goes alone."""
+        on_step, keys, inputs = options.get("on_step"), options.get("keys"), options.get("inputs") or {}
         called: list[BaseException] = []
 
         def step(done: int, state: Any) -> None:
@@ -103,15 +94,14 @@ class Guarded:
                 return [Restored(None, {}, self.restorer.precision, explain_failure(error))]
             results = []
             for i, image in enumerate(images):
-                given = {name: [pictures[i]] for name, pictures in (inputs or {}).items()}
-                key = None if keys is None else [keys[i]]
-                results += self.launch([image], seed=seed, keys=key, on_step=on_step, inputs=given).finish()
+                options["keys"] = None if keys is None else [keys[i]]
+                options["inputs"] = {name: [pictures[i]] for name, pictures in inputs.items()}
+                results += self.launch([image], **options).finish()
             return results
 
+        given: LaunchOptions = {**options, "on_step": step if on_step else None, "inputs": inputs or None}
         try:
-            pending = self.restorer.launch(
-                images, seed=seed, keys=keys, on_step=step if on_step else None, inputs=inputs or None
-            )
+            pending = self.restorer.launch(images, **given)
         except Exception as error:
             return Finished(alone(error))
         return _GuardedFlight(pending, alone)

@@ -4,7 +4,7 @@
 its place, so that a run that is killed leaves all that it finished, but for the result that was under way.
 
 The first line of a run has its settings, the lines after it a digest of them and an entry. Of an output the last line
-counts. A line that was cut off, and one of another version of bfr, tells nothing.
+counts. A line that was cut off, and one of another version of bfr, is left out.
 """
 
 import json

@@ -9,63 +9,20 @@ import os
 import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any, TypeGuard
+from typing import Any
 from urllib.parse import quote
 
 from bfr.runtime.files import write_bytes
-from bfr.runtime.jobs.report import STATUSES, Entry, Report
+from bfr.runtime.jobs.cards import Card, is_seconds, joined_card, total_seconds
+from bfr.runtime.jobs.report import STATUSES, Entry, Report, plural
 
 PAGE = "report.html"
-PREVIEWS = "report_files"
 _UNFIT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """One input on the page.
-
-    Attributes:
-        name: Its relative name, unique in the run, without suffix.
-        entry: What became of it.
-        before, after: Its previews, relative to the output folder, of one shape.
-        results: Of several runs, in the place of `after`: what each is called, its preview, and its result.
-
-    Paths have `/` between parts, not percent-encoded.
-    """
-
-    name: str
-    entry: Entry
-    before: str | None = None
-    after: str | None = None
-    results: tuple[tuple[str, str, str], ...] = ()
-
-
-def preview_paths(name: str) -> tuple[str, str]:
-    """Where the previews of an item, before and after, lie below the output folder: the same for the same name.
-
-    `name` may hold any character and be of any length; the paths are short and safe on every file system, and differ
-    for names that differ, in case or in Unicode normalisation too.
-    """
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower())[:40].strip("-")  # for people
-    digest = sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    stem = f"{PREVIEWS}/{slug}-{digest}" if slug else f"{PREVIEWS}/{digest}"
-    return f"{stem}-before.webp", f"{stem}-after.webp"
-
-
-def cards_of(folder: Path, names: Sequence[str], report: Report) -> list[Card]:
-    """The cards of a run, `names` being those of the report's entries; previews of earlier runs are shown again."""
-    cards = []
-    for name, entry in zip(names, report.entries, strict=True):
-        before, after = preview_paths(name)
-        shown = entry.output is not None and (folder / before).is_file() and (folder / after).is_file()
-        cards.append(Card(name, entry, before, after) if shown else Card(name, entry))
-    return cards
 
 
 def write_comparison(folder: Path, names: Mapping[str, str], reports: Mapping[str, Report]) -> Path:
@@ -82,7 +39,7 @@ def write_comparison(folder: Path, names: Mapping[str, str], reports: Mapping[st
     first = next(iter(reports.values()))
     by_source = {run: {entry.source: entry for entry in report.entries} for run, report in reports.items()}
     cards = [
-        _joined(folder, names[entry.source], {run: entries[entry.source] for run, entries in by_source.items()})
+        joined_card(folder, names[entry.source], {run: entries[entry.source] for run, entries in by_source.items()})
         for entry in first.entries
     ]
     seconds = sum(report.facts["seconds"] for report in reports.values())
@@ -90,39 +47,24 @@ def write_comparison(folder: Path, names: Mapping[str, str], reports: Mapping[st
     return write_page(folder, cards, {**first.facts, **shared, "seconds": seconds})
 
 
-def _joined(folder: Path, name: str, entries: Mapping[str, Entry]) -> Card:
-    """The card of one input of several runs; its seconds are those of each run."""
-    before, after = preview_paths(name)
-    shown = {
-        run: entry.output
-        for run, entry in entries.items()
-        if entry.output is not None and (folder / run / before).is_file() and (folder / run / after).is_file()
-    }
-    done = [entry for entry in entries.values() if entry.status != "failed"]
-    errors = [f"{run}: {entry.error}" for run, entry in entries.items() if entry.error]
-    notes = tuple(dict.fromkeys(note for entry in entries.values() for note in entry.notes))
-    joined = replace(
-        (done or list(entries.values()))[0],
-        output=None,
-        seconds={run: _total(entry.seconds) for run, entry in entries.items()},
-        error="; ".join(errors) or None,
-        notes=notes,
-    )
-    results = tuple((run, f"{run}/{after}", f"{run}/{output}") for run, output in shown.items())
-    return Card(name, joined, f"{next(iter(shown))}/{before}" if shown else None, results=results)
-
-
 def write_page(folder: Path, cards: Sequence[Card], facts: Mapping[str, Any]) -> Path:
-    """Write `report.html` into the output folder, whole or not at all, and return its path. Raises WriteFailed.
+    """Write `report.html` whole or not at all, and return its path.
 
-    cards: in the order of the run; the previews that they name are there already (`write_previews`).
-    facts: of the run; system, preset, sampler, backend, precision, seed, bundle_hash, seconds and started are shown.
+    Args:
+        folder: The output folder. It holds the previews that the cards name, see `write_previews`.
+        cards: In the order of the run.
+        facts: Of the run. System, preset, sampler, backend, precision, seed, bundle_hash, seconds and started are
+            shown.
+
+    Raises:
+        WriteFailed: The page cannot be written.
     """
     page = with_slider(Path(__file__).with_name("page.html").read_text("utf-8"))
     failed = [_failed(card) for card in cards if card.entry.status == "failed"]
     content = Template(page).substitute(
-        policy=_policy(page),
-        title=_plural(len(cards), "file"),
+        # Not every browser takes the folder of a page on a disk for 'self'.
+        policy=content_policy(page, "img-src 'self' file:"),
+        title=plural(len(cards), "file"),
         facts="\n".join(f"<li>{fact}</li>" for fact in _facts(facts)),
         counts="\n".join(_counts(cards)),
         choices="\n".join(_choices(cards)),
@@ -135,16 +77,6 @@ def write_page(folder: Path, cards: Sequence[Card], facts: Mapping[str, Any]) ->
     return folder / PAGE
 
 
-def _policy(page: str) -> str:
-    """What the page may load and run: its previews, and its own style and script, by their hashes."""
-    style, script = (source_expression(page, tag) for tag in ("style", "script"))
-    # Of a page opened from disk not every browser takes its own folder for 'self'.
-    return (
-        f"default-src 'none'; img-src 'self' file:; style-src {style}; script-src {script}; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
 def with_slider(page: str) -> str:
     """A page with the style and the script of the divider between two pictures in their places."""
     for name in ("slider.css", "slider.js"):
@@ -152,10 +84,21 @@ def with_slider(page: str) -> str:
     return page
 
 
-def source_expression(page: str, tag: str) -> str:
-    """The source expression of a policy that allows the one element of this name; nothing in it is substituted."""
-    body = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-    return f"'sha256-{b64encode(sha256(body.encode()).digest()).decode()}'"
+def content_policy(page: str, more: str) -> str:
+    """The content security policy of a page: nothing but its one style and its one script, by their hashes.
+
+    Args:
+        page: HTML. Nothing in its style and script is substituted afterwards.
+        more: The directives of what else it may load, separated by `; `.
+    """
+    hashes = {}
+    for tag in ("style", "script"):
+        body = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+        hashes[tag] = f"'sha256-{b64encode(sha256(body.encode()).digest()).decode()}'"
+    return (
+        f"default-src 'none'; {more}; style-src {hashes['style']}; script-src {hashes['script']}; "
+        "base-uri 'none'; form-action 'none'"
+    )
 
 
 def _facts(facts: Mapping[str, Any]) -> list[str]:
@@ -176,7 +119,7 @@ def _facts(facts: Mapping[str, Any]) -> list[str]:
         (facts.get("bundle_hash"), "bundle {:.12}"),
     ]
     shown = [_text(form.format(plain)) for value, form in found if (plain := _plain(value))]
-    if _finite(seconds := facts.get("seconds")):
+    if is_seconds(seconds := facts.get("seconds")):
         shown.append(duration(seconds))
     if started := _plain(facts.get("started")):
         shown.append(_when(started))
@@ -225,7 +168,7 @@ def _card(card: Card) -> str:
     about = [
         {"no face": "no face found", "skipped": "done by an earlier run"}.get(entry.status),
         f"{width} × {height}" if width and height else None,  # noqa: RUF001
-        _plural(faces, "face") if faces else None,
+        plural(faces, "face") if faces else None,
     ]
     lines = [
         f'<article class="card" {_data(card)}>{_frame(card)}',
@@ -240,7 +183,7 @@ def _card(card: Card) -> str:
 
 
 def _data(card: Card) -> str:
-    return f'data-status="{_text(card.entry.status)}" data-seconds="{_total(card.entry.seconds):.4f}"'
+    return f'data-status="{_text(card.entry.status)}" data-seconds="{total_seconds(card.entry.seconds):.4f}"'
 
 
 def _frame(card: Card) -> str:
@@ -270,7 +213,7 @@ def _frame(card: Card) -> str:
 
 
 def _took(entry: Entry, run: str) -> str:
-    return f", {duration(seconds)}" if _finite(seconds := entry.seconds.get(run)) else ""
+    return f", {duration(seconds)}" if is_seconds(seconds := entry.seconds.get(run)) else ""
 
 
 def _stages(card: Card) -> str:
@@ -281,23 +224,15 @@ def _stages(card: Card) -> str:
     lines = "".join(
         f'<tr><th scope="row">{_text(names.get(stage, stage))}</th><td>{duration(seconds)}</td></tr>'
         for stage, seconds in stages
-        if _finite(seconds)
+        if is_seconds(seconds)
     )
-    total = duration(_total(card.entry.seconds))
+    total = duration(total_seconds(card.entry.seconds))
     return f"<details><summary>{total}</summary><table><tbody>{lines}</tbody></table></details>"
-
-
-def _total(seconds: Mapping[str, float]) -> float:
-    return sum(value for stage, value in seconds.items() if stage != "network" and _finite(value))
 
 
 def _whole(value: object) -> int | None:
     """A number of pixels or faces; None for anything else, which a server or an old report may have sent."""
     return value if type(value) is int and 0 <= value < 1 << 63 else None
-
-
-def _finite(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and 0 <= value < 1 << 63
 
 
 def duration(seconds: float) -> str:
@@ -306,10 +241,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
     minutes = round(seconds) // 60
     return f"{minutes} min {round(seconds) % 60} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _text(text: str) -> str:

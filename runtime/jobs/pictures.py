@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bfr.runtime.files import shortened, write_bytes
 from bfr.runtime.images.encode import encode_image
-from bfr.runtime.jobs.page import preview_paths
+from bfr.runtime.jobs.cards import preview_paths
 
 LONGEST = 1024  # pixels of a preview
 QUALITY = 85  # of the previews, WebP

@@ -18,7 +18,7 @@ from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Preset
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.files import write_bytes
-from bfr.runtime.restore.batch import image_key
+from bfr.runtime.restore.inputs import image_key
 from bfr.runtime.restore.pipeline import FaceRestorer
 from bfr.runtime.text import printable, without_secrets
 
@@ -66,17 +66,16 @@ def entry_of(values: dict[str, Any]) -> Entry:
     """An entry as JSON has it. Raises KeyError, TypeError and ValueError for what is none."""
     entry = Entry(**{**values, "notes": tuple(map(str, values["notes"]))})
     texts = (entry.output, entry.source_version, entry.output_version, entry.error)
-    if not isinstance(entry.source, str) or entry.status not in STATUSES:
-        raise ValueError("an entry has a source and a status")
-    if not all(text is None or isinstance(text, str) for text in texts):
-        raise ValueError("a text is of another type")
     numbers = (entry.width, entry.height, entry.faces, entry.sharp, entry.frames)
-    if not all(n is None or (type(n) is int and n >= 0) for n in numbers):
-        raise ValueError("a number is of another type, or negative")
-    if not isinstance(entry.seconds, dict) or not all(
-        isinstance(stage, str) and type(n) in (int, float) and 0 <= n < inf for stage, n in entry.seconds.items()
+    if not (
+        isinstance(entry.source, str)
+        and entry.status in STATUSES
+        and all(text is None or isinstance(text, str) for text in texts)
+        and all(n is None or (type(n) is int and n >= 0) for n in numbers)
+        and isinstance(entry.seconds, dict)
+        and all(isinstance(name, str) and type(n) in (int, float) and 0 <= n < inf for name, n in entry.seconds.items())
     ):
-        raise ValueError("seconds are numbers by their stages")
+        raise ValueError("it is no entry of a report")
     if entry.output is not None and (PurePosixPath(entry.output).is_absolute() or ".." in entry.output.split("/")):
         raise ValueError("a result lies in the output folder")
     return entry
@@ -146,20 +145,27 @@ def describe_now() -> str:
 
 
 def summary(report: Report, out: object, *, done: str = "restored") -> str:
-    """The one line that a command ends with. out: the output folder. done: what `restored` is called."""
+    """The one line that a command ends with.
+
+    Args:
+        report: Of the run.
+        out: The output folder.
+        done: The word for `restored`.
+    """
     total, photographs = len(report.entries), "photo" in report.settings
     counts = {done if status == "restored" else status: report.count(status) for status in STATUSES}
     parts = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     faces = sum(entry.faces or 0 for entry in report.entries)
     left = sum(entry.sharp or 0 for entry in report.entries)
-    faces_too = f", {_plural(faces, 'face')}" + f", {left} left as sharp already" * bool(left) if photographs else ""
+    faces_too = f", {plural(faces, 'face')}" if photographs else ""
+    sharp_too = f"; {plural(left, 'face')} left as sharp already (--restore-sharp restores them too)" if left else ""
     noted = sum(bool(entry.notes) for entry in report.entries)
     noted_too = f"; {noted} with warnings" if noted else ""
     passed = Counter(PurePosixPath(one["source"]).suffix.lower() or "no suffix" for one in passed_over(report))
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed.most_common())
-    passed_too = f"; {_plural(passed.total(), 'file')} passed over ({kinds})" if passed else ""
+    passed_too = f"; {plural(passed.total(), 'file')} passed over ({kinds})" if passed else ""
     seconds = f"{report.facts['seconds']:.1f} s"
-    return f"{_plural(total, 'image')}: {parts}{faces_too}, in {seconds}{noted_too}{passed_too}; see {out}"
+    return f"{plural(total, 'image')}: {parts}{faces_too}, in {seconds}{sharp_too}{noted_too}{passed_too}; see {out}"
 
 
 def passed_over(report: Report) -> list[dict[str, str]]:
@@ -177,7 +183,8 @@ def describe_passed_over(files: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"source": without_secrets(source), "reason": reason} for source, reason in files.items()]
 
 
-def _plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
+    """A number with its noun, as `2 faces`."""
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
@@ -194,9 +201,9 @@ def write_report(report: Report, folder: Path) -> None:
 
 
 def describe_entry(entry: Entry, *, done: str = "restored") -> str:
-    """A line on what became of one input. done: what `restored` is called."""
+    """Describe in a line what became of one input. done: the word for `restored`."""
     facts = [done if entry.status == "restored" else entry.status]
-    facts += [_plural(entry.faces, "face")] if entry.faces else []
+    facts += [plural(entry.faces, "face")] if entry.faces else []
     facts += [f"{entry.width}x{entry.height}"] if entry.width else []
     facts += [f"{sum(entry.seconds.values()):.2f} s"] if entry.seconds else []
     return f"{printable(entry.source, lines=False)}: {', '.join(facts)}" + f" -> {entry.output}" * bool(entry.output)

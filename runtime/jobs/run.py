@@ -1,33 +1,18 @@
 """A run over files: read, restore, write, report. One bad file never ends it."""
 
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
-
 from bfr.runtime.errors import BfrError, InvalidOption, explain_failure
 from bfr.runtime.faces.photo import PhotoRestorer
-from bfr.runtime.images.encode import write_image
+from bfr.runtime.jobs.base import Progress, Run
 from bfr.runtime.jobs.faults import ends_run, name_notes, shown, warnings_of
-from bfr.runtime.jobs.ledger import Ledger
 from bfr.runtime.jobs.options import FORMATS, JobOptions
-from bfr.runtime.jobs.report import (
-    Entry,
-    Report,
-    describe_passed_over,
-    describe_run,
-    describe_settings,
-    rounded,
-    write_report,
-)
-from bfr.runtime.jobs.sources import Item, choose_outputs, find_masks
-from bfr.runtime.jobs.store import Store
+from bfr.runtime.jobs.report import Entry, Report, describe_passed_over, describe_run, describe_settings, rounded
+from bfr.runtime.jobs.sources import Item, find_masks
 from bfr.runtime.jobs.work import ImageWork, Picture
 from bfr.runtime.restore.pipeline import FaceRestorer
 
@@ -35,9 +20,6 @@ if TYPE_CHECKING:
     from bfr.runtime.video.restore import Film
 
 __all__ = ["FORMATS", "JobOptions", "Progress", "run_job"]
-
-Progress = Callable[[float, str], None]
-"""Called with how many inputs are done, fractions for those under way, and the name of one of them."""
 
 
 def run_job(
@@ -70,104 +52,6 @@ def run_job(
         WriteFailed: The output folder cannot be written: what was finished until then stays, and `resume` goes on.
     """
     return _LocalRun(restorer, items, options, mask, progress, passed_over or {}).run()
-
-
-class Run(ABC):
-    """The files of a run: which results there are already, where new ones go, and the reports, whoever restores them.
-
-    Attributes:
-        outputs: Key of an item -> its result, relative to the output folder.
-        entries: What became of the items, by their keys. A child class fills it.
-    """
-
-    def __init__(
-        self,
-        items: Sequence[Item],
-        options: JobOptions,
-        progress: Progress,
-        *,
-        settings: dict[str, Any],
-        facts: dict[str, Any],
-    ) -> None:
-        """settings: what results depend on. facts: where and with what they are made."""
-        self.items, self.options, self.progress = items, options, progress
-        self.settings, self.facts = settings, facts
-        self.store = Store(options.out)
-        self.ledger = Ledger(options.out, settings, resume=options.resume)
-        self.outputs: dict[str, str] = {}
-        self.entries: dict[str, Entry] = {}
-        self._comparisons: dict[str, str] = {}
-
-    @abstractmethod
-    def restore(self, items: Sequence[Item]) -> None:
-        """Restore what is left to do, and enter what became of it. Raises WriteFailed."""
-
-    def run(self) -> Report:
-        """As `run_job`."""
-        begin, options = time.perf_counter(), self.options
-        outputs, refused = choose_outputs(self.items, self.store, options.format)
-        self.outputs.update(outputs)
-        self.entries.update({key: Entry(key, "failed", error=error) for key, error in refused.items()})
-        todo = [item for item in self.items if item.key in self.outputs]
-        if options.resume:
-            todo = self._resumed(todo)
-        if options.compare:
-            from bfr.runtime.jobs.pictures import comparison_names
-
-            self._comparisons = comparison_names(self.outputs)
-        self.store.clean(self.outputs.values())
-        facts = {**self.facts, "network_seconds": 0.0, "seconds": 0.0}
-        write_report(self._report(facts), options.out)
-        self.ledger.begin({self.outputs[item.key] for item in todo})
-        try:
-            self.restore(todo)
-        finally:
-            network = sum(e.seconds.get("network", 0.0) for e in self.entries.values() if e.status != "skipped")
-            facts |= {"network_seconds": round(network, 3), "seconds": round(time.perf_counter() - begin, 3)}
-            report = self._report(facts)
-            write_report(report, options.out)
-            if options.html:
-                from bfr.runtime.jobs.page import cards_of, write_page
-
-                names = {item.key: item.name for item in self.items}
-                cards = cards_of(options.out, [names[entry.source] for entry in report.entries], report)
-                write_page(options.out, cards, {**report.settings, **report.facts})
-        return report
-
-    def target(self, item: Item) -> Path:
-        """The path of an item's result."""
-        return self.options.out / self.outputs[item.key]
-
-    def show(self, item: Item, before: NDArray[Any], after: NDArray[Any]) -> None:
-        """Write what shows a result beside its source, where it is wanted."""
-        if self.options.compare or self.options.html:
-            from bfr.runtime.images.result import side_by_side
-            from bfr.runtime.jobs.pictures import write_previews
-
-            if self.options.compare:
-                write_image(self.options.out / self._comparisons[item.key], side_by_side(before, after))
-            if self.options.html:
-                write_previews(self.options.out, item.name, before, after)
-
-    def _report(self, facts: dict[str, Any]) -> Report:
-        entries = [self.entries[item.key] for item in self.items if item.key in self.entries]
-        return Report(tuple(entries), self.settings, facts)
-
-    def version(self, item: Item) -> str | None:
-        """What changes when an item does, or what else its result is made of."""
-        return item.version
-
-    def _resumed(self, items: Sequence[Item]) -> list[Item]:
-        """What is left to do; the rest becomes skipped entries, as the earlier run reported them."""
-        todo = []
-        for item in items:
-            output = self.outputs[item.key]
-            known = self.ledger.known(item.key, self.version(item), output, self.store.version(output))
-            if known is None:
-                todo.append(item)
-            else:
-                self.entries[item.key] = replace(known, status="skipped")
-        return todo
 
 
 class _LocalRun(Run):
@@ -206,10 +90,9 @@ class _LocalRun(Run):
             self.store,
             self.outputs,
             self.options,
-            entries=self.entries,
             masks=self.masks,
             show=self.show,
-            enter=self.ledger.add,
+            enter=self.enter,
         )
 
     def version(self, item: Item) -> str | None:
@@ -223,9 +106,7 @@ class _LocalRun(Run):
                 self.progress(round(self.reached, 6), self.named[entry.source])
         for item in items:
             if item.is_video:
-                self.entries[item.key] = entry = rounded(self._video(item))
-                if entry.output is not None:
-                    self.ledger.add(entry)
+                self.enter(rounded(self._video(item)))
                 self.progress(len(self.entries), item.name)
 
     def _step(self, done: int, pictures: list[Picture]) -> None:
@@ -251,7 +132,7 @@ class _LocalRun(Run):
         finished, options, target = len(self.entries), self.options, self.target(item)
         output, version = self.outputs[item.key], item.version
 
-        def tell(share: float) -> None:
+        def advance(share: float) -> None:
             try:
                 self.progress(finished + share, item.name)
             except BfrError:
@@ -274,7 +155,7 @@ class _LocalRun(Run):
                 codec=options.codec,
                 crf=options.crf,
                 max_pixels=options.max_pixels,
-                progress=tell,
+                progress=advance,
             )
         errors = [film.error, shown(partial(self.show, item, *film.stills)) if film.stills else None]
         return Entry(

@@ -13,7 +13,7 @@ from bfr.runtime.jobs.store import local_path, open_url, remote_version
 from bfr.runtime.video.formats import HEAD, suffix_of
 from bfr.runtime.video.formats import SUFFIXES as VIDEO_SUFFIXES
 
-# What names tell better than first bytes: raw files begin as TIFF does, songs as films do.
+# Where names are surer than first bytes: raw files begin as TIFF does, songs as films do.
 _BY_NAME = {
     ".part": "a download that is not finished",
     **dict.fromkeys(
@@ -37,9 +37,16 @@ class Found:
 
 
 class Search:
-    """A search for inputs. passed: gets the files that are not taken, and why."""
+    """A search for inputs."""
 
     def __init__(self, videos: bool, out: Path | str | None, passed: dict[str, str]) -> None:
+        """Make the search.
+
+        Args:
+            videos: Find videos too.
+            out: The output folder, which is not searched.
+            passed: Gets the files that are not taken, and why.
+        """
         self.suffixes = (*BY_SUFFIX, *VIDEO_SUFFIXES) if videos else tuple(BY_SUFFIX)
         self.out, self.passed = out, passed
         self.unread = f"not an image of {', '.join(NAMES)}{' or a video' if videos else ''}: convert it"

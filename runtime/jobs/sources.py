@@ -11,9 +11,11 @@ from bfr.runtime.images.formats import BY_SUFFIX, NAMES, result_suffix
 from bfr.runtime.jobs.search import Found, Search, natural_key
 from bfr.runtime.jobs.store import Store, identity_of, local_path, version_of
 from bfr.runtime.text import without_secrets
+from bfr.runtime.video.formats import MEDIA_TYPES as VIDEO_TYPES
 from bfr.runtime.video.formats import SUFFIXES as VIDEO_SUFFIXES
 from bfr.runtime.video.formats import output_suffix
 
+MEDIA_TYPES = {suffix: one.media_type for suffix, one in BY_SUFFIX.items()} | VIDEO_TYPES
 _SHOWN = 10  # files of a message that were passed over
 
 
@@ -58,6 +60,16 @@ class Item:
     def is_video(self) -> bool:
         """Whether it is a video, by its content where that is known."""
         return self.suffix in VIDEO_SUFFIXES
+
+    def result_suffix(self, image_format: str) -> str:
+        """The suffix of its result.
+
+        Args:
+            image_format: Suffix of images' results, or `same` for the source's own where it is written.
+        """
+        if self.is_video:
+            return output_suffix(self.suffix)
+        return result_suffix(BY_SUFFIX.get(self.suffix)) if image_format == "same" else image_format
 
     @property
     def version(self) -> str | None:
@@ -158,19 +170,23 @@ def find_masks(items: Sequence[Item], masks: Path) -> dict[str, Path]:
 
 
 def choose_outputs(items: Sequence[Item], store: Store, image_format: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Item's key -> its result, relative to the output folder, and key -> why it can have none.
+    """Choose the names of results. One that the suffix would make too long for a file system is shortened.
 
-    image_format: the suffix of images, or `same` for the source's own where it is written. A name that the suffix would
-    make too long for a file system is shortened.
-    Raises InvalidOption where a result would replace an input of the run, whatever the two are called.
+    Args:
+        items: The inputs of the run.
+        store: The output folder.
+        image_format: Suffix of images' results, or `same` for the source's own where it is written.
+
+    Returns:
+        Key of an item -> its result, relative to the output folder, and key -> why it can have none.
+
+    Raises:
+        InvalidOption: A result would replace an input of the run, by any name of that file.
     """
     taken = {identity_of(item.source) for item in items} - {None}
     outputs, refused = {}, {}
     for item in items:
-        if item.is_video:
-            suffix = output_suffix(item.suffix)
-        else:
-            suffix = result_suffix(BY_SUFFIX.get(item.suffix)) if image_format == "same" else image_format
+        suffix = item.result_suffix(image_format)
         try:
             store.check(item.name, suffix)
         except InvalidOption as error:
@@ -188,7 +204,15 @@ def choose_outputs(items: Sequence[Item], store: Store, image_format: str) -> tu
 
 
 def check_free(outputs: Iterable[str], store: Store) -> None:
-    """Raise InvalidOption with the names of the results that would replace a file. outputs: relative to `store`."""
+    """Check that no result would replace a file.
+
+    Args:
+        outputs: Names of results, relative to `store`.
+        store: The output folder.
+
+    Raises:
+        InvalidOption: Some would; they are named.
+    """
     there = store.existing(outputs)
     if there:
         names = ", ".join(there[:_SHOWN]) + (f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else "")

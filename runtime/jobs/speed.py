@@ -47,19 +47,19 @@ def kept_speed(bundle: Bundle, opened: OpenOptions) -> Speed | None:
         return None
 
 
-def speed_of(restorer: Restorer, opened: OpenOptions, tell: Callable[[str], None] = lambda _text: None) -> Speed:
-    """What is kept, else measured now, and kept unless others keep the CPU busy.
+def speed_of(restorer: Restorer, opened: OpenOptions, show: Callable[[str], None] = lambda _text: None) -> Speed:
+    """Read the speed that is kept; else measure it now, and keep it unless other processes keep the CPU busy.
 
     Args:
         restorer: What `opened` opens.
-        opened: Of its preset nothing depends.
-        tell: Is told that something is measured.
+        opened: How it was opened; its preset does not matter.
+        show: Called with a line before a measurement.
     """
     if kept := kept_speed(restorer.bundle, opened):
         return kept
     busy = _busy()
     kept_too = "the machine is busy, so it is not kept" if busy else "it is kept"
-    tell(f"measuring how long a face takes on {restorer.device.name}; {kept_too}")
+    show(f"measuring how long a face takes on {restorer.device.name}; {kept_too}")
     calls = sorted({min(steps, restorer.plan.steps) for steps in STEPS})
     times = [_time(restorer, steps) for steps in calls]
     step = max(0.0, (times[-1] - times[0]) / max(1, calls[-1] - calls[0]))
@@ -69,7 +69,7 @@ def speed_of(restorer: Restorer, opened: OpenOptions, tell: Callable[[str], None
     try:
         write_bytes(_path(restorer.bundle, opened), json.dumps(asdict(speed)).encode())
     except WriteFailed:
-        tell("it could not be kept: the cache folder cannot be written")
+        show("it could not be kept: the cache folder cannot be written")
     return speed
 
 

@@ -27,7 +27,14 @@ class Engine:
         self._working: asyncio.Task[None] | None = None
 
     async def start(self, front: Front) -> None:
-        """Start the workers, and let requests in. Raises RestorationFailed where the workers do not start."""
+        """Start the workers, and let requests in.
+
+        Args:
+            front: Gets the engine, and counts batches and jobs.
+
+        Raises:
+            RestorationFailed: The workers do not start.
+        """
         await self.pool.start()
         sizes = {name: system.bundle.manifest.image_size for name, system in front.systems.items()}
         self.photos = Photos(self.options, self.pool.restore, sizes)
@@ -70,7 +77,7 @@ class Engine:
         return self.pool.backend
 
     def wake(self) -> None:
-        """A job was added."""
+        """Have the runner look for a job that was added."""
         if self.runner:
             self.runner.wake()
 
@@ -80,7 +87,7 @@ class Engine:
             await self.runner.cancel(job)
 
     def lacking(self) -> str | None:
-        """Which part does not work now; None where all do."""
+        """Say which part does not work now; None where all do."""
         if not self.pool.running:
             return "no worker runs the networks just now: ask again"
         if self.runner and self.jobs:

@@ -9,6 +9,7 @@ from hmac import compare_digest
 from pathlib import Path
 
 from bfr.runtime.errors import BfrError, InputNotFound, InvalidOption
+from bfr.runtime.jobs.store import version_of
 
 KEY_VARIABLE = "BFR_API_KEY"
 LEAST_KEY = 16  # characters
@@ -82,17 +83,23 @@ class Keys:
     """The API keys of a server. Without any, requests need none."""
 
     def __init__(self, keys: Sequence[Key] = (), *, file: Path | None = None) -> None:
-        """file: is read again when it changes; the keys that did not come from it stay."""
+        """Read the file.
+
+        Args:
+            keys: Of other sources; these stay.
+            file: Of further keys; read again when it changes.
+
+        Raises:
+            InputNotFound: The file cannot be read.
+            InvalidOption: A key could be guessed, or the file has none.
+        """
         self._fixed, self._file, self._looked = list(keys), file, 0.0
-        self._state = self._stat()
+        self._version = file and version_of(file)
         self._known = [*self._fixed, *(read_file(file) if file else ())]
 
     @classmethod
     def read(cls, file: Path | None, environment: Mapping[str, str]) -> "Keys":
-        """The keys of a file, one a line, and the environment's BFR_API_KEY.
-
-        Raises InputNotFound, and InvalidOption for a key that could be guessed.
-        """
+        """Read the keys of a file, one a line, and the environment's BFR_API_KEY. Raises as `Keys` does."""
         given = environment.get(KEY_VARIABLE)
         return cls([Key.parse(given, KEY_VARIABLE)] if given and given.strip() else [], file=file)
 
@@ -117,9 +124,9 @@ class Keys:
         if self._file is None or time.monotonic() - self._looked < LOOK:
             return
         self._looked = time.monotonic()
-        if (state := self._stat()) == self._state:
+        if (version := version_of(self._file)) == self._version:
             return
-        self._state = state
+        self._version = version
         try:
             known = {key.digest: key for key in self._known}
             new = [*self._fixed, *read_file(self._file)]
@@ -127,13 +134,6 @@ class Keys:
             _log.info("API keys: %s was read again, %d keys", self._file, len(self._known))
         except BfrError as error:
             _log.error("API keys: %s; the old ones stay", error)
-
-    def _stat(self) -> tuple[int, int, int] | None:
-        try:
-            found = self._file.stat() if self._file else None
-        except OSError:
-            return None
-        return found and (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 def read_file(file: Path) -> list[Key]:

@@ -36,9 +36,12 @@ class Order:
     """What is to be done with an image.
 
     Attributes:
+        group: Bundle, preset and seed.
         deadline: A time of `time.monotonic()`; faces that wait longer are dropped.
-        aligned: It is an aligned face, nothing else.
+        aligned: The image is an aligned face and nothing else.
+        photo: How faces of a photograph are found and pasted.
         suffix: .png, .jpg or .webp, None for the image's own format.
+        sender: For fair queueing.
     """
 
     group: Group
@@ -54,8 +57,11 @@ class FaceOrder:
     """What is to be done with faces.
 
     Attributes:
+        group: Bundle, preset and seed.
+        deadline: A time of `time.monotonic()`; faces that wait longer are dropped.
         keys: Keys of their noise, see `Restorer.run`.
-        urgent: A request waits for them.
+        urgent: They are of a request; faces of jobs go when no request waits.
+        sender: For fair queueing.
     """
 
     group: Group
@@ -94,12 +100,12 @@ class Answer:
     """A restored image.
 
     Attributes:
-        data: Data of an image in the format that `suffix` names.
-        faces: How many were restored and how many could not be.
-        failed: How many were restored and how many could not be.
+        data: An image file in the format that `suffix` names.
+        faces: How many were restored.
+        failed: How many could not be.
         seconds: Stage -> seconds.
-        notes: What of the image was left out, reduced or taken otherwise than it says.
-        sharp: Faces that were left because they are sharp already.
+        notes: What of the image was left out, reduced or read in another way than the file says.
+        sharp: How many faces were left because they are sharp already.
     """
 
     data: bytes
@@ -116,8 +122,9 @@ class Refusal:
     """Why there is no image.
 
     Attributes:
-        kind: `invalid` is the sender's to mend, `overload` met too many faces in flight, `expired` waited too long,
-            `lost` ended two workers, `failed` is the server's fault.
+        kind: `invalid`: the image is at fault. `overload`: too many faces are in flight. `expired`: it waited longer
+            than it may. `lost`: two workers ended with it. `failed`: the server is at fault.
+        detail: The reason in words, and what the sender can do.
     """
 
     kind: Literal["invalid", "overload", "expired", "lost", "failed"]

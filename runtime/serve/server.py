@@ -29,10 +29,18 @@ _log = logging.getLogger("bfr.serve")
 
 
 def serve_forever(options: ServeOptions, listen: ListenOptions, keys: Keys) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit status.
+    """Serve until SIGTERM or SIGINT.
 
     On the first signal no new work is taken, and requests in flight are finished within `listen.drain` seconds; those
     that are not are answered 503. A second signal ends at once.
+
+    Args:
+        options: What is served.
+        listen: Where, and how the server ends.
+        keys: The API keys.
+
+    Returns:
+        The exit status: 0 where all requests were answered, else 1.
 
     Raises:
         InvalidOption: The address is in use, or the folder of jobs cannot be written.
@@ -94,10 +102,10 @@ class _Server:
             asyncio.get_running_loop().add_signal_handler(number, self._signalled)
         answering = asyncio.create_task(http.serve(sockets=[self.listening]))
         working = asyncio.create_task(self._work(begin))
-        told = asyncio.create_task(self.ending.wait())
+        signalled = asyncio.create_task(self.ending.wait())
         done = True
         try:
-            await asyncio.wait({answering, working, told}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({answering, working, signalled}, return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
                 _log.info("ending: no new work is taken, %d requests are in flight", len(self.front.visits))
                 done = await self._drained()
@@ -109,7 +117,7 @@ class _Server:
             failed = working.done() and not working.cancelled() and working.exception()
             working.cancel()
             await asyncio.wait({answering, working})
-            told.cancel()
+            signalled.cancel()
             await self.engine.stop()
         if failed:
             raise failed
@@ -119,19 +127,19 @@ class _Server:
         """Start the engine, and raise what ends the server."""
         await self.engine.start(self.front)
         gc.collect()
-        gc.freeze()  # what is there stays: looking through all of it held the event loop for 20 to 60 milliseconds
-        _log.info("ready on %s after %.1f s", self.engine.backend, time.perf_counter() - begin)
+        gc.freeze()  # these objects stay: a full collection of them held the event loop for 20 to 60 milliseconds
+        host, port = self.listening.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        _log.info("ready at %s on %s after %.1f s", url, self.engine.backend, time.perf_counter() - begin)
         await self.engine.failed()
         raise RestorationFailed("a part of the server has ended: see the log")
 
     async def _drained(self) -> bool:
+        """Whether all requests were answered in time; False at once on a second signal."""
         task = asyncio.create_task(self.front.drain(self.listen.drain))
-        while not task.done():
-            if self.signals > 1:
-                task.cancel()
-                return False
+        while not task.done() and self.signals < 2:
             await asyncio.wait({task}, timeout=0.1)
-        return task.result()
+        return not task.cancel() and task.result()
 
     def _signalled(self) -> None:
         self.signals += 1

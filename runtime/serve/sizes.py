@@ -39,45 +39,55 @@ def check_size(size: tuple[int, int] | None, upscale: int, most: int, what: str 
     return count * (1 + scale)
 
 
-class LimitedEditor(PhotoEditor):
-    """The steps around the networks for one request. It calls `admit` before it cuts a face out."""
+class _Limited(PhotoEditor):
+    """Refuses photographs and frames with too many faces, before any is cut out."""
+
+    most: int
+
+    def find(self, photograph: NDArray[Any], *, turns: bool = True) -> list[Face]:
+        """Find faces, see `PhotoEditor.find`. Raises InvalidImage where there are more than `most`."""
+        faces = super().find(photograph, turns=turns)
+        if len(faces) > self.most:
+            raise InvalidImage(
+                f"more than {self.most} faces were found, the limit here: choose faces=largest or faces=centre, send "
+                "parts of the picture, or raise --max-faces of the server"
+            )
+        return faces
+
+
+class LimitedEditor(_Limited):
+    """The steps around the networks for one request."""
 
     def __init__(
         self, size: int, options: PhotoOptions, *, detector: Detector, most: int, admit: Callable[[int], None]
     ) -> None:
-        """most: faces of a photograph. admit: takes their number, and raises where so many are too many now."""
-        super().__init__(size, up_to(options, most), detector=detector)
+        """Open the background that the options name.
+
+        Args:
+            size: Side of crops, pixels.
+            options: How faces are found and pasted.
+            detector: Finds the faces; used by one thread at a time.
+            most: Faces of a photograph.
+            admit: Called with their number before a face is cut out; raises where these are too many for now.
+        """
+        super().__init__(size, _up_to(options, most), detector=detector)
         self.most, self.admit = most, admit
 
     def find(self, photograph: NDArray[Any], *, turns: bool = True) -> list[Face]:
-        """As of `PhotoEditor`. Raises InvalidImage, and what `admit` raises."""
-        faces = within(super().find(photograph, turns=turns), self.most)
+        """Find faces, see `PhotoEditor.find`. Raises InvalidImage, and what `admit` raises."""
+        faces = super().find(photograph, turns=turns)
         self.admit(len(faces))
         return faces
 
 
-class LimitedRestorer(PhotoRestorer):
-    """A PhotoRestorer that refuses photographs and frames with too many faces, before any is cut out."""
+class LimitedRestorer(_Limited, PhotoRestorer):
+    """A PhotoRestorer for jobs. most: faces of a photograph or frame."""
 
     def __init__(self, restorer: FaceRestorer, options: PhotoOptions, *, detector: Detector, most: int) -> None:
-        super().__init__(restorer, up_to(options, most), detector=detector)
+        super().__init__(restorer, _up_to(options, most), detector=detector)
         self.most = most
 
-    def find(self, photograph: NDArray[Any], *, turns: bool = True) -> list[Face]:
-        """As of `PhotoEditor`. Raises InvalidImage."""
-        return within(super().find(photograph, turns=turns), self.most)
 
-
-def up_to(photo: PhotoOptions, most: int) -> PhotoOptions:
-    """Options with which one face too many is found, so that it can be refused, and no more than that."""
+def _up_to(photo: PhotoOptions, most: int) -> PhotoOptions:
+    """Options that find one face too many at most, so that a photograph of more can be refused."""
     return photo.model_copy(update={"max_faces": most + 1})
-
-
-def within(faces: list[Face], most: int) -> list[Face]:
-    """The faces. Raises InvalidImage where there are too many."""
-    if len(faces) > most:
-        raise InvalidImage(
-            f"more than {most} faces were found, the limit here: choose faces=largest or faces=centre, send parts of "
-            "the picture, or raise --max-faces of the server"
-        )
-    return faces

@@ -29,7 +29,7 @@ class System:
         return next(iter(self.presets))
 
     def describe(self) -> dict[str, Any]:
-        """What `GET /info` tells of it."""
+        """Describe it for `GET /info`."""
         manifest = self.bundle.manifest
         loops = {} if NO_LOOP in self.presets else self.presets
         return {

@@ -5,7 +5,7 @@
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,12 @@ class TritonDevice(HostDevice):
     name = "triton"
 
     def __init__(self, system: str, backend: Any) -> None:
-        """backend: the module `triton_python_backend_utils`, which exists inside the server alone."""
+        """Note where the networks are.
+
+        Args:
+            system: Name of the bundle in the repository.
+            backend: The module `triton_python_backend_utils`, which exists inside the server alone.
+        """
         super().__init__()
         self.system, self.backend = system, backend
 
@@ -68,10 +73,14 @@ class TritonNetwork:
 
 
 class TritonPythonModel:
-    """What Triton's Python backend creates: one for each instance of the model."""
+    """The class that Triton's Python backend looks for; it creates one object for each instance of the model."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """args: of the server: model_config, model_name, model_repository and model_version are read."""
+        """Open the bundle.
+
+        Args:
+            args: The server's; model_config, model_name, model_repository and model_version are read.
+        """
         import triton_python_backend_utils as utils
 
         self.utils = utils
@@ -101,19 +110,17 @@ class TritonPythonModel:
             restorer.close()
 
     def _restore(self, preset: str | None, seed: int, images: list[Any]) -> list[Any]:
-        """An array, or what was wrong, for each image."""
-
-        def run(part: list[Any]) -> list[Any]:
+        """An array, or what was wrong, for each image. One bad image spoils no other's result."""
+        try:
             if preset not in self.restorers:
                 sampler = self.bundle.preset(preset)
                 self.restorers[preset] = Restorer(self.bundle, self.device, sampler, batch=self.batch)
-            results = self.restorers[preset].run(part, seed=seed)
-            return [RestorationFailed(str(one.error)) if one.pixels is None else one.pixels for one in results]
-
-        try:
-            return run(images)
+            results = self.restorers[preset].run(images, seed=seed)
         except BfrError as error:
-            return [error] if len(images) == 1 else [one for image in images for one in _caught(run, image)]
+            if len(images) == 1:
+                return [error]
+            return [one for image in images for one in self._restore(preset, seed, [image])]
+        return [RestorationFailed(str(one.error)) if one.pixels is None else one.pixels for one in results]
 
     def _response(self, outcome: Any) -> Any:
         if isinstance(outcome, BfrError):
@@ -123,11 +130,3 @@ class TritonPythonModel:
     def _scalar(self, request: Any, name: str) -> Any:
         tensor = self.utils.get_input_tensor_by_name(request, name)
         return None if tensor is None else tensor.as_numpy().reshape(-1)[0]
-
-
-def _caught(run: Callable[[list[Any]], list[Any]], image: Any) -> list[Any]:
-    """One bad image spoils no other's result."""
-    try:
-        return run([image])
-    except BfrError as error:
-        return [error]

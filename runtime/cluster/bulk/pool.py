@@ -20,7 +20,14 @@ _ANSWER = 10.0  # seconds that a cluster may take to accept a connection
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """How many workers there are, and what each holds; threads: of a CPU backend, None where a GPU is used."""
+    """The workers of a run.
+
+    Attributes:
+        workers: How many.
+        cpus: Cores of each.
+        gpus: GPUs of each; a fraction where several share one.
+        threads: Of a CPU backend; None where a GPU is used and the user chose none.
+    """
 
     workers: int
     cpus: int
@@ -30,10 +37,14 @@ class Pool:
 
 @contextmanager
 def connected(address: str | None) -> Iterator[Any]:
-    """`ray`, connected: to the cluster at `address`, else to a new local one, which ends with the block.
+    """Connect to a Ray cluster, and yield the module `ray`. A connection that this process has is used, and stays.
 
-    Where this process is connected already, that is used, and stays. Raises MissingDependency without Ray,
-    BackendUnavailable where no cluster answers.
+    Args:
+        address: Of a cluster; None starts a local one, which ends with the block.
+
+    Raises:
+        MissingDependency: Ray is not installed.
+        BackendUnavailable: No cluster answers.
     """
     if address is None:  # before Ray is imported: it reads them once
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -72,11 +83,19 @@ def connected(address: str | None) -> Iterator[Any]:
 def size_pool(
     nodes: Sequence[dict[str, Any]], *, backend: str, workers: int | None = None, threads: int | None = None
 ) -> Pool:
-    """The workers for a cluster. nodes: as `ray.nodes()` has them.
+    """Choose the workers for a cluster.
 
-    One for each GPU; without any, or for `onnxruntime-cpu`, as many equal ones as there are machines of the smallest
-    size: one a machine where all are alike, with all of its cores. With `workers` they share what there is.
-    Raises InvalidOption where that many do not fit, or nothing does.
+    One for each GPU. Without any, or for `onnxruntime-cpu`, workers of as many cores as the smallest machine has: one a
+    machine where all are alike.
+
+    Args:
+        nodes: As `ray.nodes()` returns them.
+        backend: Name of the backend.
+        workers: How many, which share what there is; None chooses.
+        threads: Of a CPU backend in each worker; None for its cores.
+
+    Raises:
+        InvalidOption: So many do not fit, or no machine has a core.
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     if workers is not None and workers < 1:

@@ -1,4 +1,4 @@
-"""The driver of a bulk run: lists, resumes, hands blocks of images to the workers, and keeps the table."""
+"""The driver of a bulk run: lists inputs, resumes, gives blocks of images to the workers, and keeps the table."""
 
 import json
 import secrets
@@ -53,16 +53,27 @@ def run_bulk(
 ) -> Report:
     """Restore the images that `inputs` name into `out`, folders or URLs, on this machine or a cluster.
 
-    workers: how many, see `size_pool`. address: of a Ray cluster, None for this machine. resume: skip inputs whose
-    result is in `out`. overwrite: results may replace files in `out`, else InvalidOption names them. progress: is
-    called with how many inputs are done, and with how many there are.
-    An image that cannot be read or restored is a failed entry; one that an earlier run restored is a skipped one, where
-    neither it, nor the settings, nor the result have changed since. A
-    block of images whose worker or node dies is done again, there or elsewhere: a result depends on its image and the
-    settings alone, so that it is the same file.
-    Raises InputNotFound where there is no image, InvalidOption before any work for settings that differ from those of
-    the run that is resumed, a BfrError where workers cannot do their work, and RestorationFailed where the rows at the
-    end are not those of the inputs.
+    An image that cannot be read or restored is a failed entry. One that an earlier run restored is a skipped entry,
+    where neither it, nor the settings, nor the result have changed since. A block of images whose worker or node dies
+    is restored again, there or elsewhere: a result depends on its image and the settings alone, so that the file is the
+    same.
+
+    Args:
+        inputs: Files, folders, globs and URLs.
+        out: The output folder, a path or URL.
+        options: What is done with each image.
+        workers: How many, see `size_pool`.
+        address: Of a Ray cluster; None for this machine.
+        resume: Skip inputs whose result is in `out`.
+        overwrite: Results may replace files in `out`.
+        progress: Called with how many inputs are done, and with how many there are.
+
+    Raises:
+        InputNotFound: There is no image.
+        InvalidOption: Before any work, for settings that differ from those of the run that is resumed, and for files
+            that would be replaced without `overwrite`.
+        RestorationFailed: The rows at the end are not those of the inputs, or workers died too often.
+        BfrError: A worker cannot work.
     """
     begin = time.perf_counter()
     store = Store(out)
@@ -91,7 +102,6 @@ class _BulkRun:
             "versions": describe_versions(),
             "started": describe_now(),
         }
-        self.new: set[str] = set()
         self.taken_over: set[str] = set()
         names = store.versions()
         resume = resume and self._known_settings()
@@ -124,8 +134,8 @@ class _BulkRun:
         }
         self._write_facts()
         self.log.remove()
-        told = (replace(one, status="skipped") if one.source in self.taken_over else one for one in entries)
-        return Report(tuple(told), self.settings, self.facts)
+        reported = (replace(one, status="skipped") if one.source in self.taken_over else one for one in entries)
+        return Report(tuple(reported), self.settings, self.facts)
 
     def _restored(self, ray: Any, todo: Sequence[Item], workers: int | None) -> Iterator[list[NodeEntry]]:
         """The rows of a block, whenever one is done. Raises what a worker refused to work for."""
@@ -170,9 +180,8 @@ class _BulkRun:
 
     def _enter(self, rows: Sequence[NodeEntry]) -> None:
         for row in rows:
-            if row.source not in self.outputs or row.source in self.new:
+            if row.source not in self.outputs or row.source in self.entries:
                 raise RestorationFailed(f"{row.source} has two rows, or is no input: report this, it is a bug")
-            self.new.add(row.source)
             self.entries[row.source] = row
         self.log.add(rows)
 
@@ -219,7 +228,13 @@ class _BulkRun:
 
 
 def block_size(count: int, workers: int, batch: int) -> int:
-    """How many images a worker is handed at once: whole batches, where there are enough."""
+    """How many images a worker is given at once: whole batches, where there are enough.
+
+    Args:
+        count: Images of the run.
+        workers: Of the pool.
+        batch: Faces that go through the networks together.
+    """
     share = min(LARGEST_BLOCK, -(-count // (BLOCKS * workers)))
     return -(-max(1, share) // batch) * batch
 

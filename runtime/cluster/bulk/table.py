@@ -31,14 +31,14 @@ EVERY = 5.0  # seconds between two parts
 
 @dataclass(frozen=True, slots=True)
 class NodeEntry(Entry):
-    """What became of one input, on which node and by which backend. seconds: of all stages together, as `all`."""
+    """What became of one input, on which node and by which backend. `seconds` has one stage, `all`."""
 
     backend: str | None = None
     node: str | None = None
 
     @classmethod
     def of(cls, entry: Entry, *, backend: str, node: str) -> "NodeEntry":
-        """An entry of a node."""
+        """Make one of what became of an input on a node."""
         seconds = {"all": round(sum(entry.seconds.values()), 4)} if entry.seconds else {}
         return cls(**{**asdict(entry), "seconds": seconds}, backend=backend, node=node)
 
@@ -54,7 +54,12 @@ class EntryLog:
     """Rows as they come, put beside the results every few seconds."""
 
     def __init__(self, store: Store, parts: Sequence[str] = ()) -> None:
-        """parts: those that are there already, oldest first; this log's come after them."""
+        """Write nothing yet.
+
+        Args:
+            store: The output folder.
+            parts: Names of those that are there already, oldest first.
+        """
         self.store, self.parts = store, list(parts)
         self._waiting: list[NodeEntry] = []
         self._last = time.monotonic()
@@ -83,9 +88,14 @@ class EntryLog:
 
 
 def read_entries(store: Store, names: Iterable[str]) -> dict[str, NodeEntry]:
-    """The rows that earlier runs left, by source; of one source, the latest. names: the files that are there.
+    """Read the rows that earlier runs left. Rows that are cut off, or of another version, are left out.
 
-    Rows that are cut off, or of another version, are left out.
+    Args:
+        store: The output folder.
+        names: The files that are in it.
+
+    Returns:
+        Source -> its latest row.
     """
     rows: dict[str, NodeEntry] = {}
     logged = (_logged(line) for part in parts_of(names) for line in (store.read(part) or b"").splitlines())

@@ -30,14 +30,16 @@ _log = logging.getLogger("bfr")
 
 @dataclass(frozen=True, slots=True)
 class WorkerSetup:
-    """What every worker of a run is told.
+    """The settings of every worker of a run. A node refuses to work where its own would give other pictures.
 
     Attributes:
+        options: What is done with each image.
         out: The output folder, an absolute path or URL.
         run: Its mark in `batch.json`.
-        bundle_hash: The driver's; a node that has others would give other pictures.
-        versions: The driver's; a node that has others would give other pictures.
-        detector: The driver's; a node that has others would give other pictures.
+        bundle_hash: Of the driver's bundle.
+        versions: Of the driver's libraries.
+        detector: Name of the driver's detector; None for aligned faces.
+        threads: Of a CPU backend.
     """
 
     options: BulkOptions

@@ -12,25 +12,27 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from bfr.runtime.jobs.options import RestoreOptions
+from bfr.runtime.jobs.sources import MEDIA_TYPES
+from bfr.runtime.options import explain
 from bfr.runtime.serve.http.front import Front, Visit
 from bfr.runtime.serve.http.gate import Gate, request_id
 from bfr.runtime.serve.http.job_routes import add_jobs
 from bfr.runtime.serve.http.metrics import CONTENT_TYPE
 from bfr.runtime.serve.http.page import page
-from bfr.runtime.serve.http.problems import Problem, documented
+from bfr.runtime.serve.http.problems import KEYED, Problem, documented, keyed
 from bfr.runtime.serve.http.requests import (
     ANSWERED,
     BYTES,
     FIELD,
     FORM,
     IMAGES,
-    MEDIA_TYPES,
     check_image_type,
     check_query,
     read_image,
     wanted_suffix,
 )
-from bfr.runtime.serve.http.schemas import BINARY, KEYED, Info, Options, RequestInfo, Text
+from bfr.runtime.serve.http.schemas import BINARY, Info, Options, RequestInfo, Text
 from bfr.runtime.serve.orders import Answer, Order
 
 FORM_SCHEMA = {"type": "object", "required": [FIELD], "properties": {FIELD: {"type": "string", "format": "binary"}}}
@@ -54,7 +56,11 @@ RESTORED: dict[str, Any] = {
 
 
 def make_api(front: Callable[[], Front]) -> FastAPI:
-    """The interface over a Front, which is asked for with each request."""
+    """Make the interface.
+
+    Args:
+        front: Called with each request; returns the Front that answers it.
+    """
     api = FastAPI(
         title="bfr",
         summary="Diffusion-based blind face restoration.",
@@ -71,8 +77,9 @@ def make_api(front: Callable[[], Front]) -> FastAPI:
 
     @api.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        found = "; ".join(f"{e['loc'][-1]}: {e['msg']}" for e in error.errors())
-        return await _problem(request, Problem(422, "invalid options", f"{found}: see /openapi.json"))
+        errors = [{**one, "loc": one["loc"][1:]} for one in error.errors()]  # behind `query`, `path` or `header`
+        found = explain(errors, RestoreOptions.model_fields)
+        return await _problem(request, Problem(422, "invalid options", f"{found}; see /openapi.json"))
 
     @api.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
@@ -124,23 +131,13 @@ def _add_restore(api: FastAPI, front: Callable[[], Front]) -> None:
         headers = _facts(answer, order, here)
         return Response(answer.data, media_type=MEDIA_TYPES[answer.suffix], headers=headers)
 
-    @api.get(
-        "/requests",
-        response_model=dict[str, RequestInfo],
-        responses=documented(401, 403, 422),
-        openapi_extra=KEYED,
-    )
+    @api.get("/requests", response_model=dict[str, RequestInfo], **keyed(422))
     async def several(ids: Annotated[str, Query(max_length=6500, description="Ids, separated by commas.")]) -> Any:
         """Where requests are that were sent with these `X-Request-Id`s; those that are not in flight are left out."""
         visits = front().visits
         return {name: _where(front(), visits[name]) for name in ids.split(",")[:100] if name in visits}
 
-    @api.get(
-        "/requests/{request_id}",
-        response_model=RequestInfo,
-        responses=documented(401, 403, 404, 422),
-        openapi_extra=KEYED,
-    )
+    @api.get("/requests/{request_id}", response_model=RequestInfo, **keyed(404, 422))
     async def progress(request_id: Text) -> Any:
         """Where a request is that was sent with this `X-Request-Id` and is not answered yet."""
         here = front()

@@ -42,7 +42,6 @@ class Visit:
     """
 
     id: str
-    order: int
     state: State = "reading"
     share: float = 0.0
     placed: bool = False
@@ -59,7 +58,16 @@ class Front:
     """
 
     def __init__(self, options: ServeOptions, keys: Keys | None = None, names: tuple[str, ...] = ()) -> None:
-        """Opens the bundles for what they say of themselves; raises the BfrErrors of that."""
+        """Open the bundles for their settings; no network is loaded.
+
+        Args:
+            options: What is served, and the limits.
+            keys: The API keys; None for those of `options.keys`.
+            names: Of the server, see the class.
+
+        Raises:
+            BfrError: A bundle or a preset is refused.
+        """
         self.options, self.names = options, names
         self.keys = Keys([Key.parse(line, "keys", hashed=True) for line in options.keys]) if keys is None else keys
         self.systems: dict[str, System] = open_systems(options)
@@ -67,11 +75,10 @@ class Front:
         self.uploads = Uploads(options.upload_bytes)
         self.engine: Any = None
         self.state: Literal["starting", "ready", "draining"] = "starting"
-        self.visits: dict[str, Visit] = {}
+        self.visits: dict[str, Visit] = {}  # by their ids, in the order of arrival
         self.job_uploads: list[str] = []  # whose they are
         self.over = asyncio.Event()  # past the drain limit
         self._restore: Restore | None = None
-        self._numbers = 0
         self._pace: float | None = None  # seconds between two answers under load, smoothed
         self._last_answer = 0.0
         self._empty = asyncio.Event()
@@ -84,9 +91,9 @@ class Front:
             self.state = "ready"
 
     async def drain(self, seconds: float) -> bool:
-        """Take no more work and wait for the requests in flight; whether all of them were answered in that time.
+        """Take no more work, and wait so many seconds for the requests in flight; return whether all were answered.
 
-        Those that were not are answered 503.
+        Those that are left are answered 503.
         """
         self.state = "draining"
         try:
@@ -108,10 +115,8 @@ class Front:
     def check_state(self) -> None:
         """Raise Problem 503 where no work is taken now."""
         if self.state != "ready":
-            draining = self.state == "draining"
-            raise Problem(
-                503, self.state, self.why_not_ready() or "", retry_after=10 if draining else 2, close=draining
-            )
+            close = self.state == "draining"
+            raise Problem(503, self.state, self.why_not_ready() or "", retry_after=10 if close else 2, close=close)
 
     def check_room(self) -> None:
         """Raise Problem 503 where no request is let in: at once, before its body is read."""
@@ -139,8 +144,7 @@ class Front:
             raise Problem(
                 422, "request id", f"a request with the id {name} is in flight: give each its own X-Request-Id"
             )
-        self._numbers += 1
-        visit = self.visits[name] = Visit(name, self._numbers)
+        visit = self.visits[name] = Visit(name)
         self._empty.clear()
         try:
             yield visit
@@ -157,8 +161,7 @@ class Front:
     @contextmanager
     def job_place(self, owner: str) -> Iterator[None]:
         """Hold one of the uploads of jobs that may be under way at once. Raises Problem 503."""
-        mine = self.job_uploads.count(owner)
-        if len(self.job_uploads) >= JOB_UPLOADS or (owner and mine >= JOB_UPLOADS // 2):
+        if len(self.job_uploads) >= JOB_UPLOADS or (owner and self.job_uploads.count(owner) >= JOB_UPLOADS // 2):
             raise Problem(503, "overload", "too many files of jobs arrive just now: ask again later", retry_after=10)
         self.job_uploads.append(owner)
         try:
@@ -167,7 +170,16 @@ class Front:
             self.job_uploads.remove(owner)
 
     async def restore(self, visit: Visit, data: bytes, order: Order) -> Answer:
-        """The restored image. Cancelled, it drops what is queued. Raises Problem."""
+        """Restore an image. Cancelled, it drops what is queued.
+
+        Args:
+            visit: The request, whose state follows the work.
+            data: The image file.
+            order: What is done with it.
+
+        Raises:
+            Problem: 422 for an image that cannot be restored, else 503.
+        """
         assert self._restore is not None  # noqa: S101  (let in when ready)
         try:
             limit = max(0.0, order.deadline - time.monotonic())
@@ -185,9 +197,15 @@ class Front:
         raise self._refused(Refusal("failed", "the image was not answered: see the server's log"))
 
     async def unless_over(self, work: Coroutine[Any, Any, T], receive: Receive | None = None) -> T:
-        """The result of a coroutine, which is cancelled past the drain limit, and where the client leaves.
+        """Await a coroutine, which is cancelled past the drain limit and when the client leaves.
 
-        receive: of a request whose body was read. Raises ClientGone, and Problem 503.
+        Args:
+            work: The coroutine.
+            receive: Of a request whose body was read; None does not watch the client.
+
+        Raises:
+            ClientGone: The client has closed the connection.
+            Problem: 503, the drain limit has passed.
         """
         task, over = asyncio.create_task(work), asyncio.create_task(self.over.wait())
         gone = {asyncio.create_task(until_gone(receive))} if receive else set()
@@ -208,14 +226,14 @@ class Front:
 
     def ahead(self, visit: Visit) -> int:
         """How many requests came before this one and are not answered yet."""
-        return sum(other.order < visit.order for other in self.visits.values())
+        return list(self.visits).index(visit.id)
 
     def retry_after(self) -> int:
         """Seconds after which there may be room, from how fast answers came of late."""
         return max(1, min(LONGEST_RETRY, math.ceil((self._pace or 0.5) * len(self.visits) / 2)))
 
     def describe(self) -> dict[str, Any]:
-        """What `GET /info` tells."""
+        """Describe the server for `GET /info`."""
         options, names = self.options, list(self.systems)
         return {
             **self.systems[names[0]].describe(),
@@ -253,17 +271,16 @@ class Front:
 
     def _refused(self, refusal: Refusal) -> Problem:
         self.metrics.images.labels("failed").inc()
-        if refusal.kind == "invalid":
-            return Problem(422, "invalid image", refusal.detail)
-        if refusal.kind == "overload":
-            return Problem(503, "overload", refusal.detail, retry_after=self.retry_after())
-        if refusal.kind == "expired":
+        kind, detail = refusal.kind, refusal.detail
+        if kind == "invalid":
+            return Problem(422, "invalid image", detail)
+        if kind == "expired":
             detail = f"the image was not restored within {self.options.timeout:g} s, the limit here: ask again later"
-            return Problem(503, "expired", detail, retry_after=self.retry_after())
-        if refusal.kind == "lost":
+        if kind in ("overload", "expired"):
+            return Problem(503, kind, detail, retry_after=self.retry_after())
+        if kind == "lost":
             detail = "the processes that worked on the image have ended: ask again"
-            return Problem(503, "worker lost", detail, retry_after=5, close=True)
-        return Problem(503, "failed", refusal.detail, retry_after=5, close=True)
+        return Problem(503, "worker lost" if kind == "lost" else kind, detail, retry_after=5, close=True)
 
     def _answered(self) -> None:
         now = time.monotonic()

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bfr.runtime.serve.http.front import ClientGone, Front
 from bfr.runtime.serve.http.problems import Problem
-from bfr.runtime.serve.http.traces import Trace
+from bfr.runtime.serve.http.traces import export, trace_fields
 from bfr.runtime.serve.keys import Key
 from bfr.runtime.serve.logs import ACCESS
 from bfr.runtime.serve.options import LOCAL_NAMES
@@ -23,13 +23,13 @@ OPEN = ("/", "/health", "/ready", "/info", "/openapi.json", "/favicon.ico")
 """Routes that need no API key."""
 
 RESTORE = "/restore"
-"""The route that a full server refuses here, before it looks at options or body."""
+"""The route that a full server refuses here, before options or body are read."""
 
 QUIET = ("/health", "/ready", "/metrics", "/requests", "/requests/{request_id}")
 """Routes that are asked again and again, and not logged."""
 
 READING = ("GET", "HEAD", "OPTIONS")
-CLIENT_GONE = 499  # as nginx logs it; nobody reads the answer
+CLIENT_GONE = 499  # as nginx logs it; it is never sent
 _ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _log = logging.getLogger(ACCESS)
 
@@ -74,11 +74,11 @@ class Gate:
                 answer["X-Request-Id"] = request_id
                 answer.setdefault("X-Content-Type-Options", "nosniff")
                 answer.setdefault("Cache-Control", "no-store")
-                if body_left or front.state == "draining":  # nobody reads the rest of it, or sends the next one here
+                if body_left or front.state == "draining":  # the rest of the body is not read, or no request may follow
                     answer["Connection"] = "close"
             await send(message)
 
-        trace = Trace(headers, method)
+        began = time.time_ns()
         try:
             state["sender"] = check_access(method, scope["path"], headers, front, client)
             if method == "POST" and scope["path"] == RESTORE:
@@ -111,19 +111,26 @@ class Gate:
                     "status": status,
                     "seconds": round(seconds, 4),
                     "client": client,
-                    **trace.fields(),
+                    **trace_fields(headers),
                     **state["facts"],
                 }
                 _log.info("request", extra={"fields": facts})
-                trace.end(facts, stages)
+                export(headers, began, facts, stages)
 
 
 def check_access(method: str, path: str, headers: Headers, front: Front, client: str) -> Sender:
-    """Who sent a request.
+    """Find out who sent a request, and whether it may.
 
-    Raises Problem 400 for a request with two lengths, of which a proxy before this server may take the other one, 401
-    without an API key, 403 for what a page of another site sends through a browser, and 429 where a key's rate is used
-    up.
+    Args:
+        method: Of HTTP.
+        path: The route.
+        headers: Of the request.
+        front: Its keys and names.
+        client: The client's address.
+
+    Raises:
+        Problem: 400 for two lengths, of which a proxy before this server may take the other one; 401 without an API
+            key; 403 for what a page of another site sends through a browser; 429 where a key's rate is used up.
     """
     if "transfer-encoding" in headers and "content-length" in headers:
         raise Problem(

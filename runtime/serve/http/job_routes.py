@@ -10,19 +10,19 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 
 from bfr.runtime.errors import InvalidImage
 from bfr.runtime.images.headers import header_size
+from bfr.runtime.jobs.sources import MEDIA_TYPES
 from bfr.runtime.serve.http.front import Front
-from bfr.runtime.serve.http.problems import Problem, documented
+from bfr.runtime.serve.http.problems import KEYED, Problem, documented, keyed
 from bfr.runtime.serve.http.requests import (
     ANSWERED,
     IMAGES,
-    MEDIA_TYPES,
     VIDEOS,
     announced,
     check_query,
     job_body,
     job_suffix,
 )
-from bfr.runtime.serve.http.schemas import BINARY, KEYED, JobInfo, Options, Text
+from bfr.runtime.serve.http.schemas import BINARY, JobInfo, Options, Text
 from bfr.runtime.serve.jobs.store import Job, JobRequest, JobStore
 from bfr.runtime.serve.sizes import check_size
 
@@ -31,7 +31,12 @@ IMAGE_SUFFIXES = tuple(suffix for suffix, media_type in MEDIA_TYPES.items() if m
 
 
 def add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
-    """Add them to the interface over a Front, which is asked for with each request."""
+    """Add them to the interface.
+
+    Args:
+        api: The interface.
+        front: Called with each request; returns the Front that answers it.
+    """
 
     def store() -> JobStore:
         here = front()
@@ -87,7 +92,8 @@ def add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
             try:
                 job = await here.unless_over(jobs.add(wanted, job_body(request, here.options)))
                 if suffix in IMAGE_SUFFIXES:
-                    await asyncio.to_thread(_check_image, job, here)
+                    header = await asyncio.to_thread(header_size, job.input)
+                    check_size(header, wanted.photo.upscale, here.options.max_pixels)
             except InvalidImage as error:
                 await asyncio.to_thread(jobs.remove, job.id)
                 raise Problem(422, "invalid image", str(error)) from error
@@ -97,18 +103,13 @@ def add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
         request.state.facts["job"] = job.id
         return JSONResponse(job.describe(), 202, {"Location": f"/jobs/{job.id}"})
 
-    @api.get("/jobs", response_model=list[JobInfo], responses=documented(401, 403, 404, 503), openapi_extra=KEYED)
+    @api.get("/jobs", response_model=list[JobInfo], **keyed(404, 503))
     async def jobs_of_key(request: Request) -> Any:
         """All jobs of this API key, the newest first."""
         jobs, name = store(), owner(request)
         return await asyncio.to_thread(lambda: [job.describe() for job in jobs.of(name)])
 
-    @api.get(
-        "/jobs/{job_id}",
-        response_model=JobInfo,
-        responses=documented(401, 403, 404, 422, 503),
-        openapi_extra=KEYED,
-    )
+    @api.get("/jobs/{job_id}", response_model=JobInfo, **keyed(404, 422, 503))
     async def status(request: Request, job_id: Text) -> Any:
         """Where a job is."""
         return job_of(job_id, request).describe()
@@ -130,7 +131,7 @@ def add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
             raise Problem(409, "not done", f"the job is {job.status.state}: its result is there when it is done")
         return FileResponse(path, media_type=MEDIA_TYPES[path.suffix])
 
-    @api.delete("/jobs/{job_id}", status_code=204, responses=documented(401, 403, 404, 422, 503), openapi_extra=KEYED)
+    @api.delete("/jobs/{job_id}", status_code=204, **keyed(404, 422, 503))
     async def delete(request: Request, job_id: Text) -> None:
         """Cancel a job and delete all that belongs to it."""
         job = job_of(job_id, request)
@@ -146,8 +147,3 @@ def _check_quota(jobs: JobStore, front: Front, owner: str) -> None:
         raise Problem(
             403, "quota", f"{front.options.job_quota} jobs are kept, the limit here: delete some with DELETE /jobs/ID"
         )
-
-
-def _check_image(job: Job, front: Front) -> None:
-    """Raise InvalidImage for an image whose result would be too large."""
-    check_size(header_size(job.input), job.request.photo.upscale, front.options.max_pixels)

@@ -1,6 +1,7 @@
 """What the server counts, for Prometheus."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -24,38 +25,26 @@ class Metrics:
 
     def __init__(self, systems: Mapping[str, System]) -> None:
         registry = self.registry = CollectorRegistry()
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
         ProcessCollector(registry=registry)
-        self.requests = Counter(
-            "bfr_requests", "Answers, by route, status and why", ["route", "code", "reason"], registry=registry
+        self.requests = counter("bfr_requests", "Answers, by route, status and why", ["route", "code", "reason"])
+        self.seconds = histogram(
+            "bfr_request_seconds", "From a request's first byte to its answer", ["route"], buckets=_SECONDS
         )
-        self.seconds = Histogram(
-            "bfr_request_seconds",
-            "From a request's first byte to its answer",
-            ["route"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.in_flight = Gauge(
-            "bfr_requests_in_flight", "Requests that were let in and not yet answered", registry=registry
-        )
-        self.queued = Gauge("bfr_queue_length", "Of those, the ones that no network works on yet", registry=registry)
-        self.faces_in_flight = Gauge("bfr_faces_in_flight", "Faces of requests in flight", registry=registry)
-        self.body_bytes = Gauge("bfr_body_bytes", "Bytes of bodies in memory", registry=registry)
-        self.images = Counter("bfr_images", "Images answered, by what became of them", ["result"], registry=registry)
-        self.faces = Counter("bfr_faces", "Faces, by what became of them", ["result", "of"], registry=registry)
-        self.stages = Histogram(
-            "bfr_stage_seconds", "Seconds of an image in a stage", ["stage"], buckets=_STAGES, registry=registry
-        )
-        self.delay = Histogram(
-            "bfr_queue_seconds", "Seconds of a face before its batch began", ["of"], buckets=_STAGES, registry=registry
-        )
-        self.batches = Histogram(
-            "bfr_batch_size", "Faces that went through the networks together", buckets=_BATCHES, registry=registry
-        )
-        self.jobs = Gauge("bfr_jobs", "Jobs that have not ended", registry=registry)
-        self.jobs_ended = Counter("bfr_jobs_ended", "Jobs that have ended, by how", ["state"], registry=registry)
-        self.ready = Gauge("bfr_ready", "Whether new work is taken", registry=registry)
-        about = Gauge("bfr_info", "What is served", ["version", "name", "system", "bundle"], registry=registry)
+        self.in_flight = gauge("bfr_requests_in_flight", "Requests that were let in and not yet answered")
+        self.queued = gauge("bfr_queue_length", "Of those, the ones that no network works on yet")
+        self.faces_in_flight = gauge("bfr_faces_in_flight", "Faces of requests in flight")
+        self.body_bytes = gauge("bfr_body_bytes", "Bytes of bodies in memory")
+        self.images = counter("bfr_images", "Images answered, by what became of them", ["result"])
+        self.faces = counter("bfr_faces", "Faces, by what became of them", ["result", "of"])
+        self.stages = histogram("bfr_stage_seconds", "Seconds of an image in a stage", ["stage"], buckets=_STAGES)
+        self.delay = histogram("bfr_queue_seconds", "Seconds of a face before its batch began", ["of"], buckets=_STAGES)
+        self.batches = histogram("bfr_batch_size", "Faces that went through the networks together", buckets=_BATCHES)
+        self.jobs = gauge("bfr_jobs", "Jobs that have not ended")
+        self.jobs_ended = counter("bfr_jobs_ended", "Jobs that have ended, by how", ["state"])
+        self.ready = gauge("bfr_ready", "Whether new work is taken")
+        about = gauge("bfr_info", "What is served", ["version", "name", "system", "bundle"])
         for system in systems.values():
             labels = version("bfr-runtime"), system.name, system.bundle.manifest.system, system.bundle.hash
             about.labels(*labels).set(1)
@@ -67,7 +56,13 @@ class Metrics:
             self.stages.labels(stage).observe(seconds)
 
     def batch(self, results: Sequence[Restored], waited: Sequence[float], urgent: bool) -> None:
-        """Count a batch and its faces. urgent: requests waited for them, not a job."""
+        """Count a batch and its faces.
+
+        Args:
+            results: One for each face.
+            waited: Seconds of each face in the queue.
+            urgent: Requests waited for them, not a job.
+        """
         of = "requests" if urgent else "jobs"
         self.batches.observe(len(results))
         for result, seconds in zip(results, waited, strict=True):
@@ -80,13 +75,13 @@ class Metrics:
 
 
 class PoolCollector(Collector):
-    """What the workers say of themselves, whenever somebody asks."""
+    """Reads the state of the workers whenever the metrics are rendered."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
 
     def collect(self) -> Iterator[Metric]:
-        """As of prometheus_client."""
+        """Yield the metrics, see prometheus_client."""
         pool = self.pool
         yield GaugeMetricFamily("bfr_workers", "Processes that run the networks", value=pool.running)
         yield CounterMetricFamily("bfr_worker_restarts", "Workers that were started anew", value=pool.restarts)

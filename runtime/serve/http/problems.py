@@ -18,11 +18,18 @@ PROBLEM_SCHEMA: dict[str, Any] = {
     },
 }
 
+KEYED: dict[str, Any] = {"security": [{"key": []}]}
+
 
 class Problem(Exception):
-    """A request that is not answered with what it asked for.
+    """An answer that is an error.
 
-    reason: a short word for metrics and logs. retry_after: seconds. close: the connection is to be closed.
+    Attributes:
+        status: Of HTTP.
+        reason: A short word for metrics and logs.
+        detail: What was found, and how to mend it.
+        retry_after: Seconds for the header; None leaves it out.
+        close: The connection is to be closed.
     """
 
     def __init__(
@@ -60,3 +67,8 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
         | ({"headers": headers} if status in (429, 503) else {})
         for status in statuses
     }
+
+
+def keyed(*statuses: int) -> dict[str, Any]:
+    """Keyword arguments for the decorator of a route that needs an API key; 401 and 403 are added."""
+    return {"responses": documented(401, 403, *statuses), "openapi_extra": KEYED}

@@ -1,4 +1,4 @@
-"""Reading requests: options, bodies within limits, and the format that the client wants back."""
+"""Reading requests: options, bodies within limits, and the format of the answer."""
 
 import asyncio
 import time
@@ -10,8 +10,9 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from bfr.runtime.faces.options import PhotoOptions
-from bfr.runtime.images.formats import BY_SUFFIX, FORMATS, WRITTEN
+from bfr.runtime.images.formats import FORMATS, WRITTEN
 from bfr.runtime.jobs.options import RestoreOptions
+from bfr.runtime.jobs.sources import MEDIA_TYPES
 from bfr.runtime.serve.http.problems import Problem
 from bfr.runtime.serve.http.uploads import LEAST_RATE, Upload, Uploads, collect, too_large
 from bfr.runtime.serve.options import ServeOptions
@@ -20,7 +21,6 @@ from bfr.runtime.serve.systems import System
 from bfr.runtime.timeouts import timeout
 from bfr.runtime.video.formats import MEDIA_TYPES as VIDEO_TYPES
 
-MEDIA_TYPES = {suffix: one.media_type for suffix, one in BY_SUFFIX.items()} | VIDEO_TYPES
 USUAL_SUFFIXES = {media_type: suffix for suffix, media_type in reversed(MEDIA_TYPES.items())}
 IMAGES = tuple(one.media_type for one in FORMATS)
 ANSWERED = tuple(one.media_type for one in WRITTEN)
@@ -37,18 +37,16 @@ class RestoreQuery(RestoreOptions):
         """What is done with a photograph. Raises Problem where the options exclude each other."""
         options = PhotoOptions(**self.model_dump(include=PhotoOptions.model_fields.keys() & self.model_fields_set))
         if self.mode == "aligned" and options != PhotoOptions():
-            raise Problem(
-                422,
-                "invalid options",
-                "mode=aligned takes the image for a face: leave out faces, upscale, blend, keep_colour, restore_sharp",
+            raise _invalid_options(
+                "mode=aligned takes the image for a face: leave out faces, upscale, blend, keep_colour, restore_sharp"
             )
         return options
 
     def system(self, systems: Mapping[str, System]) -> System:
-        """The system that is asked for. Raises Problem where it is not offered."""
+        """The system of the option `bundle`. Raises Problem where it is not offered."""
         name = self.bundle or next(iter(systems))
         if name not in systems:
-            raise Problem(422, "invalid options", f"bundle {name!r} is not offered: choose one of {', '.join(systems)}")
+            raise _invalid_options(f"bundle {name!r} is not offered: choose one of {', '.join(systems)}")
         return systems[name]
 
     def group(self, systems: Mapping[str, System]) -> Group:
@@ -56,13 +54,22 @@ class RestoreQuery(RestoreOptions):
         system = self.system(systems)
         name = self.preset or system.default_preset
         if name not in system.presets:
-            offered = ", ".join(system.presets)
-            raise Problem(422, "invalid options", f"preset {name!r} is not offered: choose one of {offered}")
+            raise _invalid_options(f"preset {name!r} is not offered: choose one of {', '.join(system.presets)}")
         return Group(system.name, name, self.seed)
 
 
 def wanted_suffix(accept: str | None) -> str | None:
-    """The format that an `Accept` header asks for; None leaves it to the image. Raises Problem 406."""
+    """Choose the format of an answer.
+
+    Args:
+        accept: The header `Accept`.
+
+    Returns:
+        The suffix; None for the image's own format.
+
+    Raises:
+        Problem: 406, none of the formats can be written.
+    """
     if not accept:
         return None
     found: list[tuple[float, str]] = []
@@ -89,7 +96,17 @@ def content_type(request: Request) -> str:
 
 
 async def read_image(request: Request, options: ServeOptions, uploads: Uploads, upload: Upload) -> bytes:
-    """The image of a request: its body, or the field `image` of a form. Raises Problem 408, 413, 422, 503."""
+    """Read the image of a request: its body, or the field `image` of a form.
+
+    Args:
+        request: Whose body is not read yet.
+        options: The limits.
+        uploads: The budget of all bodies.
+        upload: This body's part of it.
+
+    Raises:
+        Problem: 408, 413, 422 or 503.
+    """
     try:
         async with timeout(options.body_seconds):
             data = await collect(request.stream(), uploads, upload, options.body_bytes)
@@ -170,7 +187,15 @@ def check_query(request: Request) -> None:
     """Raise Problem 422 where an option is given twice."""
     names = [name for name, _ in request.query_params.multi_items()]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise Problem(422, "invalid options", f"{', '.join(twice)} is given more than once: give each option once")
+        raise _invalid_options(f"{', '.join(twice)} is given more than once: give each option once")
+
+
+def _invalid_options(detail: str) -> Problem:
+    return Problem(422, "invalid options", detail)
+
+
+def _invalid_form(detail: str) -> Problem:
+    return Problem(422, "invalid form", detail)
 
 
 def form_image(body: bytes, kind: str) -> bytes:
@@ -182,16 +207,14 @@ def form_image(body: bytes, kind: str) -> bytes:
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise Problem(
-            422, "invalid form", f"the form cannot be read ({error}): send {FORM} with a file in {FIELD!r}"
-        ) from None
+        raise _invalid_form(f"the form cannot be read ({error}): send {FORM} with a file in {FIELD!r}") from None
     if not form.complete or form.image is None:
-        raise Problem(422, "invalid form", f"the form has no file in the field {FIELD!r}: send one")
+        raise _invalid_form(f"the form has no file in the field {FIELD!r}: send one")
     return form.image
 
 
 class _Form:
-    """What a parser of forms tells, in memory alone."""
+    """Collects the parts of a form from the events of its parser, in memory alone."""
 
     def __init__(self) -> None:
         self.image: bytes | None = None
@@ -225,18 +248,16 @@ class _Form:
             return
         name = parse_options_header(self._value)[1].get(b"name", b"").decode(errors="replace")
         if name != FIELD:
-            raise Problem(
-                422,
-                "invalid form",
-                f"the form has the field {name!r}: its one field is {FIELD!r}, options are parts of the address",
+            raise _invalid_form(
+                f"the form has the field {name!r}: its one field is {FIELD!r}, options are parts of the address"
             )
         if self._named:
-            raise Problem(422, "invalid form", f"the form has the field {FIELD!r} twice: send one image")
+            raise _invalid_form(f"the form has the field {FIELD!r} twice: send one image")
         self._named = True
 
     def _part(self) -> None:
         if not self._named or self.image is not None:
-            raise Problem(422, "invalid form", f"the form has a part without a name: its one field is {FIELD!r}")
+            raise _invalid_form(f"the form has a part without a name: its one field is {FIELD!r}")
         self.image, self._parts = b"".join(self._parts), []
 
     def _end(self) -> None:

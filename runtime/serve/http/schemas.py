@@ -9,7 +9,6 @@ from bfr.runtime.jobs.options import RestoreOptions
 from bfr.runtime.serve.http.requests import RestoreQuery
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
-KEYED: dict[str, Any] = {"security": [{"key": []}]}
 Options = Annotated[RestoreQuery, Query()]
 Text = Annotated[str, Path(max_length=64, description="An id.")]
 

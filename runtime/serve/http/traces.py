@@ -6,7 +6,6 @@ its stages.
 
 import os
 import re
-import time
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -42,32 +41,33 @@ def tracer() -> Any:
     return provider.get_tracer("bfr")
 
 
-class Trace:
-    """The trace of a request."""
+def trace_fields(headers: Headers) -> dict[str, str]:
+    """The caller's trace id, for the log; empty where it sent none."""
+    found = _PARENT.fullmatch(headers.get("traceparent", ""))
+    return {"trace_id": found[1]} if found else {}
 
-    def __init__(self, headers: Headers, method: str) -> None:
-        self.parent, self._begin, self._method = headers.get("traceparent", ""), time.time_ns(), method
-        self._headers = headers
 
-    def fields(self) -> dict[str, str]:
-        """For the log: the caller's trace id."""
-        found = _PARENT.fullmatch(self.parent)
-        return {"trace_id": found[1]} if found else {}
+def export(headers: Headers, begin: int, facts: Mapping[str, Any], stages: Mapping[str, float]) -> None:
+    """Export the span of a request that is answered.
 
-    def end(self, facts: Mapping[str, Any], stages: Mapping[str, float]) -> None:
-        """Export the span of a request that is answered. stages: seconds of each."""
-        if (make := tracer()) is None:
-            return
-        from opentelemetry import trace
-        from opentelemetry.propagate import extract
+    Args:
+        headers: Of the request.
+        begin: `time.time_ns()` at its beginning.
+        facts: Those of the log, `method` and `route` among them.
+        stages: Seconds of each stage.
+    """
+    if (make := tracer()) is None:
+        return
+    from opentelemetry import trace
+    from opentelemetry.propagate import extract
 
-        context = extract({"traceparent": self.parent, "tracestate": self._headers.get("tracestate", "")})
-        attributes = {name: value for name, value in facts.items() if isinstance(value, str | int | float)}
-        name = f"{self._method} {facts['route']}"
-        span = make.start_span(name, context, kind=trace.SpanKind.SERVER, attributes=attributes, start_time=self._begin)
-        within, at = trace.set_span_in_context(span), self._begin
-        for stage in (one for one in IN_TURN if one in stages):
-            child = make.start_span(stage, within, start_time=at)
-            at += int(1e9 * stages[stage])
-            child.end(at)
-        span.end()
+    context = extract({name: headers.get(name, "") for name in ("traceparent", "tracestate")})
+    attributes = {name: value for name, value in facts.items() if isinstance(value, str | int | float)}
+    name = f"{facts['method']} {facts['route']}"
+    span = make.start_span(name, context, kind=trace.SpanKind.SERVER, attributes=attributes, start_time=begin)
+    within, at = trace.set_span_in_context(span), begin
+    for stage in (one for one in IN_TURN if one in stages):
+        child = make.start_span(stage, within, start_time=at)
+        at += int(1e9 * stages[stage])
+        child.end(at)
+    span.end()

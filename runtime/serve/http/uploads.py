@@ -37,7 +37,7 @@ class Uploads:
     """The budget of all bodies in memory."""
 
     def __init__(self, limit: int) -> None:
-        """limit: bytes."""
+        """Make an empty budget. limit: bytes."""
         self.limit, self.taken = limit, 0
         self._all: set[Upload] = set()
 

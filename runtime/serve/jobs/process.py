@@ -1,7 +1,7 @@
 """The process of one job: `python -m bfr.runtime.serve.jobs.process DESCRIPTOR`. It ends with the job.
 
-It decodes and encodes, and asks the server's workers for the faces. A file that ends its decoder ends this process
-alone, and what it holds goes with it.
+It decodes and encodes; the server's workers restore the faces. A file that crashes its decoder ends this process alone,
+and the system frees what it held.
 """
 
 import os
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.errors import BfrError, InvalidImage, RestorationFailed
@@ -25,9 +26,7 @@ from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.run import run_job
 from bfr.runtime.jobs.sources import Item
 from bfr.runtime.restore.batch import Finished, Restored
-from bfr.runtime.restore.inputs import Given
-from bfr.runtime.restore.loop import OnStep
-from bfr.runtime.restore.pipeline import FaceRestorer
+from bfr.runtime.restore.pipeline import FaceRestorer, LaunchOptions
 from bfr.runtime.restore.plan import make_plan
 from bfr.runtime.restore.precision import choose_precision
 from bfr.runtime.restore.restorer import DEFAULT_SEED
@@ -42,7 +41,7 @@ TICK = 0.5  # seconds between two reports of progress
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """What reports say of the server's workers, in the place of a device."""
+    """Stands for the server's workers in reports, in the place of a device."""
 
     name: str = "remote"
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -54,7 +53,15 @@ class RemoteRestorer:
     device = Workers()
 
     def __init__(self, line: Line, options: ServeOptions, *, bundle: str, preset: str, batch: int) -> None:
-        """batch: faces that the workers restore at once, all together."""
+        """Open the bundle for its settings; no network is loaded.
+
+        Args:
+            line: To the server.
+            options: Of the server.
+            bundle: Name of one of its bundles.
+            preset: Name of one of its presets.
+            batch: Faces that all workers together restore at once.
+        """
         self.bundle = Bundle.open(options.folders[bundle])
         self.sampler = offered_presets(self.bundle, options.presets)[preset]
         self.precision = choose_precision(self.bundle, options.precision, backend=options.backend)  # a worker tried it
@@ -63,20 +70,12 @@ class RemoteRestorer:
         self.fixed: dict[str, NDArray[Any]] = {}
         self._line = line
 
-    def run(
-        self,
-        images: Sequence[NDArray[Any]],
-        *,
-        seed: int = DEFAULT_SEED,
-        keys: Sequence[int | None] | None = None,
-        on_step: OnStep | None = None,
-        inputs: Mapping[str, Given] | None = None,
-    ) -> list[Restored]:
-        """As of `Restorer`; without `inputs`. on_step: its second argument is None."""
-        del inputs
+    def run(self, images: Sequence[NDArray[Any]], **options: Unpack[LaunchOptions]) -> list[Restored]:
+        """Restore aligned faces, see `Restorer.run`; without `inputs`. The second argument of `on_step` is None."""
         if not images:
             return []
-        self._line.send({"seed": seed, "keys": list(keys or [None] * len(images))}, images)
+        keys, on_step = options.get("keys") or [None] * len(images), options.get("on_step")
+        self._line.send({"seed": options.get("seed", DEFAULT_SEED), "keys": list(keys)}, images)
         while True:
             answer, arrays = self._line.receive()
             if "refused" in answer:
@@ -88,16 +87,21 @@ class RemoteRestorer:
             if results is not None:
                 return results
 
-    def launch(self, images: Sequence[NDArray[Any]], **options: Any) -> Finished:
-        """As of `Restorer`. The workers are asked for one batch of a job at a time."""
+    def launch(self, images: Sequence[NDArray[Any]], **options: Unpack[LaunchOptions]) -> Finished:
+        """Restore aligned faces as `run` does, and return when they are restored: one batch of a job at a time."""
         return Finished(self.run(images, **options))
 
 
-class Told:
+class Reporter:
     """Sends the progress of a job to the server every TICK seconds. Raises InvalidImage past the limit of frames."""
 
     def __init__(self, line: Line, frames: int) -> None:
-        """frames: of a video, at most; a call is a frame."""
+        """Start to count frames.
+
+        Args:
+            line: To the server.
+            frames: Most calls, which are one a frame and one for the item itself.
+        """
         self._line, self._left, self._last = line, frames + 1, time.monotonic()
         self._most = frames
 
@@ -112,7 +116,22 @@ class Told:
 
 
 def check_input(path: Path, upscale: int, options: ServeOptions, *, video: bool, aligned: bool = False) -> int:
-    """The frames that a job may have, by the pixels of their results. Raises InvalidImage past a limit."""
+    """Check the size of a job's input before its frames are decoded.
+
+    Args:
+        path: The file that was sent.
+        upscale: Width and height of the result in relation to those of the input.
+        options: The limits.
+        video: Whether it is a video.
+        aligned: Whether it is an aligned face.
+
+    Returns:
+        The frames that the job may have, by the pixels of their results.
+
+    Raises:
+        InvalidImage: It is past a limit.
+        MissingDependency: The extra for videos is not installed.
+    """
     if aligned:
         check_size(header_size(path), 1, min(options.max_pixels, ALIGNED_PIXELS), "the aligned face")
     if not video:
@@ -133,14 +152,25 @@ def check_input(path: Path, upscale: int, options: ServeOptions, *, video: bool,
 
 
 def restore(line: Line, setup: dict[str, Any]) -> dict[str, Any]:
-    """Do a job; what its status says in the end. Raises BfrError."""
+    """Do a job.
+
+    Args:
+        line: To the server, whose workers restore the faces.
+        setup: The options, the request, the folder and the batch, see `JobRunner`.
+
+    Returns:
+        The fields of the job's `Status` at the end.
+
+    Raises:
+        BfrError: The job failed.
+        EOFError, OSError: The server has ended.
+    """
     options, asked = ServeOptions(**setup["options"]), setup["request"]
     photo = PhotoOptions(**{**asked["photo"], "detector": options.detector})
     folder = Path(setup["folder"])
-    item = Item(folder / f"input{asked['suffix']}", "result")
-    frames = check_input(
-        folder / f"input{asked['suffix']}", photo.upscale, options, video=item.is_video, aligned=asked["aligned"]
-    )
+    source = folder / f"input{asked['suffix']}"
+    item = Item(source, "result")
+    frames = check_input(source, photo.upscale, options, video=item.is_video, aligned=asked["aligned"])
     remote: FaceRestorer = RemoteRestorer(
         line, options, bundle=asked["bundle"], preset=asked["preset"], batch=setup["batch"]
     )
@@ -150,8 +180,8 @@ def restore(line: Line, setup: dict[str, Any]) -> dict[str, Any]:
         else LimitedRestorer(remote, photo, detector=open_detector(options.detector), most=options.max_faces)
     )
     written = JobOptions(out=folder / "out", seed=asked["seed"], max_pixels=options.max_pixels)
-    told = Told(line, frames if item.is_video else sys.maxsize)
-    [entry] = run_job(worker, [item], written, progress=told).entries
+    reporter = Reporter(line, frames if item.is_video else sys.maxsize)
+    [entry] = run_job(worker, [item], written, progress=reporter).entries
     return {
         "state": "failed" if entry.status == "failed" else "done",
         "share": 1.0,
@@ -163,9 +193,9 @@ def restore(line: Line, setup: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Do the job that the line tells of."""
+    """Do the job that the server sends over the socket whose descriptor is the first argument."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the server decides, and closes the line
+        signal.signal(number, signal.SIG_IGN)  # the server ends it by closing the line
     os.umask(0o077)
     log_as_json()
     line = Line(socket.socket(fileno=int(sys.argv[1])))

@@ -42,7 +42,15 @@ class JobRunner:
         batch: int,
         on_end: Callable[[str], None] = lambda _state: None,
     ) -> None:
-        """batch: faces that the workers restore at once. on_end: is told the state of each job that has ended."""
+        """Make the runner; `run` starts it.
+
+        Args:
+            options: The limits of jobs.
+            store: The folder of jobs.
+            restore_faces: See `Pool.restore`.
+            batch: Faces that the workers restore at once.
+            on_end: Called with the state of each job that has ended.
+        """
         self.options, self.store, self.batch, self.on_end = options, store, batch, on_end
         self._restore_faces = restore_faces
         self._wake = asyncio.Event()
@@ -50,7 +58,7 @@ class JobRunner:
         self.trouble: str | None = None  # what keeps jobs from being done
 
     def wake(self) -> None:
-        """A job was added."""
+        """Have `run` look for a job that was added."""
         self._wake.set()
 
     async def cancel(self, name: str) -> None:
@@ -78,7 +86,7 @@ class JobRunner:
                 self._wake.clear()
 
     async def _look(self) -> bool:
-        """Do the oldest job that nobody else works on; whether there was one. Raises OSError."""
+        """Do the oldest job that no other process works on; return whether there was one. Raises OSError."""
         await asyncio.to_thread(self.store.sweep, 3600 * self.options.keep_jobs)
         for job in await asyncio.to_thread(self.store.waiting):
             with self.store.taken(job) as ours:
@@ -147,7 +155,7 @@ class JobRunner:
             await child.end(0)
 
     async def _talk(self, child: Child, job: Job, status: Status) -> Status:
-        """Answer what the process of a job asks, until it has ended."""
+        """Answer the messages of a job's process until it has ended."""
         request = job.request
         setup = {
             "options": self.options.model_dump(mode="json", exclude={"keys"}),
@@ -177,8 +185,8 @@ class JobRunner:
                 elif isinstance(step, float):
                     await child.send({"share": step})
                 else:
-                    told, pixels = pack_results([one.restored for one in step])
-                    await child.send({"results": told}, pixels)
+                    results, pixels = pack_results([one.restored for one in step])
+                    await child.send({"results": results}, pixels)
 
     async def _watch(self, job: Job) -> None:
         """Raise Exceeded where a job takes too long, or writes too much."""

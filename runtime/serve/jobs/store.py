@@ -2,7 +2,7 @@
 
 JOBS/incoming/ID/          an upload under way; JOBS/incoming/ID.lock is held by its process
 JOBS/open/ID/              a job that is queued or runs; `lock` in it is held by the process that works on it
-JOBS/ended/ID/             a job that has ended: nothing looks at it until somebody asks, or its time has passed
+JOBS/ended/ID/             a job that has ended; it is read for requests alone, and deleted when its time has passed
 JOBS/deleted/ID/           what is being deleted
 ID/request.json            what was asked
 ID/input.SUFFIX            the file that was sent
@@ -118,7 +118,7 @@ class Job:
         temporary.replace(self.folder / "state.json")
 
     def describe(self) -> dict[str, Any]:
-        """As the server tells it."""
+        """Describe it as the server's `JobInfo`."""
         status = self.status
         return {
             "id": self.id,
@@ -151,7 +151,15 @@ class JobStore:
             ) from None
 
     async def add(self, request: JobRequest, body: AsyncIterator[bytes]) -> Job:
-        """Keep a job whose input is `body`, whole or not at all. Raises OSError, and what `body` does."""
+        """Write a job, whole or not at all.
+
+        Args:
+            request: What was asked for.
+            body: The input, in parts.
+
+        Raises:
+            OSError: The disk is full, or the folder cannot be written; what `body` raises is passed on.
+        """
         job = Job(token_hex(16), self.folder, request)
         job = replace(job, folder=self.folder / "incoming" / job.id)
         with _locked(self.folder / "incoming" / f"{job.id}.lock"):
@@ -183,7 +191,7 @@ class JobStore:
         return None
 
     def waiting(self) -> list[Job]:
-        """Those that are left to do, the oldest first; one that a dead process worked on is one of them."""
+        """The jobs that are left to do, the oldest first, and among them those whose process has died."""
         return self._jobs("open")
 
     def of(self, owner: str) -> list[Job]:
@@ -202,7 +210,7 @@ class JobStore:
         job.folder.rename(self.folder / "ended" / job.id)
 
     def remove(self, name: str) -> None:
-        """Delete the job of an id, whoever works on it: it is gone at once, and what is written later goes nowhere."""
+        """Delete the job of an id, even while a process works on it: what that writes later is lost."""
         for part in ("open", "ended"):
             with suppress(OSError):
                 (self.folder / part / name).rename(self.folder / "deleted" / name)
@@ -210,7 +218,7 @@ class JobStore:
 
     @contextmanager
     def taken(self, job: Job) -> Iterator[bool]:
-        """Hold a job; whether it is this process's now, and no other one works on it."""
+        """Hold a job. Yields whether this process has it now; another process may work on it."""
         try:
             with _locked(job.folder / "lock", keep=True):
                 yield (job.folder / "request.json").is_file()
@@ -235,13 +243,12 @@ class JobStore:
 
     def free(self) -> int:
         """Bytes that may be written to the disk until it counts as full; below 0 it does."""
-        try:
+        with suppress(OSError):
             return shutil.disk_usage(self.folder).free - LEAST_FREE
-        except OSError:
-            return -1
+        return -1
 
     def _accept(self, job: Job) -> Job:
-        """In a thread: give an upload its place among the jobs."""
+        """Move a complete upload to the open jobs. Called in a thread."""
         with open(job.folder / "request.json", "x", opener=_private) as file:
             json.dump(asdict(job.request), file, default=dict)
             _sync(file)
@@ -256,7 +263,15 @@ class JobStore:
 
 @contextmanager
 def _locked(path: Path, *, keep: bool = False) -> Iterator[None]:
-    """Hold a lock that ends with the process. Raises BlockingIOError where another one has it. keep: its file stays."""
+    """Hold a lock that ends with the process.
+
+    Args:
+        path: Its file, which is created.
+        keep: Leave the file at the end.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

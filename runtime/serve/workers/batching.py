@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from numpy.typing import NDArray
 
@@ -22,13 +22,19 @@ LOSSES = 2  # workers that a face may be given to
 class Expired(Exception):
     """A face waited longer than its request may take; the networks never saw it."""
 
+    kind: Final = "expired"
+
 
 class Lost(Exception):
     """The workers that a face was given to have ended."""
 
+    kind: Final = "lost"
+
 
 class Failed(Exception):
     """The networks could not restore a batch; the text says why."""
+
+    kind: Final = "failed"
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +63,7 @@ class Face:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """Faces that somebody waits for.
+    """The faces of a request or of a job's batch.
 
     Attributes:
         number: By arrival.
@@ -98,7 +104,12 @@ class Batcher:
     """The queue of faces before the workers. For asyncio: all methods are called on one event loop."""
 
     def __init__(self, *, size: int, linger: float = 0.0) -> None:
-        """size: faces of a batch, at most. linger: seconds that one waits to be filled."""
+        """Make an empty queue.
+
+        Args:
+            size: Faces of a batch, at most.
+            linger: Seconds that a batch waits to be filled.
+        """
         self.size, self.linger = size, linger
         self._tickets: list[Ticket] = []
         self._again: deque[Face] = deque()  # of workers that ended
@@ -126,7 +137,8 @@ class Batcher:
     async def take(self, full: Callable[[], bool] = lambda: False) -> list[Face]:
         """Wait for the next faces of one group, a batch at most.
 
-        full: whether as many must wait as a batch has; it is asked again after `wake`.
+        Args:
+            full: Whether only a full batch is taken; called again after `wake`.
         """
         while True:
             if self.linger and 0 < len(self) < self.size and not full():
@@ -137,14 +149,14 @@ class Batcher:
             await self._changed.wait()
 
     def wake(self) -> None:
-        """Have everybody who waits for faces look again."""
+        """Have each `take` look again."""
         self._changed.set()
 
     def put_back(self, calls: Sequence[Sequence[Face]], launched: int = 1) -> None:
-        """After a worker ended: its faces are given out once more, each alone, since one of them may have ended it.
+        """Queue the faces of a worker that ended again, each alone, since one of them may have ended it.
 
         Args:
-            calls: What it was given; those that were not on its device have lost nothing but time.
+            calls: In the order in which it was given them; those that were not on its device count no loss.
             launched: Calls that were on its device at most. A face that has a loss was there alone.
         """
         alone = [any(face.losses for face in faces) for faces in calls]

@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 from PIL import Image as Pillow
@@ -16,7 +15,7 @@ from PIL import Image as Pillow
 from bfr.runtime.errors import BfrError, InvalidImage, explain_failure
 from bfr.runtime.faces.detect import Detector, open_detector
 from bfr.runtime.faces.photo import PhotoEditor
-from bfr.runtime.images.decode import decode_image
+from bfr.runtime.images.decode import Image, decode_image
 from bfr.runtime.images.formats import format_of, result_suffix
 from bfr.runtime.images.headers import header_size
 from bfr.runtime.jobs.options import JobOptions
@@ -42,7 +41,7 @@ class _Work:
     """A request under way.
 
     Attributes:
-        overload: Why it is refused for now.
+        faces: How many of it are counted among those in flight.
         running: What a thread does for it.
     """
 
@@ -50,7 +49,6 @@ class _Work:
     order: Order
     picture: Picture
     faces: int = 0
-    overload: str | None = None
     running: "Future[Any] | None" = None
 
 
@@ -62,7 +60,13 @@ class Photos:
     """
 
     def __init__(self, options: ServeOptions, restore_faces: RestoreFaces, sizes: dict[str, int]) -> None:
-        """sizes: bundle -> sides of its aligned faces, pixels."""
+        """Start the threads.
+
+        Args:
+            options: The limits.
+            restore_faces: See `Pool.restore`.
+            sizes: Bundle -> sides of its aligned faces, pixels.
+        """
         self.options, self.sizes = options, sizes
         self._restore_faces = restore_faces
         self._threads = ThreadPoolExecutor(options.photo_workers, thread_name_prefix="bfr-photo")
@@ -74,7 +78,15 @@ class Photos:
         self._threads.submit(Pillow.init)  # its first use imports all formats, for which the event loop would wait
 
     async def restore(self, data: bytes, order: Order) -> AsyncGenerator[Progress | Answer | Refusal, None]:
-        """Where the image is, now and then, and at last the restored one or why there is none."""
+        """Restore an image. Closed before its end, the generator drops what is queued.
+
+        Args:
+            data: The image file.
+            order: What is done with it.
+
+        Yields:
+            Its progress; at last the restored image, or why there is none.
+        """
         try:
             most, what = self.options.max_pixels, "the image"
             if order.aligned:
@@ -90,7 +102,7 @@ class Photos:
                 async for step in steps:
                     yield step
         except BfrError as error:
-            yield Refusal("invalid" if isinstance(error, ValueError) else "failed", str(error))
+            yield _refusal(error, str(error))
         except MemoryError as error:
             yield Refusal("failed", explain_failure(error))
         finally:
@@ -99,10 +111,6 @@ class Photos:
                 self._give_back(work, pixels)
             else:
                 work.running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._give_back, work, pixels))
-
-    def close(self) -> None:
-        """End the threads; what they do is finished first."""
-        self._threads.shutdown(cancel_futures=True)
 
     def _give_back(self, work: _Work, pixels: int) -> None:
         with self._lock:
@@ -117,11 +125,8 @@ class Photos:
         picture, order = work.picture, work.order
         yield Progress("reading")
         prepared = await self._in_thread(work, self._read, work)
-        if work.overload:
-            yield Refusal("overload", work.overload)
-            return
         if picture.error:
-            yield Refusal("invalid" if isinstance(picture.cause, ValueError) else "failed", picture.error)
+            yield _refusal(picture.cause, picture.error)
             return
         finished: list[Finished] = []
         if prepared.crops:
@@ -149,12 +154,14 @@ class Photos:
 
     def _read(self, work: _Work) -> Prepared[Picture]:
         """In a thread."""
-        read = partial(decode_image, work.data, max_pixels=self.options.max_pixels)
-        prepared = prepare(work.picture, read, self._editor(work))
-        if work.order.aligned and prepared.crops:
-            with suppress(TooManyFaces):
+
+        def read() -> Image:
+            image = decode_image(work.data, max_pixels=self.options.max_pixels)
+            if work.order.aligned:
                 self._admit(work, 1)
-        return prepared
+            return image
+
+        return prepare(work.picture, read, self._editor(work))
 
     def _write(self, work: _Work, results: Sequence[Restored], suffix: str) -> Encoded:
         """In a thread."""
@@ -165,16 +172,15 @@ class Photos:
         """Count the faces of a request. Raises TooManyFaces; in a thread."""
         with self._lock:
             if self.faces and self.faces + count > self.options.face_queue:
-                work.overload = (
+                raise TooManyFaces(
                     f"the image has {count} faces and {self.faces} are in flight, {self.options.face_queue} are the "
                     "limit here: ask again later"
                 )
-                raise TooManyFaces(work.overload)
             self.faces += count
             work.faces += count
 
     def _editor(self, work: _Work) -> PhotoEditor | None:
-        """With a detector of this thread's own: they are not thread-safe. None for an aligned face."""
+        """Make an editor with this thread's own detector, which is not thread-safe; None for an aligned face."""
         if work.order.aligned:
             return None
         detector: Detector | None = getattr(self._own, "detector", None)
@@ -189,7 +195,7 @@ class Photos:
         )
 
     async def _in_thread(self, work: _Work, call: Callable[..., T], *arguments: Any) -> T:
-        """The result of a function in one of the threads, which goes on where nobody waits for it any more."""
+        """Await a function in one of the threads. Cancelled, it leaves the thread to finish."""
         running = work.running = self._threads.submit(call, *arguments)
         return await asyncio.wrap_future(running)
 
@@ -227,6 +233,12 @@ class Room:
             if not turn.done():
                 self.taken += pixels
                 turn.set_result(None)
+
+
+def _refusal(error: Exception | None, detail: str) -> Refusal:
+    if isinstance(error, TooManyFaces):
+        return Refusal("overload", detail)
+    return Refusal("invalid" if isinstance(error, ValueError) else "failed", detail)
 
 
 def release_memory() -> None:

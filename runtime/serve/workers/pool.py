@@ -25,7 +25,7 @@ _log = logging.getLogger("bfr.serve")
 
 
 class Pool:
-    """Gives faces to the workers. A worker that ends is started anew, and its faces are given out once more.
+    """Gives faces to the workers. Where a worker ends, the pool starts a new one and retries its faces once.
 
     Attributes:
         on_batch: Called with the results of a batch, the seconds that each face waited, and whether requests did.
@@ -66,7 +66,11 @@ class Pool:
             worker.spawn()
 
     async def start(self) -> None:
-        """Start the workers; returns when all are warm. Raises RestorationFailed where one does not start."""
+        """Start the workers, and return when all are warm.
+
+        Raises:
+            RestorationFailed: One does not start; the others are ended.
+        """
         self.failure = asyncio.get_running_loop().create_future()
         starting = [asyncio.create_task(worker.start()) for worker in self.workers]
         try:
@@ -82,7 +86,7 @@ class Pool:
             task.add_done_callback(self._ended)
 
     async def stop(self) -> None:
-        """End the workers; faces that wait are answered with Lost."""
+        """End the workers. Faces that wait fail with Lost."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -92,28 +96,30 @@ class Pool:
     async def restore(
         self, faces: Sequence[NDArray[Any]], order: FaceOrder
     ) -> AsyncGenerator[float | list[Finished] | Refusal, None]:
-        """The share of the denoising that is done, now and then, and at last the results or why there are none.
+        """Restore faces. Closed before its end, the generator drops what is queued.
 
-        faces: (S, S, 3) uint8 or uint16 RGB each. Closed before its end, it drops what is queued.
+        Args:
+            faces: (S, S, 3) uint8 or uint16 RGB each.
+            order: Their group, deadline and sender.
+
+        Yields:
+            The share of the denoising that is done, 0 to 1, where it has changed; at last the results in the order of
+            the faces, or why there are none.
         """
         ticket = self.batcher.submit(faces, order)
         try:
-            told = 0.0
+            last = 0.0
             while not await ticket.wait(TICK):
-                if ticket.share != told:  # a request that only waits costs nothing
-                    yield (told := ticket.share)
+                if ticket.share != last:  # a request that only waits costs nothing
+                    yield (last := ticket.share)
             yield ticket.results()
-        except Expired as error:
-            yield Refusal("expired", str(error))
-        except Lost as error:
-            yield Refusal("lost", str(error))
-        except Failed as error:
-            yield Refusal("failed", str(error))
+        except (Expired, Lost, Failed) as error:
+            yield Refusal(error.kind, str(error))
         finally:
             ticket.abandon()
 
     async def _serve(self, worker: Worker) -> None:
-        """Keep a worker busy, and start it anew where it ends: its faces are given out once more."""
+        """Keep a worker busy; where it ends, start a new one and queue its faces again."""
         while True:
             if worker.facts is None:
                 await self._restart(worker)
@@ -137,12 +143,12 @@ class Pool:
             worker.calls.clear()
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        """End the server where nobody serves a worker any more, which is a bug."""
+        """End the server where the task of a worker has failed, which is a bug."""
         if not task.cancelled() and (error := task.exception()) and self.failure and not self.failure.done():
             self.failure.set_exception(error)
 
     async def _feed(self, worker: Worker) -> None:
-        """Give a worker one call after the other. While it computes another one, it is given full batches alone."""
+        """Give a worker one call after the other. While it computes another call, it gets full batches alone."""
         while True:
             faces = await self.batcher.take(full=lambda: bool(worker.calls))
             try:

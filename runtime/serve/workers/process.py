@@ -1,8 +1,8 @@
 """The process that runs the networks on one device: `python -m bfr.runtime.serve.workers.process DESCRIPTOR`.
 
-It is told what to open, says when it is warm, and then restores one call of faces after the other. A GPU has the next
-call before the host waits for the one before it. The process ends when its server does, and when its device is lost:
-the server starts a new one.
+The first message names the bundles to open. The process answers when its networks are warm, and then restores one call
+of faces after the other. A GPU gets the next call before the host waits for the one before it. The process ends with
+its server, and when its device is lost; the server then starts a new one.
 """
 
 import os
@@ -48,12 +48,20 @@ class Abandoned(Exception):
 class Networks:
     """The systems of a server, opened on one device. Presets of a system share its networks.
 
-    The constructor warms up, on a GPU every preset and batch size, and raises where a result is not finite, or the
+    The constructor warms up, on a GPU every preset and batch size. It fails where a result is not finite, or the
     device's memory does not hold all systems.
     """
 
     def __init__(self, options: ServeOptions, index: int = 0) -> None:
-        """index: the number of the GPU."""
+        """Open the systems and warm them up.
+
+        Args:
+            options: What is served.
+            index: Number of the GPU.
+
+        Raises:
+            BfrError: A bundle is refused, no backend opens it, or the warm-up failed.
+        """
         begin = time.perf_counter()
         self.devices: list[Device] = []
         self.restorers: dict[tuple[str, str], Restorer] = {}
@@ -122,9 +130,9 @@ class Networks:
 
 
 def main() -> None:
-    """Serve the line whose descriptor is the first argument, until it is closed."""
+    """Answer calls on the socket whose descriptor is the first argument, until it is closed."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the server decides, and closes the line
+        signal.signal(number, signal.SIG_IGN)  # the server ends it by closing the line
     log_as_json()
     line = Line(socket.socket(fileno=int(sys.argv[1])))
     setup, _ = line.receive()
@@ -161,7 +169,7 @@ class Calls:
     Attributes:
         waiting: Messages of calls that are not launched yet.
         launched: Number of each call that is not answered yet, when it was launched, and what waits for it.
-        stopped: Numbers of calls that nobody waits for any more.
+        stopped: Numbers of calls that were cancelled.
     """
 
     def __init__(self, networks: Networks, line: Line) -> None:
@@ -189,20 +197,20 @@ class Calls:
             self._settle()
             return
         content, images = self.waiting.get()
-        if content["alone"]:  # one of its faces may have ended a worker, and must take no other call with it
+        if content["alone"]:  # one of its faces may have ended a worker: no other call is on the device with it
             self._settle()
         pending = self._launch(content, images)
         self._settle(all_but=0 if pending.done or content["alone"] else 1)
 
     def _launch(self, content: dict[str, Any], images: Sequence[Any]) -> Pending:
-        begin, told = time.perf_counter(), time.monotonic()
+        begin, reported = time.perf_counter(), time.monotonic()
 
         def on_share(share: float) -> None:
-            nonlocal told
+            nonlocal reported
             if content["call"] in self.stopped:
                 raise Abandoned
-            if time.monotonic() - told >= TICK:
-                told = time.monotonic()
+            if time.monotonic() - reported >= TICK:
+                reported = time.monotonic()
                 self.line.send({"share": share})
 
         pending: Pending
@@ -223,8 +231,8 @@ class Calls:
         answer: dict[str, Any]
         pixels: list[Any] = []
         try:
-            told, pixels = pack_results(pending.finish())
-            answer = {"results": told, "memory": self.networks.memory()}
+            results, pixels = pack_results(pending.finish())
+            answer = {"results": results, "memory": self.networks.memory()}
         except Abandoned:
             answer = {"abandoned": True}
         except (DeviceLost, MemoryError) as error:  # only a new process can go on

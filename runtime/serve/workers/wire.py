@@ -24,14 +24,19 @@ _LENGTH = struct.Struct("<I")
 
 
 def pack(content: dict[str, Any], arrays: Arrays = ()) -> list[bytes | memoryview]:
-    """A message in pieces."""
+    """Lay a message out in pieces, which are sent one after the other.
+
+    Args:
+        content: What JSON holds.
+        arrays: Any shapes and dtypes. The pieces are views of those that are contiguous.
+    """
     solid = [np.ascontiguousarray(one) for one in arrays]
     text = json.dumps({**content, "arrays": [[one.dtype.str, one.shape] for one in solid]}).encode()
     return [_LENGTH.pack(len(text)), text, *(one.data.cast("B") for one in solid if one.size)]
 
 
 async def read(stream: asyncio.StreamReader) -> Message:
-    """The next message. Raises EOFError where the other side has ended."""
+    """Wait for the next message; its arrays are read-only. Raises EOFError where the other side has ended."""
     (length,) = _LENGTH.unpack(await stream.readexactly(_LENGTH.size))
     content = json.loads(await stream.readexactly(length))
     arrays = []
@@ -42,11 +47,11 @@ async def read(stream: asyncio.StreamReader) -> Message:
 
 
 class Line:
-    """The side of a process that waits for its messages. Threads may share it for sending."""
+    """The blocking side of a connection. Threads may share it for sending."""
 
     def __init__(self, line: socket.socket) -> None:
-        self._socket, self._lock = line, threading.Lock()
         line.setblocking(True)
+        self._socket, self._reader, self._lock = line, line.makefile("rb"), threading.Lock()
 
     def send(self, content: dict[str, Any], arrays: Arrays = ()) -> None:
         """Send a message. Raises OSError where the other side has ended."""
@@ -64,28 +69,24 @@ class Line:
         return content, arrays
 
     def _exactly(self, target: bytearray | memoryview) -> bytearray | memoryview:
-        view, got = memoryview(target), 0
-        while got < len(view):
-            count = self._socket.recv_into(view[got:])
-            if not count:
-                raise EOFError
-            got += count
+        if self._reader.readinto(target) < len(target):
+            raise EOFError
         return target
 
 
 def pack_results(results: Sequence[Restored]) -> tuple[list[dict[str, Any]], list[NDArray[Any]]]:
-    """Results as JSON and arrays."""
-    told = [
+    """Results as JSON, and the (S, S, 3) pixels of those that have some."""
+    described = [
         {"seconds": one.seconds, "precision": one.precision, "error": one.error, "pixels": one.pixels is not None}
         for one in results
     ]
-    return told, [one.pixels for one in results if one.pixels is not None]
+    return described, [one.pixels for one in results if one.pixels is not None]
 
 
-def unpack_results(told: Sequence[dict[str, Any]], arrays: Arrays) -> list[Restored]:
-    """What `pack_results` was given."""
+def unpack_results(described: Sequence[dict[str, Any]], arrays: Arrays) -> list[Restored]:
+    """Undo `pack_results`."""
     pixels = iter(arrays)
     return [
         Restored(next(pixels) if one["pixels"] else None, one["seconds"], one["precision"], one["error"])
-        for one in told
+        for one in described
     ]

@@ -30,7 +30,7 @@ class WorkerLost(Exception):
 
 
 class Child:
-    """A child process and the socket to it. It inherits that socket and the two outputs, and no API key."""
+    """A child process and the socket to it. The process inherits that socket and the two outputs, and no API key."""
 
     def __init__(self, module: str) -> None:
         """Start it; `open` makes the line usable."""
@@ -84,7 +84,7 @@ class Call:
     """Faces of one group that were sent to a worker.
 
     Attributes:
-        answer: Its results, none where nobody waited for them.
+        answer: Its results; none where all of its faces were cancelled.
     """
 
     faces: Sequence[Face]
@@ -107,7 +107,13 @@ class Worker:
     """
 
     def __init__(self, options: ServeOptions, index: int, number: int) -> None:
-        """index: the number of the GPU. number: of the worker."""
+        """Make the worker; `spawn` starts its process.
+
+        Args:
+            options: What is served.
+            index: Number of the GPU.
+            number: Of the worker.
+        """
         self.number = number
         self._setup = {"options": options.model_dump(mode="json"), "index": index}
         self.facts: dict[str, Any] | None = None
@@ -123,7 +129,7 @@ class Worker:
             self.child = Child(MODULE)
 
     async def start(self) -> None:
-        """Wait until it is warm. Raises RestorationFailed with the reason where it does not get there."""
+        """Wait until it is warm. Raises RestorationFailed with the reason where it fails before."""
         self.spawn()
         child = self.child
         assert child is not None  # noqa: S101
@@ -143,12 +149,12 @@ class Worker:
         self.facts = answer["ready"]
 
     async def run(self, faces: Sequence[Face]) -> list[Restored]:
-        """Restore faces of one group. Their `share` follows the work, which ends where nobody waits for any of them.
+        """Restore faces of one group, and update their `share`. The work stops once all of their futures are cancelled.
 
         Cancelled, as it is when the process has ended, it leaves its call in `calls`.
 
         Returns:
-            One result a face; none where nobody waited for them.
+            One result a face; none where the work was stopped.
 
         Raises:
             Failed: The networks could not restore them.

@@ -478,7 +478,7 @@ class TestStrangersAnswers:
         ask()
         out.unlink(missing_ok=True)
         for limit in ("ANSWER_BYTES", "IMAGE_BYTES", "FILE_BYTES"):
-            monkeypatch.setattr(f"bfr.runtime.client.clients.{limit}", 10)
+            monkeypatch.setattr(f"bfr.runtime.client.transport.{limit}", 10)
         with pytest.raises(ServerError, match="more than 10 bytes"):
             ask()
         assert not out.exists()

@@ -21,8 +21,8 @@ from bfr.runtime.client.job import run_remote_job
 from bfr.runtime.errors import InvalidOption, RequestRefused, ServerUnavailable
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.images.result import GAP
+from bfr.runtime.jobs.cards import preview_paths
 from bfr.runtime.jobs.options import JobOptions
-from bfr.runtime.jobs.page import preview_paths
 from bfr.runtime.jobs.report import Report
 from bfr.runtime.jobs.sources import find_images
 from bfr.runtime.jobs.store import Store

@@ -16,7 +16,8 @@ from PIL import Image as Pillow
 
 from bfr.runtime.errors import WriteFailed
 from bfr.runtime.jobs import pictures
-from bfr.runtime.jobs.page import PAGE, Card, preview_paths, write_page
+from bfr.runtime.jobs.cards import Card, preview_paths
+from bfr.runtime.jobs.page import PAGE, write_page
 from bfr.runtime.jobs.pictures import write_previews
 from bfr.runtime.jobs.report import Entry
 

@@ -25,8 +25,8 @@ from bfr.runtime.files import write_bytes
 from bfr.runtime.images.decode import read_image
 from bfr.runtime.images.result import GAP
 from bfr.runtime.install import install_command
+from bfr.runtime.jobs.cards import preview_paths
 from bfr.runtime.jobs.ledger import LEDGER
-from bfr.runtime.jobs.page import preview_paths
 from bfr.runtime.jobs.report import Report
 from bfr.runtime.jobs.run import JobOptions, run_job
 from bfr.runtime.jobs.sources import Item, find_images, find_inputs

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bfr.runtime.errors import InvalidImage, RestorationFailed
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoRestorer
-from bfr.runtime.jobs.page import preview_paths
+from bfr.runtime.jobs.cards import preview_paths
 from bfr.runtime.jobs.report import REPORT, Report
 from bfr.runtime.jobs.run import JobOptions, run_job
 from bfr.runtime.jobs.sources import find_images

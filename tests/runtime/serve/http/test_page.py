@@ -241,7 +241,7 @@ def test_the_slider_follows_mouse_and_finger(opened: Any) -> None:
 @pytest.mark.browser
 def test_cancel(opened: Any, server: FakeServer) -> None:
     server.delay = 20
-    server.front.visits["earlier"] = Visit("earlier", 0)
+    server.front.visits["earlier"] = Visit("earlier")
     tab = opened()
     tab.set_input_files("#choose", PHOTOGRAPH)
     until(tab, ".status", "^Waiting for its turn, 1")

@@ -15,7 +15,7 @@ from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.images.decode import decode_image
 from bfr.runtime.images.encode import encode_image
 from bfr.runtime.restore.batch import Restored
-from bfr.runtime.serve.jobs.process import RemoteRestorer, Told, check_input, restore
+from bfr.runtime.serve.jobs.process import RemoteRestorer, Reporter, check_input, restore
 from bfr.runtime.serve.jobs.store import JobRequest
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.workers.wire import pack_results
@@ -37,9 +37,9 @@ class Server:
             self.shares.append(content["share"])
             return
         self.asked.append((len(arrays), content["keys"]))
-        told, pixels = pack_results([Restored(np.zeros_like(one), {"network": 0.1}, "fp32") for one in arrays])
+        reporter, pixels = pack_results([Restored(np.zeros_like(one), {"network": 0.1}, "fp32") for one in arrays])
         self.answers = [({"refused": self.refusal}, [])] if self.refusal else [({"share": 0.5}, [])]
-        self.answers.append(({"results": told}, pixels))
+        self.answers.append(({"results": reporter}, pixels))
 
     def receive(self) -> tuple[dict[str, Any], list[NDArray[Any]]]:
         return self.answers.pop(0)
@@ -101,12 +101,12 @@ def test_the_result_of_a_job_has_the_size_limit_of_a_request(tmp_path: Path) -> 
 
 def test_frames_past_the_limit_end_a_job() -> None:
     server: Any = Server()
-    told = Told(server, 2)
-    told(0.1, "film")
-    told(0.2, "film")
-    told(1.0, "film")  # the item itself
+    reporter = Reporter(server, 2)
+    reporter(0.1, "film")
+    reporter(0.2, "film")
+    reporter(1.0, "film")  # the item itself
     with pytest.raises(InvalidImage, match="2 frames"):
-        told(0.3, "film")
+        reporter(0.3, "film")
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("av"), reason="PyAV is not installed")

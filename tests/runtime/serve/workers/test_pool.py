@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -85,28 +86,33 @@ def test_workers_share_the_faces_and_their_results_are_a_restorers(expected: lis
 
 def test_a_killed_worker_costs_no_answer_and_a_face_that_kills_two_is_refused(expected: list[Any]) -> None:
     async def work(pool: Pool) -> None:
-        first = asyncio.create_task(last(pool, FACES[:1], order(SLOW)))
-        await begun(pool)
-        await asyncio.sleep(0.2)
-        os.kill(pid(pool), signal.SIGKILL)
-        while pool.restarts < 1:
-            await asyncio.sleep(0.02)
-        [answer] = await first
-        with Restorer.open(preset="reference", threads=1, backend="onnxruntime-cpu", precision="fp32") as restorer:
-            assert np.array_equal(answer.restored.pixels, restorer.restore(FACES[:1], seed=3)[0])
+        [worker] = pool.workers
+        start = worker.start
 
-        second = asyncio.create_task(last(pool, FACES[:1], order(SLOW)))
-        for restarts in (2, 3):
-            await begun(pool)
-            await asyncio.sleep(0.2)
-            os.kill(pid(pool), signal.SIGKILL)
-            while pool.restarts < restarts:
-                await asyncio.sleep(0.02)
-        refused = await second
+        async def start_stopped() -> None:
+            worker.start = start  # type: ignore[method-assign]
+            await start()
+            os.kill(pid(pool), signal.SIGSTOP)
+
+        os.kill(pid(pool), signal.SIGSTOP)  # it is sent its calls, and answers none of them
+        asked = [asyncio.create_task(last(pool, [face], order())) for face in FACES[:2]]
+        while not worker.calls:
+            await asyncio.sleep(0.02)
+        [call] = worker.calls.values()
+        assert len(call.faces) == 2
+        worker.start = start_stopped  # type: ignore[method-assign]
+        os.kill(pid(pool), signal.SIGKILL)
+        while not worker.calls or pool.restarts < 1:
+            await asyncio.sleep(0.02)
+        [again] = worker.calls.values()
+        assert len(again.faces) == 1  # each goes alone now
+        assert [face.losses for face in call.faces] == [1, 1]
+        os.kill(pid(pool), signal.SIGKILL)
+        refused, [answer] = await asyncio.gather(*asked)
         assert isinstance(refused, Refusal)
         assert refused.kind == "lost"
-        [fine] = await last(pool, FACES[1:2], order())
-        assert np.array_equal(fine.restored.pixels, expected[1])
+        assert np.array_equal(answer.restored.pixels, expected[1])
+        assert pool.restarts == 2
 
     run(work)
 
@@ -144,28 +150,20 @@ def test_an_idle_worker_that_is_killed_is_started_anew(expected: list[Any]) -> N
     run(work)
 
 
-def test_a_batch_that_nobody_waits_for_ends_after_its_step() -> None:
-    async def work(pool: Pool) -> None:
-        begin = time.monotonic()
-        await last(pool, FACES[:1], order(SLOW))
-        whole = time.monotonic() - begin
-        leaver = asyncio.create_task(last(pool, FACES[:1], order(SLOW)))
-        await begun(pool)
-        leaver.cancel()
-        begin = time.monotonic()
-        await last(pool, FACES[:1], order())
-        assert time.monotonic() - begin < whole
-        assert pool.restarts == 0
-
-    run(work)
-
-
-def test_a_deadline_in_the_past_costs_nothing() -> None:
+def test_what_nobody_waits_for_is_not_worked_on() -> None:
     async def work(pool: Pool) -> None:
         answer = await last(pool, FACES[:1], order(seconds=-1))
         assert isinstance(answer, Refusal)
         assert answer.kind == "expired"
         assert pool.workers[0].busy == 0
+
+        done: list[int] = []
+        pool.on_batch = lambda found, *_: done.append(len(found))
+        async with aclosing(pool.restore(FACES[:1], order(SLOW))) as steps:
+            assert 0 < await anext(steps) < 1  # then the caller leaves: the batch ends after its step
+        await last(pool, FACES[:1], order())
+        assert done == [1]
+        assert pool.restarts == 0
 
     run(work)
 

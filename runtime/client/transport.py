@@ -1,0 +1,188 @@
+"""How requests reach a `bfr serve`: proxies, attempts, time limits, and answers of bounded size."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bfr.runtime.client.calls import (
+    ANSWER_BYTES,
+    FILE_BYTES,
+    IMAGE_BYTES,
+    Answer,
+    address,
+    backoff,
+    check_secrecy,
+    is_loopback,
+    key_headers,
+    refusal,
+    retry_after,
+    route,
+)
+from bfr.runtime.errors import BfrError, InvalidOption, MissingDependency, ServerError, ServerUnavailable
+from bfr.runtime.files import atomic_path
+from bfr.runtime.install import install_command
+from bfr.runtime.timeouts import timeout
+
+if TYPE_CHECKING:
+    import ssl
+
+CHUNK = 1 << 20  # bytes of an upload that are in memory at once
+
+
+@cache
+def _certificates(trust_env: bool) -> "ssl.SSLContext":
+    """The context that checks certificates. The clients of a process share it: making one takes 50 ms."""
+    import httpx2
+
+    return httpx2.create_ssl_context(trust_env=trust_env)
+
+
+class Transport:
+    """The connections to a server."""
+
+    def __init__(self, url: str, api_key: str | None, seconds: float, retries: int) -> None:
+        """See `AsyncClient`, whose timeout is `seconds`."""
+        if not seconds > 0:
+            raise InvalidOption(f"the timeout is {seconds} seconds: choose more than 0")
+        if retries < 0:
+            raise InvalidOption(f"{retries} retries were asked for: choose 0 or more")
+        try:
+            import httpx2
+        except ImportError as error:
+            raise MissingDependency(f"httpx2 is not installed: {install_command('client')}") from error
+        self.url, self._seconds, self._retries, self._library = address(url), seconds, retries, httpx2
+        self._where = route(self.url)
+        check_secrecy(self.url, api_key)
+        headers = key_headers(api_key) | {"Accept-Encoding": "identity"}
+        trust_env = not is_loopback(self.url)
+        try:
+            self._http = httpx2.AsyncClient(
+                verify=_certificates(trust_env),
+                headers=headers,
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
+                trust_env=trust_env,
+            )
+        except (ImportError, ValueError, httpx2.InvalidURL) as error:  # of the proxy
+            raise InvalidOption(f"{self._where} cannot be asked ({error}): mend or unset the proxy") from error
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def ready(self) -> bool:
+        """Whether the server takes requests now; asked once."""
+        try:
+            response = await self._send("GET", "/ready", self._seconds)
+        except (self._library.RequestError, asyncio.TimeoutError):
+            return False
+        return response.status_code == 200
+
+    async def exchange(
+        self, method: str, path: str, *, bounded: bool = True, repeatable: bool = True, **request: Any
+    ) -> Answer:
+        """Send a request until it is answered with a success.
+
+        Args:
+            method: Of HTTP.
+            path: The route, from its `/`.
+            bounded: The time limit is that of the call, pauses included; else of the next bytes.
+            repeatable: To send it twice does no harm.
+            **request: As of `_send`.
+
+        Raises:
+            ServerUnavailable: The attempts or the seconds are used up.
+            RequestRefused: The server does not do it.
+            ServerError: The server failed, or its answer is too large.
+        """
+        http, end = self._library, time.monotonic() + self._seconds
+        for attempt in count():
+            seconds = max(0.001, end - time.monotonic()) if bounded else self._seconds
+            pause = None
+            try:
+                response = await self._send(method, path, seconds, bounded=bounded, **request)
+            except (http.RequestError, asyncio.TimeoutError) as lost:
+                unsent = isinstance(lost, http.ConnectError | http.ConnectTimeout | http.PoolTimeout)
+                late = type(lost) is asyncio.TimeoutError
+                reason = "the answer took too long" if late else str(lost) or type(lost).__name__
+                error: BfrError = ServerUnavailable(
+                    f"{self._where} cannot be reached ({reason}): check the address and that it runs"
+                )
+                again = repeatable or unsent
+            else:
+                status = response.status_code
+                if status < 300:
+                    return response
+                error, pause = refusal(self._where, response), retry_after(response.headers)
+                again = status in (429, 503) or (repeatable and status in (502, 504))
+            pause = backoff(attempt) if pause is None else pause
+            late = bounded and time.monotonic() + pause >= end
+            if not again or attempt == self._retries or late:
+                raise error
+            await asyncio.sleep(pause)
+        raise AssertionError
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        seconds: float,
+        *,
+        bounded: bool = True,
+        file: Path | None = None,
+        into: Path | None = None,
+        **request: Any,
+    ) -> Answer:
+        """Send once.
+
+        Args:
+            method: Of HTTP.
+            path: The route, from its `/`.
+            seconds: To wait for the next bytes, in either direction; for the whole answer too where `bounded`.
+            bounded: Whether `seconds` are for the whole answer.
+            file: The body.
+            into: Where the body of a 200 goes, whole or not at all.
+            **request: Of httpx2: params, headers, content.
+
+        Raises:
+            TimeoutError: The answer took too long.
+            RequestError: Of httpx2.
+        """
+        if file is not None:
+            request["content"] = _parts(file)
+        async with (
+            timeout(seconds if bounded else None),
+            self._http.stream(method, self.url + path, timeout=seconds, **request) as response,
+        ):
+            content = bytearray()
+            if into is not None and response.status_code == 200:
+                with atomic_path(into) as temporary, temporary.open("wb") as target:
+                    async for part in self._bounded(response, FILE_BYTES):
+                        await asyncio.to_thread(target.write, part)
+            else:
+                image = response.status_code == 200 and path == "/restore"
+                async for part in self._bounded(response, IMAGE_BYTES if image else ANSWER_BYTES):
+                    content += part
+            return Answer(response.status_code, response.headers, bytes(content))
+
+    async def _bounded(self, response: Any, most: int) -> AsyncIterator[bytes]:
+        """The body of an answer in parts. Raises ServerError where it has more than `most` bytes."""
+        done = 0
+        async for part in response.aiter_bytes():
+            done += len(part)
+            if done > most:
+                raise ServerError(
+                    f"{self._where} answers with more than {most:,} bytes: check the address, and that `bfr serve` "
+                    "runs there"
+                )
+            yield part
+
+
+async def _parts(path: Path) -> AsyncIterator[bytes]:
+    """A file, a piece at a time."""
+    with path.open("rb") as file:
+        while part := await asyncio.to_thread(file.read, CHUNK):
+            yield part
