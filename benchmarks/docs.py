@@ -28,7 +28,11 @@ BLOCK = re.compile(
 
 
 def render(document: Path) -> str:
-    """The text of a document with its blocks filled anew. Raises InputNotFound for a source or heading not there."""
+    """Return the text of a document with its blocks filled anew.
+
+    Raises:
+        InputNotFound: A source, heading or column is not there.
+    """
 
     def fill(match: re.Match[str]) -> str:
         source = document.parent / match["source"]

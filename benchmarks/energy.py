@@ -7,8 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+
+import numpy as np
 
 SYSTEM = Path("/sys/class")
 EVERY_SECONDS = 0.1
@@ -33,55 +34,40 @@ class Source:
     wraps: float | None = None
 
 
-class EnergyMeter:
-    """Adds up what a source reads from entering to leaving, on a thread of its own."""
+def measure_joules(source: Source, work: Callable[[], None]) -> float:
+    """Return the energy that is used while `work` runs, read ten times a second.
 
-    def __init__(self, source: Source) -> None:
-        self.source, self._joules = source, 0.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._lock = threading.Lock()
+    Raises:
+        OSError: The source does not answer at the start or at the end.
+    """
+    samples = [(time.perf_counter(), source.read())]
+    stop = threading.Event()
 
-    def __enter__(self) -> "EnergyMeter":
-        self._begin = self._when = time.perf_counter()
-        self._last = self.source.read()
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    @property
-    def seconds(self) -> float:
-        """Since entering."""
-        return time.perf_counter() - self._begin
-
-    def joules(self) -> float:
-        """Up to now."""
-        with self._lock:
-            value, now = self.source.read(), time.perf_counter()
-            if self.source.power:
-                self._joules += (value + self._last) / 2.0 * (now - self._when)
-            else:
-                step = value - self._last
-                self._joules += step + (self.source.wraps or 0.0) if step < 0 else step
-            self._last, self._when = value, now
-            return self._joules
-
-    def _watch(self) -> None:
-        while not self._stop.wait(EVERY_SECONDS):
+    def watch() -> None:
+        while not stop.wait(EVERY_SECONDS):
             with suppress(OSError):  # a sensor that does not answer once does so the next time
-                self.joules()
+                samples.append((time.perf_counter(), source.read()))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        work()
+    finally:
+        stop.set()
+        thread.join()
+    samples.append((time.perf_counter(), source.read()))
+    times, values = np.array(samples).T
+    steps = np.diff(values)
+    if source.power:
+        return float(np.sum((values[:-1] + values[1:]) / 2.0 * np.diff(times)))
+    return float(np.sum(np.where(steps < 0, steps + (source.wraps or 0.0), steps)))
 
 
 def find_source(bus_id: str | None = None) -> Source | str:
     """Where this machine's energy can be read, or why it cannot.
 
     Args:
-        bus_id: The PCI bus number of the GPU whose energy is wanted; None wants the CPU's.
+        bus_id: PCI bus number of a GPU; None for the CPU.
     """
     return board_source() or (cpu_source() if bus_id is None else gpu_source(bus_id))
 

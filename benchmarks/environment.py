@@ -1,16 +1,19 @@
 """The machine that a benchmark ran on: what decides its numbers, and nothing that names its owner."""
 
 import os
+import re
 import shutil
 import subprocess
-import threading
+import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bfr.runtime.cli import doctor
+from bfr.runtime.cli.machine import version
 
 FACTS = ("CPU", "memory", "board", "GPU", "platform", "python", "numpy", "torch", "onnxruntime", "bfr-runtime")
 PACKAGES = (
@@ -20,8 +23,8 @@ PACKAGES = (
 CLOCKS = "clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
 WATCHED = "clocks.sm,clocks.mem,power.draw,temperature.gpu,memory.used"
 UNITS = ("SM MHz", "memory MHz", "W", "degrees C", "MiB used")
-EVERY_MS = 500
-STAT = Path("/proc/stat")
+EVERY_MS = "500"
+STAT, STATUS = Path("/proc/stat"), Path("/proc/self/status")
 TIMEOUT_SECONDS = 10
 
 
@@ -29,7 +32,7 @@ def describe_machine() -> dict[str, str]:
     """CPU, memory, GPU and its clocks, versions and commit, by name. No host name, user name or path."""
     found = doctor.diagnose().facts
     facts = {name: found[name] for name in FACTS if name in found}
-    packages = {name: _version(name) for name in PACKAGES}
+    packages = {name: version(name) for name in PACKAGES}
     optional = {"GPU clocks": _gpu_clocks(), **packages, "commit": _commit()}
     return facts | {name: value for name, value in optional.items() if value}
 
@@ -65,30 +68,19 @@ class CpuWatch:
 
 
 class GpuWatch:
-    """Clocks, power, temperature and memory of a GPU from its making on, by one `nvidia-smi` that looks twice a second.
-
-    index: its number; None watches nothing.
-    """
+    """A GPU's clocks, power, temperature and memory from its making on: one `nvidia-smi` looks twice a second."""
 
     def __init__(self, index: int | None) -> None:
+        """Watch the GPU of this number; None watches nothing."""
         smi = None if index is None else shutil.which("nvidia-smi")
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         if smi is not None:
+            self._seen = tempfile.TemporaryFile()  # noqa: SIM115  (as long as the process lives)
             command = [smi, "-i", str(index), f"--query-gpu={WATCHED}", "--format=csv,noheader,nounits"]
-            try:
+            with suppress(OSError):
                 self._process = subprocess.Popen(  # noqa: S603
-                    [*command, "-lms", str(EVERY_MS)],
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    stdin=subprocess.DEVNULL,
-                    text=True,
+                    [*command, "-lms", EVERY_MS], stdout=self._seen, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
                 )
-            except OSError:
-                return
-            # Unread, the pipe would fill within an hour and block nvidia-smi: a thread reads it.
-            self._lines: list[str] = []
-            self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
-            self._reader.start()
 
     def stop(self) -> dict[str, str]:
         """What was seen, by name: at first, the ranges meanwhile, and at last. Empty where nothing was."""
@@ -96,13 +88,8 @@ class GpuWatch:
             return {}
         self._process.terminate()
         self._process.wait()
-        self._reader.join()
-        return summarize_watch(self._lines)
-
-    def _read(self, process: "subprocess.Popen[str]") -> None:
-        if process.stdout is not None:
-            with process.stdout as lines:
-                self._lines.extend(lines)
+        self._seen.seek(0)
+        return summarize_watch(self._seen.read().decode().splitlines())
 
 
 def summarize_watch(lines: Sequence[str]) -> dict[str, str]:
@@ -116,18 +103,44 @@ def summarize_watch(lines: Sequence[str]) -> dict[str, str]:
         return {}
     ranges = []
     for unit, column in zip(UNITS, zip(*rows, strict=True), strict=True):
-        known = [value for value in column if value is not None]
-        if known:
+        if known := [value for value in column if value is not None]:
             ranges.append(f"{min(known):g} to {max(known):g} {unit}")
-    return {
-        "GPU before": _state(rows[0]),
-        "GPU meanwhile": f"{', '.join(ranges)}, seen {len(rows)} times",
-        "GPU at last": _state(rows[-1]),
-    }
+    before, last = (
+        ", ".join(f"{value:g} {unit}" for value, unit in zip(row, UNITS, strict=True) if value is not None)
+        for row in (rows[0], rows[-1])
+    )
+    meanwhile = f"{', '.join(ranges)}, seen {len(rows)} times"
+    return {"GPU before": before, "GPU meanwhile": meanwhile, "GPU at last": last}
 
 
-def _state(row: Sequence[float | None]) -> str:
-    return ", ".join(f"{value:g} {unit}" for value, unit in zip(row, UNITS, strict=True) if value is not None)
+def gpu_used_bytes() -> int | None:
+    """Memory in use on all GPUs together, whoever uses it; None where nvidia-smi does not say.
+
+    There may be no GPU, no driver, or a GPU that shares the CPU's memory.
+    """
+    cells = [cell for (cell,) in _query_gpus("memory.used", "nounits")]
+    return sum(map(int, cells)) << 20 if cells and all(map(str.isdecimal, cells)) else None
+
+
+def resident_bytes(pid: int | str = "self") -> int | None:
+    """Resident memory of a process, now; None where there is no /proc."""
+    statm = Path(f"/proc/{pid}/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None
+
+
+def peak_rss_bytes() -> int | None:
+    """The peak of the resident memory of this process; None on Windows.
+
+    Linux keeps `ru_maxrss` over an exec, so that a child inherits its parent's peak: there VmHWM is the true one.
+    """
+    if STATUS.exists() and (found := re.search(r"^VmHWM:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)):
+        return int(found[1]) * 1024
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _number(cell: str) -> float | None:
@@ -137,28 +150,23 @@ def _number(cell: str) -> float | None:
         return None
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def _query_gpus(fields: str, *more: str) -> list[list[str]]:
+    """The fields of each GPU, as nvidia-smi prints them; none where it is not there."""
+    smi = shutil.which("nvidia-smi")
+    said = smi and _output([smi, f"--query-gpu={fields}", f"--format={','.join(('csv', 'noheader', *more))}"])
+    return [line.split(", ") for line in (said or "").splitlines()]
 
 
-def _gpu_clocks() -> str | None:
-    if (smi := shutil.which("nvidia-smi")) is None:
-        return None
-    values = _output([smi, f"--query-gpu={CLOCKS}", "--format=csv,noheader"])
-    if values is None:
-        return None
+def _gpu_clocks() -> str:
     names = ("SM", "memory", "SM at most", "power limit", "degrees C")
-    gpus = [zip(names, line.split(", "), strict=False) for line in values.splitlines()]
+    gpus = [zip(names, gpu, strict=False) for gpu in _query_gpus(CLOCKS)]
     return "; ".join(", ".join(f"{name} {value}" for name, value in gpu) for gpu in gpus)
 
 
 def _commit() -> str | None:
     """The commit of this code, `-dirty` behind it where files were changed; None outside a checkout of it."""
     folder, git = Path(__file__).resolve().parent, shutil.which("git")
-    # Installed into an environment that lies in somebody's checkout, it is not that checkout's code.
+    # An installation inside another project's checkout is not that checkout's code.
     if git is None or _output([git, "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py"]) is None:
         return None
     return _output([git, "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"])

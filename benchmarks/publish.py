@@ -20,15 +20,24 @@ Findings = tuple[dict[str, Any], str]
 class Command(argparse.ArgumentParser):
     """The command line of a benchmark that writes NAME.json and NAME.md into `--out`."""
 
-    def __init__(self, module: str, doc: str | None) -> None:
+    def __init__(
+        self,
+        module: str,
+        doc: str | None,
+        measure: Callable[[argparse.Namespace], Findings],
+        failed: Callable[[dict[str, Any]], bool] = lambda _: False,
+    ) -> None:
         """Take the name from the module's.
 
         Args:
-            module: Full name of the module that the command runs, such as `bfr.benchmarks.speed.roofline`.
+            module: Full name of the module that the command runs, such as `bfr.benchmarks.end_to_end.video`.
             doc: The module's docstring, which `--help` shows.
+            measure: Takes the parsed arguments.
+            failed: Takes the figures: whether they are a failure.
         """
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
         self.module, self.name = module, module.rpartition(".")[2]
+        self.measure, self.failed = measure, failed
         self.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report")
 
     def number(self, flag: str, default: int | None, text: str = "(%(default)s)") -> None:
@@ -47,7 +56,7 @@ class Command(argparse.ArgumentParser):
             parts += [one.resolve().name if isinstance(one, Path) else str(one) for one in values]
         return shlex.join(parts)
 
-    def run(self, arguments: Sequence[str] | None, measure: Callable[[argparse.Namespace], Findings]) -> int:
+    def __call__(self, arguments: Sequence[str] | None = None) -> int:
         """Parse, measure, write both files and print the Markdown.
 
         Returns:
@@ -55,7 +64,7 @@ class Command(argparse.ArgumentParser):
         """
         args = self.parse_args(arguments)
         try:
-            figures, markdown = measure(args)
+            figures, markdown = self.measure(args)
             title, _, rest = markdown.partition("\n")
             command = self.words(args)
             markdown = f"{title}\n\n```\n{command}\n```\n\n{rest.lstrip()}"
@@ -69,7 +78,7 @@ class Command(argparse.ArgumentParser):
             say(f"error: {error.filename} is not there: run in the folder of the sources, or name another")
             return 2
         print(markdown)
-        return 0
+        return int(self.failed(figures))
 
 
 def say(text: str) -> None:

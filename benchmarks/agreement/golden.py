@@ -3,7 +3,7 @@
 A golden is an .npz with a .json of the same name beside it (`layout_NAME.json` for `full_NAME.npz`). Weights are made
 anew from the parameters' names (`bfr.models.weights.seeded`). These forms are known: `tiny_*`, a network's whole input
 and output; `full_*`, every 16th pixel of a published network at full size; `loop_*`, a whole sampler run with its
-noise; and those of WHOLE, whole systems, each in a module of its own. Each is run in eager PyTorch and exported, on
+noise; and `pgdiff_*`, `dr2_*`, `osdface_*`, whole systems. Each is run in eager PyTorch and exported, on
 ONNX Runtime; the largest absolute error of each is printed.
 Exit status: 0 where every error is below the tolerance, 1 where one is not, 2 where a file is no golden.
 """
@@ -13,21 +13,26 @@ import json
 import sys
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from bfr.benchmarks.agreement.dr2 import run_dr2
-from bfr.benchmarks.agreement.osdface import run_osdface
-from bfr.benchmarks.agreement.pgdiff import run_pgdiff
-from bfr.benchmarks.agreement.replay import GivenEstimate, ReplayedNoise, on_both
+from bfr.benchmarks.agreement.replay import (
+    Arrays,
+    Config,
+    Errors,
+    GivenEstimate,
+    ReplayedNoise,
+    distance,
+    on_both,
+    run_chain,
+)
+from bfr.benchmarks.agreement.systems import run_dr2, run_osdface, run_pgdiff
 from bfr.export.onnx.graph import export_graph
 from bfr.export.verify.walk import call_network
 from bfr.models.networks.lama import LaMa
@@ -37,34 +42,19 @@ from bfr.models.stages.estimate import EstimatorStage
 from bfr.models.stages.stage import Stage
 from bfr.models.stages.step import KnownStep, LearnedVarianceStep, LinearStep, cut_variance
 from bfr.models.weights.seeded import LOOP_SCALE, seed_weights
-from bfr.runtime.backends.device import Buffer, Device, Float32, Network
+from bfr.runtime.backends.device import Device, Float32, Network
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.diffusion.schedule import linear_schedule
 from bfr.runtime.diffusion.solvers import StepTable, step_table
 from bfr.runtime.errors import BfrError, InputNotFound, InvalidOption
 from bfr.runtime.files import write_bytes
-from bfr.runtime.restore.chain import Chain
-from bfr.runtime.restore.plan import difface_plan
+from bfr.runtime.restore.chain import Chain, to_unit
+from bfr.runtime.restore.plan import ESTIMATE, difface_plan
 
 TOLERANCE = 1e-4
 NETWORKS: dict[str, type[nn.Module]] = {"UNetModel": UNet, "SwinIR": SwinIR, "FFCResNetGenerator": LaMa}
 # Parameters of the published classes that choose nothing in inference.
 IGNORED = {"dims", "use_fp16", "use_checkpoint", "dropout", "drop_rate", "attn_drop_rate", "drop_path_rate"}
-Arrays = Mapping[str, NDArray[Any]]
-WHOLE = {"pgdiff": run_pgdiff, "dr2": run_dr2, "osdface": run_osdface}
-
-
-@dataclass(frozen=True, slots=True)
-class Errors:
-    """The largest absolute error of one golden on both backends."""
-
-    eager: float
-    onnxruntime: float
-
-    @property
-    def worst(self) -> float:
-        """The larger one; NaN counts as infinitely wrong."""
-        return max(np.inf if np.isnan(e) else e for e in (self.eager, self.onnxruntime))
 
 
 def run_golden(path: Path, scratch: Path) -> Errors:
@@ -73,26 +63,21 @@ def run_golden(path: Path, scratch: Path) -> Errors:
         raise InputNotFound(f"{path} does not exist")
     with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
-    form = path.stem.split("_", 1)[0]
-    if form == "tiny":
-        return _run_tiny(arrays, _read(path.with_suffix(".json")), scratch)
-    if form == "full":
-        name = path.stem.removeprefix("full_")
-        return _run_full(name, arrays, _read(path.with_name(f"layout_{name}.json")), scratch)
-    if form == "loop":
-        return _run_loop(arrays, _read(path.with_suffix(".json")), path.parent, scratch)
-    if form in WHOLE:
-        return Errors(*WHOLE[form](path.stem, arrays, _read(path.with_suffix(".json")), scratch))
-    raise InvalidOption(f"{path.name} is no golden: its name begins with none of tiny, full, loop, {', '.join(WHOLE)}")
+    form, _, name = path.stem.partition("_")
+    if form not in FORMS:
+        raise InvalidOption(f"{path.name} is no golden: its name begins with none of {', '.join(FORMS)}")
+    described = path.with_name(f"layout_{name}.json") if form == "full" else path.with_suffix(".json")
+    return FORMS[form](path, arrays, _read(described), scratch)
 
 
-def _run_tiny(arrays: Arrays, config: dict[str, Any], scratch: Path) -> Errors:
+def _run_tiny(_: Path, arrays: Arrays, config: Config, scratch: Path) -> Errors:
     inputs = {name: arrays[name].astype(np.float32) for name in ("x", "t") if name in arrays}
-    eager, exported = run_network(_network(config, image_size=arrays["x"].shape[-1]), inputs, scratch)
-    return Errors(_distance(eager, arrays["y"]), _distance(exported, arrays["y"]))
+    outputs = run_network(_network(config, image_size=arrays["x"].shape[-1]), inputs, scratch)
+    return Errors(*(distance(output, arrays["y"]) for output in outputs))
 
 
-def _run_full(name: str, arrays: Arrays, config: dict[str, Any], scratch: Path) -> Errors:
+def _run_full(path: Path, arrays: Arrays, config: Config, scratch: Path) -> Errors:
+    name = path.stem.removeprefix("full_")
     generator = np.random.Generator(np.random.PCG64(zlib.crc32(f"full-x-{name}.pth".encode())))
     kind, size = config["class"], 512 if "512" in name else 256
     shape = (1, 4 if kind == "FFCResNetGenerator" else 3, size, size)
@@ -101,13 +86,12 @@ def _run_full(name: str, arrays: Arrays, config: dict[str, Any], scratch: Path) 
     if kind == "UNetModel":
         inputs["t"] = np.array([396.0], np.float32)
 
-    def distance(result: Float32) -> float:
+    def error(result: Float32) -> float:
         y = result[0]
         pairs = ((y[:, ::16, ::16], "out_every_16"), (y.mean((1, 2)), "mean"), (y.std((1, 2)), "std"))
-        return max(_distance(value, arrays[kept]) for value, kept in pairs)
+        return max(distance(value, arrays[kept]) for value, kept in pairs)
 
-    eager, exported = run_network(_network(config, image_size=size), inputs, scratch)
-    return Errors(distance(eager), distance(exported))
+    return Errors(*map(error, run_network(_network(config, image_size=size), inputs, scratch)))
 
 
 def run_network(module: nn.Module, inputs: dict[str, Float32], scratch: Path) -> tuple[Float32, Float32]:
@@ -121,8 +105,8 @@ def run_network(module: nn.Module, inputs: dict[str, Float32], scratch: Path) ->
     return eager, exported["y"]
 
 
-def _run_loop(arrays: Arrays, config: dict[str, Any], folder: Path, scratch: Path) -> Errors:
-    denoiser = _network(_read(folder / f"{config['model'].split()[0]}.json"), LOOP_SCALE)
+def _run_loop(path: Path, arrays: Arrays, config: Config, scratch: Path) -> Errors:
+    denoiser = _network(_read(path.with_name(f"{config['model'].split()[0]}.json")), LOOP_SCALE)
     table = step_table(
         linear_schedule(),
         solver="ddpm-learned" if config["sampler"] == "ddpm" else "ddim",
@@ -136,13 +120,13 @@ def _run_loop(arrays: Arrays, config: dict[str, Any], folder: Path, scratch: Pat
     kind = LearnedVarianceStep if config["sampler"] == "ddpm" else KnownStep if guided else LinearStep
     stages: dict[str, Stage] = {"denoiser": kind(denoiser).eval()}
     if not config["estimator"].startswith("none"):
-        stages["estimator"] = EstimatorStage(_network(_read(folder / f"{config['estimator']}.json"))).eval()
+        stages["estimator"] = EstimatorStage(_network(_read(path.with_name(f"{config['estimator']}.json")))).eval()
     conditions: dict[str, Float32] = {}
     if guided:
         conditions = {"known": np.asarray(2.0 * arrays["y0"] - 1.0, np.float32), "mask": arrays["mask"]}
     strength = config["gamma"] if guided else None
     sizes = dict.fromkeys(stages, int(arrays["y0"].shape[-1]))
-    return Errors(*on_both(stages, sizes, scratch, partial(replay, table, arrays, conditions, strength)))
+    return on_both(stages, sizes, scratch, partial(replay, table, arrays, conditions, strength))
 
 
 def replay(
@@ -160,23 +144,15 @@ def replay(
     if "estimator" not in networks:
         networks = {"estimator": GivenEstimate(device, arrays["estimate"]), **networks}
     chain = Chain(device, networks, plan, batch=batch, noise=ReplayedNoise(device, arrays["noise"]))
-    kept = {int(index): state for index, state in zip(arrays["kept"], arrays["states"], strict=True)}
-    errors = []
-
-    def compare(done: int, buffer: Buffer) -> None:
-        if done in kept:
-            errors.append(_distance(device.read(buffer), kept[done]))
-
-    result = chain.run(arrays["y0"], seed=0, images=(0,) * batch, on_step=compare, inputs=conditions, estimate=True)
+    result, errors = run_chain(chain, arrays, arrays["y0"], inputs=conditions)
     image = result.image
     if "mask" in arrays:
         image = np.where(arrays["mask"] > 0, image, arrays["y0"])  # known pixels are put back
-    errors.append(_distance(result.estimate, np.clip(arrays["estimate"], 0, 1)))
-    errors.append(_distance(image, arrays["final"]))
-    return max(errors)
+    estimates = to_unit(device.read(chain.values[ESTIMATE])), np.clip(arrays["estimate"], 0, 1)
+    return max(*errors, distance(*estimates), distance(image, arrays["final"]))
 
 
-def _network(config: dict[str, Any], scale: Mapping[str, float] | None = None, *, image_size: int | None = None) -> Any:
+def _network(config: Config, scale: Mapping[str, float] | None = None, *, image_size: int | None = None) -> Any:
     if config["class"] not in NETWORKS:
         raise InvalidOption(f"networks of class {config['class']} are not supported: {', '.join(NETWORKS)} are")
     parameters = {k: v for k, v in config["params"].items() if k not in IGNORED}
@@ -193,8 +169,14 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text()))
 
 
-def _distance(a: NDArray[Any], b: NDArray[Any]) -> float:
-    return float(np.abs(a.astype(np.float64) - b).max())
+FORMS: dict[str, Callable[[Path, Arrays, Config, Path], Errors]] = {
+    "tiny": _run_tiny,
+    "full": _run_full,
+    "loop": _run_loop,
+    "pgdiff": run_pgdiff,
+    "dr2": run_dr2,
+    "osdface": run_osdface,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,8 +1,9 @@
-"""Recorded noise and estimates of a published run, which replace a device's noise and the estimator."""
+"""What the goldens share: recorded noise and estimates, a loop whose states are compared, both backends."""
 
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +11,27 @@ from numpy.typing import NDArray
 from bfr.export.onnx.graph import export_graph
 from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
 from bfr.models.stages.stage import Stage
-from bfr.runtime.backends.device import BoundCall, Buffer, Device, Network
+from bfr.runtime.backends.device import BoundCall, Buffer, Device, Float32, Network
 from bfr.runtime.backends.onnxruntime import CpuDevice
+from bfr.runtime.restore.chain import Chain, ChainResult
+from bfr.runtime.restore.plan import Shape
+
+Arrays = Mapping[str, Any]
+"""What a golden holds, by name."""
+Config = Mapping[str, Any]
+"""What lies beside it as JSON."""
+
+
+class Errors(NamedTuple):
+    """The largest absolute error of one golden on both backends."""
+
+    eager: float
+    onnxruntime: float
+
+    @property
+    def worst(self) -> float:
+        """The larger one; NaN counts as infinitely wrong."""
+        return max(np.inf if np.isnan(error) else error for error in self)
 
 
 class ReplayedNoise:
@@ -44,9 +64,49 @@ class GivenEstimate:
         return lambda: self.device.write(outputs["estimate"], self.estimate)
 
 
-def unit_picture(picture: NDArray[Any]) -> NDArray[np.float32]:
+def recorded_noise(name: str, count: int, image: Shape) -> Float32:
+    """(count, 1, *image): the noise that the golden `name` was recorded with, which its name seeds."""
+    generator = np.random.Generator(np.random.PCG64(zlib.crc32(f"{name} noise".encode())))
+    return generator.standard_normal((count, 1, *image)).astype(np.float32)
+
+
+def unit_picture(picture: NDArray[Any]) -> Float32:
     """(H, W, 3) uint8 -> (1, 3, H, W) in [0, 1]."""
     return np.ascontiguousarray(np.moveaxis(picture, 2, 0)[None] / np.float32(255.0), np.float32)
+
+
+def distance(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """The largest absolute difference."""
+    return float(np.abs(a.astype(np.float64) - b).max())
+
+
+def run_chain(
+    chain: Chain, arrays: Arrays, degraded: Float32, *, every: int = 1, **options: Any
+) -> tuple[ChainResult, list[float]]:
+    """Run a recorded loop.
+
+    Args:
+        chain: With the golden's noise.
+        arrays: The golden: `states` after the numbers of steps in `kept`.
+        degraded: (B, 3, H, W) in [0, 1].
+        every: Pixels of a side from one that the golden holds to the next.
+        options: More of `Chain.run`.
+
+    Returns:
+        The result, and the largest error of each kept state.
+    """
+    kept = {int(index): state for index, state in zip(arrays["kept"], arrays["states"], strict=True)}
+    errors = []
+
+    def compare(done: int, buffer: Buffer) -> None:
+        if done in kept:
+            found = chain.device.read(buffer)[..., ::every, ::every]
+            errors.append(distance(found, kept[done].reshape(found.shape)))
+
+    result = chain.run(degraded, seed=0, images=(0,) * len(degraded), on_step=compare, **options)
+    if len(errors) != len(kept):
+        raise RuntimeError(f"{len(errors)} of {len(kept)} states were compared")
+    return result, errors
 
 
 def on_both(
@@ -54,7 +114,7 @@ def on_both(
     sizes: Mapping[str, int],
     scratch: Path,
     run: Callable[[Any, Mapping[str, Network]], float],
-) -> tuple[float, float]:
+) -> Errors:
     """Run networks in eager PyTorch, and exported on ONNX Runtime.
 
     Args:
@@ -68,4 +128,4 @@ def on_both(
     for name, stage in stages.items():
         graph, _ = export_graph(stage, stage.examples(sizes[name]), stage.outputs, scratch / f"{name}.onnx")
         exported[name] = cpu.load_graph(graph)
-    return eager, run(cpu, exported)
+    return Errors(eager, run(cpu, exported))

@@ -28,11 +28,11 @@ from bfr.runtime.jobs.sources import find_images
 
 SIZES = (2, 5, 10, 20, 30)
 WIDTH, HEIGHT = 4000, 3000
-QUANTILES = {
-    "error_p50": "error",
-    "refined_p50": "closer look",
-    "refined_p90": "closer look, p90",
-    "seconds_p50": "s",
+QUANTILES = {  # figure -> list of a Tally, share, column
+    "error_p50": ("errors", 0.5, "error"),
+    "refined_p50": ("refined", 0.5, "closer look"),
+    "refined_p90": ("refined", 0.9, "closer look, p90"),
+    "seconds_p50": ("seconds", 0.5, "s"),
 }
 NEAR = 0.6  # eye distances: a detection whose landmarks' middle is nearer than this found the face
 
@@ -79,10 +79,10 @@ class Tally:
             "found": self.found,
             "recall": round(self.found / max(1, self.faces), 4),
             "false": self.false,
-            "error_p50": _quantile(self.errors, 0.5),
-            "refined_p50": _quantile(self.refined, 0.5),
-            "refined_p90": _quantile(self.refined, 0.9),
-            "seconds_p50": _quantile(self.seconds, 0.5),
+            **{
+                name: round(float(np.quantile(values, share)), 4) if (values := getattr(self, which)) else None
+                for name, (which, share, _) in QUANTILES.items()
+            },
         }
 
 
@@ -94,10 +94,6 @@ def _error(face: Face, truth: NDArray[np.float64]) -> float:
     return float(np.hypot(*(face.landmarks - truth).T).mean())
 
 
-def _quantile(values: Sequence[float], share: float) -> float | None:
-    return round(float(np.quantile(values, share)), 4) if values else None
-
-
 def read_portraits(folder: Path, name: str = "yunet") -> tuple[list[Portrait], int]:
     """The pictures of a folder that one person was found in, and how many there are in all."""
     detector = open_detector(name)
@@ -105,24 +101,24 @@ def read_portraits(folder: Path, name: str = "yunet") -> tuple[list[Portrait], i
     return [portrait for portrait in portraits if portrait is not None], len(portraits)
 
 
-def measure(folder: Path, groups: int, seed: int) -> dict[str, Any]:
-    """All tables: set -> detector -> figures."""
+def measure(args: argparse.Namespace) -> Findings:
+    """Compare the detectors on every folder, and on composed groups."""
     detectors = [open_detector("yunet"), open_detector("haar")]
     sets: dict[str, Any] = {}
     portraits: list[Portrait] = []
-    for sub in sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "train"):
+    for sub in sorted(path for path in args.faces.iterdir() if path.is_dir() and path.name != "train"):
         known, total = read_portraits(sub)
         sets[sub.name] = {"pictures": total, "with_truth": len(known)}
         sets[sub.name] |= _compare(detectors, ((one.pixels, [one.landmarks]) for one in known))
         if sub.name == "photos":
             portraits = known
     if not portraits:
-        raise InputNotFound(f"{folder} has no folder `photos` with portraits: groups are composed from them")
-    rng = np.random.default_rng(seed)
+        raise InputNotFound(f"{args.faces} has no folder `photos` with portraits: groups are composed from them")
+    rng = np.random.default_rng(args.seed)
     for size in SIZES:
-        composed = (compose_group(portraits, size, width=WIDTH, height=HEIGHT, rng=rng) for _ in range(groups))
+        composed = (compose_group(portraits, size, width=WIDTH, height=HEIGHT, rng=rng) for _ in range(args.groups))
         sets[f"groups of {size}"] = _compare(detectors, ((one.pixels, one.landmarks) for one in composed))
-    return sets
+    return {"sets": sets}, as_markdown(sets)
 
 
 def _compare(
@@ -152,24 +148,17 @@ def as_markdown(sets: dict[str, Any]) -> str:
         f"left out. Groups: {WIDTH} x {HEIGHT}, people scaled by 0.1 to 1 and turned by up to 30 degrees, landmarks "
         "known from the portraits; `false` are detections of no face.",
         "",
-        *table(["pictures", "detector", "faces", "recall", "false", *QUANTILES.values()], rows),
+        *table(
+            ["pictures", "detector", "faces", "recall", "false", *(column for _, _, column in QUANTILES.values())], rows
+        ),
     ]
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    command = Command("bfr.benchmarks.end_to_end.detection", __doc__)
-    command.add_argument("faces", type=Path, help="folder of folders of pictures, one of them `photos`")
-    command.number("--groups", 6, "composed photographs of each size (%(default)s)")
-    command.number("--seed", 0)
-
-    def call(args: argparse.Namespace) -> Findings:
-        sets = measure(args.faces, args.groups, args.seed)
-        return {"sets": sets}, as_markdown(sets)
-
-    return command.run(arguments, call)
-
+main = Command("bfr.benchmarks.end_to_end.detection", __doc__, measure)
+main.add_argument("faces", type=Path, help="folder of folders of pictures, one of them `photos`")
+main.number("--groups", 6, "composed photographs of each size (%(default)s)")
+main.number("--seed", 0)
 
 if __name__ == "__main__":
     sys.exit(main())

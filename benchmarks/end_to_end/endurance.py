@@ -6,15 +6,15 @@ status 1 where the device's grew at all after the first look, or the host's by 1
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from bfr.benchmarks.environment import resident_bytes
 from bfr.benchmarks.publish import Command, Findings
 from bfr.benchmarks.speed.contender import open_contender
 from bfr.benchmarks.speed.interleave import synthetic_faces
@@ -30,52 +30,8 @@ WARM_UP = 50
 HOST_GROWTH = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """Bytes in use after so many images.
-
-    Attributes:
-        device: Of the whole GPU, whoever uses it; None without one.
-    """
-
-    images: int
-    device: int | None
-    host: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Endurance:
-    """What was seen.
-
-    Attributes:
-        looks: In order, the first after the warm-up.
-    """
-
-    backend: str
-    batch: int
-    steps: int
-    seconds: float
-    looks: list[Look]
-
-    @property
-    def device_growth(self) -> int | None:
-        """Bytes, from the first look to the largest; None where it is unknown."""
-        found = [look.device for look in self.looks if look.device is not None]
-        return max(found) - found[0] if found else None
-
-    @property
-    def host_growth(self) -> float | None:
-        """Of the largest look of the second half over that of the first half, as a share of it.
-
-        A host's resident memory comes and goes with the arrays that are alive at a look; growth lifts the level.
-        """
-        found = [look.host for look in self.looks if look.host is not None]
-        return growth(found) if len(found) > 1 else None
-
-    @property
-    def constant(self) -> bool:
-        """Whether nothing grew."""
-        return not self.device_growth and (self.host_growth or 0.0) < HOST_GROWTH
+Look = dict[str, int | None]
+"""Bytes in use after so many `images`: `device`, of the whole GPU, whoever uses it, and `host`; None where unknown."""
 
 
 def endure(
@@ -89,12 +45,26 @@ def endure(
     index: int = 0,
     every: int = EVERY,
     compiler: Collection[CompilerOption] | None = None,
-) -> Endurance:
-    """Restore `images` images after the warm-up. steps: number of calls, instead of the preset's.
+) -> dict[str, Any]:
+    """Restore images after the warm-up, and look at the memory in use.
 
-    compiler: as of `open_contender`.
+    Args:
+        bundle: The system.
+        backend: The contender's name.
+        images: How many, each another.
+        batch: Images a call.
+        steps: Calls of the denoiser, in the place of the preset's.
+        threads: Of the CPU.
+        index: Number of the GPU.
+        every: Images between two looks.
+        compiler: As of `open_contender`.
 
-    Raises RestorationFailed for a result that is not finite, and what `open_contender` raises.
+    Returns:
+        Figures: what ran, `seconds`, all `looks`, and what `judge` says of them.
+
+    Raises:
+        RestorationFailed: A result is not finite.
+        BfrError: The contender cannot be opened, see `open_contender`.
     """
     if min(images, batch, every) < 1:
         raise InvalidOption(f"images {images}, batch {batch}, every {every}: choose 1 or more of each")
@@ -121,11 +91,32 @@ def endure(
             steps = len(restorer.table)
     finally:
         contender.device.close()
-    return Endurance(backend, batch, steps, time.perf_counter() - begin, looks)
+    seconds = time.perf_counter() - begin
+    figures = {"backend": backend, "batch": batch, "steps": steps, "seconds": seconds, "looks": looks}
+    return figures | judge(looks)
+
+
+def judge(looks: Sequence[Look]) -> dict[str, Any]:
+    """Say whether memory is `constant`: neither grew.
+
+    Args:
+        looks: In order, the first after the warm-up.
+
+    Returns:
+        `device_growth` in bytes, from the first look to the largest; `host_growth`, see `growth`; None where they are
+        not known; and `constant`.
+    """
+    device, host = ([found for look in looks if (found := look[where]) is not None] for where in ("device", "host"))
+    device_growth = max(device) - device[0] if device else None
+    host_growth = growth(host) if len(host) > 1 else None
+    constant = not device_growth and (host_growth or 0.0) < HOST_GROWTH
+    return {"device_growth": device_growth, "host_growth": host_growth, "constant": constant}
 
 
 def growth(values: Sequence[float]) -> float:
     """Return by what share the largest of the second half exceeds the largest of the first half, the middle included.
+
+    A host's resident memory comes and goes with the arrays that are alive at a look; growth lifts the level.
 
     Args:
         values: Bytes in use, in order, at least two.
@@ -136,65 +127,55 @@ def growth(values: Sequence[float]) -> float:
 
 def _look(restorer: Restorer, images: int) -> Look:
     memory = restorer.device.memory()
-    return Look(images, None if memory is None else memory[1] - memory[0], resident_bytes())
+    device = None if memory is None else memory[1] - memory[0]
+    return {"images": images, "device": device, "host": resident_bytes()}
 
 
-def resident_bytes(pid: int | str = "self") -> int | None:
-    """Of a process, now; None where there is no /proc."""
-    statm = Path(f"/proc/{pid}/statm")
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None
+def measure(args: argparse.Namespace) -> Findings:
+    """Run what the command line asks for."""
+    bundle = Bundle.open(args.bundle)
+    options = {name: getattr(args, name) for name in ("images", "batch", "steps", "threads", "every")}
+    found = endure(bundle, args.backend, index=args.device, **options)
+    system = bundle.manifest.system
+    return {**found, "system": system, "bundle_sha256": bundle.hash}, as_markdown(system, found)
 
 
-def as_markdown(system: str, found: Endurance) -> str:
+def as_markdown(system: str, found: dict[str, Any]) -> str:
     """The looks, and what they say."""
-    growth = [
+    device, host, looks = found["device_growth"], found["host_growth"], found["looks"]
+    grown = (
         "the device's memory is not known or is the host's"
-        if found.device_growth is None
-        else f"the device's use grew by {found.device_growth:,} bytes",
-        "the host's is not known"
-        if found.host_growth is None
-        else f"the host's largest of the second half is {found.host_growth:+.2%} from the first half's",
-    ]
+        if device is None
+        else f"the device's use grew by {device:,} bytes"
+    ) + (
+        ", the host's is not known"
+        if host is None
+        else f", the host's largest of the second half is {host:+.2%} from the first half's"
+    )
     rows = [
-        [str(look.images), *("" if value is None else f"{value / 2**20:.1f}" for value in (look.device, look.host))]
-        for look in found.looks
+        [str(images), *("" if value is None else f"{value / 2**20:.1f}" for value in used)]
+        for images, *used in (look.values() for look in looks)
     ]
     lines = [
-        f"# Memory over {found.looks[-1].images} images: {system}, {found.backend}",
+        f"# Memory over {looks[-1]['images']} images: {system}, {found['backend']}",
         "",
-        f"Batches of {found.batch}, {found.steps} steps each, {found.seconds:.0f} s. After the warm-up "
-        f"{', '.join(growth)}. {'Constant.' if found.constant else 'NOT constant.'}",
+        f"Batches of {found['batch']}, {found['steps']} steps each, {found['seconds']:.0f} s. After the warm-up "
+        f"{grown}. {'Constant.' if found['constant'] else 'NOT constant.'}",
         "",
         *table(["images", "device MiB", "host MiB"], rows),
     ]
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    command = Command("bfr.benchmarks.end_to_end.endurance", __doc__)
-    command.add_argument("bundle", type=Path)
-    command.add_argument("--backend", default="onnxruntime-cpu", help="a name of bfr.benchmarks.speed.contender")
-    command.number("--images", 1000)
-    command.number("--batch", 1)
-    command.number("--steps", None, "denoiser calls, instead of the preset's")
-    command.number("--every", EVERY, "images between two looks")
-    command.number("--threads", None, "of the CPU")
-    command.number("--device", 0, "number of the GPU")
-    grew = False
-
-    def call(args: argparse.Namespace) -> Findings:
-        nonlocal grew
-        bundle = Bundle.open(args.bundle)
-        options = {name: getattr(args, name) for name in ("images", "batch", "steps", "threads", "every")}
-        found = endure(bundle, args.backend, index=args.device, **options)
-        grew = not found.constant
-        facts = {"system": bundle.manifest.system, "bundle_sha256": bundle.hash}
-        growth = {name: getattr(found, name) for name in ("device_growth", "host_growth", "constant")}
-        return {**asdict(found), **facts, **growth}, as_markdown(bundle.manifest.system, found)
-
-    return command.run(arguments, call) or int(grew)
-
+main = Command("bfr.benchmarks.end_to_end.endurance", __doc__, measure, lambda figures: not figures["constant"])
+main.add_argument("bundle", type=Path)
+main.add_argument("--backend", default="onnxruntime-cpu", help="a name of bfr.benchmarks.speed.contender")
+main.number("--images", 1000)
+main.number("--batch", 1)
+main.number("--steps", None, "denoiser calls, instead of the preset's")
+main.number("--every", EVERY, "images between two looks")
+main.number("--threads", None, "of the CPU")
+main.number("--device", 0, "number of the GPU")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,24 +7,26 @@ status 1 for a wrong answer, an unexpected status, work that is left over, or gr
 
 import argparse
 import asyncio
+import math
 import os
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import count
+from itertools import cycle, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 
 from bfr.benchmarks.end_to_end.endurance import growth
 from bfr.benchmarks.end_to_end.server_process import ServerProcess
-from bfr.benchmarks.end_to_end.serving import PROCESSES, Request, memory, portraits
+from bfr.benchmarks.end_to_end.serving import PROCESSES, Request, memory, open_line, portraits, wait_as_told
 from bfr.benchmarks.environment import CpuWatch
 from bfr.benchmarks.publish import Command, Findings
 from bfr.benchmarks.tables import table
@@ -32,13 +34,14 @@ from bfr.benchmarks.tables import table
 FRONT_GROWTH = 0.05  # of the front's memory from the first half to the second; workers are new after each kill
 LOOKS = 60  # looks at memory in all
 IMPATIENT = (0.0, 0.05, 0.3, 1.0)  # seconds after which a client leaves
-NONSENSE: tuple[tuple[dict[str, str], str, bytes, int], ...] = (
-    ({"mode": "aligned"}, "image/png", b"no image", 422),
-    ({"mode": "sideways"}, "image/png", b"x", 422),
-    ({"nonsense": "1"}, "image/png", b"x", 422),
-    ({}, "text/plain", b"x", 415),
-    ({}, "image/jpeg", b"", 422),
+NONSENSE = (
+    (Request(b"no image", "image/png", (("mode", "aligned"),)), 422),
+    (Request(b"x", "image/png", (("mode", "sideways"),)), 422),
+    (Request(b"x", "image/png", (("nonsense", "1"),)), 422),
+    (Request(b"x", "text/plain", ()), 415),
+    (Request(b"", "image/jpeg", ()), 422),
 )
+Item = TypeVar("Item")
 
 
 @dataclass(slots=True)
@@ -66,70 +69,60 @@ class Traffic:
     """The clients of one run."""
 
     def __init__(self, server: ServerProcess, seconds: float) -> None:
-        """seconds: until all of them end."""
-        self.server, self.seen = server, Seen()
-        self.end = time.monotonic() + seconds
+        """`seconds`: how long they send requests, from the end of `learn` on."""
+        self.server, self.seconds, self.seen, self.end = server, seconds, Seen(), math.inf
         self.known: dict[Request, str] = {}
 
-    @property
-    def over(self) -> bool:
-        """Whether no further request is sent."""
-        return time.monotonic() >= self.end
+    def turns(self, items: Sequence[Item]) -> Iterator[Item]:
+        """The items over and over, until no further request is to be sent."""
+        return takewhile(lambda _: time.monotonic() < self.end, cycle(items))
 
     async def learn(self, requests: list[Request]) -> None:
         """Take the answers to come from a server without faults."""
-        async with self._line() as line:
+        async with open_line(self.server.url) as line:
             for one in requests:
-                self.known[one] = _digest((await self._send(line, one)).raise_for_status().content)
+                self.known[one] = _digest((await one.send(line)).raise_for_status().content)
+        self.end = time.monotonic() + self.seconds
 
     async def restore(self, kind: str, requests: list[Request]) -> None:
         """A client that sends one request after the other."""
-        async with self._line() as line:
-            for k in count():
-                if self.over:
-                    return
-                one = requests[k % len(requests)]
+        async with open_line(self.server.url) as line:
+            for one in self.turns(requests):
                 try:
-                    answer = await self._send(line, one)
+                    answer = await one.send(line)
                 except httpx2.HTTPError as error:
                     self.seen.note(kind, type(error).__name__)
                     continue
                 self.seen.note(kind, answer.status_code, 200)
                 if answer.status_code == 503:
-                    await asyncio.sleep(float(answer.headers["retry-after"]))
+                    await wait_as_told(answer)
                 elif answer.status_code == 200:
                     self.seen.wrong += _digest(answer.content) != self.known[one]
 
     async def leave(self, requests: list[Request]) -> None:
         """A client that does not wait for its answers."""
-        for k in count():
-            if self.over:
-                return
-            async with self._line() as line:
+        for one, patience in zip(self.turns(requests), cycle(IMPATIENT), strict=False):
+            async with open_line(self.server.url) as line:
                 with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._send(line, requests[k % len(requests)]), IMPATIENT[k % len(IMPATIENT)])
+                    await asyncio.wait_for(one.send(line), patience)
             self.seen.answers["left early", ""] += 1
             await asyncio.sleep(0.5)
 
     async def confuse(self) -> None:
         """A client whose requests are to be refused."""
-        async with self._line() as line:
-            for k in count():
-                if self.over:
-                    return
-                query, kind, body, status = NONSENSE[k % len(NONSENSE)]
-                answer = await line.post("/restore", content=body, params=query, headers={"Content-Type": kind})
-                self.seen.note("nonsense", answer.status_code, status)
+        async with open_line(self.server.url) as line:
+            for one, status in self.turns(NONSENSE):
+                self.seen.note("nonsense", (await one.send(line)).status_code, status)
                 await asyncio.sleep(0.5)
 
-    async def work(self, one: Request) -> None:
+    async def work(self, request: Request) -> None:
         """A client that sends jobs, fetches their results and deletes them."""
-        async with self._line() as line:
-            while not self.over:
-                answer = await self._send(line, one, "/jobs")
+        async with open_line(self.server.url) as line:
+            for one in self.turns([request]):
+                answer = await one.send(line, "/jobs")
                 self.seen.note("job", answer.status_code, 202)
                 if answer.status_code == 503:
-                    await asyncio.sleep(float(answer.headers["retry-after"]))
+                    await wait_as_told(answer)
                     continue
                 where = answer.headers["location"]
                 while (state := (await line.get(where)).json()["state"]) in ("queued", "running"):
@@ -151,18 +144,11 @@ class Traffic:
     async def look(self, every: float) -> None:
         """Note memory and open files of the server's processes."""
         begin = time.monotonic()
-        while not self.over:
-            files = len(list(Path(f"/proc/{self.server.process.pid}/fd").iterdir()))
+        for pid in self.turns([self.server.process.pid]):
+            files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
             found = {"second": round(time.monotonic() - begin, 1), **memory(self.server), "front_files": files}
             self.seen.looks.append(found)
             await asyncio.sleep(every)
-
-    def _line(self) -> httpx2.AsyncClient:
-        return httpx2.AsyncClient(base_url=self.server.url, timeout=600, verify=False)  # plain HTTP
-
-    async def _send(self, line: httpx2.AsyncClient, one: Request, path: str = "/restore") -> Any:
-        headers = {"Content-Type": one.media_type}
-        return await line.post(path, content=one.body, params=dict(one.query), headers=headers)
 
 
 def measure(args: argparse.Namespace) -> Findings:
@@ -206,7 +192,6 @@ def measure(args: argparse.Namespace) -> Findings:
 
 async def _drive(traffic: Traffic, faces: list[Request], photograph: Request, args: argparse.Namespace) -> None:
     await traffic.learn([*faces, photograph])
-    traffic.end = time.monotonic() + 60 * args.minutes
     await asyncio.gather(
         *(traffic.restore("portrait", faces[k:] + faces[:k]) for k in range(args.clients)),
         traffic.restore("photograph", [photograph]),
@@ -257,24 +242,12 @@ def as_markdown(figures: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    command = Command("bfr.benchmarks.end_to_end.faults", __doc__)
-    command.add_argument("--minutes", type=float, default=30.0)
-    command.add_argument("--kill", type=float, default=60.0, help="seconds between two kills of a worker")
-    command.add_argument("--photograph", type=Path, default=Path("docs/images/photograph.jpg"), help="a JPEG")
-    command.add_argument("--preset", default="fast")
-    command.number("--clients", 4, "that send portraits")
-    failed = False
-
-    def call(args: argparse.Namespace) -> Findings:
-        nonlocal failed
-        figures, markdown = measure(args)
-        failed = bool(figures["faults"])
-        return figures, markdown
-
-    return command.run(arguments, call) or int(failed)
-
+main = Command("bfr.benchmarks.end_to_end.faults", __doc__, measure, lambda figures: bool(figures["faults"]))
+main.add_argument("--minutes", type=float, default=30.0)
+main.add_argument("--kill", type=float, default=60.0, help="seconds between two kills of a worker")
+main.add_argument("--photograph", type=Path, default=Path("docs/images/photograph.jpg"), help="a JPEG")
+main.add_argument("--preset", default="fast")
+main.number("--clients", 4, "that send portraits")
 
 if __name__ == "__main__":
     sys.exit(main())

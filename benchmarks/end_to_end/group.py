@@ -30,12 +30,10 @@ class Group:
 
     Attributes:
         landmarks: One (5, 2) for each person.
-        scales: Of each, to its portrait.
     """
 
     pixels: NDArray[np.uint8]
     landmarks: tuple[NDArray[np.float64], ...]
-    scales: tuple[float, ...]
 
 
 def measure_portrait(pixels: NDArray[np.uint8], detector: Detector) -> Portrait | None:
@@ -79,25 +77,20 @@ def compose_group(
         rng.uniform(90, 150, (4, 5, 3)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
     )
     canvas = np.clip(wall + rng.normal(0, 2, (height, width, 1)).astype(np.float32), 0, 255).astype(np.uint8)
-    landmarks, scales = [], []
+    landmarks = []
     for i in range(count):
         portrait = portraits[int(rng.integers(len(portraits)))]
         side = AROUND * float((portrait.box[2:] - portrait.box[:2]).max())
         most = min(1.0, float(cell.min()) / side)
         scale = float(np.exp(rng.uniform(np.log(min(MIN_FACE, most)), np.log(most))))
         middle = cell * (i % columns + 0.5, i // columns + 0.5)
-        matrix = _placing(portrait, scale, float(rng.uniform(-MAX_TURN, MAX_TURN)), middle)
+        centre = (portrait.box[:2] + portrait.box[2:]) / 2
+        turn = float(rng.uniform(-MAX_TURN, MAX_TURN))
+        matrix = np.asarray(cv2.getRotationMatrix2D((float(centre[0]), float(centre[1])), turn, scale), np.float64)
+        matrix[:, 2] += middle - centre
         _place(canvas, portrait, matrix, scale * side / 2, middle)
         landmarks.append(transform(matrix, portrait.landmarks))
-        scales.append(scale)
-    return Group(canvas, tuple(landmarks), tuple(scales))
-
-
-def _placing(portrait: Portrait, scale: float, degrees: float, middle: NDArray[np.float64]) -> NDArray[np.float64]:
-    centre = (portrait.box[:2] + portrait.box[2:]) / 2
-    matrix = np.asarray(cv2.getRotationMatrix2D((float(centre[0]), float(centre[1])), degrees, scale), np.float64)
-    matrix[:, 2] += middle - centre
-    return matrix
+    return Group(canvas, tuple(landmarks))
 
 
 def _place(

@@ -21,9 +21,8 @@ import numpy as np
 
 from bfr.benchmarks.end_to_end.detection import HEIGHT, WIDTH, read_portraits
 from bfr.benchmarks.end_to_end.group import compose_group
-from bfr.benchmarks.environment import CpuWatch
+from bfr.benchmarks.environment import CpuWatch, peak_rss_bytes
 from bfr.benchmarks.publish import Command, Findings
-from bfr.benchmarks.speed.cold import peak_rss_bytes
 from bfr.benchmarks.tables import table
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.faces.detect import open_detector
@@ -91,7 +90,12 @@ def measure_group(photo: PhotoRestorer, item: Item, repeats: int, out: Path) -> 
 
 
 def measure(args: argparse.Namespace) -> Findings:
-    """Run both. Raises InputNotFound where no portrait has a face."""
+    """Measure the folder and the group.
+
+    Raises:
+        InvalidOption: A number is below 1.
+        InputNotFound: No portrait has a face.
+    """
     if min(args.count, args.repeats, args.batch) < 1:
         raise InvalidOption("--count, --repeats and --batch: choose 1 or more of each")
     portraits, _ = read_portraits(args.faces, args.detector)
@@ -143,17 +147,13 @@ def as_markdown(figures: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    command = Command("bfr.benchmarks.end_to_end.photographs", __doc__)
-    command.add_argument("faces", type=Path, help="folder of portraits")
-    command.add_argument("--detector", default="yunet", help="yunet or haar (%(default)s)")
-    command.number("--count", 200, "pictures of the folder (%(default)s)")
-    command.number("--repeats", 7, "of the group (%(default)s)")
-    command.number("--batch", 1)
-    command.number("--seed", 3)
-    return command.run(arguments, measure)
-
+main = Command("bfr.benchmarks.end_to_end.photographs", __doc__, measure)
+main.add_argument("faces", type=Path, help="folder of portraits")
+main.add_argument("--detector", default="yunet", help="yunet or haar (%(default)s)")
+main.number("--count", 200, "pictures of the folder (%(default)s)")
+main.number("--repeats", 7, "of the group (%(default)s)")
+main.number("--batch", 1)
+main.number("--seed", 3)
 
 if __name__ == "__main__":
     sys.exit(main())

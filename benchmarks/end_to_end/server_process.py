@@ -26,7 +26,17 @@ class ServerProcess:
     """A server on a free port of this machine, with its files below `home`."""
 
     def __init__(self, home: Path, *flags: str, wait: bool = True, **environment: str) -> None:
-        """Start it, and wait until it is ready. Raises ServerUnavailable where it is not in START seconds."""
+        """Start it, and wait until it is ready.
+
+        Args:
+            home: Folder of the server's files and of what it prints.
+            flags: Of `bfr serve`.
+            wait: Whether to wait.
+            environment: Variables of its environment beside this process's.
+
+        Raises:
+            ServerUnavailable: It is not ready after START seconds.
+        """
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -63,7 +73,11 @@ class ServerProcess:
             return False
 
     def wait_ready(self, seconds: float = START) -> float:
-        """Until it takes work; returns the seconds that it took. Raises ServerUnavailable."""
+        """Wait until it takes work; return the seconds that it took.
+
+        Raises:
+            ServerUnavailable: It ended, or is not ready after `seconds`.
+        """
         begin = time.monotonic()
         while time.monotonic() - begin < seconds and self.process.poll() is None:
             if self.ready():

@@ -10,7 +10,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.benchmarks.end_to_end.endurance import resident_bytes
+from bfr.benchmarks.environment import resident_bytes
 from bfr.benchmarks.publish import Command, Findings
 from bfr.benchmarks.tables import table
 from bfr.models.systems.mini.degrade import Degradation
@@ -200,17 +200,13 @@ def measure(args: argparse.Namespace) -> Findings:
     return figures, as_markdown(figures)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    command = Command("bfr.benchmarks.end_to_end.video", __doc__)
-    command.add_argument("portrait", type=Path, help="a photograph of one person")
-    command.number("--frames", 2000, "of the long clip (%(default)s)")
-    command.number("--short", 50, "frames of the clip for flicker (%(default)s)")
-    command.number("--hd", 125, "frames of the clip for speed (%(default)s)")
-    command.add_argument("--precision", default="fp32", help="of the networks in the clip for speed (%(default)s)")
-    command.add_argument("--detector", default="yunet", help="yunet or haar (%(default)s)")
-    return command.run(arguments, measure)
-
+main = Command("bfr.benchmarks.end_to_end.video", __doc__, measure)
+main.add_argument("portrait", type=Path, help="a photograph of one person")
+main.number("--frames", 2000, "of the long clip (%(default)s)")
+main.number("--short", 50, "frames of the clip for flicker (%(default)s)")
+main.number("--hd", 125, "frames of the clip for speed (%(default)s)")
+main.add_argument("--precision", default="fp32", help="of the networks in the clip for speed (%(default)s)")
+main.add_argument("--detector", default="yunet", help="yunet or haar (%(default)s)")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,6 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -32,63 +33,64 @@ from bfr.benchmarks.gpu.prepare import check_prepared, prepare, unpack_cache
 from bfr.benchmarks.gpu.stages import STAGES, TRAINING
 from bfr.benchmarks.publish import say, write_json
 from bfr.runtime.errors import BfrError
+from bfr.runtime.files import clean_leftovers
 
 SECONDS, TRAINING_SECONDS, REHEARSAL_SECONDS = 590, 180, 3600
 RESERVE = 15  # seconds that no stage but the last takes: for the compiler's cache
 LAST_LINES = 15
-POLL = 0.5  # seconds between two looks at what a stage has found so far
 
 
 def run_stages(
-    stages: Sequence[Stage], command: Sequence[str], out: Path, work: Path, *, seconds: float, resume: Path | None
+    stages: Sequence[Stage],
+    command: Sequence[str],
+    out: Path,
+    work: Path,
+    *,
+    seconds: float,
+    resume: Path | None = None,
+    rehearsal: bool = False,
 ) -> dict[str, Any]:
-    """Run the stages one after the other and write `results.json`; return its content.
+    """Run the stages one after the other; return the content of `results.json`.
 
     Args:
         stages: In order.
-        command: To which a stage's name and its seconds are added: it runs one stage and writes `work/NAME.json`.
+        command: To which a stage's name and its seconds are added: it runs one stage, which records itself.
         out: Folder of `results.json` and `log.txt`.
         work: Folder of everything else.
         seconds: For all stages together.
         resume: Folder of an earlier `results.json`, whose finished stages are not run again.
+        rehearsal: Whether the figures are a CPU's.
     """
     deadline = time.monotonic() + seconds
     out.mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)
-    earlier = read_results(resume) if resume else {}
-    done = {name: entry for name, entry in earlier.get("stages", {}).items() if entry["status"] == "done"}
+    earlier = read_results(resume)["stages"] if resume else {}
+    done = {name: entry for name, entry in earlier.items() if entry["status"] == "done"}
     if resume:
         say(f"{len(done)} stages are done already; {unpack_cache(resume, work / 'inductor')} parts of compiled code")
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    results: dict[str, Any] = {"format": 1, "date_utc": now, "rehearsal": "--rehearse" in command, "stages": done}
-
-    def write(name: str, entry: dict[str, Any]) -> None:
-        results["stages"][name] = entry
-        write_json(out / "results.json", results)
-
+    write_json(out / "results.json", {"format": 1, "date_utc": now, "rehearsal": rehearsal, "stages": done})
     for stage in stages:
         # The weights do not come back from the machine: this stage generates them wherever they are missing.
         if stage.name in done and not (stage.name == "weights" and not (work / "bundle").is_dir()):
             continue
         left = deadline - time.monotonic() - (0 if stage is stages[-1] else RESERVE)
         if left < stage.least:
-            why = f"{max(left, 0):.0f} s were left, {stage.least} at least are needed"
-            write(stage.name, {"status": "skipped", "why": why})
+            entry = {"status": "skipped", "why": f"{max(left, 0):.0f} s were left, {stage.least} at least are needed"}
         else:
-            _run_stage(stage, [*command, "--stage", stage.name], min(stage.seconds, left), out, work, write)
-        entry = results["stages"][stage.name]
+            entry = _run_stage(stage, [*command, "--stage", stage.name], min(stage.seconds, left), out, work)
+        record(out, stage.name, entry)
         say(f"{stage.name}: {entry['status']}, {entry.get('seconds', 0):.1f} s {entry.get('why', '')}")
-    return results
+    clean_leftovers(out)  # of stages that were stopped
+    return read_results(out)
 
 
-def _run_stage(stage: Stage, command: list[str], seconds: float, out: Path, work: Path, write: Any) -> None:
-    """Run one stage in its own process group; record what it found, however it ends."""
-    found, log = work / f"{stage.name}.json", work / f"{stage.name}.log"
-    found.unlink(missing_ok=True)
-    entry: dict[str, Any] = {"status": "cut off", "figures": {}}
-    begin, seen = time.monotonic(), 0.0
+def _run_stage(stage: Stage, command: list[str], seconds: float, out: Path, work: Path) -> dict[str, Any]:
+    """Run one stage in its own process group; return its entry, however it ends."""
+    log = work / f"{stage.name}.log"
+    record(out, stage.name, {"status": "cut off", "figures": {}})
+    begin = time.monotonic()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")}
-    write(stage.name, entry)
     with log.open("wb") as lines:
         process = subprocess.Popen(  # noqa: S603
             [*command, "--seconds", f"{seconds:.1f}"],
@@ -99,28 +101,24 @@ def _run_stage(stage: Stage, command: list[str], seconds: float, out: Path, work
             start_new_session=True,
         )
         try:
-            while process.poll() is None and time.monotonic() - begin < seconds:
-                time.sleep(POLL)
-                if found.is_file() and found.stat().st_mtime != seen:
-                    seen = found.stat().st_mtime
-                    write(stage.name, {**entry, **json.loads(found.read_text()), "status": "cut off"})
-            ended = process.poll() is not None
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
         finally:
-            if process.poll() is None:
+            ended = process.poll()
+            if ended is None:
                 os.killpg(process.pid, signal.SIGKILL)  # the compiler's workers too
                 process.wait()
-    if found.is_file():
-        entry.update(json.loads(found.read_text()))
-    if not ended:
+    entry = dict(read_results(out)["stages"][stage.name])
+    if ended is None:
         entry.update(status="timed out", why=f"stopped after {seconds:.0f} s")
-    elif entry["status"] not in ("done", "skipped", "failed"):
-        entry.update(status="failed", why=f"its process ended with status {process.returncode}")
+    elif entry["status"] == "cut off":
+        entry.update(status="failed", why=f"its process ended with status {ended}")
+    said = log.read_text(errors="replace")
     if entry["status"] in ("timed out", "failed"):
-        entry["last lines"] = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
-    entry["seconds"] = time.monotonic() - begin
-    write(stage.name, entry)
+        entry["last lines"] = said.splitlines()[-LAST_LINES:]
     with (out / "log.txt").open("a") as together:
-        together.write(f"== {stage.name}\n{log.read_text(errors='replace')[-100_000:]}\n")
+        together.write(f"== {stage.name}\n{said[-100_000:]}\n")
+    return {**entry, "seconds": time.monotonic() - begin}
 
 
 def run_one(stage: Stage, context: Context) -> dict[str, Any]:
@@ -129,26 +127,32 @@ def run_one(stage: Stage, context: Context) -> dict[str, Any]:
 
     def keep(found: dict[str, Any]) -> None:
         figures.update(found)
-        write_json(context.work / f"{stage.name}.json", {"status": "running", "figures": figures})
+        record(context.out, stage.name, {"status": "cut off", "figures": figures})
 
-    context = replace(context, keep=keep)
     entry: dict[str, Any] = {"status": "done"}
     try:
-        figures.update(stage.run(context))
+        figures.update(stage.run(replace(context, keep=keep)))
     except NeedsGpu:
         entry = {"status": "skipped", "why": "needs a GPU"}
     except Exception as error:
         traceback.print_exc()
         entry = {"status": "failed", "why": f"{type(error).__name__}: {error}"[:500]}
     entry["figures"] = figures
-    write_json(context.work / f"{stage.name}.json", entry)
+    record(context.out, stage.name, entry)
     return entry
 
 
+def record(out: Path, name: str, entry: dict[str, Any]) -> None:
+    """Write a stage's entry into `results.json`. The runner and its one running stage take turns."""
+    results = read_results(out)
+    results["stages"][name] = entry
+    write_json(out / "results.json", results)
+
+
 def read_results(folder: Path) -> dict[str, Any]:
-    """`results.json` of an earlier run; empty where there is none."""
+    """`results.json` of a run; one without stages where there is none."""
     path = folder / "results.json"
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    return dict(json.loads(path.read_text())) if path.is_file() else {"stages": {}}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -183,13 +187,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_prepared(args.prepared)
         if args.out is None:
             parser.error("name the folder of the results with --out")
-        return _measure(args)
+        return _measure(args, sys.argv[1:] if arguments is None else arguments)
     except BfrError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
 
 
-def _measure(args: argparse.Namespace) -> int:
+def _measure(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     prepared, out = args.prepared.resolve(), args.out.resolve()
     work = args.work.resolve() if args.work else prepared / "work"
     stages: Sequence[Stage] = TRAINING if args.train else STAGES
@@ -201,13 +205,10 @@ def _measure(args: argparse.Namespace) -> int:
         context = Context(prepared, work, out, not args.rehearse, args.seconds, args.train, lambda _: None)
         return int(run_one(stage, context)["status"] == "failed")
     shutil.rmtree(work / "train", ignore_errors=True)
-    command = [sys.executable, "-m", "bfr.benchmarks.gpu", str(prepared), "--out", str(out), "--work", str(work)]
-    command += ["--rehearse"] if args.rehearse else []
-    command += ["--train", str(args.train.resolve())] if args.train else []
+    command = [sys.executable, "-m", "bfr.benchmarks.gpu", *arguments]
     resume = None if args.resume is None else out if args.resume == Path() else args.resume.resolve()
-    usual = REHEARSAL_SECONDS if args.rehearse else TRAINING_SECONDS if args.train else SECONDS
-    seconds = args.seconds or usual
-    results = run_stages(stages, command, out, work, seconds=seconds, resume=resume)
+    seconds = args.seconds or (REHEARSAL_SECONDS if args.rehearse else TRAINING_SECONDS if args.train else SECONDS)
+    results = run_stages(stages, command, out, work, seconds=seconds, resume=resume, rehearsal=args.rehearse)
     (out / "report.md").write_text(report.as_markdown(results))
     return int(any(entry["status"] in ("failed", "timed out") for entry in results["stages"].values()))
 

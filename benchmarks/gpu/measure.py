@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from bfr.runtime.backends.device import Float32
 from bfr.runtime.backends.registry import CompilerOption
 from bfr.runtime.bundle.bundle import Bundle
 
@@ -89,30 +88,34 @@ def call_denoiser(
     shapes = output_shapes(bundle.network(bundle.denoise.network)).values()
     outputs = tuple(torch.zeros(1, *shape, device=where) for shape in shapes)
     with torch.no_grad(), flags:
-        call = stage_call(stage, compiler)
+        run = stage_call(stage, compiler)
+
+        def call() -> None:
+            run(inputs, outputs)
+
         begin = time.perf_counter()
-        call(inputs, outputs)
-        _wait(where)
+        call()
+        _wait(context)
         figures: Figures = {"first call seconds": time.perf_counter() - begin}
         figures["finite"] = all(bool(torch.isfinite(one).all()) for one in outputs)
         repeats = 30 if context.gpu else 3
-        figures["milliseconds"] = 1e3 * median_seconds(lambda: call(inputs, outputs), where, repeats)
+        figures["milliseconds"] = 1e3 * median_seconds(call, where, repeats)
         context.keep(figures)
         if graph:
             recorded = torch.cuda.CUDAGraph()
             with torch.cuda.graph(recorded, capture_error_mode="thread_local"):
-                call(inputs, outputs)
+                call()
             figures["milliseconds as a graph"] = 1e3 * median_seconds(recorded.replay, where, repeats)
             context.keep(figures)
         # Last: a profiler that fails, or that leaves the driver's tracing on, costs no time measured before.
-        figures["kernels"], figures["longest kernels"] = _profile(lambda: call(inputs, outputs), context)
+        figures["kernels"], figures["longest kernels"] = _profile(call, context)
     return figures
 
 
-def _wait(where: Any) -> None:
+def _wait(context: Context) -> None:
     import torch
 
-    if where.type == "cuda":
+    if context.gpu:
         torch.cuda.synchronize()
 
 
@@ -121,13 +124,9 @@ def _profile(call: Callable[[], Any], context: Context) -> tuple[int, list[dict[
     from torch.profiler import ProfilerActivity, profile
 
     wanted = "CUDA" if context.gpu else "CPU"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if context.gpu else [])]
-    with profile(activities=activities) as profiler:
+    with profile(activities=[ProfilerActivity[name] for name in {"CPU", wanted}]) as profiler:
         call()
-        if context.gpu:
-            import torch
-
-            torch.cuda.synchronize()
+        _wait(context)
     found: dict[str, list[float]] = {}
     for event in profiler.events() or ():
         if event.device_type.name == wanted:
@@ -158,49 +157,39 @@ def restore(
     """
     from bfr.benchmarks.speed.contender import open_contender
     from bfr.benchmarks.speed.interleave import synthetic_faces, time_batch
-    from bfr.benchmarks.speed.results import Timing, drift, summarize
+    from bfr.benchmarks.speed.results import Run, drift, summarize
 
     stop = time.monotonic() + MEASURING * context.seconds
-    if not context.gpu:
-        name = "eager-cpu" if name == "eager-cuda" else "onnxruntime-cpu"
-    bundle = context.bundle
+    baseline, bundle = name == "eager-cuda", context.bundle
     sampler = bundle.preset() if steps is None else bundle.preset().shortened(steps)
     if not context.gpu:
+        name = "eager-cpu" if baseline else "onnxruntime-cpu"
         sampler, repeats = bundle.preset().shortened(2), 2
     faces = synthetic_faces(batch, bundle.manifest.image_size)
     contender = open_contender(
         bundle, name, threads=None if context.gpu else 1, spinning=context.gpu, compiler=compiler
     )
+    label = f"{name}, defaults" if compiler == () and "torch" in name else name
     with contender.restorer(bundle, sampler, batch) as restorer:
-        first, images = time_batch(contender, restorer, faces)
-        label = f"{name}, defaults" if compiler == () and "torch" in name else name
+        first, _ = time_batch(contender, restorer, faces)
+        run = Run(name, first, [])
         begun: Figures = {"contender": label, "batch": batch, "first seconds": first.seconds}
         context.keep(begun)
         for _ in range(4 if contender.records else 1):
-            _, images = time_batch(contender, restorer, faces)
-        samples: list[Timing] = []
-        while len(samples) < repeats and (not samples or time.monotonic() < stop):
+            time_batch(contender, restorer, faces)
+        while len(run.samples) < repeats and (not run.samples or time.monotonic() < stop):
             timing, images = time_batch(contender, restorer, faces)
-            samples.append(timing)
-            context.keep({**begun, "so far": [sample.seconds for sample in samples]})
+            run.samples.append(timing)
+            context.keep({**begun, "so far": [sample.seconds for sample in run.samples]})
         calls = len(restorer.table)
     contender.device.close()
-    far = _against_float32(context, images, f"{batch}x{calls}", baseline=name in ("eager-cuda", "eager-cpu"))
-    found = asdict(summarize(name, batch, calls, first, samples, gflop=None, baseline=samples, images=None))
+    found = asdict(summarize(run, batch, calls))
     for unknown in ("gflop_per_second", "speedup", "drift", "limit_seconds"):
         del found[unknown]
-    return {
-        "contender": label,
-        "steps": calls,
-        **found,
-        **({"against eager float32": asdict(drift(*far))} if far else {}),
-    }
-
-
-def _against_float32(context: Context, images: Float32, what: str, *, baseline: bool) -> tuple[Float32, Float32] | None:
-    """These images and eager float32's of the same run, None where there are none; the baseline's are kept."""
-    path = context.work / f"float32_{what}.npy"
+    found = {"contender": label, "steps": calls, **found}
+    float32 = context.work / f"float32_{batch}x{calls}.npy"
     if baseline:
-        np.save(path, images)
-        return None
-    return (images, np.load(path)) if path.is_file() else None
+        np.save(float32, images)
+    elif float32.is_file():
+        found["against eager float32"] = asdict(drift(images, np.load(float32)))
+    return found

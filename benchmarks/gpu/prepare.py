@@ -11,7 +11,6 @@ import sys
 import tarfile
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def prepare(
         folder: What is made: `ns`, `site`, `bundle`, `run.sh`, `prepared.json`.
         bundle: A bundle whose weights are made from names; None exports the published DifFace, for minutes.
         packages: Are downloaded for Linux, x86-64 and Python 3.12, with what they need.
-        progress: Is told what is being done.
+        progress: Called with what is being done.
 
     Returns:
         Bytes by part, `total` among them, the tree included.
@@ -65,7 +64,7 @@ def prepare(
         with atomic_folder(folder, replace=True) as partial:
             left = copy_bundle(Bundle.open(bundle), partial / "bundle", progress)
             progress(f"{left:,} bytes of weights stay behind; the machine generates them again")
-            download(packages, partial / "site", Path(scratch) / "wheels")
+            download(packages, partial / "site")
             (partial / "ns" / "bfr").mkdir(parents=True)
             tree = Path(bfr.benchmarks.__path__[0]).resolve().parent
             for name in FOLDERS:
@@ -208,20 +207,17 @@ def rebuild(bundle: Bundle, name: str, path: Path) -> str | None:
     return sha256_file(path)
 
 
-def download(packages: Sequence[str], site: Path, wheels: Path) -> None:
+def download(packages: Sequence[str], site: Path) -> None:
     """Unpack packages and what they need into `site`, for Linux, x86-64 and Python PYTHON."""
     site.mkdir(parents=True)
     if not packages:
         return
-    command = [sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:", "--python-version", PYTHON]
-    platforms = [f"--platform=manylinux_2_{minor}_x86_64" for minor in (17, 27, 28)]
-    command += ["--implementation", "cp", "--platform=manylinux2014_x86_64", *platforms, "-d", str(wheels), *packages]
+    platforms = [f"--platform=manylinux{tag}_x86_64" for tag in ("2014", "_2_17", "_2_27", "_2_28")]
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--target", str(site)]
+    command += ["--only-binary=:all:", "--implementation=cp", f"--python-version={PYTHON}", *platforms, *packages]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         raise MissingDependency(f"pip downloads no {', '.join(packages)}: {done.stderr.strip()[-500:]}")
-    for wheel in sorted(wheels.glob("*.whl")):
-        with zipfile.ZipFile(wheel) as packed:
-            packed.extractall(site)  # noqa: S202
 
 
 def folder_bytes(folder: Path) -> int:

@@ -1,7 +1,7 @@
 """The tables of a run of `bfr.benchmarks.gpu`: what was measured, and of the rest that it was not."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,26 @@ from bfr.runtime.errors import InvalidOption
 from bfr.runtime.files import write_bytes
 
 NOT_MEASURED = "not measured"
-CHAINS = ("chain eager-cuda", "chain eager-half", "chain torch-cuda:fp16")
+# Tables: column -> where the figure is, its keys joined by dots, and what it is multiplied by.
+Columns = Mapping[str, tuple[str, float]]
+CALLS: Columns = {
+    "ms": ("milliseconds", 1),
+    "ms as a graph": ("milliseconds as a graph", 1),
+    "kernels": ("kernels", 1),
+    "first call s": ("first call seconds", 1),
+}
+CHAINS: Columns = {
+    "batch": ("batch", 1),
+    "steps": ("steps", 1),
+    "p50 s": ("seconds.p50", 1),
+    "ms a step": ("step_seconds", 1e3),
+    "images a second": ("images_per_second", 1),
+    "overhead, %": ("overhead", 100),
+    "PSNR dB": ("against eager float32.psnr_db", 1),
+}
+PARTS: Columns = {part: (f"stages.{part}", 1e3) for part in ("upload", "estimate", "diffuse", "denoise", "download")}
+COMPILED = {"compiled": "defaults", "autotuned": "autotuned"}
+TRAINED: Columns = {key: (key, 1) for key in ("steps", "steps a second", "first loss", "last loss")}
 
 
 def publish(results: Mapping[str, Any], folder: Path) -> Path:
@@ -20,7 +39,7 @@ def publish(results: Mapping[str, Any], folder: Path) -> Path:
     Raises:
         InvalidOption: There are no results, or they are a rehearsal's.
     """
-    if not results or results["rehearsal"]:
+    if not results.get("stages") or results["rehearsal"]:
         raise InvalidOption("there are no results of a GPU in that folder: a rehearsal's are not published")
     path = folder / gpu_name(results) / "report.md"
     write_bytes(path, as_markdown(results).encode())
@@ -36,51 +55,67 @@ def gpu_name(results: Mapping[str, Any]) -> str:
 
 def as_markdown(results: Mapping[str, Any]) -> str:
     """Render everything that was measured."""
-    title = "# A rehearsal on a CPU: not measured on a GPU" if results["rehearsal"] else "# Ten minutes on a GPU"
-    device = _figures(results, "ceilings").get("device", NOT_MEASURED)
-    lines = [title, "", f"{results['date_utc']}; device: {device}.", "", "## Stages", ""]
-    lines += [*table(["stage", "what it answers", "status", "s"], _stages(results)), ""]
-    lines += ["## Ceilings", "", _ceilings(_figures(results, "ceilings")), ""]
-    lines += ["## One call of the denoiser, batch 1", ""]
-    head = ["mode", "ms", "ms as a graph", "kernels", "first call s"]
-    lines += [*table(head, _calls(results)), ""]
-    lines += ["## A whole face, and batches", ""]
-    head = ["contender", "batch", "steps", "p50 s", "ms a step", "images a second", "overhead", "PSNR dB"]
-    lines += [*table(head, _chains(results)), ""]
-    lines += [
+    ceilings, eager = _figures(results, "ceilings"), _figures(results, "unet")
+    calls = {f"eager {name}": eager.get(name, {}) for name in ("float32", "TF32", "half")}
+    calls |= {f"compiled, {how}": _figures(results, stage) for stage, how in COMPILED.items()}
+    names = [stage.name for stage in STAGES if stage.name.startswith("chain ")]
+    found = [(name.removeprefix("chain "), _figures(results, name)) for name in names]
+    found += [(NOT_MEASURED, batch) for batch in _figures(results, "batches").values()]
+    runs = [(run.get("contender", name), run) for name, run in found]
+    parts = [(f"{name}, batch {run.get('batch', '?')}", run) for name, run in runs]
+    trained = [(role, _figures(results, f"train {role}")) for role in ("estimator", "denoiser")]
+    lines = [
+        "# A rehearsal on a CPU: not measured on a GPU" if results["rehearsal"] else "# Ten minutes on a GPU",
+        "",
+        f"{results['date_utc']}; device: {ceilings.get('device', NOT_MEASURED)}.",
+        *_section("Stages", table(["stage", "what it answers", "status", "s"], _stages(results))),
+        *_section("Ceilings", [_ceilings(ceilings)]),
+        *_section("One call of the denoiser, batch 1", _rows("mode", CALLS, calls.items())),
+        *_section("A whole face, and batches", _rows("contender", CHAINS, runs)),
+        "",
         "PSNR is against eager float32 of the same run. Overhead is the share of the time outside the networks.",
-        "",
-        "## Stages of a chain, ms",
-        "",
-        *table(["contender", "upload", "estimate", "diffuse", "denoise", "download"], _parts(results)),
-        "",
-        "## Against the CPU, the packaged system",
-        "",
-        *table(["contender", "least PSNR dB", "largest error"], _agreement(results)),
-        "",
-        "## Memory, and training",
-        "",
-        _memory(_figures(results, "memory")),
-        "",
-        *table(["network", "steps", "steps a second", "first loss", "last loss"], _training(results)),
+        *_section("Stages of a chain, ms", _rows("contender", PARTS, parts)),
+        *_section(
+            "Against the CPU, the packaged system",
+            table(["contender", "least PSNR dB", "largest error"], _agreement(results)),
+        ),
+        *_section("Memory, and training", [_memory(_figures(results, "memory")), ""]),
+        *_rows("network", TRAINED, trained),
     ]
     for stage, entry in results["stages"].items():
-        rows = entry.get("figures", {}).get("longest kernels") or entry.get("figures", {}).get("half", {}).get(
-            "longest kernels"
-        )
+        figures = entry.get("figures", {})
+        rows = figures.get("longest kernels") or figures.get("half", {}).get("longest kernels")
         if rows and not results["rehearsal"]:
             named = [[row["name"], str(row["calls"]), _number(row["microseconds"])] for row in rows]
-            lines += ["", f"## Longest kernels: {stage}", "", *table(["kernel", "calls", "microseconds"], named)]
+            lines += _section(f"Longest kernels: {stage}", table(["kernel", "calls", "microseconds"], named))
     return "\n".join(lines) + "\n"
+
+
+def _section(heading: str, lines: Sequence[str]) -> list[str]:
+    return ["", f"## {heading}", "", *lines]
+
+
+def _rows(first: str, columns: Columns, found: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """A table with a row for each of the named figures."""
+    rows = []
+    for name, figures in found:
+        cells = []
+        for path, factor in columns.values():
+            value: Any = figures
+            for key in path.split("."):
+                value = (value or {}).get(key)
+            cells.append(_number(None if value is None else factor * value))
+        rows.append([name, *cells])
+    return table([first, *columns], rows)
 
 
 def _figures(results: Mapping[str, Any], stage: str) -> dict[str, Any]:
     return dict(results["stages"].get(stage, {}).get("figures", {}))
 
 
-def _number(value: Any, digits: int = 4) -> str:
+def _number(value: float | None) -> str:
     """A number, or that there is none."""
-    return NOT_MEASURED if value is None or isinstance(value, str) else f"{value:.{digits}g}"
+    return NOT_MEASURED if value is None else f"{value:.4g}"
 
 
 def _stages(results: Mapping[str, Any]) -> Iterator[Sequence[str]]:
@@ -88,7 +123,7 @@ def _stages(results: Mapping[str, Any]) -> Iterator[Sequence[str]]:
         entry = results["stages"].get(stage.name, {"status": NOT_MEASURED})
         why = re.sub(r"\S*[/\\]\S*", "...", entry.get("why", "").split("\n")[0])[:120]  # no paths of the machine
         status = f"{entry['status']}: {why}" if why else entry["status"]
-        yield stage.name, stage.answers, status, _number(entry.get("seconds")) if "seconds" in entry else ""
+        yield stage.name, stage.answers, status, _number(entry["seconds"]) if "seconds" in entry else ""
 
 
 def _ceilings(found: Mapping[str, Any]) -> str:
@@ -102,48 +137,6 @@ def _ceilings(found: Mapping[str, Any]) -> str:
     )
 
 
-def _calls(results: Mapping[str, Any]) -> Iterator[Sequence[str]]:
-    eager = _figures(results, "unet")
-    modes = {f"eager {name}": eager.get(name, {}) for name in ("float32", "TF32", "half")}
-    modes |= {
-        "compiled, defaults": _figures(results, "compiled"),
-        "compiled, autotuned": _figures(results, "autotuned"),
-    }
-    for mode, found in modes.items():
-        keys = ("milliseconds", "milliseconds as a graph", "kernels", "first call seconds")
-        yield mode, *(_number(found.get(key)) for key in keys)
-
-
-def _runs(results: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name in CHAINS:
-        yield name.removeprefix("chain "), _figures(results, name)
-    for found in _figures(results, "batches").values():
-        yield found.get("contender", NOT_MEASURED), found
-
-
-def _chains(results: Mapping[str, Any]) -> Iterator[Sequence[str]]:
-    for name, found in _runs(results):
-        step, overhead = found.get("step_seconds"), found.get("overhead")
-        yield (
-            found.get("contender", name),
-            _number(found.get("batch")),
-            _number(found.get("steps")),
-            _number(found.get("seconds", {}).get("p50")),
-            _number(None if step is None else 1e3 * step),
-            _number(found.get("images_per_second")),
-            NOT_MEASURED if overhead is None else f"{overhead:.2%}",
-            _number(found.get("against eager float32", {}).get("psnr_db")),
-        )
-
-
-def _parts(results: Mapping[str, Any]) -> Iterator[Sequence[str]]:
-    for name, found in _runs(results):
-        seconds = found.get("stages", {})
-        times = (seconds.get(part) for part in ("upload", "estimate", "diffuse", "denoise", "download"))
-        label = f"{found.get('contender', name)}, batch {found.get('batch', '?')}"
-        yield label, *(_number(None if value is None else 1e3 * value) for value in times)
-
-
 def _agreement(results: Mapping[str, Any]) -> Iterator[Sequence[str]]:
     for name, found in {**_figures(results, "mini"), **_figures(results, "mini compiled")}.items():
         far = found["against the CPU"]
@@ -153,16 +146,9 @@ def _agreement(results: Mapping[str, Any]) -> Iterator[Sequence[str]]:
 def _memory(found: Mapping[str, Any]) -> str:
     if "constant" not in found:
         return f"Memory: {NOT_MEASURED}."
-    host = found["host growth"]
+    host = found["host_growth"]
     return (
         f"Memory over {found['looks'][-1]['images']} images in batches of {found['batch']}: "
         f"{'constant' if found['constant'] else 'NOT constant'}. Growth on the device, bytes: "
-        f"{_number(found['device growth'])}; on the host: {NOT_MEASURED if host is None else f'{host:+.2%}'}."
+        f"{_number(found['device_growth'])}; on the host: {NOT_MEASURED if host is None else f'{host:+.2%}'}."
     )
-
-
-def _training(results: Mapping[str, Any]) -> Iterator[Sequence[str]]:
-    for role in ("estimator", "denoiser"):
-        found = _figures(results, f"train {role}")
-        keys = ("steps", "steps a second", "first loss", "last loss")
-        yield role, *(_number(found.get(key)) for key in keys)

@@ -9,11 +9,10 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -42,12 +41,12 @@ def machine(context: Context) -> Figures:
     from bfr.runtime.backends.cuda.device import GpuDevice
     from bfr.runtime.diffusion.noise import fill_normal
 
-    device = GpuDevice(0)
+    device, owned = GpuDevice(0), ExitStack()
     figures["compute capability"] = device.cuda.facts.compute_capability
     figures["kernels' bytes"] = len(compile_kernels(figures["compute capability"]))
     context.keep(figures)
     shape, keys = (2, 3, 512, 512), (7, 4_000_000_000)
-    noise = device.noise(shape)
+    noise = device.noise(owned, shape)
     noise.begin(12345, keys, 3)
     noise.ready(1)
     made, expected = device.read(noise.buffers[1]), np.empty(shape, np.float32)
@@ -86,11 +85,11 @@ def _against_cpu(context: Context, names: tuple[str, ...]) -> Figures:
         return {"seconds": [timing.seconds for timing, _ in timed], "images": [images for _, images in timed]}
 
     sizes = (2, 1, 2, 2, 2, 2)  # recorded, and replayed
-    two, one = restored("eager-cpu", (2, 1))["images"]
+    expected = dict(zip((2, 1), restored("eager-cpu", (2, 1))["images"], strict=True))
     figures: Figures = {}
     for name in names:
         found = restored(name, sizes)
-        far = [asdict(drift(a, b)) for a, b in zip(found.pop("images"), (two, one, two, two, two, two), strict=True)]
+        far = [asdict(drift(a, expected[size])) for a, size in zip(found.pop("images"), sizes, strict=True)]
         figures[name] = {**found, "batches": sizes, "against the CPU": far}
         context.keep(figures)
     return figures
@@ -142,13 +141,9 @@ def autotuned(context: Context) -> Figures:
     return {"options": options, **call_denoiser(context, "fp16", options, tf32=False, graph=True)}
 
 
-def chain(name: str) -> Callable[[Context], Figures]:
-    """The stage that restores one face with the published 100 steps through a Restorer, by contender `name`."""
-
-    def run(context: Context) -> Figures:
-        return restore(context, name, batch=1, steps=None, repeats=10, compiler=ready_compiler(context))
-
-    return run
+def chain(name: str, context: Context) -> Figures:
+    """One face with the published 100 steps through a Restorer, by contender `name`."""
+    return restore(context, name, batch=1, steps=None, repeats=10, compiler=ready_compiler(context))
 
 
 def ready_compiler(context: Context) -> tuple[CompilerOption, ...] | None:
@@ -164,8 +159,7 @@ def ready_compiler(context: Context) -> tuple[CompilerOption, ...] | None:
 def batches(context: Context) -> Figures:
     """Batches of 16, 10 steps each: throughput. Compiled by the defaults: measuring every kernel takes too long."""
     batch = 16 if context.gpu else 2
-    figures: Figures = {}
-    part = context.below(figures, f"batch {batch}")
+    part = context.below({}, f"batch {batch}")
     return {f"batch {batch}": restore(part, "torch-cuda:fp16", batch=batch, steps=10, repeats=5, compiler=())}
 
 
@@ -173,13 +167,9 @@ def memory(context: Context) -> Figures:
     """Memory in use on the device and on the host over 208 images of 10 steps, compiled as `batches`."""
     from bfr.benchmarks.end_to_end.endurance import endure
 
-    options: dict[str, Any] = (
-        {"images": 208, "batch": 16, "steps": 10} if context.gpu else {"images": 2, "steps": 2, "threads": 1}
-    )
-    name = "torch-cuda:fp16" if context.gpu else "onnxruntime-cpu"
-    found = endure(context.bundle, name, compiler=(), **options)
-    grew = {"device growth": found.device_growth, "host growth": found.host_growth, "constant": found.constant}
-    return {**asdict(found), **grew}
+    if context.gpu:
+        return endure(context.bundle, "torch-cuda:fp16", images=208, batch=16, steps=10, compiler=())
+    return endure(context.bundle, "onnxruntime-cpu", images=2, steps=2, threads=1)
 
 
 def cache(context: Context) -> Figures:
@@ -187,41 +177,30 @@ def cache(context: Context) -> Figures:
     return pack_cache(context.work / "inductor", context.out)
 
 
-def train(role: str) -> Callable[[Context], Figures]:
-    """The stage that trains a network of `mini` until its time is over: steps a second, and the loss."""
-
-    def run(context: Context) -> Figures:
-        faces, out = context.faces, context.work / "train"
-        if faces is None:
-            faces = _grey_faces(context.work / "faces")
-        long = ["--steps", "30000", "--batch", "64", "--ema", "0.9995", "--workers", "6", "--log-every", "20"]
-        short = ["--steps", "3", "--batch", "1", "--log-every", "1"]
-        command = [
-            sys.executable,
-            "-m",
-            "bfr.models.systems.mini.train",
-            role,
-            "--faces",
-            str(faces),
-            "--out",
-            str(out),
-        ]
-        process = subprocess.Popen([*command, *(long if context.gpu else short)])  # noqa: S603
-        try:
-            status = process.wait(max(1.0, context.seconds - 8))
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            status = process.wait()
-        else:
-            if status:
-                raise RuntimeError(f"the training ended with status {status}")
-        entries = [json.loads(line) for line in (out / f"{role}.jsonl").read_text().splitlines()]
-        first, last = entries[0], entries[-1]
-        seconds = last["at"] - first["at"]
-        rate = (last["step"] - first["step"]) / seconds if seconds else None
-        return {"steps": last["step"], "steps a second": rate, "first loss": first["loss"], "last loss": last["loss"]}
-
-    return run
+def train(role: str, context: Context) -> Figures:
+    """Train a network of `mini` until the stage's time is over: steps a second, and the loss."""
+    faces, out = context.faces, context.work / "train"
+    if faces is None:
+        faces = _grey_faces(context.work / "faces")
+    command = [sys.executable, "-m", "bfr.models.systems.mini.train", role, f"--faces={faces}", f"--out={out}"]
+    if context.gpu:
+        command += ["--steps=30000", "--batch=64", "--ema=0.9995", "--workers=6", "--log-every=20"]
+    else:
+        command += ["--steps=3", "--batch=1", "--log-every=1"]
+    process = subprocess.Popen(command)  # noqa: S603
+    try:
+        status = process.wait(max(1.0, context.seconds - 8))
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        status = process.wait()
+    else:
+        if status:
+            raise RuntimeError(f"the training ended with status {status}")
+    entries = [json.loads(line) for line in (out / f"{role}.jsonl").read_text().splitlines()]
+    first, last = entries[0], entries[-1]
+    seconds = last["at"] - first["at"]
+    rate = (last["step"] - first["step"]) / seconds if seconds else None
+    return {"steps": last["step"], "steps a second": rate, "first loss": first["loss"], "last loss": last["loss"]}
 
 
 def _grey_faces(folder: Path) -> Path:
@@ -242,15 +221,17 @@ STAGES = (
     Stage("unet", unet, 70, 25, "What does a call take without compiling, and where does it go?"),
     Stage("compiled", compiled, 130, 45, "What does compiling gain?"),
     Stage("autotuned", autotuned, 150, 60, "Does measuring every kernel reach 1.5 ms (H200) or 1.7 ms (H100)?"),
-    Stage("chain eager-cuda", chain("eager-cuda"), 60, 20, "100 steps of eager float32"),
-    Stage("chain eager-half", chain("eager-half"), 45, 20, "100 steps of eager half: is it 5 times slower than ours?"),
-    Stage("chain torch-cuda:fp16", chain("torch-cuda:fp16"), 150, 40, "Are 100 steps done in 160 ms (180 ms)?"),
+    Stage("chain eager-cuda", partial(chain, "eager-cuda"), 60, 20, "100 steps of eager float32"),
+    Stage("chain eager-half", partial(chain, "eager-half"), 45, 20, "100 eager half steps: 5 times slower than ours?"),
+    Stage(
+        "chain torch-cuda:fp16", partial(chain, "torch-cuda:fp16"), 150, 40, "Are 100 steps done in 160 ms (180 ms)?"
+    ),
     Stage("batches", batches, 120, 60, "Does batch 16 reach half of the limit?"),
     Stage("memory", memory, 90, 30, "Is memory constant?"),
     Stage("mini compiled", mini_compiled, 90, 60, "Does the default system run compiled?"),
     Stage("cache", cache, 30, 5, "The next run starts warmer."),
 )
 TRAINING = (
-    Stage("train estimator", train("estimator"), 90, 30, "Steps a second, and does the loss fall?"),
-    Stage("train denoiser", train("denoiser"), 90, 30, "Steps a second, and does the loss fall?"),
+    Stage("train estimator", partial(train, "estimator"), 90, 30, "Steps a second, and does the loss fall?"),
+    Stage("train denoiser", partial(train, "denoiser"), 90, 30, "Steps a second, and does the loss fall?"),
 )

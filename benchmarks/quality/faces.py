@@ -14,8 +14,10 @@ from bfr.models.systems.mini.degrade import Degradation
 from bfr.runtime.errors import InputNotFound, InvalidImage, InvalidOption, RestorationFailed
 from bfr.runtime.images.decode import read_image
 from bfr.runtime.jobs.sources import find_images
-from bfr.runtime.restore.batch import choose_bucket, image_key
-from bfr.runtime.restore.pixels import to_input, to_output
+from bfr.runtime.restore.chain import to_unit
+from bfr.runtime.restore.chains import choose_bucket
+from bfr.runtime.restore.inputs import image_key, to_input, to_output
+from bfr.runtime.restore.plan import ESTIMATE
 from bfr.runtime.restore.restorer import Restorer
 
 LEVELS_SIZE = 256  # pixels: the side that LEVELS are given for
@@ -55,7 +57,9 @@ def level_at(name: str, size: int) -> Degradation:
 def read_faces(folder: Path, size: int, limit: int | None) -> list[tuple[str, UInt8]]:
     """Names and pictures, (S, S, 3) uint8 RGB, of the first `limit` images of a folder, resized (antialiased bicubic).
 
-    Raises InputNotFound where there are none, InvalidImage for one that is not square.
+    Raises:
+        InputNotFound: There are none.
+        InvalidImage: One is not square.
     """
     items = find_images([folder])[:limit]
     if not items:
@@ -76,7 +80,8 @@ def read_faces(folder: Path, size: int, limit: int | None) -> list[tuple[str, UI
 def degrade(name: str, truth: UInt8, degradation: Degradation, seed: int) -> DegradedFace:
     """Degrade a face with noise of its own: a function of the seed and its name, not of its place in the folder.
 
-    Raises InvalidImage for a truth of one colour: nothing can be as sharp as it.
+    Raises:
+        InvalidImage: The truth is of one colour: nothing can be as sharp as it.
     """
     if truth.min() == truth.max():
         raise InvalidImage(f"{name} is of one colour, its sharpness is undefined: take it out of the folder")
@@ -101,15 +106,20 @@ class Pictures:
 
 
 def restore(restorer: Restorer, face: DegradedFace, seed: int) -> Pictures:
-    """Restore one face. Its noise depends on its pixels and the seed alone. Raises RestorationFailed for NaN or Inf."""
+    """Restore one face. Its noise depends on its pixels and the seed alone.
+
+    Raises:
+        RestorationFailed: The result holds NaN or Inf.
+    """
     degraded = to_input(face.degraded, restorer.size)
     batch = choose_bucket(1, restorer.device.buckets)
     chain = restorer.chain(batch)
     begin = time.perf_counter()
-    outcome = chain.run(np.stack([degraded] * batch), seed=seed, images=(image_key(degraded),) * batch, estimate=True)
+    outcome = chain.run(np.stack([degraded] * batch), seed=seed, images=(image_key(degraded),) * batch)
     seconds = time.perf_counter() - begin
-    if not (np.isfinite(outcome.image[0]).all() and np.isfinite(outcome.estimate[0]).all()):
+    started = to_unit(chain.device.read(chain.values[ESTIMATE]))
+    if not (np.isfinite(outcome.image[0]).all() and np.isfinite(started[0]).all()):
         raise RestorationFailed(f"{face.name}: the result holds NaN or Inf; `bfr verify` checks the bundle")
-    estimate, result = (to_output(x[0], face.degraded) for x in (outcome.estimate, outcome.image))
+    estimate, result = (to_output(x[0], face.degraded) for x in (started, outcome.image))
     stages = {"input": face.degraded, "estimate": estimate, "result": result}
     return Pictures(face.name, stages, face.truth, seconds, outcome.seconds["estimate"])

@@ -28,6 +28,13 @@ SCALES, WEIGHT_SCALE = (1, 2), 3
 # NTSC's YIQ: luma and two chromas.
 YIQ = np.array([(0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
 Plane = NDArray[np.float64]
+MEASURES = {  # of `score`: column and digits; the first three are drift too
+    "psnr_db": ("PSNR, dB", 2),
+    "ssim": ("SSIM", 4),
+    "haar_psi": ("HaarPSI", 4),
+    "sharpness": ("sharpness", 3),
+    "correlation": ("detail correlation", 3),
+}
 
 
 def psnr(image: UInt8, truth: UInt8) -> float:
@@ -63,6 +70,11 @@ def correlation(x: NDArray[np.float32], y: NDArray[np.float32]) -> float:
     return float(np.sum(u * v)) / norm if norm > 0 else 0.0
 
 
+def likeness(image: UInt8, truth: UInt8) -> dict[str, float]:
+    """`psnr_db`, `ssim` and `haar_psi` of two pictures."""
+    return {"psnr_db": psnr(image, truth), "ssim": ssim(image, truth), "haar_psi": haar_psi(image, truth)}
+
+
 def score(image: UInt8, truth: UInt8) -> dict[str, float]:
     """Measure a picture: `psnr_db`, `ssim`, `haar_psi`, `sharpness` and `correlation` (see SHARPNESS).
 
@@ -71,9 +83,7 @@ def score(image: UInt8, truth: UInt8) -> dict[str, float]:
     detail, wanted = high_pass(image), high_pass(truth)
     energy = rms(wanted)
     return {
-        "psnr_db": psnr(image, truth),
-        "ssim": ssim(image, truth),
-        "haar_psi": haar_psi(image, truth),
+        **likeness(image, truth),
         "sharpness": rms(detail) / energy if energy > 0 else math.nan,
         "correlation": correlation(detail, wanted),
     }

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from bfr.benchmarks.publish import Command
+from bfr.benchmarks.publish import Command, Findings
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.install import need
 from bfr.runtime.restore.restorer import DEFAULT_SEED
@@ -13,9 +13,9 @@ from bfr.runtime.restore.restorer import DEFAULT_SEED
 Number = TypeVar("Number", int, float)
 
 
-def faces_command(module: str, doc: str | None) -> Command:
+def faces_command(module: str, doc: str | None, measure: Callable[[argparse.Namespace], Findings]) -> Command:
     """Return a command line with what the benchmarks of quality share."""
-    command = Command(module, doc)
+    command = Command(module, doc, measure)
     command.add_argument("folder", type=Path, metavar="FOLDER", help="aligned faces, square")
     command.add_argument("--bundle", type=Path, help="folder of the bundle; the default is the system mini")
     command.number("--limit", None, "the first so many images only")
@@ -29,7 +29,10 @@ def faces_command(module: str, doc: str | None) -> Command:
 def check_common(args: argparse.Namespace) -> None:
     """Check the packages that pictures are measured and drawn with, and `folder`, `out` and `limit`.
 
-    Raises MissingDependency, InputNotFound or InvalidOption.
+    Raises:
+        MissingDependency: A package is missing.
+        InputNotFound: `folder` is no folder.
+        InvalidOption: `out` is a file, or `limit` is below 1.
     """
     need("bench", "skimage", "matplotlib")
     if not args.folder.is_dir():
@@ -41,7 +44,11 @@ def check_common(args: argparse.Namespace) -> None:
 
 
 def numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
-    """The numbers of `2,3,4`. Raises InvalidOption for anything else."""
+    """Return the numbers of a text as `2,3,4`.
+
+    Raises:
+        InvalidOption: It is something else; the message names `option`.
+    """
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError as error:
@@ -49,7 +56,11 @@ def numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Numbe
 
 
 def words(option: str, text: str, known: tuple[str, ...]) -> list[str]:
-    """The words of `a,b`. Raises InvalidOption for one that is not known."""
+    """Return the words of a text as `a,b`.
+
+    Raises:
+        InvalidOption: One is not among `known`; the message names `option`.
+    """
     found = text.split(",")
     if unknown := [word for word in found if word not in known]:
         raise InvalidOption(f"{option} {unknown[0]!r} is unknown: choose from {', '.join(known)}")

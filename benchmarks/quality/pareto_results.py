@@ -1,11 +1,14 @@
 """What the Pareto benchmark found: samplers with their drift, cost and quality; the front, and presets read off it.
 
-Results are written after each sampler, and read again by a run that goes on.
+Drift is how far one sampler's pictures are from the reference's, and its yardstick is how far the reference is from
+itself: it draws one face of many that fit the input, and another seed draws another. A shorter sampler that is no
+farther from the reference, same seed, than the reference is from itself with another seed changes nothing that chance
+does not. Results are written after each sampler, and read again by a run that goes on.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from statistics import median
@@ -13,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bfr.benchmarks.quality.drift import LABELS, within
-from bfr.benchmarks.quality.metrics import Mean, UInt8
+from bfr.benchmarks.quality.metrics import MEASURES, Mean, UInt8, likeness
 from bfr.runtime.bundle.manifest import Preset
 from bfr.runtime.diffusion.schedule import GRIDS
 from bfr.runtime.errors import InvalidOption
@@ -24,6 +26,15 @@ FORMAT = 1
 JSON, PICTURES = "pareto.json", "reference.npz"
 Line = tuple[str, str, float, float]
 BY = "psnr_db"  # the measure of drift that decides
+EQUAL_DB = 100.0  # the PSNR that equal pictures count as: one sample that is a level off has about as much
+DRIFTS = ("psnr_db", "ssim", "haar_psi")
+RULE = (
+    "Drift is measured between a sampler's results and the reference's, same inputs and same seed; the spread between "
+    "the reference's results with one seed and with others. A sampler is within the spread if its mean drift PSNR is "
+    "at least the spread's less one standard error of the paired difference (image by image, drift - spread; above 0 "
+    "is nearer to the reference than its own other seeds are). A blur lies between all draws, and nearer to each than "
+    "they to each other, so that it can be within the spread too: read the verdict beside the sharpness."
+)
 READ_OFF = (
     "Read off: of the samplers of at most so many calls, the best is the one with the least drift (highest PSNR to the "
     "reference); taken is the one of fewest calls among those that are no farther behind it than so many dB, or than "
@@ -39,21 +50,10 @@ class Allowance:
     db: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class FaceScores:
-    """One face through one sampler.
-
-    Attributes:
-        drift: From the reference's result (see `bfr.benchmarks.quality.drift.drift`); of the reference itself, its
-            spread.
-        truth: Against the ground truth (see `bfr.benchmarks.quality.metrics.score`).
-        seconds: Seconds of the whole chain.
-    """
-
-    name: str
-    drift: Mapping[str, float]
-    truth: Mapping[str, float]
-    seconds: float
+PRESETS = {"balanced": Allowance(20, 0.1), "fast": Allowance(10, 0.5)}
+Sample = Mapping[str, Any]
+"""One face through one sampler: its `name`; `drift` from the reference's result (of the reference itself, its spread);
+`truth`, measured against the ground truth; `seconds` of the whole chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Candidate:
     """A sampler and what it did to every face; preset None is the estimate itself, without any call."""
 
     preset: Preset | None
-    samples: Sequence[FaceScores]
+    samples: Sequence[Sample]
 
     @property
     def calls(self) -> int:
@@ -71,7 +71,7 @@ class Candidate:
     @property
     def seconds(self) -> float:
         """Median seconds per image."""
-        return median(sample.seconds for sample in self.samples)
+        return float(median(sample["seconds"] for sample in self.samples))
 
     @property
     def line(self) -> Line | None:
@@ -83,16 +83,16 @@ class Candidate:
 
     def drift(self, measure: str = BY) -> Mean:
         """Return the mean drift over the faces."""
-        return Mean.of([sample.drift[measure] for sample in self.samples])
+        return Mean.of([sample["drift"][measure] for sample in self.samples])
 
     def truth(self, measure: str) -> Mean:
         """Return the mean of a measure against the truth."""
-        return Mean.of([sample.truth[measure] for sample in self.samples])
+        return Mean.of([sample["truth"][measure] for sample in self.samples])
 
     def nearer(self, other: "Candidate") -> Mean:
         """Return how much nearer it is to the reference than `other`, in dB, paired by face."""
         pairs = zip(self.samples, other.samples, strict=True)
-        return Mean.of([mine.drift[BY] - theirs.drift[BY] for mine, theirs in pairs])
+        return Mean.of([mine["drift"][BY] - theirs["drift"][BY] for mine, theirs in pairs])
 
     def __str__(self) -> str:
         return str(self.preset) if self.preset else "the estimate itself"
@@ -114,26 +114,37 @@ class Study:
     reference: Candidate
     candidates: Sequence[Candidate]
 
-    def find(self, preset: Preset) -> Candidate | None:
-        """What was measured of a preset."""
-        return next((candidate for candidate in self.candidates if candidate.preset == preset), None)
-
-    def with_candidate(self, candidate: Candidate) -> "Study":
-        """These results and one more."""
-        return replace(self, candidates=[*self.candidates, candidate])
-
     def difference(self, candidate: Candidate) -> Mean:
         """Return drift less spread, PSNR in dB, paired by face; above 0, it is nearer than another seed."""
         return candidate.nearer(self.reference)
 
     def within_spread(self, candidate: Candidate) -> bool:
-        """The verdict of `bfr.benchmarks.quality.drift.RULE`."""
+        """The verdict of RULE."""
         return within(self.difference(candidate))
 
     def front(self) -> list[Candidate]:
         """The candidates that no other beats in calls or drift without losing in the other, from fewest calls."""
         points = [(candidate.calls, candidate.drift().mean) for candidate in self.candidates]
         return [self.candidates[i] for i in front(points)]
+
+    def presets(self) -> dict[str, Candidate | None]:
+        """What is read off for each of PRESETS."""
+        return {name: read_off(self, allowance) for name, allowance in PRESETS.items()}
+
+
+def drift(image: UInt8, reference: UInt8) -> dict[str, float]:
+    """DRIFTS between two pictures, (H, W, 3) uint8 RGB; PSNR is EQUAL_DB at most."""
+    found = likeness(image, reference)
+    return {**found, "psnr_db": min(found["psnr_db"], EQUAL_DB)}
+
+
+def within(difference: Mean) -> bool:
+    """The rule of RULE.
+
+    Args:
+        difference: Difference of PSNR in dB, drift less spread, image by image.
+    """
+    return difference.mean >= -(difference.error or 0.0)
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -155,17 +166,16 @@ def read_off(results: Study, allowance: Allowance) -> Candidate | None:
     if not allowed:
         return None
     best = max(allowed, key=lambda candidate: (candidate.drift().mean, -candidate.calls))
-    tied = [candidate for candidate in allowed if _tied(best.nearer(candidate), allowance.db)]
+    tied = [
+        candidate
+        for candidate in allowed
+        if (lead := best.nearer(candidate)).mean <= max(allowance.db, lead.error or 0.0)
+    ]
     return min(tied, key=lambda candidate: (candidate.calls, -candidate.drift().mean))
 
 
-def _tied(lead: Mean, db: float) -> bool:
-    return lead.mean <= max(db, lead.error or 0.0)
-
-
-def as_dict(results: Study, presets: Mapping[str, Allowance]) -> dict[str, Any]:
+def as_dict(results: Study) -> dict[str, Any]:
     """Return what pareto.json holds, with the presets that are read off."""
-    chosen = {name: read_off(results, allowance) for name, allowance in presets.items()}
     return {
         "format": FORMAT,
         **results.facts,
@@ -176,12 +186,16 @@ def as_dict(results: Study, presets: Mapping[str, Allowance]) -> dict[str, Any]:
             for c in results.candidates
         ],
         "front": [_preset(candidate) for candidate in results.front()],
-        "read_off": {name: candidate and _preset(candidate) for name, candidate in chosen.items()},
+        "read_off": {name: candidate and _preset(candidate) for name, candidate in results.presets().items()},
     }
 
 
 def load(out: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> Study | None:
-    """What an earlier run left in `out`, None where there is nothing. Raises InvalidOption for other settings."""
+    """Read what an earlier run left in `out`; None where there is nothing.
+
+    Raises:
+        InvalidOption: It was left by a run with other settings, or is something else.
+    """
     path = out / JSON
     if not path.is_file():
         return None
@@ -208,7 +222,11 @@ def save_pictures(out: Path, pictures: Sequence[UInt8]) -> None:
 
 
 def load_pictures(out: Path) -> list[UInt8]:
-    """What `save_pictures` kept. Raises InvalidOption where it is gone."""
+    """Read what `save_pictures` kept.
+
+    Raises:
+        InvalidOption: It is gone.
+    """
     path = out / PICTURES
     if not path.is_file():
         raise InvalidOption(f"{path} is gone, and {JSON} cannot go on without it: delete that to start anew")
@@ -221,17 +239,16 @@ def _preset(candidate: Candidate) -> dict[str, Any] | None:
 
 
 def _as_dict(candidate: Candidate) -> dict[str, Any]:
-    measures = candidate.samples[0].truth
     return {
         "preset": _preset(candidate),
         "calls": candidate.calls,
         "seconds_per_image": candidate.seconds,
-        "drift": {measure: asdict(candidate.drift(measure)) for measure in LABELS},
-        "truth": {measure: asdict(candidate.truth(measure)) for measure in measures},
-        "images": [asdict(sample) for sample in candidate.samples],
+        "drift": {measure: asdict(candidate.drift(measure)) for measure in DRIFTS},
+        "truth": {measure: asdict(candidate.truth(measure)) for measure in MEASURES},
+        "images": candidate.samples,
     }
 
 
 def _candidate(content: Mapping[str, Any]) -> Candidate:
     preset = None if content["preset"] is None else Preset.model_validate(content["preset"])
-    return Candidate(preset, [FaceScores(**image) for image in content["images"]])
+    return Candidate(preset, content["images"])

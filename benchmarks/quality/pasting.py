@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.benchmarks.publish import Command, Findings, say
-from bfr.benchmarks.quality.metrics import UInt8, haar_map
+from bfr.benchmarks.quality.metrics import UInt8, haar_map, psnr
 from bfr.benchmarks.quality.options import numbers
 from bfr.benchmarks.quality.pasting_cells import (
     DEGRADATIONS,
@@ -45,6 +45,7 @@ NETWORK_SIDES = (512,)
 OUTSIDE = 1.1  # sides of the square beyond which no interpolation of it reaches
 BESIDE = 2  # of 128 cells a side: how far from the outline of face and hair its surroundings reach, both ways
 WINDOW = 32  # pixels around a region that HaarPSI's windows see
+EQUAL_DB = 10 * math.log10(255**2 / 1e-4)  # the PSNR that equal regions count as
 LEAST = 64  # pixels of a region that is measured
 Scores = dict[str, dict[str, list[float]]]
 """way -> region -> PSNR in dB and HaarPSI. Under `change`, the mean absolute change of what is neither face nor hair,
@@ -94,9 +95,8 @@ def _compare(image: UInt8, truth: UInt8, where: NDArray[np.bool_]) -> list[float
     rows, columns = (np.flatnonzero(where.any(axis=axis)) for axis in (1, 0))
     part = tuple(slice(max(used[0] - WINDOW, 0) // 2 * 2, used[-1] + 1 + WINDOW) for used in (rows, columns))
     image, truth, where = image[part], truth[part], where[part]
-    error = float(np.mean((image[where].astype(np.float64) - truth[where]) ** 2))
     alike = haar_map(np.where(where[..., None], image, truth), truth)
-    return [10 * math.log10(255**2 / max(error, 1e-4)), alike.mean(where)]
+    return [min(psnr(image[where], truth[where]), EQUAL_DB), alike.mean(where)]
 
 
 def measure_cells(
@@ -152,7 +152,12 @@ def count_sharp(portraits: Sequence[Portrait], sides: Sequence[int], size: int) 
 
 
 def benchmark(args: argparse.Namespace) -> Findings:
-    """Measure. Raises InputNotFound and InvalidOption."""
+    """Run what the command line asks for.
+
+    Raises:
+        InputNotFound: The folder holds no photograph with a face.
+        InvalidOption: `--sides` is no list of numbers.
+    """
     sides = numbers("--sides", args.sides, int)
     portraits = read_portraits(args.folder, args.limit, args.size)
     cells = list(measure_cells(portraits, sides, args.size, lambda cell, _: cell.clean(args.size)))
@@ -181,20 +186,14 @@ def benchmark(args: argparse.Namespace) -> Findings:
     return figures, as_markdown(figures)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    command = Command("bfr.benchmarks.quality.pasting", __doc__)
-    command.add_argument("folder", type=Path, metavar="FOLDER", help="sharp photographs, or aligned faces")
-    command.number("--limit", 4, "the first so many photographs with a face (%(default)s)")
-    command.add_argument(
-        "--sides", default=",".join(map(str, SIDES)), help="of the face's square, pixels (%(default)s)"
-    )
-    command.number("--size", 256, "of the perfect restorer's crops (%(default)s)")
-    command.number("--network", 0, "so many photographs restored by the default system too (%(default)s)")
-    command.number("--everyone", 40, "so many photographs in which sharp faces are counted (%(default)s)")
-    command.add_argument("--attribution", metavar="TEXT", help="a line for the report, as licences ask")
-    return command.run(arguments, benchmark)
-
+main = Command("bfr.benchmarks.quality.pasting", __doc__, benchmark)
+main.add_argument("folder", type=Path, metavar="FOLDER", help="sharp photographs, or aligned faces")
+main.number("--limit", 4, "the first so many photographs with a face (%(default)s)")
+main.add_argument("--sides", default=",".join(map(str, SIDES)), help="of the face's square, pixels (%(default)s)")
+main.number("--size", 256, "of the perfect restorer's crops (%(default)s)")
+main.number("--network", 0, "so many photographs restored by the default system too (%(default)s)")
+main.number("--everyone", 40, "so many photographs in which sharp faces are counted (%(default)s)")
+main.add_argument("--attribution", metavar="TEXT", help="a line for the report, as licences ask")
 
 if __name__ == "__main__":
     sys.exit(main())

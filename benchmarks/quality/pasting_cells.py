@@ -47,7 +47,6 @@ OTHERS = ("published", "difference", "crop")
 class Portrait:
     """A photograph, (H, W, 3) uint8 RGB, the landmarks of its largest face, and its square's side, pixels."""
 
-    name: str
     pixels: UInt8
     landmarks: NDArray[Any]
     side: float
@@ -78,14 +77,23 @@ class Cell:
 
 
 def read_portraits(folder: Path, limit: int, size: int) -> list[Portrait]:
-    """The first photographs of a folder in which YuNet finds a face. Raises InputNotFound where there is none."""
+    """Read the first photographs of a folder in which YuNet finds a face.
+
+    Args:
+        folder: Of photographs.
+        limit: How many are read.
+        size: Side of the aligned crop, pixels.
+
+    Raises:
+        InputNotFound: There is none.
+    """
     detector, found = open_detector("yunet"), list[Portrait]()
     for item in find_images([folder]):
         pixels = np.asarray(read_image(Path(item.source)).pixels, np.uint8)
         faces = sorted(detector.detect(pixels), key=lambda face: face.area)
         if faces and (matrix := alignment(faces[-1].landmarks, size)) is not None:
             side = size / math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))
-            found.append(Portrait(item.name, pixels, faces[-1].landmarks, side))
+            found.append(Portrait(pixels, faces[-1].landmarks, side))
         if len(found) == limit:
             break
     if not found:

@@ -9,22 +9,16 @@ with it. --geometry adds what became of the face's landmarks. The same seed give
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bfr.benchmarks.publish import Command, Findings, say
+from bfr.benchmarks.publish import Findings, say
 from bfr.benchmarks.quality.faces import LEVELS, DegradedFace, Pictures, degrade, level_at, read_faces, restore
 from bfr.benchmarks.quality.geometry import examine
 from bfr.benchmarks.quality.metrics import SHARPNESS, score
 from bfr.benchmarks.quality.options import check_common, faces_command, words
-from bfr.benchmarks.quality.report import (
-    STAGES,
-    Evaluation,
-    ImageScores,
-    as_markdown,
-    describe_degradation,
-)
+from bfr.benchmarks.quality.report import STAGES, Evaluation, ImageScores, as_markdown, describe_degradation
 from bfr.benchmarks.quality.sheet import Tile, contact_sheet
 from bfr.models.systems.mini.degrade import Degradation
 from bfr.runtime.backends.registry import open_device
@@ -78,7 +72,8 @@ def draw_sheet(evaluation: Evaluation, pictures: Sequence[Pictures], facts: dict
     """PNG bytes: a row for each face, its stages and its truth in columns, measured values underneath."""
     rows = []
     for kept, scores in zip(pictures, evaluation.images, strict=False):
-        tiles = [Tile(kept.stages[stage], _caption(scores.stages[stage])) for stage in STAGES]
+        form = "{psnr_db:.2f} dB   {ssim:.3f}   {sharpness:.2f}"
+        tiles = [Tile(kept.stages[stage], form.format(**scores.stages[stage])) for stage in STAGES]
         rows.append((kept.name, [*tiles, Tile(kept.truth)]))
     sampler = f"{facts['bundle']['system']}: {evaluation.preset}; seed {facts['seed']}"
     under = "Under the pictures: PSNR, SSIM, sharpness relative to the truth."
@@ -86,13 +81,12 @@ def draw_sheet(evaluation: Evaluation, pictures: Sequence[Pictures], facts: dict
     return contact_sheet([*STAGES, "truth"], rows, title=evaluation.title, notes=notes)
 
 
-def _caption(scores: Mapping[str, float]) -> str:
-    return f"{scores['psnr_db']:.2f} dB   {scores['ssim']:.3f}   {scores['sharpness']:.2f}"
-
-
 def benchmark(args: argparse.Namespace) -> Findings:
     """Run what the command line asks for, and write the contact sheets."""
-    _check(args)
+    check_common(args)
+    check_seed(args.seed)
+    if args.sheet < 0:
+        raise InvalidOption(f"--sheet {args.sheet} is out of range: choose 0 (no sheets) or more")
     bundle = Bundle.open(args.bundle or default_bundle())
     size = bundle.manifest.image_size
     chosen = {name: getattr(args, name) for name in PARTS if getattr(args, name) is not None}
@@ -121,15 +115,8 @@ def benchmark(args: argparse.Namespace) -> Findings:
         restorer.warm_up()
         for title, degradation in degradations.items():
             faces = [degrade(*truth, degradation, args.seed) for truth in truths]
-            evaluation, pictures = evaluate(
-                restorer,
-                faces,
-                title=title,
-                degradation=degradation,
-                seed=args.seed,
-                keep=args.sheet,
-                detector=detector,
-            )
+            options = {"title": title, "degradation": degradation, "seed": args.seed, "keep": args.sheet}
+            evaluation, pictures = evaluate(restorer, faces, detector=detector, **options)
             evaluations.append(evaluation)
             if pictures:
                 write_bytes(args.out / f"sheet_{title}.png", draw_sheet(evaluation, pictures, facts))
@@ -149,30 +136,15 @@ def _open_detector(args: argparse.Namespace) -> tuple[Detector | None, str | Non
         return None, why
 
 
-def _check(args: argparse.Namespace) -> None:
-    check_common(args)
-    check_seed(args.seed)
-    if args.sheet < 0:
-        raise InvalidOption(f"--sheet {args.sheet} is out of range: choose 0 (no sheets) or more")
-
-
-def _command() -> Command:
-    command = faces_command("bfr.benchmarks.quality.quality", __doc__)
-    command.add_argument("--preset", default="reference", help="a preset of the bundle (%(default)s)")
-    for name, kind in zip(PARTS, (str, str, float, int, float), strict=True):
-        command.add_argument(f"--{name}", type=kind, help="instead of the preset's")
-    command.add_argument("--precision", default="fp32", help="of the networks (%(default)s)")
-    command.add_argument("--geometry", action="store_true", help="measure landmarks and proportions too, with YuNet")
-    command.add_argument("--yunet", type=Path, metavar="FOLDER", help="where YuNet is, instead of bfr's cache")
-    command.add_argument("--levels", help=f"of {','.join(LEVELS)}; all")
-    command.number("--sheet", 6, "faces on a contact sheet (%(default)s)")
-    return command
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    return _command().run(arguments, benchmark)
-
+main = faces_command("bfr.benchmarks.quality.quality", __doc__, benchmark)
+main.add_argument("--preset", default="reference", help="a preset of the bundle (%(default)s)")
+for name, kind in zip(PARTS, (str, str, float, int, float), strict=True):
+    main.add_argument(f"--{name}", type=kind, help="instead of the preset's")
+main.add_argument("--precision", default="fp32", help="of the networks (%(default)s)")
+main.add_argument("--geometry", action="store_true", help="measure landmarks and proportions too, with YuNet")
+main.add_argument("--yunet", type=Path, metavar="FOLDER", help="where YuNet is, instead of bfr's cache")
+main.add_argument("--levels", help=f"of {','.join(LEVELS)}; all")
+main.number("--sheet", 6, "faces on a contact sheet (%(default)s)")
 
 if __name__ == "__main__":
     sys.exit(main())

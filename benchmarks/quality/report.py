@@ -7,20 +7,13 @@ from typing import Any
 
 from bfr.benchmarks.quality.faces import CLEAN
 from bfr.benchmarks.quality.geometry import Record, describe_geometry, geometry_table
-from bfr.benchmarks.quality.metrics import Mean
+from bfr.benchmarks.quality.metrics import MEASURES, Mean
 from bfr.benchmarks.tables import show, table
 from bfr.models.systems.mini.degrade import Degradation
 from bfr.runtime.bundle.manifest import Preset
 
 STAGES = ("input", "estimate", "result")
 GAINS = (("estimate", "input"), ("result", "estimate"), ("result", "input"))
-LABELS = {
-    "psnr_db": ("PSNR, dB", 2),
-    "ssim": ("SSIM", 4),
-    "haar_psi": ("HaarPSI", 4),
-    "sharpness": ("sharpness", 3),
-    "correlation": ("detail correlation", 3),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +52,14 @@ class Evaluation:
         return tuple(self.images[0].stages["input"])
 
     @property
-    def stages(self) -> tuple[str, ...]:
-        """The stages to average; the input of a clean face is the truth, at an infinite PSNR."""
-        return STAGES[1:] if self.degradation == CLEAN else STAGES
+    def clean(self) -> bool:
+        """Whether the input is the truth, at an infinite PSNR: nothing is compared with it."""
+        return self.degradation == CLEAN
 
     @property
-    def gains(self) -> tuple[tuple[str, str], ...]:
-        """The pairs of stages to compare; none for a clean face."""
-        return () if self.degradation == CLEAN else GAINS
+    def stages(self) -> tuple[str, ...]:
+        """The stages to average."""
+        return STAGES[1:] if self.clean else STAGES
 
     def mean(self, stage: str, measure: str) -> Mean:
         """Return the mean of a measure over the images."""
@@ -92,28 +85,40 @@ class Evaluation:
             "preset": self.preset.model_dump(),
             "degradation": asdict(self.degradation),
             "mean": {s: {m: asdict(self.mean(s, m)) for m in self.measures} for s in self.stages},
-            "gain_db": {f"{a} - {b}": asdict(self.gain(a, b)) for a, b in self.gains} or None,
-            "least_db": {s: self.least_db(s) for s in self.stages} if self.degradation == CLEAN else None,
+            "gain_db": None if self.clean else {f"{a} - {b}": asdict(self.gain(a, b)) for a, b in GAINS},
+            "least_db": {s: self.least_db(s) for s in self.stages} if self.clean else None,
             "seconds_per_image": self.seconds,
-            "images": [_image(image) for image in self.images],
+            "images": [
+                {
+                    "name": one.name,
+                    **one.stages,
+                    **({"geometry": one.geometry} if one.geometry else {}),
+                    "seconds": one.seconds,
+                }
+                for one in self.images
+            ],
         }
 
 
 def as_markdown(facts: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> str:
     """The facts, then a table for each evaluation; means ± standard errors."""
     bundle = facts["bundle"]
-    lines = ["# Quality", ""]
-    lines += [f"- System: {bundle['system']}, {bundle['image_size']}x{bundle['image_size']}, {facts['precision']}"]
-    lines += [f"- Bundle: `{bundle['hash']}`", f"- Backend: {facts['backend']}"]
-    lines += [f"- Images: {facts['images']}, seed {facts['seed']}", f"- {facts['definition']}"]
-    lines += [
-        "- Values are means over the images ± their standard errors; seconds are per image, one at a time, median."
+    lines = [
+        "# Quality",
+        "",
+        f"- System: {bundle['system']}, {bundle['image_size']}x{bundle['image_size']}, {facts['precision']}",
+        f"- Bundle: `{bundle['hash']}`",
+        f"- Backend: {facts['backend']}",
+        f"- Images: {facts['images']}, seed {facts['seed']}",
+        f"- {facts['definition']}",
+        "- Values are means over the images ± their standard errors; seconds are per image, one at a time, median.",
+        *([f"- {describe_geometry(facts['detector'])}"] if facts["detector"] else []),
+        *(f"- {facts[name]}" for name in ("no_geometry", "attribution") if facts[name]),
     ]
-    if facts["detector"]:
-        lines += [f"- {describe_geometry(facts['detector'])}"]
-    lines += [f"- {facts[name]}" for name in ("no_geometry", "attribution") if facts[name]]
     for evaluation in evaluations:
-        lines += ["", *_heading(evaluation), "", *_stage_table(evaluation)]
+        words = describe_degradation(evaluation.degradation)
+        words = f"{words[0].upper()}{words[1:]}; {evaluation.preset}: {evaluation.seconds:.3g} s per image."
+        lines += ["", f"## {evaluation.title}", "", words, "", *_stage_table(evaluation)]
         if facts["detector"]:
             lines += ["", *geometry_table([image.geometry for image in evaluation.images])]
     return "\n".join(lines) + "\n"
@@ -129,28 +134,13 @@ def describe_degradation(degradation: Degradation) -> str:
     )
 
 
-def _heading(evaluation: Evaluation) -> list[str]:
-    words = describe_degradation(evaluation.degradation)
-    words = f"{words}; {evaluation.preset}: {evaluation.seconds:.3g} s per image"
-    return [f"## {evaluation.title}", "", f"{words[0].upper()}{words[1:]}."]
-
-
 def _stage_table(evaluation: Evaluation) -> list[str]:
-    head = ["", *(LABELS[measure][0] for measure in evaluation.measures)]
+    head = ["", *(MEASURES[measure][0] for measure in evaluation.measures)]
     rows = [
-        [stage, *(show(evaluation.mean(stage, m), LABELS[m][1]) for m in evaluation.measures)]
+        [stage, *(show(evaluation.mean(stage, m), MEASURES[m][1]) for m in evaluation.measures)]
         for stage in evaluation.stages
     ]
-    if evaluation.degradation == CLEAN:
-        head.append("least PSNR, dB")
-        rows = [[*row, f"{evaluation.least_db(row[0]):.2f}"] for row in rows]
-    lines = table(head, rows)
-    if evaluation.gains:
-        gains = [[f"{a} - {b}", show(evaluation.gain(a, b), 2, sign=True)] for a, b in evaluation.gains]
-        lines += ["", *table(["gain", "PSNR, dB"], gains)]
-    return lines
-
-
-def _image(image: ImageScores) -> dict[str, Any]:
-    geometry = {} if image.geometry is None else {"geometry": image.geometry}
-    return {"name": image.name, **image.stages, **geometry, "seconds": image.seconds}
+    if evaluation.clean:
+        return table([*head, "least PSNR, dB"], [[*row, f"{evaluation.least_db(row[0]):.2f}"] for row in rows])
+    gains = [[f"{a} - {b}", show(evaluation.gain(a, b), 2, sign=True)] for a, b in GAINS]
+    return [*table(head, rows), "", *table(["gain", "PSNR, dB"], gains)]

@@ -54,7 +54,11 @@ class Apart:
         self._ask((make, arguments), "to start")
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method there. Raises Lost, after which the process is gone."""
+        """Call a method there.
+
+        Raises:
+            Lost: It raised, ended the process or took too long; the process is gone.
+        """
         return self._ask((method, arguments), f"for {method}")
 
     def close(self) -> None:

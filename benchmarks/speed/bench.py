@@ -5,28 +5,26 @@ Each runs in a process of its own, so that one that fails costs no more than its
 """
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from bfr.benchmarks.environment import CpuWatch, GpuWatch, describe_machine
+from bfr.benchmarks.environment import CpuWatch, GpuWatch, describe_machine, gpu_used_bytes
 from bfr.benchmarks.publish import write_json
 from bfr.benchmarks.speed import plots
 from bfr.benchmarks.speed.apart import Apart, Lost
-from bfr.benchmarks.speed.cold import cold_start
 from bfr.benchmarks.speed.contender import BASELINES, default_backends, default_threads, split_name
-from bfr.benchmarks.speed.interleave import Progress, Race, Run
+from bfr.benchmarks.speed.interleave import Progress, Race
 from bfr.benchmarks.speed.options import BenchOptions
-from bfr.benchmarks.speed.player import Facts, open_player
+from bfr.benchmarks.speed.player import Entry, open_player
 from bfr.benchmarks.speed.report import as_markdown
-from bfr.benchmarks.speed.results import FORMAT, BackendResult, Measurement, Results, summarize
+from bfr.benchmarks.speed.results import FORMAT, BackendResult, Cold, Measurement, Results, Run, summarize
 from bfr.benchmarks.speed.roofline import Ceilings, count_cost, measure_ceilings
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
-from bfr.runtime.bundle.manifest import Preset
 from bfr.runtime.errors import BackendUnavailable, RestorationFailed
 from bfr.runtime.files import write_bytes
 from bfr.runtime.install import need
@@ -39,8 +37,13 @@ def bench(options: BenchOptions, progress: Progress = lambda _: None) -> Path:
 
     `bench.json` is written after every round, so that a run that is cut short leaves what it found.
 
-    Raises MissingDependency without torch or matplotlib, InvalidOption, BundleInvalid, BackendUnavailable where no
-    backend works, RestorationFailed where none comes to an end, WriteFailed.
+    Raises:
+        MissingDependency: torch or matplotlib is missing.
+        InvalidOption: An option does not fit the bundle.
+        BundleInvalid: The folder is no bundle.
+        BackendUnavailable: No backend works here.
+        RestorationFailed: No backend comes to an end.
+        WriteFailed: A report cannot be written.
     """
     need("bench", "matplotlib")  # before the measurements, not after them
     markdown = options.out / "bench.md"
@@ -76,8 +79,8 @@ def run_bench(
         sampler = sampler.shortened(options.steps)
     plan = make_plan(bundle, sampler)
     names = options.backends or default_backends(bundle, options.device)
-    threads = options.threads or default_threads()
-    gpu = None if split_name(choose_baseline(bundle, names)).backend.endswith("-cpu") else options.device
+    baseline, threads = choose_baseline(bundle, names), options.threads or default_threads()
+    gpu = None if split_name(baseline).backend.endswith("-cpu") else options.device
     watch, gpu_watch = CpuWatch(), GpuWatch(gpu)
     results = Results(
         system=bundle.manifest.system,
@@ -93,69 +96,92 @@ def run_bench(
         repeats=options.repeats,
         warmup=options.warmup,
         threads=threads,
-        baseline=choose_baseline(bundle, names),
+        baseline=baseline,
         machine=describe_machine(),
         others_cores=None,
-        backends=[],
-        skipped={},
-        measurements=[],
-        ceilings=None,
         costs=count_cost(bundle, options.batches, half=gpu is not None),
-        complete=False,
     )
-    race = Race(progress)
+    race, entries = Race(progress), dict[str, Entry]()
     with ExitStack() as processes:
         processes.callback(gpu_watch.stop)
-        results = replace(results, ceilings=_ceilings(gpu, threads, options.limit, results.notes, progress))
-        backends = _open_all(bundle, names, sampler, threads, options, race, processes, results.skipped)
-        if not backends:
+        results.ceilings = _ceilings(gpu, threads, options.limit, results.notes, progress)
+        for name in names:
+            progress(f"loading {name}")
+            entry = entries[name] = Entry(bundle.folder.absolute(), name, sampler, threads, options.device)
+            try:
+                process = processes.enter_context(closing(Apart(open_player, entry, limit=options.limit)))
+                facts: BackendResult = process.call("facts")
+                race.add(name, process.call, process.call("first_calls"))
+            except Lost as error:
+                results.skipped[name] = _publishable(str(error)).removeprefix(f"{name}: ")
+                progress(f"{name} is skipped: {error}")
+                continue
+            results.backends.append(facts)
+        if not results.backends:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in results.skipped.items())
             raise BackendUnavailable(f"no backend works here: {reasons}")
-        results = replace(results, backends=backends, baseline=choose_baseline(bundle, [one.name for one in backends]))
-
-        def keep_round(before: Results, batch: int, runs: Sequence[Run]) -> Results:
-            grown = _with_runs(before, bundle, plan, race, batch, runs)
-            keep(grown)
-            return grown
-
+        results.baseline = choose_baseline(bundle, [one.name for one in results.backends])
         for batch in options.batches:
-            told = partial(keep_round, results, batch)
-            runs = race.measure(batch, repeats=options.repeats, warmup=options.warmup, keep=told)
-            results = told(runs)
+            before = results.measurements
+
+            def keep_round(runs: Sequence[Run], before: list[Measurement] = before, batch: int = batch) -> None:
+                results.measurements = [*before, *summarize_all(bundle, plan, results, batch, runs)]
+                results.lost = {name: _publishable(why).removeprefix(f"{name}: ") for name, why in race.lost.items()}
+                results.energy = race.energy
+                keep(results)
+
+            keep_round(race.measure(batch, repeats=options.repeats, warmup=options.warmup, keep=keep_round))
     # The processes have ended, so that what they took of the CPU is known, and the GPU's memory is free.
-    results = replace(results, others_cores=watch.others(), machine=results.machine | gpu_watch.stop())
+    results.others_cores = watch.others()
+    results.machine |= gpu_watch.stop()
     if not results.measurements:
         raise RestorationFailed(f"no backend came to an end: {'; '.join(map(': '.join, results.lost.items()))}")
-    for backend in [one for one in results.backends if options.cold and one.name not in results.lost]:
+    for i, backend in enumerate(results.backends):
+        if not options.cold or backend.name in results.lost:
+            continue
         progress(f"{backend.name}: a fresh process, for its start and its memory")
         try:
-            cold = cold_start(
-                bundle.folder,
-                backend.name,
-                sampler,
-                batches=options.batches,
-                threads=threads,
-                index=options.device,
-                limit=options.limit,
-            )
+            cold = cold_start(entries[backend.name], options.batches, options.limit)
         except Lost as error:
             progress(f"{backend.name} has no numbers of a fresh process: {error}")
             results.notes.append(f"No cold start of {backend.name}: {_publishable(str(error))}")
             continue
-        known = [replace(one, cold=cold) if one is backend else one for one in results.backends]
-        results = replace(results, backends=known)
+        results.backends[i] = replace(backend, cold=cold)
         keep(results)
-    return replace(results, complete=True)
+    results.complete = True
+    return results
 
 
-def _with_runs(results: Results, bundle: Bundle, plan: Plan, race: Race, batch: int, runs: Sequence[Run]) -> Results:
-    """The results with those of one more batch size, or of a part of it."""
-    return replace(
-        results,
-        measurements=[*results.measurements, *summarize_all(bundle, plan, results, batch, runs)],
-        lost={name: _publishable(why).removeprefix(f"{name}: ") for name, why in race.lost.items()},
-        energy=race.energy,
-    )
+def cold_start(entry: Entry, batches: tuple[int, ...], limit: float) -> Cold:
+    """Start one backend alone in a fresh process, and restore a batch of each size in it.
+
+    In one process the memory of several would add up. The process imports what a deployment would import: PyTorch only
+    for a backend of PyTorch. The smallest batch runs the whole sampler; the others one step of it, which needs as much
+    memory.
+
+    Args:
+        entry: Who starts.
+        batches: Sizes, in any order.
+        limit: Seconds that the start, and each call, may take.
+
+    Raises:
+        Lost: With its last words, where it fails.
+    """
+    begin, before = time.perf_counter(), gpu_used_bytes()
+    first, sizes = 0.0, sorted(batches)
+    peaks: dict[int, int | None] = {}
+    grown: dict[int, int | None] = {}
+    with closing(Apart(open_player, entry, True, limit=limit)) as process:
+        load_seconds, first_calls = process.call("facts").load_seconds, process.call("first_calls")
+        for batch in sizes:
+            process.call("begin", batch, batch != sizes[0])
+            process.call("time")
+            first = first or time.perf_counter() - begin
+            if first_calls > 1:
+                process.call("time")  # a graph has memory of its own
+            (peaks[batch], imports_torch), used = process.call("footprint"), gpu_used_bytes()
+            grown[batch] = None if used is None or before is None else used - before
+    return Cold(sizes[0], first, load_seconds, peaks, grown, imports_torch)
 
 
 def choose_baseline(bundle: Bundle, names: Sequence[str]) -> str:
@@ -163,36 +189,6 @@ def choose_baseline(bundle: Bundle, names: Sequence[str]) -> str:
     # What was wrapped has no PyTorch modules.
     wrapped = any(network.kind == "wrapped" for network in bundle.manifest.networks.values())
     return names[0] if wrapped else next((name for name in names if name in BASELINES), names[0])
-
-
-def _open_all(
-    bundle: Bundle,
-    names: Sequence[str],
-    sampler: Preset,
-    threads: int,
-    options: BenchOptions,
-    race: Race,
-    processes: ExitStack,
-    skipped: dict[str, str],
-) -> list[BackendResult]:
-    """Open every backend in a process of its own; those that do not work here go to `skipped`."""
-    opened = []
-    for name in names:
-        race.progress(f"loading {name}")
-        try:
-            request = (bundle.folder.absolute(), name, sampler.model_dump(), threads, options.device)
-            process = Apart(open_player, *request, limit=options.limit)
-            processes.callback(process.close)
-            facts: Facts = process.call("facts")
-        except Lost as error:
-            skipped[name] = _publishable(str(error)).removeprefix(f"{name}: ")
-            race.progress(f"{name} is skipped: {error}")
-            continue
-        race.add(name, process.call, facts.first_calls)
-        opened.append(
-            BackendResult(name, facts.precision, facts.versions, facts.load_seconds, None, facts.build_seconds)
-        )
-    return opened
 
 
 def _ceilings(gpu: int | None, threads: int, limit: float, notes: list[str], progress: Progress) -> Ceilings | None:
@@ -208,38 +204,18 @@ def _ceilings(gpu: int | None, threads: int, limit: float, notes: list[str], pro
 
 def summarize_all(bundle: Bundle, plan: Plan, results: Results, batch: int, runs: Sequence[Run]) -> list[Measurement]:
     """The statistics of every backend at one batch size; speed and results are held against the baseline's."""
-    image_gflop = plan_gflop(bundle, plan)
-    reference = next((run for run in runs if run.name == results.baseline), None)
+    counts = [(calls, bundle.network(name).gflop) for name, calls in plan.calls().items()]
+    known = all(gflop is not None for _, gflop in counts)
+    gflop = batch * sum(calls * (gflop or 0.0) for calls, gflop in counts) if known else None
+    baseline = next((run for run in runs if run.name == results.baseline), None)
     limits: dict[str, float] = {}
     if ceilings := results.ceilings:  # they say nothing of networks in another precision
         alike = [one.name for one in results.backends if one.precision == ceilings.precision]
         limits = {name: cost.limit_seconds(ceilings) for cost in results.costs if cost.batch == batch for name in alike}
-    measured = []
-    for run in runs:
-        pictures = None
-        if reference and run is not reference and run.images is not None and reference.images is not None:
-            pictures = run.images, reference.images
-        measured.append(
-            summarize(
-                run.name,
-                batch,
-                plan.steps,
-                run.first,
-                run.samples,
-                gflop=None if image_gflop is None else batch * image_gflop,
-                baseline=reference.samples if reference else (),
-                images=pictures,
-                limit_seconds=limits.get(run.name),
-                joules=run.joules,
-            )
-        )
-    return measured
-
-
-def plan_gflop(bundle: Bundle, plan: Plan) -> float | None:
-    """Billions of operations of all calls for one image, None where a network's are not counted."""
-    counts = [(calls, bundle.network(name).gflop) for name, calls in plan.calls().items()]
-    return None if any(gflop is None for _, gflop in counts) else sum(calls * (gflop or 0.0) for calls, gflop in counts)
+    return [
+        summarize(run, batch, plan.steps, baseline=baseline, gflop=gflop, limit_seconds=limits.get(run.name))
+        for run in runs
+    ]
 
 
 def _publishable(reason: str) -> str:

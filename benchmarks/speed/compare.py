@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bfr.benchmarks.speed.results import FORMAT
+from bfr.benchmarks.tables import table
 from bfr.runtime.errors import InputNotFound, InvalidOption
 
 RESAMPLED = 2000  # draws of the bootstrap
@@ -15,7 +16,12 @@ ALIKE = ("system", "bundle_sha256", "sampler", "threads", "warmup", "machine")  
 
 
 def read_bench(path: Path) -> dict[str, Any]:
-    """A `bench.json`. Raises InputNotFound and InvalidOption."""
+    """Read a `bench.json`.
+
+    Raises:
+        InputNotFound: It cannot be read.
+        InvalidOption: It is something else, or of another version.
+    """
     try:
         found = json.loads(path.read_bytes())
     except OSError as error:
@@ -33,24 +39,21 @@ def as_table(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     The speed-up is the ratio of the medians, with the interval that it lies in with 95 % (bootstrap over the timed
     calls, percentiles); where that holds 1, chance alone may have made the difference.
     """
-    rows = ["| backend | batch | then, s | now, s | speed-up |", "| --- | ---: | ---: | ---: | ---: |"]
+    rows = []
     then = {(one["backend"], one["batch"]): one for one in old["measurements"]}
     for one in new["measurements"]:
-        known = then.pop((one["backend"], one["batch"]), None)
-        row = [one["backend"], str(one["batch"])]
-        if known is None:
-            row += ["", f"{one['seconds']['p50']:.4g}", ""]
-        else:
+        known, now = then.pop((one["backend"], one["batch"]), None), f"{one['seconds']['p50']:.4g}"
+        cells = ["", now, ""]
+        if known is not None:
             ratio, least, most = speed_up(known["samples"], one["samples"])
             verdict = "" if least > 1 or most < 1 else ", no difference"
-            row += [f"{known['seconds']['p50']:.4g}", f"{one['seconds']['p50']:.4g}"]
-            row += [f"{ratio:.3g}x ({least:.3g} to {most:.3g}{verdict})"]
-        rows.append(f"| {' | '.join(row)} |")
-    rows += [f"| {backend} | {batch} | {one['seconds']['p50']:.4g} | | |" for (backend, batch), one in then.items()]
-    other = [name for name in ALIKE if old.get(name) != new.get(name)]
-    if other:
-        rows += ["", f"The runs differ in {', '.join(other)} too: the times do not compare the backends alone."]
-    return "\n".join(rows) + "\n"
+            cells = [f"{known['seconds']['p50']:.4g}", now, f"{ratio:.3g}x ({least:.3g} to {most:.3g}{verdict})"]
+        rows.append([one["backend"], str(one["batch"]), *cells])
+    rows += [[backend, str(batch), f"{one['seconds']['p50']:.4g}", "", ""] for (backend, batch), one in then.items()]
+    lines = table(("backend", "batch", "then, s", "now, s", "speed-up"), rows)
+    if other := [name for name in ALIKE if old.get(name) != new.get(name)]:
+        lines += ["", f"The runs differ in {', '.join(other)} too: the times do not compare the backends alone."]
+    return "\n".join(lines) + "\n"
 
 
 def speed_up(old: list[float], new: list[float]) -> tuple[float, float, float]:

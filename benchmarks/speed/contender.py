@@ -5,7 +5,11 @@ A contender is named `NAME[:PRECISION][+graph|+nograph]`:
 - `eager-cpu`, `eager-cuda`, `eager-tf32`, `eager-half`: PyTorch as published, in float32; `eager-tf32` rounds as
   PyTorch does by default on a GPU, `eager-half` has the denoiser's convolutions in half. On a GPU they share the
   runtime's buffers, noise and stream, so that what is compared is the networks' kernels and their launches.
-- a backend of the runtime, `:fp16` behind it for half.
+- `torch-cpu`: the same networks in float32 through `torch.compile`, as its defaults have it.
+- `openvino-cpu`: the bundle's graphs through OpenVINO, which is no backend of the runtime; its package is `openvino`.
+- a backend of the runtime.
+
+`openvino-cpu` and the runtime's take `:fp16` or `:int8` behind them, where the bundle has that precision.
 - `+graph`: each whole chain is one CUDA graph, where the backend does not do so by itself (eager PyTorch, ONNX Runtime
   on CUDA). `+nograph`: it is not, where the backend does (TensorRT, TensorRT-RTX, compiled PyTorch).
 
@@ -30,8 +34,8 @@ from bfr.runtime.restore.chains import load_networks
 from bfr.runtime.restore.restorer import Restorer
 
 BASELINES = ("eager-cpu", "eager-cuda")  # float32: results and times are compared with the first one named
-EAGER = (*BASELINES, "eager-tf32", "eager-half")
-RUNTIME = tuple(BACKENDS)
+EAGER = (*BASELINES, "eager-tf32", "eager-half", "torch-cpu")
+GRAPHS = ("openvino-cpu", *BACKENDS)  # run the bundle's graphs, in any of its precisions
 RECORD = tuple(row.name for row in BACKENDS.values() if row.records)  # record graphs unless told otherwise
 MAY_RECORD = (
     "eager-cuda",
@@ -87,12 +91,16 @@ class Contender:
 
 
 def split_name(name: str) -> Name:
-    """The parts of a contender's name. Raises InvalidOption with the names that there are."""
+    """Return the parts of a contender's name.
+
+    Raises:
+        InvalidOption: There is no such contender; the message has those that there are.
+    """
     rest, _, suffix = name.partition("+")
     backend, _, precision = rest.partition(":")
-    if (backend not in EAGER and backend not in RUNTIME) or (backend in EAGER and precision):
+    if backend not in GRAPHS and (backend not in EAGER or precision):
         raise InvalidOption(
-            f"backend {name!r} is unknown: choose among {', '.join(EAGER)}, and {', '.join(RUNTIME)}[:fp16 or :int8]"
+            f"backend {name!r} is unknown: choose among {', '.join(EAGER)}, and {', '.join(GRAPHS)}[:fp16 or :int8]"
         )
     graph = backend in RECORD
     if suffix:
@@ -160,16 +168,21 @@ def open_contender(
         EngineMissing: The bundle has no engines for this machine; EngineMismatch where they are another machine's.
     """
     parts = split_name(name)
-    if parts.backend == "eager-cpu":
-        return _open_eager_cpu(bundle, threads)
+    if parts.backend in ("eager-cpu", "torch-cpu"):
+        return _open_torch_cpu(bundle, name, threads)
     if parts.backend in EAGER:
         return _open_eager_gpu(bundle, name, parts, index)
     device: Any
-    if parts.backend == "onnxruntime-cpu":
-        device = _open_cpu(threads, spinning)
+    if parts.backend == "openvino-cpu":
+        try:
+            from bfr.benchmarks.speed.openvino import OpenVinoDevice
+        except ImportError as error:
+            raise MissingDependency(f"{name} needs OpenVINO: pip install openvino") from error
+        device = OpenVinoDevice(threads)
     else:
-        device = open_device(parts.backend, bundle, index=index, compiler=compiler)
-        device.records = parts.graph
+        device = open_device(parts.backend, bundle, threads=threads, spinning=spinning, index=index, compiler=compiler)
+        if BACKENDS[parts.backend].where == "cuda":
+            device.records = parts.graph
     chosen = bundle.precision(parts.precision)
     begin = time.perf_counter()
     networks = load_networks(bundle, device, chosen)
@@ -179,13 +192,7 @@ def open_contender(
     return Contender(name, device, networks, chosen, seconds, build_seconds)
 
 
-def _open_cpu(threads: int | None, spinning: bool) -> Device:
-    from bfr.runtime.backends.onnxruntime import CpuDevice
-
-    return CpuDevice(threads, spinning=spinning)
-
-
-def _open_eager_cpu(bundle: Bundle, threads: int | None) -> Contender:
+def _open_torch_cpu(bundle: Bundle, name: str, threads: int | None) -> Contender:
     torch = _torch()
     from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
     from bfr.export.pytorch.reference import load_reference
@@ -193,8 +200,11 @@ def _open_eager_cpu(bundle: Bundle, threads: int | None) -> Contender:
     if threads is not None:
         torch.set_num_threads(threads)
     begin = time.perf_counter()
-    networks: dict[str, Network] = {name: EagerNetwork(stage) for name, stage in load_reference(bundle).items()}
-    return Contender("eager-cpu", EagerDevice(), networks, "fp32", time.perf_counter() - begin)
+    stages: dict[str, Any] = load_reference(bundle)
+    if name == "torch-cpu":
+        stages = {key: torch.compile(stage, fullgraph=True, dynamic=False) for key, stage in stages.items()}
+    networks: dict[str, Network] = {key: EagerNetwork(stage) for key, stage in stages.items()}
+    return Contender(name, EagerDevice(), networks, "fp32", time.perf_counter() - begin)
 
 
 def _open_eager_gpu(bundle: Bundle, name: str, parts: Name, index: int) -> Contender:

@@ -2,37 +2,18 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from bfr.benchmarks.speed.apart import Lost
 from bfr.benchmarks.speed.contender import Contender
-from bfr.benchmarks.speed.results import Timing
+from bfr.benchmarks.speed.results import Run, Timing
 from bfr.runtime.backends.device import Float32
 from bfr.runtime.errors import RestorationFailed
 from bfr.runtime.restore.restorer import Restorer
 
 Progress = Callable[[str], None]
-
-
-@dataclass(slots=True)
-class Run:
-    """One backend at one batch size.
-
-    Attributes:
-        first: Its first call.
-        samples: The timed ones, in their order.
-        images: (B, H, W, 3), what the last one made, once all are timed.
-        joules: Joules of a face.
-    """
-
-    name: str
-    first: Timing
-    samples: list[Timing]
-    images: Float32 | None = None
-    joules: float | None = None
 
 
 class Race:
@@ -79,7 +60,7 @@ class Race:
             batch: Images a call.
             repeats: Timed calls of each.
             warmup: Untimed calls of each, the first included; at least those that record a graph.
-            keep: Is told what there is after each round.
+            keep: Called with the runs so far, after each round.
 
         Returns:
             The runs of those that are there at the end, in their order.

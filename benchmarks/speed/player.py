@@ -1,58 +1,73 @@
 """A contender in its own process, and what it does there when it is its turn."""
 
-from dataclasses import dataclass
+import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bfr.benchmarks.energy import EnergyMeter, find_source
+from bfr.benchmarks.energy import find_source, measure_joules
+from bfr.benchmarks.environment import peak_rss_bytes
 from bfr.benchmarks.speed.contender import Contender, open_contender
 from bfr.benchmarks.speed.interleave import synthetic_faces, time_batch
-from bfr.benchmarks.speed.results import Timing
+from bfr.benchmarks.speed.results import BackendResult, Timing
 from bfr.runtime.backends.cuda.device import GpuDevice
 from bfr.runtime.backends.device import Float32
 from bfr.runtime.bundle.bundle import Bundle
-from bfr.runtime.bundle.manifest import Precision, Preset
-from bfr.runtime.restore.restorer import Restorer
+from bfr.runtime.bundle.manifest import Preset
 
 ENERGY_SECONDS = 3.0  # counters are renewed ten times a second, or less often
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """Facts about a contender that is ready, see `Contender`."""
+class Entry(NamedTuple):
+    """Who takes part, and what is run.
 
-    precision: Precision
-    versions: dict[str, str]
-    load_seconds: float
-    build_seconds: float | None
-    first_calls: int
+    Attributes:
+        folder: Of the bundle, absolute.
+        name: Of the contender.
+        threads: Of the CPU; None is each library's own choice.
+        gpu: Its number.
+    """
+
+    folder: Path
+    name: str
+    sampler: Preset
+    threads: int | None
+    gpu: int = 0
 
 
 class Player:
-    """A contender that restores batches when it is told to; lives in a process of its own, see `Apart`."""
+    """A contender that restores batches on request; lives in a process of its own, see `Apart`."""
 
     def __init__(self, contender: Contender, bundle: Bundle, sampler: Preset) -> None:
         self.contender, self.bundle, self.sampler = contender, bundle, sampler
-        self._restorer: Restorer | None = None
+        self._restorer: Any = None
         self._faces: list[Float32] = []
         self._made: Float32 | None = None
 
-    def facts(self) -> Facts:
+    def facts(self) -> BackendResult:
         """Return facts for reports."""
         one = self.contender
-        return Facts(one.precision, one.device.versions, one.load_seconds, one.build_seconds, one.first_calls)
+        return BackendResult(one.name, one.precision, one.device.versions, one.load_seconds, None, one.build_seconds)
 
-    def begin(self, batch: int) -> None:
-        """Make ready for a batch size; what the previous one needed is given back."""
+    def first_calls(self) -> int:
+        """Return how many calls of a batch size do not show its speed."""
+        return self.contender.first_calls
+
+    def begin(self, batch: int, short: bool = False) -> None:
+        """Make ready for a batch size, of one step if `short`; what the previous one needed is given back."""
         if self._restorer:
             self._restorer.close()
         self._faces = synthetic_faces(batch, self.bundle.manifest.image_size)
-        self._restorer = self.contender.restorer(self.bundle, self.sampler, batch)
+        self._restorer = self.contender.restorer(
+            self.bundle, self.sampler.shortened(1) if short else self.sampler, batch
+        )
 
     def time(self) -> Timing:
-        """Restore a batch. Raises RestorationFailed where a result is not finite."""
-        if self._restorer is None:
-            raise RuntimeError("begin() comes before time()")
+        """Restore a batch.
+
+        Raises:
+            RestorationFailed: A result is not finite.
+        """
         timing, self._made = time_batch(self.contender, self._restorer, self._faces)
         return timing
 
@@ -60,26 +75,32 @@ class Player:
         """What the last batch became, (B, H, W, 3) float32 in [0, 1]."""
         return self._made
 
+    def footprint(self) -> tuple[int | None, bool]:
+        """Peak of the resident memory so far in bytes, and whether PyTorch was imported."""
+        return peak_rss_bytes(), "torch" in sys.modules
+
     def joules(self) -> tuple[float | None, str]:
         """Energy of a face, over calls in a row, and where it was read or why not; GPU and CPU by where it runs."""
         device = self.contender.device
         found = find_source(device.cuda.bus_id if isinstance(device, GpuDevice) else None)
         if isinstance(found, str):
             return None, found
-        calls = 0
+        calls, end = 0, time.perf_counter() + ENERGY_SECONDS
+
+        def work() -> None:
+            nonlocal calls
+            while time.perf_counter() < end:
+                self.time()
+                calls += 1
+
         try:
-            with EnergyMeter(found) as meter:
-                while meter.seconds < ENERGY_SECONDS:
-                    self.time()
-                    calls += 1
-                joules = meter.joules()
+            return measure_joules(found, work) / (calls * len(self._faces)), found.name
         except OSError as error:
             return None, f"{found.name} stopped answering: {error}"
-        return joules / (calls * len(self._faces)), found.name
 
 
-def open_player(folder: Path, name: str, sampler: dict[str, Any], threads: int, index: int) -> Player:
-    """Open a bundle's contender, its idle threads asleep while others have their turn."""
-    bundle = Bundle.open(folder)
-    contender = open_contender(bundle, name, threads=threads, spinning=False, index=index)
-    return Player(contender, bundle, Preset.model_validate(sampler))
+def open_player(entry: Entry, spinning: bool = False) -> Player:
+    """Open a bundle's contender. `spinning` as in `open_contender`: False where others have their turns too."""
+    bundle = Bundle.open(entry.folder)
+    contender = open_contender(bundle, entry.name, threads=entry.threads, spinning=spinning, index=entry.gpu)
+    return Player(contender, bundle, entry.sampler)

@@ -1,9 +1,9 @@
 """The report of `bfr bench` as Markdown."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bfr.benchmarks.speed.results import STAGES, Measurement, Results
-from bfr.benchmarks.speed.roofline import describe_ceilings
+from bfr.benchmarks.speed.roofline import Ceilings, Cost
 from bfr.benchmarks.tables import table
 from bfr.runtime.bundle.manifest import Preset
 
@@ -12,10 +12,33 @@ GPU_NOTES = (
     "upload, download and the host's work. A backend that records graphs does so in its second call, before the timed "
     "ones; `first` holds what a first call compiles and measures."
 )
-HEADS = ("p50 s", "p90 s", "p99 s", "mean s", "min s", "first s", "step s", "overhead")
-HEADS_LIMIT = ("limit ms", "share")
+
+
+def _shown(value: float | None, form: str = ".4g") -> str:
+    return "" if value is None else f"{value:{form}}"
+
+
+COLUMNS: dict[str, Callable[[Measurement], str]] = {
+    "backend": lambda m: m.backend,
+    "p50 s": lambda m: _shown(m.seconds.p50),
+    "p90 s": lambda m: _shown(m.seconds.p90),
+    "p99 s": lambda m: _shown(m.seconds.p99),
+    "mean s": lambda m: _shown(m.seconds.mean),
+    "min s": lambda m: _shown(m.seconds.min),
+    "first s": lambda m: _shown(m.first_seconds),
+    "step s": lambda m: _shown(m.step_seconds),
+    "overhead": lambda m: _shown(m.overhead, ".1%"),
+    "images/s": lambda m: _shown(m.images_per_second, ".3g"),
+    "GFLOP/s": lambda m: _shown(m.gflop_per_second),
+    "speed-up": lambda m: "" if m.speedup is None else f"{m.speedup:.2f}x",
+    "PSNR dB": lambda m: _shown(m.drift.psnr_db if m.drift else None, ".1f"),
+    "max abs": lambda m: _shown(m.drift.max_abs if m.drift else None, ".1e"),
+    "limit ms": lambda m: _shown(m.limit_seconds and 1e3 * m.limit_seconds, ".3g"),
+    "share": lambda m: _shown(m.share, ".0%"),
+    "J a face": lambda m: _shown(m.joules),
+}
+SOMETIMES = ("limit ms", "share", "J a face")  # columns that are left out where no backend has one
 FIRST = "process to first result s"
-HEADS_MORE = ("images/s", "GFLOP/s", "speed-up", "PSNR dB", "max abs")
 
 
 def as_markdown(results: Results, *, roofline: str | None = None) -> str:
@@ -37,28 +60,32 @@ def as_markdown(results: Results, *, roofline: str | None = None) -> str:
             f"**The machine was not idle: other processes kept {r.others_cores:.2f} of its cores busy. Times of "
             "several threads, eager PyTorch's above all, can be many times those of an idle machine; measure again.**"
         )
-    limited, metered = any(m.share is not None for m in r.measurements), any(m.joules for m in r.measurements)
-    heads = ("backend", *HEADS, *HEADS_MORE, *(HEADS_LIMIT if limited else ()), *(["J a face"] if metered else []))
+    columns = {
+        head: cell for head, cell in COLUMNS.items() if head not in SOMETIMES or any(cell(m) for m in r.measurements)
+    }
     for batch in r.batches:
-        rows = [(*_numbers(m, limited), *([_joules(m)] if metered else [])) for m in r.at(batch)]
+        rows = [[cell(m) for cell in columns.values()] for m in r.at(batch)]
         there = {m.backend for m in r.at(batch)}
         # Why a row has no numbers stands in its place.
-        rows += [(f"{name}: {why}", *[""] * (len(heads) - 1)) for name, why in r.absent.items() if name not in there]
-        parts += [f"## Batch {batch}", _block(heads, rows)]
+        rows += [[f"{name}: {why}", *[""] * (len(columns) - 1)] for name, why in r.absent.items() if name not in there]
+        parts += [f"## Batch {batch}", _block([*columns], rows)]
     parts.append(_notes(r))
-    if r.ceilings is not None and limited:
-        parts += ["## Limit", _limit_notes(r)]
+    if r.ceilings is not None and "share" in columns:
+        parts += ["## Limit", _limit_notes(r.ceilings, r.costs)]
         if roofline is not None:
             parts.append(f"![The denoising steps below the device's ceilings]({roofline})")
     parts += [
         "## Stages",
         "Median seconds of a batch.",
-        _block(("backend", "batch", *STAGES), (_stages(m) for batch in r.batches for m in r.at(batch))),
-        "## Start and memory",
-        "`load` is reading, hashing and loading the networks. The rest is of a fresh process "
-        f"for each backend: from its start to its first result (batch {r.batches[0]}), and the peak of its resident "
-        "memory after a batch of each size; GPU memory is what the GPUs' use grew by." + _build_notes(r),
-        _block(("backend", "versions", *_build_heads(r), "load s", FIRST, *_memory_heads(r)), _starts(r)),
+        _block(
+            ("backend", "batch", *STAGES),
+            (
+                (m.backend, str(m.batch), *(_shown(m.stages[stage]) for stage in STAGES))
+                for batch in r.batches
+                for m in r.at(batch)
+            ),
+        ),
+        *_starts(r),
     ]
     parts += [f"- {note}" for note in r.notes]
     others = "unknown" if r.others_cores is None else f"{r.others_cores:.2f}"
@@ -83,85 +110,57 @@ def _notes(r: Results) -> str:
     )
 
 
-def _joules(m: Measurement) -> str:
-    return "" if m.joules is None else f"{m.joules:.4g}"
-
-
-def _limit_notes(r: Results) -> str:
+def _limit_notes(ceilings: Ceilings, costs: Sequence[Cost]) -> str:
     """What the columns `limit ms` and `share` mean, and the numbers behind them."""
-    if r.ceilings is None:
-        return ""
-    precision = "half" if r.ceilings.dtype == "float16" else "float32"
-    costs = "; ".join(
+    precision = "half" if ceilings.dtype == "float16" else "float32"
+    counted = "; ".join(
         f"batch {c.batch}: {c.flop / 1e9:.4g} GFLOP, at least {c.bytes / 1e6:.4g} MB, "
         f"{c.layer_bytes / 1e6:.4g} MB if every layer's input and output crossed the memory"
-        for c in r.costs
+        for c in costs
     )
     return (
-        f"{describe_ceilings(r.ceilings)} `limit` is the time of one denoising step that neither ceiling lets fall "
+        f"Measured on {ceilings.device}: {ceilings.flop_per_second / 1e12:.4g} TFLOP/s in a large {ceilings.dtype} "
+        f"matrix product, {ceilings.bytes_per_second / 1e9:.4g} GB/s in a large copy, read and written bytes together. "
+        "`limit` is the time of one denoising step that neither ceiling lets fall "
         f"short of, in {precision}: the larger of its operations over the first, and of its fewest bytes (weights, "
         f"inputs and outputs once) over the second. `share` is the limit over `step`, of backends in {precision}. An "
-        f"algorithm that needs fewer operations than counted (Winograd's) may exceed it. {costs}."
+        f"algorithm that needs fewer operations than counted (Winograd's) may exceed it. {counted}."
     )
 
 
-def _build_heads(r: Results) -> list[str]:
-    return ["build s"] if any(b.build_seconds is not None for b in r.backends) else []
-
-
-def _build_notes(r: Results) -> str:
-    built = " `build` is of the engines, once, by `bfr build`." if _build_heads(r) else ""
-    if any(b.name.startswith("torch-cuda") for b in r.backends):
-        built += " What PyTorch compiled before lies on disk when the fresh one starts."
-    return built
-
-
-def _numbers(m: Measurement, limited: bool) -> tuple[str, ...]:
-    s = m.seconds
-    return (
-        m.backend,
-        *(f"{value:.4g}" for value in (s.p50, s.p90, s.p99, s.mean, s.min, m.first_seconds, m.step_seconds)),
-        f"{m.overhead:.1%}",
-        f"{m.images_per_second:.3g}",
-        "" if m.gflop_per_second is None else f"{m.gflop_per_second:.4g}",
-        "" if m.speedup is None else f"{m.speedup:.2f}x",
-        f"{m.drift.psnr_db:.1f}" if m.drift else "",
-        f"{m.drift.max_abs:.1e}" if m.drift else "",
-        *_limit(m, limited),
-    )
-
-
-def _limit(m: Measurement, limited: bool) -> tuple[str, ...]:
-    if not limited:
-        return ()
-    if m.limit_seconds is None or m.share is None:
-        return ("", "")
-    return (f"{1e3 * m.limit_seconds:.3g}", f"{m.share:.0%}")
-
-
-def _stages(m: Measurement) -> tuple[str, ...]:
-    return (m.backend, str(m.batch), *(f"{m.stages[stage]:.4g}" for stage in STAGES))
-
-
-def _memory_heads(r: Results) -> list[str]:
-    gpu = any(b.cold and any(b.cold.gpu_bytes.values()) for b in r.backends)
-    places = ("RSS", "GPU") if gpu else ("RSS",)
-    return [f"{place} MiB, batch {batch}" for place in places for batch in r.batches]
-
-
-def _starts(r: Results) -> Iterable[tuple[str, ...]]:
-    for b in r.backends:
-        memory = [*b.cold.peak_bytes.values(), *b.cold.gpu_bytes.values()] if b.cold else []
-        cells = [f"{bytes_ / 2**20:.0f}" if bytes_ is not None else "" for bytes_ in memory]
-        width = len(_memory_heads(r))
-        yield (
-            b.name,
-            ", ".join(f"{name} {version}" for name, version in b.versions.items()),
-            *(f"{b.build_seconds:.4g}" if b.build_seconds is not None else "" for _ in _build_heads(r)),
-            f"{b.load_seconds:.3g}",
-            f"{b.cold.first_result_seconds:.3g}" if b.cold else "",
-            *(cells + [""] * width)[:width],
+def _starts(r: Results) -> Iterator[str]:
+    """Heading, words and table of each backend's start and memory."""
+    built = any(b.build_seconds is not None for b in r.backends)
+    on_gpu = any(b.cold and any(b.cold.gpu_bytes.values()) for b in r.backends)
+    places = [(place, batch) for place in ("RSS", "GPU")[: 1 + on_gpu] for batch in r.batches]
+    yield "## Start and memory"
+    yield (
+        "`load` is reading, hashing and loading the networks. The rest is of a fresh process "
+        f"for each backend: from its start to its first result (batch {r.batches[0]}), and the peak of its resident "
+        "memory after a batch of each size; GPU memory is what the GPUs' use grew by."
+        + (" `build` is of the engines, once, by `bfr build`." if built else "")
+        + (
+            " What PyTorch compiled before lies on disk when the fresh one starts."
+            if any(b.name.startswith("torch-") for b in r.backends)
+            else ""
         )
+    )
+    rows = []
+    for b in r.backends:
+        memory = {"RSS": b.cold.peak_bytes, "GPU": b.cold.gpu_bytes} if b.cold else {"RSS": {}, "GPU": {}}
+        grown = [memory[place].get(batch) for place, batch in places]
+        rows.append(
+            (
+                b.name,
+                ", ".join(f"{name} {version}" for name, version in b.versions.items()),
+                *([_shown(b.build_seconds)] if built else ()),
+                _shown(b.load_seconds, ".3g"),
+                _shown(b.cold.first_result_seconds if b.cold else None, ".3g"),
+                *("" if size is None else f"{size / 2**20:.0f}" for size in grown),
+            )
+        )
+    heads = ("backend", "versions", *(["build s"] if built else ()), "load s", FIRST)
+    yield _block((*heads, *(f"{place} MiB, batch {batch}" for place, batch in places)), rows)
 
 
 def _block(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

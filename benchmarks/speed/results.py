@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from bfr.benchmarks.speed.cold import Cold
 from bfr.benchmarks.speed.roofline import Ceilings, Cost
 from bfr.runtime.backends.device import Float32
 from bfr.runtime.bundle.manifest import Precision
@@ -31,6 +30,44 @@ class Timing:
     def overhead(self) -> float:
         """The share of the wall time outside the networks' calls, 0 .. 1."""
         return 1.0 - self.stages["network"] / self.seconds
+
+
+@dataclass(slots=True)
+class Run:
+    """One backend at one batch size.
+
+    Attributes:
+        first: Its first call.
+        samples: The timed ones, in their order.
+        images: (B, H, W, 3), what the last one made, once all are timed.
+        joules: Joules of a face.
+    """
+
+    name: str
+    first: Timing
+    samples: list[Timing]
+    images: Float32 | None = None
+    joules: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cold:
+    """A backend's start in a process of its own, ONNX Runtime's threads spinning as they do in use.
+
+    Attributes:
+        first_result_seconds: From the process's start to the first batch restored.
+        load_seconds: Seconds of the networks, hashing included.
+        peak_bytes: Peak bytes of resident memory after a batch of each size, sizes ascending.
+        gpu_bytes: What the GPUs' used memory grew by, CUDA's context included; None without nvidia-smi.
+        imports_torch: Whether torch was imported.
+    """
+
+    batch: int
+    first_result_seconds: float
+    load_seconds: float
+    peak_bytes: dict[int, int | None]
+    gpu_bytes: dict[int, int | None]
+    imports_torch: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +152,22 @@ class BackendResult:
     build_seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Results:
-    """All of one run. sampler: the preset's fields as used. machine: facts by name.
+    """All of one run, as far as it is known.
 
-    skipped: what could not begin, by name with the reason. lost: what began and dropped out. energy: where it was read,
-    or why not. notes: what else is missing. complete: whether the run came to its end: what it found is written as it
-    goes on. others_cores: how many cores other processes kept busy during the measurements, on average; None until
-    they are over. ceilings, costs: of the device that the baseline ran on, and of a step at each batch size; None and
-    empty where they are not known.
+    Attributes:
+        sampler: The preset's fields as used.
+        machine: Facts by name.
+        others_cores: How many cores other processes kept busy during the measurements, on average; None until they
+            are over.
+        skipped: Contenders that could not begin, by name with the reason.
+        ceilings: Of the device that the baseline ran on; None where they are not known.
+        costs: Of a step at each batch size; empty where they are not known.
+        lost: Contenders that began and dropped out, by name with the reason.
+        energy: Where it was read, or why not.
+        notes: What else is missing.
+        complete: Whether the run came to its end: what it found is written as it goes on.
     """
 
     system: str
@@ -142,15 +186,15 @@ class Results:
     baseline: str
     machine: dict[str, str]
     others_cores: float | None
-    backends: list[BackendResult]
-    skipped: dict[str, str]
-    measurements: list[Measurement]
+    backends: list[BackendResult] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    measurements: list[Measurement] = field(default_factory=list)
     ceilings: Ceilings | None = None
     costs: list[Cost] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
     energy: str = ""
     notes: list[str] = field(default_factory=list)
-    complete: bool = True
+    complete: bool = False
 
     @property
     def busy(self) -> bool:
@@ -198,48 +242,42 @@ def by_kind(stages: Mapping[str, float]) -> dict[str, float]:
 
 
 def summarize(
-    backend: str,
+    run: Run,
     batch: int,
     steps: int,
-    first: Timing,
-    samples: Sequence[Timing],
     *,
-    gflop: float | None,
-    baseline: Sequence[Timing],
-    images: tuple[Float32, Float32] | None,
+    baseline: Run | None = None,
+    gflop: float | None = None,
     limit_seconds: float | None = None,
-    joules: float | None = None,
 ) -> Measurement:
     """Return the statistics of one backend at one batch size.
 
     Args:
-        backend: Its name.
+        run: Its calls.
         batch: Images a call.
         steps: Of the loop.
-        first: The first call.
-        samples: The timed calls.
+        baseline: What speed and images are held against, `run` itself included; None where it was lost.
         gflop: Billions of operations of a batch, where they are counted.
-        baseline: The baseline's samples at this batch size, if any.
-        images: This backend's and the baseline's, to compare.
         limit_seconds: The least that a step can take.
-        joules: Of a face.
     """
-    seconds = statistics([sample.seconds for sample in samples])
-    kinds = [by_kind(sample.stages) for sample in samples]
+    seconds = statistics([sample.seconds for sample in run.samples])
+    kinds = [by_kind(sample.stages) for sample in run.samples]
     stages = {stage: float(np.median([found[stage] for found in kinds])) for stage in (*STAGES, "network")}
+    base = statistics([sample.seconds for sample in baseline.samples]) if baseline else None
+    images, others = run.images, baseline.images if baseline and baseline is not run else None
     return Measurement(
-        backend=backend,
+        backend=run.name,
         batch=batch,
-        first_seconds=first.seconds,
+        first_seconds=run.first.seconds,
         seconds=seconds,
         stages=stages,
         step_seconds=stages["denoise"] / max(steps, 1),
-        overhead=float(np.median([sample.overhead for sample in samples])),
+        overhead=float(np.median([sample.overhead for sample in run.samples])),
         images_per_second=batch / seconds.p50,
         gflop_per_second=None if gflop is None else gflop / seconds.p50,
-        speedup=statistics([sample.seconds for sample in baseline]).p50 / seconds.p50 if baseline else None,
-        drift=None if images is None else drift(*images),
-        samples=[sample.seconds for sample in samples],
+        speedup=None if base is None else base.p50 / seconds.p50,
+        drift=None if images is None or others is None else drift(images, others),
+        samples=[sample.seconds for sample in run.samples],
         limit_seconds=limit_seconds,
-        joules=joules,
+        joules=run.joules,
     )

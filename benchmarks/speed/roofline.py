@@ -82,31 +82,17 @@ def measure_ceilings(index: int | None, threads: int | None = None, *, repeats: 
     where = torch.device("cpu") if index is None else torch.device("cuda", index)
     dtype = torch.float32 if index is None else torch.float16
     side, size = (CPU_SIDE, CPU_COPY) if index is None else (GPU_SIDE, GPU_COPY)
-    ceilings = Ceilings(
-        device="CPU" if index is None else torch.cuda.get_device_name(index),
-        dtype=str(dtype).removeprefix("torch."),
-        flop_per_second=2.0 * side**3 / _product_seconds(side, dtype, where, repeats),
-        bytes_per_second=2.0 * size / _copy_seconds(size, where, repeats),
-    )
-    if index is not None:
-        torch.cuda.empty_cache()
-    return ceilings
-
-
-def _product_seconds(side: int, dtype: Any, where: Any, repeats: int) -> float:
-    import torch
-
     a, b = (torch.randn(side, side, device=where).to(dtype) for _ in range(2))  # zeros would draw less power
-    product = torch.empty(side, side, dtype=dtype, device=where)
-    return median_seconds(lambda: torch.mm(a, b, out=product), where, repeats)
-
-
-def _copy_seconds(size: int, where: Any, repeats: int) -> float:
-    import torch
-
+    product = torch.empty_like(a)
+    flop_per_second = 2.0 * side**3 / median_seconds(lambda: torch.mm(a, b, out=product), where, repeats)
     source = torch.ones(size, dtype=torch.uint8, device=where)
     target = torch.zeros_like(source)
-    return median_seconds(lambda: target.copy_(source), where, repeats)
+    return Ceilings(
+        device="CPU" if index is None else torch.cuda.get_device_name(index),
+        dtype=str(dtype).removeprefix("torch."),
+        flop_per_second=flop_per_second,
+        bytes_per_second=2.0 * size / median_seconds(lambda: target.copy_(source), where, repeats),
+    )
 
 
 def median_seconds(call: Callable[[], Any], where: Any, repeats: int) -> float:
@@ -181,11 +167,3 @@ def _count_layers(bundle: Bundle, *, half: bool) -> tuple[int, int]:
     with torch.no_grad():
         module(torch.empty(1, 3, size, size, device="meta"), torch.empty(1, device="meta"))
     return sum(p.numel() * p.element_size() for p in module.parameters()), traffic
-
-
-def describe_ceilings(ceilings: Ceilings) -> str:
-    """Describe the ceilings in one sentence."""
-    return (
-        f"Measured on {ceilings.device}: {ceilings.flop_per_second / 1e12:.4g} TFLOP/s in a large {ceilings.dtype} "
-        f"matrix product, {ceilings.bytes_per_second / 1e9:.4g} GB/s in a large copy, read and written bytes together."
-    )

@@ -14,7 +14,7 @@ from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.errors import BfrError, InvalidOption
 from bfr.runtime.files import write_bytes
 
-HEADS = ("system", "backend, batch", "p50 s (p90)", "faces/s", "peak MiB")
+HEADS = ("system", "backend, batch", "p50 s (p90)", "faces/s", "peak MiB", "start to first face s")
 
 
 def bench_several(
@@ -75,12 +75,15 @@ def as_markdown(found: Sequence[dict[str, Any]], failed: dict[str, str]) -> str:
     """
     rows = []
     for one in found:
-        peaks = {b["name"]: (b["cold"] or {}).get("peak_bytes", {}) for b in one["backends"]}
+        colds = {b["name"]: b["cold"] or {} for b in one["backends"]}
         for m in one["measurements"]:
-            peak = peaks.get(m["backend"], {}).get(str(m["batch"]))
+            cold, batch = colds[m["backend"]], m["batch"]
+            peak = cold.get("peak_bytes", {}).get(str(batch))
+            first = cold.get("first_result_seconds") if batch == cold.get("batch") else None
             times = f"{m['seconds']['p50']:.4g} ({m['seconds']['p90']:.4g})"
-            rate, memory = f"{m['images_per_second']:.4g}", "" if peak is None else f"{peak / 2**20:.0f}"
-            rows.append([one["name"], f"{m['backend']}, {m['batch']}", times, rate, memory])
+            memory, start = "" if peak is None else f"{peak / 2**20:.0f}", "" if first is None else f"{first:.3g}"
+            name = f"{m['backend']}, {batch}"
+            rows.append([one["name"], name, times, f"{m['images_per_second']:.4g}", memory, start])
     lines = ["# Several systems", ""]
     if found:
         machine, busy = found[0]["machine"], any((one["others_cores"] or 0) > 0.2 for one in found)
@@ -88,7 +91,10 @@ def as_markdown(found: Sequence[dict[str, Any]], failed: dict[str, str]) -> str:
         threads = f"{found[0]['threads']} thread{'s' * (found[0]['threads'] != 1)}"
         lines += [f"Measured one after the other, {threads}; {facts}."]
         lines += ["**Other processes kept cores busy meanwhile.**"] * busy
-        width = len(HEADS) - (not any(row[-1] for row in rows))  # without --cold no memory was measured
+        width = len(HEADS) if any(row[-1] for row in rows) else len(HEADS) - 2  # without --cold nothing of a start
         lines += ["", *table(HEADS[:width], [row[:width] for row in rows])]
-    lines += [f"\n{name} was not measured: {why}" for name, why in failed.items()]
+    missing = {
+        f"{one['name']}, {backend}": why for one in found for backend, why in (one["skipped"] | one["lost"]).items()
+    }
+    lines += [f"\n{name} was not measured: {why}" for name, why in {**missing, **failed}.items()]
     return "\n".join(lines) + "\n"

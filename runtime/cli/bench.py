@@ -26,17 +26,21 @@ def bench(
     """Measure latency, throughput, memory and drift of backends.
 
     They take turns with eager PyTorch where that is there. Names for --backends: eager-cpu, eager-cuda, eager-tf32,
-    eager-half, and those of `bfr restore --backend`, each with :fp16 or :int8 behind it, +graph or +nograph.
+    eager-half, torch-cpu (compiled), openvino-cpu, and those of `bfr restore --backend`; the last two with :fp16 or
+    :int8 behind them, +graph or +nograph. Of several bundles each runs what it has.
     """
     from bfr.benchmarks.speed.compare import as_table, read_bench
     from bfr.benchmarks.speed.contender import split_name
     from bfr.runtime.bundle.bundle import Bundle, default_bundle
 
     bundles = [options.bundle or default_bundle(), *(others or ())]
-    for bundle in map(Bundle.open, bundles):
+    opened = [Bundle.open(folder) for folder in bundles]
+    for bundle in opened:
         bundle.preset(options.preset if bundle.denoisers or not others else None)
-        for name in options.backends:
-            bundle.precision(split_name(name).precision)
+    for name in options.backends:
+        precision = split_name(name).precision
+        having = [bundle for bundle in opened if precision in bundle.precisions]  # each runs what it has
+        (having or opened)[0].precision(precision)
     if others and options.compare:
         raise InvalidOption("--compare is for one bundle: leave out the others, or --compare")
     old = None if options.compare is None else read_bench(options.compare)

@@ -1,5 +1,6 @@
 """Energy from files and libraries as the kernel and NVML have them."""
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from bfr.benchmarks import energy
-from bfr.benchmarks.energy import EnergyMeter, Source, board_source, cpu_source, find_source, gpu_source
+from bfr.benchmarks.energy import Source, board_source, cpu_source, find_source, gpu_source, measure_joules
 
 
 @pytest.fixture
@@ -19,10 +20,10 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A clock that is set, and no thread that reads between."""
+    """A clock that is set, and no look between the first and the last."""
     found = SimpleNamespace(now=0.0)
     monkeypatch.setattr(energy.time, "perf_counter", lambda: found.now)
-    monkeypatch.setattr(EnergyMeter, "_watch", lambda _: None)
+    monkeypatch.setattr(energy, "EVERY_SECONDS", 600.0)
     return found
 
 
@@ -43,11 +44,8 @@ def test_packages_add_up_and_begin_anew(system: Path, clock: Any) -> None:
     write(system / "powercap" / "intel-rapl:0:0", name="core", energy_uj=5)  # part of a package
     source = cpu_source()
     assert isinstance(source, Source)
-    with EnergyMeter(source) as meter:
-        write(zones[0], energy_uj=14_000_000)
-        assert meter.joules() == pytest.approx(4.0)
-        write(zones[1], energy_uj=3_000_000)  # 13 J later
-        assert meter.joules() == pytest.approx(17.0)
+    assert measure_joules(source, lambda: write(zones[0], energy_uj=14_000_000)) == pytest.approx(4.0)
+    assert measure_joules(source, lambda: write(zones[1], energy_uj=3_000_000)) == pytest.approx(13.0)
 
 
 def test_counters_that_only_root_may_read_are_named(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,12 +89,16 @@ def test_the_sensors_of_a_jetson(system: Path, clock: Any, amperes: dict[str, in
     assert source is not None
     assert source.read() == pytest.approx(watts)
     assert "NC" not in source.name
-    with EnergyMeter(source) as meter:
-        clock.now = 2.0
-        assert meter.joules() == pytest.approx(2.0 * watts)
+
+    def later(seconds: float) -> None:
+        clock.now += seconds
+
+    def die_away() -> None:
         rails(system, **dict.fromkeys(amperes, 0))
-        clock.now = 3.0
-        assert meter.joules() == pytest.approx(2.5 * watts)  # from there to nothing, evenly
+        later(1.0)
+
+    assert measure_joules(source, lambda: later(2.0)) == pytest.approx(2.0 * watts)
+    assert measure_joules(source, die_away) == pytest.approx(0.5 * watts)  # evenly
     found = find_source("0000:01:00.0")
     assert isinstance(found, Source)  # a Jetson's GPU is on its board
     assert found.power
@@ -123,9 +125,7 @@ def test_the_counter_of_a_gpu(system: Path, clock: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(energy, "import_module", lambda _: nvml)
     source = find_source("0000:41:00.0")
     assert isinstance(source, Source)
-    with EnergyMeter(source) as meter:
-        state["millijoules"] = 12_500
-        assert meter.joules() == pytest.approx(7.5)
+    assert measure_joules(source, lambda: state.update(millijoules=12_500)) == pytest.approx(7.5)
     state["refused"] = "Not Supported"
     with pytest.raises(OSError, match="Not Supported"):
         source.read()
@@ -148,7 +148,8 @@ def test_the_meter_reads_by_itself() -> None:
         reads.append(1)
         return 10.0
 
-    with EnergyMeter(Source("a sensor", read, power=True)) as meter:
+    def work() -> None:
         while len(reads) < 3:
-            pass
-        assert meter.joules() > 0.0
+            time.sleep(0.01)
+
+    assert measure_joules(Source("a sensor", read, power=True), work) > 0.0

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from bfr.benchmarks.agreement import dr2, golden, osdface, pgdiff
+from bfr.benchmarks.agreement import golden, systems
 from bfr.benchmarks.agreement.golden import main, run_golden
+from bfr.benchmarks.agreement.replay import Errors
 from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
 from bfr.models.stages.step import LinearStep, cut_variance
 from bfr.models.weights.seeded import LOOP_SCALE
@@ -39,14 +40,15 @@ def test_the_published_code_is_met_by_both_backends(name: str, tmp_path: Path) -
 def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the half minute that an export takes: eager PyTorch alone, in the place of both."""
 
-    def alone(stages: Any, _sizes: Any, _scratch: Any, run: Any) -> tuple[float, float]:
-        return (run(EagerDevice(), {name: EagerNetwork(stage) for name, stage in stages.items()}),) * 2
+    def alone(stages: Any, _sizes: Any, _scratch: Any, run: Any) -> Errors:
+        error = run(EagerDevice(), {name: EagerNetwork(stage) for name, stage in stages.items()})
+        return Errors(error, error)
 
     def network(module: Any, inputs: Any, _scratch: Any) -> tuple[Any, Any]:
         with torch.inference_mode():
             return (module.eval()(*map(torch.from_numpy, inputs.values())).numpy(),) * 2
 
-    for one in (golden, dr2, osdface, pgdiff):
+    for one in (golden, systems):
         monkeypatch.setattr(one, "on_both", alone)
     monkeypatch.setattr(golden, "run_network", network)
 

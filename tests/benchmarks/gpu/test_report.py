@@ -59,7 +59,7 @@ def test_what_was_measured_is_shown() -> None:
     markdown = as_markdown(found)
     assert "700 TFLOP/s in a large float16 product, 4000 GB/s in a large copy" in markdown
     assert cells(markdown, "eager half") == ["3.25", "not measured", "612", "not measured"]
-    assert cells(markdown, "torch-cuda:fp16") == ["1", "100", "0.1625", "1.6", "6.15", "0.71%", "61.25"]
+    assert cells(markdown, "torch-cuda:fp16") == ["1", "100", "0.1625", "1.6", "6.15", "0.71", "61.25"]
     assert cells(markdown, "eager-cuda") == ["not measured"] * 7
 
 

@@ -20,20 +20,25 @@ from bfr.benchmarks.gpu.stages import STAGES
 SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
-work, name = Path(sys.argv[1]), sys.argv[sys.argv.index("--stage") + 1]
-with (work.parent / "ran").open("a") as ran:
+folder, name = Path(sys.argv[1]), sys.argv[sys.argv.index("--stage") + 1]
+def record(**entry):
+    path = folder / "out" / "results.json"
+    results = json.loads(path.read_text())
+    results["stages"][name] = entry
+    (folder / "new").write_text(json.dumps(results))
+    (folder / "new").replace(path)
+with (folder / "ran").open("a") as ran:
     print(name, file=ran)
-found = work / (name + ".json")
 print("the first line of", name)
 if name.startswith("slow"):
-    (work.parent / "waits").write_text(str(os.getpid()))
-    found.write_text(json.dumps({"status": "running", "figures": {"so far": 1}}))
+    (folder / "waits").write_text(str(os.getpid()))
+    record(status="cut off", figures={"so far": 1})
     time.sleep(600)
 if name == "dies":
-    found.write_text(json.dumps({"status": "running", "figures": {"so far": 2}}))
+    record(status="cut off", figures={"so far": 2})
     print("its last words", file=sys.stderr)
     sys.exit(7)
-found.write_text(json.dumps({"status": "done", "figures": {"value": name}}))
+record(status="done", figures={"value": name})
 """
 
 
@@ -43,7 +48,7 @@ def stage(name: str, seconds: int = 600, least: int = 0) -> Stage:
 
 def run(folder: Path, *stages: Stage, seconds: float = 10_000, resume: Path | None = None) -> dict[str, Any]:
     """The stages' entries, as `results.json` has them."""
-    command = [sys.executable, "-c", SCRIPT, str(folder / "work")]
+    command = [sys.executable, "-c", SCRIPT, str(folder)]
     run_stages(stages, command, folder / "out", folder / "work", seconds=seconds, resume=resume)
     return dict(json.loads((folder / "out" / "results.json").read_text())["stages"])
 
@@ -159,7 +164,7 @@ def test_a_stage_that_raises_keeps_its_figures_and_says_why(tmp_path: Path) -> N
         raise ValueError("no such kernel")
 
     entry = run_one(Stage("breaks", breaks, 1, 1, "?"), context(tmp_path))
-    assert entry == json.loads((tmp_path / "breaks.json").read_text())
+    assert entry == json.loads((tmp_path / "results.json").read_text())["stages"]["breaks"]
     assert entry["status"] == "failed"
     assert entry["why"] == "ValueError: no such kernel"
     assert entry["figures"] == {"first": 1, "second": {"milliseconds": 2}}

@@ -12,11 +12,19 @@ import pytest
 from PIL import Image as Pillow
 
 from bfr.benchmarks.quality import pareto
-from bfr.benchmarks.quality.drift import EQUAL_DB, drift, within
+from bfr.benchmarks.quality import pareto_results as r
 from bfr.benchmarks.quality.metrics import Mean
-from bfr.benchmarks.quality.pareto import as_markdown
-from bfr.benchmarks.quality.pareto_plot import as_png
-from bfr.benchmarks.quality.pareto_results import Allowance, Candidate, FaceScores, Study, front, read_off
+from bfr.benchmarks.quality.pareto_report import as_markdown, as_png
+from bfr.benchmarks.quality.pareto_results import (
+    EQUAL_DB,
+    Allowance,
+    Candidate,
+    Study,
+    drift,
+    front,
+    read_off,
+    within,
+)
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import NoiseSchedule, Preset
 from bfr.runtime.errors import InvalidOption
@@ -39,7 +47,8 @@ def candidate(calls: int, *psnr: float, solver: str = "ddim") -> Candidate:
         Preset.model_validate({"solver": solver, "spacing": "time", "start": 400, "steps": calls}) if calls else None
     )
     drifts = [{"psnr_db": value, "ssim": 0.9, "haar_psi": 0.9} for value in psnr]
-    return Candidate(preset, [FaceScores(f"f{i}", d, TRUTH, 0.1 + calls) for i, d in enumerate(drifts)])
+    samples = [{"name": f"f{i}", "drift": d, "truth": TRUTH, "seconds": 0.1 + calls} for i, d in enumerate(drifts)]
+    return Candidate(preset, samples)
 
 
 def results(reference: Candidate, *candidates: Candidate) -> Study:
@@ -96,15 +105,17 @@ def test_drift_of_equal_pictures_is_finite() -> None:
     assert all(value < 0.9 * limit for value, limit in zip(far.values(), (EQUAL_DB, 1, 1), strict=True))
 
 
-def test_report_and_plot() -> None:
+def test_report_and_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, calls in (("balanced", 20), ("fast", 10)):
+        monkeypatch.setitem(r.PRESETS, name, Allowance(calls))
     outside, inside = candidate(2, 25, 26, 27), candidate(20, 33, 34, 35, solver="unipc-2")
     found = results(candidate(100, 30, 31, 32), candidate(0, 20, 21, 22), outside, inside)
-    text = as_markdown(found, {"balanced": Allowance(20), "fast": Allowance(10)}, plot="p.png")
+    text = as_markdown(found)
     assert "| balanced | 20 | 0 | unipc-2, 20 steps from t = 400, spaced in time | 20 | 34.00 ± 0.58 | within |" in text
     assert "| fast | 10 | 0 | ddim, 2 steps from t = 400, spaced in time | 2 | 26.00 ± 0.58 | outside |" in text
     assert "| the estimate itself | 0 | 21.00 ± 0.58 |" in text
     assert text.count("| -10.00 ± 0.00 | outside |") == 2  # the estimate, on the front and in the full table
-    with Pillow.open(BytesIO(as_png(found, {"balanced": Allowance(20), "fast": Allowance(10)}))) as picture:
+    with Pillow.open(BytesIO(as_png(found))) as picture:
         assert picture.size == (1200, 840)
 
 
@@ -165,7 +176,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     with pytest.raises(KeyboardInterrupt):
         run(folder, tiny_bundle, out)
     assert len(read(out)["candidates"]) == 1 + 3
-    monkeypatch.setattr(pareto, "anchor", None)  # the reference is not restored again
+    monkeypatch.setattr(pareto, "measure_reference", None)  # the reference is not restored again
     measured.clear()
     assert run(folder, tiny_bundle, out) == 0
     assert len(measured) == 3

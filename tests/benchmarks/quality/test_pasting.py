@@ -23,7 +23,7 @@ def portrait() -> p.Portrait:
     cv2.ellipse(pixels, (110, 106), (32, 40), 0, 0, 360, (205, 150, 125), -1)
     texture = cv2.GaussianBlur(rng.normal(0, 14, pixels.shape).astype(np.float32), (0, 0), 1.2)
     landmarks = template(SIDE) + np.array([110, 100]) - SIDE / 2
-    return p.Portrait("drawn", np.clip(pixels + texture, 0, 255).astype(np.uint8), landmarks, float(SIDE))
+    return p.Portrait(np.clip(pixels + texture, 0, 255).astype(np.uint8), landmarks, float(SIDE))
 
 
 def pasted(portrait: p.Portrait, degradation: Degradation, side: int = SIDE, upscale: int = 1) -> p.Scores:

@@ -294,6 +294,6 @@ def test_wrong_folders_and_pictures(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named_with_its_extra(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "skimage", None)
-    args = quality._command().parse_args([str(folder), "--out", str(tmp_path / "out")])
+    args = quality.main.parse_args([str(folder), "--out", str(tmp_path / "out")])
     with pytest.raises(MissingDependency, match=r"\[bench\]"):
         quality.benchmark(args)

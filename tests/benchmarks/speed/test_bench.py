@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bfr.benchmarks.environment import CpuWatch, GpuWatch, describe_machine, summarize_watch
+from bfr.benchmarks.environment import CpuWatch, GpuWatch, describe_machine, peak_rss_bytes, summarize_watch
 from bfr.benchmarks.speed import bench as b
 from bfr.benchmarks.speed import plots, report
 from bfr.benchmarks.speed.apart import Lost
-from bfr.benchmarks.speed.cold import cold_start, peak_rss_bytes
 from bfr.benchmarks.speed.contender import Contender, default_threads, open_contender, split_name
-from bfr.benchmarks.speed.interleave import Race, synthetic_faces
+from bfr.benchmarks.speed.interleave import Race, synthetic_faces, time_batch
 from bfr.benchmarks.speed.options import BenchOptions
-from bfr.benchmarks.speed.player import Player
-from bfr.benchmarks.speed.results import Results, Timing, drift, statistics, summarize
+from bfr.benchmarks.speed.player import Entry, Player
+from bfr.benchmarks.speed.results import BackendResult, Results, Run, Timing, drift, statistics, summarize
 from bfr.benchmarks.speed.roofline import Ceilings, Cost
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.cli.main import app
@@ -67,13 +67,12 @@ def race(bundle: Bundle, *contenders: Contender) -> Race:
 
 def make_results(**changes: Any) -> Results:
     first, samples = sample(3.0), [sample(1.0, 0.9), sample(2.0, 1.0)]
-    images = (np.zeros((1, 4, 4, 3), np.float32), np.full((1, 4, 4, 3), 0.1, np.float32))
-    measurements = [
-        summarize(name, batch, 6, first, samples, gflop=3.0, baseline=samples, images=images if i else None)
-        for batch in (1, 2)
-        for i, name in enumerate(("eager-cpu", "onnxruntime-cpu"))
+    runs = [
+        Run(name, first, samples, np.full((1, 4, 4, 3), level, np.float32))
+        for name, level in (("eager-cpu", 0.1), ("onnxruntime-cpu", 0.0))
     ]
-    backends = [b.BackendResult(name, "fp32", {"library": "1"}, 0.5, None) for name in ("eager-cpu", "onnxruntime-cpu")]
+    measurements = [summarize(run, batch, 6, gflop=3.0, baseline=runs[0]) for batch in (1, 2) for run in runs]
+    backends = [BackendResult(name, "fp32", {"library": "1"}, 0.5, None) for name in ("eager-cpu", "onnxruntime-cpu")]
     fields: dict[str, Any] = {
         "system": "tiny",
         "title": "a | title",
@@ -123,7 +122,8 @@ def test_drift_is_psnr_and_the_largest_difference() -> None:
 
 def test_derived_numbers_follow_from_the_medians() -> None:
     samples = [sample(1.0, 0.5), sample(2.0, 1.5), sample(9.0, 9.0)]
-    found = summarize("x", 4, 6, sample(5.0), samples, gflop=8.0, baseline=[sample(6.0)], images=None)
+    baseline = Run("y", sample(5.0), [sample(6.0)])
+    found = summarize(Run("x", sample(5.0), samples), 4, 6, gflop=8.0, baseline=baseline)
     assert found.images_per_second == 2.0
     assert found.gflop_per_second == 4.0
     assert found.speedup == 3.0
@@ -287,6 +287,8 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
         ("tensorrt:fp16", ("tensorrt", "fp16", True)),
         ("tensorrt-rtx+nograph", ("tensorrt-rtx", "fp32", False)),
         ("torch-cuda:fp16+nograph", ("torch-cuda", "fp16", False)),
+        ("torch-cpu", ("torch-cpu", "fp32", False)),
+        ("openvino-cpu:int8", ("openvino-cpu", "int8", False)),
     ],
 )
 def test_a_name_may_carry_a_precision_and_a_graph(name: str, parts: tuple[str, str, bool]) -> None:
@@ -297,6 +299,7 @@ def test_a_name_may_carry_a_precision_and_a_graph(name: str, parts: tuple[str, s
     ("name", "message"),
     [
         ("eager-cpu:fp16", "eager-cpu:fp16"),
+        ("torch-cpu:int8", "torch-cpu:int8"),
         ("auto", "onnxruntime-cpu"),
         ("eager-cpu+graph", "goes with eager-cuda, eager-half, onnxruntime-cuda"),
         ("onnxruntime-cpu+nograph", "goes with"),
@@ -365,6 +368,35 @@ def test_a_runtime_backend_records_as_its_name_says(
     assert found.build_seconds is None
 
 
+def restored(bundle: Bundle, name: str) -> np.ndarray:
+    found = open_contender(bundle, name, threads=1, spinning=False)
+    assert found.name == name
+    with found.restorer(bundle, bundle.preset("short"), 1) as restorer:
+        return time_batch(found, restorer, synthetic_faces(1, 32))[1]
+
+
+def test_every_network_is_compiled_on_a_cpu(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    compiled: list[Any] = []
+
+    def compile_(stage: Any, **options: Any) -> Any:
+        compiled.append(options)
+        return stage
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    assert np.array_equal(restored(tiny_bundle, "torch-cpu"), restored(tiny_bundle, "eager-cpu"))
+    assert compiled == [{"fullgraph": True, "dynamic": False}] * len(tiny_bundle.manifest.networks)
+
+
+def test_openvino_runs_the_bundles_graphs_where_it_is_installed(tiny_bundle: Bundle) -> None:
+    if find_spec("openvino"):
+        assert drift(restored(tiny_bundle, "openvino-cpu"), restored(tiny_bundle, "eager-cpu")).psnr_db > 80.0
+    else:
+        with pytest.raises(MissingDependency, match="pip install openvino"):
+            open_contender(tiny_bundle, "openvino-cpu", threads=1, spinning=False)
+
+
 def test_the_baseline_is_eager_pytorch_where_it_is_there(tiny_bundle: Bundle, tmp_path: Path) -> None:
     assert b.choose_baseline(tiny_bundle, ["onnxruntime-cpu", "eager-half", "eager-cuda"]) == "eager-cuda"
     assert b.choose_baseline(tiny_bundle, ["onnxruntime-cpu", "onnxruntime-cpu:fp16"]) == "onnxruntime-cpu"
@@ -395,7 +427,9 @@ def test_a_missing_package_is_named_with_its_extra(
 
 def test_the_parents_memory_is_not_the_childs() -> None:
     ballast = np.ones(40 << 20, np.uint8)
-    child = "from bfr.benchmarks.speed.cold import peak_rss_bytes as p; a = p(); b = bytearray(64 << 20); print(a, p())"
+    child = (
+        "from bfr.benchmarks.environment import peak_rss_bytes as p; a = p(); b = bytearray(64 << 20); print(a, p())"
+    )
     found = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True).stdout  # noqa: S603
     before, after = map(int, found.split())
     own = peak_rss_bytes()
@@ -406,7 +440,7 @@ def test_the_parents_memory_is_not_the_childs() -> None:
 
 def test_a_fresh_process_that_fails_says_why(tmp_path: Path, tiny_bundle: Bundle) -> None:
     with pytest.raises(Lost, match="bundle"):
-        cold_start(tmp_path, "onnxruntime-cpu", tiny_bundle.preset("short"), batches=(1,), threads=1, limit=600)
+        b.cold_start(Entry(tmp_path, "onnxruntime-cpu", tiny_bundle.preset("short"), threads=1), (1,), limit=600)
 
 
 def test_the_machine_is_described_without_its_owner() -> None:

@@ -37,7 +37,7 @@ def test_the_table() -> None:
     assert "no difference" not in rows["fast"]
     assert "no difference" in rows["same"]
     assert rows["new"].count("| 5 |") == 1
-    assert rows["gone"] == "| gone | 1 | 1 | | |"
+    assert rows["gone"] == "| gone | 1 | 1 |  |  |"
     assert "differ in machine" in as_table(old, {**new, "machine": {"cpu": "b"}})
     assert "differ in" not in as_table(old, new)
 

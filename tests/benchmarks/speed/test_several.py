@@ -23,10 +23,19 @@ def fake(told: list[BenchOptions], failing: str = "") -> Any:
             raise BackendUnavailable("nothing works here")
         options.out.mkdir(parents=True)
         seconds = float(len(told))
-        backend = {"name": "onnxruntime-cpu", "cold": {"peak_bytes": {"1": 300 * 2**20}}}
+        backend = {
+            "name": "onnxruntime-cpu",
+            "cold": {"peak_bytes": {"1": 300 * 2**20}, "batch": 1, "first_result_seconds": 2.5},
+        }
         measured = {"backend": "onnxruntime-cpu", "batch": 1, "seconds": {"p50": seconds, "p90": seconds + 1}}
         found = {"backends": [backend], "measurements": [measured | {"images_per_second": 1 / seconds}]}
-        found |= {"machine": {"cpu": "a CPU"}, "threads": 2, "others_cores": 1.0}
+        found |= {
+            "machine": {"cpu": "a CPU"},
+            "threads": 2,
+            "others_cores": 1.0,
+            "skipped": {"onnxruntime-cpu:int8": "it has none"},
+            "lost": {},
+        }
         (options.out / "bench.json").write_text(json.dumps(found))
         return options.out / "bench.md"
 
@@ -42,8 +51,9 @@ def test_a_table_has_all_bundles(tmp_path: Path, tiny_bundle: Bundle, monkeypatc
     assert [one.bundle for one in told] == bundles
     assert {one.repeats for one in told} == {7}
     text = path.read_text()
-    assert "| mini | onnxruntime-cpu, 1 | 1 (2) | 1 | 300 |" in text
-    assert "| tiny-3 | onnxruntime-cpu, 1 | 3 (4) | 0.3333 | 300 |" in text
+    assert "| mini | onnxruntime-cpu, 1 | 1 (2) | 1 | 300 | 2.5 |" in text
+    assert "| tiny-3 | onnxruntime-cpu, 1 | 3 (4) | 0.3333 | 300 | 2.5 |" in text
+    assert "tiny-2, onnxruntime-cpu:int8 was not measured: it has none" in text
     assert "2 threads; cpu a CPU." in text
     assert "Other processes" in text
     kept = json.loads(path.with_name("bench.json").read_text())
