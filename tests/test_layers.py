@@ -71,7 +71,7 @@ def test_no_import_points_up(graph: grimp.ImportGraph) -> None:
     ("importer", "imported"),
     [
         ("bfr.runtime.diffusion.noise", "bfr.runtime.backends.device"),
-        ("bfr.runtime.images.decode", "bfr.runtime.restore.pixels"),
+        ("bfr.runtime.images.decode", "bfr.runtime.restore.inputs"),
         ("bfr.runtime.jobs.run", "bfr.runtime.cli.main"),
         ("bfr.runtime.backends.registry", "bfr.export.pytorch.compiled"),
         ("bfr.models.systems.system", "bfr.runtime.restore.restorer"),

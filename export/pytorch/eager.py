@@ -1,12 +1,14 @@
 """Eager PyTorch as a device: what every other backend is proven and measured against, over the same loop."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bfr.runtime.backends.device import BoundCall, Float32, Noise
+from bfr.models.stages.stage import as_tuple
+from bfr.runtime.backends.device import BoundCall, Float32, Noise, own_array
 from bfr.runtime.backends.host import HostDevice, HostNoise
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
@@ -22,10 +24,7 @@ class EagerNetwork:
     def bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> BoundCall:
         def call() -> None:
             with torch.inference_mode():
-                results = self.module(**inputs)
-                for buffer, result in zip(
-                    outputs.values(), (results,) if isinstance(results, Tensor) else results, strict=True
-                ):
+                for buffer, result in zip(outputs.values(), as_tuple(self.module(**inputs)), strict=True):
                     buffer.copy_(result)
                 if buffer.is_cuda:
                     torch.cuda.synchronize(buffer.device)
@@ -63,8 +62,8 @@ class EagerDevice(HostDevice):
         signal, sigma = levels.T[:, :, None, None, None]
         torch.add(estimate * signal, noise * sigma, out=x)
 
-    def noise(self, shape: tuple[int, ...], first: int = 0) -> Noise:
-        return UploadedNoise(self, shape, first)
+    def noise(self, owned: ExitStack, shape: tuple[int, ...], first: int = 0) -> Noise:
+        return UploadedNoise(self, owned, shape, first)
 
     def load(self, bundle: Bundle, name: str, precision: Precision) -> EagerNetwork:
         """The float32 module of a bundle's network."""
@@ -78,9 +77,9 @@ class EagerDevice(HostDevice):
 class UploadedNoise:
     """Host noise, written to the device when it is due."""
 
-    def __init__(self, device: EagerDevice, shape: tuple[int, ...], first: int = 0) -> None:
-        self.device, self.host, self._count = device, HostNoise(shape, first), 0
-        self.buffers = (device.array(shape), device.array(shape))
+    def __init__(self, device: EagerDevice, owned: ExitStack, shape: tuple[int, ...], first: int = 0) -> None:
+        self.device, self.host, self._count = device, HostNoise(owned, shape, first), 0
+        self.buffers = (own_array(owned, device, shape), own_array(owned, device, shape))
 
     def begin(self, seed: int, images: tuple[int, ...], last: int) -> None:
         self._count = len(images)
@@ -90,6 +89,3 @@ class UploadedNoise:
         self.host.ready(step)
         made, due = self.host.buffers[step % 2], self.buffers[step % 2]
         self.device.write(self.device.view(due, self._count), made[: self._count])
-
-    def close(self) -> None:
-        self.host.close()

@@ -42,8 +42,6 @@ class Noise(Protocol):
 
     def ready(self, step: int) -> None: ...
 
-    def close(self) -> None: ...
-
 
 class Input(Protocol):
     """The way of a batch onto a device."""
@@ -59,8 +57,6 @@ class Input(Protocol):
         """What was uploaded stands in `buffer` for what is called next."""
         ...
 
-    def close(self) -> None: ...
-
 
 class Output(Protocol):
     """The way of results back to the host, those of two batches at a time."""
@@ -73,16 +69,6 @@ class Output(Protocol):
             second `take` that follows.
         """
         ...
-
-    def close(self) -> None: ...
-
-
-class Program(Protocol):
-    """Work that is done again and again on the same buffers, recorded where the device can."""
-
-    def __call__(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Stopwatch(Protocol):
@@ -102,8 +88,6 @@ class Stopwatch(Protocol):
         """Set aside the seconds since `begin`, as `Output.take` does with a result; what is returned waits for them."""
         ...
 
-    def close(self) -> None: ...
-
 
 class Memory(Protocol):
     """Where buffers come from."""
@@ -118,7 +102,10 @@ class Memory(Protocol):
 
 
 class Device(Memory, Protocol):
-    """Where a chain's buffers live and its networks run. What is called is done in the order of the calls."""
+    """Where a chain's buffers live and its networks run. What is called is done in the order of the calls.
+
+    What is made with an `owned` is given back when that is closed.
+    """
 
     name: str
     asynchronous: bool
@@ -150,17 +137,19 @@ class Device(Memory, Protocol):
         """Write signal * estimate + sigma * noise into `x`; levels: (B, 2), signal and sigma of each image."""
         ...
 
-    def noise(self, shape: tuple[int, ...], first: int = 0) -> Noise:
+    def noise(self, owned: ExitStack, shape: tuple[int, ...], first: int = 0) -> Noise:
         """A stream of noise whose step k is step `first` + k of `bfr.runtime.diffusion.noise`."""
         ...
 
-    def input(self, shape: tuple[int, ...]) -> Input: ...
+    def input(self, owned: ExitStack, shape: tuple[int, ...]) -> Input: ...
 
-    def output(self, shape: tuple[int, ...]) -> Output: ...
+    def output(self, owned: ExitStack, shape: tuple[int, ...]) -> Output: ...
 
-    def record(self, work: Callable[[], None]) -> Program: ...
+    def record(self, owned: ExitStack, work: Callable[[], None]) -> Callable[[], None]:
+        """Return what does `work` again and again on the same buffers, recorded where the device can."""
+        ...
 
-    def stopwatch(self) -> Stopwatch: ...
+    def stopwatch(self, owned: ExitStack) -> Stopwatch: ...
 
     def memory(self) -> tuple[int, int] | None:
         """Free and total bytes of the device's own memory; None where it shares the host's or does not say."""

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -19,8 +20,8 @@ from bfr.runtime.backends.device import (
     Network,
     Noise,
     Output,
-    Program,
     Stopwatch,
+    own_array,
 )
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
@@ -80,20 +81,22 @@ class HostDevice:
         np.multiply(estimate, signal, out=x)
         np.add(x, sigma * noise, out=x)
 
-    def noise(self, shape: tuple[int, ...], first: int = 0) -> Noise:
-        return HostNoise(shape, first)
+    def noise(self, owned: ExitStack, shape: tuple[int, ...], first: int = 0) -> Noise:
+        return HostNoise(owned, shape, first)
 
-    def input(self, shape: tuple[int, ...]) -> Input:
-        return HostInput(self, shape)
+    def input(self, owned: ExitStack, shape: tuple[int, ...]) -> Input:
+        return HostInput(self, own_array(owned, self, shape))
 
-    def output(self, shape: tuple[int, ...]) -> Output:
-        del shape
+    def output(self, owned: ExitStack, shape: tuple[int, ...]) -> Output:
+        del owned, shape
         return HostOutput(self)
 
-    def record(self, work: Callable[[], None]) -> Program:
-        return RepeatedProgram(work)
+    def record(self, owned: ExitStack, work: Callable[[], None]) -> Callable[[], None]:
+        del owned
+        return work
 
-    def stopwatch(self) -> Stopwatch:
+    def stopwatch(self, owned: ExitStack) -> Stopwatch:
+        del owned
         return HostStopwatch()
 
     def memory(self) -> tuple[int, int] | None:
@@ -117,10 +120,11 @@ class HostNoise:
     `ready(step)` until the next call. It is step `first` + `step` of the noise: streams of one chain share no numbers.
     """
 
-    def __init__(self, shape: tuple[int, ...], first: int = 0) -> None:
+    def __init__(self, owned: ExitStack, shape: tuple[int, ...], first: int = 0) -> None:
+        """`owned` ends the thread when it is closed."""
         self.first = first
         self.buffers: tuple[Buffer, Buffer] = (np.zeros(shape, np.float32), np.zeros(shape, np.float32))
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="bfr-noise")
+        self._thread = owned.enter_context(ThreadPoolExecutor(1, thread_name_prefix="bfr-noise"))
         self._pending: Future[None] | None = None
         self._seed, self._last = 0, 0
         self._images: tuple[int, ...] = ()
@@ -139,11 +143,6 @@ class HostNoise:
         if step < self._last:
             self._pending = self._thread.submit(self._fill, step + 1)
 
-    def close(self) -> None:
-        """End the thread."""
-        self._drain()
-        self._thread.shutdown()
-
     def _drain(self) -> None:
         # A chain that stopped half-way leaves a fill under way: it must not write into the next chain's noise.
         if self._pending is not None:
@@ -158,8 +157,8 @@ class HostNoise:
 class HostInput:
     """An input without an upload beside the device's work: `commit` writes what was handed over."""
 
-    def __init__(self, device: Device, shape: tuple[int, ...]) -> None:
-        self.device, self.buffer = device, device.array(shape)
+    def __init__(self, device: Device, buffer: Buffer) -> None:
+        self.device, self.buffer = device, buffer
         self._next: Float32 | None = None
 
     def upload(self, values: Float32) -> None:
@@ -169,9 +168,6 @@ class HostInput:
         if self._next is None:
             raise RuntimeError("upload() comes before commit()")
         self.device.write(self.device.view(self.buffer, len(self._next)), self._next)
-
-    def close(self) -> None:
-        self.device.release([self.buffer])
 
 
 class HostOutput:
@@ -183,9 +179,6 @@ class HostOutput:
     def take(self, result: Buffer) -> Callable[[], Float32]:
         copy = self.device.read(result)
         return lambda: copy
-
-    def close(self) -> None:
-        """Nothing to give back."""
 
 
 class HostStopwatch:
@@ -211,19 +204,3 @@ class HostStopwatch:
     def stop(self) -> Callable[[], dict[str, float]]:
         found = self._seconds
         return lambda: found
-
-    def close(self) -> None:
-        """Nothing to give back."""
-
-
-class RepeatedProgram:
-    """The program of a device that records nothing: the work itself."""
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        self.work = work
-
-    def __call__(self) -> None:
-        self.work()
-
-    def close(self) -> None:
-        """Nothing to give back."""

@@ -25,11 +25,8 @@ class Buffers:
             def array(shape: Shape) -> Buffer:
                 return own_array(owned, device, (batch, *shape))
 
-            self.inputs = {name: device.input((batch, *shape)) for name, shape in plan.inputs.items()}
-            for one in self.inputs.values():
-                owned.callback(one.close)
-            self.output = device.output((batch, *plan.values[plan.result]))
-            owned.callback(self.output.close)
+            self.inputs = {name: device.input(owned, (batch, *shape)) for name, shape in plan.inputs.items()}
+            self.output = device.output(owned, (batch, *plan.values[plan.result]))
             states = {loop.result for loop in plan.loops}
             self.values = {
                 name: self.inputs[name].buffer if name in plan.inputs else array(shape)
@@ -45,8 +42,7 @@ class Buffers:
             self.draws = draws_of(plan.loops)
             first = 0
             for shape, count in self.draws.items():
-                self.noise[shape] = noise or device.noise((batch, *shape), first)
-                owned.callback(self.noise[shape].close)
+                self.noise[shape] = noise or device.noise(owned, (batch, *shape), first)
                 first += count  # two streams of one image never hold the same numbers
             for loop in plan.loops:
                 self.values[loop.result] = self.x[loop.name][len(loop.table) % 2]

@@ -8,7 +8,6 @@ from functools import cached_property, partial
 import numpy as np
 
 from bfr.runtime.backends.device import Device, Float32, Network, Noise, Stopwatch
-from bfr.runtime.errors import InvalidOption
 from bfr.runtime.restore.adapt import movement
 from bfr.runtime.restore.buffers import BatchView, Buffers
 from bfr.runtime.restore.loop import BoundLoop, OnStep
@@ -22,43 +21,26 @@ class ChainResult:
     Attributes:
         state: The result as the device holds it, (B, 3, S, S) float32, about [-1, 1].
         seconds: Stage -> seconds of the whole batch; `network` is the part spent in the networks.
-        raw_estimate: The estimate, in the same form; None where it was not asked for, or the system makes none.
     """
 
     state: Float32
     seconds: dict[str, float]
-    raw_estimate: Float32 | None = None
+
+    def kept(self) -> "ChainResult":
+        """Return a copy that no later batch overwrites."""
+        return ChainResult(self.state.copy(), self.seconds)
 
     @cached_property
     def image(self) -> Float32:
         """(B, 3, S, S) float32 in [0, 1], NaN where the loop gave NaN or Inf, for the caller to detect."""
         return to_unit(self.state)
 
-    @cached_property
-    def estimate(self) -> Float32:
-        """(B, 3, S, S) float32 in [0, 1], what the loop started from. Raises InvalidOption where it is not there."""
-        if self.raw_estimate is None:
-            raise InvalidOption("there is no estimate: ask Chain.run for it, of a system that makes one")
-        return to_unit(self.raw_estimate)
-
-
-@dataclass(frozen=True, slots=True)
-class Launched:
-    """A batch in flight or queued on the device."""
-
-    result: Callable[[], Float32]
-    seconds: Callable[[], dict[str, float]]
-
-    def finish(self) -> ChainResult:
-        """Wait for the batch. The state is overwritten by the second launch after its own, over the same buffers."""
-        return ChainResult(self.result(), self.seconds())
-
 
 class Chain:
     """The bound calls of one batch size, recorded as one program where the device can.
 
     `upload` takes a batch and `launch` enqueues the work on it, also while the device runs the previous batch, so the
-    device never waits for the host between two batches. At most two are in flight. `Launched.finish` waits for the
+    device never waits for the host between two batches. At most two are in flight. What `launch` returns waits for the
     result. `run` calls the three.
     """
 
@@ -81,8 +63,7 @@ class Chain:
             self.buffers = buffers or Buffers(device, plan, batch, noise)
             if buffers is None:
                 owned.callback(self.buffers.close)
-            self.clock = device.stopwatch()
-            owned.callback(self.clock.close)
+            self.clock = device.stopwatch(owned)
             constants = owned.enter_context(ExitStack())
             where = BatchView(device, self.buffers, batch)
             self.values = where.values
@@ -99,9 +80,7 @@ class Chain:
             split = next(i for i, s in enumerate(self._stages) if isinstance(s, BoundLoop)) if plan.truncate else 0
             parts = [p for p in (self._stages[:split], self._stages[split:]) if p]
             self._parts = [partial(self._work, part) for part in parts]
-            self._programs = [device.record(part) for part in self._parts]
-            for program in self._programs:
-                owned.callback(program.close)
+            self._programs = [device.record(owned, part) for part in self._parts]
             self._owned = owned.pop_all()
 
     def run(
@@ -112,7 +91,6 @@ class Chain:
         images: tuple[int, ...],
         on_step: OnStep | None = None,
         inputs: Mapping[str, Float32] | None = None,
-        estimate: bool = False,
     ) -> ChainResult:
         """Restore one batch.
 
@@ -122,12 +100,12 @@ class Chain:
             images: Keys of the noise, one for each image.
             on_step: See `launch`.
             inputs: The plan's other inputs, by name.
-            estimate: Whether to fetch the estimate as well.
+
+        Returns:
+            The result, which later batches leave alone.
         """
         self.upload(degraded, inputs)
-        found = self.launch(seed=seed, images=images, on_step=on_step).finish()
-        raw = self.device.read(self.values[ESTIMATE]) if estimate and ESTIMATE in self.values else None
-        return ChainResult(found.state.copy(), found.seconds, raw)
+        return self.launch(seed=seed, images=images, on_step=on_step)().kept()
 
     def upload(self, degraded: Float32, inputs: Mapping[str, Float32] | None = None) -> None:
         """Take the next batch; the device may still work on the previous one. An input that is not given is all 0."""
@@ -137,7 +115,7 @@ class Chain:
             values = given.get(name)
             self.buffers.inputs[name].upload(np.zeros((self.batch, *shape), np.float32) if values is None else values)
 
-    def launch(self, *, seed: int, images: tuple[int, ...], on_step: OnStep | None = None) -> Launched:
+    def launch(self, *, seed: int, images: tuple[int, ...], on_step: OnStep | None = None) -> Callable[[], ChainResult]:
         """Enqueue the work on the batch that was uploaded. The one before the previous must be finished.
 
         Where the plan chooses a start for each image (`truncate`), this waits for the estimate.
@@ -146,6 +124,9 @@ class Chain:
             seed: Seed of the noise.
             images: Keys of the noise, one for each image.
             on_step: Called between the steps, which are then not recorded as one program.
+
+        Returns:
+            What waits for the batch. The second launch after this one overwrites the state of its result.
         """
         self.clock.begin()
         for shape, noise in self.buffers.noise.items():
@@ -164,7 +145,8 @@ class Chain:
             part()
         result = self.buffers.output.take(self.values[self.plan.result])
         self.clock.mark("download")
-        return Launched(result, self.clock.stop())
+        seconds = self.clock.stop()
+        return lambda: ChainResult(result(), seconds())
 
     def close(self) -> None:
         """Free the buffers and programs of the chain."""

@@ -1,17 +1,111 @@
 """The chains of a system by batch size, the buffers that they share, and the batches that the device works on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
 
-from bfr.runtime.backends.device import Device, Network
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.runtime.backends.device import Device, Float32, Network
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import DeviceLost, DeviceOutOfMemory
-from bfr.runtime.restore.batch import Batch, Finished, Flight, Pending, Restored, choose_bucket
+from bfr.runtime.restore.batch import Finished, Pending, Restored
 from bfr.runtime.restore.buffers import Buffers
 from bfr.runtime.restore.chain import Chain, ChainResult
+from bfr.runtime.restore.inputs import Given, ImageInputs, image_key, keep_known, to_output
 from bfr.runtime.restore.loop import OnStep
-from bfr.runtime.restore.plan import Plan
+from bfr.runtime.restore.plan import DEGRADED, Plan
+
+
+class Batch:
+    """Images that run through a chain together."""
+
+    def __init__(
+        self,
+        inputs: ImageInputs,
+        images: Sequence[NDArray[Any]],
+        keys: Sequence[int | None],
+        seed: int,
+        given: Mapping[str, Given] | None = None,
+    ) -> None:
+        """Prepare the images.
+
+        Args:
+            inputs: How the system's inputs are made of pictures.
+            images: (H, W, 3) RGB each.
+            keys: Keys of their noise; None is a function of the pixels.
+            seed: Seed of the noise.
+            given: Pictures for the system's other inputs, by name, one or None for each image.
+        """
+        self.images, self.keys, self.seed, self.given, self.pixels = images, keys, seed, given or {}, inputs.pixels
+        self.prepared = [inputs.prepare(image, self.pictures(i)) for i, image in enumerate(images)]
+
+    def launch(self, chain: Chain, on_step: OnStep | None) -> Callable[[], ChainResult]:
+        """Start the images on a chain that is large enough. The device may still run the previous batch."""
+        padding = chain.batch - len(self.prepared)
+        named = [
+            image_key(one[DEGRADED]) if key is None else key for one, key in zip(self.prepared, self.keys, strict=True)
+        ]
+        inputs = {
+            name: np.stack([one[name] for one in self.prepared] + [np.zeros_like(first)] * padding)
+            for name, first in self.prepared[0].items()
+        }
+        chain.upload(inputs.pop(DEGRADED), inputs)
+        return chain.launch(seed=self.seed, images=(*named, *(0 for _ in range(padding))), on_step=on_step)
+
+    def results(self, outcome: ChainResult, precision: Precision, again: "Again") -> list[Restored]:
+        """Return a result for each image; `again` restores those that are not finite."""
+        seconds = {stage: total / len(self.images) for stage, total in outcome.seconds.items()}
+        return [
+            Restored(self._output(i, face), seconds, precision) if np.isfinite(face).all() else again(self, i, seconds)
+            for i, face in enumerate(outcome.image[: len(self.images)])  # padding is left out
+        ]
+
+    def _output(self, i: int, face: Float32) -> NDArray[Any]:
+        """Return a result in the image's size and dtype; outside a mask the pixels are the image's own."""
+        image, result = self.images[i], to_output(face, self.images[i], self.pixels)
+        return keep_known(image, result, self.pictures(i).get("mask")) if "mask" in self.prepared[i] else result
+
+    def pictures(self, i: int) -> dict[str, NDArray[Any] | None]:
+        """Return the pictures of an image for further inputs, by name."""
+        return {name: pictures[i] for name, pictures in self.given.items()}
+
+
+Again = Callable[[Batch, int, dict[str, float]], Restored]
+"""Restores an image of a batch once more; the seconds are those of the first time."""
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A batch in flight on a device; a `Pending`.
+
+    Attributes:
+        fetch: Waits for the device; None once it was called.
+        results: Makes images of what it returns.
+    """
+
+    fetch: Callable[[], ChainResult] | None
+    results: Callable[[ChainResult], list[Restored]]
+    done: bool = field(default=False, init=False)
+
+    def settle(self) -> None:
+        """Wait for the device, and set the result aside: the batch after the next one would overwrite it."""
+        if not self.done:
+            kept = self._take().kept()
+            self.fetch = lambda: kept
+
+    def finish(self) -> list[Restored]:
+        """As of `Pending`."""
+        return self.results(self._take())
+
+    def _take(self) -> ChainResult:
+        fetch, self.fetch, self.done = self.fetch, None, True
+        if fetch is None:
+            raise RuntimeError("this batch was fetched before, or its device failed")
+        return fetch()
 
 
 class Chains:
@@ -92,7 +186,7 @@ class Chains:
             self.settle()  # what failed half-way may have taken the place of a result
             raise
         if not self.device.asynchronous:
-            return Finished(results(launched.finish()))
+            return Finished(results(launched()))
         self.flights.append(Flight(launched, results))
         return self.flights[-1]
 
@@ -133,6 +227,11 @@ def load_networks(bundle: Bundle, device: Device, precision: Precision) -> dict[
         name: device.load(bundle, name, precision if precision in network.variants else "fp32")
         for name, network in bundle.manifest.networks.items()
     }
+
+
+def choose_bucket(count: int, buckets: tuple[int, ...] | None) -> int:
+    """The smallest bucket that holds `count` images; `count` itself where the device has no buckets."""
+    return min((b for b in buckets or () if b >= count), default=count)
 
 
 def common_buckets(ours: tuple[int, ...] | None, device: tuple[int, ...] | None) -> tuple[int, ...] | None:

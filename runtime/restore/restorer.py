@@ -18,13 +18,12 @@ from bfr.runtime.bundle.manifest import Precision, Preset
 from bfr.runtime.diffusion.noise import check_seed
 from bfr.runtime.diffusion.solvers import StepTable
 from bfr.runtime.errors import BfrError, DeviceOutOfMemory, InvalidOption, RestorationFailed
-from bfr.runtime.restore.batch import Batch, Finished, Pending, Restored
+from bfr.runtime.restore.batch import Finished, Pending, Restored
 from bfr.runtime.restore.chain import Chain, ChainResult
-from bfr.runtime.restore.chains import Chains, load_networks
-from bfr.runtime.restore.inputs import Given, ImageInputs
+from bfr.runtime.restore.chains import Batch, Chains, load_networks
+from bfr.runtime.restore.inputs import Given, ImageInputs, as_pixels, as_several, check_image
 from bfr.runtime.restore.loop import OnStep
 from bfr.runtime.restore.options import OpenOptions
-from bfr.runtime.restore.pixels import as_pixels, as_several, check_image
 from bfr.runtime.restore.plan import make_plan, sampler_table
 from bfr.runtime.restore.precision import Trial, choose_precision, sample
 

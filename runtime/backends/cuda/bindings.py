@@ -1,11 +1,12 @@
 """One GPU through cuda-python: as much of the CUDA runtime as a chain needs, every return value checked.
 
 This is the only module that touches cuda-python. Pointers, streams, events and graphs are integers or the library's
-own handles; whoever asks for one gives it back.
+own handles. What is made with an `owned` is given back when that is closed; the caller gives back all else.
 """
 
 import ctypes
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -19,6 +20,8 @@ from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory
 from bfr.runtime.install import install_command
 
 Handle = Any
+Argument = tuple[int, type[Any]]
+"""An argument of a kernel and its C type."""
 # After these the context is gone: every later call fails the same way (CUDA Runtime API, "Error handling").
 STICKY = frozenset(
     f"cudaError{name}"
@@ -55,22 +58,14 @@ class Facts:
     multiprocessors: int
 
 
-@dataclass(frozen=True, slots=True)
-class Argument:
-    """An argument of a kernel and its C type."""
-
-    value: int | float
-    type: type[Any]
-
-
 def pointer(address: int) -> Argument:
     """A pointer to device memory, as a kernel's argument."""
-    return Argument(address, ctypes.c_void_p)
+    return address, ctypes.c_void_p
 
 
 def word(value: int) -> Argument:
     """An unsigned int of 32 bits, as a kernel's argument."""
-    return Argument(value, ctypes.c_uint32)
+    return value, ctypes.c_uint32
 
 
 def remedy() -> str:
@@ -146,14 +141,11 @@ class Cuda:
         """Give device memory back."""
         self._call("cudaFree", address)
 
-    def allocate_pinned(self, size: int) -> NDArray[np.uint8]:
+    def pinned(self, owned: ExitStack, size: int) -> NDArray[np.uint8]:
         """`size` bytes of page-locked host memory, from which copies run beside the host's own work."""
         address = int(self._call("cudaMallocHost", size, needed=size))
+        owned.callback(self._call, "cudaFreeHost", address)
         return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), (size,))
-
-    def free_pinned(self, block: NDArray[np.uint8]) -> None:
-        """Give page-locked memory back."""
-        self._call("cudaFreeHost", block.ctypes.data)
 
     def copy(self, target: int, source: int, size: int, stream: Handle) -> None:
         """Enqueue a copy between any two memories."""
@@ -163,25 +155,21 @@ class Cuda:
         """Enqueue the writing of zeros."""
         self._call("cudaMemsetAsync", address, 0, size, stream)
 
-    def stream(self) -> Handle:
+    def stream(self, owned: ExitStack) -> Handle:
         """A new stream that does not wait for the default one."""
-        return self._call("cudaStreamCreateWithFlags", self.rt.cudaStreamNonBlocking)
-
-    def destroy_stream(self, stream: Handle) -> None:
-        """Give a stream back."""
-        self._call("cudaStreamDestroy", stream)
+        stream = self._call("cudaStreamCreateWithFlags", self.rt.cudaStreamNonBlocking)
+        owned.callback(self._call, "cudaStreamDestroy", stream)
+        return stream
 
     def synchronize(self, stream: Handle) -> None:
         """Wait until everything enqueued on a stream is done; raises what went wrong in it."""
         self._call("cudaStreamSynchronize", stream)
 
-    def event(self) -> Handle:
+    def event(self, owned: ExitStack) -> Handle:
         """A new event."""
-        return self._call("cudaEventCreate")
-
-    def destroy_event(self, event: Handle) -> None:
-        """Give an event back."""
-        self._call("cudaEventDestroy", event)
+        event = self._call("cudaEventCreate")
+        owned.callback(self._call, "cudaEventDestroy", event)
+        return event
 
     def record(self, event: Handle, stream: Handle) -> None:
         """Enqueue the event."""
@@ -235,9 +223,7 @@ class Cuda:
     ) -> None:
         """Enqueue a kernel."""
         self.use()
-        values = tuple(argument.value for argument in arguments)
-        types = tuple(argument.type for argument in arguments)
-        function = self.driver.CUfunction(int(kernel))
+        function, (values, types) = self.driver.CUfunction(int(kernel)), zip(*arguments, strict=True)
         self._driver_call("cuLaunchKernel", function, *grid, 1, block, 1, 1, 0, stream, (values, types), 0)
 
     def use(self) -> None:
@@ -257,7 +243,8 @@ class Cuda:
     def _driver_call(self, name: str, *arguments: Any) -> Any:
         error, *values = getattr(self.driver, name)(*arguments)
         if error != self.driver.CUresult.CUDA_SUCCESS:
-            self._fail(name, _runtime_name(error.name), None)
+            same = next((one for one in self.rt.cudaError_t if int(one) == int(error)), error)
+            self._fail(name, same.name, None)  # the name of the runtime API, which numbers errors as the driver does
         return values[0] if values else None
 
     def _fail(self, call: str, error: str, needed: int | None) -> None:
@@ -281,27 +268,3 @@ class Cuda:
 
 def _version(number: Any) -> str:
     return f"{int(number) // 1000}.{int(number) % 1000 // 10}"
-
-
-_SAME = {
-    "OUT_OF_MEMORY": "MemoryAllocation",
-    "ILLEGAL_ADDRESS": "IllegalAddress",
-    "LAUNCH_FAILED": "LaunchFailure",
-    "LAUNCH_TIMEOUT": "LaunchTimeout",
-    "HARDWARE_STACK_ERROR": "HardwareStackError",
-    "ILLEGAL_INSTRUCTION": "IllegalInstruction",
-    "MISALIGNED_ADDRESS": "MisalignedAddress",
-    "INVALID_ADDRESS_SPACE": "InvalidAddressSpace",
-    "INVALID_PC": "InvalidPc",
-    "ASSERT": "Assert",
-    "ECC_UNCORRECTABLE": "ECCUncorrectable",
-    "NVLINK_UNCORRECTABLE": "NvlinkUncorrectable",
-    "DEVICE_UNAVAILABLE": "DevicesUnavailable",
-    "CONTEXT_IS_DESTROYED": "ContextIsDestroyed",
-}
-
-
-def _runtime_name(driver: str) -> str:
-    """The runtime API's name of a driver API's error, where both have one."""
-    same = _SAME.get(driver.removeprefix("CUDA_ERROR_"))
-    return f"cudaError{same}" if same else driver

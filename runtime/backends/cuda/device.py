@@ -4,6 +4,7 @@ What runs the networks (TensorRT, ONNX Runtime, compiled PyTorch) is a child of 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from bfr.runtime.backends.cuda.bindings import Argument, Cuda, pointer, word
 from bfr.runtime.backends.cuda.kernels import BLOCK, NAMES, compile_kernels
 from bfr.runtime.backends.cuda.parts import GpuInput, GpuNoise, GpuOutput, GpuStopwatch, GraphProgram
-from bfr.runtime.backends.device import Float32, Network, Program
+from bfr.runtime.backends.device import Float32, Network
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import DeviceLost
@@ -54,8 +55,9 @@ class GpuDevice:
         self.cuda = Cuda(index)
         self.facts = self.cuda.facts
         self.kernels = self.cuda.load_kernels(compile_kernels(self.facts.compute_capability), NAMES)
-        self.stream, self.copy_stream, self.back_stream = (self.cuda.stream() for _ in range(3))
-        self._staging: NDArray[np.uint8] | None = None
+        self._owned, self._staged = ExitStack(), ExitStack()
+        self.stream, self.copy_stream, self.back_stream = (self.cuda.stream(self._owned) for _ in range(3))
+        self._staging = np.empty(0, np.uint8)
 
     @classmethod
     def check(cls, bundle: Bundle | None, precision: Precision, index: int) -> None:
@@ -101,17 +103,17 @@ class GpuDevice:
         arguments = [*(pointer(b.address) for b in (x, estimate, noise, levels)), word(count)]
         self.launch("diffuse", (-(-count // BLOCK), x.shape[0]), arguments)
 
-    def noise(self, shape: tuple[int, ...], first: int = 0) -> GpuNoise:
-        return GpuNoise(self, shape, first)
+    def noise(self, owned: ExitStack, shape: tuple[int, ...], first: int = 0) -> GpuNoise:
+        return GpuNoise(self, owned, shape, first)
 
-    def input(self, shape: tuple[int, ...]) -> GpuInput:
-        return GpuInput(self, shape)
+    def input(self, owned: ExitStack, shape: tuple[int, ...]) -> GpuInput:
+        return GpuInput(self, owned, shape)
 
-    def output(self, shape: tuple[int, ...]) -> GpuOutput:
-        return GpuOutput(self, shape)
+    def output(self, owned: ExitStack, shape: tuple[int, ...]) -> GpuOutput:
+        return GpuOutput(self, owned, shape)
 
-    def record(self, work: Callable[[], None]) -> Program:
-        return GraphProgram(self, work)
+    def record(self, owned: ExitStack, work: Callable[[], None]) -> Callable[[], None]:
+        return GraphProgram(self, owned, work)
 
     def capture(self, work: Callable[[], None]) -> Any:
         """Record what `work` enqueues as a graph; nothing runs."""
@@ -127,8 +129,8 @@ class GpuDevice:
         self.cuda.synchronize(self.stream)
         self.cuda.destroy_graph(graph)
 
-    def stopwatch(self) -> GpuStopwatch:
-        return GpuStopwatch(self)
+    def stopwatch(self, owned: ExitStack) -> GpuStopwatch:
+        return GpuStopwatch(self, owned)
 
     def memory(self) -> tuple[int, int] | None:
         return self.cuda.memory()
@@ -142,21 +144,15 @@ class GpuDevice:
         self.cuda.launch(self.kernels[kernel], grid, BLOCK, arguments, self.stream)
 
     def close(self) -> None:
-        try:
+        with suppress(DeviceLost):  # its memory went with it
             self.cuda.synchronize(self.stream)
-            if self._staging is not None:
-                self.cuda.free_pinned(self._staging)
-                self._staging = None
-            for stream in (self.copy_stream, self.back_stream, self.stream):
-                self.cuda.destroy_stream(stream)
-        except DeviceLost:
-            pass  # its memory went with it
+            self._staged.close()
+            self._owned.close()
 
     def _pinned(self, size: int) -> NDArray[np.uint8]:
         """Page-locked memory for copies that are waited for: one block, as large as the largest of them."""
-        if self._staging is None or self._staging.size < size:
-            if self._staging is not None:
-                self.cuda.free_pinned(self._staging)
-                self._staging = None
-            self._staging = self.cuda.allocate_pinned(size)
+        if self._staging.size < size:
+            self._staged.close()
+            self._staging = np.empty(0, np.uint8)
+            self._staging = self.cuda.pinned(self._staged, size)
         return self._staging[:size]

@@ -1,57 +1,27 @@
 """What a chain has of a GPU: the way of a batch there and back, its noise, its recorded programs, and its clock."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from math import prod
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.backends.cuda.bindings import Argument, Cuda, Handle, pointer, word
+from bfr.runtime.backends.cuda.bindings import Cuda, Handle, pointer, word
 from bfr.runtime.backends.cuda.kernels import BLOCK
-from bfr.runtime.backends.device import Buffer, Float32, Memory, own_array
+from bfr.runtime.backends.device import Buffer, Float32, own_array
 from bfr.runtime.diffusion.noise import check_seed
+
+if TYPE_CHECKING:
+    from bfr.runtime.backends.cuda.device import GpuDevice
 
 MARKS = 64  # of a chain's stages and its beginning
 
 
-class Gpu(Memory, Protocol):
-    """What the parts need of a GPU: `bfr.runtime.backends.cuda.device.GpuDevice`."""
-
-    cuda: Cuda
-    stream: Handle
-    copy_stream: Handle
-    back_stream: Handle
-    records: bool
-    warm_runs: int
-
-    def launch(self, kernel: str, grid: tuple[int, int], arguments: Sequence[Argument]) -> None: ...
-
-    def capture(self, work: Callable[[], None]) -> Any: ...
-
-    def replay(self, graph: Any) -> None: ...
-
-    def forget(self, graph: Any) -> None: ...
-
-
-def own_pinned(owned: ExitStack, device: Gpu, size: int) -> NDArray[np.uint8]:
-    """Page-locked memory that goes with `owned`."""
-    block = device.cuda.allocate_pinned(size)
-    owned.callback(device.cuda.free_pinned, block)
-    return block
-
-
-def own_event(owned: ExitStack, device: Gpu) -> Handle:
-    """An event that goes with `owned`."""
-    event = device.cuda.event()
-    owned.callback(device.cuda.destroy_event, event)
-    return event
-
-
-def own_slots(owned: ExitStack, device: Gpu, size: int) -> list[tuple[NDArray[np.uint8], Handle]]:
-    """Two page-locked blocks, each with an event, that go with `owned`: two batches may be under way."""
-    return [(own_pinned(owned, device, size), own_event(owned, device)) for _ in range(2)]
+def own_slots(owned: ExitStack, cuda: Cuda, size: int) -> list[tuple[NDArray[np.uint8], Handle]]:
+    """Two page-locked blocks of `size` bytes, each with an event: two batches may be under way."""
+    return [(cuda.pinned(owned, size), cuda.event(owned)) for _ in range(2)]
 
 
 class GpuInput:
@@ -61,14 +31,13 @@ class GpuInput:
     to the buffer that the networks read.
     """
 
-    def __init__(self, device: Gpu, shape: tuple[int, ...]) -> None:
+    def __init__(self, device: "GpuDevice", owned: ExitStack, shape: tuple[int, ...]) -> None:
         self.device, self.cuda, self._staged = device, device.cuda, 0
-        with ExitStack() as owned:  # given back at once where there is not enough for all of it
-            self.buffer, self._arrived_in = (own_array(owned, device, shape) for _ in range(2))
-            self._pinned = own_pinned(owned, device, self.buffer.bytes)
-            self._arrived, self._taken = own_event(owned, device), own_event(owned, device)
-            self.cuda.record(self._taken, device.stream)  # the zeros that `array` writes come before the first upload
-            self._owned = owned.pop_all()
+        self.buffer, self._arrived_in = (own_array(owned, device, shape) for _ in range(2))
+        self._pinned = self.cuda.pinned(owned, self.buffer.bytes)
+        self._arrived, self._taken = self.cuda.event(owned), self.cuda.event(owned)
+        self.cuda.record(self._taken, device.stream)  # the zeros that `array` writes come before the first upload
+        owned.callback(self.cuda.synchronize, device.copy_stream)  # before any of it is given back
 
     def upload(self, values: Float32) -> None:
         self.cuda.synchronize(self.device.copy_stream)  # the previous upload has left the page-locked memory
@@ -83,10 +52,6 @@ class GpuInput:
         self.cuda.copy(self.buffer.address, self._arrived_in.address, self._staged, self.device.stream)
         self.cuda.record(self._taken, self.device.stream)
 
-    def close(self) -> None:
-        self.cuda.synchronize(self.device.copy_stream)
-        self._owned.close()
-
 
 class GpuOutput:
     """Results on their way back while the main stream goes on.
@@ -94,13 +59,12 @@ class GpuOutput:
     A result is moved out of the next batch's way on the main stream, and from there to page-locked memory on another.
     """
 
-    def __init__(self, device: Gpu, shape: tuple[int, ...]) -> None:
+    def __init__(self, device: "GpuDevice", owned: ExitStack, shape: tuple[int, ...]) -> None:
         self.device, self.cuda = device, device.cuda
-        with ExitStack() as owned:
-            self._held = own_array(owned, device, shape)
-            self._slots = own_slots(owned, device, self._held.bytes)
-            self._made = own_event(owned, device)
-            self._owned = owned.pop_all()
+        self._held = own_array(owned, device, shape)
+        self._slots = own_slots(owned, self.cuda, self._held.bytes)
+        self._made = self.cuda.event(owned)
+        owned.callback(self.cuda.synchronize, device.back_stream)  # before any of it is given back
 
     def take(self, result: Buffer) -> Callable[[], Float32]:
         _, left = self._slots[0]
@@ -119,24 +83,18 @@ class GpuOutput:
 
         return fetch
 
-    def close(self) -> None:
-        self.cuda.synchronize(self.device.back_stream)
-        self._owned.close()
-
 
 class GpuNoise:
     """Noise as a kernel that reads seed and image keys from device memory: a graph can hold it."""
 
-    def __init__(self, device: Gpu, shape: tuple[int, ...], first: int = 0) -> None:
+    def __init__(self, device: "GpuDevice", owned: ExitStack, shape: tuple[int, ...], first: int = 0) -> None:
         if prod(shape[1:]) % 4:
             raise ValueError(f"noise of shape {shape} is not a multiple of 4 elements an image")
         self.device, self.cuda, self.first, self._count = device, device.cuda, first, 0
         self._quads = prod(shape[1:]) // 4
-        with ExitStack() as owned:
-            self.buffers = (own_array(owned, device, shape), own_array(owned, device, shape))
-            self._keys = own_array(owned, device, (shape[0], 2))  # words of 32 bits, as float32 has
-            self._slots = own_slots(owned, device, self._keys.bytes)
-            self._owned = owned.pop_all()
+        self.buffers = (own_array(owned, device, shape), own_array(owned, device, shape))
+        self._keys = own_array(owned, device, (shape[0], 2))  # words of 32 bits, as float32 has
+        self._slots = own_slots(owned, self.cuda, self._keys.bytes)
 
     def begin(self, seed: int, images: tuple[int, ...], last: int) -> None:
         del last  # a step's noise is made when it is asked for
@@ -159,17 +117,15 @@ class GpuNoise:
         ]
         self.device.launch("fill_normal", (-(-self._quads // BLOCK), self._count), arguments)
 
-    def close(self) -> None:
-        self._owned.close()
-
 
 class GraphProgram:
     """Work that runs as it is `warm_runs` times, in which libraries allocate what they need, then as one graph."""
 
-    def __init__(self, device: Gpu, work: Callable[[], None]) -> None:
+    def __init__(self, device: "GpuDevice", owned: ExitStack, work: Callable[[], None]) -> None:
         self.device, self.work = device, work
         self._runs = 0
         self._graph: Any = None
+        owned.callback(self._forget)
 
     def __call__(self) -> None:
         if self._runs < self.device.warm_runs or not self.device.records:
@@ -180,10 +136,9 @@ class GraphProgram:
             self._graph = self.device.capture(self.work)
         self.device.replay(self._graph)
 
-    def close(self) -> None:
+    def _forget(self) -> None:
         if self._graph is not None:
             self.device.forget(self._graph)
-            self._graph = None
 
 
 class GpuStopwatch:
@@ -193,12 +148,10 @@ class GpuStopwatch:
     the stages that call one.
     """
 
-    def __init__(self, device: Gpu) -> None:
+    def __init__(self, device: "GpuDevice", owned: ExitStack) -> None:
         self.device, self.cuda = device, device.cuda
-        with ExitStack() as owned:
-            self._times = own_array(owned, device, (MARKS, 2))  # nanoseconds of 64 bits
-            self._slots = own_slots(owned, device, self._times.bytes)
-            self._owned = owned.pop_all()
+        self._times = own_array(owned, device, (MARKS, 2))  # nanoseconds of 64 bits
+        self._slots = own_slots(owned, self.cuda, self._times.bytes)
         self._marks: list[str] = []
         self._calls, self._calling = set[str](), False
 
@@ -230,9 +183,6 @@ class GpuStopwatch:
             return {**found, "network": sum(found[stage] for stage in self._calls)}
 
         return seconds
-
-    def close(self) -> None:
-        self._owned.close()
 
     def _stamp(self, index: int) -> None:
         if index >= MARKS:

@@ -3,7 +3,7 @@
 import ctypes
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from systems import pgdiff
 
 from bfr.export.pytorch import compiled as c
 from bfr.export.pytorch.eager import EagerDevice
 from bfr.export.pytorch.reference import load_stage
+from bfr.models.stages.kinds import make_stage
 from bfr.runtime.backends.cuda.bindings import Facts
 from bfr.runtime.backends.cuda.device import GpuBuffer
 from bfr.runtime.bundle.bundle import Bundle
@@ -40,10 +42,10 @@ class FakeCuda:
     def load_kernels(self, image: bytes, names: Any) -> dict[str, str]:
         return {name: name for name in names}
 
-    def stream(self) -> int:
+    def stream(self, owned: ExitStack) -> int:
         return 7
 
-    def event(self) -> int:
+    def event(self, owned: ExitStack) -> int:
         return 1
 
     def allocate(self, size: int) -> int:
@@ -54,7 +56,7 @@ class FakeCuda:
         self.blocks[block.ctypes.data] = block
         return block.ctypes.data
 
-    def allocate_pinned(self, size: int) -> np.ndarray:
+    def pinned(self, owned: ExitStack, size: int) -> np.ndarray:
         return np.zeros(size, np.uint8)
 
     def free(self, address: int) -> None:
@@ -69,7 +71,7 @@ class FakeCuda:
 
     def launch(self, kernel: str, grid: Any, block: int, arguments: Any, stream: int) -> None:
         self.log.append(kernel)
-        values = [argument.value for argument in arguments]
+        values = [value for value, _ in arguments]
         if kernel == "stamp":
             times, index = values
             self.now += 1_000_000
@@ -90,16 +92,7 @@ class FakeCuda:
         return 1 << 29, 1 << 30
 
     def __getattr__(self, name: str) -> Any:
-        if name in (
-            "synchronize",
-            "wait",
-            "record",
-            "await_event",
-            "free_pinned",
-            "destroy_stream",
-            "destroy_event",
-            "use",
-        ):
+        if name in ("synchronize", "wait", "record", "await_event", "use"):
             return lambda *_: None
         raise AttributeError(name)
 
@@ -187,7 +180,7 @@ def faces(count: int, size: int = 32) -> list[np.ndarray]:
 
 
 def test_a_view_is_described_as_the_interface_wants_it() -> None:
-    found = c.ArrayView(GpuBuffer(4096, (2, 3, 8, 8))).__cuda_array_interface__
+    found = c.array_interface(GpuBuffer(4096, (2, 3, 8, 8)))
     assert found == {
         "shape": (2, 3, 8, 8),
         "typestr": "<f4",
@@ -208,6 +201,13 @@ def test_a_stage_is_prepared(tiny_bundle: Bundle, precision: Any, torso: torch.d
     assert not any(parameter.requires_grad for parameter in stage.parameters())
     contiguous: Any = c.prepare_stage(load_stage(tiny_bundle, "denoiser"), precision)
     assert contiguous.denoiser.out[2].weight.is_contiguous()
+
+
+def test_a_guided_step_runs_its_denoiser_in_half() -> None:
+    spec = pgdiff().networks["denoiser"]
+    stage: Any = c.prepare_stage(make_stage(spec.kind, spec.build(), spec.options), "fp16")
+    assert stage.network.denoiser.torso_dtype == torch.float16
+    assert next(stage.network.restorer.parameters()).dtype == torch.float32
 
 
 def test_a_precision_that_a_stage_does_not_have_is_refused(tiny_bundle: Bundle) -> None:
@@ -268,7 +268,8 @@ def test_the_second_call_is_captured_and_the_next_ones_replay(gpu: FakeTorchCuda
 
     cuda: Any = device.cuda
     cuda.launch = lambda kernel, *_: cuda.log.append(kernel)
-    watch, program = device.stopwatch(), device.record(work)
+    owned = ExitStack()
+    watch, program = device.stopwatch(owned), device.record(owned, work)
     for _ in range(4):
         with device.computing():
             pass
@@ -280,12 +281,11 @@ def test_the_second_call_is_captured_and_the_next_ones_replay(gpu: FakeTorchCuda
     stream = "stream 7 of 1"
     assert captures == [("capture", {"pool": None, "stream": stream, "capture_error_mode": "thread_local"})]
     assert gpu.log.count(("replay", stream)) == 3
-    second = device.record(lambda: None)
+    second = device.record(ExitStack(), lambda: None)
     second()
     second()
     assert gpu.log[-2][1]["pool"] == "pool of the first"
-    program.close()
-    program.close()
+    owned.close()
     assert gpu.log.count("reset") == 1
     device.close()
     assert gpu.log.count("reset") == 2
@@ -299,7 +299,7 @@ def test_a_capture_that_fails_leaves_the_device_usable(gpu: FakeTorchCuda) -> No
         if fail.pop(0):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
 
-    program = device.record(work)
+    program = device.record(ExitStack(), work)
     program()
     with pytest.raises(DeviceOutOfMemory, match=r"2 GiB.*536,870,912.*1,073,741,824"):
         program()

@@ -1,6 +1,7 @@
 """The CPU: noise made one step ahead on a thread, and how many threads it takes."""
 
 import time
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -19,13 +20,13 @@ def normals(seed: int, image: int, step: int) -> np.ndarray:
 
 
 def test_the_stream_gives_every_step_to_every_position_of_the_batch() -> None:
-    stream = HostNoise((2, *SHAPE))
-    stream.begin(9, (5, 6), last=4)
-    for step in range(5):
-        stream.ready(step)
-        for position, image in enumerate((5, 6)):
-            assert np.array_equal(stream.buffers[step % 2][position], normals(9, image, step))
-    stream.close()
+    with ExitStack() as owned:
+        stream = HostNoise(owned, (2, *SHAPE))
+        stream.begin(9, (5, 6), last=4)
+        for step in range(5):
+            stream.ready(step)
+            for position, image in enumerate((5, 6)):
+                assert np.array_equal(stream.buffers[step % 2][position], normals(9, image, step))
 
 
 def test_a_stream_that_was_left_half_way_starts_anew_unharmed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,14 +35,14 @@ def test_a_stream_that_was_left_half_way_starts_anew_unharmed(monkeypatch: pytes
         fill_normal(out, seed=seed, image=image, step=step)
 
     monkeypatch.setattr("bfr.runtime.backends.host.fill_normal", slow)
-    stream = HostNoise((1, *SHAPE))
-    stream.begin(1, (1,), last=9)
-    stream.ready(0)  # the fill of step 1 is under way
-    stream.begin(2, (1,), last=1)
-    for step in (0, 1):
-        stream.ready(step)
-        assert np.array_equal(stream.buffers[step][0], normals(2, 1, step))
-    stream.close()
+    with ExitStack() as owned:
+        stream = HostNoise(owned, (1, *SHAPE))
+        stream.begin(1, (1,), last=9)
+        stream.ready(0)  # the fill of step 1 is under way
+        stream.begin(2, (1,), last=1)
+        for step in (0, 1):
+            stream.ready(step)
+            assert np.array_equal(stream.buffers[step][0], normals(2, 1, step))
 
 
 @pytest.mark.parametrize("threads", [-1, 0, 9, 2000])

@@ -80,9 +80,9 @@ def test_each_image_is_restored_as_with_its_own_start(tiny_bundle: Bundle, fakes
     done: list[int] = []
     on_step = None if recorded else lambda k, _: done.append(k)
     for _ in range(2):
-        found = together.run(degraded, seed=5, images=(1, 2, 3), on_step=on_step, estimate=True)
+        found = together.run(degraded, seed=5, images=(1, 2, 3), on_step=on_step)
     assert done == ([] if recorded else [0, 1, 2, 3] * 2)
-    moved = movement(degraded, found.raw_estimate)
+    moved = movement(degraded, together.values["estimate"])
     chosen = starts(PRESET, moved)
     assert len({*chosen.tolist()}) == 3
     for i, start in enumerate(chosen):

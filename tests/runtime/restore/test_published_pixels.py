@@ -8,8 +8,7 @@ from bundles import shared
 
 from bfr.runtime.bundle.manifest import Pixels, Preset
 from bfr.runtime.errors import InvalidOption
-from bfr.runtime.restore.inputs import ImageInputs
-from bfr.runtime.restore.pixels import to_input, to_output
+from bfr.runtime.restore.inputs import ImageInputs, to_input, to_output
 from bfr.runtime.restore.restorer import Restorer
 
 PUBLISHED = Pixels(resize="corners", rounding="down", size="network")

@@ -7,8 +7,8 @@ import pytest
 
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.errors import InvalidImage, InvalidOption, RestorationFailed
-from bfr.runtime.restore.batch import choose_bucket
 from bfr.runtime.restore.chain import Chain
+from bfr.runtime.restore.chains import choose_bucket
 from bfr.runtime.restore.plan import difface_plan
 from bfr.runtime.restore.restorer import Restorer, sampler_table
 

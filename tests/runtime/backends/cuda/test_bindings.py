@@ -1,5 +1,6 @@
 """The CUDA layer: errors become what a user can mend, and what was taken is given back."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -103,18 +104,20 @@ def test_an_allocation_during_a_capture_is_an_error(gpus: Any) -> None:
 def test_a_new_input_is_zero_before_its_first_upload_and_not_after_it(gpus: Any) -> None:
     """A Restorer may be opened while the main stream is busy with another one's batch: the copy stream is not."""
     device = GpuDevice()
-    one = device.input((2, 2))
-    one.upload(np.ones((2, 2), np.float32))
-    gpus[0].drain(int(device.copy_stream))  # as early as it can
-    one.commit()
-    assert device.read(one.buffer).tolist() == [[1, 1], [1, 1]]
-    one.close()
+    with ExitStack() as owned:
+        one = device.input(owned, (2, 2))
+        one.upload(np.ones((2, 2), np.float32))
+        gpus[0].drain(int(device.copy_stream))  # as early as it can
+        one.commit()
+        assert device.read(one.buffer).tolist() == [[1, 1], [1, 1]]
     device.close()
+    assert not gpus[0].alive
 
 
 def test_noise_of_a_smaller_batch_leaves_the_rest(gpus: Any) -> None:
     device = GpuDevice()
-    noise = GpuNoise(device, (3, 1, 2, 2))
+    owned = ExitStack()
+    noise = GpuNoise(device, owned, (3, 1, 2, 2))
     noise.begin(1, (5, 6, 7), last=0)
     noise.ready(0)
     three = device.read(noise.buffers[0])
@@ -126,8 +129,8 @@ def test_noise_of_a_smaller_batch_leaves_the_rest(gpus: Any) -> None:
     with pytest.raises(InvalidOption, match="seed -1"):
         noise.begin(-1, (5,), last=0)
     with pytest.raises(ValueError, match="multiple of 4"):
-        device.noise((1, 1, 3, 3))
-    noise.close()
+        device.noise(owned, (1, 1, 3, 3))
+    owned.close()
     device.close()
 
 
