@@ -3,7 +3,7 @@
 The Python API, the command line, HTTP, the client, jobs on disk and the page read them from there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -43,7 +43,7 @@ class Options(BaseModel):
             try:
                 super().__init__(**dict(zip(fields, values, strict=False)), **named)
             except ValidationError as error:
-                raise InvalidOption(explain(error, fields)) from None
+                raise InvalidOption(explain(error.errors(), fields)) from None
 
         __init__.__pydantic_base_init__ = True  # `model_validate` raises pydantic's own error, as FastAPI needs
 
@@ -62,9 +62,14 @@ def field_of(model: type[BaseModel], name: str, **changes: Any) -> Any:
     return field
 
 
-def explain(error: ValidationError, fields: Mapping[str, FieldInfo]) -> str:
-    """Say what is wrong with each field: its name, what was found, and what is allowed."""
-    first = {str(one["loc"][:1]): dict(one) for one in reversed(error.errors(include_url=False))}
+def explain(errors: Sequence[Mapping[str, Any]], fields: Mapping[str, FieldInfo]) -> str:
+    """Say what is wrong with each field: its name, what was found, and what is allowed.
+
+    Args:
+        errors: What `errors()` of pydantic's exception returns; each `loc` begins with the field.
+        fields: The fields of the model.
+    """
+    first = {str(one["loc"][:1]): dict(one) for one in reversed(errors)}
     return "; ".join(_sentence(one, fields) for one in reversed(first.values()))
 
 

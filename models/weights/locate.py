@@ -48,7 +48,7 @@ def find_weights(folder: Path, download: Download, system: SystemSpec) -> Path:
     names = " or ".join((download.file, *download.also))
     there = sorted(path.relative_to(folder).as_posix() for path in _files(folder) if path.suffix in SUFFIXES)
     listed = ", ".join(there[:SHOWN]) + f" and {len(there) - SHOWN} more" * (len(there) > SHOWN)
-    seen = f"has {listed}" if there else "has no checkpoint" if folder.is_dir() else "is no folder"
+    seen = f"has {listed}" if there else "has no checkpoint" if folder.is_dir() else "does not exist"
     remedy = f"`bfr fetch {system.name}` downloads it, or name the folder that has it with --weights"
     if download.file in system.by_hand:
         remedy = f"{system.by_hand[download.file]}. Put it there, or name the folder that has it with --weights"

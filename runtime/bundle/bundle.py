@@ -157,7 +157,7 @@ class Bundle:
         try:
             return Preset.model_validate({**stored, **overrides})
         except ValidationError as error:
-            problems = explain(error, Preset.model_fields)
+            problems = explain(error.errors(), Preset.model_fields)
             raise InvalidOption(f"preset {name!r} cannot be changed so: {problems}") from error
 
     def network(self, name: str) -> Network:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any
 
@@ -58,12 +58,12 @@ class RestoredPhoto(Result):
         source: The photograph.
     """
 
-    pixels: NDArray[Any]
+    pixels: NDArray[Any] = field(repr=False)
     faces: tuple[Face, ...]
     errors: tuple[str, ...]
     sharp: tuple[Face, ...]
     seconds: dict[str, float]
-    source: Image
+    source: Image = field(repr=False)
 
 
 class PhotoEditor:

@@ -86,7 +86,7 @@ def read_file(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
         raise InvalidImage(f"{path} cannot be read ({error.strerror}): check its permissions and its disk") from error
 
 
-def decode_image(data: bytes, *, name: str = "image", max_pixels: int = MAX_PIXELS) -> Image:
+def decode_image(data: bytes, *, name: str = "the file", max_pixels: int = MAX_PIXELS) -> Image:
     """Decode PNG, JPEG, WebP, BMP or TIFF bytes; of an animation or a stack of pages, the first.
 
     More than `max_pixels` pixels (and more than Pillow's own limit of 179 million) are refused from the header, before
@@ -164,7 +164,9 @@ def _decoding(name: str, data: bytes) -> Iterator[None]:
     except UnidentifiedImageError as error:
         if (found := format_of(data)) is not None:
             raise InvalidImage(f"{name} is a {found.name} that is damaged or of a rare kind: save it as PNG") from error
-        raise InvalidImage(f"{name} is not an image of {', '.join(NAMES)}: convert it, whatever its suffix") from error
+        raise InvalidImage(
+            f"{name} is not an image of {', '.join(NAMES)}: convert it to one of them (its bytes count, not its suffix)"
+        ) from error
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
         raise InvalidImage(f"{name} has more pixels than can be opened safely: make it smaller ({error})") from error
     except Exception as error:

@@ -42,9 +42,9 @@ def as_image(image: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
         return _from_array(image)
     if (pixels := tensor_pixels(image)) is not None:
         return _from_array(pixels)
-    kind = type(image).__name__
+    kind = f"an object of type {type(image).__name__}"
     several = "; it holds one image, call it for each" if isinstance(image, list | tuple) else ""
-    raise InvalidImage(f"a {kind} was given: an image is {_KINDS}{several}")
+    raise InvalidImage(f"{kind} was given: an image is {_KINDS}{several}")
 
 
 def _from_pil(image: Pillow.Image, max_pixels: int) -> Image:

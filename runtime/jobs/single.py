@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from bfr.runtime.bundle.manifest import Preset
 from bfr.runtime.errors import InvalidOption, RestorationFailed
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.paste import to_grey
 from bfr.runtime.faces.photo import PhotoRestorer, RestoredPhoto
 from bfr.runtime.images.decode import MAX_PIXELS, Image
 from bfr.runtime.images.given import as_image
+from bfr.runtime.restore.options import OpenOptions
 from bfr.runtime.restore.restorer import DEFAULT_SEED, Restorer
 
 
@@ -42,6 +44,9 @@ def restore_image(
     Raises:
         BfrError: Its text says how to mend it.
     """
+    known = (*PhotoOptions.model_fields, *OpenOptions.model_fields, *Preset.model_fields)
+    if unknown := sorted(options.keys() - set(known)):
+        raise InvalidOption(f"there is no option {', '.join(unknown)}: choose among {', '.join(known)}")
     given = {name: options.pop(name) for name in PhotoOptions.model_fields.keys() & options.keys()}
     if restorer is not None and options:
         raise InvalidOption(f"the restorer is open already: give {', '.join(options)} to Restorer.open")

@@ -92,7 +92,7 @@ def test_what_is_missing_is_named_with_what_is_there(tmp_path: Path) -> None:
     ):
         assert part in text
     assert "readme" not in text
-    with pytest.raises(InputNotFound, match="is no folder"):
+    with pytest.raises(InputNotFound, match="does not exist"):
         find_weights(tmp_path / "no", ESTIMATOR, DIFFACE)
     with pytest.raises(InputNotFound, match="name the folder"):
         find_weights(tmp_path / "readme.md", ESTIMATOR, DIFFACE)

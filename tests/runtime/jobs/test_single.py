@@ -71,7 +71,7 @@ class TestAsImage:
     @pytest.mark.parametrize(
         ("image", "error", "message"),
         [
-            (None, InvalidImage, "a NoneType was given: an image is a path"),
+            (None, InvalidImage, "an object of type NoneType was given: an image is a path"),
             ([PIXELS], InvalidImage, "call it for each"),
             (PIXELS[0, 0], InvalidImage, r"shape \(3,\)"),
             (PIXELS.transpose(2, 0, 1), InvalidImage, r"shape \(3, 40, 36\)"),
@@ -117,12 +117,15 @@ class TestRestoreImage:
         assert Pillow.open(path).info["dpi"] == pytest.approx((300, 300), abs=0.1)
         np.testing.assert_array_equal(np.asarray(Pillow.open(path)), found.pixels)
         np.testing.assert_array_equal(np.asarray(found.to_pil()), found.pixels)
+        assert "array([[[" not in repr(found)  # the pixels would fill the screen
         shown = np.asarray(Pillow.open(io.BytesIO(found._repr_png_())))
         np.testing.assert_array_equal(shown, found.pixels)
 
     def test_options_that_do_not_go_together(self, small: Callable[..., Any]) -> None:
         with pytest.raises(InvalidOption, match=r"give preset to Restorer\.open"):
             restore_image(PIXELS, restorer=small(), preset="fast")
+        with pytest.raises(InvalidOption, match=r"no option upscal: choose among faces, .*upscale, .*preset, .*steps"):
+            restore_image(PIXELS, restorer=small(), upscal=2)
         with pytest.raises(InvalidOption, match="leave out photo"):
             restore_image(PIXELS, aligned=True, photo=PhotoOptions())
 
@@ -152,7 +155,7 @@ class TestEveryPlace:
         for found in restorer.restore(held):
             np.testing.assert_array_equal(found, expected)
         assert len(restorer.restore(np.stack([PIXELS, PIXELS]))) == 2
-        with pytest.raises(InvalidImage, match="a NoneType was given"):
+        with pytest.raises(InvalidImage, match="type NoneType was given"):
             restorer.restore([None])
         with pytest.raises(InputNotFound, match=r"photo\.jpg"):
             restorer.restore("photo.jpg")
