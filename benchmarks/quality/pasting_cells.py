@@ -1,6 +1,5 @@
 """What `pasting` measures: photographs around a face, degraded, and ways of pasting a restored crop into them."""
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,7 @@ def read_portraits(folder: Path, limit: int, size: int) -> list[Portrait]:
         pixels = np.asarray(read_image(Path(item.source)).pixels, np.uint8)
         faces = sorted(detector.detect(pixels), key=lambda face: face.area)
         if faces and (matrix := alignment(faces[-1].landmarks, size)) is not None:
-            side = size / math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))
+            side = size / scale_of(matrix)
             found.append(Portrait(pixels, faces[-1].landmarks, side))
         if len(found) == limit:
             break

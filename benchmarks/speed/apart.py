@@ -14,12 +14,12 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from bfr.runtime.errors import BfrError
 
 END_SECONDS = 30
-ENDED = object()
 
 
 class Lost(Exception):
@@ -63,27 +63,24 @@ class Apart:
 
     def close(self) -> None:
         """End the process, by force where it does not end by itself."""
-        if self._process.stdin:
-            try:
-                self._process.stdin.close()
-                self._process.wait(END_SECONDS)
-            except (OSError, subprocess.TimeoutExpired):
-                pass
+        with suppress(OSError, subprocess.TimeoutExpired):
+            self._process.stdin.close()  # type: ignore[union-attr]
+            self._process.wait(END_SECONDS)
         self._kill()
 
     def _ask(self, request: tuple[Any, ...], what: str) -> Any:
         if self._errors.closed:
             raise Lost("its process is gone")
+        answer = None
         try:
-            pickle.dump(request, self._process.stdin)  # type: ignore[arg-type]
-            self._process.stdin.flush()  # type: ignore[union-attr]
-            answer = self._answers.get(timeout=self.limit)
+            with suppress(OSError):  # it has ended
+                pickle.dump(request, self._process.stdin)  # type: ignore[arg-type]
+                self._process.stdin.flush()  # type: ignore[union-attr]
+                answer = self._answers.get(timeout=self.limit)
         except queue.Empty:
             self._kill()
             raise Lost(f"it took more than {self.limit:g} s {what}") from None
-        except OSError:
-            answer = ENDED
-        if answer is ENDED:
+        if answer is None:
             raise self._lost()
         failed, value = answer
         if failed:
@@ -92,19 +89,19 @@ class Apart:
         return value
 
     def _read(self) -> None:
-        try:
+        """Queue the answers, and None at their end."""
+        # An answer in pieces ends them too.
+        with suppress(EOFError, OSError, pickle.UnpicklingError, AttributeError, ImportError):
             while True:
                 self._answers.put(pickle.load(self._process.stdout))  # type: ignore[arg-type]  # noqa: S301
-        except (EOFError, OSError, pickle.UnpicklingError, AttributeError, ImportError):  # of an answer in pieces, too
-            self._answers.put(ENDED)
+        self._answers.put(None)
         self._process.stdout.close()  # type: ignore[union-attr]
 
     def _lost(self) -> Lost:
         """Why a process ended without an answer: how, and the last line that it wrote."""
-        try:
+        code = 0
+        with suppress(subprocess.TimeoutExpired):
             code = self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            code = 0
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").split("\n")
         self._kill()
