@@ -275,7 +275,7 @@ def _target(items: Sequence[Item], named: Sequence[str], options: JobOptions, *,
 
 def _of_one_file(item: Item, target: Path | str, options: JobOptions, *, overwrite: bool) -> dict[str, str]:
     """The changes of options for a result that goes to `target`. Raises InvalidOption where it cannot."""
-    several = [f"--{name}" for name in ("compare", "html", "resume") if getattr(options, name)]
+    several = [f"--{name}" for name in ("compare", "crops", "html", "resume") if getattr(options, name)]
     if several:
         raise InvalidOption(f"{', '.join(several)} needs a folder, -o names one file: name a folder with -o")
     if not isinstance(target, Path):

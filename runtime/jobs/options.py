@@ -47,6 +47,10 @@ class JobOptions(Options):
         default=True, description="Keep what files say beside their pixels: EXIF, XMP, IPTC, comments, density."
     )
     compare: bool = Field(default=False, description="Write a before/after picture beside each result.")
+    crops: bool = Field(
+        default=False, description="Of photographs, write each face as it was cut out and restored, in NAME.faces."
+    )
+    boxes: bool = Field(default=False, description="Draw boxes around the faces that were found in photographs.")
     html: bool = Field(default=False, description="Write report.html, with before/after sliders.")
     resume: bool = Field(
         default=False,

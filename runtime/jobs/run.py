@@ -70,7 +70,10 @@ class _LocalRun(Run):
         self.reached = 0.0  # inputs, with the shares of those that the networks are done with in part
         self.shares: dict[str, float] = {}
         self.interrupted: Exception | None = None  # by the caller's progress
+        if not self.photo and (flags := [f"--{name}" for name in ("crops", "boxes") if getattr(options, name)]):
+            raise InvalidOption(f"{', '.join(flags)} is for faces of photographs: leave it out, or --aligned")
         wanted: dict[str, Any] = options.model_dump(include={"seed", "format", "quality", "metadata", "codec", "crf"})
+        wanted |= {"boxes": True} if options.boxes else {}
         if self.photo:
             photo = self.photo.options.model_dump(exclude={"detector", "background"})
             wanted |= {"photo": photo, "detector": self.photo.detector.name, "background": self.photo.background.name}
@@ -157,6 +160,9 @@ class _LocalRun(Run):
                 max_pixels=options.max_pixels,
                 progress=advance,
             )
+        notes = [*_film_notes(film, item.path, target, heard), *name_notes(item, output)]
+        if options.crops or options.boxes:
+            notes.append("of videos no faces are written and no boxes drawn")
         errors = [film.error, shown(partial(self.show, item, *film.stills)) if film.stills else None]
         return Entry(
             item.key,
@@ -169,7 +175,7 @@ class _LocalRun(Run):
             seconds=film.seconds,
             precision=self.restorer.precision,
             error="; ".join(filter(None, errors)) or None,
-            notes=(*_film_notes(film, item.path, target, heard), *name_notes(item, output)),
+            notes=tuple(notes),
             source_version=version,
             output_version=self.store.version(output),
         )

@@ -23,6 +23,7 @@ from bfr.runtime.images.decode import Image, byte_limit, decode_image, read_file
 from bfr.runtime.images.encode import encode_noted
 from bfr.runtime.images.formats import format_of
 from bfr.runtime.images.headers import header_size
+from bfr.runtime.jobs.faces import draw_boxes, face_files
 from bfr.runtime.jobs.faults import Guarded, ends_run, name_notes, shown
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.report import Entry, rounded
@@ -109,6 +110,7 @@ def finish(
     output: str,
     quality: int,
     metadata: bool,
+    boxes: bool = False,
 ) -> Encoded:
     """Paste the faces and encode the result; a photograph without any may stay as it is, byte for byte.
 
@@ -119,6 +121,7 @@ def finish(
         output: Name of the result, whose suffix decides the format.
         quality: Of lossy formats, 1 to 100.
         metadata: Keep what the source says beside its pixels.
+        boxes: Draw boxes around the faces of a photograph.
 
     Raises:
         RestorationFailed: The image was refused, or no face of it could be restored.
@@ -139,9 +142,12 @@ def finish(
         restored = editor.paste(image, picture.faces, results)
         pixels = restored.pixels
         picture.seconds |= restored.seconds
+        if boxes:
+            draw_boxes(pixels, picture.faces, editor.options.upscale)
     begin = time.perf_counter()
     suffix = PurePosixPath(output).suffix
-    if editor and metadata and not results and editor.options.upscale == 1 and isinstance(editor.background, Lanczos):
+    untouched = not results and not (boxes and picture.faces)
+    if editor and metadata and untouched and editor.options.upscale == 1 and isinstance(editor.background, Lanczos):
         data = picture.original()  # nothing was done to its pixels
     else:
         data = b""
@@ -282,10 +288,13 @@ class ImageWork:
 
     def _write(self, item: Item, picture: Picture, results: Sequence[Restored]) -> Entry:
         output = self.outputs[item.key]
-        quality, metadata = self.options.quality, self.options.metadata
-        made = finish(picture, results, self.editor, output=output, quality=quality, metadata=metadata)
+        shared = self.options.model_dump(include={"quality", "metadata", "boxes"})
+        made = finish(picture, results, self.editor, output=output, **shared)
         begin = time.perf_counter()
         self.store.write(output, made.data)
+        if self.options.crops:
+            for name, data in face_files(output, picture.faces or (), results):
+                self.store.write(name, data)
         notes = (*made.entry.notes, *name_notes(item, output))
         entry = replace(made.entry, notes=notes, output_version=self.store.version(output))
         if picture.image is not None:

@@ -1,0 +1,51 @@
+"""What a run writes of a photograph's faces beside the result: each as it was cut out and restored, and their boxes."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from bfr.runtime.faces.photo import AlignedFace
+from bfr.runtime.files import shortened
+from bfr.runtime.images.encode import encode_image
+from bfr.runtime.restore.batch import Restored
+
+LINES_A_SIDE = 400  # the line of a box is this part of the picture's shorter side, one pixel at least
+
+
+def face_files(output: str, faces: Sequence[AlignedFace], results: Sequence[Restored]) -> Iterator[tuple[str, bytes]]:
+    """PNG files of the faces: `OUTPUT.faces/1.png` as it was cut out, `1.restored.png` as the networks made it.
+
+    Args:
+        output: The name of the photograph's result.
+        faces: From left to right. One that is left as it is, or that failed, has only its first file.
+        results: Those of the faces that are not left, in their order.
+
+    Returns:
+        Name and content of each file.
+    """
+    folder, following = PurePosixPath(output), iter(results)
+    folder = folder.with_name(shortened(folder.name, suffix=".faces"))
+    for number, face in enumerate(faces, 1):
+        yield f"{folder}/{number}.png", encode_image(face.crop, ".png")
+        restored = None if face.left else next(following).pixels
+        if restored is not None:
+            yield f"{folder}/{number}.restored.png", encode_image(restored, ".png")
+
+
+def draw_boxes(pixels: NDArray[Any], faces: Sequence[AlignedFace], scale: float) -> None:
+    """Draw the box of each face, white between black lines.
+
+    Args:
+        pixels: (H, W, 3) of 8 or 16 bits; it is changed.
+        faces: Faces, whose boxes are in pixels of the photograph.
+        scale: H over the height of the photograph.
+    """
+    width, white = max(1, round(min(pixels.shape[:2]) / LINES_A_SIDE)), int(np.iinfo(pixels.dtype).max)
+    for face in faces:
+        left, top, right, bottom = (round(float(edge) * scale) for edge in face.face.box)
+        for colour, line in ((0, 3 * width), (white, width)):
+            cv2.rectangle(pixels, (left, top), (right, bottom), (colour, colour, colour), line)
