@@ -121,7 +121,7 @@ def verify(
     for batch in batches:
         for name, inputs, expected in walk(bundle, plan, reference, batch):
             entry = bundle.network(name)
-            progress(f"{name} in {precision} at batch {batch} against {reference.name}")
+            progress(f"comparing {name} in {precision} at batch {batch} against {reference.name}")
             b = side_by_side(call_network(device, tested[name], inputs, output_shapes(entry)))
             floor, a = network_floor(entry, precision), side_by_side(expected)
             try:
@@ -131,7 +131,7 @@ def verify(
                 progress(f"{name} is below its floor: looking for the layer")
                 image = {key: value[i : i + 1] for key, value in inputs.items()}
                 raise VerificationFailed(f"{error}{_explained(bundle, name, precision, image, device)}") from error
-    progress(f"the chain in {precision}, {plan.steps} steps, against {reference.name}")
+    progress(f"comparing the whole loop in {precision}, {plan.steps} steps, against {reference.name}")
     a, eager_seconds = run_chain(plan, reference.device, reference.networks, batches[0])
     b, seconds = run_chain(plan, device, tested, batches[0])
     what = f"loop, preset {preset}, {sampler}" if plan.steps else "chain"

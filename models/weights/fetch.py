@@ -102,14 +102,14 @@ def _transfer(download: Download, part: Path, progress: Progress | None) -> int:
             return start  # complete, but not renamed: the checks decide
         start = 0
     try:
-        response = _open(download.url, start)
+        response = _open(download.url, start, part.parent)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
             raise DownloadFailed(f"{download.url}: the server answers {error.code} {error.reason}") from error
         if _range_total(error.headers.get("Content-Range")) == start:
             return start
-        response, start = _open(download.url, 0), 0  # the part is longer than the file: start over
+        response, start = _open(download.url, 0, part.parent), 0  # the part is longer than the file: start over
     with response:
         content_range = response.headers.get("Content-Range")
         if response.status == http.client.PARTIAL_CONTENT:
@@ -235,7 +235,7 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _open(url: str, start: int) -> http.client.HTTPResponse:
+def _open(url: str, start: int, folder: Path) -> http.client.HTTPResponse:
     request = urllib.request.Request(url, headers={"User-Agent": "bfr"})  # noqa: S310  (checked by _check_url)
     if start:
         request.add_header("Range", f"bytes={start}-")
@@ -244,7 +244,10 @@ def _open(url: str, start: int) -> http.client.HTTPResponse:
     except (urllib.error.HTTPError, DownloadFailed):
         raise
     except (OSError, http.client.HTTPException) as error:
-        raise DownloadFailed(f"{url}: cannot connect ({error}): check the network and the proxy settings") from error
+        raise DownloadFailed(
+            f"{url}: cannot connect ({error}): check the network and the proxy settings, or download it elsewhere and "
+            f"put it into {folder}"
+        ) from error
     return cast(http.client.HTTPResponse, response)
 
 
