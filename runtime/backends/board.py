@@ -10,7 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-OVERRIDE = "BFR_JETSON"  # names the board where nothing else tells it, as in containers without its files
+OVERRIDE = "BFR_JETSON"  # names the board where no file does, as in containers without the board's files
 _ASK_SECONDS = 5
 _TREE = ("model", "compatible")  # files of the device tree
 
@@ -47,9 +47,13 @@ JETPACKS = {
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """model: as the board names itself, None where this has no Tegra. memory, swap: in GiB.
+    """A Jetson board, or another machine.
 
-    release: of Jetson Linux, as (36, 4); None where no file tells it.
+    Attributes:
+        model: Name of the board; None where this machine is none.
+        memory: GiB.
+        swap: GiB.
+        release: Release of Jetson Linux, as (36, 4); None where no file names it.
     """
 
     model: str | None
@@ -58,7 +62,7 @@ class Board:
     release: tuple[int, int] | None = None
 
     def jetpack(self, cuda: tuple[int, int] | None = None) -> JetPack | None:
-        """Its JetPack, where the release, or the CUDA version of the driver, tells it."""
+        """Return its JetPack by the release, or by the CUDA version of the driver; None where both are unknown."""
         release = self.release
         if release is None and cuda is not None:
             release = (36, 4) if cuda < (13, 0) else (38, 0) if cuda < (13, 2) else (39, 0)
@@ -93,7 +97,7 @@ def this_board(root: Path = Path("/")) -> Board:
 
 
 def power_mode(root: Path = Path("/")) -> str | None:
-    """The power mode of a board, as `15W`; None where this is no board, or it does not tell.
+    """Return the power mode of a board, as `15W`; None where this is no board, or the mode is unknown.
 
     `nvpmodel` keeps the number in its status file, and the names in its configuration. Where a container has neither,
     the program is asked.
@@ -119,13 +123,13 @@ def _asked_mode() -> str | None:
 
 
 def memory(root: Path = Path("/")) -> dict[str, float]:
-    """What the kernel says of memory, by its names, as `MemTotal`: GiB."""
+    """Return the kernel's figures of memory in GiB, by its names, as `MemTotal`."""
     lines = re.findall(r"^(\w+):\s*(\d+) kB", words_of(root / "proc/meminfo"), re.MULTILINE)
     return {name: int(kib) / 2**20 for name, kib in lines}
 
 
 def words_of(path: Path) -> str:
-    """The text of a file of the kernel, whose strings may end with zeros; nothing where it cannot be read."""
+    """Return the text of a file of the kernel, zeros as spaces; empty where it cannot be read."""
     try:
         return path.read_text("utf-8", "replace").replace("\0", " ")
     except OSError:

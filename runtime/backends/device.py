@@ -28,7 +28,7 @@ class Network(Protocol):
 
 
 class Noise(Protocol):
-    """A stream of Gaussian noise on a device: step `k` stands in `buffers[k % 2]` for what is called after `ready(k)`.
+    """A stream of Gaussian noise on a device: calls after `ready(k)` find step `k` in `buffers[k % 2]`.
 
     A batch smaller than the buffers fills their first images.
     """
@@ -44,29 +44,29 @@ class Noise(Protocol):
 
 
 class Input(Protocol):
-    """The way of a batch onto a device."""
+    """Uploads batches to a device."""
 
     @property
     def buffer(self) -> Buffer: ...
 
     def upload(self, values: Float32) -> None:
-        """Take the next batch, of at most the buffer's size, while the device may still work on the previous one."""
+        """Start the upload of the next batch, (b, ...), of the buffer's size or smaller; the device may be busy."""
         ...
 
     def commit(self) -> None:
-        """What was uploaded stands in `buffer` for what is called next."""
+        """Make the uploaded batch the content of `buffer` for the calls that follow."""
         ...
 
 
 class Output(Protocol):
-    """The way of results back to the host, those of two batches at a time."""
+    """Downloads results to the host, those of two batches at a time."""
 
     def take(self, result: Buffer) -> Callable[[], Float32]:
-        """Set aside what a buffer holds once all that was called is done: what is called next may overwrite it.
+        """Set aside the content of a buffer after all calls so far; later calls may overwrite the buffer.
 
         Returns:
-            What waits for it, and for nothing that was called later. The array that it returns is overwritten after the
-            second `take` that follows.
+            A function that waits for these calls alone and returns the content. The second `take` that follows
+            overwrites the returned array.
         """
         ...
 
@@ -81,30 +81,30 @@ class Stopwatch(Protocol):
         ...
 
     def mark(self, stage: str) -> None:
-        """The end of a stage, and the begin of the next."""
+        """End a stage, and begin the next."""
         ...
 
     def stop(self) -> Callable[[], dict[str, float]]:
-        """Set aside the seconds since `begin`, as `Output.take` does with a result; what is returned waits for them."""
+        """Set aside the seconds since `begin`; return a function that waits for them, as `Output.take` does."""
         ...
 
 
 class Memory(Protocol):
-    """Where buffers come from."""
+    """Allocates buffers."""
 
     def array(self, shape: tuple[int, ...]) -> Buffer:
         """Allocate a float32 buffer of zeros. Raises DeviceOutOfMemory."""
         ...
 
     def release(self, buffers: Sequence[Buffer]) -> None:
-        """Give buffers back that `array` made."""
+        """Free buffers that `array` made."""
         ...
 
 
 class Device(Memory, Protocol):
-    """Where a chain's buffers live and its networks run. What is called is done in the order of the calls.
+    """Holds a chain's buffers and runs its networks, in the order of the calls.
 
-    What is made with an `owned` is given back when that is closed.
+    Closing `owned`, where a method takes it, frees what the method made.
     """
 
     name: str
@@ -118,17 +118,17 @@ class Device(Memory, Protocol):
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of the libraries that compute, for reports."""
+        """Versions of the libraries that compute, by name, for reports."""
         ...
 
     def view(self, buffer: Buffer, batch: int) -> Buffer:
-        """The first images of a buffer, which share its memory."""
+        """Return the first `batch` images of a buffer; they share its memory."""
         ...
 
     def write(self, buffer: Buffer, values: Float32) -> None: ...
 
     def read(self, buffer: Buffer) -> Float32:
-        """A copy of a buffer, once everything that was called is done."""
+        """Wait for all calls and return a copy of a buffer."""
         ...
 
     def zero(self, buffer: Buffer) -> None: ...
@@ -138,7 +138,7 @@ class Device(Memory, Protocol):
         ...
 
     def noise(self, owned: ExitStack, shape: tuple[int, ...], first: int = 0) -> Noise:
-        """A stream of noise whose step k is step `first` + k of `bfr.runtime.diffusion.noise`."""
+        """Return a stream of noise whose step k is step `first` + k of `bfr.runtime.diffusion.noise`."""
         ...
 
     def input(self, owned: ExitStack, shape: tuple[int, ...]) -> Input: ...
@@ -146,7 +146,7 @@ class Device(Memory, Protocol):
     def output(self, owned: ExitStack, shape: tuple[int, ...]) -> Output: ...
 
     def record(self, owned: ExitStack, work: Callable[[], None]) -> Callable[[], None]:
-        """Return what does `work` again and again on the same buffers, recorded where the device can."""
+        """Return a function that repeats `work` on the same buffers, from a recording where the device can record."""
         ...
 
     def stopwatch(self, owned: ExitStack) -> Stopwatch: ...
@@ -164,12 +164,12 @@ class Device(Memory, Protocol):
         ...
 
     def close(self) -> None:
-        """Give everything back. Networks, buffers and programs of the device cannot be used after it."""
+        """Free everything. Networks, buffers and programs of the device cannot be used after it."""
         ...
 
 
 def own_array(owned: ExitStack, device: Memory, shape: tuple[int, ...]) -> Buffer:
-    """A buffer that goes with `owned`."""
+    """Allocate a buffer that is freed when `owned` is closed."""
     buffer = device.array(shape)
     owned.callback(device.release, [buffer])
     return buffer

@@ -28,11 +28,11 @@ from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.diffusion.noise import fill_normal
 from bfr.runtime.errors import InvalidOption
 
-THREADS_A_CORE = 4  # more only wait for each other, and thousands take minutes to start
+THREADS_A_CORE = 4  # more wait for each other, and thousands take minutes to start
 
 
 def check_threads(threads: int | None) -> None:
-    """Raise InvalidOption for a number of threads that this machine has no use for."""
+    """Raise InvalidOption for fewer than 1 or more than THREADS_A_CORE threads a core."""
     cores = os.cpu_count() or 1
     if threads is not None and not 1 <= threads <= THREADS_A_CORE * cores:
         raise InvalidOption(
@@ -116,8 +116,8 @@ class HostDevice:
 class HostNoise:
     """A stream of noise for one batch, made one step ahead on a thread of its own while the network runs.
 
-    `buffers` are two, (B, C, H, W) float32: the noise of `step` is in buffer `step % 2`, from the return of
-    `ready(step)` until the next call. It is step `first` + `step` of the noise: streams of one chain share no numbers.
+    `buffers` are two, (B, C, H, W) float32: buffer `step % 2` holds the noise of `step` from the return of
+    `ready(step)` until the next call: step `first` + `step` of the noise, so that streams of a chain share no numbers.
     """
 
     def __init__(self, owned: ExitStack, shape: tuple[int, ...], first: int = 0) -> None:
@@ -136,7 +136,7 @@ class HostNoise:
         self._pending = self._thread.submit(self._fill, 0)
 
     def ready(self, step: int) -> None:
-        """Wait until the noise of `step` stands in its buffer, and begin the next. Steps are asked for in order."""
+        """Wait until its buffer holds the noise of `step`, and begin the next. Call it with steps in order."""
         if self._pending is None:
             raise RuntimeError("begin() comes before ready()")
         self._pending.result()
@@ -155,7 +155,7 @@ class HostNoise:
 
 
 class HostInput:
-    """An input without an upload beside the device's work: `commit` writes what was handed over."""
+    """An input without an upload beside the device's work: `commit` writes the batch."""
 
     def __init__(self, device: Device, buffer: Buffer) -> None:
         self.device, self.buffer = device, buffer

@@ -81,6 +81,11 @@ class Backend:
                 f"backend {self.name} cannot be loaded ({error}): {install_command(self.extra)}"
             ) from error
 
+    def check(self, bundle: Bundle | None, precision: Precision, index: int) -> None:
+        """Raise a BfrError unless it works here, as far as can be told without loading the networks."""
+        if self.where == "cuda":
+            self.load().check(bundle, precision, index)
+
 
 _ORT, _TRT = "bfr.runtime.backends.onnxruntime", "bfr.runtime.backends.tensorrt"
 _ROWS = (
@@ -195,9 +200,10 @@ def choose(bundle: Bundle | None, precision: Precision, index: int = 0, *, witho
         if name in without:
             continue
         try:
-            _check(BACKENDS[name], bundle, precision, index)
+            BACKENDS[name].check(bundle, precision, index)
         except BfrError as error:
-            if name in measured or _was_built(name, record, precision):
+            built = any(one.key.library == name and one.key.precision == precision for one in record.engines)
+            if built or name in measured:
                 _log.warning("backend %s is passed over: %s", name, error)
             continue
         return name
@@ -218,12 +224,6 @@ def verified_seconds(record: MachineRecord, precision: Precision, gpu: str | Non
     }
 
 
-def _check(backend: Backend, bundle: Bundle | None, precision: Precision, index: int) -> None:
-    """Raise a BfrError unless the backend works here, as far as can be told without loading the networks."""
-    if backend.where == "cuda":
-        backend.load().check(bundle, precision, index)
-
-
 def recorded(bundle: Bundle | None) -> MachineRecord:
     """What this machine made of a bundle. What cannot be read is said, and left unused."""
     try:
@@ -231,7 +231,3 @@ def recorded(bundle: Bundle | None) -> MachineRecord:
     except BfrError as error:
         _log.warning("engines and measurements are left unused: %s", error)
         return MachineRecord()
-
-
-def _was_built(name: str, record: MachineRecord, precision: Precision) -> bool:
-    return any(engine.key.library == name and engine.key.precision == precision for engine in record.engines)

@@ -19,6 +19,7 @@ from bfr.runtime.backends.tensorrt_key import (
 )
 from bfr.runtime.backends.tensorrt_stream import engine_source
 from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.files import map_file, read_file
 from bfr.runtime.bundle.machine import MachineFiles
 from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory, EngineMismatch, InvalidOption
@@ -74,9 +75,9 @@ class TensorRtDevice(GpuDevice):
         """Load this machine's engine of a network: its key and its sha256 are checked before it is deserialized."""
         entry = find_engine(bundle, name, precision, self.machine)
         remedy = f"`bfr build {bundle.folder} --precision {precision} --force` makes it anew"
-        files = MachineFiles(bundle.hash)
-        cache = files.data(entry.runtime_cache, remedy) if entry.runtime_cache else None
-        return self._deserialize(files.map(entry.file, remedy), entry.file.path, cache)
+        folder = MachineFiles(bundle.hash).folder
+        cache = read_file(folder, entry.runtime_cache, remedy) if entry.runtime_cache else None
+        return self._deserialize(map_file(folder, entry.file, remedy), entry.file.path, cache)
 
     def load_engine(self, path: Path, cache: bytes | None = None) -> "TensorRtNetwork":
         """Deserialize a file that is known to be an engine of ours. cache: what TensorRT-RTX compiled before.

@@ -7,7 +7,7 @@ but `gpu_facts`: a deserialization without one can kill the process, so that eve
 import importlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any, Literal
 
@@ -120,14 +120,8 @@ def engine_key(
         weights_sha256=tuple(file.sha256 for file in variant.weights),
         precision=precision,
         buckets=tuple(sorted(buckets)),
-        library=machine.library,
-        version=machine.version,
-        cuda=machine.cuda,
-        driver=machine.driver,
-        gpu=machine.gpu,
-        compute_capability=machine.compute_capability,
-        power=machine.power,
         options=options,
+        **asdict(machine),
     )
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import mmap
 import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,13 +13,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bfr.runtime.bundle.files import check_file, map_file, read_file
 from bfr.runtime.bundle.hub import is_address, pull
 from bfr.runtime.bundle.manifest import (
     FORMAT,
     MANIFEST,
     BundleFile,
     Denoise,
-    Estimate,
     Manifest,
     Network,
     Precision,
@@ -30,8 +29,8 @@ from bfr.runtime.bundle.manifest import (
 from bfr.runtime.bundle.onnx import OnnxFile, check_graph
 from bfr.runtime.diffusion.schedule import GRIDS
 from bfr.runtime.diffusion.solvers import SOLVERS
-from bfr.runtime.errors import BundleCorrupt, BundleInvalid, InvalidOption
-from bfr.runtime.files import sha256_file, sha256_of, write_bytes
+from bfr.runtime.errors import BundleInvalid, InvalidOption
+from bfr.runtime.files import sha256_file, write_bytes
 from bfr.runtime.options import explain
 
 LARGEST_MANIFEST = 16 << 20  # bytes
@@ -46,7 +45,7 @@ class Bundle:
     Attributes:
         folder: Where it is.
         manifest: What it says.
-        hash: Sha256 of the manifest's content, which holds those of all files, but for where it was verified.
+        hash: Sha256 of the manifest's content, which holds those of all files, without the list of verifications.
     """
 
     folder: Path
@@ -55,11 +54,15 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: Path | str) -> "Bundle":
-        """Read the manifest of a bundle: a folder, `mini`, or an address of the Hugging Face Hub as `hf://owner/name`.
+        """Read the manifest of a bundle.
 
-        Raises BundleInvalid where there is none, or none of this format.
+        Engines in a bundle are machine code of its maker: they are left unused, with a warning.
 
-        Engines that a bundle brings are machine code of whoever made it: they are left unused, with a warning.
+        Args:
+            folder: A folder, `mini`, or an address of the Hugging Face Hub as `hf://owner/name`.
+
+        Raises:
+            BundleInvalid: There is no bundle, or none of this format.
         """
         folder = pull(folder) if is_address(folder) else locate(folder)
         if not folder.exists():
@@ -91,11 +94,6 @@ class Bundle:
         return cls(folder, manifest, hashlib.sha256(content.encode()).hexdigest())
 
     @property
-    def estimator(self) -> str:
-        """The name of the network of the first stage."""
-        return next(stage.network for stage in self.manifest.stages if isinstance(stage, Estimate))
-
-    @property
     def denoisers(self) -> tuple[Denoise, ...]:
         """The denoise stages."""
         return tuple(stage for stage in self.manifest.stages if isinstance(stage, Denoise))
@@ -113,7 +111,7 @@ class Bundle:
         return tuple(sorted({p for network in self.manifest.networks.values() for p in network.variants}))
 
     def precision(self, name: str) -> Precision:
-        """`name`, if a network was exported in that precision. Raises InvalidOption with those that there are."""
+        """Return `name`. Raises InvalidOption, with the precisions of the bundle, where no network has this one."""
         for precision in self.precisions:
             if precision == name:
                 return precision
@@ -123,10 +121,16 @@ class Bundle:
         )
 
     def preset(self, name: str | None = None, **overrides: Any) -> Preset:
-        """A preset by its name, else the bundle's default, with some fields changed.
+        """Return a preset with some fields changed.
 
-        eta falls to 0 with a solver that has none, and steps and adapt go with the grid that is left for a respacing.
-        Raises InvalidOption with the names that there are, or with what does not go together.
+        A solver without eta sets eta to 0. A change between a grid and a respacing drops steps, adapt and stop.
+
+        Args:
+            name: Name of the preset; None is the bundle's default.
+            overrides: Fields of `Preset`, by name.
+
+        Raises:
+            InvalidOption: The bundle has no such preset, or the fields do not fit each other.
         """
         weight = overrides.get("weight")
         if weight is not None and self.manifest.weight is None:
@@ -165,11 +169,14 @@ class Bundle:
         return self.manifest.networks[name]
 
     def graph(self, name: str, precision: Precision) -> Path:
-        """The ONNX file of a network, after it and its weights were found to be what the manifest says.
+        """Check the graph and the weights of a network, and return the path of the graph.
 
-        For libraries that open files themselves: they read again what was checked here. `open_graph` gives the bytes.
-        Raises InvalidOption for a precision that was not exported, BundleCorrupt for a file that is not the one,
-        BundleInvalid for a graph that names or declares what it should not, see `check_graph`.
+        It is for libraries that open files themselves, and so read again what was checked; see `open_graph`.
+
+        Raises:
+            InvalidOption: The precision was not exported.
+            BundleCorrupt: A file is not the one that the manifest describes.
+            BundleInvalid: The graph names a file or declares a size that it should not, see `check_graph`.
         """
         variant = self._variant(name, precision)
         self._checked_graph(variant)
@@ -178,7 +185,7 @@ class Bundle:
         return self.folder / variant.graph.path
 
     def open_graph(self, name: str, precision: Precision) -> OnnxFile:
-        """The bytes of a network's graph and weights: the very ones that were checked. Raises what `graph` raises."""
+        """Check the graph and the weights of a network, and return the bytes that were checked. Raises as `graph`."""
         variant = self._variant(name, precision)
         data = self._checked_graph(variant)
         beside = posixpath.dirname(variant.graph.path) or "."
@@ -212,55 +219,11 @@ class Bundle:
         return f"copy the bundle anew, or make it with `bfr export {self.manifest.system} -o FOLDER`"
 
     def check_all(self) -> int:
-        """Check every file of the bundle; returns how many."""
+        """Check every file of the bundle; return their number."""
         files = [f for n in self.manifest.networks.values() for v in n.variants.values() for f in (v.graph, *v.weights)]
         for file in files:
             self.check(file)
         return len(files)
-
-
-def check_file(folder: Path, file: BundleFile, remedy: str) -> Path:
-    """The path of a file. Raises BundleCorrupt, with the remedy, unless it has the size and the sha256 of its entry."""
-    path = _sized(folder, file, remedy)
-    _compare(path, file, sha256_file(path), remedy)
-    return path
-
-
-def read_file(folder: Path, file: BundleFile, remedy: str) -> bytes:
-    """A file's bytes: the very ones that were checked, as `check_file` does."""
-    path = _sized(folder, file, remedy)
-    with path.open("rb") as opened:
-        data = opened.read(file.bytes + 1)  # no more than that, should it grow now
-    _compare(path, file, hashlib.sha256(data).hexdigest(), remedy)
-    return data
-
-
-def map_file(folder: Path, file: BundleFile, remedy: str) -> mmap.mmap | bytes:
-    """A file mapped into memory, after it was checked as `check_file` does: of the file that was opened once.
-
-    A file that replaces it does not reach the map; one that writes into it does.
-    """
-    path = _sized(folder, file, remedy)
-    if not file.bytes:
-        return read_file(folder, file, remedy)
-    with path.open("rb") as opened:
-        _compare(path, file, sha256_of(opened), remedy)
-        return mmap.mmap(opened.fileno(), file.bytes, access=mmap.ACCESS_READ)
-
-
-def _sized(folder: Path, file: BundleFile, remedy: str) -> Path:
-    path = folder / file.path
-    if not path.is_file():
-        raise BundleCorrupt(f"{path} is missing: {remedy}")
-    size = path.stat().st_size
-    if size != file.bytes:
-        raise BundleCorrupt(f"{path} has {size} bytes, {file.bytes} are written down: {remedy}")
-    return path
-
-
-def _compare(path: Path, file: BundleFile, found: str, remedy: str) -> None:
-    if found != file.sha256:
-        raise BundleCorrupt(f"{path} has sha256 {found}, {file.sha256} is written down: {remedy}")
 
 
 @cache
@@ -275,7 +238,7 @@ def _warn_of_engines(folder: Path) -> None:
 
 
 def locate(name: Path | str | None) -> Path:
-    """The folder of a bundle: None, and `mini` where there is no folder of that name, are the one of the package."""
+    """Return the folder of a bundle: the package's for None, and for `mini` where no folder has that name."""
     if name is None or (str(name) == PACKAGED and not Path(name).exists()):
         return default_bundle()
     return Path(name)

@@ -29,9 +29,9 @@ def is_address(folder: Path | str) -> bool:
 
 
 def pull(address: Path | str) -> Path:
-    """Download a bundle into the cache folder, as far as it is not there, and return its folder.
+    """Download the missing files of a bundle into the cache folder, and return its folder.
 
-    A commit that is there is not asked for again. HF_TOKEN and HF_ENDPOINT are those of huggingface_hub.
+    A commit that was downloaded whole needs no network. HF_TOKEN and HF_ENDPOINT are those of huggingface_hub.
 
     Raises:
         InvalidOption: The address is none.
@@ -57,9 +57,21 @@ def pull(address: Path | str) -> Path:
 
 
 def push(bundle: "Bundle", address: str, *, private: bool = True) -> str:
-    """Upload a bundle whose files are checked first; the address of the commit.
+    """Check the files of a bundle, and upload it.
 
-    Raises InvalidOption, BundleCorrupt, MissingDependency, and BundleInvalid where the Hub refuses.
+    Args:
+        bundle: The bundle.
+        address: `hf://owner/name`, with `@branch` for another branch than `main`.
+        private: Whether a repository that is made for it is private.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        InvalidOption: The address is none.
+        BundleCorrupt: A file is not the one that the manifest describes.
+        BundleInvalid: The Hub refuses, or cannot be reached.
+        MissingDependency: huggingface_hub is not installed.
     """
     owner, name, revision = _parts(address)
     files = bundle.check_all()

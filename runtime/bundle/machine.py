@@ -1,11 +1,10 @@
-"""What this machine made of a bundle: its engines, and the backends that were verified here.
+"""A bundle's engines that were built on this machine, and the backends that were verified on it.
 
-An engine is machine code, and recorded timings choose what is run: whoever makes a bundle could write a fitting key
-and sha256 into it. So nothing of this lies in a bundle. It lies in this user's cache folder, by the bundle's hash, in
-folders that no other user can write.
+An engine is machine code, and recorded timings choose the backend. The maker of a bundle could write a fitting key and
+sha256 into it, so a bundle holds none of this. It is in this user's cache folder, by the bundle's hash, in folders that
+no other user can write.
 """
 
-import mmap
 import os
 import stat
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from bfr.runtime.bundle.bundle import check_file, map_file, read_file
 from bfr.runtime.bundle.manifest import BundleFile, Check, Model, Precision
 from bfr.runtime.errors import BackendUnavailable, BundleCorrupt, WriteFailed
 from bfr.runtime.files import cache_folder, write_bytes
@@ -84,7 +82,7 @@ class MachineRecord(Model):
 
 @dataclass(frozen=True, slots=True)
 class MachineFiles:
-    """The folder with what this machine made of one bundle.
+    """The folder of one bundle's engines and checks on this machine.
 
     Attributes:
         bundle_hash: `Bundle.hash`.
@@ -115,9 +113,9 @@ class MachineFiles:
         """
         try:
             path = self.folder / RECORD
-            if not path.is_file():
-                return MachineRecord()
         except WriteFailed:
+            return MachineRecord()
+        if not path.is_file():
             return MachineRecord()
         for folder in (path.parent.parent, path.parent):
             _check_owner(folder)
@@ -141,18 +139,6 @@ class MachineFiles:
         record, new = self.read(), {place(check) for check in checks}
         kept = (check for check in record.verified if place(check) not in new)
         self._write(record.model_copy(update={"verified": (*kept, *checks)}))
-
-    def check(self, file: BundleFile, remedy: str) -> Path:
-        """The path of a file of the record. Raises BundleCorrupt, with the remedy, unless it is as it was recorded."""
-        return check_file(self.folder, file, remedy)
-
-    def data(self, file: BundleFile, remedy: str) -> bytes:
-        """Its bytes: the very ones that were checked, as `check` does."""
-        return read_file(self.folder, file, remedy)
-
-    def map(self, file: BundleFile, remedy: str) -> mmap.mmap | bytes:
-        """Map it into memory, after it was checked as `check` does."""
-        return map_file(self.folder, file, remedy)
 
     def _write(self, record: MachineRecord) -> None:
         write_bytes(self.make() / RECORD, record.model_dump_json(indent=1).encode() + b"\n")

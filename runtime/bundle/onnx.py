@@ -43,7 +43,7 @@ class OnnxFile:
     weights: Mapping[str, mmap.mmap | bytes] = field(repr=False)
 
     def settle(self) -> None:
-        """Give back the memory of weights that were read for the moment; what is read later comes from the file."""
+        """Release the memory of the weights' pages; a later access reads the file again."""
         for mapped in self.weights.values():
             if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
                 with suppress(OSError):
@@ -90,7 +90,7 @@ def check_graph(data: bytes, weights: Mapping[str, int], where: object) -> None:
 
 
 def read_metadata(data: bytes, where: object) -> dict[str, str]:
-    """What an ONNX file says of itself, its `metadata_props`: name -> text.
+    """Return the `metadata_props` of an ONNX file: name -> text.
 
     Args:
         data: Of the file.

@@ -55,7 +55,7 @@ class Image:
 
 
 def byte_limit(max_pixels: int) -> int:
-    """The bytes of 16-bit RGBA without compression and of metadata: no larger file is an image of so many pixels."""
+    """Return the most bytes of a file of so many pixels: 16-bit RGBA without compression, and metadata."""
     return 8 * max_pixels + (64 << 20)
 
 
@@ -68,7 +68,7 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image:
 
 
 def read_file(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
-    """The bytes of an image file; too large a one is not read. Raises InputNotFound, and InvalidImage with the path."""
+    """Read an image file. Raises InputNotFound, and InvalidImage where it is above `byte_limit` or unreadable."""
     limit = byte_limit(max_pixels)
     try:
         if not path.exists():
@@ -87,14 +87,21 @@ def read_file(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
 
 
 def decode_image(data: bytes, *, name: str = "the file", max_pixels: int = MAX_PIXELS) -> Image:
-    """Decode PNG, JPEG, WebP, BMP or TIFF bytes; of an animation or a stack of pages, the first.
+    """Decode PNG, JPEG, WebP, BMP or TIFF bytes; of an animation or a stack of pages, the first picture.
 
     More than `max_pixels` pixels (and more than Pillow's own limit of 179 million) are refused from the header, before
     a decoder sees it. An 8-bit image is converted to sRGB by its ICC profile, or a PNG's gAMA and cHRM; a broken
     profile is taken as sRGB. A 16-bit colour image stays in its profile, which is kept in `icc`; 16-bit grey is taken
     as sRGB grey. Broken metadata are left out. All of that, and frames and pages beyond the first, are named in the
     image's `notes`.
-    Raises InvalidImage, with `name` in its text.
+
+    Args:
+        data: The file.
+        name: Name of the file, for messages.
+        max_pixels: The most pixels that are decoded.
+
+    Raises:
+        InvalidImage: It is no such file, damaged, or beyond a limit.
     """
     if not data:
         raise InvalidImage(f"{name} is empty: copy or download it again")
@@ -154,7 +161,7 @@ def _limit(size: tuple[int, int] | None, name: str, max_pixels: int) -> None:
 
 @contextmanager
 def _decoding(name: str, data: bytes) -> Iterator[None]:
-    """Hostile bytes make the decoders raise nearly anything; around their calls all of it is the file's fault."""
+    """Turn what the decoders raise into InvalidImage: hostile bytes make them raise nearly anything."""
     try:
         yield
     except (InvalidImage, ImportError):

@@ -49,7 +49,9 @@ def encode_image(
     another size is resized. In a JPEG, what is transparent becomes white. Of a grey source, pixels that are still grey
     are stored as grey where alpha allows it. Its metadata are written as far as the format can hold them, EXIF and XMP
     with the size of `pixels`. Without `metadata` nothing is written but pixels and the profile that they are in.
-    Raises InvalidOption for another suffix, a quality out of range, or a side too long for the format.
+
+    Raises:
+        InvalidOption: The suffix, the quality, or a side too long for the format.
     """
     return encode_noted(pixels, suffix, like=like, quality=quality, metadata=metadata)[0]
 
@@ -204,7 +206,7 @@ def _png_16(samples: Pixels) -> bytes:
     """(H, W), (H, W, 2), (H, W, 3) or (H, W, 4) uint16."""
     import cv2
 
-    if samples.ndim == 3:  # OpenCV wants BGR, and knows no grey with alpha
+    if samples.ndim == 3:  # OpenCV writes BGR, and no grey with alpha
         order = [0, 0, 0, 1] if samples.shape[2] == 2 else [2, 1, 0, 3][: samples.shape[2]]
         samples = samples[..., order]
     return bytes(cv2.imencode(".png", np.ascontiguousarray(samples))[1].tobytes())

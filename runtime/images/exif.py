@@ -137,24 +137,19 @@ def _read_block(block: bytes) -> tuple[str, Tags, Tags, Tags]:
     if (order := _ORDERS.get(block[:4])) is None:
         raise ValueError("they do not begin as a TIFF")
     try:
-        image = _read_directory(block, order, _offset(order, block[4:8]), _IMAGE_TAGS)
-        camera = (
-            _read_directory(block, order, _offset(order, image.pop(_EXIF)[2]), _CAMERA_TAGS) if _EXIF in image else {}
-        )
-        position = _read_directory(block, order, _offset(order, image.pop(_GPS)[2]), _GPS_TAGS) if _GPS in image else {}
+        image = _read_directory(block, order, block[4:8], _IMAGE_TAGS)
+        camera = _read_directory(block, order, image.pop(_EXIF)[2], _CAMERA_TAGS) if _EXIF in image else {}
+        position = _read_directory(block, order, image.pop(_GPS)[2], _GPS_TAGS) if _GPS in image else {}
     except error as problem:
         raise ValueError(f"a directory is cut off: {problem}") from problem
     return order, image, camera, position
 
 
-def _offset(order: str, data: bytes) -> int:
-    return int.from_bytes(data[:4], "little" if order == "<" else "big")  # more would not fit into a C integer
-
-
-def _read_directory(block: bytes, order: str, offset: int, wanted: Container[int]) -> Tags:
-    """The wanted tags of the directory at `offset`, the first of each; those of an unknown type are left out."""
+def _read_directory(block: bytes, order: str, at: bytes, wanted: Container[int]) -> Tags:
+    """The wanted tags of the directory at an offset, the first of each; those of an unknown type are left out."""
     tags: Tags = {}
     total = 0
+    offset = int.from_bytes(at[:4], "little" if order == "<" else "big")  # more would not fit into a C integer
     (number,) = unpack_from(f"{order}H", block, offset)
     for entry in range(offset + 2, offset + 2 + 12 * number, 12):
         tag, kind, count = unpack_from(f"{order}HHI", block, entry)

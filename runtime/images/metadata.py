@@ -1,6 +1,6 @@
-"""What a file says beside its pixels: EXIF, XMP, IPTC, comments, texts and density; read, and made true of a result.
+"""The metadata of a file: EXIF, XMP, IPTC, comments, texts and density; read, and made to hold for a result.
 
-All of it comes from strangers: whatever is broken costs itself alone, and is said.
+Files come from strangers: a broken part is left out, with a note, and costs no other part.
 """
 
 import re
@@ -29,7 +29,7 @@ _MOVING = re.compile(rb"(?:MotionPhoto|MicroVideo)(?:\s?=\s?[\"']|>)1")
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What a file says beside its pixels, made true of the upright image.
+    """The metadata of a file, made to hold for the upright image.
 
     Attributes:
         exif: A TIFF structure, without the prefix that JPEG puts before it.
@@ -50,7 +50,7 @@ class Metadata:
 def read_metadata(
     file: Pillow.Image, data: bytes, size: tuple[int, int], *, turned: bool, srgb: bool
 ) -> tuple[Metadata, list[str]]:
-    """Read what a loaded file says, and name what of it is broken or cannot be kept.
+    """Read the metadata of a loaded file, and note what is broken or cannot be kept.
 
     Args:
         file: The open image.
@@ -117,7 +117,7 @@ def photoshop_block(iptc: bytes) -> bytes:
 
 
 def _found(file: Pillow.Image, data: bytes, notes: list[str]) -> dict[str, Any]:
-    """What the file has, by the fields of Metadata; nothing of it is cleaned."""
+    """Return the raw metadata of the file, by the fields of Metadata."""
     found: dict[str, Any] = {"exif": None, "xmp": None, "iptc": None, "comments": (), "texts": {}, "density": None}
     if isinstance(block := file.info.get("exif"), bytes):  # or a text of that name in a PNG
         found["exif"] = block

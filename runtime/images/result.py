@@ -15,7 +15,7 @@ GAP = 8  # pixels between the two halves of a comparison
 
 
 class Result:
-    """What every result can do. A child holds `pixels`, (H, W, 3) RGB, and `source`, what they were made of."""
+    """Saves, compares and shows a result. A child holds `pixels`, (H, W, 3) RGB, and `source`, the image before."""
 
     __slots__ = ()
     pixels: NDArray[Any]

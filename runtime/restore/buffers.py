@@ -13,12 +13,12 @@ class Buffers:
 
     The state of each loop alternates between two buffers, x0 rotates through three (the new one and the two that the
     step reads), and noise between two: no call writes what it reads, and no call allocates. Loops whose states have one
-    shape share x0, those whose noise has one shape share noise; a guided step's results stand in two more before they
-    are guided.
+    shape share x0; loops whose noise has one shape share noise. A guided loop has two more, for a step's results before
+    guidance.
     """
 
     def __init__(self, device: Device, plan: Plan, batch: int, noise: Noise | None = None) -> None:
-        """`noise` replaces the device's own, of a plan with one loop. Raises DeviceOutOfMemory."""
+        """Allocate them. `noise` replaces the device's own, of a plan with one loop. Raises DeviceOutOfMemory."""
         self.batch = batch
         with ExitStack() as owned:  # given back at once where there is not enough for all of it
 
@@ -50,7 +50,7 @@ class Buffers:
 
     @staticmethod
     def bytes(plan: Plan, batch: int) -> int:
-        """Return their bytes on a device; inputs, results and noise have a second buffer each."""
+        """Return their bytes on a device, where inputs, results and noise have a second buffer each."""
         loops = list(plan.loops)
         counts = {loop.shape: 3 + 2 * any(o.guide for o in loops if o.shape == loop.shape) for loop in loops}
         states = {loop.result for loop in loops}

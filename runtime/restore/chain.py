@@ -19,7 +19,7 @@ class ChainResult:
     """One batch through the chain.
 
     Attributes:
-        state: The result as the device holds it, (B, 3, S, S) float32, about [-1, 1].
+        state: The result as the device makes it, (B, 3, S, S) float32, about [-1, 1].
         seconds: Stage -> seconds of the whole batch; `network` is the part spent in the networks.
     """
 
@@ -32,7 +32,7 @@ class ChainResult:
 
     @cached_property
     def image(self) -> Float32:
-        """(B, 3, S, S) float32 in [0, 1], NaN where the loop gave NaN or Inf, for the caller to detect."""
+        """(B, 3, S, S) float32 in [0, 1], NaN where the loop gave NaN or Inf."""
         return to_unit(self.state)
 
 
@@ -54,9 +54,18 @@ class Chain:
         noise: Noise | None = None,
         buffers: Buffers | None = None,
     ) -> None:
-        """`buffers`, of this plan and this batch or a larger one, are shared with other chains.
+        """Bind every call.
 
-        Else the chain makes its own, with `noise` in the place of the device's.
+        Args:
+            device: The device of the networks.
+            networks: The loaded networks, by name.
+            plan: The calls.
+            batch: The batch size.
+            noise: Replaces the device's noise in buffers that the chain makes.
+            buffers: Buffers of this plan and this batch or a larger one, which chains share; None makes them.
+
+        Raises:
+            DeviceOutOfMemory: The buffers do not fit.
         """
         self.device, self.plan, self.batch = device, plan, batch
         with ExitStack() as owned:
@@ -76,7 +85,7 @@ class Chain:
                     self._stages.append(BoundLoop(where, self.clock, networks, stage, constants, taken))
                     for shape, count in stage.draws().items():
                         taken[shape] += count
-            # A graph ends where the host has to decide.
+            # A recorded part ends before the host chooses the tables.
             split = next(i for i, s in enumerate(self._stages) if isinstance(s, BoundLoop)) if plan.truncate else 0
             parts = [p for p in (self._stages[:split], self._stages[split:]) if p]
             self._parts = [partial(self._work, part) for part in parts]
@@ -179,7 +188,7 @@ class BoundNetwork:
 
 
 def to_unit(x: Float32) -> Float32:
-    """[-1, 1] -> [0, 1], clipped. Inf becomes NaN, which clipping does not hide."""
+    """Map [-1, 1] to [0, 1], clipped. Inf becomes NaN, since clipping would hide it."""
     unit = x * np.float32(0.5)
     unit += np.float32(0.5)
     unit[np.isinf(unit)] = np.nan

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bfr.runtime.backends.device import Device, Float32, Network
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
-from bfr.runtime.errors import DeviceLost, DeviceOutOfMemory
+from bfr.runtime.errors import DeviceLost, DeviceOutOfMemory, InvalidOption
 from bfr.runtime.restore.batch import Finished, Pending, Restored
 from bfr.runtime.restore.buffers import Buffers
 from bfr.runtime.restore.chain import Chain, ChainResult
@@ -80,7 +80,7 @@ Again = Callable[[Batch, int, dict[str, float]], Restored]
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """A batch in flight on a device; a `Pending`.
+    """A batch in flight on a device, as `Pending`.
 
     Attributes:
         fetch: Waits for the device; None once it was called.
@@ -129,8 +129,24 @@ class Chains:
         """The batch sizes that chains are made for, ascending, or None where every size is as good."""
         return common_buckets(self.bundle.manifest.batches, self.device.buckets)
 
+    def limit(self, batch: int) -> int:
+        """Return how many of `batch` faces run together: fewer where the bundle's graphs take no more.
+
+        Raises:
+            InvalidOption: The device runs no such batch.
+        """
+        ours, buckets = self.bundle.manifest.batches, self.buckets
+        most = min(batch, max(ours)) if ours else batch
+        if buckets and most > max(buckets):
+            raise InvalidOption(
+                f"batch {batch} is out of range: {self.device.name} runs batches of "
+                f"{', '.join(map(str, buckets))} here. Choose at most {max(buckets)}"
+                f"{', or build with --batches' if self.device.name.startswith('tensorrt') else ''}"
+            )
+        return most
+
     def sizes(self, batch: int) -> list[int]:
-        """The sizes of the chains that run up to `batch` faces together, ascending: the buckets, or any."""
+        """Return the sizes of the chains for up to `batch` faces, ascending: buckets, or every size."""
         largest = choose_bucket(batch, self.buckets)
         return [size for size in self.buckets or range(1, batch + 1) if size <= largest]
 
@@ -230,12 +246,12 @@ def load_networks(bundle: Bundle, device: Device, precision: Precision) -> dict[
 
 
 def choose_bucket(count: int, buckets: tuple[int, ...] | None) -> int:
-    """The smallest bucket that holds `count` images; `count` itself where the device has no buckets."""
+    """Return the smallest bucket that holds `count` images; `count` where the device has no buckets."""
     return min((b for b in buckets or () if b >= count), default=count)
 
 
 def common_buckets(ours: tuple[int, ...] | None, device: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """The batch sizes that both a bundle's graphs and a device take, ascending; None where every size will do."""
+    """Return the batch sizes that a bundle's graphs and a device take, ascending; None where every size fits."""
     if ours is None or device is None:
         return ours or device
     return tuple(size for size in ours if size in device) or ours

@@ -51,7 +51,7 @@ class ImageInputs:
             raise InvalidOption(f"{system} keeps the pixels outside the mask, in the image's own size: leave size out")
 
     def held(self, name: str, pictures: Sequence[Any]) -> list[NDArray[Any] | None]:
-        """The arrays of pictures as `as_pixels` takes them; of a mask that is no array, where it is white."""
+        """Return the arrays of pictures, see `as_pixels`; a mask that is no array becomes `read_mask` of its pixels."""
         found: list[NDArray[Any] | None] = []
         for picture in pictures:
             if picture is None or isinstance(picture, np.ndarray):
@@ -88,7 +88,7 @@ class ImageInputs:
         mask = None
         if "mask" in self.others:
             mask = mask_of(image, given.get("mask"))
-            image = np.where(mask[:, :, None], image.dtype.type(0), image)  # what stands in the hole says nothing
+            image = np.where(mask[:, :, None], image.dtype.type(0), image)  # no network reads the hole
         made = {DEGRADED: to_input(image, self.size, self.pixels)}
         if self.weight is not None:
             made[WEIGHT] = np.array([self.weight], np.float32)
@@ -105,7 +105,7 @@ class ImageInputs:
 
 
 def keep_known(image: NDArray[Any], result: NDArray[Any], mask: NDArray[Any] | None) -> NDArray[Any]:
-    """The result where the mask is not 0, and every other pixel of the image as it was, bit for bit."""
+    """Return the result where the mask is not 0, and the image's own pixels elsewhere."""
     return np.where(mask_of(image, mask)[:, :, None], result, image)
 
 
@@ -123,7 +123,7 @@ def mask_of(image: NDArray[Any], mask: NDArray[Any] | None) -> NDArray[np.bool_]
 
 
 def _at_size(hole: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
-    """The hole at the system's size: every pixel that a resized image takes some of the hole into."""
+    """(size, size) bool: every pixel whose value a resize computes from pixels of the hole."""
     if hole.shape == (size, size):
         return hole
     total = np.pad(hole, ((1, 0), (1, 0))).cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
@@ -133,7 +133,7 @@ def _at_size(hole: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
 
 
 def _reach(side: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first and one past the last of `side` pixels that each of `size` is made of, by antialiased bicubic."""
+    """(size,) each: the first and one past the last of `side` pixels that antialiased bicubic reads for a pixel."""
     scale = side / size
     centres, support = (np.arange(size) + 0.5) * scale, BICUBIC_SUPPORT * max(scale, 1.0)
     first = np.clip(np.floor(centres - support), 0, side).astype(np.int64)
@@ -141,14 +141,19 @@ def _reach(side: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def read_mask(pixels: NDArray[Any]) -> NDArray[np.bool_]:
-    """A mask image, (H, W, 3), as people draw it: white, from half its range on, is to be made up; (H, W) bool."""
+    """(H, W, 3) mask image -> (H, W) bool, True in the hole: where a channel is above half its range, as white is."""
     return np.asarray(pixels.max(axis=2) > full_scale(pixels.dtype) / 2)
 
 
 def as_pixels(image: Any) -> NDArray[Any]:
-    """The (H, W, 3) pixels of an image, uint8, uint16 or float32; see `Restorer.restore` for what it may be held in.
+    """Return the (H, W, 3) pixels of an image, uint8, uint16 or float32.
 
-    Raises InputNotFound and InvalidImage.
+    Args:
+        image: What `Restorer.restore` takes.
+
+    Raises:
+        InputNotFound: There is no such file.
+        InvalidImage: It is no image, or has another shape or dtype.
     """
     if not isinstance(image, np.ndarray):
         from bfr.runtime.images.given import as_image, tensor_pixels  # OpenCV is slow to load
@@ -202,5 +207,5 @@ def full_scale(dtype: np.dtype[Any]) -> float:
 
 
 def image_key(degraded: NDArray[Any]) -> int:
-    """The noise's key of an image: a function of its pixels, so that neither order nor neighbours matter."""
+    """Return the noise's key of an image, a function of its pixels: neither order nor neighbours change it."""
     return zlib.crc32(degraded.tobytes())

@@ -41,7 +41,7 @@ class BoundLoop:
             networks: The loaded networks, by name.
             spec: The loop's part of the plan.
             constants: Closes the small buffers that are made here.
-            taken: How many draws of each stream of noise, by shape, the loops before this one take.
+            taken: Draws of each stream of noise that the loops before this one take, by shape.
         """
         self.spec, self.device, self.clock = spec, where.device, clock
         buffers, self.noise = where.buffers, where.buffers.noise[spec.noise]

@@ -64,23 +64,14 @@ class Restorer:
         """
         if batch < 1:
             raise InvalidOption(f"batch {batch} is out of range: choose 1 or more")
-        self.bundle, self.device, self.sampler = bundle, device, sampler
+        self.bundle, self.device, self.sampler, self.size = bundle, device, sampler, bundle.manifest.image_size
         self.precision: Precision = bundle.precision(precision)
-        self.batch, self.size = batch, bundle.manifest.image_size
         self.plan = make_plan(bundle, sampler)
         weight = bundle.manifest.weight if sampler.weight is None else sampler.weight
         self.inputs = ImageInputs(bundle.manifest.system, self.size, bundle.manifest.inputs, weight, sampler.pixels)
         loaded = load_networks(bundle, device, self.precision) if networks is None else networks
         self.chains = Chains(bundle, device, loaded, self.plan)
-        if bundle.manifest.batches:  # graphs that take one image, or few, at a time run as often as it takes
-            self.batch = min(batch, max(bundle.manifest.batches))
-        buckets = self.chains.buckets
-        if buckets and self.batch > max(buckets):
-            raise InvalidOption(
-                f"batch {batch} is out of range: {device.name} runs batches of "
-                f"{', '.join(map(str, buckets))} here. Choose at most {max(buckets)}"
-                f"{', or build with --batches' if device.name.startswith('tensorrt') else ''}"
-            )
+        self.batch = self.chains.limit(batch)
         self._float32: Restorer | None = None
         self.fixed: dict[str, NDArray[Any]] = {}  # pictures for further inputs, for images that are not given their own
         self._owns_device = self._closed = False
@@ -241,18 +232,8 @@ class Restorer:
         """Start as `run` does, with `batch` images at most, and return before the results are there.
 
         On a GPU, launch the next images before you wait for these, so that the GPU is never idle. At most two batches
-        are in flight: a third launch first waits for the first.
-
-        Args:
-            images: See `restore`.
-            seed: See `restore`.
-            keys: See `run`.
-            on_step: Called between the steps on a CPU. A GPU runs a batch without the host: there it is called once,
-                with all steps and None, when the batch is finished.
-            inputs: See `restore`.
-
-        Returns:
-            What the results are fetched from.
+        are in flight: a third launch first waits for the first. A GPU runs a batch without the host: there `on_step` is
+        called once, with all steps and None, when the batch is finished.
         """
         if not images:
             return Finished([])
@@ -309,8 +290,8 @@ class Restorer:
         check_seed(seed)
         for image in images:
             check_image(image)
-        inputs = {name: self.inputs.held(name, pictures) for name, pictures in (inputs or {}).items()}
-        given = {**{name: [picture] * len(images) for name, picture in self.fixed.items()}, **inputs}
+        given = {name: self.inputs.held(name, pictures) for name, pictures in (inputs or {}).items()}
+        given = {name: [picture] * len(images) for name, picture in self.fixed.items()} | given
         self.inputs.check(len(images), given)
         return given
 

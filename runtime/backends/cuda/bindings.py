@@ -1,7 +1,7 @@
 """One GPU through cuda-python: as much of the CUDA runtime as a chain needs, every return value checked.
 
 This is the only module that touches cuda-python. Pointers, streams, events and graphs are integers or the library's
-own handles. What is made with an `owned` is given back when that is closed; the caller gives back all else.
+own handles. Closing `owned` frees what a method made with it; the caller frees all else.
 """
 
 import ctypes
@@ -26,29 +26,23 @@ Argument = tuple[int, type[Any]]
 STICKY = frozenset(
     f"cudaError{name}"
     for name in (
-        "IllegalAddress",
-        "LaunchFailure",
-        "LaunchTimeout",
-        "HardwareStackError",
-        "IllegalInstruction",
-        "MisalignedAddress",
-        "InvalidAddressSpace",
-        "InvalidPc",
-        "Assert",
-        "ECCUncorrectable",
-        "NvlinkUncorrectable",
-        "DevicesUnavailable",
-        "ExternalDevice",
-        "ContextIsDestroyed",
-        "Contained",
-        "TensorMemoryLeak",
+        "IllegalAddress", "LaunchFailure", "LaunchTimeout", "HardwareStackError", "IllegalInstruction",
+        "MisalignedAddress", "InvalidAddressSpace", "InvalidPc", "Assert", "ECCUncorrectable", "NvlinkUncorrectable",
+        "DevicesUnavailable", "ExternalDevice", "ContextIsDestroyed", "Contained", "TensorMemoryLeak",
     )
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Of a GPU and its driver. runtime, driver: CUDA versions, as 13.0. total_bytes: of its memory."""
+    """A GPU and its driver.
+
+    Attributes:
+        compute_capability: As "9.0".
+        runtime: CUDA version of the runtime, as "13.0".
+        driver: CUDA version that the driver supports.
+        total_bytes: Bytes of its memory.
+    """
 
     name: str
     compute_capability: str
@@ -111,7 +105,7 @@ class Cuda:
 
     @property
     def facts(self) -> Facts:
-        """Of the GPU and its driver."""
+        """The GPU and its driver."""
         found = self._call("cudaGetDeviceProperties", self.index)
         name = found.name.decode() if isinstance(found.name, bytes) else found.name
         return Facts(
@@ -125,7 +119,7 @@ class Cuda:
 
     @property
     def bus_id(self) -> str:
-        """Its number on the PCI bus, by which other libraries know it."""
+        """Its address on the PCI bus, which names it in other libraries."""
         return bytes(self._call("cudaDeviceGetPCIBusId", 32, self.index)).split(b"\0")[0].decode()
 
     def memory(self) -> tuple[int, int]:
@@ -138,11 +132,11 @@ class Cuda:
         return int(self._call("cudaMalloc", size, needed=size))
 
     def free(self, address: int) -> None:
-        """Give device memory back."""
+        """Free device memory."""
         self._call("cudaFree", address)
 
     def pinned(self, owned: ExitStack, size: int) -> NDArray[np.uint8]:
-        """`size` bytes of page-locked host memory, from which copies run beside the host's own work."""
+        """Allocate page-locked host memory, (size,) uint8: copies from it run beside the host's work."""
         address = int(self._call("cudaMallocHost", size, needed=size))
         owned.callback(self._call, "cudaFreeHost", address)
         return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), (size,))
@@ -156,7 +150,7 @@ class Cuda:
         self._call("cudaMemsetAsync", address, 0, size, stream)
 
     def stream(self, owned: ExitStack) -> Handle:
-        """A new stream that does not wait for the default one."""
+        """Make a stream that does not wait for the default one."""
         stream = self._call("cudaStreamCreateWithFlags", self.rt.cudaStreamNonBlocking)
         owned.callback(self._call, "cudaStreamDestroy", stream)
         return stream
@@ -166,7 +160,7 @@ class Cuda:
         self._call("cudaStreamSynchronize", stream)
 
     def event(self, owned: ExitStack) -> Handle:
-        """A new event."""
+        """Make an event."""
         event = self._call("cudaEventCreate")
         owned.callback(self._call, "cudaEventDestroy", event)
         return event
@@ -192,7 +186,7 @@ class Cuda:
         try:
             work()
         except BaseException:
-            # The capture must end whatever happened in it; what EndCapture says of it is not the news.
+            # The capture must end whatever happened in it; the error of EndCapture would hide the first one.
             error, graph = self.rt.cudaStreamEndCapture(stream)
             if error == self.rt.cudaError_t.cudaSuccess and int(graph):
                 self.rt.cudaGraphDestroy(graph)
@@ -209,7 +203,7 @@ class Cuda:
         self._call("cudaGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: Handle) -> None:
-        """Give an executable graph back."""
+        """Free an executable graph."""
         self._call("cudaGraphExecDestroy", graph)
 
     def load_kernels(self, image: bytes, names: Sequence[str]) -> dict[str, Handle]:

@@ -59,14 +59,10 @@ def _compile(nvrtc: Any, kind: str, arch: int) -> bytes:
             log = b" " * size
             nvrtc.nvrtcGetProgramLog(program, log)
             raise BackendUnavailable(f"NVRTC refuses the project's kernels: {log.decode(errors='replace')}")
-        size_of, get = (
-            (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
-            if kind == "sm"
-            else (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
-        )
-        _, size = _check(nvrtc, size_of(program))
+        get = "nvrtcGetCUBIN" if kind == "sm" else "nvrtcGetPTX"
+        _, size = _check(nvrtc, getattr(nvrtc, f"{get}Size")(program))
         image = b" " * int(size)
-        _check(nvrtc, get(program, image))  # written in place: that is how these bindings return bytes
+        _check(nvrtc, getattr(nvrtc, get)(program, image))  # written in place: that is how these bindings return bytes
         return image
     finally:
         nvrtc.nvrtcDestroyProgram(program)

@@ -1,4 +1,4 @@
-"""What a chain has of a GPU: the way of a batch there and back, its noise, its recorded programs, and its clock."""
+"""The parts of a chain on a GPU: upload, download, noise, recorded programs, and a clock."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,7 +20,7 @@ MARKS = 64  # of a chain's stages and its beginning
 
 
 def own_slots(owned: ExitStack, cuda: Cuda, size: int) -> list[tuple[NDArray[np.uint8], Handle]]:
-    """Two page-locked blocks of `size` bytes, each with an event: two batches may be under way."""
+    """Allocate two page-locked blocks of `size` bytes, each with an event: two batches may be in flight."""
     return [(cuda.pinned(owned, size), cuda.event(owned)) for _ in range(2)]
 
 
@@ -54,9 +54,10 @@ class GpuInput:
 
 
 class GpuOutput:
-    """Results on their way back while the main stream goes on.
+    """Downloads results while the main stream goes on.
 
-    A result is moved out of the next batch's way on the main stream, and from there to page-locked memory on another.
+    The main stream copies a result to a buffer that the next batch does not use; another stream copies that to
+    page-locked memory.
     """
 
     def __init__(self, device: "GpuDevice", owned: ExitStack, shape: tuple[int, ...]) -> None:

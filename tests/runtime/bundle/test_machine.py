@@ -11,6 +11,7 @@ import pytest
 
 from bfr.runtime.bundle import bundle as module
 from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.files import check_file, map_file, read_file
 from bfr.runtime.bundle.machine import RECORD, MachineFiles, MachineRecord, private_folder
 from bfr.runtime.bundle.manifest import BundleFile
 from bfr.runtime.errors import BackendUnavailable, BundleCorrupt, WriteFailed
@@ -97,20 +98,19 @@ def test_a_damaged_record_names_the_remedy(tiny_bundle: Bundle, home: Path, text
         files.read()
 
 
-def test_files_are_checked_against_the_record(tiny_bundle: Bundle, home: Path) -> None:
-    files = MachineFiles(tiny_bundle.hash)
-    path = files.make() / "a.engine"
+def test_files_are_checked_against_their_entries(tmp_path: Path) -> None:
+    path = tmp_path / "a.engine"
     path.write_bytes(b"engine")
-    entry = module.describe_file(files.folder, path)
-    assert files.data(entry, "build") == b"engine"
-    assert files.check(entry, "build") == path
+    entry = module.describe_file(tmp_path, path)
+    assert read_file(tmp_path, entry, "build") == bytes(map_file(tmp_path, entry, "build")) == b"engine"
+    assert check_file(tmp_path, entry, "build") == path
     for data in (b"engins", b"engine+", b""):
         path.write_bytes(data)
-        for act in (files.data, files.check):
+        for act in (read_file, map_file, check_file):
             with pytest.raises(BundleCorrupt, match="build it"):
-                act(entry, "build it")
+                act(tmp_path, entry, "build it")
     with pytest.raises(BundleCorrupt, match="missing"):
-        files.data(BundleFile(path="b.engine", sha256="0" * 64, bytes=1), "build it")
+        read_file(tmp_path, BundleFile(path="b.engine", sha256="0" * 64, bytes=1), "build it")
 
 
 def test_without_a_place_nothing_is_there_and_nothing_is_written(
