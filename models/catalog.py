@@ -1,4 +1,4 @@
-"""The systems that `bfr` knows, by name."""
+"""The systems of `bfr`, by name."""
 
 from bfr.models.discover import modules
 from bfr.models.systems.difface import DIFFACE

@@ -1,6 +1,10 @@
-"""Make harmless, where it is shown or written, what comes from outside: names of files, a server's words, addresses."""
+"""Make harmless, where it is shown or written, what comes from outside: names of files, a server's words, addresses.
+
+And make long lists short.
+"""
 
 import re
+from collections.abc import Sequence
 from hashlib import sha256
 from urllib.parse import parse_qsl, urlsplit
 
@@ -32,6 +36,11 @@ def without_secrets(text: str) -> str:
     digits of its sha256, so that two addresses stay two.
     """
     return _URL.sub(lambda found: _masked(found[0]), text) if "://" in text else text
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names of many, and how many more there are: `a, b and 3 more`."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def csv_cell(value: object) -> object:

@@ -49,9 +49,14 @@ class IResNet(nn.Module):
     Faces of one person have embeddings of about one direction: compare them by their cosine. The published networks
     expect eyes, nose and mouth where ArcFace's template has them, see `bfr.models.networks.identity`.
 
-    layers: 18, 34, 50 or 100, or the number of blocks of each stage. widths: channels of each stage; the first is also
-    the stem's. image_size: S, a multiple of 2 to the number of stages; 112 in all published networks.
-    Raises InvalidOption for options that do not fit together.
+    Args:
+        layers: 18, 34, 50 or 100, or the number of blocks of each of the four stages.
+        widths: Channels of each stage; the first is also the stem's.
+        image_size: S, a multiple of 16; 112 in all published networks.
+        embedding: Length of the embeddings.
+
+    Raises:
+        InvalidOption: The options do not fit together.
     """
 
     def __init__(

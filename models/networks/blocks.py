@@ -1,6 +1,6 @@
 """The blocks of guided diffusion's UNet (arXiv 2105.05233): residual, attention, resampling, the timestep's embedding.
 
-Convolutions follow the dtype of their weights; GroupNorm and softmax compute in float32.
+Convolutions follow the dtype of their weights; normalization and softmax compute in float32.
 """
 
 import math
@@ -14,12 +14,26 @@ from torch.nn import functional as F
 GROUPS = 32
 
 
-class GroupNorm32(nn.GroupNorm):
-    """GroupNorm over 32 groups whose statistics are float32 whatever the input's dtype.
+class WideLayerNorm(nn.LayerNorm):
+    """LayerNorm that computes in float32; its output has the input's dtype."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name in torch)
+        return super().forward(input.float()).to(input.dtype)
+
+
+class WideGroupNorm(nn.GroupNorm):
+    """GroupNorm that computes in float32; its output has the input's dtype."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name in torch)
+        return super().forward(input.float()).to(input.dtype)
+
+
+class GroupNorm32(WideGroupNorm):
+    """WideGroupNorm over 32 groups.
 
     Attributes:
-        narrow: Hand the input over in its own dtype, with weight and bias rounded to it, instead of widened. For graphs
-            whose operator keeps the statistics in float32 by itself: ONNX's GroupNormalization from opset 21 on.
+        narrow: Compute in the input's dtype, with weight and bias rounded to it. For graphs whose operator keeps the
+            statistics in float32 by itself: ONNX's GroupNormalization from opset 21 on.
     """
 
     narrow = False
@@ -31,7 +45,7 @@ class GroupNorm32(nn.GroupNorm):
         if self.narrow:
             weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
             return F.group_norm(input, self.num_groups, weight, bias, self.eps)
-        return super().forward(input.float()).to(input.dtype)
+        return super().forward(input)
 
 
 class Upsample(nn.Module):

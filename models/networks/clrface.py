@@ -6,7 +6,7 @@ nor weights: what its abstract says is here, a recovery network whose output's i
 mask over the latent through which the recogniser's gradient passes. All sizes are parameters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,7 +38,6 @@ def clrface_guide(
     *,
     recognizer: Options,
     autoencoder: Options,
-    mask_shape: Sequence[int] | None = None,
     metric: Metric = "cosine",
     crop: Crop = "arcface",
 ) -> IdentityDistance:
@@ -47,30 +46,29 @@ def clrface_guide(
     Args:
         recognizer: Options of IResNet.
         autoencoder: Options of VQModel, of which only the decoder is built.
-        mask_shape: Shape of the mask, (1, C, h, w) or 1 along some axes; None takes the latents' own.
         metric: The distance between embeddings.
         crop: The part of the image that the recogniser sees.
     """
     decoder = VQModel(**{**autoencoder, "parts": "decoder"})
-    own = (1, decoder.embed_dim, decoder.latent_size, decoder.latent_size)
-    shape = own if mask_shape is None else tuple(mask_shape)
-    if len(shape) != 4 or any(size not in (1, full) for size, full in zip(shape, own, strict=True)):
-        raise InvalidOption(f"mask_shape {list(shape)} is not the latents': choose {list(own)}, or 1 along some axes")
     return IdentityDistance(
         IResNet(**recognizer),
         image_size=decoder.resolution,
         autoencoder=decoder,
         metric=metric,
         crop=crop,
-        mask_shape=shape,
+        mask_shape=(1, decoder.embed_dim, decoder.latent_size, decoder.latent_size),
     )
 
 
 class IdentityRecovery(nn.Module):
     """CLR-Face's identity recovery: latent (B, C, h, w) of a degraded image -> the embedding and image it stands for.
 
-    irn: latent -> latent, the identity recovery network. The outputs are the recogniser's embedding (B, E) of the
-    decoded image, and the image, RGB (B, 3, S, S), about in [-1, 1]. Of `distance` the mask, if any, is not used.
+    The outputs are the recogniser's embedding (B, E) of the decoded image, and the image, RGB (B, 3, S, S), about in
+    [-1, 1].
+
+    Args:
+        irn: latent -> latent, the identity recovery network.
+        distance: Decodes and embeds; its mask, if any, is not used.
     """
 
     def __init__(self, irn: nn.Module, distance: IdentityDistance) -> None:

@@ -1,4 +1,4 @@
-"""How far the face of an image is from an identity, in the eyes of a face recogniser.
+"""How far the face of an image is from an identity, as a face recogniser measures it.
 
 Yang et al., "PGDiff" (arXiv 2309.10810), guide a diffusion model with the gradient of this distance for an image; Suin
 and Chellappa, "CLR-Face" (arXiv 2402.06106), for the image that a latent decodes to. Crop and resize are a product with
@@ -51,13 +51,18 @@ class LatentMask(nn.Module):
 class IdentityDistance(nn.Module):
     """`x0 (B, C, h, w), target (B, E) -> (B,)`: how far the identity of each image is from its target embedding.
 
-    recognizer: faces (B, 3, R, R) in [-1, 1] -> embeddings (B, E), with attributes `image_size`, R, and `embedding`, E.
-    image_size: side S of the images, RGB in [-1, 1]. autoencoder: None, and x0 is the image, or what decodes x0 to it.
-    crop: "arcface", its crop of an FFHQ-aligned face, or "whole", as PGDiff resizes the image.
-    metric: "cosine", 1 - cos, from 0 to 2, and 1 for a target of zeros, towards which it has no gradient; "mse", the
-    squared length of the difference, PGDiff's, which depends on the lengths of embeddings too.
-    mask_shape: (1, C, h, w) of `latent_mask`, which starts at 1: where, and how much, a gradient may change x0.
-    Raises InvalidOption for an unknown metric or crop.
+    Args:
+        recognizer: Faces (B, 3, R, R) in [-1, 1] -> embeddings (B, E); its attributes `image_size` and `embedding` are
+            R and E.
+        image_size: Side S of the images, RGB in [-1, 1].
+        autoencoder: What decodes x0 to the image; None where x0 is the image.
+        metric: "cosine", 1 - cos, from 0 to 2, and 1 for a target of zeros, towards which it has no gradient; "mse",
+            the squared length of the difference, PGDiff's, which depends on the lengths of embeddings too.
+        crop: "arcface", its crop of an FFHQ-aligned face, or "whole", as PGDiff resizes the image.
+        mask_shape: (1, C, h, w) of `latent_mask`, which starts at 1: where, and how much, a gradient may change x0.
+
+    Raises:
+        InvalidOption: The metric or the crop is unknown.
     """
 
     rows: Tensor
@@ -74,18 +79,13 @@ class IdentityDistance(nn.Module):
         mask_shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
-        if metric not in get_args(Metric):
-            raise InvalidOption(f"metric {metric!r}: choose one of {', '.join(get_args(Metric))}")
-        if crop not in get_args(Crop):
-            raise InvalidOption(f"crop {crop!r}: choose one of {', '.join(get_args(Crop))}")
-        if mask_shape is not None and (len(mask_shape) != 4 or mask_shape[0] != 1):
-            raise InvalidOption(
-                f"mask_shape {list(mask_shape)}: name four sizes, 1 first: [1, channels, height, width]"
-            )
+        for name, value, choices in (("metric", metric, get_args(Metric)), ("crop", crop, get_args(Crop))):
+            if value not in choices:
+                raise InvalidOption(f"{name} {value!r}: choose one of {', '.join(choices)}")
         self.recognizer, self.autoencoder = recognizer, autoencoder
         self.image_size, self.metric = image_size, metric
         self.size, self.embedding = int(recognizer.image_size), int(recognizer.embedding)  # type: ignore[arg-type]
-        whole = (0.0, 0.0, float(image_size), float(image_size))
+        whole = (0.0, 0.0, image_size, image_size)
         left, top, right, bottom = arcface_box(image_size) if crop == "arcface" else whole
         # (S, R) each: resize the columns of pixels by their product with the one, the rows by that with the other
         for name, start, stop in (("columns", left, right), ("rows", top, bottom)):
@@ -103,7 +103,7 @@ class IdentityDistance(nn.Module):
         return x0 if self.autoencoder is None else self.autoencoder.decode(x0)
 
     def face(self, image: Tensor) -> Tensor:
-        """RGB (B, 3, S, S) -> what the recogniser is shown, (B, 3, R, R)."""
+        """RGB (B, 3, S, S) -> the recogniser's input, (B, 3, R, R)."""
         narrow = _along(image, self.columns)
         return _along(narrow.transpose(2, 3), self.rows).transpose(2, 3)
 

@@ -106,7 +106,7 @@ class SpectralTransform(nn.Module):
 
 
 class FFC(nn.Module):
-    """Fast Fourier convolution: each output stream is the sum of what the two input streams give it.
+    """Fast Fourier convolution: each output stream is the sum of a convolution of either input stream.
 
     Borders are padded by reflection, so that only the stride changes the size.
     """

@@ -103,17 +103,25 @@ class Projection(nn.Module):
 class VisualEmbedder(nn.Module):
     """image (B, 3, H, W) float32 in [-1, 1] -> context (B, tokens, context_dim), float32.
 
-    Faithful to two habits of the published code. The image is mapped by (x - 0.5) / 0.5 although it lies in [-1, 1]
-    already: the encoder was trained on [-3, 1]. And where there are fewer distinct codes than tokens, the rest of the
-    codes are zero, whose context is not: the projection has biases.
+    Two properties of the published code are kept. The image is mapped by (x - 0.5) / 0.5 although it lies in [-1, 1]
+    already: the encoder was trained on [-3, 1]. And where there are fewer distinct codes than tokens, the other codes
+    are zero; their context is not, since the projection has biases.
 
-    Choosing codes is not continuous: an image whose codes are nearly equally near may get others from a network that
-    rounds otherwise. That two tokens change places alters nothing that attends to them, and half precision would alter
-    the choice itself: keep this network in float32.
+    Choosing codes is not continuous: where codes are nearly equally near, other rounding may choose others. The order
+    of the tokens does not matter to attention, but half precision would change the choice: keep this network in
+    float32.
 
-    The parameters carry the published names, see `VISUAL_EMBEDDER`; context_dim, tokens: of the context; levels: the
-    fields of `Levels`, of which resolution is the side that images are resized to, bilinear. Raises InvalidOption for
-    options that do not fit together.
+    The parameters carry the published names, see `VISUAL_EMBEDDER`.
+
+    Args:
+        n_embed: Number of codes.
+        embed_dim: Length of a code.
+        tokens: Length of the context.
+        context_dim: Width of the context.
+        **levels: The fields of `Levels`; images are resized to its resolution, bilinear.
+
+    Raises:
+        InvalidOption: The options do not fit together.
     """
 
     def __init__(self, *, n_embed: int, embed_dim: int, tokens: int, context_dim: int, **levels: Any) -> None:

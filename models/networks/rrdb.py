@@ -69,7 +69,10 @@ class Generator(nn.Module):
 class SmoothRestorer(nn.Module):
     """State x, timestep t (B,) and degraded image -> a smooth restoration; images (B, 3, S, S) in [-1, 1], not clipped.
 
-    channels, blocks, growth: of the generator.
+    Args:
+        channels: Channels of the generator's feature maps.
+        blocks: Its residual blocks.
+        growth: Channels that each convolution of a dense block adds.
     """
 
     def __init__(self, *, channels: int = 64, blocks: int = 23, growth: int = 32) -> None:

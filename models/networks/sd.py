@@ -13,8 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from bfr.models.networks.blocks import WideGroupNorm, WideLayerNorm
 from bfr.runtime.errors import InvalidCheckpoint, MissingDependency
 from bfr.runtime.install import install_command
+from bfr.runtime.text import listed
 
 SD21_UNET: dict[str, Any] = {
     "sample_size": 64,
@@ -57,8 +59,7 @@ SD21_VAE: dict[str, Any] = {
 """Parameters of Stable Diffusion 2.1-base's autoencoder: `vae/config.json`."""
 
 # Names of a pair's halves as PEFT, diffusers and older trainers write them: down projects to the rank, up from it.
-_DOWN = re.compile(r"\.(lora_A|lora\.down|lora_down)\.weight$")
-_UP = re.compile(r"\.(lora_B|lora\.up|lora_up)\.weight$")
+_HALF = re.compile(r"\.(?:(lora_A|lora\.down|lora_down)|lora_B|lora\.up|lora_up)\.weight$")
 
 
 def unet(**config: Any) -> nn.Module:
@@ -92,29 +93,25 @@ def unet(**config: Any) -> nn.Module:
     return cast(nn.Module, Denoiser(**config))
 
 
-class WideGroupNorm(nn.GroupNorm):
-    """GroupNorm in float32 whatever the input's dtype, which its output has."""
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name in torch)
-        return super().forward(input.float()).to(input.dtype)
-
-
-class WideLayerNorm(nn.LayerNorm):
-    """LayerNorm in float32 whatever the input's dtype, which its output has."""
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name in torch)
-        return super().forward(input.float()).to(input.dtype)
-
-
 class VaeEncoder(nn.Module):
     """image (B, 3, S, S) in [-1, 1] -> latent (B, C, S / factor, S / factor): the mean, scaled to about unit size.
 
     OSDFace's published code draws from the normal distribution around that mean, which makes a restoration depend on
-    a seed. The mean is that distribution's most likely value, and the same every time.
+    a seed. The mean is that distribution's most likely value, and the same every time. The weights are `encoder.*` and
+    `quant_conv.*` of an AutoencoderKL.
     """
 
-    def __init__(self, autoencoder: Any) -> None:
+    def __init__(self, **config: Any) -> None:
+        """Build the encoder.
+
+        Args:
+            **config: Options of AutoencoderKL, see `SD21_VAE`.
+
+        Raises:
+            MissingDependency: diffusers is not installed.
+        """
         super().__init__()
+        autoencoder = _diffusers().AutoencoderKL(**config)
         self.encoder, self.quant_conv = autoencoder.encoder, autoencoder.quant_conv
         self.scale = float(autoencoder.config.scaling_factor)
 
@@ -124,10 +121,22 @@ class VaeEncoder(nn.Module):
 
 
 class VaeDecoder(nn.Module):
-    """latent (B, channels, s, s), scaled as VaeEncoder does -> image (B, 3, s * factor, s * factor), not clipped."""
+    """latent (B, channels, s, s), scaled as VaeEncoder does -> image (B, 3, s * factor, s * factor), not clipped.
 
-    def __init__(self, autoencoder: Any) -> None:
+    The weights are `post_quant_conv.*` and `decoder.*` of an AutoencoderKL.
+    """
+
+    def __init__(self, **config: Any) -> None:
+        """Build the decoder.
+
+        Args:
+            **config: Options of AutoencoderKL, see `SD21_VAE`.
+
+        Raises:
+            MissingDependency: diffusers is not installed.
+        """
         super().__init__()
+        autoencoder = _diffusers().AutoencoderKL(**config)
         self.post_quant_conv, self.decoder = autoencoder.post_quant_conv, autoencoder.decoder
         self.scale = float(autoencoder.config.scaling_factor)
         self.channels = int(autoencoder.config.latent_channels)
@@ -137,53 +146,41 @@ class VaeDecoder(nn.Module):
         return cast(Tensor, self.decoder(self.post_quant_conv(latent / self.scale)))
 
 
-def vae_encoder(**config: Any) -> VaeEncoder:
-    """The encoder of an AutoencoderKL: weights `encoder.*` and `quant_conv.*`.
-
-    Args:
-        config: See `SD21_VAE`.
-    """
-    return VaeEncoder(_diffusers().AutoencoderKL(**config))
-
-
-def vae_decoder(**config: Any) -> VaeDecoder:
-    """The decoder of an AutoencoderKL: weights `post_quant_conv.*` and `decoder.*`.
-
-    Args:
-        config: See `SD21_VAE`.
-    """
-    return VaeDecoder(_diffusers().AutoencoderKL(**config))
-
-
 def merge_lora(
     unet_state: Mapping[str, Tensor], lora_state: Mapping[str, Tensor], alpha: float, rank: int
 ) -> dict[str, Tensor]:
     """The weights of a denoiser with low-rank updates in them: W + alpha / rank * B A, float32.
 
     Hu et al., "LoRA" (arXiv 2106.09685), equation 3. B is (out, rank), A (rank, in); of a convolution A is
-    (rank, in, kh, kw), itself a convolution, and B (out, rank, 1, 1). Names may start with `unet.`. Weights without an
-    update are handed on as they are.
-    Raises InvalidCheckpoint where a tensor of `lora_state` belongs to no weight or fits none.
+    (rank, in, kh, kw), itself a convolution, and B (out, rank, 1, 1).
+
+    Args:
+        unet_state: The denoiser's weights by name. Those without an update are returned as they are.
+        lora_state: The updates' halves; their names may start with `unet.`.
+        alpha: Scale of the updates, times `rank`.
+        rank: Rank of the updates.
+
+    Raises:
+        InvalidCheckpoint: A tensor of `lora_state` belongs to no weight, or fits none.
     """
     pairs: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for key, tensor in lora_state.items():
-        half = next((name for name, pattern in (("A", _DOWN), ("B", _UP)) if pattern.search(key)), None)
-        name = (_UP if half == "B" else _DOWN).sub(".weight", key).removeprefix("unet.")
+        half, name = _HALF.search(key), _HALF.sub(".weight", key).removeprefix("unet.")
         if half is None or name not in unet_state:
             unknown.append(key)
         else:
-            pairs.setdefault(name, {})[half] = tensor
+            pairs.setdefault(name, {})["down" if half[1] else "up"] = tensor
     unknown += [name for name, pair in pairs.items() if len(pair) != 2]
     if unknown or not pairs:
-        shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         raise InvalidCheckpoint(
-            f"the low-rank weights do not belong to this denoiser: {shown or 'there are none'}. Each layer needs both "
-            "lora_A (or lora.down) and lora_B (or lora.up) under its own name: choose the file that was made for it"
+            f"the low-rank weights do not belong to this denoiser: {listed(unknown) or 'there are none'}. Each layer "
+            "needs both lora_A (or lora.down) and lora_B (or lora.up) under its own name: choose the file that was "
+            "made for it"
         )
     merged = dict(unet_state)
     for name, pair in pairs.items():
-        weight, down, up = unet_state[name], pair["A"], pair["B"]
+        weight, down, up = unet_state[name], pair["down"], pair["up"]
         if down.shape != (rank, *weight.shape[1:]) or up.flatten(1).shape != (weight.shape[0], rank):
             raise InvalidCheckpoint(
                 f"{name} is {tuple(weight.shape)}; low-rank weights {tuple(up.shape)} and {tuple(down.shape)} do not "
@@ -204,4 +201,4 @@ def _diffusers() -> ModuleType:
     return diffusers
 
 
-ARCHITECTURES = {"vae-encoder": vae_encoder, "vae-decoder": vae_decoder, "sd-unet": unet}
+ARCHITECTURES = {"vae-encoder": VaeEncoder, "vae-decoder": VaeDecoder, "sd-unet": unet}

@@ -97,8 +97,15 @@ class Residual(nn.Module):
 class SPARNet(nn.Module):
     """image (B, 3, S, S) in [-1, 1] -> the same, enhanced, not clipped.
 
-    The parameters carry the published names. size: S. min_ch, max_ch: of the feature maps. min_feat_size: the side that
-    the encoder goes down to. bottleneck_size: the attention's smallest map is size * bottleneck_size / LARGEST or so.
+    The parameters carry the published names.
+
+    Args:
+        size: S, in pixels.
+        min_ch: Least channels of a feature map.
+        max_ch: Most channels of a feature map.
+        min_feat_size: Side that the encoder goes down to.
+        res_depth: Residual blocks between encoder and decoder, less their levels.
+        bottleneck_size: The attention's smallest map has about size * bottleneck_size / LARGEST pixels a side.
     """
 
     def __init__(

@@ -14,16 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bfr.models.networks.blocks import WideLayerNorm
+
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 UPSAMPLE_CHANNELS = 64
 MASKED = -100.0  # added to the score of two positions that only the cyclic shift made neighbours
-
-
-class LayerNorm32(nn.LayerNorm):
-    """LayerNorm over the last axis that computes in float32 whatever the input's dtype."""
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name in torch)
-        return super().forward(input.float()).to(input.dtype)
 
 
 def window_partition(x: Tensor, window: int) -> Tensor:
@@ -105,9 +100,9 @@ class SwinBlock(nn.Module):
         super().__init__()
         self.window, self.shift = window, shift
         self.register_buffer("attn_mask", shift_mask(size, window, shift) if shift else None)
-        self.norm1 = LayerNorm32(channels)
+        self.norm1 = WideLayerNorm(channels)
         self.attn = WindowAttention(channels, window, num_heads)
-        self.norm2 = LayerNorm32(channels)
+        self.norm2 = WideLayerNorm(channels)
         hidden = int(channels * mlp_ratio)
         self.mlp = nn.Sequential(
             OrderedDict(fc1=nn.Linear(channels, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, channels))
@@ -200,7 +195,7 @@ class SwinIR(nn.Module):
 
         first = nn.Conv2d(in_chans * scale**2, embed_dim, 3, padding=1)
         self.conv_first: nn.Module = nn.Sequential(nn.PixelUnshuffle(scale), first) if unshuffle else first
-        self.patch_embed = nn.Sequential(OrderedDict(norm=LayerNorm32(embed_dim)))
+        self.patch_embed = nn.Sequential(OrderedDict(norm=WideLayerNorm(embed_dim)))
         self.layers = nn.Sequential()
         window = min(window_size, img_size)
         shift = window // 2 if img_size > window else 0  # one window that covers the image has nothing to shift
@@ -210,7 +205,7 @@ class SwinIR(nn.Module):
                 for index in range(depth)
             ]
             self.layers.append(ResidualGroup(blocks, residual_conv(embed_dim, resi_connection)))
-        self.norm = LayerNorm32(embed_dim)
+        self.norm = WideLayerNorm(embed_dim)
         self.conv_after_body = residual_conv(embed_dim, resi_connection)
 
         if upsampler == "nearest+conv":

@@ -7,7 +7,6 @@ compute in float32, so casting the convolutions to half gives the mixed precisio
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -165,18 +164,13 @@ class UNet(nn.Module):
 
     def conditioning_layers(self) -> list[nn.Module]:
         """What reads the time embedding: a layer of each residual block, and the gain's."""
-        layers: list[nn.Module] = [block.emb_layers for block in self.conditioned_blocks()]
+        layers: list[nn.Module] = [block.emb_layers for block in self.torso() if isinstance(block, ResBlock)]
         return [*layers, self.gain] if self.residual else layers
-
-    def conditioned_blocks(self) -> Iterator[ResBlock]:
-        """The residual blocks in the order of the computation."""
-        yield from (module for module in self.torso() if isinstance(module, ResBlock))
 
     @property
     def conditioning_sizes(self) -> list[int]:
         """Features of each of the conditioning layers."""
-        sizes = [cast(nn.Linear, block.emb_layers[1]).out_features for block in self.conditioned_blocks()]
-        return [*sizes, self.gain.out_features] if self.residual else sizes
+        return [next(layer.parameters()).shape[0] for layer in self.conditioning_layers()]  # rows of its matrix
 
     @property
     def torso_dtype(self) -> torch.dtype:

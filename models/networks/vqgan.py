@@ -7,6 +7,7 @@ Esser et al., "Taming Transformers" (arXiv 2012.09841), section 3.1, in the layo
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Literal, cast
 
 import torch
@@ -91,28 +92,6 @@ class AttnBlock(nn.Module):
         return cast(Tensor, x + self.proj_out(h))
 
 
-class Level(nn.Module):
-    """The blocks of one resolution, each followed by an attention where there is one, then a change of resolution."""
-
-    def __init__(self, blocks: Sequence[nn.Module], attn: Sequence[nn.Module], resample: nn.Module | None) -> None:
-        super().__init__()
-        self.block, self.attn = nn.ModuleList(blocks), nn.ModuleList(attn)
-        if isinstance(resample, Downsample):
-            self.downsample = resample
-        elif resample is not None:
-            self.upsample = resample
-
-    def forward(self, x: Tensor) -> Tensor:
-        for index, block in enumerate(self.block):
-            x = block(x)
-            if len(self.attn):
-                x = self.attn[index](x)
-        for resample in ("downsample", "upsample"):
-            if hasattr(self, resample):
-                x = getattr(self, resample)(x)
-        return x
-
-
 Attention = Callable[[int, int], nn.Module]
 """Makes self-attention of so many channels, normalized in so many groups."""
 
@@ -167,14 +146,34 @@ class Levels:
                 "another ch, or groups"
             )
 
-    def blocks(
-        self, level: int, channels: int, count: int, attention: Attention
-    ) -> tuple[int, list[nn.Module], list[nn.Module]]:
-        """A level's channels, its residual blocks, the first of which reads `channels`, and its attentions."""
-        width = self.ch * self.ch_mult[level]
-        blocks: list[nn.Module] = [ResnetBlock(c, width, self.groups) for c in [channels, *[width] * (count - 1)]]
-        attends = self.resolution >> level in self.attn_resolutions
-        return width, blocks, [attention(width, self.groups) for _ in blocks if attends]
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, each followed by an attention where there is one, then a resampling.
+
+    Args:
+        levels: What all levels share.
+        index: Of the level, the finest is 0.
+        channels: That the first block reads; `width` are those that the level makes.
+        count: Number of residual blocks.
+        attention: Makes the attentions.
+    """
+
+    def __init__(self, levels: Levels, index: int, channels: int, count: int, attention: Attention = AttnBlock) -> None:
+        super().__init__()
+        width = self.width = levels.ch * levels.ch_mult[index]
+        inputs = [channels, *[width] * (count - 1)]
+        self.block = nn.ModuleList(ResnetBlock(read, width, levels.groups) for read in inputs)
+        attends = levels.resolution >> index in levels.attn_resolutions
+        self.attn = nn.ModuleList(attention(width, levels.groups) for _ in inputs if attends)
+        self.downsample: nn.Module | None = None
+        self.upsample: nn.Module | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block, attention in zip_longest(self.block, self.attn):
+            x = block(x) if attention is None else attention(block(x))
+        for resample in (self.downsample, self.upsample):
+            x = x if resample is None else resample(x)
+        return x
 
 
 class Encoder(nn.Module):
@@ -185,9 +184,11 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(in_channels, levels.ch, 3, padding=1)
         self.down = nn.ModuleList()
         channels, last = levels.ch, len(levels.ch_mult) - 1
-        for level in range(last + 1):
-            channels, blocks, attn = levels.blocks(level, channels, levels.num_res_blocks, attention)
-            self.down.append(Level(blocks, attn, Downsample(channels) if level < last else None))
+        for index in range(last + 1):
+            level = Level(levels, index, channels, levels.num_res_blocks, attention)
+            channels = level.width
+            level.downsample = Downsample(channels) if index < last else None
+            self.down.append(level)
         self.mid = Middle(channels, levels.groups, attention)
         self.norm_out = normalize(channels, levels.groups)
         self.conv_out = nn.Conv2d(channels, levels.z_channels, 3, padding=1)
@@ -208,9 +209,11 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(levels.z_channels, channels, 3, padding=1)
         self.mid = Middle(channels, levels.groups)
         up = []
-        for level in reversed(range(len(levels.ch_mult))):
-            channels, blocks, attn = levels.blocks(level, channels, levels.num_res_blocks + 1, AttnBlock)
-            up.append(Level(blocks, attn, Upsample(channels) if level else None))
+        for index in reversed(range(len(levels.ch_mult))):
+            level = Level(levels, index, channels, levels.num_res_blocks + 1)
+            channels = level.width
+            level.upsample = Upsample(channels) if index else None
+            up.append(level)
         self.up = nn.ModuleList(reversed(up))  # finest first, as the encoder's
         self.norm_out = normalize(channels, levels.groups)
         self.conv_out = nn.Conv2d(channels, out_ch, 3, padding=1)
@@ -261,10 +264,19 @@ class VectorQuantizer(nn.Module):
 class VQModel(nn.Module):
     """The autoencoder: RGB images (B, 3, S, S) in [-1, 1] <-> latents z (B, embed_dim, s, s), about of unit size.
 
-    The parameters carry the names of the published configurations (`ddconfig`, `n_embed`, `embed_dim`). A latent may be
-    of any scale before quantisation. parts, which is ours: what is built, "encoder" or "decoder" (with the codes) alone
-    where the other is not needed. levels: the fields of `Levels`. Raises InvalidOption for options that do not fit
-    together.
+    The parameters carry the names of the published configurations (`ddconfig`, `n_embed`, `embed_dim`), except `parts`.
+    A latent may be of any scale before quantisation.
+
+    Args:
+        n_embed: Number of codes.
+        embed_dim: Channels of a latent.
+        in_channels: Channels of the encoder's images.
+        out_ch: Channels of the decoder's images.
+        parts: What is built: "encoder", "decoder" (with the codes), or "both".
+        **levels: The fields of `Levels`.
+
+    Raises:
+        InvalidOption: The options do not fit together.
     """
 
     def __init__(

@@ -80,10 +80,7 @@ class AlignStage(Stage):
     """latent (B, C, h, w) of the degraded face -> features (B, C, h, w)."""
 
     kind, outputs, wraps = "aligner", ("features",), "network"
-
-    def __init__(self, network: Features) -> None:
-        super().__init__()
-        self.network = network
+    network: Features
 
     def forward(self, latent: Tensor) -> Tensor:
         return cast(Tensor, self.network(latent))
@@ -97,10 +94,7 @@ class BottleneckStage(Stage):
     """first, latent (B, C, h, w): of the first loop, and of the degraded face -> compressed (B, C, h, w)."""
 
     kind, outputs, wraps = "bottleneck", ("compressed",), "network"
-
-    def __init__(self, network: Bottleneck) -> None:
-        super().__init__()
-        self.network = network
+    network: Bottleneck
 
     def forward(self, first: Tensor, latent: Tensor) -> Tensor:
         return cast(Tensor, self.network(first, latent))

@@ -31,7 +31,13 @@ class RefinedStep(LearnedVarianceStep):
     kind = "step-learned-refined"
 
     def __init__(self, denoiser: nn.Module, *, size: int, **options: Any) -> None:
-        """size: S. options: as of LinearStep."""
+        """Build the stage.
+
+        Args:
+            denoiser: The network.
+            size: S, in pixels.
+            **options: As of LinearStep.
+        """
         super().__init__(denoiser, **options)
         passes = np.stack([low_pass(size, 2**k) for k in range(FACTORS) if size % 2**k == 0 and size >> k >= 2])
         self.register_buffer("passes", torch.from_numpy(passes).float(), persistent=False)
@@ -56,7 +62,6 @@ class RefinedStep(LearnedVarianceStep):
         return torch.matmul(shares, passes.flatten(1)).reshape(-1, 1, size, size)
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
-        """See `Stage`."""
         own = super().examples(size, batch)
         channels = 2 * own["x"].shape[1]
         own["noise"] = random(batch, channels, size, size)
@@ -76,8 +81,8 @@ class EnhanceStage(Stage):
             source: S, in pixels.
             target: T, in pixels.
         """
-        super().__init__()
-        self.network, self.source = network, source
+        super().__init__(network)
+        self.source = source
         self.register_buffer("matrix", torch.from_numpy(resize_matrix(source, target)).float(), persistent=False)
 
     def forward(self, state: Tensor) -> Tensor:
@@ -86,13 +91,12 @@ class EnhanceStage(Stage):
         return clip_finite(self.network(resized).float())
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
-        """See `Stage`."""
         del size
         return {"state": 2.0 * random(batch, 3, self.source, self.source) - 1.0}
 
 
 def low_pass(size: int, factor: int) -> NDArray[np.float64]:
-    """(size, size) float64: along one axis, to size / factor pixels and back, bicubic, mirrored at the edges."""
+    """(size, size) float64: reduces one axis to size / factor pixels and back, bicubic, mirrored at the edges."""
     if factor == 1:
         return np.eye(size)
     return np.asarray(mirrored_matrix(size // factor, size) @ mirrored_matrix(size, size // factor))

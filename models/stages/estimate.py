@@ -6,25 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from bfr.models.networks.resize import resize_matrix
-from bfr.models.stages.stage import Stage, random
+from bfr.models.stages.stage import ImageStage, Stage, random
 from bfr.models.stages.step import clip, clip_finite
 
 
-class EstimatorStage(Stage):
+class EstimatorStage(ImageStage):
     """degraded (B, 3, S, S) in [0, 1] -> estimate (B, 3, S, S) in [-1, 1], clipped, as the loop starts from it."""
 
     kind, outputs, wraps = "estimator", ("estimate",), "estimator"
-
-    def __init__(self, estimator: nn.Module) -> None:
-        super().__init__()
-        self.estimator = estimator
+    estimator: nn.Module
 
     def forward(self, degraded: Tensor) -> Tensor:
         return clip_finite(2.0 * self.estimator(degraded).float() - 1.0)
-
-    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
-        """See `Stage`."""
-        return {"degraded": random(batch, 3, size, size)}
 
 
 class InpaintStage(Stage):
@@ -34,17 +27,13 @@ class InpaintStage(Stage):
     """
 
     kind, outputs, wraps = "inpainter", ("estimate", "known"), "estimator"
-
-    def __init__(self, estimator: nn.Module) -> None:
-        super().__init__()
-        self.estimator = estimator
+    estimator: nn.Module
 
     def forward(self, degraded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         filled = self.estimator(torch.cat([degraded, mask], dim=1)).float()
         return clip_finite(2.0 * filled - 1.0), 2.0 * degraded - 1.0
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
-        """See `Stage`."""
         return {"degraded": random(batch, 3, size, size), "mask": random(batch, 1, size, size).round()}
 
 
@@ -54,7 +43,7 @@ class ResizeStage(Stage):
     Source and target are fixed, so that every backend computes the same; the weights are Pillow's bicubic ones.
     """
 
-    kind, outputs, wraps = "resize", ("resized",), ""
+    kind, outputs = "resize", ("resized",)
 
     def __init__(self, _none: nn.Module | None = None, *, target: int, source: int, low: float = -1.0) -> None:
         """Build the stage.
@@ -76,6 +65,5 @@ class ResizeStage(Stage):
         return clip(torch.matmul(torch.matmul(matrix, x), matrix.T))
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
-        """See `Stage`."""
         del size
         return {"image": random(batch, 3, self.source, self.source)}

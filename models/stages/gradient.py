@@ -24,11 +24,18 @@ VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 
 
 def without_autograd(stage: Stage, size: int) -> fx.GraphModule:
-    """A module that computes what `stage` does on inputs of `size`, for any batch, without calling autograd.
+    """Record what a stage computes, for any batch, as a module that does not call autograd.
 
-    It takes the stage's inputs under their names and in their order, shares its parameters and buffers and names them
-    alike; `stage` is put into evaluation mode. A network that depends on `train()` or on the values of its inputs
-    cannot be recorded. Raises RuntimeError where the batch became a constant, or a tensor was baked in.
+    The module takes the stage's inputs under their names and in their order; it shares the stage's parameters and
+    buffers, and names them alike. A network that depends on `train()` or on the values of its inputs cannot be
+    recorded.
+
+    Args:
+        stage: The stage; it is put into evaluation mode.
+        size: Side of the images or latents that it works on.
+
+    Raises:
+        RuntimeError: The batch, or a tensor, became a constant of the graph.
     """
     stage.eval()
     state = {**dict(stage.named_parameters()), **dict(stage.named_buffers())}
@@ -114,17 +121,10 @@ def _shape(node: fx.Node) -> list[str]:
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:
-    """What replaces the operators that the exporter does not know, or makes many nodes of."""
-    table = get_decompositions(
-        [
-            aten._prelu_kernel_backward,
-            aten._softmax_backward_data,
-            aten.sigmoid_backward,
-            aten.silu_backward,
-        ]
-    )
+    """Replacements of the operators that the exporter does not support, or exports as many nodes."""
+    known = [aten._prelu_kernel_backward, aten._softmax_backward_data, aten.sigmoid_backward, aten.silu_backward]
     return {
-        **table,
+        **get_decompositions(known),
         aten.convolution_backward.default: _convolution_backward,
         aten.native_batch_norm_backward.default: _batch_norm_backward,
         aten.native_group_norm.default: _group_norm,
@@ -137,12 +137,12 @@ def _convolution_backward(
     gradient: Tensor,
     x: Tensor,
     weight: Tensor,
-    bias_sizes: list[int] | None,  # noqa: ARG001  (of the operator)
+    _bias_sizes: list[int] | None,
     stride: list[int],
     padding: list[int],
     dilation: list[int],
     transposed: bool,
-    output_padding: list[int],  # noqa: ARG001
+    _output_padding: list[int],
     groups: int,
     mask: list[bool],
 ) -> tuple[Tensor | None, None, None]:
@@ -160,11 +160,7 @@ def _convolution_backward(
 
 
 def _nearest_backward(
-    gradient: Tensor,
-    output_size: list[int],
-    input_size: list[int],
-    scales_h: float | None = None,  # noqa: ARG001  (of the operator)
-    scales_w: float | None = None,  # noqa: ARG001
+    gradient: Tensor, output_size: list[int], input_size: list[int], *_scales: float | None
 ) -> Tensor:
     """The gradient of an enlargement by whole numbers: the sum over each pixel's copies."""
     _, channels, height, width = input_size
@@ -178,10 +174,10 @@ def _batch_norm_backward(
     gradient: Tensor,
     x: Tensor,
     weight: Tensor,
-    mean: Tensor,  # noqa: ARG001  (of the operator)
+    _mean: Tensor,
     variance: Tensor,
-    batch_mean: Tensor,  # noqa: ARG001
-    batch_rstd: Tensor,  # noqa: ARG001
+    _batch_mean: Tensor,
+    _batch_rstd: Tensor,
     train: bool,
     eps: float,
     mask: list[bool],

@@ -12,7 +12,7 @@ from bfr.models.networks.clrface import IdentityRecovery
 from bfr.models.networks.identity import IdentityDistance
 from bfr.models.networks.vqgan import VQModel
 from bfr.models.stages.gradient import without_autograd
-from bfr.models.stages.stage import Stage, random
+from bfr.models.stages.stage import ImageStage, Stage, random
 from bfr.models.stages.step import clip_finite
 from bfr.runtime.diffusion.solvers import Column
 
@@ -32,6 +32,7 @@ class GuideStage(Stage):
     """
 
     kind, outputs, wraps, autograd = "guide", ("x_next_guided", "x0_guided"), "network", True
+    network: IdentityDistance
 
     def __init__(self, network: IdentityDistance, *, normalize: bool = False, clipped: bool = True) -> None:
         """Build the stage.
@@ -44,13 +45,13 @@ class GuideStage(Stage):
                 x_next is x0, so the last step of most solvers is not guided.
             clipped: Clip x0_guided to [-1, 1], as images need and latents do not.
         """
-        super().__init__()
-        self.network, self.normalize, self.clipped = network, normalize, clipped
+        super().__init__(network)
+        self.normalize, self.clipped = normalize, clipped
 
     def forward(
         self, x_next: Tensor, x0: Tensor, row: Tensor, strength: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor]:
-        direction = self.gradient(x0, target)
+        direction = distance_gradient(self.network, x0, target)
         if self.network.mask is not None:
             direction = self.network.mask * direction
         if self.normalize:
@@ -59,10 +60,6 @@ class GuideStage(Stage):
         moved = x0 - amount * direction
         moved = torch.where(amount == 0.0, x0, clip_finite(moved) if self.clipped else moved)
         return x_next + row[:, Column.C, None, None, None] * (moved - x0), moved
-
-    def gradient(self, x0: Tensor, target: Tensor) -> Tensor:
-        """See `distance_gradient`."""
-        return distance_gradient(self.network, x0, target)
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
         """See `Stage`; `size` is the side of x0."""
@@ -77,12 +74,11 @@ class GuideStage(Stage):
         }
 
     def traceable(self, size: int) -> nn.Module:
-        """See `Stage`: the same without autograd."""
         return without_autograd(self, size)
 
 
 def distance_gradient(network: IdentityDistance, x0: Tensor, target: Tensor) -> Tensor:
-    """The gradient of each image's distance at its x0, (B, C, h, w); also where gradients are switched off."""
+    """Return the gradient of each image's distance at its x0, (B, C, h, w); also where gradients are switched off."""
     with torch.inference_mode(False), torch.enable_grad():
         point = x0.detach().clone().requires_grad_()  # clones, of what inference mode made, can have gradients
         distance = network(point, target.detach().clone())
@@ -91,52 +87,38 @@ def distance_gradient(network: IdentityDistance, x0: Tensor, target: Tensor) -> 
 
 
 class EmbedStage(Stage):
-    """reference (B, 3, S, S) in [0, 1], estimate (B, 3, S, S) in [-1, 1] -> identity (B, E), whom to guide towards.
+    """reference (B, 3, S, S) in [0, 1], estimate (B, 3, S, S) in [-1, 1] -> identity (B, E), to guide towards.
 
     It is the reference's, another picture of the same person, or the estimate's where the reference is all 0: where
     none was given.
     """
 
     kind, outputs, wraps = "embedder", ("identity",), "network"
-
-    def __init__(self, network: IdentityDistance) -> None:
-        super().__init__()
-        self.network = network
+    network: IdentityDistance
 
     def forward(self, reference: Tensor, estimate: Tensor) -> Tensor:
         given = reference.amax((1, 2, 3), keepdim=True) > 0.0
         return self.network.embed(torch.where(given, 2.0 * reference - 1.0, estimate))
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
-        """See `Stage`."""
         return {"reference": random(batch, 3, size, size), "estimate": 2.0 * random(batch, 3, size, size) - 1.0}
 
 
-class EncodeStage(Stage):
+class EncodeStage(ImageStage):
     """degraded (B, 3, S, S) in [0, 1] -> latent (B, C, h, w), not quantised."""
 
     kind, outputs, wraps = "encoder", ("latent",), "network"
-
-    def __init__(self, network: VQModel) -> None:
-        super().__init__()
-        self.network = network
+    network: VQModel
 
     def forward(self, degraded: Tensor) -> Tensor:
         return self.network.encode(2.0 * degraded - 1.0)
-
-    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
-        """See `Stage`."""
-        return {"degraded": random(batch, 3, size, size)}
 
 
 class RecoverStage(Stage):
     """latent (B, C, h, w) of a degraded image -> identity (B, E), and estimate (B, 3, S, S) in [-1, 1], clipped."""
 
     kind, outputs, wraps = "recoverer", ("identity", "estimate"), "network"
-
-    def __init__(self, network: IdentityRecovery) -> None:
-        super().__init__()
-        self.network = network
+    network: IdentityRecovery
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         identity, estimate = self.network(latent)
@@ -155,11 +137,17 @@ class DecodeStage(Stage):
     """
 
     kind, outputs, wraps = "decoder", ("restored",), "network"
+    network: VQModel
 
     def __init__(self, network: VQModel, *, quantize: bool = True) -> None:
-        """quantize: False decodes the latent as it is."""
-        super().__init__()
-        self.network, self.quantize = network, quantize
+        """Build the stage.
+
+        Args:
+            network: The autoencoder, or its decoder.
+            quantize: False decodes the latent as it is.
+        """
+        super().__init__(network)
+        self.quantize = quantize
 
     def forward(self, latent_state: Tensor) -> Tensor:
         broken = 0.0 * latent_state.sum((1, 2, 3), keepdim=True)  # 0, or NaN

@@ -26,34 +26,26 @@ class ReferenceStage(Stage):
     """reference (B, 3, S, S) in [0, 1] -> identity (B, E), its embedding; 0 where it is all 0, where none was given."""
 
     kind, outputs, wraps = "reference-embedder", ("identity",), "network"
-
-    def __init__(self, network: IdentityDistance) -> None:
-        super().__init__()
-        self.network = network
+    network: IdentityDistance
 
     def forward(self, reference: Tensor) -> Tensor:
         given = reference.amax((1, 2, 3))[:, None] > 0.0
         return torch.where(given, self.network.embed(2.0 * reference - 1.0), 0.0)
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
-        """See `Stage`."""
         return {"reference": random(batch, 3, size, size)}
 
 
 class IdentityGradient(Stage):
     """x0 (B, 3, S, S), target (B, E) -> the gradient of each image's distance at x0, (B, 3, S, S)."""
 
-    kind, outputs, autograd = "identity-gradient", ("gradient",), True
-
-    def __init__(self, network: IdentityDistance) -> None:
-        super().__init__()
-        self.network = network
+    kind, outputs, wraps, autograd = "identity-gradient", ("gradient",), "network", True
+    network: IdentityDistance
 
     def forward(self, x0: Tensor, target: Tensor) -> Tensor:
         return distance_gradient(self.network, x0, target)
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
-        """See `Stage`."""
         image = 2.0 * random(batch, 3, size, size) - 1.0
         return {"x0": image, "target": random(batch, self.network.embedding) - 0.5}
 
@@ -100,10 +92,11 @@ class SmoothStep(Stage):
     """
 
     kind, outputs, wraps = "step-learned-smooth", ("x_next", "x0"), "network"
+    network: PartialGuidance
 
     def __init__(self, network: PartialGuidance, *, smooth_weight: float = 1.0) -> None:
-        super().__init__()
-        self.network, self.smooth_weight = network, smooth_weight
+        super().__init__(network)
+        self.smooth_weight = smooth_weight
 
     def forward(
         self, x: Tensor, h1: Tensor, h2: Tensor, t: Tensor, row: Tensor, noise: Tensor, signed: Tensor, strength: Tensor
@@ -117,7 +110,6 @@ class SmoothStep(Stage):
         return 2.0 * self.smooth_weight * (x0 - clip_finite(self.network.restorer(x, signed, t)))
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
-        """See `Stage`."""
         own = LearnedVarianceStep(self.network.denoiser).examples(size, batch)
         return {**own, "signed": own["x"].clone(), "strength": torch.full((batch,), 0.1)}
 
@@ -153,7 +145,6 @@ class ReferenceStep(SmoothStep):
         return _shifted(mean, gradient, log_variance, strength) + learned_noise(log_variance, h1, h2, row, noise), x0
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
-        """See `Stage`."""
         distance = cast(IdentityGradient, self.network.identity).network
         return {**super().examples(size, batch), "identity": random(batch, distance.embedding) - 0.5}
 

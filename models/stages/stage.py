@@ -5,22 +5,34 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
 
 class Stage(nn.Module):
     """A module that is exported as one network of a bundle.
 
     Attributes:
-        kind: Its name in the manifest, by which `bfr.export.pytorch.reference` makes it anew.
+        kind: Its name in the manifest, by which `bfr.models.stages.kinds` builds it.
         outputs: Their names, in the order of what `forward` returns; its inputs are named as `forward`'s arguments are.
         wraps: The attribute that holds the network, whose state dict is the checkpoint's; its name is left out where
             the weights are stored.
-        autograd: Whether `forward` calls it, and what is traced is another module.
+        autograd: Whether `forward` calls it. What is traced is then another module.
     """
 
     kind: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]]
     wraps: ClassVar[str] = ""
     autograd: ClassVar[bool] = False
+
+    def __init__(self, network: nn.Module | None = None) -> None:
+        """Build the stage.
+
+        Args:
+            network: The network, which becomes the attribute `wraps`.
+        """
+        super().__init__()
+        if self.wraps:
+            setattr(self, self.wraps, network)
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
         """Return inputs to trace and count with, by name, in the order of `forward`: float32, the first axis the batch.
@@ -32,9 +44,21 @@ class Stage(nn.Module):
         raise NotImplementedError
 
     def traceable(self, size: int) -> nn.Module:
-        """What is traced in its place: a module of the same arithmetic and the same names of weights."""
+        """Return what is traced in its place: a module of the same arithmetic and the same names of weights."""
         del size
         return self
+
+
+class ImageStage(Stage):
+    """A stage that reads one image: degraded (B, 3, S, S) in [0, 1]."""
+
+    def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
+        return {"degraded": random(batch, 3, size, size)}
+
+
+def as_tuple(made: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a stage's `forward` returned, as a tuple also where it is one tensor."""
+    return (made,) if isinstance(made, Tensor) else made
 
 
 def random(*shape: int) -> Tensor:

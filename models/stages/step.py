@@ -21,7 +21,7 @@ class ConditionerStage(Stage):
     It depends on the timestep alone: computed once for each of a table, it is left out of every step.
     """
 
-    kind, outputs, wraps = "conditioner", ("conditioning",), ""
+    kind, outputs = "conditioner", ("conditioning",)
 
     def __init__(self, denoiser: UNet) -> None:
         super().__init__()
@@ -33,7 +33,6 @@ class ConditionerStage(Stage):
         return torch.cat(condition(t, self.channels, self.time_embed, self.layers), dim=1)
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
-        """See `Stage`."""
         del size
         return {"t": torch.full((batch,), 100.0)}
 
@@ -46,6 +45,7 @@ class LinearStep(Stage):
     """
 
     kind, outputs, wraps = "step", ("x_next", "x0"), "denoiser"
+    denoiser: nn.Module
 
     def __init__(
         self, denoiser: nn.Module, *, features: int | None = None, clipped: bool = True, channels: int | None = None
@@ -58,8 +58,8 @@ class LinearStep(Stage):
             clipped: Clip x0 to [-1, 1], as images need and latents do not.
             channels: C, channels of the state; None where they are all that the denoiser reads.
         """
-        super().__init__()
-        self.denoiser, self.features, self.clipped, self.channels = denoiser, features, clipped, channels
+        super().__init__(denoiser)
+        self.features, self.clipped, self.channels = features, clipped, channels
 
     def forward(
         self, x: Tensor, h1: Tensor, h2: Tensor, t: Tensor, row: Tensor, noise: Tensor
@@ -75,7 +75,6 @@ class LinearStep(Stage):
         return _next_state(x0, out, x, h1, h2, row, noise), x0
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
-        """See `Stage`."""
         channels = self.channels or int(cast(UNet, self.denoiser).in_channels)
         image, features = random(batch, channels, size, size), self.features
         return {
@@ -99,7 +98,6 @@ class ConcatStep(LinearStep):
         return self.follow(self.denoiser(torch.cat([x, condition], dim=1), t).float(), x, h1, h2, row, noise)
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
-        """See `Stage`."""
         own = super().examples(size, batch)
         more = int(cast(UNet, self.denoiser).in_channels) - own["x"].shape[1]
         return {**own, "condition": random(batch, more, size, size)}
@@ -127,7 +125,6 @@ class ContextStep(LinearStep):
         return self.follow(self.denoiser(x, t, context).float(), x, h1, h2, row, noise)
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
-        """See `Stage`."""
         return {**super().examples(size, batch), "context": random(batch, *self.context)}
 
 
@@ -158,7 +155,6 @@ class KnownStep(LinearStep):
         return _next_state(x0, out, x, h1, h2, row, noise), x0
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
-        """See `Stage`."""
         own = super().examples(size, batch)
         mask = random(batch, 1, size, size).round()
         return {**own, "known": own["x"].clone(), "mask": mask, "strength": random(batch)}
@@ -232,7 +228,7 @@ def clip(x: Tensor) -> Tensor:
 
 
 def clip_finite(x: Tensor) -> Tensor:
-    """Clip to [-1, 1] what is finite; Inf becomes NaN, by which the runtime knows a result that overflowed."""
+    """Clip finite values to [-1, 1]; Inf becomes NaN, by which the runtime recognises a result that overflowed."""
     return clip(x) + 0.0 * x
 
 

@@ -9,9 +9,8 @@ ours, see docs/systems/clr-face.md: the networks' sizes, the schedule and the pr
 from typing import Any
 
 from bfr.models.systems.difface import ARCFACE, RECOGNIZER
-from bfr.models.systems.system import NetworkSpec, SystemSpec
-from bfr.models.weights.fetch import Download
-from bfr.runtime.bundle.manifest import Denoise, Diffuse, Estimate, Guidance, Licence, Preset
+from bfr.models.systems.system import NetworkSpec, SystemSpec, guided_unet, own_file, unpublished
+from bfr.runtime.bundle.manifest import Denoise, Diffuse, Estimate, Guidance, Preset
 
 AUTOENCODER: dict[str, Any] = {  # latent diffusion's vq-f4
     "ch": 128,
@@ -23,17 +22,7 @@ AUTOENCODER: dict[str, Any] = {  # latent diffusion's vq-f4
     "n_embed": 8192,
     "embed_dim": 3,
 }
-UNET: dict[str, Any] = {
-    "image_size": 128,
-    "in_channels": 6,
-    "out_channels": 3,
-    "model_channels": 160,
-    "attention_resolutions": [16, 8],
-    "channel_mult": [1, 2, 2, 4],
-    "num_res_blocks": 2,
-    "num_head_channels": 32,
-    "use_scale_shift_norm": True,
-}
+UNET = guided_unet(128, 160, [1, 2, 2, 4], [16, 8], inputs=6, num_head_channels=32)
 IRN: dict[str, Any] = {
     "model_channels": 64,
     "attention_resolutions": [16],
@@ -58,7 +47,7 @@ def networks(
     unet: dict[str, Any], irn: dict[str, Any], autoencoder: dict[str, Any], recognizer: dict[str, Any]
 ) -> dict[str, NetworkSpec]:
     """The networks of a CLR-Face of any size, by the parameters of their parts."""
-    vq, arcface, latent = Download("", "autoencoder.safetensors"), Download("", ARCFACE), int(unet["image_size"])
+    vq, latent = own_file("autoencoder"), int(unet["image_size"])
     both = {"recognizer": recognizer, "autoencoder": autoencoder}
     return {
         "encoder": NetworkSpec("encoder", "vqmodel", {**autoencoder, "parts": "encoder"}, vq, half=None),
@@ -66,23 +55,18 @@ def networks(
             "recoverer",
             "clrface-recoverer",
             {**both, "irn": irn},
-            {"irn": Download("", "irn.safetensors"), "distance.recognizer": arcface, "distance.autoencoder": vq},
+            {"irn": own_file("irn"), "distance.recognizer": ARCFACE, "distance.autoencoder": vq},
             size=latent,
             half=None,
         ),
         "denoiser": NetworkSpec(
-            "step-concat",
-            "unet",
-            unet,
-            Download("", "denoiser.safetensors"),
-            {"channels": 3, "clipped": False},
-            size=latent,
+            "step-concat", "unet", unet, own_file("denoiser"), {"channels": 3, "clipped": False}, size=latent
         ),
         "guide": NetworkSpec(
             "guide",
             "clrface-guide",
             both,
-            {"recognizer": arcface, "autoencoder": vq, "latent_mask": Download("", "mask.safetensors")},
+            {"recognizer": ARCFACE, "autoencoder": vq, "latent_mask": own_file("mask")},
             {"normalize": True, "clipped": False},
             size=latent,
             half=None,
@@ -102,10 +86,6 @@ CLRFACE = SystemSpec(
         "reference": Preset(solver="ddim", spacing="time", start=999, steps=50, eta=0.5),
         "fast": Preset(solver="dpmpp-2m", spacing="log-snr", start=999, steps=15),
     },
-    licence=Licence(
-        name="none: no weights are published",
-        url="https://arxiv.org/abs/2402.06106",
-        notice="The weights in a bundle of this system are whoever's trained them; the method is the paper's.",
-    ),
+    licence=unpublished("2402.06106"),
     published=False,
 )

@@ -3,11 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
-from bfr.models.systems.system import NetworkSpec, SystemSpec
+from bfr.models.systems.system import NetworkSpec, SystemSpec, guided_unet
 from bfr.models.weights.fetch import Download
 from bfr.runtime.bundle.manifest import Denoise, Diffuse, Estimate, Guidance, ImageInput, Licence, Preset
 
 _RELEASE = "https://github.com/zsyOAOA/DifFace/releases/download/V1.0/"
+
+PUBLISHED = {"dropout": 0, "conv_resample": True, "resblock_updown": False, "use_new_attention_order": False}
+"""Options of the denoisers that their published configurations state, and that are UNet's own defaults."""
 
 LICENCE = Licence(
     name="S-Lab License 1.0",
@@ -49,21 +52,9 @@ DIFFACE = SystemSpec(
         "denoiser": NetworkSpec(
             kind="step",
             architecture="unet",
-            parameters={
-                "image_size": 512,
-                "in_channels": 3,
-                "model_channels": 32,
-                "out_channels": 6,
-                "attention_resolutions": [32, 16, 8],
-                "dropout": 0,
-                "channel_mult": [1, 2, 4, 8, 8, 16, 16],
-                "num_res_blocks": [1, 2, 2, 2, 2, 3, 4],
-                "conv_resample": True,
-                "num_head_channels": 64,
-                "use_scale_shift_norm": True,
-                "resblock_updown": False,
-                "use_new_attention_order": False,
-            },
+            parameters=guided_unet(
+                512, 32, [1, 2, 4, 8, 8, 16, 16], [32, 16, 8], outputs=6, blocks=[1, 2, 2, 2, 2, 3, 4], **PUBLISHED
+            ),
             weights=Download(
                 _RELEASE + "iddpm_ffhq512_ema500000.pth",
                 "iddpm_ffhq512_ema500000.pth",
@@ -80,8 +71,11 @@ DIFFACE = SystemSpec(
     licence=LICENCE,
 )
 
-ARCFACE = "ms1mv3_arcface_r50_fp16.pth"
-ARCFACE_ALSO = ("ms1mv3_arcface_r50_fp16/backbone.pth",)  # in insightface's own folder
+ARCFACE = Download(
+    "",
+    "ms1mv3_arcface_r50_fp16.pth",
+    also=("ms1mv3_arcface_r50_fp16/backbone.pth",),  # in insightface's own folder
+)
 RECOGNIZER: dict[str, Any] = {"layers": 50, "widths": [64, 128, 256, 512], "image_size": 112, "embedding": 512}
 IDENTITY_STAGES = (
     Estimate(network="estimator"),
@@ -96,11 +90,20 @@ IDENTITY_STAGES = (
 def identity_networks(recognizer: dict[str, Any], size: int) -> dict[str, NetworkSpec]:
     """What identity guidance adds to a system in pixel space; size: of its images."""
     parameters = {"recognizer": recognizer, "image_size": size}
-    weights = {"recognizer": Download("", ARCFACE, also=ARCFACE_ALSO)}
+    weights = {"recognizer": ARCFACE}
     return {
         "embedder": NetworkSpec("embedder", "identity", parameters, weights, half=None),
         "guide": NetworkSpec("guide", "identity", parameters, weights, {"normalize": True}, half=None),
     }
+
+
+def with_insightface(licence: Licence) -> Licence:
+    """A licence, and that of InsightFace's recogniser."""
+    return Licence(
+        name=f"{licence.name}; InsightFace, non-commercial research",
+        url=licence.url,
+        notice=f"{licence.notice} InsightFace's weights are for non-commercial research only.",
+    )
 
 
 IDENTITY = replace(
@@ -110,12 +113,8 @@ IDENTITY = replace(
     inputs=(ImageInput(name="reference", channels=3),),
     networks={**DIFFACE.networks, **identity_networks(RECOGNIZER, 512)},
     stages=IDENTITY_STAGES,
-    licence=Licence(
-        name="S-Lab License 1.0; InsightFace, non-commercial research",
-        url=LICENCE.url,
-        notice=f"{LICENCE.notice} InsightFace's weights are for non-commercial research only.",
-    ),
-    by_hand={ARCFACE: "PGDiff's README (https://github.com/pq-yang/PGDiff) names where it is, under ArcFace"},
+    licence=with_insightface(LICENCE),
+    by_hand={ARCFACE.file: "PGDiff's README (https://github.com/pq-yang/PGDiff) names where it is, under ArcFace"},
 )
 
 INPAINTING = SystemSpec(
@@ -145,21 +144,7 @@ INPAINTING = SystemSpec(
         "denoiser": NetworkSpec(
             kind="step-known",
             architecture="unet",
-            parameters={
-                "image_size": 256,
-                "in_channels": 3,
-                "model_channels": 128,
-                "out_channels": 6,
-                "attention_resolutions": [16, 8],
-                "dropout": 0,
-                "channel_mult": [1, 1, 2, 2, 4, 4],
-                "num_res_blocks": 2,
-                "conv_resample": True,
-                "num_head_channels": 64,
-                "use_scale_shift_norm": True,
-                "resblock_updown": False,
-                "use_new_attention_order": False,
-            },
+            parameters=guided_unet(256, 128, [1, 1, 2, 2, 4, 4], [16, 8], outputs=6, **PUBLISHED),
             weights=Download(_RELEASE + "iddpm_ffhq256_ema750000.pth", "iddpm_ffhq256_ema750000.pth"),
             learned_variance=True,
         ),

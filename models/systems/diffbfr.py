@@ -8,9 +8,8 @@ not settle is ours, see docs/systems/diffbfr.md: sizes and widths of the network
 
 from typing import Any
 
-from bfr.models.systems.system import NetworkSpec, SystemSpec
-from bfr.models.weights.fetch import Download
-from bfr.runtime.bundle.manifest import Denoise, Diffuse, Estimate, Licence, Preset, Sampler
+from bfr.models.systems.system import NetworkSpec, SystemSpec, guided_unet, own_file, resize, unpublished
+from bfr.runtime.bundle.manifest import Denoise, Diffuse, Estimate, Preset, Sampler
 
 STAGES = (
     Estimate(name="shrink", network="shrink", inputs={"image": "degraded"}, outputs={"resized": "low_quality"}),
@@ -25,40 +24,21 @@ STAGES = (
 )
 
 
-def conditional(size: int, channels: int, levels: list[int], attention: list[int]) -> dict[str, Any]:
-    """Parameters of a UNet that reads three channels of condition beside the state's three."""
-    return {
-        "image_size": size,
-        "in_channels": 6,
-        "model_channels": channels,
-        "out_channels": 3,
-        "attention_resolutions": attention,
-        "channel_mult": levels,
-        "num_res_blocks": 2,
-        "num_head_channels": 64,
-        "use_scale_shift_norm": True,
-    }
-
-
 def networks(
     low: dict[str, Any], high: dict[str, Any], texture: dict[str, Any], *, size: int
 ) -> dict[str, NetworkSpec]:
     """The networks of a DiffBFR of any size: UNet parameters of its three denoisers; size: of the images."""
     small = int(low["image_size"])
 
-    def resize(source: int, target: int, low_end: float) -> NetworkSpec:
-        options = {"source": source, "target": target, "low": low_end}
-        return NetworkSpec("resize", "none", {}, None, options, half=None)
-
     def denoiser(name: str, parameters: dict[str, Any], side: int, *, concat: bool) -> NetworkSpec:
         kind, options = ("step-concat", {"channels": 3}) if concat else ("step", {})
-        return NetworkSpec(kind, "unet", parameters, Download("", f"{name}.safetensors"), options, size=side)
+        return NetworkSpec(kind, "unet", parameters, own_file(name), options, size=side)
 
     return {
-        "shrink": resize(size, small, 0.0),
-        "signed": resize(size, size, 0.0),
+        "shrink": resize(size, small),
+        "signed": resize(size, size),
         "low": denoiser("low", low, small, concat=True),
-        "enlarge": resize(small, size, -1.0),
+        "enlarge": resize(small, size, low=-1.0),
         "high": denoiser("high", high, size, concat=True),
         "texture": denoiser("texture", texture, size, concat=False),
     }
@@ -69,9 +49,9 @@ DIFFBFR = SystemSpec(
     title="DiffBFR: Bootstrapping Diffusion Model Towards Blind Face Restoration, 512x512 (arXiv 2305.04517)",
     image_size=512,
     networks=networks(
-        conditional(128, 128, [1, 2, 3, 4], [16, 8]),
-        conditional(512, 32, [1, 2, 4, 8, 8, 16, 16], [32, 16, 8]),
-        {**conditional(512, 32, [1, 2, 4, 8, 8, 16, 16], [32, 16, 8]), "in_channels": 3},
+        guided_unet(128, 128, [1, 2, 3, 4], [16, 8], inputs=6),  # the state's channels, and three of the condition
+        guided_unet(512, 32, [1, 2, 4, 8, 8, 16, 16], [32, 16, 8], inputs=6),
+        guided_unet(512, 32, [1, 2, 4, 8, 8, 16, 16], [32, 16, 8]),
         size=512,
     ),
     stages=STAGES,
@@ -92,10 +72,6 @@ DIFFBFR = SystemSpec(
             stages={"denoise-texture": Sampler(solver="dpmpp-2m", spacing="log-snr", start=40.5, steps=3)},
         ),
     },
-    licence=Licence(
-        name="none: no weights are published",
-        url="https://arxiv.org/abs/2305.04517",
-        notice="The weights in a bundle of this system are whoever's trained them; the method is the paper's.",
-    ),
+    licence=unpublished("2305.04517"),
     published=False,
 )

@@ -7,9 +7,8 @@ settle is ours, see docs/systems/diffmac.md: the networks' widths and layers, ti
 from typing import Any
 
 from bfr.models.networks.sd import SD21_VAE
-from bfr.models.systems.system import NetworkSpec, SystemSpec
-from bfr.models.weights.fetch import Download
-from bfr.runtime.bundle.manifest import Denoise, Diffuse, Estimate, Licence, NoiseSchedule, Preset
+from bfr.models.systems.system import NetworkSpec, SystemSpec, guided_unet, own_file, unpublished
+from bfr.runtime.bundle.manifest import Denoise, Diffuse, Estimate, NoiseSchedule, Preset
 
 STAGES: tuple[Estimate | Diffuse | Denoise, ...] = (
     Estimate(name="encode", network="encoder"),
@@ -37,13 +36,11 @@ def networks(unet: dict[str, Any], vae: dict[str, Any], *, latent: int, width: i
     small = {"channels": channels, "width": width}
 
     def one(kind: str, architecture: str, parameters: dict[str, Any], name: str, **more: Any) -> NetworkSpec:
-        return NetworkSpec(kind, architecture, parameters, Download("", f"{name}.safetensors"), half=None, **more)
+        return NetworkSpec(kind, architecture, parameters, own_file(name), half=None, **more)
 
     def denoiser(name: str) -> NetworkSpec:
         parameters = {"channels": channels, "unet": unet}
-        return NetworkSpec(
-            "step-context", "diffmac-unet", parameters, Download("", f"{name}.safetensors"), step, size=latent
-        )
+        return NetworkSpec("step-context", "diffmac-unet", parameters, own_file(name), step, size=latent)
 
     return {
         "encoder": one("vae-encoder", "vae-encoder", vae, "encoder"),
@@ -60,17 +57,7 @@ DIFFMAC = SystemSpec(
     title="DiffMAC: Diffusion Manifold Hallucination Correction, 512x512, as its paper describes it (arXiv 2403.10098)",
     image_size=512,
     networks=networks(
-        {
-            "image_size": 64,
-            "in_channels": 8,
-            "model_channels": 160,
-            "out_channels": 4,
-            "num_res_blocks": 2,
-            "attention_resolutions": [32, 16, 8],
-            "channel_mult": [1, 2, 4, 4],
-            "num_head_channels": 64,
-            "use_scale_shift_norm": True,
-        },
+        guided_unet(64, 160, [1, 2, 4, 4], [32, 16, 8], inputs=8, outputs=4),
         SD21_VAE,
         latent=64,
         width=64,
@@ -81,11 +68,7 @@ DIFFMAC = SystemSpec(
         "reference": Preset(solver="ddim", spacing="time", start=999, steps=50),
         "fast": Preset(solver="dpmpp-2m", spacing="log-snr", start=500, steps=10),
     },
-    licence=Licence(
-        name="none: no weights are published",
-        url="https://arxiv.org/abs/2403.10098",
-        notice="The weights in a bundle of this system are whoever's trained them; the method is the paper's.",
-    ),
+    licence=unpublished("2403.10098"),
     schedule=NoiseSchedule(timesteps=1000, beta_start=0.00085, beta_end=0.012, betas="scaled-linear"),
     published=False,
 )

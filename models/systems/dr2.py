@@ -6,7 +6,7 @@ The published code's values; see docs/systems/dr2.md.
 from typing import Any
 
 from bfr.models.networks.sparnet import SPARNET_HD
-from bfr.models.systems.system import NetworkSpec, SystemSpec
+from bfr.models.systems.system import NetworkSpec, SystemSpec, guided_unet, resize
 from bfr.models.weights.fetch import Download
 from bfr.runtime.bundle.manifest import Denoise, Diffuse, Estimate, Licence, Preset
 
@@ -22,10 +22,10 @@ STAGES: tuple[Estimate | Diffuse | Denoise, ...] = (
 def networks(unet: dict[str, Any], sparnet: dict[str, Any]) -> dict[str, NetworkSpec]:
     """The networks of a DR2 of any size: options of UNet, with learned variance, and of SPARNet."""
     side, target = int(unet["image_size"]), int(sparnet["size"])
-    same, larger = {"target": side, "source": side, "low": 0.0}, {"target": target, "source": side}
+    larger = {"target": target, "source": side}
     files = Download("", "DR2_FFHQ.pkl"), Download("", "SPARNetHD_FFHQ_DR2aug.pth")
     return {
-        "signed": NetworkSpec("resize", "none", {}, None, same, half=None),
+        "signed": resize(side, side),
         "denoiser": NetworkSpec("step-learned-refined", "unet", unet, files[0], {"size": side}, learned_variance=True),
         "enhancer": NetworkSpec("enhancer", "sparnet", sparnet, files[1], larger, half=None),
     }
@@ -34,7 +34,7 @@ def networks(unet: dict[str, Any], sparnet: dict[str, Any]) -> dict[str, Network
 def preset(factor: int, stop: int) -> Preset:
     """The published sampler of (N, tau), the factor of the low-pass and the last index of 100.
 
-    The loop begins so many indices above tau as the published code says for each N.
+    The loop begins above tau, by a number of indices that the published code has for each N.
     """
     above = {1: 5, 2: 10, 4: 20, 8: 25}.get(factor, 30)
     start = min(stop + above, 99) + 1
@@ -46,19 +46,7 @@ DR2 = SystemSpec(
     title="DR2 and SPARNetHD: Diffusion-based Robust Degradation Remover, 256x256 to 512x512 (arXiv 2303.06885)",
     image_size=256,
     networks=networks(
-        {
-            "image_size": 256,
-            "in_channels": 3,
-            "model_channels": 128,
-            "out_channels": 6,
-            "num_res_blocks": 1,
-            "attention_resolutions": [16],
-            "channel_mult": [1, 1, 2, 2, 4, 4],
-            "num_head_channels": 64,
-            "use_scale_shift_norm": True,
-            "resblock_updown": True,
-        },
-        SPARNET_HD,
+        guided_unet(256, 128, [1, 1, 2, 2, 4, 4], [16], outputs=6, blocks=1, resblock_updown=True), SPARNET_HD
     ),
     stages=STAGES,
     result="restored",

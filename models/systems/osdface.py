@@ -7,8 +7,7 @@ from typing import Any
 
 from bfr.models.networks.osdface import VISUAL_EMBEDDER
 from bfr.models.networks.sd import SD21_UNET, SD21_VAE
-from bfr.models.systems.system import NetworkSpec, SystemSpec
-from bfr.models.weights.fetch import Download
+from bfr.models.systems.system import NetworkSpec, SystemSpec, own_file
 from bfr.models.weights.osdface import LICENCE, SOURCES, import_osdface
 from bfr.runtime.bundle.manifest import Denoise, Estimate, NoiseSchedule, Pixels, Preset
 
@@ -34,18 +33,14 @@ def networks(
         tokens: Number of tokens of the prompt.
         latent: Side of the latents.
     """
-
-    def file(name: str) -> Download:
-        return Download("", f"{name}.safetensors")
-
     step = {"context": [tokens, unet["cross_attention_dim"]], "clipped": False, "channels": unet["in_channels"]}
     # The autoencoder overflows in half precision (its configuration says `force_upcast`); the embedder chooses codes,
     # and rounding would choose others.
     return {
-        "encoder": NetworkSpec("vae-encoder", "vae-encoder", vae, file("encoder"), half=None),
-        "embedder": NetworkSpec("prompt", "visual-embedder", embedder, file("embedder"), half=None),
-        "denoiser": NetworkSpec("step-context", "sd-unet", unet, file("denoiser"), step, size=latent),
-        "decoder": NetworkSpec("vae-decoder", "vae-decoder", vae, file("decoder"), half=None),
+        "encoder": NetworkSpec("vae-encoder", "vae-encoder", vae, own_file("encoder"), half=None),
+        "embedder": NetworkSpec("prompt", "visual-embedder", embedder, own_file("embedder"), half=None),
+        "denoiser": NetworkSpec("step-context", "sd-unet", unet, own_file("denoiser"), step, size=latent),
+        "decoder": NetworkSpec("vae-decoder", "vae-decoder", vae, own_file("decoder"), half=None),
     }
 
 

@@ -7,9 +7,9 @@ docs/systems/pgdiff.md.
 from dataclasses import replace
 from typing import Any
 
-from bfr.models.systems.difface import ARCFACE, ARCFACE_ALSO, DIFFACE, IDENTITY, RECOGNIZER
+from bfr.models.systems.difface import ARCFACE, DIFFACE, IDENTITY, RECOGNIZER, with_insightface
 from bfr.models.systems.difface import LICENCE as DIFFACE_LICENCE
-from bfr.models.systems.system import NetworkSpec, SystemSpec
+from bfr.models.systems.system import NetworkSpec, SystemSpec, resize
 from bfr.models.weights.fetch import Download
 from bfr.runtime.bundle.manifest import Denoise, Diffuse, Estimate, ImageInput, Licence, Preset
 
@@ -25,7 +25,6 @@ def networks(denoiser: NetworkSpec, restorer: dict[str, Any], size: int) -> dict
         restorer: Options of SmoothRestorer.
         size: Side of the images, in pixels.
     """
-    same = {"target": size, "source": size, "low": 0.0}
     guided = replace(
         denoiser,
         kind="step-learned-smooth",
@@ -33,7 +32,7 @@ def networks(denoiser: NetworkSpec, restorer: dict[str, Any], size: int) -> dict
         parameters={"denoiser": denoiser.parameters, "restorer": restorer, "image_size": size},
         weights={"denoiser": denoiser.files[""], "restorer": RESTORER},
     )
-    return {"signed": NetworkSpec("resize", "none", {}, None, same, half=None), "denoiser": guided}
+    return {"signed": resize(size, size), "denoiser": guided}
 
 
 def reference_networks(own: dict[str, NetworkSpec], recognizer: dict[str, Any], size: int) -> dict[str, NetworkSpec]:
@@ -44,15 +43,15 @@ def reference_networks(own: dict[str, NetworkSpec], recognizer: dict[str, Any], 
         recognizer: Options of IResNet.
         size: Side of the images, in pixels.
     """
-    arcface, denoiser = Download("", ARCFACE, also=ARCFACE_ALSO), own["denoiser"]
+    denoiser = own["denoiser"]
     whole = {"recognizer": recognizer, "image_size": size, "metric": "mse", "crop": "whole"}
     guided = replace(
         denoiser,
         kind="step-learned-reference",
         parameters={**denoiser.parameters, "recognizer": recognizer},
-        weights={**denoiser.files, "identity.network.recognizer": arcface},
+        weights={**denoiser.files, "identity.network.recognizer": ARCFACE},
     )
-    embedder = NetworkSpec("reference-embedder", "identity", whole, {"recognizer": arcface}, half=None)
+    embedder = NetworkSpec("reference-embedder", "identity", whole, {"recognizer": ARCFACE}, half=None)
     return {**own, "embedder": embedder, "denoiser": guided}
 
 
@@ -91,10 +90,6 @@ REFERENCE = replace(
     inputs=(ImageInput(name="reference", channels=3),),
     networks=reference_networks(PGDIFF.networks, RECOGNIZER, 512),
     stages=REFERENCE_STAGES,
-    licence=Licence(
-        name="S-Lab License 1.0; InsightFace, non-commercial research",
-        url=PGDIFF.licence.url,
-        notice=f"{PGDIFF.licence.notice} InsightFace's weights are for non-commercial research only.",
-    ),
+    licence=with_insightface(PGDIFF.licence),
     by_hand={**PGDIFF.by_hand, **IDENTITY.by_hand},
 )

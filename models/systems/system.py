@@ -33,8 +33,8 @@ class NetworkSpec:
 
     Attributes:
         kind: Kind of the stage around it, see `bfr.models.stages.kinds`.
-        architecture: What builds it, see ARCHITECTURES.
-        parameters: What builds it, see ARCHITECTURES.
+        architecture: The name in ARCHITECTURES of what builds it.
+        parameters: The arguments of what builds it.
         weights: Its file, None for one without weights; or files, by the part of the network that they fill.
         options: Options of the stage around it, see `bfr.models.stages.kinds`.
         size: Size of the sides of what it works on, None for the system's images.
@@ -56,7 +56,7 @@ class NetworkSpec:
     int8: bool = False
 
     def build(self) -> nn.Module:
-        """A new module with these parameters, in float32, its weights random."""
+        """Return a new module with these parameters, in float32, its weights random."""
         return ARCHITECTURES[self.architecture](**self.parameters)
 
     @property
@@ -65,6 +65,68 @@ class NetworkSpec:
         if self.weights is None:
             return {}
         return {"": self.weights} if isinstance(self.weights, Download) else dict(self.weights)
+
+
+def own_file(name: str) -> Download:
+    """The file of a network's weights that is nowhere to fetch: trained by its user, or converted."""
+    return Download("", f"{name}.safetensors")
+
+
+def guided_unet(
+    size: int,
+    channels: int,
+    levels: list[int],
+    attention: list[int],
+    *,
+    inputs: int = 3,
+    outputs: int = 3,
+    blocks: int | list[int] = 2,
+    **more: Any,
+) -> dict[str, Any]:
+    """Parameters of a UNet with the options that guided diffusion's published networks have in common.
+
+    Args:
+        size: Side of the images or latents, in pixels.
+        channels: Channels of the first level.
+        levels: Each level's channels as multiples of `channels`; a level has half the side of the one before.
+        attention: Sides that are attended to.
+        inputs: Channels that it reads.
+        outputs: Channels that it makes.
+        blocks: Residual blocks, of every level or of each.
+        more: Further options of UNet.
+    """
+    return {
+        "image_size": size,
+        "in_channels": inputs,
+        "model_channels": channels,
+        "out_channels": outputs,
+        "attention_resolutions": attention,
+        "channel_mult": levels,
+        "num_res_blocks": blocks,
+        "num_head_channels": 64,
+        "use_scale_shift_norm": True,
+        **more,
+    }
+
+
+def resize(source: int, target: int, low: float = 0.0) -> NetworkSpec:
+    """A network that resizes images of `source` pixels a side to `target`.
+
+    Args:
+        source: S, in pixels.
+        target: T, in pixels.
+        low: Lower end of the image's range; [0, 1] is mapped to [-1, 1], [-1, 1] stays.
+    """
+    return NetworkSpec("resize", "none", {}, None, {"target": target, "source": source, "low": low}, half=None)
+
+
+def unpublished(paper: str) -> Licence:
+    """The licence of a system without published weights; paper: its number on arXiv."""
+    return Licence(
+        name="none: no weights are published",
+        url=f"https://arxiv.org/abs/{paper}",
+        notice="The weights in a bundle of this system are whoever's trained them; the method is the paper's.",
+    )
 
 
 DIFFACE_STAGES: tuple[Estimate | Diffuse | Denoise, ...] = (
@@ -82,12 +144,11 @@ class SystemSpec:
         inputs: See `bfr.runtime.bundle.manifest.Manifest`.
         result: See `bfr.runtime.bundle.manifest.Manifest`.
         packaged: The folder of its weights where they come with the package, else they are fetched.
-        published: Whether there are any to fetch.
+        published: Whether there are weights to fetch.
         by_hand: Files that cannot be fetched, and where people find them.
-        sources: Of weights that are not published network by network, the files, and what makes the networks' own of
-            them: it takes their folder and the one that it writes into.
-        importer: Of weights that are not published network by network, the files, and what makes the networks' own of
-            them: it takes their folder and the one that it writes into.
+        sources: The published files, where they are not one or more for each network.
+        importer: Converts `sources` into the networks' own files: it takes their folder and the one that it writes
+            into.
         default_preset: The one that is used where none is named.
     """
 

@@ -15,26 +15,34 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from bfr.models.weights.identify import HEAD, STATE_DICT, is_safetensors, no_checkpoint
+from bfr.models.weights.identify import STATE_DICT, is_safetensors, no_checkpoint, read_head
 from bfr.models.weights.stubs import Unreadable, is_stub, load_inert
 from bfr.runtime.errors import InputNotFound, InvalidCheckpoint, WriteFailed
 from bfr.runtime.files import atomic_path, sha256_file
+from bfr.runtime.text import listed
 
 # DifFace publishes its weights bare or under `state_dict`; the BasicSR family, SwinIR's own releases among them, under
 # `params_ema` or `params`, and guided diffusion's trainers under `model_ema`. Averaged weights are the published ones.
 WRAPPERS = ("state_dict", "params_ema", "model_ema", "ema", "g_ema", "params", "model")
 WRAPPED_TWICE = 2  # trainers of wrapped models wrap again
-SHOWN = 5
 CHOOSE = "choose the file of the weights alone, as `bfr fetch` downloads it"
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file or a torch checkpoint: name -> tensor on the CPU, float16 and bfloat16 as float32.
+    """Read a safetensors file or a torch checkpoint.
 
     The content decides which it is, not the suffix. A dict under one of `WRAPPERS` is unwrapped, and what distributed
-    training and torch.compile add to names, `module.` and `_orig_mod.`, is dropped. Large torch files are mapped, not
-    read: do not overwrite the file in place while the tensors live.
-    Raises InputNotFound, or InvalidCheckpoint, which says what the file is, for everything but a flat dict of tensors.
+    training and torch.compile add to names, `module.` and `_orig_mod.`, is dropped.
+
+    Args:
+        path: The file. torch files are mapped, not read: do not overwrite the file in place while the tensors live.
+
+    Returns:
+        Name -> tensor on the CPU, float16 and bfloat16 as float32.
+
+    Raises:
+        InputNotFound: There is no such file.
+        InvalidCheckpoint: The file holds anything but a flat dict of tensors; the text names what it is.
     """
     if path.is_dir():
         raise InputNotFound(f"{path} is a folder, where a checkpoint is needed: name its file")
@@ -87,28 +95,33 @@ def _check_storage(path: Path, key: str, tensor: Tensor) -> None:
 
 
 def check_layout(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Raise InvalidCheckpoint unless `state` has every key of `module`, no other, of the same shapes and kinds.
+    """Check that weights are exactly those of a module.
 
-    The kind is floating point, integer or other; precision within a kind may differ. `source` names the file.
+    Args:
+        module: The module.
+        state: The weights by name.
+        source: The file, for the message.
+
+    Raises:
+        InvalidCheckpoint: `state` lacks a key, has another one, or one of another shape or kind. The kind is floating
+            point, integer or other; precision within a kind may differ.
     """
     own = module.state_dict()
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
-    misshapen = [
-        f"{key} is {_describe(state[key])}, expected {_describe(tensor)}"
-        for key, tensor in own.items()
-        if key in state and (state[key].shape != tensor.shape or _kind(state[key]) != _kind(tensor))
-    ]
-    problems = [
-        f"{len(keys)} {word}: {_listed(keys)}"
-        for word, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape or type", misshapen))
-        if keys
-    ]
-    if problems:
-        starts = _prefixes(module, state)
-        remedy = f"They are there as {starts[0]}*, beside others: save those alone" if starts and missing else ""
+    problems = {
+        "missing": [key for key in own if key not in state],
+        "unexpected": [key for key in state if key not in own],
+        "of another shape or type": [
+            f"{key} is {_describe(state[key])}, expected {_describe(tensor)}"
+            for key, tensor in own.items()
+            if key in state and (state[key].shape != tensor.shape or _kind(state[key]) != _kind(tensor))
+        ],
+    }
+    if any(problems.values()):
+        found = "; ".join(f"{len(keys)} {word}: {listed(keys)}" for word, keys in problems.items() if keys)
+        starts = _prefixes(module, state) if problems["missing"] else []
+        remedy = f"They are there as {starts[0]}*, beside others: save those alone" if starts else ""
         raise InvalidCheckpoint(
-            f"{source}: not the weights of this {type(module).__name__} ({len(own)} tensors): {'; '.join(problems)}. "
+            f"{source}: not the weights of this {type(module).__name__} ({len(own)} tensors): {found}. "
             f"{remedy or 'Choose the checkpoint that belongs to this configuration'}"
         )
 
@@ -116,7 +129,7 @@ def check_layout(module: nn.Module, state: Mapping[str, Tensor], source: str | P
 def load_into(module: nn.Module, path: Path) -> None:
     """Fill `module` from a checkpoint of exactly its layout; on InvalidCheckpoint it is left as it was.
 
-    A module with a method `own_weights` chooses what of the checkpoint is its own.
+    Raises as `load_state_dict` and `check_layout` do.
     """
     state = own_weights(module, load_state_dict(path))
     check_layout(module, state, path)
@@ -126,8 +139,8 @@ def load_into(module: nn.Module, path: Path) -> None:
 def own_weights(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """What of a checkpoint is the module's.
 
-    Where the file is known to hold more, the module chooses, see `load_into`. Else a prefix is dropped that all names
-    of the file have, as trainers give it to their network; of two such networks, both whole, the averaged one is taken.
+    A module that is published together with others chooses by its method `own_weights`. Else a prefix that all names
+    of the file have is dropped; where the file holds two such networks, both whole, the averaged one is taken.
     """
     if choose := getattr(module, "own_weights", None):
         return dict(choose(state))
@@ -176,9 +189,7 @@ def _read(path: Path) -> object:
     if problem := no_checkpoint(path):
         raise InvalidCheckpoint(f"{path} {problem}")
     try:
-        with path.open("rb") as file:
-            head = file.read(HEAD)
-        if is_safetensors(head):
+        if is_safetensors(read_head(path)):
             return safetensors.torch.load_file(path)
         return load_inert(path, mmap=_mappable(path))
     except Unreadable as error:
@@ -207,8 +218,3 @@ def _kind(tensor: Tensor) -> str:
 
 def _describe(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-
-
-def _listed(items: list[str]) -> str:
-    rest = len(items) - SHOWN
-    return ", ".join(items[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")

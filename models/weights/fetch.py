@@ -57,11 +57,18 @@ class Fetched:
 
 
 def fetch(download: Download, folder: Path, *, progress: Progress | None = None) -> Fetched:
-    """Make `folder/file` the published file, downloading what is not there yet; a file that is there is only checked.
+    """Download a published file into a folder, or check the file that is there.
 
-    `progress` is called with (bytes done, bytes in all or None). The transfer goes to `<file>.part`; interrupted, it
-    stays there and the next call resumes it. One process at a time. Raises DownloadFailed (connection, size, sha256)
-    and WriteFailed, which says what to do about the folder.
+    The transfer goes to `<file>.part`; interrupted, it stays there and the next call resumes it. One process at a time.
+
+    Args:
+        download: The file.
+        folder: Where it goes; it is made.
+        progress: Called with (bytes done, bytes in all or None).
+
+    Raises:
+        DownloadFailed: The connection fails, or size or sha256 are not the published ones.
+        WriteFailed: The folder cannot be written.
     """
     if not re.fullmatch(r"\w[\w.+-]*", download.file):
         raise ValueError(f"{download.file!r} is not a plain file name")
@@ -210,7 +217,7 @@ def _check_redirect(old: str, new: str) -> None:
 
 
 def _is_private(host: str) -> bool:
-    """Whether a host is this machine or in a private network, as far as its name or number says so."""
+    """Whether a host is this machine or in a private network, by its name or number alone."""
     host = host.rstrip(".").lower()
     if host in ("", "localhost") or host.endswith((".localhost", ".local", ".internal")):
         return True

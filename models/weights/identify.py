@@ -17,24 +17,25 @@ MOST_UNPACKED = 20  # bytes of an archive's content for each of its own: deflate
 TRUSTED = "take the file from its authors"
 TAR_ENTRIES = (b"sys_info", b"pickle", b"tensors", b"storages")  # of PyTorch's first format
 
-# First bytes -> what begins so, and the remedy; empty where another file has to be chosen.
-_KINDS: tuple[tuple[bytes, str, str], ...] = (
-    (b"version https://git-lfs", "a Git LFS pointer, a text that stands for the file", "run `git lfs pull` there"),
-    (b"\x1f\x8b", "a gzip archive", UNPACK),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
-    (b"Rar!", "a RAR archive", UNPACK),
-    (b"BZh", "a bzip2 archive", UNPACK),
-    (b"\xfd7zXZ", "an xz archive", UNPACK),
-    (b"\x28\xb5\x2f\xfd", "a Zstandard archive", UNPACK),
-    (b"\x89HDF", "an HDF5 file, as Keras writes", ""),
-    (b"\x93NUMPY", "a NumPy array", ""),
-    (b"GGUF", "a GGUF file, of quantized weights", ""),
-    (b"\x89PNG", "a PNG picture", ""),
-    (b"\xff\xd8\xff", "a JPEG picture", ""),
-    (b"%PDF", "a PDF document", ""),
-    (b"ftrt", "an engine of TensorRT", ""),
+# Place and bytes -> what has them there, and the remedy; empty where another file has to be chosen.
+_KINDS: tuple[tuple[int, bytes, str, str], ...] = (
+    (0, b"version https://git-lfs", "a Git LFS pointer, a text that stands for the file", "run `git lfs pull` there"),
+    (0, b"\x1f\x8b", "a gzip archive", UNPACK),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
+    (0, b"Rar!", "a RAR archive", UNPACK),
+    (0, b"BZh", "a bzip2 archive", UNPACK),
+    (0, b"\xfd7zXZ", "an xz archive", UNPACK),
+    (0, b"\x28\xb5\x2f\xfd", "a Zstandard archive", UNPACK),
+    (0, b"\x89HDF", "an HDF5 file, as Keras writes", ""),
+    (0, b"\x93NUMPY", "a NumPy array", ""),
+    (0, b"GGUF", "a GGUF file, of quantized weights", ""),
+    (0, b"\x89PNG", "a PNG picture", ""),
+    (0, b"\xff\xd8\xff", "a JPEG picture", ""),
+    (0, b"%PDF", "a PDF document", ""),
+    (0, b"ftrt", "an engine of TensorRT", ""),
+    (4, b"ORTM", "a model in ONNX Runtime's own format", ""),
+    (4, b"TFL3", "a model of TensorFlow Lite", ""),
 )
-_FLATBUFFERS = {b"ORTM": "a model in ONNX Runtime's own format", b"TFL3": "a model of TensorFlow Lite"}  # at byte 4
 WEIGHTS_ALONE = (
     "holds weights without a graph: export the network with torch.onnx and name that file, or export a system of bfr "
     "with `bfr export SYSTEM`"
@@ -43,9 +44,7 @@ WEIGHTS_ALONE = (
 
 def no_graph(path: Path) -> str | None:
     """What a file is and what to do, where it is no ONNX graph; None where it may be one."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(HEAD)
+    head, size = read_head(path), path.stat().st_size
     if head.startswith(b"PK\x03\x04"):
         return _no_zip_checkpoint(path, size) or f"is a checkpoint of PyTorch and {WEIGHTS_ALONE}"
     if is_safetensors(head) or head.startswith(b"\x80"):
@@ -60,20 +59,21 @@ def no_checkpoint(path: Path) -> str | None:
 
     A checkpoint is a safetensors file, or what `torch.save` writes: a zip archive, or before PyTorch 1.6 a pickle.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(HEAD)
+    head, size = read_head(path), path.stat().st_size
     if head.startswith(b"PK\x03\x04"):
         return _no_zip_checkpoint(path, size)
     if is_safetensors(head):
         return _no_whole_safetensors(path, size)
     if head.startswith(b"\x80"):
-        return (
-            None
-            if LEGACY in head[:40]
-            else f"is a Python pickle that torch.save did not write, not tensors: {STATE_DICT}"
-        )
+        known = LEGACY in head[:40]
+        return None if known else f"is a Python pickle that torch.save did not write, not tensors: {STATE_DICT}"
     return _other(head, path, size)
+
+
+def read_head(path: Path) -> bytes:
+    """The first HEAD bytes of a file."""
+    with path.open("rb") as file:
+        return file.read(HEAD)
 
 
 def is_safetensors(head: bytes) -> bool:
@@ -89,9 +89,8 @@ def _no_whole_safetensors(path: Path, size: int) -> str | None:
     if len(header) == length:
         try:
             entries = json.loads(header)
-            whole += max(
-                (entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"), default=0
-            )
+            ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+            whole += max(ends, default=0)
         except (ValueError, AttributeError, KeyError, IndexError, TypeError):
             return f"is a safetensors file whose header is damaged: {AGAIN}"
     if size < whole:
@@ -132,11 +131,9 @@ def _other(head: bytes, path: Path, size: int) -> str:
 
 def _kind(head: bytes, size: int) -> tuple[str, str] | None:
     """What begins so, and the remedy; empty where another file has to be chosen."""
-    for start, what, remedy in _KINDS:
-        if head.startswith(start):
+    for place, start, what, remedy in _KINDS:
+        if head.startswith(start, place):
             return what, remedy
-    if what := _FLATBUFFERS.get(head[4:8], ""):
-        return what, ""
     if head[257:262] == b"ustar":
         if head[:100].strip(b"\0./") in TAR_ENTRIES:
             return "a checkpoint of PyTorch before 0.1.10", "load it with an old PyTorch, and save it again"

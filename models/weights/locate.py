@@ -1,4 +1,4 @@
-"""Where a published file lies in somebody's folder: bfr's own, its authors' tree, or a hub's download."""
+"""Find a published file in a folder: bfr's own, its authors' tree, or a hub's download."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -8,6 +8,7 @@ from bfr.models.systems.system import SystemSpec
 from bfr.models.weights.fetch import Download
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.files import sha256_file
+from bfr.runtime.text import listed
 
 DEPTH = 6  # folders below the named one: as deep as hubs put a file below their cache
 SUFFIXES = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")
@@ -31,15 +32,14 @@ def locate(folder: Path, download: Download) -> Path | None:
             return path
     files = list(_files(folder))
     for name in wanted:
-        found = [path for path in files if path.parts[-len(name.parts) :] == name.parts]
-        if found:
+        if found := [path for path in files if path.parts[-len(name.parts) :] == name.parts]:
             depth = min(len(path.parts) for path in found)
             return _one([path for path in found if len(path.parts) == depth], folder)
     return None
 
 
 def find_weights(folder: Path, download: Download, system: SystemSpec) -> Path:
-    """As `locate`. Raises InputNotFound, which says what was looked for, what is there, and the remedy."""
+    """As `locate`. Raises InputNotFound with the names that were looked for, what is there, and the remedy."""
     if folder.is_file():
         raise InputNotFound(f"{folder} is a file: name the folder that it lies in with --weights, not the file")
     path = locate(folder, download)
@@ -47,8 +47,7 @@ def find_weights(folder: Path, download: Download, system: SystemSpec) -> Path:
         return path
     names = " or ".join((download.file, *download.also))
     there = sorted(path.relative_to(folder).as_posix() for path in _files(folder) if path.suffix in SUFFIXES)
-    listed = ", ".join(there[:SHOWN]) + f" and {len(there) - SHOWN} more" * (len(there) > SHOWN)
-    seen = f"has {listed}" if there else "has no checkpoint" if folder.is_dir() else "does not exist"
+    seen = f"has {listed(there, SHOWN)}" if there else "has no checkpoint" if folder.is_dir() else "does not exist"
     remedy = f"`bfr fetch {system.name}` downloads it, or name the folder that has it with --weights"
     if download.file in system.by_hand:
         remedy = f"{system.by_hand[download.file]}. Put it there, or name the folder that has it with --weights"
@@ -76,8 +75,8 @@ def _one(paths: Sequence[Path], folder: Path) -> Path:
     first = paths[0]
     others = [path for path in paths[1:] if not path.samefile(first)]
     if others and len({(path.stat().st_size, sha256_file(path)) for path in paths}) > 1:
-        listed = " and ".join(path.relative_to(folder).as_posix() for path in paths)
-        raise InvalidOption(f"{folder} has {listed}, which differ: name the folder of the one you mean with --weights")
+        names = " and ".join(path.relative_to(folder).as_posix() for path in paths)
+        raise InvalidOption(f"{folder} has {names}, which differ: name the folder of the one you mean with --weights")
     return first
 
 
@@ -88,7 +87,7 @@ def usable_weights(system: SystemSpec, folder: Path, scratch: Path, progress: Pr
         system: Where its weights are not published network by network, it has an importer.
         folder: With the networks' own files, or with the published ones.
         scratch: An empty folder with room for all networks in float32.
-        progress: Is told what is being done.
+        progress: Called with a line before the conversion.
 
     Raises:
         InputNotFound: Neither is there, or some of the published files are not.

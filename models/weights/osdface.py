@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bfr.models.networks.osdface import VISUAL_EMBEDDER, VisualEmbedder
-from bfr.models.networks.sd import SD21_UNET, SD21_VAE, merge_lora, unet, vae_decoder, vae_encoder
+from bfr.models.networks.sd import SD21_UNET, SD21_VAE, VaeDecoder, VaeEncoder, merge_lora, unet
 from bfr.models.weights.checkpoint import check_layout, load_state_dict, write_safetensors
 from bfr.models.weights.fetch import Download
 from bfr.models.weights.locate import locate
@@ -45,6 +45,7 @@ LORA = Download(f"{OSDFACE_MIRROR}/pytorch_lora_weights.safetensors", "pytorch_l
 EMBEDDER = Download(f"{OSDFACE_MIRROR}/associate_2.ckpt", "associate_2.ckpt")
 PROJECTION = Download(f"{OSDFACE_MIRROR}/embedding_change_weights.pth", "embedding_change_weights.pth")
 SOURCES = (UNET, VAE, LORA, EMBEDDER, PROJECTION)
+Convert = Callable[..., dict[str, Tensor]]
 
 LICENCE = Licence(
     name="CreativeML Open RAIL++-M (Stable Diffusion 2.1); OSDFace's weights state none",
@@ -72,11 +73,27 @@ def import_osdface(
     rank: int = 16,
     alpha: float = 16.0,
 ) -> dict[str, Path]:
-    """Convert the files of `SOURCES` below `folder`: encoder, embedder, denoiser and decoder -> its file, float32.
+    """Convert the published files into one safetensors file for each network, float32.
 
-    The denoiser has its low-rank weights merged, of `rank` and scale `alpha / rank`, and needs about three times its
-    own size of memory. Every tensor of a file is used or is known not to be; each file of `destination` appears whole
-    or not at all. Raises InputNotFound, InvalidCheckpoint, MissingDependency (diffusers) and WriteFailed.
+    Every tensor of a file is used or is known not to be; each file of `destination` appears whole or not at all.
+
+    Args:
+        folder: The files of `SOURCES` lie in it or below.
+        destination: The folder that the converted files are written into.
+        unet_config: Options of the denoiser.
+        vae_config: Options of the autoencoder.
+        embedder: Options of the visual embedder.
+        rank: Rank of the denoiser's low-rank weights. Merging takes about three times the denoiser's size of memory.
+        alpha: Their scale, times `rank`.
+
+    Returns:
+        The files, by the networks' names: encoder, embedder, denoiser and decoder.
+
+    Raises:
+        InputNotFound: A file is missing.
+        InvalidCheckpoint: A file is damaged, or of other networks.
+        MissingDependency: diffusers is not installed.
+        WriteFailed: A file cannot be written.
     """
     paths: dict[Download, Path] = {}
     for source in SOURCES:
@@ -86,36 +103,22 @@ def import_osdface(
             names = " or ".join((source.file, *source.also[:1]))
             raise InputNotFound(f"{folder} has no {names}, nor have its folders; it is {source.url}{origin}")
         paths[source] = path
-    makers: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Tensor]], tuple[Download, ...]]] = {
-        "encoder": (
-            lambda: vae_encoder(**vae_config),
-            lambda: vae_half(load_state_dict(paths[VAE]), "encoder"),
-            (VAE,),
-        ),
-        "embedder": (
-            lambda: VisualEmbedder(**embedder),
-            lambda: embedder_weights(load_state_dict(paths[EMBEDDER]), load_state_dict(paths[PROJECTION])),
-            (EMBEDDER, PROJECTION),
-        ),
-        "denoiser": (
-            lambda: unet(**unet_config),
-            lambda: merge_lora(load_state_dict(paths[UNET]), load_state_dict(paths[LORA]), alpha, rank),
-            (UNET, LORA),
-        ),
-        "decoder": (
-            lambda: vae_decoder(**vae_config),
-            lambda: vae_half(load_state_dict(paths[VAE]), "decoder"),
-            (VAE,),
-        ),
+    # What builds each network, its options, the files of its weights, and what makes the weights of their content.
+    makers: dict[str, tuple[Callable[..., nn.Module], Mapping[str, Any], tuple[Download, ...], Convert]] = {
+        "encoder": (VaeEncoder, vae_config, (VAE,), lambda state: vae_half(state, "encoder")),
+        "embedder": (VisualEmbedder, embedder, (EMBEDDER, PROJECTION), embedder_weights),
+        "denoiser": (unet, unet_config, (UNET, LORA), lambda own, lora: merge_lora(own, lora, alpha, rank)),
+        "decoder": (VaeDecoder, vae_config, (VAE,), lambda state: vae_half(state, "decoder")),
     }
     written = {}
-    for name, (build, read, sources) in makers.items():
+    for name, (build, config, downloads, convert) in makers.items():
         with torch.device("meta"):
-            network = build()
-        state = read()
-        check_layout(network, state, " and ".join(str(paths[source]) for source in sources))
+            network = build(**config)
+        sources = [paths[download] for download in downloads]
+        state = convert(*map(load_state_dict, sources))
+        check_layout(network, state, " and ".join(map(str, sources)))
         written[name] = destination / f"{name}.safetensors"
-        write_safetensors(written[name], state, *(paths[source] for source in sources))
+        write_safetensors(written[name], state, *sources)
     return written
 
 

@@ -46,10 +46,16 @@ def seeded_array(name: str, shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...
 
 
 def seed_weights(module: nn.Module, scale: Mapping[str, float] | None = None) -> None:
-    """Fill the state dict of `module` in place, then multiply the tensors that `scale` names.
+    """Fill the state dict of a module in place with functions of the names.
 
     Integer buffers, attention masks and relative position indices keep the values that the network computed.
-    Raises KeyError when `scale` names a tensor that is not there.
+
+    Args:
+        module: The module.
+        scale: Factors of single tensors, by name.
+
+    Raises:
+        KeyError: `scale` names a tensor that is not there.
     """
     state = module.state_dict()
     with torch.no_grad():

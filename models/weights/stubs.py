@@ -28,7 +28,7 @@ OURS = f"{__name__}."
 
 
 class Unreadable(Exception):
-    """The file is whole, and asks for what no stub can stand for."""
+    """The file is whole, and holds what no stub can replace."""
 
 
 class _Stub:
@@ -83,12 +83,12 @@ def load_inert(path: Path, *, mmap: bool) -> object:
 def _load(path: Path, mmap: bool) -> object:
     if path.suffix != ".safetensors":
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    with path.open("rb") as file:  # of a path, PyTorch believes the suffix
+    with path.open("rb") as file:  # of a path, PyTorch goes by the suffix
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _stub(name: str, kind: type) -> type:
-    """An inert class that is told apart by its name; where it is filled, making one gives an empty dict or list."""
+    """Make an inert class of a name; where it is filled, making an instance gives an empty dict or list."""
     made: dict[str, Any] = {"__module__": __name__, "__qualname__": name}
     if kind is not object:
         made["__new__"] = lambda _cls, *_: kind()
@@ -107,7 +107,7 @@ def _refused(error: Exception) -> Unreadable | None:
 
 
 def _named(path: Path) -> list[str]:
-    """What the pickles of a file name, each once, as `module.name`; of these PyTorch prefers what it knows itself."""
+    """What the pickles of a file name, each once, as `module.name`; PyTorch's own allowed names take precedence."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             entry = next(name for name in archive.namelist() if name.endswith("data.pkl"))
@@ -119,7 +119,7 @@ def _named(path: Path) -> list[str]:
 
 def _names(file: IO[bytes], pickles: int) -> Iterable[str]:
     """What pickles name, without unpickling them."""
-    with suppress(ValueError):  # not a pickle to its end: whoever loads it says so
+    with suppress(ValueError):  # not a pickle to its end: loading it raises the error
         for _ in range(pickles):
             for operation, argument, _place in pickletools.genops(file):
                 if operation.name == "GLOBAL":

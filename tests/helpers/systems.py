@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from small import DENOISER, EMBEDDER, VAE
 from torch import Tensor
 
 from bfr.export.bundle import export_system
@@ -145,41 +146,8 @@ def clrface() -> SystemSpec:
 
 def osdface() -> SystemSpec:
     """OSDFace: latents of 16x16, a prompt of 7 tokens."""
-    vae = {
-        "down_block_types": ["DownEncoderBlock2D"] * 2,
-        "up_block_types": ["UpDecoderBlock2D"] * 2,
-        "block_out_channels": [8, 16],
-        "latent_channels": 4,
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "scaling_factor": 0.18215,
-    }
-    denoiser = {
-        "in_channels": 4,
-        "down_block_types": ["CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D"],
-        "mid_block_type": None,
-        "block_out_channels": [8],
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "cross_attention_dim": 6,
-        "attention_head_dim": [2],
-        "use_linear_projection": True,
-    }
-    embedder = {
-        "ch": 8,
-        "ch_mult": [1, 2],
-        "num_res_blocks": 1,
-        "attn_resolutions": [16],
-        "resolution": SIZE,
-        "z_channels": 8,
-        "n_embed": 30,
-        "embed_dim": 8,
-        "tokens": 7,
-        "context_dim": 6,
-        "groups": 4,
-    }
-    networks = osdface_networks(denoiser, vae, embedder, tokens=7, latent=16)
+    embedder = {**EMBEDDER, "attn_resolutions": [16], "resolution": SIZE}
+    networks = osdface_networks({"in_channels": 4, **DENOISER}, VAE, embedder, tokens=7, latent=16)
     presets = {"reference": OSDFACE.presets["reference"]}
     return replace(OSDFACE, name="tiny-osdface", image_size=SIZE, networks=networks, presets=presets)
 
@@ -195,8 +163,7 @@ def dr2() -> SystemSpec:
 
 def diffmac() -> SystemSpec:
     """DiffMAC: two loops over latents of 16x16."""
-    vae = osdface().networks["encoder"].parameters
-    networks = diffmac_networks(unet(16, in_channels=8, out_channels=4), vae, latent=16, width=8)
+    networks = diffmac_networks(unet(16, in_channels=8, out_channels=4), VAE, latent=16, width=8)
     presets = {"reference": Preset(solver="dpmpp-2m", spacing="log-snr", start=500, steps=3)}
     return replace(DIFFMAC, name="tiny-diffmac", image_size=SIZE, networks=networks, presets=presets)
 
@@ -213,6 +180,7 @@ def guided(stages: Any, strength: float) -> Any:
 
 MAKERS = {
     "tiny": tiny,
+    "timed": tiny,
     "inpainting": inpainting,
     "diffbfr": diffbfr,
     "identity": identity,
@@ -246,9 +214,9 @@ def thinned(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def export_tiny(name: str, folder: Path, **options: Any) -> Bundle:
-    """Export one of MAKERS, verified. options: of ExportOptions; two networks are enough, so no time table."""
+    """Export one of MAKERS, verified; only `timed` has a time table. options: of ExportOptions."""
     system = MAKERS[name]()
     write_weights(system, folder / "weights")
     precision = ("fp32", "fp16") if name == "tiny" else ("fp32",)
-    chosen = ExportOptions(**{"precision": precision, "time_table": False, **options})
+    chosen = ExportOptions(**{"precision": precision, "time_table": name == "timed", **options})
     return export_system(system, folder / "weights", folder / "bundle", chosen, threads=1)

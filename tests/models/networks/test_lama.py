@@ -1,38 +1,18 @@
-"""LaMa against the published code's output and layout, and its Fourier transforms against torch's."""
+"""LaMa: its Fourier transforms against torch's, and its options."""
 
-import json
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from near import assert_near
+from published import golden, seeded
 from torch import Tensor
 
 from bfr.models.networks.lama import LaMa, RealDft2d
-from bfr.models.weights.seeded import seed_weights
-
-GOLDEN = Path(__file__).parents[2] / "golden"
-
-
-def description(name: str) -> Any:
-    return json.loads((GOLDEN / f"{name}.json").read_text())
-
-
-def build(**changes: Any) -> LaMa:
-    network = LaMa(**(description("tiny_lama")["params"] | {"image_size": 64} | changes)).eval()
-    seed_weights(network)
-    return network
 
 
 def ratios(gin: float, gout: float, **others: Any) -> dict[str, Any]:
     return {"ratio_gin": gin, "ratio_gout": gout, "enable_lfu": False, **others}
-
-
-def golden() -> tuple[Tensor, Tensor]:
-    with np.load(GOLDEN / "tiny_lama.npz") as arrays:
-        return torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
 
 
 def complex_spectrum(stacked: Tensor) -> Tensor:
@@ -40,31 +20,8 @@ def complex_spectrum(stacked: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def tiny() -> LaMa:
-    return build()
-
-
-def test_output_equals_the_published_code(tiny: LaMa) -> None:
-    x, y = golden()
-    with torch.no_grad():
-        assert_near(tiny(x), y)
-
-
-def test_layout_equals_the_published_checkpoint() -> None:
-    layout = description("layout_lama_inpainting256")
-    with torch.device("meta"):
-        network = LaMa(**layout["params"])
-    own = {key: [list(value.shape), str(value.dtype)[6:]] for key, value in network.state_dict().items()}
-    assert own == layout["state_dict"]
-    assert network.image_size == 256
-
-
-def test_images_of_a_batch_are_independent(tiny: LaMa) -> None:
-    x, y = golden()
-    with torch.no_grad():
-        alone = torch.cat([tiny(image[None]) for image in x])
-        assert_near(alone, y)
-        assert_near(tiny(x.flip(0)), y.flip(0))
+def tiny() -> Any:
+    return seeded("tiny_lama")
 
 
 @pytest.mark.parametrize("size", [2, 8, 16, 30, 32, 64])
@@ -102,20 +59,20 @@ def test_transforms_are_shared_and_outside_the_state_dict(tiny: LaMa) -> None:
 
 def test_the_global_stream_may_begin_with_the_image() -> None:
     shares = {"init_conv_kwargs": ratios(0, 0.5), "downsample_conv_kwargs": ratios(0.5, 0.5)}
-    network = build(**shares, n_blocks=1, add_out_act="tanh")
+    network = seeded("tiny_lama", **shares, n_blocks=1, add_out_act="tanh")
     sizes = {module.size for module in network.modules() if isinstance(module, RealDft2d)}
     assert sizes == {32, 16}
     with torch.no_grad():
-        y = network(golden()[0])
+        y = network(golden("tiny_lama")[0])
     assert y.shape == (2, 3, 64, 64)
     assert y.min() < 0
 
 
 def test_without_a_global_stream_the_network_is_an_ordinary_one() -> None:
-    network = build(resnet_conv_kwargs=ratios(0, 0), add_out_act=False)
+    network = seeded("tiny_lama", resnet_conv_kwargs=ratios(0, 0), add_out_act=False)
     assert not any("convg" in key or "bn_g" in key for key in network.state_dict())
     with torch.no_grad():
-        assert network(golden()[0]).shape == (2, 3, 64, 64)
+        assert network(golden("tiny_lama")[0]).shape == (2, 3, 64, 64)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 32, 32), (1, 4, 64, 32), (1, 3, 64, 64), (1, 4, 128, 128)])
@@ -140,4 +97,4 @@ def test_another_size_is_refused(tiny: LaMa, shape: tuple[int, ...]) -> None:
 )
 def test_impossible_options_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build(**changes)
+        seeded("tiny_lama", **changes)

@@ -9,6 +9,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
+from small import EMBEDDER
 from torch import Tensor, nn
 
 from bfr.export.onnx.graph import export_graph
@@ -16,19 +17,7 @@ from bfr.models.networks.osdface import VISUAL_EMBEDDER, Codebook, VisualEmbedde
 from bfr.models.weights.seeded import seed_weights
 from bfr.runtime.errors import InvalidOption
 
-TINY: dict[str, Any] = {
-    "ch": 8,
-    "ch_mult": [1, 2, 2],
-    "num_res_blocks": 1,
-    "attn_resolutions": [8],
-    "resolution": 32,
-    "z_channels": 8,
-    "n_embed": 48,
-    "embed_dim": 8,
-    "tokens": 20,
-    "context_dim": 24,
-    "groups": 4,
-}
+TINY = {**EMBEDDER, "ch_mult": [1, 2, 2], "resolution": 32, "n_embed": 48, "tokens": 20, "context_dim": 24}
 
 
 def published_loop(distance: NDArray[Any], code: NDArray[Any], count: int) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from near import assert_near
 from torch import Tensor
 
-from bfr.models.networks.sd import SD21_UNET, SD21_VAE, merge_lora, unet, vae_decoder, vae_encoder
+from bfr.models.networks.sd import SD21_UNET, SD21_VAE, VaeDecoder, VaeEncoder, merge_lora, unet
 from bfr.models.weights.seeded import seed_weights
 from bfr.runtime.errors import InvalidCheckpoint, MissingDependency
 from bfr.runtime.install import install_command
@@ -60,7 +60,7 @@ def autoencoder(diffusers: Any) -> Any:
 def test_full_size_layouts_are_diffusers_own(diffusers: Any) -> None:
     with torch.device("meta"):
         whole, vae = shapes(diffusers.UNet2DConditionModel(**SD21_UNET)), shapes(diffusers.AutoencoderKL(**SD21_VAE))
-        denoiser, encoder, decoder = unet(**SD21_UNET), vae_encoder(**SD21_VAE), vae_decoder(**SD21_VAE)
+        denoiser, encoder, decoder = unet(**SD21_UNET), VaeEncoder(**SD21_VAE), VaeDecoder(**SD21_VAE)
     assert shapes(denoiser) == whole
     assert shapes(encoder) | shapes(decoder) == vae
     assert not shapes(encoder).keys() & shapes(decoder).keys()
@@ -103,7 +103,7 @@ def test_torso_in_half(dtype: torch.dtype, least: float, most: float) -> None:
 
 
 def test_encoder_gives_the_scaled_mean(autoencoder: Any) -> None:
-    ours = vae_encoder(**TINY_VAE).eval()
+    ours = VaeEncoder(**TINY_VAE).eval()
     ours.load_state_dict({key: value for key, value in autoencoder.state_dict().items() if key in ours.state_dict()})
     image = normal(2, 3, 32, 32).clamp(-1, 1)
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_encoder_gives_the_scaled_mean(autoencoder: Any) -> None:
 
 
 def test_decoder_takes_scaled_latents(autoencoder: Any) -> None:
-    ours = vae_decoder(**TINY_VAE).eval()
+    ours = VaeDecoder(**TINY_VAE).eval()
     ours.load_state_dict({key: value for key, value in autoencoder.state_dict().items() if key in ours.state_dict()})
     latent = normal(2, 4, 16, 16)
     with torch.no_grad():
@@ -200,7 +200,7 @@ def test_no_low_rank_weights_at_all_are_refused() -> None:
 
 def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    for make in (unet, vae_encoder, vae_decoder):
+    for make in (unet, VaeEncoder, VaeDecoder):
         with pytest.raises(MissingDependency, match=re.escape(install_command("sd"))):
             make()
 

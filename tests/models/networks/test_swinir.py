@@ -1,74 +1,30 @@
-"""SwinIR against the published code's output and layout."""
+"""SwinIR: its windows, its half mode and its options."""
 
 import copy
-import json
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from near import assert_near
+from published import golden, seeded
 from torch import Tensor
 
 from bfr.models.networks.swinir import (
-    LayerNorm32,
     SwinIR,
+    WideLayerNorm,
     relative_position_index,
     shift_mask,
     window_partition,
     window_reverse,
 )
-from bfr.models.weights.seeded import seed_weights
-
-GOLDEN = Path(__file__).parents[2] / "golden"
-
-
-def description(name: str) -> Any:
-    return json.loads((GOLDEN / f"{name}.json").read_text())
-
-
-def build(**changes: Any) -> SwinIR:
-    network = SwinIR(**(description("tiny_swinir")["params"] | changes)).eval()
-    seed_weights(network)
-    return network
-
-
-def golden() -> tuple[Tensor, Tensor]:
-    with np.load(GOLDEN / "tiny_swinir.npz") as arrays:
-        return torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
 
 
 @pytest.fixture(scope="module")
-def tiny() -> SwinIR:
-    return build()
-
-
-def test_output_equals_the_published_code(tiny: SwinIR) -> None:
-    x, y = golden()
-    with torch.no_grad():
-        assert_near(tiny(x), y)
-
-
-def test_layout_equals_the_published_checkpoint() -> None:
-    layout = description("layout_swinir_restoration512_L1")
-    with torch.device("meta"):
-        network = SwinIR(**layout["params"])
-    own = {key: [list(value.shape), str(value.dtype)[6:]] for key, value in network.state_dict().items()}
-    assert own == layout["state_dict"]
-    assert (network.image_size, network.out_size) == (512, 512)
-
-
-def test_images_of_a_batch_are_independent(tiny: SwinIR) -> None:
-    x, y = golden()
-    with torch.no_grad():
-        alone = torch.cat([tiny(image[None]) for image in x])
-        assert_near(alone, y)
-        assert_near(tiny(x.flip(0)), y.flip(0))
+def tiny() -> Any:
+    return seeded("tiny_swinir")
 
 
 def test_pixelshuffledirect() -> None:
-    network = build(upsampler="pixelshuffledirect", sf=2, unshuffle=False)
+    network = seeded("tiny_swinir", upsampler="pixelshuffledirect", sf=2, unshuffle=False)
     keys = set(network.state_dict())
     assert {"conv_first.weight", "upsample.0.weight"} < keys
     assert not any(key.startswith(("conv_up", "conv_before", "conv_hr", "conv_last")) for key in keys)
@@ -83,16 +39,16 @@ def test_pixelshuffledirect() -> None:
 
 
 def test_three_convolutions_close_a_group() -> None:
-    network = build(resi_connection="3conv")
+    network = seeded("tiny_swinir", resi_connection="3conv")
     keys = set(network.state_dict())
     assert {f"{place}.{i}.weight" for place in ("layers.1.conv", "conv_after_body") for i in (0, 2, 4)} < keys
     with torch.no_grad():
-        assert network(golden()[0]).isfinite().all()
+        assert network(golden("tiny_swinir")[0]).isfinite().all()
 
 
 def test_sf_8_doubles_three_times() -> None:
     with torch.no_grad():
-        assert build(sf=8)(golden()[0]).shape == (2, 3, 64, 64)
+        assert seeded("tiny_swinir", sf=8)(golden("tiny_swinir")[0]).shape == (2, 3, 64, 64)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 40, 40), (1, 3, 32, 40), (1, 1, 32, 32), (1, 3, 8, 8)])
@@ -114,14 +70,14 @@ def test_another_size_is_refused(tiny: SwinIR, shape: tuple[int, ...]) -> None:
 )
 def test_impossible_options_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build(**changes)
+        seeded("tiny_swinir", **changes)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_mode_keeps_norms_bias_tables_and_the_last_convolution_in_float32(
     tiny: SwinIR, dtype: torch.dtype
 ) -> None:
-    network, (x, y) = copy.deepcopy(tiny), golden()
+    network, (x, y) = copy.deepcopy(tiny), golden("tiny_swinir")
     assert network.cast_torso(dtype) is network
     assert network.torso_dtype == dtype
     for name, parameter in network.named_parameters():
@@ -138,7 +94,7 @@ def test_half_mode_keeps_norms_bias_tables_and_the_last_convolution_in_float32(
 
 def test_layer_norm_survives_values_whose_squares_leave_float16() -> None:
     x = 3000 * torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
-    norm = LayerNorm32(64)
+    norm = WideLayerNorm(64)
     torch.testing.assert_close(norm(x.half()).float(), norm(x), rtol=2e-3, atol=2e-3)
 
 
@@ -172,7 +128,7 @@ def test_mask_separates_what_the_shift_made_neighbours() -> None:
 
 
 def test_one_window_over_the_whole_image_is_not_shifted() -> None:
-    network = build(img_size=4, window_size=8)
+    network = seeded("tiny_swinir", img_size=4, window_size=8)
     assert not any("attn_mask" in key for key in network.state_dict())
     with torch.no_grad():
         assert network(torch.zeros(1, 3, 16, 16)).shape == (1, 3, 16, 16)

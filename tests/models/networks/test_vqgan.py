@@ -8,6 +8,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from near import assert_near
+from small import LEVELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,17 +19,7 @@ from bfr.models.weights.checkpoint import check_layout
 from bfr.models.weights.seeded import seed_weights
 from bfr.runtime.errors import InvalidOption
 
-TINY: dict[str, Any] = {
-    "ch": 8,
-    "ch_mult": [1, 2],
-    "num_res_blocks": 1,
-    "attn_resolutions": [8],
-    "resolution": 16,
-    "z_channels": 4,
-    "n_embed": 16,
-    "embed_dim": 3,
-    "groups": 4,
-}
+TINY = {**LEVELS, "z_channels": 4, "n_embed": 16, "embed_dim": 3}
 # latent diffusion's vq-f4 (`vq-f4-ffhq-256.yaml`) and taming-transformers' f16 with 1,024 codes
 F4: dict[str, Any] = {
     "ch": 128,

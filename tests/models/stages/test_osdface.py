@@ -8,56 +8,24 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
+from small import DENOISER, EMBEDDER, VAE
 from torch import Tensor
 
 from bfr.export.onnx.graph import export_graph
 from bfr.models.networks.osdface import VisualEmbedder
-from bfr.models.networks.sd import unet, vae_decoder, vae_encoder
+from bfr.models.networks.sd import VaeDecoder, VaeEncoder, unet
 from bfr.models.stages.osdface import LatentDecodeStage, LatentEncodeStage, PromptStage
 from bfr.models.stages.stage import Stage
 from bfr.models.stages.step import ContextStep
 from bfr.models.weights.seeded import seed_weights
 from bfr.runtime.diffusion.solvers import Column
 
-SIZE, LATENT, TOKENS, WIDTH = 16, 8, 7, 6
-VAE: dict[str, Any] = {
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "block_out_channels": [8, 16],
-    "latent_channels": 4,
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "scaling_factor": 0.18215,
-}
-UNET: dict[str, Any] = {
-    "down_block_types": ["CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D"],
-    "mid_block_type": None,
-    "block_out_channels": [8],
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "cross_attention_dim": WIDTH,
-    "attention_head_dim": [2],
-    "use_linear_projection": True,
-}
-EMBEDDER: dict[str, Any] = {
-    "ch": 8,
-    "ch_mult": [1, 2],
-    "num_res_blocks": 1,
-    "attn_resolutions": [8],
-    "resolution": SIZE,
-    "z_channels": 8,
-    "n_embed": 30,
-    "embed_dim": 8,
-    "tokens": TOKENS,
-    "context_dim": WIDTH,
-    "groups": 4,
-}
+SIZE, LATENT, TOKENS, WIDTH = 16, 8, 7, 6  # of `small`
 MAKERS = {
-    "encoder": lambda: LatentEncodeStage(vae_encoder(**VAE)),
+    "encoder": lambda: LatentEncodeStage(VaeEncoder(**VAE)),
     "prompt": lambda: PromptStage(VisualEmbedder(**EMBEDDER)),
-    "step": lambda: ContextStep(unet(**UNET), context=(TOKENS, WIDTH), clipped=False, channels=4),
-    "decoder": lambda: LatentDecodeStage(vae_decoder(**VAE)),
+    "step": lambda: ContextStep(unet(**DENOISER), context=(TOKENS, WIDTH), clipped=False, channels=4),
+    "decoder": lambda: LatentDecodeStage(VaeDecoder(**VAE)),
 }
 SIZES = {"encoder": SIZE, "prompt": SIZE, "step": LATENT, "decoder": SIZE}
 SHAPES = {

@@ -3,50 +3,24 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
+import small
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bfr.models.networks.osdface import VisualEmbedder
-from bfr.models.networks.sd import merge_lora, unet, vae_decoder, vae_encoder
+from bfr.models.networks.sd import VaeDecoder, VaeEncoder, merge_lora, unet
 from bfr.models.systems.osdface import OSDFACE
 from bfr.models.weights.locate import usable_weights
 from bfr.models.weights.osdface import EMBEDDER, LORA, PROJECTION, SOURCES, UNET, VAE, import_osdface
 from bfr.models.weights.seeded import seed_weights
 from bfr.runtime.errors import InputNotFound, InvalidCheckpoint
 
-GEOMETRY = {"layers_per_block": 1, "norm_num_groups": 4}
-UNET_CONFIG: dict[str, Any] = {
-    **GEOMETRY,
-    "down_block_types": ["CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D"],
-    "block_out_channels": [8],
-    "cross_attention_dim": 6,
-    "attention_head_dim": [2],
-}
-VAE_CONFIG: dict[str, Any] = {
-    **GEOMETRY,
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "block_out_channels": [8, 8],
-    "latent_channels": 4,
-}
-EMBEDDER_CONFIG: dict[str, Any] = {
-    "ch": 8,
-    "ch_mult": [1, 2],
-    "num_res_blocks": 1,
-    "attn_resolutions": [8],
-    "resolution": 16,
-    "z_channels": 4,
-    "n_embed": 10,
-    "embed_dim": 4,
-    "tokens": 5,
-    "context_dim": 6,
-    "groups": 4,
-}
+UNET_CONFIG = {**small.DENOISER, "mid_block_type": "UNetMidBlock2DCrossAttn", "use_linear_projection": False}
+VAE_CONFIG = {**small.VAE, "block_out_channels": [8, 8]}
+EMBEDDER_CONFIG = {**small.EMBEDDER, "z_channels": 4, "n_embed": 10, "embed_dim": 4, "tokens": 5}
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
@@ -55,8 +29,8 @@ def published() -> dict[str, dict[str, Tensor]]:
     """File -> state dict as it is published, name-seeded; the autoencoder with its attention's former names."""
     networks = {
         "unet": unet(**UNET_CONFIG),
-        "encoder": vae_encoder(**VAE_CONFIG),
-        "decoder": vae_decoder(**VAE_CONFIG),
+        "encoder": VaeEncoder(**VAE_CONFIG),
+        "decoder": VaeDecoder(**VAE_CONFIG),
         "embedder": VisualEmbedder(**EMBEDDER_CONFIG),
     }
     for network in networks.values():
@@ -118,7 +92,7 @@ def test_every_tensor_arrives(tmp_path: Path) -> None:
     assert {name: path.name for name, path in paths.items()} == {
         name: f"{name}.safetensors" for name in ("encoder", "embedder", "denoiser", "decoder")
     }
-    made = {"encoder": vae_encoder(**VAE_CONFIG), "decoder": vae_decoder(**VAE_CONFIG)}
+    made = {"encoder": VaeEncoder(**VAE_CONFIG), "decoder": VaeDecoder(**VAE_CONFIG)}
     made |= {"embedder": VisualEmbedder(**EMBEDDER_CONFIG), "denoiser": unet(**UNET_CONFIG)}
     for name, network in made.items():
         state = load_file(paths[name])
