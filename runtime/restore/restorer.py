@@ -290,8 +290,8 @@ class Restorer:
         check_seed(seed)
         for image in images:
             check_image(image)
-        given = {name: self.inputs.held(name, pictures) for name, pictures in (inputs or {}).items()}
-        given = {name: [picture] * len(images) for name, picture in self.fixed.items()} | given
+        given: dict[str, Given] = {name: [picture] * len(images) for name, picture in self.fixed.items()}
+        given |= {name: self.inputs.held(name, pictures) for name, pictures in (inputs or {}).items()}
         self.inputs.check(len(images), given)
         return given
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bfr.runtime.backends.cuda.bindings import Argument, Cuda, pointer, word
 from bfr.runtime.backends.cuda.kernels import BLOCK, NAMES, compile_kernels
-from bfr.runtime.backends.cuda.parts import GpuInput, GpuNoise, GpuOutput, GpuStopwatch, GraphProgram
+from bfr.runtime.backends.cuda.parts import GpuInput, GpuNoise, GpuOutput, GpuStopwatch
 from bfr.runtime.backends.device import Float32, Network
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
@@ -156,3 +156,26 @@ class GpuDevice:
             self._staging = np.empty(0, np.uint8)
             self._staging = self.cuda.pinned(self._staged, size)
         return self._staging[:size]
+
+
+class GraphProgram:
+    """Work that runs as it is `warm_runs` times, in which libraries allocate what they need, then as one graph."""
+
+    def __init__(self, device: GpuDevice, owned: ExitStack, work: Callable[[], None]) -> None:
+        self.device, self.work = device, work
+        self._runs = 0
+        self._graph: Any = None
+        owned.callback(self._forget)
+
+    def __call__(self) -> None:
+        if self._runs < self.device.warm_runs or not self.device.records:
+            self.work()
+            self._runs += 1
+            return
+        if self._graph is None:
+            self._graph = self.device.capture(self.work)
+        self.device.replay(self._graph)
+
+    def _forget(self) -> None:
+        if self._graph is not None:
+            self.device.forget(self._graph)

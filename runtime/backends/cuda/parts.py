@@ -1,22 +1,30 @@
-"""The parts of a chain on a GPU: upload, download, noise, recorded programs, and a clock."""
+"""The parts of a chain on a GPU: upload, download, noise, and a clock."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.backends.cuda.bindings import Cuda, Handle, pointer, word
+from bfr.runtime.backends.cuda.bindings import Argument, Cuda, Handle, pointer, word
 from bfr.runtime.backends.cuda.kernels import BLOCK
-from bfr.runtime.backends.device import Buffer, Float32, own_array
+from bfr.runtime.backends.device import Buffer, Float32, Memory, own_array
 from bfr.runtime.diffusion.noise import check_seed
 
-if TYPE_CHECKING:
-    from bfr.runtime.backends.cuda.device import GpuDevice
-
 MARKS = 64  # of a chain's stages and its beginning
+
+
+class Gpu(Memory, Protocol):
+    """What the parts need of a `bfr.runtime.backends.cuda.device.GpuDevice`."""
+
+    cuda: Cuda
+    stream: Handle
+    copy_stream: Handle
+    back_stream: Handle
+
+    def launch(self, kernel: str, grid: tuple[int, int], arguments: Sequence[Argument]) -> None: ...
 
 
 def own_slots(owned: ExitStack, cuda: Cuda, size: int) -> list[tuple[NDArray[np.uint8], Handle]]:
@@ -31,7 +39,7 @@ class GpuInput:
     to the buffer that the networks read.
     """
 
-    def __init__(self, device: "GpuDevice", owned: ExitStack, shape: tuple[int, ...]) -> None:
+    def __init__(self, device: Gpu, owned: ExitStack, shape: tuple[int, ...]) -> None:
         self.device, self.cuda, self._staged = device, device.cuda, 0
         self.buffer, self._arrived_in = (own_array(owned, device, shape) for _ in range(2))
         self._pinned = self.cuda.pinned(owned, self.buffer.bytes)
@@ -60,7 +68,7 @@ class GpuOutput:
     page-locked memory.
     """
 
-    def __init__(self, device: "GpuDevice", owned: ExitStack, shape: tuple[int, ...]) -> None:
+    def __init__(self, device: Gpu, owned: ExitStack, shape: tuple[int, ...]) -> None:
         self.device, self.cuda = device, device.cuda
         self._held = own_array(owned, device, shape)
         self._slots = own_slots(owned, self.cuda, self._held.bytes)
@@ -88,7 +96,7 @@ class GpuOutput:
 class GpuNoise:
     """Noise as a kernel that reads seed and image keys from device memory: a graph can hold it."""
 
-    def __init__(self, device: "GpuDevice", owned: ExitStack, shape: tuple[int, ...], first: int = 0) -> None:
+    def __init__(self, device: Gpu, owned: ExitStack, shape: tuple[int, ...], first: int = 0) -> None:
         if prod(shape[1:]) % 4:
             raise ValueError(f"noise of shape {shape} is not a multiple of 4 elements an image")
         self.device, self.cuda, self.first, self._count = device, device.cuda, first, 0
@@ -119,29 +127,6 @@ class GpuNoise:
         self.device.launch("fill_normal", (-(-self._quads // BLOCK), self._count), arguments)
 
 
-class GraphProgram:
-    """Work that runs as it is `warm_runs` times, in which libraries allocate what they need, then as one graph."""
-
-    def __init__(self, device: "GpuDevice", owned: ExitStack, work: Callable[[], None]) -> None:
-        self.device, self.work = device, work
-        self._runs = 0
-        self._graph: Any = None
-        owned.callback(self._forget)
-
-    def __call__(self) -> None:
-        if self._runs < self.device.warm_runs or not self.device.records:
-            self.work()
-            self._runs += 1
-            return
-        if self._graph is None:
-            self._graph = self.device.capture(self.work)
-        self.device.replay(self._graph)
-
-    def _forget(self) -> None:
-        if self._graph is not None:
-            self.device.forget(self._graph)
-
-
 class GpuStopwatch:
     """The GPU's own clock, which a kernel reads at each mark, inside a recorded graph as well.
 
@@ -149,7 +134,7 @@ class GpuStopwatch:
     the stages that call one.
     """
 
-    def __init__(self, device: "GpuDevice", owned: ExitStack) -> None:
+    def __init__(self, device: Gpu, owned: ExitStack) -> None:
         self.device, self.cuda = device, device.cuda
         self._times = own_array(owned, device, (MARKS, 2))  # nanoseconds of 64 bits
         self._slots = own_slots(owned, self.cuda, self._times.bytes)
