@@ -70,7 +70,9 @@ class NetworkBackground:
         self.name = f"{bundle.manifest.system} {bundle.hash}"
         self.tile, self.scale = tile, result // tile
         self._device = device
-        self._input, self._output = device.array((1, 3, tile, tile)), device.array((1, 3, result, result))
+        self._batch = min(bundle.manifest.batches or (1,))  # a tile at a time, repeated where the graph fixes its batch
+        self._input = device.array((self._batch, 3, tile, tile))
+        self._output = device.array((self._batch, 3, result, result))
         self._running = threading.Lock()  # photographs are pasted in several threads, the buffers are one
         self._call = device.load(bundle, name, "fp32").bind({"degraded": self._input}, {"estimate": self._output})
 
@@ -87,7 +89,7 @@ class NetworkBackground:
             for x in range(0, width, step):
                 tile = padded[y : y + self.tile, x : x + self.tile].astype(np.float32) / np.float32(top)
                 with self._running:
-                    self._device.write(self._input, np.ascontiguousarray(tile.transpose(2, 0, 1)[None]))
+                    self._device.write(self._input, np.repeat(tile.transpose(2, 0, 1)[None], self._batch, axis=0))
                     self._call()
                     result = self._device.read(self._output)[0].transpose(1, 2, 0)
                 if not np.isfinite(result).all():

@@ -31,6 +31,7 @@ _NEUTRAL = 2  # levels of 8 bits by which the chroma of a grey picture differs f
 # FFmpeg's number of a matrix -> its weights of red and blue (ITU-R BT.709, FCC, BT.601, SMPTE 240M, BT.2020).
 _WEIGHTS = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 5: (0.299, 0.114), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
 
+_LUMA, _CHROMA = slice(0, 1), slice(1, 3)  # of Y, U and V
 _SITING = np.array([[2.0, 0, 0], [0, 2.0, 0.5]])  # chroma -> luma: at the left one of two samples, between two rows
 
 Pixels = NDArray[Any]
@@ -91,25 +92,35 @@ class Samples:
         colour: the chroma is restored too; not in a grey picture.
         """
         luma, chroma = self._split()
-        levels, black = self._from_rgb(_top(self.depth)), self._black
-        for channel, plane in enumerate([luma, *chroma] if colour else [luma]):
-            row, start = levels[channel : channel + 1], np.float32(black[channel])
-            paste_faces(
-                plane,
-                [
-                    replace(
-                        patch,
-                        pixels=_plane(patch.pixels, row, start),
-                        # As in RGB: the finer detail of colours is mostly noise.
-                        before=None if channel and detail == "auto" else _plane(patch.before, row, start),
-                        matrix=compose(patch.matrix, _SITING) if channel else patch.matrix,
-                    )
-                    for patch in patches
-                ],
-                blend=blend,
-                detail=detail,
-                white=(1 << self.depth) - 1,
+        white = None if self.depth == 8 else (1 << self.depth) - 1
+        brightness = [
+            replace(patch, pixels=self._planes(patch.pixels, _LUMA), before=self._planes(patch.before, _LUMA))
+            for patch in patches
+        ]
+        paste_faces(luma, brightness, blend=blend, detail=detail, white=white)
+        if not colour:
+            return
+        colours = [
+            replace(
+                patch,
+                pixels=self._planes(patch.pixels, _CHROMA),
+                # As in RGB: the finer detail of colours is mostly noise.
+                before=None if detail == "auto" else self._planes(patch.before, _CHROMA),
+                matrix=compose(patch.matrix, _SITING),
             )
+            for patch in patches
+        ]
+        both = cv2.merge(list(chroma))
+        paste_faces(both, colours, blend=blend, detail=detail, white=white)
+        chroma[:] = cv2.split(both)
+
+    def _planes(self, pixels: NDArray[np.float32] | None, which: slice) -> NDArray[np.float32] | None:
+        """Y, (H, W), or U and V, (H, W, 2), of (H, W, 3) RGB."""
+        if pixels is None:
+            return None
+        to_yuv = np.hstack([self._from_rgb(_top(self.depth)), self._black[:, None]])
+        # A plane at a time: for two at once OpenCV takes three times as long.
+        return np.asarray(cv2.merge([cv2.transform(pixels, row[None]) for row in to_yuv[which]]), np.float32)
 
     def _converted(self, planes: Sequence[NDArray[Any]]) -> Pixels:
         """Y, U and V of the same size, (H, W) each -> RGB."""
@@ -147,13 +158,6 @@ def _doubled(plane: NDArray[Any]) -> NDArray[Any]:
     full[:, ::2] = rows
     full[:, 1::2] = cv2.filter2D(rows, -1, _BETWEEN, anchor=(1, 0), borderType=cv2.BORDER_REPLICATE)
     return full
-
-
-def _plane(
-    pixels: NDArray[np.float32] | None, row: NDArray[np.float64], black: np.float32
-) -> NDArray[np.float32] | None:
-    """One plane, (H, W), of (H, W, 3) RGB."""
-    return None if pixels is None else np.asarray(cv2.transform(pixels, row) + black, np.float32)
 
 
 def _top(depth: int) -> int:

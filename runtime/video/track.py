@@ -206,11 +206,11 @@ def _share(cutoff: float, seconds: float) -> float:
 
 def _histogram(small: NDArray[np.uint8]) -> Float64:
     """The share of each of 8 x 8 x 8 colours."""
-    bins = (small >> 5).astype(np.int64) @ np.array([64, 8, 1])
-    return np.asarray(np.bincount(bins.ravel(), minlength=512) / bins.size, np.float64)
+    counts = cv2.calcHist([small], [0, 1, 2], None, [8, 8, 8], [0, 256] * 3)
+    return np.asarray(counts / counts.sum(), np.float64)
 
 
 def _structure(small: NDArray[np.uint8]) -> Float64:
     """(18, 32) brightness around its mean."""
-    coarse = small.mean(axis=2).reshape(18, 4, 32, 4).mean(axis=(1, 3))
+    coarse = cv2.resize(small.astype(np.float32), (32, 18), interpolation=cv2.INTER_AREA).mean(axis=2)
     return np.asarray(coarse - coarse.mean(), np.float64)
