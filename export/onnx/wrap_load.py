@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper, inliner
 from onnx.numpy_helper import from_array, to_array
 
@@ -186,20 +187,30 @@ def _every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
             yield from _every_node(branch)
 
 
-def freeze_draws(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Replace nodes that draw random numbers by constants, drawn once from seed 0.
+def stand_in(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A node that draws nothing, whose output has the shape and type of one that draws."""
+    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    made, kind = list(node.output), attributes.get("dtype")
+    if not node.input:
+        zeros = np.zeros(attributes["shape"], helper.tensor_dtype_to_np_dtype(kind or TensorProto.FLOAT))
+        return helper.make_node("Constant", [], made, value=from_array(zeros))
+    return (
+        helper.make_node("Cast", node.input, made, to=kind) if kind else helper.make_node("Identity", node.input, made)
+    )
+
+
+def draw_once(node: onnx.NodeProto, number: int, like: NDArray[np.generic]) -> TensorProto:
+    """What a node draws, from a seed of its own.
 
     Args:
-        model: The graph; it is changed.
-        shapes: Shapes of what the nodes draw, by output.
+        node: The node.
+        number: Which of the graph's draws it is.
+        like: An array of the shape and type of its output.
     """
-    for i, node in enumerate(drawing_nodes(model)):
-        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-        rng, shape = np.random.default_rng([0, i]), shapes[node.output[0]]
-        if node.op_type.startswith("RandomNormal"):
-            drawn = rng.normal(attributes.get("mean", 0.0), attributes.get("scale", 1.0), shape)
-        else:
-            drawn = rng.uniform(attributes.get("low", 0.0), attributes.get("high", 1.0), shape)
-        kind = helper.tensor_dtype_to_np_dtype(attributes.get("dtype", TensorProto.FLOAT))
-        model.graph.initializer.append(from_array(drawn.astype(kind), node.output[0]))
-        model.graph.node.remove(node)
+    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    rng = np.random.default_rng([0, number])
+    if node.op_type.startswith("RandomNormal"):
+        drawn = rng.normal(attributes.get("mean", 0.0), attributes.get("scale", 1.0), like.shape)
+    else:
+        drawn = rng.uniform(attributes.get("low", 0.0), attributes.get("high", 1.0), like.shape)
+    return from_array(drawn.astype(like.dtype), node.output[0])

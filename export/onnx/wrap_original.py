@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -10,9 +11,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from bfr.export.onnx.wrap_load import drawing_nodes, freeze_draws, reason
+from bfr.export.onnx.wrap_load import draw_once, drawing_nodes, reason, stand_in
 from bfr.export.onnx.wrap_read import IMAGE_TYPES, ImageTensor, Interface, Range, find_inputs, find_output, find_values
 from bfr.export.options import WrapOptions
 from bfr.export.verify.walk import synthetic
@@ -267,17 +268,20 @@ def frozen(
         say: Called with what was done.
     """
     onnx.load_external_data_for_model(model, str(file.parent))
-    draws, declared = drawing_nodes(model), len(model.graph.output)
-    for node in draws:
-        kind = next((int(a.i) for a in node.attribute if a.name == "dtype"), TensorProto.FLOAT)
-        model.graph.output.append(helper.make_tensor_value_info(node.output[0], kind, None))
+    nodes, declared = drawing_nodes(model), len(model.graph.output)
+    draws = deepcopy(nodes)
+    for node in nodes:
+        node.CopyFrom(stand_in(node))
+        model.graph.output.append(onnx.ValueInfoProto(name=node.output[0]))
     onnx.save(model, scratch / "looked.onnx", save_as_external_data=True, location="looked.data")
     onnx.load_external_data_for_model(model, str(scratch))  # saving moved the weights out of it
     images = {one: _grey(one, one.side or options.size or OPEN_FACE) for one in find_inputs(model, options) if one}
     _, values = find_values(model, images, options.values)
-    shapes = Original(scratch / "looked.onnx", threads).shapes(images, values)
+    found = Original(scratch / "looked.onnx", threads).run([node.output[0] for node in draws], images, values)
     del model.graph.output[declared:]
-    freeze_draws(model, shapes)
+    for number, (node, draw, like) in enumerate(zip(nodes, draws, found, strict=True)):
+        model.graph.initializer.append(draw_once(draw, number, like))
+        model.graph.node.remove(node)
     onnx.save(model, scratch / "frozen.onnx", save_as_external_data=True, location="frozen.data")
     say(f"{len(draws)} nodes of {file.name} draw random numbers: they became constants, drawn once")
     return Original(scratch / "frozen.onnx", threads)

@@ -367,16 +367,20 @@ def test_a_run_over_files_counts_to_its_end(tmp_path: Path) -> None:
     assert report.settings["sampler"]["solver"] is None
 
 
-def test_an_enlarger_is_a_background(tmp_path: Path) -> None:
-    """A network of scale 2 serves `bfr restore --background`."""
-    size = 48
-    nodes = [helper.make_node("Resize", ["x", "", "scales"], ["y"], mode="nearest")]
+@pytest.mark.parametrize("batch", [-1, 4])
+def test_an_enlarger_is_a_background(tmp_path: Path, batch: int) -> None:
+    """A network of scale 2 serves `bfr restore --background`, also one that takes four tiles at a time alone."""
+    size, count = 48, "n" if batch == -1 else batch
+    nodes = [
+        helper.make_node("Resize", ["x", "", "scales"], ["large"], mode="nearest"),
+        helper.make_node("Reshape", ["large", "shape"], ["y"]),
+    ]
     path = save(
         tmp_path / "x2.onnx",
         nodes,
-        [value("x", ["n", 3, size, size])],
-        [value("y", ["n", 3, 2 * size, 2 * size])],
-        {"scales": np.array([1, 1, 2, 2], np.float32)},
+        [value("x", [count, 3, size, size])],
+        [value("y", [count, 3, 2 * size, 2 * size])],
+        {"scales": np.array([1, 1, 2, 2], np.float32), "shape": np.array([batch, 3, 2 * size, 2 * size])},
     )
     bundle = wrap(path, tmp_path / "bundle", WrapOptions(input_range=(0, 1), output_range=(0, 1)))
     picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
@@ -432,16 +436,26 @@ def test_a_second_picture_is_a_reference(tmp_path: Path) -> None:
     assert np.abs(found - expected).max() <= 0.51
 
 
-def test_noise_that_a_graph_draws_is_drawn_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "attributes"),
+    [
+        (TensorProto.FLOAT, {}),
+        (TensorProto.DOUBLE, {}),  # the type is that of what it is like
+        (TensorProto.FLOAT16, {"dtype": TensorProto.FLOAT16}),  # which ONNX Runtime cannot draw on the CPU
+        (TensorProto.FLOAT, {"shape": [1, 3, SIZE, SIZE]}),
+    ],
+)
+def test_noise_that_a_graph_draws_is_drawn_once(tmp_path: Path, kind: int, attributes: dict[str, Any]) -> None:
     """As GFPGAN's, whose StyleGAN blocks add noise."""
+    draw = ("RandomNormal", []) if "shape" in attributes else ("RandomNormalLike", ["x"])
     nodes = [
-        helper.make_node("RandomNormalLike", ["x"], ["drawn"]),
+        helper.make_node(*draw, ["drawn"], **attributes),
         helper.make_node("Mul", ["drawn", "tenth"], ["little"]),
         helper.make_node("Add", ["x", "little"], ["y"]),
     ]
     image = [1, 3, SIZE, SIZE]
-    constants = {"tenth": np.array(0.1, np.float32)}
-    path = save(tmp_path / "noisy.onnx", nodes, [value("x", image)], [value("y", image)], constants)
+    constants = {"tenth": np.array(0.1, helper.tensor_dtype_to_np_dtype(kind))}
+    path = save(tmp_path / "noisy.onnx", nodes, [value("x", image, kind)], [value("y", image, kind)], constants)
     said: list[str] = []
     bundle = wrap(path, tmp_path / "bundle", say=said.append)
     assert any("draw random numbers" in line for line in said)
