@@ -48,9 +48,6 @@ class ReplayedNoise:
         """Write the recorded draw of `step`."""
         self.device.write(self.buffers[step % 2], self.draws[step])
 
-    def close(self) -> None:
-        """Nothing to end."""
-
 
 class GivenEstimate:
     """A recorded estimate in the place of the estimator."""

@@ -51,7 +51,7 @@ def usable(gpus: Any, home: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, E
         if error := outcome.get(backend.name):
             raise error
 
-    monkeypatch.setattr(module, "_check", tried)
+    monkeypatch.setattr(Backend, "check", tried)
     return outcome
 
 

@@ -106,6 +106,9 @@ def makers(files: Any) -> dict[str, Callable[[], list[bytes]]]:
             saved(flat("RGB", red), "TIFF", tiffinfo={254: 1}),
             saved(flat("RGB", red), "TIFF", tiffinfo={50706: b"\1\4\0\0"}),
         ],
+        "BMP in run lengths (RLE) of more than 4,194,304 pixels or bytes": lambda: [
+            b"BM" + struct.pack("<IHHIIiiHHI", 0, 0, 0, 1078, 40, 2100, 2100, 1, 8, 1) + bytes(20 + 1024)
+        ],
         "cut off or damaged": lambda: [
             saved(flat("RGB", red, (99, 99)), kind)[:-90] for kind in ("PNG", "JPEG", "BMP")
         ],
