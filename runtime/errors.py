@@ -1,4 +1,4 @@
-"""What a user can mend. Every message names what was found, where, and the remedy; anything else is a bug."""
+"""Errors that a user can mend. Every message names what was found, where, and the remedy; other errors are bugs."""
 
 from pathlib import Path
 from traceback import extract_tb
@@ -73,7 +73,7 @@ class DeviceLost(BfrError, RuntimeError):
 
 
 class BackendUnavailable(BfrError, RuntimeError):
-    """A backend or execution provider was asked for and does not work on this machine."""
+    """A backend or execution provider that was chosen does not work on this machine."""
 
 
 class RestorationFailed(BfrError):
@@ -111,7 +111,11 @@ class ServerUnavailable(ServerError):
 
 
 class RequestRefused(ServerError, ValueError):
-    """A server does not do what was asked, and will not if it is asked again. status: of HTTP, 400 to 499."""
+    """A server refuses a request, and would refuse it again.
+
+    Attributes:
+        status: HTTP status, 400 to 499.
+    """
 
     exit_code = 2
 
@@ -121,7 +125,7 @@ class RequestRefused(ServerError, ValueError):
 
 
 def explain_failure(error: Exception) -> str:
-    """Why one file failed: the text of a BfrError; of anything else what it is and where it was raised."""
+    """Return why one file failed: the text of a BfrError; of other errors their type, place and text."""
     if isinstance(error, BfrError):
         return str(error)
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")

@@ -53,7 +53,7 @@ _in_use: set[str] = set()
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: `$BFR_HOME`, else `bfr` in the platform's cache folder. It need not exist yet.
+    """Return where downloads are kept: `$BFR_HOME`, else `bfr` in the platform's cache folder. It need not exist yet.
 
     Raises WriteFailed where the user has no home folder.
     """
@@ -70,13 +70,13 @@ def cache_folder() -> Path:
 
 
 def sha256_file(path: Path) -> str:
-    """The sha256 of a file's bytes, 64 lower-case hexadecimal digits, in constant memory."""
+    """Return the sha256 of a file's bytes, 64 lower-case hexadecimal digits, in constant memory."""
     with path.open("rb") as file:
         return sha256_of(file)
 
 
 def sha256_of(file: BinaryIO) -> str:
-    """The sha256 of what is left of an open file, as `sha256_file`."""
+    """Return the sha256 of what is left of an open file, as `sha256_file`."""
     digest = hashlib.sha256()
     while part := file.read(1 << 20):
         digest.update(part)
@@ -208,7 +208,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def concerns_one_file(error: WriteFailed) -> bool:
-    """Whether a write failed for its name or place, so that other files of the folder may still be written."""
+    """Return whether a write failed for its name or place, so that other files of the folder may still be written."""
     return error.errno in _OF_ONE_NAME
 
 

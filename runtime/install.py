@@ -23,7 +23,7 @@ _REPOSITORY = ("repository", "source", "source code", "homepage")  # labels of [
 
 
 def install_command(*extras: str, options: str = "") -> str:
-    """The command of pip that adds extras to this installation.
+    """Return the command of pip that adds extras to this installation.
 
     Args:
         extras: Names of [project.optional-dependencies].

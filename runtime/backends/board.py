@@ -76,7 +76,7 @@ def highest_opset(tensorrt: str) -> int | None:
 
 
 def this_board(root: Path = Path("/")) -> Board:
-    """The board that this runs on.
+    """Return the board that this runs on.
 
     Names of boards differ ("NVIDIA Orin NX Developer Kit", those of other makers). What they share is the device tree's
     `compatible`, and L4T's release file, which NVIDIA's container runtime mounts.
@@ -100,7 +100,7 @@ def power_mode(root: Path = Path("/")) -> str | None:
     """Return the power mode of a board, as `15W`; None where this is no board, or the mode is unknown.
 
     `nvpmodel` keeps the number in its status file, and the names in its configuration. Where a container has neither,
-    the program is asked.
+    the program is run.
     """
     if this_board(root).model is None:
         return None

@@ -42,7 +42,7 @@ def check_threads(threads: int | None) -> None:
 
 
 def environments_threads() -> int | None:
-    """The number of threads that OMP_NUM_THREADS asks for, as PyTorch and OpenBLAS read it; None without it."""
+    """Return the number of threads that OMP_NUM_THREADS asks for, as PyTorch and OpenBLAS read it; None without it."""
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) > 0 else None
 

@@ -33,7 +33,7 @@ CPU = "CPUExecutionProvider"
 SHRINK = "memory.enable_memory_arena_shrinkage"  # an option of a run
 # What a session may do with a graph. Older versions know less of it, and pass over what they do not know.
 SAFE = {
-    "session.load_model_format": "ONNX",  # whatever else its bytes look like
+    "session.load_model_format": "ONNX",  # never guessed from the bytes
     "session.use_external_initializer_file_buffers_directly": "1",  # no copy of what is mapped
     "optimization.constant_folding_max_output_size_in_bytes": str(4 * LARGEST_ELEMENTS),  # of one node
 }
@@ -78,11 +78,14 @@ class CpuDevice(HostDevice):
     name = "onnxruntime-cpu"
 
     def __init__(self, threads: int | None = None, *, spinning: bool = True) -> None:
-        """`threads`: None takes what OMP_NUM_THREADS says, or one a core.
+        """Choose the threads of the sessions.
 
-        `spinning`: idle threads wait in a loop, which is quicker but slows whatever else runs on the machine.
+        Args:
+            threads: Number of threads; None is that of OMP_NUM_THREADS, or one a core.
+            spinning: Whether idle threads wait in a loop: calls start sooner, and other processes slow down.
 
-        Raises InvalidOption for a number of threads that is out of range.
+        Raises:
+            InvalidOption: The number of threads is out of range.
         """
         check_threads(threads)
         self.threads, self.spinning = threads or environments_threads(), spinning
@@ -146,7 +149,7 @@ class CudaDevice(GpuDevice):
     warm_runs = 3  # its arena grows in the first runs, and memory must not be allocated while a chain is captured
 
     def __init__(self, index: int = 0, *, graphs: bool = False) -> None:
-        """`graphs`: record whole chains as CUDA graphs, which ONNX Runtime does not promise to bear."""
+        """`graphs`: record whole chains as CUDA graphs, which ONNX Runtime does not document for its kernels."""
         self.check(None, "fp32", index)
         super().__init__(index)
         self.records = graphs
@@ -170,7 +173,7 @@ class CudaDevice(GpuDevice):
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         # The pattern of the first run would be allocated in the second; without it every run takes from the arena.
         options.enable_mem_pattern = not self.records
-        # TF32 keeps 10 bits of the mantissa: float32 is asked for, float32 is computed.
+        # TF32 keeps 10 bits of the mantissa: float32 is computed in float32.
         provider = {
             "device_id": str(self.cuda.index),
             "use_tf32": "0",
@@ -180,7 +183,7 @@ class CudaDevice(GpuDevice):
 
 
 def cuda_works() -> bool:
-    """Whether a GPU can be used: the provider is compiled in, and memory on the device can be had."""
+    """Return whether a GPU can be used: the provider is compiled in, and memory on the device can be had."""
     if CUDA not in ort.get_available_providers() or not device_count():
         return False
     with redirect_stdout(io.StringIO()):  # it prints what it did not find, which need not be missing

@@ -47,7 +47,7 @@ class Backend:
         where: The processor that it runs on.
         help: What it is, in a few words.
         unmeasured: Whether `auto` takes it on a GPU where nothing was measured, in the order of the rows.
-        records: Whether a whole chain is recorded as one CUDA graph unless told otherwise.
+        records: Whether a whole chain is recorded as one CUDA graph by default.
         compiles: Whether its class takes `compiler`, a collection of COMPILER_OPTIONS.
     """
 
@@ -82,7 +82,7 @@ class Backend:
             ) from error
 
     def check(self, bundle: Bundle | None, precision: Precision, index: int) -> None:
-        """Raise a BfrError unless it works here, as far as can be told without loading the networks."""
+        """Raise a BfrError unless it works here; the networks are not loaded for it."""
         if self.where == "cuda":
             self.load().check(bundle, precision, index)
 
@@ -126,7 +126,7 @@ def open_device(
         name: One of BACKENDS, or `auto`, see `choose`.
         bundle: What will run; `auto` looks for its engines and measurements on this machine.
         precision: What it will run in.
-        threads: Of a backend on the CPU; None is what OMP_NUM_THREADS says, or the library's own choice.
+        threads: Of a backend on the CPU; None is that of OMP_NUM_THREADS, or the library's choice.
         spinning: Whether idle threads of a backend on the CPU wait in a loop.
         index: The number of the GPU.
         compiler: Of a backend that compiles; None is its default.
@@ -225,7 +225,7 @@ def verified_seconds(record: MachineRecord, precision: Precision, gpu: str | Non
 
 
 def recorded(bundle: Bundle | None) -> MachineRecord:
-    """What this machine made of a bundle. What cannot be read is said, and left unused."""
+    """Read a bundle's record on this machine; an unreadable one is a warning and counts as empty."""
     try:
         return MachineFiles(bundle.hash).read() if bundle else MachineRecord()
     except BfrError as error:

@@ -82,7 +82,7 @@ class TensorRtDevice(GpuDevice):
     def load_engine(self, path: Path, cache: bytes | None = None) -> "TensorRtNetwork":
         """Deserialize a file that is known to be an engine of ours. cache: what TensorRT-RTX compiled before.
 
-        Raises BackendUnavailable, with what the library said, where it refuses.
+        Raises BackendUnavailable, with the library's message, where it refuses.
         """
         with path.open("rb") as file:
             return self._deserialize(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), path.name, cache)
@@ -102,12 +102,12 @@ class TensorRtDevice(GpuDevice):
         return network
 
     def inspect(self, network: "TensorRtNetwork") -> str:
-        """The engine inspector's JSON."""
+        """Return the engine inspector's JSON."""
         inspector = network.engine.create_engine_inspector()
         return str(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
 
     def runtime_cache(self, network: "TensorRtNetwork") -> bytes | None:
-        """What TensorRT-RTX compiled while the network ran; None of TensorRT, whose engines are machine code."""
+        """Return what TensorRT-RTX compiled while the network ran; None of TensorRT, whose engines are machine code."""
         found = network.config.get_runtime_cache() if network.config is not None else None
         return bytes(found.serialize()) if found is not None else None
 
@@ -124,7 +124,7 @@ class TensorRtDevice(GpuDevice):
         return self._blocks[-1]
 
     def fail(self, what: str) -> NoReturn:
-        """Raise, with what the library said; DeviceOutOfMemory where it is that."""
+        """Raise RuntimeError, or DeviceOutOfMemory where memory is the cause, with the library's messages."""
         said = "; ".join(self.logger.errors) or "nothing"
         text = f"{self.name} {self.machine.version}: {what}; it said: {said}"
         if "memory" in said.lower():
@@ -152,7 +152,9 @@ class TensorRtRtxDevice(TensorRtDevice):
 class TensorRtNetwork:
     """A deserialized engine, and its contexts by batch size.
 
-    profiles: batch size -> the number of its optimization profile. config: of TensorRT-RTX, else None.
+    Attributes:
+        profiles: Batch size -> number of its optimization profile.
+        config: The runtime configuration of TensorRT-RTX; None of TensorRT.
     """
 
     def __init__(self, device: TensorRtDevice, engine: Any, cache: bytes | None) -> None:
@@ -168,7 +170,7 @@ class TensorRtNetwork:
         self.contexts: dict[int, Any] = {}
 
     def activation_bytes(self, batch: int) -> int:
-        """What a context of this batch size needs. Raises InvalidOption for a size without a profile."""
+        """Return what a context of this batch size needs. Raises InvalidOption for a size without a profile."""
         return int(self.engine.get_device_memory_size_for_profile_v2(self._profile(batch)))
 
     def bind(self, inputs: Mapping[str, GpuBuffer], outputs: Mapping[str, GpuBuffer]) -> BoundCall:
@@ -197,7 +199,7 @@ class TensorRtNetwork:
         return call
 
     def context(self, batch: int) -> Any:
-        """The context of a batch size, made when first asked for."""
+        """Return the context of a batch size; the first call makes it."""
         if batch not in self.contexts:
             profile, device = self._profile(batch), self.device
             device.logger.errors.clear()

@@ -1,7 +1,7 @@
 """TensorRT and TensorRT-RTX: the one that is installed, its logger, and the key that engines are kept under.
 
-Both have the API of TensorRT 11 as far as it is used here, and TensorRT has it from 10.3 on. Nothing here needs a GPU
-but `gpu_facts`: a deserialization without one can kill the process, so that everything asks `gpu_facts` first.
+Both have the API of TensorRT 11 as far as it is used here, and TensorRT has it from 10.3 on. A deserialization without
+a GPU can kill the process: make a `Cuda`, which raises BackendUnavailable without one, before the library's runtime.
 """
 
 import importlib
@@ -60,7 +60,7 @@ def check_capability(library: Library, gpu: str, capability: str) -> None:
 
 
 def load_library(name: Library) -> ModuleType:
-    """The Python module of a library. Raises MissingDependency where it, or what it links to, is not there."""
+    """Return the Python module of a library. Raises MissingDependency where it, or what it links to, is not there."""
     try:
         return importlib.import_module(name.replace("-", "_"))
     except (ImportError, OSError) as error:  # OSError: a shared library of it cannot be loaded
@@ -68,7 +68,7 @@ def load_library(name: Library) -> ModuleType:
 
 
 def make_logger(trt: Any, level: int = logging.WARNING) -> Any:
-    """A logger of the library that writes to Python's logging, under `bfr.tensorrt`, from `level` on.
+    """Make a logger of the library that writes to Python's logging, under `bfr.tensorrt`, from `level` on.
 
     It must outlive everything that is made with it.
     """
@@ -96,7 +96,7 @@ def make_logger(trt: Any, level: int = logging.WARNING) -> Any:
 
 
 def this_machine(library: Library, cuda: Cuda) -> Machine:
-    """The machine as engines see it. Raises BackendUnavailable where the library does not support its GPU."""
+    """Return the machine as engines see it. Raises BackendUnavailable where the library does not support its GPU."""
     trt = load_library(library)
     facts = cuda.facts
     check_capability(library, facts.name, facts.compute_capability)
@@ -113,7 +113,7 @@ def engine_key(
     buckets: Sequence[int] = BUCKETS,
     options: dict[str, str | int | bool | None],
 ) -> EngineKey:
-    """The full key of an engine of a bundle's network, built on `machine` with the builder's `options`."""
+    """Return the full key of an engine of a bundle's network, built on `machine` with the builder's `options`."""
     variant = bundle.network(network).variants[precision]
     return EngineKey(
         graph_sha256=variant.graph.sha256,
@@ -134,7 +134,7 @@ def find_engine(
     buckets: Sequence[int] | None = None,
     options: dict[str, str | int | bool | None] | None = None,
 ) -> Engine:
-    """The engine of a network that this machine built and recorded. Its files are not yet checked.
+    """Return the engine of a network that this machine built and recorded. Its files are not yet checked.
 
     buckets, options: as the engine must have been built; None takes those that it was built with.
     Raises EngineMissing where none was built, EngineMismatch with each field, what it has and what is wanted.
@@ -169,7 +169,7 @@ def find_engine(
 
 
 def find_engines(bundle: Bundle, precision: Precision, machine: Machine) -> list[Engine]:
-    """The engines of all networks for this machine; a network without that precision runs in fp32."""
+    """Return the engines of all networks for this machine; a network without that precision runs in fp32."""
     return [
         find_engine(bundle, name, precision if precision in entry.variants else "fp32", machine)
         for name, entry in bundle.manifest.networks.items()

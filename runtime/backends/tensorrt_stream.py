@@ -9,7 +9,7 @@ STREAMS_FROM = (10, 9)  # TensorRT before that takes no less than it asked for, 
 
 
 def engine_source(trt: Any, data: mmap.mmap | bytes) -> Any:
-    """What `deserialize_cuda_engine` reads an engine from, so that no copy of it is made on the way.
+    """Return what `deserialize_cuda_engine` reads an engine from, so that no copy of it is made on the way.
 
     A stream hands out PIECE bytes at once, and lets go of what came before. Libraries that cannot read one in pieces
     get the map itself, whose pages the system may take back: TensorRT before STREAMS_FROM, whose older IStreamReader

@@ -44,7 +44,7 @@ class Bundle:
 
     Attributes:
         folder: Where it is.
-        manifest: What it says.
+        manifest: Its manifest.
         hash: Sha256 of the manifest's content, which holds those of all files, without the list of verifications.
     """
 
@@ -165,7 +165,7 @@ class Bundle:
             raise InvalidOption(f"preset {name!r} cannot be changed so: {problems}") from error
 
     def network(self, name: str) -> Network:
-        """A network's entry by its name."""
+        """Return a network's entry by its name."""
         return self.manifest.networks[name]
 
     def graph(self, name: str, precision: Precision) -> Path:
@@ -211,7 +211,7 @@ class Bundle:
         return variants[precision]
 
     def check(self, file: BundleFile) -> None:
-        """Raise BundleCorrupt unless the file has the size and the sha256 that the manifest says."""
+        """Raise BundleCorrupt unless the file has the size and the sha256 of its entry."""
         check_file(self.folder, file, self._remedy)
 
     @property
@@ -245,7 +245,7 @@ def locate(name: Path | str | None) -> Path:
 
 
 def default_bundle() -> Path:
-    """The folder of the bundle that is installed with the package: the system `mini`."""
+    """Return the folder of the bundle that is installed with the package: the system `mini`."""
     spec = find_spec("bfr.models")
     folder = Path(spec.origin).parent / "systems" / "mini" / "bundle" if spec and spec.origin else None
     if folder is None or not (folder / MANIFEST).is_file():
@@ -254,7 +254,7 @@ def default_bundle() -> Path:
 
 
 def describe_file(folder: Path, path: Path) -> BundleFile:
-    """The manifest's entry of a file inside `folder`."""
+    """Return the manifest's entry of a file inside `folder`."""
     return BundleFile(path=path.relative_to(folder).as_posix(), sha256=sha256_file(path), bytes=path.stat().st_size)
 
 

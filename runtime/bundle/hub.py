@@ -24,7 +24,7 @@ FILES = ["manifest.json", "*.onnx", "*.safetensors", "README.md"]
 
 
 def is_address(folder: Path | str) -> bool:
-    """Whether this is an address of the Hub, not a folder."""
+    """Return whether this is an address of the Hub, not a folder."""
     return str(folder).startswith(("hf:/", "hf:\\"))
 
 

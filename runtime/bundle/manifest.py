@@ -263,7 +263,7 @@ class Sampler(Model):
         return f"{self.solver}, {where}{adapted}{f', eta {self.eta:g}' * (self.eta > 0)}"
 
     def shortened(self, calls: int) -> Self:
-        """The same sampler with `calls` calls: of a respacing, a lower start."""
+        """Return the same sampler with `calls` calls: of a respacing, a lower start."""
         return self.model_copy(update={"start": calls + self.stop} if self.steps is None else {"steps": calls})
 
 
@@ -291,7 +291,7 @@ class Preset(Sampler):
         return "; ".join([super().__str__() + own, *(f"{name}: {one}" for name, one in self.stages.items())])
 
     def sampler(self, stage: str) -> Sampler:
-        """The sampler of a denoise stage."""
+        """Return the sampler of a denoise stage."""
         return self.stages.get(stage, self)
 
 
@@ -341,7 +341,7 @@ class Check(Model):
 
 
 class Manifest(Model):
-    """All that the runtime knows of a system.
+    """A system: its networks, stages, presets and origin.
 
     Attributes:
         inputs: What it reads beside the degraded image.

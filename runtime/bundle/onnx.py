@@ -1,7 +1,7 @@
 """What an ONNX file names and declares, read before a library opens it; and its checked bytes.
 
-Libraries open whatever file a graph names, and allocate whatever size it declares. A few fields of the protobuf message
-are read here to know both; nothing else of it is interpreted.
+Libraries open the files that a graph names, and allocate the sizes that it declares. This module reads the few fields
+of the protobuf message that say both, and no others.
 Source: onnx.proto of ONNX 1.21, whose field numbers never change.
 """
 

@@ -41,7 +41,7 @@ class Schedule:
         return np.asarray(1.0 / (1.0 + np.exp(-2.0 * np.interp(timesteps, self.timesteps, self.log_snr))))
 
     def timesteps_at(self, log_snr: Float64) -> Float64:
-        """The real-valued timesteps of log-SNRs: the inverse of `alpha_bar_at`."""
+        """Return the real-valued timesteps of log-SNRs: the inverse of `alpha_bar_at`."""
         return np.asarray(np.interp(-log_snr, -self.log_snr, self.timesteps))
 
 
@@ -72,7 +72,7 @@ def log_snr(alpha_bar: Float64) -> Float64:
 
 
 def linear_schedule(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """The linear schedule of DDPM, not respaced: `steps` betas from `beta_start` to `beta_end`."""
+    """Return the linear schedule of DDPM, not respaced: `steps` betas from `beta_start` to `beta_end`."""
     betas = np.linspace(beta_start, beta_end, steps, dtype=np.float64)
     return Schedule(np.arange(steps), np.asarray(np.cumprod(1.0 - betas), np.float64))
 
@@ -128,8 +128,8 @@ def route(
 ) -> Route:
     """Return the calls of a truncated loop.
 
-    At the published spacing and N, `matched` makes nearly no difference. At wide spacings or a small N, noise that no
-    call is told of would stay in the image without it.
+    At the published spacing and N, `matched` makes nearly no difference. Without it, at wide spacings or a small N, the
+    image keeps noise beyond the timestep of the first call.
 
     Args:
         schedule: The training schedule.
@@ -140,7 +140,7 @@ def route(
         start: Of a respacing, N, from 1 to the number of kept timesteps, which starts from noise alone. Of a grid, a
             timestep above 0, up to the last one.
         steps: Number of calls, of a grid.
-        matched: Of a respacing, diffuse to index N-1, the one that the first call is told.
+        matched: Of a respacing, diffuse to index N-1, the timestep of the first call.
         stop: Of a respacing, the index of the last call, whose x0 is the result: the loop calls indices N-1 .. stop.
 
     Raises:

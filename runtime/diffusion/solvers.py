@@ -144,7 +144,7 @@ def _eps_from_output(ab: Float64, prediction: Prediction) -> tuple[Float64, Floa
 
 
 def _ddim(rows: Float64, calls: Route, eta: float, prediction: Prediction) -> None:
-    """DDIM (arXiv 2010.02502, equations 12 and 16): eps stays the network's own, whatever x0 was clipped to."""
+    """DDIM (arXiv 2010.02502, equations 12 and 16): eps stays the network's own when x0 is clipped."""
     ab, following = calls.alpha_bar, calls.following
     sigma = eta * np.sqrt((1.0 - following) / (1.0 - ab)) * np.sqrt(1.0 - ab / following)
     direction = np.sqrt(np.maximum(1.0 - following - sigma**2, 0.0))

@@ -42,8 +42,8 @@ class Image:
         alpha: (H, W) of the same type, or None where the file has none.
         grey: The file was greyscale; its three channels are equal.
         icc: The profile of a 16-bit colour image, whose pixels stay in it; None means sRGB, as all else is.
-        metadata: What the file says beside its pixels, see `Metadata`.
-        notes: What of the file was left out, reduced or taken otherwise than it says; a sentence each.
+        metadata: The file's metadata, see `Metadata`.
+        notes: A sentence for each part of the file that was left out, reduced or read otherwise than marked.
     """
 
     pixels: Pixels
@@ -112,7 +112,7 @@ def decode_image(data: bytes, *, name: str = "the file", max_pixels: int = MAX_P
         file = Pillow.open(BytesIO(data), formats=NAMES)
     _limit(file.size, name, max_pixels)
     with _decoding(name, data):
-        if isinstance(file, TiffImageFile):  # a tile is decoded whole, whatever the picture shows of it
+        if isinstance(file, TiffImageFile):  # a tile is decoded whole, also outside the picture
             tile = file.tag_v2.get(_TILE_WIDTH, 0), file.tag_v2.get(_TILE_HEIGHT, 0)
             _limit(tile, f"a tile of {name}", max_pixels)
             if _DNG_VERSION in file.tag_v2 or data[8:10] == b"CR" or int(file.tag_v2.get(_SUBFILE, 0)) & 1:

@@ -45,7 +45,7 @@ class Density:
 
     @classmethod
     def of(cls, dots: Sequence[Any], unit: int) -> "Density | None":
-        """None for what says nothing: no two numbers, numbers out of all range, and a proportion of 1."""
+        """Return None for values without a meaning: not two numbers, out of range, or a proportion of 1."""
         if len(dots) != 2 or not all(isinstance(value, int | float) and 0 < value <= 1e6 for value in dots):
             return None
         return (
@@ -101,7 +101,7 @@ def clean_exif(
 
 
 def exif_density(block: bytes) -> Density | None:
-    """The resolution that an EXIF block or a TIFF file names. Raises ValueError where the block is broken."""
+    """Return the resolution that an EXIF block or a TIFF file names. Raises ValueError where the block is broken."""
     order, image, _, _ = _read_block(block)
     found = []
     for tag in (_X_DENSITY, _Y_DENSITY):

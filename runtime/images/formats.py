@@ -1,4 +1,4 @@
-"""The image formats, a row each: all that any other module says about a format is read from here.
+"""The image formats, a row each; other modules read all facts about a format here.
 
 A new format is a row. Only what Pillow cannot do with it (16-bit colour, say) is code in `decode.py` or `encode.py`.
 """
@@ -68,10 +68,10 @@ PNG = FORMATS[0]
 
 
 def format_of(data: bytes) -> Format | None:
-    """The format of an image file by its first 16 bytes; None where it is none of FORMATS."""
+    """Return the format of an image file by its first 16 bytes; None where it is none of FORMATS."""
     return next((one for one in FORMATS if re.match(one.begin, data[:HEAD], re.DOTALL)), None)
 
 
 def result_suffix(source: Format | None) -> str:
-    """The suffix of a result in the format of its source; `.png` where that is not written."""
+    """Return the suffix of a result in the format of its source; `.png` where that is not written."""
     return (source if source and source in WRITTEN else PNG).suffixes[0]

@@ -17,7 +17,7 @@ _NOT_HELD = ("F", "HSV", "RGBX", "RGBa", "La", "PA")
 
 
 def as_image(image: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
-    """The image that something holds, upright, (H, W, 3) uint8 or uint16 RGB.
+    """Return the image that something holds, upright, (H, W, 3) uint8 or uint16 RGB.
 
     Args:
         image: A path; the bytes of a file; a PIL image, turned by its EXIF orientation and converted from its profile;
@@ -61,7 +61,7 @@ def _from_pil(image: Pillow.Image, max_pixels: int) -> Image:
 
 
 def tensor_pixels(tensor: Any) -> NDArray[Any] | None:
-    """The (H, W, C) array of a PyTorch tensor, (C, H, W) or (1, C, H, W); None for anything else.
+    """Return the (H, W, C) array of a PyTorch tensor, (C, H, W) or (1, C, H, W); None for anything else.
 
     Raises InvalidImage for another shape.
     """

@@ -143,7 +143,7 @@ def check_parts(data: bytes, notes: list[str]) -> tuple[bytes, int]:
 
 
 def first_scan(file: BinaryIO) -> int:
-    """Where a JPEG's first scan begins, or its segments end. Raises ValueError past MOST_SEGMENTS."""
+    """Return where a JPEG's first scan begins, or its segments end. Raises ValueError past MOST_SEGMENTS."""
     at = 2
     for _ in range(MOST_SEGMENTS):
         file.seek(at)

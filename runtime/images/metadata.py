@@ -83,7 +83,7 @@ def read_metadata(
 
 
 def clean_xmp(packet: bytes, size: tuple[int, int], *, srgb: bool = True) -> bytes:
-    """An XMP packet that holds for a picture made from it: upright, of `size`, without previews and appendices.
+    """Return an XMP packet that holds for a picture made from it: upright, of `size`, without previews and appendices.
 
     Values are replaced in the text, so that all else stays byte for byte and no XML is parsed. Raises ValueError for
     what is no XMP in UTF-8.

@@ -8,9 +8,10 @@ XMP_KEY = "XML:com.adobe.xmp"
 
 
 def bare_png(data: bytes) -> bytes:
-    """The pixels of a PNG alone: OpenCV allocates whatever length a chunk claims, and may animate, turn and correct.
+    """Return a PNG with its pixels alone: OpenCV allocates the length that a chunk claims, and may apply other chunks.
 
-    Raises ValueError where a chunk is longer than the file.
+    Raises:
+        ValueError: A chunk is longer than the file.
     """
     kept, start = [data[:8]], 8
     while start < len(data):
@@ -27,17 +28,17 @@ def bare_png(data: bytes) -> bytes:
 
 
 def png_chunk(name: bytes, body: bytes) -> bytes:
-    """A chunk of a PNG: length, name, body, checksum."""
+    """Return a chunk of a PNG: length, name, body, checksum."""
     return pack(">I", len(body)) + name + body + pack(">I", crc32(name + body))
 
 
 def profile_chunk(icc: bytes) -> bytes:
-    """An ICC profile."""
+    """Return the chunk of an ICC profile."""
     return png_chunk(b"iCCP", b"ICC profile\0\0" + compress(icc))
 
 
 def text_chunk(key: str, text: str, *, packed: bool = False) -> bytes:
-    """A text under a key: Latin-1 where that holds it, else UTF-8; `packed` compresses Latin-1."""
+    """Return a text under a key: Latin-1 where that holds it, else UTF-8; `packed` compresses Latin-1."""
     name = key.encode("latin-1")
     try:
         plain = text.encode("latin-1")
@@ -47,7 +48,7 @@ def text_chunk(key: str, text: str, *, packed: bool = False) -> bytes:
 
 
 def xmp_chunk(xmp: bytes) -> bytes:
-    """XMP, where readers of PNG look for it."""
+    """Return the chunk of an XMP packet."""
     return png_chunk(b"iTXt", XMP_KEY.encode() + b"\0\0\0\0\0" + xmp)
 
 
@@ -59,7 +60,7 @@ def raw_profile(kind: str, data: bytes) -> bytes:
 
 
 def read_raw_profile(text: str) -> bytes:
-    """The data of such a text. Raises ValueError where it is none."""
+    """Return the data of a text that `raw_profile` wrote. Raises ValueError where it is none."""
     fields = text.split(maxsplit=2)
     if len(fields) < 3 or not fields[1].isdecimal():
         raise ValueError("a raw profile begins with its name and its length")

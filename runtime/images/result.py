@@ -22,9 +22,16 @@ class Result:
     source: Image
 
     def save(self, path: str | Path, *, quality: int = QUALITY, metadata: bool = True) -> Path:
-        """Write it in the format of the suffix, replacing a file of that name; returns the path.
+        """Write it in the format of the suffix, replacing a file of that name, and return the path.
 
-        What the source says beside its pixels is kept, unless `metadata` is false. Raises InvalidOption, WriteFailed.
+        Args:
+            path: The file.
+            quality: 1 to 100, of lossy formats.
+            metadata: Whether the source's metadata are kept.
+
+        Raises:
+            InvalidOption: The suffix or the quality.
+            WriteFailed: The file cannot be written.
         """
         write_image(Path(path), self._whole(), like=self.source, quality=quality, metadata=metadata)
         return Path(path)
@@ -34,7 +41,7 @@ class Result:
         return side_by_side(self.source.pixels, self._whole())
 
     def to_pil(self) -> Pillow.Image:
-        """The result as a PIL image of 8 bits."""
+        """Return the result as a PIL image of 8 bits."""
         pixels = self._whole()
         return Pillow.fromarray(pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8))
 

@@ -87,5 +87,5 @@ class BatchView:
         self.values = {name: self.view(buffer) for name, buffer in buffers.values.items()}
 
     def view(self, buffer: Buffer) -> Buffer:
-        """The first images of a buffer."""
+        """Return the first images of a buffer."""
         return self.device.view(buffer, self.batch)

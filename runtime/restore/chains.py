@@ -176,7 +176,7 @@ class Chains:
         self.chain(largest)
 
     def chain(self, size: int) -> Chain:
-        """The chain of a batch size, made when first asked for."""
+        """Return the chain of a batch size; the first call makes it."""
         if self.buffers is None or self.buffers.batch < size:
             self.clear()
             self.buffers = Buffers(self.device, self.plan, size)

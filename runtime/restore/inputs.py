@@ -202,7 +202,7 @@ def to_output(face: Float32, like: NDArray[Any], how: Pixels = Pixels()) -> NDAr
 
 
 def full_scale(dtype: np.dtype[Any]) -> float:
-    """The value of white: 255, 65535, or 1 for floats."""
+    """Return the value of white: 255, 65535, or 1 for floats."""
     return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0
 
 

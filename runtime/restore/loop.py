@@ -50,7 +50,7 @@ class BoundLoop:
             return [where.view(array) for array in arrays]
 
         def constant(*shape: int) -> Buffer:
-            """A small buffer that the work reads and never writes."""
+            """Allocate a small buffer that the steps read and never write."""
             return own_array(constants, where.device, (where.batch, *shape))
 
         def full(value: float) -> Buffer:

@@ -23,7 +23,7 @@ class OpenOptions(Options):
     )
     precision: PrecisionChoice = Field(
         default="auto",
-        description="auto: the fastest that keeps to fp32 here. Networks without this precision run in fp32.",
+        description="auto: the fastest that agrees with fp32 here. Networks without this precision run in fp32.",
     )
     batch: int = Field(default=1, ge=1, description="Faces that go through the networks together, at most.")
     threads: int | None = Field(
@@ -52,7 +52,7 @@ class SamplerOptions(Options):
     stop: int | None = Field(
         default=None,
         ge=0,
-        description="Index of the last call, of a respacing; its x0 is the result. Higher leaves detail out.",
+        description="Index of a respacing's last call, whose x0 is the result. Higher leaves out more detail.",
     )
     eta: float | None = Field(
         default=None, ge=0, le=1, description="Noise of each step: 0 is deterministic, 1 is DDPM's."
@@ -60,10 +60,10 @@ class SamplerOptions(Options):
     guidance: float | None = Field(
         default=None,
         ge=0,
-        description="Strength of guidance, of guided systems. Higher follows the known more; 0 is none.",
+        description="Strength of guidance, in guided systems. Higher keeps more of what is known; 0 is none.",
     )
     weight: float | None = Field(
-        default=None, description="Fidelity weight, of networks that read one, as CodeFormer: 1 keeps most."
+        default=None, description="Fidelity weight, for networks that have one, as CodeFormer: 1 keeps most."
     )
 
     @property

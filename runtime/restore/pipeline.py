@@ -155,7 +155,7 @@ class Pipeline(Generic[T, P, R]):
         self._running: tuple[list[_InFlight[P, R]], Pending] | None = None  # the inputs of a batch, one for each face
 
     def run(self, inputs: Iterable[T]) -> Generator[R, None, None]:
-        """What `finish` returned, in the order of the inputs. An exception of either side ends the run.
+        """Yield what `finish` returned, in the order of the inputs. An exception of either side ends the run.
 
         Close it (`contextlib.closing`) where it may be left early, so that its threads end at once.
         """

@@ -27,7 +27,12 @@ GUIDE_INPUTS = ("x_next", "x0", "row", "strength")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A network called once. inputs, outputs: the network's name of a tensor -> the value's."""
+    """A network that is called once.
+
+    Attributes:
+        inputs: The network's name of a tensor -> name of the value.
+        outputs: As `inputs`.
+    """
 
     name: str
     network: str
@@ -82,14 +87,14 @@ class Loop:
         return self.wide or self.shape
 
     def draws(self) -> dict[Shape, int]:
-        """How many draws of noise it takes, by shape: one to diffuse, one a step but for the last, which adds none."""
+        """Count its draws of noise, by shape: one to diffuse, one a step but for the last, which adds none."""
         found = {} if self.diffuse is None else {self.shape: 1}
         return found | {self.noise: found.get(self.noise, 0) + len(self.table) - 1}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A chain.
+    """The calls of a system under a preset.
 
     Attributes:
         inputs: Shapes of what the host uploads.
@@ -158,7 +163,7 @@ def difface_plan(
 
 
 def make_plan(bundle: Bundle, preset: m.Preset) -> Plan:
-    """The chain of a bundle under a preset.
+    """Return the chain of a bundle under a preset.
 
     Raises InvalidOption where the preset does not fit, BundleInvalid where stages and networks do not fit each other.
     """
@@ -203,7 +208,7 @@ def make_plan(bundle: Bundle, preset: m.Preset) -> Plan:
 
 
 def sampler_table(bundle: Bundle, preset: m.Preset, stage: m.Denoise | None = None) -> StepTable:
-    """The step table of a denoise stage, the bundle's first where none is named, under a preset.
+    """Return the step table of a denoise stage, the bundle's first where none is named, under a preset.
 
     Raises InvalidOption where they do not go together.
     """
@@ -229,7 +234,7 @@ def sampler_table(bundle: Bundle, preset: m.Preset, stage: m.Denoise | None = No
 
 
 def noise_schedule(spec: m.NoiseSchedule) -> Schedule:
-    """The training schedule of a manifest."""
+    """Return the training schedule of a manifest."""
     make = linear_schedule if spec.betas == "linear" else scaled_linear_schedule
     return make(spec.timesteps, spec.beta_start, spec.beta_end)
 

@@ -31,7 +31,7 @@ class Trial:
 
 
 def sample(size: int) -> NDArray[np.uint8]:
-    """The image of trials, (size, size, 3) uint8 RGB: seeded squares, 2 to 32 a side, coarse ones strongest."""
+    """Return the image of trials, (size, size, 3) uint8 RGB: seeded squares, 2 to 32 a side, coarse ones strongest."""
     rng, image = np.random.default_rng(0), np.full((size, size, 3), 127.5)
     for cells in (2, 4, 8, 16, 32):
         nearest = np.arange(size) * cells // size
@@ -47,7 +47,7 @@ def choose_precision(
     index: int = 0,
     trial: Callable[[Precision], Trial] | None = None,
 ) -> Precision:
-    """The precision that a bundle is opened in.
+    """Return the precision that a bundle is opened in.
 
     On a GPU `auto` is the fastest of those that `bfr build` or `bfr verify --record` proved there, else fp32. On a CPU
     it is the faster of fp32 and int8. They are tried once on each machine; the record in the cache keeps both times and

@@ -340,7 +340,7 @@ class Restorer:
 
 
 def settle_precision(bundle: Bundle, chosen: OpenOptions) -> Precision:
-    """The precision to open a bundle in, see `choose_precision`; on a CPU `auto` is tried here, once a machine."""
+    """Return the precision to open a bundle in, see `choose_precision`; for `auto` on a CPU this times the system."""
 
     def try_out(precision: Precision) -> Trial:
         name = FALLBACK if chosen.backend == "auto" else chosen.backend

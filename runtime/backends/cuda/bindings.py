@@ -53,12 +53,12 @@ class Facts:
 
 
 def pointer(address: int) -> Argument:
-    """A pointer to device memory, as a kernel's argument."""
+    """Return a pointer to device memory, as a kernel's argument."""
     return address, ctypes.c_void_p
 
 
 def word(value: int) -> Argument:
-    """An unsigned int of 32 bits, as a kernel's argument."""
+    """Return an unsigned int of 32 bits, as a kernel's argument."""
     return value, ctypes.c_uint32
 
 
@@ -69,7 +69,7 @@ def remedy() -> str:
 
 @cache
 def bindings() -> tuple[ModuleType, ModuleType]:
-    """The runtime and the driver API of cuda-python. Raises MissingDependency where they cannot be imported."""
+    """Return the runtime and the driver API of cuda-python. Raises MissingDependency where they cannot be imported."""
     try:
         return import_module("cuda.bindings.runtime"), import_module("cuda.bindings.driver")
     except ImportError as error:
@@ -77,7 +77,7 @@ def bindings() -> tuple[ModuleType, ModuleType]:
 
 
 def device_count() -> int:
-    """How many GPUs CUDA sees; 0 without a driver or without cuda-python."""
+    """Return how many GPUs CUDA sees; 0 without a driver or without cuda-python."""
     try:
         runtime, _ = bindings()
     except MissingDependency:
@@ -128,7 +128,7 @@ class Cuda:
         return int(free), int(total)
 
     def allocate(self, size: int) -> int:
-        """The address of `size` bytes on the device. Raises DeviceOutOfMemory with needed and free bytes."""
+        """Allocate `size` bytes on the device and return their address. Raises DeviceOutOfMemory."""
         return int(self._call("cudaMalloc", size, needed=size))
 
     def free(self, address: int) -> None:

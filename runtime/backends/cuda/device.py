@@ -1,6 +1,6 @@
 """A CUDA GPU as a device: buffers allocated once, one stream, and whole chains recorded as CUDA graphs.
 
-What runs the networks (TensorRT, ONNX Runtime, compiled PyTorch) is a child of GpuDevice that knows how to load them.
+A backend on a GPU (TensorRT, ONNX Runtime, compiled PyTorch) is a child of GpuDevice that implements `load`.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,7 +61,7 @@ class GpuDevice:
 
     @classmethod
     def check(cls, bundle: Bundle | None, precision: Precision, index: int) -> None:
-        """Raise a BfrError where the device would not work, as far as can be told without loading the networks."""
+        """Raise a BfrError where the device would not work; the networks are not loaded for it."""
 
     @property
     def buckets(self) -> tuple[int, ...] | None:

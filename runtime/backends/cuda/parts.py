@@ -106,7 +106,7 @@ class GpuNoise:
         self._slots = own_slots(owned, self.cuda, self._keys.bytes)
 
     def begin(self, seed: int, images: tuple[int, ...], last: int) -> None:
-        del last  # a step's noise is made when it is asked for
+        del last  # `ready` makes the noise of a step
         check_seed(seed)
         self._slots.reverse()
         pinned, left = self._slots[0]
@@ -130,7 +130,7 @@ class GpuNoise:
 class GpuStopwatch:
     """The GPU's own clock, which a kernel reads at each mark, inside a recorded graph as well.
 
-    Events would be recorded anew by the next batch before the host has asked for this one's times. `network` is all of
+    The next batch would record events anew before the host reads the times of this one. `network` is all of
     the stages that call one.
     """
 
