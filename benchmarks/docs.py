@@ -77,17 +77,16 @@ def choose_columns(text: str, names: Sequence[str], source: Path) -> str:
     """
     lines = text.splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith("|")), len(lines))
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in takewhile(_is_row, lines[start:])]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in takewhile(lambda line: line.startswith("|"), lines[start:])
+    ]
     header = rows[0] if rows else []
     missing = [name for name in names if name not in header]
     if missing:
         raise InputNotFound(f"{source} has no column {', '.join(missing)}: its table has {', '.join(header) or 'none'}")
     places = [header.index(name) for name in names]
     return "".join(f"| {' | '.join(row[place] for place in places)} |\n" for row in rows)
-
-
-def _is_row(line: str) -> bool:
-    return line.startswith("|")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

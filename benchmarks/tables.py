@@ -1,14 +1,25 @@
-"""Markdown tables, and numbers in them."""
+"""Markdown pages and tables, and numbers in them."""
 
 from collections.abc import Iterable, Sequence
 
 from bfr.benchmarks.quality.metrics import Mean
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table whose first column is text and whose others are numbers."""
-    lines = (head, ["---", *["---:"] * (len(head) - 1)], *rows)
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+def page(*parts: str) -> str:
+    """Return the text of a page, whose parts are separated by an empty line."""
+    return "\n\n".join(parts) + "\n"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table whose first column is text and whose others are numbers.
+
+    Args:
+        head: Titles of the columns.
+        rows: Their cells; None is an empty one, and so are those that a row lacks at its end.
+    """
+    lines = (head, ["---", *["---:"] * (len(head) - 1)], *([*row, *[None] * (len(head) - len(row))] for row in rows))
+    texts = (["" if cell is None else str(cell).replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in texts)
 
 
 def show(value: Mean, digits: int, *, sign: bool = False) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bfr.benchmarks.end_to_end.group import Portrait, compose_group, measure_portrait
 from bfr.benchmarks.publish import Command, Findings
-from bfr.benchmarks.tables import table
+from bfr.benchmarks.tables import page, table
 from bfr.runtime.errors import InputNotFound
 from bfr.runtime.faces.detect import Detector, open_detector
 from bfr.runtime.faces.geometry import Face
@@ -138,21 +138,18 @@ def as_markdown(sets: dict[str, Any]) -> str:
         for detector in ("yunet", "haar"):
             found = figures[detector]
             cells = [name, detector, found["faces"], f"{found['recall']:.1%}", found["false"]]
-            rows.append([str(cell) for cell in (*cells, *(found[quantile] for quantile in QUANTILES))])
-    lines = [
+            rows.append([*cells, *(found[quantile] for quantile in QUANTILES)])
+    return page(
         "# Face detectors",
-        "",
         "Recall, and the landmarks' mean error in eye distances (median over the faces found; `closer look`: after "
         "the detector has looked again at the face upright, as restoring does). Single pictures: the truth is the "
         "median of nine looks of YuNet itself, so that only its scatter shows, and pictures that it does not know are "
         f"left out. Groups: {WIDTH} x {HEIGHT}, people scaled by 0.1 to 1 and turned by up to 30 degrees, landmarks "
         "known from the portraits; `false` are detections of no face.",
-        "",
-        *table(
+        table(
             ["pictures", "detector", "faces", "recall", "false", *(column for _, _, column in QUANTILES.values())], rows
         ),
-    ]
-    return "\n".join(lines) + "\n"
+    )
 
 
 main = Command("bfr.benchmarks.end_to_end.detection", __doc__, measure)

@@ -18,7 +18,7 @@ from bfr.benchmarks.environment import resident_bytes
 from bfr.benchmarks.publish import Command, Findings
 from bfr.benchmarks.speed.contender import open_contender
 from bfr.benchmarks.speed.interleave import synthetic_faces
-from bfr.benchmarks.tables import table
+from bfr.benchmarks.tables import page, table
 from bfr.runtime.backends.registry import CompilerOption
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.errors import InvalidOption
@@ -153,18 +153,15 @@ def as_markdown(system: str, found: dict[str, Any]) -> str:
         else f", the host's largest of the second half is {host:+.2%} from the first half's"
     )
     rows = [
-        [str(images), *("" if value is None else f"{value / 2**20:.1f}" for value in used)]
+        [images, *(value and f"{value / 2**20:.1f}" for value in used)]
         for images, *used in (look.values() for look in looks)
     ]
-    lines = [
+    return page(
         f"# Memory over {looks[-1]['images']} images: {system}, {found['backend']}",
-        "",
         f"Batches of {found['batch']}, {found['steps']} steps each, {found['seconds']:.0f} s. After the warm-up "
         f"{grown}. {'Constant.' if found['constant'] else 'NOT constant.'}",
-        "",
-        *table(["images", "device MiB", "host MiB"], rows),
-    ]
-    return "\n".join(lines) + "\n"
+        table(["images", "device MiB", "host MiB"], rows),
+    )
 
 
 main = Command("bfr.benchmarks.end_to_end.endurance", __doc__, measure, lambda figures: not figures["constant"])

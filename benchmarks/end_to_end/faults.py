@@ -29,9 +29,10 @@ from bfr.benchmarks.end_to_end.server_process import ServerProcess
 from bfr.benchmarks.end_to_end.serving import PROCESSES, Request, memory, open_line, portraits, wait_as_told
 from bfr.benchmarks.environment import CpuWatch
 from bfr.benchmarks.publish import Command, Findings
-from bfr.benchmarks.tables import table
+from bfr.benchmarks.tables import page, table
 
 FRONT_GROWTH = 0.05  # of the front's memory from the first half to the second; workers are new after each kill
+NO_FAULTS = "Every answer was the right one or a 503, and nothing grew."
 LOOKS = 60  # looks at memory in all
 IMPATIENT = (0.0, 0.05, 0.3, 1.0)  # seconds after which a client leaves
 NONSENSE = (
@@ -224,22 +225,16 @@ def as_markdown(figures: dict[str, Any]) -> str:
     columns = (*PROCESSES, "front_files")
     rows = [[f"{one['second'] / 60:.1f}", *(f"{one[name]:.0f}" for name in columns)] for one in picked]
     grown = ", ".join(f"{name.replace('_', ' ')} {value:+.1%}" for name, value in figures["growth"].items())
-    lines = [
+    return page(
         f"# A server under faults for {figures['minutes']:g} minutes",
-        "",
         f"{figures['kills']} times a worker was killed. Other processes of the machine held "
         f"{figures['others_cores']:.1f} cores. "
-        + ("Every answer was the right one or a 503, and nothing grew." if not faults else "FAULTS:"),
-        *(f"- {fault}" for fault in faults[:20]),
-        "",
-        *table(["answer", "number"], [[name, str(number)] for name, number in figures["answers"].items()]),
-        "",
+        + "\n".join(["FAULTS:", *(f"- {fault}" for fault in faults[:20])] if faults else [NO_FAULTS]),
+        table(["answer", "number"], figures["answers"].items()),
         f"Resident MiB, and open files of the front. The largest of the second half against the first half, the first "
         f"fifth left out: {grown}.",
-        "",
-        *table(["minute", *(name.replace("_", " ") for name in columns)], rows),
-    ]
-    return "\n".join(lines) + "\n"
+        table(["minute", *(name.replace("_", " ") for name in columns)], rows),
+    )
 
 
 main = Command("bfr.benchmarks.end_to_end.faults", __doc__, measure, lambda figures: bool(figures["faults"]))

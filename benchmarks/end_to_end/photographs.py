@@ -23,7 +23,7 @@ from bfr.benchmarks.end_to_end.detection import HEIGHT, WIDTH, read_portraits
 from bfr.benchmarks.end_to_end.group import compose_group
 from bfr.benchmarks.environment import CpuWatch, peak_rss_bytes
 from bfr.benchmarks.publish import Command, Findings
-from bfr.benchmarks.tables import table
+from bfr.benchmarks.tables import page, table
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.faces.detect import open_detector
 from bfr.runtime.faces.options import PhotoOptions
@@ -122,29 +122,23 @@ def as_markdown(figures: dict[str, Any]) -> str:
     folder, group, bare = figures["folder"], figures["group"], figures["folder"]["bare"]
     rows = []
     for name, run in (("photographs", folder), ("Restorer alone", bare)):
-        rows.append([name, str(run["faces"]), f"{run['seconds']:.1f}", f"{run['faces'] / run['seconds']:.2f}"])
+        rows.append([name, run["faces"], f"{run['seconds']:.1f}", f"{run['faces'] / run['seconds']:.2f}"])
     rows[0] += [f"{folder['network_seconds'] / folder['seconds']:.1%}", f"{folder['beside_seconds']:.1f}"]
-    rows[1] += ["", ""]
     stages = [[s, f"{np.median(values):.4f}", f"{min(values):.4f}"] for s, values in group["seconds"].items()]
-    lines = [
+    return page(
         "# Photographs",
-        "",
-        "## A folder",
+        "## A folder\n"
         f"{folder['pictures']} JPEGs of at most {LONGEST} pixels a side, `mini`, batch {folder['batch']}. `networks` "
         "is the share of the wall time in which the networks ran; `beside` are the seconds of reading, finding, "
         "pasting and writing, in threads beside them, which share the same cores. `Restorer alone` has the crops of "
         f"the first {BARE} pictures in memory.",
-        "",
-        *table(["run", "faces", "s", "faces/s", "networks", "beside s"], rows),
-        "",
-        "## A group of ten",
+        table(["run", "faces", "s", "faces/s", "networks", "beside s"], rows),
+        "## A group of ten\n"
         f"{WIDTH} x {HEIGHT} pixels, JPEG in and out, {group['restored']} of {PEOPLE} faces found and restored by "
         f"`mini`; {group['repeats']} repetitions after a warm-up, one at a time. Peak memory of the process, composing "
         f"the photograph included: {group['peak_rss_mib']} MiB.",
-        "",
-        *table(["stage", "p50 s", "least s"], stages),
-    ]
-    return "\n".join(lines) + "\n"
+        table(["stage", "p50 s", "least s"], stages),
+    )
 
 
 main = Command("bfr.benchmarks.end_to_end.photographs", __doc__, measure)

@@ -25,7 +25,7 @@ from bfr.benchmarks.end_to_end.server_process import ServerProcess
 from bfr.benchmarks.environment import CpuWatch, resident_bytes
 from bfr.benchmarks.publish import Command, Findings
 from bfr.benchmarks.speed.interleave import synthetic_faces
-from bfr.benchmarks.tables import table
+from bfr.benchmarks.tables import page, table
 from bfr.runtime.errors import RestorationFailed
 from bfr.runtime.images.decode import decode_image
 from bfr.runtime.images.encode import encode_image
@@ -217,12 +217,11 @@ def as_markdown(figures: dict[str, Any]) -> str:
         rate, bare = load["faces"] / load["wall"], load["bare"]
         near = (bare["per_second_before"] + bare["per_second_after"]) / 2
         quantiles = (f"{np.quantile(load['seconds'], share):.2f}" for share in (0.5, 0.9, 0.99))
-        counts = (str(len(load["seconds"])), str(load["refused"]))
-        rows.append([str(load["clients"]), f"{rate:.2f}", f"{near:.2f}", f"{rate / near:.0%}", *quantiles, *counts])
+        speed = (f"{rate:.2f}", f"{near:.2f}", f"{rate / near:.0%}")
+        rows.append([load["clients"], *speed, *quantiles, len(load["seconds"]), load["refused"]])
     refused, inside, mixed = (figures[name] for name in ("refusal_seconds", "refusal_seconds_inside", "mixed"))
-    lines = [
+    return page(
         f"# A server under load: mini, {figures['preset']}, {figures['precision']}, batches of {figures['batch']}",
-        "",
         "Aligned faces as JPEG in and out, closed loop; clients, server and all its processes on one machine. "
         "The bare Restorer, in batches as large as so many clients can fill, is timed right before and right after "
         "each level, the server being idle. "
@@ -231,19 +230,15 @@ def as_markdown(figures: dict[str, Any]) -> str:
         f"{', '.join(f'{name} {value:.0f}' for name, value in figures['idle_memory'].items())}); "
         f"{figures['mean_batch']:.1f} faces a batch on average. "
         f"Other processes of the machine held {figures['others_cores']:.1f} cores.",
-        "",
-        "## Closed loop",
-        *table(["clients", "faces/s", "bare faces/s", "share", "p50 s", "p90 s", "p99 s", "answers", "refused"], rows),
-        "",
-        "## A full queue",
+        "## Closed loop\n"
+        + table(["clients", "faces/s", "bare faces/s", "share", "p50 s", "p90 s", "p99 s", "answers", "refused"], rows),
+        "## A full queue\n"
         f"503 with Retry-After, {len(refused)} times under full load, from the client's side: {_latency(refused)}. "
         f"Inside the server, {len(inside)} of them: {_latency(inside)}.",
-        "",
-        "## Photographs and portraits",
+        "## Photographs and portraits\n"
         f"One photograph for three portraits, {2 * figures['batch']} clients: {mixed['per_second']:.2f} faces/s, "
         f"p50 {mixed['p50']:.2f} s, p99 {mixed['p99']:.2f} s.",
-    ]
-    return "\n".join(lines) + "\n"
+    )
 
 
 def _latency(seconds: Sequence[float]) -> str:

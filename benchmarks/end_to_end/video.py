@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from bfr.benchmarks.environment import resident_bytes
 from bfr.benchmarks.publish import Command, Findings
-from bfr.benchmarks.tables import table
+from bfr.benchmarks.tables import page, table
 from bfr.models.systems.mini.degrade import Degradation
 from bfr.runtime.errors import InputNotFound
 from bfr.runtime.faces.detect import open_detector
@@ -161,29 +161,23 @@ def as_markdown(figures: dict[str, Any]) -> str:
     """Render the tables as Markdown."""
     moving, memory = figures["flicker"], figures["memory"]
     at = memory["rss_mib"]
-    rows = [[f"the clip itself (new sensor noise of {SENSOR} levels in each frame)", str(moving["clip"]), "", ""]]
+    rows = [[f"the clip itself (new sensor noise of {SENSOR} levels in each frame)", moving["clip"]]]
     for name, words in (("still_noise", "a track keeps its noise"), ("new_noise", "new noise in each frame")):
-        rows.append([f"restored, {words}", *(str(moving[name][key]) for key in ("flicker", "faces", "tracks"))])
+        rows.append([f"restored, {words}", *(moving[name][key] for key in ("flicker", "faces", "tracks"))])
     looks = ", ".join(f"{look['mib']} MiB at frame {look['frame']}" for look in (at[0], at[len(at) // 2], at[-1]))
     speed = figures["speed"]
-    lines = [
+    return page(
         "# Video",
-        "",
         f"Speed, {speed['frames']} frames of {HD[0]} x {HD[1]} with one face, preset `fast`, from file to file: "
         f"**{speed['frames_a_second']} frames/s**, {speed['cpu_ms']} ms of CPU time a frame. Milliseconds a frame by "
         "stage; all but the networks run beside them:",
-        "",
-        *table(["stage", "ms"], [[stage, str(speed["ms"][stage])] for stage in STAGES]),
-        "",
+        table(["stage", "ms"], [[stage, speed["ms"][stage]] for stage in STAGES]),
         "Flicker, mean difference of successive frames inside the face after the known movement is undone, over "
         f"{moving['frames']} frames of {WIDTH} x {HEIGHT}, `mini`'s preset:",
-        "",
-        *table(["video", "flicker, grey levels", "faces", "tracks"], rows),
-        "",
+        table(["video", "flicker, grey levels", "faces", "tracks"], rows),
         f"Memory over {memory['frames']} frames ({memory['faces']} faces restored in one step each, "
         f"{memory['seconds']} s in all): {looks}.",
-    ]
-    return "\n".join(lines) + "\n"
+    )
 
 
 def measure(args: argparse.Namespace) -> Findings:

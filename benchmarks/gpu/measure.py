@@ -124,7 +124,8 @@ def _profile(call: Callable[[], Any], context: Context) -> tuple[int, list[dict[
     from torch.profiler import ProfilerActivity, profile
 
     wanted = "CUDA" if context.gpu else "CPU"
-    with profile(activities=[ProfilerActivity[name] for name in {"CPU", wanted}]) as profiler:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if context.gpu else [])]
+    with profile(activities=activities) as profiler:
         call()
         _wait(context)
     found: dict[str, list[float]] = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bfr.benchmarks.gpu.stages import STAGES, TRAINING
-from bfr.benchmarks.tables import table
+from bfr.benchmarks.tables import page, table
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.files import write_bytes
 
@@ -62,40 +62,38 @@ def as_markdown(results: Mapping[str, Any]) -> str:
     found = [(name.removeprefix("chain "), _figures(results, name)) for name in names]
     found += [(NOT_MEASURED, batch) for batch in _figures(results, "batches").values()]
     runs = [(run.get("contender", name), run) for name, run in found]
-    parts = [(f"{name}, batch {run.get('batch', '?')}", run) for name, run in runs]
+    parts_of_runs = [(f"{name}, batch {run.get('batch', '?')}", run) for name, run in runs]
     trained = [(role, _figures(results, f"train {role}")) for role in ("estimator", "denoiser")]
-    lines = [
+    parts = [
         "# A rehearsal on a CPU: not measured on a GPU" if results["rehearsal"] else "# Ten minutes on a GPU",
-        "",
         f"{results['date_utc']}; device: {ceilings.get('device', NOT_MEASURED)}.",
-        *_section("Stages", table(["stage", "what it answers", "status", "s"], _stages(results))),
-        *_section("Ceilings", [_ceilings(ceilings)]),
-        *_section("One call of the denoiser, batch 1", _rows("mode", CALLS, calls.items())),
-        *_section("A whole face, and batches", _rows("contender", CHAINS, runs)),
-        "",
+        "## Stages",
+        table(["stage", "what it answers", "status", "s"], _stages(results)),
+        "## Ceilings",
+        _ceilings(ceilings),
+        "## One call of the denoiser, batch 1",
+        _rows("mode", CALLS, calls.items()),
+        "## A whole face, and batches",
+        _rows("contender", CHAINS, runs),
         "PSNR is against eager float32 of the same run. Overhead is the share of the time outside the networks.",
-        *_section("Stages of a chain, ms", _rows("contender", PARTS, parts)),
-        *_section(
-            "Against the CPU, the packaged system",
-            table(["contender", "least PSNR dB", "largest error"], _agreement(results)),
-        ),
-        *_section("Memory, and training", [_memory(_figures(results, "memory")), ""]),
-        *_rows("network", TRAINED, trained),
+        "## Stages of a chain, ms",
+        _rows("contender", PARTS, parts_of_runs),
+        "## Against the CPU, the packaged system",
+        table(["contender", "least PSNR dB", "largest error"], _agreement(results)),
+        "## Memory, and training",
+        _memory(_figures(results, "memory")),
+        _rows("network", TRAINED, trained),
     ]
     for stage, entry in results["stages"].items():
         figures = entry.get("figures", {})
         rows = figures.get("longest kernels") or figures.get("half", {}).get("longest kernels")
         if rows and not results["rehearsal"]:
-            named = [[row["name"], str(row["calls"]), _number(row["microseconds"])] for row in rows]
-            lines += _section(f"Longest kernels: {stage}", table(["kernel", "calls", "microseconds"], named))
-    return "\n".join(lines) + "\n"
+            named = [[row["name"], row["calls"], _number(row["microseconds"])] for row in rows]
+            parts += [f"## Longest kernels: {stage}", table(["kernel", "calls", "microseconds"], named)]
+    return page(*parts)
 
 
-def _section(heading: str, lines: Sequence[str]) -> list[str]:
-    return ["", f"## {heading}", "", *lines]
-
-
-def _rows(first: str, columns: Columns, found: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
+def _rows(first: str, columns: Columns, found: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
     """A table with a row for each of the named figures."""
     rows = []
     for name, figures in found:

@@ -86,7 +86,7 @@ def examine(detector: Detector, name: str, stages: Mapping[str, UInt8], truth: U
     return {what: None if found is None else compare(found, own) for what, found in points.items()}
 
 
-def geometry_table(records: Sequence[Record | None]) -> list[str]:
+def geometry_table(records: Sequence[Record | None]) -> str:
     """Markdown of all faces: how many were found, landmarks' mean and largest error, changed proportions.
 
     Args:
@@ -94,7 +94,7 @@ def geometry_table(records: Sequence[Record | None]) -> list[str]:
     """
     known = [record for record in records if record is not None]
     if not known:
-        return ["Geometry: the detector found no face to compare with."]
+        return "Geometry: the detector found no face to compare with."
     rows = []
     for what in known[0]:
         shapes = [shape for record in known if (shape := record[what]) is not None]
@@ -103,7 +103,7 @@ def geometry_table(records: Sequence[Record | None]) -> list[str]:
             errors = [shape["landmarks"] for shape in shapes]
             cells += [show(Mean.of(errors), 4), f"{max(errors):.4f}"]
             cells += [show(Mean.of([abs(shape[name]) for shape in shapes]), 2) for name in PROPORTIONS]
-        rows.append(cells + [""] * (7 - len(cells)))
+        rows.append(cells)
     return table(["geometry", "found", "landmarks", "largest", *(f"{name}, %" for name in PROPORTIONS)], rows)
 
 

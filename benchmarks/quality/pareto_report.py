@@ -6,7 +6,7 @@ from typing import Any
 from bfr.benchmarks.quality.metrics import MEASURES
 from bfr.benchmarks.quality.pareto_results import DRIFTS, PRESETS, READ_OFF, RULE, Candidate, Study
 from bfr.benchmarks.speed.plots import COLOURS, MARKERS, draw
-from bfr.benchmarks.tables import show, table
+from bfr.benchmarks.tables import page, show, table
 
 TRUTH = {
     "psnr_db": ("PSNR to truth", 2),
@@ -22,57 +22,45 @@ def as_markdown(results: Study) -> str:
     seeds = ", ".join(map(str, settings["other_seeds"]))
     size, threads = facts["image_size"], settings["threads"]
     threads = "threads as it chooses" if threads is None else f"{threads} thread{'s' * (threads > 1)}"
-    lines = [
+    known = [
+        f"System: {facts['system']}, {size}x{size}, {facts['precision']}; bundle `{settings['bundle']}`",
+        f"Reference: {results.reference}; seed {settings['seed']}, for the spread the seeds {seeds}",
+        f"Images: {len(results.reference.samples)}, {settings['level']}: {facts['degradation']}",
+        f"Backend: {settings['backend']}, {threads}; {facts['machine']['CPU']}",
+        "Seconds are per image, one at a time, median; `cost` is their share of the reference's",
+        RULE,
+        READ_OFF,
+        facts["definition"],
+        "Values are means over the images ± their standard errors.",
+        *([facts["attribution"]] if facts["attribution"] else []),
+    ]
+    head = ["preset", "calls at most", "dB behind at most", "sampler", "calls", "drift, dB", "spread"]
+    ordered = sorted(results.candidates, key=lambda one: (one.line or ("", "", 0.0, 0.0), one.calls))
+    return page(
         "# Quality against calls",
-        "",
         "![Quality against calls](pareto.png)",
-        "",
-        f"- System: {facts['system']}, {size}x{size}, {facts['precision']}; bundle `{settings['bundle']}`",
-        f"- Reference: {results.reference}; seed {settings['seed']}, for the spread the seeds {seeds}",
-        f"- Images: {len(results.reference.samples)}, {settings['level']}: {facts['degradation']}",
-        f"- Backend: {settings['backend']}, {threads}; {facts['machine']['CPU']}",
-        "- Seconds are per image, one at a time, median; `cost` is their share of the reference's",
-        f"- {RULE}",
-        f"- {READ_OFF}",
-        f"- {facts['definition']}",
-        "- Values are means over the images ± their standard errors.",
-        *([f"- {facts['attribution']}"] if facts["attribution"] else []),
-        "",
+        "\n".join(f"- {fact}" for fact in known),
         "## Presets",
-        "",
-        *table(
-            ["preset", "calls at most", "dB behind at most", "sampler", "calls", "drift, dB", "spread"],
-            _presets(results),
-        ),
-        "",
+        table(head, _presets(results)),
         "## Pareto front",
-        "",
-        *_table(results, results.front()),
-        "",
+        _table(results, results.front()),
         "## All samplers",
-        "",
-        *_table(results, sorted(results.candidates, key=lambda one: (one.line or ("", "", 0.0, 0.0), one.calls))),
-    ]
-    return "\n".join(lines) + "\n"
+        _table(results, ordered),
+    )
 
 
-def _presets(results: Study) -> Iterator[list[str]]:
+def _presets(results: Study) -> Iterator[list[object]]:
     for name, found in results.presets().items():
-        cells = [str(found), str(found.calls), show(found.drift(), 2), _verdict(results, found)] if found else ["none"]
+        cells = [str(found), found.calls, show(found.drift(), 2), _verdict(results, found)] if found else ["none"]
         allowance = PRESETS[name]
-        yield [name, str(allowance.calls), f"{allowance.db:g}", *cells, *[""] * (4 - len(cells))]
+        yield [name, allowance.calls, f"{allowance.db:g}", *cells]
 
 
-def _table(results: Study, candidates: Sequence[Candidate]) -> list[str]:
+def _table(results: Study, candidates: Sequence[Candidate]) -> str:
     """A row of the reference with its spread, then one for each candidate."""
-    head = [
-        "sampler",
-        "calls",
-        *(f"drift {MEASURES[measure][0]}" for measure in DRIFTS),
-        "drift - spread, dB",
-        "spread",
-    ]
-    head += [*(label for label, _ in TRUTH.values()), "s", "cost"]
+    drifts = (f"drift {MEASURES[measure][0]}" for measure in DRIFTS)
+    head = ["sampler", "calls", *drifts, "drift - spread, dB", "spread", *(label for label, _ in TRUTH.values())]
+    head += ["s", "cost"]
     rows = [_row(results, results.reference, f"reference: {results.reference}; its spread", "", "")]
     for candidate in candidates:
         difference = show(results.difference(candidate), 2, sign=True)

@@ -1,12 +1,12 @@
 """The tables of `pasting`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from bfr.benchmarks.quality.pasting_cells import OTHERS
-from bfr.benchmarks.tables import table
+from bfr.benchmarks.tables import page, table
 
 REGIONS = ("face", "outline", "outside")
 
@@ -25,49 +25,46 @@ def margins(cells: Sequence[dict[str, Any]], region: str, measure: int) -> list[
 def as_markdown(figures: dict[str, Any]) -> str:
     """Render the tables."""
     size, network = figures["size"], figures["network"]
-    lines = [
-        "# Pasting into whole photographs",
-        "",
+    most = {way: max(cell["scores"][way]["change"][0] for cell in figures["perfect"]) for way in ("pasted", "crop")}
+    sides = list(figures["sharp"][0]["sharp"])
+    sharp = [[row["degradation"], *("{} of {}".format(*row["sharp"][s]) for s in sides)] for row in figures["sharp"]]
+    lead = (
         f"A perfect restorer with crops of {size} pixels. PSNR in dB / HaarPSI against the truth, means over the "
         "faces. `px` is the side of the face's square in the degraded photograph, `x2` that it is enlarged. The "
         "outline is that of face and hair in the truth, with a sixty-fourth of the square on either side. Outside is "
-        "what lies well beyond the square. All ways are compared in the same places.",
-        *([f"{figures['attribution']}."] if figures["attribution"] else []),
-        "",
+        "what lies well beyond the square. All ways are compared in the same places."
+    )
+    return page(
+        "# Pasting into whole photographs",
+        lead + (f"\n{figures['attribution']}." if figures["attribution"] else ""),
         "## Against the better of difference and crop",
-        "",
-        *_summary(figures["perfect"]),
-        "",
-        "This runtime changes what is neither face nor hair by "
-        f"{max(cell['scores']['pasted']['change'][0] for cell in figures['perfect']):.2f} levels in the mean at most, "
-        f"the square crop by {max(cell['scores']['crop']['change'][0] for cell in figures['perfect']):.2f}.",
-        "",
+        _summary(figures["perfect"]),
+        f"This runtime changes what is neither face nor hair by {most['pasted']:.2f} levels in the mean at most, "
+        f"the square crop by {most['crop']:.2f}.",
         "## Every cell",
-        "",
         *_tables(figures["perfect"]),
-    ]
-    if network:
-        lines += [f"## Restored by {network['system']}", "", *_tables(network["cells"]), *_changes(network["cells"])]
-    sides = list(figures["sharp"][0]["sharp"])
-    rows = [
-        [row["degradation"], *("{} of {}".format(*row["sharp"][side]) for side in sides)] for row in figures["sharp"]
-    ]
-    lines += ["## Faces that are left as sharp already", "", *table(["photographs", *(f"{s} px" for s in sides)], rows)]
-    return "\n".join(lines) + "\n"
+        *(
+            [f"## Restored by {network['system']}", *_tables(network["cells"]), *_changes(network["cells"])]
+            if network
+            else []
+        ),
+        "## Faces that are left as sharp already",
+        table(["photographs", *(f"{side} px" for side in sides)], sharp),
+    )
 
 
-def _changes(cells: Sequence[dict[str, Any]]) -> list[str]:
+def _changes(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Of what is neither face nor hair, in the surroundings that are looked at."""
-    rows = []
-    ways_shown = ("published", "crop", "pasted", "truth")
-    for cell in cells:
-        ways = [f"{cell['scores'][way]['change'][0]:.2f}" for way in ways_shown]
-        rows.append([f"{cell['degradation']}, {cell['side']} px", *ways])
-    lead = "Mean absolute change of what is neither face nor hair, levels; the truth is what would have to be changed:"
-    return [lead, "", *table(["change", "published", "crop", "this runtime", "truth"], rows), ""]
+    yield "Mean absolute change of what is neither face nor hair, levels; the truth is what would have to be changed:"
+    shown = {"published": "published", "crop": "crop", "pasted": "this runtime", "truth": "truth"}
+    rows = [
+        [f"{cell['degradation']}, {cell['side']} px", *(f"{cell['scores'][way]['change'][0]:.2f}" for way in shown)]
+        for cell in cells
+    ]
+    yield table(["change", *shown.values()], rows)
 
 
-def _summary(cells: Sequence[dict[str, Any]]) -> list[str]:
+def _summary(cells: Sequence[dict[str, Any]]) -> str:
     rows = []
     for region in REGIONS:
         for measure, unit in enumerate(("dB", "HaarPSI")):
@@ -78,13 +75,12 @@ def _summary(cells: Sequence[dict[str, Any]]) -> list[str]:
     return table(["more than the better of the two", "mean", "least", "cells that are worse"], rows)
 
 
-def _tables(cells: Sequence[dict[str, Any]]) -> list[str]:
-    lines = []
+def _tables(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
     for region in REGIONS[:2]:
         rows = []
         for cell in cells:
             ways = [cell["scores"][way].get(region) for way in (*OTHERS, "pasted")]
             name = f"{cell['degradation']}, {cell['side']} px, x{cell['upscale']}"
-            rows.append([name, *(f"{one[0]:.2f} / {one[1]:.3f}" if one else "" for one in ways)])
-        lines += [f"{region.capitalize()}:", "", *table([region, *OTHERS, "this runtime"], rows), ""]
-    return lines
+            rows.append([name, *(one and f"{one[0]:.2f} / {one[1]:.3f}" for one in ways)])
+        yield f"{region.capitalize()}:"
+        yield table([region, *OTHERS, "this runtime"], rows)

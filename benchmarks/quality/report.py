@@ -8,7 +8,7 @@ from typing import Any
 from bfr.benchmarks.quality.faces import CLEAN
 from bfr.benchmarks.quality.geometry import Record, describe_geometry, geometry_table
 from bfr.benchmarks.quality.metrics import MEASURES, Mean
-from bfr.benchmarks.tables import show, table
+from bfr.benchmarks.tables import page, show, table
 from bfr.models.systems.mini.degrade import Degradation
 from bfr.runtime.bundle.manifest import Preset
 
@@ -103,25 +103,25 @@ class Evaluation:
 def as_markdown(facts: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> str:
     """The facts, then a table for each evaluation; means ± standard errors."""
     bundle = facts["bundle"]
-    lines = [
-        "# Quality",
-        "",
-        f"- System: {bundle['system']}, {bundle['image_size']}x{bundle['image_size']}, {facts['precision']}",
-        f"- Bundle: `{bundle['hash']}`",
-        f"- Backend: {facts['backend']}",
-        f"- Images: {facts['images']}, seed {facts['seed']}",
-        f"- {facts['definition']}",
-        "- Values are means over the images ± their standard errors; seconds are per image, one at a time, median.",
-        *([f"- {describe_geometry(facts['detector'])}"] if facts["detector"] else []),
-        *(f"- {facts[name]}" for name in ("no_geometry", "attribution") if facts[name]),
+    known = [
+        f"System: {bundle['system']}, {bundle['image_size']}x{bundle['image_size']}, {facts['precision']}",
+        f"Bundle: `{bundle['hash']}`",
+        f"Backend: {facts['backend']}",
+        f"Images: {facts['images']}, seed {facts['seed']}",
+        facts["definition"],
+        "Values are means over the images ± their standard errors; seconds are per image, one at a time, median.",
+        describe_geometry(facts["detector"]) if facts["detector"] else None,
+        facts["no_geometry"],
+        facts["attribution"],
     ]
+    parts = ["# Quality", "\n".join(f"- {fact}" for fact in known if fact)]
     for evaluation in evaluations:
         words = describe_degradation(evaluation.degradation)
         words = f"{words[0].upper()}{words[1:]}; {evaluation.preset}: {evaluation.seconds:.3g} s per image."
-        lines += ["", f"## {evaluation.title}", "", words, "", *_stage_table(evaluation)]
+        parts += [f"## {evaluation.title}", words, _stage_table(evaluation)]
         if facts["detector"]:
-            lines += ["", *geometry_table([image.geometry for image in evaluation.images])]
-    return "\n".join(lines) + "\n"
+            parts.append(geometry_table([image.geometry for image in evaluation.images]))
+    return page(*parts)
 
 
 def describe_degradation(degradation: Degradation) -> str:
@@ -134,7 +134,7 @@ def describe_degradation(degradation: Degradation) -> str:
     )
 
 
-def _stage_table(evaluation: Evaluation) -> list[str]:
+def _stage_table(evaluation: Evaluation) -> str:
     head = ["", *(MEASURES[measure][0] for measure in evaluation.measures)]
     rows = [
         [stage, *(show(evaluation.mean(stage, m), MEASURES[m][1]) for m in evaluation.measures)]
@@ -143,4 +143,4 @@ def _stage_table(evaluation: Evaluation) -> list[str]:
     if evaluation.clean:
         return table([*head, "least PSNR, dB"], [[*row, f"{evaluation.least_db(row[0]):.2f}"] for row in rows])
     gains = [[f"{a} - {b}", show(evaluation.gain(a, b), 2, sign=True)] for a, b in GAINS]
-    return [*table(head, rows), "", *table(["gain", "PSNR, dB"], gains)]
+    return f"{table(head, rows)}\n\n{table(['gain', 'PSNR, dB'], gains)}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bfr.benchmarks.speed.results import FORMAT
-from bfr.benchmarks.tables import table
+from bfr.benchmarks.tables import page, table
 from bfr.runtime.errors import InputNotFound, InvalidOption
 
 RESAMPLED = 2000  # draws of the bootstrap
@@ -39,21 +39,21 @@ def as_table(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     The speed-up is the ratio of the medians, with the interval that it lies in with 95 % (bootstrap over the timed
     calls, percentiles); where that holds 1, chance alone may have made the difference.
     """
-    rows = []
+    rows: list[list[object]] = []
     then = {(one["backend"], one["batch"]): one for one in old["measurements"]}
     for one in new["measurements"]:
         known, now = then.pop((one["backend"], one["batch"]), None), f"{one['seconds']['p50']:.4g}"
-        cells = ["", now, ""]
+        cells = [None, now]
         if known is not None:
             ratio, least, most = speed_up(known["samples"], one["samples"])
             verdict = "" if least > 1 or most < 1 else ", no difference"
             cells = [f"{known['seconds']['p50']:.4g}", now, f"{ratio:.3g}x ({least:.3g} to {most:.3g}{verdict})"]
-        rows.append([one["backend"], str(one["batch"]), *cells])
-    rows += [[backend, str(batch), f"{one['seconds']['p50']:.4g}", "", ""] for (backend, batch), one in then.items()]
-    lines = table(("backend", "batch", "then, s", "now, s", "speed-up"), rows)
+        rows.append([one["backend"], one["batch"], *cells])
+    rows += [[backend, batch, f"{one['seconds']['p50']:.4g}"] for (backend, batch), one in then.items()]
+    parts = [table(("backend", "batch", "then, s", "now, s", "speed-up"), rows)]
     if other := [name for name in ALIKE if old.get(name) != new.get(name)]:
-        lines += ["", f"The runs differ in {', '.join(other)} too: the times do not compare the backends alone."]
-    return "\n".join(lines) + "\n"
+        parts.append(f"The runs differ in {', '.join(other)} too: the times do not compare the backends alone.")
+    return page(*parts)
 
 
 def speed_up(old: list[float], new: list[float]) -> tuple[float, float, float]:

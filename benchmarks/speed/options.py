@@ -38,7 +38,7 @@ class BenchOptions(Options):
     )
     device: int = field_of(OpenOptions, "device")
     compare: Path | None = Field(
-        default=None, description="bench.json of another run: say what became faster or slower since."
+        default=None, description="bench.json of another run: print what is faster or slower now."
     )
     cold: bool = Field(
         default=True, description="Measure each backend's start and memory in fresh processes, after everything else."

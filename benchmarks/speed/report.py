@@ -1,10 +1,10 @@
 """The report of `bfr bench` as Markdown."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from bfr.benchmarks.speed.results import STAGES, Measurement, Results
 from bfr.benchmarks.speed.roofline import Ceilings, Cost
-from bfr.benchmarks.tables import table
+from bfr.benchmarks.tables import page, table
 from bfr.runtime.bundle.manifest import Preset
 
 GPU_NOTES = (
@@ -67,8 +67,8 @@ def as_markdown(results: Results, *, roofline: str | None = None) -> str:
         rows = [[cell(m) for cell in columns.values()] for m in r.at(batch)]
         there = {m.backend for m in r.at(batch)}
         # Why a row has no numbers stands in its place.
-        rows += [[f"{name}: {why}", *[""] * (len(columns) - 1)] for name, why in r.absent.items() if name not in there]
-        parts += [f"## Batch {batch}", _block([*columns], rows)]
+        rows += [[f"{name}: {why}"] for name, why in r.absent.items() if name not in there]
+        parts += [f"## Batch {batch}", table([*columns], rows)]
     parts.append(_notes(r))
     if r.ceilings is not None and "share" in columns:
         parts += ["## Limit", _limit_notes(r.ceilings, r.costs)]
@@ -77,10 +77,10 @@ def as_markdown(results: Results, *, roofline: str | None = None) -> str:
     parts += [
         "## Stages",
         "Median seconds of a batch.",
-        _block(
+        table(
             ("backend", "batch", *STAGES),
             (
-                (m.backend, str(m.batch), *(_shown(m.stages[stage]) for stage in STAGES))
+                (m.backend, m.batch, *(_shown(m.stages[stage]) for stage in STAGES))
                 for batch in r.batches
                 for m in r.at(batch)
             ),
@@ -90,8 +90,8 @@ def as_markdown(results: Results, *, roofline: str | None = None) -> str:
     parts += [f"- {note}" for note in r.notes]
     others = "unknown" if r.others_cores is None else f"{r.others_cores:.2f}"
     facts = {**r.machine, "cores busy with others' work": others, "bundle sha256": r.bundle_sha256}
-    parts += ["## Machine", _block(("what", "found"), facts.items())]
-    return "\n\n".join(parts) + "\n"
+    parts += ["## Machine", table(("what", "found"), facts.items())]
+    return page(*parts)
 
 
 def _notes(r: Results) -> str:
@@ -156,12 +156,8 @@ def _starts(r: Results) -> Iterator[str]:
                 *([_shown(b.build_seconds)] if built else ()),
                 _shown(b.load_seconds, ".3g"),
                 _shown(b.cold.first_result_seconds if b.cold else None, ".3g"),
-                *("" if size is None else f"{size / 2**20:.0f}" for size in grown),
+                *(size if size is None else f"{size / 2**20:.0f}" for size in grown),
             )
         )
     heads = ("backend", "versions", *(["build s"] if built else ()), "load s", FIRST)
-    yield _block((*heads, *(f"{place} MiB, batch {batch}" for place, batch in places)), rows)
-
-
-def _block(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(table(heads, rows))
+    yield table((*heads, *(f"{place} MiB, batch {batch}" for place, batch in places)), rows)

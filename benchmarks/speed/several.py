@@ -8,8 +8,8 @@ from typing import Any
 from bfr.benchmarks.publish import write_json
 from bfr.benchmarks.speed.bench import bench
 from bfr.benchmarks.speed.options import BenchOptions
-from bfr.benchmarks.speed.results import FORMAT
-from bfr.benchmarks.tables import table
+from bfr.benchmarks.speed.results import BUSY_CORES, FORMAT
+from bfr.benchmarks.tables import page, table
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.errors import BfrError, InvalidOption
 from bfr.runtime.files import write_bytes
@@ -81,20 +81,16 @@ def as_markdown(found: Sequence[dict[str, Any]], failed: dict[str, str]) -> str:
             peak = cold.get("peak_bytes", {}).get(str(batch))
             first = cold.get("first_result_seconds") if batch == cold.get("batch") else None
             times = f"{m['seconds']['p50']:.4g} ({m['seconds']['p90']:.4g})"
-            memory, start = "" if peak is None else f"{peak / 2**20:.0f}", "" if first is None else f"{first:.3g}"
-            name = f"{m['backend']}, {batch}"
-            rows.append([one["name"], name, times, f"{m['images_per_second']:.4g}", memory, start])
-    lines = ["# Several systems", ""]
+            start = [peak and f"{peak / 2**20:.0f}", first and f"{first:.3g}"]
+            rows.append([one["name"], f"{m['backend']}, {batch}", times, f"{m['images_per_second']:.4g}", *start])
+    parts = ["# Several systems"]
     if found:
-        machine, busy = found[0]["machine"], any((one["others_cores"] or 0) > 0.2 for one in found)
+        machine, busy = found[0]["machine"], any((one["others_cores"] or 0) > BUSY_CORES for one in found)
         facts = "; ".join(value if key in value else f"{key} {value}" for key, value in machine.items())
         threads = f"{found[0]['threads']} thread{'s' * (found[0]['threads'] != 1)}"
-        lines += [f"Measured one after the other, {threads}; {facts}."]
-        lines += ["**Other processes kept cores busy meanwhile.**"] * busy
+        warning = "\n**Other processes kept cores busy meanwhile.**" * busy
         width = len(HEADS) if any(row[-1] for row in rows) else len(HEADS) - 2  # without --cold nothing of a start
-        lines += ["", *table(HEADS[:width], [row[:width] for row in rows])]
-    missing = {
-        f"{one['name']}, {backend}": why for one in found for backend, why in (one["skipped"] | one["lost"]).items()
-    }
-    lines += [f"\n{name} was not measured: {why}" for name, why in {**missing, **failed}.items()]
-    return "\n".join(lines) + "\n"
+        parts += [f"Measured one after the other, {threads}; {facts}.{warning}"]
+        parts += [table(HEADS[:width], [row[:width] for row in rows])]
+    missing = {f"{one['name']}, {name}": why for one in found for name, why in (one["skipped"] | one["lost"]).items()}
+    return page(*parts, *(f"{name} was not measured: {why}" for name, why in {**missing, **failed}.items()))

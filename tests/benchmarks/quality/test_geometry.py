@@ -98,11 +98,11 @@ def test_who_was_changed_stands_above_the_floor() -> None:
     for floor in (moved, spoilt):
         assert floor["landmarks"] < result["landmarks"] / 4
         assert abs(floor["nose"]) < result["nose"] / 4
-    lines = g.geometry_table([record, None])
+    lines = g.geometry_table([record, None]).splitlines()
     assert "| input | 0 of 2 |  |" in lines[2]
     assert "| result | 1 of 2 |" in lines[4]
 
 
 def test_a_truth_without_a_face_has_no_geometry() -> None:
     assert g.examine(Dots(), "face", {"result": drawn(POINTS)}, np.zeros((256, 256, 3), np.uint8)) is None
-    assert "no face" in g.geometry_table([None])[0]
+    assert "no face" in g.geometry_table([None])
