@@ -134,7 +134,7 @@ def wrap(
             image_size=face.side,
             schedule=m.NoiseSchedule(),
             inputs=(m.ImageInput(name=REFERENCE, channels=3),) if face.reference else (),
-            weight=face.values.get(face.weight or ""),
+            weight=face.values[face.weight] if face.weight else None,
             stages=(m.Estimate(network=NETWORK),),
             result=ESTIMATE,
             batches=batches,

@@ -37,7 +37,8 @@ def wrap_graph(model: onnx.ModelProto, face: Interface) -> None:
         nodes, tensor = Nodes(WEIGHT, value.name, opset), value.type.tensor_type
         nodes.add("Gather", nodes.constant(np.int64(0)), axis=0)
         nodes.add("Reshape", nodes.constant(np.ones(len(tensor.shape.dim), np.int64)))
-        if tensor.elem_type != TensorProto.FLOAT and not _only_cast(graph, value.name):  # a cast reads every type
+        only_cast = all(node.op_type == "Cast" for node in graph.node if value.name in read_by(node))
+        if tensor.elem_type != TensorProto.FLOAT and not only_cast:  # a cast reads every type
             nodes.add("Cast", to=tensor.elem_type)
         before.append(nodes)
     after = Nodes(renamed.get(face.target.name, face.target.name), ESTIMATE, opset)
@@ -110,10 +111,6 @@ def _make_image(nodes: "Nodes", face: Interface) -> None:
     nodes.affine(2.0 / (white - black), -1.0 - 2.0 * black / (white - black))
     nodes.colour(face.colour)
     nodes.clip(-1.0, 1.0)
-
-
-def _only_cast(graph: onnx.GraphProto, name: str) -> bool:
-    return all(node.op_type == "Cast" for node in graph.node if name in read_by(node))
 
 
 def _rename_ours(graph: onnx.GraphProto) -> dict[str, str]:

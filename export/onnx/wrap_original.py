@@ -51,26 +51,18 @@ class Original:
             remedy = next((then for what, then in REMEDIES.items() if what in str(error)), "Export it anew")
             raise InvalidCheckpoint(f"ONNX Runtime cannot run {file.name}: {reason(error)}. {remedy}") from error
 
-    def shapes(
-        self, images: Mapping[ImageTensor, NDArray[np.float32]], values: Mapping[str, float]
-    ) -> dict[str, tuple[int, ...]]:
-        """The shapes of all outputs that are tensors."""
-        found = self.run([output.name for output in self.session.get_outputs()], images, values)
-        outputs = zip(self.session.get_outputs(), found, strict=True)
-        return {output.name: y.shape for output, y in outputs if isinstance(y, np.ndarray)}
-
     def run(
-        self, outputs: list[str], images: Mapping[ImageTensor, NDArray[np.float32]], values: Mapping[str, float]
-    ) -> list[NDArray[np.generic]]:
+        self, images: Mapping[ImageTensor, NDArray[np.float32]], values: Mapping[str, float], *outputs: str
+    ) -> dict[str, NDArray[np.generic]]:
         """Run the file as it came.
 
         Args:
-            outputs: Names of the outputs to compute.
             images: The pictures, (B, 3, H, W) in the file's own range and order of channels.
             values: Values of further inputs, by name.
+            outputs: The outputs to compute; all if none is named.
 
         Returns:
-            The outputs, in that order.
+            Those of the outputs that are tensors, by name.
         """
         feed: dict[str, NDArray[np.generic]] = {}
         for image, planes in images.items():
@@ -82,7 +74,9 @@ class Original:
                 shape = [size if isinstance(size, int) and size >= 0 else 1 for size in value.shape]
                 _check_size(f"input {value.name}", shape)
                 feed[value.name] = np.full(shape, values[value.name], _numpy_type(value.type))
-        return list(self.session.run(outputs, feed, silent()))
+        names = outputs or [output.name for output in self.session.get_outputs()]
+        found = zip(names, self.session.run(names, feed, silent()), strict=True)
+        return {name: y for name, y in found if isinstance(y, np.ndarray)}
 
 
 def find_interface(model: onnx.ModelProto, original: Original, options: WrapOptions) -> Interface:
@@ -100,7 +94,8 @@ def find_interface(model: onnx.ModelProto, original: Original, options: WrapOpti
         _check_size(f"input {image.name}", (image.batch or 1, 3, size, size))
 
     def shapes(side: int) -> dict[str, tuple[int, ...]]:
-        return original.shapes({one: _grey(one, side) for one in images}, values)
+        found = original.run({one: _grey(one, side) for one in images}, values)
+        return {name: y.shape for name, y in found.items()}
 
     side = source.side or options.size
     if side is None:
@@ -170,7 +165,6 @@ def assumed(face: Interface, options: WrapOptions, file: str) -> list[str]:
 
 def check_ranges(original: Original, face: Interface, say: Say) -> None:
     """Warn where another range makes the result much more like the picture than the declared one does."""
-    declared = (face.input_range, face.output_range)
     if TensorProto.UINT8 in (face.source.type, face.target.type) or face.reference:
         return
     picture = synthetic(DEGRADED, (3, face.side, face.side), face.source.batch or 1)
@@ -179,31 +173,26 @@ def check_ranges(original: Original, face: Interface, say: Say) -> None:
         tried = replace(face, input_range=pair[0], output_range=pair[1])
         return _likeness(scaled(raw_result(original, tried, picture), tried), 2.0 * picture - 1.0)
 
-    if (found := likeness(declared)) >= 15.0:
+    if (found := likeness((face.input_range, face.output_range))) >= 15.0:
         return
-    best, other = max((likeness((one, one)), one) for one in (SIGNED, UNIT, BYTES))
+    best, (black, white) = max((likeness((one, one)), one) for one in (SIGNED, UNIT, BYTES))
     if best > 25.0:
-        black, white = other
         say(
             f"warning: with {black:g}..{white:g} as the range of values the result is {best:.0f} dB from the "
-            f"picture, with {declared[0][0]:g}..{declared[0][1]:g} {found:.0f} dB: is --input-range right?"
+            f"picture, with {face.input_range[0]:g}..{face.input_range[1]:g} {found:.0f} dB: is --input-range right?"
         )
 
 
 def warn_of_range(y: NDArray[np.float64], face: Interface, say: Say) -> None:
     """Warn where a result lies outside the declared output range, or fills little of it."""
-    black, white = face.output_range
+    (black, white), problem = face.output_range, None
     reach = STRAY * (white - black)
     if (share := float(np.mean((y < black - reach) | (y > white + reach)))) > 0.05:
-        say(
-            f"warning: {share:.0%} of the result lie far outside {black:g}..{white:g}, "
-            f"in {y.min():.3g}..{y.max():.3g}: is --output-range right?"
-        )
+        problem = f"{share:.0%} of the result lie far outside {black:g}..{white:g}, in {y.min():.3g}..{y.max():.3g}"
     elif float(y.max() - y.min()) < 0.05 * (white - black):
-        say(
-            f"warning: the result lies in {y.min():.3g}..{y.max():.3g}, a small part of {black:g}..{white:g}: "
-            "is --output-range right?"
-        )
+        problem = f"the result lies in {y.min():.3g}..{y.max():.3g}, a small part of {black:g}..{white:g}"
+    if problem:
+        say(f"warning: {problem}: is --output-range right?")
 
 
 def _likeness(found: NDArray[np.float32], picture: NDArray[np.float32]) -> float:
@@ -243,7 +232,7 @@ def raw_result(
             for image, given in ((face.source, faces), (face.reference, others))
             if image and given is not None
         }
-        made.append(original.run([face.target.name], images, face.values)[0].astype(np.float64))
+        made.append(original.run(images, face.values, face.target.name)[face.target.name].astype(np.float64))
     y = np.concatenate(made)[: len(faces)]
     return (y.transpose(0, 3, 1, 2) if face.target.channels_last else y)[:, order]
 
@@ -277,10 +266,10 @@ def frozen(
     onnx.load_external_data_for_model(model, str(scratch))  # saving moved the weights out of it
     images = {one: _grey(one, one.side or options.size or OPEN_FACE) for one in find_inputs(model, options) if one}
     _, values = find_values(model, images, options.values)
-    found = Original(scratch / "looked.onnx", threads).run([node.output[0] for node in draws], images, values)
+    found = Original(scratch / "looked.onnx", threads).run(images, values)
     del model.graph.output[declared:]
-    for number, (node, draw, like) in enumerate(zip(nodes, draws, found, strict=True)):
-        model.graph.initializer.append(draw_once(draw, number, like))
+    for number, (node, draw) in enumerate(zip(nodes, draws, strict=True)):
+        model.graph.initializer.append(draw_once(draw, number, found[draw.output[0]]))
         model.graph.node.remove(node)
     onnx.save(model, scratch / "frozen.onnx", save_as_external_data=True, location="frozen.data")
     say(f"{len(draws)} nodes of {file.name} draw random numbers: they became constants, drawn once")

@@ -169,7 +169,7 @@ def find_values(
     for value in further.values():
         if value.type.tensor_type.elem_type not in NUMBER_TYPES:
             raise InvalidOption(f"the model reads {_described(value)}, which no number fills: export it without")
-    weights = [name for name, value in further.items() if name in WEIGHT_NAMES and _is_number(value)]
+    weights = [name for name in WEIGHT_NAMES if name in further and _is_number(further[name])]
     weight = weights[0] if len(weights) == 1 else None
     values = {weight: 0.5} | dict(given) if weight else dict(given)
     if missing := further.keys() - values.keys():
@@ -181,8 +181,7 @@ def find_values(
 
 
 def _is_number(value: onnx.ValueInfoProto) -> bool:
-    tensor = value.type.tensor_type
-    return tensor.elem_type in FLOATS and all(size in (None, 1) for size in sizes(value))
+    return value.type.tensor_type.elem_type in FLOATS and all(size in (None, 1) for size in sizes(value))
 
 
 def constant_of(value: onnx.ValueInfoProto, number: float) -> np.ndarray[Any, Any]:
