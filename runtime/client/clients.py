@@ -4,9 +4,10 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from functools import wraps
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from bfr.runtime.client.calls import asked, file_headers, image_file, job_of, object_of, result_of
@@ -17,6 +18,7 @@ from bfr.runtime.jobs.options import RestoreOptions
 
 __all__ = ["AsyncClient", "Client", "Job", "RestoreOptions", "Result"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -150,6 +152,18 @@ class AsyncClient:
             ) from error
 
 
+def _blocking(
+    call: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Client", P], T]:
+    """The method of `Client` that waits for one of `AsyncClient`."""
+
+    @wraps(call)
+    def wait(client: "Client", *args: P.args, **options: P.kwargs) -> T:
+        return client._run(call(client._client, *args, **options))
+
+    return wait
+
+
 class Client:
     """As `AsyncClient`, for callers that wait: its event loop runs in a thread of its own. Threads may share it.
 
@@ -168,17 +182,13 @@ class Client:
         """The server's address."""
         return self._client.url
 
-    def restore(self, image: Any, **options: Any) -> Result:
-        """As of `AsyncClient`."""
-        return self._run(self._client.restore(image, **options))
-
-    def submit(self, path: Path, **options: Any) -> Job:
-        """As of `AsyncClient`."""
-        return self._run(self._client.submit(path, **options))
-
-    def job(self, name: str) -> Job:
-        """As of `AsyncClient`."""
-        return self._run(self._client.job(name))
+    restore = _blocking(AsyncClient.restore)
+    submit = _blocking(AsyncClient.submit)
+    job = _blocking(AsyncClient.job)
+    download = _blocking(AsyncClient.download)
+    delete = _blocking(AsyncClient.delete)
+    info = _blocking(AsyncClient.info)
+    ready = _blocking(AsyncClient.ready)
 
     def wait(self, name: str, *, timeout: float | None = None, progress: Callable[[Job], object] = _nothing) -> Job:
         """As of `AsyncClient`; `progress` is called in the caller's thread."""
@@ -191,22 +201,6 @@ class Client:
         states = self._client.states(name, timeout)
         while (job := self._run(_next(states))) is not None:
             yield job
-
-    def download(self, name: str, path: Path) -> None:
-        """As of `AsyncClient`."""
-        self._run(self._client.download(name, path))
-
-    def delete(self, name: str) -> None:
-        """As of `AsyncClient`."""
-        self._run(self._client.delete(name))
-
-    def info(self) -> dict[str, Any]:
-        """As of `AsyncClient`."""
-        return self._run(self._client.info())
-
-    def ready(self) -> bool:
-        """As of `AsyncClient`."""
-        return self._run(self._client.ready())
 
     def close(self) -> None:
         """Close the connections and end the thread."""

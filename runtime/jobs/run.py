@@ -13,7 +13,8 @@ from bfr.runtime.jobs.faults import ends_run, name_notes, shown, warnings_of
 from bfr.runtime.jobs.options import FORMATS, JobOptions
 from bfr.runtime.jobs.report import Entry, Report, describe_passed_over, describe_run, describe_settings, rounded
 from bfr.runtime.jobs.sources import Item, find_masks
-from bfr.runtime.jobs.work import ImageWork, Picture
+from bfr.runtime.jobs.stages import Picture
+from bfr.runtime.jobs.work import ImageWork
 from bfr.runtime.restore.pipeline import FaceRestorer
 
 if TYPE_CHECKING:

@@ -1,6 +1,8 @@
 """Requests to a real server, for tests."""
 
 import io
+import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -28,3 +30,11 @@ def restore(
         headers={"Content-Type": "image/png", **(headers or {})},
         timeout=timeout,
     )
+
+
+def until(done: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until something is so; fail after so many seconds."""
+    begin = time.monotonic()
+    while not done():
+        assert time.monotonic() - begin < seconds
+        time.sleep(0.05)

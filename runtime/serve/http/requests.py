@@ -219,15 +219,15 @@ class _Form:
     def __init__(self) -> None:
         self.image: bytes | None = None
         self.complete = self._named = False
-        self._name = self._value = b""
+        self._name, self._value = bytearray(), bytearray()  # of a header
         self._parts: list[bytes] = []
 
     def callbacks(self) -> Any:
         """By their events."""
         return {
             "on_header_begin": self._begin_header,
-            "on_header_field": self._header_name,
-            "on_header_value": self._header_value,
+            "on_header_field": lambda data, begin, end: self._name.extend(data[begin:end]),
+            "on_header_value": lambda data, begin, end: self._value.extend(data[begin:end]),
             "on_header_end": self._header,
             "on_part_data": lambda data, begin, end: self._parts.append(data[begin:end]),
             "on_part_end": self._part,
@@ -235,18 +235,13 @@ class _Form:
         }
 
     def _begin_header(self) -> None:
-        self._name = self._value = b""
-
-    def _header_name(self, data: bytes, begin: int, end: int) -> None:
-        self._name += data[begin:end]
-
-    def _header_value(self, data: bytes, begin: int, end: int) -> None:
-        self._value += data[begin:end]
+        self._name.clear()
+        self._value.clear()
 
     def _header(self) -> None:
         if self._name.lower() != b"content-disposition":
             return
-        name = parse_options_header(self._value)[1].get(b"name", b"").decode(errors="replace")
+        name = parse_options_header(bytes(self._value))[1].get(b"name", b"").decode(errors="replace")
         if name != FIELD:
             raise _invalid_form(
                 f"the form has the field {name!r}: its one field is {FIELD!r}, options are parts of the address"

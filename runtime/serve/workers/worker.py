@@ -123,16 +123,15 @@ class Worker:
         self.child: Child | None = None
         self._numbers = itertools.count()
 
-    def spawn(self) -> None:
+    def spawn(self) -> Child:
         """Start the process, which begins to import at once; `start` waits for it."""
         if self.child is None:
             self.child = Child(MODULE)
+        return self.child
 
     async def start(self) -> None:
         """Wait until it is warm. Raises RestorationFailed with the reason where it fails before."""
-        self.spawn()
-        child = self.child
-        assert child is not None  # noqa: S101
+        child = self.spawn()
         try:
             await child.open()
             await child.send(self._setup)

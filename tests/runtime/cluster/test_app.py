@@ -5,15 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
 import numpy as np
 import pytest
 import yaml
-from live import face, restore
+from live import face, restore, until
 
 from bfr.benchmarks.end_to_end.server_process import COMMAND, kill_session
 from bfr.runtime.cluster.deploy import serve_yaml
@@ -25,13 +23,6 @@ from bfr.runtime.serve.options import ServeOptions
 
 HAAR = ("--detector", "haar", "--backend", "onnxruntime-cpu", "--precision", "fp32")
 OPTIONS = ServeOptions(presets=("fast",), batch=2, backend="onnxruntime-cpu", detector="haar")
-
-
-def until(done: Callable[[], bool], seconds: float = 60) -> None:
-    begin = time.monotonic()
-    while not done():
-        assert time.monotonic() - begin < seconds
-        time.sleep(0.05)
 
 
 def test_the_serve_yaml_makes_the_same_options_again() -> None:

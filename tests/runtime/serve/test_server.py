@@ -20,7 +20,7 @@ import httpx2
 import numpy as np
 import pytest
 from filelock import FileLock
-from live import face, restore
+from live import face, restore, until
 from once import WAIT, run_folder
 from onnx import TensorProto, helper, save
 
@@ -93,13 +93,6 @@ def send(server: ServerProcess, image: bytes) -> socket.socket:
     head = f"POST /restore?{urlencode(SLOW)} HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/png\r\n"
     line.sendall(f"{head}Content-Length: {len(image)}\r\n\r\n".encode() + image)
     return line
-
-
-def until(done: Callable[[], bool], seconds: float = 60) -> None:
-    begin = time.monotonic()
-    while not done():
-        assert time.monotonic() - begin < seconds
-        time.sleep(0.05)
 
 
 class TestServing:
@@ -257,9 +250,10 @@ class TestNonsense:
 
 
 def test_a_killed_worker_costs_no_answer_and_sigterm_under_load_loses_no_request(tmp_path: Path) -> None:
-    server = ServerProcess(tmp_path, "--preset", "fast", *HAAR, "--no-jobs", "--drain", "300", "--timeout", "300")
-    try:
-        with ThreadPoolExecutor(8) as pool:
+    flags = ("--preset", "fast", "--batch", "2", "--no-jobs", "--drain", "300", "--timeout", "300")
+    server = ServerProcess(tmp_path, *flags, *HAAR)
+    with ThreadPoolExecutor(8) as pool:
+        try:
 
             def ask(k: int) -> Any:
                 return pool.submit(restore, server.url, face(k), mode="aligned", timeout=300)
@@ -269,7 +263,7 @@ def test_a_killed_worker_costs_no_answer_and_sigterm_under_load_loses_no_request
             accepted = [ask(0)]
             until(lambda: server.metric("bfr_faces_in_flight") == 1)
             accepted.append(ask(1))
-            until(lambda: server.metric("bfr_faces_waiting") == 1)  # it has the first one
+            until(lambda: server.metric("bfr_faces_waiting") == 1)  # the worker has the first one
             os.kill(worker, signal.SIGKILL)
             assert [future.result().status_code for future in accepted] == [200, 200]
             server.wait_ready()
@@ -286,14 +280,14 @@ def test_a_killed_worker_costs_no_answer_and_sigterm_under_load_loses_no_request
             assert refused.headers["connection"] == "close"
             os.kill(worker, signal.SIGCONT)
             assert {future.result().status_code for future in accepted} == {200}
-        assert server.process.wait(60) == 0
-        assert "all requests were answered" in [line["message"] for line in server.log]
-        answered = [line for line in server.log if line.get("route") == "/restore"]
-        assert sum(line["status"] == 200 for line in answered) == len(accepted)
-        assert [line["reason"] for line in answered if line["status"] != 200] == ["draining"]
-        assert list(server.processes()) == []
-    finally:
-        server.kill()
+            assert server.process.wait(60) == 0
+            assert "all requests were answered" in [line["message"] for line in server.log]
+            answered = [line for line in server.log if line.get("route") == "/restore"]
+            assert sum(line["status"] == 200 for line in answered) == len(accepted)
+            assert [line["reason"] for line in answered if line["status"] != 200] == ["draining"]
+            assert list(server.processes()) == []
+        finally:
+            server.kill()
 
 
 def test_past_the_drain_limit_the_answer_is_503_and_the_connection_closes(tmp_path: Path) -> None:

@@ -160,7 +160,9 @@ def test_what_nobody_waits_for_is_not_worked_on() -> None:
         done: list[int] = []
         pool.on_batch = lambda found, *_: done.append(len(found))
         async with aclosing(pool.restore(FACES[:1], order(SLOW))) as steps:
-            assert 0 < await anext(steps) < 1  # then the caller leaves: the batch ends after its step
+            share = await anext(steps)
+            assert isinstance(share, float)
+            assert 0 < share < 1  # then the caller leaves: the batch ends after its step
         await last(pool, FACES[:1], order())
         assert done == [1]
         assert pool.restarts == 0
