@@ -9,6 +9,8 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.machine import MachineFiles
 from bfr.runtime.errors import WriteFailed
@@ -18,7 +20,7 @@ from bfr.runtime.restore.plan import Plan
 from bfr.runtime.restore.restorer import Restorer
 
 FOLDER = "speed"  # inside the cache folder
-STEPS = (1, 3)  # calls of the denoiser that are timed; what another number takes lies on their line
+STEPS = 3  # calls of the denoiser that are timed
 ENOUGH = 1.0  # seconds; a quicker run is timed three times, and the least counts
 
 
@@ -60,10 +62,7 @@ def speed_of(restorer: Restorer, opened: OpenOptions, show: Callable[[str], None
     busy = _busy()
     kept_too = "the machine is busy, so it is not kept" if busy else "it is kept"
     show(f"measuring how long a face takes on {restorer.device.name}; {kept_too}")
-    calls = sorted({min(steps, restorer.plan.steps) for steps in STEPS})
-    times = [_time(restorer, steps) for steps in calls]
-    step = max(0.0, (times[-1] - times[0]) / max(1, calls[-1] - calls[0]))
-    speed = Speed(restorer.device.name, restorer.precision, max(0.0, times[0] - step * calls[0]), step)
+    speed = Speed(restorer.device.name, restorer.precision, *_time(restorer))
     if busy:
         return speed
     try:
@@ -73,8 +72,9 @@ def speed_of(restorer: Restorer, opened: OpenOptions, show: Callable[[str], None
     return speed
 
 
-def _time(restorer: Restorer, steps: int) -> float:
-    """Seconds a face of a loop of so many steps, in full batches."""
+def _time(restorer: Restorer) -> tuple[float, float]:
+    """Seconds of a face outside the loops, and of a step of them, in full batches."""
+    steps = min(STEPS, restorer.plan.steps)
     sampler = restorer.sampler if steps == restorer.plan.steps else restorer.sampler.shortened(steps)
     with Restorer(
         restorer.bundle,
@@ -85,10 +85,12 @@ def _time(restorer: Restorer, steps: int) -> float:
         networks=restorer.chains.networks,
     ) as one:
         one.warm_up()
-        seconds = one.warm_up(times=1)
-        if seconds < ENOUGH:
-            seconds = min(seconds, *(one.warm_up(times=1) for _ in range(2)))
-        return seconds / one.batch
+        runs: list[dict[str, float]] = []
+        while len(runs) < 3 and not (runs and sum(runs[-1].values()) * one.batch > ENOUGH):
+            runs.append(one.run([np.full((one.size, one.size, 3), 127, np.uint8)] * one.batch)[0].seconds)
+        least = min(runs, key=lambda stages: sum(stages.values()))
+        in_loops = sum(least[loop.name] for loop in one.plan.loops)
+        return sum(least.values()) - in_loops, in_loops / max(1, one.plan.steps)
 
 
 def _busy() -> bool:

@@ -1,4 +1,4 @@
-"""The two networks of `mini`: one UNet on the 4x pixel-unshuffled image, with and without time."""
+"""The two networks of `mini`: a UNet on 4x4 patches that estimates, and a small one on 2x2 patches that denoises."""
 
 from typing import Any
 
@@ -11,21 +11,27 @@ _SHARED: dict[str, Any] = {
     "in_channels": 3,
     "model_channels": 32,
     "out_channels": 3,
-    "num_res_blocks": 1,
-    "attention_resolutions": (16,),
-    "channel_mult": (2, 3, 4),
-    "num_head_channels": 64,
     "use_scale_shift_norm": True,
-    "unshuffle": 4,
     "residual": True,
 }
 ESTIMATOR: dict[str, Any] = {
     **_SHARED,
-    "time_conditioned": False,
-    "channel_mult": (2, 3, 4, 4),  # a level of 8x8 more than the denoiser, for faces of which little is left
+    "num_res_blocks": 1,
     "attention_resolutions": (16, 8),
+    "channel_mult": (2, 3, 4, 4),
+    "num_head_channels": 64,
+    "time_conditioned": False,
+    "unshuffle": 4,
 }
-DENOISER: dict[str, Any] = {**_SHARED, "time_conditioned": True}
+DENOISER: dict[str, Any] = {  # weak noise needs few channels, but all pixels: 32 for the 12 values of a 2x2 patch
+    **_SHARED,
+    "num_res_blocks": 0,
+    "attention_resolutions": (),
+    "channel_mult": (1, 1, 1, 1),
+    "num_head_channels": 32,
+    "time_conditioned": True,
+    "unshuffle": 2,
+}
 PARAMETERS = {"estimator": ESTIMATOR, "denoiser": DENOISER}
 
 

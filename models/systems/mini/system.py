@@ -24,7 +24,6 @@ MINI = SystemSpec(
             architecture="unet",
             parameters=mini.DENOISER,
             weights=Download("", "denoiser.safetensors"),
-            int8=True,
         ),
     },
     # Read off training faces, see docs/presets.md: from here on a later start costs PSNR at every level.

@@ -68,15 +68,15 @@ class TestSpeed:
     @pytest.mark.usefixtures("home")
     def test_it_is_measured_once(self, small: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
         restorer, opened = small(), OpenOptions()
-        timed: list[int] = []
+        timed: list[Any] = []
 
-        def take(_restorer: Any, steps: int) -> float:
-            timed.append(steps)
-            return 2.0 + 0.5 * steps
+        def take(restorer: Any) -> tuple[float, float]:
+            timed.append(restorer)
+            return 2.0, 0.5
 
         monkeypatch.setattr(speed, "_time", take)
         monkeypatch.setattr(speed, "_busy", lambda: True)
-        assert speed.speed_of(restorer, opened).step in (0.0, 0.5)
+        assert speed.speed_of(restorer, opened).step == 0.5
         assert speed.kept_speed(restorer.bundle, opened) is None  # others were at work
         monkeypatch.setattr(speed, "_busy", lambda: False)
         found = speed.speed_of(restorer, opened)
@@ -94,7 +94,7 @@ class TestSpeed:
     ) -> None:
         restorer, opened = small(), OpenOptions()
         monkeypatch.setattr(speed, "_busy", lambda: False)
-        monkeypatch.setattr(speed, "_time", lambda _restorer, _steps: 1.0)
+        monkeypatch.setattr(speed, "_time", lambda _restorer: (1.0, 0.0))
         found = speed.speed_of(restorer, opened)
         speed._path(restorer.bundle, opened).write_text("[]")
         assert speed.kept_speed(restorer.bundle, opened) is None
