@@ -8,8 +8,8 @@ import typer
 
 from bfr.export.options import ExportOptions
 from bfr.runtime.cli.options import AS_JSON, SYSTEMS, Flags, check_system, expanded
-from bfr.runtime.cli.places import check_new, conclude_bundle
-from bfr.runtime.cli.terminal import tell
+from bfr.runtime.cli.places import check_new
+from bfr.runtime.cli.terminal import conclude_bundle, tell
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.install import need
 
@@ -22,10 +22,10 @@ def export(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new bundle.")],
     options: Annotated[ExportOptions, Flags(names={"time_table": ("--time-table/--no-time-table",)})],
-    weights: Annotated[Path | None, typer.Option(help="Folder of the checkpoints; default: fetched ones.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Checkpoints' folder; that of bfr fetch if left out.")] = None,
     seeded: Annotated[
         bool,
-        typer.Option("--seeded", help="Weights made from their names, for tests and timings: nothing is restored."),
+        typer.Option("--seeded", help="Random weights, for tests and timings: they restore nothing."),
     ] = False,
     as_json: AS_JSON = False,
 ) -> None:

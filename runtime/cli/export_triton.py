@@ -1,6 +1,5 @@
 """`bfr export-triton`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +8,7 @@ import typer
 from bfr.export.options import TritonOptions
 from bfr.runtime.cli.options import AS_JSON, Flags, expanded
 from bfr.runtime.cli.places import check_new
-from bfr.runtime.cli.terminal import conclude
+from bfr.runtime.cli.terminal import conclude_with
 
 
 @expanded
@@ -25,7 +24,5 @@ def export_triton(
     from bfr.runtime.bundle.bundle import Bundle
 
     models = write(Bundle.open(bundle), out, options)
-    if as_json:
-        print(json.dumps({"folder": str(out), "models": list(models)}))
-    else:
-        conclude(f"{out}: {', '.join(models)}; next: tritonserver --model-repository {out}")
+    text = f"{out}: {', '.join(models)}; next: tritonserver --model-repository {out}"
+    conclude_with({"folder": str(out), "models": list(models)}, text, as_json=as_json)

@@ -8,7 +8,7 @@ import typer
 from bfr.runtime.cli.options import AS_JSON, OUT, OVERWRITE, STRIP, Flags, expanded
 from bfr.runtime.cli.places import open_places
 from bfr.runtime.cli.restore import check_printed, finish
-from bfr.runtime.cli.terminal import progress_bar
+from bfr.runtime.cli.terminal import image_progress
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.restore.options import OpenOptions, SamplerOptions
 
@@ -37,7 +37,7 @@ def inpaint(
     overwrite: OVERWRITE = False,
     as_json: AS_JSON = False,
 ) -> None:
-    """Make up the masked parts of aligned faces.
+    """Inpaint the masked parts of aligned faces.
 
     Known pixels stay as they are, bit for bit. Writes PNG files and report.json.
     """
@@ -56,14 +56,11 @@ def inpaint(
                 f"{manifest.system} does not inpaint: name a bundle that does with --bundle, as "
                 "`bfr export difface-inpainting` makes it"
             )
-        with Restorer.open(opened, **sampler.changes) as restorer, progress_bar() as bar:
-            task = bar.add_task("inpainting", total=len(found.items))
+        with (
+            Restorer.open(opened, **sampler.changes) as restorer,
+            image_progress("inpainting", len(found.items)) as progress,
+        ):
             report = run_job(
-                restorer,
-                found.items,
-                places.options,
-                mask=mask,
-                passed_over=found.passed_over,
-                progress=lambda done, name: bar.update(task, completed=done, description=name),
+                restorer, found.items, places.options, mask=mask, passed_over=found.passed_over, progress=progress
             )
         finish(report, places, done="inpainted", as_json=as_json)

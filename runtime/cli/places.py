@@ -1,6 +1,5 @@
-"""Where a command reads and writes: files, folders, globs and standard input; a folder, a file or standard output."""
+"""Where a command writes: a folder, a file or standard output. `inputs.py` has what it reads."""
 
-import json
 import os
 import re
 import shutil
@@ -8,30 +7,26 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from bfr.runtime.cli.terminal import conclude
-from bfr.runtime.errors import InputNotFound, InvalidImage, InvalidOption, WriteFailed
+from bfr.runtime.cli.inputs import NAMED, STANDARD, input_paths
+from bfr.runtime.errors import InvalidOption, WriteFailed
 from bfr.runtime.files import atomic_path
-from bfr.runtime.images.decode import byte_limit, read_image
-from bfr.runtime.images.formats import BY_SUFFIX, NAMES, WRITTEN, format_of
+from bfr.runtime.images.decode import read_image
+from bfr.runtime.images.formats import BY_SUFFIX, WRITTEN
 from bfr.runtime.images.headers import header_size
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.sources import Inputs, Item, check_found, check_free, choose_outputs, find_inputs
-from bfr.runtime.jobs.store import Store, identity_of, local_path
+from bfr.runtime.jobs.store import Store, identity_of
 from bfr.runtime.text import without_secrets
 from bfr.runtime.video.formats import SUFFIXES as VIDEO_SUFFIXES
 from bfr.runtime.video.formats import output_suffix
 
 if TYPE_CHECKING:
-    from bfr.runtime.bundle.bundle import Bundle
     from bfr.runtime.jobs.report import Report
 
-STANDARD = "-"  # input or output
-NAMED = "standard input"  # as messages and reports have it
 _SUFFIXES = tuple(one.suffixes[0] for one in WRITTEN)
 # What `-o result.SUFFIX` means a file by, though it is not written; a folder of that name would be a surprise.
 _UNWRITTEN = {
@@ -54,14 +49,6 @@ def check_folder(folder: Path, flag: str = "-o") -> None:
         raise InvalidOption(f"{there} is no folder: name another one with {flag}")
     if not os.access(there, os.W_OK | os.X_OK):
         raise InvalidOption(f"{there} cannot be written by this user: name another folder with {flag}")
-
-
-def conclude_bundle(bundle: "Bundle", done: str, *, as_json: bool) -> None:
-    """Say that a bundle was made."""
-    if as_json:
-        print(json.dumps({"folder": str(bundle.folder), "hash": bundle.hash}))
-    else:
-        conclude(f"{bundle.folder}: {done}, hash {bundle.hash}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +129,7 @@ def open_places(
         address = str(options.out).replace(":/", "://", 1)  # Path has left one out
         raise InvalidOption(f"{address} is an address: name a folder, or use `bfr batch`, which writes to them")
     with ExitStack() as stack:
-        paths: list[Path] = []
-        if STANDARD in inputs:
-            if list(inputs) != [STANDARD]:
-                raise InvalidOption(f"{STANDARD} is one image on standard input: leave out the other inputs")
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="bfr-")))
-            paths = [_read_standard_input(folder, options.max_pixels)]
-        else:
-            paths = [_path_of(name, inputs) for name in inputs]
+        paths = stack.enter_context(input_paths(inputs, options.max_pixels))
         found = find_inputs(paths, videos=videos, out=options.out)
         _require(found, inputs, options.out, videos=videos)
         source = NAMED if STANDARD in inputs else None
@@ -172,32 +152,6 @@ def open_places(
         except OSError as error:
             raise InvalidOption(f"{beside} cannot be written ({error.strerror}): choose another folder") from error
         yield Places(found, options.model_copy(update={**changes, "out": folder}), target, source)
-
-
-def _path_of(name: str, inputs: Sequence[str]) -> Path:
-    """The path that an input is. Raises InputNotFound for an address, and for a file that is not there."""
-    if re.match(r"(https?|ftps?):", name, re.IGNORECASE):
-        raise InputNotFound(f"{name} is an address: download it first, and name the file")
-    if (path := local_path(name)) is None:
-        raise InputNotFound(f"{name} is an address: `bfr batch` reads object stores; otherwise download it first")
-    if not os.path.exists(path) and not re.search(r"[*?\[]", name):  # noqa: PTH110  (a name may be too long)
-        raise InputNotFound(f"{name} does not exist: {_instead_of(path, inputs)}")
-    return path
-
-
-def _instead_of(path: Path, inputs: Sequence[str]) -> str:
-    """What may be meant by an input that is not there."""
-    if os.path.islink(path):  # noqa: PTH114
-        return f"it is a link to {os.readlink(path)}, which is not there"  # noqa: PTH115
-    option, assigned, value = str(path).partition("=")
-    if assigned and option.isidentifier():
-        return f"options are written as --preset fast, inputs without a name, as `bfr restore {value}`"
-    beside = path.parent.iterdir() if path.parent.is_dir() else ()
-    if near := get_close_matches(path.name, [one.name for one in beside], 1, 0.75):
-        return f"did you mean {path.with_name(near[0])}?"
-    if len(inputs) > 1 and str(path) == inputs[-1]:
-        return f"check its name, or write -o {path} if it is the output"
-    return "check the name of the image or folder"
 
 
 def _check_alone(items: Sequence[Item], max_pixels: int) -> None:
@@ -224,23 +178,6 @@ def _made(folder: Path) -> Iterator[None]:
         if not there:
             with suppress(OSError):
                 folder.rmdir()
-
-
-def _read_standard_input(folder: Path, max_pixels: int) -> Path:
-    """Write the image on standard input into `folder`. Raises InvalidImage where there is none."""
-    if sys.stdin.isatty():
-        raise InvalidOption(f"{STANDARD} reads an image from standard input: pipe one in, as `bfr restore - < old.jpg`")
-    limit = byte_limit(max_pixels)
-    data = sys.stdin.buffer.read(limit + 1)
-    if len(data) > limit:
-        raise InvalidImage(f"{NAMED} holds more than {limit:,} bytes: make the image smaller, or raise --max-pixels")
-    form = format_of(data)
-    if form is None:
-        what = "is empty" if not data else f"holds no image of {', '.join(NAMES)}"
-        raise InvalidImage(f"{NAMED} {what}: pipe in the bytes of an image file")
-    path = folder / f"stdin{form.suffixes[0]}"
-    path.write_bytes(data)
-    return path
 
 
 def _require(found: Inputs, named: Sequence[str], out: Path, *, videos: bool) -> None:

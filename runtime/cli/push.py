@@ -1,20 +1,19 @@
 """`bfr push`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bfr.runtime.cli.options import AS_JSON, expanded
-from bfr.runtime.cli.terminal import conclude
+from bfr.runtime.cli.terminal import conclude_with
 
 
 @expanded
 def push(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     address: Annotated[str, typer.Argument(help="Where to: hf://owner/name, or hf://owner/name@branch.")],
-    public: Annotated[bool, typer.Option("--public", help="Of a new repository: everybody may read it.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Upload a bundle to the Hugging Face Hub.
@@ -25,7 +24,4 @@ def push(
     from bfr.runtime.bundle.bundle import Bundle
 
     pushed = hub.push(Bundle.open(bundle), address, private=not public)
-    if as_json:
-        print(json.dumps({"address": pushed}))
-    else:
-        conclude(f"pushed; others run it with --bundle {pushed}")
+    conclude_with({"address": pushed}, f"pushed; others run it with --bundle {pushed}", as_json=as_json)

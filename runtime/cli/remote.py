@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from bfr.runtime.cli.options import STRIP
-from bfr.runtime.cli.terminal import progress_bar
+from bfr.runtime.cli.terminal import image_progress
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.jobs.options import RestoreOptions
 
@@ -53,17 +53,12 @@ def restore_remotely(
     from bfr.runtime.client import Client
     from bfr.runtime.client.job import run_remote_job
 
-    with Client(server, api_key=_key(api_key_file)) as client, progress_bar() as bar:
-        task = bar.add_task("restoring", total=len(found.items))
-        return run_remote_job(
-            client,
-            found.items,
-            options,
-            photo,
-            preset=preset,
-            passed_over=found.passed_over,
-            progress=lambda done, name: bar.update(task, completed=done, description=name),
-        )
+    items, passed_over = found.items, found.passed_over
+    with (
+        Client(server, api_key=_key(api_key_file)) as client,
+        image_progress("restoring", len(items)) as progress,
+    ):
+        return run_remote_job(client, items, options, photo, preset=preset, passed_over=passed_over, progress=progress)
 
 
 def _key(file: Path | None) -> str | None:

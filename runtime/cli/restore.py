@@ -9,18 +9,11 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from bfr.runtime.cli.options import (
-    AS_JSON,
-    OUT,
-    OVERWRITE,
-    STRIP,
-    Flags,
-    check_aligned,
-    expanded,
-)
-from bfr.runtime.cli.places import STANDARD, Places, open_places
+from bfr.runtime.cli.inputs import STANDARD
+from bfr.runtime.cli.options import AS_JSON, OUT, OVERWRITE, STRIP, Flags, check_aligned, expanded
+from bfr.runtime.cli.places import Places, open_places
 from bfr.runtime.cli.remote import check_server_options, restore_remotely
-from bfr.runtime.cli.terminal import conclude, one_line, progress_bar, say, show, tell, volume
+from bfr.runtime.cli.terminal import conclude, image_progress, one_line, say, show, tell, volume
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.jobs.options import JobOptions
@@ -54,10 +47,10 @@ def restore(
     ] = None,
     server: Annotated[str | None, typer.Option(help="Address of a `bfr serve` that restores instead.")] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option(help="Of such a server; or the key itself in BFR_API_KEY.")
+        Path | None, typer.Option(help="File of that server's API key; BFR_API_KEY is the key itself.")
     ] = None,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Say how long it would take, from a few of the images, and end.")
+        bool, typer.Option("--estimate", help="Estimate the time from a few of the images; restore nothing.")
     ] = False,
     overwrite: OVERWRITE = False,
     as_json: AS_JSON = False,
@@ -153,15 +146,8 @@ def _open(
 def _run(worker: "Restorer | PhotoRestorer", found: "Inputs", options: JobOptions) -> "Report":
     from bfr.runtime.jobs.run import run_job
 
-    with progress_bar() as bar:
-        task = bar.add_task("restoring", total=len(found.items))
-        return run_job(
-            worker,
-            found.items,
-            options,
-            passed_over=found.passed_over,
-            progress=lambda done, name: bar.update(task, completed=done, description=name),
-        )
+    with image_progress("restoring", len(found.items)) as progress:
+        return run_job(worker, found.items, options, passed_over=found.passed_over, progress=progress)
 
 
 def _estimate(

@@ -4,10 +4,13 @@ Names of files, texts of bundles and a server's words come from outside: what a 
 addresses lose passwords and signatures.
 """
 
+import json
 import logging
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -16,6 +19,8 @@ from bfr.runtime.text import printable, without_secrets
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from bfr.runtime.bundle.bundle import Bundle
 
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -59,6 +64,20 @@ def conclude(text: str) -> None:
     """Print what a command came to, which its exit status says too; nothing with `--quiet`."""
     if not volume.quiet:
         show(text)
+
+
+def conclude_with(facts: dict[str, Any], text: str, *, as_json: bool) -> None:
+    """Print what a command came to: facts in one line of JSON where `as_json`, else as `conclude`."""
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        conclude(text)
+
+
+def conclude_bundle(bundle: "Bundle", done: str, *, as_json: bool) -> None:
+    """Print that a bundle was made."""
+    facts = {"folder": str(bundle.folder), "hash": bundle.hash}
+    conclude_with(facts, f"{bundle.folder}: {done}, hash {bundle.hash}", as_json=as_json)
 
 
 def show(text: str) -> None:
@@ -112,3 +131,11 @@ def progress_bar(*, download: bool = False) -> "Progress":
         console=stderr,
         disable=volume.quiet or not stderr.is_terminal,
     )
+
+
+@contextmanager
+def image_progress(doing: str, images: int) -> Iterator[Callable[[int, str], None]]:
+    """Show a bar of so many images; yield what takes how many are done, and the name of the next."""
+    with progress_bar() as bar:
+        task = bar.add_task(doing, total=images)
+        yield lambda done, name: bar.update(task, completed=done, description=name)

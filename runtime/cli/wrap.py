@@ -7,8 +7,8 @@ import typer
 
 from bfr.export.options import WrapOptions
 from bfr.runtime.cli.options import AS_JSON, Flags, expanded
-from bfr.runtime.cli.places import check_new, conclude_bundle
-from bfr.runtime.cli.terminal import tell
+from bfr.runtime.cli.places import check_new
+from bfr.runtime.cli.terminal import conclude_bundle, tell
 from bfr.runtime.errors import InputNotFound, MissingDependency
 from bfr.runtime.install import install_command
 from bfr.runtime.restore.options import OpenOptions

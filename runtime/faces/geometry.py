@@ -62,9 +62,13 @@ def select_faces(
 ) -> list[Face]:
     """The faces that are wanted, from left to right.
 
-    which: all, the one with the largest box, or the one nearest the middle of a photograph of `width` x `height`.
-    min_eye_distance: smaller faces are dropped, in pixels. most: of more faces, those with the best scores; a warning
-    says how many are left out.
+    Args:
+        faces: Of one photograph.
+        which: All, the one with the largest box, or the one nearest the middle of the photograph.
+        width: Of the photograph, pixels.
+        height: Of the photograph, pixels.
+        min_eye_distance: Faces with less between the eyes are dropped, pixels.
+        most: Of more faces those with the best scores are taken, and a warning gives the numbers.
     """
     wanted = [face for face in faces if face.eye_distance >= min_eye_distance]
     if which == "largest":
@@ -79,7 +83,7 @@ def select_faces(
 
 
 def moved(face: Face, matrix: Matrix) -> Face:
-    """The same face in another image. matrix: takes points of its image there; turns are by quarters."""
+    """The same face in another image, to which `matrix` takes the points of its own; it turns by quarters alone."""
     corners = transform(matrix, face.box.reshape(2, 2))
     box = np.concatenate([corners.min(axis=0), corners.max(axis=0)]).astype(np.float32)
     return Face(box, transform(matrix, face.landmarks).astype(np.float32), face.score)
@@ -157,7 +161,7 @@ def crop_face(pixels: NDArray[Any], matrix: Matrix, size: int) -> NDArray[Any]:
         size: Side of the crop, in pixels.
     """
     margin = ceil(3 / min(scale_of(matrix), 1.0))  # pixels that the interpolation needs around the crop
-    points = transform(inverse(matrix), _corners(size))
+    points = transform(inverse(matrix), _corners(size, (0, 0, 1, 1)))
     left, top, right, bottom = _bounds(points, pixels.shape, margin)
     if right <= left or bottom <= top:
         grey = OUTSIDE if pixels.ndim == 3 else OUTSIDE[0]
@@ -247,14 +251,12 @@ def rectangle(
         shape: Shape of the image, (H, W, ...).
         part: Left, top, right and bottom of a part of the crop, as shares of its side.
     """
-    left, top, right, bottom = np.array(part) * size - 0.5
-    corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
-    return _bounds(transform(inverse(matrix), corners), shape, 0)
+    return _bounds(transform(inverse(matrix), _corners(size, part)), shape, 0)
 
 
-def _corners(size: int) -> NDArray[np.float64]:
-    low, high = -0.5, size - 0.5
-    return np.array([(low, low), (high, low), (high, high), (low, high)])
+def _corners(size: int, part: tuple[float, float, float, float]) -> NDArray[np.float64]:
+    left, top, right, bottom = (share * size - 0.5 for share in part)
+    return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
 
 
 def _bounds(points: NDArray[np.float64], shape: tuple[int, ...], margin: int) -> tuple[int, int, int, int]:

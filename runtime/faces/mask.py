@@ -6,6 +6,7 @@ the colours, a few times over. What has the wall's colours goes to the wall, wha
 both look alike the border stays soft. All of it is continuous: a face that moves a little changes its mask a little.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -103,28 +104,27 @@ class _Window:
     """The guided filter's windows of a (GRID, GRID, 3) guide: its means, and the inverse of its covariances."""
 
     def __init__(self, guide: Float32, radius: int) -> None:
-        self.guide, self.radius = guide, radius
-        self.mean = self._box(guide)
-        i, j = np.triu_indices(3)
-        products = (
-            self._box(np.ascontiguousarray(guide[..., i] * guide[..., j])) - self.mean[..., i] * self.mean[..., j]
+        self.radius, self.guide = radius, cv2.split(guide)
+        self.mean = [self._box(x) for x in self.guide]
+        aa, ab, ac, bb, bc, cc = (
+            self._box(self.guide[i] * self.guide[j]) - self.mean[i] * self.mean[j] + np.float32(EPSILON * (i == j))
+            for i in range(3)
+            for j in range(i, 3)
         )
-        aa, ab, ac, bb, bc, cc = (products[..., k] + (EPSILON if k in (0, 3, 5) else 0) for k in range(6))
-        first = (bb * cc - bc**2, ac * bc - ab * cc, ab * bc - ac * bb)
-        others = (aa * cc - ac**2, ab * ac - aa * bc, aa * bb - ab**2)
+        first = (bb * cc - bc * bc, ac * bc - ab * cc, ab * bc - ac * bb)
+        second = (first[1], aa * cc - ac * ac, ab * ac - aa * bc)
+        third = (first[2], second[2], aa * bb - ab * ab)
         determinant = aa * first[0] + ab * first[1] + ac * first[2]
-        rows = (*first, first[1], *others[:2], first[2], *others[1:])
-        self.inverse = np.stack(rows, axis=-1).reshape(*guide.shape, 3) / determinant[..., None, None]
+        self.inverse = [[x / determinant for x in row] for row in (first, second, third)]
 
     def fit(self, mask: Float32) -> Float32:
         """(GRID, GRID, 4): three factors of the guide's channels and a constant, averaged over the windows."""
         mean = self._box(mask)
-        covariance = self._box(self.guide * mask[..., None]) - self.mean * mean[..., None]
-        factors = np.einsum("yxij,yxj->yxi", self.inverse, covariance)
-        constant = mean - np.einsum("yxc,yxc->yx", factors, self.mean)
-        return self._box(np.dstack([factors, constant]).astype(np.float32))
+        covariance = [self._box(x * mask) - y * mean for x, y in zip(self.guide, self.mean, strict=True)]
+        factors = [_weighted(covariance, row) for row in self.inverse]
+        return self._box(cv2.merge([*factors, mean - _weighted(self.mean, factors)]))
 
-    def _box(self, x: Float32) -> Float32:
+    def _box(self, x: NDArray[Any]) -> Float32:
         return np.asarray(
             cv2.boxFilter(x, -1, (2 * self.radius + 1,) * 2, borderType=cv2.BORDER_REFLECT_101), np.float32
         )
@@ -137,7 +137,13 @@ def _reduced(pixels: NDArray[Any]) -> Float32:
 
 
 def _applied(guide: Float32, fit: Float32) -> Float32:
-    return np.asarray(np.einsum("yxc,yxc->yx", guide, fit[..., :3]) + fit[..., 3], np.float32)
+    *factors, constant = cv2.split(fit)
+    return _weighted(cv2.split(guide), factors) + constant
+
+
+def _weighted(planes: Sequence[NDArray[Any]], weights: Sequence[NDArray[Any]]) -> Float32:
+    """The sum of planes, (H, W) each, weighted by others."""
+    return np.asarray(sum(x * y for x, y in zip(planes, weights, strict=True)), np.float32)
 
 
 def _lab(unit: Float32) -> Float32:

@@ -39,10 +39,14 @@ Rectangle = tuple[int, int, int, int]
 class Patch:
     """A face to paste.
 
-    pixels: (S, S, 3) float32, the restored crop in levels of the photograph, or some of its planes; None
-    leaves the face as it is, and what is its own no neighbour paints over. mask: (M, M) float32 from 0 to 1, over the
-    same square. matrix: the transform from the photograph to the crop, of `size` = S pixels a side. before: the crop
-    that was restored, as `pixels`: what the photograph has beyond it is finer detail. Without it none is kept.
+    Attributes:
+        pixels: The restored crop, (S, S, 3) float32 in levels of the photograph, or (S, S) or (S, S, C) of its planes.
+            None leaves the face as it is, and no neighbour paints over it.
+        mask: (M, M) float32, 0 to 1, over the same square.
+        matrix: The transform from the photograph to the crop.
+        size: S, pixels.
+        before: The crop that was restored, as `pixels`. What the photograph has beyond it is finer detail; without it
+            none is kept.
     """
 
     pixels: Float32 | None
@@ -162,11 +166,6 @@ def to_grey(pixels: NDArray[Any]) -> NDArray[Any]:
     return np.repeat(luma[..., None], 3, axis=2)
 
 
-def is_grey(pixels: NDArray[Any]) -> bool:
-    """Whether all three channels of an (H, W, 3) image are equal; of a video, ask for every frame that is not."""
-    return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
-
-
 def _without_halo(restored: Float32, crop: NDArray[Any], head: Float32) -> Float32:
     """A restored crop whose surroundings of the head are no lighter and no darker than the crop's own near there.
 
@@ -184,9 +183,15 @@ def _without_halo(restored: Float32, crop: NDArray[Any], head: Float32) -> Float
 
 
 def _finer(part: NDArray[Any], before: Float32, local: Matrix, weight: Float32 | None, level: float) -> Float32:
-    """What a part of the photograph has finer than its crop, which `local` takes there.
+    """What a part of the photograph has finer than its crop.
 
-    With a weight, (h, w), that of the luma alone, as far as it is no noise; finer colours are mostly noise.
+    Args:
+        part: (h, w) or (h, w, 3).
+        before: The crop.
+        local: The transform from the crop to the part.
+        weight: The mask of the face, (h, w). With it the result has the luma alone, without its noise: finer colours
+            are mostly noise.
+        level: Of 255, in those of the photograph.
     """
     own = part.astype(np.float32)
     if weight is not None and own.ndim == 3:

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from types import TracebackType
 
 import numpy as np
@@ -18,7 +17,6 @@ from bfr.runtime.install import install_command
 from bfr.runtime.live.counts import Counts
 from bfr.runtime.live.options import LiveOptions, kind_of
 from bfr.runtime.video.container import DECODERS
-from bfr.runtime.video.formats import Colour, VideoInfo
 from bfr.runtime.video.read import converter_matrix
 
 try:
@@ -54,9 +52,8 @@ class Arrived:
     @property
     def pixels(self) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB; quickly converted, a level or two off."""
-        frame, colour = self.frame, Colour(self.frame.colorspace)
-        told = VideoInfo(frame.width, frame.height, None, None, None, 0, 0, "", Fraction(1), colour)
-        matrix = None if frame.format.is_rgb else converter_matrix(told)
+        frame = self.frame
+        matrix = None if frame.format.is_rgb else converter_matrix(frame.colorspace, frame.width, frame.height)
         array = frame.to_ndarray(format="rgb24", src_colorspace=matrix, interpolation=Interpolation.BILINEAR)
         return np.asarray(array, np.uint8)
 

@@ -14,9 +14,17 @@ except ImportError as error:
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """library: its name in FFmpeg. suffixes: the containers. crf: the default, and the largest. even: sizes must be.
+    """An encoder of FFmpeg.
 
-    depth: the most bits a sample. tag: of the codec in .mp4 and .mov, where players look for another than FFmpeg's.
+    Attributes:
+        library: Its name.
+        suffixes: Of the containers that hold its codec.
+        crf: Constant quality where none is asked for, 0 the best.
+        worst_crf: The largest.
+        even: Whether width and height must be even.
+        options: Of the encoder.
+        depth: Bits a sample, at most.
+        tag: Of the codec in .mp4 and .mov, where players need another than FFmpeg's.
     """
 
     library: str
@@ -56,7 +64,17 @@ def default_codec(suffix: str, depth: int) -> str:
 
 
 def choose_encoder(suffix: str, codec: str, crf: int | None) -> Encoder:
-    """The encoder of a codec. Raises InvalidOption where it does not fit, MissingDependency where it is not there."""
+    """Return the encoder of a codec.
+
+    Args:
+        suffix: Of the container, one of OUTPUT_SUFFIXES.
+        codec: A key of CODECS.
+        crf: Constant quality, None for the codec's default.
+
+    Raises:
+        InvalidOption: Container, codec and quality do not fit together.
+        MissingDependency: This PyAV was built without the encoder.
+    """
     if suffix not in OUTPUT_SUFFIXES:
         raise InvalidOption(f"videos are not written as {suffix!r}: choose one of {', '.join(OUTPUT_SUFFIXES)}")
     if codec not in CODECS:

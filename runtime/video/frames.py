@@ -44,9 +44,9 @@ class Samples:
 
     Attributes:
         planes: (H * 3 / 2, W) uint8 or uint16, Y, then U and V, as FFmpeg packs them.
-        format: Its name for that.
-        matrix: As FFmpeg's converter counts the colour matrix, and FULL or not.
-        range: As FFmpeg's converter counts the colour matrix, and FULL or not.
+        format: FFmpeg's name of the packing.
+        matrix: Of the colours, as FFmpeg's converter counts.
+        range: FULL or not.
     """
 
     planes: NDArray[Any]
@@ -89,7 +89,11 @@ class Samples:
     def paste(self, patches: Sequence[Patch], *, colour: bool, blend: float, detail: Detail) -> None:
         """Paste restored faces, as `paste_faces` does; samples outside their masks keep their value.
 
-        colour: the chroma is restored too; not in a grey picture.
+        Args:
+            patches: Of the faces.
+            colour: Whether to restore the chroma too; not in a grey picture.
+            blend: See `paste_faces`.
+            detail: See `paste_faces`.
         """
         luma, chroma = self._split()
         white = None if self.depth == 8 else (1 << self.depth) - 1
@@ -170,8 +174,8 @@ class Layout:
     """How the frames of a video become upright pixels.
 
     Attributes:
-        width: Width of frames as stored; those of another size are scaled to it.
-        height: Height of frames as stored; those of another size are scaled to it.
+        width: Of frames as stored, pixels; those of another size are scaled to it.
+        height: Of frames as stored, pixels.
         turn: FFmpeg's display matrix, ((a, b), (c, d)) with x' = a x + c y, y' = b x + d y, rows downwards.
         matrix: As FFmpeg's converter counts, None for RGB.
         range: FULL or not.
@@ -202,7 +206,11 @@ class Layout:
 class Frame:
     """One frame, which is converted when it is asked for.
 
-    pts: its time in ticks of `time_base`. duration: ticks, None where the file says nothing. index: from 0.
+    Attributes:
+        pts: When it is shown, in ticks.
+        time_base: Seconds a tick.
+        index: From 0.
+        duration: Ticks, None where the file names none.
     """
 
     def __init__(

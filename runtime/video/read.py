@@ -39,15 +39,23 @@ _log = logging.getLogger(__name__)
 class VideoReader:
     """An open video, read once from its begin to its end.
 
-    info: VideoInfo. damage: what was found broken, or None; complete once `frames` has ended. A broken file gives every
-    frame that can be decoded and then says so, here and by a warning, so that nothing of it is lost.
+    Of a broken file every frame is read that can be decoded; `damage` and a warning say what is missing.
+
+    Attributes:
+        info: What the video is.
+        damage: What was found broken, or None; complete once `frames` has ended.
     """
 
     def __init__(self, path: Path, *, max_pixels: int = MAX_PIXELS) -> None:
-        """Open `path` and decode its first frame.
+        """Open a file and decode its first frame.
 
-        Raises InputNotFound, and InvalidImage for a file that is no video in one of the containers that SUFFIXES name,
-        whose frames have more than `max_pixels`, or of which not one frame can be decoded.
+        Args:
+            path: The file.
+            max_pixels: Of a frame; larger ones are refused.
+
+        Raises:
+            InputNotFound: There is no such file.
+            InvalidImage: It is no video in a container of SUFFIXES, its frames are too large, or none can be decoded.
         """
         self.path = path
         self.damage: str | None = None
@@ -94,7 +102,7 @@ class VideoReader:
             self._first.width,
             self._first.height,
             self._turn,
-            None if self._first.format.is_rgb else converter_matrix(info),
+            None if self._first.format.is_rgb else converter_matrix(info.colour.matrix, info.width, info.height),
             info.colour.range or (FULL if self._first.format.name.startswith("yuvj") else 1),
             info.depth,
         )
@@ -184,11 +192,11 @@ class VideoReader:
         )
 
 
-def converter_matrix(info: VideoInfo) -> int:
-    """The matrix as FFmpeg's converter counts; where a video names none, what players take for one of its size."""
-    if info.colour.matrix in _MATRICES:
-        return _MATRICES[info.colour.matrix]
-    short, long = sorted((info.width, info.height))
+def converter_matrix(matrix: int, width: int, height: int) -> int:
+    """H.273's matrix as FFmpeg's converter counts; where a video names none, what players take for one of its size."""
+    if matrix in _MATRICES:
+        return _MATRICES[matrix]
+    short, long = sorted((width, height))
     return 1 if long >= 1280 or short > 576 else 5
 
 

@@ -54,7 +54,13 @@ class OneEuro:
         self._raw = points
 
     def update(self, points: Float64, seconds: float, unit: float) -> Float64:
-        """points: (N, 2), `seconds` after the last ones. unit: the length that counts as 1, in their pixels."""
+        """Return the smoothed points.
+
+        Args:
+            points: (N, 2), pixels.
+            seconds: Since the last ones.
+            unit: The length by which speed is measured, pixels.
+        """
         share = _share(SPEED_CUTOFF, seconds)
         self.speed = self.speed + share * ((points - self._raw) / (seconds * unit) - self.speed)
         self._raw = points
@@ -89,7 +95,12 @@ class Tracker:
     """
 
     def __init__(self, *, iou: float = 0.3, patience: int = 10) -> None:
-        """iou: the least overlap (intersection over union) by which a face continues a track. patience: frames."""
+        """Begin without tracks.
+
+        Args:
+            iou: The least overlap (intersection over union) with which a face continues a track.
+            patience: Frames for which a track without a face is kept.
+        """
         self._iou, self._patience = iou, patience
         self._tracks: list[_Track] = []
         self._count = 0
@@ -102,7 +113,9 @@ class Tracker:
     def update(self, faces: Sequence[Face], seconds: float | None = None) -> list[Tracked]:
         """The tracked faces of the next frame, by number: `faces` with smoothed landmarks, and those held.
 
-        seconds: when the frame is shown; None, or a time that does not rise, counts as PERIOD after the last one.
+        Args:
+            faces: That were detected.
+            seconds: When the frame is shown; None, or a time that does not rise, counts as PERIOD after the last one.
         """
         step = PERIOD
         if seconds is not None:

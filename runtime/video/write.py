@@ -46,14 +46,22 @@ class VideoWriter:
     def __init__(
         self, path: Path, suffix: str, info: VideoInfo, *, codec: str | None = None, crf: int | None = None
     ) -> None:
-        """path: the file to write, of whatever name. suffix: its container, one of OUTPUT_SUFFIXES.
+        """Open the file.
 
-        info: size, rate, clock, colours and bits of what is written. codec: a key of CODECS; without it vp9 for .webm,
-        hevc for more than 8 bits, h264 for all others. crf: constant quality, 0 is the best; without it the default of
-        the codec. Few players know H.264 of 10 bits, so that it is written with 8, and a warning says so.
-        H.264 and HEVC need even sizes here: of an odd size the last row or column is written twice, with a warning.
+        Few players know H.264 of 10 bits: it is written with 8, with a warning. H.264 and HEVC need even sizes here: of
+        an odd size the last row or column is written twice, with a warning.
 
-        Raises InvalidOption, MissingDependency, and from here on OSError where the file cannot be written.
+        Args:
+            path: The file to write, of whatever name.
+            suffix: Its container, one of OUTPUT_SUFFIXES.
+            info: Size, rate, clock, colours and bits of what is written.
+            codec: A key of CODECS; None is vp9 for .webm, hevc for more than 8 bits, else h264.
+            crf: Constant quality, 0 is the best; None is the codec's default.
+
+        Raises:
+            InvalidOption: Container, codec and quality do not fit together.
+            MissingDependency: This PyAV was built without the encoder.
+            OSError: The file cannot be written; later calls raise it too.
         """
         codec = codec or default_codec(suffix, info.depth)
         encoder = choose_encoder(suffix, codec, crf)
@@ -68,7 +76,8 @@ class VideoWriter:
         if any(self._padding):
             _log.warning("%s needs even sizes: %d x %d becomes %d x %d", codec, info.width, info.height, width, height)
         self._info, self._suffix = info, suffix
-        self._colour, self._matrix = info.colour, converter_matrix(info)
+        self._colour = info.colour
+        self._matrix = converter_matrix(info.colour.matrix, info.width, info.height)
         # An absolute name: in a relative one a colon would end the name of a protocol.
         self._output = av.open(
             str(path.absolute()),
@@ -117,8 +126,11 @@ class VideoWriter:
     def write(self, pixels: NDArray[Any], pts: int, time_base: Fraction, duration: int | None = None) -> None:
         """Append a frame.
 
-        pixels: (H, W, 3) RGB of the size in `info`, uint8, or uint16 where `info.depth` is 10. pts, rising, and
-        duration: in ticks of `time_base`; without a duration, the frame lasts until the next one, the last as usual.
+        Args:
+            pixels: (H, W, 3) RGB of the size in `info`, uint8, or uint16 where `info.depth` is 10.
+            pts: When it is shown, in ticks; rises from frame to frame.
+            time_base: Seconds a tick.
+            duration: Ticks; None lasts until the next frame, and of the last one as long as usual.
         """
         if pixels.shape != (self._info.height, self._info.width, 3):
             raise ValueError(f"a frame of {pixels.shape} in a video of {self._info.width} x {self._info.height}")
