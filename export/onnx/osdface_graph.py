@@ -10,17 +10,27 @@ from onnx import TensorProto, helper
 from bfr.export.onnx.wrap_graph import Nodes, put_between, rename
 from bfr.export.onnx.wrap_load import model_opset
 from bfr.runtime.diffusion.solvers import Column
-from bfr.runtime.restore.plan import DEGRADED
+
+STEP_INPUTS = ("x", "h1", "h2", "t", "row", "noise", "context")
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A graph of the release: its name, what it is called in the bundle, its inputs, its output."""
+    """A graph of the release.
+
+    Attributes:
+        name: Of the file.
+        network: What it is called in the bundle.
+        reads: Its inputs, and what the bundle calls each.
+        output: Its output.
+        makes: The outputs that it has in the bundle.
+    """
 
     name: str
     network: str
-    inputs: tuple[str, ...]
+    reads: Mapping[str, str]
     output: str
+    makes: tuple[str, ...]
 
 
 def enclose(
@@ -37,12 +47,15 @@ def enclose(
         The shapes of the inputs and outputs that it has then, by name, without the batch.
     """
     graph, opset = model.graph, model_opset(model)
-    inputs, outputs = _interfaces(shapes)[one.network]
+    latents = ("x", "h1", "h2", "noise", "x_next", "x0", "latent_state")
+    known = {**shapes, **dict.fromkeys(latents, shapes["latent"]), "t": (), "row": (len(Column),)}
+    steps = one.network == "denoiser"
+    inputs = {ours: known[ours] for ours in (STEP_INPUTS if steps else one.reads.values())}
+    outputs = {ours: known[ours] for ours in one.makes}
     names = {value.name for value in (*graph.input, *graph.initializer)} | {n for o in graph.node for n in o.output}
     rename(graph, {name: f"file/{name}" for name in names if name})
-    reads = dict(zip(("x", "t", "context") if one.network == "denoiser" else inputs, one.inputs, strict=True))
-    before = [Nodes(ours, f"file/{name}", opset) for ours, name in reads.items()]
-    if one.network == "denoiser":
+    before = [Nodes(ours, f"file/{name}", opset) for name, ours in one.reads.items()]
+    if steps:
         before[1].add("Cast", to=TensorProto.INT64)
         after, constants = _step(opset)
     else:
@@ -55,21 +68,6 @@ def enclose(
         after, constants = chain.finished(), chain.constants
     put_between(graph, before, after, constants, inputs, outputs)
     return inputs, outputs
-
-
-def _interfaces(
-    shapes: Mapping[str, tuple[int, ...]],
-) -> dict[str, tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]]:
-    """Network -> the shapes of its inputs and outputs in the bundle, without the batch."""
-    image, latent, context = shapes["degraded"], shapes["latent"], shapes["context"]
-    states = dict.fromkeys(("x", "h1", "h2"), latent)
-    step = {**states, "t": (), "row": (len(Column),), "noise": latent, "context": context}
-    return {
-        "encoder": ({DEGRADED: image}, {"latent": latent}),
-        "embedder": ({DEGRADED: image}, {"context": context}),
-        "denoiser": (step, {"x_next": latent, "x0": latent}),
-        "decoder": ({"latent_state": latent}, {"restored": shapes["restored"]}),
-    }
 
 
 def _step(opset: int) -> tuple[list[onnx.NodeProto], list[TensorProto]]:

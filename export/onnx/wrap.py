@@ -29,13 +29,13 @@ from bfr.export.onnx.wrap_load import (
 from bfr.export.onnx.wrap_original import (
     Original,
     Say,
-    assumed,
     check_ranges,
     find_interface,
     frozen,
     raw_result,
     scaled,
     silent,
+    tell_assumed,
     warn_of_range,
 )
 from bfr.export.onnx.wrap_osdface import wrap_osdface
@@ -89,8 +89,7 @@ def wrap(
         else:
             original = Original(file, threads)
         face = find_interface(model, original, options)
-        for line in assumed(face, options, file.name):
-            say(line)
+        tell_assumed(face, options, file.name, say)
         check_ranges(original, face, say)
         half, parameters = _is_half(model), parameter_count(model)
         onnx.load_external_data_for_model(model, str(original.file.parent))
@@ -98,7 +97,8 @@ def wrap(
         wrap_graph(model, face)
         save_graph(model, path)
         source = m.Source(file=file.name, sha256=sha256_file(file))
-        batches = _probe(path, face, threads, say)
+        device = CpuDevice(threads)
+        batches = _probe(path, face, device, say)
         if batches and face.source.batch:
             fix_batch(model.graph, *batches)
         told = _metadata(system, face, batches, options, source)
@@ -144,11 +144,9 @@ def wrap(
             made_with=module_versions("onnx", "onnxruntime"),
         )
         write_manifest(partial, manifest)
-        checks = [
-            check
-            for precision in variants
-            for check in _compare(Bundle.open(partial), precision, original, face, file.name, threads, say)
-        ]
+        checks = list[m.Check]()
+        for precision in variants:
+            checks += _compare(Bundle.open(partial), precision, original, face, file.name, device, say)
         write_manifest(partial, manifest.model_copy(update={"verified": tuple(checks)}))
     return Bundle.open(folder)
 
@@ -172,10 +170,10 @@ def _metadata(
     return told | {"bfr.file.range": f"{ranges[0]} to {ranges[1]}", "bfr.file.colour": face.colour}
 
 
-def _probe(path: Path, face: Interface, threads: int | None, say: Say) -> tuple[int, ...] | None:
+def _probe(path: Path, face: Interface, device: CpuDevice, say: Say) -> tuple[int, ...] | None:
     """The batch sizes that the graph takes, None for all."""
     try:
-        session = CpuDevice(threads).load_graph(path).session
+        session = device.load_graph(path).session
         faces = _examples(face, max(BATCHES))
         alone = session.run(None, {key: x[-1:] for key, x in faces.items()}, silent())[0]
         together = session.run(None, faces, silent())[0]
@@ -216,16 +214,10 @@ def _is_half(model: onnx.ModelProto) -> bool:
 
 
 def _compare(
-    bundle: Bundle,
-    precision: m.Precision,
-    original: Original,
-    face: Interface,
-    file: str,
-    threads: int | None,
-    say: Say,
+    bundle: Bundle, precision: m.Precision, original: Original, face: Interface, file: str, device: CpuDevice, say: Say
 ) -> list[m.Check]:
     """The bundle's network against the file itself, with its values mapped by NumPy."""
-    device, manifest = CpuDevice(threads), bundle.manifest
+    manifest = bundle.manifest
     try:
         network = device.load(bundle, NETWORK, precision)
     except BackendUnavailable as error:

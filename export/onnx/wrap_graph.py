@@ -95,7 +95,7 @@ def _read_image(nodes: "Nodes", image: ImageTensor, face: Interface) -> None:
     if image.channels_last:
         nodes.add("Transpose", perm=[0, 2, 3, 1])
     if image.type == TensorProto.UINT8:
-        nodes.round()
+        nodes.affine(1.0, 0.5)  # to whole numbers, of which the cast leaves out what is behind the point
         nodes.clip(0.0, 255.0)
     if image.type != TensorProto.FLOAT:
         nodes.add("Cast", to=image.type)
@@ -173,14 +173,6 @@ class Nodes:
         """Reverse the channels of (batch, 3, H, W) where `order` is `bgr`."""
         if order == "bgr":
             self.add("Gather", self.constant(np.array([2, 1, 0])), axis=1)
-
-    def round(self) -> None:
-        """Round to whole numbers; halves go up where the opset has no Round."""
-        if self.opset >= 11:
-            self.add("Round")
-        else:
-            self.add("Add", self.constant(np.float32(0.5)))
-            self.add("Floor")
 
     def clip(self, low: float, high: float) -> None:
         """Limit values to [low, high]."""

@@ -144,23 +144,22 @@ def _grey(image: ImageTensor, side: int) -> NDArray[np.float32]:
     return np.full((image.batch or 1, 3, image.side or side, image.side or side), 0.5, np.float32)
 
 
-def assumed(face: Interface, options: WrapOptions, file: str) -> list[str]:
-    """What nobody said, in lines that name the flag which overrules it."""
+def tell_assumed(face: Interface, options: WrapOptions, file: str, say: Say) -> None:
+    """Say how the file is read, and name the flags that overrule what was assumed."""
     ranges = " to ".join(f"{black:g}..{white:g}" for black, white in (face.input_range, face.output_range))
-    lines = [
+    say(
         f"{file}: {face.source.name} {face.side}x{face.side} to {face.target.name} {face.out_side}x{face.out_side}, "
         f"{face.colour.upper()} in {ranges}"
-    ]
+    )
     if options.input_range is None or options.output_range is None:
-        lines.append("the value range is assumed: --input-range and --output-range overrule it")
+        say("the value range is assumed: --input-range and --output-range overrule it")
     if face.source.side is None and options.size is None:
-        lines.append(f"the size is assumed: --size chooses another than {face.side}")
+        say(f"the size is assumed: --size chooses another than {face.side}")
     if face.weight:
-        lines.append(
+        say(
             f"{face.weight} is taken for a fidelity weight, {face.values[face.weight]:g} where a run does not say "
             "otherwise: `bfr restore --weight`"
         )
-    return lines
 
 
 def check_ranges(original: Original, face: Interface, say: Say) -> None:

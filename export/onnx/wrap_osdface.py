@@ -39,11 +39,12 @@ from bfr.runtime.restore.plan import DEGRADED, noise_schedule, sampler_table
 SCHEDULE = "scheduler.json"
 PRESET = OSDFACE.presets["reference"]
 FED_BY = {"x": "latent", "latent_state": "x_next"}  # a network's input -> another's output, where their names differ
+UNET_READS = {"latent": "x", "timestep": "t", "prompt_embeds": "context"}
 FILES = (
-    File("vae_encoder.onnx", "encoder", ("lq_neg1_1",), "latent"),
-    File("prompt_encoder.onnx", "embedder", ("lq_0_1",), "prompt_embeds"),
-    File("unet.onnx", "denoiser", ("latent", "timestep", "prompt_embeds"), "noise_pred"),
-    File("vae_decoder.onnx", "decoder", ("x0_latent",), "image_0_1"),
+    File("vae_encoder.onnx", "encoder", {"lq_neg1_1": DEGRADED}, "latent", ("latent",)),
+    File("prompt_encoder.onnx", "embedder", {"lq_0_1": DEGRADED}, "prompt_embeds", ("context",)),
+    File("unet.onnx", "denoiser", UNET_READS, "noise_pred", ("x_next", "x0")),
+    File("vae_decoder.onnx", "decoder", {"x0_latent": "latent_state"}, "image_0_1", ("restored",)),
 )
 
 
@@ -160,10 +161,10 @@ def check_schedule(file: Path) -> None:
 
 def _check_interface(one: File, model: onnx.ModelProto) -> None:
     inputs, outputs = ({value.name for value in values} for values in (model.graph.input, model.graph.output))
-    if inputs != set(one.inputs) or one.output not in outputs:
+    if inputs != set(one.reads) or one.output not in outputs:
         raise InvalidCheckpoint(
             f"{one.name} reads {', '.join(sorted(inputs))} and makes {', '.join(sorted(outputs))}; OSDFace's reads "
-            f"{', '.join(one.inputs)} and makes {one.output}: take the files of one release"
+            f"{', '.join(one.reads)} and makes {one.output}: take the files of one release"
         )
     types = {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
     if not types <= {TensorProto.FLOAT, TensorProto.INT64}:
@@ -203,7 +204,7 @@ def _published(originals: Mapping[str, Original], face: Float32, a: float, b: fl
 
     def run(network: str, *values: NDArray[Any]) -> Float32:
         one = next(one for one in FILES if one.network == network)
-        feed = dict(zip(one.inputs, values, strict=True))
+        feed = dict(zip(one.reads, values, strict=True))
         return np.asarray(originals[network].session.run([one.output], feed, silent())[0])
 
     latent, context = run("encoder", 2.0 * face - 1.0), run("embedder", face)
