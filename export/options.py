@@ -63,21 +63,21 @@ class ExportOptions(Options):
     learned_variance: bool = Field(default=False, description="DDPM with the learned variance, instead of DDIM.")
     time_table: bool | None = Field(
         default=None,
-        description="Compute what depends on time alone once a run; the default where the denoiser is one UNet.",
+        description="Compute time embeddings once a run; the default if the denoiser is one UNet.",
     )
     verify: Extent = Field(
         default="quick",
         description="quick compares each network at two batch sizes, and loops of a few steps over all of their time; "
         "full runs every step, as `bfr verify` does later.",
     )
-    replace: bool = Field(default=False, description="Replace a bundle that is there.")
+    replace: bool = Field(default=False, description="Replace an existing bundle.")
 
 
 class WrapOptions(Options):
     """What an ONNX file expects and gives; None where `bfr wrap` is to find out."""
 
     input_range: Extremes = Field(
-        default=None, description="Black and white of its input: -1..1, 0..1 or 0..255; what it looks like if left out."
+        default=None, description="Black and white of its input: -1..1, 0..1 or 0..255; guessed if left out."
     )
     output_range: Extremes = Field(default=None, description="Black and white of its output.")
     colour: Literal["rgb", "bgr"] = Field(default="rgb", description="Order of its channels.")
@@ -95,8 +95,8 @@ class WrapOptions(Options):
     precision: Annotated[tuple[Literal["fp32", "fp16"], ...], AfterValidator(_with_float32)] = Field(
         default=("fp32",), description="fp32 always, the file as it is; fp16 adds a variant in half."
     )
-    name: str | None = Field(default=None, description="Of the system; the file's if left out.")
-    licence: str = Field(default="unknown", description="Of the weights, for the manifest.")
+    name: str | None = Field(default=None, description="Name of the system; the file's if left out.")
+    licence: str = Field(default="unknown", description="Licence of the weights, for the manifest.")
     replace: bool = field_of(ExportOptions, "replace")
 
 
@@ -113,7 +113,7 @@ class TritonOptions(Options):
     instances: int = Field(
         default=2, ge=1, description="Loops that run beside each other; the steps of their images share batches."
     )
-    replace: bool = Field(default=False, description="Replace a folder that is there.")
+    replace: bool = Field(default=False, description="Replace an existing folder.")
 
 
 class BuildOptions(Options):

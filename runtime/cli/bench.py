@@ -25,9 +25,9 @@ def bench(
 ) -> None:
     """Measure latency, throughput, memory and drift of backends.
 
-    They take turns with eager PyTorch where that is there. Names for --backends: eager-cpu, eager-cuda, eager-tf32,
-    eager-half, torch-cpu (compiled), openvino-cpu, and those of `bfr restore --backend`; the last two with :fp16 or
-    :int8 behind them, +graph or +nograph. Of several bundles each runs what it has.
+    Backends take turns with eager PyTorch, if it is installed. Names for --backends: eager-cpu, eager-cuda, eager-tf32,
+    eager-half, torch-cpu (compiled), openvino-cpu, and those of `bfr restore --backend`. The last two may end in :fp16
+    or :int8, +graph or +nograph. Each of several bundles runs on the backends that it supports.
     """
     from bfr.benchmarks.speed.compare import as_table, read_bench
     from bfr.benchmarks.speed.contender import split_name

@@ -30,7 +30,7 @@ def build(
     bundle: Annotated[Path | None, typer.Argument(help="Folder; the default is the system mini.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read the graphs and report; build nothing.")] = False,
     target: Annotated[str | None, typer.Option("--for", help="jetson: fewer batches, less memory, checks.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Build anew what is there as well.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Rebuild engines that fit, too.")] = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Build TensorRT engines for this GPU, and verify them.

@@ -18,7 +18,7 @@ from bfr.runtime.errors import InputNotFound, InvalidOption
 COMMANDS = {
     "Restore": {
         "restore": "Restore the faces of photographs and videos.",
-        "inpaint": "Make up the masked parts of aligned faces.",
+        "inpaint": "Inpaint the masked parts of aligned faces.",
         "live": "Restore the faces of a camera or stream as it comes.",
     },
     "Serve and scale": {

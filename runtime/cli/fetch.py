@@ -23,8 +23,8 @@ def fetch(
             "detector)."
         ),
     ],
-    accept_license: Annotated[bool, typer.Option("--accept-license", help="You have read and accept it.")] = False,
-    folder: Annotated[Path | None, typer.Option(help="Where to; the default is bfr's cache folder.")] = None,
+    accept_license: Annotated[bool, typer.Option("--accept-license", help="Accept the licence shown.")] = False,
+    folder: Annotated[Path | None, typer.Option(help="Destination; bfr's cache folder if left out.")] = None,
     as_json: AS_JSON = False,
 ) -> None:
     """Download published weights, or the face detector `yunet`.

@@ -35,10 +35,10 @@ SYSTEMS = (
 OUT = {"out": ("-o", "--out")}
 STRIP = {"metadata": "--strip-metadata"}
 WIDEST = 22  # characters of the choices beside a flag; more of them are named in its text
-OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there; inputs never.")]
+OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace existing results. Inputs never change.")]
 AS_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 VOLUME = {
-    "quiet": typer.Option("--quiet", "-q", callback=volume.set_quiet, help="Print warnings and errors alone."),
+    "quiet": typer.Option("--quiet", "-q", callback=volume.set_quiet, help="Print only warnings and errors."),
     "verbose": typer.Option(
         "--verbose", "-v", callback=volume.set_verbose, help="Print a line for each input, and when each step began."
     ),

@@ -24,15 +24,15 @@ def verify(
         typer.Option("--record", help="Keep the result on this machine: `auto` takes the fastest verified backend."),
     ] = False,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Name the layers that part from float32, their range and their error.")
+        bool, typer.Option("--explain", help="Name the layers that depart from float32, their range and error.")
     ] = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Compare a bundle with eager float32 PyTorch.
 
-    Every network and the whole loop are, in every precision of the bundle; int8 on the CPU, which it is for, whatever
-    the backend. Where a network is below its floor, the message names the layer; --explain does so where none is, too.
-    Both need the extra `explain`.
+    It compares every network and the whole loop, in every precision of the bundle; int8 always on the CPU. If a network
+    is below its floor, the error names the layer where the difference begins. --explain names it in any case. Both need
+    the extra `explain`.
     """
     from bfr.runtime.bundle.bundle import Bundle
 

@@ -22,14 +22,14 @@ class PhotoOptions(Options):
     """What is done with a photograph."""
 
     faces: Selection = Field(default="all", description="Which faces are restored.")
-    min_eye_distance: float = Field(default=5.0, ge=0, description="Leave faces with less between the eyes, in pixels.")
+    min_eye_distance: float = Field(default=5.0, ge=0, description="Skip faces with fewer pixels between the eyes.")
     max_faces: int = Field(
-        default=256, ge=1, description="Restore at most so many faces of a photograph, the surest first."
+        default=256, ge=1, description="Most faces to restore in a photograph; those with the best scores."
     )
-    upscale: Upscale = Field(default=1, description="Enlarge the photograph's width and height so many times.")
+    upscale: Upscale = Field(default=1, description="Factor by which width and height are enlarged.")
     background: Path | None = Field(
         default=None,
-        description="Bundle of one network that makes the rest of the picture; Lanczos interpolation if left out.",
+        description="Bundle of one network that enlarges the rest of the picture; Lanczos if left out.",
     )
     blend: float = Field(
         default=1.0, ge=0, le=1, description="Strength: 0 leaves faces as they were, 1 is fully restored."
@@ -39,12 +39,10 @@ class PhotoOptions(Options):
     )
     detail: Detail = Field(
         default="auto",
-        description="Of faces larger than the network's pictures, detail finer than those: auto keeps what stands out "
-        "of the photograph's noise, photo keeps all of it, crop none.",
+        description="The photograph's detail in faces larger than the network's output: auto keeps what is stronger "
+        "than the noise, photo keeps all of it, crop none.",
     )
-    restore_sharp: bool = Field(
-        default=False, description="Restore faces that are sharp already, too; without it they stay as they are."
-    )
+    restore_sharp: bool = Field(default=False, description="Restore faces that are sharp already, too.")
     detector: DetectorName = Field(
         default="auto", description="Face detector; auto: YuNet where fetched, else Haar cascades."
     )

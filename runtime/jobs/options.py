@@ -34,13 +34,13 @@ class JobOptions(Options):
 
     out: Path = Field(
         default=Path("restored"),
-        description="Output folder; of one image also a file, by its suffix, or - for standard output.",
+        description="Output folder; for one image also a file, by its suffix, or - for standard output.",
     )
     seed: int = Field(
         default=DEFAULT_SEED, ge=0, le=WORD, description="Seed of the noise: the same seed, the same bytes."
     )
     format: Format = Field(
-        default="same", description="Of images; same: the source's own where it can be written, else PNG."
+        default="same", description="Format of images; same: the source's own if it can be written, else PNG."
     )
     quality: int = Field(default=QUALITY, ge=1, le=100, description="Of JPEG and WebP. Higher is better and larger.")
     metadata: bool = Field(
@@ -54,11 +54,11 @@ class JobOptions(Options):
     html: bool = Field(default=False, description="Write report.html, with before/after sliders.")
     resume: bool = Field(
         default=False,
-        description="Take over results of an earlier run with these settings whose sources are as they were.",
+        description="Keep results of an earlier run with the same settings if their sources are unchanged.",
     )
     max_pixels: int = Field(default=MAX_PIXELS, ge=1, description="Refuse images and frames with more pixels.")
     codec: Literal["h264", "hevc", "vp9"] | None = Field(
-        default=None, description="Of videos; chosen by the suffix if left out."
+        default=None, description="Video codec; chosen by the suffix if left out."
     )
     crf: int | None = Field(
         default=None, ge=0, le=63, description="Constant quality of videos: lower is better and larger."

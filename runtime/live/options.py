@@ -27,17 +27,15 @@ class LiveOptions(Options):
         default=1.0,
         gt=0,
         le=60,
-        description="Seconds from a frame's arrival to its showing, at most. Frames that would be shown later are "
-        "dropped; of more faces than can be restored in time, the smaller ones stay as they are.",
+        description="Largest delay of a frame, in seconds. Later frames are dropped. If not all faces can be restored "
+        "in time, the smallest stay unchanged.",
     )
-    reconnect: float = Field(
-        default=30.0, ge=0, description="Seconds for which a lost stream is opened again; 0 ends with it."
-    )
+    reconnect: float = Field(default=30.0, ge=0, description="Seconds to try to reopen a lost stream; 0 ends with it.")
     duration: float | None = Field(default=None, gt=0, description="End after so many seconds.")
     size: str | None = Field(
-        default=None, pattern=r"^\d+x\d+$", description="What a camera is asked for, as 1280x720; its own if left out."
+        default=None, pattern=r"^\d+x\d+$", description="Size to request of a camera, as 1280x720; its own if left out."
     )
-    rate: int | None = Field(default=None, ge=1, description="Frames a second that a camera is asked for.")
+    rate: int | None = Field(default=None, ge=1, description="Frames a second to request of a camera.")
     overlay: bool = Field(
         default=True, description="Draw frames a second, delay and drops into the window and the page."
     )

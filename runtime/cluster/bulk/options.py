@@ -70,9 +70,10 @@ class PoolOptions(Options):
     """Where a bulk run works."""
 
     workers: int | None = Field(
-        default=None, ge=1, description="How many; one for each GPU, else one for each machine, if left out."
+        default=None, ge=1, description="Number of workers; if left out one for each GPU, else one for each machine."
     )
     address: str | None = Field(
-        default=None, description="Of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; this machine if left out."
+        default=None,
+        description="Address of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; this machine if left out.",
     )
     resume: bool = field_of(JobOptions, "resume")

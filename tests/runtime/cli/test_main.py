@@ -506,7 +506,7 @@ class TestFetchYunet:
         class Response(BytesIO):
             status, headers = 200, HTTPMessage()
 
-        def respond(url: str, start: int) -> Response:
+        def respond(url: str, start: int, _folder: Path) -> Response:
             assert (url, start) == (detect.YUNET_URL, 0)
             return Response(data)
 
