@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,11 +13,11 @@ from bfr.export.onnx.graph import export_graph, module_versions
 from bfr.export.onnx.metadata import describe_graph
 from bfr.export.options import ExportOptions
 from bfr.export.pytorch.count import gflop, output_examples
-from bfr.export.verify.compare import verify
+from bfr.export.verify.compare import eager_reference, verify
 from bfr.models.catalog import NetworkSpec, SystemSpec
 from bfr.models.networks.unet import UNet
 from bfr.models.stages.kinds import make_stage
-from bfr.models.stages.stage import Stage
+from bfr.models.stages.stage import HALVES, Stage
 from bfr.models.stages.step import ConditionerStage, cut_variance, has_variance
 from bfr.models.weights.checkpoint import load_into
 from bfr.models.weights.locate import find_weights
@@ -27,7 +28,6 @@ from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.files import atomic_folder, sha256_file
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 CONDITIONER = "conditioner"
 Progress = Callable[[str], None]
 
@@ -66,42 +66,32 @@ def export_system(
         VerificationFailed: The graphs disagree with eager float32; nothing is published.
         WriteFailed: The bundle cannot be written.
     """
-    precisions, opset, learned_variance = options.precision, options.opset, options.learned_variance
     time_table = _check_variants(system, options)
-    faces = _int8_faces(system, options.calibration) if "int8" in precisions else []
+    faces = _int8_faces(system, options.calibration) if "int8" in options.precision else []
     modules, sources = {}, dict[str, dict[str, m.Source]]()
     for name, spec in system.networks.items():
         modules[name], sources[name] = load_weights(spec, weights, system, progress)
-    if learned_variance:
-        presets = {"reference": m.Preset(solver="ddpm-learned", spacing="250", start=100)}
-    else:
-        presets = system.presets
-    with atomic_folder(folder, replace=options.replace) as partial:
-        entries, stages = {}, {}
+    learned = {"reference": m.Preset(solver="ddpm-learned", spacing="250", start=100)}
+    chosen = {"learned_variance": options.learned_variance, "time_table": time_table}
+    with atomic_folder(folder, replace=options.replace) as draft:
+        export = partial(_export_network, system, draft, options.opset, progress)
+        entries: dict[str, m.Network] = {}
+        stages: dict[str, Stage] = {}
         for name, spec in system.networks.items():
-            stages[name] = as_stage(modules[name], spec, learned_variance=learned_variance, time_table=time_table)
-            variants = {}
-            for precision in precisions:
-                if precision in ("fp32", spec.half):
-                    progress(f"exporting {name} in {precision}, opset {opset}")
-                    stage = (
-                        stages[name]
-                        if precision == "fp32"
-                        else in_half(modules[name], spec, precision, learned_variance, time_table)
-                    )
-                    size = spec.size or system.image_size
-                    told = _metadata(stage, name, system, size, sources[name])
-                    variants[precision] = _export_variant(stage, name, size, precision, partial, opset, told)
-            entries[name] = _network_entry(spec, stages[name], system, sources[name], variants)
+            forms: dict[Precision, Stage] = {"fp32": as_stage(modules[name], spec, **chosen)}
+            if spec.half and spec.half in options.precision:
+                half: Any = copy.deepcopy(modules[name])
+                half.cast_torso(HALVES[spec.half])
+                forms[spec.half] = as_stage(half, spec, **chosen)
+            stages[name] = forms["fp32"]
+            entries[name] = export(name, spec, forms, sources[name])
+        chain = system.stages
         if time_table:
             name = system.denoise.network
-            progress(f"exporting {CONDITIONER} in fp32, opset {opset}")
-            stages[CONDITIONER] = ConditionerStage(cast(UNet, modules[name])).eval()
-            told = _metadata(stages[CONDITIONER], CONDITIONER, system, system.image_size, sources[name])
-            variant = _export_variant(stages[CONDITIONER], CONDITIONER, system.image_size, "fp32", partial, opset, told)
-            entries[CONDITIONER] = _network_entry(
-                system.networks[name], stages[CONDITIONER], system, sources[name], {"fp32": variant}
-            )
+            stages[CONDITIONER] = stage = ConditionerStage(cast(UNet, modules[name])).eval()
+            entries[CONDITIONER] = export(CONDITIONER, system.networks[name], {"fp32": stage}, sources[name])
+            conditioned = system.denoise.model_copy(update={"conditioner": CONDITIONER})
+            chain = tuple(conditioned if stage == system.denoise else stage for stage in system.stages)
         manifest = m.Manifest(
             format=1,
             system=system.name,
@@ -109,24 +99,24 @@ def export_system(
             image_size=system.image_size,
             schedule=system.schedule,
             inputs=system.inputs,
-            stages=system_stages(system, time_table),
+            stages=chain,
             result=system.result,
-            presets=presets,
-            default_preset="reference" if learned_variance else system.default_preset,
+            presets=learned if options.learned_variance else system.presets,
+            default_preset="reference" if options.learned_variance else system.default_preset,
             networks=entries,
             licence=system.licence,
             made_with=module_versions("torch", "onnx", "onnxscript", "onnxruntime"),
         )
-        write_manifest(partial, manifest)
+        write_manifest(draft, manifest)
         if faces:
-            manifest = _add_int8(Bundle.open(partial), system, faces, threads, progress)
-            write_manifest(partial, manifest)
-        checks: list[m.Check] = []
-        for precision in Bundle.open(partial).precisions if verified else ():
+            manifest = _add_int8(Bundle.open(draft), system, faces, threads, progress)
+            write_manifest(draft, manifest)
+        checks, reference = list[m.Check](), eager_reference(stages)
+        for precision in Bundle.open(draft).precisions if verified else ():
             checks += verify(
-                Bundle.open(partial), stages, precision, extent=options.verify, threads=threads, progress=progress
+                Bundle.open(draft), reference, precision, extent=options.verify, threads=threads, progress=progress
             )
-        write_manifest(partial, manifest.model_copy(update={"verified": tuple(checks)}))
+        write_manifest(draft, manifest.model_copy(update={"verified": tuple(checks)}))
     return Bundle.open(folder)
 
 
@@ -158,9 +148,7 @@ def _int8_faces(system: SystemSpec, calibration: Path | None) -> list[Float32]:
             "int8 is calibrated on real faces: name a folder of aligned ones, as `bfr restore --aligned` takes them, "
             "with --calibration FOLDER"
         )
-    from bfr.export.onnx.quantize import (
-        calibration_faces,  # needs ONNX Runtime, which export without verifying does not
-    )
+    from bfr.export.onnx.quantize import calibration_faces  # needs ONNX Runtime, as verifying does
 
     return calibration_faces(calibration, system.image_size)
 
@@ -178,14 +166,6 @@ def _add_int8(
             variants = {**networks[name].variants, "int8": quantize_network(bundle, name, faces, threads=threads)}
             networks[name] = networks[name].model_copy(update={"variants": variants})
     return bundle.manifest.model_copy(update={"networks": networks})
-
-
-def system_stages(system: SystemSpec, time_table: bool) -> tuple[m.Estimate | m.Diffuse | m.Denoise, ...]:
-    """The stages of a bundle of the system."""
-    if not time_table:
-        return system.stages
-    conditioned = system.denoise.model_copy(update={"conditioner": CONDITIONER})
-    return tuple(conditioned if stage == system.denoise else stage for stage in system.stages)
 
 
 def load_weights(
@@ -215,40 +195,66 @@ def as_stage(
         learned_variance: Keep the variance channels of the output.
         time_table: Let the stage read what ConditionerStage computes, in place of timesteps.
     """
-    kind, options = spec.kind, dict(spec.options)
-    if kind == "step":
-        if learned_variance and not spec.learned_variance:
-            raise InvalidOption("this denoiser has no learned variance: export it without --learned-variance")
-        kind = "step-learned" if learned_variance else kind
-    if time_table and kind.startswith("step") and isinstance(module, UNet):
-        options["features"] = ConditionerStage(module).features
-    unused = kind.startswith("step") and not kind.startswith("step-learned") and spec.learned_variance
-    if unused and isinstance(module, UNet) and has_variance(module, options.get("channels")):
-        cut_variance(module)
+    kind, options = "step-learned" if learned_variance and spec.kind == "step" else spec.kind, dict(spec.options)
+    if kind.startswith("step") and isinstance(module, UNet):
+        if time_table:
+            options["features"] = ConditionerStage(module).features
+        unused = spec.learned_variance and not kind.startswith("step-learned")
+        if unused and has_variance(module, options.get("channels")):
+            cut_variance(module)
     return make_stage(kind, module, options)
 
 
-def in_half(
-    module: nn.Module, spec: NetworkSpec, precision: Precision, learned_variance: bool, time_table: bool
-) -> Stage:
-    """A copy of a network with its torso in half, as a stage."""
-    half: Any = copy.deepcopy(module)
-    half.cast_torso(DTYPES[precision])
-    return as_stage(half, spec, learned_variance=learned_variance, time_table=time_table)
+def _export_network(
+    system: SystemSpec,
+    folder: Path,
+    opset: int,
+    progress: Progress,
+    name: str,
+    spec: NetworkSpec,
+    forms: Mapping[Precision, Stage],
+    sources: dict[str, m.Source],
+) -> m.Network:
+    """Export one network and describe it.
 
-
-def _metadata(
-    stage: Stage, name: str, system: SystemSpec, size: int, sources: Mapping[str, m.Source]
-) -> dict[str, str]:
-    """What the graph of a network says of itself."""
-    return describe_graph(
+    Args:
+        system: The system.
+        folder: The bundle's folder.
+        opset: The ONNX opset.
+        progress: Called with a line before each graph.
+        name: The network's name in the bundle.
+        spec: Its entry in the system.
+        forms: Its stage in each precision; fp32 is one of them.
+        sources: The checkpoints of its weights, by the part of the network that they fill.
+    """
+    stage, size = forms["fp32"], spec.size or system.image_size
+    inputs = stage.examples(size)
+    told = describe_graph(
         system=system.name,
         network=name,
         kind=stage.kind,
         size=system.image_size,
-        tensors=(*stage.examples(size), *stage.outputs),
+        tensors=(*inputs, *stage.outputs),
         licence=system.licence.name,
         sources=sources,
+    )
+    variants: dict[Precision, m.Variant] = {}
+    for precision, form in forms.items():
+        progress(f"exporting {name} in {precision}, opset {opset}")
+        variants[precision] = _export_variant(form, name, size, precision, folder, opset, told)
+    first, *more = sources or [""]
+    return m.Network(
+        kind=stage.kind,
+        architecture=spec.architecture,
+        parameters=spec.parameters,
+        options=spec.options,
+        parameter_count=sum(parameter.numel() for parameter in stage.parameters()),
+        gflop=round(gflop(stage, size), 1),
+        inputs=_tensors(inputs),
+        outputs=_tensors(output_examples(stage, size)),
+        source=sources.get(first, m.Source(file="", sha256="")),
+        more_sources={part: sources[part] for part in more},
+        variants=variants,
     )
 
 
@@ -274,30 +280,6 @@ def fits_half(module: nn.Module) -> bool:
     """Whether all weights are exact in half: they came so, and are kept so."""
     weights = list(module.parameters())
     return bool(weights) and all(torch.equal(weight, weight.half().float()) for weight in weights)
-
-
-def _network_entry(
-    spec: NetworkSpec,
-    stage: Stage,
-    system: SystemSpec,
-    sources: dict[str, m.Source],
-    variants: dict[Precision, m.Variant],
-) -> m.Network:
-    size = spec.size or system.image_size
-    first, *more = sources or [""]
-    return m.Network(
-        kind=stage.kind,
-        architecture=spec.architecture,
-        parameters=spec.parameters,
-        options=spec.options,
-        parameter_count=sum(parameter.numel() for parameter in stage.parameters()),
-        gflop=round(gflop(stage, size), 1),
-        inputs=_tensors(stage.examples(size)),
-        outputs=_tensors(output_examples(stage, size)),
-        source=sources.get(first, m.Source(file="", sha256="")),
-        more_sources={part: sources[part] for part in more},
-        variants=variants,
-    )
 
 
 def _tensors(examples: dict[str, Tensor]) -> tuple[m.Tensor, ...]:

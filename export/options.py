@@ -1,4 +1,4 @@
-"""What `bfr export`, `wrap`, `build` and `export-triton` are told; nothing here needs torch, onnx or TensorRT."""
+"""The options of `bfr export`, `wrap`, `build` and `export-triton`. Importing them needs no torch, onnx or TensorRT."""
 
 from collections.abc import Mapping
 from pathlib import Path

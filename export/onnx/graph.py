@@ -135,7 +135,7 @@ def _strip_traces(model: onnx.ModelProto) -> None:
     ):
         del thing.metadata_props[:]
         thing.doc_string = ""
-    del graph.value_info[:]  # whoever loads the graph infers the shapes anew
+    del graph.value_info[:]  # loading the graph infers the shapes anew
 
 
 def _move_weights(
@@ -191,7 +191,7 @@ def _rename_folded(model: onnx.ModelProto, state: Mapping[str, Tensor]) -> None:
 def _unfold_transposes(model: onnx.ModelProto, state: Mapping[str, Tensor], prefix: str) -> None:
     """Put a Transpose of the checkpoint's own weight in the place of each weight that the exporter transposed.
 
-    Else such weights stand in the file twice, a third of a transformer's. Whoever loads the graph folds them again.
+    Else the file holds such weights twice, a third of a transformer's. Runtimes fold the node when they load the graph.
     """
     matrices: dict[tuple[int, ...], list[str]] = {}
     for name, value in state.items():
@@ -268,7 +268,7 @@ def _operators_of(module: nn.Module, opset: int) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns about its own internals and about packages that nobody needs here."""
+    """Silence the exporter, which warns about its own internals and about packages that an export does not need."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What an ONNX file of a bundle says of itself, in `metadata_props`: for whoever has the file without its bundle."""
+"""Describe an ONNX file of a bundle in its own `metadata_props`, for use of the file without its bundle."""
 
 from collections.abc import Iterable, Mapping
 

@@ -1,4 +1,4 @@
-"""int8 variants for CPUs: ONNX Runtime's static quantization, calibrated on what the networks meet when they restore.
+"""int8 variants for CPUs: ONNX Runtime's static quantization, calibrated on the inputs of restorations.
 
 The chosen convolutions read and write 8 bits, with one scale for each of their weights' output channels; all else stays
 in float32. The graph is in the QDQ format: standard operators, which ONNX Runtime fuses when it loads it.
@@ -7,6 +7,7 @@ in float32. The graph is in the QDQ format: standard operators, which ONNX Runti
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -22,7 +23,7 @@ from bfr.runtime.errors import InputNotFound
 from bfr.runtime.images.decode import read_image
 from bfr.runtime.jobs.sources import find_images
 from bfr.runtime.restore.chains import load_networks
-from bfr.runtime.restore.pixels import to_input, to_output
+from bfr.runtime.restore.inputs import to_input, to_output
 from bfr.runtime.restore.restorer import Restorer
 
 FACES = 32  # of the folder, evenly spread over it
@@ -114,12 +115,13 @@ def quantize_graph(graph: Path, path: Path, inputs: Iterable[Inputs]) -> tuple[P
     for node in model.graph.node:
         if node.op_type in UNTYPED:
             model.graph.value_info.append(helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None))
+    calls = iter(inputs)
     with TemporaryDirectory() as scratch:
         quantized = Path(scratch) / path.name
         quantize_static(
             model,
             quantized,
-            _Reader(iter(inputs)),
+            SimpleNamespace(get_next=lambda: next(calls, None)),  # a CalibrationDataReader: None at the end
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
             nodes_to_quantize=convolutions(model),
@@ -151,9 +153,8 @@ def widened(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in stored]:
         tensor = stored[node.input[0]]
         if tensor.data_type == onnx.TensorProto.FLOAT16:
-            tensor.CopyFrom(
-                numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), name=node.output[0])
-            )
+            wide = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(wide, name=node.output[0]))
             model.graph.node.remove(node)
     return model
 
@@ -184,14 +185,3 @@ class _Recorder:
         """What was seen since the last time."""
         seen, self._seen = self._seen, []
         return seen
-
-
-class _Reader:
-    """What quantize_static reads calibration inputs from."""
-
-    def __init__(self, inputs: Iterator[Inputs]) -> None:
-        self.inputs = inputs
-
-    def get_next(self) -> Inputs | None:
-        """The inputs of the next call, None at the end."""
-        return next(self.inputs, None)

@@ -1,16 +1,16 @@
 """PyTorch on a GPU, compiled or eager, as a child of the runtime's GPU device: its buffers, its stream, its noise.
 
 The buffers' memory is seen as tensors without a copy, and everything that PyTorch enqueues goes to the device's stream.
-A whole chain becomes one CUDA graph, captured by PyTorch, whose allocator must know of it: what it hands out meanwhile
-belongs to the graph as long as the graph lives.
+A whole chain becomes one CUDA graph, captured by PyTorch: what its allocator hands out meanwhile belongs to the graph
+as long as the graph lives.
 """
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from bfr.export.pytorch.reference import load_stage
 from bfr.models.stages.gradient import move
-from bfr.models.stages.stage import Stage
+from bfr.models.stages.stage import HALVES, Stage, as_tuple
 from bfr.runtime.backends.cuda.bindings import Cuda
 from bfr.runtime.backends.cuda.device import GpuBuffer, GpuDevice
 from bfr.runtime.backends.device import BoundCall
@@ -29,7 +29,6 @@ from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory, InvalidOption, MissingDependency
 from bfr.runtime.restore.options import OpenOptions
 
-HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 INDUCTOR_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 RECOMPILE_LIMIT = 64  # of torch.compile: every network, precision and batch size is compiled apart
 StageCall = Callable[[dict[str, Tensor], tuple[Tensor, ...]], None]
@@ -49,8 +48,8 @@ def prepare_stage(stage: nn.Module, precision: Precision, *, channels_last: bool
     """
     stage = stage.eval().requires_grad_(False)
     if precision != "fp32":
-        network = next((getattr(stage, name) for name in ("estimator", "denoiser") if hasattr(stage, name)), None)
-        if precision not in HALVES or network is None:
+        network: Any = getattr(stage, stage.wraps, None) if isinstance(stage, Stage) else None
+        if precision not in HALVES or not hasattr(network, "cast_torso"):
             raise InvalidOption(f"{type(stage).__name__} cannot run in {precision}: choose fp32")
         network.cast_torso(HALVES[precision])
     return stage.to(memory_format=torch.channels_last) if channels_last else stage  # type: ignore[call-overload]
@@ -72,8 +71,7 @@ def stage_call(stage: nn.Module, compiler: Mapping[str, Any] | None = None) -> S
     """
 
     def run(inputs: dict[str, Tensor], outputs: tuple[Tensor, ...]) -> None:
-        results = stage(**inputs)
-        for output, result in zip(outputs, (results,) if isinstance(results, Tensor) else results, strict=True):
+        for output, result in zip(outputs, as_tuple(stage(**inputs)), strict=True):
             output.copy_(result)
 
     if compiler is None:
@@ -83,30 +81,19 @@ def stage_call(stage: nn.Module, compiler: Mapping[str, Any] | None = None) -> S
     return torch.compile(run, fullgraph=True, dynamic=False, **compiler)
 
 
-@dataclass(frozen=True, slots=True)
-class ArrayView:
+def array_interface(buffer: GpuBuffer) -> dict[str, Any]:
     """A device buffer as the CUDA array interface describes it, version 3.
 
-    Its stream is None: there is nothing to wait for, since whoever reads or writes it does so on the device's stream.
+    Its stream is None: nothing has to be waited for, since all reads and writes are on the device's stream.
     """
-
-    buffer: GpuBuffer
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {
-            "shape": self.buffer.shape,
-            "typestr": "<f4",
-            "data": (self.buffer.address, False),
-            "strides": None,
-            "stream": None,
-            "version": 3,
-        }
+    pointer = {"data": (buffer.address, False), "typestr": "<f4", "strides": None}
+    return {"version": 3, "shape": buffer.shape, "stream": None, **pointer}
 
 
 def tensor_view(buffer: GpuBuffer, index: int) -> Tensor:
     """The buffer's memory on GPU `index` as a float32 tensor. It must not be used once the buffer was released."""
-    found = torch.as_tensor(ArrayView(buffer), device=torch.device("cuda", index))
+    view = SimpleNamespace(__cuda_array_interface__=array_interface(buffer))
+    found = torch.as_tensor(view, device=torch.device("cuda", index))
     if found.data_ptr() != buffer.address:
         raise RuntimeError("this PyTorch copies device arrays; what a network writes would not reach the chain")
     return found
@@ -134,8 +121,8 @@ class CompiledNetwork:
 def keep_compiled_code() -> None:
     """Have PyTorch keep compiled code, which it loads and runs, where no other user can write.
 
-    Its own choice is a folder in /tmp whose name anybody knows, and may take first. TORCHINDUCTOR_CACHE_DIR overrules.
-    Raises WriteFailed, and BackendUnavailable where another user can write there.
+    Its default is a folder in /tmp with a name that every user can guess and create first. TORCHINDUCTOR_CACHE_DIR
+    overrules. Raises WriteFailed, and BackendUnavailable where another user can write in the folder.
     """
     if not os.environ.get(INDUCTOR_CACHE):
         os.environ[INDUCTOR_CACHE] = str(private_folder("inductor"))
@@ -263,24 +250,20 @@ class CompiledDevice(GpuDevice):
         """
         graph = torch.cuda.CUDAGraph()
         pool = self._graphs[0].pool() if self._graphs else None
-        failed: list[BaseException] = []
-
-        def watched() -> None:
-            try:
-                work()
-            except BaseException as error:
-                failed.append(error)
-                raise
-
+        failed: BaseException | None = None
         self.cuda.synchronize(self.stream)
         with self.computing():
             capture = torch.cuda.graph(graph, pool=pool, stream=self.torch_stream, capture_error_mode="thread_local")
             try:
                 with capture:
-                    watched()
+                    try:
+                        work()
+                    except BaseException as error:
+                        failed = error
+                        raise
             except RuntimeError:
-                if failed:  # ending the capture failed too, by an error that says nothing of this one
-                    raise failed[0] from None
+                if failed is not None:  # ending the capture failed too, by an error that says nothing of this one
+                    raise failed from None
                 raise
         self._graphs.append(graph)
         return graph

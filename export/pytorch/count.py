@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from bfr.models.stages.stage import Stage
+from bfr.models.stages.stage import Stage, as_tuple
 
 
 def output_examples(stage: Stage, size: int) -> dict[str, Tensor]:
@@ -16,7 +16,7 @@ def output_examples(stage: Stage, size: int) -> dict[str, Tensor]:
     with torch.device("meta"), torch.no_grad():
         meta = copy.deepcopy(stage).to("meta")
         made = meta(**{name: value.to("meta") for name, value in stage.examples(size, 1).items()})
-    return dict(zip(stage.outputs, (made,) if isinstance(made, Tensor) else made, strict=True))
+    return dict(zip(stage.outputs, as_tuple(made), strict=True))
 
 
 def gflop(stage: Stage, size: int) -> float:

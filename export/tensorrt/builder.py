@@ -1,6 +1,6 @@
 """ONNX to a serialized engine, with TensorRT 10.3 to 11 or TensorRT-RTX. No GPU is asked for here.
 
-Networks are strongly typed, always: the graph says what is half and what is not. TensorRT 11 knows nothing else.
+Networks are always strongly typed: the types in the graph decide what is half. TensorRT 11 has no other mode.
 """
 
 import logging
@@ -111,7 +111,7 @@ def build_engine_bytes(
 
     Raises:
         MissingDependency: The library is not installed.
-        EngineBuildFailed: The library refused the graph; the text has what it said.
+        EngineBuildFailed: The library refused the graph; the text has the library's messages.
     """
     meter = meter or Meter(graph.name)
     trt = trt or load_library(library)
@@ -149,7 +149,7 @@ def typed_share(graph: Path, library: Library) -> float:
 
 
 def timing_cache_path(version: str, compute_capability: str, say: Callable[[str], None]) -> Path | None:
-    """Where the timing cache of a TensorRT version and a GPU is kept; None, and said so, where there is no place."""
+    """Return where the timing cache of a TensorRT version and a GPU is kept; None, with a message, without a place."""
     try:
         return private_folder("timing") / f"{version}-{compute_capability}.cache"
     except BfrError as error:

@@ -18,12 +18,12 @@ from bfr.export.tensorrt.builder import build_engine_bytes, timing_cache_path, t
 from bfr.export.tensorrt.precision import prove_precision
 from bfr.export.tensorrt.progress import Meter, Report, still_working, watched
 from bfr.export.verify.compare import open_reference, verify
-from bfr.export.verify.walk import Reference
 from bfr.runtime.backends.device import Network
 from bfr.runtime.backends.registry import BACKENDS
 from bfr.runtime.backends.tensorrt import TensorRtDevice, TensorRtNetwork
 from bfr.runtime.backends.tensorrt_key import Library, Machine, engine_key, find_engine
 from bfr.runtime.bundle.bundle import Bundle, describe_file
+from bfr.runtime.bundle.files import check_file
 from bfr.runtime.bundle.machine import Engine, MachineFiles
 from bfr.runtime.bundle.manifest import Check, Precision
 from bfr.runtime.errors import (
@@ -65,9 +65,6 @@ def build_engines(
     force: bool = False,
     say: Say = lambda _: None,
     report: Report = lambda _: None,
-    open_device: Callable[[Library, int], TensorRtDevice] = open_library,
-    build: Callable[..., bytes] = build_engine_bytes,
-    reference: Callable[[Bundle, int], Reference] = open_reference,
 ) -> list[Engine]:
     """Build the engines of a bundle that this machine lacks, one after the other.
 
@@ -82,9 +79,6 @@ def build_engines(
         force: Build again what is there already.
         say: Called with one line an event.
         report: Called with the progress, twice a second.
-        open_device: Opens the library on a GPU.
-        build: Builds one engine.
-        reference: Opens what engines are compared with.
 
     Returns:
         The engines that were published.
@@ -96,7 +90,7 @@ def build_engines(
         WriteFailed: The cache folder cannot be written.
     """
     kinds = [Bundle.open(folder).precision(name) for name in dict.fromkeys(options.precision)]
-    device = open_device(library, index)  # before anything is written: without a GPU nothing is
+    device = open_library(library, index)  # before anything is written: without a GPU nothing is
     try:
         bundle = Bundle.open(folder)
         files = MachineFiles(bundle.hash)
@@ -107,10 +101,9 @@ def build_engines(
                 for precision in kinds:
                     if precision != kinds[0]:  # what the one before has loaded is given back
                         device.close()
-                        device = open_device(library, index)
-                    job = _Job(bundle, device, precision, options, index, say, report, build, reference)
+                        device = open_library(library, index)
                     done = {(engine.network, engine.key.precision) for engine in built}
-                    if engines := job.run(force, done):
+                    if engines := _Job(bundle, device, precision, options, index, say, report).run(force, done):
                         _publish(files, engines, say)
                         built += engines
             finally:
@@ -132,8 +125,6 @@ class _Job:
     index: int
     say: Say
     report: Report
-    build: Callable[..., bytes]
-    reference: Callable[[Bundle, int], Reference]
 
     def run(self, force: bool, done: Container[tuple[str, Precision]]) -> list[Engine]:
         """Build and prove. done: network and precision of what this call of `build_engines` built before."""
@@ -167,7 +158,7 @@ class _Job:
 
         def work() -> bytes:
             self.device.cuda.use()  # CUDA's current GPU belongs to the thread, and this one is new
-            return self.build(graph, self.options, machine.library, meter=meter, timing=timing, say=self.say)
+            return build_engine_bytes(graph, self.options, machine.library, meter=meter, timing=timing, say=self.say)
 
         begin = time.perf_counter()
         data = watched(work, meter, self.report)
@@ -206,7 +197,7 @@ class _Job:
         progress("loading the reference")
         return verify(
             self.bundle,
-            self.reference(self.bundle, self.index),
+            open_reference(self.bundle, self.index),
             self.precision,
             device=self.device,
             networks=networks,
@@ -234,7 +225,7 @@ def _built_already(
         engine = find_engine(bundle, name, precision, machine, buckets=options.buckets, options=options.key_options)
         for file in (engine.file, engine.runtime_cache):
             if file is not None:
-                MachineFiles(bundle.hash).check(file, "build it anew")
+                check_file(MachineFiles(bundle.hash).folder, file, "build it anew")
     except (EngineMissing, EngineMismatch, BundleCorrupt):
         return None
     return engine
@@ -243,7 +234,7 @@ def _built_already(
 def _publish(files: MachineFiles, engines: Sequence[Engine], say: Say) -> None:
     """Put engines into the record, in the place of those of the same network, precision, library and GPU.
 
-    (Of one GPU: machines may share a home.)
+    Engines of other GPUs stay: machines may share a home.
     """
 
     def place(engine: Engine) -> tuple[str, str, str, str]:
@@ -257,11 +248,11 @@ def _publish(files: MachineFiles, engines: Sequence[Engine], say: Say) -> None:
 
 
 def _sweep(files: MachineFiles) -> None:
-    """Delete what is in the folder and not in the record. Only the one who builds may do so."""
+    """Delete what is in the folder and not in the record. Only the holder of the lock may do so."""
     known = {file.path for engine in files.read().engines for file in (engine.file, engine.runtime_cache) if file}
     for path in files.folder.iterdir():
         if path.suffix in (".engine", ".cache") and path.name not in known:
-            with suppress(OSError):  # what cannot be deleted is in nobody's way
+            with suppress(OSError):  # a file that stays does no harm
                 path.unlink()
     clean_leftovers(files.folder)
 

@@ -1,4 +1,4 @@
-"""`bfr build --for jetson`: what the small memory of a Jetson board and the TensorRT of its JetPack ask for.
+"""`bfr build --for jetson`: options for the small memory of a Jetson board and the TensorRT of its JetPack.
 
 TensorRT comes with JetPack: 10.3 with JetPack 6.1 and 6.2, later ones with JetPack 7. None of this was run on a board.
 """

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -103,38 +104,41 @@ def _fraction(phases: list[_Phase]) -> float:
 
 
 def watched(work: Callable[[], T], meter: Meter, report: Report, *, interval: float = INTERVAL) -> T:
-    """Do the work in a thread of its own and report on it; its result, or what it raised.
+    """Do the work in a thread of its own, and report on it meanwhile.
 
-    At Ctrl-C the meter is cancelled, and the work gets GRACE seconds to end; then KeyboardInterrupt goes on whether it
-    did or not, see `still_working`.
+    At Ctrl-C the meter is cancelled, and the work gets GRACE seconds to end; then KeyboardInterrupt is raised whether
+    it did or not, see `still_working`.
+
+    Args:
+        work: The work; what it raises is raised here.
+        meter: Its phases.
+        report: Called with the progress.
+        interval: Seconds between two calls of `report`.
+
+    Returns:
+        The result of the work.
     """
-    results: list[T] = []
-    errors: list[BaseException] = []
     # Not Thread.join: an interrupt inside it makes Python 3.11 take a running thread for an ended one.
-    ended = threading.Event()
+    ended: Future[T] = Future()
 
     def run() -> None:
         try:
-            results.append(work())
+            ended.set_result(work())
         except BaseException as error:
-            errors.append(error)
-        finally:
-            ended.set()
+            ended.set_exception(error)
 
     thread = threading.Thread(target=run, name=THREAD, daemon=True)
     thread.start()
     try:
-        while not ended.wait(interval):
+        while not wait([ended], interval).done:
             report(meter.tick())
     except BaseException:
         meter.cancelled.set()
-        if ended.wait(GRACE):
+        if wait([ended], GRACE).done:
             thread.join()
         raise
     thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
+    return ended.result()
 
 
 def still_working() -> bool:
@@ -146,9 +150,6 @@ def monitor(trt: Any, meter: Meter) -> Any:
     """TensorRT's progress monitor that writes to a meter, and cancels the build when the meter is cancelled."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # a class of the bindings
-        def __init__(self) -> None:
-            super().__init__()
-
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             meter.start(phase_name, parent_phase, num_steps)
 

@@ -13,7 +13,7 @@ from bfr.runtime.errors import EngineBuildFailed
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """What a library says of one graph.
+    """Whether a library reads one graph.
 
     Attributes:
         layers: Layers of the parsed network.

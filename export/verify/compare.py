@@ -67,7 +67,7 @@ def open_reference(bundle: Bundle, index: int = 0) -> Reference:
 
 def verify(
     bundle: Bundle,
-    reference: Reference | Mapping[str, "nn.Module"],
+    reference: Reference,
     precision: Precision,
     *,
     device: Device | None = None,
@@ -85,7 +85,7 @@ def verify(
 
     Args:
         bundle: The bundle.
-        reference: The reference, or its modules, see `eager_reference`.
+        reference: The float32 networks.
         precision: Precision of the backend's networks.
         device: The backend's device; ONNX Runtime on the CPU if left out.
         networks: The bundle's networks on `device`, where they are loaded already.
@@ -103,8 +103,6 @@ def verify(
         VerificationFailed: A result is not finite, or its PSNR is below its floor. Where Polygraphy is installed, the
             text names the layer, see `bfr.export.verify.explain`.
     """
-    if not isinstance(reference, Reference):
-        reference = eager_reference(reference)
     device = device or open_device("onnxruntime-cpu", threads=threads)
     tested = networks or load_networks(bundle, device, precision)
     sampler = bundle.preset(preset if bundle.denoisers else None)
@@ -115,8 +113,13 @@ def verify(
     plan = make_plan(bundle, sampler)
     buckets = common_buckets(bundle.manifest.batches, device.buckets)
     batches = sorted({min(buckets), max(buckets)}) if buckets else BATCHES
-    where: dict[str, Any] = {"device": device.name, "precision": precision, "reference": reference.name, "gpu": gpu}
-    where["extent"] = extent
+    where: Any = {
+        "device": device.name,
+        "precision": precision,
+        "reference": reference.name,
+        "gpu": gpu,
+        "extent": extent,
+    }
     checks = []
     for batch in batches:
         for name, inputs, expected in walk(bundle, plan, reference, batch):
@@ -220,7 +223,7 @@ def run_chain(plan: Plan, device: Device, networks: Mapping[str, Network], batch
 
 
 def _explained(bundle: Bundle, name: str, precision: Precision, inputs: Mapping[str, Float32], device: Device) -> str:
-    """What `bfr verify --explain` says of a network, or why it cannot; nothing where there is nothing to compare."""
+    """Explain a network as `bfr verify --explain` does, or say why not; empty where there is nothing to compare."""
     if not differs(bundle, name, precision, device.name):
         return ""
     index = device.cuda.index if isinstance(device, GpuDevice) else 0
@@ -253,7 +256,7 @@ def _spread(bundle: Bundle, preset: manifest.Preset) -> manifest.Preset:
             return sampler
         if sampler.steps is not None:
             return sampler.model_copy(update={"steps": QUICK_STEPS})
-        first = respace(schedule, sampler.spacing).timesteps[int(sampler.start) - 1]  # that its first call is told
+        first = respace(schedule, sampler.spacing).timesteps[int(sampler.start) - 1]  # of its first call
         grid = {"spacing": "time", "start": float(first), "steps": QUICK_STEPS, "matched": False, "stop": 0}
         return sampler.model_copy(update=grid)
 

@@ -1,24 +1,23 @@
-"""Names the layer where a reduced precision, or another backend, parts from float32: every tensor of a graph, compared.
+"""Name the layer where a reduced precision, or another backend, departs from float32: every tensor is compared.
 
 The float32 graph and the one in question run with Polygraphy's runners, their tensors marked as outputs, on the same
 inputs. What is marked is stored in its own type: on a CPU too a tensor in half is rounded to half, and overflows there.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from glob import escape
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bfr.export.verify.marked import Where, run_marked
 from bfr.export.verify.walk import Reference, walk
 from bfr.runtime.backends.device import Float32
-from bfr.runtime.backends.tensorrt_key import load_library
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
-from bfr.runtime.errors import EngineBuildFailed, InvalidOption
+from bfr.runtime.errors import InvalidOption
 from bfr.runtime.install import need
 from bfr.runtime.restore.plan import Plan
 
@@ -31,8 +30,6 @@ SHOWN = 10
 PACKAGES = ("polygraphy", "onnx", "onnxruntime")
 COPIES = ("Cast", "QuantizeLinear", "DequantizeLinear")  # of a tensor in another type; no layer of their own
 SUFFIXES = (".half", "_quantized", ".folded")  # that the exporter and the quantizer add to the names of weights
-
-Where = Literal["onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +96,9 @@ class Explanation:
 
     def as_json(self) -> dict[str, Any]:
         """Plain types; an infinite error is the text `inf`, which JSON has no number for."""
-
-        def plain(layer: Layer) -> dict[str, Any]:
-            return {key: str(v) if v in (np.inf, -np.inf) else v for key, v in asdict(layer).items()}
-
-        head = {name: getattr(self, name) for name in ("network", "precision", "backend", "layers", "compared")}
-        layers = {"first": self.first and plain(self.first), "largest": plain(self.largest)}
-        return head | layers | {"worst": [plain(layer) for layer in self.worst]}
+        return asdict(
+            self, dict_factory=lambda pairs: {key: "inf" if value == np.inf else value for key, value in pairs}
+        )
 
 
 def explain_all(
@@ -180,10 +173,10 @@ def compare_graphs(
     errors: dict[str, Layer] = {}
     step = ENGINE_PART if where.startswith("tensorrt") else PART
     for start in range(0, len(pairs), step):
-        results = _results(found, [b for _, b in pairs[start : start + step]], inputs, where, index)
+        results = run_marked(tested, [b for _, b in pairs[start : start + step]], inputs, where, index)
         for place in range(start, min(start + step, len(pairs)), PART):
             part = [(a, b) for a, b in pairs[place : min(place + PART, start + step)] if b in results]
-            theirs = _results(expected, [a for a, _ in part], inputs, "onnxruntime-cpu") if part else {}
+            theirs = run_marked(reference, [a for a, _ in part], inputs) if part else {}
             for a, b in part:
                 if np.issubdtype(theirs[a].dtype, np.floating) and theirs[a].shape == results[b].shape:
                     errors[b] = Layer(*found.layers[b], b, str(results[b].dtype), *_distance(theirs[a], results[b]))
@@ -216,7 +209,7 @@ def _distance(expected: NDArray[Any], found: NDArray[Any]) -> tuple[float, float
 
 
 class _Graph:
-    """An ONNX graph without its weights: its layers in order, what each is called, and a key that tells it.
+    """An ONNX graph without its weights: its layers in order, their names, and a key that identifies each.
 
     A layer's key is its operator and its weight, or without a weight its inputs' keys: neither the names of tensors,
     which the exporter numbers, nor the order of nodes, which the quantizer changes.
@@ -226,21 +219,21 @@ class _Graph:
         import onnx
         from onnx import numpy_helper
 
-        self.path, self.model = path, onnx.load(path, load_external_data=False)
+        graph = onnx.load(path, load_external_data=False).graph
         self.nodes: list[Any] = []
         self.layers: dict[str, tuple[str, str]] = {}  # tensor -> name and operator
         self.keys: dict[tuple[int, int], str] = {}  # key and how many had it before -> tensor
-        constants = {tensor.name: tensor.name for tensor in self.model.graph.initializer}
+        constants = {tensor.name: tensor.name for tensor in graph.initializer}
         whole = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)  # shapes and axes; floats are rounded in half
         keys = {
             tensor.name: hash(numpy_helper.to_array(tensor).tobytes())
-            for tensor in self.model.graph.initializer
+            for tensor in graph.initializer
             if tensor.data_type in whole and not tensor.external_data
         }
-        keys |= {tensor.name: hash(tensor.name) for tensor in self.model.graph.input}
-        after = {tensor.name: tensor.name for tensor in self.model.graph.input}
+        keys |= {tensor.name: hash(tensor.name) for tensor in graph.input}
+        after = {tensor.name: tensor.name for tensor in graph.input}
         count: dict[int, int] = {}
-        for node in self.model.graph.node:
+        for node in graph.node:
             read = [name for name in node.input if name]
             if all(name in constants for name in read):  # a copy of a weight, or a constant
                 constants |= {name: constants[read[0]] if read else name for name in node.output}
@@ -266,78 +259,6 @@ def _weight(name: str) -> str:
     for suffix in SUFFIXES:
         name = name.removesuffix(suffix)
     return name.rsplit(".", 1)[0]
-
-
-def _results(
-    graph: _Graph, outputs: Sequence[str], inputs: Mapping[str, Float32], where: Where, index: int = 0
-) -> dict[str, NDArray[Any]]:
-    """These tensors of a graph, by name; of an engine those of them that it has. Raises EngineBuildFailed."""
-    from polygraphy.exception import PolygraphyException
-    from polygraphy.logger import G_LOGGER
-
-    with G_LOGGER.verbosity(G_LOGGER.ERROR):  # it writes to standard output, where JSON goes
-        if not where.startswith("tensorrt"):
-            return _infer(_session(graph, outputs, where, index), inputs)
-        try:
-            return _run_engine(graph.path, outputs, inputs, where)
-        except PolygraphyException as error:
-            raise EngineBuildFailed(
-                f"{graph.path.name} with its layers' results as outputs does not run with {where} ({error}): they take "
-                "memory on the GPU, more than the engine itself. `bfr verify --backend onnxruntime-cpu --explain` "
-                "compares the same graph on the CPU"
-            ) from error
-
-
-def _session(graph: _Graph, outputs: Sequence[str], where: Where, index: int) -> Any:
-    """The runner of a graph in ONNX Runtime with these tensors as its outputs. Polygraphy takes names for patterns."""
-    import onnxruntime
-    from polygraphy.backend.onnx import modify_outputs
-    from polygraphy.backend.onnxrt import OnnxrtRunner
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.path.parent))
-    gpu = ("CUDAExecutionProvider", {"device_id": str(index), "use_tf32": "0"})  # as the backend has them
-    provider: Any = gpu if where == "onnxruntime-cuda" else "CPUExecutionProvider"
-    marked = modify_outputs(graph.model, outputs=[*map(escape, outputs)], copy=True).SerializeToString()
-    return OnnxrtRunner(lambda: onnxruntime.InferenceSession(marked, sess_options=options, providers=[provider]))
-
-
-def _run_engine(
-    graph: Path, outputs: Sequence[str], inputs: Mapping[str, Float32], where: Where
-) -> dict[str, NDArray[Any]]:
-    """Build an engine with these tensors as its outputs, and run it once. Not run on a GPU yet.
-
-    Outputs keep TensorRT from fusing across them: what fusing changes does not show.
-    """
-    from polygraphy.backend.trt import (
-        CreateConfig,
-        EngineFromNetwork,
-        ModifyNetworkOutputs,
-        NetworkFromOnnxPath,
-        Profile,
-        TrtRunner,
-    )
-
-    types = load_library("tensorrt-rtx" if where == "tensorrt-rtx" else "tensorrt").DataType
-    profile = Profile()
-    for name, value in inputs.items():
-        profile.add(name, value.shape, value.shape, value.shape)
-    parsed = NetworkFromOnnxPath(str(graph), strongly_typed=True)()
-    layers = [parsed[1].get_layer(i) for i in range(parsed[1].num_layers)]
-    written = [layer.get_output(i) for layer in layers for i in range(layer.num_outputs)]
-    there = {one.name for one in written if one is not None and one.dtype in (types.FLOAT, types.HALF)}
-    marked = [escape(name) for name in outputs if name in there]
-    if not marked:
-        return {}
-    network = ModifyNetworkOutputs(parsed, outputs=marked)
-    return _infer(TrtRunner(EngineFromNetwork(network, CreateConfig(profiles=[profile]))), inputs)
-
-
-def _infer(runner: Any, inputs: Mapping[str, Float32]) -> dict[str, NDArray[Any]]:
-    """Copies of what a runner of Polygraphy makes, which builds its session or engine now."""
-    with runner:
-        return {name: np.array(value) for name, value in runner.infer(dict(inputs)).items()}
 
 
 def _where(backend: str) -> Where:

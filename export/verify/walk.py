@@ -1,4 +1,4 @@
-"""Calls every network of a chain once, on inputs such as it meets there: what a backend is compared on."""
+"""Call every network of a chain once, on inputs like those of a restoration: a backend is compared on them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ Walked = tuple[str, dict[str, Float32], dict[str, Float32]]
 
 
 def walk(bundle: Bundle, plan: Plan, reference: Reference, batch: int) -> Iterator[Walked]:
-    """Every network of a plan once: its name, inputs such as it meets, and what the reference makes of them.
+    """Yield every network of a plan once: its name, inputs like those of a restoration, and the reference's outputs.
 
     A loop is walked with each image at another step, from the middle on, and its result taken to be its source.
     """

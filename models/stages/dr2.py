@@ -72,6 +72,7 @@ class EnhanceStage(Stage):
     """state (B, 3, S, S) in [-1, 1] -> restored (B, 3, T, T) in [-1, 1]: clipped, resized, enhanced."""
 
     kind, outputs, wraps = "enhancer", ("restored",), "network"
+    network: nn.Module
 
     def __init__(self, network: nn.Module, *, source: int, target: int) -> None:
         """Build the stage.

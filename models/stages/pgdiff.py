@@ -93,21 +93,34 @@ class SmoothStep(Stage):
 
     kind, outputs, wraps = "step-learned-smooth", ("x_next", "x0"), "network"
     network: PartialGuidance
+    identity_weight = 0.0
 
     def __init__(self, network: PartialGuidance, *, smooth_weight: float = 1.0) -> None:
         super().__init__(network)
         self.smooth_weight = smooth_weight
 
     def forward(
-        self, x: Tensor, h1: Tensor, h2: Tensor, t: Tensor, row: Tensor, noise: Tensor, signed: Tensor, strength: Tensor
+        self,
+        x: Tensor,
+        h1: Tensor,
+        h2: Tensor,
+        t: Tensor,
+        row: Tensor,
+        noise: Tensor,
+        signed: Tensor,
+        strength: Tensor,
+        identity: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         x0, mean, log_variance = learned_posterior(self.network.denoiser(x, t).float(), x, row)
-        moved = _shifted(mean, self.towards_smooth(x0, x, signed, t), log_variance, strength)
+        # The gradient of the loss at x0, (B, 3, S, S); smooth semantics are constant in it.
+        gradient = 2.0 * self.smooth_weight * (x0 - clip_finite(self.network.restorer(x, signed, t)))
+        if identity is not None:
+            given = (identity.abs().amax(1) > 0.0)[:, None, None, None]
+            towards = torch.where(given, cast(nn.Module, self.network.identity)(x0, identity), 0.0)
+            gradient = gradient + self.identity_weight * towards
+        # The mean of the next state, moved as Sohl-Dickstein et al. (arXiv 1503.03585) condition it.
+        moved = mean - strength[:, None, None, None] * torch.exp(log_variance) * gradient
         return moved + learned_noise(log_variance, h1, h2, row, noise), x0
-
-    def towards_smooth(self, x0: Tensor, x: Tensor, signed: Tensor, t: Tensor) -> Tensor:
-        """The gradient of the loss at x0, (B, 3, S, S); smooth semantics are constant in it."""
-        return 2.0 * self.smooth_weight * (x0 - clip_finite(self.network.restorer(x, signed, t)))
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
         own = LearnedVarianceStep(self.network.denoiser).examples(size, batch)
@@ -126,24 +139,6 @@ class ReferenceStep(SmoothStep):
         super().__init__(network, smooth_weight=smooth_weight)
         self.identity_weight = identity_weight
 
-    def forward(  # type: ignore[override]  # it reads more
-        self,
-        x: Tensor,
-        h1: Tensor,
-        h2: Tensor,
-        t: Tensor,
-        row: Tensor,
-        noise: Tensor,
-        signed: Tensor,
-        strength: Tensor,
-        identity: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        x0, mean, log_variance = learned_posterior(self.network.denoiser(x, t).float(), x, row)
-        given = (identity.abs().amax(1) > 0.0)[:, None, None, None]
-        towards = torch.where(given, cast(nn.Module, self.network.identity)(x0, identity), 0.0)
-        gradient = self.towards_smooth(x0, x, signed, t) + self.identity_weight * towards
-        return _shifted(mean, gradient, log_variance, strength) + learned_noise(log_variance, h1, h2, row, noise), x0
-
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
         distance = cast(IdentityGradient, self.network.identity).network
         return {**super().examples(size, batch), "identity": random(batch, distance.embedding) - 0.5}
@@ -153,11 +148,6 @@ class ReferenceStep(SmoothStep):
         recorded = without_autograd(cast(IdentityGradient, self.network.identity), size)
         network = PartialGuidance(self.network.denoiser, self.network.restorer, recorded)
         return ReferenceStep(network, smooth_weight=self.smooth_weight, identity_weight=self.identity_weight).eval()
-
-
-def _shifted(mean: Tensor, gradient: Tensor, log_variance: Tensor, strength: Tensor) -> Tensor:
-    """The mean of the next state, moved as Sohl-Dickstein et al. (arXiv 1503.03585) condition it."""
-    return mean - strength[:, None, None, None] * torch.exp(log_variance) * gradient
 
 
 ARCHITECTURES = {"partial-guidance": partial_guidance}

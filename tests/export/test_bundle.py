@@ -20,7 +20,7 @@ from bfr.export.bundle import export_system, fits_half
 from bfr.export.options import ExportOptions
 from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
 from bfr.export.pytorch.reference import load_reference
-from bfr.export.verify.compare import compare, verify
+from bfr.export.verify.compare import compare, eager_reference, verify
 from bfr.export.verify.walk import smooth_image
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import Check
@@ -62,7 +62,7 @@ def test_a_network_that_differs_is_found_out(tiny_bundle: Bundle) -> None:
     with torch.no_grad():
         reference["denoiser"].get_parameter("denoiser.out.2.weight").mul_(1.1)
     with pytest.raises(VerificationFailed, match="denoiser, batch 1"):
-        verify(tiny_bundle, reference, "fp32")
+        verify(tiny_bundle, eager_reference(reference), "fp32")
 
 
 def test_a_result_that_is_not_finite_is_found_out() -> None:

@@ -50,7 +50,9 @@ def restored(bundle: Bundle, batch: int, *, count: int = 3, **options: Any) -> l
 
 
 @pytest.mark.export
-@pytest.mark.parametrize("name", ["tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in SYSTEMS)])
+@pytest.mark.parametrize(
+    "name", ["tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("timed", *SYSTEMS))]
+)
 def test_an_export_gives_the_bundle_that_lies_in_the_tree(name: str, tmp_path: Path) -> None:
     """The same weights, interface and pictures; another torch may write another graph for them."""
     made, kept = export_tiny(name, tmp_path), unpacked(name, tmp_path / "kept")

@@ -311,7 +311,7 @@ def test_a_capture_that_fails_leaves_the_device_usable(gpu: FakeTorchCuda) -> No
 
 def test_a_device_that_records_nothing_repeats_the_work(gpu: FakeTorchCuda) -> None:
     calls: list[int] = []
-    program = c.CompiledDevice(graphs=False).record(lambda: calls.append(1))
+    program = c.CompiledDevice(graphs=False).record(ExitStack(), lambda: calls.append(1))
     for _ in range(3):
         program()
     assert len(calls) == 3

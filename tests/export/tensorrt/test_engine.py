@@ -17,12 +17,14 @@ import pytest
 from engine_fakes import MACHINE, FakeBuild, FakeDevice, fake_reference, inspected, opener
 
 from bfr.export.options import BuildOptions
+from bfr.export.tensorrt import engine as building
 from bfr.export.tensorrt.engine import LOCK, build_engines
 from bfr.export.tensorrt.precision import HALF_SHARE
 from bfr.export.tensorrt.progress import Tick
 from bfr.runtime import files
 from bfr.runtime.backends.tensorrt_key import find_engine
 from bfr.runtime.bundle.bundle import Bundle
+from bfr.runtime.bundle.files import check_file
 from bfr.runtime.bundle.machine import RECORD, Engine, MachineFiles
 from bfr.runtime.errors import (
     BackendUnavailable,
@@ -44,9 +46,21 @@ def folder(tiny_bundle: Bundle, tmp_path: Path, home: Path) -> Path:
     return Path(shutil.copytree(tiny_bundle.folder, tmp_path / "tiny"))
 
 
-def build(folder: Path, *, device: dict[str, Any] | None = None, **options: Any) -> Any:
-    options = {"build": FakeBuild(), "reference": fake_reference, "options": OPTIONS, **options}
-    return build_engines(folder, "tensorrt-rtx", open_device=opener(folder, **(device or {})), **options)
+def build(
+    folder: Path,
+    *,
+    device: dict[str, Any] | None = None,
+    opened: Any = None,
+    build: Any = None,
+    reference: Any = fake_reference,
+    **options: Any,
+) -> Any:
+    """Call `build_engines` with fakes for the library on its GPU, its builder, and what engines are compared with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "open_library", opened or opener(folder, **(device or {})))
+        patch.setattr(building, "build_engine_bytes", build or FakeBuild())
+        patch.setattr(building, "open_reference", reference)
+        return build_engines(folder, "tensorrt-rtx", **{"options": OPTIONS, **options})
 
 
 def machine_of(folder: Path) -> MachineFiles:
@@ -65,7 +79,7 @@ def check_whole(folder: Path) -> None:
     for engine in engines_of(folder):
         for file in (engine.file, engine.runtime_cache):
             assert file is not None
-            machine_of(folder).check(file, "")
+            check_file(machine_of(folder).folder, file, "")
 
 
 def test_engines_are_published_with_key_hash_and_proof(folder: Path) -> None:
@@ -238,7 +252,7 @@ def test_a_cache_folder_that_cannot_be_written_names_the_remedy(folder: Path, mo
 
 def test_without_a_gpu_nothing_is_written(folder: Path) -> None:
     with pytest.raises(BackendUnavailable, match="GPU 0"):
-        build_engines(folder, "tensorrt-rtx", build=FakeBuild(), reference=fake_reference)
+        build_engines(folder, "tensorrt-rtx")
     assert not machine_of(folder).folder.exists()
 
 
@@ -281,15 +295,7 @@ def test_a_build_reports_and_gives_the_device_back(folder: Path) -> None:
         devices.append(FakeDevice(folder))
         return devices[-1]
 
-    build_engines(
-        folder,
-        "tensorrt-rtx",
-        options=BOTH,
-        build=slow_build,
-        reference=slow_reference,
-        open_device=opened,
-        report=report,
-    )
+    build(folder, options=BOTH, build=slow_build, reference=slow_reference, opened=opened, report=report)
     assert {"estimator in fp32", "denoiser in fp16", "fp16, the proof"} <= {tick.what for tick in ticks}
     assert "timing" in {tick.phase for tick in ticks}
     assert len(devices) == 2
@@ -299,20 +305,12 @@ def test_a_build_reports_and_gives_the_device_back(folder: Path) -> None:
 def test_the_builders_thread_builds_on_the_devices_gpu(folder: Path) -> None:
     device, built = FakeDevice(folder), []
 
-    def building(*arguments: Any, **options: Any) -> bytes:
+    def seen_build(*arguments: Any, **options: Any) -> bytes:
         built.append(threading.get_ident())
         assert threading.get_ident() in device.current
         return FakeBuild()(*arguments, **options)
 
-    build_engines(
-        folder,
-        "tensorrt-rtx",
-        index=1,
-        options=OPTIONS,
-        open_device=lambda *_: device,  # type: ignore[arg-type,return-value]
-        build=building,
-        reference=fake_reference,
-    )
+    build(folder, index=1, opened=lambda *_: device, build=seen_build)
     assert built
     assert threading.get_ident() not in built
 
@@ -320,7 +318,6 @@ def test_the_builders_thread_builds_on_the_devices_gpu(folder: Path) -> None:
 CHILD = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # children of a shell's background jobs ignore it
-from functools import partial
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from engine_fakes import FakeBuild, fake_reference, opener
@@ -338,7 +335,7 @@ def reference(bundle, index):
 build = FakeBuild(0 if mode == "proof" else seconds, folder.parent / "log", deaf=mode == "deaf")
 if mode == "deaf":
     progress.GRACE = 1.0
-engine.build_engines = partial(engine.build_engines, build=build, open_device=opener(folder), reference=reference)
+engine.build_engine_bytes, engine.open_library, engine.open_reference = build, opener(folder), reference
 sys.argv = ["bfr", "build", str(folder), "--batches", "1,2", "--library", "tensorrt-rtx"]
 from bfr.runtime.cli.main import main
 main()
