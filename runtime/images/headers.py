@@ -10,12 +10,15 @@ from struct import calcsize, error, unpack_from
 from typing import BinaryIO
 
 from PIL import Image as Pillow
+from PIL.JpegImagePlugin import MARKER
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from bfr.runtime.images.exif import TYPE_BYTES
+from bfr.runtime.images.exif import LONGEST_EXIF, TYPE_BYTES
 from bfr.runtime.images.formats import EXIF_PREFIX, format_of
 
 MOST_SEGMENTS = 4096  # of a JPEG before its first scan, fill bytes included; each may have 64 KiB
+MOST_TABLES = 1 << 20  # bytes of quantization and Huffman tables of a JPEG before its first scan
+MOST_RESOURCES = 4096  # of Photoshop, in a JPEG
 MOST_SCANS = 100  # of a JPEG: each passes over all pixels
 MOST_CHUNKS = 100_000  # of a PNG
 MOST_STRIPS = 65_536  # or tiles of a TIFF
@@ -23,6 +26,9 @@ MOST_TAGS = 65_535  # of a directory; a BigTIFF could claim more
 MOST_DIRECTORIES = 100_000  # of a TIFF; the smallest has 6 bytes
 MOST_RUNS = 1 << 22  # bytes, and pixels, of a BMP in run lengths: Pillow decodes one by one in Python
 _SCAN = 0xDA
+_TABLES = (0xC4, 0xDB)
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_BARE = {marker & 0xFF for marker, (_, _, handler) in MARKER.items() if handler is None}  # Pillow skips no body of them
 _ALONE = (0x01, *range(0xD0, 0xDA))  # markers without a length
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # in a scan: no stuffed byte, no restart, no fill byte
 _SUBFILE, _WIDTH, _HEIGHT, _ORIENTATION = 254, 256, 257, 274
@@ -61,8 +67,9 @@ def _size(file: BinaryIO) -> tuple[int, int] | None:
         return _webp_size(head)
     if found.name == "PNG":  # Pillow would read all chunks before the picture
         return unpack_from(">II", head, 16) if head[12:16] == b"IHDR" else None
-    if found.name == "JPEG":
-        first_scan(file)
+    if found.name == "JPEG":  # Pillow would join all EXIF data, a segment at a time
+        frames = [head for _, _, head in jpeg_segments(file)[0] if head[1] in _FRAMES]
+        return unpack_from(">HH", frames[-1], 5)[::-1] if frames else None
     file.seek(0)
     if found.name == "TIFF":
         return _tiff_size(file)
@@ -120,40 +127,58 @@ def check_parts(data: bytes, notes: list[str]) -> tuple[bytes, int]:
         return data, check_tags(data)
     if not data.startswith(b"\xff\xd8"):
         return data, 1
-    check_scans(data, first_scan(BytesIO(data)))
-    kept, at, exif = [data[:2]], 2, b""
-    blocks: list[bytes] = []
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"", b"\xda"):  # up to the scan
-        end = max(at + 4, at + 2 + int.from_bytes(data[at + 2 : at + 4], "big"))
-        body = data[at + 4 : end]
-        if data[at + 1] == 0xE1 and body.startswith(EXIF_PREFIX):
-            exif += body if not exif else body.removeprefix(EXIF_PREFIX)  # as Pillow joins them
-        elif data[at + 1] == 0xE2 and body.startswith(b"MPF\0"):
-            blocks.append(body[4:])
+    segments, scan = jpeg_segments(BytesIO(data))
+    check_scans(data, scan)
+    if data.count(b"8BIM", 0, scan) > MOST_RESOURCES:
+        raise ValueError(f"it has more than {MOST_RESOURCES} resources of Photoshop")
+    blocks, exif, hostile = list[bytes](), list[bytes](), list[tuple[int, int]]()
+    for begin, end, head in segments:
+        if head[1] == 0xE1 and head[4:] == EXIF_PREFIX:
+            exif.append(data[begin + 10 : end])
+        elif head[1] == 0xE2 and head[4:8] == b"MPF\0":
+            blocks.append(data[begin + 8 : end])
         else:
-            kept.append(data[at:end])
-        at = end
+            continue
+        hostile.append((begin, end))
     try:
-        for block in (*blocks, exif):
+        if sum(map(len, exif)) > LONGEST_EXIF:  # Pillow copies all of them for each that it adds
+            raise ValueError(f"more than {LONGEST_EXIF} bytes")
+        for block in (*blocks, b"".join(exif)):
             check_tags(block)
     except ValueError as problem:
         notes.append(f"its EXIF data are broken and left out: {problem}")
-        return b"".join([*kept, data[at:]]), 1
+        ends = [0, *(end for _, end in hostile)]
+        return b"".join(data[at:to] for at, to in zip(ends, [*(at for at, _ in hostile), None], strict=True)), 1
     return data, 1
 
 
-def first_scan(file: BinaryIO) -> int:
-    """Return where a JPEG's first scan begins, or its segments end. Raises ValueError past MOST_SEGMENTS."""
-    at = 2
+def jpeg_segments(file: BinaryIO) -> tuple[list[tuple[int, int, bytes]], int]:
+    """Walk the segments of a JPEG as Pillow does, which skips bytes between them, and some markers without their body.
+
+    Returns:
+        Of each segment before the first scan its begin, its end, and its first 10 bytes; and the begin of the scan, or
+        the end of the segments.
+
+    Raises:
+        ValueError: There are more than MOST_SEGMENTS segments, or more than MOST_TABLES bytes of tables.
+    """
+    found, at, tables = list[tuple[int, int, bytes]](), 2, 0
     for _ in range(MOST_SEGMENTS):
         file.seek(at)
-        head = file.read(4)
+        head = file.read(10)
         if len(head) < 4 or head[:2] == bytes((0xFF, _SCAN)):
-            return at
+            return found, at
         if head[0] != 0xFF or head[1] in (0x00, 0xFF):
             at += 1
+        elif head[1] in _BARE:
+            at += 2
         else:
-            at += 2 if head[1] in _ALONE else 2 + max(2, int.from_bytes(head[2:]))
+            end = at + 2 + max(2, int.from_bytes(head[2:4], "big"))
+            found.append((at, end, head))
+            tables += end - at if head[1] in _TABLES else 0
+            if tables > MOST_TABLES:
+                raise ValueError(f"it has more than {MOST_TABLES} bytes of tables")
+            at = end
     raise ValueError(f"more than {MOST_SEGMENTS} segments are before its picture")
 
 

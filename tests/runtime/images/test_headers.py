@@ -15,10 +15,12 @@ from bfr.runtime.images.decode import decode_image
 from bfr.runtime.images.headers import (
     MOST_CHUNKS,
     MOST_DIRECTORIES,
+    MOST_RESOURCES,
     MOST_RUNS,
     MOST_SCANS,
     MOST_SEGMENTS,
     MOST_STRIPS,
+    MOST_TABLES,
     MOST_TAGS,
     header_size,
 )
@@ -81,6 +83,8 @@ def run_lengths(side: int, row: bytes, compression: int = 1, rows: int | None = 
         (lambda: jpeg_with(b"\xff\xfe\0\2" * (MOST_SEGMENTS + 1)), "segments"),
         (lambda: jpeg_with(b"\xff\xe2\0\x10ICC_PROFILE\0\1\1" * (MOST_SEGMENTS + 1)), "segments"),
         (lambda: jpeg_with(b"\xff" * (MOST_SEGMENTS + 1)), "segments"),
+        (lambda: jpeg_with((b"\xff\xdb\xff\xff" + bytes(65_533)) * (1 + MOST_TABLES // 65_537)), "tables"),
+        (lambda: jpeg_with(b"\xff\xed\xc1\0" + b"8BIM\4\4\0\0\0\0\0\0" * (MOST_RESOURCES + 1)), "resources"),
         (lambda: with_scans(MOST_SCANS + 1), "scans"),
         (lambda: with_chunks(MOST_CHUNKS), "chunks"),
         (lambda: with_chunks(MOST_CHUNKS, b"IDAT"), "chunks"),

@@ -287,9 +287,13 @@ def test_directories_that_overlap_are_not_read(files: Any) -> None:
     block[36_010:36_014] = struct.pack("<I", 10)
     with pytest.raises(ValueError, match="6000 tags"):
         check_tags(bytes(block))
-    image = decode_image(jpeg(files, segment(0xE1, b"Exif\0\0" + bytes(block))))
-    assert image.pixels.shape == (6, 8, 3)
-    assert "its EXIF data are broken and left out" in image.notes[0]
+    hostile, long = segment(0xE1, b"Exif\0\0" + bytes(block)), segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 17
+    # Decoders pass over bytes between segments.
+    for segments in (hostile, b"\0" + hostile, b"\xff" + hostile, long):
+        image = decode_image(jpeg(files, segments))
+        assert image.pixels.shape == (6, 8, 3)
+        assert image.metadata.exif is None
+        assert "its EXIF data are broken and left out" in image.notes[0]
     for begin in (b"II*\0", b"II\0*"):  # Pillow reads the second, too
         with pytest.raises(InvalidImage, match="6000 tags"):
             decode_image(begin + bytes(block[4:]))
