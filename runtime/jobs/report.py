@@ -21,6 +21,7 @@ from bfr.runtime.files import write_bytes
 from bfr.runtime.restore.inputs import image_key
 from bfr.runtime.restore.pipeline import FaceRestorer
 from bfr.runtime.text import printable, without_secrets
+from bfr.runtime.video.formats import SUFFIXES as VIDEO_SUFFIXES
 
 REPORT = "report.json"
 Status = Literal["restored", "already sharp", "no face", "skipped", "failed"]
@@ -152,7 +153,13 @@ def summary(report: Report, out: object, *, done: str = "restored") -> str:
         out: The output folder.
         done: The word for `restored`.
     """
-    total, photographs = len(report.entries), "photo" in report.settings
+    films = sum(
+        entry.frames is not None or PurePosixPath(entry.source).suffix.lower() in VIDEO_SUFFIXES
+        for entry in report.entries
+    )
+    totals = {"image": len(report.entries) - films, "video": films}
+    inputs = " and ".join(plural(count, noun) for noun, count in totals.items() if count) or "0 images"
+    photographs = "photo" in report.settings
     counts = {done if status == "restored" else status: report.count(status) for status in STATUSES}
     parts = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     faces = sum(entry.faces or 0 for entry in report.entries)
@@ -165,7 +172,7 @@ def summary(report: Report, out: object, *, done: str = "restored") -> str:
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed.most_common())
     passed_too = f"; {plural(passed.total(), 'file')} passed over ({kinds})" if passed else ""
     seconds = f"{report.facts['seconds']:.1f} s"
-    return f"{plural(total, 'image')}: {parts}{faces_too}, in {seconds}{sharp_too}{noted_too}{passed_too}; see {out}"
+    return f"{inputs}: {parts}{faces_too}, in {seconds}{sharp_too}{noted_too}{passed_too}; see {out}"
 
 
 def passed_over(report: Report) -> list[dict[str, str]]:

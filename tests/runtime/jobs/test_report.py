@@ -1,5 +1,6 @@
 """`report.json`: what it holds, and the line that a run ends with."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from importlib.metadata import version
@@ -105,6 +106,10 @@ def test_the_line_at_the_end_counts_warnings_and_what_was_passed_over() -> None:
         "3 files passed over (2 .heic, 1 no suffix); see out"
     )
     assert summary(Report((FAILED,), {}, {"seconds": 2.5}), "out") == "1 image: 1 failed, in 2.5 s; see out"
+    film, broken = dataclasses.replace(DONE, source="in/a.mp4", frames=9), dataclasses.replace(FAILED, source="b.MKV")
+    words = summary(Report((DONE, film, broken), SETTINGS, {"seconds": 2.5}), "out")
+    assert words.startswith("1 image and 2 videos: 2 restored, 1 failed, ")
+    assert summary(Report((film,), SETTINGS, {"seconds": 2.5}), "out").startswith("1 video: 1 restored, ")
 
 
 def test_settings_and_facts_are_of_the_restorer(small: Callable[..., Any]) -> None:
