@@ -55,7 +55,7 @@ class AsyncClient:
         """The server's address, without a slash at its end."""
         return self._transport.url
 
-    async def restore(self, image: Any, **options: Any) -> Result:
+    async def restore(self, /, image: Any, **options: Any) -> Result:
         """Restore an image.
 
         Args:
@@ -68,7 +68,7 @@ class AsyncClient:
         response = await self._transport.exchange("POST", "/restore", params=query, headers=headers, content=data)
         return self._read(result_of, response)
 
-    async def submit(self, path: Path, **options: Any) -> Job:
+    async def submit(self, /, path: Path, **options: Any) -> Job:
         """Send a video, or an image, as a job.
 
         Args:
@@ -158,7 +158,7 @@ def _blocking(
     """The method of `Client` that waits for one of `AsyncClient`."""
 
     @wraps(call)
-    def wait(client: "Client", *args: P.args, **options: P.kwargs) -> T:
+    def wait(client: "Client", /, *args: P.args, **options: P.kwargs) -> T:
         return client._run(call(client._client, *args, **options))
 
     return wait
