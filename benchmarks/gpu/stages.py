@@ -181,7 +181,7 @@ def train(role: str, context: Context) -> Figures:
     """Train a network of `mini` until the stage's time is over: steps a second, and the loss."""
     faces, out = context.faces, context.work / "train"
     if faces is None:
-        faces = _grey_faces(context.work / "faces")
+        faces = _noisy_faces(context.work / "faces")
     command = [sys.executable, "-m", "bfr.models.systems.mini.train", role, f"--faces={faces}", f"--out={out}"]
     if context.gpu:
         command += ["--steps=30000", "--batch=64", "--ema=0.9995", "--workers=6", "--log-every=20"]
@@ -203,13 +203,14 @@ def train(role: str, context: Context) -> Figures:
     return {"steps": last["step"], "steps a second": rate, "first loss": first["loss"], "last loss": last["loss"]}
 
 
-def _grey_faces(folder: Path) -> Path:
-    """Four pictures of one colour each, of the size that training takes."""
+def _noisy_faces(folder: Path) -> Path:
+    """Four pictures of noise, of the size that training takes: it measures detail, which must be there."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
-    for shade in (60, 100, 140, 180):
-        Image.new("RGB", (320, 320), (shade, shade, shade)).save(folder / f"{shade}.png")
+    for seed in range(4):
+        pixels = np.random.default_rng(seed).integers(0, 256, (320, 320, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{seed}.png")
     return folder
 
 
