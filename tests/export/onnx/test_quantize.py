@@ -32,7 +32,8 @@ from bfr.runtime.bundle.bundle import Bundle, default_bundle, describe_file, wri
 from bfr.runtime.bundle.manifest import Variant
 from bfr.runtime.diffusion.solvers import Column
 from bfr.runtime.errors import InputNotFound, InvalidOption, VerificationFailed
-from bfr.runtime.restore.restorer import Restorer, sampler_table
+from bfr.runtime.restore.restorer import Restorer
+from bfr.runtime.restore.tables import sampler_table
 
 pytestmark = pytest.mark.export
 
@@ -248,7 +249,10 @@ def test_int8_needs_faces_and_a_system_that_bears_it(
     for refused in (tiny_system, DIFFACE):
         with pytest.raises(InvalidOption, match=f"{refused.name}.*int8"):
             export_system(refused, tiny_weights, out, ExportOptions(precision=("int8",), calibration=empty))
-    assert all(spec.int8 for spec in MINI.networks.values())
+    packaged = Bundle.open(default_bundle()).manifest.networks
+    assert {n for n, spec in MINI.networks.items() if spec.int8} == {
+        n for n in packaged if "int8" in packaged[n].variants
+    }
     assert not out.exists()
 
 
