@@ -55,35 +55,29 @@ def enclose(
     names = {value.name for value in (*graph.input, *graph.initializer)} | {n for o in graph.node for n in o.output}
     rename(graph, {name: f"file/{name}" for name in names if name})
     before = [Nodes(ours, f"file/{name}", opset) for name, ours in one.reads.items()]
+    after = _step(opset) if steps else [Nodes(f"file/{one.output}", *outputs, opset)]
     if steps:
         before[1].add("Cast", to=TensorProto.INT64)
-        after, constants = _step(opset)
-    else:
-        if one.network == "encoder":
-            before[0].affine(2.0, -1.0)
-        chain = Nodes(f"file/{one.output}", *outputs, opset)
-        if one.network == "decoder":
-            chain.affine(2.0, -1.0)
-            chain.clip(-1.0, 1.0)
-        after, constants = chain.finished(), chain.constants
-    put_between(graph, before, after, constants, inputs, outputs)
+    elif one.network == "encoder":
+        before[0].affine(2.0, -1.0)
+    elif one.network == "decoder":
+        after[0].affine(2.0, -1.0)
+        after[0].clip(-1.0, 1.0)
+    put_between(graph, before, after, inputs, outputs)
     return inputs, outputs
 
 
-def _step(opset: int) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
-    """A step of any linear solver after the file's eps, see `bfr.runtime.diffusion.solvers`: nodes and constants."""
+def _step(opset: int) -> list[Nodes]:
+    """A step of any linear solver after the file's eps, see `bfr.runtime.diffusion.solvers`."""
     columns = [Nodes("row", column.name, opset) for column in Column]
     for column, nodes in zip(Column, columns, strict=True):
         nodes.add("Slice", *(nodes.constant(np.array([bound], np.int64)) for bound in (column, column + 1, 1)))
         nodes.add("Reshape", nodes.constant(np.array([-1, 1, 1, 1], np.int64)))
     terms = {"C": "x0", "D": "file/noise_pred", "E": "h1", "G": "h2", "F": "x", "S": "noise"}
-    made = [
-        ("Mul", ["A", "x"], "kept"),
-        ("Mul", ["B", "file/noise_pred"], "removed"),
-        ("Sub", ["kept", "removed"], "x0"),
-    ]
+    made = [("Mul", ["A", "x"], "kept"), ("Mul", ["B", "file/noise_pred"], "removed")]
+    made.append(("Sub", ["kept", "removed"], "x0"))
     made += [("Mul", [column, value], f"term.{column}") for column, value in terms.items()]
     made.append(("Sum", [f"term.{column}" for column in terms], "x_next"))
-    nodes = [node for chain in columns for node in chain.finished()]
-    nodes += [helper.make_node(kind, read, [name], name=f"bfr/{name}") for kind, read, name in made]
-    return nodes, [constant for chain in columns for constant in chain.constants]
+    rest = Nodes("x", "x_next", opset)
+    rest.nodes += [helper.make_node(kind, read, [name], name=f"bfr/{name}") for kind, read, name in made]
+    return [*columns, rest]

@@ -83,11 +83,8 @@ def wrap(
     system = system_name(options.name, file)
     model = load_model(file)
     with TemporaryDirectory(prefix="bfr-wrap-") as scratch, atomic_folder(folder, replace=options.replace) as partial:
-        if drawing_nodes(model):
-            original = frozen(file, model, Path(scratch), options, threads, say)
-            model = onnx.load(original.file, load_external_data=False)
-        else:
-            original = Original(file, threads)
+        draws = bool(drawing_nodes(model))
+        original = frozen(file, model, Path(scratch), options, threads, say) if draws else Original(file, threads)
         face = find_interface(model, original, options)
         tell_assumed(face, options, file.name, say)
         check_ranges(original, face, say)

@@ -43,14 +43,13 @@ def wrap_graph(model: onnx.ModelProto, face: Interface) -> None:
         before.append(nodes)
     after = Nodes(renamed.get(face.target.name, face.target.name), ESTIMATE, opset)
     _make_image(after, face)
-    put_between(graph, before, after.finished(), after.constants, face.inputs, {ESTIMATE: (3, None, None)})
+    put_between(graph, before, [after], face.inputs, {ESTIMATE: (3, None, None)})
 
 
 def put_between(
     graph: onnx.GraphProto,
     before: Sequence["Nodes"],
-    after: Sequence[onnx.NodeProto],
-    constants: Sequence[TensorProto],
+    after: Sequence["Nodes"],
     inputs: Mapping[str, Shape],
     outputs: Mapping[str, Shape],
 ) -> None:
@@ -60,14 +59,14 @@ def put_between(
         graph: The file's.
         before: What makes its inputs.
         after: What reads its outputs.
-        constants: What `after` reads.
         inputs: Shapes of the float32 inputs that the graph has then, by name, without the batch.
         outputs: Of the outputs.
     """
-    nodes = [*(node for chain in before for node in chain.finished()), *graph.node, *after]
+    first, last = ([node for chain in chains for node in chain.finished()] for chains in (before, after))
+    nodes = [*first, *graph.node, *last]
     del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:]
     graph.node.extend(nodes)
-    graph.initializer.extend([*(constant for chain in before for constant in chain.constants), *constants])
+    graph.initializer.extend([constant for chain in (*before, *after) for constant in chain.constants])
     for values, ours in ((graph.input, inputs), (graph.output, outputs)):
         values.extend(
             helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", *shape)) for name, shape in ours.items()

@@ -249,7 +249,7 @@ def frozen(
 
     Args:
         file: The file.
-        model: Its graph; it is changed.
+        model: Its graph; it is changed to that of the result.
         scratch: A folder to write into, which must stay as long as the result is used.
         options: What the file expects.
         threads: As of `Original`.

@@ -34,9 +34,11 @@ from bfr.runtime.bundle.bundle import Bundle, write_manifest
 from bfr.runtime.diffusion.solvers import Column
 from bfr.runtime.errors import InputNotFound, InvalidCheckpoint, InvalidOption
 from bfr.runtime.files import atomic_folder, sha256_file
-from bfr.runtime.restore.plan import DEGRADED, noise_schedule, sampler_table
+from bfr.runtime.restore.plan import DEGRADED
+from bfr.runtime.restore.tables import noise_schedule, sampler_table
 
 SCHEDULE = "scheduler.json"
+NOTICE = "OSDFace states no licence for its code or weights; SD 2.1 has one."
 PRESET = OSDFACE.presets["reference"]
 FED_BY = {"x": "latent", "latent_state": "x_next"}  # a network's input -> another's output, where their names differ
 UNET_READS = {"latent": "x", "timestep": "t", "prompt_embeds": "context"}
@@ -121,11 +123,7 @@ def wrap_osdface(
             batches=batches,
             presets={"reference": PRESET},
             networks=entries,
-            licence=m.Licence(
-                name=options.licence,
-                url="",
-                notice="OSDFace states no licence for its code or weights; SD 2.1 has one.",
-            ),
+            licence=m.Licence(name=options.licence, url="", notice=NOTICE),
             made_with=module_versions("onnx", "onnxruntime"),
         )
         write_manifest(partial, manifest)
@@ -142,8 +140,7 @@ def _check(folder: Path, options: WrapOptions) -> None:
             f"{folder} lacks {', '.join(missing)}: of folders `bfr wrap` takes OSDFace's, with {', '.join(needed)} and "
             "unet.onnx.data; of others name the ONNX file"
         )
-    changed = options.model_dump(exclude={"name", "licence", "replace"}, exclude_defaults=True)
-    if changed:
+    if changed := options.model_dump(exclude={"name", "licence", "replace"}, exclude_defaults=True):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
         raise InvalidOption(f"{flags}: this is for single files, and known for OSDFace's folder. Leave it out")
 

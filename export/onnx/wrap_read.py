@@ -87,11 +87,9 @@ def find_inputs(model: onnx.ModelProto, options: WrapOptions) -> tuple[ImageTens
             raise InvalidOption(f"no image input is called {wanted!r}: choose another with {flag}. There are: {there}")
     others = [name for name in images if name != options.reference]
     if options.input is None and len(others) != 1:
-        problem = f"{len(others)} inputs could be the image: choose it with --input, and a second picture that the "
-        problem += "network reads with --reference"
-        if not others:
-            problem = "no input can be the image, (batch, 3, S, S) or (batch, S, S, 3) of floats or bytes: "
-            problem += "export it so"
+        several = "choose it with --input, and a second picture that the network reads with --reference"
+        none = "no input can be the image, (batch, 3, S, S) or (batch, S, S, 3) of floats or bytes: export it so"
+        problem = f"{len(others)} inputs could be the image: {several}" if others else none
         raise InvalidOption(f"{problem}. There are: {there or 'none'}")
     return images[options.input or others[0]], images[options.reference] if options.reference else None
 
