@@ -31,7 +31,12 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """facts: what was looked at -> what was found, in order of printing. problems: the most basic ones first."""
+    """What `bfr doctor` prints.
+
+    Attributes:
+        facts: What was looked at -> what was found, in order of printing.
+        problems: The most basic ones first.
+    """
 
     facts: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)

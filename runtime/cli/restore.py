@@ -126,7 +126,7 @@ def _check_bundle(asked: "Sequence[OpenOptions]", sampler: SamplerOptions, refer
 def _open(
     opened: OpenOptions, sampler: SamplerOptions, photo: PhotoOptions | None, reference: Path | None, max_pixels: int
 ) -> "Iterator[Restorer | PhotoRestorer]":
-    """What restores. photo: None where the images are aligned faces."""
+    """Open what restores; without `photo` the images are aligned faces."""
     from bfr.runtime.faces.background import open_background
     from bfr.runtime.faces.detect import open_detector
     from bfr.runtime.faces.photo import PhotoRestorer, read_reference
@@ -210,9 +210,13 @@ def finish(report: "Report", places: Places, *, done: str = "restored", as_json:
 
 
 def tell_results(report: "Report", places: Places, *, done: str = "restored", as_json: bool = False) -> "Report":
-    """Deliver a run's results and say what became of them; the report as delivered.
+    """Deliver a run's results, print what became of them, and return the report as delivered.
 
-    done: what `restored` is called. as_json: the report will be printed, the line of counts is not.
+    Args:
+        report: Of the run.
+        places: Where its results go.
+        done: The word for `restored`.
+        as_json: The caller prints the report; the line of counts is left out.
     """
     report = places.deliver(report)
     if volume.verbose:
@@ -238,7 +242,12 @@ def print_report(
 ) -> None:
     """Print what failed, what was reduced, passed over, or had no face, then one line of counts.
 
-    table: where all of it stands. tell: prints the line of counts; None for no such line.
+    Args:
+        report: Of the run.
+        out: Where its results are, for the line of counts.
+        table: The file that lists everything.
+        done: The word for `restored`.
+        tell: Prints the line of counts; None leaves it out.
     """
     failed = [entry for entry in report.entries if entry.error]
     noted = [(entry.source, note) for entry in report.entries for note in entry.notes]

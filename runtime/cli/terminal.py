@@ -27,7 +27,13 @@ stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
 @dataclass(slots=True)
 class Volume:
-    """How much is printed: `--quiet` and `--verbose` of the command that runs. began: when it did, seconds."""
+    """How much is printed.
+
+    Attributes:
+        quiet: `--quiet` of the command that runs.
+        verbose: `--verbose` of it.
+        began: When it did, seconds of `time.perf_counter`.
+    """
 
     quiet: bool = False
     verbose: bool = False
@@ -134,8 +140,8 @@ def progress_bar(*, download: bool = False) -> "Progress":
 
 
 @contextmanager
-def image_progress(doing: str, images: int) -> Iterator[Callable[[int, str], None]]:
-    """Show a bar of so many images; yield what takes how many are done, and the name of the next."""
+def image_progress(doing: str, images: int) -> Iterator[Callable[[float, str], None]]:
+    """Show a bar of so many images; yield what takes how many are done, with parts, and a name."""
     with progress_bar() as bar:
         task = bar.add_task(doing, total=images)
         yield lambda done, name: bar.update(task, completed=done, description=name)

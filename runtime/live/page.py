@@ -29,7 +29,15 @@ class Page:
     watched, closed = True, False
 
     def __init__(self, address: str, counts: Counts) -> None:
-        """address: http://HOST:PORT/PATH, checked by `check_sink`. Raises InvalidOption where nothing can listen."""
+        """Begin to serve.
+
+        Args:
+            address: http://HOST:PORT/PATH, checked by `check_sink`.
+            counts: What /metrics shows.
+
+        Raises:
+            InvalidOption: The port cannot be listened on.
+        """
         url = urlsplit(address)
         self.base, self.counts = url.path.rstrip("/"), counts
         self.local = is_local(url.hostname or "")

@@ -53,7 +53,15 @@ class Live:
         self._face = Estimate(time.perf_counter() - begin)
 
     def take(self, arrived: Arrived, begin: float) -> None:
-        """Restore and show a frame, or drop it where that comes too late. begin: of the stream. Raises WriteFailed."""
+        """Restore and show a frame, or drop it where it would be shown too late.
+
+        Args:
+            arrived: The frame.
+            begin: When the stream began, seconds of `time.monotonic`.
+
+        Raises:
+            WriteFailed: A sink cannot be written.
+        """
         counts, most = self.counts, self.options.max_delay
         if arrived.age > most:
             counts.late += 1

@@ -153,7 +153,13 @@ class Sent:
     watched = closed = False
 
     def __init__(self, target: str, patience: float, counts: Counts) -> None:
-        """target: an address. patience: seconds without success after which it is given up."""
+        """Start the process.
+
+        Args:
+            target: An address, checked by `check_sink`.
+            patience: Seconds without success after which the receiver is given up.
+            counts: Where frames that the receiver is too slow for are counted.
+        """
         self.target, self._patience, self._counts = target, patience, counts
         spawned = multiprocessing.get_context("spawn")
         self._pipe, theirs = spawned.Pipe()

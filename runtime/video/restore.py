@@ -59,7 +59,11 @@ class Film:
 class _Shot:
     """A frame on its way.
 
-    pixels: of the frame; None where its samples are pasted into. faces, and keys: the numbers of their tracks.
+    Attributes:
+        frame: As read.
+        pixels: Of the frame; None where faces are pasted into its samples.
+        faces: Its faces.
+        keys: The numbers of their tracks.
     """
 
     frame: Frame

@@ -47,7 +47,15 @@ class StreamCopy:
     def __init__(
         self, source: InputContainer, output: OutputContainer, suffix: str, path: Path, *, keep_metadata: bool
     ) -> None:
-        """suffix: of the output. path: of the source, for messages. See `VideoWriter.copy_streams_from`."""
+        """Add the streams to the output, see `VideoWriter.copy_streams_from`.
+
+        Args:
+            source: An open video.
+            output: Where its streams go.
+            suffix: Of the output's container.
+            path: Of the source, for messages.
+            keep_metadata: Take over title, chapters and the like.
+        """
         self._source, self._output, self._suffix, self._path = source, output, suffix, path
         self._targets: dict[int, Any] = {}
         self._clocks: dict[int, int] = {}  # of sound encoded anew: the next sample
