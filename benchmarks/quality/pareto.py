@@ -46,8 +46,8 @@ from bfr.runtime.diffusion.solvers import SOLVERS
 from bfr.runtime.errors import InvalidOption, RestorationFailed
 from bfr.runtime.files import write_bytes
 from bfr.runtime.restore.chains import load_networks
-from bfr.runtime.restore.plan import noise_schedule, sampler_table
 from bfr.runtime.restore.restorer import Restorer
+from bfr.runtime.restore.tables import noise_schedule, sampler_table
 
 
 def candidates(

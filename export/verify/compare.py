@@ -18,7 +18,8 @@ from bfr.runtime.diffusion.schedule import respace
 from bfr.runtime.errors import VerificationFailed
 from bfr.runtime.restore.chain import Chain
 from bfr.runtime.restore.chains import common_buckets, load_networks
-from bfr.runtime.restore.plan import DEGRADED, Plan, make_plan, noise_schedule
+from bfr.runtime.restore.plan import DEGRADED, Plan, make_plan
+from bfr.runtime.restore.tables import noise_schedule
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,10 +10,10 @@ from typing import Any
 
 from bfr.runtime.bundle import manifest as m
 from bfr.runtime.bundle.bundle import Bundle
-from bfr.runtime.diffusion.schedule import Schedule, linear_schedule, scaled_linear_schedule
-from bfr.runtime.diffusion.solvers import SOLVERS, StepTable, step_table
+from bfr.runtime.diffusion.solvers import StepTable
 from bfr.runtime.errors import BundleInvalid, InvalidOption
 from bfr.runtime.restore.adapt import Truncate, truncation
+from bfr.runtime.restore.tables import sampler_table
 
 Shape = tuple[int, ...]
 """Of one image's share of a value, without the batch."""
@@ -205,38 +205,6 @@ def make_plan(bundle: Bundle, preset: m.Preset) -> Plan:
     _need(bundle, "result", values, (manifest.result,))
     plan = Plan(inputs, values, tuple(stages), manifest.result)
     return replace(plan, truncate=_truncation(bundle, preset, plan)) if preset.adapt else plan
-
-
-def sampler_table(bundle: Bundle, preset: m.Preset, stage: m.Denoise | None = None) -> StepTable:
-    """Return the step table of a denoise stage, the bundle's first where none is named, under a preset.
-
-    Raises InvalidOption where they do not go together.
-    """
-    stage = stage or bundle.denoise
-    sampler = preset.sampler(stage.name)
-    learned = bundle.network(stage.network).kind.startswith("step-learned")
-    fitting = [name for name, solver in SOLVERS.items() if solver.learned == learned]
-    if sampler.solver is None or sampler.solver not in fitting:
-        raise InvalidOption(
-            f"solver {sampler.solver} does not fit the exported step graph: it runs {', '.join(fitting)}"
-        )
-    return step_table(
-        noise_schedule(bundle.manifest.schedule),
-        solver=sampler.solver,
-        spacing=sampler.spacing,
-        start=sampler.start,
-        steps=sampler.steps,
-        eta=sampler.eta,
-        matched=sampler.matched,
-        stop=sampler.stop,
-        prediction=stage.prediction,
-    )
-
-
-def noise_schedule(spec: m.NoiseSchedule) -> Schedule:
-    """Return the training schedule of a manifest."""
-    make = linear_schedule if spec.betas == "linear" else scaled_linear_schedule
-    return make(spec.timesteps, spec.beta_start, spec.beta_end)
 
 
 def _loop(bundle: Bundle, preset: m.Preset, stage: m.Denoise, diffuse: m.Diffuse | None) -> Loop:

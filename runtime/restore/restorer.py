@@ -24,8 +24,9 @@ from bfr.runtime.restore.chains import Batch, Chains, load_networks
 from bfr.runtime.restore.inputs import Given, ImageInputs, as_pixels, as_several, check_image
 from bfr.runtime.restore.loop import OnStep
 from bfr.runtime.restore.options import OpenOptions
-from bfr.runtime.restore.plan import make_plan, sampler_table
+from bfr.runtime.restore.plan import make_plan
 from bfr.runtime.restore.precision import Trial, choose_precision, sample
+from bfr.runtime.restore.tables import sampler_table
 
 DEFAULT_SEED = 12345  # the published code's
 _log = logging.getLogger("bfr")

@@ -8,8 +8,8 @@ from bfr.runtime.bundle.manifest import Adapt, Preset
 from bfr.runtime.diffusion.solvers import StepTable
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.restore.adapt import movement, starts, truncation
-from bfr.runtime.restore.plan import sampler_table
 from bfr.runtime.restore.restorer import Restorer
+from bfr.runtime.restore.tables import sampler_table
 
 SIZE = 8
 PRESET = Preset(

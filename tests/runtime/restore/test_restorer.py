@@ -10,7 +10,8 @@ from bfr.runtime.errors import InvalidImage, InvalidOption, RestorationFailed
 from bfr.runtime.restore.chain import Chain
 from bfr.runtime.restore.chains import choose_bucket
 from bfr.runtime.restore.plan import difface_plan
-from bfr.runtime.restore.restorer import Restorer, sampler_table
+from bfr.runtime.restore.restorer import Restorer
+from bfr.runtime.restore.tables import sampler_table
 
 RNG = np.random.default_rng(0)
 FACES = [RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(5)]
