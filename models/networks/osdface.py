@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bfr.models.networks.vqgan import Encoder, Levels, normalize
+from bfr.models.networks.autoencoder import Encoder, Levels, normalize
 
 VISUAL_EMBEDDER: dict[str, Any] = {
     "ch": 64,

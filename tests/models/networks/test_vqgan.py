@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 import bfr.models.networks.vqgan as module
 from bfr.export.onnx.graph import export_graph
-from bfr.models.networks.vqgan import AttnBlock, Downsample, Upsample, VectorQuantizer, VQModel
+from bfr.models.networks.autoencoder import AttnBlock, Downsample, Upsample
+from bfr.models.networks.vqgan import VectorQuantizer, VQModel
 from bfr.models.weights.checkpoint import check_layout
 from bfr.models.weights.seeded import seed_weights
 from bfr.runtime.errors import InvalidOption

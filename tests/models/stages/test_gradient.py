@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bfr.models.networks.vqgan import AttnBlock, Upsample
+from bfr.models.networks.autoencoder import AttnBlock, Upsample
 from bfr.models.stages.gradient import without_autograd
 from bfr.models.stages.stage import Stage, random
 from bfr.models.weights.seeded import seed_weights
