@@ -55,7 +55,7 @@ def enclose(
     names = {value.name for value in (*graph.input, *graph.initializer)} | {n for o in graph.node for n in o.output}
     rename(graph, {name: f"file/{name}" for name in names if name})
     before = [Nodes(ours, f"file/{name}", opset) for name, ours in one.reads.items()]
-    after = _step(opset) if steps else [Nodes(f"file/{one.output}", *outputs, opset)]
+    after = _step(opset) if steps else [Nodes(f"file/{one.output}", next(iter(outputs)), opset)]
     if steps:
         before[1].add("Cast", to=TensorProto.INT64)
     elif one.network == "encoder":
