@@ -1,7 +1,7 @@
 """An ONNX file's graph: read after it was checked, in one form whatever its age, and without random numbers."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
 from math import prod
 from pathlib import Path
@@ -15,7 +15,7 @@ from onnx.numpy_helper import from_array, to_array
 from bfr.models.weights.identify import no_graph
 from bfr.runtime.bundle.bundle import describe_file
 from bfr.runtime.bundle.manifest import NAME_PATTERN, Tensor, Variant
-from bfr.runtime.bundle.onnx import FilesBeside, check_graph
+from bfr.runtime.bundle.onnx import LARGEST_ELEMENTS, FilesBeside, check_graph
 from bfr.runtime.errors import BundleInvalid, InputNotFound, InvalidCheckpoint, InvalidOption
 
 OLDEST_OPSET = 7  # the oldest that ONNX Runtime runs; from it on Mul and Add broadcast
@@ -129,10 +129,12 @@ def tensors(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Tensor, ...]:
 def sort_nodes(graph: onnx.GraphProto) -> None:
     """Put every node behind those that it reads: converters to float16 append their casts at the end.
 
+    A tensor inside a node's branches may share the name of the node's output; the node does not read itself.
+
     Raises graphlib.CycleError where nodes read each other.
     """
     made = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
-    before = {i: {made[name] for name in read_by(node) if name in made} for i, node in enumerate(graph.node)}
+    before = {i: {made[name] for name in read_by(node) if name in made} - {i} for i, node in enumerate(graph.node)}
     if any(other >= i for i, others in before.items() for other in others):
         nodes = [graph.node[i] for i in TopologicalSorter(before).static_order()]
         del graph.node[:]
@@ -187,12 +189,24 @@ def _every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
             yield from _every_node(branch)
 
 
+def check_size(what: str, shape: Sequence[int]) -> None:
+    """Raise InvalidCheckpoint for a tensor that a file declares and no machine has."""
+    if min(shape, default=1) < 1 or prod(shape) > 2 * LARGEST_ELEMENTS:
+        raise InvalidCheckpoint(
+            f"the model's {what} has the shape {' x '.join(map(str, shape))}, more than {2 * LARGEST_ELEMENTS:,} "
+            "numbers: export it for a usual size"
+        )
+
+
 def stand_in(node: onnx.NodeProto) -> onnx.NodeProto:
     """A node that draws nothing, whose output has the shape and type of one that draws."""
     attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     made, kind = list(node.output), attributes.get("dtype")
     if not node.input:
-        zeros = np.zeros(attributes["shape"], helper.tensor_dtype_to_np_dtype(kind or TensorProto.FLOAT))
+        if not (shape := attributes.get("shape")):
+            raise InvalidCheckpoint(f"the node {made[0]!r} draws random numbers of no shape: export the model again")
+        check_size(f"noise {made[0]}", shape)
+        zeros = np.zeros(shape, helper.tensor_dtype_to_np_dtype(kind or TensorProto.FLOAT))
         return helper.make_node("Constant", [], made, value=from_array(zeros))
     return (
         helper.make_node("Cast", node.input, made, to=kind) if kind else helper.make_node("Identity", node.input, made)

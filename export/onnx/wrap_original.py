@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from bfr.export.onnx.wrap_load import draw_once, drawing_nodes, reason, stand_in
+from bfr.export.onnx.wrap_load import check_size, draw_once, drawing_nodes, reason, stand_in
 from bfr.export.onnx.wrap_read import IMAGE_TYPES, ImageTensor, Interface, Range, find_inputs, find_output, find_values
 from bfr.export.options import WrapOptions
 from bfr.export.verify.walk import synthetic
 from bfr.runtime.backends.device import Float32
 from bfr.runtime.backends.onnxruntime import SAFE
-from bfr.runtime.bundle.onnx import LARGEST_ELEMENTS
 from bfr.runtime.errors import InvalidCheckpoint, InvalidOption
 from bfr.runtime.restore.plan import DEGRADED
 
@@ -72,7 +70,7 @@ class Original:
         for value in self.session.get_inputs():
             if value.name in values:
                 shape = [size if isinstance(size, int) and size >= 0 else 1 for size in value.shape]
-                _check_size(f"input {value.name}", shape)
+                check_size(f"input {value.name}", shape)
                 feed[value.name] = np.full(shape, values[value.name], _numpy_type(value.type))
         names = outputs or [output.name for output in self.session.get_outputs()]
         found = zip(names, self.session.run(names, feed, silent()), strict=True)
@@ -89,12 +87,9 @@ def find_interface(model: onnx.ModelProto, original: Original, options: WrapOpti
     weight, values = find_values(model, images, options.values)
     if source.side is not None and options.size not in (None, source.side):
         raise InvalidOption(f"the model takes only {source.side}x{source.side}: leave --size out")
-    for image in images:
-        size = image.side or options.size or OPEN_FACE
-        _check_size(f"input {image.name}", (image.batch or 1, 3, size, size))
 
     def shapes(side: int) -> dict[str, tuple[int, ...]]:
-        found = original.run({one: _grey(one, side) for one in images}, values)
+        found = original.run(_greys(images, side), values)
         return {name: y.shape for name, y in found.items()}
 
     side = source.side or options.size
@@ -105,6 +100,8 @@ def find_interface(model: onnx.ModelProto, original: Original, options: WrapOpti
             side = TILE if made > TILE else OPEN_FACE
     try:
         found = shapes(side)
+    except InvalidCheckpoint:
+        raise
     except Exception as error:  # ONNX Runtime's own types
         raise InvalidCheckpoint(
             f"the model does not run on {side}x{side}: {reason(error)}. Choose another --size, or other values of --set"
@@ -131,17 +128,12 @@ def find_interface(model: onnx.ModelProto, original: Original, options: WrapOpti
     )
 
 
-def _check_size(what: str, shape: Sequence[int]) -> None:
-    """Raise InvalidCheckpoint for a tensor that a file declares and no machine has."""
-    if min(shape, default=1) < 1 or prod(shape) > 2 * LARGEST_ELEMENTS:
-        raise InvalidCheckpoint(
-            f"the model's {what} has the shape {' x '.join(map(str, shape))}, more than {2 * LARGEST_ELEMENTS:,} "
-            "numbers: export it for a usual size"
-        )
-
-
-def _grey(image: ImageTensor, side: int) -> NDArray[np.float32]:
-    return np.full((image.batch or 1, 3, image.side or side, image.side or side), 0.5, np.float32)
+def _greys(images: Sequence[ImageTensor], side: int) -> dict[ImageTensor, NDArray[np.float32]]:
+    """Grey pictures for the inputs; side: of those whose side is open. Raises InvalidCheckpoint for one too large."""
+    shapes = {image: (image.batch or 1, 3, image.side or side, image.side or side) for image in images}
+    for image, shape in shapes.items():
+        check_size(f"input {image.name}", shape)
+    return {image: np.full(shape, 0.5, np.float32) for image, shape in shapes.items()}
 
 
 def tell_assumed(face: Interface, options: WrapOptions, file: str, say: Say) -> None:
@@ -263,7 +255,8 @@ def frozen(
         model.graph.output.append(onnx.ValueInfoProto(name=node.output[0]))
     onnx.save(model, scratch / "looked.onnx", save_as_external_data=True, location="looked.data")
     onnx.load_external_data_for_model(model, str(scratch))  # saving moved the weights out of it
-    images = {one: _grey(one, one.side or options.size or OPEN_FACE) for one in find_inputs(model, options) if one}
+    source, reference = find_inputs(model, options)
+    images = _greys([one for one in (source, reference) if one], source.side or options.size or OPEN_FACE)
     _, values = find_values(model, images, options.values)
     found = Original(scratch / "looked.onnx", threads).run(images, values)
     del model.graph.output[declared:]

@@ -181,7 +181,7 @@ def _shapes(
         raise InvalidCheckpoint(f"{folder}: its files do not run one after the other: {error}") from error
     values = {"degraded": grey, "latent": made["encoder"], "context": made["embedder"], "restored": made["decoder"]}
     shapes = {name: value.shape[1:] for name, value in values.items()}
-    if made["denoiser"].shape != made["encoder"].shape or shapes["restored"] != shapes["degraded"]:
+    if shapes["restored"] != shapes["degraded"]:
         raise InvalidCheckpoint(f"{folder}: its files do not fit each other: {shapes}: take the files of one release")
     return shapes
 
@@ -206,6 +206,8 @@ def _published(originals: Mapping[str, Original], face: Float32, a: float, b: fl
 
     latent, context = run("encoder", 2.0 * face - 1.0), run("embedder", face)
     eps = run("denoiser", latent, np.array([TIMESTEP], np.int64), context)
+    if eps.shape != latent.shape:
+        raise ValueError(f"the denoiser makes {eps.shape} of a latent of {latent.shape}")
     x0 = (a * latent.astype(np.float64) - b * eps).astype(np.float32)
     restored = np.clip(2.0 * run("decoder", x0) - 1.0, -1.0, 1.0)
     return {"encoder": latent, "embedder": context, "denoiser": x0, "decoder": restored}

@@ -26,8 +26,8 @@ def bench(
     """Measure latency, throughput, memory and drift of backends.
 
     Backends take turns with eager PyTorch, if it is installed. Names for --backends: eager-cpu, eager-cuda, eager-tf32,
-    eager-half, torch-cpu (compiled), openvino-cpu, and those of `bfr restore --backend`. The last two may end in :fp16
-    or :int8, +graph or +nograph. Each of several bundles runs on the backends that it supports.
+    eager-half, torch-cpu (compiled), openvino-cpu, and those of `bfr restore --backend`, which may end in :fp16 or
+    :int8. +graph and +nograph turn CUDA graphs on and off. Each of several bundles runs on the backends it supports.
     """
     from bfr.benchmarks.speed.compare import as_table, read_bench
     from bfr.benchmarks.speed.contender import split_name

@@ -190,9 +190,10 @@ def check_system(name: str) -> None:
         raise InvalidOption(f"system {name!r} is unknown: choose one of {', '.join(SYSTEMS)}")
 
 
-def check_aligned(photo: PhotoOptions) -> None:
-    """Raise InvalidOption for options of photographs where the images are aligned faces."""
+def check_aligned(photo: PhotoOptions, **further: bool) -> None:
+    """Raise InvalidOption for options of photographs where the images are aligned faces. further: more, by name."""
     usual = PhotoOptions()
-    if given := [name for name, value in photo if value != getattr(usual, name)]:
+    given = [name for name, value in photo if value != getattr(usual, name)]
+    if given := given + [name for name, value in further.items() if value]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise InvalidOption(f"--aligned takes each image for a face: leave out {flags}, or --aligned")

@@ -38,7 +38,7 @@ def check_server_options(context: typer.Context, *, server: str | None) -> None:
     decided = [name for name in given if name not in HERE and name not in asked]
     if decided:
         flags = ", ".join(STRIP.get(name, f"--{name.replace('_', '-')}") for name in decided)
-        raise InvalidOption(f"with --server the server decides {flags}: leave it out, or --server")
+        raise InvalidOption(f"{flags} cannot go with --server: leave it out, or --server")
 
 
 def restore_remotely(

@@ -62,7 +62,7 @@ def restore(
     """
     check_server_options(context, server=server)
     if aligned:
-        check_aligned(photo)
+        check_aligned(photo, crops=output.crops, boxes=output.boxes)
     check_printed(output, as_json=as_json)
     check_device(opened)
     presets = _split(opened.preset)

@@ -20,7 +20,7 @@ from bfr.runtime.jobs.report import Entry, Report, describe_now, describe_passed
 from bfr.runtime.jobs.sources import Item
 
 REQUESTS = 4  # that are under way at once
-_SERVERS = ("quality", "metadata", "codec", "crf")  # of JobOptions, what a server decides
+_SERVERS = ("quality", "metadata", "codec", "crf", "crops", "boxes")  # of JobOptions, what a server does not take
 _CHOSEN = PhotoOptions.model_fields.keys() & RestoreOptions.model_fields.keys()  # of PhotoOptions, what a client does
 
 
@@ -49,7 +49,7 @@ def run_remote_job(
         progress: See `Progress`.
 
     Raises:
-        InvalidOption: See `run_job`; also for options that the server decides.
+        InvalidOption: See `run_job`; also for options that a server does not take.
         ServerUnavailable: The server does not answer any more.
         RequestRefused: The server does not accept the key.
     """
@@ -57,7 +57,7 @@ def run_remote_job(
     if photo is not None:
         given += photo.model_dump(exclude=_CHOSEN, exclude_defaults=True)
     if given:
-        raise InvalidOption(f"the server decides {', '.join(given)}: leave it out, or restore without a server")
+        raise InvalidOption(f"{', '.join(given)} cannot go to a server: leave it out, or restore without a server")
     info = client.info()
     preset = preset or info["default_preset"]
     return _RemoteRun(client, info, items, options, photo, preset, progress, passed_over or {}).run()

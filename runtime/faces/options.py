@@ -24,7 +24,7 @@ class PhotoOptions(Options):
     faces: Selection = Field(default="all", description="Which faces are restored.")
     min_eye_distance: float = Field(default=5.0, ge=0, description="Skip faces with fewer pixels between the eyes.")
     max_faces: int = Field(
-        default=256, ge=1, description="Most faces to restore in a photograph; those with the best scores."
+        default=256, ge=1, description="Restore at most this many faces of a photograph, those with the best scores."
     )
     upscale: Upscale = Field(default=1, description="Factor by which width and height are enlarged.")
     background: Path | None = Field(

@@ -19,8 +19,9 @@ from bfr.runtime.errors import InputNotFound, InvalidImage
 from bfr.runtime.images.colour import png_profile, to_srgb
 from bfr.runtime.images.deep import colour_16, grey_16, grey_to_srgb
 from bfr.runtime.images.formats import NAMES, format_of
-from bfr.runtime.images.headers import MOST_RUNS, check_parts, header_size
+from bfr.runtime.images.headers import MOST_RUNS, check_parts, check_tags, header_size
 from bfr.runtime.images.metadata import Metadata, read_metadata
+from bfr.runtime.images.png import read_raw_profile
 
 Pixels = NDArray[np.unsignedinteger]  # uint8 or uint16
 MAX_PIXELS = 64_000_000
@@ -193,7 +194,10 @@ def _bits(file: Pillow.Image, data: bytes) -> int:
 
 
 def _orientation(file: Pillow.Image) -> int:
+    """From the EXIF data, 1 to 8; 1 where there are none, or Pillow would copy more of them than there are."""
     try:
+        raw = file.info.get("Raw profile type exif")  # in a PNG's texts
+        check_tags(file.info.get("exif") or (read_raw_profile(raw) if isinstance(raw, str) else b""))
         return int(file.getexif().get(_ORIENTATION, 1))
     except Exception:  # a damaged EXIF block, which `read_metadata` names, need not cost the photograph
         return 1

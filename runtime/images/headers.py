@@ -220,7 +220,8 @@ def check_tags(block: bytes) -> int:
     Raises:
         ValueError: The directories overlap, or name more than twice the bytes that there are, or have too many parts.
     """
-    block = block.removeprefix(EXIF_PREFIX)
+    while block.startswith(EXIF_PREFIX):  # Pillow strips all of them
+        block = block[len(EXIF_PREFIX) :]
     order = "<" if block[:2] == b"II" else ">"
     big = block[2:4] in (b"+\0", b"\0+")  # BigTIFF
     count_of, entry_of, offset_of, inside = ("Q", "HHQ", "Q", 8) if big else ("H", "HHI", "I", 4)

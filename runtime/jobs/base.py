@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from bfr.runtime.images.encode import write_image
 from bfr.runtime.images.result import side_by_side
 from bfr.runtime.jobs.cards import cards_of
+from bfr.runtime.jobs.faces import check_face_folders, face_folder
 from bfr.runtime.jobs.ledger import Ledger
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.page import write_page
@@ -70,6 +71,8 @@ class Run(ABC):
         begin, options = time.perf_counter(), self.options
         outputs, refused = choose_outputs(self.items, self.store, options.format)
         self.outputs.update(outputs)
+        if options.crops:
+            check_face_folders(options.out, self.items, outputs)
         self.entries.update({key: Entry(key, "failed", error=error) for key, error in refused.items()})
         todo = [item for item in self.items if item.key in self.outputs]
         if options.resume:
@@ -117,13 +120,17 @@ class Run(ABC):
         """What changes when an item does, or what else its result is made of."""
         return item.version
 
+    def _has_faces(self, output: str) -> bool:
+        return (self.options.out / face_folder(output)).is_dir()
+
     def _resumed(self, items: Sequence[Item]) -> list[Item]:
         """What is left to do; the rest becomes skipped entries, as the earlier run reported them."""
         todo = []
         for item in items:
             output = self.outputs[item.key]
             known = self.ledger.known(item.key, self.version(item), output, self.store.version(output))
-            if known is None:
+            lacks_faces = self.options.crops and known and known.faces and not self._has_faces(output)
+            if known is None or lacks_faces:
                 todo.append(item)
             else:
                 self.entries[item.key] = replace(known, status="skipped")

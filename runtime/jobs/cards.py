@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeGuard
 
-from bfr.runtime.jobs.report import Entry, Report
+from bfr.runtime.jobs.report import Entry, Report, total_seconds
 
 PREVIEWS = "report_files"
 
@@ -86,13 +85,3 @@ def joined_card(folder: Path, name: str, entries: Mapping[str, Entry]) -> Card:
     )
     results = tuple((run, f"{run}/{after}", f"{run}/{output}") for run, output in shown.items())
     return Card(name, joined, f"{next(iter(shown))}/{before}" if shown else None, results=results)
-
-
-def total_seconds(seconds: Mapping[str, float]) -> float:
-    """Seconds of all stages that are numbers; `network` is a part of the others."""
-    return sum(value for stage, value in seconds.items() if stage != "network" and is_seconds(value))
-
-
-def is_seconds(value: object) -> TypeGuard[float]:
-    """Whether a value is a number of seconds; a server or an old report may have sent anything."""
-    return isinstance(value, int | float) and 0 <= value < 1 << 63

@@ -1,19 +1,55 @@
 """What a run writes of a photograph's faces beside the result: each as it was cut out and restored, and their boxes."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.photo import AlignedFace
 from bfr.runtime.files import shortened
 from bfr.runtime.images.encode import encode_image
+from bfr.runtime.jobs.sources import Item
 from bfr.runtime.restore.batch import Restored
 
 LINES_A_SIDE = 400  # the line of a box is this part of the picture's shorter side, one pixel at least
+
+
+def face_folder(output: str) -> PurePosixPath:
+    """Return the folder of a result's faces, `OUTPUT.faces`."""
+    return (path := PurePosixPath(output)).with_name(shortened(path.name, suffix=".faces"))
+
+
+def check_face_folders(out: Path, items: Sequence[Item], outputs: Mapping[str, str]) -> None:
+    """Raise InvalidOption where a folder of faces is a link, or holds a result or an input, which would be replaced.
+
+    Args:
+        out: The output folder.
+        items: The inputs.
+        outputs: Key of an item -> its result, relative to `out`.
+    """
+    folders = {face_folder(output) for output in outputs.values()}
+    if links := sorted(str(folder) for folder in folders if (out / folder).is_symlink()):
+        raise InvalidOption(f"{', '.join(links)} in {out}: --crops writes into no link: remove it")
+    written = {(out / folder).resolve() for folder in folders}
+    for item in items:
+        result = PurePosixPath(outputs.get(item.key, item.name))
+        if folders & {*result.parents} or (item.path is not None and item.path.resolve().parent in written):
+            raise InvalidOption(
+                f"{item.key}: --crops would replace it, since faces are written into folders of this name: leave it "
+                "out of the inputs, or choose another output folder"
+            )
+
+
+def clean_face_folder(folder: Path) -> None:
+    """Delete the faces that an earlier run wrote."""
+    for file in folder.glob("*.png"):
+        if re.fullmatch(r"\d+(\.restored)?\.png", file.name):
+            file.unlink()
 
 
 def face_files(output: str, faces: Sequence[AlignedFace], results: Sequence[Restored]) -> Iterator[tuple[str, bytes]]:
@@ -27,8 +63,7 @@ def face_files(output: str, faces: Sequence[AlignedFace], results: Sequence[Rest
     Returns:
         Name and content of each file.
     """
-    folder, following = PurePosixPath(output), iter(results)
-    folder = folder.with_name(shortened(folder.name, suffix=".faces"))
+    folder, following = face_folder(output), iter(results)
     for number, face in enumerate(faces, 1):
         yield f"{folder}/{number}.png", encode_image(face.crop, ".png")
         restored = None if face.left else next(following).pixels

@@ -48,7 +48,7 @@ class JobOptions(Options):
     )
     compare: bool = Field(default=False, description="Write a before/after picture beside each result.")
     crops: bool = Field(
-        default=False, description="Of photographs, write each face as it was cut out and restored, in NAME.faces."
+        default=False, description="For photographs, also write each face, as cut out and as restored, into NAME.faces."
     )
     boxes: bool = Field(default=False, description="Draw boxes around the faces that were found in photographs.")
     html: bool = Field(default=False, description="Write report.html, with before/after sliders.")

@@ -18,8 +18,8 @@ from typing import Any
 from urllib.parse import quote
 
 from bfr.runtime.files import write_bytes
-from bfr.runtime.jobs.cards import Card, is_seconds, joined_card, total_seconds
-from bfr.runtime.jobs.report import STATUSES, Entry, Report, plural
+from bfr.runtime.jobs.cards import Card, joined_card
+from bfr.runtime.jobs.report import STATUSES, Entry, Report, is_seconds, plural, total_seconds
 
 PAGE = "report.html"
 _UNFIT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")

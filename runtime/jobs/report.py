@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from math import inf
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 import numpy as np
 import PIL
@@ -207,12 +207,22 @@ def write_report(report: Report, folder: Path) -> None:
     write_bytes(folder / REPORT, json.dumps(content_of(report), indent=1).encode() + b"\n")
 
 
+def total_seconds(seconds: Mapping[str, float]) -> float:
+    """Seconds of all stages that are numbers; `network` is a part of the others."""
+    return sum(value for stage, value in seconds.items() if stage != "network" and is_seconds(value))
+
+
+def is_seconds(value: object) -> TypeGuard[float]:
+    """Whether a value is a number of seconds; a server or an old report may have sent anything."""
+    return isinstance(value, int | float) and 0 <= value < 1 << 63
+
+
 def describe_entry(entry: Entry, *, done: str = "restored") -> str:
     """Describe in a line what became of one input. done: the word for `restored`."""
     facts = [done if entry.status == "restored" else entry.status]
     facts += [plural(entry.faces, "face")] if entry.faces else []
     facts += [f"{entry.width}x{entry.height}"] if entry.width else []
-    facts += [f"{sum(entry.seconds.values()):.2f} s"] if entry.seconds else []
+    facts += [f"{total_seconds(entry.seconds):.2f} s"] if entry.seconds else []
     return f"{printable(entry.source, lines=False)}: {', '.join(facts)}" + f" -> {entry.output}" * bool(entry.output)
 
 

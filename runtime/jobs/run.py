@@ -163,7 +163,8 @@ class _LocalRun(Run):
             )
         notes = [*_film_notes(film, item.path, target, heard), *name_notes(item, output)]
         if options.crops or options.boxes:
-            notes.append("of videos no faces are written and no boxes drawn")
+            flags = [f"--{name}" for name in ("crops", "boxes") if getattr(options, name)]
+            notes.append(f"{' and '.join(flags)}: for photographs only")
         errors = [film.error, shown(partial(self.show, item, *film.stills)) if film.stills else None]
         return Entry(
             item.key,

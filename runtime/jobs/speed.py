@@ -15,6 +15,7 @@ from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.machine import MachineFiles
 from bfr.runtime.errors import WriteFailed
 from bfr.runtime.files import cache_folder, write_bytes
+from bfr.runtime.jobs.report import total_seconds
 from bfr.runtime.restore.options import OpenOptions
 from bfr.runtime.restore.plan import Plan
 from bfr.runtime.restore.restorer import Restorer
@@ -86,11 +87,11 @@ def _time(restorer: Restorer) -> tuple[float, float]:
     ) as one:
         one.warm_up()
         runs: list[dict[str, float]] = []
-        while len(runs) < 3 and not (runs and sum(runs[-1].values()) * one.batch > ENOUGH):
+        while len(runs) < 3 and not (runs and total_seconds(runs[-1]) * one.batch > ENOUGH):
             runs.append(one.run([np.full((one.size, one.size, 3), 127, np.uint8)] * one.batch)[0].seconds)
-        least = min(runs, key=lambda stages: sum(stages.values()))
+        least = min(runs, key=total_seconds)
         in_loops = sum(least[loop.name] for loop in one.plan.loops)
-        return sum(least.values()) - in_loops, in_loops / max(1, one.plan.steps)
+        return total_seconds(least) - in_loops, in_loops / max(1, one.plan.steps)
 
 
 def _busy() -> bool:

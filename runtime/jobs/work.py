@@ -15,7 +15,7 @@ from bfr.runtime.errors import explain_failure
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.images.decode import Image, byte_limit, read_image
 from bfr.runtime.images.headers import header_size
-from bfr.runtime.jobs.faces import face_files
+from bfr.runtime.jobs.faces import clean_face_folder, face_files, face_folder
 from bfr.runtime.jobs.faults import Guarded, ends_run, name_notes, shown
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.report import Entry, rounded
@@ -135,13 +135,16 @@ class ImageWork:
         made = finish(picture, results, self.editor, output=output, **shared)
         begin = time.perf_counter()
         self.store.write(output, made.data)
+        version, errors = self.store.version(output), [made.entry.error]
         if self.options.crops:
-            for name, data in face_files(output, picture.faces or (), results):
-                self.store.write(name, data)
-        notes = (*made.entry.notes, *name_notes(item, output))
-        entry = replace(made.entry, notes=notes, output_version=self.store.version(output))
+            errors.append(shown(partial(self._write_faces, output, picture, results)))
         if picture.image is not None:
-            error = shown(partial(self.show, item, picture.image.pixels, made.pixels))
-            entry = replace(entry, error="; ".join(filter(None, (entry.error, error))) or None)
+            errors.append(shown(partial(self.show, item, picture.image.pixels, made.pixels)))
         picture.seconds["write"] += time.perf_counter() - begin
-        return entry
+        notes, error = (*made.entry.notes, *name_notes(item, output)), "; ".join(filter(None, errors)) or None
+        return replace(made.entry, notes=notes, output_version=version, error=error)
+
+    def _write_faces(self, output: str, picture: Picture, results: Sequence[Restored]) -> None:
+        clean_face_folder(self.options.out / face_folder(output))
+        for name, data in face_files(output, picture.faces or (), results):
+            self.store.write(name, data)

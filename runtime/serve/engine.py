@@ -60,7 +60,7 @@ class Engine:
             one.result()
 
     async def stop(self) -> None:
-        """End jobs, workers and threads. A job that runs stays queued."""
+        """End jobs and workers. A job that runs stays queued."""
         if self._working:
             self._working.cancel()
             await asyncio.wait({self._working})

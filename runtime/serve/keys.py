@@ -9,7 +9,7 @@ from hmac import compare_digest
 from pathlib import Path
 
 from bfr.runtime.errors import BfrError, InputNotFound, InvalidOption
-from bfr.runtime.jobs.store import version_of
+from bfr.runtime.jobs.store import identity_of, version_of
 
 KEY_VARIABLE = "BFR_API_KEY"
 LEAST_KEY = 16  # characters
@@ -94,7 +94,7 @@ class Keys:
             InvalidOption: A key could be guessed, or the file has none.
         """
         self._fixed, self._file, self._looked = list(keys), file, 0.0
-        self._version = file and version_of(file)
+        self._version = file and (version_of(file), identity_of(file))
         self._known = [*self._fixed, *(read_file(file) if file else ())]
 
     @classmethod
@@ -124,7 +124,7 @@ class Keys:
         if self._file is None or time.monotonic() - self._looked < LOOK:
             return
         self._looked = time.monotonic()
-        if (version := version_of(self._file)) == self._version:
+        if (version := (version_of(self._file), identity_of(self._file))) == self._version:
             return
         self._version = version
         try:

@@ -101,7 +101,6 @@ class Cuda:
                 "in a container, start it with --gpus all. Without a GPU there is --backend onnxruntime-cpu"
             )
         self._capture_mode = self.rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._library: Handle = None
 
     @property
     def facts(self) -> Facts:

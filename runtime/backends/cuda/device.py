@@ -179,3 +179,4 @@ class GraphProgram:
     def _forget(self) -> None:
         if self._graph is not None:
             self.device.forget(self._graph)
+            self._graph = None

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
-from bfr.runtime.jobs.report import Entry, entry_of
+from bfr.runtime.jobs.report import Entry, entry_of, total_seconds
 from bfr.runtime.jobs.store import Store
 from bfr.runtime.text import csv_cell, from_csv_cell
 
@@ -39,7 +39,7 @@ class NodeEntry(Entry):
     @classmethod
     def of(cls, entry: Entry, *, backend: str, node: str) -> "NodeEntry":
         """Make one of what became of an input on a node."""
-        seconds = {"all": round(sum(entry.seconds.values()), 4)} if entry.seconds else {}
+        seconds = {"all": round(total_seconds(entry.seconds), 4)} if entry.seconds else {}
         return cls(**{**asdict(entry), "seconds": seconds}, backend=backend, node=node)
 
 

@@ -204,11 +204,13 @@ def test_a_key_that_is_not_let_in_ends_the_run(server: FakeServer, album: Path, 
         run(server, album, tmp_path / "out")
 
 
-@pytest.mark.parametrize("options", [{"quality": 50}, {"metadata": False}, {"codec": "vp9"}, {"crf": 3}])
-def test_what_the_server_decides_is_refused(
+@pytest.mark.parametrize(
+    "options", [{"quality": 50}, {"metadata": False}, {"codec": "vp9"}, {"crf": 3}, {"crops": True}]
+)
+def test_what_a_server_does_not_take_is_refused(
     server: FakeServer, album: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    with pytest.raises(InvalidOption, match="server decides"):
+    with pytest.raises(InvalidOption, match="cannot go to a server"):
         run(server, album, tmp_path / "out", **options)
     with pytest.raises(InvalidOption, match="not offered"):
         run(server, album, tmp_path / "out", preset="finest")
@@ -263,7 +265,7 @@ def test_options_of_this_machine_are_refused(
         monkeypatch, capsys, "restore", album, "-o", tmp_path / "out", "--server", server.url, *options
     )
     assert status == 2
-    assert f"the server decides {options[0]}: leave it out" in stderr
+    assert f"{options[0]} cannot go with --server: leave it out" in stderr
     assert not server.seen
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from bfr.runtime.errors import BfrError, InvalidImage
 from bfr.runtime.images.decode import decode_image, read_image
 from bfr.runtime.images.encode import encode_image
 from bfr.runtime.images.headers import header_size
+from bfr.runtime.images.png import raw_profile
 
 MAX_PIXELS = 1_000_000
 # Repeatable, and no example is shown: the bytes would fill the screen.
@@ -80,6 +82,7 @@ from pathlib import Path
 from bfr.runtime.errors import InvalidImage
 from bfr.runtime.images.decode import read_image
 from bfr.runtime.images.headers import header_size
+from bfr.runtime.images.png import raw_profile
 warnings.simplefilter("ignore")
 first, *rest = sorted(Path(sys.argv[1]).iterdir())
 read_image(first)
@@ -156,6 +159,22 @@ def test_bombs_cost_no_memory(tmp_path: Path, files: Any) -> None:
         assert name in line
         assert "Memory" not in line, line
         assert any(part in line for part in text.split("|")), line
+
+
+@pytest.mark.parametrize("kind", ["PNG", "PNG text", "WEBP", "JPEG"])
+def test_pillow_reads_no_exif_whose_tags_overlap(files: Any, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Pillow before 13 copies what each tag names."""
+    tags = b"".join(struct.pack("<HHII", 2_000 + i, 7, 100, 1_300) for i in range(100))
+    overlap = b"II*\0" + struct.pack("<IH", 8, 100) + tags + bytes(200)
+    if kind == "PNG text":
+        data = files.png(files.deep, 6, raw_profile("exif", b"Exif\0\0" + overlap))
+    else:
+        prefix = b"Exif\0\0" * (3 if kind == "JPEG" else 1)
+        data = files.saved(files.flat("RGB", (1, 2, 3)), kind, exif=prefix + overlap)
+    read: list[Any] = []
+    monkeypatch.setattr(PIL.Image.Image, "getexif", lambda self: read.append(self.info.get("exif")) or {})
+    assert decode_image(data).pixels.any()
+    assert not any(read)
 
 
 def check(data: bytes, action: str = "ignore") -> None:

@@ -13,6 +13,7 @@ from bfr.runtime.jobs import speed
 from bfr.runtime.jobs.estimate import SAMPLED, Estimate, estimate
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.sources import find_images
+from bfr.runtime.restore.batch import Restored
 from bfr.runtime.restore.options import OpenOptions
 
 
@@ -99,3 +100,27 @@ class TestSpeed:
         speed._path(restorer.bundle, opened).write_text("[]")
         assert speed.kept_speed(restorer.bundle, opened) is None
         assert speed.speed_of(restorer, opened) == found
+
+    def test_networks_are_counted_once(self, small: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        """`network` in a result's seconds is a part of the others."""
+        restorer = small()
+        loop = next(iter(restorer.plan.loops))
+
+        class Timed:
+            plan, size, batch = restorer.plan, restorer.size, 2
+
+            def __init__(self, *_: Any, **__: Any) -> None: ...
+
+            def __enter__(self) -> "Timed":
+                return self
+
+            def __exit__(self, *_: object) -> None: ...
+
+            def warm_up(self) -> None: ...
+
+            def run(self, images: list[Any]) -> list[Any]:
+                seconds = {"upload": 1.0, "estimate": 2.0, loop.name: 6.0, "network": 8.0}
+                return [Restored(None, seconds, "fp32")] * len(images)
+
+        monkeypatch.setattr(speed, "Restorer", Timed)
+        assert speed._time(restorer) == (3.0, 6.0 / restorer.plan.steps)

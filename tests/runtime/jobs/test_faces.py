@@ -12,6 +12,7 @@ from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.images.decode import read_image
 from bfr.runtime.images.encode import write_image
+from bfr.runtime.jobs import work
 from bfr.runtime.jobs.run import JobOptions, run_job
 from bfr.runtime.jobs.sources import find_images
 
@@ -60,6 +61,62 @@ def test_boxes_are_drawn_around_the_faces(
     changed = (drawn != plain).any(axis=2)
     assert not changed[: 14 * upscale].any()
     assert not changed[20 * upscale : 44 * upscale, 14 * upscale : 38 * upscale].any()  # inside
+
+
+def test_faces_of_an_earlier_run_are_replaced(
+    small: Callable[..., Any], folder: Path, tmp_path: Path, fakes: Any
+) -> None:
+    faces = tmp_path / "out/sub/a.png.faces"
+    faces.mkdir(parents=True)
+    for name in ("7.png", "7.restored.png", "notes.png"):
+        (faces / name).write_bytes(b"earlier")
+    run(small(), folder, tmp_path / "out", fakes, crops=True)
+    assert {file.name for file in faces.iterdir()} >= {"1.png", "notes.png"}
+    assert not list(faces.glob("7*"))
+
+
+def test_faces_replace_no_result_and_no_input(
+    small: Callable[..., Any], folder: Path, tmp_path: Path, fakes: Any
+) -> None:
+    """Neither the result of an earlier run's face, nor that face where it is an input, nor what a link leads to."""
+    inside = folder / "sub/a.png.faces/1.png"
+    inside.parent.mkdir()
+    inside.write_bytes((folder / "sub/a.png").read_bytes())
+    with pytest.raises(InvalidOption, match=r"sub/a.png.faces/1.png: --crops would replace it"):
+        run(small(), folder, tmp_path / "out", fakes, crops=True)
+
+    (out := tmp_path / "again").mkdir()
+    inside.parent.rename(out / "a.png.faces")
+    items = find_images([folder / "sub/a.png", out / "a.png.faces/1.png"])
+    worker = PhotoRestorer(small(), PhotoOptions(restore_sharp=True), detector=fakes.Squares())
+    with pytest.raises(InvalidOption, match=r"1.png: --crops would replace it"):
+        run_job(worker, items, JobOptions(out, crops=True))
+
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/a.png.faces").symlink_to(out / "a.png.faces")
+    with pytest.raises(InvalidOption, match="into no link"):
+        run_job(worker, items[:1], JobOptions(tmp_path / "links", crops=True))
+
+
+def test_faces_that_cannot_be_written_leave_the_result(
+    small: Callable[..., Any], folder: Path, tmp_path: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("no encoder")
+
+    monkeypatch.setattr(work, "face_files", fail)
+    worker = PhotoRestorer(small(), PhotoOptions(restore_sharp=True), detector=fakes.Squares())
+    (entry,) = run_job(worker, find_images([folder]), JobOptions(tmp_path / "out", crops=True)).entries
+    assert (entry.status, entry.output) == ("restored", "sub/a.png")
+    assert "no encoder" in str(entry.error)
+
+
+def test_resuming_writes_the_faces_that_are_missing(
+    small: Callable[..., Any], folder: Path, tmp_path: Path, fakes: Any
+) -> None:
+    run(small(), folder, tmp_path / "out", fakes)
+    run(small(), folder, tmp_path / "out", fakes, crops=True, resume=True)
+    assert (tmp_path / "out/sub/a.png.faces/1.png").exists()
 
 
 def test_an_aligned_face_has_neither(small: Callable[..., Any], folder: Path, tmp_path: Path) -> None:

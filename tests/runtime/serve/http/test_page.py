@@ -126,8 +126,7 @@ def test_a_dropped_photograph_is_restored_compared_and_saved(opened: Any, server
     server.delay = 1.5
     tab = opened()
     drop(tab, ("holiday 1952.jpeg", "image/jpeg", PHOTOGRAPH.read_bytes()))
-    until(tab, ".status", "Restoring, step [1-4] of 4")
-    assert tab.locator(".card progress").get_attribute("value") is not None
+    until(tab, ".card:has(progress[value]) .status", "Restoring, step [1-4] of 4")
     card = done(tab)
     (sent,) = server.posts()
     assert sent.body == PHOTOGRAPH.read_bytes()
