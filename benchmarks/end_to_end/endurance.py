@@ -71,7 +71,7 @@ def endure(
     sampler = bundle.preset()
     if steps is not None:
         sampler = sampler.shortened(steps)
-    contender = open_contender(bundle, backend, threads=threads, spinning=True, index=index, compiler=compiler)
+    contender = open_contender(bundle, backend, threads=threads, index=index, compiler=compiler)
     faces = synthetic_faces(batch, bundle.manifest.image_size)
     sizes = [batch, images % batch] if images % batch else [batch]
     begin = time.perf_counter()

@@ -167,9 +167,7 @@ def restore(
         name = "eager-cpu" if baseline else "onnxruntime-cpu"
         sampler, repeats = bundle.preset().shortened(2), 2
     faces = synthetic_faces(batch, bundle.manifest.image_size)
-    contender = open_contender(
-        bundle, name, threads=None if context.gpu else 1, spinning=context.gpu, compiler=compiler
-    )
+    contender = open_contender(bundle, name, threads=None if context.gpu else 1, compiler=compiler)
     label = f"{name}, defaults" if compiler == () and "torch" in name else name
     with contender.restorer(bundle, sampler, batch) as restorer:
         first, _ = time_batch(contender, restorer, faces)

@@ -78,7 +78,7 @@ def _against_cpu(context: Context, names: tuple[str, ...]) -> Figures:
     faces = synthetic_faces(2, bundle.manifest.image_size)
 
     def restored(name: str, sizes: tuple[int, ...]) -> Figures:
-        contender = open_contender(bundle, name, threads=None if context.gpu else 1, spinning=context.gpu, compiler=())
+        contender = open_contender(bundle, name, threads=None if context.gpu else 1, compiler=())
         with contender.restorer(bundle, sampler, 2) as restorer:
             timed = [time_batch(contender, restorer, faces[:size]) for size in sizes]
         contender.device.close()

@@ -171,7 +171,7 @@ def cold_start(entry: Entry, batches: tuple[int, ...], limit: float) -> Cold:
     first, sizes = 0.0, sorted(batches)
     peaks: dict[int, int | None] = {}
     grown: dict[int, int | None] = {}
-    with closing(Apart(open_player, entry, True, limit=limit)) as process:
+    with closing(Apart(open_player, entry, limit=limit)) as process:
         load_seconds, first_calls = process.call("facts").load_seconds, process.call("first_calls")
         for batch in sizes:
             process.call("begin", batch, batch != sizes[0])

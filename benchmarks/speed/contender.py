@@ -147,7 +147,6 @@ def open_contender(
     name: str,
     *,
     threads: int | None,
-    spinning: bool,
     index: int = 0,
     compiler: Collection[CompilerOption] | None = None,
 ) -> Contender:
@@ -157,7 +156,6 @@ def open_contender(
         bundle: The bundle.
         name: Of the contender.
         threads: Of the CPU; None is each library's own choice.
-        spinning: Whether ONNX Runtime's idle threads spin, as they do outside benchmarks.
         index: Number of the GPU.
         compiler: Of a backend that compiles; None is its default.
 
@@ -180,7 +178,7 @@ def open_contender(
             raise MissingDependency(f"{name} needs OpenVINO: pip install openvino") from error
         device = OpenVinoDevice(threads)
     else:
-        device = open_device(parts.backend, bundle, threads=threads, spinning=spinning, index=index, compiler=compiler)
+        device = open_device(parts.backend, bundle, threads=threads, index=index, compiler=compiler)
         if BACKENDS[parts.backend].where == "cuda":
             device.records = parts.graph
     chosen = bundle.precision(parts.precision)

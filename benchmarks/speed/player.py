@@ -99,8 +99,8 @@ class Player:
             return None, f"{found.name} stopped answering: {error}"
 
 
-def open_player(entry: Entry, spinning: bool = False) -> Player:
-    """Open a bundle's contender. `spinning` as in `open_contender`: False where others have their turns too."""
+def open_player(entry: Entry) -> Player:
+    """Open a bundle's contender."""
     bundle = Bundle.open(entry.folder)
-    contender = open_contender(bundle, entry.name, threads=entry.threads, spinning=spinning, index=entry.gpu)
+    contender = open_contender(bundle, entry.name, threads=entry.threads, index=entry.gpu)
     return Player(contender, bundle, entry.sampler)

@@ -103,8 +103,7 @@ def _notes(r: Results) -> str:
         f"{tail}. `step` is one denoising step, noise included. `overhead` is the share of the wall time outside the "
         f"networks' calls. images/s, GFLOP/s and speed-up (over {r.baseline}) follow from the medians; GFLOP are the "
         "networks', 2 per multiply-add. PSNR (peak 1) and the largest difference are between results and those of "
-        f"{r.baseline}, images in [0, 1]. CPU threads of each: {r.threads}; ONNX Runtime's do not spin while backends "
-        "take turns."
+        f"{r.baseline}, images in [0, 1]. CPU threads of each: {r.threads}."
         + (f" Energy: {r.energy}." if r.energy else "")
         + (GPU_NOTES if r.baseline == "eager-cuda" else "")
     )

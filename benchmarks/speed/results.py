@@ -52,7 +52,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Cold:
-    """A backend's start in a process of its own, ONNX Runtime's threads spinning as they do in use.
+    """A backend's start in a process of its own.
 
     Attributes:
         first_result_seconds: From the process's start to the first batch restored.

@@ -82,7 +82,8 @@ class CpuDevice(HostDevice):
 
         Args:
             threads: Number of threads; None is that of OMP_NUM_THREADS, or one a core.
-            spinning: Whether idle threads wait in a loop: calls start sooner, and other processes slow down.
+            spinning: Whether threads that wait for each other within a call do so in a loop, which is quicker, but slows
+                other processes down. Between calls none spins: those of one network would slow the next one down.
 
         Raises:
             InvalidOption: The number of threads is out of range.
@@ -103,6 +104,7 @@ class CpuDevice(HostDevice):
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spinning else "0")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 3  # it would warn of each constant in half that it does not fold
         return OrtNetwork(_session(graph, options, [CPU]), graph)
 

@@ -349,7 +349,7 @@ def test_eager_on_a_gpu_is_the_published_mode(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("bfr.export.pytorch.compiled.CompiledDevice", GpuPretender)
-    found = open_contender(tiny_bundle, name, threads=1, spinning=False, index=2)
+    found = open_contender(tiny_bundle, name, threads=1, index=2)
     device: Any = found.device
     assert (device.index, device.options) == (2, {"compiled": False, **options})
     assert device.loaded == {"estimator": "fp32", "denoiser": denoiser}
@@ -361,7 +361,7 @@ def test_a_runtime_backend_records_as_its_name_says(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: str, records: bool
 ) -> None:
     monkeypatch.setattr("bfr.export.pytorch.compiled.CompiledDevice", GpuPretender)
-    found = open_contender(tiny_bundle, name, threads=None, spinning=False, index=1)
+    found = open_contender(tiny_bundle, name, threads=None, index=1)
     device: Any = found.device
     assert (device.index, found.records) == (1, records)
     assert device.loaded == {"estimator": "fp32", "denoiser": "fp16"}  # the estimator has no other
@@ -369,7 +369,7 @@ def test_a_runtime_backend_records_as_its_name_says(
 
 
 def restored(bundle: Bundle, name: str) -> np.ndarray:
-    found = open_contender(bundle, name, threads=1, spinning=False)
+    found = open_contender(bundle, name, threads=1)
     assert found.name == name
     with found.restorer(bundle, bundle.preset("short"), 1) as restorer:
         return time_batch(found, restorer, synthetic_faces(1, 32))[1]
@@ -394,7 +394,7 @@ def test_openvino_runs_the_bundles_graphs_where_it_is_installed(tiny_bundle: Bun
         assert drift(restored(tiny_bundle, "openvino-cpu"), restored(tiny_bundle, "eager-cpu")).psnr_db > 80.0
     else:
         with pytest.raises(MissingDependency, match="pip install openvino"):
-            open_contender(tiny_bundle, "openvino-cpu", threads=1, spinning=False)
+            open_contender(tiny_bundle, "openvino-cpu", threads=1)
 
 
 def test_the_baseline_is_eager_pytorch_where_it_is_there(tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_half_on_a_cpu_is_refused_with_the_reason(tiny_bundle: Bundle) -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is there")
     with pytest.raises(BackendUnavailable, match="GPU"):
-        open_contender(tiny_bundle, "eager-half", threads=1, spinning=False)
+        open_contender(tiny_bundle, "eager-half", threads=1)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,14 @@ def test_what_loading_leaves_in_the_heap_goes_back(tiny_bundle: Bundle, monkeypa
     assert trimmed == [0]
 
 
+@pytest.mark.parametrize("spinning", [True, False])
+def test_threads_of_one_network_leave_the_cores_to_the_next(tiny_bundle: Bundle, *, spinning: bool) -> None:
+    session = CpuDevice(2, spinning=spinning).load(tiny_bundle, "estimator", "fp32").session
+    entry = session.get_session_options().get_session_config_entry
+    assert entry("session.intra_op.allow_spinning") == str(int(spinning))
+    assert entry("session.force_spinning_stop") == "1"
+
+
 def test_an_output_may_not_be_an_input(tiny_bundle: Bundle) -> None:
     device = CpuDevice()
     network = device.load_graph(tiny_bundle.graph("estimator", "fp32"))
