@@ -82,8 +82,8 @@ class CpuDevice(HostDevice):
 
         Args:
             threads: Number of threads; None is that of OMP_NUM_THREADS, or one a core.
-            spinning: Whether threads that wait for each other within a call do so in a loop, which is quicker, but slows
-                other processes down. Between calls none spins: those of one network would slow the next one down.
+            spinning: Whether threads wait for each other in a loop within a call, which is quicker, but slows other
+                processes down. Between calls none spins: those of one network would slow the next one down.
 
         Raises:
             InvalidOption: The number of threads is out of range.
