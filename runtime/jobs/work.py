@@ -26,7 +26,7 @@ from bfr.runtime.restore.batch import Restored
 from bfr.runtime.restore.inputs import mask_of, read_mask
 from bfr.runtime.restore.pipeline import FaceRestorer, Pipeline, Prepared
 
-PIXELS_PER_BYTE = 8  # of a compressed photograph, about; for those whose header is not at hand
+PIXELS_PER_BYTE = 8  # of a compressed photograph, about; for those whose header would cost another read
 
 
 class ImageWork:
