@@ -1,6 +1,9 @@
 """The image that something holds: a path, the bytes of a file, a PIL image, an array or a tensor."""
 
+import re
+from dataclasses import replace
 from io import BytesIO
+from os import PathLike, fsdecode
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +11,14 @@ import numpy as np
 import PIL.Image as Pillow
 from numpy.typing import NDArray
 
-from bfr.runtime.errors import InvalidImage
+from bfr.runtime.errors import InputNotFound, InvalidImage
+from bfr.runtime.images.colour import to_srgb
 from bfr.runtime.images.decode import MAX_PIXELS, Image, decode_image, read_image
 
 _KINDS = "a path, bytes of an image file, a PIL image, a NumPy array or a PyTorch tensor"
-_AS_TIFF = ("CMYK", "LAB", "YCbCr")  # modes of Pillow that a PNG cannot hold
-_NOT_HELD = ("F", "HSV", "RGBX", "RGBa", "La", "PA")
+# Modes of Pillow that a PNG cannot hold.
+_IN_OTHER_COLOURS = ("CMYK", "LAB", "YCbCr")
+_AS_ANOTHER = {"RGBX": "RGB", "RGBa": "RGBA", "La": "LA", "PA": "RGBA", "HSV": "RGB", "I;16L": "I;16", "I;16N": "I;16"}
 
 
 def as_image(image: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
@@ -32,14 +37,16 @@ def as_image(image: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
     """
     if isinstance(image, Image):
         return image
-    if isinstance(image, str | Path):
-        return read_image(Path(image), max_pixels=max_pixels)
+    if isinstance(image, str | PathLike):
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path := fsdecode(image)):
+            raise InputNotFound(f"{path} is an address: download it first, and give its bytes")
+        return read_image(Path(path), max_pixels=max_pixels)
     if isinstance(image, bytes | bytearray | memoryview):
         return decode_image(bytes(image), max_pixels=max_pixels)
     if isinstance(image, Pillow.Image):
         return _from_pil(image, max_pixels)
     if isinstance(image, np.ndarray):
-        return _from_array(image)
+        return _from_array(np.asarray(image))  # a matrix cannot have a third axis
     if (pixels := tensor_pixels(image)) is not None:
         return _from_array(pixels)
     kind = f"an object of type {type(image).__name__}"
@@ -49,15 +56,35 @@ def as_image(image: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
 
 def _from_pil(image: Pillow.Image, max_pixels: int) -> Image:
     """Through a file without loss, so that modes, profiles and metadata are taken as those of files are."""
-    if image.mode in _NOT_HELD:
-        raise InvalidImage(f"a PIL image of mode {image.mode} was given: use image.convert('RGB')")
-    kept = {"icc_profile": image.info.get("icc_profile"), "exif": image.getexif().tobytes()}
+    if image.mode in ("F", "I"):
+        raise InvalidImage(f"a PIL image of mode {image.mode} was given, 32-bit samples: scale it to 8 or 16 bits")
+    icc, exif = image.info.get("icc_profile"), b""
+    icc = icc if isinstance(icc, bytes) else None
+    notes: list[str] = []
     file = BytesIO()
-    if image.mode in _AS_TIFF:
-        image.save(file, "TIFF", icc_profile=kept["icc_profile"])
-    else:
-        image.save(file, "PNG", compress_level=0, **{name: value for name, value in kept.items() if value})
-    return decode_image(file.getvalue(), name="the PIL image", max_pixels=max_pixels)
+    try:
+        image.load()  # turns a TIFF, and takes its orientation away
+        try:
+            exif = image.getexif().tobytes()
+        except Exception:  # whatever Pillow raises of EXIF data that are broken, or were set to what they cannot hold
+            notes.append("its EXIF data are broken and left out")
+        held = image
+        if image.mode in _IN_OTHER_COLOURS:
+            try:
+                held = to_srgb(image, icc) if icc else image.convert("RGB")
+            except ValueError as error:
+                notes.append(f"its colour profile is broken, and it is taken as sRGB: {error}")
+                held = image.convert("RGB")
+            icc = None
+        elif image.mode in _AS_ANOTHER:
+            held = image.convert(_AS_ANOTHER[image.mode])
+        held.save(file, "PNG", compress_level=0, exif=exif, icc_profile=icc)
+    except Exception as error:  # it is closed, empty or cut off, or its mode is rare
+        raise InvalidImage(
+            f"the PIL image of mode {image.mode} cannot be read ({error}): open it again, or convert it to RGB"
+        ) from error
+    found = decode_image(file.getvalue(), name="the PIL image", max_pixels=max_pixels)
+    return replace(found, notes=(*found.notes, *notes))
 
 
 def tensor_pixels(tensor: Any) -> NDArray[Any] | None:
@@ -65,7 +92,8 @@ def tensor_pixels(tensor: Any) -> NDArray[Any] | None:
 
     Raises InvalidImage for another shape.
     """
-    if type(tensor).__module__.partition(".")[0] != "torch" or not hasattr(tensor, "detach"):
+    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(tensor).__mro__}
+    if "torch.Tensor" not in kinds:  # and torch need not be installed
         return None
     if tensor.ndim == 4 and tensor.shape[0] == 1:
         tensor = tensor[0]
@@ -75,7 +103,10 @@ def tensor_pixels(tensor: Any) -> NDArray[Any] | None:
         )
     if tensor.is_floating_point():
         tensor = tensor.float()
-    pixels: NDArray[Any] = tensor.detach().cpu().numpy().transpose(1, 2, 0)
+    try:
+        pixels: NDArray[Any] = tensor.detach().cpu().numpy().transpose(1, 2, 0)
+    except (TypeError, NotImplementedError) as error:  # sparse, quantised, or on the device meta
+        raise InvalidImage(f"a tensor without plain numbers was given: {error}") from error
     return pixels
 
 

@@ -25,6 +25,7 @@ _UNTRUE = ((b"<xmp:Thumbnails", b"</xmp:Thumbnails>"), (b"<Container:Directory",
 _UNTRUE_WORDS = re.compile(rb"\s(?:hdrgm|GCamera):[A-Za-z]{1,40}\s?=\s?(?:\"[^\"<>]{0,200}\"|'[^'<>]{0,200}')")
 _UNTRUE_ELEMENTS = re.compile(rb"<((?:hdrgm|GCamera):[A-Za-z]{1,40})>[^<>]{0,200}</\1>")
 _MOVING = re.compile(rb"(?:MotionPhoto|MicroVideo)(?:\s?=\s?[\"']|>)1")
+_FILM = re.compile(rb"\0\0\0[\x08-\x40]ftyp[0-9A-Za-z ]{4}")  # an MP4 behind a JPEG: some phones name it in no XMP
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,10 @@ def _found(file: Pillow.Image, data: bytes, notes: list[str]) -> dict[str, Any]:
     if isinstance(packet := file.info.get("xmp"), bytes):
         found["xmp"] = packet
     if isinstance(file, TiffImageFile):
-        found["exif"] = data
+        if data[2:4] in (b"+\0", b"\0+"):
+            notes.append("its EXIF data are left out: it is a BigTIFF")
+        else:
+            found["exif"] = data
         for name, tag in (("xmp", _XMP_TAG), ("iptc", _IPTC_TAG)):
             found[name] = _tiff_bytes(file.tag_v2.get(tag))
         found["iptc"] = _iptc(found["iptc"], notes)
@@ -134,7 +138,7 @@ def _found(file: Pillow.Image, data: bytes, notes: list[str]) -> dict[str, Any]:
         _read_jpeg(file, found, notes)
     elif file.format == "BMP" and isinstance(dots := file.info.get("dpi"), tuple):
         found["density"] = Density.of(dots, 1)
-    if found["xmp"] and _MOVING.search(found["xmp"]):
+    if (found["xmp"] and _MOVING.search(found["xmp"])) or (file.format in ("JPEG", "MPO") and _FILM.search(data)):
         notes.append("its moving part (motion photo) is left out")
     if found["xmp"] and b"hdrgm:Version" in found["xmp"]:
         notes.append("its gain map (HDR) is left out")

@@ -220,6 +220,20 @@ class TestXmp:
         image = decode_image(jpeg(files, segment(0xE1, packet)))
         assert any(note in one for one in image.notes)
 
+    def test_a_film_behind_a_jpeg_is_said_to_be_lost_without_xmp(self, files: Any) -> None:
+        film = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom"
+        image = decode_image(jpeg(files) + b"\0\0\x30\x0a\x10\0\0\0MotionPhoto_Data" + film)
+        assert image.notes == ("its moving part (motion photo) is left out",)
+        assert decode_image(jpeg(files) + bytes(5000) + b"SEFT").notes == ()
+
+
+def test_exif_of_a_big_tiff_is_said_to_be_left_out(files: Any) -> None:
+    tags = Pillow.Exif()
+    tags[0x010F] = "Kodak"
+    image = decode_image(files.saved(files.flat("RGB", (90, 90, 90)), "TIFF", big_tiff=True, exif=tags))
+    assert image.metadata.exif is None
+    assert image.notes == ("its EXIF data are left out: it is a BigTIFF",)
+
 
 class TestTexts:
     def image(self, files: Any) -> Image:

@@ -63,7 +63,11 @@ def makers(files: Any) -> dict[str, Callable[[], list[bytes]]]:
         "JPEG, CMYK": lambda: [saved(flat("CMYK", (0, 255, 255, 0)), "JPEG")],
         "JPEG called .jfif, .jpe, .jif, .png or nothing": lambda: [saved(flat("RGB", red), "JPEG")],
         "JPEG with a second picture (MPO)": lambda: [several("MPO")],
-        "JPEG, motion photo": lambda: [xmp(b'GCamera:MotionPhoto="1"'), xmp(b'GCamera:MicroVideo="1"')],
+        "JPEG, motion photo": lambda: [
+            xmp(b'GCamera:MotionPhoto="1"'),
+            xmp(b'GCamera:MicroVideo="1"'),
+            saved(flat("RGB", red), "JPEG") + b"\0\0\0\x18ftypmp42" + bytes(12),
+        ],
         "JPEG with a gain map (Ultra HDR)": lambda: [xmp(b'hdrgm:Version="1.0"')],
         "JPEG with content credentials": lambda: [segment(0xEB, b"JP\0\1\0\0\0\1\0\0\0\x20jumb")],
         "PNG, 8 bits, 1 bit or a palette": lambda: [

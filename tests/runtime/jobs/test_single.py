@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -62,11 +62,50 @@ class TestAsImage:
         assert found.pixels.shape == (6, 8, 3)
         assert (found.alpha is not None) == (mode in ("LA", "RGBA"))
 
-    def test_a_pil_image_is_turned_upright_once(self) -> None:
+    @pytest.mark.parametrize("mode", ["PA", "La", "RGBa", "RGBX", "HSV", "I;16L", "I;16B"])
+    def test_modes_that_files_have_not_are_read_too(self, mode: str) -> None:
+        found = as_image(Pillow.new(mode, (8, 6)))
+        assert found.pixels.shape == (6, 8, 3)
+        assert (found.alpha is not None) == (mode in ("PA", "La", "RGBa"))
+
+    @pytest.mark.parametrize(("mode", "form"), [("RGB", "PNG"), ("CMYK", "JPEG"), ("RGB", "TIFF"), ("LAB", "TIFF")])
+    def test_a_pil_image_is_turned_upright_once(self, mode: str, form: str) -> None:
         exif = Pillow.Exif()
         exif[0x0112] = 6
-        turned = Pillow.open(io.BytesIO(file_of(Pillow.fromarray(PIXELS), "PNG", exif=exif)))
-        np.testing.assert_array_equal(as_image(turned).pixels, np.rot90(PIXELS, -1))
+        data = file_of(Pillow.new(mode, (9, 4)), form, exif=exif)
+        turned = Pillow.open(io.BytesIO(data))
+        found = as_image(turned)
+        assert found.pixels.shape == (9, 4, 3)
+        np.testing.assert_array_equal(found.pixels, as_image(data).pixels)
+
+    def test_a_pil_image_of_broken_exif(self) -> None:
+        image = Pillow.fromarray(PIXELS)
+        image.getexif()[0x0112] = "six"
+        found = as_image(image)
+        np.testing.assert_array_equal(found.pixels, PIXELS)
+        assert "EXIF data are broken" in found.notes[0]
+
+    def test_a_pil_image_that_cannot_be_read(self) -> None:
+        file = file_of(Pillow.fromarray(PIXELS), "PNG")
+        closed, cut = Pillow.fromarray(PIXELS), Pillow.open(io.BytesIO(file[: len(file) // 2]))
+        closed.close()
+        for image in (closed, cut, Pillow.new("RGB", (0, 5))):
+            with pytest.raises(InvalidImage, match="the PIL image of mode RGB cannot be read"):
+                as_image(image)
+
+    def test_a_path_of_any_kind_and_an_array_of_any_class(self, tmp_path: Path) -> None:
+        Pillow.fromarray(PIXELS).save(tmp_path / "a.png")
+        np.testing.assert_array_equal(as_image(PurePath(tmp_path / "a.png")).pixels, PIXELS)
+        np.testing.assert_array_equal(as_image(np.asmatrix(PIXELS[..., 0])).pixels[..., 1], PIXELS[..., 0])
+
+    def test_tensors_of_a_child_class_and_without_plain_numbers(self) -> None:
+        torch = pytest.importorskip("torch")
+        chw = torch.from_numpy(PIXELS.transpose(2, 0, 1).copy())
+        child = type("Picture", (torch.Tensor,), {"__module__": "elsewhere"})
+        np.testing.assert_array_equal(as_image(chw.as_subclass(child)).pixels, PIXELS)
+        for wrong in (chw.to("meta"), chw.to_sparse()):
+            with pytest.raises(InvalidImage, match="without plain numbers"):
+                as_image(wrong)
 
     @pytest.mark.parametrize(
         ("image", "error", "message"),
@@ -84,7 +123,9 @@ class TestAsImage:
             (b"", InvalidImage, "empty"),
             ("nowhere.png", InputNotFound, "does not exist"),
             (Path("nowhere.png"), InputNotFound, "does not exist"),
-            (Pillow.new("F", (4, 4)), InvalidImage, "convert"),
+            ("https://host/a.png", InputNotFound, "https://host/a.png is an address"),
+            (Pillow.new("F", (4, 4)), InvalidImage, "scale it to 8 or 16 bits"),
+            (Pillow.new("I", (4, 4)), InvalidImage, "scale it to 8 or 16 bits"),
         ],
     )
     def test_what_is_none_says_so(self, image: Any, error: type[BfrError], message: str) -> None:
