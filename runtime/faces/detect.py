@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class Detector(Protocol):
-    """Finds faces. Not thread-safe: a thread opens its own."""
+    """Finds faces. One thread at a time may call `detect`; several may call `refine`."""
 
     name: str
 

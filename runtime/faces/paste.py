@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from bfr.runtime.faces.each import each
 from bfr.runtime.faces.geometry import (
     Matrix,
     compose,
@@ -117,13 +118,16 @@ def paste_faces(
     places = [_place(patch, matrix, photograph.shape) for matrix, patch in zip(crops, patches, strict=True)]
     top = white or np.iinfo(photograph.dtype).max
     near = [[k for k, other in enumerate(places) if _touch(place, other)] for place in places]  # itself among them
-    changes: dict[int, Float32] = {}
-    for i, (patch, matrix, place) in enumerate(zip(patches, crops, places, strict=True)):
-        if patch.pixels is not None and near[i]:  # an empty rectangle touches nothing
-            weight = _weight_among([(patches[k], crops[k], places[k]) for k in near[i]], near[i].index(i))
-            changes[i] = _change(photograph[_inside(place)], patch, _local(matrix, place), weight, detail, top / 255)
-            if blend < 1:
-                changes[i] *= np.float32(blend)
+
+    def changed(i: int) -> Float32:
+        weight = _weight_among([(patches[k], crops[k], places[k]) for k in near[i]], near[i].index(i))
+        part = photograph[_inside(places[i])]
+        change = _change(part, patches[i], _local(crops[i], places[i]), weight, detail, top / 255)
+        return change if blend == 1 else change * np.float32(blend)
+
+    # An empty rectangle touches nothing.
+    pasted_faces = [i for i, patch in enumerate(patches) if patch.pixels is not None and near[i]]
+    changes = dict(zip(pasted_faces, each(changed, pasted_faces), strict=True))
     waiting = []
     for i, change in changes.items():
         others = [k for k in near[i] if k != i and k in changes]

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -14,6 +15,7 @@ from bfr.runtime.errors import InvalidImage
 from bfr.runtime.faces.background import Background, Lanczos, enlarge, open_background
 from bfr.runtime.faces.condition import Condition, measure_condition
 from bfr.runtime.faces.detect import Detector, open_detector
+from bfr.runtime.faces.each import each
 from bfr.runtime.faces.geometry import Face, Matrix, alignment, crop_face, moved, select_faces
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.paste import Patch, make_patch, paste_faces, to_grey
@@ -100,7 +102,7 @@ class PhotoEditor:
         faces = self.crop(photograph, self.find(photograph))
         if self.options.restore_sharp:
             return faces
-        return [replace(face, left=face.condition(photograph).sharp) for face in faces]
+        return each(lambda face: replace(face, left=face.condition(photograph).sharp), faces)
 
     def find(self, photograph: NDArray[Any], *, turns: bool = True) -> list[Face]:
         """Return the faces that the options choose, from left to right.
@@ -128,7 +130,7 @@ class PhotoEditor:
             min_eye_distance=self.options.min_eye_distance,
             most=self.options.max_faces,
         )
-        return [self.detector.refine(eight, face) for face in found]
+        return each(partial(self.detector.refine, eight), found)
 
     def _look_at_turns(self, eight: NDArray[np.uint8]) -> list[Face]:
         """The faces of the turn by 90, 180 or 270 degrees that shows them best, where they are; only sure ones."""
@@ -157,7 +159,8 @@ class PhotoEditor:
             faces: The faces to crop.
         """
         matrices = [(face, alignment(face.landmarks, self.size)) for face in faces]
-        return [AlignedFace(face, matrix, cut(matrix, self.size)) for face, matrix in matrices if matrix is not None]
+        known = [(face, matrix) for face, matrix in matrices if matrix is not None]
+        return each(lambda one: AlignedFace(*one, cut(one[1], self.size)), known)
 
     def paste(self, image: Image, faces: Sequence[AlignedFace], results: Sequence[Restored]) -> RestoredPhoto:
         """The photograph with its faces restored.
@@ -185,7 +188,7 @@ class PhotoEditor:
 
     def patches(self, faces: Sequence[AlignedFace], results: Sequence[Restored], *, grey: bool) -> list[Patch]:
         """What is to be pasted, as of `paste`; grey: into a picture without colour."""
-        return [
+        return [  # one after the other: in threads, so many short calls wait for Python's lock
             make_patch(
                 face.crop,
                 result.pixels if result else None,

@@ -1,6 +1,7 @@
 """YuNet, OpenCV's face detector (Wu et al., "YuNet: A Tiny Millisecond-level Face Detector", 2023), decoded here."""
 
 import os
+import threading
 from collections.abc import Callable, Mapping
 from math import ceil
 from typing import Any
@@ -33,6 +34,7 @@ STRIDES = (8, 16, 32)  # pixels of a head's cell
 HEADS = tuple(f"{name}_{stride}" for name in ("cls", "obj", "bbox", "kps") for stride in STRIDES)
 SCORE = 0.6  # least
 CANDIDATES = 5000  # of one look
+SMALL = 512 * 512  # pixels of a look for which a second thread costs more than it computes
 # The published graph is fixed to 640 x 640, though no node of it depends on that. In its only input, a `Dimension` with
 # the value 640 becomes one with a name, of as many bytes.
 _FIXED, _HEIGHT, _WIDTH = b"\x0a\x03\x08\x80\x05", b"\x0a\x03\x12\x01H", b"\x0a\x03\x12\x01W"
@@ -144,17 +146,25 @@ def open_network(model: bytes) -> Network:
     try:
         import onnxruntime as ort
     except ImportError:
-        net = cv2.dnn.readNetFromONNX(np.frombuffer(model, np.uint8))
+        net, alone = cv2.dnn.readNetFromONNX(np.frombuffer(model, np.uint8)), threading.Lock()
 
         def by_opencv(blob: Float32) -> Mapping[str, Float32]:
-            net.setInput(blob)
-            return dict(zip(HEADS, (np.asarray(head, np.float32) for head in net.forward(HEADS)), strict=True))
+            with alone:
+                net.setInput(blob)
+                return dict(zip(HEADS, (np.array(head, np.float32) for head in net.forward(HEADS)), strict=True))
 
         return by_opencv
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # it would warn of every size but 640
-    options.intra_op_num_threads = min(4, os.cpu_count() or 1)
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the networks run beside it
     free = model.replace(_FIXED, _HEIGHT, 1).replace(_FIXED, _WIDTH, 1)
-    session = ort.InferenceSession(free, options, providers=["CPUExecutionProvider"])
-    return lambda blob: dict(zip(HEADS, session.run(HEADS, {"input": blob}), strict=True))
+    sessions = []
+    for threads in (1, min(4, os.cpu_count() or 1)):
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # it would warn of every size but 640
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the networks run beside it
+        sessions.append(ort.InferenceSession(free, options, providers=["CPUExecutionProvider"]))
+
+    def by_onnxruntime(blob: Float32) -> Mapping[str, Float32]:
+        session = sessions[blob[0, 0].size > SMALL]
+        return dict(zip(HEADS, session.run(HEADS, {"input": blob}), strict=True))
+
+    return by_onnxruntime

@@ -270,6 +270,25 @@ class TestDecoding:
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
         np.testing.assert_allclose(decode(open_network(model)(blob), 64), with_it, rtol=1e-4, atol=1e-3)
 
+    def test_small_looks_have_one_thread_and_large_ones_have_several(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        used = []
+
+        class Session:
+            def __init__(self, _model: bytes, options: Any, providers: list[str]) -> None:
+                assert providers == ["CPUExecutionProvider"]
+                self.threads = options.intra_op_num_threads
+
+            def run(self, names: tuple[str, ...], _inputs: Mapping[str, Array]) -> list[Array]:
+                used.append(self.threads)
+                return [np.zeros(1)] * len(names)
+
+        monkeypatch.setattr("onnxruntime.InferenceSession", Session)
+        monkeypatch.setattr(module.os, "cpu_count", lambda: 3)
+        network = open_network(b"")
+        for side in (YuNet.CLOSE, 480, 640):
+            network(np.zeros((1, 3, side, side), np.float32))
+        assert used == [1, 1, 3]
+
     def test_values_that_are_no_numbers_are_no_faces(self) -> None:
         rows = heads([row(POINTS, 0.9), row(POINTS + 90, 0.8)], 704, 512)
         rows["kps_8"][0, 0, 3] = np.nan
