@@ -64,7 +64,7 @@ def _instead_of(path: Path, inputs: Sequence[str]) -> str:
 
 def _read_standard_input(folder: Path, max_pixels: int) -> Path:
     """Write the image on standard input into `folder`. Raises InvalidImage where there is none."""
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():  # None: it is closed
         raise InvalidOption(f"{STANDARD} reads an image from standard input: pipe one in, as `bfr restore - < old.jpg`")
     limit = byte_limit(max_pixels)
     data = sys.stdin.buffer.read(limit + 1)

@@ -31,9 +31,12 @@ def main() -> None:
 
         if error.strerror is None or volume.verbose:
             raise
+        if error.filename is None and isinstance(error, FileNotFoundError):
+            _say("error: the current folder was deleted: change to another one")
+            sys.exit(BfrError.exit_code)
         what = f"{error.filename} cannot be used: {error.strerror}" if error.filename else error.strerror
         _say(f"error: {what}: check names and addresses, permissions, and the disk")
-        sys.exit(BfrError.exit_code)
+        sys.exit(BfrError.exit_code if error.filename else 1)  # without a name a stream or the network failed
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer makes this of KeyboardInterrupt, without a word
             _say("interrupted; what was finished is kept")

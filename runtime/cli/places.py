@@ -218,6 +218,8 @@ def _of_one_file(item: Item, target: Path | str, options: JobOptions, *, overwri
     if not isinstance(target, Path):
         if item.is_video:
             raise InvalidOption("a video cannot be written to standard output: name a file or folder with -o")
+        if sys.stdout is None:
+            raise InvalidOption("standard output is closed: name a file with -o")
         if sys.stdout.isatty():
             raise InvalidOption("an image would be printed on the terminal: redirect it, or name a file with -o")
         return {}

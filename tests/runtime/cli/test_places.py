@@ -118,11 +118,47 @@ class TestStandardInputAndOutput:
         assert done.status == 2
         assert message in done.stderr
 
+    @pytest.mark.parametrize(
+        ("stream", "places", "message"),
+        [
+            ("stdin", ["-", "-o", "new.jpg"], "pipe one in"),
+            ("stdout", ["old.jpg", "-o", "-"], "is closed: name a file"),
+        ],
+    )
+    def test_a_stream_that_is_closed(
+        self, call: Called, album: Path, monkeypatch: pytest.MonkeyPatch, stream: str, places: list[str], message: str
+    ) -> None:
+        monkeypatch.setattr(sys, stream, None)  # as Python has it after `<&-` and `>&-`
+        done = call("restore", *places)
+        assert done.status == 2
+        assert message in done.stderr
+
     def test_a_terminal_gets_no_image(self, call: Called, album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
         done = call("restore", "old.jpg", "-o", "-")
         assert done.status == 2
         assert "redirect it" in done.stderr
+
+
+def test_a_current_folder_that_was_deleted(call: Called, album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = album / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    done = call("restore", album / "old.jpg", "-o", "out")
+    assert done.status == 2
+    assert done.stderr == "error: the current folder was deleted: change to another one\n"
+
+
+def test_a_standard_output_that_is_full_is_a_failure(
+    call: Called, album: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Path("/dev/full").open("w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        done = call("restore", "old.jpg")
+    assert done.status == 1
+    assert "No space left on device" in done.stderr
+    assert Image.open("restored/old.jpg").size == SIZE
 
 
 class TestNothingIsReplaced:
