@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -130,7 +129,7 @@ class PhotoEditor:
             min_eye_distance=self.options.min_eye_distance,
             most=self.options.max_faces,
         )
-        return each(partial(self.detector.refine, eight), found)
+        return each(lambda face: self.detector.refine(eight, face), found)
 
     def _look_at_turns(self, eight: NDArray[np.uint8]) -> list[Face]:
         """The faces of the turn by 90, 180 or 270 degrees that shows them best, where they are; only sure ones."""

@@ -211,6 +211,7 @@ class Frame:
         time_base: Seconds a tick.
         index: From 0.
         duration: Ticks, None where the file names none.
+        repeats: When the frames after it are shown that have the same samples, and for how long, in ticks.
     """
 
     def __init__(
@@ -218,6 +219,7 @@ class Frame:
     ) -> None:
         self._native, self._layout = native, layout
         self.pts, self.time_base, self.index, self.duration = pts, time_base, index, duration
+        self.repeats: list[tuple[int, int | None]] = []
 
     @property
     def seconds(self) -> float:
@@ -246,12 +248,27 @@ class Frame:
     @cached_property
     def samples(self) -> Samples | None:
         """As decoded; None for frames that have to be converted: turned, of another size or format than 4:2:0."""
-        one, native = self._layout, self._native
-        if one.matrix is None or one.turned or native.format.name not in _PACKED:
+        one, native, planes = self._layout, self._native, self._planes
+        if (
+            planes is None
+            or one.matrix is None
+            or one.turned
+            or (native.width, native.height) != (one.width, one.height)
+        ):
             return None
-        if (native.width, native.height) != (one.width, one.height) or one.width % 2 or one.height % 2:
-            return None
-        return Samples(native.to_ndarray(), native.format.name, one.matrix, one.range)
+        return Samples(planes, native.format.name, one.matrix, one.range)
+
+    @cached_property
+    def _planes(self) -> NDArray[Any] | None:
+        """As of `Samples`, as stored; None for other formats than 4:2:0, and odd sizes."""
+        native = self._native
+        packed = native.format.name in _PACKED and native.width % 2 == native.height % 2 == 0
+        return native.to_ndarray() if packed else None
+
+    def equals(self, other: "Frame") -> bool:
+        """Whether all samples of two frames of a video are the same; False where its format is not compared."""
+        one, two = self._planes, other._planes
+        return one is not None and two is not None and one.dtype == two.dtype and np.array_equal(one, two)
 
     @property
     def grey(self) -> bool:

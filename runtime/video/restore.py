@@ -28,6 +28,8 @@ from bfr.runtime.video.read import VideoReader
 from bfr.runtime.video.track import Tracked, Tracker
 from bfr.runtime.video.write import VideoWriter
 
+MOST_REPEATS = 250  # of a frame that are noted, so that a long still shows its progress
+
 
 @dataclass(slots=True)
 class Film:
@@ -37,7 +39,7 @@ class Film:
         width: Width of the result.
         height: Height of the result.
         frames: Written.
-        faces: Restored, in all frames together.
+        faces: Restored, in all frames together, repeated ones too.
         tracks: People followed.
         seconds: Stage -> seconds: decode, find (faces, and follow them), crop, network, paste, encode; all but the
             networks run beside them.
@@ -86,6 +88,8 @@ def restore_video(
     progress: Callable[[float], None] = lambda _share: None,
 ) -> Film:
     """Restore the faces of a video into `target`, which appears when it is whole; its suffix names the container.
+
+    A frame that equals the one before it, sample for sample, gets that one's result.
 
     Sound, subtitles and times are the source's, and so are all samples that no face touches, up to the encoder's error.
     Memory does not depend on the length. Of a source that is damaged, what can be decoded is restored, and `error` says
@@ -211,19 +215,21 @@ class _Shooting:
                 samples, options = samples.copy(), self.photo.options
                 patches = self.photo.patches(shot.faces, results, grey=frame.grey)
                 samples.paste(patches, colour=not frame.grey, blend=options.blend, detail=options.detail)
+        shown = [(frame.pts, frame.duration), *frame.repeats]
         with self._timed("encode"):
-            if pixels is not None:
-                self.writer.write(pixels, frame.pts, frame.time_base, frame.duration)
-            elif samples is not None:
-                self.writer.write_samples(samples, frame.pts, frame.time_base, frame.duration)
-        film.frames += 1
+            for pts, duration in shown:
+                if pixels is not None:
+                    self.writer.write(pixels, pts, frame.time_base, duration)
+                elif samples is not None:
+                    self.writer.write_samples(samples, pts, frame.time_base, duration)
+        film.frames += len(shown)
         if restored and film.stills is None:
             after = pixels if pixels is not None or samples is None else samples.rgb()
             film.stills = None if after is None else (_eight(frame.pixels), _eight(after))
         if errors and not self.failed:
             self.first_error = f"frame {frame.index}: {errors[0]}"
-        self.failed += len(errors)
-        film.faces += len(restored)
+        self.failed += len(errors) * len(shown)
+        film.faces += len(restored) * len(shown)
 
     def _cut_out(self, frame: Frame, tracked: list[Tracked]) -> _Shot:
         """Align the faces of a frame; all of it is converted only where its samples do not go back as they are."""
@@ -239,7 +245,7 @@ class _Shooting:
         return _Shot(frame, pixels, faces, [keys[id(face.face)] for face in faces])
 
     def _decoded(self, reader: VideoReader) -> Iterator[Frame]:
-        frames = reader.frames()
+        frames = _merged(reader.frames())
         while True:
             with self._timed("decode"):
                 frame = next(frames, None)
@@ -255,6 +261,20 @@ class _Shooting:
 
     def _took(self, stage: str, begin: float) -> None:
         self.film.seconds[stage] = self.film.seconds.get(stage, 0.0) + time.perf_counter() - begin
+
+
+def _merged(frames: Iterator[Frame]) -> Iterator[Frame]:
+    """The frames that differ from the one before; the others are among its `repeats`."""
+    last = next(frames, None)
+    for frame in frames:
+        if last is not None and len(last.repeats) < MOST_REPEATS and frame.equals(last):
+            last.repeats.append((frame.pts, frame.duration))
+            continue
+        if last is not None:
+            yield last
+        last = frame
+    if last is not None:
+        yield last
 
 
 def _eight(pixels: NDArray[Any]) -> NDArray[Any]:

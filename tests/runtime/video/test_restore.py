@@ -64,12 +64,18 @@ def moving(count: int) -> list[Array]:
 
 
 def clip(
-    path: Path, frames: Sequence[Array], *, times: Sequence[int] | None = None, sound: bool = False, speed: str = "fast"
+    path: Path,
+    frames: Sequence[Array],
+    *,
+    times: Sequence[int] | None = None,
+    sound: bool = False,
+    speed: str = "fast",
+    crf: int = 6,
 ) -> Path:
     """A video at 25 frames a second, or with the given times in milliseconds; `sound` is a tone."""
     options = {"movflags": "faststart"} if path.suffix in (".mp4", ".mov") else {}
     with av.open(str(path), "w", container_options=options) as output:
-        stream: Any = output.add_stream("libx264", 25, {"crf": "6", "preset": speed}, width=WIDTH, height=HEIGHT)
+        stream: Any = output.add_stream("libx264", 25, {"crf": str(crf), "preset": speed}, width=WIDTH, height=HEIGHT)
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", MILLISECONDS
         track: Any = output.add_stream("aac", 48_000, layout="mono") if sound else None
         for index, pixels in enumerate(frames):
@@ -143,6 +149,24 @@ def test_a_face_keeps_its_noise_through_all_frames(photo: Maker, tmp_path: Path)
     assert keys_of(worker) == [None] * 8  # that of its pixels, which differ from frame to frame
 
 
+@pytest.mark.parametrize(("most", "restored"), [(250, 3), (2, 4)])
+def test_a_frame_that_is_shown_again_is_restored_once(
+    photo: Maker, tmp_path: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch, most: int, restored: int
+) -> None:
+    monkeypatch.setattr("bfr.runtime.video.restore.MOST_REPEATS", most)
+    frames = [drawn((8, 16, FACE))] * 4 + [drawn((40, 16, FACE)) for _ in range(5)]
+    frames[0] = frames[0].copy()
+    frames[0][0, 0] += 20  # far from the face: another frame all the same
+    times = np.cumsum([0, 40, 20, 100, 40, 33, 47, 300, 40]).tolist()
+    source, worker = clip(tmp_path / "a.mp4", frames, times=times, crf=0), photo()  # 0: no sample changes
+    film = restore_video(worker, source, tmp_path / "b.mp4")
+    assert (len(keys_of(worker)), film.frames, film.faces) == (restored, 9, 9)
+    after = shown(tmp_path / "b.mp4")
+    assert [seconds for seconds, _ in after] == [ms / 1000 for ms in times]
+    for index, (_, pixels) in enumerate(after):
+        assert_restored(pixels, 8 if index < 4 else 40, 16, fakes.restored)
+
+
 def test_two_people_have_noise_of_their_own(photo: Maker, tmp_path: Path) -> None:
     """Also where the one on the right comes first."""
     frames = [drawn((110 - index, 16, FACE)) for index in range(6)]
@@ -155,7 +179,7 @@ def test_two_people_have_noise_of_their_own(photo: Maker, tmp_path: Path) -> Non
 
 
 def test_a_cut_begins_new_people(photo: Maker, tmp_path: Path) -> None:
-    frames = [drawn((60, 16, FACE), across=index < 4) for index in range(8)]
+    frames = [drawn((60 + index, 16, FACE), across=index < 4) for index in range(8)]
     worker = photo()
     film = restore_video(worker, clip(tmp_path / "a.mp4", frames), tmp_path / "b.mp4")
     assert keys_of(worker) == [0] * 4 + [1] * 4
@@ -325,7 +349,7 @@ class TestNotFinite:
 def test_an_exception_on_the_way_leaves_nothing_and_the_next_run_works(
     photo: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fakes: Any, place: str
 ) -> None:
-    frames = [drawn((60, 16, FACE))] * 90
+    frames = [drawn((60 + index % 2, 16, FACE)) for index in range(90)]
     source, target = clip(tmp_path / "a.mp4", frames, speed="ultrafast"), tmp_path / "out/b.mp4"
     calls, begun = 0, 0
     late = 80  # the encoder holds frames back; of squares without texture, every frame is looked at
@@ -359,7 +383,7 @@ def test_an_exception_on_the_way_leaves_nothing_and_the_next_run_works(
 def test_a_killed_run_leaves_nothing_under_the_final_name_and_does_not_block(photo: Maker, tmp_path: Path) -> None:
     """P16. In a process of its own, with a detector that ends it when the encoder has given its first frames."""
     (tmp_path / "in").mkdir()
-    source = clip(tmp_path / "in/a.mp4", [drawn()] * 100, speed="ultrafast")
+    source = clip(tmp_path / "in/a.mp4", [drawn((i, 16, (40, 60, 130))) for i in range(100)], speed="ultrafast")
     code = """
 import os, signal, sys
 from pathlib import Path
