@@ -1,5 +1,6 @@
 """Where `bfr restore` reads and writes: files, folders, patterns, standard input and output, and what is refused."""
 
+import errno
 import io
 import json
 import sys
@@ -153,9 +154,11 @@ def test_a_current_folder_that_was_deleted(call: Called, album: Path, monkeypatc
 def test_a_standard_output_that_is_full_is_a_failure(
     call: Called, album: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Path("/dev/full").open("w", buffering=1) as full:
-        monkeypatch.setattr(sys, "stdout", full)
-        done = call("restore", "old.jpg")
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys.stdout, "write", fail)
+    done = call("restore", "old.jpg")
     assert done.status == 1
     assert "No space left on device" in done.stderr
     assert Image.open("restored/old.jpg").size == SIZE
