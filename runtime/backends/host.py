@@ -42,9 +42,12 @@ def check_threads(threads: int | None) -> None:
 
 
 def environments_threads() -> int | None:
-    """Return the number of threads that OMP_NUM_THREADS asks for, as PyTorch and OpenBLAS read it; None without it."""
+    """Return the number of threads that OMP_NUM_THREADS asks for, as PyTorch and OpenBLAS read it; None without it.
+
+    THREADS_A_CORE threads a core at most: the variable may have been set for another machine.
+    """
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(first) if first.isdecimal() and int(first) > 0 else None
+    return min(int(first), THREADS_A_CORE * (os.cpu_count() or 1)) if first.isdecimal() and int(first) > 0 else None
 
 
 class HostDevice:
