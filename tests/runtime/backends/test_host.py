@@ -55,7 +55,9 @@ def test_threads_out_of_range(threads: int, monkeypatch: pytest.MonkeyPatch) -> 
         check_threads(fine)
 
 
-@pytest.mark.parametrize(("said", "threads"), [("3", 3), (" 2,1", 2), ("100000", 8), ("", None), ("0", None)])
+@pytest.mark.parametrize(
+    ("said", "threads"), [("3", 3), (" 2,1", 2), ("100000", 8), ("", None), ("0", None), ("many", None)]
+)
 def test_threads_of_the_environment(said: str, threads: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.setenv("OMP_NUM_THREADS", said)
