@@ -13,7 +13,6 @@ ROUNDS = 10
 MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 WEYL = (0x9E3779B9, 0xBB67AE85)
 WORD = 0xFFFFFFFF
-PART = 8192  # counts whose words, 64 KiB an array, stay in a core's cache: a third less time than all at once
 _LOW, _SHIFT = np.uint64(WORD), np.uint64(32)
 
 Float32 = NDArray[np.float32]
@@ -51,20 +50,19 @@ def fill_normal(out: Float32, *, seed: int, image: int, step: int) -> None:
     if out.size % 4 or not out.flags.c_contiguous:
         raise ValueError(f"noise of shape {out.shape} is not a contiguous multiple of 4 elements")
     zero = np.zeros(1, np.uint64)
-    for begin in range(0, count, PART):
-        element = np.arange(begin, min(begin + PART, count), dtype=np.uint64)
-        words = philox((element, zero + np.uint64(step), zero, zero), (seed, image))
-        normals = out.reshape(count, 4)[begin : begin + PART]
-        for pair in (0, 2):
-            # The words' middle points, in (0, 1]: the logarithm is finite.
-            radius = _uniform(words[pair])
-            np.log(radius, out=radius)
-            radius *= np.float32(-2.0)
-            np.sqrt(radius, out=radius)
-            angle = _uniform(words[pair + 1])
-            angle *= np.float32(2.0 * np.pi)
-            np.multiply(radius, np.cos(angle), out=normals[:, pair])
-            np.multiply(radius, np.sin(angle), out=normals[:, pair + 1])
+    element = np.arange(count, dtype=np.uint64)
+    words = philox((element, zero + np.uint64(step), zero, zero), (seed, image))
+    normals = out.reshape(count, 4)
+    for pair in (0, 2):
+        # The words' middle points, in (0, 1]: the logarithm is finite.
+        radius = _uniform(words[pair])
+        np.log(radius, out=radius)
+        radius *= np.float32(-2.0)
+        np.sqrt(radius, out=radius)
+        angle = _uniform(words[pair + 1])
+        angle *= np.float32(2.0 * np.pi)
+        np.multiply(radius, np.cos(angle), out=normals[:, pair])
+        np.multiply(radius, np.sin(angle), out=normals[:, pair + 1])
 
 
 def _uniform(words: NDArray[np.uint64]) -> Float32:
