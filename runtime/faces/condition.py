@@ -89,7 +89,7 @@ def measure_condition(crop: NDArray[Any], matrix: Matrix, photograph: NDArray[An
             middle = _luma(seen_at)
             step = max(1, min(seen_at.shape[:2]) // SAMPLED)
             packed = seen_at[::step, ::step].reshape(-1, 3).astype(np.int64) @ np.array([1, 1 << 16, 1 << 32])
-            colours = np.unique(packed).size
+            colours = 1 + int(np.count_nonzero(np.diff(np.sort(packed))))  # a ninth of the time of np.unique
             blocks, noise = _blocks(middle), max(noise, _noise(middle))
             if scale < 1:  # the crop hides it
                 noise = max(noise, _grain(middle))
@@ -111,7 +111,8 @@ def _noise(luma: Float32, where: NDArray[np.bool_] | None = None) -> float:
     diagonal = np.zeros_like(luma)
     diagonal[:-1, :-1] = np.abs(luma[:-1, :-1] - luma[:-1, 1:] - luma[1:, :-1] + luma[1:, 1:]) / 2
     places = diagonal[: height * CELL, : width * CELL].reshape(height, CELL, width, CELL).swapaxes(1, 2)
-    medians = np.median(places.reshape(height, width, -1), axis=2)
+    ordered = np.sort(places.reshape(height, width, -1), axis=2)  # a fifth of the time of np.median
+    medians = ordered[..., CELL**2 // 2 - 1 : CELL**2 // 2 + 1].mean(axis=2)
     return float(np.quantile(medians if where is None else medians[where], SMOOTHEST)) / MEDIAN
 
 
@@ -134,8 +135,9 @@ def _grain(luma: Float32) -> float:
 def _steepest(luma: Float32, width: int) -> float:
     """The gradient of the face's edges: the difference of the means of two squares of `width` pixels side by side."""
     means = cv2.boxFilter(luma, -1, (width, width), anchor=(0, 0))
-    x, y = means[:-width, width:] - means[:-width, :-width], means[width:, :-width] - means[:-width, :-width]
-    return float(np.quantile(np.hypot(x, y)[_inside(luma.shape[0])[:-width, :-width]], STEEPEST))
+    inside, here = _inside(luma.shape[0])[:-width, :-width], means[:-width, :-width]
+    x, y = ((there - here)[inside] for there in (means[:-width, width:], means[width:, :-width]))
+    return float(np.quantile(np.hypot(x, y), STEEPEST))
 
 
 def _blocks(luma: Float32) -> float:
