@@ -101,7 +101,7 @@ class PhotoEditor:
         faces = self.crop(photograph, self.find(photograph))
         if self.options.restore_sharp:
             return faces
-        return each(lambda face: replace(face, left=face.condition(photograph).sharp), faces)
+        return [replace(face, left=face.condition(photograph).sharp) for face in faces]
 
     def find(self, photograph: NDArray[Any], *, turns: bool = True) -> list[Face]:
         """Return the faces that the options choose, from left to right.
