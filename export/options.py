@@ -52,23 +52,23 @@ class ExportOptions(Options):
     """How a system is exported."""
 
     precision: Annotated[tuple[Precision, ...], AfterValidator(_with_float32)] = Field(
-        default=("fp32",), description="fp32 always, which half precision falls back on; fp16 and int8 add theirs."
+        default=("fp32",), description="Precisions. fp32 is always included, as fallback; fp16 and int8 add a variant."
     )
-    calibration: Path | None = Field(default=None, description="For int8: a folder of aligned faces, some 32.")
+    calibration: Path | None = Field(default=None, description="For int8: a folder of about 32 aligned faces.")
     opset: Opset = Field(
         default=20,
-        description="20 suits every backend. For TensorRT from 10.14 on 23: it has operators for attention and "
-        "normalization; from 10.9 on 21, for normalization.",
+        description="20 suits every backend. For TensorRT alone: 21 has an operator for normalization (from 10.9 on), "
+        "23 also for attention (from 10.14 on).",
     )
-    learned_variance: bool = Field(default=False, description="DDPM with the learned variance, instead of DDIM.")
+    learned_variance: bool = Field(default=False, description="Use DDPM with the learned variance instead of DDIM.")
     time_table: bool | None = Field(
         default=None,
-        description="Compute time embeddings once a run; the default if the denoiser is one UNet.",
+        description="Compute time embeddings once per run. The default if the denoiser is one UNet.",
     )
     verify: Extent = Field(
         default="quick",
-        description="quick compares each network at two batch sizes, and loops of a few steps over all of their time; "
-        "full runs every step, as `bfr verify` does later.",
+        description="quick compares each network at two batch sizes, and loops of a few steps over the whole range of "
+        "time; full runs every step, as `bfr verify` does.",
     )
     replace: bool = Field(default=False, description="Replace an existing bundle.")
 
@@ -77,25 +77,23 @@ class WrapOptions(Options):
     """What an ONNX file expects and gives; None where `bfr wrap` is to find out."""
 
     input_range: Extremes = Field(
-        default=None, description="Black and white of its input: -1..1, 0..1 or 0..255; guessed if left out."
+        default=None, description="Black and white of the input: -1..1, 0..1 or 0..255. Default: guessed."
     )
-    output_range: Extremes = Field(default=None, description="Black and white of its output.")
-    colour: Literal["rgb", "bgr"] = Field(default="rgb", description="Order of its channels.")
-    size: int | None = Field(
-        default=None, ge=1, description="Side of its input in pixels, where the file leaves it open."
-    )
-    input: str | None = Field(default=None, description="Its input, where several could be.")
-    output: str | None = Field(default=None, description="Its output, where several could be.")
+    output_range: Extremes = Field(default=None, description="Black and white of the output. Default: guessed.")
+    colour: Literal["rgb", "bgr"] = Field(default="rgb", description="Order of the channels.")
+    size: int | None = Field(default=None, ge=1, description="Side of the input in pixels, if the file leaves it open.")
+    input: str | None = Field(default=None, description="Name of the image input, if there are several candidates.")
+    output: str | None = Field(default=None, description="Name of the image output, if there are several candidates.")
     reference: str | None = Field(
-        default=None, description="Its input for a second picture, `bfr restore --reference`."
+        default=None, description="Name of the input for a second picture, `bfr restore --reference`."
     )
     values: Annotated[dict[str, float], BeforeValidator(_by_name)] = Field(
-        default={}, description="The value of a further input, as w=0.5; may be repeated."
+        default={}, description="Value of a further input, as w=0.5; repeatable."
     )
     precision: Annotated[tuple[Literal["fp32", "fp16"], ...], AfterValidator(_with_float32)] = Field(
-        default=("fp32",), description="fp32 always, the file as it is; fp16 adds a variant in half."
+        default=("fp32",), description="fp32, the file itself, is always included; fp16 adds a half-precision variant."
     )
-    name: str | None = Field(default=None, description="Name of the system; the file's if left out.")
+    name: str | None = Field(default=None, description="Name of the system. Default: the file's name.")
     licence: str = Field(default="unknown", description="Licence of the weights, for the manifest.")
     replace: bool = field_of(ExportOptions, "replace")
 
@@ -104,14 +102,14 @@ class TritonOptions(Options):
     """How a bundle becomes a model repository of Triton."""
 
     precision: Precision = Field(default="fp32", description="Networks without this precision run in fp32.")
-    processor: Literal["gpu", "cpu"] = Field(default="gpu", description="What runs the networks.")
+    processor: Literal["gpu", "cpu"] = Field(default="gpu", description="Where the networks run.")
     batch: int = Field(
         default=8,
         ge=1,
-        description="Faces that go through a network together, at most; a bundle that fixes its batch keeps its own.",
+        description="Largest number of faces in a network call. A bundle with a fixed batch keeps its own.",
     )
     instances: int = Field(
-        default=2, ge=1, description="Loops that run beside each other; the steps of their images share batches."
+        default=2, ge=1, description="Loops that run concurrently; the steps of their images share batches."
     )
     replace: bool = Field(default=False, description="Replace an existing folder.")
 
@@ -121,23 +119,23 @@ class BuildOptions(Options):
 
     precision: tuple[Literal["fp32", "fp16", "bf16"], ...] = Field(
         default=("fp32",),
-        description="May be repeated. Networks without one of them are built in fp32 for it; int8 is for CPUs.",
+        description="Repeatable. Networks without a precision are built in fp32 for it. int8 is for CPUs.",
     )
     library: Literal["auto", Library] = Field(
-        default="auto", description="What builds; auto: the first that is installed."
+        default="auto", description="Library to build with. auto: the first that is installed."
     )
     batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], COMMAS, AfterValidator(_ascending)] = Field(
         default=(),
-        description="Batch sizes, separated by commas: an optimization profile each. 1,2,4,8,16 if left out.",
+        description="Batch sizes, separated by commas, with an optimization profile each. Default: 1,2,4,8,16.",
     )
     workspace: int | None = Field(
-        default=None, ge=1, description="Most scratch memory of a layer, in MiB; without a limit if left out."
+        default=None, ge=1, description="Largest scratch memory of a layer, in MiB. Default: no limit."
     )
-    level: int = Field(default=3, ge=0, le=5, description="Effort of the builder. Higher builds longer.")
+    level: int = Field(default=3, ge=0, le=5, description="Builder effort. Higher builds longer.")
     aux_streams: int | None = Field(
         default=None,
         ge=0,
-        description="Most streams beside the caller's; TensorRT chooses if left out. 0 takes the least memory.",
+        description="Largest number of auxiliary streams. 0 takes the least memory. Default: TensorRT chooses.",
     )
 
     @property

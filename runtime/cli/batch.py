@@ -22,20 +22,21 @@ def batch(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT", help="Photographs, folders, globs, or URLs of them, as 's3://bucket/photos/**/*.jpg'."
+            metavar="INPUT", help="Photographs, folders, globs, or their URLs, such as 's3://bucket/photos/**/*.jpg'."
         ),
     ],
     out: Annotated[str, typer.Option("-o", "--out", help="Output folder, or its URL.")],
     options: Annotated[BulkOptions, Flags(without=("photo",), negative=STRIP)],
     pool: Annotated[PoolOptions, Flags(panel="Machines")],
     photo: Annotated[PhotoOptions, Flags(without=("background",))],
-    aligned: Annotated[bool, typer.Option("--aligned", help="The images are aligned faces, nothing else.")] = False,
+    aligned: Annotated[bool, typer.Option("--aligned", help="Treat each image as one aligned face.")] = False,
     overwrite: OVERWRITE = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Restore many photographs, here or on a Ray cluster.
 
-    No videos. Writes results, results.csv with a row for each input, failures.csv and batch.json into the folder.
+    Writes results, results.csv with a row for each input, failures.csv and batch.json into the folder. Restores no
+    videos.
     """
     from bfr.runtime.backends.host import check_threads
     from bfr.runtime.cluster.bulk.run import run_bulk

@@ -18,16 +18,18 @@ def bench(
     options: Annotated[BenchOptions, Flags(argument="bundle", names=OUT, negative={"cold": "--no-cold"})],
     others: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[OTHER]...", help="More bundles: each is measured, and one table has all."),
+        typer.Argument(metavar="[OTHER]...", help="More bundles to measure; one table compares all."),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="3 repeats after 1 call: a trial, not a result.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="3 repeats after 1 warm-up call: a trial, not a result.")
+    ] = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Measure latency, throughput, memory and drift of backends.
 
-    Backends take turns with eager PyTorch, if it is installed. Names for --backends: eager-cpu, eager-cuda, eager-tf32,
-    eager-half, torch-cpu (compiled), openvino-cpu, and those of `bfr restore --backend`, which may end in :fp16 or
-    :int8. +graph and +nograph turn CUDA graphs on and off. Each of several bundles runs on the backends it supports.
+    Backends take turns with eager PyTorch, if it is installed. --backends accepts eager-cpu, eager-cuda, eager-tf32,
+    eager-half, torch-cpu (compiled), openvino-cpu, and the backends of `bfr restore --backend`, which may end in :fp16
+    or :int8. +graph and +nograph turn CUDA graphs on and off. Each bundle runs on the backends that it supports.
     """
     from bfr.benchmarks.speed.compare import as_table, read_bench
     from bfr.benchmarks.speed.contender import split_name

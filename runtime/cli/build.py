@@ -27,15 +27,17 @@ EVERY = 4.0  # seconds between two lines of progress where there is no terminal
 def build(
     opened: Annotated[OpenOptions, Flags(only=("device",))],
     options: Annotated[BuildOptions, Flags()],
-    bundle: Annotated[Path | None, typer.Argument(help="Folder; the default is the system mini.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read the graphs and report; build nothing.")] = False,
-    target: Annotated[str | None, typer.Option("--for", help="jetson: fewer batches, less memory, checks.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Rebuild engines that fit, too.")] = False,
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder. Default: the system mini.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Parse the graphs and report; build nothing.")] = False,
+    target: Annotated[
+        str | None, typer.Option("--for", help="jetson: build for fewer batches with less memory, and check the board.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also rebuild engines that are up to date.")] = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Build TensorRT engines for this GPU, and verify them.
 
-    They are published only when they agree with float32.
+    Publishes the engines only if they agree with float32.
     """
     _need()
     from bfr.export.tensorrt.engine import build_engines

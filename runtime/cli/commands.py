@@ -19,16 +19,16 @@ COMMANDS = {
     "Restore": {
         "restore": "Restore the faces of photographs and videos.",
         "inpaint": "Inpaint the masked parts of aligned faces.",
-        "live": "Restore the faces of a camera or stream as it comes.",
+        "live": "Restore the faces of a live camera or stream.",
     },
     "Serve and scale": {
-        "serve": "Serve a bundle over HTTP, with a page to try it.",
+        "serve": "Serve a bundle over HTTP, with a test page.",
         "batch": "Restore many photographs, here or on a Ray cluster.",
     },
     "Export and build": {
         "fetch": "Download published weights, or the face detector `yunet`.",
-        "export": "Export a system to ONNX, verified against PyTorch.",
-        "wrap": "Make a bundle of any restorer that is one ONNX network.",
+        "export": "Export a system to ONNX, and verify it against PyTorch.",
+        "wrap": "Make a bundle of any single-network ONNX restorer.",
         "build": "Build TensorRT engines for this GPU, and verify them.",
         "verify": "Compare a bundle with eager float32 PyTorch.",
         "export-triton": "Write a model repository for NVIDIA's Triton server.",
@@ -36,8 +36,8 @@ COMMANDS = {
     },
     "Measure": {"bench": "Measure latency, throughput, memory and drift of backends."},
     "Inspect": {
-        "info": "Show what a bundle is, and what its presets cost here.",
-        "doctor": "Show what works on this machine, and how to mend the rest.",
+        "info": "Show a bundle, and what its presets cost on this machine.",
+        "doctor": "Show what works on this machine, and how to fix the rest.",
     },
 }
 """Task -> command -> the first line of its help. The command `a-b` is the function `a_b` of the module `a_b`."""

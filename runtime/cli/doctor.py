@@ -17,7 +17,7 @@ _log = logging.getLogger("bfr")
 
 @expanded
 def doctor(as_json: AS_JSON = False) -> None:
-    """Show what works on this machine, and how to mend the rest."""
+    """Show what works on this machine, and how to fix the rest."""
     report = diagnose(cache_folder())
     if as_json:
         show(json.dumps(asdict(report), indent=2))

@@ -22,16 +22,16 @@ def export(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new bundle.")],
     options: Annotated[ExportOptions, Flags(names={"time_table": ("--time-table/--no-time-table",)})],
-    weights: Annotated[Path | None, typer.Option(help="Checkpoints' folder; that of bfr fetch if left out.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder of checkpoints. Default: that of bfr fetch.")] = None,
     seeded: Annotated[
         bool,
-        typer.Option("--seeded", help="Random weights, for tests and timings: they restore nothing."),
+        typer.Option("--seeded", help="Use random weights, for tests and timings. They restore nothing."),
     ] = False,
     as_json: AS_JSON = False,
 ) -> None:
-    """Export a system to ONNX, verified against PyTorch.
+    """Export a system to ONNX, and verify it against PyTorch.
 
-    The bundle appears only when it is whole and agrees with eager float32.
+    Publishes the bundle only if it agrees with eager float32.
     """
     if seeded and weights:
         raise InvalidOption("--seeded makes weights of its own: leave out --weights, or --seeded")

@@ -23,13 +23,15 @@ def fetch(
             "detector)."
         ),
     ],
-    accept_license: Annotated[bool, typer.Option("--accept-license", help="Accept the licence shown.")] = False,
-    folder: Annotated[Path | None, typer.Option(help="Destination; bfr's cache folder if left out.")] = None,
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="Accept the licence that the command prints.")
+    ] = False,
+    folder: Annotated[Path | None, typer.Option(help="Destination. Default: bfr's cache folder.")] = None,
     as_json: AS_JSON = False,
 ) -> None:
     """Download published weights, or the face detector `yunet`.
 
-    They are checked, and kept as safetensors too.
+    Checks the files, and stores them as safetensors too.
     """
     if folder is not None:
         check_folder(folder, "--folder")

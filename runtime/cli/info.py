@@ -23,9 +23,9 @@ def info(
     ],
     as_json: AS_JSON = False,
 ) -> None:
-    """Show what a bundle is, and what its presets cost here.
+    """Show a bundle, and what its presets cost on this machine.
 
-    Its files are checked first. How long a face takes is measured once, on the backend that is asked for, and kept.
+    Checks the bundle's files first. Measures the seconds per face once for each backend, and caches them.
     """
     from bfr.runtime.bundle.bundle import Bundle, default_bundle
     from bfr.runtime.bundle.machine import MachineFiles

@@ -30,8 +30,8 @@ def inpaint(
     mask: Annotated[
         Path | None,
         typer.Option(
-            help="White where the picture is inpainted: an image, or a folder of them by name; "
-            "without it, pixels that are 0."
+            help="Image, or folder of images by name, that is white where to inpaint. Default: inpaint pixels that "
+            "are 0."
         ),
     ] = None,
     overwrite: OVERWRITE = False,
@@ -39,7 +39,7 @@ def inpaint(
 ) -> None:
     """Inpaint the masked parts of aligned faces.
 
-    Known pixels stay as they are, bit for bit. Writes PNG files and report.json.
+    Known pixels stay bit-identical. Writes PNG files and report.json.
     """
     from bfr.runtime.bundle.bundle import Bundle, default_bundle
     from bfr.runtime.errors import InvalidOption

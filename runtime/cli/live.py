@@ -30,13 +30,16 @@ def live(
         typer.Argument(
             metavar="SINK",
             help=f"rtsp://HOST/NAME, udp://HOST:PORT, a file (.mkv, .mp4, .mov), {WINDOW}, or http://HOST:PORT for a "
-            f"page and /metrics; several are all served. [default: {PAGE}]",
+            f"page and /metrics. You can name several. [default: {PAGE}]",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     as_json: AS_JSON = False,
 ) -> None:
-    """Restore the faces of a camera or stream as it comes. Frames are dropped, never queued. Ctrl-C ends it."""
+    """Restore the faces of a live camera or stream.
+
+    Late frames are dropped, never queued. Ctrl-C ends the command.
+    """
     if kind_of(source) == "camera" and not Path(source).exists():
         raise InputNotFound(f"there is no {source}: `ls /dev/video*` lists the cameras")
     targets = sinks or [PAGE]

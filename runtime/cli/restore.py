@@ -41,24 +41,24 @@ def restore(
     photo: Annotated[PhotoOptions, Flags()],
     opened: Annotated[OpenOptions, Flags()],
     sampler: Annotated[SamplerOptions, Flags()],
-    aligned: Annotated[bool, typer.Option("--aligned", help="The images are aligned faces, nothing else.")] = False,
+    aligned: Annotated[bool, typer.Option("--aligned", help="Treat each image as one aligned face.")] = False,
     reference: Annotated[
-        Path | None, typer.Option(help="Another photograph of the person, for systems that keep an identity.")
+        Path | None, typer.Option(help="Another photograph of the person, for systems with identity guidance.")
     ] = None,
-    server: Annotated[str | None, typer.Option(help="Address of a `bfr serve` that restores instead.")] = None,
+    server: Annotated[str | None, typer.Option(help="Address of a `bfr serve` that does the restoring.")] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option(help="File of that server's API key; BFR_API_KEY is the key itself.")
+        Path | None, typer.Option(help="File with that server's API key. BFR_API_KEY can hold the key instead.")
     ] = None,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Estimate the time from a few of the images; restore nothing.")
+        bool, typer.Option("--estimate", help="Estimate the time from a few of the images. Restores nothing.")
     ] = False,
     overwrite: OVERWRITE = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Restore the faces of photographs and videos.
 
-    Inputs are never changed. Results and report.json go into the folder restored, or where -o says. Of several presets,
-    as --preset fast,reference, each has a folder there, and --html shows them side by side.
+    bfr never changes an input. It writes results and report.json into the folder restored, or into -o. With several
+    presets, as in --preset fast,reference, each gets a subfolder, and --html shows the results side by side.
     """
     check_server_options(context, server=server)
     if aligned:

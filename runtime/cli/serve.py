@@ -57,13 +57,11 @@ def serve(
             environment=ENVIRONMENT,
         ),
     ],
-    no_jobs: Annotated[
-        bool, typer.Option("--no-jobs", help="Take no long work.", envvar=f"{ENVIRONMENT}NO_JOBS")
-    ] = False,
+    no_jobs: Annotated[bool, typer.Option("--no-jobs", help="Accept no jobs.", envvar=f"{ENVIRONMENT}NO_JOBS")] = False,
     config: Annotated[  # noqa: ARG001  (its callback has read it)
         Path | None,
         typer.Option(
-            help="TOML file of options; the environment overrides it, flags override both.",
+            help="TOML file of options. The environment overrides it; flags override both.",
             callback=read_config,
             is_eager=True,
             envvar=f"{ENVIRONMENT}CONFIG",
@@ -73,16 +71,16 @@ def serve(
         bool,
         typer.Option(
             "--print-config",
-            help="Print these options as a Serve YAML for `serve deploy`, and end.",
+            help="Print these options as a Serve YAML for `serve deploy`, and exit.",
             envvar=f"{ENVIRONMENT}PRINT_CONFIG",
         ),
     ] = False,
 ) -> None:
-    """Serve a bundle over HTTP, with a page to try it.
+    """Serve a bundle over HTTP, with a test page.
 
-    Requests share batches. Logs are JSON lines on standard output: one a request, with --quiet none, with --verbose
-    connections too. Every option can be set by a variable of the environment or by a file of --config as well: --queue
-    is BFR_SERVE_QUEUE, and queue = 32 in the file.
+    Requests share batches. Standard output gets a JSON line for each request, with --verbose also for connections, with
+    --quiet for neither. An environment variable or a --config file can set every option: --queue 32 is
+    BFR_SERVE_QUEUE=32, or queue = 32 in the file.
     """
     need("serve", "fastapi", "uvicorn", "python_multipart", "prometheus_client")
     from bfr.runtime.files import cache_folder

@@ -18,20 +18,22 @@ from bfr.runtime.restore.options import OpenOptions
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     opened: Annotated[OpenOptions, Flags(only=("backend", "device"))],
-    preset: Annotated[str, typer.Option(help="The preset whose loop is run.")] = "reference",
+    preset: Annotated[str, typer.Option(help="Preset whose loop is compared.")] = "reference",
     record: Annotated[
         bool,
-        typer.Option("--record", help="Keep the result on this machine: `auto` takes the fastest verified backend."),
+        typer.Option(
+            "--record", help="Record the result on this machine: `auto` chooses the fastest verified backend."
+        ),
     ] = False,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Name the layers that depart from float32, their range and error.")
+        bool, typer.Option("--explain", help="Name the layers that deviate from float32, with range and error.")
     ] = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Compare a bundle with eager float32 PyTorch.
 
-    It compares every network and the whole loop, in every precision of the bundle; int8 always on the CPU. If a network
-    is below its floor, the error names the layer where the difference begins. --explain names it in any case. Both need
+    Compares every network and the whole loop, in every precision of the bundle; int8 always on the CPU. If a network is
+    below its floor, the error names the layer where the difference begins; --explain names it in any case. Both need
     the extra `explain`.
     """
     from bfr.runtime.bundle.bundle import Bundle

@@ -25,9 +25,9 @@ def wrap(
     opened: Annotated[OpenOptions, Flags(only=("threads",))],
     as_json: AS_JSON = False,
 ) -> None:
-    """Make a bundle of any restorer that is one ONNX network.
+    """Make a bundle of any single-network ONNX restorer.
 
-    Every command runs it then: restore, video, verify, bench.
+    Every command accepts the bundle: restore, serve, verify, bench and others.
     """
     check_new(out, replace=options.replace)
     if not model.exists():

@@ -34,23 +34,23 @@ class JobOptions(Options):
 
     out: Path = Field(
         default=Path("restored"),
-        description="Output folder; for one image also a file, by its suffix, or - for standard output.",
+        description="Output folder; for one image also a file name with a suffix, or - for standard output.",
     )
     seed: int = Field(
-        default=DEFAULT_SEED, ge=0, le=WORD, description="Seed of the noise: the same seed, the same bytes."
+        default=DEFAULT_SEED, ge=0, le=WORD, description="Seed of the noise. The same seed gives the same bytes."
     )
     format: Format = Field(
-        default="same", description="Format of images; same: the source's own if it can be written, else PNG."
+        default="same", description="Format of images; same: the source's if bfr can write it, else PNG."
     )
-    quality: int = Field(default=QUALITY, ge=1, le=100, description="Of JPEG and WebP. Higher is better and larger.")
-    metadata: bool = Field(
-        default=True, description="Keep what files say beside their pixels: EXIF, XMP, IPTC, comments, density."
+    quality: int = Field(
+        default=QUALITY, ge=1, le=100, description="JPEG and WebP quality. Higher is better and larger."
     )
+    metadata: bool = Field(default=True, description="Keep metadata: EXIF, XMP, IPTC, comments, density.")
     compare: bool = Field(default=False, description="Write a before/after picture beside each result.")
     crops: bool = Field(
-        default=False, description="For photographs, also write each face, as cut out and as restored, into NAME.faces."
+        default=False, description="For photographs, also write each face crop, before and after, into NAME.faces."
     )
-    boxes: bool = Field(default=False, description="Draw boxes around the faces that were found in photographs.")
+    boxes: bool = Field(default=False, description="Draw boxes around the detected faces of photographs.")
     html: bool = Field(default=False, description="Write report.html, with before/after sliders.")
     resume: bool = Field(
         default=False,
@@ -58,10 +58,10 @@ class JobOptions(Options):
     )
     max_pixels: int = Field(default=MAX_PIXELS, ge=1, description="Refuse images and frames with more pixels.")
     codec: Literal["h264", "hevc", "vp9"] | None = Field(
-        default=None, description="Video codec; chosen by the suffix if left out."
+        default=None, description="Video codec. Default: by the suffix."
     )
     crf: int | None = Field(
-        default=None, ge=0, le=63, description="Constant quality of videos: lower is better and larger."
+        default=None, ge=0, le=63, description="Constant rate factor of videos. Lower is better and larger."
     )
 
 
@@ -70,11 +70,11 @@ class RestoreOptions(Options):
 
     seed: int = field_of(JobOptions, "seed")
     bundle: Annotated[str, Field(max_length=64)] | None = Field(
-        default=None, description="One of the server's bundles, by its name; its default if left out."
+        default=None, description="Name of one of the server's bundles. Default: the server's."
     )
     preset: Annotated[str, Field(max_length=64)] | None = field_of(OpenOptions, "preset")
     mode: Literal["photo", "aligned"] = Field(
-        default="photo", description="A photograph with any number of faces, or an aligned face and nothing else."
+        default="photo", description="photo: a photograph with any number of faces; aligned: one aligned face."
     )
     faces: Selection = field_of(PhotoOptions, "faces")
     upscale: Upscale = field_of(PhotoOptions, "upscale")

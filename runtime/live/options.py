@@ -27,10 +27,10 @@ class LiveOptions(Options):
         default=1.0,
         gt=0,
         le=60,
-        description="Largest delay of a frame, in seconds. Later frames are dropped. If not all faces can be restored "
-        "in time, the smallest stay unchanged.",
+        description="Largest delay of a frame, in seconds. bfr drops later frames. If it cannot restore all faces in "
+        "time, the smallest stay unchanged.",
     )
-    reconnect: float = Field(default=30.0, ge=0, description="Seconds to try to reopen a lost stream; 0 ends with it.")
+    reconnect: float = Field(default=30.0, ge=0, description="Seconds to try to reopen a lost stream; 0 ends at once.")
     duration: float | None = Field(default=None, gt=0, description="End after so many seconds.")
     size: str | None = Field(
         default=None, pattern=r"^\d+x\d+$", description="Size to request of a camera, as 1280x720; its own if left out."

@@ -15,26 +15,27 @@ class OpenOptions(Options):
     """How a bundle is opened."""
 
     bundle: Path | None = Field(
-        default=None, description="Bundle folder, or hf://owner/name; the default is the system mini."
+        default=None, description="Bundle folder, or hf://owner/name. Default: the system mini."
     )
-    backend: BackendName = Field(default="auto", description=f"What runs the networks. {HELP}.")
+    backend: BackendName = Field(default="auto", description=f"Backend that runs the networks. {HELP}.")
     preset: str | None = Field(
-        default=None, description="A preset of the bundle; its default if left out. See `bfr info`."
+        default=None, description="A preset of the bundle; `bfr info` lists them. Default: the bundle's."
     )
     precision: PrecisionChoice = Field(
         default="auto",
-        description="auto: the fastest that agrees with fp32 here. Networks without this precision run in fp32.",
+        description="auto: the fastest that agrees with fp32 on this machine. Networks without this precision run in "
+        "fp32.",
     )
-    batch: int = Field(default=1, ge=1, description="Faces that go through the networks together, at most.")
+    batch: int = Field(default=1, ge=1, description="Largest number of faces in a network call.")
     threads: int | None = Field(
         default=None,
         ge=1,
-        description="Threads of the CPU backend, at most four a core; if left out OMP_NUM_THREADS, or one a core.",
+        description="Threads of the CPU backend, at most four per core. Default: OMP_NUM_THREADS, else one per core.",
     )
     device: int = Field(default=0, ge=0, description="Number of the GPU.")
     compiler: Annotated[tuple[CompilerOption, ...], COMMAS] = Field(
         default=("max_autotune", "conv_1x1_as_mm"),
-        description="What torch-cuda's compiler does, separated by commas. More takes longer to compile.",
+        description="Compiler options of torch-cuda, separated by commas. More options compile longer.",
     )
 
 
@@ -43,7 +44,7 @@ class SamplerOptions(Options):
 
     solver: Solver | None = Field(default=None, description="Solver of the diffusion loop.")
     spacing: str | None = Field(
-        default=None, description="Timesteps: time, log-snr, quadratic, or respaced as ddim250."
+        default=None, description="Spacing of the timesteps: time, log-snr, quadratic, or a respacing such as ddim250."
     )
     start: float | None = Field(
         default=None, description="Start timestep. Lower keeps more of the input; higher generates more detail."
@@ -52,18 +53,19 @@ class SamplerOptions(Options):
     stop: int | None = Field(
         default=None,
         ge=0,
-        description="Index of a respacing's last call, whose x0 is the result. Higher leaves out more detail.",
+        description="Index of a respacing's last call, whose x0 is the result. Higher removes more detail.",
     )
     eta: float | None = Field(
-        default=None, ge=0, le=1, description="Noise of each step: 0 is deterministic, 1 is DDPM's."
+        default=None, ge=0, le=1, description="Noise that each step adds: 0 is deterministic, 1 is DDPM's."
     )
     guidance: float | None = Field(
         default=None,
         ge=0,
-        description="Strength of guidance, in guided systems. Higher keeps more of what is known; 0 is none.",
+        description="Strength of guidance, in guided systems. Higher guides more; 0 is none.",
     )
     weight: float | None = Field(
-        default=None, description="Fidelity weight, for networks that have one, as CodeFormer: 1 keeps most."
+        default=None,
+        description="Fidelity weight of networks that have one, such as CodeFormer. 1 keeps most of the input.",
     )
 
     @property

@@ -30,31 +30,33 @@ class ServeOptions(Options):
     bundle: Path | None = field_of(OpenOptions, "bundle")
     bundles: tuple[str, ...] = Field(
         default=(),
-        description="A further bundle as NAME=FOLDER, chosen by ?bundle=NAME; repeat it for several. The first bundle "
-        "is the default.",
+        description="A further bundle as NAME=FOLDER, chosen by ?bundle=NAME; repeatable. The first bundle is the "
+        "default.",
     )
     backend: BackendName = field_of(OpenOptions, "backend")
     precision: PrecisionChoice = field_of(OpenOptions, "precision")
     presets: tuple[str, ...] = Field(
-        default=(), description="Presets to offer, the first is the default; all of the bundle's if left out."
+        default=(), description="Presets to offer; the first is the default. Default: all of the bundle's."
     )
     batch: int | None = Field(
         default=None,
         ge=1,
-        description=f"Faces that go through the networks together, across requests; if left out {BATCH}, "
-        f"without a GPU {CPU_BATCH}.",
+        description=f"Largest number of faces in a network call, across requests. Default: {BATCH}, without a GPU "
+        f"{CPU_BATCH}.",
     )
     threads: int | None = field_of(OpenOptions, "threads")
     detector: DetectorName = field_of(PhotoOptions, "detector")
     workers: int | None = Field(
-        default=None, ge=1, description="Processes that run the networks; if left out one for each GPU, else one."
+        default=None, ge=1, description="Processes that run the networks. Default: one per GPU, else one."
     )
     photo_threads: int | None = Field(
-        default=None, ge=1, description="Threads that decode, paste and encode; if left out one a core, 8 at most."
+        default=None, ge=1, description="Threads that decode, paste and encode. Default: one per core, at most 8."
     )
     queue: int = Field(default=64, ge=1, description="Requests in flight; more are answered 503 with Retry-After.")
     face_queue: int = Field(
-        default=256, ge=1, description="Faces in flight at which further requests are answered 503 with Retry-After."
+        default=256,
+        ge=1,
+        description="Faces in flight; beyond them further requests are answered 503 with Retry-After.",
     )
     max_faces: int = field_of(
         PhotoOptions, "max_faces", default=64, description="Refuse photographs and frames with more faces."
@@ -65,22 +67,22 @@ class ServeOptions(Options):
     photo_pixels: int = Field(
         default=80_000_000,
         ge=1,
-        description="Pixels of images and their results in memory at once, 13 bytes each; others wait. A larger one "
-        "goes alone.",
+        description="Pixels of images and their results in memory at once, 13 bytes each; others wait. A larger "
+        "image is processed alone.",
     )
     timeout: float = Field(default=120.0, gt=0, description="Seconds that a request may take.")
-    linger: float = Field(default=0.005, ge=0, le=1, description="Seconds that a batch waits to be filled.")
+    linger: float = Field(default=0.005, ge=0, le=1, description="Seconds that a batch waits to fill.")
     body_bytes: int = Field(default=50_000_000, ge=1, description="Largest body of a request, in bytes.")
     body_seconds: float = Field(default=30.0, gt=0, description="Seconds that a body may take to arrive.")
     max_pixels: int = field_of(JobOptions, "max_pixels")
-    jobs: Path | None = Field(default=None, description="Folder of long work; in bfr's cache folder if left out.")
+    jobs: Path | None = Field(default=None, description="Folder of jobs. Default: in bfr's cache folder.")
     keep_jobs: float = Field(default=24.0, gt=0, description="Hours that finished jobs are kept.")
     job_bytes: int = Field(default=2_000_000_000, ge=1, description="Largest body of a job, in bytes.")
     job_quota: int = Field(default=100, ge=1, description="Jobs of an API key on disk, finished ones included.")
     job_hours: float = Field(default=6.0, gt=0, description="Hours that a job may run.")
-    job_frames: int = Field(default=200_000, ge=1, description="Most frames of a job's video.")
+    job_frames: int = Field(default=200_000, ge=1, description="Largest number of frames of a job's video.")
     job_pixels: int = Field(
-        default=500_000_000_000, ge=1, description="Most pixels of a job's result, in all of its frames together."
+        default=500_000_000_000, ge=1, description="Largest number of pixels of a job's result, all frames together."
     )
     job_output: int = Field(default=8_000_000_000, ge=1, description="Largest result of a job, in bytes.")
     keys: tuple[str, ...] = Field(
@@ -133,23 +135,21 @@ class ServeOptions(Options):
 class ListenOptions(Options):
     """Where `bfr serve` listens, who is let in, and how it ends."""
 
-    host: str = Field(
-        default="127.0.0.1", description="Address to listen on; beyond this machine an API key is needed."
-    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on. Other machines need an API key.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on.")
     names: tuple[str, ...] = Field(
         default=(),
-        description="A further name that clients use for this server, as behind a proxy; without an API key others "
-        "are refused.",
+        description="A further name that clients use for this server, such as behind a proxy; repeatable. Without "
+        "an API key, the server refuses other names.",
     )
     api_key_file: Path | None = Field(
         default=None,
-        description=f"File of API keys, one a line, read again when it changes; {KEY_VARIABLE} in the environment is "
-        "one too.",
+        description=f"File of API keys, one per line, read again when it changes. {KEY_VARIABLE} in the environment is "
+        "one more key.",
     )
-    drain: float = Field(default=60.0, ge=0, description="Seconds to finish requests in flight when told to end.")
+    drain: float = Field(default=60.0, ge=0, description="Seconds to finish requests in flight after SIGTERM.")
     connections: int = Field(
-        default=1000, ge=1, description="Connections at once; past them the one that has been idle longest is closed."
+        default=1000, ge=1, description="Connections at once; beyond them the longest idle one is closed."
     )
     header_seconds: float = Field(default=10.0, gt=0, description="Seconds that a request's headers may take.")
 

@@ -33,7 +33,7 @@ class BulkOptions(Options):
     )
     batch: int = field_of(OpenOptions, "batch")
     threads: int | None = field_of(
-        OpenOptions, "threads", description="Threads of the CPU backend in each worker; its share if left out."
+        OpenOptions, "threads", description="Threads of the CPU backend in each worker. Default: the worker's share."
     )
     photo: PhotoOptions | None = PhotoOptions()
     seed: int = field_of(JobOptions, "seed")
@@ -70,10 +70,10 @@ class PoolOptions(Options):
     """Where a bulk run works."""
 
     workers: int | None = Field(
-        default=None, ge=1, description="Number of workers; if left out one for each GPU, else one for each machine."
+        default=None, ge=1, description="Number of workers. Default: one per GPU, else one per machine."
     )
     address: str | None = Field(
         default=None,
-        description="Address of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; this machine if left out.",
+        description="Address of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: this machine.",
     )
     resume: bool = field_of(JobOptions, "resume")
