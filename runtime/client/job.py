@@ -13,10 +13,10 @@ from bfr.runtime.errors import InvalidOption, RequestRefused, ServerError, Serve
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.images.decode import decode_image, read_image
 from bfr.runtime.images.headers import header_size
-from bfr.runtime.jobs.base import Progress, Run
 from bfr.runtime.jobs.faults import ends_run, name_notes, shown
 from bfr.runtime.jobs.options import JobOptions, RestoreOptions
 from bfr.runtime.jobs.report import Entry, Report, describe_now, describe_passed_over, describe_versions, rounded
+from bfr.runtime.jobs.run import Progress, Run
 from bfr.runtime.jobs.sources import Item
 
 REQUESTS = 4  # that are under way at once

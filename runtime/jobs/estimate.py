@@ -14,8 +14,8 @@ from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.page import duration
 from bfr.runtime.jobs.report import plural
 from bfr.runtime.jobs.sources import Item
-from bfr.runtime.jobs.stages import Picture, finish, prepare, read_item
 from bfr.runtime.jobs.store import read_bytes
+from bfr.runtime.jobs.work import Picture, finish, prepare, read_item
 from bfr.runtime.restore.batch import Restored
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """What a run writes of a photograph's faces beside the result: each as it was cut out and restored, and their boxes."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.photo import AlignedFace
 from bfr.runtime.files import shortened
-from bfr.runtime.images.encode import encode_image
+from bfr.runtime.images.encode import write_image
 from bfr.runtime.jobs.sources import Item
 from bfr.runtime.restore.batch import Restored
 
@@ -45,30 +45,28 @@ def check_face_folders(out: Path, items: Sequence[Item], outputs: Mapping[str, s
             )
 
 
-def clean_face_folder(folder: Path) -> None:
-    """Delete the faces that an earlier run wrote."""
-    for file in folder.glob("*.png"):
-        if re.fullmatch(r"\d+(\.restored)?\.png", file.name):
-            file.unlink()
+def write_faces(folder: Path, faces: Sequence[AlignedFace], results: Sequence[Restored]) -> None:
+    """Write the faces as PNG files: `1.png` as it was cut out, `1.restored.png` as the networks made it.
 
-
-def face_files(output: str, faces: Sequence[AlignedFace], results: Sequence[Restored]) -> Iterator[tuple[str, bytes]]:
-    """PNG files of the faces: `OUTPUT.faces/1.png` as it was cut out, `1.restored.png` as the networks made it.
+    Deletes those that an earlier run wrote.
 
     Args:
-        output: The name of the photograph's result.
+        folder: See `face_folder`.
         faces: From left to right. One that is left as it is, or that failed, has only its first file.
         results: Those of the faces that are not left, in their order.
 
-    Returns:
-        Name and content of each file.
+    Raises:
+        WriteFailed: The folder cannot be written.
     """
-    folder, following = face_folder(output), iter(results)
+    for file in folder.glob("*.png"):
+        if re.fullmatch(r"\d+(\.restored)?\.png", file.name):
+            file.unlink()
+    following = iter(results)
     for number, face in enumerate(faces, 1):
-        yield f"{folder}/{number}.png", encode_image(face.crop, ".png")
+        write_image(folder / f"{number}.png", face.crop)
         restored = None if face.left else next(following).pixels
         if restored is not None:
-            yield f"{folder}/{number}.restored.png", encode_image(restored, ".png")
+            write_image(folder / f"{number}.restored.png", restored)
 
 
 def draw_boxes(pixels: NDArray[Any], faces: Sequence[AlignedFace], scale: float) -> None:

@@ -1,26 +1,156 @@
 """A run over files: read, restore, write, report. One bad file never ends it."""
 
-from collections.abc import Mapping, Sequence
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bfr.runtime.errors import BfrError, InvalidOption, explain_failure
+from numpy.typing import NDArray
+
+from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.photo import PhotoRestorer
-from bfr.runtime.jobs.base import Progress, Run
-from bfr.runtime.jobs.faults import ends_run, name_notes, shown, warnings_of
+from bfr.runtime.images.encode import write_image
+from bfr.runtime.images.result import side_by_side
+from bfr.runtime.jobs.cards import cards_of
+from bfr.runtime.jobs.faces import check_face_folders, face_folder
+from bfr.runtime.jobs.film import restore_film
+from bfr.runtime.jobs.ledger import Ledger
 from bfr.runtime.jobs.options import FORMATS, JobOptions
-from bfr.runtime.jobs.report import Entry, Report, describe_passed_over, describe_run, describe_settings, rounded
-from bfr.runtime.jobs.sources import Item, find_masks
-from bfr.runtime.jobs.stages import Picture
-from bfr.runtime.jobs.work import ImageWork
+from bfr.runtime.jobs.page import write_page
+from bfr.runtime.jobs.pictures import comparison_names, write_previews
+from bfr.runtime.jobs.report import (
+    Entry,
+    Report,
+    describe_passed_over,
+    describe_run,
+    describe_settings,
+    write_report,
+)
+from bfr.runtime.jobs.sources import Item, choose_outputs, find_masks
+from bfr.runtime.jobs.store import Store
+from bfr.runtime.jobs.work import ImageWork, Picture
 from bfr.runtime.restore.pipeline import FaceRestorer
 
-if TYPE_CHECKING:
-    from bfr.runtime.video.restore import Film
-
 __all__ = ["FORMATS", "JobOptions", "Progress", "run_job"]
+
+Progress = Callable[[float, str], None]
+"""Called with how many inputs are done, fractions for those under way, and the name of one of them."""
+
+
+class Run(ABC):
+    """The files of a run. A child class restores them.
+
+    Attributes:
+        outputs: Key of an item -> its result, relative to the output folder.
+        entries: What became of the items, by their keys. A child class fills it.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        options: JobOptions,
+        progress: Progress,
+        *,
+        settings: dict[str, Any],
+        facts: dict[str, Any],
+    ) -> None:
+        """Read what earlier runs left.
+
+        Args:
+            items: The inputs.
+            options: How results are written.
+            progress: See `Progress`.
+            settings: What results depend on.
+            facts: Where and with what they are made.
+
+        Raises:
+            InvalidOption: The settings differ from those of the run that is resumed.
+        """
+        self.items, self.options, self.progress = items, options, progress
+        self.settings, self.facts = settings, facts
+        self.store = Store(options.out)
+        self.ledger = Ledger(options.out, settings, resume=options.resume)
+        self.outputs: dict[str, str] = {}
+        self.entries: dict[str, Entry] = {}
+        self._comparisons: dict[str, str] = {}
+
+    @abstractmethod
+    def restore(self, items: Sequence[Item]) -> None:
+        """Restore what is left to do, and enter what became of it. Raises WriteFailed."""
+
+    def run(self) -> Report:
+        """As `run_job`."""
+        begin, options = time.perf_counter(), self.options
+        outputs, refused = choose_outputs(self.items, self.store, options.format)
+        self.outputs.update(outputs)
+        if options.crops:
+            check_face_folders(options.out, self.items, outputs)
+        self.entries.update({key: Entry(key, "failed", error=error) for key, error in refused.items()})
+        todo = [item for item in self.items if item.key in self.outputs]
+        if options.resume:
+            todo = self._resumed(todo)
+        if options.compare:
+            self._comparisons = comparison_names(self.outputs)
+        self.store.clean(self.outputs.values())
+        facts = {**self.facts, "network_seconds": 0.0, "seconds": 0.0}
+        write_report(self._report(facts), options.out)
+        self.ledger.begin({self.outputs[item.key] for item in todo})
+        try:
+            self.restore(todo)
+        finally:
+            network = sum(e.seconds.get("network", 0.0) for e in self.entries.values() if e.status != "skipped")
+            facts |= {"network_seconds": round(network, 3), "seconds": round(time.perf_counter() - begin, 3)}
+            report = self._report(facts)
+            write_report(report, options.out)
+            if options.html:
+                cards = cards_of(options.out, {item.key: item.name for item in self.items}, report)
+                write_page(options.out, cards, {**report.settings, **report.facts})
+        return report
+
+    def target(self, item: Item) -> Path:
+        """The path of an item's result."""
+        return self.options.out / self.outputs[item.key]
+
+    def enter(self, entry: Entry) -> None:
+        """Keep what became of an item; where it has a result, for later runs too. In any thread. Raises WriteFailed."""
+        self.entries[entry.source] = entry
+        if entry.output is not None:
+            self.ledger.add(entry)
+
+    def show(self, item: Item, before: NDArray[Any], after: NDArray[Any]) -> None:
+        """Write what shows a result beside its source, where it is wanted."""
+        if self.options.compare:
+            write_image(self.options.out / self._comparisons[item.key], side_by_side(before, after))
+        if self.options.html:
+            write_previews(self.options.out, item.name, before, after)
+
+    def _report(self, facts: dict[str, Any]) -> Report:
+        entries = [self.entries[item.key] for item in self.items if item.key in self.entries]
+        return Report(tuple(entries), self.settings, facts)
+
+    def version(self, item: Item) -> str | None:
+        """What changes when an item does, or what else its result is made of."""
+        return item.version
+
+    def _has_faces(self, output: str) -> bool:
+        return (self.options.out / face_folder(output)).is_dir()
+
+    def _resumed(self, items: Sequence[Item]) -> list[Item]:
+        """What is left to do; the rest becomes skipped entries, as the earlier run reported them."""
+        todo = []
+        for item in items:
+            output = self.outputs[item.key]
+            known = self.ledger.known(item.key, self.version(item), output, self.store.version(output))
+            lacks_faces = self.options.crops and known and known.faces and not self._has_faces(output)
+            if known is None or lacks_faces:
+                todo.append(item)
+            else:
+                self.entries[item.key] = replace(known, status="skipped")
+        return todo
 
 
 def run_job(
@@ -65,38 +195,31 @@ class _LocalRun(Run):
         progress: Progress,
         passed_over: Mapping[str, str],
     ) -> None:
-        self.worker, self.photo = restorer, restorer if isinstance(restorer, PhotoRestorer) else None
-        self.restorer = restorer.restorer if isinstance(restorer, PhotoRestorer) else restorer
+        photo = restorer if isinstance(restorer, PhotoRestorer) else None
+        networks = restorer.restorer if isinstance(restorer, PhotoRestorer) else restorer
         self.named = {item.key: item.name for item in items}
         self.reached = 0.0  # inputs, with the shares of those that the networks are done with in part
         self.shares: dict[str, float] = {}
-        self.interrupted: Exception | None = None  # by the caller's progress
-        if not self.photo and (flags := [f"--{name}" for name in ("crops", "boxes") if getattr(options, name)]):
+        if not photo and (flags := [f"--{name}" for name in ("crops", "boxes") if getattr(options, name)]):
             raise InvalidOption(f"{', '.join(flags)} is for faces of photographs: leave it out, or --aligned")
         wanted: dict[str, Any] = options.model_dump(include={"seed", "format", "quality", "metadata", "codec", "crf"})
         wanted |= {"boxes": True} if options.boxes else {}
-        if self.photo:
-            photo = self.photo.options.model_dump(exclude={"detector", "background"})
-            wanted |= {"photo": photo, "detector": self.photo.detector.name, "background": self.photo.background.name}
-        self.masks: dict[str, Path] = {}
+        if photo:
+            chosen = photo.options.model_dump(exclude={"detector", "background"})
+            wanted |= {"photo": chosen, "detector": photo.detector.name, "background": photo.background.name}
+        masks: dict[str, Path] = {}
         if mask is not None:
-            manifest = self.restorer.bundle.manifest
-            if self.photo or "mask" not in {one.name for one in manifest.inputs}:
+            manifest = networks.bundle.manifest
+            if photo or "mask" not in {one.name for one in manifest.inputs}:
                 raise InvalidOption(
                     f"{manifest.system} takes no mask here: leave it out, or name a bundle that inpaints"
                 )
-            self.masks, wanted["masks"] = find_masks(items, mask), str(mask)
-        settings = describe_settings(self.restorer, wanted)
-        facts = {**describe_run(self.restorer), "passed_over": describe_passed_over(passed_over)}
+            masks, wanted["masks"] = find_masks(items, mask), str(mask)
+        settings = describe_settings(networks, wanted)
+        facts = {**describe_run(networks), "passed_over": describe_passed_over(passed_over)}
         super().__init__(items, options, progress, settings=settings, facts=facts)
         self.work = ImageWork(
-            self.worker,
-            self.store,
-            self.outputs,
-            self.options,
-            masks=self.masks,
-            show=self.show,
-            enter=self.enter,
+            restorer, self.store, self.outputs, options, masks=masks, show=self.show, enter=self.enter
         )
 
     def version(self, item: Item) -> str | None:
@@ -110,11 +233,22 @@ class _LocalRun(Run):
                 self.progress(round(self.reached, 6), self.named[entry.source])
         for item in items:
             if item.is_video:
-                self.enter(rounded(self._video(item)))
+                self._film(item, len(self.entries))
                 self.progress(len(self.entries), item.name)
 
+    def _film(self, item: Item, finished: int) -> None:
+        entry = restore_film(
+            self.work.editor,
+            item,
+            self.outputs[item.key],
+            self.options,
+            show=partial(self.show, item),
+            progress=lambda share: self.progress(finished + share, item.name),
+        )
+        self.enter(entry)
+
     def _step(self, done: int, pictures: list[Picture]) -> None:
-        steps = self.restorer.plan.steps
+        steps = self.work.restorer.plan.steps
         shares = [1 / max(1, len(picture.faces or ())) for picture in pictures]
         moved = sum(shares) * (done / steps if steps else 1.0)
         self.progress(round(self.reached + moved, 6), self.named[pictures[0].source])
@@ -122,70 +256,3 @@ class _LocalRun(Run):
             self.reached += moved
             for picture, share in zip(pictures, shares, strict=True):
                 self.shares[picture.source] = self.shares.get(picture.source, 0.0) + share
-
-    def _video(self, item: Item) -> Entry:
-        """Restore a video. Raises what ends the run."""
-        try:
-            return self._film(item)
-        except Exception as error:
-            if ends_run(error) or error is self.interrupted:
-                raise
-            return Entry(item.key, "failed", error=explain_failure(error))
-
-    def _film(self, item: Item) -> Entry:
-        finished, options, target = len(self.entries), self.options, self.target(item)
-        output, version = self.outputs[item.key], item.version
-
-        def advance(share: float) -> None:
-            try:
-                self.progress(finished + share, item.name)
-            except BfrError:
-                raise
-            except Exception as error:  # of the caller, who may end the run by it
-                self.interrupted = error
-                raise
-
-        if self.photo is None or item.path is None:
-            raise InvalidOption("a video was given as an aligned face: leave --aligned out")
-        from bfr.runtime.video.restore import restore_video  # raises MissingDependency
-
-        with warnings_of("bfr.runtime.video") as heard:
-            film = restore_video(
-                self.photo,
-                item.path,
-                target,
-                seed=options.seed,
-                metadata=options.metadata,
-                codec=options.codec,
-                crf=options.crf,
-                max_pixels=options.max_pixels,
-                progress=advance,
-            )
-        notes = [*_film_notes(film, item.path, target, heard), *name_notes(item, output)]
-        if options.crops or options.boxes:
-            flags = [f"--{name}" for name in ("crops", "boxes") if getattr(options, name)]
-            notes.append(f"{' and '.join(flags)}: for photographs only")
-        errors = [film.error, shown(partial(self.show, item, *film.stills)) if film.stills else None]
-        return Entry(
-            item.key,
-            "restored" if film.faces else "no face",
-            output,
-            width=film.width,
-            height=film.height,
-            faces=film.faces,
-            frames=film.frames,
-            seconds=film.seconds,
-            precision=self.restorer.precision,
-            error="; ".join(filter(None, errors)) or None,
-            notes=tuple(notes),
-            source_version=version,
-            output_version=self.store.version(output),
-        )
-
-
-def _film_notes(film: "Film", source: Path, target: Path, heard: Sequence[str]) -> list[str]:
-    """What the video's modules warned of but for its errors; nothing where the file was copied as it is."""
-    if not film.faces and source.stat().st_size == target.stat().st_size:
-        return []
-    notes = [note.removeprefix(str(source)).lstrip(": ") for note in heard]
-    return [note for note in notes if note.partition(":")[0] not in (film.error or "")]

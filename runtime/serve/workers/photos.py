@@ -19,7 +19,7 @@ from bfr.runtime.images.decode import Image, decode_image
 from bfr.runtime.images.formats import format_of, result_suffix
 from bfr.runtime.images.headers import header_size
 from bfr.runtime.jobs.options import JobOptions
-from bfr.runtime.jobs.stages import Encoded, Picture, finish, prepare
+from bfr.runtime.jobs.work import Encoded, Picture, finish, prepare
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.restore.pipeline import Prepared
 from bfr.runtime.serve.options import ServeOptions

@@ -104,7 +104,7 @@ def test_faces_that_cannot_be_written_leave_the_result(
     def fail(*_: Any) -> None:
         raise ValueError("no encoder")
 
-    monkeypatch.setattr(work, "face_files", fail)
+    monkeypatch.setattr(work, "write_faces", fail)
     worker = PhotoRestorer(small(), PhotoOptions(restore_sharp=True), detector=fakes.Squares())
     (entry,) = run_job(worker, find_images([folder]), JobOptions(tmp_path / "out", crops=True)).entries
     assert (entry.status, entry.output) == ("restored", "sub/a.png")

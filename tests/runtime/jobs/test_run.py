@@ -771,8 +771,8 @@ class TestFaults:
             return failing
 
         target = {
-            "read": ("bfr.runtime.jobs.stages.decode_image", None),
-            "encode": ("bfr.runtime.jobs.stages.encode_noted", None),
+            "read": ("bfr.runtime.jobs.work.decode_image", None),
+            "encode": ("bfr.runtime.jobs.work.encode_noted", None),
             "align": (worker, "align"),
             "paste": (worker, "paste"),
             "run": (worker.restorer, "launch"),
