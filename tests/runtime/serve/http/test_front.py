@@ -7,7 +7,8 @@ import logging
 import re
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,7 +40,6 @@ from bfr.runtime.serve.workers.pool import Pool
 PNG = {"Content-Type": "image/png"}
 DEPLOY = Path(__file__).parents[4] / "docs" / "deploy"
 KEY = "k" * 24
-Work = Callable[["FakeServer"], Coroutine[Any, Any, None]]
 
 
 def picture(file_format: str = "PNG") -> bytes:
@@ -114,17 +114,16 @@ class FakeEngine(Engine):
         return self.missing
 
 
-def serving(work: Work, **options: Any) -> None:
-    async def run() -> None:
-        server = FakeServer(**{"backend": "onnxruntime-cpu", **options})
+@asynccontextmanager
+async def serving(*, jobs: bool = False, **options: Any) -> AsyncGenerator[FakeServer, None]:
+    with TemporaryDirectory() as folder:
+        server = FakeServer(backend="onnxruntime-cpu", jobs=Path(folder) if jobs else None, **options)
         async with server.client:
-            await asyncio.wait_for(work(server), 20)
-
-    asyncio.run(run())
+            yield server
 
 
-def test_an_image_comes_back_with_its_facts() -> None:
-    async def work(server: FakeServer) -> None:
+async def test_an_image_comes_back_with_its_facts() -> None:
+    async with serving() as server:
         response = await server.post("/restore?seed=7&preset=fast&faces=largest&upscale=2&blend=0.5&keep_colour=true")
         assert response.status_code == 200
         assert response.content == picture()
@@ -141,17 +140,13 @@ def test_an_image_comes_back_with_its_facts() -> None:
         assert order.photo == PhotoOptions(faces="largest", upscale=2, blend=0.5, keep_colour=True)
         assert abs(order.deadline - time.monotonic() - server.front.options.timeout) < 5
 
-    serving(work)
 
-
-def test_a_form_is_read_too() -> None:
-    async def work(server: FakeServer) -> None:
+async def test_a_form_is_read_too() -> None:
+    async with serving() as server:
         response = await server.client.post("/restore", files={"image": ("me.png", picture(), "image/png")})
         assert response.status_code == 200
         assert response.content == picture()
         assert (await server.client.post("/restore", files={"photo": ("me.png", b"x")})).status_code == 422
-
-    serving(work)
 
 
 @pytest.mark.parametrize(
@@ -168,17 +163,15 @@ def test_a_form_is_read_too() -> None:
         ((), 422),
     ],
 )
-def test_a_form_has_one_part_of_its_name(heads: tuple[bytes | None, ...], status: int) -> None:
+async def test_a_form_has_one_part_of_its_name(heads: tuple[bytes | None, ...], status: int) -> None:
     parts = [
         b"--b\r\n" + (b"" if head is None else b"Content-Disposition: form-data; " + head + b"\r\n") + b"\r\nx\r\n"
         for head in heads
     ]
 
-    async def work(server: FakeServer) -> None:
+    async with serving() as server:
         headers = {"Content-Type": "multipart/form-data; boundary=b"}
         assert (await server.post(content=b"".join(parts) + b"--b--\r\n", headers=headers)).status_code == status
-
-    serving(work)
 
 
 @pytest.mark.parametrize(
@@ -193,16 +186,14 @@ def test_a_form_has_one_part_of_its_name(heads: tuple[bytes | None, ...], status
         ("text/html, */*;q=0.8", None),
     ],
 )
-def test_accept_chooses_the_format(accept: str | None, suffix: str | None) -> None:
-    async def work(server: FakeServer) -> None:
+async def test_accept_chooses_the_format(accept: str | None, suffix: str | None) -> None:
+    async with serving() as server:
         headers = {} if accept is None else {"Accept": accept}
         if accept is None:
             server.client.headers.pop("accept")
         response = await server.post(headers=headers)
         assert response.status_code == 200
         assert server.orders[0].suffix == suffix
-
-    serving(work)
 
 
 @pytest.mark.parametrize(
@@ -232,8 +223,8 @@ def test_accept_chooses_the_format(accept: str | None, suffix: str | None) -> No
         ("/health", {}, 405, "openapi"),
     ],
 )
-def test_what_is_refused_says_how_to_mend_it(path: str, more: dict[str, Any], status: int, word: str) -> None:
-    async def work(server: FakeServer) -> None:
+async def test_what_is_refused_says_how_to_mend_it(path: str, more: dict[str, Any], status: int, word: str) -> None:
+    async with serving(body_bytes=2000) as server:
         response = await server.post(path, **more)
         assert response.status_code == status, response.text
         assert response.headers["content-type"] == "application/problem+json"
@@ -244,36 +235,30 @@ def test_what_is_refused_says_how_to_mend_it(path: str, more: dict[str, Any], st
         assert server.orders == []
         assert server.front.visits == {}
 
-    serving(work, body_bytes=2000)
 
-
-def test_a_body_without_a_length_is_counted_as_it_comes() -> None:
+async def test_a_body_without_a_length_is_counted_as_it_comes() -> None:
     async def chunks() -> AsyncGenerator[bytes, None]:
         for _ in range(100):
             yield b"x" * 1000
 
-    async def work(server: FakeServer) -> None:
+    async with serving(body_bytes=2000) as server:
         assert (await server.post(content=chunks())).status_code == 413
 
-    serving(work, body_bytes=2000)
 
-
-def test_a_slow_body_is_given_up() -> None:
+async def test_a_slow_body_is_given_up() -> None:
     async def slow() -> AsyncGenerator[bytes, None]:
         for _ in range(100):
             yield b"x"
             await asyncio.sleep(0.1)
 
-    async def work(server: FakeServer) -> None:
+    async with serving(body_seconds=0.2) as server:
         response = await server.post(content=slow())
         assert response.status_code == 408
         assert server.front.visits == {}
 
-    serving(work, body_seconds=0.2)
 
-
-def test_past_the_queue_requests_are_refused_and_taken_again_later() -> None:
-    async def work(server: FakeServer) -> None:
+async def test_past_the_queue_requests_are_refused_and_taken_again_later() -> None:
+    async with serving(queue=2) as server:
         server.go.clear()
         first = [asyncio.create_task(server.post()) for _ in range(2)]
         while len(server.orders) < 2:
@@ -287,19 +272,15 @@ def test_past_the_queue_requests_are_refused_and_taken_again_later() -> None:
         assert (await server.post()).status_code == 200
         assert await server.metric("bfr_requests_total", code="503", reason="overload") == 1
 
-    serving(work, queue=2)
 
-
-def test_a_request_that_takes_too_long_is_refused_and_its_work_ends() -> None:
-    async def work(server: FakeServer) -> None:
+async def test_a_request_that_takes_too_long_is_refused_and_its_work_ends() -> None:
+    async with serving(timeout=0.2) as server:
         server.go.clear()
         response = await server.post()
         assert response.status_code == 503
         assert "0.2 s" in response.json()["detail"]
         assert int(response.headers["retry-after"]) >= 1
         assert server.left == 1
-
-    serving(work, timeout=0.2)
 
 
 @pytest.mark.parametrize(
@@ -313,8 +294,8 @@ def test_a_request_that_takes_too_long_is_refused_and_its_work_ends() -> None:
         (ZeroDivisionError("a bug"), 500),
     ],
 )
-def test_what_the_workers_say_becomes_a_problem(answer: Any, status: int) -> None:
-    async def work(server: FakeServer) -> None:
+async def test_what_the_workers_say_becomes_a_problem(answer: Any, status: int) -> None:
+    async with serving() as server:
         server.answers = [answer]
         response = await server.post()
         assert response.status_code == status
@@ -322,13 +303,10 @@ def test_what_the_workers_say_becomes_a_problem(answer: Any, status: int) -> Non
         assert "a bug" not in response.text  # what is not the sender's business stays in the log
         assert server.front.visits == {}
 
-    serving(work)
 
-
-def test_a_client_that_leaves_ends_its_work() -> None:
+async def test_a_client_that_leaves_ends_its_work() -> None:
     """As the HTTP server tells it: an ASGI event."""
-
-    async def work(server: FakeServer) -> None:
+    async with serving() as server:
         server.go.clear()
         gone = asyncio.Event()
         body = [{"type": "http.request", "body": picture(), "more_body": False}]
@@ -361,11 +339,9 @@ def test_a_client_that_leaves_ends_its_work() -> None:
         assert server.front.visits == {}
         assert await server.metric("bfr_requests_total", code="499", reason="client gone") == 1
 
-    serving(work)
 
-
-def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_bug() -> None:
-    async def work(server: FakeServer) -> None:
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_bug() -> None:
+    async with serving(jobs=True) as server:
         events: list[Any] = []
 
         async def receive() -> Any:
@@ -384,12 +360,9 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_bug() -> None:
         assert server.engine.jobs is not None
         assert [path for path in server.engine.jobs.folder.rglob("*") if path.is_file()] == []
 
-    with TemporaryDirectory() as folder:
-        serving(work, jobs=Path(folder))
 
-
-def test_progress_can_be_asked_for_by_request_id() -> None:
-    async def work(server: FakeServer) -> None:
+async def test_progress_can_be_asked_for_by_request_id() -> None:
+    async with serving() as server:
         server.go.clear()
         task = asyncio.create_task(server.post(headers={"X-Request-Id": "mine-12345"}))
         await server.entered.wait()
@@ -402,11 +375,9 @@ def test_progress_can_be_asked_for_by_request_id() -> None:
         strange = await server.post(headers={"X-Request-Id": "no/../id"})
         assert strange.headers["x-request-id"] != "no/../id"
 
-    serving(work)
 
-
-def test_draining_finishes_requests_in_flight_and_takes_no_more() -> None:
-    async def work(server: FakeServer) -> None:
+async def test_draining_finishes_requests_in_flight_and_takes_no_more() -> None:
+    async with serving() as server:
         server.go.clear()
         accepted = asyncio.create_task(server.post())
         await server.entered.wait()
@@ -433,11 +404,9 @@ def test_draining_finishes_requests_in_flight_and_takes_no_more() -> None:
         assert answer.headers["connection"] == "close"
         assert answer.json()["detail"]
 
-    serving(work)
 
-
-def test_a_server_is_not_ready_before_its_workers_are_and_while_a_part_is_missing() -> None:
-    async def work(server: FakeServer) -> None:
+async def test_a_server_is_not_ready_before_its_workers_are_and_while_a_part_is_missing() -> None:
+    async with serving() as server:
         server.front.state = "starting"
         assert (await server.client.get("/ready")).status_code == 503
         assert (await server.post()).status_code == 503
@@ -447,11 +416,9 @@ def test_a_server_is_not_ready_before_its_workers_are_and_while_a_part_is_missin
         assert (await server.client.get("/ready")).status_code == 503
         assert (await server.post()).status_code == 200  # it waits for the new one
 
-    serving(work)
 
-
-def test_metrics_parse_and_add_up() -> None:
-    async def work(server: FakeServer) -> None:
+async def test_metrics_parse_and_add_up() -> None:
+    async with serving() as server:
         for _ in range(3):
             await server.post()
         await server.post(content=b"")
@@ -475,11 +442,9 @@ def test_metrics_parse_and_add_up() -> None:
         assert await server.metric("bfr_queue_length") == 0
         assert await server.metric("bfr_ready") == 1
 
-    serving(work)
 
-
-def test_an_api_key_opens_all_but_what_every_visitor_may_see() -> None:
-    async def work(server: FakeServer) -> None:
+async def test_an_api_key_opens_all_but_what_every_visitor_may_see() -> None:
+    async with serving(keys=(hash_key("another" * 4), f"{hash_key(KEY)} name=me")) as server:
         for path in ("/health", "/ready", "/info", "/openapi.json", "/"):
             assert (await server.client.get(path)).status_code == 200, path
         for path in ("/metrics", "/requests/12345678", "/jobs/1"):
@@ -492,8 +457,6 @@ def test_an_api_key_opens_all_but_what_every_visitor_may_see() -> None:
         assert (await server.post(headers={"Authorization": "Bearer \xfck".encode("latin-1")})).status_code == 401
         assert len(server.orders) == 1
         assert (await server.client.get("/info")).json()["api_key"] is True
-
-    serving(work, keys=(hash_key("another" * 4), f"{hash_key(KEY)} name=me"))
 
 
 @pytest.mark.parametrize(
@@ -519,8 +482,8 @@ def test_options_out_of_range_are_named() -> None:
         Front(options)
 
 
-def test_the_description_is_whole() -> None:
-    async def work(server: FakeServer) -> None:
+async def test_the_description_is_whole() -> None:
+    async with serving() as server:
         schema = (await server.client.get("/openapi.json")).json()
         restore = schema["paths"]["/restore"]["post"]
         assert {"image/png", "multipart/form-data"} <= set(restore["requestBody"]["content"])
@@ -534,11 +497,9 @@ def test_the_description_is_whole() -> None:
         assert info["presets"]["balanced"]["steps"] == Bundle.open(default_bundle()).preset("balanced").steps
         assert info["default_preset"] == "balanced"
 
-    serving(work)
 
-
-def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
-    async def work(server: FakeServer) -> None:
+async def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
+    async with serving() as server:
         await server.post()
         server.front.metrics.registry.register(PoolCollector(server.engine.pool))
         server.front.metrics.batch([Restored(None, {}, "fp32", "x")], [0.1], True)
@@ -551,8 +512,6 @@ def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
         assert len(asked) > 8
         for name in asked:
             assert name in there or re.sub("_(bucket|sum|count)$", "", name) in there, name
-
-    serving(work)
 
 
 def test_the_files_for_deployment_name_options_that_there_are() -> None:
@@ -615,27 +574,25 @@ def test_the_files_for_deployment_name_options_that_there_are() -> None:
         ({"Sec-Fetch-Site": "cross-site"}, 403),
     ],
 )
-def test_without_a_key_only_the_servers_own_names_and_pages_reach_it(headers: dict[str, str], status: int) -> None:
-    async def work(server: FakeServer) -> None:
+async def test_without_a_key_only_the_servers_own_names_and_pages_reach_it(
+    headers: dict[str, str], status: int
+) -> None:
+    async with serving() as server:
         server.front.names = ("box.example",)
         assert (await server.post(headers=headers)).status_code == status
         read = 403 if status == 403 and "Host" in headers else 200
         assert (await server.client.get("/info", headers=headers)).status_code == read
 
-    serving(work)
 
-
-def test_with_a_key_any_name_does() -> None:
-    async def work(server: FakeServer) -> None:
+async def test_with_a_key_any_name_does() -> None:
+    async with serving(keys=(f"{hash_key(KEY)} name=me priority=3",)) as server:
         headers = {"Host": "proxy.example", "Origin": "https://page.example", "Authorization": f"Bearer {KEY}"}
         assert (await server.post(headers=headers)).status_code == 200
         assert server.orders[0].sender == Sender("me", 3.0)
 
-    serving(work, keys=(f"{hash_key(KEY)} name=me priority=3",))
 
-
-def test_a_key_has_a_rate() -> None:
-    async def work(server: FakeServer) -> None:
+async def test_a_key_has_a_rate() -> None:
+    async with serving(keys=(f"{hash_key(KEY)} rate=2",)) as server:
         headers = {"Authorization": f"Bearer {KEY}"}
         statuses = [(await server.post(headers=headers)).status_code for _ in range(3)]
         assert statuses == [200, 200, 429]
@@ -643,36 +600,29 @@ def test_a_key_has_a_rate() -> None:
         assert 1 <= int(refused.headers["retry-after"]) <= 30
         assert (await server.client.get("/requests/12345678", headers=headers)).status_code == 404  # reading is free
 
-    serving(work, keys=(f"{hash_key(KEY)} rate=2",))
-
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/info", "/metrics", "/", "/openapi.json"])
-def test_probes_may_ask_with_head(path: str) -> None:
-    async def work(server: FakeServer) -> None:
+async def test_probes_may_ask_with_head(path: str) -> None:
+    async with serving() as server:
         answer = await server.client.head(path)
         assert answer.status_code == 200
         assert (await server.client.head("/nothing")).status_code == 404
 
-    serving(work)
-
 
 @pytest.mark.parametrize("path", ["/restore?seed=1&seed=2", "/jobs?upscale=2&upscale=2"])
-def test_an_option_that_is_given_twice_is_refused(path: str) -> None:
-    async def work(server: FakeServer) -> None:
+async def test_an_option_that_is_given_twice_is_refused(path: str) -> None:
+    async with serving(jobs=True) as server:
         refused = await server.post(path)
         assert refused.status_code == 422
         assert "more than once" in refused.json()["detail"]
 
-    with TemporaryDirectory() as folder:
-        serving(work, jobs=Path(folder))
 
-
-def test_faces_and_bytes_in_flight_are_refused_before_the_body_is_read() -> None:
+async def test_faces_and_bytes_in_flight_are_refused_before_the_body_is_read() -> None:
     async def unread() -> AsyncGenerator[bytes, None]:
         raise AssertionError("the body was asked for")
         yield b""
 
-    async def work(server: FakeServer) -> None:
+    async with serving(face_queue=5, upload_bytes=1000) as server:
         server.engine.in_flight = 5
         refused = await server.post(content=unread())
         assert refused.status_code == 503
@@ -685,11 +635,9 @@ def test_faces_and_bytes_in_flight_are_refused_before_the_body_is_read() -> None
             assert refused.status_code == 503
         assert (await server.post(content=b"x" * 200)).status_code == 200
 
-    serving(work, face_queue=5, upload_bytes=1000)
 
-
-def test_a_full_server_refuses_before_it_looks_at_the_options() -> None:
-    async def work(server: FakeServer) -> None:
+async def test_a_full_server_refuses_before_it_looks_at_the_options() -> None:
+    async with serving(face_queue=5) as server:
         assert (await server.post("/restore?nonsense=1")).status_code == 422
         server.engine.in_flight = 5
         refused = await server.post("/restore?nonsense=1", headers={"Content-Type": "text/plain"})
@@ -698,10 +646,8 @@ def test_a_full_server_refuses_before_it_looks_at_the_options() -> None:
         assert await server.metric("bfr_requests_total", route="/restore", code="503", reason="overload") == 1
         assert (await server.client.get("/health")).status_code == 200
 
-    serving(work, face_queue=5)
 
-
-def test_a_slow_upload_holds_no_place() -> None:
+async def test_a_slow_upload_holds_no_place() -> None:
     sending = asyncio.Event()
 
     async def slow() -> AsyncGenerator[bytes, None]:
@@ -709,7 +655,7 @@ def test_a_slow_upload_holds_no_place() -> None:
         await sending.wait()
         yield b"y"
 
-    async def work(server: FakeServer) -> None:
+    async with serving(queue=1) as server:
         slow_ones = [asyncio.create_task(server.post(content=slow())) for _ in range(4)]
         while len(server.front.visits) < 4:
             await asyncio.sleep(0.01)
@@ -724,20 +670,14 @@ def test_a_slow_upload_holds_no_place() -> None:
         server.go.set()
         assert (await running).status_code == 200
 
-    serving(work, queue=1)
-
 
 class TestJobs:
     """The routes of jobs, which nobody works on here."""
 
-    def run(self, work: Work, **options: Any) -> None:
-        with TemporaryDirectory() as folder:
-            serving(work, jobs=Path(folder), **options)
-
-    def test_jobs_belong_to_a_key_and_are_listed_for_it(self) -> None:
+    async def test_jobs_belong_to_a_key_and_are_listed_for_it(self) -> None:
         other = "o" * 24
 
-        async def work(server: FakeServer) -> None:
+        async with serving(jobs=True, keys=(f"{hash_key(KEY)} name=anna", hash_key(other))) as server:
             mine, theirs = ({"Authorization": f"Bearer {key}"} for key in (KEY, other))
             made = await server.post("/jobs?mode=aligned&seed=5", headers=mine)
             assert made.status_code == 202
@@ -752,25 +692,18 @@ class TestJobs:
             assert (await server.client.delete(where, headers=mine)).status_code == 204
             assert (await server.client.get(where, headers=mine)).status_code == 404
 
-        self.run(work, keys=(f"{hash_key(KEY)} name=anna", hash_key(other)))
-
-    def test_a_key_may_keep_so_many_and_the_queue_takes_so_many(self) -> None:
-        async def work(server: FakeServer) -> None:
+    async def test_a_key_may_keep_so_many_and_the_queue_takes_so_many(self) -> None:
+        async with serving(jobs=True, job_quota=2) as server:
             for expected in (202, 202, 403):
                 answer = await server.post("/jobs")
                 assert answer.status_code == expected
             assert "DELETE" in answer.json()["detail"]
-
-        self.run(work, job_quota=2)
-
-        async def full(server: FakeServer) -> None:
+        async with serving(jobs=True, queue=1) as server:
             for expected in (202, 503):
                 assert (await server.post("/jobs")).status_code == expected
 
-        self.run(full, queue=1)
-
-    def test_a_full_disk_is_said_without_a_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        async def work(server: FakeServer) -> None:
+    async def test_a_full_disk_is_said_without_a_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with serving(jobs=True) as server:
             store = server.engine.jobs
             assert store is not None
 
@@ -797,20 +730,16 @@ class TestJobs:
             await asyncio.wait({server.engine._working})
             assert "jobs" in (await server.client.get("/ready")).json()["detail"]
 
-        self.run(work)
-
-    def test_an_image_whose_result_is_too_large_is_no_job(self) -> None:
-        async def work(server: FakeServer) -> None:
+    async def test_an_image_whose_result_is_too_large_is_no_job(self) -> None:
+        async with serving(jobs=True, max_pixels=500) as server:
             refused = await server.post("/jobs?upscale=4")
             assert refused.status_code == 422
             assert "enlarge less" in refused.json()["detail"]
             assert (await server.post("/jobs?upscale=2")).status_code == 202
             assert len((await server.client.get("/jobs")).json()) == 1
 
-        self.run(work, max_pixels=500)
-
-    def test_what_is_no_job_is_refused(self) -> None:
-        async def work(server: FakeServer) -> None:
+    async def test_what_is_no_job_is_refused(self) -> None:
+        async with serving(jobs=True, job_bytes=1000) as server:
             for more, status in (
                 ({"headers": {"Content-Type": "text/plain"}}, 415),
                 ({"content": b""}, 422),
@@ -819,21 +748,16 @@ class TestJobs:
                 assert (await server.post("/jobs", **more)).status_code == status
             assert (await server.client.get("/jobs")).json() == []
 
-        self.run(work, job_bytes=1000)
 
-
-def test_traces_of_callers_go_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_traces_of_callers_go_into_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trace = "0af7651916cd43dd8448eb211c80319c"
-
-    async def work(server: FakeServer) -> None:
-        await server.post(headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
-        await server.post(headers={"traceparent": "nonsense"})
-
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr(logging.getLogger("bfr"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("bfr"), "propagate", True)
     with caplog.at_level(logging.INFO, "bfr.serve.access"):
-        serving(work)
-    monkey.undo()
+        async with serving() as server:
+            await server.post(headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
+            await server.post(headers={"traceparent": "nonsense"})
     first, second = (record.__dict__["fields"] for record in caplog.records if "fields" in record.__dict__)
     assert first["trace_id"] == trace
     assert "trace_id" not in second
@@ -841,7 +765,7 @@ def test_traces_of_callers_go_into_the_log(caplog: pytest.LogCaptureFixture) -> 
     assert first["faces"] == 2
 
 
-def test_a_request_is_a_span_with_its_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_is_a_span_with_its_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     sdk = pytest.importorskip("opentelemetry.sdk.trace")
     exports = pytest.importorskip("opentelemetry.sdk.trace.export")
     memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter").InMemorySpanExporter()
@@ -850,11 +774,9 @@ def test_a_request_is_a_span_with_its_stages(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(traces, "tracer", lambda: provider.get_tracer("test"))
     trace = "0af7651916cd43dd8448eb211c80319c"
 
-    async def work(server: FakeServer) -> None:
+    async with serving() as server:
         server.answers = [Answer(b"", ".png", 1, 0, {"read": 0.5, "align": 0.25, "network": 9.0, "write": 1.0})]
         await server.post(headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
-
-    serving(work)
     *stages, request = memory.get_finished_spans()
     assert [span.name for span in stages] == ["read", "align", "write"]
     assert request.name == "POST /restore"

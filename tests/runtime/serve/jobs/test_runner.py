@@ -3,8 +3,8 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from bfr.runtime.serve.workers.worker import Child
 pytestmark = pytest.mark.server
 
 PNG = encode_image(np.ones((8, 8, 3), np.uint8), ".png")
-Work = Callable[["Jobs"], Coroutine[Any, Any, None]]
 
 
 class Jobs:
@@ -72,26 +71,20 @@ class Jobs:
         return self.store.get(job.id)
 
 
-@pytest.fixture
-def working(tmp_path: Path) -> Callable[..., None]:
-    def run(work: Work, **options: Any) -> None:
-        async def all_of_it() -> None:
-            jobs = Jobs(tmp_path / "jobs", **options)
-            running = asyncio.create_task(jobs.runner.run())
-            try:
-                await asyncio.wait_for(work(jobs), 120)
-            finally:
-                running.cancel()
-                with suppress(asyncio.CancelledError):
-                    await running
-
-        asyncio.run(all_of_it())
-
-    return run
+@asynccontextmanager
+async def working(folder: Path, **options: Any) -> AsyncGenerator[Jobs, None]:
+    jobs = Jobs(folder / "jobs", **options)
+    running = asyncio.create_task(jobs.runner.run())
+    try:
+        yield jobs
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
 
 
-def test_jobs_are_done_one_after_the_other_and_one_that_fails_says_why(working: Callable[..., None]) -> None:
-    async def work(jobs: Jobs) -> None:
+async def test_jobs_are_done_one_after_the_other_and_one_that_fails_says_why(tmp_path: Path) -> None:
+    async with working(tmp_path) as jobs:
         broken, good = await jobs.add(b"no image"), await jobs.add(created=2.0)
         found = await jobs.until(good, "done")
         assert found is not None
@@ -106,11 +99,9 @@ def test_jobs_are_done_one_after_the_other_and_one_that_fails_says_why(working: 
         assert str(jobs.store.folder) not in failed.status.error
         assert jobs.ended == ["failed", "done"]
 
-    working(work)
 
-
-def test_a_cancelled_job_stops_and_leaves_nothing(working: Callable[..., None]) -> None:
-    async def work(jobs: Jobs) -> None:
+async def test_a_cancelled_job_stops_and_leaves_nothing(tmp_path: Path) -> None:
+    async with working(tmp_path) as jobs:
         jobs.go.clear()
         job = await jobs.add()
         other = await jobs.add(created=2.0)
@@ -122,31 +113,23 @@ def test_a_cancelled_job_stops_and_leaves_nothing(working: Callable[..., None]) 
         await jobs.until(other, "done")
         assert list(jobs.store.folder.rglob(f"*{job.id}*")) == []
 
-    working(work)
 
-
-def test_a_job_whose_server_ends_is_queued_again(working: Callable[..., None]) -> None:
-    jobs_of: list[Job] = []
-
-    async def leave(jobs: Jobs) -> None:
+async def test_a_job_whose_server_ends_is_queued_again(tmp_path: Path) -> None:
+    async with working(tmp_path) as jobs:
         jobs.go.clear()
-        jobs_of.append(await jobs.add())
+        job = await jobs.add()
         await jobs.asked.wait()
-
-    async def again(jobs: Jobs) -> None:
-        found = jobs.store.get(jobs_of[0].id)
+    async with working(tmp_path) as jobs:
+        found = jobs.store.get(job.id)
         assert found is not None
         assert found.status == Status("queued", attempts=0) or found.status.attempts == 1  # it is begun already
-        done = await jobs.until(jobs_of[0], "done")
+        done = await jobs.until(job, "done")
         assert done is not None
         assert done.status.attempts == 1
 
-    working(leave)
-    working(again)
 
-
-def test_a_job_whose_process_is_killed_is_begun_anew_but_not_for_ever(
-    working: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+async def test_a_job_whose_process_is_killed_is_begun_anew_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     children: list[Child] = []
 
@@ -157,7 +140,7 @@ def test_a_job_whose_process_is_killed_is_begun_anew_but_not_for_ever(
 
     monkeypatch.setattr(module, "Child", Noted)
 
-    async def work(jobs: Jobs) -> None:
+    async with working(tmp_path) as jobs:
         jobs.go.clear()
         job = await jobs.add()
         for _ in range(MOST_ATTEMPTS):
@@ -170,18 +153,16 @@ def test_a_job_whose_process_is_killed_is_begun_anew_but_not_for_ever(
         assert found is not None
         assert f"{MOST_ATTEMPTS} times" in str(found.status.error)
 
-    working(work)
-
 
 @pytest.mark.parametrize(
     ("options", "word"), [({"job_hours": 1e-6}, "limit"), ({"job_output": 10}, "bytes"), ({}, "full")]
 )
-def test_a_job_past_a_limit_is_ended_and_says_which(
-    working: Callable[..., None], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], word: str
+async def test_a_job_past_a_limit_is_ended_and_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], word: str
 ) -> None:
     monkeypatch.setattr(module, "LOOK", 0.05)
 
-    async def work(jobs: Jobs) -> None:
+    async with working(tmp_path, **options) as jobs:
         if word == "full":
             monkeypatch.setattr(jobs.store, "free", lambda: -1)
         jobs.go.clear()
@@ -190,11 +171,9 @@ def test_a_job_past_a_limit_is_ended_and_says_which(
         assert found is not None
         assert word in str(found.status.error)
 
-    working(work, **options)
 
-
-def test_a_disk_that_cannot_be_written_is_said_and_does_not_end_the_work(
-    working: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+async def test_a_disk_that_cannot_be_written_is_said_and_does_not_end_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PAUSE", 0.05)
     write = Job.write
@@ -202,7 +181,7 @@ def test_a_disk_that_cannot_be_written_is_said_and_does_not_end_the_work(
     def full(self: Job, status: Status) -> None:
         raise OSError(28, "No space left on device")
 
-    async def work(jobs: Jobs) -> None:
+    async with working(tmp_path) as jobs:
         monkeypatch.setattr(Job, "write", full)
         job = await jobs.add()
         while not jobs.runner.trouble:
@@ -212,5 +191,3 @@ def test_a_disk_that_cannot_be_written_is_said_and_does_not_end_the_work(
         await jobs.until(job, "done")
         while jobs.runner.trouble:
             await asyncio.sleep(0.01)
-
-    working(work)

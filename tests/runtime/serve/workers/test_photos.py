@@ -4,7 +4,7 @@ import asyncio
 import io
 import threading
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,6 @@ PHOTOGRAPH = Path(__file__).parents[4] / "docs" / "images" / "photograph.jpg"
 
 def order(**more: Any) -> Order:
     return Order(**{"group": Group("mini", "fast", 3), "deadline": time.monotonic() + 60, **more})
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 120))
 
 
 async def last(steps: AsyncGenerator[Any, None]) -> Any:
@@ -79,7 +75,7 @@ def restorer() -> Restorer:
     return Restorer.open(preset="fast", threads=1, backend="onnxruntime-cpu", precision="fp32")
 
 
-def test_a_photograph_is_the_one_that_bfr_restore_makes(restorer: Restorer) -> None:
+async def test_a_photograph_is_the_one_that_bfr_restore_makes(restorer: Restorer) -> None:
     data = PHOTOGRAPH.read_bytes()
     image = decode_image(data)
     local = PhotoRestorer(restorer, PhotoOptions(upscale=2), detector=Haar()).restore(image.pixels, seed=3)
@@ -89,61 +85,49 @@ def test_a_photograph_is_the_one_that_bfr_restore_makes(restorer: Restorer) -> N
         results = await asyncio.to_thread(restorer.run, faces, seed=order.group.seed)
         yield [Finished(one, 0.25) for one in results]
 
-    async def work() -> None:
-        steps = [s async for s in made(networks).restore(data, order(photo=PhotoOptions(upscale=2)))]
-        answer = steps[-1]
-        assert isinstance(answer, Answer)
-        assert answer.data == expected
-        assert (answer.faces, answer.failed, answer.suffix) == (len(local.faces), 0, ".jpg")
-        assert answer.faces >= 1
-        assert {"read", "align", "queue", "network", "paste", "write"} <= set(answer.seconds)
-        assert answer.seconds["queue"] == 0.25
-        states = [step.state for step in steps[:-1] if isinstance(step, Progress)]
-        assert states[0] == "reading"
-        assert states[-1] == "writing"
-
-    run(work())
+    steps = [s async for s in made(networks).restore(data, order(photo=PhotoOptions(upscale=2)))]
+    answer = steps[-1]
+    assert isinstance(answer, Answer)
+    assert answer.data == expected
+    assert (answer.faces, answer.failed, answer.suffix) == (len(local.faces), 0, ".jpg")
+    assert answer.faces >= 1
+    assert {"read", "align", "queue", "network", "paste", "write"} <= set(answer.seconds)
+    assert answer.seconds["queue"] == 0.25
+    states = [step.state for step in steps[:-1] if isinstance(step, Progress)]
+    assert states[0] == "reading"
+    assert states[-1] == "writing"
 
 
-def test_an_aligned_face_in_another_format() -> None:
+async def test_an_aligned_face_in_another_format() -> None:
     data = encode_image(np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8), ".png")
 
-    async def work() -> None:
-        photos = made()
-        answer = await last(photos.restore(data, order(aligned=True, suffix=".png")))
-        assert not decode_image(answer.data).pixels.any()
-        other = await last(photos.restore(data, order(aligned=True, suffix=".webp")))
-        assert other.data[8:12] == b"WEBP"
-        assert photos.faces == photos.room.taken == 0
-
-    run(work())
+    photos = made()
+    answer = await last(photos.restore(data, order(aligned=True, suffix=".png")))
+    assert not decode_image(answer.data).pixels.any()
+    other = await last(photos.restore(data, order(aligned=True, suffix=".webp")))
+    assert other.data[8:12] == b"WEBP"
+    assert photos.faces == photos.room.taken == 0
 
 
-def test_a_picture_without_a_face_comes_back_as_it_was() -> None:
+async def test_a_picture_without_a_face_comes_back_as_it_was() -> None:
     data = encode_image(np.full((40, 50, 3), 127, np.uint8), ".png")
 
-    async def work() -> None:
-        answer = await last(made().restore(data, order()))
-        assert answer.data == data
-        assert answer.faces == 0
-        larger = await last(made().restore(data, order(photo=PhotoOptions(upscale=4), suffix=".jpg")))
-        assert decode_image(larger.data).pixels.shape == (160, 200, 3)
-
-    run(work())
+    answer = await last(made().restore(data, order()))
+    assert answer.data == data
+    assert answer.faces == 0
+    larger = await last(made().restore(data, order(photo=PhotoOptions(upscale=4), suffix=".jpg")))
+    assert decode_image(larger.data).pixels.shape == (160, 200, 3)
 
 
 @pytest.mark.parametrize("data", [b"GIF89a nothing that is read", PHOTOGRAPH.read_bytes()[:600], b""])
-def test_what_is_no_image_is_refused(data: bytes) -> None:
-    async def work() -> None:
-        answer = await last(made().restore(data, order()))
-        assert isinstance(answer, Refusal)
-        assert answer.kind == "invalid"
-
-    run(work())
+async def test_what_is_no_image_is_refused(data: bytes) -> None:
+    answer = await last(made().restore(data, order()))
+    assert isinstance(answer, Refusal)
+    assert answer.kind == "invalid"
 
 
 @pytest.mark.parametrize("where", ["decode_image", "finish"])
-def test_memory_that_runs_out_is_the_servers_fault_and_not_the_images(
+async def test_memory_that_runs_out_is_the_servers_fault_and_not_the_images(
     where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """P36: a 503, after which the request may be sent again."""
@@ -153,54 +137,45 @@ def test_memory_that_runs_out_is_the_servers_fault_and_not_the_images(
 
     monkeypatch.setattr(module, where, fail)
 
-    async def work() -> None:
-        photos = made()
-        answer = await last(photos.restore(PHOTOGRAPH.read_bytes(), order()))
-        assert isinstance(answer, Refusal)
-        assert (answer.kind, "memory" in answer.detail) == ("failed", True)
-        assert photos.faces == photos.room.taken == 0
-
-    run(work())
+    photos = made()
+    answer = await last(photos.restore(PHOTOGRAPH.read_bytes(), order()))
+    assert isinstance(answer, Refusal)
+    assert (answer.kind, "memory" in answer.detail) == ("failed", True)
+    assert photos.faces == photos.room.taken == 0
 
 
-def test_a_decompression_bomb_is_refused_from_its_header() -> None:
+async def test_a_decompression_bomb_is_refused_from_its_header() -> None:
     stream, small = io.BytesIO(), io.BytesIO()
     Pillow.new("1", (30_000, 30_000)).save(stream, "PNG")  # 900 MP in some hundred kilobytes
     Pillow.new("1", (5_000, 5_000)).save(small, "PNG")
 
-    async def work() -> None:
-        answer = await last(made().restore(stream.getvalue(), order()))
-        assert isinstance(answer, Refusal)
-        assert "30000 x 30000" in answer.detail
-        aligned = await last(made().restore(small.getvalue(), order(aligned=True)))
-        assert isinstance(aligned, Refusal)
-        assert "aligned face" in aligned.detail
-        enlarged = await last(made().restore(small.getvalue(), order(photo=PhotoOptions(upscale=4))))
-        assert isinstance(enlarged, Refusal)
-        assert "enlarge less" in enlarged.detail
-
-    run(work())
+    answer = await last(made().restore(stream.getvalue(), order()))
+    assert isinstance(answer, Refusal)
+    assert "30000 x 30000" in answer.detail
+    aligned = await last(made().restore(small.getvalue(), order(aligned=True)))
+    assert isinstance(aligned, Refusal)
+    assert "aligned face" in aligned.detail
+    enlarged = await last(made().restore(small.getvalue(), order(photo=PhotoOptions(upscale=4))))
+    assert isinstance(enlarged, Refusal)
+    assert "enlarge less" in enlarged.detail
 
 
 @pytest.mark.parametrize(("count", "kind"), [(3, None), (4, "invalid")])
-def test_a_photograph_with_too_many_faces_is_refused(
+async def test_a_photograph_with_too_many_faces_is_refused(
     monkeypatch: pytest.MonkeyPatch, count: int, kind: str | None
 ) -> None:
     monkeypatch.setattr(module, "open_detector", lambda _name: Crowd(count))
     data = encode_image(np.zeros((2000, 2000, 3), np.uint8), ".png")
 
-    async def work() -> None:
-        answer = await last(made(max_faces=3).restore(data, order()))
-        assert getattr(answer, "kind", None) == kind
-        if kind:
-            assert "--max-faces" in answer.detail
-        else:
-            assert answer.faces == count
-
-    run(work())
+    answer = await last(made(max_faces=3).restore(data, order()))
+    assert getattr(answer, "kind", None) == kind
+    if kind:
+        assert "--max-faces" in answer.detail
+    else:
+        assert answer.faces == count
 
 
-def test_faces_past_the_budget_are_refused_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_faces_past_the_budget_are_refused_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "open_detector", lambda _name: Crowd(3))
     data, stay = encode_image(np.zeros((2000, 2000, 3), np.uint8), ".png"), asyncio.Event()
 
@@ -209,23 +184,20 @@ def test_faces_past_the_budget_are_refused_for_now(monkeypatch: pytest.MonkeyPat
         async for step in black(faces, wanted):
             yield step
 
-    async def work() -> None:
-        photos = made(waiting, face_queue=5)
-        first = asyncio.create_task(last(photos.restore(data, order())))
-        while photos.faces < 3:
-            await asyncio.sleep(0.01)
-        refused = await last(photos.restore(data, order()))
-        assert isinstance(refused, Refusal)
-        assert refused.kind == "overload"
-        stay.set()
-        assert (await first).faces == 3
-        assert photos.faces == 0
-        assert (await last(photos.restore(data, order()))).faces == 3
-
-    run(work())
+    photos = made(waiting, face_queue=5)
+    first = asyncio.create_task(last(photos.restore(data, order())))
+    while photos.faces < 3:
+        await asyncio.sleep(0.01)
+    refused = await last(photos.restore(data, order()))
+    assert isinstance(refused, Refusal)
+    assert refused.kind == "overload"
+    stay.set()
+    assert (await first).faces == 3
+    assert photos.faces == 0
+    assert (await last(photos.restore(data, order()))).faces == 3
 
 
-def test_who_leaves_takes_the_faces_along() -> None:
+async def test_who_leaves_takes_the_faces_along() -> None:
     closed = []
 
     async def endless(_faces: Any, _order: FaceOrder) -> AsyncGenerator[Any, None]:
@@ -236,20 +208,19 @@ def test_who_leaves_takes_the_faces_along() -> None:
         finally:
             closed.append(True)
 
-    async def work() -> None:
-        photos = made(endless)
-        data = encode_image(np.zeros((16, 16, 3), np.uint8), ".png")
-        async with aclosing(photos.restore(data, order(aligned=True))) as steps:
-            async for step in steps:
-                if isinstance(step, Progress) and step.share:
-                    break
-        assert closed == [True]
-        assert photos.room.taken == photos.faces == 0
-
-    run(work())
+    photos = made(endless)
+    data = encode_image(np.zeros((16, 16, 3), np.uint8), ".png")
+    async with aclosing(photos.restore(data, order(aligned=True))) as steps:
+        async for step in steps:
+            if isinstance(step, Progress) and step.share:
+                break
+    assert closed == [True]
+    assert photos.room.taken == photos.faces == 0
 
 
-def test_who_leaves_while_a_thread_decodes_holds_its_room_until_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_leaves_while_a_thread_decodes_holds_its_room_until_that_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     decoding, go = threading.Event(), threading.Event()
     decode = module.decode_image
 
@@ -260,40 +231,34 @@ def test_who_leaves_while_a_thread_decodes_holds_its_room_until_that_ends(monkey
 
     monkeypatch.setattr(module, "decode_image", slow)
 
-    async def work() -> None:
-        photos = made()
-        data = encode_image(np.zeros((16, 16, 3), np.uint8), ".png")
-        leaver = asyncio.create_task(last(photos.restore(data, order(aligned=True))))
-        assert await asyncio.to_thread(decoding.wait, 20)
-        leaver.cancel()
-        await asyncio.wait({leaver})
-        assert photos.room.taken == 2 * 16 * 16
-        go.set()
-        while photos.room.taken:
-            await asyncio.sleep(0.01)
-        assert photos.faces == 0
-
-    run(work())
+    photos = made()
+    data = encode_image(np.zeros((16, 16, 3), np.uint8), ".png")
+    leaver = asyncio.create_task(last(photos.restore(data, order(aligned=True))))
+    assert await asyncio.to_thread(decoding.wait, 20)
+    leaver.cancel()
+    await asyncio.wait({leaver})
+    assert photos.room.taken == 2 * 16 * 16
+    go.set()
+    while photos.room.taken:
+        await asyncio.sleep(0.01)
+    assert photos.faces == 0
 
 
-def test_so_many_pixels_are_in_memory_at_once() -> None:
-    async def work() -> None:
-        room, entered = Room(100), []
+async def test_so_many_pixels_are_in_memory_at_once() -> None:
+    room, entered = Room(100), []
 
-        async def visit(name: str, pixels: int) -> None:
-            await room.take(pixels)
-            entered.append(name)
+    async def visit(name: str, pixels: int) -> None:
+        await room.take(pixels)
+        entered.append(name)
 
-        tasks = [asyncio.create_task(visit("large", 500))]
-        await asyncio.sleep(0)
-        tasks += [asyncio.create_task(visit("leaver", 90)), asyncio.create_task(visit("small", 20))]
-        await asyncio.sleep(0)
-        assert entered == ["large"]  # alone, though it is larger than all the room
-        tasks[1].cancel()
-        room.give(500)
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert entered == ["large", "small"]
-        room.give(20)
-        assert room.taken == 0
-
-    run(work())
+    tasks = [asyncio.create_task(visit("large", 500))]
+    await asyncio.sleep(0)
+    tasks += [asyncio.create_task(visit("leaver", 90)), asyncio.create_task(visit("small", 20))]
+    await asyncio.sleep(0)
+    assert entered == ["large"]  # alone, though it is larger than all the room
+    tasks[1].cancel()
+    room.give(500)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert entered == ["large", "small"]
+    room.give(20)
+    assert room.taken == 0

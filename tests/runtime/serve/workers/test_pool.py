@@ -4,8 +4,8 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,15 @@ async def last(pool: Pool, faces: Sequence[Any], wanted: FaceOrder) -> Any:
     return found
 
 
-def run(work: Any, **options: Any) -> None:
-    async def all_of_it() -> None:
-        pool = Pool(OPTIONS.model_copy(update=options))
-        await pool.start()
-        try:
-            await asyncio.wait_for(work(pool), 200)
-        finally:
-            await pool.stop()
-        assert all(worker.child is None for worker in pool.workers)
-
-    asyncio.run(all_of_it())
+@asynccontextmanager
+async def running(**options: Any) -> AsyncGenerator[Pool, None]:
+    pool = Pool(OPTIONS.model_copy(update=options))
+    await pool.start()
+    try:
+        yield pool
+    finally:
+        await pool.stop()
+    assert all(worker.child is None for worker in pool.workers)
 
 
 def pid(pool: Pool, number: int = 0) -> int:
@@ -68,10 +66,10 @@ def expected() -> list[Any]:
         return restorer.restore(FACES, seed=3)
 
 
-def test_workers_share_the_faces_and_their_results_are_a_restorers(expected: list[Any]) -> None:
+async def test_workers_share_the_faces_and_their_results_are_a_restorers(expected: list[Any]) -> None:
     sizes: list[int] = []
 
-    async def work(pool: Pool) -> None:
+    async with running(workers=2, linger=0.0, batch=1) as pool:
         pool.on_batch = lambda found, *_: sizes.append(len(found))
         answers = await asyncio.gather(*(last(pool, [face], order()) for face in FACES))
         for [answer], wanted in zip(answers, expected, strict=True):
@@ -81,11 +79,9 @@ def test_workers_share_the_faces_and_their_results_are_a_restorers(expected: lis
         assert all(worker.child and worker.child.resident > 10_000_000 for worker in pool.workers)
         assert pool.restarts == 0
 
-    run(work, workers=2, linger=0.0, batch=1)
 
-
-def test_a_killed_worker_costs_no_answer_and_a_face_that_kills_two_is_refused(expected: list[Any]) -> None:
-    async def work(pool: Pool) -> None:
+async def test_a_killed_worker_costs_no_answer_and_a_face_that_kills_two_is_refused(expected: list[Any]) -> None:
+    async with running() as pool:
         [worker] = pool.workers
         start = worker.start
 
@@ -114,11 +110,9 @@ def test_a_killed_worker_costs_no_answer_and_a_face_that_kills_two_is_refused(ex
         assert np.array_equal(answer.restored.pixels, expected[1])
         assert pool.restarts == 2
 
-    run(work)
 
-
-def test_the_next_call_is_at_hand_while_one_is_computed_and_is_no_loss(expected: list[Any]) -> None:
-    async def work(pool: Pool) -> None:
+async def test_the_next_call_is_at_hand_while_one_is_computed_and_is_no_loss(expected: list[Any]) -> None:
+    async with running(batch=1) as pool:
         slow = asyncio.create_task(last(pool, FACES[:1], order(SLOW)))
         await begun(pool)
         quick = [asyncio.create_task(last(pool, [face], order())) for face in FACES[1:3]]
@@ -135,11 +129,9 @@ def test_the_next_call_is_at_hand_while_one_is_computed_and_is_no_loss(expected:
         answers = [answer for [answer] in await asyncio.gather(*quick)]
         assert all(np.array_equal(one.restored.pixels, face) for one, face in zip(answers, expected[1:3], strict=True))
 
-    run(work, batch=1)
 
-
-def test_an_idle_worker_that_is_killed_is_started_anew(expected: list[Any]) -> None:
-    async def work(pool: Pool) -> None:
+async def test_an_idle_worker_that_is_killed_is_started_anew(expected: list[Any]) -> None:
+    async with running() as pool:
         os.kill(pid(pool), signal.SIGKILL)
         while pool.running:
             await asyncio.sleep(0.02)
@@ -147,11 +139,9 @@ def test_an_idle_worker_that_is_killed_is_started_anew(expected: list[Any]) -> N
         assert np.array_equal(answer.restored.pixels, expected[0])
         assert pool.restarts == 1
 
-    run(work)
 
-
-def test_what_nobody_waits_for_is_not_worked_on() -> None:
-    async def work(pool: Pool) -> None:
+async def test_what_nobody_waits_for_is_not_worked_on() -> None:
+    async with running() as pool:
         answer = await last(pool, FACES[:1], order(seconds=-1))
         assert isinstance(answer, Refusal)
         assert answer.kind == "expired"
@@ -167,23 +157,20 @@ def test_what_nobody_waits_for_is_not_worked_on() -> None:
         assert done == [1]
         assert pool.restarts == 0
 
-    run(work)
 
-
-def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
+async def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(RestorationFailed, match=str(tmp_path)):
-        run(None, bundle=tmp_path)
+        async with running(bundle=tmp_path):
+            pass
 
 
-def test_a_worker_that_cannot_be_started_any_more_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_cannot_be_started_any_more_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE", 0.01)
     monkeypatch.setattr(module, "TRIES", 2)
 
-    async def work(pool: Pool) -> None:
+    async with running() as pool:
         pool.workers[0]._setup["options"]["bundle"] = "/nowhere"
         os.kill(pid(pool), signal.SIGKILL)
         assert pool.failure is not None
         with pytest.raises(RestorationFailed, match="nowhere"):
             await pool.failure
-
-    run(work)
