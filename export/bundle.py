@@ -73,7 +73,7 @@ def export_system(
         modules[name], sources[name] = load_weights(spec, weights, system, progress)
     learned = {"reference": m.Preset(solver="ddpm-learned", spacing="250", start=100)}
     chosen = {"learned_variance": options.learned_variance, "time_table": time_table}
-    with atomic_folder(folder, replace=options.replace) as draft:
+    with atomic_folder(folder, replace=options.replace, mark=m.MANIFEST) as draft:
         export = partial(_export_network, system, draft, options.opset, progress)
         entries: dict[str, m.Network] = {}
         stages: dict[str, Stage] = {}

@@ -16,6 +16,7 @@ from bfr.runtime.files import atomic_folder
 from bfr.runtime.serve.triton import BATCH, IMAGE, PRESET, RESTORED, SEED, model_name
 
 _log = logging.getLogger("bfr")
+MARK = f"*/1/{MANIFEST}"  # what a repository has
 MODEL = '''"""The restoration loop of `{system}`: written by `bfr export-triton`."""
 
 from bfr.runtime.serve.triton import TritonPythonModel
@@ -73,7 +74,7 @@ def export_triton(
             f"{manifest.system} reads {names} beside the image, which the loop's model cannot take: choose another "
             "system"
         )
-    with atomic_folder(repository, replace=options.replace) as partial:
+    with atomic_folder(repository, replace=options.replace, mark=MARK) as partial:
         loop = partial / manifest.system / "1"
         loop.mkdir(parents=True)
         shutil.copyfile(bundle.folder / MANIFEST, loop / MANIFEST)

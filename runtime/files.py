@@ -115,20 +115,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, *, replace: bool = False, mark: str = "*") -> Iterator[Path]:
     """Yield an empty temporary folder to fill; on success its files are synced and it is renamed to `path`.
 
     With `replace` an old folder stays in place until the new one is complete; then it is renamed aside, to
     `.NAME.PID-TAG.old`, the new one is renamed in, and only then is the old one deleted. A process killed between the
     two renames leaves `path` absent and the old one whole: `recover_folder` puts it back, and the next call does so
     first. On any exception the temporary is removed and `path` is what it was.
-    Raises WriteFailed where the folder cannot be written, and, before any work, where `path` exists without `replace`.
+    Raises WriteFailed where the folder cannot be written, and, before any work, where `path` exists without `replace`
+    or is no folder of that kind: one that is empty, or has a file that the pattern `mark` finds.
     """
     recover_folder(path)
-    if os.path.lexists(path) and not (replace and path.is_dir()):
+    if os.path.lexists(path) and not (replace and replaceable(path, mark)):
         raise WriteFailed(
             f"{path} exists and is not a folder: move it away, or choose another name"
             if not path.is_dir()
+            else f"{path} has no {mark}, as what would replace it: choose another name, or delete it"
+            if replace
             else f"{path} exists: choose another name, delete it, or replace it (--replace)"
         )
     with _temporary_beside(path) as temporary, _explained(path):
@@ -139,6 +142,11 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             if file.is_file() and not file.is_symlink():
                 _sync(file)
         _rename_in(temporary, path)
+
+
+def replaceable(path: Path, mark: str) -> bool:
+    """Whether a folder is of the kind that would replace it: it is empty, or has a file that the pattern finds."""
+    return path.is_dir() and (not any(path.iterdir()) or any(path.glob(mark)))
 
 
 def recover_folder(path: Path) -> None:

@@ -6,6 +6,7 @@ the weights, becomes an inert stub (`bfr.models.weights.stubs`). No code of the 
 with the network key by key before a single weight is copied.
 """
 
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from bfr.models.weights.identify import STATE_DICT, is_safetensors, no_checkpoint, read_head
+from bfr.models.weights.identify import STATE_DICT, is_safetensors, is_whole_zip, no_checkpoint, read_head
 from bfr.models.weights.stubs import Unreadable, is_stub, load_inert
 from bfr.runtime.errors import InputNotFound, InvalidCheckpoint, WriteFailed
 from bfr.runtime.files import atomic_path, sha256_file
@@ -25,14 +26,17 @@ from bfr.runtime.text import listed
 # `params_ema` or `params`, and guided diffusion's trainers under `model_ema`. Averaged weights are the published ones.
 WRAPPERS = ("state_dict", "params_ema", "model_ema", "ema", "g_ema", "params", "model")
 WRAPPED_TWICE = 2  # trainers of wrapped models wrap again
+# What distributed training, torch.compile and their like put into names.
+PUT_IN = re.compile(r"^module\.|_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
+COUNTER = "num_batches_tracked"  # of batch normalization: counts training, and changes no result
 CHOOSE = "choose the file of the weights alone, as `bfr fetch` downloads it"
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file or a torch checkpoint.
 
-    The content decides which it is, not the suffix. A dict under one of `WRAPPERS` is unwrapped, and what distributed
-    training and torch.compile add to names, `module.` and `_orig_mod.`, is dropped.
+    The content decides which it is, not the suffix. A dict under one of `WRAPPERS` is unwrapped, or under another name
+    where no other is there, and `PUT_IN` is dropped from names.
 
     Args:
         path: The file. torch files are mapped, not read: do not overwrite the file in place while the tensors live.
@@ -65,7 +69,7 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
                 f"only: {CHOOSE}"
             )
         _check_storage(path, key, value)
-        name = key.replace("_orig_mod.", "").removeprefix("module.")
+        name = PUT_IN.sub("", PUT_IN.sub("", key))
         if name in state:
             raise InvalidCheckpoint(f"{path}: {name!r} is there twice, as {key!r} too: {CHOOSE}")
         half = value.dtype in {torch.float16, torch.bfloat16}
@@ -74,12 +78,22 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _unwrapped(content: object) -> object:
-    """What lies under the first of `WRAPPERS` that holds nothing but tensors, else under the first of them."""
+    """What lies under the first of `WRAPPERS` that holds nothing but tensors, else under the first of them.
+
+    Where there is none of them, it is the only dict of nothing but tensors, unless tensors lie beside it.
+    """
     if not isinstance(content, Mapping):
         return content
     found = [content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)]
-    bare = (one for one in found if one and all(isinstance(value, Tensor) for value in one.values()))
-    return next(bare, found[0] if found else content)
+    bare = [one for one in found or content.values() if _is_bare(one)]
+    if found or (len(bare) == 1 and not any(isinstance(value, Tensor) for value in content.values())):
+        return (bare or found)[0]
+    return content
+
+
+def _is_bare(value: object) -> bool:
+    """Whether it is a dict of tensors, one at least."""
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(one, Tensor) for one in value.values())
 
 
 def _check_storage(path: Path, key: str, tensor: Tensor) -> None:
@@ -141,20 +155,25 @@ def own_weights(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor
 
     A module that is published together with others chooses by its method `own_weights`. Else a prefix that all names
     of the file have is dropped; where the file holds two such networks, both whole, the averaged one is taken.
+    Counters that the file lacks, or has as no whole number, are the module's.
     """
     if choose := getattr(module, "own_weights", None):
         return dict(choose(state))
     starts = _prefixes(module, state)
-    if not starts or not all(name.startswith(tuple(starts)) for name in state):
-        return state
-    if len(starts) > 1 and starts[0].removesuffix(".") not in WRAPPERS:
-        return state
-    return {name.removeprefix(starts[0]): value for name, value in state.items() if name.startswith(starts[0])}
+    several = len(starts) > 1 and starts[0].removesuffix(".") not in WRAPPERS
+    if starts and not several and all(name.startswith(tuple(starts)) for name in state):
+        state = {name.removeprefix(starts[0]): value for name, value in state.items() if name.startswith(starts[0])}
+    counters = {name: value for name, value in module.state_dict().items() if name.endswith(COUNTER)}
+    return counters | {
+        name: value
+        for name, value in state.items()
+        if name not in counters or (value.shape == () and not value.is_floating_point())
+    }
 
 
 def _prefixes(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """The prefixes under which a file has every weight of a module, those of `WRAPPERS` first."""
-    own = list(module.state_dict())
+    own = [name for name in module.state_dict() if not name.endswith(COUNTER)]
     found = [name.removesuffix(own[0]) for name in state if own and name.endswith(f".{own[0]}")]
     whole = [start for start in found if all(start + name in state for name in own)]
     order = [f"{name}." for name in WRAPPERS]
@@ -195,11 +214,15 @@ def _read(path: Path) -> object:
     except Unreadable as error:
         raise InvalidCheckpoint(f"{path} holds more than tensors: {error}. {STATE_DICT.capitalize()}") from error
     except Exception as error:  # a damaged pickle makes the unpickler raise nearly any type
-        reason = str(error).strip().split("\n", 1)[0]
-        raise InvalidCheckpoint(
-            f"{path} is damaged: its tensors cannot be read ({type(error).__name__}: {reason[:160]}). "
-            "Download it again; `bfr fetch` checks what it downloads"
-        ) from error
+        text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+        reason = f"{type(error).__name__}: {text.strip().split(chr(10), 1)[0][:160]}"
+        problem = (
+            f"is whole, and not as torch.save writes tensors ({reason}): {STATE_DICT}, or download it from its authors"
+            if is_whole_zip(path)
+            else f"is damaged: its tensors cannot be read ({reason}). Download it again; `bfr fetch` checks what it "
+            "downloads"
+        )
+        raise InvalidCheckpoint(f"{path} {problem}") from error
 
 
 def _mappable(path: Path) -> bool:

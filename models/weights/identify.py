@@ -8,6 +8,7 @@ from pathlib import Path
 
 HEAD = 4096  # bytes that are looked at
 LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file, by its definition
+SUFFIXES = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")  # of checkpoints
 AGAIN = "download it again; `bfr fetch` takes up where it stopped"
 UNPACK = "unpack it, and name what was in it"
 LEGACY = b"\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # PyTorch's magic number, in files of before 1.6
@@ -33,20 +34,20 @@ _KINDS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\xff\xd8\xff", "a JPEG picture", ""),
     (0, b"%PDF", "a PDF document", ""),
     (0, b"ftrt", "an engine of TensorRT", ""),
+    (0, b"ptrt", "an engine of TensorRT", ""),  # before TensorRT 10
     (4, b"ORTM", "a model in ONNX Runtime's own format", ""),
     (4, b"TFL3", "a model of TensorFlow Lite", ""),
 )
-WEIGHTS_ALONE = (
-    "holds weights without a graph: export the network with torch.onnx and name that file, or export a system of bfr "
-    "with `bfr export SYSTEM`"
-)
+EXPORT = "export the network with torch.onnx and name that file"
+WEIGHTS_ALONE = f"holds weights without a graph: {EXPORT}, or export a system of bfr with `bfr export SYSTEM`"
 
 
 def no_graph(path: Path) -> str | None:
     """What a file is and what to do, where it is no ONNX graph; None where it may be one."""
     head, size = read_head(path), path.stat().st_size
     if head.startswith(b"PK\x03\x04"):
-        return _no_zip_checkpoint(path, size) or f"is a checkpoint of PyTorch and {WEIGHTS_ALONE}"
+        problem = _no_zip_checkpoint(path, size, (".onnx",)) or f"is a checkpoint of PyTorch and {WEIGHTS_ALONE}"
+        return problem.replace(STATE_DICT, EXPORT)
     if is_safetensors(head) or head.startswith(b"\x80"):
         return f"is {'a pickle' if head[0] == 0x80 else 'a safetensors file'} and {WEIGHTS_ALONE}"
     if found := _kind(head, size):
@@ -61,7 +62,7 @@ def no_checkpoint(path: Path) -> str | None:
     """
     head, size = read_head(path), path.stat().st_size
     if head.startswith(b"PK\x03\x04"):
-        return _no_zip_checkpoint(path, size)
+        return _no_zip_checkpoint(path, size, SUFFIXES)
     if is_safetensors(head):
         return _no_whole_safetensors(path, size)
     if head.startswith(b"\x80"):
@@ -98,16 +99,20 @@ def _no_whole_safetensors(path: Path, size: int) -> str | None:
     return f"is a safetensors file with {size - whole:,} bytes too many, damaged: {AGAIN}" if size > whole else None
 
 
-def _no_zip_checkpoint(path: Path, size: int) -> str | None:
+def _no_zip_checkpoint(path: Path, size: int, wanted: tuple[str, ...]) -> str | None:
+    """What a zip archive is and what to do, where it is no checkpoint; wanted: endings of files to take out of it."""
     try:
         if not zipfile.is_zipfile(path):
             return f"is a zip archive whose end is missing ({size:,} bytes are there), damaged or truncated: {AGAIN}"
         with zipfile.ZipFile(path) as archive:
-            names, unpacked = archive.namelist(), sum(entry.file_size for entry in archive.infolist())
+            entries = archive.infolist()
     except Exception as error:  # a damaged list makes zipfile raise nearly any type
         return f"is a zip archive whose list of contents is damaged ({error}): {AGAIN}"
-    if any(re.search(r"(^|/)(constants\.pkl|code/)", name) for name in names):
-        return f"is a TorchScript archive, a program with its weights: {STATE_DICT}"
+    names, unpacked = [entry.filename for entry in entries], sum(entry.file_size for entry in entries)
+    encrypted = any(entry.flag_bits & 1 for entry in entries)
+    if encrypted or any(re.search(r"(^|/)(constants\.pkl|code/|archive_format$)", name) for name in names):
+        program = f"an archive of TorchScript or torch.export, a program with its weights: {STATE_DICT}"
+        return f"is {f'an encrypted zip archive: {UNPACK}' if encrypted else program}"
     outside = [name for name in names if name.startswith("/") or ".." in name.split("/")]
     if outside or unpacked > MOST_UNPACKED * size:
         claim = f"names {outside[0]!r}, outside itself," if outside else f"claims {unpacked:,} bytes, of {size:,},"
@@ -117,7 +122,18 @@ def _no_zip_checkpoint(path: Path, size: int) -> str | None:
     listed = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
     numpy = bool(names) and all(name.endswith(".npy") for name in names)
     kind = "a NumPy archive" if numpy else "a zip archive of other files"
-    return f"is {kind} ({listed or 'none'}) and no checkpoint: {UNPACK}"
+    held = any(name.endswith(wanted) for name in names)
+    remedy = UNPACK if held else f"choose a file that ends in {' or '.join(wanted)}"
+    return f"is {kind} ({listed or 'none'}): {remedy}"
+
+
+def is_whole_zip(path: Path) -> bool:
+    """Whether a file is a zip archive whose contents have the checksums that it names."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # a damaged list makes zipfile raise nearly any type
+        return False
 
 
 def _other(head: bytes, path: Path, size: int) -> str:
@@ -146,6 +162,8 @@ def _kind(head: bytes, size: int) -> tuple[str, str] | None:
 def _kind_of_text(text: str, size: int) -> tuple[str, str]:
     start = text.lstrip("\ufeff \t\r\n")
     lower = start.lower()
+    if lower.startswith("<?xml") and "<net " in lower:
+        return "a graph of OpenVINO", ""
     if lower.startswith(("<!doctype html", "<html", "<head", "<?xml", "<!--")) or "<html" in lower[:512]:
         title = re.search(r"<title>(.*?)</title>", start, re.IGNORECASE | re.DOTALL)
         named = f", {' '.join(title[1].split())[:80]!r}" if title else ""

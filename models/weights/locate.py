@@ -6,12 +6,12 @@ from pathlib import Path, PurePosixPath
 
 from bfr.models.systems.system import SystemSpec
 from bfr.models.weights.fetch import Download
+from bfr.models.weights.identify import SUFFIXES
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.files import sha256_file
 from bfr.runtime.text import listed
 
 DEPTH = 6  # folders below the named one: as deep as hubs put a file below their cache
-SUFFIXES = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")
 SHOWN = 6
 Progress = Callable[[str], None]
 

@@ -9,6 +9,7 @@ module that a file names is imported.
 import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterable
@@ -81,10 +82,12 @@ def load_inert(path: Path, *, mmap: bool) -> object:
 
 
 def _load(path: Path, mmap: bool) -> object:
-    if path.suffix != ".safetensors":
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    with path.open("rb") as file:  # of a path, PyTorch goes by the suffix
-        return torch.load(file, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it warns of it refuses next
+        if path.suffix != ".safetensors":
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with path.open("rb") as file:  # of a path, PyTorch goes by the suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _stub(name: str, kind: type) -> type:
@@ -100,7 +103,9 @@ def _refused(error: Exception) -> Unreadable | None:
     text = str(error)
     if found := BLOCKED.search(text):
         return Unreadable(f"it names {found[1]}, which would run code")
-    for refusal in ("Trying to call reduce", "Can only ", "Unsupported global", "Unsupported operand", "TorchScript"):
+    if "Unsupported operand 149" in text:
+        return Unreadable("it was saved with a pickle_protocol above 3")
+    for refusal in ("Trying to call reduce", "Can only ", "Unsupported global", "TorchScript"):
         if refusal in text:
             return Unreadable(text[text.index(refusal) :].split("\n", 1)[0][:160])
     return None

@@ -19,10 +19,11 @@ def export_triton(
     as_json: AS_JSON = False,
 ) -> None:
     """Write a model repository for NVIDIA's Triton server."""
-    check_new(out, replace=options.replace)
+    from bfr.export.triton import MARK
     from bfr.export.triton import export_triton as write
     from bfr.runtime.bundle.bundle import Bundle
 
+    check_new(out, replace=options.replace, mark=MARK)
     models = write(Bundle.open(bundle), out, options)
     text = f"{out}: {', '.join(models)}; next: tritonserver --model-repository {out}"
     conclude_with({"folder": str(out), "models": list(models)}, text, as_json=as_json)

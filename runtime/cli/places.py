@@ -11,9 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from bfr.runtime.bundle.manifest import MANIFEST
 from bfr.runtime.cli.inputs import NAMED, STANDARD, input_paths
 from bfr.runtime.errors import InvalidOption, WriteFailed
-from bfr.runtime.files import atomic_path
+from bfr.runtime.files import atomic_path, replaceable
 from bfr.runtime.images.decode import read_image
 from bfr.runtime.images.formats import BY_SUFFIX, WRITTEN
 from bfr.runtime.images.headers import header_size
@@ -35,9 +36,16 @@ _UNWRITTEN = {
 }  # fmt: skip
 
 
-def check_new(folder: Path, *, replace: bool) -> None:
-    """Raise InvalidOption where a folder that is to be made is there or cannot be made, before hours of work."""
-    if os.path.lexists(folder) and not (replace and folder.is_dir()):
+def check_new(folder: Path, *, replace: bool, mark: str = MANIFEST) -> None:
+    """Raise InvalidOption where a folder that is to be made is there or cannot be made, before hours of work.
+
+    With `replace` one that is there is empty, or has a file that the pattern `mark` finds.
+    """
+    if os.path.lexists(folder) and not (replace and replaceable(folder, mark)):
+        if replace and folder.is_dir():
+            raise InvalidOption(
+                f"{folder} has no {mark}, and --replace deletes no such folder: choose another name with -o"
+            )
         raise InvalidOption(f"{folder} exists: choose another name with -o, delete it, or replace it with --replace")
     check_folder(folder.absolute().parent)
 

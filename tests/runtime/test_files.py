@@ -138,10 +138,16 @@ def test_folder_is_whole_or_absent(tmp_path: Path) -> None:
 def test_folder_that_exists_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "f").write_text("a file")
-    for name, replace, text in (("b", False, "exists: choose another"), ("f", True, "not a folder")):
-        with pytest.raises(WriteFailed, match=text), files.atomic_folder(tmp_path / name, replace=replace):
+    (tmp_path / "home" / "sub").mkdir(parents=True)
+    refused = (("b", False, "exists: choose another"), ("f", True, "not a folder"), ("home", True, "has no mark"))
+    for name, replace, text in refused:
+        with pytest.raises(WriteFailed, match=text), files.atomic_folder(tmp_path / name, replace=replace, mark="mark"):
             pytest.fail("the body was entered")
-    assert names(tmp_path) == ["b", "f"]
+    assert names(tmp_path) == ["b", "f", "home"]
+    with files.atomic_folder(tmp_path / "b", replace=True, mark="mark") as temporary:  # an empty one
+        (temporary / "mark").touch()
+    with files.atomic_folder(tmp_path / "b", replace=True, mark="mark"):
+        pass
 
 
 def make(path: Path, text: str, *, replace: bool = True, error: BaseException | None = None) -> None:

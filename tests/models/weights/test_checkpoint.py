@@ -65,7 +65,7 @@ def save_compressed(state: object, path: Path) -> None:
 
 @pytest.mark.parametrize("save", [torch.save, save_legacy, save_compressed])
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "params_ema", "params", "model_ema", "model"])
-@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "_orig_mod.module.", "_fsdp_wrapped_module."])
 def test_published_forms_are_read(
     tmp_path: Path, save: Callable[[object, Path], None], wrapper: str | None, prefix: str
 ) -> None:
@@ -88,6 +88,11 @@ def test_of_several_dicts_the_first_of_tensors_is_taken(tmp_path: Path) -> None:
     assert equal(load_state_dict(tmp_path / "a.pth"), weights())
     torch.save({"state_dict": {"params_ema": weights(), "epoch": 3}}, tmp_path / "a.pth")
     assert equal(load_state_dict(tmp_path / "a.pth"), weights())
+    torch.save({"generator": weights(), "epoch": 3, "optimizer": {"state": {0: {}}}}, tmp_path / "a.pth")
+    assert equal(load_state_dict(tmp_path / "a.pth"), weights())
+    torch.save({"generator": weights(), "discriminator": {"a": torch.zeros(1)}}, tmp_path / "a.pth")
+    with pytest.raises(InvalidCheckpoint, match="its 'generator' is dict"):
+        load_state_dict(tmp_path / "a.pth")
     endless: dict[str, Any] = {}
     endless["model"] = endless
     torch.save(endless, tmp_path / "a.pth")
@@ -130,6 +135,17 @@ def test_half_precision_is_widened(tmp_path: Path, dtype: torch.dtype) -> None:
     assert state["first.weight"].dtype == torch.float32
     assert state["norm.num_batches_tracked"].dtype == torch.int64
     load_into(network(), tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("counter", [None, torch.tensor(7.0).half(), torch.tensor([7])])
+def test_counters_of_training_do_not_matter(tmp_path: Path, counter: Tensor | None) -> None:
+    """PyTorch before 0.4.1 has none; who casts a whole state dict to half casts them too."""
+    changed = {key: value + 1 for key, value in weights().items() if not key.endswith("num_batches_tracked")}
+    beside = {} if counter is None else {"norm.num_batches_tracked": counter}
+    torch.save({f"net.{key}": value for key, value in (changed | beside).items()}, tmp_path / "a.pth")
+    target = network()
+    load_into(target, tmp_path / "a.pth")
+    assert equal({key: value for key, value in target.state_dict().items() if key in changed}, changed)
 
 
 def test_safetensors_round_trip(tmp_path: Path) -> None:
@@ -179,8 +195,12 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a NumPy archive": (lambda path: archive(path, "a.npy"), "is a NumPy archive"),
     "TorchScript": (
         lambda path: archive(path, "a/data.pkl", "a/constants.pkl", "a/code/a.py"),
-        "is a TorchScript archive",
+        "is an archive of TorchScript",
     ),
+    "torch.export": (lambda path: archive(path, "a/archive_format", "a/models/model.json"), "torch.export, a program"),
+    "packed again": (lambda path: archive(path, "x/a/data.pkl", "x/a/data/0"), "is whole, and not as torch.save"),
+    "a graph of OpenVINO": (lambda path: path.write_text('<?xml version="1.0"?>\n<net name="a">'), "of OpenVINO"),
+    "a newer pickle": (lambda path: torch.save(weights(), path, pickle_protocol=4), "with a pickle_protocol above 3"),
     "gzip": (lambda path: path.write_bytes(gzip.compress(b"x" * 99)), "is a gzip archive"),
     "tar": (lambda path: path.write_bytes(bytes(257) + b"ustar" + bytes(250)), "is a tar archive"),
     "an old tar": (
