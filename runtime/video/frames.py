@@ -248,27 +248,17 @@ class Frame:
     @cached_property
     def samples(self) -> Samples | None:
         """As decoded; None for frames that have to be converted: turned, of another size or format than 4:2:0."""
-        one, native, planes = self._layout, self._native, self._planes
-        if (
-            planes is None
-            or one.matrix is None
-            or one.turned
-            or (native.width, native.height) != (one.width, one.height)
-        ):
+        one, native = self._layout, self._native
+        if one.matrix is None or one.turned or native.format.name not in _PACKED:
             return None
-        return Samples(planes, native.format.name, one.matrix, one.range)
-
-    @cached_property
-    def _planes(self) -> NDArray[Any] | None:
-        """As of `Samples`, as stored; None for other formats than 4:2:0, and odd sizes."""
-        native = self._native
-        packed = native.format.name in _PACKED and native.width % 2 == native.height % 2 == 0
-        return native.to_ndarray() if packed else None
+        if (native.width, native.height) != (one.width, one.height) or one.width % 2 or one.height % 2:
+            return None
+        return Samples(native.to_ndarray(), native.format.name, one.matrix, one.range)
 
     def equals(self, other: "Frame") -> bool:
-        """Whether all samples of two frames of a video are the same; False where its format is not compared."""
-        one, two = self._planes, other._planes
-        return one is not None and two is not None and one.dtype == two.dtype and np.array_equal(one, two)
+        """Whether it has `samples`, and another frame of its video has the same."""
+        one, two = self.samples, other.samples
+        return one is not None and two is not None and one.depth == two.depth and np.array_equal(one.planes, two.planes)
 
     @property
     def grey(self) -> bool:
