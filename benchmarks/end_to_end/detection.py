@@ -141,11 +141,11 @@ def as_markdown(sets: dict[str, Any]) -> str:
             rows.append([*cells, *(found[quantile] for quantile in QUANTILES)])
     return page(
         "# Face detectors",
-        "Recall, and the landmarks' mean error in eye distances (median over the faces found; `closer look`: after "
-        "the detector has looked again at the face upright, as restoring does). Single pictures: the truth is the "
-        "median of nine looks of YuNet itself, so that only its scatter shows, and pictures that it does not know are "
-        f"left out. Groups: {WIDTH} x {HEIGHT}, people scaled by 0.1 to 1 and turned by up to 30 degrees, landmarks "
-        "known from the portraits; `false` are detections of no face.",
+        "Recall, and the landmarks' mean error in eye distances, as the median over the detected faces. `closer look` "
+        "is the error after a second detection on the upright face, which restoring does too. Single pictures: the "
+        "truth is the median of nine detections by YuNet, so YuNet's error there is only its scatter; pictures without "
+        f"a detection are dropped. Groups: {WIDTH} x {HEIGHT}, people scaled by 0.1 to 1 and turned by up to 30 "
+        "degrees; their landmarks are known from the portraits. `false` counts detections that are no face.",
         table(
             ["pictures", "detector", "faces", "recall", "false", *(column for _, _, column in QUANTILES.values())], rows
         ),

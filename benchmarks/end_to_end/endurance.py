@@ -144,13 +144,13 @@ def as_markdown(system: str, found: dict[str, Any]) -> str:
     """The looks, and what they say."""
     device, host, looks = found["device_growth"], found["host_growth"], found["looks"]
     grown = (
-        "the device's memory is not known or is the host's"
+        "device memory is unknown or shared with the host"
         if device is None
-        else f"the device's use grew by {device:,} bytes"
+        else f"device memory grew by {device:,} bytes"
     ) + (
-        ", the host's is not known"
+        ", host memory is unknown"
         if host is None
-        else f", the host's largest of the second half is {host:+.2%} from the first half's"
+        else f", the maximum of host memory in the second half is {host:+.2%} from that of the first half"
     )
     rows = [
         [images, *(value and f"{value / 2**20:.1f}" for value in used)]

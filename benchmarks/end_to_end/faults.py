@@ -32,7 +32,7 @@ from bfr.benchmarks.publish import Command, Findings
 from bfr.benchmarks.tables import page, table
 
 FRONT_GROWTH = 0.05  # of the front's memory from the first half to the second; workers are new after each kill
-NO_FAULTS = "Every answer was the right one or a 503, and nothing grew."
+NO_FAULTS = "Every answer was correct or a 503, and nothing grew."
 LOOKS = 60  # looks at memory in all
 IMPATIENT = (0.0, 0.05, 0.3, 1.0)  # seconds after which a client leaves
 NONSENSE = (
@@ -227,12 +227,11 @@ def as_markdown(figures: dict[str, Any]) -> str:
     grown = ", ".join(f"{name.replace('_', ' ')} {value:+.1%}" for name, value in figures["growth"].items())
     return page(
         f"# A server under faults for {figures['minutes']:g} minutes",
-        f"{figures['kills']} times a worker was killed. Other processes of the machine held "
-        f"{figures['others_cores']:.1f} cores. "
+        f"A worker was killed {figures['kills']} times. Other processes kept {figures['others_cores']:.1f} cores busy. "
         + "\n".join(["FAULTS:", *(f"- {fault}" for fault in faults[:20])] if faults else [NO_FAULTS]),
         table(["answer", "number"], figures["answers"].items()),
-        f"Resident MiB, and open files of the front. The largest of the second half against the first half, the first "
-        f"fifth left out: {grown}.",
+        f"Resident MiB, and open files of the front. Growth of the maximum from the first half to the second half, "
+        f"without the first fifth: {grown}.",
         table(["minute", *(name.replace("_", " ") for name in columns)], rows),
     )
 

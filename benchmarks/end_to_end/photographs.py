@@ -129,14 +129,14 @@ def as_markdown(figures: dict[str, Any]) -> str:
         "# Photographs",
         "## A folder\n"
         f"{folder['pictures']} JPEGs of at most {LONGEST} pixels a side, `mini`, batch {folder['batch']}. `networks` "
-        "is the share of the wall time in which the networks ran; `beside` are the seconds of reading, finding, "
-        "pasting and writing, in threads beside them, which share the same cores. `Restorer alone` has the crops of "
-        f"the first {BARE} pictures in memory.",
+        "is the share of the wall time in which the networks ran; `beside` is the time of reading, detection, pasting "
+        "and writing, in threads that share the same cores. `Restorer alone` restores the crops of the first "
+        f"{BARE} pictures from memory.",
         table(["run", "faces", "s", "faces/s", "networks", "beside s"], rows),
         "## A group of ten\n"
-        f"{WIDTH} x {HEIGHT} pixels, JPEG in and out, {group['restored']} of {PEOPLE} faces found and restored by "
-        f"`mini`; {group['repeats']} repetitions after a warm-up, one at a time. Peak memory of the process, composing "
-        f"the photograph included: {group['peak_rss_mib']} MiB.",
+        f"{WIDTH} x {HEIGHT} pixels, JPEG in and out, {group['restored']} of {PEOPLE} faces detected and restored by "
+        f"`mini`; {group['repeats']} repetitions after a warm-up, one at a time. Peak memory of the process, including "
+        f"the composition of the photograph: {group['peak_rss_mib']} MiB.",
         table(["stage", "p50 s", "least s"], stages),
     )
 

@@ -223,18 +223,18 @@ def as_markdown(figures: dict[str, Any]) -> str:
     return page(
         f"# A server under load: mini, {figures['preset']}, {figures['precision']}, batches of {figures['batch']}",
         "Aligned faces as JPEG in and out, closed loop; clients, server and all its processes on one machine. "
-        "The bare Restorer, in batches as large as so many clients can fill, is timed right before and right after "
-        "each level, the server being idle. "
+        "The bare Restorer runs in the largest batches that this number of clients can fill. It is timed right before "
+        "and right after each level, while the server is idle. "
         f"Ready after {figures['start_seconds']:.1f} s, with "
         f"{sum(figures['idle_memory'].values()):.0f} MiB of memory ("
         f"{', '.join(f'{name} {value:.0f}' for name, value in figures['idle_memory'].items())}); "
-        f"{figures['mean_batch']:.1f} faces a batch on average. "
-        f"Other processes of the machine held {figures['others_cores']:.1f} cores.",
+        f"{figures['mean_batch']:.1f} faces per batch on average. "
+        f"Other processes kept {figures['others_cores']:.1f} cores busy.",
         "## Closed loop\n"
         + table(["clients", "faces/s", "bare faces/s", "share", "p50 s", "p90 s", "p99 s", "answers", "refused"], rows),
         "## A full queue\n"
-        f"503 with Retry-After, {len(refused)} times under full load, from the client's side: {_latency(refused)}. "
-        f"Inside the server, {len(inside)} of them: {_latency(inside)}.",
+        f"Latency of a 503 with Retry-After under full load, {len(refused)} of them at the client: "
+        f"{_latency(refused)}. Inside the server, {len(inside)} of them: {_latency(inside)}.",
         "## Photographs and portraits\n"
         f"One photograph for three portraits, {2 * figures['batch']} clients: {mixed['per_second']:.2f} faces/s, "
         f"p50 {mixed['p50']:.2f} s, p99 {mixed['p99']:.2f} s.",

@@ -169,11 +169,11 @@ def as_markdown(figures: dict[str, Any]) -> str:
     return page(
         "# Video",
         f"Speed, {speed['frames']} frames of {HD[0]} x {HD[1]} with one face, preset `fast`, from file to file: "
-        f"**{speed['frames_a_second']} frames/s**, {speed['cpu_ms']} ms of CPU time a frame. Milliseconds a frame by "
-        "stage; all but the networks run beside them:",
+        f"**{speed['frames_a_second']} frames/s**, {speed['cpu_ms']} ms of CPU time per frame. Milliseconds per frame "
+        "by stage; the other stages run in parallel with the networks:",
         table(["stage", "ms"], [[stage, speed["ms"][stage]] for stage in STAGES]),
-        "Flicker, mean difference of successive frames inside the face after the known movement is undone, over "
-        f"{moving['frames']} frames of {WIDTH} x {HEIGHT}, `mini`'s preset:",
+        "Flicker, the mean difference of successive frames inside the face after the known motion is undone, over "
+        f"{moving['frames']} frames of {WIDTH} x {HEIGHT}, `mini`'s default preset:",
         table(["video", "flicker, grey levels", "faces", "tracks"], rows),
         f"Memory over {memory['frames']} frames ({memory['faces']} faces restored in one step each, "
         f"{memory['seconds']} s in all): {looks}.",

@@ -30,17 +30,17 @@ def as_markdown(figures: dict[str, Any]) -> str:
     sharp = [[row["degradation"], *("{} of {}".format(*row["sharp"][s]) for s in sides)] for row in figures["sharp"]]
     lead = (
         f"A perfect restorer with crops of {size} pixels. PSNR in dB / HaarPSI against the truth, means over the "
-        "faces. `px` is the side of the face's square in the degraded photograph, `x2` that it is enlarged. The "
-        "outline is that of face and hair in the truth, with a sixty-fourth of the square on either side. Outside is "
-        "what lies well beyond the square. All ways are compared in the same places."
+        "faces. `px` is the side of the face's square in the degraded photograph; `x2` means that the photograph is "
+        "enlarged. The outline is that of face and hair in the truth, with a sixty-fourth of the square on either "
+        "side. Outside is well beyond the square. All ways are compared over the same pixels."
     )
     return page(
         "# Pasting into whole photographs",
         lead + (f"\n{figures['attribution']}." if figures["attribution"] else ""),
         "## Against the better of difference and crop",
         _summary(figures["perfect"]),
-        f"This runtime changes what is neither face nor hair by {most['pasted']:.2f} levels in the mean at most, "
-        f"the square crop by {most['crop']:.2f}.",
+        f"The largest mean change of pixels that are neither face nor hair is {most['pasted']:.2f} levels with this "
+        f"runtime, and {most['crop']:.2f} with the square crop.",
         "## Every cell",
         *_tables(figures["perfect"]),
         *(
@@ -55,7 +55,7 @@ def as_markdown(figures: dict[str, Any]) -> str:
 
 def _changes(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Of what is neither face nor hair, in the surroundings that are looked at."""
-    yield "Mean absolute change of what is neither face nor hair, levels; the truth is what would have to be changed:"
+    yield "Mean absolute change of pixels that are neither face nor hair, in levels; the truth is the change needed:"
     shown = {"published": "published", "crop": "crop", "pasted": "this runtime", "truth": "truth"}
     rows = [
         [f"{cell['degradation']}, {cell['side']} px", *(f"{cell['scores'][way]['change'][0]:.2f}" for way in shown)]

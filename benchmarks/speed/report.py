@@ -98,8 +98,7 @@ def _notes(r: Results) -> str:
     tail = f"; the p99 of {r.repeats} calls lies between the two slowest" if r.repeats < 100 else ""
     return (
         f"Seconds are of one batch, over {r.repeats} calls of each backend after {r.warmup} of warm-up, the first of "
-        "which is `first`. The backends took turns, each in a process of its own, the order rotating; no outlier was "
-        "removed"
+        "which is `first`. The backends took turns in separate processes and rotating order; no outlier was removed"
         f"{tail}. `step` is one denoising step, noise included. `overhead` is the share of the wall time outside the "
         f"networks' calls. images/s, GFLOP/s and speed-up (over {r.baseline}) follow from the medians; GFLOP are the "
         "networks', 2 per multiply-add. PSNR (peak 1) and the largest difference are between results and those of "
@@ -120,10 +119,10 @@ def _limit_notes(ceilings: Ceilings, costs: Sequence[Cost]) -> str:
     return (
         f"Measured on {ceilings.device}: {ceilings.flop_per_second / 1e12:.4g} TFLOP/s in a large {ceilings.dtype} "
         f"matrix product, {ceilings.bytes_per_second / 1e9:.4g} GB/s in a large copy, read and written bytes together. "
-        "`limit` is the time of one denoising step that neither ceiling lets fall "
-        f"short of, in {precision}: the larger of its operations over the first, and of its fewest bytes (weights, "
-        f"inputs and outputs once) over the second. `share` is the limit over `step`, of backends in {precision}. An "
-        f"algorithm that needs fewer operations than counted (Winograd's) may exceed it. {counted}."
+        f"`limit` is the least time of one denoising step in {precision} under these two ceilings: the larger of its "
+        "operations divided by the first, and of its fewest bytes (weights, inputs and outputs once) divided by the "
+        f"second. `share` is `limit` divided by `step`, for backends in {precision}. An algorithm with fewer "
+        f"operations than counted (Winograd's) may exceed it. {counted}."
     )
 
 
@@ -134,12 +133,12 @@ def _starts(r: Results) -> Iterator[str]:
     places = [(place, batch) for place in ("RSS", "GPU")[: 1 + on_gpu] for batch in r.batches]
     yield "## Start and memory"
     yield (
-        "`load` is reading, hashing and loading the networks. The rest is of a fresh process "
-        f"for each backend: from its start to its first result (batch {r.batches[0]}), and the peak of its resident "
-        "memory after a batch of each size; GPU memory is what the GPUs' use grew by."
-        + (" `build` is of the engines, once, by `bfr build`." if built else "")
+        "`load` is reading, hashing and loading the networks. The other columns come from a fresh process for each "
+        f"backend: the time from its start to its first result (batch {r.batches[0]}), and its peak resident memory "
+        "after a batch of each size; GPU memory is the growth of the GPUs' use."
+        + (" `build` is the time of `bfr build`, once." if built else "")
         + (
-            " What PyTorch compiled before lies on disk when the fresh one starts."
+            " The fresh process of PyTorch finds its earlier compiled code on disk."
             if any(b.name.startswith("torch-") for b in r.backends)
             else ""
         )
