@@ -1,4 +1,4 @@
-"""What runs in production: images in, restored images out. NumPy, OpenCV and ONNX Runtime; never torch."""
+"""The deployment runtime: images in, restored images out. Needs NumPy, OpenCV and ONNX Runtime; never torch."""
 
 import os
 from importlib import import_module
@@ -67,7 +67,7 @@ class _Callable(ModuleType):
 
 
 _restore.__class__ = _Callable
-# ONNX Runtime reports to its maker from 1.32 on unless this is set before it is loaded; nothing here calls home.
+# From 1.32 on, ONNX Runtime sends telemetry unless this is set before it is loaded; bfr sends none.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 

@@ -61,13 +61,13 @@ class EngineBuildFailed(BfrError, RuntimeError):
 
 
 class DeviceOutOfMemory(BfrError, MemoryError):
-    """The device has too little free memory. The device itself can go on."""
+    """The device has too little free memory. The device itself remains usable."""
 
     exit_code = 1
 
 
 class DeviceLost(BfrError, RuntimeError):
-    """The GPU reported an error after which its CUDA context cannot be used: the process must be started anew."""
+    """The GPU reported an error that destroys the CUDA context: the process must be restarted."""
 
     exit_code = 1
 

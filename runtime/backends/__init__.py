@@ -1,1 +1,1 @@
-"""Where networks run: one protocol, a file or a folder a backend."""
+"""The backends that run networks: one protocol, and a file or a folder for each backend."""

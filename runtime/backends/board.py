@@ -10,7 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-OVERRIDE = "BFR_JETSON"  # names the board where no file does, as in containers without the board's files
+OVERRIDE = "BFR_JETSON"  # names the board if no file does, as in containers without the board's files
 _ASK_SECONDS = 5
 _TREE = ("model", "compatible")  # files of the device tree
 
@@ -20,9 +20,9 @@ class JetPack:
     """A release.
 
     Attributes:
-        name: As NVIDIA has it.
+        name: NVIDIA's name of it.
         python, tensorrt: The versions that it brings.
-        extra: What it needs of ours.
+        extra: The extra of bfr that it needs.
         instead: Why bfr does not run on it, and what to do; None where it does.
     """
 

@@ -117,7 +117,7 @@ class HostDevice:
 
 
 class HostNoise:
-    """A stream of noise for one batch, made one step ahead on a thread of its own while the network runs.
+    """A stream of noise for one batch. A thread computes it one step ahead while the network runs.
 
     `buffers` are two, (B, C, H, W) float32: buffer `step % 2` holds the noise of `step` from the return of
     `ready(step)` until the next call: step `first` + `step` of the noise, so that streams of a chain share no numbers.

@@ -1,4 +1,4 @@
-"""What runs networks: a row a backend, read by `open_device`, `auto`, the command line's help, `doctor` and `bench`.
+"""The table of backends, one row each, read by `open_device`, `auto`, the command line's help, `doctor` and `bench`.
 
 A backend's module is imported when the backend is chosen, not before.
 """
@@ -82,7 +82,7 @@ class Backend:
             ) from error
 
     def check(self, bundle: Bundle | None, precision: Precision, index: int) -> None:
-        """Raise a BfrError unless it works here; the networks are not loaded for it."""
+        """Raise a BfrError unless it works here. Loads no network."""
         if self.where == "cuda":
             self.load().check(bundle, precision, index)
 
@@ -97,7 +97,7 @@ _ROWS = (
     Backend("onnxruntime-cuda", _ORT, "CudaDevice", "onnxruntime", "gpu", "cuda",
             "ONNX Runtime on an NVIDIA GPU", unmeasured=True),
     # The one that is not part of the runtime: it needs torch and the networks' modules. Its first call compiles for
-    # minutes, so that `auto` takes it only where it was measured.
+    # minutes, so `auto` chooses it only if it was measured.
     Backend("torch-cuda", "bfr.export.pytorch.compiled", "CompiledDevice", "torch", "export", "cuda",
             "PyTorch on an NVIDIA GPU, compiled", records=True, compiles=True),
 )  # fmt: skip
@@ -150,7 +150,7 @@ def open_device(
 def open_usable(
     backend: str, bundle: Bundle, precision: Precision, index: int, open_on: Callable[[str], Opened]
 ) -> Opened:
-    """Open a bundle on a backend; after one that does not work here, `auto` goes on to the next.
+    """Open a bundle on a backend. If a backend does not work here, `auto` tries the next one.
 
     Args:
         backend: One of BACKENDS, or `auto`, see `choose`.
@@ -178,7 +178,7 @@ def open_usable(
 
 
 def choose(bundle: Bundle | None, precision: Precision, index: int = 0, *, without: Collection[str] = ()) -> str:
-    """Return the backend that `auto` takes.
+    """Return the backend that `auto` chooses.
 
     Of those that were verified on this GPU (by `bfr build`, or by `bfr verify --record`) the one with the fastest
     step; then those that need no measurement, in the order of the rows: TensorRT where engines were built, then ONNX

@@ -1,7 +1,7 @@
-"""TensorRT and TensorRT-RTX: the one that is installed, its logger, and the key that engines are kept under.
+"""TensorRT and TensorRT-RTX: which one is installed, its logger, and the key of its engines.
 
-Both have the API of TensorRT 11 as far as it is used here, and TensorRT has it from 10.3 on. A deserialization without
-a GPU can kill the process: make a `Cuda`, which raises BackendUnavailable without one, before the library's runtime.
+Both have the part of TensorRT 11's API that bfr uses; TensorRT has it from 10.3 on. A deserialization without a GPU can
+kill the process: make a `Cuda`, which raises BackendUnavailable without one, before the library's runtime.
 """
 
 import importlib
@@ -96,7 +96,7 @@ def make_logger(trt: Any, level: int = logging.WARNING) -> Any:
 
 
 def this_machine(library: Library, cuda: Cuda) -> Machine:
-    """Return the machine as engines see it. Raises BackendUnavailable where the library does not support its GPU."""
+    """Return the facts of this machine that engines depend on. Raises BackendUnavailable where the library does not support its GPU."""
     trt = load_library(library)
     facts = cuda.facts
     check_capability(library, facts.name, facts.compute_capability)

@@ -1,11 +1,11 @@
-"""An engine's bytes on their way into the library: a file that is mapped, handed out in pieces where that is read."""
+"""Reads an engine's mapped file into the library, in pieces if the library can read a stream."""
 
 import mmap
 from collections.abc import Callable
 from typing import Any
 
 PIECE = 16 << 20  # bytes handed out at once
-STREAMS_FROM = (10, 9)  # TensorRT before that takes no less than it asked for, which is nearly all of an engine
+STREAMS_FROM = (10, 9)  # earlier versions request nearly the whole engine at once and accept no less
 
 
 def engine_source(trt: Any, data: mmap.mmap | bytes) -> Any:

@@ -1,1 +1,1 @@
-"""What is deployed: a folder with a manifest and the networks' files."""
+"""The deployment bundle: a folder with a manifest and the networks' files."""

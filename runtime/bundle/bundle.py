@@ -1,4 +1,4 @@
-"""The deployment bundle: a folder with a manifest and the networks' files. Nothing in it is used unchecked."""
+"""The deployment bundle: a folder with a manifest and the networks' files. Every file is checked before use."""
 
 import hashlib
 import json
@@ -56,7 +56,7 @@ class Bundle:
     def open(cls, folder: Path | str) -> "Bundle":
         """Read the manifest of a bundle.
 
-        Engines in a bundle are machine code of its maker: they are left unused, with a warning.
+        Engines in a bundle are machine code of its maker: bfr warns and never uses them.
 
         Args:
             folder: A folder, `mini`, or an address of the Hugging Face Hub as `hf://owner/name`.

@@ -131,7 +131,7 @@ class MachineFiles:
         self._write(self.read().model_copy(update={"engines": tuple(engines)}))
 
     def record_checks(self, checks: Sequence[Check]) -> None:
-        """Put checks into the record, in the place of earlier ones of the same backend, precision and GPU."""
+        """Add checks to the record; they replace earlier ones of the same backend, precision and GPU."""
 
         def place(check: Check) -> tuple[str, str, str | None]:
             return check.backend, check.precision, check.gpu

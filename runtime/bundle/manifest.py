@@ -121,7 +121,7 @@ class Estimate(Model):
     """A network called once: an estimator, an encoder, a decoder, a resize.
 
     inputs, outputs: the network's name of a tensor -> the name of the value that it reads or makes; a tensor that is
-    not named stands for the value of its own name. The first values are the system's inputs, `degraded` first.
+        not listed maps to the value of the same name. The first values are the system's inputs, `degraded` first.
     """
 
     kind: Literal["estimate"] = "estimate"
@@ -158,9 +158,9 @@ class Denoise(Model):
 
     Attributes:
         name: By which a preset names a sampler for this stage alone.
-        source: The value that the loop starts from as it is; None where a diffuse stage stands before it.
+        source: The value that the loop starts from without noise; None after a diffuse stage.
         result: The name of the value that it makes.
-        conditioner: The network that makes of timesteps what `network` takes in their place, once for all steps.
+        conditioner: The network that computes, once for all steps, what `network` reads instead of timesteps.
         conditions: The network's name of an input -> the value that every step reads there.
         strength: Strength of the guidance that a network has folded in (kinds `step-known`, `step-learned-smooth` and
             `step-learned-reference`).
@@ -271,9 +271,9 @@ class Preset(Sampler):
     """The samplers of a system: its own, and those of single denoise stages, by their names.
 
     Attributes:
-        guidance: The strength of guidance in the place of the stages' own; 0 leaves it out.
-        weight: What a network with a fidelity weight reads, in the place of the manifest's.
-        pixels: How images are read and written, as a system's authors do where they do otherwise.
+        guidance: The strength of guidance instead of the stages' own; 0 disables it.
+        weight: The fidelity weight instead of the manifest's.
+        pixels: How images are resized and rounded, if the system's authors differ from bfr's default.
     """
 
     stages: dict[str, Sampler] = {}

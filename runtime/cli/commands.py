@@ -56,7 +56,7 @@ HABITS = by_word(
     ("show presets", "info"),
     ("check env environment", "doctor"),
 )
-"""What people type who come from other programs -> what it is here."""
+"""Words from other programs -> bfr's command or option."""
 
 
 HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
@@ -73,7 +73,7 @@ def load(name: str) -> Any:
 
 
 class _Loaded(Mapping[str, Any]):
-    """The commands by name; one is imported when it is asked for."""
+    """The commands by name; each is imported on demand."""
 
     _names = tuple(name for group in COMMANDS.values() for name in group)
 
@@ -101,7 +101,7 @@ class Group(TyperGroup):
         return list(self.commands)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command. Raises InvalidOption where there is none of this name."""
+        """Find the command. Raises InvalidOption if no command has this name."""
         try:
             return super().resolve_command(ctx, args)
         except USAGE_ERROR:
@@ -115,7 +115,7 @@ class Group(TyperGroup):
             raise InvalidOption(f"there is no command {args[0]}: {remedy}") from None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the words before the command. Raises InvalidOption for an option that there is not."""
+        """Parse the arguments before the command. Raises InvalidOption for an unknown option."""
         given = list(args)
         try:
             return super().parse_args(ctx, args)

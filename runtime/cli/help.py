@@ -1,4 +1,4 @@
-"""`--help` in groups by task, with examples and nothing cut off; and what is said where a command is not understood."""
+"""`--help` in groups by task, with examples and without truncation; and the errors for unknown options."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from bfr.runtime.errors import InvalidOption
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer names none of its parents
 VIDEO = ("codec", "crf")
 BRIEF = ("Limits", "Jobs")  # of these `-h` names the flags, and `--help` explains them
-BRIEFLY = "bfr.brief"  # in a context's `meta`: whether `-h` may have been asked for
+BRIEFLY = "bfr.brief"  # in a context's `meta`: whether the user may have given `-h`
 
 
 @cache
@@ -79,7 +79,7 @@ def by_word(*rows: tuple[str, str]) -> dict[str, str]:
     return {word: meant for words, meant in rows for word in words.split()}
 
 
-# What people type who come from ultralytics, ffmpeg, rembg, HandBrakeCLI or facefusion -> what it is here.
+# Options of ultralytics, ffmpeg, rembg, HandBrakeCLI or facefusion -> bfr's.
 HABITS = by_word(
     ("-i -s -t --input --input_path --source --target", "inputs are named without a flag"),
     ("-y --force --replace --exist-ok", "--overwrite replaces results"),
@@ -191,7 +191,7 @@ class Command(TyperCommand):
         return f"{ctx.info_name} has no option {flag}: {meant or f'`bfr {ctx.info_name} -h` lists what there is'}"
 
     def _instead(self, flag: str, ctx: Any) -> str | None:
-        """What is meant by an option that there is not, as far as one can tell."""
+        """Guess which option an unknown one means."""
         known = {flag for one in self.get_params(ctx) for flag in one.opts if flag.startswith("-")}
         habit = HABITS.get(flag)
         if habit and {*re.findall(r"-o\b|--[a-z-]+", habit)} <= known:

@@ -189,7 +189,7 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 def _require(found: Inputs, named: Sequence[str], out: Path, *, videos: bool) -> None:
-    """Raise InputNotFound where there is nothing to restore; what was passed over is in the report all the same."""
+    """Raise InputNotFound if there is nothing to restore; the report lists skipped files even then."""
     from bfr.runtime.jobs.report import Report, describe_passed_over, write_report
 
     if not found.items and found.passed_over and str(out) != STANDARD:

@@ -100,7 +100,7 @@ def restore(
 
 
 def _split(text: str | None) -> tuple[str | None, ...]:
-    """The presets that were asked for; None is the bundle's default. Raises InvalidOption."""
+    """The requested presets; None is the bundle's default. Raises InvalidOption."""
     if text is None:
         return (None,)
     names = tuple(text.split(","))
@@ -186,7 +186,7 @@ def _conclude_comparison(
 
 
 def check_device(opened: OpenOptions) -> None:
-    """Raise InvalidOption for a GPU that is not there, where a CPU would be taken in its place."""
+    """Raise InvalidOption for a missing GPU, where `auto` would use the CPU instead."""
     from bfr.runtime.backends.cuda.bindings import device_count
 
     if opened.device and opened.device >= device_count():

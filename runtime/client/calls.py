@@ -105,7 +105,7 @@ def key_headers(api_key: str | None) -> dict[str, str]:
 
 
 def asked(options: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """The query and the headers of a request. Raises InvalidOption for names and formats that there are not."""
+    """The query and the headers of a request. Raises InvalidOption for unknown names and formats."""
     known = (*RestoreOptions.model_fields, "format")
     if unknown := [name for name in options if name not in known]:
         raise InvalidOption(f"there is no option {', '.join(unknown)}: choose among {', '.join(known)}")

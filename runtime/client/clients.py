@@ -104,7 +104,7 @@ class AsyncClient:
         return job
 
     async def states(self, name: str, timeout: float | None = None) -> AsyncIterator[Job]:
-        """A job, asked for now and then until it has ended. Raises ServerUnavailable after `timeout` seconds."""
+        """A job, polled until it has ended. Raises ServerUnavailable after `timeout` seconds."""
         end = None if timeout is None else time.monotonic() + timeout
         for turn in count():
             job = await self.job(name)
@@ -165,7 +165,7 @@ def _blocking(
 
 
 class Client:
-    """As `AsyncClient`, for callers that wait: its event loop runs in a thread of its own. Threads may share it.
+    """The blocking form of `AsyncClient`: its event loop runs in a separate thread. Threads may share it.
 
     Close it, or use it in a `with`.
     """

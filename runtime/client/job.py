@@ -36,8 +36,8 @@ def run_remote_job(
 ) -> Report:
     """Restore `items` on a server into the output folder, and write `report.json` there.
 
-    A file that the server refuses or fails at is a failed entry. Where the run ends early, what was finished stays, and
-    `resume` goes on from there.
+    A file that the server refuses or fails to restore becomes a failed entry. If the run ends early, finished results
+    stay, and `resume` continues it.
 
     Args:
         client: Of the server.

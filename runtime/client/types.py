@@ -44,7 +44,7 @@ class Result:
 
     @property
     def pixels(self) -> NDArray[np.unsignedinteger]:
-        """(H, W, 3) uint8 RGB, or uint16 where a PNG has 16 bits. Decoded anew each time."""
+        """(H, W, 3) uint8 RGB, or uint16 where a PNG has 16 bits. Each access decodes again."""
         return decode_image(self.data, name="the server's answer").pixels
 
 

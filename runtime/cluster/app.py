@@ -35,7 +35,7 @@ class _Server:
         await self.engine.start(self.front)
 
     def check_health(self) -> None:
-        """Raise where this process is to be started anew."""
+        """Raise if Ray should restart this process."""
         if self.engine.pool.failure and self.engine.pool.failure.done():
             self.engine.pool.failure.result()
 

@@ -1,4 +1,4 @@
-"""The photograph around the faces: enlarged by Lanczos, or by a network of its own."""
+"""The photograph around the faces, enlarged by Lanczos or by a separate network."""
 
 import threading
 from pathlib import Path
@@ -48,9 +48,8 @@ class NetworkBackground:
     """
 
     def __init__(self, folder: Path, device: Device) -> None:
-        """Open and check the bundle. `device` must be nobody else's: its calls come from several threads.
-
-        Raises BundleInvalid where the bundle is not of one network with one image in and out.
+        """Open and check the bundle. `device` must not be shared, because its calls come from several threads. Raises
+        BundleInvalid unless the bundle has one network with one image in and one out.
         """
         bundle = Bundle.open(folder)
         stages, networks = bundle.manifest.stages, bundle.manifest.networks
@@ -102,7 +101,7 @@ class NetworkBackground:
 
 
 def open_background(folder: Path | None, opened: OpenOptions = OpenOptions()) -> Background:  # noqa: B008  (frozen)
-    """Open the network of a bundle on a device of its own, as the options say; Lanczos without a folder."""
+    """Open the network of a bundle on a separate device, as the options say; Lanczos without a folder."""
     if folder is None:
         return Lanczos()
     return NetworkBackground(folder, open_device(opened.backend, threads=opened.threads, index=opened.device))

@@ -47,7 +47,7 @@ def open_detector(name: str = "auto", *, folder: Path | None = None) -> Detector
 
     Raises:
         InvalidOption: There is no detector of that name.
-        InputNotFound: YuNet was asked for and is not there.
+        InputNotFound: YuNet was requested and is missing.
         BundleCorrupt: YuNet's file is not the published one.
     """
     if name not in DETECTORS:
@@ -69,7 +69,7 @@ def open_detector(name: str = "auto", *, folder: Path | None = None) -> Detector
 
 
 def _notice(marker: Path) -> None:
-    """Say that there is a better detector, once on a machine: `marker` is written then, where it can be."""
+    """Recommend the better detector, once on each machine: writes `marker`, if possible."""
     if marker.exists():
         return
     _log.warning(

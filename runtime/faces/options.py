@@ -15,7 +15,7 @@ UPSCALES: tuple[int, ...] = get_args(_Scale)
 Upscale = Annotated[
     _Scale, BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.isdecimal() else value)
 ]
-"""As text too, which is all that a query and the command line have."""
+"""Also accepts text, because a query and the command line have only text."""
 
 
 class PhotoOptions(Options):

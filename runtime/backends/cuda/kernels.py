@@ -1,4 +1,4 @@
-"""The kernels of `kernels.cu`, compiled by NVRTC for the GPU that is there. Compiling itself needs no GPU."""
+"""The kernels of `kernels.cu`, compiled by NVRTC for this machine's GPU. Compiling itself needs no GPU."""
 
 from functools import cache
 from importlib import import_module
@@ -41,7 +41,7 @@ def compile_kernels(compute_capability: str) -> bytes:
 
 
 def _remedy() -> str:
-    """Install the NVRTC that the installed cuda-bindings load: CUDA 12's has a package name of its own."""
+    """Install the NVRTC that the installed cuda-bindings load; CUDA 12's package has another name."""
     try:
         major = version("cuda-bindings").split(".")[0]
     except PackageNotFoundError:

@@ -35,8 +35,8 @@ def own_slots(owned: ExitStack, cuda: Cuda, size: int) -> list[tuple[NDArray[np.
 class GpuInput:
     """Uploads the next batch on the copy stream while the main stream computes.
 
-    A batch goes from page-locked memory to a buffer of its own, and from there, once the main stream is ready for it,
-    to the buffer that the networks read.
+    A batch goes from page-locked memory to a staging buffer on the device. Once the main stream is ready, it copies the
+    batch to the buffer that the networks read.
     """
 
     def __init__(self, device: Gpu, owned: ExitStack, shape: tuple[int, ...]) -> None:
@@ -62,7 +62,7 @@ class GpuInput:
 
 
 class GpuOutput:
-    """Downloads results while the main stream goes on.
+    """Downloads results while the main stream continues.
 
     The main stream copies a result to a buffer that the next batch does not use; another stream copies that to
     page-locked memory.
@@ -130,8 +130,8 @@ class GpuNoise:
 class GpuStopwatch:
     """The GPU's own clock, which a kernel reads at each mark, inside a recorded graph as well.
 
-    The next batch would record events anew before the host reads the times of this one. `network` is all of
-    the stages that call one.
+    Events would not do: the next batch records them again before the host reads the times of this one. `network` is the
+    sum of the stages that call a network.
     """
 
     def __init__(self, device: Gpu, owned: ExitStack) -> None:

@@ -1,6 +1,6 @@
-"""The table of a bulk run: a row for each input, kept while the run goes on and written when it ends.
+"""The table of a bulk run: a row for each input, collected during the run and written at its end.
 
-While it goes on, rows are put beside the results in parts, `rows-N.jsonl`, which an object store can take too; a run
+During the run, rows are written beside the results in parts, `rows-N.jsonl`, which works in an object store too; a run
 that is killed leaves them to the one that resumes it. At the end they become `results.csv`: it opens in every tool,
 spreadsheets included, a row is read by a person, and a million rows are some 200 MB.
 """
