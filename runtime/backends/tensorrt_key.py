@@ -96,7 +96,7 @@ def make_logger(trt: Any, level: int = logging.WARNING) -> Any:
 
 
 def this_machine(library: Library, cuda: Cuda) -> Machine:
-    """Return the facts of this machine that engines depend on. Raises BackendUnavailable where the library does not support its GPU."""
+    """Return what engines depend on here. Raises BackendUnavailable if the library does not support the GPU."""
     trt = load_library(library)
     facts = cuda.facts
     check_capability(library, facts.name, facts.compute_capability)

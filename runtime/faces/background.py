@@ -48,8 +48,10 @@ class NetworkBackground:
     """
 
     def __init__(self, folder: Path, device: Device) -> None:
-        """Open and check the bundle. `device` must not be shared, because its calls come from several threads. Raises
-        BundleInvalid unless the bundle has one network with one image in and one out.
+        """Open and check the bundle.
+
+        `device` must not be shared, because its calls come from several threads. Raises BundleInvalid unless the bundle
+        has one network with one image in and one out.
         """
         bundle = Bundle.open(folder)
         stages, networks = bundle.manifest.stages, bundle.manifest.networks
