@@ -24,10 +24,13 @@ def _ascending(batches: tuple[int, ...]) -> tuple[int, ...]:
 
 def _black_and_white(value: Any) -> Any:
     """The two numbers of a text as `0..255`."""
+    if not isinstance(value, str):
+        return value
     try:
-        return tuple(map(float, value.split(".."))) if isinstance(value, str) else value
+        black, white = map(float, value.split(".."))
     except ValueError as error:
         raise ValueError("name black and white, as -1..1 or 0..255") from error
+    return black, white
 
 
 def _black_first(extent: tuple[float, float] | None) -> tuple[float, float] | None:

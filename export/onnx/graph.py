@@ -34,6 +34,8 @@ DEFAULT_OPSET: int = ExportOptions().opset
 NORMALIZATION_OPSET = 21  # the first whose GroupNormalization is one node; TensorRT takes it from 10.9 on
 ATTENTION_OPSET = 23  # the first that has attention as one operator; TensorRT takes it from 10.14 on
 EXTERNAL_FROM = 1024  # elements: smaller tensors stay in the graph
+# Types of the weights that are stored beside it: those of safetensors but for the ones that ONNX packs.
+STORED = {*range(TensorProto.FLOAT, TensorProto.UINT4)} - {TensorProto.STRING, TensorProto.COMPLEX128}
 
 
 def export_graph(
@@ -85,7 +87,9 @@ def export_graph(
         )
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")
-    return save_graph(program.model_proto, path, state=state, prefix=prefix, store_half=store_half, metadata=metadata)
+    saved = save_graph(program.model_proto, path, state=state, prefix=prefix, store_half=store_half, metadata=metadata)
+    onnx.checker.check_model(path, full_check=False)
+    return saved
 
 
 def save_graph(
@@ -115,7 +119,6 @@ def save_graph(
     weights = path.with_suffix(".safetensors")
     _move_weights(model, state or {}, weights, prefix=prefix, store_half=store_half)
     onnx.save(model, path)
-    onnx.checker.check_model(path, full_check=False)
     return path, weights
 
 
@@ -148,7 +151,11 @@ def _move_weights(
     """
     _rename_folded(model, state)
     _unfold_transposes(model, state, prefix)
-    large = [tensor for tensor in model.graph.initializer if int(np.prod(tensor.dims)) >= EXTERNAL_FROM]
+    large = [
+        tensor
+        for tensor in model.graph.initializer
+        if int(np.prod(tensor.dims)) >= EXTERNAL_FROM and tensor.data_type in STORED
+    ]
     arrays = {tensor.name.removeprefix(prefix): numpy_helper.to_array(tensor) for tensor in large}
     for name, value in state.items():
         arrays.setdefault(name.removeprefix(prefix), value.detach().cpu().numpy())

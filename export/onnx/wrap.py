@@ -5,6 +5,7 @@ reads `degraded`, (batch, 3, S, S) RGB in [0, 1], and makes `estimate`, (batch, 
 does. The wrapped graph is compared with the file as it came before the bundle is published.
 """
 
+import re
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,6 +53,7 @@ from bfr.runtime.files import atomic_folder, sha256_file
 from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, WEIGHT
 
 NETWORK = "restorer"
+QUANTIZED = r"^Q[A-Z]|[Qq]uantize|Integer|NBits"  # in the names of operators that read floats beside whole numbers
 WITHOUT_HALF = "Leave --precision fp16 out"
 
 
@@ -82,7 +84,10 @@ def wrap(
         return wrap_osdface(file, folder, options, threads=threads, say=say)
     system = system_name(options.name, file)
     model = load_model(file)
-    with TemporaryDirectory(prefix="bfr-wrap-") as scratch, atomic_folder(folder, replace=options.replace) as partial:
+    with (
+        TemporaryDirectory(prefix="bfr-wrap-") as scratch,
+        atomic_folder(folder, replace=options.replace, mark=m.MANIFEST) as partial,
+    ):
         draws = bool(drawing_nodes(model))
         original = frozen(file, model, Path(scratch), options, threads, say) if draws else Original(file, threads)
         face = find_interface(model, original, options)
@@ -169,16 +174,17 @@ def _metadata(
 
 def _probe(path: Path, face: Interface, device: CpuDevice, say: Say) -> tuple[int, ...] | None:
     """The batch sizes that the graph takes, None for all."""
+    problem = "an image comes out otherwise in a batch than alone"
     try:
         session = device.load_graph(path).session
         faces = _examples(face, max(BATCHES))
         alone = session.run(None, {key: x[-1:] for key, x in faces.items()}, silent())[0]
         together = session.run(None, faces, silent())[0]
-        problem = "an image comes out otherwise in a batch than alone"
         if together.shape == (max(BATCHES), *alone.shape[1:]) and np.abs(together[-1:] - alone).max() <= 1e-3:
             return None
     except Exception as error:  # ONNX Runtime's own types
-        problem = reason(error)
+        single = face.source.single or face.target.single
+        problem = "the file has no axis for more" if single else reason(error)
     only = face.source.batch or 1
     say(f"batches of {only} only: {problem}")
     return (only,)
@@ -194,9 +200,12 @@ def _save_half(path: Path, halved: Path, metadata: dict[str, str]) -> None:
     """Write the graph with weights and arithmetic in half; inputs and outputs stay float32, and what is quantized."""
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-    kept = [*DEFAULT_OP_BLOCK_LIST, "QuantizeLinear", "DequantizeLinear"]
+    graph = onnx.load(path, load_external_data=False).graph
+    quantized = {node.op_type for node in graph.node if re.search(QUANTIZED, node.op_type)}
     try:
-        model = convert_float_to_float16(str(path), keep_io_types=True, op_block_list=kept)
+        model = convert_float_to_float16(
+            str(path), keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *quantized]
+        )
     except Exception as error:  # of nearly any type
         raise InvalidOption(f"the model cannot be cast to half: {reason(error)}. {WITHOUT_HALF}") from error
     sort_nodes(model.graph)

@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bfr.export.onnx.wrap_load import branches, model_opset, read_by
-from bfr.export.onnx.wrap_read import REFERENCE, ImageTensor, Interface, constant_of
+from bfr.export.onnx.wrap_read import REFERENCE, ImageTensor, Interface, axes_of, filled, open_sizes
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, WEIGHT
 
@@ -23,18 +23,22 @@ def wrap_graph(model: onnx.ModelProto, face: Interface) -> None:
     input becomes a constant.
     """
     graph, opset = model.graph, model_opset(model)
+    values = {value.name: value for value in graph.input}
     renamed = _rename_ours(graph)
-    before = []
+    before, sizes = [], dict[str, int]()
     for image, ours in ((face.source, DEGRADED), (face.reference, REFERENCE)):
         if image:
             before.append(Nodes(ours, renamed.get(image.name, image.name), opset))
             _read_image(before[-1], image, face)
+            sizes |= open_sizes(axes_of(values[image.name]), image.shape(face.side))
     for name, number in face.values.items():
-        value = next(value for value in graph.input if value.name == renamed.get(name, name))
+        value, tensor = values[name], values[name].type.tensor_type
         if name != face.weight:
-            graph.initializer.append(numpy_helper.from_array(constant_of(value, number), value.name))
+            kind = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+            constant = filled(name, axes_of(value), number, kind, sizes)
+            graph.initializer.append(numpy_helper.from_array(constant, value.name))
             continue
-        nodes, tensor = Nodes(WEIGHT, value.name, opset), value.type.tensor_type
+        nodes = Nodes(WEIGHT, value.name, opset)
         nodes.add("Gather", nodes.constant(np.int64(0)), axis=0)
         nodes.add("Reshape", nodes.constant(np.ones(len(tensor.shape.dim), np.int64)))
         only_cast = all(node.op_type == "Cast" for node in graph.node if value.name in read_by(node))
@@ -93,6 +97,8 @@ def _read_image(nodes: "Nodes", image: ImageTensor, face: Interface) -> None:
     nodes.affine(white - black, black)
     if image.channels_last:
         nodes.add("Transpose", perm=[0, 2, 3, 1])
+    if image.single:
+        nodes.add("Reshape", nodes.constant(np.array(image.shape(face.side))))
     if image.type == TensorProto.UINT8:
         nodes.affine(1.0, 0.5)  # to whole numbers, of which the cast leaves out what is behind the point
         nodes.clip(0.0, 255.0)
@@ -104,6 +110,8 @@ def _make_image(nodes: "Nodes", face: Interface) -> None:
     """From what the file makes to (batch, 3, T, T) RGB in [-1, 1]."""
     if face.target.type != TensorProto.FLOAT:
         nodes.add("Cast", to=TensorProto.FLOAT)
+    if face.target.single:
+        nodes.add("Reshape", nodes.constant(np.array((1, *face.target.shape(face.out_side)))))
     if face.target.channels_last:
         nodes.add("Transpose", perm=[0, 3, 1, 2])
     black, white = face.output_range

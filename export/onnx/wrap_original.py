@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from bfr.export.onnx.wrap_load import check_size, draw_once, drawing_nodes, reason, stand_in
-from bfr.export.onnx.wrap_read import IMAGE_TYPES, ImageTensor, Interface, Range, find_inputs, find_output, find_values
+from bfr.export.onnx.wrap_read import (
+    IMAGE_TYPES,
+    ImageTensor,
+    Interface,
+    Range,
+    filled,
+    find_inputs,
+    find_output,
+    find_values,
+    open_sizes,
+)
 from bfr.export.options import WrapOptions
 from bfr.export.verify.walk import synthetic
 from bfr.runtime.backends.device import Float32
@@ -27,6 +37,8 @@ SIGNED, UNIT, BYTES = (-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)
 REMEDIES = {  # by what ONNX Runtime says
     "NOT_IMPLEMENTED": "Export it anew, in float32",
     "not a registered function": "Export it with operators of ONNX alone",
+    "No opset import for domain": "Export it with operators of ONNX alone",
+    "incompatible constructor arguments": "Give it and its folders names of UTF-8",
     "is under development": "Export it with an older opset, or upgrade onnxruntime",
 }
 Say = Callable[[str], None]
@@ -61,20 +73,30 @@ class Original:
 
         Returns:
             Those of the outputs that are tensors, by name.
+
+        Raises:
+            InvalidCheckpoint: It does not run.
         """
         feed: dict[str, NDArray[np.generic]] = {}
+        inputs, sizes = {value.name: value for value in self.session.get_inputs()}, dict[str, int]()
         for image, planes in images.items():
             kind = IMAGE_TYPES[image.type]
             x = planes.transpose(0, 2, 3, 1) if image.channels_last else planes
+            x = x[0] if image.single else x
             feed[image.name] = np.clip(np.rint(x), 0, 255).astype(kind) if kind is np.uint8 else x.astype(kind)
-        for value in self.session.get_inputs():
-            if value.name in values:
-                shape = [size if isinstance(size, int) and size >= 0 else 1 for size in value.shape]
-                check_size(f"input {value.name}", shape)
-                feed[value.name] = np.full(shape, values[value.name], _numpy_type(value.type))
+            sizes |= open_sizes(inputs[image.name].shape, (1, *x.shape[-3:])[-x.ndim :])
+        for name, number in values.items():
+            feed[name] = filled(name, inputs[name].shape, number, _numpy_type(inputs[name].type), sizes)
         names = outputs or [output.name for output in self.session.get_outputs()]
-        found = zip(names, self.session.run(names, feed, silent()), strict=True)
-        return {name: y for name, y in found if isinstance(y, np.ndarray)}
+        try:
+            found = self.session.run(names, feed, silent())
+        except Exception as error:  # ONNX Runtime's own types
+            image, planes = next(iter(images.items()))
+            remedies = ["another --size"] * (image.side is None) + ["other values of --set"] * bool(values)
+            remedy = f"Choose {', or '.join(remedies)}" if remedies else "Export it anew"
+            size = "x".join(map(str, planes.shape[2:]))
+            raise InvalidCheckpoint(f"the model does not run on {size}: {reason(error)}. {remedy}") from error
+        return {name: y for name, y in zip(names, found, strict=True) if isinstance(y, np.ndarray)}
 
 
 def find_interface(model: onnx.ModelProto, original: Original, options: WrapOptions) -> Interface:
@@ -92,24 +114,23 @@ def find_interface(model: onnx.ModelProto, original: Original, options: WrapOpti
         found = original.run(_greys(images, side), values)
         return {name: y.shape for name, y in found.items()}
 
+    if source.open_layout:
+        try:
+            shapes(options.size or TILE)
+        except InvalidCheckpoint:
+            source = images[0] = replace(source, channels_last=True)
     side = source.side or options.size
     if side is None:
         side = OPEN_FACE
-        with suppress(Exception):  # a face restorer may run at its own side alone; the run below says what is wrong
+        # A face restorer may run at its own side alone; the run below says what is wrong.
+        with suppress(InvalidCheckpoint, InvalidOption):
             _, made = find_output(model, shapes(TILE), TILE, options.output)
             side = TILE if made > TILE else OPEN_FACE
-    try:
-        found = shapes(side)
-    except InvalidCheckpoint:
-        raise
-    except Exception as error:  # ONNX Runtime's own types
-        raise InvalidCheckpoint(
-            f"the model does not run on {side}x{side}: {reason(error)}. Choose another --size, or other values of --set"
-        ) from error
+    found = shapes(side)
     target, out_side = find_output(model, found, side, options.output)
-    if found[target.name][0] != (source.batch or 1):
+    if target.batch != (source.batch or 1):
         raise InvalidOption(
-            f"the model made {found[target.name][0]} pictures of {source.batch or 1} of {side}x{side}: choose another "
+            f"the model made {target.batch} pictures of {source.batch or 1} of {side}x{side}: choose another "
             "--size, or another --output"
         )
     enlarges = out_side >= 2 * side and side <= 256
@@ -224,7 +245,7 @@ def raw_result(
             if image and given is not None
         }
         made.append(original.run(images, face.values, face.target.name)[face.target.name].astype(np.float64))
-    y = np.concatenate(made)[: len(faces)]
+    y = (np.stack if face.target.single else np.concatenate)(made)[: len(faces)]
     return (y.transpose(0, 3, 1, 2) if face.target.channels_last else y)[:, order]
 
 

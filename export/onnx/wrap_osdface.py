@@ -78,7 +78,7 @@ def wrap_osdface(
     fixed = any((sizes(value) or [1])[0] for model in models.values() for value in model.graph.input)
     shapes = _shapes(models, originals, folder)
     side, batches = shapes["degraded"][-1], (1,) if fixed else None
-    with atomic_folder(out, replace=options.replace) as partial:
+    with atomic_folder(out, replace=options.replace, mark=m.MANIFEST) as partial:
         entries = {}
         for one in FILES:
             say(f"{one.name} becomes the network {one.network}")
@@ -135,7 +135,13 @@ def wrap_osdface(
 def _check(folder: Path, options: WrapOptions) -> None:
     """Raise where files are missing, or an option describes a single file."""
     needed = [*(one.name for one in FILES), SCHEDULE]
-    if missing := [name for name in needed if not (folder / name).is_file()]:
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if missing == needed:
+        found = next(iter(sorted(folder.glob("*.onnx"))), None)
+        raise InputNotFound(
+            f"{folder} is a folder and not OSDFace's: name the ONNX file{f', as {found}' * bool(found)}"
+        )
+    if missing:
         raise InputNotFound(
             f"{folder} lacks {', '.join(missing)}: of folders `bfr wrap` takes OSDFace's, with {', '.join(needed)} and "
             "unet.onnx.data; of others name the ONNX file"

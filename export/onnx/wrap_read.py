@@ -6,22 +6,25 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
+from numpy.typing import DTypeLike, NDArray
 from onnx import TensorProto, helper
 
-from bfr.export.onnx.wrap_load import FLOATS, WEIGHT_NAMES
+from bfr.export.onnx.wrap_load import FLOATS, WEIGHT_NAMES, check_size
 from bfr.export.options import WrapOptions
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.restore.plan import DEGRADED, WEIGHT
 
 REFERENCE: Final = "reference"
+IMAGES: Final = "(batch, 3, S, S) or (batch, S, S, 3) of floats or bytes"
 Range = tuple[float, float]
+Axes = Sequence[int | str | None]
 IMAGE_TYPES: dict[int, type[np.generic]] = {
     TensorProto.FLOAT: np.float32,
     TensorProto.FLOAT16: np.float16,
     TensorProto.DOUBLE: np.float64,
     TensorProto.UINT8: np.uint8,
 }
-NUMBER_TYPES = (*FLOATS, TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.INT8, TensorProto.BOOL)
+NUMBER_TYPES = {*range(TensorProto.FLOAT, TensorProto.COMPLEX64)} - {TensorProto.STRING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,8 @@ class ImageTensor:
         channels_last: (batch, H, W, 3).
         side: H and W, None where the file leaves it open.
         batch: Its fixed batch size, None where the file leaves it open.
+        open_layout: The file says nothing of the channels' place.
+        single: One image, without an axis for the batch.
     """
 
     name: str
@@ -39,6 +44,14 @@ class ImageTensor:
     channels_last: bool
     side: int | None
     batch: int | None
+    open_layout: bool = False
+    single: bool = False
+
+    def shape(self, side: int) -> tuple[int, ...]:
+        """Of the batch that the file fixes, else of 1; side: where the file leaves it open."""
+        sides = (self.side or side, self.side or side)
+        picture = (*sides, 3) if self.channels_last else (3, *sides)
+        return picture if self.single else (self.batch or 1, *picture)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,33 +101,43 @@ def find_inputs(model: onnx.ModelProto, options: WrapOptions) -> tuple[ImageTens
     others = [name for name in images if name != options.reference]
     if options.input is None and len(others) != 1:
         several = "choose it with --input, and a second picture that the network reads with --reference"
-        none = "no input can be the image, (batch, 3, S, S) or (batch, S, S, 3) of floats or bytes: export it so"
+        none = f"no input can be the image, {IMAGES}: export it so"
         problem = f"{len(others)} inputs could be the image: {several}" if others else none
         raise InvalidOption(f"{problem}. There are: {there or 'none'}")
     return images[options.input or others[0]], images[options.reference] if options.reference else None
 
 
 def as_image(value: onnx.ValueInfoProto, shape: Sequence[int | None]) -> ImageTensor | None:
-    """Return a tensor that can hold square RGB images, (B, 3, S, S) or (B, S, S, 3); None for any other.
+    """Return a tensor that can hold square RGB images, (B, 3, S, S), (B, S, S, 3), or one; None for any other.
 
     Args:
         value: The tensor.
         shape: Its shape. Sizes that are open, None, count as the ones that fit; where all are, channels come first.
     """
-    kind = value.type.tensor_type.elem_type
-    if len(shape) != 4 or kind not in IMAGE_TYPES:
+    kind, single = value.type.tensor_type.elem_type, len(shape) == 3
+    if len(shape) not in (3, 4) or kind not in IMAGE_TYPES:
         return None
-    last = shape[3] == 3 and shape[1] != 3
-    channels, *sides = (shape[3], shape[1], shape[2]) if last else shape[1:]
+    first, middle, end = shape[-3:]
+    last = end == 3 and first != 3
+    channels, *sides = (end, first, middle) if last else (first, middle, end)
     known = {side for side in sides if side}
-    if channels not in (3, None) or len(known) > 1:
+    if channels not in (3, None) or len(known) > 1 or known == {1}:
         return None
-    return ImageTensor(value.name, kind, last, min(known, default=None), shape[0])
+    if single and (channels is None or (known and None in sides)):  # rows of tokens, or of points
+        return None
+    batch = 1 if single else shape[0]
+    return ImageTensor(value.name, kind, last, min(known, default=None), batch, first is end is None, single)
 
 
 def sizes(value: onnx.ValueInfoProto) -> list[int | None]:
     """The sizes of a tensor, None for those that are open."""
-    return [max(dim.dim_value, 0) or None for dim in value.type.tensor_type.shape.dim]
+    return [None if isinstance(one, str) else one for one in axes_of(value)]
+
+
+def axes_of(value: onnx.ValueInfoProto) -> list[int | str | None]:
+    """The declared shape of a tensor: sizes, names of open axes, None for those without a name."""
+    dims = value.type.tensor_type.shape.dim
+    return [dim.dim_param or None if dim.dim_value <= 0 else dim.dim_value for dim in dims]
 
 
 def find_output(
@@ -138,20 +161,21 @@ def find_output(
     """
     made = [as_image(value, shapes.get(value.name, ())) for value in model.graph.output]
     images = {image.name: image for image in made if image}
-    there = "; ".join(f"{name} ({'x'.join(map(str, shape)) or 'number'})" for name, shape in shapes.items())
     if not images or (wanted is not None and wanted not in images):
-        problem = f"no image is called {wanted!r}" if wanted else "none is an image, (batch, 3, T, T)"
+        there = "; ".join(_described(value, shapes.get(value.name)) for value in model.graph.output)
+        problem = f"no image is called {wanted!r}" if wanted else f"none is an image, {IMAGES.replace('S', 'T')}"
         raise InvalidOption(f"of the outputs {problem}: choose one with --output. There are: {there or 'none'}")
     found = images[wanted] if wanted else next((i for i in images.values() if i.side == side), None)
     found = found or next(iter(images.values()))
     return found, found.side or 0
 
 
-def _described(value: onnx.ValueInfoProto) -> str:
+def _described(value: onnx.ValueInfoProto, found: Sequence[int] | None = None) -> str:
+    """Its name, type and shape; found: the shape that a run gave it."""
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type"):
         return f"{value.name} ({(value.type.WhichOneof('value') or 'unknown').removesuffix('_type')})"
-    shape = "x".join(str(dim.dim_value or dim.dim_param or "?") for dim in tensor.shape.dim)
+    shape = "x".join(str(one or "?") for one in found or axes_of(value))
     kind = TensorProto.DataType.Name(tensor.elem_type).lower()
     return f"{value.name} ({kind} {shape or 'number'})"
 
@@ -164,9 +188,17 @@ def find_values(
     further = {value.name: value for value in model.graph.input if value.name not in names}
     if unknown := given.keys() - further.keys():
         raise InvalidOption(f"the model has no further input {min(unknown)!r}: leave it out")
-    for value in further.values():
-        if value.type.tensor_type.elem_type not in NUMBER_TYPES:
+    for name, value in further.items():
+        kind = value.type.tensor_type.elem_type
+        if kind not in NUMBER_TYPES:
             raise InvalidOption(f"the model reads {_described(value)}, which no number fills: export it without")
+        number = given.get(name, 0.0)
+        with np.errstate(invalid="ignore"):
+            held = np.float64(number).astype(helper.tensor_dtype_to_np_dtype(kind))
+        if not np.isfinite(held) or (kind not in FLOATS and held != number):
+            raise InvalidOption(
+                f"the model reads {_described(value)}, which holds no {number:g}: give it another value"
+            )
     weights = [name for name in WEIGHT_NAMES if name in further and _is_number(further[name])]
     weight = weights[0] if len(weights) == 1 else None
     values = {weight: 0.5} | dict(given) if weight else dict(given)
@@ -182,7 +214,21 @@ def _is_number(value: onnx.ValueInfoProto) -> bool:
     return value.type.tensor_type.elem_type in FLOATS and all(size in (None, 1) for size in sizes(value))
 
 
-def constant_of(value: onnx.ValueInfoProto, number: float) -> np.ndarray[Any, Any]:
-    """An input filled with one number; sizes that it leaves open are 1."""
-    tensor = value.type.tensor_type
-    return np.full([size or 1 for size in sizes(value)], number, helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+def filled(name: str, axes: Axes, number: float, kind: DTypeLike, sizes: Mapping[str, int]) -> NDArray[Any]:
+    """An input filled with one number.
+
+    Args:
+        name: The input's.
+        axes: Its declared shape.
+        number: The number.
+        kind: The type.
+        sizes: Of open axes, by name; all others are 1.
+    """
+    shape = [sizes.get(one, 1) if isinstance(one, str) else max(one or 1, 1) for one in axes]
+    check_size(f"input {name}", shape)
+    return np.full(shape, number, kind)
+
+
+def open_sizes(axes: Axes, shape: Sequence[int]) -> dict[str, int]:
+    """What an image's shape says of the open axes that its input names."""
+    return {one: size for one, size in zip(axes, shape, strict=False) if isinstance(one, str)}

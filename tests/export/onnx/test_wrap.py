@@ -156,6 +156,36 @@ def test_further_inputs_become_constants(tmp_path: Path) -> None:
         Restorer.open(bundle.folder, backend="onnxruntime-cpu", weight=0.5)
 
 
+def masked(path: Path) -> Path:
+    """A network that reads a mask of the image's open size beside it, and a count."""
+    image, mask = ["n", 3, "h", "w"], ["n", 1, "h", "w"]
+    nodes = [
+        helper.make_node("Concat", ["x", "mask"], ["four"], axis=1),
+        helper.make_node("Slice", ["four", "one", "all", "one"], ["kept"]),
+        helper.make_node("Cast", ["count"], ["factor"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["kept", "factor"], ["y"]),
+    ]
+    inputs = [value("x", image), value("mask", mask), value("count", [], TensorProto.UINT8)]
+    constants = {"one": np.array([1]), "all": np.array([9])}
+    return save(path, nodes, inputs, [value("y", image)], constants)
+
+
+def test_further_inputs_have_the_images_size_where_they_name_its_axes(tmp_path: Path) -> None:
+    """Channels 1 to 3 of the image and the mask: green, blue and what `--set` says."""
+    path, values = masked(tmp_path / "m.onnx"), {"mask": 0.5, "count": 1.0}
+    options = WrapOptions(size=15, values=values, input_range=(0, 1), output_range=(0, 1))  # a side that is odd
+    bundle = wrap(path, tmp_path / "b", options, threads=1)
+    assert bundle.manifest.batches == (1,)
+    face = np.random.default_rng(0).integers(0, 256, (15, 15, 3), dtype=np.uint8)
+    with Restorer.open(bundle.folder, backend="onnxruntime-cpu", threads=1) as restorer:
+        (found,) = restorer.restore([face])
+    assert np.array_equal(found[..., :2], face[..., 1:])
+    assert np.abs(found[..., 2] - 127.5).max() <= 0.5
+    for count in (0.5, 300.0, -1.0):
+        with pytest.raises(InvalidOption, match=f"count .uint8 number., which holds no {count:g}: give it another"):
+            wrap(path, tmp_path / "c", WrapOptions(size=15, values={"mask": 0.5, "count": count}))
+
+
 def test_an_open_size_is_chosen(tmp_path: Path) -> None:
     path = darkening(tmp_path / "open.onnx", size="side")
     with pytest.raises(InvalidOption, match="--size"):  # its graph holds a side of 16
@@ -210,7 +240,7 @@ def no_shape(model: onnx.ModelProto) -> None:
         one.type.tensor_type.ClearField("shape")
 
 
-def open_shape(*sizes: int | str) -> Callable[[onnx.ModelProto], None]:
+def open_shape(*sizes: int | str | None) -> Callable[[onnx.ModelProto], None]:
     def change(model: onnx.ModelProto) -> None:
         model.graph.input[0].CopyFrom(value("x", [*sizes]))
 
@@ -250,14 +280,60 @@ def idle_dropout(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Dropout", ["z", "half", "no"], ["y"]))
 
 
+def channels_last(model: onnx.ModelProto) -> None:
+    """As tf2onnx writes it, with no size known."""
+    open_shape(*[None] * 4)(model)
+    first, last = (
+        helper.make_node("Transpose", [read], [made], perm=perm)
+        for read, made, perm in (("x", "planes", [0, 3, 1, 2]), ("z", "y", [0, 2, 3, 1]))
+    )
+    model.graph.node[0].input[0], model.graph.node[1].output[0] = "planes", "z"
+    model.graph.node.insert(0, first)
+    model.graph.node.append(last)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+
+
+def single(model: onnx.ModelProto) -> None:
+    """One image in and out, whose channels are last in what comes out."""
+    open_shape(3, SIZE, SIZE)(model)
+    model.graph.node[1].output[0] = "z"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "first"))
+    model.graph.node.append(helper.make_node("Squeeze", ["z", "first"], ["planes"]))
+    model.graph.node.append(helper.make_node("Transpose", ["planes"], ["y"], perm=[1, 2, 0]))
+    model.graph.output[0].CopyFrom(value("y", [SIZE, SIZE, 3]))
+
+
+def packed(model: onnx.ModelProto) -> None:
+    """Weights of four bits, two in a byte, of the size that is stored beside the graph."""
+    ones = helper.make_tensor("four", TensorProto.INT4, [1, 3, SIZE, 32], [1] * 3 * SIZE * 32)
+    model.graph.initializer.extend([ones, numpy_helper.from_array(np.array(1, np.float32), "step")])
+    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["four", "step"], ["floats"]))
+    model.graph.node.insert(1, helper.make_node("ReduceMax", ["floats"], ["one"], keepdims=0))
+    model.graph.node[3].output[0] = "z"
+    model.graph.node.append(helper.make_node("Mul", ["z", "one"], ["y"]))
+    model.opset_import[0].version, model.ir_version = 21, 10
+
+
+def unusual(model: onnx.ModelProto) -> None:
+    """What the checker of ONNX refuses and ONNX Runtime runs: no name, an alias of its domain, a property twice."""
+    model.graph.name, model.graph.node[0].domain = "", "ai.onnx"
+    for text in ("a", "b"):
+        model.metadata_props.add(key="names", value=text)
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        channels_last,
+        single,
+        packed,
+        unusual,
         idle_dropout,
         no_shape,
         open_shape("batch", "c", "h", "w"),
         open_shape("batch", 3, SIZE, "w"),
         open_shape(-1, 3, -1, -1),
+        open_shape(3, SIZE, SIZE),
         sequence,
         function,
         named,
@@ -300,10 +376,12 @@ def infinite(model: onnx.ModelProto) -> None:
         (optional, r"o \(optional\), which no number fills: export it without"),
         (dropout, r"Dropout.*model.eval\(\)"),
         (unknown, r"Magic.*Export it with operators of ONNX alone"),
+        (lambda model: setattr(model.graph.node[0], "domain", "mmcv"), "mmcv.*Export it with operators of ONNX alone"),
+        (open_shape("n", 3, "points"), r"no input can be the image.*x \(float nx3xpoints\)"),
         (infinite, "NaN or Inf of a usual picture: choose another --input-range"),
         (lambda model: model.graph.output.pop(), "has no output"),
         (lambda model: model.opset_import.pop(), "which opset"),
-        (lambda model: setattr(model, "ir_version", 99), "needs a newer `onnx`"),
+        (lambda model: setattr(model, "ir_version", 99), "IR version"),
         (lambda model: setattr(model.opset_import[0], "version", 6), "opset 7 or later"),
         (lambda model: setattr(model.opset_import[0], "version", 99), "with an older opset"),
     ],
@@ -324,6 +402,7 @@ def test_what_cannot_be_run_is_refused_with_a_remedy(
     [
         ({"input_range": (1.0, 1.0)}, "black must be less"),
         ({"output_range": "0-255"}, "as -1..1 or 0..255"),
+        ({"output_range": "0..1..2"}, "as -1..1 or 0..255"),
         ({"output_range": "0..nan"}, "output_range"),
         ({"colour": "grb"}, "rgb, bgr"),
         ({"size": 0}, "1 or more"),
@@ -509,7 +588,7 @@ def test_old_files_keep_their_operators(tmp_path: Path, opset: int) -> None:
     """A Resize of opset 10 means something else in 11; IR 3 names its weights among the inputs."""
     image = [1, 3, SIZE, SIZE]
     kind, scales = ("Resize", [1, 1, 2, 2]) if opset == 10 else ("Upsample", None)
-    attributes = {} if scales else {"scales": [1.0, 1.0, 2.0, 2.0]}
+    attributes: dict[str, Any] = {} if scales else {"scales": [1.0, 1.0, 2.0, 2.0]}
     weights = {"factor": np.ones((1, 3, 1, 1), np.float32)}
     weights |= {"sizes": np.array(scales, np.float32)} if scales else {}
     nodes = [
@@ -532,9 +611,12 @@ def test_what_is_quantized_stays_so_in_half(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Max", ["x", "black"], ["a"]),
         helper.make_node("QuantizeLinear", ["a", "step", "zero"], ["q"]),
-        helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["y"]),
+        helper.make_node("QLinearConv", ["q", "step", "zero", "w", "unit", "none", "step", "zero"], ["c"]),
+        helper.make_node("DequantizeLinear", ["c", "step", "zero"], ["y"]),
     ]
     constants = {"black": np.array(0, np.float32), "step": np.array(1 / 255, np.float32), "zero": np.array(0, np.uint8)}
+    constants |= {"w": np.eye(3, dtype=np.int8).reshape(3, 3, 1, 1)}
+    constants |= {"unit": np.array(1, np.float32), "none": np.array(0, np.int8)}
     path = save(tmp_path / "q.onnx", nodes, [value("x", image)], [value("y", image)], constants)
     options = WrapOptions(input_range=(0, 1), output_range=(0, 1), precision=("fp16",))
     bundle = wrap(path, tmp_path / "bundle", options, threads=1)

@@ -169,7 +169,11 @@ def test_what_is_not_the_release_is_refused(tmp_path: Path) -> None:
     (folder / "scheduler.json").write_text("{}")
     with pytest.raises(InvalidCheckpoint, match="alphas_cumprod"):
         wrap(folder, tmp_path / "bundle", threads=1)
-    (folder / "vae_decoder.onnx").rename(folder / "unet.onnx")
+    (tmp_path / "other").mkdir()
+    (folder / "vae_decoder.onnx").rename(tmp_path / "other" / "model.onnx")
+    with pytest.raises(InputNotFound, match=r"not OSDFace's: name the ONNX file, as .*model.onnx"):
+        wrap(tmp_path / "other", tmp_path / "bundle", threads=1)
+    (tmp_path / "other" / "model.onnx").rename(folder / "unet.onnx")
     with pytest.raises(InputNotFound, match=r"vae_decoder.onnx"):
         wrap(folder, tmp_path / "bundle", threads=1)
     (folder / "vae_decoder.onnx").write_bytes((folder / "unet.onnx").read_bytes())

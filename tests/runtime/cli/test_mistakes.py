@@ -110,6 +110,7 @@ MISTAKES: Mapping[str, str] = {
     "bench mini mini --compare notes.txt": "leave out the others",
     "export mini": "write it as in `bfr export",
     "export mini -o words": "replace it with --replace",
+    "export mini -o faces --replace": "has no manifest.json",
     "export mini -o x --opset 19": "choose one of 18, 20, 21, 23",
     "export difface -o x --weights nowhere": "--weights",
     "export difface -o x --seeded --weights faces": "leave out --weights, or --seeded",
