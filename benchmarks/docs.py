@@ -28,7 +28,7 @@ BLOCK = re.compile(
 
 
 def render(document: Path) -> str:
-    """Return the text of a document with its blocks filled anew.
+    """Return the text of a document with its blocks refilled.
 
     Raises:
         InputNotFound: A source, heading or column is not there.

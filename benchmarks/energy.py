@@ -134,7 +134,7 @@ def cpu_source() -> Source | str:
 
 
 def _text(path: Path) -> str | None:
-    """What a file of the kernel says; None where it does not."""
+    """What a file of the kernel says; None if it does not."""
     try:
         return path.read_text().strip()
     except OSError:

@@ -60,7 +60,7 @@ class Command(argparse.ArgumentParser):
         """Parse, measure, write both files and print the Markdown.
 
         Returns:
-            The exit status. An error that the user can mend is one line on stderr.
+            The exit status. An error that the user can fix is one line on stderr.
         """
         args = self.parse_args(arguments)
         try:

@@ -121,7 +121,7 @@ def export_system(
 
 
 def _check_variants(system: SystemSpec, options: ExportOptions) -> bool:
-    """Whether there will be a time table. Raises InvalidOption where a system has no such step graph."""
+    """Whether there will be a time table. Raises InvalidOption if a system has no such step graph."""
     offered = {"fp32", "int8", *(spec.half for spec in system.networks.values() if spec.half)}
     if unknown := set(options.precision) - offered:
         raise InvalidOption(
@@ -137,7 +137,7 @@ def _check_variants(system: SystemSpec, options: ExportOptions) -> bool:
 
 
 def _int8_faces(system: SystemSpec, calibration: Path | None) -> list[Float32]:
-    """The faces to calibrate on. Raises InvalidOption where a system has no int8 variant, or no folder was named."""
+    """The faces to calibrate on. Raises InvalidOption if a system has no int8 variant, or no folder was named."""
     if not any(spec.int8 for spec in system.networks.values()):
         raise InvalidOption(
             f"{system.name} has no int8 variant: what 8 bits cost was not measured on its weights. "
@@ -193,7 +193,7 @@ def as_stage(
         module: The network, with its weights.
         spec: Its entry in the system.
         learned_variance: Keep the variance channels of the output.
-        time_table: Let the stage read what ConditionerStage computes, in place of timesteps.
+        time_table: Let the stage read what ConditionerStage computes, instead of timesteps.
     """
     kind, options = "step-learned" if learned_variance and spec.kind == "step" else spec.kind, dict(spec.options)
     if kind.startswith("step") and isinstance(module, UNet):

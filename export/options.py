@@ -77,7 +77,7 @@ class ExportOptions(Options):
 
 
 class WrapOptions(Options):
-    """What an ONNX file expects and gives; None where `bfr wrap` is to find out."""
+    """What an ONNX file expects and gives; None if `bfr wrap` is to find out."""
 
     input_range: Extremes = Field(
         default=None, description="Black and white of the input: -1..1, 0..1 or 0..255. Default: guessed."

@@ -1,4 +1,4 @@
-"""Errors that a user can mend. Every message names what was found, where, and the remedy; other errors are bugs."""
+"""Errors that a user can fix. Every message names what was found, where, and the remedy; other errors are bugs."""
 
 from pathlib import Path
 from traceback import extract_tb
@@ -7,7 +7,7 @@ from bfr.runtime.text import without_secrets
 
 
 class BfrError(Exception):
-    """Base of all errors that a user can mend; `bfr` prints its text alone and exits with `exit_code`.
+    """Base of all errors that a user can fix; `bfr` prints its text alone and exits with `exit_code`.
 
     Its text has addresses without passwords and signatures: it goes to terminals, logs, reports and servers' answers.
     """

@@ -55,7 +55,7 @@ _in_use: set[str] = set()
 def cache_folder() -> Path:
     """Return where downloads are kept: `$BFR_HOME`, else `bfr` in the platform's cache folder. It need not exist yet.
 
-    Raises WriteFailed where the user has no home folder.
+    Raises WriteFailed if the user has no home folder.
     """
     if home := os.environ.get("BFR_HOME"):
         return Path(home)
@@ -105,7 +105,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write; on success it is synced and renamed onto `path`, replacing a file there.
 
     The folder is made if missing. On any exception, KeyboardInterrupt too, the temporary is removed and `path` is what
-    it was. Raises WriteFailed where the folder cannot be written.
+    it was. Raises WriteFailed if the folder cannot be written.
     """
     with _temporary_beside(path) as temporary, _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def atomic_folder(path: Path, *, replace: bool = False, mark: str = "*") -> Iter
     `.NAME.PID-TAG.old`, the new one is renamed in, and only then is the old one deleted. A process killed between the
     two renames leaves `path` absent and the old one whole: `recover_folder` puts it back, and the next call does so
     first. On any exception the temporary is removed and `path` is what it was.
-    Raises WriteFailed where the folder cannot be written, and, before any work, where `path` exists without `replace`
+    Raises WriteFailed if the folder cannot be written, and, before any work, where `path` exists without `replace`
     or is no folder of that kind: one that is empty, or has a file that the pattern `mark` finds.
     """
     recover_folder(path)
@@ -152,7 +152,7 @@ def replaceable(path: Path, mark: str) -> bool:
 def recover_folder(path: Path) -> None:
     """Mend what a killed `atomic_folder(path)` left: put the old folder back if `path` is absent, delete the rest.
 
-    What a living process is working on is not touched. Raises WriteFailed where the old folder cannot be put back.
+    What a living process is working on is not touched. Raises WriteFailed if the old folder cannot be put back.
     """
     leftovers = _leftovers(path.parent, shortened(path.name, _LONGEST_PART))
     old = [leftover for leftover in leftovers if leftover.suffix == ".old"]

@@ -50,7 +50,7 @@ def need(extra: str, *packages: str) -> None:
 
 @cache
 def _origin() -> tuple[str | None, str]:
-    """What pip is given, with _EXTRAS where they go, and its options; None where that is not known."""
+    """What pip is given, with _EXTRAS where they go, and its options; None if that is not known."""
     from importlib import metadata
 
     try:

@@ -108,7 +108,7 @@ def bounds(field: FieldInfo) -> dict[str, Any]:
 
 
 def describe_range(field: FieldInfo) -> str:
-    """Say which numbers a field takes: `between 0 and 1`, `1 or more`; nothing where every number will do."""
+    """Say which numbers a field takes: `between 0 and 1`, `1 or more`; nothing if every number will do."""
     return _range(bounds(field))
 
 

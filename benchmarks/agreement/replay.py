@@ -35,7 +35,7 @@ class Errors(NamedTuple):
 
 
 class ReplayedNoise:
-    """A recorded stream of noise in the place of a device's own."""
+    """A recorded stream of noise instead of a device's own."""
 
     def __init__(self, device: Device, draws: NDArray[np.float32]) -> None:
         self.device, self.draws = device, draws
@@ -50,7 +50,7 @@ class ReplayedNoise:
 
 
 class GivenEstimate:
-    """A recorded estimate in the place of the estimator."""
+    """A recorded estimate instead of the estimator."""
 
     def __init__(self, device: Device, estimate: NDArray[np.float32]) -> None:
         self.device, self.estimate = device, np.clip(estimate, 0, 1) * 2.0 - 1.0

@@ -1,6 +1,6 @@
 """Whether memory stays what it is: `python -m bfr.benchmarks.end_to_end.endurance BUNDLE --images 1000 --out DIR`.
 
-Restores different images, one batch after the other, in a process of its own on one backend, and looks at the memory in
+Restores different images, one batch after the other, in a separate process on one backend, and looks at the memory in
 use on the device and on the host every 50 images. Writes `endurance.json` and `endurance.md`. Ends with
 status 1 where the device's grew at all after the first look, or the host's by 1 % from the first half to the second.
 """
@@ -31,7 +31,7 @@ HOST_GROWTH = 0.01
 
 
 Look = dict[str, int | None]
-"""Bytes in use after so many `images`: `device`, of the whole GPU, whoever uses it, and `host`; None where unknown."""
+"""Bytes in use after so many `images`: `device`, of the whole GPU, whoever uses it, and `host`; None if unknown."""
 
 
 def endure(
@@ -53,7 +53,7 @@ def endure(
         backend: The contender's name.
         images: How many, each another.
         batch: Images a call.
-        steps: Calls of the denoiser, in the place of the preset's.
+        steps: Calls of the denoiser, instead of the preset's.
         threads: Of the CPU.
         index: Number of the GPU.
         every: Images between two looks.
@@ -103,7 +103,7 @@ def judge(looks: Sequence[Look]) -> dict[str, Any]:
         looks: In order, the first after the warm-up.
 
     Returns:
-        `device_growth` in bytes, from the first look to the largest; `host_growth`, see `growth`; None where they are
+        `device_growth` in bytes, from the first look to the largest; `host_growth`, see `growth`; None if they are
         not known; and `constant`.
     """
     device, host = ([found for look in looks if (found := look[where]) is not None] for where in ("device", "host"))

@@ -39,7 +39,7 @@ class Group:
 def measure_portrait(pixels: NDArray[np.uint8], detector: Detector) -> Portrait | None:
     """The landmarks of one person as the median of nine looks: five sizes, and four of them mirrored.
 
-    They are the detector's own at its best, no person's annotation; None where it is not found in most looks.
+    They are the detector's own at its best, no person's annotation; None if it is not found in most looks.
     """
     height, width = pixels.shape[:2]
     looks: list[Face] = []

@@ -1,4 +1,4 @@
-"""`bfr serve` in a process of its own, started as a user would, for measurements and tests. Linux only."""
+"""`bfr serve` in a separate process, started as a user would, for measurements and tests. Linux only."""
 
 import json
 import os

@@ -6,7 +6,7 @@
     python -m bfr.benchmarks.gpu PREPARED --out OUT --rehearse          here: all of it, small, on the CPU
     python -m bfr.benchmarks.gpu --report OUT                           here: benchmarks/results/GPU/report.md
 
-Every stage runs in a process of its own with a time limit. `results.json` is written anew while a stage finds figures
+Every stage runs in a separate process with a time limit. `results.json` is written anew while a stage finds figures
 and after it: whatever ends the command loses no more than the figure that was being measured. A stage that fails or is
 stopped is recorded with its last lines, and the next one begins; one that has too little time left is skipped.
 """

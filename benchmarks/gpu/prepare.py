@@ -174,7 +174,7 @@ def rebuild(bundle: Bundle, name: str, path: Path) -> str | None:
     What `_others` holds beside `path` is added.
 
     Returns:
-        The file's sha256; None where the network is not one that is made of an architecture alone.
+        The file's sha256; None if the network is not one that is made of an architecture alone.
     """
     import numpy as np
     from safetensors.numpy import load_file, save_file
@@ -256,7 +256,7 @@ def pack_cache(folder: Path, out: Path) -> dict[str, Any]:
 
 
 def unpack_cache(out: Path, folder: Path) -> int:
-    """Unpack what `pack_cache` wrote; returns the number of parts, 0 where there are none."""
+    """Unpack what `pack_cache` wrote; returns the number of parts, 0 if there are none."""
     parts = sorted(out.glob("cache.tar.gz.[0-9][0-9]"))
     if not parts:
         return 0

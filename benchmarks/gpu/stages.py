@@ -1,6 +1,6 @@
 """What is measured on the GPU, a function for each stage, in the order in which the answers matter.
 
-Each runs in a process of its own, returns its figures, and hands over what it has so far with `Context.keep`: a stage
+Each runs in a separate process, returns its figures, and hands over what it has so far with `Context.keep`: a stage
 that is cut off loses no more than the figure that it was working on. `Context.gpu` is false in a rehearsal, which runs
 small on a CPU; what makes no sense there raises NeedsGpu.
 """

@@ -25,7 +25,7 @@ Landmarks = NDArray[np.float64]
 Shape = Mapping[str, float]
 """`landmarks` (mean distance in eye distances) and the change in percent of each of PROPORTIONS."""
 Record = Mapping[str, Shape | None]
-"""One face: what was compared -> its Shape against the face's own, None where no face was found."""
+"""One face: what was compared -> its Shape against the face's own, None if no face was found."""
 
 SIDES = np.linspace(54, 74, 15).round().astype(int)  # pixels: one look each; YuNet doubles such small pictures
 SHIFT = (3, 2)  # pixels right and down
@@ -74,7 +74,7 @@ def compare(found: Landmarks, own: Landmarks) -> dict[str, float]:
 def examine(detector: Detector, name: str, stages: Mapping[str, UInt8], truth: UInt8) -> Record | None:
     """Compare a face's pictures with its truth, and the truth with itself.
 
-    Returns None where the detector does not find the face in the truth.
+    Returns None if the detector does not find the face in the truth.
     """
     own = find_landmarks(detector, truth)
     if own is None:

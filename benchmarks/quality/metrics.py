@@ -64,7 +64,7 @@ def rms(x: NDArray[np.float32]) -> float:
 
 
 def correlation(x: NDArray[np.float32], y: NDArray[np.float32]) -> float:
-    """Pearson's correlation of two arrays; 0 where one of them is constant: no detail agrees with nothing."""
+    """Pearson's correlation of two arrays; 0 if one of them is constant: no detail agrees with nothing."""
     u, v = x.astype(np.float64) - x.mean(dtype=np.float64), y.astype(np.float64) - y.mean(dtype=np.float64)
     norm = math.sqrt(float(np.sum(u * u)) * float(np.sum(v * v)))
     return float(np.sum(u * v)) / norm if norm > 0 else 0.0

@@ -161,7 +161,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def read_off(results: Study, allowance: Allowance) -> Candidate | None:
-    """The preset within an allowance by the rule of READ_OFF; None where no candidate has so few calls."""
+    """The preset within an allowance by the rule of READ_OFF; None if no candidate has so few calls."""
     allowed = [candidate for candidate in results.candidates if 1 <= candidate.calls <= allowance.calls]
     if not allowed:
         return None
@@ -191,7 +191,7 @@ def as_dict(results: Study) -> dict[str, Any]:
 
 
 def load(out: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> Study | None:
-    """Read what an earlier run left in `out`; None where there is nothing.
+    """Read what an earlier run left in `out`; None if there is nothing.
 
     Raises:
         InvalidOption: It was left by a run with other settings, or is something else.

@@ -23,7 +23,7 @@ class ImageScores:
     The measures are those of `bfr.benchmarks.quality.metrics.score`.
 
     Attributes:
-        geometry: See `bfr.benchmarks.quality.geometry.examine`; None where it was not asked for, or no face was found.
+        geometry: See `bfr.benchmarks.quality.geometry.examine`; None if it was not asked for, or no face was found.
     """
 
     name: str

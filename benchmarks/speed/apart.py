@@ -1,4 +1,4 @@
-"""An object in a process of its own, whose methods are called from here.
+"""An object in a separate process, whose methods are called from here.
 
 A crash, a hang and memory that runs out end that process alone; here they become `Lost`, with the reason. The process
 is `python -m bfr.benchmarks.speed.apart`, and not one of `multiprocessing`, which would run the caller's main module.

@@ -38,7 +38,7 @@ class Race:
         self.calls[name], self.warmups[name] = call, first_calls
 
     def call(self, name: str, method: str, *arguments: Any) -> Any:
-        """What a contender answers; None where it was lost, now or before."""
+        """What a contender answers; None if it was lost, now or before."""
         if name not in self.calls:
             return None
         try:

@@ -21,7 +21,7 @@ def draw(figure: Any, **options: Any) -> bytes:
 
 
 def roofline(results: Results) -> bytes | None:
-    """Draw the denoising steps below the ceilings; None where no ceilings or no operation counts are known."""
+    """Draw the denoising steps below the ceilings; None if no ceilings or no operation counts are known."""
     if results.ceilings is None or not results.costs or not results.measurements:
         return None
     from matplotlib.figure import Figure

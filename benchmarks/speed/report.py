@@ -46,7 +46,7 @@ def as_markdown(results: Results, *, roofline: str | None = None) -> str:
 
     Args:
         results: Of one run.
-        roofline: File name of the picture; None where there is none.
+        roofline: File name of the picture; None if there is none.
     """
     r = results
     parts = [

@@ -52,7 +52,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Cold:
-    """A backend's start in a process of its own.
+    """A backend's start in a separate process.
 
     Attributes:
         first_result_seconds: From the process's start to the first batch restored.
@@ -106,12 +106,12 @@ class Measurement:
         stages: Median seconds of each stage.
         step_seconds: Median seconds of one denoising step.
         overhead: Share of the wall time outside the networks' calls, 0 to 1.
-        speedup: The baseline's median over this one; None where the baseline was lost.
+        speedup: The baseline's median over this one; None if the baseline was lost.
         drift: Distance from the baseline's results; None for the baseline itself, and where it was lost.
         samples: Seconds of the timed calls, in order.
-        limit_seconds: The least that a step can take below the measured ceilings; None where none were measured, or
+        limit_seconds: The least that a step can take below the measured ceilings; None if none were measured, or
             those of another precision.
-        joules: Joules of a face, None where the machine does not tell.
+        joules: Joules of a face, None if the machine does not tell.
     """
 
     backend: str
@@ -162,8 +162,8 @@ class Results:
         others_cores: How many cores other processes kept busy during the measurements, on average; None until they
             are over.
         skipped: Contenders that could not begin, by name with the reason.
-        ceilings: Of the device that the baseline ran on; None where they are not known.
-        costs: Of a step at each batch size; empty where they are not known.
+        ceilings: Of the device that the baseline ran on; None if they are not known.
+        costs: Of a step at each batch size; empty if they are not known.
         lost: Contenders that began and dropped out, by name with the reason.
         energy: Where it was read, or why not.
         notes: What else is missing.
@@ -256,7 +256,7 @@ def summarize(
         run: Its calls.
         batch: Images a call.
         steps: Of the loop.
-        baseline: What speed and images are held against, `run` itself included; None where it was lost.
+        baseline: What speed and images are held against, `run` itself included; None if it was lost.
         gflop: Billions of operations of a batch, where they are counted.
         limit_seconds: The least that a step can take.
     """

@@ -170,7 +170,7 @@ class Nodes:
         self.last = made
 
     def affine(self, factor: float, shift: float) -> None:
-        """Multiply, then add; nothing where that changes nothing."""
+        """Multiply, then add; nothing if that changes nothing."""
         if factor != 1.0:
             self.add("Mul", self.constant(np.float32(factor)))
         if shift != 0.0:

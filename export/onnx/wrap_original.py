@@ -45,7 +45,7 @@ Say = Callable[[str], None]
 
 
 class Original:
-    """The file as it came, in ONNX Runtime on the CPU. Raises InvalidCheckpoint where that cannot load it."""
+    """The file as it came, in ONNX Runtime on the CPU. Raises InvalidCheckpoint if that cannot load it."""
 
     def __init__(self, file: Path, threads: int | None) -> None:
         self.file = file
@@ -102,7 +102,7 @@ class Original:
 def find_interface(model: onnx.ModelProto, original: Original, options: WrapOptions) -> Interface:
     """How the file is read and written: what the options say, else what its shapes, names and one run tell.
 
-    Raises InvalidOption where that leaves a choice, InvalidCheckpoint where the file does not run.
+    Raises InvalidOption if that leaves a choice, InvalidCheckpoint where the file does not run.
     """
     source, reference = find_inputs(model, options)
     images = [one for one in (source, reference) if one]

@@ -33,8 +33,8 @@ class ImageTensor:
 
     Attributes:
         channels_last: (batch, H, W, 3).
-        side: H and W, None where the file leaves it open.
-        batch: Its fixed batch size, None where the file leaves it open.
+        side: H and W, None if the file leaves it open.
+        batch: Its fixed batch size, None if the file leaves it open.
         open_layout: The file says nothing of the channels' place.
         single: One image, without an axis for the batch.
     """

@@ -232,7 +232,7 @@ def _built_already(
 
 
 def _publish(files: MachineFiles, engines: Sequence[Engine], say: Say) -> None:
-    """Put engines into the record, in the place of those of the same network, precision, library and GPU.
+    """Put engines into the record, instead of those of the same network, precision, library and GPU.
 
     Engines of other GPUs stay: machines may share a home.
     """

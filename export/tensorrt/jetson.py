@@ -37,7 +37,7 @@ def advice(board: Board) -> list[str]:
 
 
 def check_opsets(bundle: Bundle, version: str) -> None:
-    """Raise InvalidOption where a graph has an opset that this version of TensorRT does not read whole."""
+    """Raise InvalidOption if a graph has an opset that this version of TensorRT does not read whole."""
     if (highest := highest_opset(version)) is None:
         return
     higher = {
@@ -54,7 +54,7 @@ def check_opsets(bundle: Bundle, version: str) -> None:
 
 
 def check_board(board: Board) -> None:
-    """Raise InvalidOption where this is no Jetson: an engine runs on the GPU that it was built on and no other."""
+    """Raise InvalidOption if this is no Jetson: an engine runs on the GPU that it was built on and no other."""
     if board.model is None:
         raise InvalidOption(
             "--for jetson builds on the Jetson itself, and this machine is not one: an engine fits only the GPU that "

@@ -21,7 +21,7 @@ class Tick:
         what: The work.
         phase: What it does now.
         elapsed: Seconds since its begin.
-        remaining: Seconds, an estimate from the steps done; None where there is none yet.
+        remaining: Seconds, an estimate from the steps done; None if there is none yet.
     """
 
     what: str
@@ -104,7 +104,7 @@ def _fraction(phases: list[_Phase]) -> float:
 
 
 def watched(work: Callable[[], T], meter: Meter, report: Report, *, interval: float = INTERVAL) -> T:
-    """Do the work in a thread of its own, and report on it meanwhile.
+    """Do the work in a separate thread, and report on it meanwhile.
 
     At Ctrl-C the meter is cancelled, and the work gets GRACE seconds to end; then KeyboardInterrupt is raised whether
     it did or not, see `still_working`.

@@ -17,7 +17,7 @@ class Support:
 
     Attributes:
         layers: Layers of the parsed network.
-        problem: Why it cannot be read, with the nodes and the remedy; None where it can.
+        problem: Why it cannot be read, with the nodes and the remedy; None if it can.
     """
 
     network: str

@@ -224,7 +224,7 @@ def run_chain(plan: Plan, device: Device, networks: Mapping[str, Network], batch
 
 
 def _explained(bundle: Bundle, name: str, precision: Precision, inputs: Mapping[str, Float32], device: Device) -> str:
-    """Explain a network as `bfr verify --explain` does, or say why not; empty where there is nothing to compare."""
+    """Explain a network as `bfr verify --explain` does, or say why not; empty if there is nothing to compare."""
     if not differs(bundle, name, precision, device.name):
         return ""
     index = device.cuda.index if isinstance(device, GpuDevice) else 0

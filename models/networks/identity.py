@@ -55,7 +55,7 @@ class IdentityDistance(nn.Module):
         recognizer: Faces (B, 3, R, R) in [-1, 1] -> embeddings (B, E); its attributes `image_size` and `embedding` are
             R and E.
         image_size: Side S of the images, RGB in [-1, 1].
-        autoencoder: What decodes x0 to the image; None where x0 is the image.
+        autoencoder: What decodes x0 to the image; None if x0 is the image.
         metric: "cosine", 1 - cos, from 0 to 2, and 1 for a target of zeros, towards which it has no gradient; "mse",
             the squared length of the difference, PGDiff's, which depends on the lengths of embeddings too.
         crop: "arcface", its crop of an FFHQ-aligned face, or "whole", as PGDiff resizes the image.
@@ -95,7 +95,7 @@ class IdentityDistance(nn.Module):
 
     @property
     def mask(self) -> Tensor | None:
-        """(1, C, h, w), or None where there is none."""
+        """(1, C, h, w), or None if there is none."""
         return None if self.latent_mask is None else self.latent_mask.weight
 
     def image(self, x0: Tensor) -> Tensor:

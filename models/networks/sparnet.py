@@ -138,7 +138,7 @@ class SPARNet(nn.Module):
         """The weights of a checkpoint whose convolutions are under spectral normalization, or are not.
 
         Source: Miyato et al., "Spectral Normalization" (arXiv 1802.05957): W / (u' W v), u and v as they were trained.
-        Raises InvalidCheckpoint where u or v of a weight is not there.
+        Raises InvalidCheckpoint if u or v of a weight is not there.
         """
         own: dict[str, Tensor] = {}
         for name, tensor in state.items():

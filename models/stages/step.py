@@ -16,7 +16,7 @@ from bfr.runtime.diffusion.solvers import Column
 
 
 class ConditionerStage(Stage):
-    """t (B,) float32 -> conditioning (B, features) float32, which a step takes in the place of `t`.
+    """t (B,) float32 -> conditioning (B, features) float32, which a step takes instead of `t`.
 
     It depends on the timestep alone: computed once for each of a table, it is left out of every step.
     """
@@ -54,9 +54,9 @@ class LinearStep(Stage):
 
         Args:
             denoiser: The network.
-            features: Length of the conditioning that replaces timesteps; None where the step reads timesteps.
+            features: Length of the conditioning that replaces timesteps; None if the step reads timesteps.
             clipped: Clip x0 to [-1, 1], as images need and latents do not.
-            channels: C, channels of the state; None where they are all that the denoiser reads.
+            channels: C, channels of the state; None if they are all that the denoiser reads.
         """
         super().__init__(denoiser)
         self.features, self.clipped, self.channels = features, clipped, channels

@@ -39,7 +39,7 @@ class NetworkSpec:
         options: Options of the stage around it, see `bfr.models.stages.kinds`.
         size: Size of the sides of what it works on, None for the system's images.
         learned_variance: Whether its output has variance channels after eps.
-        half: The half precision that it bears, None where none is known to be safe; it then stays in float32 in a
+        half: The half precision that it bears, None if none is known to be safe; it then stays in float32 in a
             half-precision bundle.
         int8: Whether its own weights were measured with 8-bit convolutions (`bfr.export.onnx.quantize`) and bear them;
             else it stays in float32 in an int8 bundle.

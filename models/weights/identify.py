@@ -18,7 +18,7 @@ MOST_UNPACKED = 20  # bytes of an archive's content for each of its own: deflate
 TRUSTED = "take the file from its authors"
 TAR_ENTRIES = (b"sys_info", b"pickle", b"tensors", b"storages")  # of PyTorch's first format
 
-# Place and bytes -> what has them there, and the remedy; empty where another file has to be chosen.
+# Place and bytes -> what has them there, and the remedy; empty if another file has to be chosen.
 _KINDS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"version https://git-lfs", "a Git LFS pointer, a text that stands for the file", "run `git lfs pull` there"),
     (0, b"\x1f\x8b", "a gzip archive", UNPACK),
@@ -43,7 +43,7 @@ WEIGHTS_ALONE = f"holds weights without a graph: {EXPORT}, or export a system of
 
 
 def no_graph(path: Path) -> str | None:
-    """What a file is and what to do, where it is no ONNX graph; None where it may be one."""
+    """What a file is and what to do, where it is no ONNX graph; None if it may be one."""
     head, size = read_head(path), path.stat().st_size
     if head.startswith(b"PK\x03\x04"):
         problem = _no_zip_checkpoint(path, size, (".onnx",)) or f"is a checkpoint of PyTorch and {WEIGHTS_ALONE}"
@@ -56,7 +56,7 @@ def no_graph(path: Path) -> str | None:
 
 
 def no_checkpoint(path: Path) -> str | None:
-    """What a file is and what to do, where it is no checkpoint or not all of one; None where it may be one.
+    """What a file is and what to do, where it is no checkpoint or not all of one; None if it may be one.
 
     A checkpoint is a safetensors file, or what `torch.save` writes: a zip archive, or before PyTorch 1.6 a pickle.
     """
@@ -146,7 +146,7 @@ def _other(head: bytes, path: Path, size: int) -> str:
 
 
 def _kind(head: bytes, size: int) -> tuple[str, str] | None:
-    """What begins so, and the remedy; empty where another file has to be chosen."""
+    """What begins so, and the remedy; empty if another file has to be chosen."""
     for place, start, what, remedy in _KINDS:
         if head.startswith(start, place):
             return what, remedy
@@ -177,7 +177,7 @@ def _kind_of_text(text: str, size: int) -> tuple[str, str]:
 
 
 def _text(head: bytes) -> str:
-    """The bytes as text; empty where they are none."""
+    """The bytes as text; empty if they are none."""
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError as error:

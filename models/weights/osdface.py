@@ -138,7 +138,7 @@ def embedder_weights(checkpoint: Mapping[str, Tensor], projection: Mapping[str, 
     """The weights of VisualEmbedder from those of `associate_2.ckpt` and `embedding_change_weights.pth`.
 
     The checkpoint also holds a second autoencoder, of clean faces, and what both were trained with: every name without
-    the prefix `vqvae_LQ.` is passed over, as the published code does. Raises InvalidCheckpoint where none has it.
+    the prefix `vqvae_LQ.` is skipped, as the published code does. Raises InvalidCheckpoint if none has it.
     """
     own = {key.removeprefix(PREFIX): tensor for key, tensor in checkpoint.items() if key.startswith(PREFIX)}
     if not own:

@@ -99,7 +99,7 @@ def _stub(name: str, kind: type) -> type:
 
 
 def _refused(error: Exception) -> Unreadable | None:
-    """What a file asked for that its reader does not do; None where it is damaged."""
+    """What a file asked for that its reader does not do; None if it is damaged."""
     text = str(error)
     if found := BLOCKED.search(text):
         return Unreadable(f"it names {found[1]}, which would run code")

@@ -23,7 +23,7 @@ class JetPack:
         name: NVIDIA's name of it.
         python, tensorrt: The versions that it brings.
         extra: The extra of bfr that it needs.
-        instead: Why bfr does not run on it, and what to do; None where it does.
+        instead: Why bfr does not run on it, and what to do; None if it does.
     """
 
     name: str
@@ -50,10 +50,10 @@ class Board:
     """A Jetson board, or another machine.
 
     Attributes:
-        model: Name of the board; None where this machine is none.
+        model: Name of the board; None if this machine is none.
         memory: GiB.
         swap: GiB.
-        release: Release of Jetson Linux, as (36, 4); None where no file names it.
+        release: Release of Jetson Linux, as (36, 4); None if no file names it.
     """
 
     model: str | None
@@ -62,7 +62,7 @@ class Board:
     release: tuple[int, int] | None = None
 
     def jetpack(self, cuda: tuple[int, int] | None = None) -> JetPack | None:
-        """Return its JetPack by the release, or by the CUDA version of the driver; None where both are unknown."""
+        """Return its JetPack by the release, or by the CUDA version of the driver; None if both are unknown."""
         release = self.release
         if release is None and cuda is not None:
             release = (36, 4) if cuda < (13, 0) else (38, 0) if cuda < (13, 2) else (39, 0)
@@ -70,7 +70,7 @@ class Board:
 
 
 def highest_opset(tensorrt: str) -> int | None:
-    """The highest opset that a version of TensorRT reads whole; None where it reads all that `bfr export` offers."""
+    """The highest opset that a version of TensorRT reads whole; None if it reads all that `bfr export` offers."""
     numbers = tuple(int(part) for part in tensorrt.split(".")[:2])
     return next((opset for before, opset in OPSETS if numbers < before), None)
 
@@ -97,7 +97,7 @@ def this_board(root: Path = Path("/")) -> Board:
 
 
 def power_mode(root: Path = Path("/")) -> str | None:
-    """Return the power mode of a board, as `15W`; None where this is no board, or the mode is unknown.
+    """Return the power mode of a board, as `15W`; None if this is no board, or the mode is unknown.
 
     `nvpmodel` keeps the number in its status file, and the names in its configuration. Where a container has neither,
     the program is run.
@@ -129,7 +129,7 @@ def memory(root: Path = Path("/")) -> dict[str, float]:
 
 
 def words_of(path: Path) -> str:
-    """Return the text of a file of the kernel, zeros as spaces; empty where it cannot be read."""
+    """Return the text of a file of the kernel, zeros as spaces; empty if it cannot be read."""
     try:
         return path.read_text("utf-8", "replace").replace("\0", " ")
     except OSError:

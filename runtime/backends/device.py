@@ -113,7 +113,7 @@ class Device(Memory, Protocol):
 
     @property
     def buckets(self) -> tuple[int, ...] | None:
-        """The batch sizes that chains are made for, ascending, or None where every size is as good."""
+        """The batch sizes that chains are made for, ascending, or None if every size is as good."""
         ...
 
     @property
@@ -152,11 +152,11 @@ class Device(Memory, Protocol):
     def stopwatch(self, owned: ExitStack) -> Stopwatch: ...
 
     def memory(self) -> tuple[int, int] | None:
-        """Free and total bytes of the device's own memory; None where it shares the host's or does not say."""
+        """Free and total bytes of the device's own memory; None if it shares the host's or does not say."""
         ...
 
     def workspace(self, networks: Sequence[Network], batch: int) -> int | None:
-        """Bytes that these networks need beside a chain's buffers at a batch size; None where it is unknown."""
+        """Bytes that these networks need beside a chain's buffers at a batch size; None if it is unknown."""
         ...
 
     def load(self, bundle: "Bundle", name: str, precision: "Precision") -> Network:

@@ -71,7 +71,7 @@ class Backend:
             return True
 
     def load(self) -> Any:
-        """Import its class. Raises MissingDependency where its package is not installed."""
+        """Import its class. Raises MissingDependency if its package is not installed."""
         try:
             return getattr(import_module(self.module), self.device)
         except ImportError as error:

@@ -51,7 +51,7 @@ def remedy(library: Library) -> str:
 
 
 def check_capability(library: Library, gpu: str, capability: str) -> None:
-    """Raise BackendUnavailable where a library makes no engines for a GPU's compute capability, as "9.0"."""
+    """Raise BackendUnavailable if a library makes no engines for a GPU's compute capability, as "9.0"."""
     if library == "tensorrt-rtx" and capability not in RTX_CAPABILITIES:
         raise BackendUnavailable(
             f"tensorrt-rtx does not support {gpu} (compute capability {capability}), only "
@@ -60,7 +60,7 @@ def check_capability(library: Library, gpu: str, capability: str) -> None:
 
 
 def load_library(name: Library) -> ModuleType:
-    """Return the Python module of a library. Raises MissingDependency where it, or what it links to, is not there."""
+    """Return the Python module of a library. Raises MissingDependency if it, or what it links to, is not there."""
     try:
         return importlib.import_module(name.replace("-", "_"))
     except (ImportError, OSError) as error:  # OSError: a shared library of it cannot be loaded
@@ -137,7 +137,7 @@ def find_engine(
     """Return the engine of a network that this machine built and recorded. Its files are not yet checked.
 
     buckets, options: as the engine must have been built; None takes those that it was built with.
-    Raises EngineMissing where none was built, EngineMismatch with each field, what it has and what is wanted.
+    Raises EngineMissing if none was built, EngineMismatch with each field, what it has and what is wanted.
     """
     command = f"bfr build {bundle.folder} --precision {precision}"
     built = [engine for engine in MachineFiles(bundle.hash).read().engines if engine.network == network]

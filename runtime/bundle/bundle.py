@@ -100,7 +100,7 @@ class Bundle:
 
     @property
     def denoise(self) -> Denoise:
-        """The first denoise stage. Raises InvalidOption where there is none."""
+        """The first denoise stage. Raises InvalidOption if there is none."""
         if not self.denoisers:
             raise InvalidOption(f"{self.manifest.system} has no denoising loop: it calls its networks once")
         return self.denoisers[0]

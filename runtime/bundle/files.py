@@ -15,7 +15,7 @@ def check_file(folder: Path, file: BundleFile, remedy: str) -> Path:
     Args:
         folder: The folder that the entry's path starts from.
         file: The entry.
-        remedy: How to mend a wrong file, for the error.
+        remedy: How to fix a wrong file, for the error.
 
     Returns:
         The path of the file.

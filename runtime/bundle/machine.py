@@ -92,7 +92,7 @@ class MachineFiles:
 
     @property
     def folder(self) -> Path:
-        """Where it is. It need not exist. Raises WriteFailed where the user has no home folder."""
+        """Where it is. It need not exist. Raises WriteFailed if the user has no home folder."""
         return cache_folder() / FOLDER / self.bundle_hash
 
     def make(self) -> Path:
@@ -168,7 +168,7 @@ def private_folder(*parts: str) -> Path:
 
 
 def _check_owner(folder: Path) -> None:
-    """Raise BackendUnavailable where another user, root excepted, could have written into a folder."""
+    """Raise BackendUnavailable if another user, root excepted, could have written into a folder."""
     if os.name == "nt":  # folders of a user's profile are that user's
         return
     found = folder.lstat()

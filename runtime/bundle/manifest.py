@@ -346,8 +346,8 @@ class Manifest(Model):
     Attributes:
         inputs: What it reads beside the degraded image.
         result: The value that is the restored image, (batch, 3, S, S) in [-1, 1].
-        batches: The only batch sizes that its graphs take, ascending; None where every size will do.
-        weight: The fidelity weight that its network reads, where a run names no other; None where it reads none.
+        batches: The only batch sizes that its graphs take, ascending; None if every size will do.
+        weight: The fidelity weight that its network reads, where a run names no other; None if it reads none.
         default_preset: The one of `presets` that is used where none is named; a system without a denoise stage has no
             presets.
     """

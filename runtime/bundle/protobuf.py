@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield number and value (an integer or bytes) of each field. Raises IndexError, OverflowError where damaged."""
+    """Yield number and value (an integer or bytes) of each field. Raises IndexError, OverflowError if damaged."""
     place, end = 0, len(data)
     while place < end:
         key, place = _varint(data, place)

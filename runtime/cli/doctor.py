@@ -1,4 +1,4 @@
-"""`bfr doctor`: what works on this machine, and how to mend the rest. Needs nothing optional, and never raises."""
+"""`bfr doctor`: what works on this machine, and how to fix the rest. Needs nothing optional, and never raises."""
 
 import json
 import logging

@@ -63,7 +63,7 @@ def _instead_of(path: Path, inputs: Sequence[str]) -> str:
 
 
 def _read_standard_input(folder: Path, max_pixels: int) -> Path:
-    """Write the image on standard input into `folder`. Raises InvalidImage where there is none."""
+    """Write the image on standard input into `folder`. Raises InvalidImage if there is none."""
     if sys.stdin is None or sys.stdin.isatty():  # None: it is closed
         raise InvalidOption(f"{STANDARD} reads an image from standard input: pipe one in, as `bfr restore - < old.jpg`")
     limit = byte_limit(max_pixels)

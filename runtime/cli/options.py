@@ -57,7 +57,7 @@ class Flags:
         argument: A field that is given by its place, without a flag.
         names: Field -> its flags, where these are not `--field-name`.
         negative: Field -> the flag that turns it off.
-        environment: Prefix of the environment variables that give the same values; none where it is empty.
+        environment: Prefix of the environment variables that give the same values; none if it is empty.
     """
 
     only: tuple[str, ...] = ()

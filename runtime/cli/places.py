@@ -37,7 +37,7 @@ _UNWRITTEN = {
 
 
 def check_new(folder: Path, *, replace: bool, mark: str = MANIFEST) -> None:
-    """Raise InvalidOption where a folder that is to be made is there or cannot be made, before hours of work.
+    """Raise InvalidOption if a folder that is to be made is there or cannot be made, before hours of work.
 
     With `replace` one that is there is empty, or has a file that the pattern `mark` finds.
     """
@@ -51,7 +51,7 @@ def check_new(folder: Path, *, replace: bool, mark: str = MANIFEST) -> None:
 
 
 def check_folder(folder: Path, flag: str = "-o") -> None:
-    """Raise InvalidOption where a folder cannot be written, or not be made, as far as that is seen without trying."""
+    """Raise InvalidOption if a folder cannot be written, or not be made, as far as that is seen without trying."""
     there = next(one for one in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(one))
     if not there.is_dir():
         raise InvalidOption(f"{there} is no folder: name another one with {flag}")
@@ -66,7 +66,7 @@ class Places:
     Attributes:
         found: The inputs.
         options: How the run writes. Its folder is a temporary one where the result goes to a file or standard output.
-        target: That file, or `-`; None where results stay in the folder.
+        target: That file, or `-`; None if results stay in the folder.
         source: What an input from standard input is called instead of its temporary file.
     """
 
@@ -163,7 +163,7 @@ def open_places(
 
 
 def _check_alone(items: Sequence[Item], max_pixels: int) -> None:
-    """Raise InvalidImage where the only input is no image, before networks are opened; of several the others count."""
+    """Raise InvalidImage if the only input is no image, before networks are opened; of several the others count."""
     if len(items) == 1 and not items[0].is_video and items[0].path is not None:
         width, height = header_size(items[0].path) or (0, 0)
         if not 0 < width * height <= max_pixels:
@@ -172,7 +172,7 @@ def _check_alone(items: Sequence[Item], max_pixels: int) -> None:
 
 @contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """Make the output folder, and remove it where nothing came into it. Raises InvalidOption where it cannot be."""
+    """Make the output folder, and remove it where nothing came into it. Raises InvalidOption if it cannot be."""
     there = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -199,7 +199,7 @@ def _require(found: Inputs, named: Sequence[str], out: Path, *, videos: bool) ->
 
 
 def _target(items: Sequence[Item], named: Sequence[str], options: JobOptions, *, from_input: bool) -> Path | str | None:
-    """The file or `-` that the one result goes to; None where results go into a folder."""
+    """The file or `-` that the one result goes to; None if results go into a folder."""
     out, suffix = options.out, options.out.suffix.lower()
     if str(out) == STANDARD:
         target: Path | str = STANDARD
@@ -219,7 +219,7 @@ def _target(items: Sequence[Item], named: Sequence[str], options: JobOptions, *,
 
 
 def _of_one_file(item: Item, target: Path | str, options: JobOptions, *, overwrite: bool) -> dict[str, str]:
-    """The changes of options for a result that goes to `target`. Raises InvalidOption where it cannot."""
+    """The changes of options for a result that goes to `target`. Raises InvalidOption if it cannot."""
     several = [f"--{name}" for name in ("compare", "crops", "html", "resume") if getattr(options, name)]
     if several:
         raise InvalidOption(f"{', '.join(several)} needs a folder, -o names one file: name a folder with -o")

@@ -194,7 +194,7 @@ def check_device(opened: OpenOptions) -> None:
 
 
 def check_printed(output: JobOptions, *, as_json: bool) -> None:
-    """Raise InvalidOption where what is to be printed excludes each other."""
+    """Raise InvalidOption if what is to be printed excludes each other."""
     if as_json and str(output.out) == STANDARD:
         raise InvalidOption("--json and the image would both go to standard output: leave out --json, or name a file")
 
@@ -240,7 +240,7 @@ def _exit(reports: "Iterable[Report]") -> None:
 def print_report(
     report: "Report", out: object, *, table: str, done: str = "restored", tell: Callable[[str], None] | None = show
 ) -> None:
-    """Print what failed, what was reduced, passed over, or had no face, then one line of counts.
+    """Print what failed, what was reduced, skipped, or had no face, then one line of counts.
 
     Args:
         report: Of the run.

@@ -210,7 +210,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         headers: By names in lower case.
 
     Returns:
-        Seconds, or None where the headers do not say.
+        Seconds, or None if the headers do not say.
     """
     said = headers.get("retry-after", "").strip()
     try:

@@ -169,7 +169,7 @@ class Transport:
             return Answer(response.status_code, response.headers, bytes(content))
 
     async def _bounded(self, response: Any, most: int) -> AsyncIterator[bytes]:
-        """The body of an answer in parts. Raises ServerError where it has more than `most` bytes."""
+        """The body of an answer in parts. Raises ServerError if it has more than `most` bytes."""
         done = 0
         async for part in response.aiter_bytes():
             done += len(part)

@@ -88,7 +88,7 @@ def respace(schedule: Schedule, spacing: str) -> Schedule:
 
     `"ddim250"` keeps every k-th step from 0 on, for the smallest k that leaves exactly 250 of them;
     `"250"` spreads 250 steps evenly from the first to the last, each position rounded half to even.
-    Raises InvalidOption where no such spacing exists.
+    Raises InvalidOption if no such spacing exists.
     """
     kept = _kept_steps(len(schedule.timesteps), spacing)
     return Schedule(schedule.timesteps[kept], schedule.alpha_bar[kept])

@@ -78,7 +78,7 @@ class NetworkBackground:
         self._call = device.load(bundle, name, "fp32").bind({"degraded": self._input}, {"estimate": self._output})
 
     def enlarge(self, pixels: NDArray[Any], upscale: int) -> NDArray[Any]:
-        """See `Background`. Raises RestorationFailed where the network gives NaN."""
+        """See `Background`. Raises RestorationFailed if the network gives NaN."""
         height, width = pixels.shape[:2]
         top = np.iinfo(pixels.dtype).max
         step, scale = self.tile - 2 * MARGIN, self.scale

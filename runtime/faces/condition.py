@@ -117,7 +117,7 @@ def _noise(luma: Float32, where: NDArray[np.bool_] | None = None) -> float:
 
 
 def _grain(luma: Float32) -> float:
-    """Standard deviation of what is finer than two pixels, in the smoothest places; 0 where other places differ much.
+    """Standard deviation of what is finer than two pixels, in the smoothest places; 0 if other places differ much.
 
     Grain and a printed screen are everywhere alike, leaves and hair are not. Clipped places tell nothing.
     """

@@ -243,7 +243,7 @@ class PhotoRestorer(PhotoEditor):
 
 
 def _paired(faces: Sequence[AlignedFace], results: Sequence[Restored]) -> list[tuple[AlignedFace, Restored | None]]:
-    """Faces and their results; None where one is left as it is."""
+    """Faces and their results; None if one is left as it is."""
     following = iter(results)
     return [(face, None if face.left else next(following)) for face in faces]
 

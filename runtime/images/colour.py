@@ -17,7 +17,7 @@ _GREY = ("1", "L", "LA", "La")
 
 
 def to_srgb(file: Pillow.Image, icc: bytes) -> Pillow.Image:
-    """Convert an 8-bit image from its profile. Raises ValueError where the profile is broken or of another kind."""
+    """Convert an 8-bit image from its profile. Raises ValueError if the profile is broken or of another kind."""
     from PIL import ImageCms
 
     if file.mode == "LAB":  # its samples are colours without a profile
@@ -37,7 +37,7 @@ def to_srgb(file: Pillow.Image, icc: bytes) -> Pillow.Image:
 
 
 def png_profile(info: Mapping[Any, Any]) -> bytes | None:
-    """Make the ICC profile that gAMA and cHRM stand for; None where they are missing, or those of sRGB.
+    """Make the ICC profile that gAMA and cHRM stand for; None if they are missing, or those of sRGB.
 
     Args:
         info: `info` of Pillow's image.
@@ -58,7 +58,7 @@ def png_profile(info: Mapping[Any, Any]) -> bytes | None:
 
 
 def grey_curve(info: Mapping[Any, Any]) -> NDArray[np.uint16] | None:
-    """(65536,) uint16, 16-bit grey by a PNG's gAMA -> sRGB grey; None where gAMA is missing, or that of sRGB."""
+    """(65536,) uint16, 16-bit grey by a PNG's gAMA -> sRGB grey; None if gAMA is missing, or that of sRGB."""
     gamma = info.get("gamma")
     if "srgb" in info or not isinstance(gamma, float) or not 0.05 <= gamma <= 5 or abs(gamma - SRGB_GAMMA) < 0.001:
         return None

@@ -40,7 +40,7 @@ class Image:
 
     Attributes:
         pixels: (H, W, 3) uint8 or uint16 RGB, full range; not premultiplied by alpha.
-        alpha: (H, W) of the same type, or None where the file has none.
+        alpha: (H, W) of the same type, or None if the file has none.
         grey: The file was greyscale; its three channels are equal.
         icc: The profile of a 16-bit colour image, whose pixels stay in it; None means sRGB, as all else is.
         metadata: The file's metadata, see `Metadata`.
@@ -69,7 +69,7 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image:
 
 
 def read_file(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
-    """Read an image file. Raises InputNotFound, and InvalidImage where it is above `byte_limit` or unreadable."""
+    """Read an image file. Raises InputNotFound, and InvalidImage if it is above `byte_limit` or unreadable."""
     limit = byte_limit(max_pixels)
     try:
         if not path.exists():

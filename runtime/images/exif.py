@@ -61,7 +61,7 @@ class Density:
 def clean_exif(
     block: bytes | None, size: tuple[int, int], *, srgb: bool = True, density: Density | None = None
 ) -> bytes | None:
-    """Return the EXIF tags that hold for a picture made from the block's; None where none does.
+    """Return the EXIF tags that hold for a picture made from the block's; None if none does.
 
     Description, camera, exposure, dates, position, author and resolution are kept byte for byte. Widths and heights
     become `size`, the orientation upright, the colour space sRGB or uncalibrated. Where the orientation turned the
@@ -101,7 +101,7 @@ def clean_exif(
 
 
 def exif_density(block: bytes) -> Density | None:
-    """Return the resolution that an EXIF block or a TIFF file names. Raises ValueError where the block is broken."""
+    """Return the resolution that an EXIF block or a TIFF file names. Raises ValueError if the block is broken."""
     order, image, _, _ = _read_block(block)
     found = []
     for tag in (_X_DENSITY, _Y_DENSITY):

@@ -21,7 +21,7 @@ class Format:
         media_type: Of HTTP.
         suffixes: In lower case; results get the first.
         begin: Regular expression for the first 16 bytes of a file.
-        options: Arguments of Pillow's `save`; None where results are not written in this format.
+        options: Arguments of Pillow's `save`; None if results are not written in this format.
         lossy: Whether `save` takes a quality, 1 to 100.
         alpha: Whether a result may have alpha.
         deep: Whether a result may have 16 bits a sample.
@@ -68,7 +68,7 @@ PNG = FORMATS[0]
 
 
 def format_of(data: bytes) -> Format | None:
-    """Return the format of an image file by its first 16 bytes; None where it is none of FORMATS."""
+    """Return the format of an image file by its first 16 bytes; None if it is none of FORMATS."""
     return next((one for one in FORMATS if re.match(one.begin, data[:HEAD], re.DOTALL)), None)
 
 

@@ -183,7 +183,7 @@ def jpeg_segments(file: BinaryIO) -> tuple[list[tuple[int, int, bytes]], int]:
 
 
 def check_scans(data: bytes, at: int) -> None:
-    """Raise ValueError where a JPEG has more than MOST_SCANS scans. at: where the first one begins."""
+    """Raise ValueError if a JPEG has more than MOST_SCANS scans. at: where the first one begins."""
     scans = 0
     while (found := _MARKER.search(data, at)) and found[0][1] != 0xD9:
         scans += found[0][1] == _SCAN
@@ -194,7 +194,7 @@ def check_scans(data: bytes, at: int) -> None:
 
 
 def check_chunks(data: bytes) -> None:
-    """Raise ValueError where a PNG has more than MOST_CHUNKS chunks."""
+    """Raise ValueError if a PNG has more than MOST_CHUNKS chunks."""
     at = 8
     for _ in range(MOST_CHUNKS):
         if at >= len(data):

@@ -60,7 +60,7 @@ def raw_profile(kind: str, data: bytes) -> bytes:
 
 
 def read_raw_profile(text: str) -> bytes:
-    """Return the data of a text that `raw_profile` wrote. Raises ValueError where it is none."""
+    """Return the data of a text that `raw_profile` wrote. Raises ValueError if it is none."""
     fields = text.split(maxsplit=2)
     if len(fields) < 3 or not fields[1].isdecimal():
         raise ValueError("a raw profile begins with its name and its length")

@@ -20,7 +20,7 @@ class Card:
         entry: What became of it.
         before: Preview of the source, relative to the output folder.
         after: Preview of the result, of the same shape.
-        results: Of several runs, in the place of `after`: what each is called, its preview, and its result.
+        results: Of several runs, instead of `after`: what each is called, its preview, and its result.
 
     Paths have `/` between parts, not percent-encoded.
     """

@@ -25,7 +25,7 @@ def face_folder(output: str) -> PurePosixPath:
 
 
 def check_face_folders(out: Path, items: Sequence[Item], outputs: Mapping[str, str]) -> None:
-    """Raise InvalidOption where a folder of faces is a link, or holds a result or an input, which would be replaced.
+    """Raise InvalidOption if a folder of faces is a link, or holds a result or an input, which would be replaced.
 
     Args:
         out: The output folder.

@@ -31,7 +31,7 @@ def restore_film(
     """Restore a video and return what became of it.
 
     Args:
-        restorer: Restores its frames; None where the run restores aligned faces.
+        restorer: Restores its frames; None if the run restores aligned faces.
         item: The video.
         output: Its result, relative to the output folder.
         options: How results are written.
@@ -98,7 +98,7 @@ def _restored(
 
 
 def _notes(film: "Film", source: Path, target: Path, heard: Sequence[str]) -> list[str]:
-    """What the video's modules warned of but for its errors; nothing where the file was copied as it is."""
+    """What the video's modules warned of but for its errors; nothing if the file was copied as it is."""
     if not film.faces and source.stat().st_size == target.stat().st_size:
         return []
     notes = [note.removeprefix(str(source)).lstrip(": ") for note in heard]

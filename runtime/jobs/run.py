@@ -173,7 +173,7 @@ def run_job(
         options: How results are written.
         mask: Of systems that inpaint aligned faces: a mask for all pictures, or a folder with one of each picture's
             name; white is to be inpainted. Without it, pixels that are 0 in all channels are, as published.
-        passed_over: Files that `find_inputs` passed over, for the report.
+        passed_over: Files that `find_inputs` skipped, for the report.
         progress: See `Progress`.
 
     Raises:

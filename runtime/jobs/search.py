@@ -156,7 +156,7 @@ def natural_key(below: PurePath) -> list[tuple[tuple[int, int, str], ...]]:
 
 
 def content_suffix(path: Path) -> str | None:
-    """The suffix that a file should have by its first bytes; None where they are those of no image and no video."""
+    """The suffix that a file should have by its first bytes; None if they are those of no image and no video."""
     try:
         if not path.is_file():  # a pipe would wait for ever
             return None

@@ -42,7 +42,7 @@ def restore_image(
         The result, as large as the image but for `upscale`. `save`, `compare` and `to_pil` are its methods.
 
     Raises:
-        BfrError: Its text says how to mend it.
+        BfrError: Its text says how to fix it.
     """
     known = (*PhotoOptions.model_fields, *OpenOptions.model_fields, *Preset.model_fields)
     if unknown := sorted(options.keys() - set(known)):

@@ -16,7 +16,7 @@ from bfr.runtime.video.formats import SUFFIXES as VIDEO_SUFFIXES
 from bfr.runtime.video.formats import output_suffix
 
 MEDIA_TYPES = {suffix: one.media_type for suffix, one in BY_SUFFIX.items()} | VIDEO_TYPES
-_SHOWN = 10  # files of a message that were passed over
+_SHOWN = 10  # files of a message that were skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Item:
 
     @property
     def path(self) -> Path | None:
-        """Where it lies on this machine's disks; None where it is another URL."""
+        """Where it lies on this machine's disks; None if it is another URL."""
         return local_path(self.source)
 
     @property
@@ -73,7 +73,7 @@ class Item:
 
     @property
     def version(self) -> str | None:
-        """What changes when its file does, see `version_of`; None where there is no such file."""
+        """What changes when its file does, see `version_of`; None if there is no such file."""
         return self.listed if self.path is None else version_of(self.path)
 
 
@@ -136,7 +136,7 @@ def find_inputs(inputs: Sequence[Path | str], *, videos: bool = False, out: Path
 
 
 def check_found(inputs: Inputs, named: Sequence[object], *, videos: bool = False) -> None:
-    """Raise InputNotFound where nothing was found to restore, with what was looked for and what was passed over."""
+    """Raise InputNotFound if nothing was found to restore, with what was looked for and what was skipped."""
     if inputs.items:
         return
     passed = list(inputs.passed_over.items())
@@ -152,7 +152,7 @@ def check_found(inputs: Inputs, named: Sequence[object], *, videos: bool = False
 def find_masks(items: Sequence[Item], masks: Path) -> dict[str, Path]:
     """The mask of each item, by its key: the one file, or the file in a folder that has the picture's name.
 
-    Raises InputNotFound where there is none, or more than one.
+    Raises InputNotFound if there is none, or more than one.
     """
     if masks.is_file():
         return {item.key: masks for item in items}

@@ -43,7 +43,7 @@ class Speed:
 
 
 def kept_speed(bundle: Bundle, opened: OpenOptions) -> Speed | None:
-    """What was measured here before; None where nothing was, or under other circumstances."""
+    """What was measured here before; None if nothing was, or under other circumstances."""
     try:
         return Speed(**json.loads(_path(bundle, opened).read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -100,7 +100,7 @@ def _busy() -> bool:
 
 
 def _path(bundle: Bundle, opened: OpenOptions) -> Path:
-    """Where the speed is kept. Raises WriteFailed where the user has no home folder."""
+    """Where the speed is kept. Raises WriteFailed if the user has no home folder."""
     asked = opened.model_dump(mode="json", exclude={"bundle", "preset"})
     made = MachineFiles(bundle.hash).read().model_dump_json()  # `auto` chooses by it
     circumstances = [bundle.hash, asked, made, platform.node(), version("bfr-runtime"), _installed()]

@@ -36,7 +36,7 @@ def open_url(url: str) -> tuple[Any, str]:
 
 
 def local_path(name: str | Path) -> Path | None:
-    """The path that `name` is on this machine's disks, `file://` included; None where it is another URL."""
+    """The path that `name` is on this machine's disks, `file://` included; None if it is another URL."""
     if isinstance(name, Path) or not _URL.match(name):
         return Path(name)
     if name.lower().startswith(("file://", "local://")):
@@ -45,7 +45,7 @@ def local_path(name: str | Path) -> Path | None:
 
 
 def read_bytes(source: str | Path, most: int) -> bytes:
-    """The bytes of a file. Raises InputNotFound, and InvalidImage where it cannot be read, or has more than `most`."""
+    """The bytes of a file. Raises InputNotFound, and InvalidImage if it cannot be read, or has more than `most`."""
     if (path := local_path(source)) is not None:
         return path.read_bytes()
     system, key = open_url(str(source))
@@ -66,7 +66,7 @@ def read_bytes(source: str | Path, most: int) -> bytes:
 def identity_of(source: str | Path) -> object:
     """What no other file shares: of a local one, through links, its device and inode, else its address.
 
-    None where there is no such file.
+    None if there is no such file.
     """
     if (path := local_path(source)) is None:
         return source
@@ -78,7 +78,7 @@ def identity_of(source: str | Path) -> object:
 
 
 def version_of(path: Path) -> str | None:
-    """What changes when a file does: its bytes and the time of its last change; None where there is no such file."""
+    """What changes when a file does: its bytes and the time of its last change; None if there is no such file."""
     try:
         found = path.stat()
     except (OSError, ValueError):
@@ -108,7 +108,7 @@ class Store:
             self.url = str(url).rstrip("/")
 
     def check(self, name: str, suffix: str) -> None:
-        """Raise InvalidOption where `name + suffix`, relative with `/` between its parts, would leave the folder.
+        """Raise InvalidOption if `name + suffix`, relative with `/` between its parts, would leave the folder.
 
         That is an absolute name, `..`, a drive, a backslash, NUL or another control character, and on a disk a folder
         below it that is a link to elsewhere.
@@ -145,7 +145,7 @@ class Store:
         return [name for name in names if name in there]
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of a file; None where it is not there."""
+        """The bytes of a file; None if it is not there."""
         try:
             if self.folder is not None:
                 return (self.folder / name).read_bytes()
@@ -180,7 +180,7 @@ class Store:
             self.system.rm_file(self._path(name))
 
     def version(self, name: str) -> str | None:
-        """What changes when a file does, as of `version_of`; None where it is not there."""
+        """What changes when a file does, as of `version_of`; None if it is not there."""
         if self.folder is not None:
             return version_of(self.folder / name)
         try:
@@ -189,7 +189,7 @@ class Store:
             return None
 
     def versions(self) -> dict[str, str | None]:
-        """The files below the folder, by their paths with `/`, and their versions; none where it does not exist."""
+        """The files below the folder, by their paths with `/`, and their versions; none if it does not exist."""
         if self.folder is not None:
             files = [file for file in self.folder.rglob("*") if file.is_file()]
             return {file.relative_to(self.folder).as_posix(): version_of(file) for file in files}

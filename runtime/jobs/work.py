@@ -45,7 +45,7 @@ class Picture:
         original: Gives the bytes of its file.
         seconds: By stage.
         image: None until it is read.
-        faces: None where the image is an aligned face itself.
+        faces: None if the image is an aligned face itself.
         error: Why it was refused.
         cause: What was raised then.
         version: Of its file when it was read.
@@ -81,7 +81,7 @@ def prepare(
     Args:
         picture: Gets image, faces and seconds.
         read: Reads and decodes the file.
-        editor: Finds the faces; None where the image is an aligned face itself.
+        editor: Finds the faces; None if the image is an aligned face itself.
         inputs: Reads the pictures for the system's other inputs, such as `mask`; for aligned faces.
     """
     begin = time.perf_counter()
@@ -270,7 +270,7 @@ class ImageWork:
         return {"mask": mask_of(image.pixels, read_mask(drawn))}  # one of another size fails alone
 
     def _finish(self, payload: tuple[Item, Picture], results: Sequence[Restored]) -> Entry:
-        """Paste, write, and enter what became of an image. Raises WriteFailed where no other could be written."""
+        """Paste, write, and enter what became of an image. Raises WriteFailed if no other could be written."""
         item, picture = payload
         try:
             entry = self._write(item, picture, results)

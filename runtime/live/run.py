@@ -1,4 +1,4 @@
-"""The loop: take the newest frame, restore what there is time for, show it, or drop it."""
+"""The loop: take the newest frame, restore what exists time for, show it, or drop it."""
 
 import logging
 import time

@@ -143,7 +143,7 @@ class Encoded:
 
 
 class Sent:
-    """An Encoded stream in a process of its own.
+    """An Encoded stream in a separate process.
 
     PyAV holds the interpreter's lock while a receiver is connected to: one that does not answer would stop us, and
     Ctrl-C. The process has one frame at a time; those that come meanwhile are left out, and those before it is ready.
@@ -230,7 +230,7 @@ class Window:
     watched = True
 
     def __init__(self, title: str) -> None:
-        """Raises MissingDependency where there is no Tk, or no screen."""
+        """Raises MissingDependency if there is no Tk, or no screen."""
         try:
             import tkinter
         except ImportError as error:

@@ -78,12 +78,12 @@ class Clock:
         """When a frame came.
 
         Args:
-            seconds: Its own time, None where it has none.
+            seconds: Its own time, None if it has none.
             now: When it was decoded.
         """
         if seconds is None:
             return now
-        if self._last is None or seconds < self._last:  # the sender began anew
+        if self._last is None or seconds < self._last:  # the sender restarted
             self._offset = now - seconds
         self._offset = min(self._offset + _DRIFT * (now - self._now), now - seconds)
         self._last, self._now = seconds, now
@@ -115,7 +115,7 @@ class Source:
         self._thread.join(2 * SILENT_SECONDS)
 
     def frames(self, wait: float = 0.05) -> Iterator[Arrived | None]:
-        """The newest frame whenever one is asked for, None where none came for `wait` seconds; ends with the source."""
+        """The newest frame whenever one is asked for, None if none came for `wait` seconds; ends with the source."""
         while True:
             with self._change:
                 if self._newest is None and not self._ended:
@@ -126,7 +126,7 @@ class Source:
             yield found
 
     def check(self) -> None:
-        """Raise InputNotFound where no frame came at all."""
+        """Raise InputNotFound if no frame came at all."""
         if not self._frames:
             raise InputNotFound(f"{self.address}: no frame came ({self._why}): check the address, and that it sends")
 

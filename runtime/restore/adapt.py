@@ -43,7 +43,7 @@ def starts(sampler: Preset, moved: Float64) -> Float64:
 
 
 def truncation(sampler: Preset, table: Callable[[Preset], StepTable]) -> Truncate | None:
-    """Return the function that chooses the table of each image; None where the preset has one table for all.
+    """Return the function that chooses the table of each image; None if the preset has one table for all.
 
     Args:
         sampler: The preset.

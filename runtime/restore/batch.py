@@ -13,7 +13,7 @@ class Restored:
     """The result of one image.
 
     Attributes:
-        pixels: (H, W, 3) RGB of the input's size and dtype, or None where it failed.
+        pixels: (H, W, 3) RGB of the input's size and dtype, or None if it failed.
         seconds: Stage -> this image's share of its batch, in seconds.
         precision: Precision of the networks that made it.
         error: Why it failed.

@@ -126,7 +126,7 @@ class Chains:
 
     @property
     def buckets(self) -> tuple[int, ...] | None:
-        """The batch sizes that chains are made for, ascending, or None where every size is as good."""
+        """The batch sizes that chains are made for, ascending, or None if every size is as good."""
         return common_buckets(self.bundle.manifest.batches, self.device.buckets)
 
     def limit(self, batch: int) -> int:
@@ -251,7 +251,7 @@ def choose_bucket(count: int, buckets: tuple[int, ...] | None) -> int:
 
 
 def common_buckets(ours: tuple[int, ...] | None, device: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """Return the batch sizes that a bundle's graphs and a device take, ascending; None where every size fits."""
+    """Return the batch sizes that a bundle's graphs and a device take, ascending; None if every size fits."""
     if ours is None or device is None:
         return ours or device
     return tuple(size for size in ours if size in device) or ours

@@ -61,7 +61,7 @@ class ImageInputs:
         return found
 
     def check(self, count: int, given: Mapping[str, Given]) -> None:
-        """Raise InvalidOption where the system has no such input, or the pictures are not one for each image."""
+        """Raise InvalidOption if the system has no such input, or the pictures are not one for each image."""
         for name, pictures in given.items():
             if name not in self.others:
                 takes = f"it takes {', '.join(sorted(self.others))}" if self.others else "it takes the image alone"
@@ -110,7 +110,7 @@ def keep_known(image: NDArray[Any], result: NDArray[Any], mask: NDArray[Any] | N
 
 
 def mask_of(image: NDArray[Any], mask: NDArray[Any] | None) -> NDArray[np.bool_]:
-    """(H, W) bool, True in the hole. Raises InvalidImage where the mask is not of the image's size."""
+    """(H, W) bool, True in the hole. Raises InvalidImage if the mask is not of the image's size."""
     if mask is None:
         return np.asarray((image == 0).all(axis=2))
     mask = np.asarray(mask.any(axis=2)) if mask.ndim == 3 else mask

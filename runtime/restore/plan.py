@@ -61,7 +61,7 @@ class Loop:
 
     Attributes:
         shape: Shape of the state.
-        diffuse: The name of that stage, None where the loop starts from the value `source` as it is.
+        diffuse: The name of that stage, None if the loop starts from the value `source` as it is.
         strength: What a network with folded guidance reads, None for others.
         features: The conditioner's, 0 without one.
         wide: The shape of the noise that a step reads, where that is not the state's: a step may add noise twice.
@@ -116,7 +116,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Of all denoise stages together; 0 where there is none."""
+        """Of all denoise stages together; 0 if there is none."""
         return sum(len(loop.table) for loop in self.loops)
 
     def calls(self) -> dict[str, int]:
@@ -165,7 +165,7 @@ def difface_plan(
 def make_plan(bundle: Bundle, preset: m.Preset) -> Plan:
     """Return the chain of a bundle under a preset.
 
-    Raises InvalidOption where the preset does not fit, BundleInvalid where stages and networks do not fit each other.
+    Raises InvalidOption if the preset does not fit, BundleInvalid where stages and networks do not fit each other.
     """
     manifest = bundle.manifest
     side = manifest.image_size

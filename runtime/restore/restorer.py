@@ -92,7 +92,7 @@ class Restorer:
                 `bfr.runtime.bundle.manifest.Preset`.
 
         Raises:
-            BfrError: Its text says how to mend it.
+            BfrError: Its text says how to fix it.
         """
         if not isinstance(bundle, OpenOptions):
             names = OpenOptions.model_fields.keys() & options.keys()
@@ -149,7 +149,7 @@ class Restorer:
 
     @property
     def table(self) -> StepTable:
-        """The step table of the first denoise stage. Raises InvalidOption where the system has no loop."""
+        """The step table of the first denoise stage. Raises InvalidOption if the system has no loop."""
         return sampler_table(self.bundle, self.sampler)
 
     def restore(

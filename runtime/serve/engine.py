@@ -16,11 +16,11 @@ class Engine:
     """The parts of a server that restore.
 
     Attributes:
-        jobs: The folder of jobs; None where the server takes none.
+        jobs: The folder of jobs; None if the server takes none.
     """
 
     def __init__(self, options: ServeOptions, pool: Pool) -> None:
-        """Make the folder of jobs. Raises InvalidOption where it cannot be written."""
+        """Make the folder of jobs. Raises InvalidOption if it cannot be written."""
         self.pool, self.options = pool, pool.options
         self.jobs = JobStore(options.jobs) if options.jobs else None
         self.runner: JobRunner | None = None
@@ -87,7 +87,7 @@ class Engine:
             await self.runner.cancel(job)
 
     def lacking(self) -> str | None:
-        """Say which part does not work now; None where all do."""
+        """Say which part does not work now; None if all do."""
         if not self.pool.running:
             return "no worker runs the networks just now: ask again"
         if self.runner and self.jobs:

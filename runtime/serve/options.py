@@ -122,7 +122,7 @@ class ServeOptions(Options):
         return self._with(lambda folder: folder if is_address(folder) else folder.absolute())
 
     def fetched(self) -> "ServeOptions":
-        """The same with folders of this machine in the place of addresses. Raises what `pull` raises."""
+        """The same with folders of this machine instead of addresses. Raises what `pull` raises."""
         return self._with(lambda folder: pull(folder) if is_address(folder) else folder)
 
     def _with(self, change: Callable[[Path], Path]) -> "ServeOptions":
@@ -155,7 +155,7 @@ class ListenOptions(Options):
 
 
 def check_host(host: str, keyed: bool) -> None:
-    """Raise InvalidOption where the server would listen beyond this machine without an API key."""
+    """Raise InvalidOption if the server would listen beyond this machine without an API key."""
     if keyed or is_local(host):
         return
     raise InvalidOption(

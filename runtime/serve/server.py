@@ -44,7 +44,7 @@ def serve_forever(options: ServeOptions, listen: ListenOptions, keys: Keys) -> i
 
     Raises:
         InvalidOption: The address is in use, or the folder of jobs cannot be written.
-        RestorationFailed: The workers do not start, or cannot be started anew.
+        RestorationFailed: The workers do not start, or cannot be restarted.
         BfrError: A bundle is refused.
     """
     os.umask(0o077)  # files that are written are readable by their owner alone

@@ -20,7 +20,7 @@ def check_size(size: tuple[int, int] | None, upscale: int, most: int, what: str 
     """The pixels of an image or frame and its result together.
 
     Args:
-        size: Width and height, from the header; None where it has none, and the decoder says what is wrong.
+        size: Width and height, from the header; None if it has none, and the decoder says what is wrong.
         upscale: Width and height of the result in relation to those of the image.
         most: The pixels that either may have.
         what: What it is called.
@@ -45,7 +45,7 @@ class _Limited(PhotoEditor):
     most: int
 
     def find(self, photograph: NDArray[Any], *, turns: bool = True) -> list[Face]:
-        """Find faces, see `PhotoEditor.find`. Raises InvalidImage where there are more than `most`."""
+        """Find faces, see `PhotoEditor.find`. Raises InvalidImage if there are more than `most`."""
         faces = super().find(photograph, turns=turns)
         if len(faces) > self.most:
             raise InvalidImage(

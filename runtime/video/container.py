@@ -67,7 +67,7 @@ def open_container(path: Path, *, max_pixels: int = MAX_PIXELS) -> Iterator[Inpu
 
 
 def video_stream(container: InputContainer, path: Path) -> VideoStream:
-    """The stream of moving pictures. Raises InvalidImage where there is none, or none that is decoded here."""
+    """The stream of moving pictures. Raises InvalidImage if there is none, or none that is decoded here."""
     stream = container.streams.best("video")
     # A song's cover is a stream of one frame.
     if not isinstance(stream, VideoStream) or Disposition.attached_pic in Disposition(stream.disposition):

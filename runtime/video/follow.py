@@ -132,7 +132,7 @@ def _fill(
 
 
 def _paths(views: list[RGB8], first: list[Face], last: list[Face]) -> list[list[Face]] | None:
-    """Each face through all frames, from its look in the first to that in the last; None where they do not agree."""
+    """Each face through all frames, from its look in the first to that in the last; None if they do not agree."""
     left = list(last)
     paths = []
     for face in first:
@@ -163,7 +163,7 @@ def _drawn(face: Face, flowed: Face, seen: Face, share: float) -> Face:
 
 
 def moved(before: RGB8, after: RGB8, face: Face) -> Face | None:
-    """Where a face is in the next frame, by pyramidal Lucas-Kanade flow of its corners; None where that is not sure.
+    """Where a face is in the next frame, by pyramidal Lucas-Kanade flow of its corners; None if that is not sure.
 
     The face moves as a whole, by a similarity transform: so the landmarks do not wander off with a blink.
     """

@@ -44,7 +44,7 @@ class Colour:
     """How samples mean colours: code points of ITU-T H.273, 2 where the file says nothing.
 
     Attributes:
-        range: 1 limited (16 to 235), 2 full, 0 where the file says nothing (then it is limited).
+        range: 1 limited (16 to 235), 2 full, 0 if the file says nothing (then it is limited).
     """
 
     matrix: int = 2
@@ -86,7 +86,7 @@ class VideoInfo:
 
 
 def suffix_of(head: bytes) -> str | None:
-    """The suffix that a video should have by the first HEAD bytes of its file; None where it is none of CONTAINERS.
+    """The suffix that a video should have by the first HEAD bytes of its file; None if it is none of CONTAINERS.
 
     Pictures and sound alone share these containers: HEIC, AVIF, JPEG 2000, M4A are None.
     """

@@ -210,7 +210,7 @@ class Frame:
         pts: When it is shown, in ticks.
         time_base: Seconds a tick.
         index: From 0.
-        duration: Ticks, None where the file names none.
+        duration: Ticks, None if the file names none.
         repeats: When the frames after it are shown that have the same samples, and for how long, in ticks.
     """
 

@@ -63,7 +63,7 @@ class _Shot:
 
     Attributes:
         frame: As read.
-        pixels: Of the frame; None where faces are pasted into its samples.
+        pixels: Of the frame; None if faces are pasted into its samples.
         faces: Its faces.
         keys: The numbers of their tracks.
     """
@@ -141,7 +141,7 @@ def restore_video(
 
 
 def _faults(source: Path, damage: str | None, shooting: "_Shooting") -> str | None:
-    """What was wrong with a video of which there is a result. Raises RestorationFailed where no face was restored."""
+    """What was wrong with a video of which there is a result. Raises RestorationFailed if no face was restored."""
     faults = [f"the source {damage}"] if damage else []
     if shooting.failed:
         restored = shooting.film.faces

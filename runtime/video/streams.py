@@ -23,7 +23,7 @@ except ImportError as error:
 _OURS = frozenset({"encoder", "major_brand", "minor_version", "compatible_brands", "software"})
 _AAC_RATES = (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000)
 _LAYOUTS = {1: "mono", 6: "5.1", 8: "7.1"}  # a container may say "2 channels", which encoders do not take
-_BITS = 96_000  # a second and channel, of sound encoded anew
+_BITS = 96_000  # a second and channel, of sound re-encoded
 _GAP = 0.1  # seconds; times that are off by less are taken for rounding
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class StreamCopy:
         """
         self._source, self._output, self._suffix, self._path = source, output, suffix, path
         self._targets: dict[int, Any] = {}
-        self._clocks: dict[int, int] = {}  # of sound encoded anew: the next sample
+        self._clocks: dict[int, int] = {}  # of sound re-encoded: the next sample
         wanted = ("audio", "subtitle", "attachment") if suffix == ".mkv" else ("audio", "subtitle")
         for stream in source.streams:
             target = self._add(stream) if stream.type in wanted else None
@@ -81,7 +81,7 @@ class StreamCopy:
             self._next = next(self._packets, None)
 
     def _add(self, stream: Stream) -> Any:
-        """The stream of the output that takes `stream` over; None where it has to be left out."""
+        """The stream of the output that takes `stream` over; None if it has to be left out."""
         codec = stream.codec_context.name if stream.codec_context else "unknown"
         if not (self._suffix == ".mp4" and codec.startswith("pcm_")):
             with suppress(ValueError):  # PyAV's word for a codec that the container does not take

@@ -116,7 +116,7 @@ class VideoWriter:
     def copy_streams_from(self, reader: VideoReader, *, keep_metadata: bool = True) -> None:
         """Take over sound and subtitles of the source, packet by packet, and its title and chapters; before any frame.
 
-        Sound that the container cannot hold is encoded anew (AAC, in WebM Opus), and so is uncompressed sound in .mp4,
+        Sound that the container cannot hold is re-encoded (AAC, in WebM Opus), and so is uncompressed sound in .mp4,
         which many players do not know there. Subtitles that it cannot hold are left out. Both are said by a warning.
         Data streams (of cameras) are left out. Without `keep_metadata` so are title, place, date, and chapters.
         """

@@ -50,7 +50,7 @@ class BulkOptions(Options):
     def settings(self) -> dict[str, Any]:
         """All that a result depends on, as `describe_settings` has it; no network is opened.
 
-        Raises a BfrError where the bundle, the preset, the precision or the detector is not there.
+        Raises a BfrError if the bundle, the preset, the precision or the detector is not there.
         """
         from bfr.runtime.faces.detect import open_detector
         from bfr.runtime.jobs.report import describe_system

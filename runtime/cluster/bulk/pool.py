@@ -26,7 +26,7 @@ class Pool:
         workers: How many.
         cpus: Cores of each.
         gpus: GPUs of each; a fraction where several share one.
-        threads: Of a CPU backend; None where a GPU is used and the user chose none.
+        threads: Of a CPU backend; None if a GPU is used and the user chose none.
     """
 
     workers: int
@@ -91,7 +91,7 @@ def size_pool(
     Args:
         nodes: As `ray.nodes()` returns them.
         backend: Name of the backend.
-        workers: How many, which share what there is; None chooses.
+        workers: How many, which share what exists; None chooses.
         threads: Of a CPU backend in each worker; None for its cores.
 
     Raises:
@@ -118,7 +118,7 @@ def size_pool(
 
 
 def _reach(address: str) -> None:
-    """Raise ConnectionError where nothing answers: Ray itself tries for minutes."""
+    """Raise ConnectionError if nothing answers: Ray itself tries for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         if address == "auto":

@@ -186,7 +186,7 @@ class _BulkRun:
         self.log.add(rows)
 
     def _checked(self) -> list[NodeEntry]:
-        """The rows in the order of the inputs. Raises RestorationFailed where they are not the same set."""
+        """The rows in the order of the inputs. Raises RestorationFailed if they are not the same set."""
         missing = [item.key for item in self.items if item.key not in self.entries]
         if missing or len(self.entries) != len(self.items):
             raise RestorationFailed(
@@ -196,7 +196,7 @@ class _BulkRun:
         return [self.entries[item.key] for item in self.items]
 
     def _known_settings(self) -> bool:
-        """Whether an earlier run says what its results were made with. Raises InvalidOption where that was other."""
+        """Whether an earlier run says what its results were made with. Raises InvalidOption if that was other."""
         try:
             earlier = json.loads(self.store.read(BATCH) or b"")["settings"]
             check_settings(earlier, self.settings, self.store.url)

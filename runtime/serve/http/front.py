@@ -105,7 +105,7 @@ class Front:
         return True
 
     def why_not_ready(self) -> str | None:
-        """None where all parts work and new work is taken."""
+        """None if all parts work and new work is taken."""
         if self.state == "draining":
             return "the server is about to end: ask another one, or this one again once it was started anew"
         if self.state == "starting":

@@ -1,4 +1,4 @@
-"""Errors of the HTTP interface as problem details (RFC 9457): what went wrong, and how to mend it."""
+"""Errors of the HTTP interface as problem details (RFC 9457): what went wrong, and how to fix it."""
 
 from http import HTTPStatus
 from typing import Any
@@ -27,7 +27,7 @@ class Problem(Exception):
     Attributes:
         status: Of HTTP.
         reason: A short word for metrics and logs.
-        detail: What was found, and how to mend it.
+        detail: What was found, and how to fix it.
         retry_after: Seconds for the header; None leaves it out.
         close: The connection is to be closed.
     """

@@ -23,7 +23,7 @@ _PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?
 
 @cache
 def tracer() -> Any:
-    """What makes spans; None where no endpoint is set. Raises MissingDependency without the extra `otel`."""
+    """What makes spans; None if no endpoint is set. Raises MissingDependency without the extra `otel`."""
     if not os.environ.get(ENDPOINT):
         return None
     try:
@@ -42,7 +42,7 @@ def tracer() -> Any:
 
 
 def trace_fields(headers: Headers) -> dict[str, str]:
-    """The caller's trace id, for the log; empty where it sent none."""
+    """The caller's trace id, for the log; empty if it sent none."""
     found = _PARENT.fullmatch(headers.get("traceparent", ""))
     return {"trace_id": found[1]} if found else {}
 

@@ -41,7 +41,7 @@ TICK = 0.5  # seconds between two reports of progress
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """Stands for the server's workers in reports, in the place of a device."""
+    """Stands for the server's workers in reports, instead of a device."""
 
     name: str = "remote"
     versions: Mapping[str, str] = field(default_factory=dict)

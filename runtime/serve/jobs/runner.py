@@ -1,4 +1,4 @@
-"""Works through the jobs of a folder, one at a time, each in a process of its own."""
+"""Works through the jobs of a folder, one at a time, each in a separate process."""
 
 import asyncio
 import logging
@@ -135,7 +135,7 @@ class JobRunner:
         _log.info("job %s: %s", job.id, status.error or status.state)
 
     async def _work(self, job: Job, status: Status) -> Status:
-        """Run the process of a job. Raises EOFError where it ended without an answer."""
+        """Run the process of a job. Raises EOFError if it ended without an answer."""
         await asyncio.to_thread(shutil.rmtree, job.out, True)
         child = Child(MODULE)
         try:

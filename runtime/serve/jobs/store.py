@@ -136,7 +136,7 @@ class JobStore:
     """The jobs of a folder. Servers may share it: each job is worked on by one of them."""
 
     def __init__(self, folder: Path) -> None:
-        """Make the folders. Raises InvalidOption where they cannot be written."""
+        """Make the folders. Raises InvalidOption if they cannot be written."""
         self.folder = folder
         try:
             for path in (folder, *(folder / part for part in PARTS)):
@@ -180,7 +180,7 @@ class JobStore:
                 raise
 
     def get(self, name: str, parts: tuple[str, ...] = ("open", "ended")) -> Job | None:
-        """The job of an id, None where there is none. Nothing but an id is ever made a path."""
+        """The job of an id, None if there is none. Nothing but an id is ever made a path."""
         if not _ID.fullmatch(name):
             return None
         for part in (*parts, *parts[1:]):  # a job may move to the last one between two looks

@@ -29,7 +29,7 @@ class Pool:
 
     Attributes:
         on_batch: Called with the results of a batch, the seconds that each face waited, and whether requests did.
-        restarts: How many workers were started anew.
+        restarts: How many workers were restarted.
     """
 
     def __init__(self, options: ServeOptions) -> None:

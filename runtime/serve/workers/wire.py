@@ -36,7 +36,7 @@ def pack(content: dict[str, Any], arrays: Arrays = ()) -> list[bytes | memoryvie
 
 
 async def read(stream: asyncio.StreamReader) -> Message:
-    """Wait for the next message; its arrays are read-only. Raises EOFError where the other side has ended."""
+    """Wait for the next message; its arrays are read-only. Raises EOFError if the other side has ended."""
     (length,) = _LENGTH.unpack(await stream.readexactly(_LENGTH.size))
     content = json.loads(await stream.readexactly(length))
     arrays = []
@@ -54,13 +54,13 @@ class Line:
         self._socket, self._reader, self._lock = line, line.makefile("rb"), threading.Lock()
 
     def send(self, content: dict[str, Any], arrays: Arrays = ()) -> None:
-        """Send a message. Raises OSError where the other side has ended."""
+        """Send a message. Raises OSError if the other side has ended."""
         with self._lock:
             for piece in pack(content, arrays):
                 self._socket.sendall(piece)
 
     def receive(self) -> Message:
-        """Wait for the next message. Raises EOFError where the other side has ended."""
+        """Wait for the next message. Raises EOFError if the other side has ended."""
         (length,) = _LENGTH.unpack(self._exactly(bytearray(_LENGTH.size)))
         content = json.loads(bytes(self._exactly(bytearray(length))))
         arrays = [np.empty(shape, kind) for kind, shape in content.pop("arrays")]

@@ -53,7 +53,7 @@ class Child:
         self.writer.writelines(pack(content, arrays))
 
     async def send(self, content: dict[str, Any], arrays: Sequence[Any] = ()) -> None:
-        """Send a message and wait until most of it is sent. Raises OSError where the process has ended."""
+        """Send a message and wait until most of it is sent. Raises OSError if the process has ended."""
         self.write(content, arrays)
         await self.writer.drain()
 
@@ -73,7 +73,7 @@ class Child:
 
     @property
     def resident(self) -> int:
-        """Bytes of memory that it has; 0 where that is not known."""
+        """Bytes of memory that it has; 0 if that is not known."""
         with suppress(OSError, ValueError):
             return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         return 0
@@ -84,7 +84,7 @@ class Call:
     """Faces of one group that were sent to a worker.
 
     Attributes:
-        answer: Its results; none where all of its faces were cancelled.
+        answer: Its results; none if all of its faces were cancelled.
     """
 
     faces: Sequence[Face]
@@ -153,7 +153,7 @@ class Worker:
         Cancelled, as it is when the process has ended, it leaves its call in `calls`.
 
         Returns:
-            One result a face; none where the work was stopped.
+            One result a face; none if the work was stopped.
 
         Raises:
             Failed: The networks could not restore them.
