@@ -76,10 +76,15 @@ class Connection(H11Protocol):
             self._reading.cancel()
 
     def _next_event(self) -> Any:
-        """As of h11. Raises RemoteProtocolError for a body of tiny chunks, which would hold the event loop."""
+        """As of h11. Raises RemoteProtocolError for a body of tiny chunks, which would hold the event loop.
+
+        And for too long a line and headers: h11 counts what has arrived only until they are complete.
+        """
         event = h11.Connection.next_event(self.conn)
         if isinstance(event, h11.Request):
             self._chunks = self._body = 0
+            if len(event.target) + sum(len(name) + len(value) + 4 for name, value in event.headers) > HEADER_BYTES:
+                raise h11.RemoteProtocolError("the line and the headers are too long")
         elif isinstance(event, h11.Data):
             self._chunks += event.chunk_start
             self._body += len(event.data)

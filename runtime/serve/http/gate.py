@@ -179,12 +179,12 @@ def check_site(method: str, headers: Headers, front: Front) -> None:
 
 
 def host_name(host: str) -> str | None:
-    """The name in a `Host` header, without the port; None where there is none, as from HTTP/1.0."""
+    """The name in a `Host` header, without the port; None if there is none, as from HTTP/1.0."""
     if not host:
         return None
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
-    return host.rpartition(":")[0].lower() if ":" in host else host.lower().removesuffix(".")
+    return host.partition(":")[0].lower().removesuffix(".")
 
 
 def request_id(request: Request) -> str:

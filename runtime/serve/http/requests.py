@@ -24,7 +24,7 @@ from bfr.runtime.video.formats import MEDIA_TYPES as VIDEO_TYPES
 USUAL_SUFFIXES = {media_type: suffix for suffix, media_type in reversed(MEDIA_TYPES.items())}
 IMAGES = tuple(one.media_type for one in FORMATS)
 ANSWERED = tuple(one.media_type for one in WRITTEN)
-VIDEOS = tuple(VIDEO_TYPES.values())
+VIDEOS = tuple(dict.fromkeys(VIDEO_TYPES.values()))
 BYTES = "application/octet-stream"
 FORM = "multipart/form-data"
 FIELD = "image"
@@ -122,7 +122,7 @@ async def read_image(request: Request, options: ServeOptions, uploads: Uploads, 
 
 
 def check_image_type(request: Request, options: ServeOptions) -> int:
-    """The bytes that a body says to have, 0 where it does not. Raises Problem 413 and 415, before it is read."""
+    """The bytes that a body says to have, 0 if it does not. Raises Problem 413 and 415, before it is read."""
     kind = content_type(request)
     if kind not in (*IMAGES, BYTES, FORM, "image/jpg", ""):
         raise Problem(
@@ -174,7 +174,9 @@ async def job_body(request: Request, options: ServeOptions) -> AsyncIterator[byt
 
 
 def announced(request: Request, most: int) -> int:
-    """The bytes that a body says to have, 0 where it does not. Raises Problem 413."""
+    """The bytes that a body says to have, 0 if it does not. Raises Problem 413, and 415 for a compressed one."""
+    if (coding := request.headers.get("content-encoding", "identity").lower()) not in ("", "identity"):
+        raise Problem(415, "content encoding", f"a body in Content-Encoding {coding} is not read: send it as it is")
     length = request.headers.get("content-length", "")
     if not (length.isascii() and length.isdecimal()):
         return 0

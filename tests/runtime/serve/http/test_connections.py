@@ -108,6 +108,19 @@ def test_headers_have_a_size() -> None:
         assert b"400" in answer(line)
 
 
+@pytest.mark.parametrize(
+    "text", [b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nX: %b\r\n\r\n"]
+)
+def test_long_headers_that_come_whole_are_refused_too(text: bytes) -> None:
+    with serving(10, 20) as connect:
+        line = connect()
+        line.sendall(text % (b"x" * HEADER_BYTES))
+        assert answer(line).startswith(b"HTTP/1.1 400")
+        line = connect()
+        line.sendall(text.replace(b"Host", b"Connection: close\r\nHost") % (b"x" * (HEADER_BYTES - 200)))
+        assert not answer(line).startswith(b"HTTP/1.1 400")
+
+
 def chunked(sizes: list[int]) -> bytes:
     head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
     return head + b"".join(b"%x\r\n%b\r\n" % (size, b"x" * size) for size in sizes) + b"0\r\n\r\n"

@@ -202,6 +202,7 @@ async def test_accept_chooses_the_format(accept: str | None, suffix: str | None)
         ("/restore", {"headers": {"Accept": "text/html"}}, 406, "image/webp"),
         ("/restore", {"headers": {"Content-Type": "text/plain"}}, 415, "image/png"),
         ("/restore", {"headers": {"Content-Type": "application/x-www-form-urlencoded"}}, 415, "multipart/form-data"),
+        ("/restore", {"headers": {"Content-Encoding": "gzip"}}, 415, "Content-Encoding gzip is not read: send it as"),
         ("/restore", {"headers": {"Content-Type": "multipart/form-data"}}, 422, "form"),
         ("/restore", {"content": b""}, 422, "no body"),
         ("/restore", {"content": b"x" * 2001}, 413, "2000"),
@@ -563,6 +564,7 @@ def test_the_files_for_deployment_name_options_that_there_are() -> None:
         ({}, 200),
         ({"Host": "127.0.0.1:8000"}, 200),
         ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "localhost.:8000"}, 200),
         ({"Host": "LOCALHOST"}, 200),
         ({"Host": "box.example"}, 200),  # one of the server's names
         ({"Host": "evil.example"}, 403),  # made to point here
