@@ -130,7 +130,7 @@ def _profile(call: Callable[[], Any], context: Context) -> tuple[int, list[dict[
         _wait(context)
     found: dict[str, list[float]] = {}
     for event in profiler.events() or ():
-        if event.device_type.name == wanted:
+        if event.device_type.name == wanted and not event.is_user_annotation:  # of compiled code, around its kernels
             found.setdefault(event.name, []).append(event.time_range.elapsed_us())
     longest = sorted(found.items(), key=lambda one: -sum(one[1]))[:TOP]
     rows = [{"name": name[:120], "calls": len(times), "microseconds": sum(times)} for name, times in longest]

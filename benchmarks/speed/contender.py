@@ -124,13 +124,13 @@ def default_backends(bundle: Bundle, index: int = 0) -> tuple[str, ...]:
     precisions = [f":{precision}" if precision != "fp32" else "" for precision in on_gpu]
     wrapped = any(network.kind == "wrapped" for network in bundle.manifest.networks.values())
     if wrapped:
-        return ("onnxruntime-cuda", "onnxruntime-cpu") if cuda_works() else ("onnxruntime-cpu",)
+        return ("onnxruntime-cuda", "onnxruntime-cpu") if cuda_works(index) else ("onnxruntime-cpu",)
     if not (device_count() and _torch().cuda.is_available()):
-        return ("eager-cpu", *(["onnxruntime-cuda"] if cuda_works() else ["onnxruntime-cpu"]))
+        return ("eager-cpu", *(["onnxruntime-cuda"] if cuda_works(index) else ["onnxruntime-cpu"]))
     found = ["eager-cuda", "eager-tf32", "eager-half", "eager-half+graph"]
     if find_spec("triton") is not None:
         found += [f"torch-cuda{half}" for half in precisions]
-    if cuda_works():
+    if cuda_works(index):
         found += [f"onnxruntime-cuda{half}" for half in precisions]
     for library in LIBRARIES:
         for precision in on_gpu:

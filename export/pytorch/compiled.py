@@ -122,7 +122,7 @@ def keep_compiled_code() -> None:
     """Have PyTorch keep compiled code, which it loads and runs, where no other user can write.
 
     Its default is a folder in /tmp with a name that every user can guess and create first. TORCHINDUCTOR_CACHE_DIR
-    overrules. Raises WriteFailed, and BackendUnavailable where another user can write in the folder.
+    overrules. Raises WriteFailed, and BackendUnavailable if another user can write in the folder.
     """
     if not os.environ.get(INDUCTOR_CACHE):
         os.environ[INDUCTOR_CACHE] = str(private_folder("inductor"))
@@ -192,7 +192,7 @@ class CompiledDevice(GpuDevice):
         return tensor_view(buffer, self.cuda.index)
 
     def load(self, bundle: Bundle, name: str, precision: Precision) -> CompiledNetwork:
-        """A network of a bundle, made anew from its float32 weights; its files are checked first.
+        """A network of a bundle, rebuilt from its float32 weights; its files are checked first.
 
         Raises InvalidOption for a precision that it does not have.
         """
@@ -231,17 +231,8 @@ class CompiledDevice(GpuDevice):
             ) from error
         except RuntimeError as error:
             if "CUDA error" in str(error):
-                self._raise_if_lost(error)
+                self.raise_if_lost("PyTorch", error)
             raise
-
-    def _raise_if_lost(self, error: RuntimeError) -> None:
-        """Raise DeviceLost where an error that PyTorch raised is one after which CUDA refuses everything."""
-        try:
-            self.cuda.synchronize(self.stream)
-        except DeviceLost as lost:
-            raise DeviceLost(f"PyTorch: {str(error).splitlines()[0]}; {lost}") from error
-        except RuntimeError:  # a capture goes on: nothing is lost, and PyTorch's error says what is wrong
-            pass
 
     def capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """Record what `work` enqueues on the device's stream, PyTorch's and ours alike; nothing runs.
@@ -251,7 +242,7 @@ class CompiledDevice(GpuDevice):
         graph = torch.cuda.CUDAGraph()
         pool = self._graphs[0].pool() if self._graphs else None
         failed: BaseException | None = None
-        self.cuda.synchronize(self.stream)
+        self.settle()
         with self.computing():
             capture = torch.cuda.graph(graph, pool=pool, stream=self.torch_stream, capture_error_mode="thread_local")
             try:

@@ -163,6 +163,9 @@ def _configure(parsed: Parsed, options: BuildOptions) -> Any:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector shows no types
     if hasattr(trt.BuilderFlag, "TF32"):
         config.clear_flag(trt.BuilderFlag.TF32)  # on by default; float32 means float32
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # TensorRT-RTX allocates during a call else, and a whole chain is captured.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace << 20)
     if options.aux_streams is not None:
@@ -184,7 +187,7 @@ def _profile(parsed: Parsed, bucket: int) -> Any:
         if -1 in shape[1:] or shape[0] != -1:
             raise EngineBuildFailed(
                 f"input {tensor.name} has the shape {shape}: only the batch, and always the batch, may vary. "
-                "Export the bundle anew with `bfr export`"
+                "Export the bundle again with `bfr export`"
             )
         fixed = (bucket, *shape[1:])
         profile.set_shape(tensor.name, fixed, fixed, fixed)

@@ -120,8 +120,8 @@ def _shared_value(array: Float32) -> ort.OrtValue:
 class CudaNetwork:
     """A session on the device's stream; a call returns when its kernels are enqueued."""
 
-    def __init__(self, session: ort.InferenceSession, source: Path | OnnxFile, index: int) -> None:
-        self.session, self.source, self.index = session, source, index
+    def __init__(self, device: "CudaDevice", session: ort.InferenceSession, source: Path | OnnxFile) -> None:
+        self.device, self.session, self.source = device, session, source
         self.options = ort.RunOptions()
         self.options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
@@ -129,9 +129,9 @@ class CudaNetwork:
         _refuse_shared({b.address for b in inputs.values()}, {b.address for b in outputs.values()})
         binding = self.session.io_binding()
         for name, buffer in inputs.items():
-            binding.bind_input(name, "cuda", self.index, np.float32, buffer.shape, buffer.address)
+            binding.bind_input(name, "cuda", self.device.cuda.index, np.float32, buffer.shape, buffer.address)
         for name, buffer in outputs.items():
-            binding.bind_output(name, "cuda", self.index, np.float32, buffer.shape, buffer.address)
+            binding.bind_output(name, "cuda", self.device.cuda.index, np.float32, buffer.shape, buffer.address)
 
         def call() -> None:
             try:
@@ -139,6 +139,7 @@ class CudaNetwork:
             except Exception as error:  # pybind's own types
                 if "memory" in (text := str(error).lower()) and "illegal" not in text:
                     raise DeviceOutOfMemory(f"ONNX Runtime: {error}: choose a smaller --batch") from error
+                self.device.raise_if_lost("ONNX Runtime", error)
                 raise
 
         return call
@@ -158,8 +159,8 @@ class CudaDevice(GpuDevice):
 
     @classmethod
     def check(cls, bundle: Bundle | None, precision: Precision, index: int) -> None:
-        del bundle, precision, index
-        if not cuda_works():
+        del bundle, precision
+        if not cuda_works(index):
             raise BackendUnavailable(f"the CUDA provider of ONNX Runtime does not work here: {CUDA_REMEDY}")
 
     @property
@@ -181,17 +182,17 @@ class CudaDevice(GpuDevice):
             "use_tf32": "0",
             "user_compute_stream": str(int(self.stream)),
         }
-        return CudaNetwork(_session(graph, options, [(CUDA, provider)]), graph, self.cuda.index)
+        return CudaNetwork(self, _session(graph, options, [(CUDA, provider)]), graph)
 
 
-def cuda_works() -> bool:
-    """Return whether a GPU can be used: the provider is compiled in, and memory on the device can be had."""
-    if CUDA not in ort.get_available_providers() or not device_count():
+def cuda_works(index: int = 0) -> bool:
+    """Return whether a GPU can be used: the provider is compiled in, and memory on that device can be had."""
+    if CUDA not in ort.get_available_providers() or index >= device_count():
         return False
     with redirect_stdout(io.StringIO()):  # it prints what it did not find, which need not be missing
         ort.preload_dlls()
     try:
-        ort.OrtValue.ortvalue_from_shape_and_type([1], np.float32, "cuda", 0)
+        ort.OrtValue.ortvalue_from_shape_and_type([1], np.float32, "cuda", index)
     except Exception as error:  # ONNX Runtime raises RuntimeError and pybind's own types alike
         _ = error
         return False

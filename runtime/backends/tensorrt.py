@@ -1,5 +1,6 @@
 """TensorRT and TensorRT-RTX: a bundle's engines, a context for each network and bucket, activations shared by all."""
 
+import logging
 import mmap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ from bfr.runtime.bundle.machine import MachineFiles
 from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory, EngineMismatch, InvalidOption
 
+_log = logging.getLogger("bfr.tensorrt")
 ALIGNMENT = 256  # bytes, of a block of activations; cudaMalloc gives it
 
 
@@ -80,7 +82,7 @@ class TensorRtDevice(GpuDevice):
         return self._deserialize(map_file(folder, entry.file, remedy), entry.file.path, cache)
 
     def load_engine(self, path: Path, cache: bytes | None = None) -> "TensorRtNetwork":
-        """Deserialize a file that is known to be an engine of ours. cache: what TensorRT-RTX compiled before.
+        """Deserialize the file of an engine that bfr built. cache: what TensorRT-RTX compiled earlier.
 
         Raises BackendUnavailable, with the library's message, where it refuses.
         """
@@ -95,7 +97,7 @@ class TensorRtDevice(GpuDevice):
             said = "; ".join(self.logger.errors) or "nothing"
             raise BackendUnavailable(
                 f"{name} cannot be deserialized; {self.name} {self.machine.version} said: {said}. "
-                "Build it anew with `bfr build`, or choose another --backend"
+                "Build it again with `bfr build`, or choose another --backend"
             )
         network = TensorRtNetwork(self, engine, cache)
         self._networks.append(network)
@@ -108,8 +110,8 @@ class TensorRtDevice(GpuDevice):
 
     def runtime_cache(self, network: "TensorRtNetwork") -> bytes | None:
         """Return what TensorRT-RTX compiled while the network ran; None of TensorRT, whose engines are machine code."""
-        found = network.config.get_runtime_cache() if network.config is not None else None
-        return bytes(found.serialize()) if found is not None else None
+        kernels = network.kernels.serialize() if network.kernels is not None else None
+        return bytes(kernels) if kernels is not None else None
 
     def workspace(self, networks: Sequence[Network], batch: int) -> int | None:
         sizes = [network.activation_bytes(batch) for network in networks if isinstance(network, TensorRtNetwork)]
@@ -124,17 +126,18 @@ class TensorRtDevice(GpuDevice):
         return self._blocks[-1]
 
     def fail(self, what: str) -> NoReturn:
-        """Raise RuntimeError, or DeviceOutOfMemory where memory is the cause, with the library's messages."""
+        """Raise RuntimeError with the library's messages; DeviceLost, or DeviceOutOfMemory, where that is the cause."""
         said = "; ".join(self.logger.errors) or "nothing"
-        text = f"{self.name} {self.machine.version}: {what}; it said: {said}"
+        error = RuntimeError(f"{self.name} {self.machine.version}: {what}; it said: {said}")
+        self.raise_if_lost(self.name, error)
         if "memory" in said.lower():
             free, total = self.cuda.memory()
-            raise DeviceOutOfMemory(f"{text}; {free:,} of {total:,} bytes are free: choose a smaller --batch")
-        raise RuntimeError(text)
+            raise DeviceOutOfMemory(f"{error}; {free:,} of {total:,} bytes are free: choose a smaller --batch")
+        raise error
 
     def close(self) -> None:
         for network in self._networks:
-            network.contexts.clear()
+            network.close()
         with suppress(DeviceLost):
             for address, _ in self._blocks:
                 self.cuda.free(address)
@@ -154,7 +157,8 @@ class TensorRtNetwork:
 
     Attributes:
         profiles: Batch size -> number of its optimization profile.
-        config: The runtime configuration of TensorRT-RTX; None of TensorRT.
+        contexts: Batch size -> its context, once it was used.
+        kernels, config: What TensorRT-RTX compiles, and its runtime configuration; None of TensorRT.
     """
 
     def __init__(self, device: TensorRtDevice, engine: Any, cache: bytes | None) -> None:
@@ -166,6 +170,7 @@ class TensorRtNetwork:
             int(engine.get_tensor_profile_shape(self.inputs[0], i)[1][0]): i
             for i in range(engine.num_optimization_profiles)
         }
+        self.kernels: Any = None
         self.config = self._runtime_config(cache) if device.machine.library == "tensorrt-rtx" else None
         self.contexts: dict[int, Any] = {}
 
@@ -179,7 +184,8 @@ class TensorRtNetwork:
             raise ValueError(f"the engine has the tensors {', '.join(self.names)}; {', '.join(buffers)} were bound")
         if {b.address for b in inputs.values()} & {b.address for b in outputs.values()}:
             raise ValueError("an output buffer is also an input: the result would depend on the order of the writes")
-        context = self.context(next(iter(inputs.values())).shape[0])
+        batch = next(iter(inputs.values())).shape[0]
+        context = self.context(batch)
         for name in self.inputs:
             if tuple(context.get_tensor_shape(name)) != buffers[name].shape:
                 raise ValueError(f"{name} is {tuple(context.get_tensor_shape(name))}, not {buffers[name].shape}")
@@ -189,6 +195,7 @@ class TensorRtNetwork:
         def call() -> None:
             device.logger.errors.clear()
             device.cuda.use()
+            context = self.contexts[batch]  # not held here: it ends before the device, and not when Python gets to it
             for name, address in addresses:
                 if not context.set_tensor_address(name, address):
                     device.fail(f"the address of {name} is refused")
@@ -216,14 +223,22 @@ class TensorRtNetwork:
                     device.fail(f"the shape of {name} is refused")
             context.set_device_memory(*device.activations(batch))
             device.cuda.synchronize(device.stream)  # the change of profile may copy
+            if self.config is not None and device.records and not context.is_stream_capturable(int(device.stream)):
+                device.records = False
+                _log.warning("%s says that an engine cannot be recorded: chains run call by call", device.name)
             self.contexts[batch] = context
         return self.contexts[batch]
+
+    def close(self) -> None:
+        """Free the contexts, and then what they use."""
+        self.contexts.clear()
+        self.config = self.kernels = None
 
     def _profile(self, batch: int) -> int:
         if batch not in self.profiles:
             raise InvalidOption(
                 f"the engine was built for batches of {', '.join(map(str, sorted(self.profiles)))}, not {batch}: "
-                f"`bfr build --batches ...,{batch}` builds it anew"
+                f"`bfr build --batches ...,{batch}` builds it again"
             )
         return self.profiles[batch]
 
@@ -232,15 +247,16 @@ class TensorRtNetwork:
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         # Every profile has one shape: its kernels are compiled when the context is made, not beside the first calls.
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        compiled = config.create_runtime_cache()
+        # Kept beside the configuration: it must outlive every context that is made with it.
+        self.kernels = config.create_runtime_cache()
         if cache is not None:
-            compiled.deserialize(cache)  # one that does not fit is left unused
-        config.set_runtime_cache(compiled)
+            self.kernels.deserialize(cache)  # one that does not fit is left unused
+        config.set_runtime_cache(self.kernels)
         return config
 
     def _check_types(self) -> None:
         other = [n for n in self.names if self.engine.get_tensor_dtype(n) != self.device.trt.DataType.FLOAT]
         if other:
             raise BackendUnavailable(
-                f"the engine's {', '.join(other)} are not float32: it is none of ours, build it with `bfr build`"
+                f"the engine's {', '.join(other)} are not float32: bfr did not build it, run `bfr build`"
             )

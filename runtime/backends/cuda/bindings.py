@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bfr.runtime.backends.board import memory as host_memory
 from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory, MissingDependency
 from bfr.runtime.install import install_command
 
@@ -63,13 +64,13 @@ def word(value: int) -> Argument:
 
 
 def remedy() -> str:
-    """How cuda-python, and what comes with it, is installed."""
+    """The command that installs cuda-python and what it needs."""
     return f"{install_command('EXTRA')} with the extra that `bfr doctor` names"
 
 
 @cache
 def bindings() -> tuple[ModuleType, ModuleType]:
-    """Return the runtime and the driver API of cuda-python. Raises MissingDependency where they cannot be imported."""
+    """Return the runtime and the driver API of cuda-python. Raises MissingDependency if they cannot be imported."""
     try:
         return import_module("cuda.bindings.runtime"), import_module("cuda.bindings.driver")
     except ImportError as error:
@@ -122,9 +123,12 @@ class Cuda:
         return bytes(self._call("cudaDeviceGetPCIBusId", 32, self.index)).split(b"\0")[0].decode()
 
     def memory(self) -> tuple[int, int]:
-        """Free and total bytes."""
-        free, total = self._call("cudaMemGetInfo")
-        return int(free), int(total)
+        """Free and total bytes; on a GPU that shares the host's memory, what the system would give back is free too."""
+        free, total = map(int, self._call("cudaMemGetInfo"))
+        if self._call("cudaDeviceGetAttribute", self.rt.cudaDeviceAttr.cudaDevAttrIntegrated, self.index):
+            # CUDA counts what is free now, not what the system gives back when asked, as files that it keeps in memory.
+            free = min(max(free, int(host_memory().get("MemAvailable", 0.0) * 2**30)), total)
+        return free, total
 
     def allocate(self, size: int) -> int:
         """Allocate `size` bytes on the device and return their address. Raises DeviceOutOfMemory."""
@@ -179,7 +183,7 @@ class Cuda:
     def capture(self, stream: Handle, work: Callable[[], None]) -> Handle:
         """Record what `work` enqueues on a stream as an executable graph; nothing runs.
 
-        Where `work` raises, the capture ends and the stream can be used as before.
+        If `work` raises, the capture ends and the stream can be used as before.
         """
         self._call("cudaStreamBeginCapture", stream, self._capture_mode)
         try:
@@ -206,7 +210,7 @@ class Cuda:
         self._call("cudaGraphExecDestroy", graph)
 
     def load_kernels(self, image: bytes, names: Sequence[str]) -> dict[str, Handle]:
-        """Load compiled kernels; they stay loaded as long as the process lives."""
+        """Load compiled kernels, which stay loaded until the process ends."""
         self._call("cudaFree", 0)  # makes the device's context, which loading needs
         library = self._driver_call("cuLibraryLoadData", image, [], [], 0, [], [], 0)
         return {name: self._driver_call("cuLibraryGetKernel", library, name.encode()) for name in names}
@@ -253,7 +257,7 @@ class Cuda:
             )
         if error in STICKY:
             raise DeviceLost(
-                f"{where}: this process can no longer use the GPU and must be started anew. If it happens again, look "
+                f"{where}: this process can no longer use the GPU and must be restarted. If it happens again, look "
                 "at the kernel log (dmesg, lines with Xid) and run `bfr verify`"
             )
         raise RuntimeError(where)

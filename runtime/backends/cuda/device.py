@@ -3,6 +3,7 @@
 A backend on a GPU (TensorRT, ONNX Runtime, compiled PyTorch) is a child of GpuDevice that implements `load`.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class GpuBuffer:
 class GpuDevice:
     """One GPU. Everything is enqueued on one stream, in the order of the calls; only `read` and `write` wait for it.
 
-    Uploads and results go through page-locked memory on streams of their own, beside the work of the first.
+    Uploads and results go through page-locked memory on separate streams, in parallel with the main one.
     """
 
     name = "gpu"
@@ -61,7 +62,7 @@ class GpuDevice:
 
     @classmethod
     def check(cls, bundle: Bundle | None, precision: Precision, index: int) -> None:
-        """Raise a BfrError where the device would not work; the networks are not loaded for it."""
+        """Raise a BfrError if the device cannot work here. Loads no network."""
 
     @property
     def buckets(self) -> tuple[int, ...] | None:
@@ -117,8 +118,22 @@ class GpuDevice:
 
     def capture(self, work: Callable[[], None]) -> Any:
         """Record what `work` enqueues as a graph; nothing runs."""
-        self.cuda.synchronize(self.stream)
+        self.settle()
         return self.cuda.capture(self.stream, work)
+
+    def settle(self) -> None:
+        """Prepare for a capture: wait, and free what Python would else free in the middle of it, which ends it."""
+        gc.collect()
+        self.cuda.synchronize(self.stream)
+
+    def raise_if_lost(self, library: str, error: Exception) -> None:
+        """Raise DeviceLost if a library's error destroyed the CUDA context."""
+        try:
+            self.cuda.synchronize(self.stream)
+        except DeviceLost as lost:
+            raise DeviceLost(f"{library}: {str(error).partition(chr(10))[0]}; {lost}") from error
+        except RuntimeError:  # a capture goes on: nothing is lost, and the library's error says what is wrong
+            pass
 
     def replay(self, graph: Any) -> None:
         """Enqueue a graph."""
@@ -150,7 +165,7 @@ class GpuDevice:
             self._owned.close()
 
     def _pinned(self, size: int) -> NDArray[np.uint8]:
-        """Page-locked memory for copies that are waited for: one block, as large as the largest of them."""
+        """Page-locked memory for synchronous copies: one block of the size of the largest copy."""
         if self._staging.size < size:
             self._staged.close()
             self._staging = np.empty(0, np.uint8)
@@ -159,7 +174,7 @@ class GpuDevice:
 
 
 class GraphProgram:
-    """Work that runs as it is `warm_runs` times, in which libraries allocate what they need, then as one graph."""
+    """Work that runs call by call `warm_runs` times, so that libraries allocate what they need, then as one graph."""
 
     def __init__(self, device: GpuDevice, owned: ExitStack, work: Callable[[], None]) -> None:
         self.device, self.work = device, work

@@ -88,6 +88,9 @@ class FakeTensorRt:
             def clear_flag(self, flag: str) -> None:
                 trt.calls.append(("clear_flag", flag))
 
+            def set_flag(self, flag: str) -> None:
+                trt.calls.append(("set_flag", flag))
+
             def set_memory_pool_limit(self, pool: str, size: int) -> None:
                 trt.calls.append(("pool", pool, size))
 
@@ -134,6 +137,7 @@ def test_the_network_is_strongly_typed_and_every_batch_has_a_profile(trt: FakeTe
     assert build_engine_bytes(GRAPH, options, "tensorrt", trt=trt) == b"engine"
     assert ("create_network", 1 << 1) in trt.calls
     assert ("clear_flag", "TF32") in trt.calls
+    assert "set_flag" not in {call[0] for call in trt.calls}
     assert ("pool", "WORKSPACE", 2 << 20) in trt.calls
     assert trt.made.builder_optimization_level == 5
     assert trt.made.profiling_verbosity == "DETAILED"
@@ -141,6 +145,15 @@ def test_the_network_is_strongly_typed_and_every_batch_has_a_profile(trt: FakeTe
     shapes = [call[1:] for call in trt.calls if call[0] == "shape"]
     one, four = (1, 3, 8, 8), (4, 3, 8, 8)
     assert shapes == [("x", one, one, one), ("t", (1,), (1,), (1,)), ("x", four, four, four), ("t", (4,), (4,), (4,))]
+
+
+def test_engines_allocate_nothing_while_they_run(trt: FakeTensorRt) -> None:
+    """TensorRT-RTX's do, unless its builder is told: a whole chain is captured, which an allocation ends."""
+    trt.BuilderFlag.REQUIRE_USER_ALLOCATION = "ours"
+    build_engine_bytes(GRAPH, BuildOptions(), "tensorrt-rtx", trt=trt)
+    assert ("set_flag", "ours") in trt.calls
+    library = pytest.importorskip("tensorrt_rtx")
+    assert hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION")
 
 
 def test_options_out_of_range_are_refused() -> None:

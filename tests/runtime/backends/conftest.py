@@ -8,6 +8,7 @@ addresses of this process: whoever follows one crashes. Freed memory is refused.
 import ctypes
 import json
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from inspect import ismethod
 from types import SimpleNamespace
@@ -51,7 +52,8 @@ class FakeGpu:
         self.capturing: dict[int, list[tuple[str, Callable[[], None]]]] = {}
         self.log: list[tuple[str, Any]] = []
         self.fail: dict[str, str] = {}
-        self.eager = False
+        self.eager = self.integrated = False
+        self.spoiled = set[int]()  # streams whose capture something ended that a capture does not bear
         self.capability = (8, 9)
         self.total, self.clock, self.next = TOTAL, 0.0, 0x7000_0000_0000 + (index << 40)
 
@@ -112,10 +114,11 @@ class FakeGpu:
 class FakeRuntime:
     """The functions of `cuda.bindings.runtime` that are used, over several FakeGpus."""
 
-    cudaError_t, cudaStreamCaptureMode, cudaMemcpyKind = (
+    cudaError_t, cudaStreamCaptureMode, cudaMemcpyKind, cudaDeviceAttr = (
         real.cudaError_t,
         real.cudaStreamCaptureMode,
         real.cudaMemcpyKind,
+        real.cudaDeviceAttr,
     )
     cudaStreamNonBlocking = real.cudaStreamNonBlocking
 
@@ -154,6 +157,10 @@ class FakeRuntime:
             multiProcessorCount=132,
         )
 
+    def cudaDeviceGetAttribute(self, attribute: Any, index: int) -> Any:
+        assert attribute == real.cudaDeviceAttr.cudaDevAttrIntegrated
+        return OK, int(self.gpus[index].integrated)
+
     def cudaDeviceGetPCIBusId(self, length: int, index: int) -> Any:
         return OK, f"0000:{index:02x}:00.0".encode().ljust(length, b"\0")
 
@@ -169,6 +176,7 @@ class FakeRuntime:
     def cudaMalloc(self, size: int) -> Any:
         gpu = self.gpu
         if gpu.capturing:
+            gpu.spoiled.update(gpu.capturing)
             return MISUSE, None
         if gpu.used + size > gpu.total:
             return real.cudaError_t.cudaErrorMemoryAllocation, None
@@ -181,6 +189,7 @@ class FakeRuntime:
     def cudaFree(self, address: int) -> Any:
         gpu = self.gpu
         if gpu.capturing:
+            gpu.spoiled.update(gpu.capturing)
             return (MISUSE,)
         for stream in gpu.queues:
             gpu.drain(stream)
@@ -225,6 +234,7 @@ class FakeRuntime:
 
     def cudaStreamSynchronize(self, stream: int) -> Any:
         if stream in self.gpu.capturing:
+            self.gpu.spoiled.add(stream)
             return (MISUSE,)
         self.gpu.log.append(("wait", stream))
         self.gpu.drain(stream)
@@ -266,7 +276,11 @@ class FakeRuntime:
         return (OK,)
 
     def cudaStreamEndCapture(self, stream: int) -> Any:
-        return OK, self.gpu.handle("graph", self.gpu.capturing.pop(stream))
+        work = self.gpu.capturing.pop(stream)
+        if stream in self.gpu.spoiled:
+            self.gpu.spoiled.remove(stream)
+            return real.cudaError_t.cudaErrorStreamCaptureInvalidated, None
+        return OK, self.gpu.handle("graph", work)
 
     def cudaGraphDestroy(self, graph: Handle) -> Any:
         self.gpu.destroy(graph, "graph")
@@ -371,8 +385,15 @@ class FakeContext:
         self.addresses[name] = address
         return name in self.engine.names and address % 256 == 0
 
+    def is_stream_capturable(self, stream: int) -> bool:
+        assert self.engine.trt.name == "tensorrt-rtx", "of TensorRT-RTX alone"
+        assert self.memory[0], "the answer depends on the memory"
+        return bool(self.engine.trt.capturable)
+
     def execute_async_v3(self, stream: int) -> bool:
         gpu, engine = self.engine.gpu, self.engine
+        assert engine.cache is None or engine.cache() is not None, "the runtime cache must outlive its contexts"
+        assert stream not in gpu.capturing or engine.trt.capturable
         assert gpu is engine.trt.runtime.gpu, "an engine runs on the GPU that it was deserialized on"
         first, self.enqueued = not self.enqueued, self.enqueued + 1
         if self.refuse or (first and stream in gpu.capturing):  # a first call may allocate
@@ -392,6 +413,19 @@ class FakeContext:
         return True
 
 
+class FakeCache:
+    """What TensorRT-RTX compiles."""
+
+    data = b""
+
+    def deserialize(self, data: bytes) -> bool:
+        self.data = data
+        return True
+
+    def serialize(self) -> bytes:
+        return b"compiled " + self.data
+
+
 class FakeEngine:
     """What `serialize` wrote: the path of an ONNX file, and batch sizes."""
 
@@ -406,6 +440,7 @@ class FakeEngine:
         self.names, self.buckets, self.name = [*self.inputs, *self.outputs], said["buckets"], said["name"]
         self.num_io_tensors, self.num_optimization_profiles = len(self.names), len(self.buckets)
         self.contexts: list[FakeContext] = []
+        self.cache: Any = None
 
     def get_tensor_name(self, i: int) -> str:
         return self.names[i]
@@ -424,12 +459,9 @@ class FakeEngine:
 
     def create_runtime_config(self) -> Any:
         assert self.trt.name == "tensorrt-rtx", "of TensorRT-RTX alone"
-        cache = SimpleNamespace(data=b"", serialize=lambda: b"compiled " + cache.data)
-        cache.deserialize = lambda data: setattr(cache, "data", data)
-        config = SimpleNamespace(strategy=None, cache=None, create_runtime_cache=lambda: cache)
+        config = SimpleNamespace(strategy=None, create_runtime_cache=FakeCache)
         config.set_execution_context_allocation_strategy = lambda s: setattr(config, "strategy", s)
-        config.set_runtime_cache = lambda c: setattr(config, "cache", c)
-        config.get_runtime_cache = lambda: config.cache
+        config.set_runtime_cache = lambda cache: setattr(self, "cache", weakref.ref(cache))
         return config
 
     def create_execution_context(self, how: Any) -> FakeContext:
@@ -490,7 +522,7 @@ class FakeTensorRt:
         self.engines: list[FakeEngine] = []
         self.sources: list[Any] = []
         self.types: dict[str, str] = {}
-        self.refuse = False
+        self.refuse, self.capturable = False, True
 
     def Runtime(self, logger: Any) -> Any:
         def deserialize(source: Any) -> FakeEngine | None:

@@ -22,6 +22,7 @@ no_gpu = pytest.mark.skipif(cuda.device_count() > 0, reason="a GPU is there")
 STREAM, EVENT = rt.cudaStream_t(5), rt.cudaEvent_t(6)
 CALLS: dict[str, tuple[Any, ...]] = {
     "cudaDriverGetVersion": (),
+    "cudaDeviceGetAttribute": (rt.cudaDeviceAttr.cudaDevAttrIntegrated, 0),
     "cudaDeviceGetPCIBusId": (32, 0),
     "cudaEventCreate": (),
     "cudaEventDestroy": (EVENT,),

@@ -16,7 +16,7 @@ from bfr.runtime.backends.cuda import bindings as cuda
 from bfr.runtime.backends.onnxruntime import CpuDevice, CudaDevice
 from bfr.runtime.backends.registry import open_device
 from bfr.runtime.bundle.bundle import Bundle
-from bfr.runtime.errors import BackendUnavailable
+from bfr.runtime.errors import BackendUnavailable, DeviceLost
 from bfr.runtime.restore.restorer import Restorer
 
 FACES = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8) for i in range(3)]
@@ -90,7 +90,7 @@ def test_an_output_may_not_be_an_input(tiny_bundle: Bundle) -> None:
 
 
 def test_a_requested_provider_that_does_not_work_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "cuda_works", lambda: False)
+    monkeypatch.setattr(backend, "cuda_works", lambda _: False)
     with pytest.raises(BackendUnavailable, match="onnxruntime-gpu"):
         open_device("onnxruntime-cuda")
     assert open_device("auto").name == "onnxruntime-cpu"
@@ -147,7 +147,7 @@ REAL_SESSION = ort.InferenceSession
 @pytest.fixture
 def cuda_provider(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """ONNX Runtime's CUDA provider on the fake GPUs."""
-    monkeypatch.setattr(backend, "cuda_works", lambda: True)
+    monkeypatch.setattr(backend, "cuda_works", lambda _: True)
 
     def session(path: str | bytes, options: Any, providers: list[Any]) -> Any:
         kind = REAL_SESSION if providers == ["CPUExecutionProvider"] else FakeSession
@@ -210,6 +210,19 @@ def test_other_errors_of_a_session_are_bugs(tiny_bundle: Bundle, cuda_provider: 
     with Restorer.open(tiny_bundle.folder, backend="onnxruntime-cuda") as restorer:
         restorer.chains.networks["denoiser"].session.error = error  # type: ignore[attr-defined]
         with pytest.raises(RuntimeError, match=error):
+            restorer.restore(FACES)
+
+
+def test_a_device_that_a_session_finds_lost(tiny_bundle: Bundle, cuda_provider: Any) -> None:
+    with Restorer.open(tiny_bundle.folder, backend="onnxruntime-cuda") as restorer:
+        session: Any = restorer.chains.networks["denoiser"].session  # type: ignore[attr-defined]
+
+        def lost(binding: Any, options: Any) -> None:
+            cuda_provider[0].fail["everything"] = "cudaErrorIllegalAddress"
+            raise RuntimeError("CUDA error 700: an illegal memory access was encountered")
+
+        session.run_with_iobinding = lost
+        with pytest.raises(DeviceLost, match=r"ONNX Runtime: CUDA error 700.*cudaErrorIllegalAddress"):
             restorer.restore(FACES)
 
 

@@ -1,9 +1,12 @@
 """The TensorRT device over fakes of cuda-python and TensorRT: order, addresses, lifetimes, captures."""
 
+import gc
 import json
 import logging
 import mmap
+import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -294,7 +297,7 @@ def test_memory_that_runs_out_later_halves_the_batch(
         found = restorer.restore(FACES)
         assert restorer.batch == 2
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert "ran out at a batch of 4, going on with 2" in caplog.text
+    assert "ran out at a batch of 4, continuing with 2" in caplog.text
 
 
 def test_an_image_that_does_not_fit_alone_fails_alone(
@@ -323,6 +326,21 @@ def test_a_lost_device_says_so_and_closes_quietly(built: Bundle, tensorrt: Any, 
         restorer.restore(FACES[:1])
         gpus[0].fail["everything"] = error
         with pytest.raises(DeviceLost, match=rf"{error}.*dmesg"):
+            restorer.restore(FACES[:1])
+
+
+def test_a_device_that_the_library_finds_lost(built: Bundle, tensorrt: Any, gpus: Any) -> None:
+    """TensorRT refuses the call; its message speaks of memory, of which there is enough."""
+    with opened(built, tensorrt, batch=1) as restorer:
+        refused = type(tensorrt.engines[1].contexts[0]).execute_async_v3
+
+        def lost(context: Any, stream: int) -> bool:
+            gpus[0].fail["everything"] = "cudaErrorIllegalAddress"
+            context.refuse = True
+            return bool(refused(context, stream))
+
+        tensorrt.engines[1].contexts[0].execute_async_v3 = partial(lost, tensorrt.engines[1].contexts[0])
+        with pytest.raises(DeviceLost, match=r"tensorrt: .* refused.*cudaErrorIllegalAddress"):
             restorer.restore(FACES[:1])
 
 
@@ -480,6 +498,37 @@ def test_inspection_and_compiled_kernels(built: Bundle, tensorrt: Any) -> None:
     found = device.runtime_cache(network)
     assert found == (b"compiled from before" if tensorrt.name == "tensorrt-rtx" else None)
     device.close()
+
+
+@both
+def test_contexts_end_with_the_device(built: Bundle, tensorrt: Any) -> None:
+    """Before their memory and their stream do, and not when Python finds the garbage."""
+    restorer = opened(built, tensorrt, batch=2)
+    for _ in range(3):
+        restorer.restore(FACES[:2])
+    contexts = [weakref.ref(context) for engine in tensorrt.engines for context in engine.contexts]
+    for engine in tensorrt.engines:
+        engine.contexts.clear()
+    gc.disable()
+    try:
+        restorer.close()
+        assert len(contexts) == 2
+        assert not any(context() for context in contexts)
+    finally:
+        gc.enable()
+
+
+@both
+def test_an_engine_that_cannot_be_recorded_runs_call_by_call(
+    built: Bundle, tensorrt: Any, gpus: Any, expected: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TensorRT-RTX says so of engines that allocate during a call."""
+    tensorrt.capturable = tensorrt.name == "tensorrt"
+    with opened(built, tensorrt, batch=2) as restorer:
+        for _ in range(3):
+            assert np.array_equal(restorer.restore(FACES[:2])[1], expected[1])
+    assert ("graph" in gpus[0].names()) == tensorrt.capturable
+    assert caplog.text.count("cannot be recorded") == (not tensorrt.capturable)
 
 
 def test_the_library_speaks_through_logging(built: Bundle, tensorrt: Any, caplog: pytest.LogCaptureFixture) -> None:

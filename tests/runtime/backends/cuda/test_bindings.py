@@ -1,6 +1,8 @@
 """The CUDA layer: errors become what a user can mend, and what was taken is given back."""
 
+import gc
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,20 @@ def test_out_of_memory_says_how_much(gpus: Any) -> None:
     one.free(one.allocate(100))
 
 
+def test_memory_that_is_shared_with_the_host(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Jetson, CUDA's free memory lacks what the system would give back."""
+    one = Cuda(0)
+    for available, shared, free in ((0.5, False, 1 << 30), (0.9, True, 1 << 30), (2.0, True, 1 << 30)):
+        gpus[0].integrated = shared
+        monkeypatch.setattr(cuda, "host_memory", lambda available=available: {"MemAvailable": available})
+        assert one.memory() == (free, 1 << 30)
+    block = one.allocate(1 << 29)
+    assert one.memory() == (1 << 30, 1 << 30)
+    monkeypatch.setattr(cuda, "host_memory", dict)
+    assert one.memory() == (1 << 29, 1 << 30)
+    one.free(block)
+
+
 @pytest.mark.parametrize("name", sorted(STICKY))
 def test_sticky_errors_are_known_to_cuda_and_end_the_device(gpus: Any, name: str) -> None:
     if not hasattr(cuda.bindings()[0].cudaError_t, name):
@@ -89,6 +105,34 @@ def test_a_capture_that_fails_ends(gpus: Any) -> None:
     assert not gpus[0].capturing
     device.write(buffer, [1, 2, 3, 4])  # type: ignore[arg-type]
     assert device.read(buffer).tolist() == [1, 2, 3, 4]
+    device.release([buffer])
+    device.close()
+
+
+def test_garbage_is_freed_before_a_capture_and_not_in_it(gpus: Any) -> None:
+    """CUDA ends a capture in which memory is freed. Python frees garbage whenever it likes."""
+
+    class Holder:
+        def __init__(self, device: GpuDevice) -> None:
+            self.me, self.free = self, partial(device.release, [device.array((4,))])
+
+        def __del__(self) -> None:
+            self.free()
+
+    device = GpuDevice()
+    buffer = device.array((4,))
+
+    def collect() -> None:
+        gc.collect()
+        device.zero(buffer)
+
+    gc.disable()
+    try:
+        Holder(device)
+        graph = device.capture(collect)
+    finally:
+        gc.enable()
+    device.forget(graph)
     device.release([buffer])
     device.close()
 
