@@ -227,7 +227,7 @@ def _compare(
     try:
         network = device.load(bundle, NETWORK, precision)
     except BackendUnavailable as error:
-        remedy = WITHOUT_HALF if precision == "fp16" else "Export it anew, with another opset"
+        remedy = WITHOUT_HALF if precision == "fp16" else "Export it again, with another opset"
         raise InvalidCheckpoint(f"wrapped in {precision}, {file} does not load: {reason(error)}. {remedy}") from error
     half = precision == "fp16" or manifest.networks[NETWORK].parameters["half"]
     checks: list[m.Check] = []

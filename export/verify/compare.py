@@ -177,7 +177,7 @@ def compare(
     if not np.isfinite(expected).all():
         raise VerificationFailed(
             f"{what}: the reference, {reference}, holds NaN or Inf itself, so that nothing can be compared with it. "
-            "The weights do not belong to this network, or were never trained: check them, and export anew"
+            "The weights do not belong to this network, or were never trained: check them, and export again"
         )
     if not np.isfinite(found).all():
         raise VerificationFailed(

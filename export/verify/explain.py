@@ -181,7 +181,7 @@ def compare_graphs(
                 if np.issubdtype(theirs[a].dtype, np.floating) and theirs[a].shape == results[b].shape:
                     errors[b] = Layer(*found.layers[b], b, str(results[b].dtype), *_distance(theirs[a], results[b]))
     if not errors:
-        raise InvalidOption(f"{tested.name} and {reference.name} have no layer in common: export the bundle anew")
+        raise InvalidOption(f"{tested.name} and {reference.name} have no layer in common: export the bundle again")
     worst = sorted(errors.values(), key=lambda layer: -layer.error)[:SHOWN]  # the first of equals stays first
     largest = max(errors.values(), key=lambda layer: layer.largest)
     first = _first_jump(found, errors, ROUNDING[precision])

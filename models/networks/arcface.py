@@ -1,4 +1,4 @@
-"""The face recogniser of ArcFace, key-compatible with insightface's published backbones.
+"""The face recognizer of ArcFace, key-compatible with insightface's published backbones.
 
 Deng et al., "ArcFace" (arXiv 1801.07698): a residual network for 112x112 faces that starts at full resolution and whose
 blocks are batch norm, convolution, batch norm, PReLU, convolution, batch norm (iResNet). The layout is that of
@@ -71,11 +71,11 @@ class IResNet(nn.Module):
         blocks = _blocks(layers)
         if len(blocks) != 4 or len(widths) != 4 or min(*blocks, *widths) < 1:
             raise InvalidOption(
-                f"layers {layers!r}, widths {list(widths)}: the recogniser has four stages. Name four counts of blocks "
+                f"layers {layers!r}, widths {list(widths)}: the recognizer has four stages. Name four counts of blocks "
                 f"and four widths, all above 0, or leave widths out; layers may be {', '.join(map(str, DEPTHS))}"
             )
         if image_size < 16 or image_size % 16:
-            raise InvalidOption(f"image_size {image_size}: choose a multiple of 16; published recognisers take 112")
+            raise InvalidOption(f"image_size {image_size}: choose a multiple of 16; published recognizers take 112")
         self.image_size, self.embedding = image_size, embedding
         channels = widths[0]
         self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
@@ -96,7 +96,7 @@ class IResNet(nn.Module):
         expected = (3, self.image_size, self.image_size)
         if tuple(x.shape[1:]) != expected:
             raise ValueError(
-                f"this recogniser takes faces of shape {expected}, fixed when it is built: resize the face"
+                f"this recognizer takes faces of shape {expected}, fixed when it is built: resize the face"
             )
         h = self.prelu(self.bn1(self.conv1(x)))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):

@@ -3,7 +3,7 @@
 Pixel space, after PGDiff (arXiv 2309.10810): `identity_guide`. Latent space, after CLR-Face (arXiv 2402.06106), which
 restores in the latents of a VQ autoencoder: `clrface_guide` and `clrface_recoverer`. CLR-Face published neither code
 nor weights: what its abstract says is here, a recovery network whose output's identity guides the loop, and a learnable
-mask over the latent through which the recogniser's gradient passes. All sizes are parameters.
+mask over the latent through which the recognizer's gradient passes. All sizes are parameters.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ def identity_guide(
         recognizer: Options of IResNet.
         image_size: S.
         metric: The distance between embeddings.
-        crop: The part of the image that the recogniser sees.
+        crop: The part of the image that the recognizer sees.
     """
     return IdentityDistance(IResNet(**recognizer), image_size=image_size, metric=metric, crop=crop)
 
@@ -47,7 +47,7 @@ def clrface_guide(
         recognizer: Options of IResNet.
         autoencoder: Options of VQModel, of which only the decoder is built.
         metric: The distance between embeddings.
-        crop: The part of the image that the recogniser sees.
+        crop: The part of the image that the recognizer sees.
     """
     decoder = VQModel(**{**autoencoder, "parts": "decoder"})
     return IdentityDistance(
@@ -63,7 +63,7 @@ def clrface_guide(
 class IdentityRecovery(nn.Module):
     """CLR-Face's identity recovery: latent (B, C, h, w) of a degraded image -> the embedding and image it stands for.
 
-    The outputs are the recogniser's embedding (B, E) of the decoded image, and the image, RGB (B, 3, S, S), about in
+    The outputs are the recognizer's embedding (B, E) of the decoded image, and the image, RGB (B, 3, S, S), about in
     [-1, 1].
 
     Args:
@@ -92,7 +92,7 @@ def clrface_recoverer(
         irn: Options of a UNet without time.
         recognizer: Options of IResNet.
         autoencoder: Options of VQModel, of which only the decoder is built.
-        crop: The part of the image that the recogniser sees.
+        crop: The part of the image that the recognizer sees.
     """
     decoder = VQModel(**{**autoencoder, "parts": "decoder"})
     channels, size = decoder.embed_dim, decoder.latent_size

@@ -1,4 +1,4 @@
-"""How far the face of an image is from an identity, as a face recogniser measures it.
+"""How far the face of an image is from an identity, as a face recognizer measures it.
 
 Yang et al., "PGDiff" (arXiv 2309.10810), guide a diffusion model with the gradient of this distance for an image; Suin
 and Chellappa, "CLR-Face" (arXiv 2402.06106), for the image that a latent decodes to. Crop and resize are a product with
@@ -103,12 +103,12 @@ class IdentityDistance(nn.Module):
         return x0 if self.autoencoder is None else self.autoencoder.decode(x0)
 
     def face(self, image: Tensor) -> Tensor:
-        """RGB (B, 3, S, S) -> the recogniser's input, (B, 3, R, R)."""
+        """RGB (B, 3, S, S) -> the recognizer's input, (B, 3, R, R)."""
         narrow = _along(image, self.columns)
         return _along(narrow.transpose(2, 3), self.rows).transpose(2, 3)
 
     def embed(self, image: Tensor) -> Tensor:
-        """RGB (B, 3, S, S) in [-1, 1] -> (B, E), as long as the recogniser makes it."""
+        """RGB (B, 3, S, S) in [-1, 1] -> (B, E), as long as the recognizer makes it."""
         embedding: Tensor = self.recognizer(self.face(image))
         return embedding
 

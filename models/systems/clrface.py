@@ -2,7 +2,7 @@
 
 Neither code nor weights are published; we had the abstract and summaries of the paper. The stages are those
 of its method: the degraded image's latent conditions the denoiser; an identity recovery network makes the face whose
-embedding the recogniser's gradient pulls towards, through a learnable mask over the latents. What could not be read is
+embedding the recognizer's gradient pulls towards, through a learnable mask over the latents. What could not be read is
 ours, see docs/systems/clr-face.md: the networks' sizes, the schedule and the presets, the strength of guidance.
 """
 

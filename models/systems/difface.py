@@ -98,7 +98,7 @@ def identity_networks(recognizer: dict[str, Any], size: int) -> dict[str, Networ
 
 
 def with_insightface(licence: Licence) -> Licence:
-    """A licence, and that of InsightFace's recogniser."""
+    """A licence, and that of InsightFace's recognizer."""
     return Licence(
         name=f"{licence.name}; InsightFace, non-commercial research",
         url=licence.url,

@@ -193,10 +193,10 @@ def _recorded_hashes(folder: Path) -> dict[str, str]:
         recorded = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DownloadFailed(
-            f"{path}: not readable as JSON ({error}): restore it, or delete it to record anew"
+            f"{path}: not readable as JSON ({error}): restore it, or delete it to record again"
         ) from error
     if not isinstance(recorded, dict) or not all(isinstance(value, str) for value in recorded.values()):
-        raise DownloadFailed(f"{path}: not a table of file -> sha256: restore it, or delete it to record anew")
+        raise DownloadFailed(f"{path}: not a table of file -> sha256: restore it, or delete it to record again")
     return recorded
 
 

@@ -173,7 +173,7 @@ def open_usable(
         except _UNUSABLE as error:
             if backend != "auto" or name == FALLBACK:
                 raise
-            _log.warning("backend %s is passed over: %s", name, error)
+            _log.warning("skipping backend %s: %s", name, error)
             tried.append(name)
 
 
@@ -204,7 +204,7 @@ def choose(bundle: Bundle | None, precision: Precision, index: int = 0, *, witho
         except BfrError as error:
             built = any(one.key.library == name and one.key.precision == precision for one in record.engines)
             if built or name in measured:
-                _log.warning("backend %s is passed over: %s", name, error)
+                _log.warning("skipping backend %s: %s", name, error)
             continue
         return name
     return FALLBACK
@@ -229,5 +229,5 @@ def recorded(bundle: Bundle | None) -> MachineRecord:
     try:
         return MachineFiles(bundle.hash).read() if bundle else MachineRecord()
     except BfrError as error:
-        _log.warning("engines and measurements are left unused: %s", error)
+        _log.warning("not using engines and measurements: %s", error)
         return MachineRecord()

@@ -164,7 +164,7 @@ def find_engine(
     back = f", or go back to the power mode {found.power} (`sudo nvpmodel`)" if found.power != wanted.power else ""
     raise EngineMismatch(
         f"{bundle.folder}: the engine of {network} does not fit:\n{differences}\n"
-        f"Build it anew: `{command}`{back}. The present one stays until the new one is verified."
+        f"Build it again: `{command}`{back}. The present one stays until the new one is verified."
     )
 
 

@@ -75,7 +75,7 @@ class Bundle:
                 f"{folder} is no bundle: it has no {MANIFEST}. `bfr export SYSTEM -o {folder}` makes one"
             )
         if path.stat().st_size > LARGEST_MANIFEST:
-            raise BundleInvalid(f"{path} has more than {LARGEST_MANIFEST:,} bytes: it is no manifest, export it anew")
+            raise BundleInvalid(f"{path} has more than {LARGEST_MANIFEST:,} bytes: it is no manifest, export it again")
         data = path.read_bytes()
         try:
             found = json.loads(data)
@@ -87,9 +87,9 @@ class Bundle:
             manifest = Manifest.model_validate(found)
         except ValidationError as error:
             problems = "\n".join(f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
-            raise BundleInvalid(f"{path} is not a valid manifest:\n{problems}\nExport the bundle anew.") from error
+            raise BundleInvalid(f"{path} is not a valid manifest:\n{problems}\nExport the bundle again.") from error
         except (ValueError, RecursionError) as error:
-            raise BundleInvalid(f"{path} is not JSON ({error}): the bundle is damaged, export it anew") from error
+            raise BundleInvalid(f"{path} is not JSON ({error}): the bundle is damaged, export it again") from error
         content = json.dumps({key: found[key] for key in sorted({*found} - {"verified"})}, sort_keys=True)
         return cls(folder, manifest, hashlib.sha256(content.encode()).hexdigest())
 

@@ -56,10 +56,10 @@ def _sized(folder: Path, file: BundleFile, remedy: str) -> Path:
         raise BundleCorrupt(f"{path} is missing: {remedy}")
     size = path.stat().st_size
     if size != file.bytes:
-        raise BundleCorrupt(f"{path} has {size} bytes, {file.bytes} are written down: {remedy}")
+        raise BundleCorrupt(f"{path} has {size} bytes, {file.bytes} are recorded: {remedy}")
     return path
 
 
 def _compare(path: Path, file: BundleFile, found: str, remedy: str) -> None:
     if found != file.sha256:
-        raise BundleCorrupt(f"{path} has sha256 {found}, {file.sha256} is written down: {remedy}")
+        raise BundleCorrupt(f"{path} has sha256 {found}, {file.sha256} is recorded: {remedy}")

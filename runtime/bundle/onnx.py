@@ -86,7 +86,7 @@ def check_graph(data: bytes, weights: Mapping[str, int], where: object) -> None:
     try:
         _Walk(weights, where).model(memoryview(data))
     except (IndexError, OverflowError, UnicodeDecodeError) as error:
-        raise BundleInvalid(f"{where} is no ONNX file, or damaged: download it again, or export it anew") from error
+        raise BundleInvalid(f"{where} is no ONNX file, or damaged: download it again, or export it again") from error
 
 
 def read_metadata(data: bytes, where: object) -> dict[str, str]:
@@ -268,5 +268,5 @@ class _Walk:
         if elements > LARGEST_ELEMENTS:
             self.refuse(f"has a {operator} of {elements:,} elements, more than {LARGEST_ELEMENTS:,}")
 
-    def refuse(self, why: str, remedy: str = "Export it anew, or ask who made it") -> None:
+    def refuse(self, why: str, remedy: str = "Export it again, or ask who made it") -> None:
         raise BundleInvalid(f"{self.where} {why}: it is refused. {remedy}")

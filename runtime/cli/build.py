@@ -87,9 +87,9 @@ def build(
                 report=report,
             )
     except BackendUnavailable as error:
-        raise BackendUnavailable(f"{error}\nWithout a GPU `bfr build --dry-run` reads the graphs, no more.") from error
+        raise BackendUnavailable(f"{error}\nWithout a GPU `bfr build --dry-run` still parses the graphs.") from error
     except KeyboardInterrupt as interrupt:
-        say("what was being built is not published")
+        say("the interrupted build published nothing")
         if still_working():
             os._exit(130)  # a layer is being timed, which nothing can stop; the system takes back the lock
         raise typer.Exit(130) from interrupt
@@ -101,7 +101,7 @@ def build(
         for check in engine.checks:
             conclude(f"  {check.what}: {check.psnr_db:.1f} dB (floor {check.floor_db:.0f}) against {check.reference}")
     if not engines:
-        conclude("every engine is there and fits this machine")
+        conclude("every engine is up to date")
 
 
 def find_library(name: str) -> "Library":

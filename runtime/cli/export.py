@@ -34,7 +34,7 @@ def export(
     Publishes the bundle only if it agrees with eager float32.
     """
     if seeded and weights:
-        raise InvalidOption("--seeded makes weights of its own: leave out --weights, or --seeded")
+        raise InvalidOption("--seeded generates the weights: leave out --weights, or --seeded")
     check_new(out, replace=options.replace)
     if weights is not None and not weights.is_dir():
         raise InputNotFound(f"there is no folder {weights}: name the one of the checkpoints with --weights")

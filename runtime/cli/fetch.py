@@ -66,7 +66,7 @@ def _fetch_system(
     if not spec.published:
         raise InvalidOption(
             f"nobody has published weights of {system}: train your own and name their folder with "
-            f"`bfr export {system} --weights FOLDER`, or try the machinery with `bfr export {system} --seeded`"
+            f"`bfr export {system} --weights FOLDER`, or try it with random weights: `bfr export {system} --seeded`"
         )
     (told if accepted else show)(
         f"{spec.title}\nlicence: {spec.licence.name}, {spec.licence.url}\n{spec.licence.notice}"
@@ -115,7 +115,7 @@ def _download(weights: Any, folder: Path, files: list[dict[str, Any]]) -> Any:
         got = download(weights, folder, progress=lambda done, total: bar.update(task, completed=done, total=total))
     files.append({"path": str(got.path), "bytes": got.bytes, "sha256": got.sha256})
     if weights.sha256 is None:
-        say(f"{weights.file}: no sha256 of it is known. What came is recorded, and what comes later must be the same")
+        say(f"{weights.file}: no sha256 is known. bfr recorded that of this download; later ones must match it")
     return got
 
 

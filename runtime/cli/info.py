@@ -106,7 +106,7 @@ def _show_file(path: "Path", *, as_json: bool) -> None:
     for name, value in found.items():
         show(f"{name.removeprefix('bfr.'):12} {value}")
     if not found:
-        show(f"{path.name} says nothing of itself: `bfr wrap` finds out what it reads and makes")
+        show(f"{path.name} has no metadata: `bfr wrap` finds out what it reads and writes")
 
 
 def _presets(bundle: "Bundle", opened: OpenOptions) -> dict[str, dict[str, Any]]:
@@ -148,7 +148,7 @@ def _speed(bundle: "Bundle", opened: OpenOptions) -> "Speed | None":
     except (MissingDependency, BackendUnavailable) as error:
         if opened.backend != "auto":
             raise
-        say(f"how long a face takes is not known: {error}")
+        say(f"the seconds per face are unknown: {error}")
         return None
 
 

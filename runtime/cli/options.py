@@ -196,4 +196,4 @@ def check_aligned(photo: PhotoOptions, **further: bool) -> None:
     given = [name for name, value in photo if value != getattr(usual, name)]
     if given := given + [name for name, value in further.items() if value]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise InvalidOption(f"--aligned takes each image for a face: leave out {flags}, or --aligned")
+        raise InvalidOption(f"--aligned treats each image as one face: leave out {flags}, or --aligned")

@@ -73,7 +73,7 @@ def restore(
         found, options = places.found, places.options
         if server is not None:
             if several:
-                raise InvalidOption("with --server one preset goes at a time: name one with --preset")
+                raise InvalidOption("--server takes one preset at a time: name one with --preset")
             report = restore_remotely(server, api_key_file, found, options, None if aligned else photo, presets[0])
             finish(report, places, as_json=as_json)
             return
@@ -262,7 +262,7 @@ def print_report(
         names = ", ".join(map(one_line, faceless[:3])) + (f" and {len(faceless) - 3} more" if faceless[3:] else "")
         kept = "it was kept as it is" if len(faceless) == 1 else "they were kept as they are"
         say(
-            f"no face was found in {names}, in none of four turns: {kept}. If there is one, {detector}cut the picture "
+            f"no face was found in {names}, in any orientation: {kept}. If there is one, {detector}cut the picture "
             "to it, or use --aligned for a picture that is a face and nothing else"
         )
     if tell is not None:

@@ -121,7 +121,7 @@ class _RemoteRun(Run):
                 raise
             if isinstance(error, ServerUnavailable) and not self.client.ready():
                 raise ServerUnavailable(
-                    f"{error}\nwhat was finished is kept, and --resume goes on from there"
+                    f"{error}\nfinished results are kept, and --resume continues the run"
                 ) from error
             entry = Entry(item.key, "failed", error=explain_failure(error))
         if (output := entry.output) is not None:

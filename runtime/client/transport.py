@@ -67,7 +67,7 @@ class Transport:
                 trust_env=trust_env,
             )
         except (ImportError, ValueError, httpx2.InvalidURL) as error:  # of the proxy
-            raise InvalidOption(f"{self._where} cannot be asked ({error}): mend or unset the proxy") from error
+            raise InvalidOption(f"{self._where} cannot be asked ({error}): fix or unset the proxy") from error
 
     async def close(self) -> None:
         """Close the connections."""

@@ -20,7 +20,7 @@ def for_machines(options: ServeOptions) -> ServeOptions:
         InvalidOption: There is no API key. A cluster listens beyond its machines.
     """
     if not options.keys:
-        raise InvalidOption("a cluster is served with API keys alone: give one with --api-key-file or BFR_API_KEY")
+        raise InvalidOption("a cluster needs API keys: give one with --api-key-file or BFR_API_KEY")
     return options.model_copy(update={"precision": "fp32"}) if options.precision == "auto" else options
 
 

@@ -74,7 +74,7 @@ def _notice(marker: Path) -> None:
         return
     _log.warning(
         "faces are found with the cascades inside OpenCV, which miss small, turned and rotated ones: "
-        "`bfr fetch yunet` brings a better detector (230 kB). This is said once"
+        "`bfr fetch yunet` downloads a better detector (230 kB). This message appears once"
     )
     with suppress(WriteFailed):
         write_bytes(marker, b"")

@@ -130,7 +130,7 @@ def decode_image(data: bytes, *, name: str = "the file", max_pixels: int = MAX_P
         if not isinstance(file, TiffImageFile):
             pages = getattr(file, "n_frames", 1)
         if pages > 1:
-            notes.append(f"the first of its {pages} {_PAGES.get(file.format or '', 'pictures')} is taken alone")
+            notes.append(f"the first of its {pages} {_PAGES.get(file.format or '', 'pictures')} is used")
         file.load()
         # Read after loading: Pillow turns a TIFF while it loads, and takes its orientation away.
         orientation = _orientation(file)

@@ -217,7 +217,7 @@ def check_free(outputs: Iterable[str], store: Store) -> None:
     if there:
         names = ", ".join(there[:_SHOWN]) + (f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else "")
         raise InvalidOption(
-            f"{names} in {store.url} would be replaced: give --overwrite to replace, --resume to go on from there, "
+            f"{names} in {store.url} would be replaced: give --overwrite to replace, --resume to continue, "
             "or choose another output folder"
         )
 

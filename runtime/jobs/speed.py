@@ -62,7 +62,7 @@ def speed_of(restorer: Restorer, opened: OpenOptions, show: Callable[[str], None
         return kept
     busy = _busy()
     kept_too = "the machine is busy, so it is not kept" if busy else "it is kept"
-    show(f"measuring how long a face takes on {restorer.device.name}; {kept_too}")
+    show(f"measuring the seconds per face on {restorer.device.name}; {kept_too}")
     speed = Speed(restorer.device.name, restorer.precision, *_time(restorer))
     if busy:
         return speed

@@ -204,7 +204,7 @@ class Sent:
         if now - self._taken >= self._patience:
             raise WriteFailed(problem)
         if not self._failing:
-            _log.warning("%s; it is tried again for %g s", problem, self._patience)
+            _log.warning("%s; trying again for %g s", problem, self._patience)
         self._failing = True
 
 

@@ -195,7 +195,7 @@ def make_plan(bundle: Bundle, preset: m.Preset) -> Plan:
             if values[loop.source] != loop.shape:
                 raise BundleInvalid(
                     f"{bundle.folder}: stage {stage.name} works on {loop.shape}, its source {loop.source} is "
-                    f"{values[loop.source]}: export the bundle anew"
+                    f"{values[loop.source]}: export the bundle again"
                 )
             stages.append(loop)
             made, diffuse = {loop.result: loop.shape}, None
@@ -210,7 +210,7 @@ def make_plan(bundle: Bundle, preset: m.Preset) -> Plan:
 def _loop(bundle: Bundle, preset: m.Preset, stage: m.Denoise, diffuse: m.Diffuse | None) -> Loop:
     if (diffuse is None) == (stage.source is None):
         raise BundleInvalid(
-            f"{bundle.folder}: stage {stage.name} needs either a diffuse stage before it or a source: export it anew"
+            f"{bundle.folder}: stage {stage.name} needs either a diffuse stage before it or a source: export it again"
         )
     network, table = _network(bundle, stage.network), sampler_table(bundle, preset, stage)
     features = _shape(_network(bundle, stage.conditioner).outputs[0])[0] if stage.conditioner else 0
@@ -271,13 +271,13 @@ def _need(bundle: Bundle, name: str, values: Mapping[str, Shape], read: Iterable
     for value in read:
         if value not in values:
             raise BundleInvalid(
-                f"{bundle.folder}: stage {name} reads {value}, which no stage before it makes: export the bundle anew"
+                f"{bundle.folder}: stage {name} reads {value}, which no stage before it makes: export the bundle again"
             )
 
 
 def _network(bundle: Bundle, name: str) -> m.Network:
     if name not in bundle.manifest.networks:
-        raise BundleInvalid(f"{bundle.folder}: a stage calls the network {name}, which is not there: export it anew")
+        raise BundleInvalid(f"{bundle.folder}: a stage calls the network {name}, which is not there: export it again")
     return bundle.network(name)
 
 
@@ -288,5 +288,5 @@ def _names(tensors: tuple[m.Tensor, ...], renamed: Mapping[str, str]) -> dict[st
 def _shape(tensor: m.Tensor) -> Shape:
     sizes = tensor.shape[1:]
     if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise BundleInvalid(f"{tensor.name} has the shape {tensor.shape}, not of sizes: export the bundle anew")
+        raise BundleInvalid(f"{tensor.name} has the shape {tensor.shape}, not of sizes: export the bundle again")
     return tuple(map(int, sizes))

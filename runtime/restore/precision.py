@@ -77,7 +77,7 @@ def choose_precision(
         try:
             checks = _compare({one: trial(one) for one in offered}, name)
         except BfrError as error:  # where float32 fails too, opening the bundle says so
-            _log.warning("float32 is taken, since %s could not be compared: %s", " and ".join(offered), error)
+            _log.warning("using float32, because %s could not be compared: %s", " and ".join(offered), error)
             return "fp32"
         record = recorded(bundle)  # of processes that try at the same time, the first decides for all
         if not _tried(record, name).issuperset(offered):
@@ -130,11 +130,11 @@ def _compare(trials: Mapping[Precision, Trial], backend: str) -> list[Check]:
         )
         if precision != "fp32":
             _log.info(
-                "%s: %.3f s a step against %.3f s in fp32, %.1f dB from it (at least %.0f): kept for this machine",
+                "%s: %.3f s a step against %.3f s in fp32, %.1f dB from it (at least %.0f): recorded for this machine",
                 precision, trial.seconds_a_step, trials["fp32"].seconds_a_step, psnr, FLOOR_DB,
             )  # fmt: skip
         if psnr < FLOOR_DB:
-            _log.warning("%s is left unused on this machine: it is %.1f dB from fp32", precision, psnr)
+            _log.warning("%s is not used on this machine: it is %.1f dB from fp32", precision, psnr)
     return checks
 
 
@@ -142,4 +142,4 @@ def _keep(bundle: Bundle, checks: Sequence[Check]) -> None:
     try:
         MachineFiles(bundle.hash).record_checks(checks)
     except BfrError as error:
-        _log.warning("the trial of precisions is not kept, and runs again next time: %s", error)
+        _log.warning("the trial of precisions was not saved, and runs again next time: %s", error)

@@ -336,7 +336,7 @@ class Restorer:
             return [Restored(None, {}, self.precision, str(error))]
         half = len(batch.images) // 2
         self.batch = max((b for b in self.chains.buckets or () if b <= half), default=half)
-        _log.warning("the device's memory ran out at a batch of %d, going on with %d", len(batch.images), self.batch)
+        _log.warning("the device's memory ran out at a batch of %d, continuing with %d", len(batch.images), self.batch)
         return self.run(batch.images, seed=batch.seed, keys=batch.keys, on_step=on_step, inputs=batch.given)
 
 

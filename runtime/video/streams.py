@@ -90,7 +90,7 @@ class StreamCopy:
             _log.warning("%s: its %s (%s) is left out: %s cannot hold it", self._path, stream.type, codec, self._suffix)
             return None
         library, rates = ("libopus", (48_000,)) if self._suffix == ".webm" else ("aac", _AAC_RATES)
-        _log.warning("%s: its sound (%s) is encoded anew for %s", self._path, codec, self._suffix)
+        _log.warning("%s: its sound (%s) is re-encoded for %s", self._path, codec, self._suffix)
         self._clocks[stream.index] = -(1 << 62)
         layout = _LAYOUTS.get(stream.channels, "stereo")
         rate = stream.rate if stream.rate in rates else 48_000

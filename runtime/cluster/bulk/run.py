@@ -175,7 +175,7 @@ class _BulkRun:
             except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError) as error:
                 raise RestorationFailed(
                     f"workers died {RETRIES + 1} times over the same images, or the cluster went away ({error}): "
-                    "see Ray's logs; what was finished is kept, --resume goes on"
+                    "see Ray's logs; finished results are kept, --resume continues the run"
                 ) from error
 
     def _enter(self, rows: Sequence[NodeEntry]) -> None:
@@ -191,7 +191,7 @@ class _BulkRun:
         if missing or len(self.entries) != len(self.items):
             raise RestorationFailed(
                 f"{len(missing)} of {len(self.items)} inputs have no row, {', '.join(missing[:3])} among them: "
-                "what was finished is kept, --resume goes on"
+                "finished results are kept, --resume continues the run"
             )
         return [self.entries[item.key] for item in self.items]
 

@@ -162,7 +162,7 @@ class Front:
     def job_place(self, owner: str) -> Iterator[None]:
         """Hold one of the uploads of jobs that may be under way at once. Raises Problem 503."""
         if len(self.job_uploads) >= JOB_UPLOADS or (owner and self.job_uploads.count(owner) >= JOB_UPLOADS // 2):
-            raise Problem(503, "overload", "too many files of jobs arrive just now: ask again later", retry_after=10)
+            raise Problem(503, "overload", "too many files of jobs arrive just now: try again later", retry_after=10)
         self.job_uploads.append(owner)
         try:
             yield
@@ -275,7 +275,7 @@ class Front:
         if kind == "invalid":
             return Problem(422, "invalid image", detail)
         if kind == "expired":
-            detail = f"the image was not restored within {self.options.timeout:g} s, the limit here: ask again later"
+            detail = f"the image was not restored within {self.options.timeout:g} s, the limit here: try again later"
         if kind in ("overload", "expired"):
             return Problem(503, kind, detail, retry_after=self.retry_after())
         if kind == "lost":

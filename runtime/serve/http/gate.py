@@ -149,7 +149,7 @@ def check_access(method: str, path: str, headers: Headers, front: Front, client:
         raise Problem(
             429,
             "rate",
-            f"this API key may send {key.rate:g} requests a minute: ask again later",
+            f"this API key may send {key.rate:g} requests a minute: try again later",
             retry_after=math.ceil(wait),
         )
     return Sender(key.name, key.priority)

@@ -142,7 +142,7 @@ def add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
 def _check_quota(jobs: JobStore, front: Front, owner: str) -> None:
     """Raise Problem 503 where too many jobs are queued, and 403 where their owner has too many."""
     if jobs.count() >= front.options.queue:
-        raise Problem(503, "overload", "too many jobs are queued: ask again later", retry_after=60)
+        raise Problem(503, "overload", "too many jobs are queued: try again later", retry_after=60)
     if len(jobs.of(owner)) >= front.options.job_quota:
         raise Problem(
             403, "quota", f"{front.options.job_quota} jobs are kept, the limit here: delete some with DELETE /jobs/ID"

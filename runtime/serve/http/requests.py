@@ -38,7 +38,7 @@ class RestoreQuery(RestoreOptions):
         options = PhotoOptions(**self.model_dump(include=PhotoOptions.model_fields.keys() & self.model_fields_set))
         if self.mode == "aligned" and options != PhotoOptions():
             raise _invalid_options(
-                "mode=aligned takes the image for a face: leave out faces, upscale, blend, keep_colour, restore_sharp"
+                "mode=aligned treats the image as one face: leave out faces, upscale, blend, keep_colour, restore_sharp"
             )
         return options
 

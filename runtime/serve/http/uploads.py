@@ -73,7 +73,7 @@ class Uploads:
             raise Problem(
                 503,
                 "overload",
-                f"{self.taken} bytes of images are in memory, {self.limit} are the limit here: ask again later",
+                f"{self.taken} bytes of images are in memory, {self.limit} are the limit here: try again later",
                 retry_after=2,
             )
 

@@ -197,7 +197,7 @@ class JobRunner:
             if written > most:
                 raise Exceeded(f"the result has more than {most} bytes, the limit here: send the file in parts")
             if self.store.free() < 0:
-                raise Exceeded("the disk of the jobs is full: ask whoever runs the server, and send it again later")
+                raise Exceeded("the disk of the jobs is full: ask the server's operator, and send it again later")
         raise Exceeded(f"the job took more than {self.options.job_hours:g} h, the limit here: send the file in parts")
 
 

@@ -174,7 +174,7 @@ class Photos:
             if self.faces and self.faces + count > self.options.face_queue:
                 raise TooManyFaces(
                     f"the image has {count} faces and {self.faces} are in flight, {self.options.face_queue} are the "
-                    "limit here: ask again later"
+                    "limit here: try again later"
                 )
             self.faces += count
             work.faces += count

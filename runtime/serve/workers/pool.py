@@ -179,5 +179,5 @@ class Pool:
                 pause = min(LONGEST_PAUSE, 2 * pause)
             else:
                 self.restarts += 1
-                _log.info("worker %d was started anew", worker.number)
+                _log.info("worker %d was restarted", worker.number)
                 return

@@ -376,7 +376,7 @@ def test_of_eight_processes_one_builds_and_the_others_wait(folder: Path) -> None
     results = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0] * 8, results
     assert sorted((folder.parent / "log").read_text().split()) == ["denoiser.onnx", "estimator.onnx"]
-    assert sum("every engine is there" in out for out, _ in results) == 7
+    assert sum("every engine is up to date" in out for out, _ in results) == 7
     assert sum("another process builds" in err for _, err in results) >= 1
     assert all(err.count("another process builds") <= 1 for _, err in results)
     check_whole(folder)
@@ -393,7 +393,7 @@ def test_ctrl_c_ends_a_build_and_leaves_nothing(folder: Path, mode: str) -> None
     assert process.returncode == 130
     # Work that listens ends by itself; from work that does not the process walks away.
     assert ("walked away" in out) == (mode == "deaf")
-    assert "what was being built is not published" in err
+    assert "the interrupted build published nothing" in err
     assert "Traceback" not in err
     assert files_of(folder) == set()
     assert engines_of(folder) == ()

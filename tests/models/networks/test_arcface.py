@@ -1,4 +1,4 @@
-"""The recogniser's layout, as the published code builds it, and its arithmetic."""
+"""The recognizer's layout, as the published code builds it, and its arithmetic."""
 
 from typing import Any
 

@@ -437,7 +437,7 @@ class TestProxies:
 
     def test_one_that_cannot_be_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("http_proxy", "nonsense://proxy")
-        with pytest.raises(InvalidOption, match=r"nonsense://proxy of http_proxy.* mend or unset the proxy"):
+        with pytest.raises(InvalidOption, match=r"nonsense://proxy of http_proxy.* fix or unset the proxy"):
             Client("http://server.invalid")
 
 

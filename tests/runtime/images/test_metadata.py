@@ -347,13 +347,13 @@ class TestPages:
         pages = [files.flat("RGB", (9 * i, 9, 9)) for i in range(3)]
         options = {"lossless": True} if kind == "WEBP" else {}
         image = decode_image(files.saved(pages[0], kind, save_all=True, append_images=pages[1:], **options))
-        assert image.notes == (f"the first of its 3 {word} is taken alone",)
+        assert image.notes == (f"the first of its 3 {word} is used",)
 
     def test_a_second_picture_of_a_jpeg(self, files: Any) -> None:
         image = files.saved(
             files.flat("RGB", (9, 9, 9)), "MPO", save_all=True, append_images=[files.flat("RGB", (0, 0, 0))]
         )
-        assert decode_image(image).notes == ("the first of its 2 pictures is taken alone",)
+        assert decode_image(image).notes == ("the first of its 2 pictures is used",)
 
     def test_a_thumbnail_is_no_page(self, files: Any) -> None:
         data = files.saved(

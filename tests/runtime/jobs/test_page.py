@@ -192,7 +192,7 @@ def test_a_card(tmp_path: Path) -> None:
 
 
 def test_what_was_reduced_is_on_the_card(tmp_path: Path) -> None:
-    notes = ("the first of its 2 pages is taken alone", HOSTILE[0])
+    notes = ("the first of its 2 pages is used", HOSTILE[0])
     write_page(tmp_path, [Card("a", Entry("a.tif", "restored", "a.png", notes=notes))], {})
     texts = [text for _, text in Page(tmp_path / PAGE).all("p", class_="about")]
     assert texts == list(notes)

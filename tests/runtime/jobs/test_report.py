@@ -32,7 +32,7 @@ DONE = Entry(
     faces=2,
     seconds={"read": 0.1},
     precision="fp32",
-    notes=("the first of its 2 pages is taken alone",),
+    notes=("the first of its 2 pages is used",),
     source_version="10-20",
     output_version="30-40",
 )
@@ -59,7 +59,7 @@ def test_it_holds_settings_facts_counts_and_entries(tmp_path: Path) -> None:
         "faces": 2,
         "seconds": {"read": 0.1},
         "precision": "fp32",
-        "notes": ["the first of its 2 pages is taken alone"],
+        "notes": ["the first of its 2 pages is used"],
         "source_version": "10-20",
         "output_version": "30-40",
     }

@@ -75,7 +75,7 @@ def test_of_two_processes_that_try_at_once_the_first_decides(bundle: Bundle) -> 
 def test_what_parts_from_float32_is_left_with_a_warning(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     trials = Trials(fp32=Trial(GREY, 2.0), int8=Trial(GREY + 40, 1.0))
     assert choose_precision(bundle, "auto", trial=trials) == "fp32"
-    assert "int8 is left unused" in caplog.text
+    assert "int8 is not used" in caplog.text
     assert choose_precision(bundle, "auto", trial=trials) == "fp32"
     assert trials.asked == ["fp32", "int8"]
 

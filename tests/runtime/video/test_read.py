@@ -364,7 +364,7 @@ def test_sound_is_encoded_anew_only_where_it_must(
         return
     assert len(messages) == 1
     assert messages[0].startswith(f"{source}: its sound ({sound}")  # or the name of its decoder
-    assert messages[0].endswith(f") is encoded anew for {suffix}")
+    assert messages[0].endswith(f") is re-encoded for {suffix}")
     wave = np.concatenate(decoded, axis=1)[0]
     assert len(wave) / 48_000 == pytest.approx(1, abs=0.15)
     assert abs(wave).max() == pytest.approx(0.3, abs=0.05)
