@@ -61,7 +61,7 @@ def prove_precision(text: str, network: str, precision: Precision, typed: Callab
     if share < HALF_SHARE:
         raise EngineBuildFailed(
             f"{network} was asked for in {precision} and the engine is float32: {share:.0%} of the tensors that its "
-            f"layers write are half, {HALF_SHARE:.0%} are needed. Export the bundle again with `--precision {precision}`"
+            f"layers write are half, {HALF_SHARE:.0%} are needed. Export the bundle again with --precision {precision}"
         )
     return share
 

@@ -49,8 +49,8 @@ def pull(address: Path | str) -> Path:
         api.snapshot_download(f"{owner}/{name}", revision=revision, local_dir=folder, allow_patterns=FILES)
     except (hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, OSError) as error:
         raise BundleInvalid(
-            f"hf://{owner}/{name} cannot be downloaded ({str(error).splitlines()[0]}): check its name and revision, the "
-            "network, and for private ones the token in HF_TOKEN"
+            f"hf://{owner}/{name} cannot be downloaded ({str(error).splitlines()[0]}): check its name and revision, "
+            "the network, and for private ones the token in HF_TOKEN"
         ) from error
     whole.touch()
     return folder
@@ -88,8 +88,8 @@ def push(bundle: "Bundle", address: str, *, private: bool = True) -> str:
         )
     except (hub.errors.HfHubHTTPError, OSError) as error:
         raise BundleInvalid(
-            f"hf://{owner}/{name} accepted no upload ({str(error).splitlines()[0]}): check the name, the network, and that "
-            "the token in HF_TOKEN may write there"
+            f"hf://{owner}/{name} accepted no upload ({str(error).splitlines()[0]}): check the name, the network, and "
+            "that the token in HF_TOKEN may write there"
         ) from error
     return f"hf://{owner}/{name}@{done.oid}"
 
