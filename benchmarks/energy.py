@@ -25,7 +25,7 @@ class Source:
         name: For reports.
         read: Joules since some beginning, or watts now where `power`.
         power: Whether it is watts, to be summed over time.
-        wraps: Joules after which a counter begins anew.
+        wraps: Joules after which a counter restarts.
     """
 
     name: str

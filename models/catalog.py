@@ -18,7 +18,7 @@ SYSTEMS: dict[str, SystemSpec] = {
 
 
 def get_system(name: str) -> SystemSpec:
-    """A system by its name. Raises InvalidOption with the names that there are."""
+    """A system by its name. Raises InvalidOption, which lists the systems."""
     if name not in SYSTEMS:
         raise InvalidOption(f"system {name!r} is unknown: choose one of {', '.join(sorted(SYSTEMS))}")
     return SYSTEMS[name]

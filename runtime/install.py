@@ -1,7 +1,7 @@
-"""The command that installs an extra, right for how this package was installed.
+"""The command that installs an extra, matching how this package was installed.
 
-No text names a distribution of this project to install from an index: none is published there, and whoever takes the
-name would be installed.
+No text names a distribution of this project to install from an index: none is published there, and anybody could
+register the name.
 """
 
 import json

@@ -19,7 +19,7 @@ _MASK = "***"
 
 
 def printable(text: str, *, lines: bool = True) -> str:
-    r"""Escape what a terminal obeys or hides, as `\x1b`.
+    r"""Escape control and invisible characters for a terminal, as `\x1b`.
 
     Args:
         text: What is shown.

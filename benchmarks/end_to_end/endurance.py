@@ -1,4 +1,4 @@
-"""Whether memory stays what it is: `python -m bfr.benchmarks.end_to_end.endurance BUNDLE --images 1000 --out DIR`.
+"""Whether memory stays constant: `python -m bfr.benchmarks.end_to_end.endurance BUNDLE --images 1000 --out DIR`.
 
 Restores different images, one batch after the other, in a separate process on one backend, and looks at the memory in
 use on the device and on the host every 50 images. Writes `endurance.json` and `endurance.md`. Ends with
@@ -51,7 +51,7 @@ def endure(
     Args:
         bundle: The system.
         backend: The contender's name.
-        images: How many, each another.
+        images: How many different images.
         batch: Images a call.
         steps: Calls of the denoiser, instead of the preset's.
         threads: Of the CPU.

@@ -1,4 +1,4 @@
-"""One command for a GPU that is there for ten minutes: `python -m bfr.benchmarks.gpu`.
+"""One command for ten minutes on a GPU: `python -m bfr.benchmarks.gpu`.
 
     python -m bfr.benchmarks.gpu PREPARED --prepare [--bundle BUNDLE]   here: what the other machine needs
     PREPARED/run.sh --out OUT [--seconds 590] [--resume [EARLIER]]      there: everything, in the order that matters

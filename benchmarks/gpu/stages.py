@@ -1,4 +1,4 @@
-"""What is measured on the GPU, a function for each stage, in the order in which the answers matter.
+"""The measurements on the GPU, a function for each stage, the most important first.
 
 Each runs in a separate process, returns its figures, and hands over what it has so far with `Context.keep`: a stage
 that is cut off loses no more than the figure that it was working on. `Context.gpu` is false in a rehearsal, which runs

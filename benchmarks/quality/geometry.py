@@ -1,4 +1,4 @@
-"""Whose face it is: landmarks and proportions of a face before and after restoring, and the detector's own scatter.
+"""Identity by geometry: landmarks and proportions of a face before and after restoring, and the detector's own scatter.
 
 A restorer must not make someone else. Five landmarks do not tell people apart, but a restoration that moves them, or
 changes how far apart the eyes are for the length of the face, changes the person. A detector measures them, with errors

@@ -196,7 +196,7 @@ def _rename_folded(model: onnx.ModelProto, state: Mapping[str, Tensor]) -> None:
 
 
 def _unfold_transposes(model: onnx.ModelProto, state: Mapping[str, Tensor], prefix: str) -> None:
-    """Put a Transpose of the checkpoint's own weight instead of each weight that the exporter transposed.
+    """Replace each weight that the exporter transposed by a Transpose of the checkpoint's weight.
 
     Else the file holds such weights twice, a third of a transformer's. Runtimes fold the node when they load the graph.
     """

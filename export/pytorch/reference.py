@@ -1,4 +1,4 @@
-"""The torch modules behind a bundle, rebuilt from its own weights: what it is verified and measured against."""
+"""The torch modules behind a bundle, rebuilt from its weights as the reference for verification and benchmarks."""
 
 from typing import Any
 

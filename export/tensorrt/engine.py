@@ -99,7 +99,7 @@ def build_engines(
             built: list[Engine] = []
             try:
                 for precision in kinds:
-                    if precision != kinds[0]:  # what the one before has loaded is given back
+                    if precision != kinds[0]:  # the previous engine's memory is freed
                         device.close()
                         device = open_library(library, index)
                     done = {(engine.network, engine.key.precision) for engine in built}

@@ -28,7 +28,7 @@ PART = 64  # tensors that are marked together: about 2 GiB a side of a network a
 ENGINE_PART = 512  # of an engine, which takes minutes to build: about 8 GiB in half, on the GPU and on the host
 SHOWN = 10
 PACKAGES = ("polygraphy", "onnx", "onnxruntime")
-COPIES = ("Cast", "QuantizeLinear", "DequantizeLinear")  # of a tensor in another type; no layer of their own
+COPIES = ("Cast", "QuantizeLinear", "DequantizeLinear")  # of a tensor in another type; they are no layers
 SUFFIXES = (".half", "_quantized", ".folded")  # that the exporter and the quantizer add to the names of weights
 
 

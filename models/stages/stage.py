@@ -44,7 +44,7 @@ class Stage(nn.Module):
         raise NotImplementedError
 
     def traceable(self, size: int) -> nn.Module:
-        """Return what is traced in its place: a module of the same arithmetic and the same names of weights."""
+        """Return the module to trace instead: the same arithmetic and the same names of weights."""
         del size
         return self
 

@@ -1,4 +1,4 @@
-"""Reads torch checkpoints that hold more than tensors, without running anything of theirs.
+"""Reads torch checkpoints that hold more than tensors, without running code from them.
 
 Trainers keep beside the weights what they were trained with: PyTorch Lightning its callbacks, keyed by class, and its
 settings. PyTorch's restricted unpickler refuses a file for each such name. Here each name stands for an inert class of

@@ -96,7 +96,7 @@ def _file_words(parameters: dict[str, Any], read: list[float]) -> str:
 
 
 def _show_file(path: "Path", *, as_json: bool) -> None:
-    """What an ONNX file says of itself: its `metadata_props`. Raises BundleInvalid for what is no ONNX file."""
+    """The metadata of an ONNX file, its `metadata_props`. Raises BundleInvalid for what is no ONNX file."""
     from bfr.runtime.bundle.onnx import read_metadata
 
     found = read_metadata(path.read_bytes(), path)

@@ -1,4 +1,4 @@
-"""`bfr live`: a camera or stream, restored as it comes."""
+"""`bfr live`: restore a live camera or stream."""
 
 import json
 import signal

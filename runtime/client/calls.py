@@ -35,7 +35,7 @@ from bfr.runtime.jobs.sources import MEDIA_TYPES, Item
 
 _log = logging.getLogger("bfr")
 LONGEST_PAUSE = 30.0  # seconds, whatever Retry-After says
-ANSWER_BYTES = 4 << 20  # of an answer in JSON; what is longer is none of `bfr serve`
+ANSWER_BYTES = 4 << 20  # of an answer in JSON; `bfr serve` sends none that is longer
 IMAGE_BYTES = 1 << 30  # of a restored image
 FILE_BYTES = 1 << 38  # of the result of a job, which is written to a disk: 256 GiB
 _JOB = TypeAdapter(Job)

@@ -21,7 +21,7 @@ class Result:
         faces: How many were restored.
         failed: How many could not be.
         seconds: Stage -> seconds there.
-        notes: What of the image was left out, reduced or taken otherwise than it says.
+        notes: What the server dropped, reduced or reinterpreted of the image.
         sharp: How many faces were left because they are sharp already.
     """
 

@@ -33,7 +33,7 @@ def grey_16(file: Pillow.Image, bits: int, notes: list[str]) -> tuple[Deep, Deep
 
 
 def grey_to_srgb(grey: Deep, file: Pillow.Image, notes: list[str]) -> Deep:
-    """Apply a PNG's gAMA to 16-bit grey; a profile is not applied, which is said."""
+    """Apply a PNG's gAMA to 16-bit grey; a profile is not applied, which a note reports."""
     if isinstance(icc := file.info.get("icc_profile"), bytes):
         if b"sRGB" not in icc and "sRGB".encode("utf-16-be") not in icc:
             notes.append("its profile of 16-bit grey is left out, and it is taken as sRGB grey")

@@ -1,4 +1,4 @@
-"""The image that something holds: a path, the bytes of a file, a PIL image, an array or a tensor."""
+"""Convert an image given as a path, the bytes of a file, a PIL image, an array or a tensor."""
 
 import re
 from dataclasses import replace

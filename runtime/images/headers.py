@@ -1,4 +1,4 @@
-"""What a file claims and how many parts it has, read before a decoder sees it.
+"""Limits on a file's claimed sizes and its number of parts, checked before a decoder opens it.
 
 Decoders allocate what a header claims, and read some parts one by one in Python: many tiny ones would take hours.
 """

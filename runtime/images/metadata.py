@@ -1,6 +1,6 @@
-"""The metadata of a file: EXIF, XMP, IPTC, comments, texts and density; read, and made to hold for a result.
+"""The metadata of a file: EXIF, XMP, IPTC, comments, texts and density; read, and updated for a result.
 
-Files come from strangers: a broken part is left out, with a note, and costs no other part.
+Files are untrusted: a broken part is dropped, with a note, and affects no other part.
 """
 
 import re

@@ -1,1 +1,1 @@
-"""Files and folders: read, restored, written, reported."""
+"""Runs over files and folders: read, restore, write, report."""

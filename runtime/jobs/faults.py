@@ -1,4 +1,4 @@
-"""What a fault costs: the file that it is of, and not the others."""
+"""Fault isolation: an error fails its own file, not the others."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -63,7 +63,7 @@ def warnings_of(logger: str) -> Iterator[list[str]]:
 
 
 class Guarded:
-    """A restorer whose faults cost the face that they are of, and not the others that were to go with it."""
+    """A restorer in which an error fails its own face, not the others of the batch."""
 
     def __init__(self, restorer: FaceRestorer) -> None:
         self.restorer = restorer

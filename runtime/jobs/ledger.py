@@ -1,6 +1,6 @@
 """The ledger of an output folder, `resume.jsonl`: which result was made of which source, with which settings.
 
-`--resume` takes over what stands there, and nothing by its name alone. A run appends a line as soon as a result is in
+`--resume` keeps only results that the ledger lists, never by name alone. A run appends a line as soon as a result is in
 its place, so that a run that is killed leaves all that it finished, but for the result that was under way.
 
 The first line of a run has its settings, the lines after it a digest of them and an entry. Of an output the last line
@@ -69,7 +69,7 @@ class Ledger:
         write_bytes(self.path, ("\n".join(lines) + "\n").encode())
 
     def add(self, entry: Entry) -> None:
-        """Enter a result that is in its place. Raises WriteFailed."""
+        """Record a result that was written. Raises WriteFailed."""
         try:
             with self._lock, self.path.open("ab") as file:
                 file.write((_line(self.digest, entry) + "\n").encode())

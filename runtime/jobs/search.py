@@ -96,7 +96,7 @@ class Search:
             file, below = str(system.unstrip_protocol(name)), PurePosixPath(name).relative_to(base)
             if info.get("type") != "file" or (results is not None and file.startswith(results)):
                 continue
-            # A file that is named is taken whatever it is.
+            # A file that is named is accepted whatever it is.
             if path not in listed and any(part.startswith(".") for part in below.parts):
                 continue
             matched = True

@@ -45,7 +45,7 @@ class Item:
 
     @property
     def path(self) -> Path | None:
-        """Where it lies on this machine's disks; None if it is another URL."""
+        """Its path on this machine; None for any other URL."""
         return local_path(self.source)
 
     @property

@@ -1,1 +1,1 @@
-"""A camera or stream, restored as it comes."""
+"""Restore a live camera or stream."""

@@ -87,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         page = self.of
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
-        # Another site's script could reach this machine by a name of its own, and look through the camera.
+        # DNS rebinding: a script of another site could reach this page by its own host name, and see the camera.
         if page.local and not is_local(host):
             self.send_error(HTTPStatus.FORBIDDEN)
         elif self.path in (page.base, f"{page.base}/"):

@@ -1,4 +1,4 @@
-"""Where a live stream goes: a file, a stream of its own, a window. `page.py` has the page."""
+"""The sinks of a live stream: a file, an outgoing stream, a window. `page.py` has the page."""
 
 import logging
 import math
@@ -80,7 +80,7 @@ class Encoded:
         self._last = -1
 
     def write(self, pixels: RGB8, seconds: float) -> None:
-        """As of Sink. After an error the next frame opens the target anew."""
+        """As of Sink. After an error the next frame reopens the target."""
         try:
             self._encode(pixels, seconds)
         except (av.FFmpegError, OSError) as error:
@@ -145,9 +145,9 @@ class Encoded:
 class Sent:
     """An Encoded stream in a separate process.
 
-    PyAV holds the interpreter's lock while a receiver is connected to: one that does not answer would stop us, and
-    Ctrl-C. The process has one frame at a time; those that come meanwhile are left out, and those before it is ready.
-    A receiver that is lost is tried again.
+    PyAV holds the GIL while it connects to a receiver: one that does not answer would block this process and Ctrl-C.
+    The process has one frame at a time; those that come meanwhile are left out, and those before it is ready. A
+    receiver that is lost is tried again.
     """
 
     watched = closed = False

@@ -91,7 +91,7 @@ class Clock:
 
 
 class Source:
-    """An open source; within `with`, a thread reads it, and opens it anew where it is lost."""
+    """An open source; within `with`, a thread reads it, and reopens it after a loss."""
 
     def __init__(self, address: str, options: LiveOptions, counts: Counts) -> None:
         """Raises InvalidOption for an address that is none."""
@@ -115,7 +115,7 @@ class Source:
         self._thread.join(2 * SILENT_SECONDS)
 
     def frames(self, wait: float = 0.05) -> Iterator[Arrived | None]:
-        """The newest frame whenever one is asked for, None if none came for `wait` seconds; ends with the source."""
+        """Yield the newest frame, or None if none came for `wait` seconds; ends with the source."""
         while True:
             with self._change:
                 if self._newest is None and not self._ended:

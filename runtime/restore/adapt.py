@@ -1,4 +1,4 @@
-"""A start for each image, chosen from how far the estimate moved from the input.
+"""A start for each image, chosen from the difference between estimate and input.
 
 An image that the estimator hardly changed is diffused little and keeps its detail; a changed one has little detail to
 lose. All images of a batch take the same number of steps, each on its own grid.

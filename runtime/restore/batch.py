@@ -30,7 +30,7 @@ class Pending(Protocol):
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing to wait for."""
+        """Whether the results can be fetched without a wait."""
         ...
 
     def finish(self) -> list[Restored]:

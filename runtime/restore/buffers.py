@@ -20,7 +20,7 @@ class Buffers:
     def __init__(self, device: Device, plan: Plan, batch: int, noise: Noise | None = None) -> None:
         """Allocate them. `noise` replaces the device's own, of a plan with one loop. Raises DeviceOutOfMemory."""
         self.batch = batch
-        with ExitStack() as owned:  # given back at once where there is not enough for all of it
+        with ExitStack() as owned:  # freed at once if the memory does not suffice for all of it
 
             def array(shape: Shape) -> Buffer:
                 return own_array(owned, device, (batch, *shape))

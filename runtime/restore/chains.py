@@ -151,7 +151,7 @@ class Chains:
         return [size for size in self.buckets or range(1, batch + 1) if size <= largest]
 
     def reserve(self, batch: int) -> None:
-        """Allocate the largest chain now, on a device with a memory of its own.
+        """Allocate the largest chain now, on a device with its own memory.
 
         Args:
             batch: Faces that run together, at most.

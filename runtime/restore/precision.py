@@ -17,7 +17,7 @@ from bfr.runtime.errors import BfrError
 
 PrecisionChoice = Literal["auto", Precision]
 FASTER_ON_CPU: tuple[Precision, ...] = ("int8",)  # ONNX Runtime's CPU kernels compute half in float32, with casts
-WORTH = 0.9  # of float32's time: what is hardly faster is not worth its drift, and would change with the machine's load
+WORTH = 0.9  # of float32's time: a smaller gain is not worth the drift, and would vary with the machine's load
 FLOOR_DB = 34.0  # of the result against float32's, peak 255, as of a loop in int8 when it is exported
 _log = logging.getLogger("bfr")
 

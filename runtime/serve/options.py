@@ -1,4 +1,4 @@
-"""How a server is set up: the flags of `bfr serve`, and the `args` of a Serve YAML."""
+"""The options of a server: the flags of `bfr serve`, and the `args` of a Serve YAML."""
 
 import os
 import re
@@ -133,7 +133,7 @@ class ServeOptions(Options):
 
 
 class ListenOptions(Options):
-    """Where `bfr serve` listens, who is let in, and how it ends."""
+    """Where `bfr serve` listens, which clients it accepts, and how it ends."""
 
     host: str = Field(default="127.0.0.1", description="Address to listen on. Other machines need an API key.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on.")

@@ -31,8 +31,8 @@ _log = logging.getLogger("bfr.serve")
 def serve_forever(options: ServeOptions, listen: ListenOptions, keys: Keys) -> int:
     """Serve until SIGTERM or SIGINT.
 
-    On the first signal no new work is taken, and requests in flight are finished within `listen.drain` seconds; those
-    that are not are answered 503. A second signal ends at once.
+    After the first signal the server accepts no new work, finishes requests in flight within `listen.drain` seconds,
+    and answers the others with 503. A second signal ends it at once.
 
     Args:
         options: What is served.

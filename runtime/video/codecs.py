@@ -19,7 +19,7 @@ class Encoder:
     Attributes:
         library: Its name.
         suffixes: Of the containers that hold its codec.
-        crf: Constant quality where none is asked for, 0 the best.
+        crf: Default constant rate factor; 0 is the best.
         worst_crf: The largest.
         even: Whether width and height must be even.
         options: Of the encoder.
@@ -57,7 +57,7 @@ CODECS = {
 
 
 def default_codec(suffix: str, depth: int) -> str:
-    """The codec of a container where none is asked for: HEVC for more than 8 bits, where this PyAV has it."""
+    """The default codec of a container: HEVC for more than 8 bits if this PyAV has it."""
     if suffix == ".webm":
         return "vp9"
     return "hevc" if depth > 8 and _is_built(CODECS["hevc"]) else "h264"

@@ -1,4 +1,4 @@
-"""Find the faces of every frame by a look at some of them: between two looks, faces are followed by optical flow.
+"""Find the faces of every frame: detect them in some frames, and track them between by optical flow.
 
 Where the flow from one look does not lead to what the next look sees (a face comes, goes, turns away, is covered), a
 frame between them is looked at, and so on: in the end every frame that is in doubt has had a look of its own.

@@ -1,4 +1,4 @@
-"""What is said about a video without decoding it: names, and the facts that reader and writer share. Needs no PyAV."""
+"""Names of video formats, and the facts that reader and writer share. Needs no PyAV and decodes nothing."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -8,7 +8,7 @@ from bfr.runtime.errors import InvalidOption
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container that is read, and written where FFmpeg's `muxer` is named."""
+    """A container that bfr reads, and also writes if it names FFmpeg's `muxer`."""
 
     media_type: str
     muxer: str | None = None

@@ -1,4 +1,4 @@
-"""A frame of a video: upright RGB when asked for, and its 4:2:0 samples, which go back into a video as they are."""
+"""A frame of a video: upright RGB on demand, and its 4:2:0 samples, which are written back unchanged."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -72,7 +72,7 @@ class Samples:
         return bool(chroma.min() >= middle - most and chroma.max() <= middle + most)
 
     def copy(self) -> "Samples":
-        """The same with planes of its own."""
+        """A copy with separate planes."""
         return Samples(self.planes.copy(), self.format, self.matrix, self.range)
 
     def rgb(self) -> Pixels:
@@ -204,7 +204,7 @@ class Layout:
 
 
 class Frame:
-    """One frame, which is converted when it is asked for.
+    """One frame, converted on demand.
 
     Attributes:
         pts: When it is shown, in ticks.

@@ -127,7 +127,7 @@ class VideoReader:
     def _decode(self) -> Iterator[VideoFrame]:
         broken, end = 0, Fraction(0)
         try:
-            for packet in demuxed(self._container, ()):  # of all streams: the longest tells where the file should end
+            for packet in demuxed(self._container, ()):  # of all streams: the longest says where the file should end
                 if (time := packet.dts if packet.pts is None else packet.pts) is not None:
                     end = max(end, (time + (packet.duration or 0)) * packet.time_base)
                 if packet.stream is not self._stream:

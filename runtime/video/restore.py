@@ -89,7 +89,7 @@ def restore_video(
 ) -> Film:
     """Restore the faces of a video into `target`, which appears when it is whole; its suffix names the container.
 
-    A frame that equals the one before it, sample for sample, gets that one's result.
+    A frame that equals the previous one, sample for sample, gets the same result.
 
     Sound, subtitles and times are the source's, and so are all samples that no face touches, up to the encoder's error.
     Memory does not depend on the length. Of a source that is damaged, what can be decoded is restored, and `error` says
@@ -264,7 +264,7 @@ class _Shooting:
 
 
 def _merged(frames: Iterator[Frame]) -> Iterator[Frame]:
-    """The frames that differ from the one before; the others are among its `repeats`."""
+    """The frames that differ from the previous one; equal ones are listed in its `repeats`."""
     last = next(frames, None)
     for frame in frames:
         if last is not None and len(last.repeats) < MOST_REPEATS and frame.equals(last):

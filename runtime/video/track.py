@@ -1,4 +1,4 @@
-"""Follow faces through the frames of a video: who is who, and landmarks that neither tremble nor trail.
+"""Track faces through the frames of a video: identities, and landmarks that neither jitter nor lag.
 
 Boxes are matched by their overlap with where each face should be by now, at constant velocity. Landmarks go through the
 One Euro filter (Casiez, Roussel, Vogel, CHI 2012). Smoothed landmarks move the crop that is restored, never the pixels

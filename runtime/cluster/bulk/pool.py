@@ -1,4 +1,4 @@
-"""The machines of a bulk run: a cluster that is there, or a local Ray; and how many workers fit."""
+"""The machines of a bulk run: an existing cluster or a local Ray; and how many workers fit."""
 
 import logging
 import os
@@ -48,7 +48,7 @@ def connected(address: str | None) -> Iterator[Any]:
     """
     if address is None:  # before Ray is imported: it reads them once
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what goes wrong is said by Python
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Python reports the errors
         if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & os.environ.keys():
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
     try:

@@ -16,7 +16,7 @@ LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\
 class Connection(H11Protocol):
     """An HTTP connection. It is idle until the headers of a request are complete, and again after its answer.
 
-    Past `most` connections the one that has been idle longest is closed, so that slow clients keep nobody out.
+    Beyond `most` connections the longest idle one is closed, so that slow clients cannot block others.
     """
 
     most = 1000
@@ -51,7 +51,7 @@ class Connection(H11Protocol):
             self._await_headers()
 
     def send_400_response(self, msg: str) -> None:
-        """See uvicorn's protocol. After the answer has begun there is nothing left to say."""
+        """See uvicorn's protocol. Does nothing after the answer has begun."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
         else:

@@ -1,4 +1,4 @@
-"""Works through the jobs of a folder, one at a time, each in a separate process."""
+"""Runs the jobs of a folder one at a time, each in a separate process."""
 
 import asyncio
 import logging

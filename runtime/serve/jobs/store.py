@@ -40,7 +40,7 @@ _CHUNK = 1 << 20  # bytes
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """What was asked for.
+    """The request of a job.
 
     Attributes:
         created: Seconds since 1970.

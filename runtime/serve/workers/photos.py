@@ -55,8 +55,8 @@ class _Work:
 class Photos:
     """Restores encoded images. `restore` may be called any number of times at once.
 
-    What a request holds, room for its pixels and its faces, is given back when its work has ended: a thread that
-    decodes for a client who has left goes on.
+    A request's budget of pixels and faces is released when its work has ended: a thread that decodes for a disconnected
+    client continues.
     """
 
     def __init__(self, options: ServeOptions, restore_faces: RestoreFaces, sizes: dict[str, int]) -> None:
@@ -201,7 +201,7 @@ class Photos:
 
 
 class Room:
-    """So many pixels may be in memory at once; who comes later waits, in order. What is larger than all goes alone."""
+    """A budget of pixels in memory; later requests wait in order. An image above the whole budget is processed alone."""
 
     def __init__(self, pixels: int) -> None:
         self.all, self.taken = pixels, 0

@@ -25,11 +25,11 @@ _log = logging.getLogger("bfr.serve")
 
 
 class Pool:
-    """Gives faces to the workers. Where a worker ends, the pool starts a new one and retries its faces once.
+    """Assigns faces to the workers. If a worker ends, the pool starts a new one and retries its faces once.
 
     Attributes:
         on_batch: Called with the results of a batch, the seconds that each face waited, and whether requests did.
-        restarts: How many workers were restarted.
+        restarts: Number of worker restarts.
     """
 
     def __init__(self, options: ServeOptions) -> None:
@@ -166,7 +166,7 @@ class Pool:
             self.batcher.wake()
 
     async def _restart(self, worker: Worker) -> None:
-        """Start a worker anew, again and again. Where none runs and it fails TRIES times, the server ends."""
+        """Restart a worker until it runs. If no worker runs and it fails TRIES times, the server ends."""
         pause = PAUSE
         for tried in range(1, 1_000_000):
             try:

@@ -1,8 +1,8 @@
 """The process that runs the networks on one device: `python -m bfr.runtime.serve.workers.process DESCRIPTOR`.
 
 The first message names the bundles to open. The process answers when its networks are warm, and then restores one call
-of faces after the other. A GPU gets the next call before the host waits for the one before it. The process ends with
-its server, and when its device is lost; the server then starts a new one.
+of faces after the other. A GPU gets the next call before the host waits for the previous one. The process ends with its
+server, and when its device is lost; the server then starts a new one.
 """
 
 import os
@@ -108,7 +108,7 @@ class Networks:
         return next((found for device in self.devices if (found := device.memory())), None)
 
     def _open(self, system: System, options: ServeOptions, index: int) -> None:
-        """Open a system on the backend of the options; `auto` goes on to the next one that works here."""
+        """Open a system on the backend of the options; `auto` tries the next one if a backend does not work here."""
         bundle, shared = system.bundle, options.model_dump(include={"backend", "precision", "threads"})
         precision = settle_precision(bundle, OpenOptions(**shared, device=index))
 
@@ -192,7 +192,7 @@ class Calls:
                 self.waiting.put((content, images))
 
     def step(self) -> None:
-        """Launch the next call, then answer the one before it; where none has come, answer what is launched."""
+        """Launch the next call, then answer the previous one; without a next call, answer what is launched."""
         if self.launched and self.waiting.empty():
             self._settle()
             return
@@ -235,7 +235,7 @@ class Calls:
             answer = {"results": results, "memory": self.networks.memory()}
         except Abandoned:
             answer = {"abandoned": True}
-        except (DeviceLost, MemoryError) as error:  # only a new process can go on
+        except (DeviceLost, MemoryError) as error:  # only a new process can continue
             self.line.send({"lost": str(error) or "the process ran out of memory"})
             os._exit(LOST)
         except BfrError as error:

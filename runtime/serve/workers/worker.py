@@ -100,7 +100,8 @@ class Worker:
     """The process of one device. It answers its calls in their order.
 
     Attributes:
-        facts: What it said when it was warm: `backend`, `calls`, `warm_up_seconds`; None before and after.
+        facts: What the process reported after its warm-up: `backend`, `calls`, `warm_up_seconds`; None before and
+            after.
         calls: By number, in flight. The worker computes the first; on a GPU the second is launched behind it.
         busy: Seconds that its calls took.
         memory: Free and total bytes of its device, as of the last call; None for a CPU.
