@@ -16,7 +16,7 @@ from bfr.runtime.diffusion.solvers import Column
 
 
 class ConditionerStage(Stage):
-    """t (B,) float32 -> conditioning (B, features) float32, which a step takes instead of `t`.
+    """t (B,) float32 -> conditioning (B, features) float32, which a step reads instead of `t`.
 
     It depends on the timestep alone: computed once for each of a table, it is left out of every step.
     """

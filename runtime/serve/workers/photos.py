@@ -201,7 +201,7 @@ class Photos:
 
 
 class Room:
-    """A budget of pixels in memory; later requests wait in order. An image above the whole budget is processed alone."""
+    """A budget of pixels in memory; later requests wait in order. An image above the budget is processed alone."""
 
     def __init__(self, pixels: int) -> None:
         self.all, self.taken = pixels, 0
