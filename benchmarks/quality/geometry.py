@@ -110,12 +110,12 @@ def geometry_table(records: Sequence[Record | None]) -> str:
 def describe_geometry(detector: str) -> str:
     """What the table's figures are, and its floor."""
     return (
-        f"Landmarks are the medians of {len(SIDES)} looks of {detector}, at sides of {SIDES[0]} to {SIDES[-1]} px. The "
-        f"error is the mean distance to those of the truth, in eye distances. Proportions: "
-        "eye distance over the distance of eyes and mouth, mouth width over eye distance, and where the nose stands "
-        "between eyes and mouth; means of the absolute changes. The floor is the same picture against `itself`, moved "
-        f"by {SHIFT[0]} and {SHIFT[1]} px, or slightly spoilt (blur {SLIGHT.blur[0]:g} px, noise {SLIGHT.noise:g} of "
-        f"255, JPEG {SLIGHT.jpeg}): what is not above it is the detector's scatter."
+        f"Landmarks are the medians of {len(SIDES)} detections by {detector}, at sides of {SIDES[0]} to {SIDES[-1]} "
+        "px. The error is the mean distance to the truth's landmarks, in eye distances. Proportions are the eye "
+        "distance over the distance of eyes and mouth, the mouth width over the eye distance, and the position of the "
+        "nose between eyes and mouth; the table has the means of their absolute changes. The floor is the truth "
+        f"against `itself`, moved by {SHIFT[0]} and {SHIFT[1]} px or slightly spoilt (blur {SLIGHT.blur[0]:g} px, "
+        f"noise {SLIGHT.noise:g} of 255, JPEG {SLIGHT.jpeg}): values up to the floor are the detector's scatter."
     )
 
 

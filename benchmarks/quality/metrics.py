@@ -20,8 +20,8 @@ SHARPNESS = (
     "Sharpness is the RMS of the luma's high-pass (Rec. 601 luma minus its Gaussian blur of sigma "
     f"{HIGH_PASS_SIGMA:g} px) divided by the truth's: 1 is as sharp as the truth. It counts noise, JPEG blocks and "
     "invented detail as sharp. Detail correlation is Pearson's correlation of that high-pass with the truth's: 1 is "
-    "the truth's own detail; noise lowers it, and so does plausible detail that sits a pixel beside the truth's. "
-    "Sharp but uncorrelated is noise or invention; correlated but not sharp is blur."
+    "exactly the truth's detail; noise lowers it, and so does plausible detail that is a pixel off. "
+    "A sharp but uncorrelated result is noise or invention; a correlated but unsharp one is blurred."
 )
 HAAR_C, HAAR_ALPHA = 30.0, 4.2  # the paper's section 4; C is for grey levels of 255
 SCALES, WEIGHT_SCALE = (1, 2), 3

@@ -1,4 +1,4 @@
-"""The loop: take the newest frame, restore what exists time for, show it, or drop it."""
+"""The live loop: take the newest frame, restore as many faces as time allows, then show or drop it."""
 
 import logging
 import time

@@ -91,7 +91,7 @@ def size_pool(
     Args:
         nodes: As `ray.nodes()` returns them.
         backend: Name of the backend.
-        workers: How many, which share what exists; None chooses.
+        workers: How many workers share the hardware; None chooses.
         threads: Of a CPU backend in each worker; None for its cores.
 
     Raises:
