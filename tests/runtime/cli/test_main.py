@@ -210,58 +210,6 @@ def test_warnings_and_what_was_passed_over(call: Called, opened: Any, tmp_path: 
     assert "22 with warnings; 1 file passed over (1 .txt); see" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--start", "251"], "allows whole numbers from 1 to 250"),
-        (["--eta", "1.5"], "between 0"),
-        (["--spacing", "ddim3"], "spacing"),
-        (["--preset", "best"], "reference, short"),
-        (["--precision", "int8"], "fp16, fp32"),
-        (["--backend", "onnxruntime-cuda"], "onnxruntime-cpu"),
-        (["--batch", "0"], "batch 0"),
-    ],
-)
-def test_options_of_the_networks_out_of_range_are_one_clear_error(
-    call: Called, tiny_bundle: Bundle, faces: Path, tmp_path: Path, arguments: list[str], message: str
-) -> None:
-    done = call("restore", faces, "-o", tmp_path / "out", "--aligned", "--bundle", tiny_bundle.folder, *arguments)
-    assert done.status == 2
-    assert message in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stdout == ""
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--seed", "-1"], "seed"),
-        (["--format", "gif"], "same, .png, .jpg, .webp"),
-        (["--quality", "0"], "between 1 and 100"),
-        (["--max-pixels", "0"], "1 or more"),
-        (["--codec", "av1"], "h264, hevc, vp9"),
-        (["--crf", "-3"], "between 0 and 63"),
-        (["--faces", "some"], "all, largest, centre"),
-        (["--aligned", "--upscale", "2"], "--aligned takes each image for a face"),
-        (["--min-eye-distance", "-1"], "0 or more"),
-        (["--upscale", "3"], "1, 2, 4"),
-        (["--blend", "2"], "between 0 and 1"),
-        (["--detector", "best"], "auto, yunet, haar"),
-        (["--background", "nowhere"], "there is no folder nowhere"),
-    ],
-)
-def test_options_of_photographs_out_of_range_are_one_clear_error(
-    call: Called, opened: Any, faces: Path, tmp_path: Path, arguments: list[str], message: str
-) -> None:
-    done = call("restore", faces, "-o", tmp_path / "out", *arguments)
-    assert done.status == 2
-    assert message in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert not (tmp_path / "out").exists()
-
-
 def test_options_reach_the_run(
     call: Called, opened: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,15 +304,6 @@ def test_an_interrupt_ends_with_130(
     assert "Traceback" not in done.stderr
 
 
-def test_a_result_never_replaces_its_source(call: Called, opened: Any, tmp_path: Path) -> None:
-    Image.new("RGB", (32, 32), (9, 9, 9)).save(tmp_path / "a.png")
-    before = (tmp_path / "a.png").read_bytes()
-    done = call("restore", tmp_path / "a.png", "-o", tmp_path)
-    assert done.status == 2
-    assert "another output folder" in done.stderr
-    assert (tmp_path / "a.png").read_bytes() == before
-
-
 def test_info_checks_and_names(tiny_bundle: Bundle) -> None:
     done = bfr("info", tiny_bundle.folder)
     assert done.returncode == 0, done.stderr
@@ -385,16 +324,6 @@ def test_info_says_what_presets_cost(call: Called) -> None:
     assert fast["calls"] == {"estimator": 1, "denoiser": steps}
     assert fast["gflop"] == pytest.approx(estimator + steps * denoiser)
     assert f"1 of estimator and {steps} of denoiser, {fast['gflop']:.0f} GFLOP" in words
-
-
-@pytest.mark.parametrize("words", ["info difface", "restore a.png --bundle difface", "batch . -o out --bundle difface"])
-def test_a_bundle_that_is_not_there(call: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (32, 32)).save("a.png")
-    done = call(*words.split())
-    assert done.status == 2
-    assert "there is no folder " in done.stderr
-    assert "difface: name a bundle, or make one by `bfr export SYSTEM" in done.stderr
 
 
 def test_a_folder_called_mini_comes_first(call: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

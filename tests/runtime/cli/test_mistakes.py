@@ -21,6 +21,7 @@ MISTAKES: Mapping[str, str] = {
     "restore words": "notes.txt: not an image",
     "restore '*.gif'": "matches no image: check the pattern",
     "restore https://example.org/a.jpg": "download it first",
+    "restore HTTP://example.org/a.jpg": "download it first",
     "restore s3://bucket/a.jpg": "`bfr batch` reads object stores",
     "restore -": "pipe in the bytes of an image file",
     "restore - old.jpg": "leave out the other inputs",
@@ -53,13 +54,24 @@ MISTAKES: Mapping[str, str] = {
     "restore old.jpg --blend 2": "--blend 2.0 is out of range: choose between 0 and 1",
     "restore old.jpg --upscale 3": "choose one of 1, 2, 4",
     "restore old.jpg --seed abc": "--seed needs a whole number",
+    "restore old.jpg --seed 4294967296": "choose between 0 and 4294967295",
     "restore old.jpg --max-faces 0": "--max-faces 0 is out of range",
+    "restore old.jpg --min-eye-distance -1": "choose 0 or more",
+    "restore old.jpg --quality 0": "choose between 1 and 100",
+    "restore old.jpg --quality 101": "choose between 1 and 100",
+    "restore old.jpg --crf -3": "choose between 0 and 63",
+    "restore old.jpg --crf 64": "choose between 0 and 63",
+    "restore old.jpg --max-pixels 0": "choose 1 or more",
+    "restore old.jpg --batch 0": "--batch 0 is out of range: choose 1 or more",
     "restore old.jpg --format gif": "choose one of same, .png, .jpg, .webp",
     "restore old.jpg --faces two": "choose one of all, largest, centre",
     "restore old.jpg --codec h265": "choose one of h264, hevc, vp9",
     "restore old.jpg --detector yolo": "choose one of auto, yunet, haar",
     "restore old.jpg --solver euler": "unipc-2",
     "restore old.jpg --spacing linear": "give start as well",
+    "restore old.jpg --preset reference --spacing ddim3 --start 9": "from 1 to 3",
+    "restore old.jpg --preset reference --spacing ddim250 --start 251": "allows whole numbers from 1 to 250",
+    "restore old.jpg --eta 1.5": "choose between 0 and 1",
     "restore old.jpg --start 5000": "start 5000",
     "restore old.jpg --backend cuda": "choose one of auto, onnxruntime-cpu",
     "restore old.jpg --precision half": "choose one of auto, fp32",
@@ -79,6 +91,8 @@ MISTAKES: Mapping[str, str] = {
     "restore old.jpg --quiet --verbose": "leave one out",
     "restore old.jpg --json -o -": "leave out --json",
     "restore old.jpg --html -o new.jpg": "name a folder with -o",
+    "restore old.jpg --html --compare -o new.jpg": "--compare, --html needs a folder",
+    "restore old.jpg --resume -o new.jpg": "--resume needs a folder",
     "restore old.jpg --preset fast,reference -o new.jpg": "a folder with -o",
     "restore old.jpg --server localhost:8000": "http://localhost:8000",
     "restore old.jpg --server http://localhost:1 --backend tensorrt": "leave it out",
@@ -87,16 +101,23 @@ MISTAKES: Mapping[str, str] = {
     "restore old.jpg --api-key-file notes.txt": "--server",
     # outputs
     "restore old.jpg -o old.jpg": "choose another name",
+    "restore old.jpg -o .": "choose another output folder",
     "restore old.jpg -o out.gif": "choose one of them",
+    "restore old.jpg -o out.bmp": "images are written as .png, .jpg, .webp, not .bmp",
+    "restore old.jpg -o out.mp4": "not .mp4",
     "restore old.jpg -o out.txt": "choose one of them",
     "restore old.jpg -o plain": "name a folder with -o",
     "restore old.jpg faces -o one.jpg": "name a folder",
+    "restore old.jpg faces -o -": "cannot go into one output: name a folder",
     "restore old.jpg -o s3://bucket/x": "s3://bucket/x is an address: name a folder",
     "restore old.jpg -o old.png --format jpg": "leave out --format",
     # bundles and systems
     "restore old.jpg --bundle difface": "`bfr export SYSTEM -o difface`",
     "restore old.jpg --bundle empty": "`bfr export SYSTEM -o empty`",
     "restore old.jpg --background empty": "it has no manifest.json",
+    "restore old.jpg --background nowhere": "there is no folder nowhere",
+    "info difface": "make one by `bfr export SYSTEM",
+    "batch faces -o out --bundle difface": "make one by `bfr export SYSTEM",
     "info old.jpg": "bundle's folder",
     "inpaint old.jpg": "`bfr export difface-inpainting`",
     "bench nowhere": "name a bundle",
@@ -152,6 +173,7 @@ MISTAKES: Mapping[str, str] = {
     "restore '[.jpg'": "matches no image",
     "restore old.jpg -o plain/x": "plain/x cannot be made",
     "restore old.jpg -o /proc/x.jpg": "choose another folder",
+    "restore old.jpg -o /proc/x": "choose another",
     "batch faces -o plain": "is no folder",
     "fetch yunet --folder plain/x": "name another one with --folder",
     "export mini -o plain/x": "is no folder",
@@ -202,9 +224,9 @@ def refuse(*_a, **_k):
 socket.socket.connect = socket.socket.connect_ex = socket.create_connection = socket.getaddrinfo = refuse
 from rich.console import Console
 from bfr.runtime.cli import main as cli, terminal
-from bfr.runtime.restore import chain
+from bfr.runtime.restore import restorer
 
-chain.Chain.run = refuse
+restorer.load_networks = refuse
 answered, answers = sys.argv[1], {}
 for command in json.load(sys.stdin):
     words = shlex.split(command)
