@@ -1,10 +1,11 @@
-"""The CPU as a device: buffers are NumPy arrays, and noise is made one step ahead on a thread.
+"""The CPU as a device: buffers are NumPy arrays, and noise is made ahead on a thread.
 
 A backend on the CPU is a child of HostDevice that implements `load`.
 """
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -117,7 +118,7 @@ class HostDevice:
 
 
 class HostNoise:
-    """A stream of noise for one batch. A thread computes it one step ahead while the network runs.
+    """A stream of noise for one batch. A thread computes it ahead, as far as the buffers go, while the networks run.
 
     `buffers` are two, (B, C, H, W) float32: buffer `step % 2` holds the noise of `step` from the return of
     `ready(step)` until the next call: step `first` + `step` of the noise, so that streams of a chain share no numbers.
@@ -128,7 +129,7 @@ class HostNoise:
         self.first = first
         self.buffers: tuple[Buffer, Buffer] = (np.zeros(shape, np.float32), np.zeros(shape, np.float32))
         self._thread = owned.enter_context(ThreadPoolExecutor(1, thread_name_prefix="bfr-noise"))
-        self._pending: Future[None] | None = None
+        self._pending: deque[Future[None]] = deque()
         self._seed, self._last = 0, 0
         self._images: tuple[int, ...] = ()
 
@@ -136,21 +137,20 @@ class HostNoise:
         """Begin a stream of steps 0 .. `last` for a batch whose images have the keys `images`."""
         self._drain()
         self._seed, self._images, self._last = seed, images, last
-        self._pending = self._thread.submit(self._fill, 0)
+        self._pending.extend(self._thread.submit(self._fill, step) for step in range(min(last, 1) + 1))
 
     def ready(self, step: int) -> None:
-        """Wait until its buffer holds the noise of `step`, and begin the next. Call it with steps in order."""
-        if self._pending is None:
+        """Wait until its buffer holds the noise of `step`, and refill the other one. Call it with steps in order."""
+        if not self._pending:
             raise RuntimeError("begin() comes before ready()")
-        self._pending.result()
-        if step < self._last:
-            self._pending = self._thread.submit(self._fill, step + 1)
+        self._pending.popleft().result()
+        if 0 < step < self._last:  # `begin` fills both
+            self._pending.append(self._thread.submit(self._fill, step + 1))
 
     def _drain(self) -> None:
-        # A chain that stopped half-way leaves a fill under way: it must not write into the next chain's noise.
-        if self._pending is not None:
-            self._pending.exception()
-            self._pending = None
+        # A chain that stopped half-way leaves fills under way: they must not write into the next chain's noise.
+        while self._pending:
+            self._pending.popleft().exception()
 
     def _fill(self, step: int) -> None:
         for out, image in zip(self.buffers[step % 2], self._images, strict=False):  # the batch may be smaller

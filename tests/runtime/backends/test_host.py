@@ -1,4 +1,4 @@
-"""The CPU: noise made one step ahead on a thread, and how many threads it takes."""
+"""The CPU: noise made ahead on a thread, and how many threads it takes."""
 
 import time
 from contextlib import ExitStack
@@ -43,6 +43,28 @@ def test_a_stream_that_was_left_half_way_starts_anew_unharmed(monkeypatch: pytes
         for step in (0, 1):
             stream.ready(step)
             assert np.array_equal(stream.buffers[step][0], normals(2, 1, step))
+
+
+def test_both_buffers_are_filled_before_the_first_is_asked_for() -> None:
+    """So that the noise of the first step is made while the estimator runs."""
+    with ExitStack() as owned:
+        stream = HostNoise(owned, (1, *SHAPE))
+        stream.begin(9, (5,), last=3)
+        stream._thread.submit(lambda: None).result(timeout=30)  # what it was given until here is done
+        assert np.array_equal(stream.buffers[0][0], normals(9, 5, 0))
+        assert np.array_equal(stream.buffers[1][0], normals(9, 5, 1))
+
+
+def test_the_buffer_of_a_step_stays_until_the_next_is_asked_for() -> None:
+    with ExitStack() as owned:
+        stream = HostNoise(owned, (1, *SHAPE))
+        stream.begin(9, (5,), last=4)
+        for step in range(5):
+            stream.ready(step)
+            stream._thread.submit(lambda: None).result(timeout=30)
+            assert np.array_equal(stream.buffers[step % 2][0], normals(9, 5, step))
+        with pytest.raises(RuntimeError, match="begin"):
+            stream.ready(5)
 
 
 @pytest.mark.parametrize("threads", [-1, 0, 9, 2000])
