@@ -28,12 +28,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Face:
-    """A face that was found, in pixels of its photograph.
+    """A detected face, in pixels of its photograph.
 
     Attributes:
         box: (4,) float32, left, top, right, bottom; may reach outside.
         landmarks: (5, 2) float32 x, y: left eye, right eye, nose, left and right corner of the mouth, as one sees them.
-        score: 0 to 1, the detector's own measure.
+        score: The detector's confidence, 0 to 1.
     """
 
     box: NDArray[np.float32]

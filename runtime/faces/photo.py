@@ -48,13 +48,13 @@ class AlignedFace:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RestoredPhoto(Result):
-    """What became of a photograph; notebooks show it.
+    """The result of a photograph; notebooks display it.
 
     Attributes:
         pixels: (H * upscale, W * upscale, 3) RGB of its dtype; without faces, it is only enlarged.
-        faces: Those that were restored, left to right; none of an aligned face.
-        errors: Of the faces that could not be; they are left as they were.
-        sharp: The faces that were left because they are sharp already.
+        faces: The restored faces, left to right; empty for an aligned face.
+        errors: The errors of faces that failed; these faces are unchanged.
+        sharp: The faces left unchanged because they are already sharp.
         seconds: Stage -> seconds.
         source: The photograph.
     """
@@ -219,16 +219,16 @@ class PhotoRestorer(PhotoEditor):
         self.restorer = restorer
 
     def restore(self, photograph: Any, *, grey: bool = False, seed: int = DEFAULT_SEED) -> RestoredPhoto:
-        """Restore the faces of a photograph, which is not changed.
+        """Restore the faces of a photograph. The photograph is not changed.
 
         Args:
             photograph: A path, bytes, a PIL image, an array or a tensor, as `bfr.runtime.as_image` takes them; floats
                 become 16 bits.
-            grey: It is greyscale though it has three channels; its faces get no colour.
+            grey: The photograph is greyscale, although it has three channels; its faces get no colour.
             seed: Of the noise, as of `Restorer.restore`.
 
         Raises:
-            InputNotFound, InvalidImage: It is none.
+            InputNotFound, InvalidImage: `photograph` is no image.
         """
         begin = time.perf_counter()
         image = as_image(photograph)

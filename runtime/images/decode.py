@@ -41,10 +41,10 @@ class Image:
     Attributes:
         pixels: (H, W, 3) uint8 or uint16 RGB, full range; not premultiplied by alpha.
         alpha: (H, W) of the same type, or None if the file has none.
-        grey: The file was greyscale; its three channels are equal.
-        icc: The profile of a 16-bit colour image, whose pixels stay in it; None means sRGB, as all else is.
+        grey: Whether the file was greyscale; its three channels are equal then.
+        icc: The profile of a 16-bit colour image, whose pixels stay in that profile; None for sRGB, as for all others.
         metadata: The file's metadata, see `Metadata`.
-        notes: A sentence for each part of the file that was left out, reduced or read otherwise than marked.
+        notes: A sentence for each part of the file that was dropped, reduced or reinterpreted.
     """
 
     pixels: Pixels

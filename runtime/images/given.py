@@ -22,7 +22,7 @@ _AS_ANOTHER = {"RGBX": "RGB", "RGBa": "RGBA", "La": "LA", "PA": "RGBA", "HSV": "
 
 
 def as_image(image: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
-    """Return the image that something holds, upright, (H, W, 3) uint8 or uint16 RGB.
+    """Return an image as an upright (H, W, 3) array of uint8 or uint16 RGB, with what its file says of it.
 
     Args:
         image: A path; the bytes of a file; a PIL image, turned by its EXIF orientation and converted from its profile;
@@ -33,7 +33,7 @@ def as_image(image: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
 
     Raises:
         InputNotFound: There is no such file.
-        InvalidImage: It is nothing of these, or damaged.
+        InvalidImage: `image` is none of these, or damaged.
     """
     if isinstance(image, Image):
         return image

@@ -164,15 +164,16 @@ def run_job(
 ) -> Report:
     """Restore `items` into the output folder and write `report.json` there.
 
-    A PhotoRestorer takes photographs and videos, a Restorer aligned faces. A file that cannot be read or restored is a
-    failed entry.
+    A PhotoRestorer takes photographs and videos, a Restorer aligned faces. A file that cannot be read or restored
+    becomes a failed entry.
 
     Args:
-        restorer: What restores.
+        restorer: The Restorer or PhotoRestorer.
         items: From `find_images`.
         options: How results are written.
-        mask: Of systems that inpaint aligned faces: a mask for all pictures, or a folder with one of each picture's
-            name; white is to be inpainted. Without it, pixels that are 0 in all channels are, as published.
+        mask: For systems that inpaint aligned faces: a mask for all pictures, or a folder with one mask of each
+            picture's name, white where to inpaint. Without it, pixels that are 0 in all channels are inpainted, as
+            published.
         passed_over: Files that `find_inputs` skipped, for the report.
         progress: See `Progress`.
 
@@ -180,7 +181,7 @@ def run_job(
         InvalidOption: Before any work, for a result that would replace its source, options that differ from those of
             the run that is resumed, and a mask for a system that takes none.
         InputNotFound: A mask is missing.
-        WriteFailed: The output folder cannot be written: what was finished until then stays, and `resume` goes on.
+        WriteFailed: The output folder cannot be written: finished results stay, and `resume` continues the run.
     """
     return _LocalRun(restorer, items, options, mask, progress, passed_over or {}).run()
 

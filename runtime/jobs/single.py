@@ -26,20 +26,20 @@ def restore_image(
     max_pixels: int = MAX_PIXELS,
     **options: Any,
 ) -> RestoredPhoto:
-    """Restore one image: all faces of a photograph, or with `aligned` the one face that it is.
+    """Restore one image: all faces of a photograph, or with `aligned` one aligned face.
 
     Args:
         image: What `as_image` takes: a path, bytes, a PIL image, an array or a tensor.
-        aligned: The image is an aligned face and nothing else.
-        restorer: One that is open, for many images; without it one is opened for this image.
-        photo: How faces of a photograph are found and pasted; fields of `PhotoOptions` may stand among the options too.
+        aligned: Treat the image as one aligned face.
+        restorer: An open Restorer, for many images; without it, one is opened for this image.
+        photo: How faces of a photograph are detected and pasted; `options` may hold fields of `PhotoOptions` instead.
         seed: Of the noise, 0 .. 2**32 - 1.
-        max_pixels: Of files; larger ones are refused.
-        options: Of `Restorer.open`: bundle, preset, backend, precision, steps and so on. Of `PhotoOptions`: upscale,
-            faces, blend and so on.
+        max_pixels: Larger images are refused.
+        options: Fields of `Restorer.open`: bundle, preset, backend, precision, steps and so on. Fields of
+            `PhotoOptions`: upscale, faces, blend and so on.
 
     Returns:
-        The result, as large as the image but for `upscale`. `save`, `compare` and `to_pil` are its methods.
+        The result, as large as the image times `upscale`. It has the methods `save`, `compare` and `to_pil`.
 
     Raises:
         BfrError: Its text says how to fix it.

@@ -14,8 +14,8 @@ class Restored:
 
     Attributes:
         pixels: (H, W, 3) RGB of the input's size and dtype, or None if it failed.
-        seconds: Stage -> this image's share of its batch, in seconds.
-        precision: Precision of the networks that made it.
+        seconds: Stage -> this image's share of the batch's time, in seconds.
+        precision: Precision of the networks that computed it.
         error: Why it failed.
     """
 

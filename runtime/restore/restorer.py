@@ -86,7 +86,8 @@ class Restorer:
         """Open a bundle for restoring. On a GPU this allocates all memory.
 
         Args:
-            bundle: Its folder, or OpenOptions with that and all else; None is the default system, `mini`.
+            bundle: The bundle's folder, or OpenOptions with the folder and all other fields; None is the default
+                system, `mini`.
             options: Fields of `OpenOptions`: backend, preset, precision, batch, threads, device. Others replace those
                 of the preset: the fields of `SamplerOptions`, and matched, adapt and stages, see
                 `bfr.runtime.bundle.manifest.Preset`.
@@ -189,10 +190,10 @@ class Restorer:
         on_step: OnStep | None = None,
         inputs: Mapping[str, Given] | None = None,
     ) -> list[Restored]:
-        """Restore aligned faces as `restore` does; an image that fails is a result with `error` set.
+        """Restore aligned faces as `restore` does; if an image fails, its result has `error` set.
 
-        Where the device's memory runs out, the batch is halved, for this and for later calls; an image that does not
-        fit alone fails.
+        If the device's memory runs out, the batch is halved for this and later calls; an image that does not fit alone
+        fails.
 
         Args:
             images: See `restore`.
@@ -230,11 +231,11 @@ class Restorer:
         on_step: OnStep | None = None,
         inputs: Mapping[str, Given] | None = None,
     ) -> Pending:
-        """Start as `run` does, with `batch` images at most, and return before the results are there.
+        """Start as `run` does, with at most `batch` images, and return before the results are ready.
 
         On a GPU, launch the next images before you wait for these, so that the GPU is never idle. At most two batches
-        are in flight: a third launch first waits for the first. A GPU runs a batch without the host: there `on_step` is
-        called once, with all steps and None, when the batch is finished.
+        are in flight: a third launch first waits for the first. A GPU runs a batch without the host, so there `on_step`
+        is called once, with all steps and None, when the batch is finished.
         """
         if not images:
             return Finished([])
@@ -250,7 +251,7 @@ class Restorer:
 
         Args:
             batch: Size of the batch, the largest if left out.
-            times: Number of runs. None is often enough for the chain to be recorded where the device records.
+            times: Number of runs. None is as many as the device needs to record the chain.
 
         Returns:
             The seconds that it took.
