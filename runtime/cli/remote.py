@@ -62,13 +62,14 @@ def restore_remotely(
 
 
 def _key(file: Path | None) -> str | None:
-    """The API key: the first line of the file, else the environment's, else none."""
+    """The API key: the first of the file, which may be the server's own, else the environment's, else none."""
     if file is None:
         return os.environ.pop(KEY_VARIABLE, None) or None  # decoders of strangers' pictures do without it
     try:
-        lines = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+        lines = [line.split() for line in file.read_text("utf-8-sig").splitlines() if not line.startswith("#")]
     except (OSError, UnicodeDecodeError) as error:
         raise InputNotFound(f"{file} cannot be read ({error}): it holds the API key in its first line") from error
-    if not lines:
-        raise InvalidOption(f"{file} is empty: write the server's API key into it")
-    return lines[0]
+    keys = [words[0] for words in lines if words]
+    if not keys:
+        raise InvalidOption(f"{file} holds no API key: write the server's into it")
+    return keys[0]

@@ -26,7 +26,7 @@ def read_config(context: typer.Context, file: Path | None) -> Path | None:
     if file is None:
         return None
     try:
-        found = tomllib.loads(file.read_text("utf-8"))
+        found = tomllib.loads(file.read_text("utf-8-sig"))
     except OSError as error:
         raise InputNotFound(f"{file} cannot be read ({error.strerror}): check --config") from error
     except ValueError as error:

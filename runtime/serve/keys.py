@@ -139,7 +139,7 @@ class Keys:
 def read_file(file: Path) -> list[Key]:
     """The keys of a file; lines that begin with `#` are comments. Raises InputNotFound and InvalidOption."""
     try:
-        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+        lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise InputNotFound(f"{file} cannot be read ({reason}): it holds the API keys, one a line") from None

@@ -155,7 +155,9 @@ class ListenOptions(Options):
 
 
 def check_host(host: str, keyed: bool) -> None:
-    """Raise InvalidOption if the server would listen beyond this machine without an API key."""
+    """Raise InvalidOption for what is no address, and if the server would listen beyond this machine without a key."""
+    if re.search(r"[/\s]|^[^:]*:\d*$|^$", host):
+        raise InvalidOption(f"--host {host!r} is no address: give a name or an IP address, and the port with --port")
     if keyed or is_local(host):
         return
     raise InvalidOption(

@@ -35,6 +35,7 @@ ENDED: tuple[JobState, ...] = ("done", "failed", "cancelled")
 PARTS = ("incoming", "open", "ended", "deleted")
 LEAST_FREE = 100_000_000  # bytes of the disk below which no job is taken
 _ID = re.compile(r"[0-9a-f]{32}")
+_OF_THE_DISK = "lost+found"  # where it is a disk of its own
 _CHUNK = 1 << 20  # bytes
 
 
@@ -136,8 +137,14 @@ class JobStore:
     """The jobs of a folder. Servers may share it: each job is worked on by one of them."""
 
     def __init__(self, folder: Path) -> None:
-        """Make the folders. Raises InvalidOption if they cannot be written."""
+        """Make the folders. Raises InvalidOption if they cannot be written, or the folder holds something else."""
         self.folder = folder
+        other = [name for name in _names(folder) if name not in (*PARTS, _OF_THE_DISK) and not name.startswith(".")]
+        if other:  # /tmp or a home folder would be closed to others
+            raise InvalidOption(
+                f"the folder of jobs, {folder.absolute()}, holds other files ({min(other)}): name one of its own "
+                "with --jobs"
+            )
         try:
             for path in (folder, *(folder / part for part in PARTS)):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -226,17 +233,18 @@ class JobStore:
             yield False
 
     def sweep(self, seconds: float) -> None:
-        """Delete what ended longer ago, and what a crash or an interrupted DELETE left."""
-        for name in _names(self.folder / "incoming"):
-            with suppress(OSError), _locked(self.folder / "incoming" / f"{name.removesuffix('.lock')}.lock"):
-                shutil.rmtree(self.folder / "incoming" / name.removesuffix(".lock"), ignore_errors=True)
-        for name in _names(self.folder / "deleted"):
+        """Delete what ended longer ago, and what a crash or an interrupted DELETE left; nothing but jobs."""
+        for name in {name.removesuffix(".lock") for name in _names(self.folder / "incoming")}:
+            if _ID.fullmatch(name):
+                with suppress(OSError), _locked(self.folder / "incoming" / f"{name}.lock"):
+                    shutil.rmtree(self.folder / "incoming" / name, ignore_errors=True)
+        for name in filter(_ID.fullmatch, _names(self.folder / "deleted")):
             shutil.rmtree(self.folder / "deleted" / name, ignore_errors=True)
-        for name in _names(self.folder / "open"):
+        for name in filter(_ID.fullmatch, _names(self.folder / "open")):
             folder = self.folder / "open" / name
             if not (folder / "request.json").exists():  # what a deleted job's process wrote afterwards
                 shutil.rmtree(folder, ignore_errors=True)
-        for name in _names(self.folder / "ended"):
+        for name in filter(_ID.fullmatch, _names(self.folder / "ended")):
             with suppress(OSError):
                 if time.time() - (self.folder / "ended" / name).stat().st_mtime > seconds:
                     self.remove(name)

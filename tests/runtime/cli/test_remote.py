@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bfr.runtime.cli import remote
+from bfr.runtime.errors import InvalidOption
 
 KEY = "a-key-of-some-length"
 
@@ -33,3 +34,12 @@ def test_what_is_done_here_goes_with_a_server(name: str) -> None:
     given = SimpleNamespace(name="COMMANDLINE")
     context: Any = SimpleNamespace(params={name: True}, get_parameter_source=lambda _name: given)
     remote.check_server_options(context, server="http://localhost:1")
+
+
+def test_the_key_of_a_servers_own_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"\ufeff# anna's\r\n\r\n{KEY} name=anna\r\nother\r\n", "utf-8")
+    assert remote._key(file) == KEY
+    file.write_text("# none yet\n")
+    with pytest.raises(InvalidOption, match="holds no API key"):
+        remote._key(file)

@@ -23,7 +23,7 @@ no_jobs = true
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     file = tmp_path / "bfr.toml"
-    file.write_text(CONFIG)
+    file.write_text(f"\ufeff{CONFIG}", "utf-8")  # as some editors begin a file
     return file
 
 

@@ -28,6 +28,8 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path: Path) -> None:
     again = Keys([Key.parse(line, "options", hashed=True) for line in keys.lines()])  # as a Serve YAML has them
     assert again.find(KEY) == anna
     assert KEY not in " ".join(keys.lines())
+    file.write_bytes(f"\ufeff{KEY} name=anna\r\n".encode())  # as editors on Windows save it
+    assert Keys.read(file, {}).find(KEY)
 
 
 @pytest.mark.parametrize(

@@ -473,6 +473,13 @@ def test_beyond_this_machine_a_key_is_needed(host: str, local: bool) -> None:
             check_host(host, False)
 
 
+@pytest.mark.parametrize("host", ["", "http://127.0.0.1", "127.0.0.1:8000", "localhost:", "unix:/run/x", "a b"])
+def test_what_is_no_address_is_said(host: str) -> None:
+    for keyed in (True, False):
+        with pytest.raises(InvalidOption, match="is no address: give a name or an IP address, and the port with"):
+            check_host(host, keyed)
+
+
 def test_options_out_of_range_are_named() -> None:
     with pytest.raises(InvalidOption, match=r"batch 0.* 1 "):
         ServeOptions(batch=0)

@@ -13,7 +13,7 @@ import pytest
 
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.options import PhotoOptions
-from bfr.runtime.serve.jobs.store import Job, JobRequest, JobStore, Status
+from bfr.runtime.serve.jobs.store import PARTS, Job, JobRequest, JobStore, Status
 
 
 def request(**more: Any) -> JobRequest:
@@ -83,6 +83,32 @@ def test_folders_and_files_are_their_owners_alone(store: JobStore) -> None:
 def test_a_folder_that_others_could_read_is_closed(tmp_path: Path) -> None:
     (tmp_path / "jobs").mkdir(mode=0o755)
     assert stat.S_IMODE(JobStore(tmp_path / "jobs").folder.stat().st_mode) == 0o700
+
+
+def test_a_folder_of_other_files_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").touch()
+    tmp_path.chmod(0o755)
+    with pytest.raises(InvalidOption, match=r"holds other files \(letter.txt\): name one of its own"):
+        JobStore(tmp_path)
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_disk_of_its_own_is_taken(tmp_path: Path) -> None:
+    for name in ("lost+found", ".snapshot"):
+        (tmp_path / name).mkdir()
+    JobStore(tmp_path)
+    JobStore(tmp_path)
+
+
+def test_what_is_no_job_is_not_deleted(store: JobStore) -> None:
+    mine = [store.folder / part / name for part in PARTS for name in ("photos 2019", "photos.lock")]
+    for folder in mine:
+        folder.mkdir()
+        (folder / "a.jpg").touch()
+        os.utime(folder, (0, 0))
+    store.sweep(1)
+    assert all((folder / "a.jpg").exists() for folder in mine)
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(store: JobStore) -> None:
