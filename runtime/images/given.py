@@ -22,7 +22,7 @@ _AS_ANOTHER = {"RGBX": "RGB", "RGBa": "RGBA", "La": "LA", "PA": "RGBA", "HSV": "
 
 
 def as_image(image: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
-    """Return an image as an upright (H, W, 3) array of uint8 or uint16 RGB, with what its file says of it.
+    """Convert to an upright `Image`, (H, W, 3) uint8 or uint16 RGB.
 
     Args:
         image: A path; the bytes of a file; a PIL image, turned by its EXIF orientation and converted from its profile;
