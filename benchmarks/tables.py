@@ -23,6 +23,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def show(value: Mean, digits: int, *, sign: bool = False) -> str:
-    """`12.34 ± 0.05`; the error is left out where there is none."""
+    """`12.34 ± 0.05`; the error is left out if there is none."""
     text = f"{value.mean:{'+' if sign else ''}.{digits}f}"
     return text if value.error is None else f"{text} ± {value.error:.{digits}f}"

@@ -150,7 +150,7 @@ def record(out: Path, name: str, entry: dict[str, Any]) -> None:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """`results.json` of a run; one without stages where there is none."""
+    """`results.json` of a run; one without stages if there is none."""
     path = folder / "results.json"
     return dict(json.loads(path.read_text())) if path.is_file() else {"stages": {}}
 

@@ -227,7 +227,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def tree_bytes(tree: Path, without: Path) -> int:
-    """Of the files of a checkout that git does not ignore, `without` left out; of FOLDERS where there is no git."""
+    """Of the files of a checkout that git does not ignore, `without` left out; of FOLDERS if there is no git."""
     git = shutil.which("git")
     if git is not None and (tree / ".git").exists():
         command = [git, "-C", str(tree), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -238,7 +238,7 @@ def tree_bytes(tree: Path, without: Path) -> int:
 
 
 def pack_cache(folder: Path, out: Path) -> dict[str, Any]:
-    """Archive a folder as `cache.tar.gz.NN`, in parts of PART_BYTES, where there is one that is not too large."""
+    """Archive a folder as `cache.tar.gz.NN`, in parts of PART_BYTES, if there is one that is not too large."""
     if not folder.is_dir():
         return {"parts": 0, "why": "nothing was compiled"}
     with tempfile.TemporaryDirectory() as scratch:

@@ -59,10 +59,10 @@ class Apart:
         Raises:
             Lost: It raised, ended the process or took too long; the process is gone.
         """
-        return self._ask((method, arguments), f"for {method}")
+        return self._ask((method, arguments), f"to {method}")
 
     def close(self) -> None:
-        """End the process, by force where it does not end by itself."""
+        """End the process, by force if it does not end by itself."""
         with suppress(OSError, subprocess.TimeoutExpired):
             self._process.stdin.close()  # type: ignore[union-attr]
             self._process.wait(END_SECONDS)

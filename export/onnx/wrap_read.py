@@ -91,7 +91,7 @@ class Interface:
 
 
 def find_inputs(model: onnx.ModelProto, options: WrapOptions) -> tuple[ImageTensor, ImageTensor | None]:
-    """The image to restore, and the second image where one is named."""
+    """The image to restore, and the second image if one is named."""
     values = list(model.graph.input)
     images = {one.name: one for one in (as_image(value, sizes(value)) for value in values) if one}
     there = "; ".join(map(_described, values))
@@ -183,7 +183,7 @@ def _described(value: onnx.ValueInfoProto, found: Sequence[int] | None = None) -
 def find_values(
     model: onnx.ModelProto, images: Iterable[ImageTensor], given: Mapping[str, float]
 ) -> tuple[str | None, dict[str, float]]:
-    """The name of the weight that runs may set, where there is one, and the values of all further inputs."""
+    """The name of the weight that runs may set, if there is one, and the values of all further inputs."""
     names = {image.name for image in images}
     further = {value.name: value for value in model.graph.input if value.name not in names}
     if unknown := given.keys() - further.keys():

@@ -61,7 +61,7 @@ class Meter:
         self._phases: dict[str, _Phase] = {}  # the open ones, outermost first
 
     def say(self, phase: str) -> None:
-        """Name what is done now, where nothing counts its steps."""
+        """Name what is done now, if nothing counts its steps."""
         with self._lock:
             self._phase = phase
 

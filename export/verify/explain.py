@@ -22,7 +22,7 @@ from bfr.runtime.install import need
 from bfr.runtime.restore.plan import Plan
 
 HALF_MAX = 65504.0  # the largest finite number in half
-JUMP = 10.0  # times the error of a layer's inputs, or of one rounding where they have less
+JUMP = 10.0  # times the error of a layer's inputs, or of one rounding if they have less
 ROUNDING: Mapping[Precision, float] = {"fp32": 2.0**-20, "fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 2.0**-7}
 PART = 64  # tensors that are marked together: about 2 GiB a side of a network at 512x512
 ENGINE_PART = 512  # of an engine, which takes minutes to build: about 8 GiB in half, on the GPU and on the host
@@ -129,7 +129,7 @@ def explain(
     Args:
         bundle: That has the network.
         name: Of the network.
-        precision: Of its variant in question; fp32 where it has none such.
+        precision: Of its variant in question; fp32 if it has none such.
         inputs: By name, (B, ...) float32 each; B 1 keeps it small.
         backend: That is in question. A PyTorch backend runs no graph: the graph then runs on the CPU.
         index: The number of the GPU, for ONNX Runtime. An engine is built and run on the GPU that is current.

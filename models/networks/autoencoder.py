@@ -143,7 +143,7 @@ class Levels:
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each followed by an attention where there is one, then a resampling.
+    """The residual blocks of one resolution, each followed by an attention if there is one, then a resampling.
 
     Args:
         levels: What all levels share.

@@ -1,7 +1,7 @@
 """SPARNet, a face enhancer with spatial attention in its residual blocks, key-compatible with DR2's release of it.
 
 Chen et al., "Learning Spatial Attention for Face Super-Resolution" (arXiv 2012.01211). Published weights are kept under
-spectral normalization, which is a constant factor of each convolution where nothing is trained: `own_weights` divides.
+spectral normalization, which is a constant factor of each convolution if nothing is trained: `own_weights` divides.
 """
 
 import math

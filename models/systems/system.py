@@ -146,10 +146,10 @@ class SystemSpec:
         packaged: The folder of its weights where they come with the package, else they are fetched.
         published: Whether there are weights to fetch.
         by_hand: Files that cannot be fetched, and where people find them.
-        sources: The published files, where they are not one or more for each network.
+        sources: The published files, if they are not one or more for each network.
         importer: Converts `sources` into the networks' own files: it takes their folder and the one that it writes
             into.
-        default_preset: The one that is used where none is named.
+        default_preset: The one that is used if none is named.
     """
 
     name: str

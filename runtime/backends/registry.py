@@ -46,7 +46,7 @@ class Backend:
         extra: The extra that installs it.
         where: The processor that it runs on.
         help: What it is, in a few words.
-        unmeasured: Whether `auto` takes it on a GPU where nothing was measured, in the order of the rows.
+        unmeasured: Whether `auto` takes it on a GPU if nothing was measured, in the order of the rows.
         records: Whether a whole chain is recorded as one CUDA graph by default.
         compiles: Whether its class takes `compiler`, a collection of COMPILER_OPTIONS.
     """

@@ -126,7 +126,7 @@ class TensorRtDevice(GpuDevice):
         return self._blocks[-1]
 
     def fail(self, what: str) -> NoReturn:
-        """Raise RuntimeError with the library's messages; DeviceLost, or DeviceOutOfMemory, where that is the cause."""
+        """Raise RuntimeError with the library's messages; DeviceLost, or DeviceOutOfMemory, if that is the cause."""
         said = "; ".join(self.logger.errors) or "nothing"
         error = RuntimeError(f"{self.name} {self.machine.version}: {what}; it said: {said}")
         self.raise_if_lost(self.name, error)

@@ -31,7 +31,7 @@ def engine_source(trt: Any, data: mmap.mmap | bytes) -> Any:
 
     class Stream(trt.IStreamReaderV2):  # type: ignore[misc]  # a class of the bindings
         def __init__(self) -> None:
-            trt.IStreamReaderV2.__init__(self)  # the bindings crash where it is not called by name
+            trt.IStreamReaderV2.__init__(self)  # the bindings crash if it is not called by name
             self.at = 0
 
         def read(self, size: int, _stream: int) -> memoryview:

@@ -105,7 +105,7 @@ class MachineFiles:
         return private_folder(FOLDER, self.bundle_hash)
 
     def read(self) -> MachineRecord:
-        """Return the record; an empty one where nothing was made here.
+        """Return the record; an empty one if nothing was made here.
 
         Raises:
             BackendUnavailable: Another user could have written it.

@@ -108,7 +108,7 @@ class NoiseSchedule(Model):
 
 
 class ImageInput(Model):
-    """What a system reads beside the degraded image: (batch, channels, S, S) in [0, 1], all 0 where it is not given.
+    """What a system reads beside the degraded image: (batch, channels, S, S) in [0, 1], all 0 if it is not given.
 
     `mask` is 1 where the picture is to be made up; `reference` is another picture of the same person.
     """
@@ -348,7 +348,7 @@ class Manifest(Model):
         result: The value that is the restored image, (batch, 3, S, S) in [-1, 1].
         batches: The only batch sizes that its graphs take, ascending; None if every size will do.
         weight: The fidelity weight that its network reads, where a run names no other; None if it reads none.
-        default_preset: The one of `presets` that is used where none is named; a system without a denoise stage has no
+        default_preset: The one of `presets` that is used if none is named; a system without a denoise stage has no
             presets.
     """
 

@@ -20,7 +20,7 @@ from bfr.runtime.restore.options import OpenOptions
 if TYPE_CHECKING:
     from bfr.runtime.backends.tensorrt_key import Library
 
-EVERY = 4.0  # seconds between two lines of progress where there is no terminal
+EVERY = 4.0  # seconds between two lines of progress if there is no terminal
 
 
 @expanded

@@ -136,7 +136,7 @@ def _presets(bundle: "Bundle", opened: OpenOptions) -> dict[str, dict[str, Any]]
 
 
 def _speed(bundle: "Bundle", opened: OpenOptions) -> "Speed | None":
-    """How long a face takes here, measured where it is not known; None, with a message, where nothing runs it."""
+    """How long a face takes here, measured if it is not known; None, with a message, if nothing runs it."""
     from bfr.runtime.jobs.speed import kept_speed, speed_of
     from bfr.runtime.restore.restorer import Restorer
 

@@ -172,7 +172,7 @@ def _check_alone(items: Sequence[Item], max_pixels: int) -> None:
 
 @contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """Make the output folder, and remove it where nothing came into it. Raises InvalidOption if it cannot be."""
+    """Make the output folder, and remove it if nothing came into it. Raises InvalidOption if it cannot be."""
     there = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)

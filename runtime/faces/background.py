@@ -31,7 +31,7 @@ class Background(Protocol):
 
 
 class Lanczos:
-    """Lanczos interpolation, a = 4; a copy where nothing is to be enlarged."""
+    """Lanczos interpolation, a = 4; a copy if nothing is to be enlarged."""
 
     name = "lanczos"
 

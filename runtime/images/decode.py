@@ -194,7 +194,7 @@ def _bits(file: Pillow.Image, data: bytes) -> int:
 
 
 def _orientation(file: Pillow.Image) -> int:
-    """From the EXIF data, 1 to 8; 1 where there are none, or Pillow would copy more of them than there are."""
+    """From the EXIF data, 1 to 8; 1 if there are none, or Pillow would copy more of them than there are."""
     try:
         raw = file.info.get("Raw profile type exif")  # in a PNG's texts
         check_tags(file.info.get("exif") or (read_raw_profile(raw) if isinstance(raw, str) else b""))

@@ -143,7 +143,7 @@ def _on_white(pixels: Pixels, alpha: Pixels) -> Pixels:
 
 
 def _stacked(pixels: Pixels, alpha: Pixels | None, grey: bool) -> Pixels:
-    """(H, W), (H, W, 2), (H, W, 3) or (H, W, 4), without a copy where there is no alpha."""
+    """(H, W), (H, W, 2), (H, W, 3) or (H, W, 4), without a copy if there is no alpha."""
     if alpha is None:
         return pixels[..., 0] if grey else pixels
     return np.dstack([pixels[..., :1] if grey else pixels, alpha])

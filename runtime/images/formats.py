@@ -73,5 +73,5 @@ def format_of(data: bytes) -> Format | None:
 
 
 def result_suffix(source: Format | None) -> str:
-    """Return the suffix of a result in the format of its source; `.png` where that is not written."""
+    """Return the suffix of a result in the format of its source; `.png` if that is not written."""
     return (source if source and source in WRITTEN else PNG).suffixes[0]

@@ -38,7 +38,7 @@ def shown(show: Callable[[], None]) -> str | None:
 
 
 def name_notes(item: Item, output: str) -> tuple[str, ...]:
-    """That a result has another name than its source, where that is so."""
+    """That a result has another name than its source, if that is so."""
     last = PurePosixPath(output).name
     return () if last.startswith(PurePosixPath(item.name).name) else (f"its name is too long: the result is {last}",)
 

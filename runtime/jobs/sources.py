@@ -50,7 +50,7 @@ class Item:
 
     @property
     def suffix(self) -> str:
-        """The suffix of its content; where that is not known or a video too, of its name, in lower case."""
+        """The suffix of its content; if that is not known or a video too, of its name, in lower case."""
         named = PurePosixPath(self.source).suffix.lower()
         if self.content is None or (named in VIDEO_SUFFIXES and self.content in VIDEO_SUFFIXES):
             return named
@@ -58,7 +58,7 @@ class Item:
 
     @property
     def is_video(self) -> bool:
-        """Whether it is a video, by its content where that is known."""
+        """Whether it is a video, by its content if that is known."""
         return self.suffix in VIDEO_SUFFIXES
 
     def result_suffix(self, image_format: str) -> str:

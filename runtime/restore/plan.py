@@ -64,7 +64,7 @@ class Loop:
         diffuse: The name of that stage, None if the loop starts from the value `source` as it is.
         strength: What a network with folded guidance reads, None for others.
         features: The conditioner's, 0 without one.
-        wide: The shape of the noise that a step reads, where that is not the state's: a step may add noise twice.
+        wide: The shape of the noise that a step reads, if that is not the state's: a step may add noise twice.
     """
 
     name: str

@@ -93,7 +93,7 @@ def restore_video(
 
     Sound, subtitles and times are the source's, and so are all samples that no face touches, up to the encoder's error.
     Memory does not depend on the length. Of a source that is damaged, what can be decoded is restored, and `error` says
-    so. A video without a face is copied where nothing else is asked for.
+    so. A video without a face is copied if nothing else is asked for.
 
     Args:
         photo: What restores the frames' faces.
@@ -172,7 +172,7 @@ class _Shooting:
         still_noise: bool,
     ) -> None:
         self.photo, self.writer, self.film, self.still_noise = photo, writer, film, still_noise
-        # Faces alone are converted to RGB and back, where nothing else is done to the frames.
+        # Faces alone are converted to RGB and back, if nothing else is done to the frames.
         self.partly = photo.options.upscale == 1 and isinstance(photo.background, Lanczos)
         find = partial(photo.find, turns=False)
         self._followed: Iterator[Followed[Frame]] = follow(self._decoded(reader), lambda frame: frame.quick, find)

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 def demuxed(container: InputContainer, streams: "Sequence[Stream]") -> "Iterator[Packet[Any]]":
-    """The packets of some streams, all of the container's where none is named.
+    """The packets of some streams, all of the container's if none is named.
 
     A transport stream may get further streams on its way, of which PyAV raises IndexError: their packets are skipped.
     """

@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 class VideoWriter:
     """An open video of which frames are written one after the other, in constant memory.
 
-    Colours are converted and tagged as `info` has them; where it has no tags there are none, and a player shows the
+    Colours are converted and tagged as `info` has them; if it has no tags there are none, and a player shows the
     result as it shows the source. Times are kept: gaps, varying rates, a begin before or after that of the sound.
     Within `with`, an exception leaves a file that is not whole: write to the name that `atomic_path` gives.
     """

@@ -91,7 +91,7 @@ class Cuda:
     """The GPU number `index`. Every call makes it the current one of its thread first: processes may use several."""
 
     def __init__(self, index: int = 0) -> None:
-        """Raises MissingDependency without cuda-python, BackendUnavailable where there is no such GPU."""
+        """Raises MissingDependency without cuda-python, BackendUnavailable if there is no such GPU."""
         self.index = index
         self.rt, self.driver = bindings()
         found = device_count()

@@ -19,7 +19,7 @@ BLOCK = 256  # threads
 def compile_kernels(compute_capability: str) -> bytes:
     """Machine code for a compute capability, as `9.0`; PTX where NVRTC is older than the GPU.
 
-    Raises MissingDependency without NVRTC, BackendUnavailable where it fails.
+    Raises MissingDependency without NVRTC, BackendUnavailable if it fails.
     """
     try:
         nvrtc: Any = import_module("cuda.bindings.nvrtc")

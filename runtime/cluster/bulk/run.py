@@ -54,7 +54,7 @@ def run_bulk(
     """Restore the images that `inputs` name into `out`, folders or URLs, on this machine or a cluster.
 
     An image that cannot be read or restored is a failed entry. One that an earlier run restored is a skipped entry,
-    where neither it, nor the settings, nor the result have changed since. A block of images whose worker or node dies
+    if neither it, nor the settings, nor the result have changed since. A block of images whose worker or node dies
     is restored again, there or elsewhere: a result depends on its image and the settings alone, so that the file is the
     same.
 

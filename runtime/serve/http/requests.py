@@ -43,14 +43,14 @@ class RestoreQuery(RestoreOptions):
         return options
 
     def system(self, systems: Mapping[str, System]) -> System:
-        """The system of the option `bundle`. Raises Problem where it is not offered."""
+        """The system of the option `bundle`. Raises Problem if it is not offered."""
         name = self.bundle or next(iter(systems))
         if name not in systems:
             raise _invalid_options(f"bundle {name!r} is not offered: choose one of {', '.join(systems)}")
         return systems[name]
 
     def group(self, systems: Mapping[str, System]) -> Group:
-        """The bundle, the preset and the seed. Raises Problem where one is not offered."""
+        """The bundle, the preset and the seed. Raises Problem if one is not offered."""
         system = self.system(systems)
         name = self.preset or system.default_preset
         if name not in system.presets:

@@ -131,7 +131,7 @@ class Worker:
         return self.child
 
     async def start(self) -> None:
-        """Wait until it is warm. Raises RestorationFailed with the reason where it fails before."""
+        """Wait until it is warm. Raises RestorationFailed with the reason if it fails before."""
         child = self.spawn()
         try:
             await child.open()
