@@ -6,6 +6,7 @@ import struct
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -78,21 +79,76 @@ def images() -> list[bytes]:
 
 
 def read_image(data: bytes) -> None:
-    """Decode, and encode in every format what came out."""
+    """Decode, with warnings raised for every other length, and encode in every format what came out, which is whole."""
     from bfr.runtime.images.decode import decode_image
     from bfr.runtime.images.encode import encode_noted
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("error" if len(data) % 2 else "ignore")
         image = decode_image(data, max_pixels=MAX_PIXELS)
-        height, width, channels = image.pixels.shape
-        assert channels == 3
+        warnings.simplefilter("ignore")
+        height, width, _ = image.pixels.shape
         assert 0 < height * width <= MAX_PIXELS
+        for array, shape in ((image.pixels, (height, width, 3)), (image.alpha, (height, width))):
+            if array is not None:
+                assert (array.shape, array.dtype) == (shape, image.pixels.dtype)
+                assert array.dtype in (np.uint8, np.uint16)
+                assert array.flags.c_contiguous
+                assert array.flags.writeable
+        assert type(image.grey) is bool
         assert all(isinstance(note, str) for note in image.notes)
         small = np.zeros((2, 3, 3), image.pixels.dtype)
         for suffix in (".png", ".jpg", ".webp"):
             written, _ = encode_noted(small, suffix, like=image)
-            assert decode_image(written).pixels.shape == (2, 3, 3)
+            again = decode_image(written)
+            assert again.pixels.shape == (2, 3, 3)
+            assert suffix != ".png" or (again.metadata.exif is None) == (image.metadata.exif is None)
+
+
+def read_chunks(data: bytes) -> None:
+    """The chunks of a PNG, whose checksums are made right: no decoder looks behind a wrong one."""
+    parts, at = [b"\x89PNG\r\n\x1a\n"], 0
+    while at + 8 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        parts += [data[at:end], zlib.crc32(data[at + 4 : end]).to_bytes(4, "big")]
+        at = end + 4
+    read_image(b"".join(parts))
+
+
+def png_seeds() -> list[bytes]:
+    """The chunks of the PNGs among the images."""
+    return [one[8:] for one in images() if one[:4] == b"\x89PNG"]
+
+
+def read_blocks(data: bytes) -> None:
+    """As EXIF data and as a profile of images: whatever they hold, the pixels come through."""
+    from bfr.runtime.images.decode import decode_image
+
+    files, block = image_files(), data[:60_000]  # a segment of a JPEG holds no more
+    made = [
+        files.saved(files.flat("RGB", (9, 9, 9), (3, 2)), kind, **{name: block})
+        for kind in ("PNG", "JPEG", "WEBP")
+        for name in ("exif", "icc_profile")
+    ]
+    for file in made:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert decode_image(file).pixels.shape in ((2, 3, 3), (3, 2, 3))
+        read_image(file)
+    for name, body in ((b"eXIf", block), (b"iCCP", b"name\0\0" + zlib.compress(block))):
+        with suppress(BfrError):
+            read_image(files.png(files.deep, 6, files.chunk(name, body)))
+
+
+def block_seeds() -> list[bytes]:
+    """EXIF data of both byte orders, a profile, and nothing."""
+    files = image_files()
+    return [
+        *metadata_seeds()[:2],
+        b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0",
+        files.swapped_profile(),
+        b"",
+    ]
 
 
 def read_header(data: bytes) -> None:
@@ -289,6 +345,8 @@ TARGETS = (
         (b"IHDR", b"IDAT", b"gAMA", b"cHRM", b"iCCP", b"eXIf", b"iTXt", b"tEXt", b"acTL", b"Exif\0\0", b"8BIM\x04\x04",
          b"\xff\xe1", b"\xff\xed", b"\xff\xfe", b"VP8X", b"EXIF", b"XMP ", struct.pack("<HHI", 0x112, 3, 1)),
     ),
+    Target("chunks", read_chunks, png_seeds, (b"IHDR", b"PLTE", b"tRNS", b"gAMA", b"iCCP", b"eXIf", b"acTL", b"fcTL")),
+    Target("blocks", read_blocks, block_seeds, (b"II*\0", b"MM\0*", struct.pack("<HHI", 0x112, 3, 1))),
     Target(
         "metadata",
         read_metadata,

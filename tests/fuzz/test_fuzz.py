@@ -15,7 +15,8 @@ from targets import TARGETS, Target
 
 from bfr.runtime.errors import BfrError
 
-FILES = {"header": 400, "image": 120, "metadata": 600, "manifest": 60, "graph": 200, "report": 60, "video": 25}
+FILES = {"header": 400, "image": 400, "chunks": 400, "blocks": 60, "metadata": 600, "manifest": 60, "graph": 200}
+FILES |= {"report": 60, "video": 25}
 
 
 @pytest.mark.parametrize("target", [one for one in TARGETS if one.name in FILES], ids=lambda one: one.name)
