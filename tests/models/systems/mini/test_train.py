@@ -8,11 +8,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bfr.models.systems.mini import train as training
 from bfr.models.systems.mini.critic import Critic
+from bfr.models.systems.mini.judge import in_one_step, judge
+from bfr.models.systems.mini.losses import PLAIN_SHARE, Batch, denoiser_loss
 from bfr.models.systems.mini.networks import build
+from bfr.models.systems.mini.optimizer import Optimizer, orthogonal
+from bfr.runtime.diffusion.schedule import linear_schedule
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,7 @@ def options(faces: Path, out: Path, **changes: Any) -> argparse.Namespace:
     out.mkdir(exist_ok=True)
     values = {"role": "denoiser", "faces": faces, "out": out, "steps": 3, "batch": 1, "lr": 1e-3, "ema": 0.9}
     values |= {"last_timestep": 400, "init": None, "seed": 0, "device": "cpu", "workers": 0, "log_every": 1}
-    values |= {"judge_every": 2, "judged": 1, "compile": False, "adversarial": 0.0, "features": 0.0}
+    values |= {"judge_every": 2, "judged": 1, "compile": False, "adversarial": 0.0, "features": 0.0, "estimator": None}
     return argparse.Namespace(**(values | changes))
 
 
@@ -108,6 +112,49 @@ def test_a_run_against_a_critic_goes_on_with_its_critic(faces: Path, tmp_path: P
     assert steps == [{2}, {3}]
 
 
+def test_a_denoiser_is_trained_and_judged_on_estimates(faces: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "estimator.safetensors"
+    save_file(build("estimator").state_dict(), weights)
+    training.train(options(faces, tmp_path, steps=2, batch=4, estimator=weights, adversarial=0.1, features=1.0))
+    entries = [json.loads(line) for line in (tmp_path / "denoiser.jsonl").read_text().splitlines()]
+    assert set(entries[1]["gain"]) == {"clean", "mild", "medium", "severe"}
+    assert torch.load(tmp_path / "denoiser.pt", weights_only=True)["critic"]
+
+
+def test_a_denoiser_that_finds_the_clean_face_in_an_estimate_has_no_loss() -> None:
+    torch.manual_seed(0)
+    faces = 16
+    plain = int(PLAIN_SHARE * faces)
+    batch = Batch(torch.rand(faces, 3, 16, 16), torch.rand(faces, 3, 16, 16), torch.ones(faces, dtype=torch.bool))
+    alpha_bar = torch.from_numpy(linear_schedule().alpha_bar).float()
+    noisiest = []
+
+    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        signal = alpha_bar[t].view(-1, 1, 1, 1)
+        noisiest.extend(t[plain:].tolist())
+        distance = (x - signal.sqrt() * (2 * batch.clean - 1))[plain:].abs().mean(dim=(1, 2, 3))
+        assert (distance > 0.1).any()  # starts: they are near the estimate, not near the clean face
+        return (x - signal.sqrt() * (2 * batch.clean - 1)) / (1 - signal).sqrt()
+
+    args = argparse.Namespace(seed=0, last_timestep=400, estimator="one", adversarial=0.0, features=0.0)
+    assert float(denoiser_loss(denoiser, batch, 0, args, None)) < 1e-4  # type: ignore[arg-type]
+    assert 1 <= max(noisiest) <= 10
+
+
+def test_one_step_with_a_denoiser_that_finds_nothing_returns_the_noised_estimate() -> None:
+    face = torch.rand(1, 3, 256, 256)
+    result = in_one_step(torch.nn.Identity(), lambda x, _t: torch.zeros_like(x))(face)  # type: ignore[arg-type]
+    signal = float(linear_schedule().alpha_bar[1])
+    noise = torch.randn(face.shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(result, face + 0.5 * ((1 - signal) / signal) ** 0.5 * noise, rtol=1e-4, atol=1e-5)
+
+
+def test_faces_of_one_colour_are_judged_too() -> None:
+    gains, sharpness = judge(torch.nn.Identity(), np.full((1, 320, 320, 3), 90, np.uint8), torch.device("cpu"))
+    assert gains["clean"] == pytest.approx(100.0)
+    assert all(np.isfinite(list(gains.values()) + list(sharpness.values())))
+
+
 def test_a_critic_learns_to_tell_blurred_faces_from_clean_ones() -> None:
     torch.manual_seed(0)
     critic = Critic(width=4, lr=5e-3)
@@ -134,7 +181,7 @@ def test_faces_kept_aside_are_not_trained_on(faces: Path) -> None:
 @pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 16)])
 def test_muon_steps_are_nearly_orthogonal(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(training.orthogonal(matrix))
+    values = torch.linalg.svdvals(orthogonal(matrix))
     assert 0.3 < float(values.min()) <= float(values.max()) < 1.4
 
 
@@ -142,7 +189,7 @@ def test_muon_lowers_a_loss_that_adamw_alone_would_lower_too() -> None:
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 3))
     x, y = torch.randn(4, 3, 12, 12), torch.randn(4, 3, 8, 8)
-    optimizer, losses = training.Optimizer(network, 1e-2), []
+    optimizer, losses = Optimizer(network, 1e-2), []
     for _ in range(20):
         loss = torch.nn.functional.mse_loss(network(x), y)
         loss.backward()
