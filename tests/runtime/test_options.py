@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from importlib import import_module
+from math import nan
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -115,6 +116,8 @@ class TestConstructor:
         ("model", "values", "sentences"),
         [
             (PhotoOptions, {"blend": 2}, ["blend 2 is out of range: choose between 0 and 1"]),
+            (PhotoOptions, {"blend": -0.1, "upscale": 3}, ["blend -0.1 is out of range", "choose one of 1, 2, 4"]),
+            (PhotoOptions, {"blend": nan, "min_eye_distance": nan}, ["blend nan ", "min_eye_distance nan "]),
             (PhotoOptions, {"faces": "some"}, ["faces 'some' is unknown: choose one of all, largest, centre"]),
             (OpenOptions, {"batch": 0, "device": -1}, ["batch 0 ", "1 or more", "device -1 ", "0 or more"]),
             (ServeOptions, {"timeout": 0}, ["timeout 0 is out of range: choose more than 0"]),
@@ -138,6 +141,10 @@ class TestConstructor:
             PhotoOptions("all", faces="all")
         with pytest.raises(TypeError):
             Some(1)
+
+    def test_a_range_holds_its_ends(self) -> None:
+        for end in (0, 1):
+            assert PhotoOptions(blend=end, min_eye_distance=0).blend == end
 
     def test_models_are_frozen(self) -> None:
         with pytest.raises(Exception, match="frozen"):

@@ -26,7 +26,7 @@ from bfr.runtime.bundle.manifest import (
     Tensor,
     Variant,
 )
-from bfr.runtime.errors import InvalidImage, InvalidOption
+from bfr.runtime.errors import InvalidImage
 from bfr.runtime.faces.background import Lanczos
 from bfr.runtime.faces.condition import Condition
 from bfr.runtime.faces.geometry import Face, template
@@ -139,27 +139,6 @@ def around(face: Face, shape: tuple[int, ...], reach: float = 1.0) -> Array:
 
 
 class TestOptions:
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"faces": "some"}, "faces 'some' is unknown: choose one of all, largest, centre"),
-            ({"upscale": 3}, "upscale 3 is unknown: choose one of 1, 2, 4"),
-            ({"upscale": 0}, "upscale 0 is unknown"),
-            ({"blend": 1.01}, "blend 1.01 is out of range: choose between 0 and 1"),
-            ({"blend": -0.1}, "blend -0.1 is out of range"),
-            ({"blend": float("nan")}, "blend nan is out of range"),
-            ({"min_eye_distance": -1}, "min_eye_distance -1 is out of range: choose 0 or more"),
-            ({"min_eye_distance": float("nan")}, "min_eye_distance nan is out of range"),
-        ],
-    )
-    def test_values_out_of_range(self, options: dict[str, Any], message: str) -> None:
-        with pytest.raises(InvalidOption, match=message):
-            PhotoOptions(**options)
-
-    @pytest.mark.parametrize("options", [{"blend": 0}, {"blend": 1}, {"upscale": 4}, {"min_eye_distance": 0}])
-    def test_the_ends_of_the_ranges(self, options: dict[str, Any]) -> None:
-        assert PhotoOptions(**options)
-
     def test_what_is_not_given_is_the_best_there_is(self, painter: Restorer, monkeypatch: pytest.MonkeyPatch) -> None:
         best = Known()
         monkeypatch.setattr("bfr.runtime.faces.photo.open_detector", lambda name: name == "auto" and best)
