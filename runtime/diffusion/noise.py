@@ -74,5 +74,7 @@ def _uniform(words: NDArray[np.uint64]) -> Float32:
 
 def check_seed(seed: int) -> None:
     """Raise InvalidOption unless `seed` is an integer of 32 bits."""
+    if not isinstance(seed, int | np.integer):
+        raise InvalidOption(f"seed {seed!r} is not accepted: a whole number is needed")
     if not 0 <= seed <= WORD:
         raise InvalidOption(f"seed {seed} is out of range: choose between 0 and {WORD}")

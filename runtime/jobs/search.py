@@ -69,7 +69,7 @@ class Search:
         files = [
             file
             for file in matches
-            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(base).parts)
+            if _is_file(file) and not any(part.startswith(".") for part in file.relative_to(base).parts)
             if folder is None or not file.absolute().is_relative_to(folder.absolute())
         ]
         found = [one for file in files if (one := self._take(file, base))]
@@ -124,7 +124,7 @@ class Search:
                 file = Path(parent, name)
                 if name.startswith("."):
                     continue
-                if _is_link(file) and not (file.is_file() and file.resolve().is_relative_to(root)):
+                if _is_link(file) and not (_is_file(file) and file.resolve().is_relative_to(root)):
                     self.passed[str(file)] = "a link out of the folder, or to nothing: name the file itself"
                 else:
                     yield file
@@ -170,6 +170,10 @@ def content_suffix(path: Path) -> str | None:
 
 def _is_link(path: Path) -> bool:
     return os.path.islink(path)  # noqa: PTH114  (False for a path that is too long, where Path raises)
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113  (the same, and for a target in a folder that is closed to us)
 
 
 def _same(path: Path, resolved: Path) -> bool:

@@ -48,6 +48,8 @@ def restore_image(
     if unknown := sorted(options.keys() - set(known)):
         raise InvalidOption(f"there is no option {', '.join(unknown)}: choose among {', '.join(known)}")
     given = {name: options.pop(name) for name in PhotoOptions.model_fields.keys() & options.keys()}
+    if not isinstance(restorer, Restorer | None):
+        raise InvalidOption(f"restorer {restorer!r} is no Restorer: give an open one, or name a bundle with bundle=")
     if restorer is not None and options:
         raise InvalidOption(f"the restorer is open already: give {', '.join(options)} to Restorer.open")
     if aligned and (photo is not None or given):

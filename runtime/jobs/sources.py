@@ -123,7 +123,7 @@ def find_inputs(inputs: Sequence[Path | str], *, videos: bool = False, out: Path
     found: dict[str, Found] = {}  # by absolute path or URL
     passed: dict[str, str] = {}
     search = Search(videos, out, passed)
-    for name in inputs:
+    for name in [inputs] if isinstance(inputs, str | Path) else inputs:  # a text would be taken letter by letter
         path = local_path(name)
         for one in search.remote(str(name)) if path is None else search.local(path):
             found.setdefault(str(one.file.absolute() if isinstance(one.file, Path) else one.file), one)

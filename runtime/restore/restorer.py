@@ -1,12 +1,14 @@
 """`Restorer`: aligned faces in, restored faces out."""
 
 import logging
+import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +38,8 @@ class Restorer:
     """A system opened on a device.
 
     While the device works on a batch, the host prepares and launches the next one and finishes the previous one.
-    Not thread-safe: one Restorer serves one caller at a time. Several of them, on one GPU or on several, may live in
-    one process.
+    One Restorer serves one caller at a time: `run` and `restore` of other threads wait. Several of them, on one GPU or
+    on several, may live in one process.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Restorer:
         self._float32: Restorer | None = None
         self.fixed: dict[str, NDArray[Any]] = {}  # pictures for further inputs, for images that are not given their own
         self._owns_device = self._closed = False
+        self._running, self._process = threading.RLock(), os.getpid()
 
     @classmethod
     def open(
@@ -212,15 +215,16 @@ class Restorer:
         results: list[Restored] = []
         running: Pending | None = None
         begin = 0
-        while begin < len(images):
-            part = slice(begin, begin + self.batch)
-            begin = part.stop
-            pictures = {name: pictures[part] for name, pictures in given.items()}
-            following = self._launch(Batch(self.inputs, images[part], named[part], seed, pictures), on_step)
-            if running:
-                results += running.finish()
-            running = following
-        return results + running.finish() if running else results
+        with self._running:
+            while begin < len(images):
+                part = slice(begin, begin + self.batch)
+                begin = part.stop
+                pictures = {name: pictures[part] for name, pictures in given.items()}
+                following = self._launch(Batch(self.inputs, images[part], named[part], seed, pictures), on_step)
+                if running:
+                    results += running.finish()
+                running = following
+            return results + running.finish() if running else results
 
     def launch(
         self,
@@ -274,9 +278,14 @@ class Restorer:
         self._check_open()
         return self.chains.chain(batch)
 
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("a Restorer cannot be copied or sent to another process: open one there")
+
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidOption("this Restorer is closed: use it inside its `with`, or open another")
+        if self._process != os.getpid():  # it would wait for ever for threads that a fork does not copy
+            raise InvalidOption("this Restorer was opened in another process: open one in each, after the fork")
 
     def float32(self) -> "Restorer":
         """Return the same system in float32 on the same device, for images that overflow in half precision."""

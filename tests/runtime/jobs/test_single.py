@@ -167,6 +167,8 @@ class TestRestoreImage:
             restore_image(PIXELS, restorer=small(), preset="fast")
         with pytest.raises(InvalidOption, match=r"no option upscal: choose among faces, .*upscale, .*preset, .*steps"):
             restore_image(PIXELS, restorer=small(), upscal=2)
+        with pytest.raises(InvalidOption, match="'mini' is no Restorer: give an open one, or name a bundle"):
+            restore_image(PIXELS, restorer="mini")  # type: ignore[arg-type]
         with pytest.raises(InvalidOption, match="leave out photo"):
             restore_image(PIXELS, aligned=True, photo=PhotoOptions())
 

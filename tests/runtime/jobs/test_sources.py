@@ -1,5 +1,6 @@
 """What a run reads, and the names that it writes under."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -120,6 +121,28 @@ def test_inputs_keep_their_order_and_are_read_once(tmp_path: Path) -> None:
         Item(tmp_path / "g/a.png", "a_png_2"),
         Item(tmp_path / "odd.name", "odd"),
     ]
+
+
+def test_a_folder_as_text_is_one_input(tmp_path: Path) -> None:
+    fill(tmp_path, "a.png")
+    assert [item.name for item in find_images(str(tmp_path))] == ["a"]
+
+
+def test_a_link_into_a_folder_that_is_closed_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Path.is_file` raises there; whoever runs the tests may be let in everywhere."""
+
+    def refuse(path: Path) -> bool:
+        if path.name == "closed.png":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return os.path.isfile(path)  # noqa: PTH113
+
+    fill(tmp_path, "in/a.png")
+    (tmp_path / "in/closed.png").symlink_to(tmp_path / "elsewhere.png")
+    monkeypatch.setattr(Path, "is_file", refuse)
+    inputs = find_inputs([tmp_path / "in"])
+    assert [item.name for item in inputs.items] == ["a"]
+    assert list(inputs.passed_over) == [str(tmp_path / "in/closed.png")]
+    assert [item.name for item in find_images([tmp_path / "in/*.png"])] == ["a"]
 
 
 def test_relative_and_absolute_names_are_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,6 @@
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -253,3 +256,27 @@ def test_a_bundle_can_be_anywhere(tiny_bundle: Bundle, tmp_path: Path) -> None:
     link.symlink_to(tiny_bundle.folder)
     with Restorer.open(link, backend="onnxruntime-cpu") as restorer:
         assert restorer.restore(FACES[:1])[0].shape == (32, 32, 3)
+
+
+def test_threads_take_turns(tiny_bundle: Bundle, alone: list[np.ndarray]) -> None:
+    with opened(tiny_bundle) as restorer, ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda face: restorer.restore(face)[0], FACES * 4))
+    for result, expected in zip(found, alone * 4, strict=True):
+        np.testing.assert_array_equal(result, expected)
+
+
+def test_another_process_is_told_to_open_its_own(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tiny_bundle) as restorer:
+        with pytest.raises(TypeError, match="open one there"):
+            pickle.dumps(restorer)
+        here = os.getpid()
+        with monkeypatch.context() as forked:
+            forked.setattr(os, "getpid", lambda: here + 1)
+            with pytest.raises(InvalidOption, match="opened in another process"):
+                restorer.restore(FACES)
+
+
+@pytest.mark.parametrize("seed", [None, "3", 1.5])
+def test_a_seed_is_a_whole_number(tiny_bundle: Bundle, seed: Any) -> None:
+    with opened(tiny_bundle) as restorer, pytest.raises(InvalidOption, match="a whole number is needed"):
+        restorer.restore(FACES, seed=seed)
