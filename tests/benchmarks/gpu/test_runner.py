@@ -13,7 +13,7 @@ import pytest
 
 from bfr.benchmarks.gpu import stages
 from bfr.benchmarks.gpu.__main__ import run_one, run_stages
-from bfr.benchmarks.gpu.measure import Context, NeedsGpu, Stage
+from bfr.benchmarks.gpu.measure import Context, NeedsGpu, Stage, _profile
 from bfr.benchmarks.gpu.stages import STAGES
 
 # Stands for `python -m bfr.benchmarks.gpu`: `--stage NAME` says what becomes of the stage, which it notes first.
@@ -176,6 +176,21 @@ def test_a_stage_that_needs_a_gpu_is_skipped_for_that_reason(tmp_path: Path) -> 
 
     entry = run_one(Stage("needs", needs, 1, 1, "?"), context(tmp_path))
     assert entry == {"status": "skipped", "why": "needs a GPU", "figures": {}}
+
+
+def test_regions_around_kernels_are_no_kernels(tmp_path: Path) -> None:
+    """Compiled code marks its regions, which a profiler shows among the kernels of a GPU."""
+    torch = pytest.importorskip("torch")
+
+    def call() -> None:
+        with torch.profiler.record_function("## Call CompiledFxGraph ##"):
+            torch.ones(8).add_(1)
+
+    count, rows = _profile(call, context(tmp_path))
+    names = {row["name"] for row in rows}
+    assert "aten::add_" in names
+    assert not any("Compiled" in name for name in names)
+    assert count == sum(row["calls"] for row in rows)
 
 
 def test_the_limits_of_the_stages_allow_for_their_least() -> None:
