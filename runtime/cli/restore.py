@@ -19,6 +19,7 @@ from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.report import content_of, describe_entry, passed_over, summary
 from bfr.runtime.restore.options import OpenOptions, SamplerOptions
+from bfr.runtime.text import listed
 
 if TYPE_CHECKING:
     from bfr.runtime.faces.photo import PhotoRestorer
@@ -259,7 +260,7 @@ def print_report(
     _say_some([f"passed over: {one_line(one['source'])}: {one['reason']}" for one in passed], table)
     if faceless := [entry.source for entry in report.entries if entry.status == "no face"]:
         detector = "" if report.settings.get("detector") == "yunet" else "run `bfr fetch yunet` for a better detector, "
-        names = ", ".join(map(one_line, faceless[:3])) + (f" and {len(faceless) - 3} more" if faceless[3:] else "")
+        names = listed([one_line(name) for name in faceless], 3)
         kept = "it was kept as it is" if len(faceless) == 1 else "they were kept as they are"
         say(
             f"no face was found in {names}, in any orientation: {kept}. If there is one, {detector}cut the picture "

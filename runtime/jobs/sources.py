@@ -10,7 +10,7 @@ from bfr.runtime.files import shortened
 from bfr.runtime.images.formats import BY_SUFFIX, NAMES, result_suffix
 from bfr.runtime.jobs.search import Found, Search, natural_key
 from bfr.runtime.jobs.store import Store, identity_of, local_path, version_of
-from bfr.runtime.text import without_secrets
+from bfr.runtime.text import listed, without_secrets
 from bfr.runtime.video.formats import MEDIA_TYPES as VIDEO_TYPES
 from bfr.runtime.video.formats import SUFFIXES as VIDEO_SUFFIXES
 from bfr.runtime.video.formats import output_suffix
@@ -215,10 +215,9 @@ def check_free(outputs: Iterable[str], store: Store) -> None:
     """
     there = store.existing(outputs)
     if there:
-        names = ", ".join(there[:_SHOWN]) + (f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else "")
         raise InvalidOption(
-            f"{names} in {store.url} would be replaced: give --overwrite to replace, --resume to continue, "
-            "or choose another output folder"
+            f"{listed(there, _SHOWN)} in {store.url} would be replaced: give --overwrite to replace, --resume to "
+            "continue, or choose another output folder"
         )
 
 
