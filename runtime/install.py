@@ -27,7 +27,7 @@ def install_command(*extras: str, options: str = "") -> str:
 
     Args:
         extras: Names of [project.optional-dependencies].
-        options: Of pip, as `--force-reinstall`.
+        options: Options of pip, such as `--force-reinstall`.
     """
     asked = f"[{','.join(extras)}]" if extras else ""
     what, flags = _origin()

@@ -53,7 +53,7 @@ def field_of(model: type[BaseModel], name: str, **changes: Any) -> Any:
 
     Args:
         model: The model that the field is written in.
-        name: Of the field.
+        name: Name of the field.
         changes: Attributes that differ, as `default`.
     """
     field = copy(model.model_fields[name])

@@ -116,7 +116,7 @@ def on_both(
 
     Args:
         stages: The networks, by name.
-        sizes: Of what each is traced with, the side of its images or latents.
+        sizes: Side of the images or latents that each is traced with.
         scratch: A folder for the exported graphs.
         run: Takes a device and the networks on it; returns the largest error.
     """

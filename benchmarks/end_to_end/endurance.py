@@ -54,7 +54,7 @@ def endure(
         images: How many different images.
         batch: Images a call.
         steps: Calls of the denoiser, instead of the preset's.
-        threads: Of the CPU.
+        threads: CPU threads.
         index: Number of the GPU.
         every: Images between two looks.
         compiler: As of `open_contender`.

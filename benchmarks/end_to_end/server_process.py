@@ -30,7 +30,7 @@ class ServerProcess:
 
         Args:
             home: Folder of the server's files and of what it prints.
-            flags: Of `bfr serve`.
+            flags: Flags of `bfr serve`.
             wait: Whether to wait.
             environment: Variables of its environment beside this process's.
 

@@ -149,10 +149,10 @@ def restore(
     """Time batches of faces; compare the images with those of eager float32, where it ran before.
 
     Args:
-        context: Of the stage.
+        context: The stage's context.
         name: The contender.
         batch: Faces a call.
-        steps: Of the loop; None is the preset's own.
+        steps: Number of steps of the loop; None is the preset's.
         repeats: Timed batches.
         compiler: See `open_contender`; an empty one is `defaults` in the report.
     """

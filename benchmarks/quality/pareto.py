@@ -69,7 +69,7 @@ def candidates(
         spacings: Grids and respacings.
         steps: Numbers of calls.
         starts: Timesteps that grids start at; a respacing starts at the index that gives it its number of calls.
-        etas: Of the solvers that take one.
+        etas: Values of eta, for solvers that take one.
 
     Raises:
         InvalidOption: A sampler does not exist or does not fit the bundle.

@@ -79,7 +79,7 @@ def read_portraits(folder: Path, limit: int, size: int) -> list[Portrait]:
     """Read the first photographs of a folder in which YuNet finds a face.
 
     Args:
-        folder: Of photographs.
+        folder: Folder of photographs.
         limit: How many are read.
         size: Side of the aligned crop, pixels.
 

@@ -34,7 +34,7 @@ class Apart:
 
         Args:
             make: Makes the object; a function or class of a module that can be imported.
-            arguments: Of `make`; they are pickled, as are arguments and results of all calls.
+            arguments: Arguments of `make`. They are pickled, as are arguments and results of all calls.
             limit: Seconds that making it, and each call, may take.
 
         Raises:

@@ -154,10 +154,10 @@ def open_contender(
 
     Args:
         bundle: The bundle.
-        name: Of the contender.
-        threads: Of the CPU; None is each library's own choice.
+        name: Name of the contender.
+        threads: CPU threads; None is each library's own choice.
         index: Number of the GPU.
-        compiler: Of a backend that compiles; None is its default.
+        compiler: Compiler options of a backend that compiles; None is its default.
 
     Raises:
         BackendUnavailable: It does not work or makes no sense here.

@@ -45,7 +45,7 @@ def as_markdown(results: Results, *, roofline: str | None = None) -> str:
     """Render a table a batch size, then stages, start and memory, the machine.
 
     Args:
-        results: Of one run.
+        results: The results of one run.
         roofline: File name of the picture; None if there is none.
     """
     r = results

@@ -162,8 +162,8 @@ class Results:
         others_cores: How many cores other processes kept busy during the measurements, on average; None until they
             are over.
         skipped: Contenders that could not begin, by name with the reason.
-        ceilings: Of the device that the baseline ran on; None if they are not known.
-        costs: Of a step at each batch size; empty if they are not known.
+        ceilings: Ceilings of the baseline's device; None if unknown.
+        costs: Costs of a step at each batch size; empty if unknown.
         lost: Contenders that began and dropped out, by name with the reason.
         energy: Where it was read, or why not.
         notes: What else is missing.
@@ -255,7 +255,7 @@ def summarize(
     Args:
         run: Its calls.
         batch: Images a call.
-        steps: Of the loop.
+        steps: Number of steps of the loop.
         baseline: What speed and images are held against, `run` itself included; None if it was lost.
         gflop: Billions of operations of a batch, where they are counted.
         limit_seconds: The least that a step can take.

@@ -28,10 +28,10 @@ def describe_graph(
     Args:
         system: The system's name.
         network: The network's name in its bundle.
-        kind: Of the stage, see `bfr.models.stages.kinds`.
+        kind: Kind of the stage, see `bfr.models.stages.kinds`.
         size: S of the system's images, pixels a side.
         tensors: The names of its inputs and outputs.
-        licence: Of the weights.
+        licence: Licence of the weights.
         sources: The checkpoints that the weights came from.
         batches: The only batch sizes that it takes, None for all.
         fixed: What the file read beside images and became a constant, by name.

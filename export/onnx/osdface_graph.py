@@ -19,7 +19,7 @@ class File:
     """A graph of the release.
 
     Attributes:
-        name: Of the file.
+        name: Name of the file.
         network: What it is called in the bundle.
         reads: Its inputs, and what the bundle calls each.
         output: Its output.

@@ -64,7 +64,7 @@ def put_between(
         before: What makes its inputs.
         after: What reads its outputs.
         inputs: Shapes of the float32 inputs that the graph has then, by name, without the batch.
-        outputs: Of the outputs.
+        outputs: Outputs.
     """
     first, last = ([node for chain in chains for node in chain.finished()] for chains in (before, after))
     nodes = [*first, *graph.node, *last]
@@ -150,7 +150,7 @@ class Nodes:
         Args:
             begin: The tensor that the first node reads.
             end: The tensor that the last node makes.
-            opset: Of the graph that the nodes are for.
+            opset: Opset of the graph that the nodes are for.
         """
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[TensorProto] = []

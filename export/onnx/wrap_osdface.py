@@ -59,7 +59,7 @@ def wrap_osdface(
         folder: Holds the four graphs, the weights beside them, and the schedule.
         out: The new bundle's folder.
         options: Its name, licence and whether a bundle is replaced; the rest describes single files.
-        threads: Of the CPU, while the bundle is verified; None takes one a core.
+        threads: CPU threads of the verification; None is one per core.
         say: Called with each line of what is found and done.
 
     Raises:

@@ -222,7 +222,7 @@ def filled(name: str, axes: Axes, number: float, kind: DTypeLike, sizes: Mapping
         axes: Its declared shape.
         number: The number.
         kind: The type.
-        sizes: Of open axes, by name; all others are 1.
+        sizes: Sizes of open axes, by name; all others are 1.
     """
     shape = [sizes.get(one, 1) if isinstance(one, str) else max(one or 1, 1) for one in axes]
     check_size(f"input {name}", shape)

@@ -39,7 +39,7 @@ def prepare_stage(stage: nn.Module, precision: Precision, *, channels_last: bool
 
     Args:
         stage: The module.
-        precision: Of the network in it.
+        precision: Precision of the network in it.
         channels_last: The layout in which tensor cores read convolutions; compiled code keeps activations in it as
             well, eager group normalization does not.
 

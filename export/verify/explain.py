@@ -37,7 +37,7 @@ class Layer:
     """One operator, and how far its result is from float32.
 
     Attributes:
-        name: Of the weight it reads; without one `OP after WEIGHT`, the weight before it.
+        name: Name of the weight it reads; without one `OP after WEIGHT`, the weight before it.
         operator: ONNX's name of it.
         tensor: Its result, in the graph in question.
         type: That the result is stored in, as `float16`.
@@ -65,7 +65,7 @@ class Explanation:
     Attributes:
         network, precision: Which.
         backend: What ran it; the float32 graph ran in ONNX Runtime on the CPU.
-        layers: Of the graph, and `compared` of them: those with a counterpart in the float32 graph.
+        layers: Number of layers; `compared` of them have a counterpart in the float32 graph.
         first: The first layer whose error is JUMP times that of its inputs, in the graph's order; None without one.
         largest: The layer of the largest |x|.
         worst: Up to SHOWN layers, the largest error first.
@@ -128,8 +128,8 @@ def explain(
 
     Args:
         bundle: That has the network.
-        name: Of the network.
-        precision: Of its variant in question; fp32 if it has none such.
+        name: Name of the network.
+        precision: Precision of the variant; fp32 if the network has no such variant.
         inputs: By name, (B, ...) float32 each; B 1 keeps it small.
         backend: That is in question. A PyTorch backend runs no graph: the graph then runs on the CPU.
         index: The number of the GPU, for ONNX Runtime. An engine is built and run on the GPU that is current.

@@ -116,8 +116,8 @@ class Levels:
         num_res_blocks: Residual blocks of a level.
         attn_resolutions: Sides at which every block is followed by an attention, counted from `resolution`.
         resolution: Side of images, S; that of latents is s = S / 2^(levels - 1).
-        z_channels: Of what the encoder makes and the decoder reads.
-        groups: Of GroupNorm; ours, fewer than 32 for small networks.
+        z_channels: Channels between encoder and decoder.
+        groups: Groups of GroupNorm; an option of ours, fewer than 32 for small networks.
     """
 
     ch: int
@@ -147,7 +147,7 @@ class Level(nn.Module):
 
     Args:
         levels: What all levels share.
-        index: Of the level, the finest is 0.
+        index: Index of the level; the finest is 0.
         channels: That the first block reads; `width` are those that the level makes.
         count: Number of residual blocks.
         attention: Makes the attentions.

@@ -59,7 +59,7 @@ def load_inert(path: Path, *, mmap: bool) -> object:
 
     Raises:
         Unreadable: The file is whole, and holds what cannot be left out.
-        Exception: Of nearly any type, where it is damaged.
+        Exception: Nearly any type, if the file is damaged.
     """
     try:
         return _load(path, mmap)

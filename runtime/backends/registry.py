@@ -126,10 +126,10 @@ def open_device(
         name: One of BACKENDS, or `auto`, see `choose`.
         bundle: What will run; `auto` looks for its engines and measurements on this machine.
         precision: What it will run in.
-        threads: Of a backend on the CPU; None is that of OMP_NUM_THREADS, or the library's choice.
+        threads: Threads of a CPU backend; None is OMP_NUM_THREADS, or the library's choice.
         spinning: Whether idle threads of a backend on the CPU wait in a loop.
         index: The number of the GPU.
-        compiler: Of a backend that compiles; None is its default.
+        compiler: Compiler options of a backend that compiles; None is its default.
 
     Raises:
         InvalidOption: The name is unknown.

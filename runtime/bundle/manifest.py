@@ -195,7 +195,7 @@ class Adapt(Model):
     Attributes:
         typical: The movement of the estimate from its input, RMS in grey levels of 255, that the preset's start belongs
             to.
-        power: Of the movement, that the start goes with.
+        power: Power of the movement that the start is proportional to.
         least: Timesteps that the start stays between.
         most: Timesteps that the start stays between.
     """
@@ -228,10 +228,10 @@ class Sampler(Model):
         spacing: `ddim250` or `250` respaces the schedule as published; `start` is then the index N, whole, which is
             also the number of calls. `time`, `log-snr` and `quadratic` are grids; `start` is then the timestep that the
             estimate is diffused to, any real number of the training schedule's, and `steps` the number of calls.
-        stop: Of a respacing, the index of the last call, whose x0 is the result.
-        matched: Of a respacing, whether the start is diffused to the timestep of the first call or one index beyond it,
+        stop: For a respacing, the index of the last call, whose x0 is the result.
+        matched: For a respacing, whether the start is diffused to the timestep of the first call or one index beyond it,
             as published; a grid always is.
-        adapt: Of a grid, lets the start depend on the image. See `bfr.runtime.diffusion.solvers.step_table`.
+        adapt: For a grid, lets the start depend on the image. See `bfr.runtime.diffusion.solvers.step_table`.
     """
 
     solver: Solver | None = "ddim"

@@ -75,7 +75,7 @@ def check_graph(data: bytes, weights: Mapping[str, int], where: object) -> None:
     """Refuse a graph that names a file or declares a size that it should not.
 
     Args:
-        data: Of the ONNX file.
+        data: Bytes of the ONNX file.
         weights: The files that it may name, and their bytes.
         where: The file, for messages.
 
@@ -93,7 +93,7 @@ def read_metadata(data: bytes, where: object) -> dict[str, str]:
     """Return the `metadata_props` of an ONNX file: name -> text.
 
     Args:
-        data: Of the file.
+        data: Bytes of the file.
         where: The file, for messages.
 
     Raises:

@@ -214,7 +214,7 @@ def tell_results(report: "Report", places: Places, *, done: str = "restored", as
     """Deliver a run's results, print what became of them, and return the report as delivered.
 
     Args:
-        report: Of the run.
+        report: The run's report.
         places: Where its results go.
         done: The word for `restored`.
         as_json: The caller prints the report; the line of counts is left out.
@@ -244,7 +244,7 @@ def print_report(
     """Print what failed, what was reduced, skipped, or had no face, then one line of counts.
 
     Args:
-        report: Of the run.
+        report: The run's report.
         out: Where its results are, for the line of counts.
         table: The file that lists everything.
         done: The word for `restored`.

@@ -37,7 +37,7 @@ class AsyncClient:
         """Make the client; nothing is sent yet.
 
         Args:
-            url: Of the server.
+            url: The server's address.
             api_key: Where the server needs one.
             timeout: Seconds of a call, pauses included; where files of jobs are sent and fetched, seconds without a
                 byte.

@@ -40,7 +40,7 @@ def run_remote_job(
     stay, and `resume` continues it.
 
     Args:
-        client: Of the server.
+        client: A client of the server.
         items: From `find_images`.
         options: How results are written.
         photo: How faces are found and pasted; None for aligned faces.

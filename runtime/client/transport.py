@@ -87,7 +87,7 @@ class Transport:
         """Send a request until it is answered with a success.
 
         Args:
-            method: Of HTTP.
+            method: The HTTP method.
             path: The route, from its `/`.
             bounded: The time limit is that of the call, pauses included; else of the next bytes.
             repeatable: To send it twice does no harm.
@@ -139,17 +139,17 @@ class Transport:
         """Send once.
 
         Args:
-            method: Of HTTP.
+            method: The HTTP method.
             path: The route, from its `/`.
             seconds: To wait for the next bytes, in either direction; for the whole answer too where `bounded`.
             bounded: Whether `seconds` are for the whole answer.
             file: The body.
             into: Where the body of a 200 goes, whole or not at all.
-            **request: Of httpx2: params, headers, content.
+            **request: Arguments of httpx2: params, headers, content.
 
         Raises:
             TimeoutError: The answer took too long.
-            RequestError: Of httpx2.
+            RequestError: httpx2's error.
         """
         if file is not None:
             request["content"] = _parts(file)

@@ -30,7 +30,7 @@ def serve_yaml(options: ServeOptions, *, host: str, port: int) -> str:
     Each replica is given one GPU, or as many as it has workers, unless the CPU is asked for.
 
     Args:
-        options: Of each replica; with absolute paths.
+        options: Options of each replica, with absolute paths.
         host: Address that the proxies of Serve listen on.
         port: Port of the same.
 

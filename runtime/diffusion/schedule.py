@@ -137,11 +137,11 @@ def route(
             indices N-1 .. 0, as published. Or a grid: the start is diffused to the timestep of the first of `steps`
             calls. The calls and timestep 0 are uniform in time, in log-SNR or in the square root of time; no call is at
             0, and the last step goes to the clean image.
-        start: Of a respacing, N, from 1 to the number of kept timesteps, which starts from noise alone. Of a grid, a
+        start: For a respacing, N, from 1 to the number of kept timesteps, which starts from noise alone. For a grid, a
             timestep above 0, up to the last one.
         steps: Number of calls, of a grid.
-        matched: Of a respacing, diffuse to index N-1, the timestep of the first call.
-        stop: Of a respacing, the index of the last call, whose x0 is the result: the loop calls indices N-1 .. stop.
+        matched: For a respacing, diffuse to index N-1, the timestep of the first call.
+        stop: For a respacing, the index of the last call, whose x0 is the result: the loop calls indices N-1 .. stop.
 
     Raises:
         InvalidOption: A number is out of its range.

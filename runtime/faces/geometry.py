@@ -63,12 +63,12 @@ def select_faces(
     """The faces that are wanted, from left to right.
 
     Args:
-        faces: Of one photograph.
+        faces: The faces of one photograph.
         which: All, the one with the largest box, or the one nearest the middle of the photograph.
-        width: Of the photograph, pixels.
-        height: Of the photograph, pixels.
+        width: Width of the photograph, pixels.
+        height: Height of the photograph, pixels.
         min_eye_distance: Faces with less between the eyes are dropped, pixels.
-        most: Of more faces those with the best scores are taken, and a warning gives the numbers.
+        most: If there are more faces, keep those with the best scores and warn with the numbers.
     """
     wanted = [face for face in faces if face.eye_distance >= min_eye_distance]
     if which == "largest":

@@ -74,7 +74,7 @@ def make_patch(
         matrix: The transform from the photograph to the crop.
         landmarks: (5, 2) of the face in the photograph, which tell the mask where it is turned.
         keep_colour: What restoring did to colours and light (all below a sixteenth of the face) is left out.
-        grey: Of a grey photograph, so that the face gets no colour.
+        grey: Whether the photograph is grey; the face then gets no colour.
     """
     size = crop.shape[0]
     within = None if landmarks is None else transform(matrix, landmarks)
@@ -106,7 +106,7 @@ def paste_faces(
     Args:
         photograph: (H, W, 3) uint8 or uint16 RGB, or planes, (H, W) or (H, W, C), `upscale` times as wide and high as
             what the patches' matrices speak of, by whatever means.
-        patches: Of its faces. No pixel outside their masks is touched.
+        patches: Patches of its faces. No pixel outside their masks is touched.
         upscale: How many times the photograph was enlarged.
         blend: 0 leaves the faces as they are, 1 restores them.
         detail: See `PhotoOptions.detail`.
@@ -148,12 +148,12 @@ def _change(
     """What pasting a face adds to a part of the photograph, (h, w) or (h, w, 3).
 
     Args:
-        part: Of the photograph, (h, w) or (h, w, 3).
+        part: A part of the photograph, (h, w) or (h, w, 3).
         patch: The face, with pixels.
         to_part: The transform from its crop to the part.
         weight: The mask of the face, (h, w).
         detail: See `PhotoOptions.detail`.
-        level: Of 255, in those of the photograph.
+        level: One level of 255, in the photograph's units.
     """
     assert patch.pixels is not None  # noqa: S101  (the caller leaves such faces out)
     face = warp_back(patch.pixels, to_part, (part.shape[1], part.shape[0]))
@@ -195,7 +195,7 @@ def _finer(part: NDArray[Any], before: Float32, local: Matrix, weight: Float32 |
         local: The transform from the crop to the part.
         weight: The mask of the face, (h, w). With it the result has the luma alone, without its noise: finer colours
             are mostly noise.
-        level: Of 255, in those of the photograph.
+        level: One level of 255, in the photograph's units.
     """
     own = part.astype(np.float32)
     if weight is not None and own.ndim == 3:

@@ -225,7 +225,7 @@ class PhotoRestorer(PhotoEditor):
             photograph: A path, bytes, a PIL image, an array or a tensor, as `bfr.runtime.as_image` takes them; floats
                 become 16 bits.
             grey: The photograph is greyscale, although it has three channels; its faces get no colour.
-            seed: Of the noise, as of `Restorer.restore`.
+            seed: Seed of the noise, as in `Restorer.restore`.
 
         Raises:
             InputNotFound, InvalidImage: `photograph` is no image.
@@ -254,7 +254,7 @@ def read_reference(image: Any, worker: FaceRestorer | PhotoRestorer, max_pixels:
     Args:
         image: A photograph as `as_image` takes it. With a Restorer, which takes aligned faces, it is an aligned face.
         worker: What restores the images that the reference is for.
-        max_pixels: Of files; larger ones are refused.
+        max_pixels: Larger images are refused.
 
     Raises:
         InvalidImage: It is no image, or has no face.

@@ -120,7 +120,7 @@ def decode(heads: Mapping[str, Float32], width: int) -> Float32:
 
     Args:
         heads: HEADS by name.
-        width: Of the padded picture, pixels.
+        width: Width of the padded picture, pixels.
 
     Returns:
         (N, 15) by score: left, top, right, bottom; x and y of the landmarks; score, SCORE to 1. The network's right eye

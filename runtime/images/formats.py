@@ -18,7 +18,7 @@ class Format:
 
     Attributes:
         name: Pillow's name of the format.
-        media_type: Of HTTP.
+        media_type: The HTTP media type.
         suffixes: In lower case; results get the first.
         begin: Regular expression for the first 16 bytes of a file.
         options: Arguments of Pillow's `save`; None if results are not written in this format.

@@ -29,7 +29,7 @@ def as_image(image: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
             a NumPy array, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); a PyTorch tensor, (C, H, W) or (1, C, H, W) of 1,
             3 or 4 channels; or such an `Image`. Arrays and tensors are uint8, uint16, or floats in [0, 1], which become
             16 bits.
-        max_pixels: Of files; larger ones are refused.
+        max_pixels: Larger images are refused.
 
     Raises:
         InputNotFound: There is no such file.

@@ -20,7 +20,7 @@ class Card:
         entry: What became of it.
         before: Preview of the source, relative to the output folder.
         after: Preview of the result, of the same shape.
-        results: Of several runs, instead of `after`: what each is called, its preview, and its result.
+        results: For several runs, instead of `after`: each run's name, preview and result.
 
     Paths have `/` between parts, not percent-encoded.
     """
@@ -68,7 +68,7 @@ def joined_card(folder: Path, name: str, entries: Mapping[str, Entry]) -> Card:
 
     Args:
         folder: Holds the output folder of each run, by its name.
-        name: Of the input, in all runs.
+        name: The input's name in all runs.
         entries: Name of a run -> what became of the input.
     """
     before, after = preview_paths(name)

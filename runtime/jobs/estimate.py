@@ -29,13 +29,13 @@ class Estimate:
     """How long a run is expected to take.
 
     Attributes:
-        images: Of the run.
+        images: Number of images of the run.
         sampled: How many of them were looked at.
         faces: Expected in all of them.
-        face_seconds: Of the networks, for a face.
-        seconds: Of the run, without opening the networks.
+        face_seconds: Seconds of the networks per face.
+        seconds: Seconds of the run, without opening the networks.
         least, most: Seconds that the run lies between with 95 %, as far as the images looked at differ.
-        videos: Of the run; they are not counted.
+        videos: Number of videos of the run, which the estimate leaves out.
     """
 
     images: int

@@ -47,9 +47,9 @@ class Ledger:
 
         Args:
             source: The item's key.
-            version: Of its file now.
+            version: The version of its file now.
             output: The name of its result.
-            output_version: Of the file there now.
+            output_version: The version of the result's file now.
         """
         digest, entry = self._lines.get(output, ("", None))
         if entry is None or None in (version, output_version) or (digest, entry.source) != (self.digest, source):

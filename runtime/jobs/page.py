@@ -53,7 +53,7 @@ def write_page(folder: Path, cards: Sequence[Card], facts: Mapping[str, Any]) ->
     Args:
         folder: The output folder. It holds the previews that the cards name, see `write_previews`.
         cards: In the order of the run.
-        facts: Of the run. System, preset, sampler, backend, precision, seed, bundle_hash, seconds and started are
+        facts: Facts about the run. System, preset, sampler, backend, precision, seed, bundle_hash, seconds and started are
             shown.
 
     Raises:

@@ -149,7 +149,7 @@ def summary(report: Report, out: object, *, done: str = "restored") -> str:
     """The one line that a command ends with.
 
     Args:
-        report: Of the run.
+        report: The run's report.
         out: The output folder.
         done: The word for `restored`.
     """

@@ -33,7 +33,7 @@ def restore_image(
         aligned: Treat the image as one aligned face.
         restorer: An open Restorer, for many images; without it, one is opened for this image.
         photo: How faces of a photograph are detected and pasted; `options` may hold fields of `PhotoOptions` instead.
-        seed: Of the noise, 0 .. 2**32 - 1.
+        seed: Seed of the noise, 0 .. 2**32 - 1.
         max_pixels: Larger images are refused.
         options: Fields of `Restorer.open`: bundle, preset, backend, precision, steps and so on. Fields of
             `PhotoOptions`: upscale, faces, blend and so on.

@@ -27,7 +27,7 @@ class Item:
         source: The file to read, a path or a URL.
         name: Where its result goes below the output folder, relative, `/` between its parts, without suffix. No two
             items of a run share one, on file systems that ignore case neither.
-        bytes: Of its file, where the listing of an object store says so.
+        bytes: Size of its file, if the listing of an object store has it.
         content: The suffix that its first bytes call for, where the listing has looked at them.
         listed: Its version, where the listing of an object store says so.
     """

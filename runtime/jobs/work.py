@@ -48,7 +48,7 @@ class Picture:
         faces: None if the image is an aligned face itself.
         error: Why it was refused.
         cause: What was raised then.
-        version: Of its file when it was read.
+        version: The version of its file when it was read.
     """
 
     source: str
@@ -119,7 +119,7 @@ def finish(
         results: Those of the faces, in their order.
         editor: As of `prepare`.
         output: Name of the result, whose suffix decides the format.
-        quality: Of lossy formats, 1 to 100.
+        quality: Quality of lossy formats, 1 to 100.
         metadata: Keep what the source says beside its pixels.
         boxes: Draw boxes around the faces of a photograph.
 

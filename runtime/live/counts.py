@@ -13,7 +13,7 @@ class Counts:
         shown: Frames that were sent to the sinks.
         dropped: Frames that a newer one replaced before anything was done with them.
         late: Frames that would have been shown after `max_delay`.
-        unsent: Of shown frames those that a sink's receiver was too slow for.
+        unsent: Shown frames that a sink's receiver was too slow for.
         faces: Faces that were restored, in all shown frames together.
         left: Faces that stayed as they were, for want of time.
         failed: Faces that the networks could not restore.

@@ -134,7 +134,7 @@ def run_live(
         sinks: Where frames go; they are closed here.
         options: See LiveOptions.
         counts: What is counted meanwhile.
-        seed: Of the noise.
+        seed: Seed of the noise.
         tell: Called with a line on the state, at each frame and while none comes.
 
     Returns:

@@ -141,7 +141,7 @@ def difface_plan(
     """Return DifFace's plan of one `estimator` and one `denoiser`, without a bundle.
 
     Args:
-        table: Of the loop's steps.
+        table: Table of the loop's steps.
         size: Side of the images in pixels.
         truncate: Chooses a start for each image; None is the table's own.
         conditions: Inputs that every step reads under the same names.

@@ -86,8 +86,8 @@ class Keys:
         """Read the file.
 
         Args:
-            keys: Of other sources; these stay.
-            file: Of further keys; read again when it changes.
+            keys: Keys of other sources, which stay.
+            file: File of further keys, read again when it changes.
 
         Raises:
             InputNotFound: The file cannot be read.

@@ -18,13 +18,13 @@ class Encoder:
 
     Attributes:
         library: Its name.
-        suffixes: Of the containers that hold its codec.
+        suffixes: Suffixes of the containers that hold its codec.
         crf: Default constant rate factor; 0 is the best.
         worst_crf: The largest.
         even: Whether width and height must be even.
-        options: Of the encoder.
+        options: Options of the encoder.
         depth: Bits a sample, at most.
-        tag: Of the codec in .mp4 and .mov, where players need another than FFmpeg's.
+        tag: Tag of the codec in .mp4 and .mov, if players need another than FFmpeg's.
     """
 
     library: str
@@ -67,7 +67,7 @@ def choose_encoder(suffix: str, codec: str, crf: int | None) -> Encoder:
     """Return the encoder of a codec.
 
     Args:
-        suffix: Of the container, one of OUTPUT_SUFFIXES.
+        suffix: Suffix of the container, one of OUTPUT_SUFFIXES.
         codec: A key of CODECS.
         crf: Constant quality, None for the codec's default.
 

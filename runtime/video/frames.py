@@ -45,7 +45,7 @@ class Samples:
     Attributes:
         planes: (H * 3 / 2, W) uint8 or uint16, Y, then U and V, as FFmpeg packs them.
         format: FFmpeg's name of the packing.
-        matrix: Of the colours, as FFmpeg's converter counts.
+        matrix: Colour matrix, by the number of FFmpeg's converter.
         range: FULL or not.
     """
 
@@ -90,7 +90,7 @@ class Samples:
         """Paste restored faces, as `paste_faces` does; samples outside their masks keep their value.
 
         Args:
-            patches: Of the faces.
+            patches: Patches of the faces.
             colour: Whether to restore the chroma too; not in a grey picture.
             blend: See `paste_faces`.
             detail: See `paste_faces`.
@@ -174,8 +174,8 @@ class Layout:
     """How the frames of a video become upright pixels.
 
     Attributes:
-        width: Of frames as stored, pixels; those of another size are scaled to it.
-        height: Of frames as stored, pixels.
+        width: Width of frames as stored, pixels; frames of another size are scaled to it.
+        height: Height of frames as stored, pixels.
         turn: FFmpeg's display matrix, ((a, b), (c, d)) with x' = a x + c y, y' = b x + d y, rows downwards.
         matrix: As FFmpeg's converter counts, None for RGB.
         range: FULL or not.

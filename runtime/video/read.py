@@ -51,7 +51,7 @@ class VideoReader:
 
         Args:
             path: The file.
-            max_pixels: Of a frame; larger ones are refused.
+            max_pixels: Larger frames are refused.
 
         Raises:
             InputNotFound: There is no such file.

@@ -63,7 +63,7 @@ class _Shot:
 
     Attributes:
         frame: As read.
-        pixels: Of the frame; None if faces are pasted into its samples.
+        pixels: Pixels of the frame; None if faces are pasted into its samples.
         faces: Its faces.
         keys: The numbers of their tracks.
     """

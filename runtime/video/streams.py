@@ -52,8 +52,8 @@ class StreamCopy:
         Args:
             source: An open video.
             output: Where its streams go.
-            suffix: Of the output's container.
-            path: Of the source, for messages.
+            suffix: Suffix of the output's container.
+            path: Path of the source, for messages.
             keep_metadata: Take over title, chapters and the like.
         """
         self._source, self._output, self._suffix, self._path = source, output, suffix, path

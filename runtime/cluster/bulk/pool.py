@@ -26,7 +26,7 @@ class Pool:
         workers: How many.
         cpus: Cores of each.
         gpus: GPUs of each; a fraction where several share one.
-        threads: Of a CPU backend; None if a GPU is used and the user chose none.
+        threads: Threads of a CPU backend; None if a GPU is used and the user chose none.
     """
 
     workers: int
@@ -40,7 +40,7 @@ def connected(address: str | None) -> Iterator[Any]:
     """Connect to a Ray cluster, and yield the module `ray`. A connection that this process has is used, and stays.
 
     Args:
-        address: Of a cluster; None starts a local one, which ends with the block.
+        address: Address of a cluster; None starts a local one, which ends with the block.
 
     Raises:
         MissingDependency: Ray is not installed.
@@ -92,7 +92,7 @@ def size_pool(
         nodes: As `ray.nodes()` returns them.
         backend: Name of the backend.
         workers: How many workers share the hardware; None chooses.
-        threads: Of a CPU backend in each worker; None for its cores.
+        threads: Threads of a CPU backend in each worker; None for its cores.
 
     Raises:
         InvalidOption: So many do not fit, or no machine has a core.

@@ -63,7 +63,7 @@ def run_bulk(
         out: The output folder, a path or URL.
         options: What is done with each image.
         workers: How many, see `size_pool`.
-        address: Of a Ray cluster; None for this machine.
+        address: Address of a Ray cluster; None for this machine.
         resume: Skip inputs whose result is in `out`.
         overwrite: Results may replace files in `out`.
         progress: Called with how many inputs are done, and with how many there are.
@@ -232,7 +232,7 @@ def block_size(count: int, workers: int, batch: int) -> int:
 
     Args:
         count: Images of the run.
-        workers: Of the pool.
+        workers: Number of workers of the pool.
         batch: Faces that go through the networks together.
     """
     share = min(LARGEST_BLOCK, -(-count // (BLOCKS * workers)))

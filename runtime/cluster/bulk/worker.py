@@ -36,10 +36,10 @@ class WorkerSetup:
         options: What is done with each image.
         out: The output folder, an absolute path or URL.
         run: Its mark in `batch.json`.
-        bundle_hash: Of the driver's bundle.
-        versions: Of the driver's libraries.
+        bundle_hash: Hash of the driver's bundle.
+        versions: Versions of the driver's libraries.
         detector: Name of the driver's detector; None for aligned faces.
-        threads: Of a CPU backend.
+        threads: Threads of a CPU backend.
     """
 
     options: BulkOptions

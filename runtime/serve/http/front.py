@@ -63,7 +63,7 @@ class Front:
         Args:
             options: What is served, and the limits.
             keys: The API keys; None for those of `options.keys`.
-            names: Of the server, see the class.
+            names: The server's names, see the class.
 
         Raises:
             BfrError: A bundle or a preset is refused.
@@ -201,7 +201,7 @@ class Front:
 
         Args:
             work: The coroutine.
-            receive: Of a request whose body was read; None does not watch the client.
+            receive: `receive` of a request whose body was read; None does not watch the client.
 
         Raises:
             ClientGone: The client has closed the connection.

@@ -122,9 +122,9 @@ def check_access(method: str, path: str, headers: Headers, front: Front, client:
     """Find out who sent a request, and whether it may.
 
     Args:
-        method: Of HTTP.
+        method: The HTTP method.
         path: The route.
-        headers: Of the request.
+        headers: The request's headers.
         front: Its keys and names.
         client: The client's address.
 

@@ -51,7 +51,7 @@ def export(headers: Headers, begin: int, facts: Mapping[str, Any], stages: Mappi
     """Export the span of a request that is answered.
 
     Args:
-        headers: Of the request.
+        headers: The request's headers.
         begin: `time.time_ns()` at its beginning.
         facts: Those of the log, `method` and `route` among them.
         stages: Seconds of each stage.

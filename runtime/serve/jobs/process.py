@@ -57,7 +57,7 @@ class RemoteRestorer:
 
         Args:
             line: To the server.
-            options: Of the server.
+            options: The server's options.
             bundle: Name of one of its bundles.
             preset: Name of one of its presets.
             batch: Faces that all workers together restore at once.

@@ -113,7 +113,7 @@ class Worker:
         Args:
             options: What is served.
             index: Number of the GPU.
-            number: Of the worker.
+            number: The worker's number.
         """
         self.number = number
         self._setup = {"options": options.model_dump(mode="json"), "index": index}
