@@ -53,8 +53,7 @@ def write_page(folder: Path, cards: Sequence[Card], facts: Mapping[str, Any]) ->
     Args:
         folder: The output folder. It holds the previews that the cards name, see `write_previews`.
         cards: In the order of the run.
-        facts: Facts about the run. System, preset, sampler, backend, precision, seed, bundle_hash, seconds and started are
-            shown.
+        facts: Facts about the run: system, preset, sampler, backend, precision, seed, bundle_hash, seconds and started.
 
     Raises:
         WriteFailed: The page cannot be written.
