@@ -62,7 +62,7 @@ class CpuWatch:
     begin: float = field(default_factory=time.perf_counter)
 
     def others(self) -> float | None:
-        """Cores kept busy by others, on average; None where it is unknown. Children that have not ended are others."""
+        """Cores kept busy by others, on average; None if it is unknown. Children that have not ended are others."""
         busy, own, seconds = _busy_seconds(), _own_seconds() - self.own, time.perf_counter() - self.begin
         return None if busy is None or self.busy is None else max(0.0, (busy - self.busy - own) / seconds)
 
@@ -83,7 +83,7 @@ class GpuWatch:
                 )
 
     def stop(self) -> dict[str, str]:
-        """What was seen, by name: at first, the ranges meanwhile, and at last. Empty where nothing was."""
+        """What was seen, by name: at first, the ranges meanwhile, and at last. Empty if nothing was."""
         if self._process is None:
             return {}
         self._process.terminate()
@@ -96,7 +96,7 @@ def summarize_watch(lines: Sequence[str]) -> dict[str, str]:
     """Return the GPU's state before, meanwhile and at last.
 
     Args:
-        lines: Of `nvidia-smi`, comma-separated; what it does not know is `[N/A]` and left out.
+        lines: Comma-separated lines of `nvidia-smi`; unknown values are `[N/A]` and are skipped.
     """
     rows = [[_number(cell) for cell in line.split(",")] for line in lines if line.count(",") == len(UNITS) - 1]
     if not rows:
@@ -114,7 +114,7 @@ def summarize_watch(lines: Sequence[str]) -> dict[str, str]:
 
 
 def gpu_used_bytes() -> int | None:
-    """Memory in use on all GPUs together, whoever uses it; None where nvidia-smi does not say.
+    """Memory in use on all GPUs together, whoever uses it; None if nvidia-smi does not say.
 
     There may be no GPU, no driver, or a GPU that shares the CPU's memory.
     """
@@ -123,7 +123,7 @@ def gpu_used_bytes() -> int | None:
 
 
 def resident_bytes(pid: int | str = "self") -> int | None:
-    """Resident memory of a process, now; None where there is no /proc."""
+    """Resident memory of a process, now; None if there is no /proc."""
     statm = Path(f"/proc/{pid}/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None
 
@@ -151,7 +151,7 @@ def _number(cell: str) -> float | None:
 
 
 def _query_gpus(fields: str, *more: str) -> list[list[str]]:
-    """The fields of each GPU, as nvidia-smi prints them; none where it is not there."""
+    """The fields of each GPU, as nvidia-smi prints them; none if it is not there."""
     smi = shutil.which("nvidia-smi")
     said = smi and _output([smi, f"--query-gpu={fields}", f"--format={','.join(('csv', 'noheader', *more))}"])
     return [line.split(", ") for line in (said or "").splitlines()]
@@ -169,7 +169,13 @@ def _commit() -> str | None:
     # An installation inside another project's checkout is not that checkout's code.
     if git is None or _output([git, "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py"]) is None:
         return None
-    return _output([git, "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"])
+    return describe_commit(folder)
+
+
+def describe_commit(folder: Path) -> str | None:
+    """The commit of the checkout that holds a folder, `-dirty` behind it; None if there is none, or no git."""
+    git = shutil.which("git")
+    return git and _output([git, "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"])
 
 
 def _output(command: list[str]) -> str | None:

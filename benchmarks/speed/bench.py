@@ -1,6 +1,6 @@
 """`bfr bench`: the runtime's backends against eager PyTorch, interleaved, on the same weights, seeds and images.
 
-Each runs in a process of its own, so that one that fails costs no more than its row. It writes `bench.json`
+Each runs in a separate process, so that one that fails costs no more than its row. It writes `bench.json`
 (everything, each single time included, after every round), `bench.md` and `roofline.png`.
 """
 
@@ -25,11 +25,13 @@ from bfr.benchmarks.speed.report import as_markdown
 from bfr.benchmarks.speed.results import FORMAT, BackendResult, Cold, Measurement, Results, Run, summarize
 from bfr.benchmarks.speed.roofline import Ceilings, count_cost, measure_ceilings
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
-from bfr.runtime.errors import BackendUnavailable, RestorationFailed
+from bfr.runtime.errors import BackendUnavailable, InputNotFound, RestorationFailed
 from bfr.runtime.files import write_bytes
 from bfr.runtime.install import need
 from bfr.runtime.restore.plan import Plan, make_plan
 from bfr.runtime.restore.restorer import DEFAULT_SEED
+
+PUBLISHED = "published-cpu"  # the contender that `--published` adds
 
 
 def bench(options: BenchOptions, progress: Progress = lambda _: None) -> Path:
@@ -41,6 +43,7 @@ def bench(options: BenchOptions, progress: Progress = lambda _: None) -> Path:
         MissingDependency: torch or matplotlib is missing.
         InvalidOption: An option does not fit the bundle.
         BundleInvalid: The folder is no bundle.
+        InputNotFound: `options.published` is no clone of DifFace.
         BackendUnavailable: No backend works here.
         RestorationFailed: No backend comes to an end.
         WriteFailed: A report cannot be written.
@@ -73,6 +76,9 @@ def run_bench(
     """
     for name in options.backends:
         split_name(name)
+    published = options.published and options.published.absolute()
+    if published and not (published / "models" / "script_util.py").is_file():
+        raise InputNotFound(f"{published} is no clone of github.com/zsyOAOA/DifFace: --published names its folder")
     bundle = Bundle.open(options.bundle or default_bundle())
     sampler = bundle.preset(options.preset)
     if options.steps is not None:
@@ -105,9 +111,10 @@ def run_bench(
     with ExitStack() as processes:
         processes.callback(gpu_watch.stop)
         results.ceilings = _ceilings(gpu, threads, options.limit, results.notes, progress)
-        for name in names:
+        for name in (*names, *([PUBLISHED] if published else [])):
             progress(f"loading {name}")
-            entry = entries[name] = Entry(bundle.folder.absolute(), name, sampler, threads, options.device)
+            own = published if name == PUBLISHED else None
+            entry = entries[name] = Entry(bundle.folder.absolute(), name, sampler, threads, options.device, own)
             try:
                 process = processes.enter_context(closing(Apart(open_player, entry, limit=options.limit)))
                 facts: BackendResult = process.call("facts")
@@ -165,7 +172,7 @@ def cold_start(entry: Entry, batches: tuple[int, ...], limit: float) -> Cold:
         limit: Seconds that the start, and each call, may take.
 
     Raises:
-        Lost: With its last words, where it fails.
+        Lost: With its last words, if it fails.
     """
     begin, before = time.perf_counter(), gpu_used_bytes()
     first, sizes = 0.0, sorted(batches)
@@ -175,10 +182,10 @@ def cold_start(entry: Entry, batches: tuple[int, ...], limit: float) -> Cold:
         load_seconds, first_calls = process.call("facts").load_seconds, process.call("first_calls")
         for batch in sizes:
             process.call("begin", batch, batch != sizes[0])
-            process.call("time")
+            process.call("restore")
             first = first or time.perf_counter() - begin
             if first_calls > 1:
-                process.call("time")  # a graph has memory of its own
+                process.call("restore")  # a graph has memory of its own
             (peaks[batch], imports_torch), used = process.call("footprint"), gpu_used_bytes()
             grown[batch] = None if used is None or before is None else used - before
     return Cold(sizes[0], first, load_seconds, peaks, grown, imports_torch)

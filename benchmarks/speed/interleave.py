@@ -71,16 +71,16 @@ class Race:
         for name in names:
             self.progress(f"{name}, batch {batch}: warming up")
             self.call(name, "begin", batch)
-            first = self.call(name, "time")
+            first = self.call(name, "restore")
             for _ in range(max(warmup, self.warmups[name]) - 1):
-                self.call(name, "time")
+                self.call(name, "restore")
             if name in self.calls:
                 runs[name] = Run(name, first, [])
         for repeat in range(repeats if runs else 0):
             self.progress(f"batch {batch}: repeat {repeat + 1} of {repeats}")
             turn = repeat % len(names)
             for name in (*names[turn:], *names[:turn]):
-                if sample := self.call(name, "time"):
+                if sample := self.call(name, "restore"):
                     runs[name].samples.append(sample)
             keep(self._left(runs))
         for name in names:

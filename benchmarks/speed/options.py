@@ -24,32 +24,38 @@ class BenchOptions(Options):
     bundle: Path | None = field_of(OpenOptions, "bundle")
     out: Path = Field(default=Path("bench"), description="Folder for bench.json, bench.md and roofline.png.")
     backends: Annotated[tuple[str, ...], COMMAS, AfterValidator(_distinct)] = Field(
-        default=(), description="Separated by commas; what works here if left out."
+        default=(), description="Backends, separated by commas. Default: all that work on this machine."
     )
     batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], COMMAS, AfterValidator(_distinct)] = Field(
-        (1,), min_length=1, description="Images a call, separated by commas."
+        (1,), min_length=1, description="Batch sizes, separated by commas."
     )
     preset: str | None = field_of(OpenOptions, "preset")
     steps: int | None = field_of(SamplerOptions, "steps")
     repeats: int = Field(default=20, ge=1, description="Timed calls of each backend and batch size.")
-    warmup: int = Field(default=2, ge=1, description="Calls before those, which are not timed.")
+    warmup: int = Field(default=2, ge=1, description="Untimed calls before them.")
     threads: int | None = field_of(
-        OpenOptions, "threads", description="Threads of the CPU, for all; PyTorch's choice if left out."
+        OpenOptions, "threads", description="CPU threads of all backends. Default: PyTorch's choice."
     )
     device: int = field_of(OpenOptions, "device")
+    published: Path | None = Field(
+        default=None,
+        description="Clone of github.com/zsyOAOA/DifFace: also measure its own code, on the CPU, for DifFace.",
+    )
     compare: Path | None = Field(
-        default=None, description="bench.json of another run: print what is faster or slower now."
+        default=None, description="bench.json of an earlier run: print what became faster or slower."
     )
     cold: bool = Field(
         default=True, description="Measure each backend's start and memory in fresh processes, after everything else."
     )
-    limit: float = Field(default=3600.0, gt=0, description="Seconds after which a call that does not end is given up.")
+    limit: float = Field(default=3600.0, gt=0, description="Seconds after which a call is stopped.")
 
     @property
     def command(self) -> str:
         """The command of these options; its folders are placeholders, so that it can be published."""
         words = ["bfr", "bench", "BUNDLE", "--out", "DIR"]
-        for name, value in self.model_dump(exclude={"bundle", "out", "compare", "cold", "limit"}).items():
+        left = {"bundle", "out", "published", "compare", "cold", "limit"}
+        for name, value in self.model_dump(exclude=left).items():
             if value not in (None, (), 0):
                 words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+        words += ["--published", "CLONE"] if self.published else []
         return shlex.join([*words, *([] if self.cold else ["--no-cold"])])

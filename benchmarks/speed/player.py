@@ -22,10 +22,11 @@ class Entry(NamedTuple):
     """Who takes part, and what is run.
 
     Attributes:
-        folder: Of the bundle, absolute.
-        name: Of the contender.
-        threads: Of the CPU; None is each library's own choice.
+        folder: Absolute folder of the bundle.
+        name: Name of the contender.
+        threads: CPU threads; None is each library's own choice.
         gpu: Its number.
+        published: The clone of the published code that it is; None for the others.
     """
 
     folder: Path
@@ -33,10 +34,11 @@ class Entry(NamedTuple):
     sampler: Preset
     threads: int | None
     gpu: int = 0
+    published: Path | None = None
 
 
 class Player:
-    """A contender that restores batches on request; lives in a process of its own, see `Apart`."""
+    """A contender that restores batches on request; lives in a separate process, see `Apart`."""
 
     def __init__(self, contender: Contender, bundle: Bundle, sampler: Preset) -> None:
         self.contender, self.bundle, self.sampler = contender, bundle, sampler
@@ -62,7 +64,7 @@ class Player:
             self.bundle, self.sampler.shortened(1) if short else self.sampler, batch
         )
 
-    def time(self) -> Timing:
+    def restore(self) -> Timing:
         """Restore a batch.
 
         Raises:
@@ -90,7 +92,7 @@ class Player:
         def work() -> None:
             nonlocal calls
             while time.perf_counter() < end:
-                self.time()
+                self.restore()
                 calls += 1
 
         try:
@@ -102,5 +104,10 @@ class Player:
 def open_player(entry: Entry) -> Player:
     """Open a bundle's contender."""
     bundle = Bundle.open(entry.folder)
-    contender = open_contender(bundle, entry.name, threads=entry.threads, index=entry.gpu)
+    if entry.published:
+        from bfr.benchmarks.speed.published import open_published
+
+        contender: Contender = open_published(bundle, entry.name, entry.published, threads=entry.threads)
+    else:
+        contender = open_contender(bundle, entry.name, threads=entry.threads, index=entry.gpu)
     return Player(contender, bundle, entry.sampler)

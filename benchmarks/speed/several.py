@@ -14,7 +14,7 @@ from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.errors import BfrError, InvalidOption
 from bfr.runtime.files import write_bytes
 
-HEADS = ("system", "backend, batch", "p50 s (p90)", "faces/s", "peak MiB", "start to first face s")
+HEADS = ("system", "backend, batch", "p50 s (p90)", "faces/s", "max abs", "peak MiB", "start to first face s")
 
 
 def bench_several(
@@ -35,7 +35,7 @@ def bench_several(
 
     Raises:
         InvalidOption: For `compare`, which compares one bundle with its own past.
-        BfrError: Of the last bundle, where all fail.
+        BfrError: The last bundle's error, if all fail.
     """
     if options.compare is not None:
         raise InvalidOption("--compare holds one bundle against its own past: name one bundle, or leave it out")
@@ -81,8 +81,10 @@ def as_markdown(found: Sequence[dict[str, Any]], failed: dict[str, str]) -> str:
             peak = cold.get("peak_bytes", {}).get(str(batch))
             first = cold.get("first_result_seconds") if batch == cold.get("batch") else None
             times = f"{m['seconds']['p50']:.4g} ({m['seconds']['p90']:.4g})"
+            drift = m["drift"] and f"{m['drift']['max_abs']:.1e}"
             start = [peak and f"{peak / 2**20:.0f}", first and f"{first:.3g}"]
-            rows.append([one["name"], f"{m['backend']}, {batch}", times, f"{m['images_per_second']:.4g}", *start])
+            name, speed = f"{m['backend']}, {batch}", f"{m['images_per_second']:.4g}"
+            rows.append([one["name"], name, times, speed, drift, *start])
     parts = ["# Several systems"]
     if found:
         machine, busy = found[0]["machine"], any((one["others_cores"] or 0) > BUSY_CORES for one in found)
@@ -92,5 +94,6 @@ def as_markdown(found: Sequence[dict[str, Any]], failed: dict[str, str]) -> str:
         width = len(HEADS) if any(row[-1] for row in rows) else len(HEADS) - 2  # without --cold nothing of a start
         parts += [f"Measured one after the other, {threads}; {facts}.{warning}"]
         parts += [table(HEADS[:width], [row[:width] for row in rows])]
+        parts += [f"`max abs` is the largest difference from the result of {found[0]['baseline']}, images in [0, 1]."]
     missing = {f"{one['name']}, {name}": why for one in found for name, why in (one["skipped"] | one["lost"]).items()}
     return page(*parts, *(f"{name} was not measured: {why}" for name, why in {**missing, **failed}.items()))

@@ -60,7 +60,7 @@ def test_a_process_that_is_killed_may_have_had_no_memory(there: Apart) -> None:
 def test_a_hang_ends_at_the_limit() -> None:
     there = Apart(import_module, "signal", limit=60)
     there.limit = 0.2
-    with pytest.raises(Lost, match=r"it took more than 0\.2 s for pause"):
+    with pytest.raises(Lost, match=r"it took more than 0\.2 s to pause"):
         there.call("pause")
     assert there._process.poll() is not None
 

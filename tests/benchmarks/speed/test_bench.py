@@ -256,6 +256,7 @@ def test_the_command_can_be_repeated_and_names_no_folder() -> None:
     assert config.command == (
         "bfr bench BUNDLE --out DIR --backends eager-cpu --batches 1,2 --steps 3 --repeats 20 --warmup 2"
     )
+    assert BenchOptions(published=Path("/home/me/clone")).command.endswith(" --published CLONE")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ def fake(told: list[BenchOptions], failing: str = "") -> Any:
             "cold": {"peak_bytes": {"1": 300 * 2**20}, "batch": 1, "first_result_seconds": 2.5},
         }
         measured = {"backend": "onnxruntime-cpu", "batch": 1, "seconds": {"p50": seconds, "p90": seconds + 1}}
-        found = {"backends": [backend], "measurements": [measured | {"images_per_second": 1 / seconds}]}
+        measured |= {"images_per_second": 1 / seconds, "drift": {"max_abs": 0.00025} if seconds > 1 else None}
+        found: dict[str, Any] = {"backends": [backend], "measurements": [measured], "baseline": "eager-cpu"}
         found |= {
             "machine": {"cpu": "a CPU"},
             "threads": 2,
@@ -51,8 +52,8 @@ def test_a_table_has_all_bundles(tmp_path: Path, tiny_bundle: Bundle, monkeypatc
     assert [one.bundle for one in told] == bundles
     assert {one.repeats for one in told} == {7}
     text = path.read_text()
-    assert "| mini | onnxruntime-cpu, 1 | 1 (2) | 1 | 300 | 2.5 |" in text
-    assert "| tiny-3 | onnxruntime-cpu, 1 | 3 (4) | 0.3333 | 300 | 2.5 |" in text
+    assert "| mini | onnxruntime-cpu, 1 | 1 (2) | 1 |  | 300 | 2.5 |" in text
+    assert "| tiny-3 | onnxruntime-cpu, 1 | 3 (4) | 0.3333 | 2.5e-04 | 300 | 2.5 |" in text
     assert "tiny-2, onnxruntime-cpu:int8 was not measured: it has none" in text
     assert "2 threads; cpu a CPU." in text
     assert "Other processes" in text
@@ -60,7 +61,7 @@ def test_a_table_has_all_bundles(tmp_path: Path, tiny_bundle: Bundle, monkeypatc
     assert [one["name"] for one in kept["bundles"]] == ["mini", "tiny-2", "tiny-3"]
     for one in kept["bundles"]:
         one["backends"][0]["cold"] = None  # as of --no-cold
-    assert "| mini | onnxruntime-cpu, 1 | 1 (2) | 1 |\n" in several.as_markdown(kept["bundles"], {})
+    assert "| mini | onnxruntime-cpu, 1 | 1 (2) | 1 |  |\n" in several.as_markdown(kept["bundles"], {})
 
 
 def test_one_that_fails_is_named_below(tmp_path: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
