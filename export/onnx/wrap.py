@@ -48,7 +48,7 @@ from bfr.runtime.backends.device import Float32
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.bundle import manifest as m
 from bfr.runtime.bundle.bundle import Bundle, write_manifest
-from bfr.runtime.errors import BackendUnavailable, InvalidCheckpoint, InvalidOption
+from bfr.runtime.errors import InvalidCheckpoint, InvalidOption
 from bfr.runtime.files import atomic_folder, sha256_file
 from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, WEIGHT
 
@@ -74,7 +74,7 @@ def wrap(
         file: The ONNX file; its weights may lie in files beside it. Or the folder.
         folder: The new bundle's.
         options: What the file expects, as far as it is known.
-        threads: Of the CPU, while the file is tried and verified; None takes one a core.
+        threads: CPU threads of trial runs and verification; None is one per core.
         say: Called with each line of what is assumed, found and done.
 
     Raises:
@@ -223,18 +223,18 @@ def _compare(
     bundle: Bundle, precision: m.Precision, original: Original, face: Interface, file: str, device: CpuDevice, say: Say
 ) -> list[m.Check]:
     """The bundle's network against the file itself, with its values mapped by NumPy."""
-    manifest = bundle.manifest
+    manifest, made = bundle.manifest, {ESTIMATE: (3, face.out_side, face.out_side)}
+    remedy = WITHOUT_HALF if precision == "fp16" else "Export it again, with another opset"
+    examples = {batch: _examples(face, batch) for batch in manifest.batches or BATCHES}
     try:
         network = device.load(bundle, NETWORK, precision)
-    except BackendUnavailable as error:
-        remedy = WITHOUT_HALF if precision == "fp16" else "Export it again, with another opset"
-        raise InvalidCheckpoint(f"wrapped in {precision}, {file} does not load: {reason(error)}. {remedy}") from error
+        results = {batch: call_network(device, network, given, made)[ESTIMATE] for batch, given in examples.items()}
+    except Exception as error:  # ONNX Runtime's own types
+        raise InvalidCheckpoint(f"wrapped in {precision}, {file} does not run: {reason(error)}. {remedy}") from error
     half = precision == "fp16" or manifest.networks[NETWORK].parameters["half"]
     checks: list[m.Check] = []
-    for batch in manifest.batches or BATCHES:
+    for batch, given in examples.items():
         what = f"{NETWORK}, batch {batch}"
-        given = _examples(face, batch)
-        found = call_network(device, network, given, {ESTIMATE: (3, face.out_side, face.out_side)})[ESTIMATE]
         raw = raw_result(original, face, given[DEGRADED], given.get(REFERENCE))
         if not np.isfinite(raw).all():
             raise InvalidCheckpoint(
@@ -247,12 +247,13 @@ def _compare(
             compare(
                 what,
                 scaled(raw, face),
-                found,
+                results[batch],
                 device=device.name,
                 precision=precision,
                 batch=batch,
                 floor=FLOORS_DB["fp16" if half else precision][0],
                 reference=f"{file} as it came",
+                remedy=remedy,
             )
         )
     return checks

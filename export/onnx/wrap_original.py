@@ -35,10 +35,12 @@ STRAY = 0.25  # of the declared range: results further outside it were made for 
 OPEN_FACE, TILE = 512, 128  # sides of files that leave them open: of face restorers, and of enlargers
 SIGNED, UNIT, BYTES = (-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)
 REMEDIES = {  # by what ONNX Runtime says
-    "NOT_IMPLEMENTED": "Export it anew, in float32",
+    "NOT_IMPLEMENTED": "Export it again, in float32",
     "not a registered function": "Export it with operators of ONNX alone",
     "No opset import for domain": "Export it with operators of ONNX alone",
     "incompatible constructor arguments": "Give it and its folders names of UTF-8",
+    "codec can't decode": "Export it again, with names in UTF-8",
+    "Unsupported model IR version": "Upgrade onnxruntime, or export it with an older onnx",
     "is under development": "Export it with an older opset, or upgrade onnxruntime",
 }
 Say = Callable[[str], None]
@@ -56,9 +58,12 @@ class Original:
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
-            self.session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            self.session = ort.InferenceSession(
+                str(file), options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
+            _ = [(value.name, value.shape) for value in (*self.session.get_inputs(), *self.session.get_outputs())]
         except Exception as error:  # ONNX Runtime's own types
-            remedy = next((then for what, then in REMEDIES.items() if what in str(error)), "Export it anew")
+            remedy = next((then for what, then in REMEDIES.items() if what in str(error)), "Export it again")
             raise InvalidCheckpoint(f"ONNX Runtime cannot run {file.name}: {reason(error)}. {remedy}") from error
 
     def run(
@@ -93,7 +98,7 @@ class Original:
         except Exception as error:  # ONNX Runtime's own types
             image, planes = next(iter(images.items()))
             remedies = ["another --size"] * (image.side is None) + ["other values of --set"] * bool(values)
-            remedy = f"Choose {', or '.join(remedies)}" if remedies else "Export it anew"
+            remedy = f"Choose {', or '.join(remedies)}" if remedies else "Export it again"
             size = "x".join(map(str, planes.shape[2:]))
             raise InvalidCheckpoint(f"the model does not run on {size}: {reason(error)}. {remedy}") from error
         return {name: y for name, y in zip(names, found, strict=True) if isinstance(y, np.ndarray)}

@@ -170,6 +170,7 @@ def compare(
     batch: int,
     floor: float,
     reference: str = "eager float32",
+    remedy: str = "Export in fp32, or with another --opset",
     gpu: str | None = None,
     extent: Extent = "full",
 ) -> Check:
@@ -190,7 +191,7 @@ def compare(
     if psnr < floor:
         raise VerificationFailed(
             f"{what} on {device} in {precision}: {psnr:.1f} dB against {reference}, the floor is {floor:.0f} dB. "
-            "Nothing was published; export in fp32, or with another --opset"
+            f"Nothing was published. {remedy}"
         )
     return Check(
         what=what,

@@ -363,6 +363,11 @@ def unknown(model: onnx.ModelProto) -> None:
     model.graph.node[0].CopyFrom(helper.make_node("Magic", ["x"], ["y0"], domain="com.acme"))
 
 
+def not_utf8() -> onnx.ValueInfoProto:
+    data = value("x", ["side", 3, SIZE, SIZE]).SerializeToString().replace(b"side", b"\xb1\xdf\xb3\xa4")
+    return onnx.ValueInfoProto.FromString(data)
+
+
 def infinite(model: onnx.ModelProto) -> None:
     model.graph.node[1].output[0] = "z"
     model.graph.node.append(helper.make_node("Log", ["z"], ["y"]))
@@ -379,6 +384,7 @@ def infinite(model: onnx.ModelProto) -> None:
         (lambda model: setattr(model.graph.node[0], "domain", "mmcv"), "mmcv.*Export it with operators of ONNX alone"),
         (open_shape("n", 3, "points"), r"no input can be the image.*x \(float nx3xpoints\)"),
         (infinite, "NaN or Inf of a usual picture: choose another --input-range"),
+        (lambda model: model.graph.input[0].CopyFrom(not_utf8()), "with names in UTF-8"),
         (lambda model: model.graph.output.pop(), "has no output"),
         (lambda model: model.opset_import.pop(), "which opset"),
         (lambda model: setattr(model, "ir_version", 99), "IR version"),
@@ -622,6 +628,14 @@ def test_what_is_quantized_stays_so_in_half(tmp_path: Path) -> None:
     bundle = wrap(path, tmp_path / "bundle", options, threads=1)
     for face, found in zip(faces(3), restored(bundle, precision="fp16"), strict=True):
         assert np.array_equal(face, found)
+
+
+def test_a_variant_that_does_not_run_is_said_to_be_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wrapping, "call_network", lambda *_: (_ for _ in ()).throw(RuntimeError("no kernel")))
+    path = darkening(tmp_path / "m.onnx")
+    with pytest.raises(InvalidCheckpoint, match=r"wrapped in fp32, m.onnx does not run: no kernel. Export it again"):
+        wrap(path, tmp_path / "b", threads=1)
+    assert not (tmp_path / "b").exists()
 
 
 def test_names_of_the_file_may_be_ours(tmp_path: Path) -> None:
