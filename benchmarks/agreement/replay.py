@@ -83,7 +83,7 @@ def run_chain(
     """Run a recorded loop.
 
     Args:
-        chain: With the golden's noise.
+        chain: The chain with the golden's noise.
         arrays: The golden: `states` after the numbers of steps in `kept`.
         degraded: (B, 3, H, W) in [0, 1].
         every: Pixels of a side from one that the golden holds to the next.

@@ -57,7 +57,7 @@ def endure(
         threads: CPU threads.
         index: Number of the GPU.
         every: Images between two looks.
-        compiler: As of `open_contender`.
+        compiler: As in `open_contender`.
 
     Returns:
         Figures: what ran, `seconds`, all `looks`, and what `judge` says of them.

@@ -53,11 +53,11 @@ def run_stages(
     """Run the stages one after the other; return the content of `results.json`.
 
     Args:
-        stages: In order.
+        stages: The stages in order.
         command: To which a stage's name and its seconds are added: it runs one stage, which records itself.
         out: Folder of `results.json` and `log.txt`.
         work: Folder of everything else.
-        seconds: For all stages together.
+        seconds: Seconds for all stages together.
         resume: Folder of an earlier `results.json`, whose finished stages are not run again.
         rehearsal: Whether the figures are a CPU's.
     """

@@ -26,11 +26,11 @@ class Context:
 
     Attributes:
         prepared: The folder of `--prepare`.
-        work: For what does not come back, logs and weights.
-        out: For what does.
+        work: Folder for what is not copied back, logs and weights.
+        out: Folder for what is copied back.
         gpu: False in a rehearsal.
-        seconds: Until the stage is stopped.
-        faces: To train on.
+        seconds: Seconds until the stage is stopped.
+        faces: Faces to train on.
     """
 
     prepared: Path
@@ -57,7 +57,7 @@ class Stage:
 
     Attributes:
         seconds: The most it gets.
-        least: With less time left it is not begun.
+        least: Seconds; with less time left, it does not begin.
     """
 
     name: str

@@ -96,7 +96,7 @@ def measure(restorer: Restorer, faces: Sequence[DegradedFace], results: Sequence
     """Measure a sampler on all faces, and close its Restorer.
 
     Args:
-        restorer: With the sampler.
+        restorer: The Restorer with the sampler.
         faces: The degraded faces.
         results: The reference's, (S, S, 3) uint8 RGB each.
         seed: Seed of the noise.

@@ -12,7 +12,7 @@ REGIONS = ("face", "outline", "outside")
 
 
 def margins(cells: Sequence[dict[str, Any]], region: str, measure: int) -> list[float]:
-    """Of each cell: how much better than the better of difference and crop this runtime pastes."""
+    """For each cell, the gain of this runtime over the better of difference and crop."""
     found = []
     for cell in cells:
         scores = cell["scores"]
@@ -54,7 +54,7 @@ def as_markdown(figures: dict[str, Any]) -> str:
 
 
 def _changes(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Of what is neither face nor hair, in the surroundings that are looked at."""
+    """The change of pixels that are neither face nor hair, in the surroundings."""
     yield "Mean absolute change of pixels that are neither face nor hair, in levels; the truth is the change needed:"
     shown = {"published": "published", "crop": "crop", "pasted": "this runtime", "truth": "truth"}
     rows = [

@@ -139,7 +139,7 @@ def build_engine_bytes(
 
 
 def typed_share(graph: Path, library: Library) -> float:
-    """Of the floating tensors that the layers of a graph write, the share in half (0 to 1), as the library reads it."""
+    """Return the share (0 to 1) in half of the floating-point tensors that a graph's layers write."""
     parsed = parse_graph(graph, load_library(library))
     types, layers = parsed.trt.DataType, (parsed.network.get_layer(i) for i in range(parsed.network.num_layers))
     written = [layer.get_output(i).dtype for layer in layers for i in range(layer.num_outputs)]

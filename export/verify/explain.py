@@ -160,7 +160,7 @@ def compare_graphs(
     where: Where = "onnxruntime-cpu",
     index: int = 0,
 ) -> Explanation:
-    """As `explain`, of two files.
+    """As `explain`, for two files.
 
     Raises:
         InvalidOption: No layer of the one is a layer of the other.

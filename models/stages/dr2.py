@@ -36,7 +36,7 @@ class RefinedStep(LearnedVarianceStep):
         Args:
             denoiser: The network.
             size: S, in pixels.
-            **options: As of LinearStep.
+            **options: As in LinearStep.
         """
         super().__init__(denoiser, **options)
         passes = np.stack([low_pass(size, 2**k) for k in range(FACTORS) if size % 2**k == 0 and size >> k >= 2])

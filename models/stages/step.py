@@ -114,7 +114,7 @@ class ContextStep(LinearStep):
         Args:
             denoiser: The network.
             context: Number of tokens and their width.
-            **options: As of LinearStep.
+            **options: As in LinearStep.
         """
         super().__init__(denoiser, **options)
         self.context = tuple(context)

@@ -63,7 +63,7 @@ def fetch(download: Download, folder: Path, *, progress: Progress | None = None)
 
     Args:
         download: The file.
-        folder: Where it goes; it is made.
+        folder: Destination, created if missing.
         progress: Called with (bytes done, bytes in all or None).
 
     Raises:

@@ -39,7 +39,7 @@ class Backend:
 
     Attributes:
         name: What people choose it by.
-        module: Where its device is, a full module name.
+        module: Full name of the module with its device.
         device: The class in that module. On `cpu` it is called with `threads` and `spinning`, on `cuda` with `index`;
             a class on `cuda` is a child of `bfr.runtime.backends.cuda.device.GpuDevice`.
         package: The package that it imports.

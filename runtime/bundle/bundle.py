@@ -43,7 +43,7 @@ class Bundle:
     """A bundle on disk.
 
     Attributes:
-        folder: Where it is.
+        folder: Its folder.
         manifest: Its manifest.
         hash: Sha256 of the manifest's content, which holds those of all files, without the list of verifications.
     """

@@ -157,14 +157,14 @@ class Denoise(Model):
     """A sampler loop; `prediction` is what the network predicts.
 
     Attributes:
-        name: By which a preset names a sampler for this stage alone.
+        name: The stage's name, by which a preset can name a sampler for this stage alone.
         source: The value that the loop starts from without noise; None after a diffuse stage.
         result: The name of the value that it makes.
         conditioner: The network that computes, once for all steps, what `network` reads instead of timesteps.
         conditions: The network's name of an input -> the value that every step reads there.
         strength: Strength of the guidance that a network has folded in (kinds `step-known`, `step-learned-smooth` and
             `step-learned-reference`).
-        guidance: By a network of its own, between the steps.
+        guidance: Guidance by a separate network between the steps.
     """
 
     kind: Literal["denoise"] = "denoise"
@@ -229,8 +229,8 @@ class Sampler(Model):
             also the number of calls. `time`, `log-snr` and `quadratic` are grids; `start` is then the timestep that the
             estimate is diffused to, any real number of the training schedule's, and `steps` the number of calls.
         stop: For a respacing, the index of the last call, whose x0 is the result.
-        matched: For a respacing, whether the start is diffused to the timestep of the first call or one index beyond it,
-            as published; a grid always is.
+        matched: For a respacing: diffuse the start to the timestep of the first call, else one index beyond it, as
+            published. A grid always does.
         adapt: For a grid, lets the start depend on the image. See `bfr.runtime.diffusion.solvers.step_table`.
     """
 
@@ -317,7 +317,7 @@ class Check(Model):
         relative: L2 norm of the difference over that of the reference.
         floor_db: What psnr_db had to reach.
         reference: What it was compared with.
-        gpu: Where it ran, None on a CPU.
+        gpu: The GPU it ran on; None on a CPU.
         extent: `quick` where loops ran a few steps, over the whole of their time; `full` where all of them.
         seconds_a_step: Seconds of one denoising step of a loop, on the machine that verified.
         eager_seconds_a_step: The same of eager PyTorch, on the machine that verified.

@@ -43,7 +43,7 @@ VOLUME = {
         "--verbose", "-v", callback=volume.set_verbose, help="Print a line for each input, and each step with its time."
     ),
 }
-"""Of every command. They set how much `terminal` prints; no command is handed them."""
+"""Flags of every command. They set how much `terminal` prints, and are not passed to the command."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,7 +215,7 @@ def tell_results(report: "Report", places: Places, *, done: str = "restored", as
 
     Args:
         report: The run's report.
-        places: Where its results go.
+        places: The destination of its results.
         done: The word for `restored`.
         as_json: The caller prints the report; the line of counts is left out.
     """
@@ -245,7 +245,7 @@ def print_report(
 
     Args:
         report: The run's report.
-        out: Where its results are, for the line of counts.
+        out: The folder of its results, for the line of counts.
         table: The file that lists everything.
         done: The word for `restored`.
         tell: Prints the line of counts; None leaves it out.

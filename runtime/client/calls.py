@@ -46,7 +46,7 @@ class Answer:
     """What a server answered.
 
     Attributes:
-        headers: By names in any case.
+        headers: Headers; names in any case.
         content: Empty where it went into a file.
     """
 
@@ -56,7 +56,7 @@ class Answer:
 
 
 def address(url: str) -> str:
-    """Of a server, without a slash at its end. Raises InvalidOption."""
+    """Return a server's address without a trailing slash. Raises InvalidOption."""
     if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url):
         raise InvalidOption(f"{url!r} is no address of a server: give one as http://localhost:8000")
     return url.rstrip("/")
@@ -207,7 +207,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the pause that a server asks for, and up to a tenth more, so that clients do not all return at once.
 
     Args:
-        headers: By names in lower case.
+        headers: Headers; names in lower case.
 
     Returns:
         Seconds, or None if the headers do not say.

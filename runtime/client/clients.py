@@ -38,7 +38,7 @@ class AsyncClient:
 
         Args:
             url: The server's address.
-            api_key: Where the server needs one.
+            api_key: The API key, if the server needs one.
             timeout: Seconds of a call, pauses included; where files of jobs are sent and fetched, seconds without a
                 byte.
             retries: After connections that failed and answers 429, 502, 503 and 504. The pauses are the server's
@@ -73,7 +73,7 @@ class AsyncClient:
 
         Args:
             path: The file.
-            **options: As of `restore`.
+            **options: As in `restore`.
         """
         query, headers = asked(options)
         headers |= file_headers(path)
@@ -171,7 +171,7 @@ class Client:
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 120.0, retries: int = 5) -> None:
-        """As of `AsyncClient`."""
+        """See `AsyncClient`."""
         self._client = AsyncClient(url, api_key=api_key, timeout=timeout, retries=retries)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="bfr-client", daemon=True)
@@ -191,13 +191,13 @@ class Client:
     ready = _blocking(AsyncClient.ready)
 
     def wait(self, name: str, *, timeout: float | None = None, progress: Callable[[Job], object] = _nothing) -> Job:
-        """As of `AsyncClient`; `progress` is called in the caller's thread."""
+        """See `AsyncClient`; `progress` is called in the caller's thread."""
         for job in self.states(name, timeout):
             progress(job)
         return job
 
     def states(self, name: str, timeout: float | None = None) -> Iterator[Job]:
-        """As of `AsyncClient`."""
+        """See `AsyncClient`."""
         states = self._client.states(name, timeout)
         while (job := self._run(_next(states))) is not None:
             yield job

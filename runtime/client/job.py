@@ -41,7 +41,7 @@ def run_remote_job(
 
     Args:
         client: A client of the server.
-        items: From `find_images`.
+        items: The inputs, from `find_images`.
         options: How results are written.
         photo: How faces are found and pasted; None for aligned faces.
         preset: None for the server's default.

@@ -90,8 +90,8 @@ class Transport:
             method: The HTTP method.
             path: The route, from its `/`.
             bounded: The time limit is that of the call, pauses included; else of the next bytes.
-            repeatable: To send it twice does no harm.
-            **request: As of `_send`.
+            repeatable: Whether it is safe to send the request twice.
+            **request: As in `_send`.
 
         Raises:
             ServerUnavailable: The attempts or the seconds are used up.
@@ -141,7 +141,7 @@ class Transport:
         Args:
             method: The HTTP method.
             path: The route, from its `/`.
-            seconds: To wait for the next bytes, in either direction; for the whole answer too where `bounded`.
+            seconds: Longest wait for the next bytes, in either direction; for the whole answer too where `bounded`.
             bounded: Whether `seconds` are for the whole answer.
             file: The body.
             into: Where the body of a 200 goes, whole or not at all.

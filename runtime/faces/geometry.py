@@ -42,12 +42,12 @@ class Face:
 
     @property
     def eye_distance(self) -> float:
-        """Between the eyes, in pixels."""
+        """Distance between the eyes, in pixels."""
         return float(np.hypot(*(self.landmarks[1] - self.landmarks[0])))
 
     @property
     def area(self) -> float:
-        """Of the box, in pixels."""
+        """Area of the box, in pixels."""
         return float(np.prod(np.maximum(self.box[2:] - self.box[:2], 0)))
 
 

@@ -166,7 +166,7 @@ class PhotoEditor:
 
         Args:
             image: As `align` has seen it.
-            faces: From `align` or `crop`.
+            faces: The faces, from `align` or `crop`.
             results: Those of the faces that are not left as they are, in their order.
         """
         begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Of several detections of one face the best: non-maximum suppression, and how much boxes overlap."""
+"""Non-maximum suppression: keep the best of several detections of one face; overlap of boxes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +33,7 @@ def overlaps(first: NDArray[Any], second: NDArray[Any]) -> tuple[Float64, Float6
 
 
 def without_repeats(faces: Sequence[Face], most: int = MOST) -> list[Face]:
-    """Of detections of one face the best, by score; at most `most` faces.
+    """Return the best detection of each face by score, at most `most` faces.
 
     Two detections are one face where their boxes overlap by OVERLAP, where INSIDE of the smaller lies in the larger, or
     where their eyes are nearer to each other than two heads can be.

@@ -54,7 +54,7 @@ class Density:
 
     @property
     def turned(self) -> "Density":
-        """Of the image turned by a quarter."""
+        """Return the density of the image turned by a quarter."""
         return Density(self.y, self.x, self.unit)
 
 

@@ -52,7 +52,7 @@ def write_faces(folder: Path, faces: Sequence[AlignedFace], results: Sequence[Re
 
     Args:
         folder: See `face_folder`.
-        faces: From left to right. One that is left as it is, or that failed, has only its first file.
+        faces: The faces from left to right. One that is left as it is, or that failed, has only its first file.
         results: Those of the faces that are not left, in their order.
 
     Raises:

@@ -70,7 +70,7 @@ class Guarded:
 
     @property
     def batch(self) -> int:
-        """As of the restorer."""
+        """See the restorer."""
         return self.restorer.batch
 
     def launch(self, images: Sequence[NDArray[Any]], **options: Unpack[LaunchOptions]) -> Pending:

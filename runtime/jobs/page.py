@@ -52,7 +52,7 @@ def write_page(folder: Path, cards: Sequence[Card], facts: Mapping[str, Any]) ->
 
     Args:
         folder: The output folder. It holds the previews that the cards name, see `write_previews`.
-        cards: In the order of the run.
+        cards: The cards, in the order of the run.
         facts: Facts about the run: system, preset, sampler, backend, precision, seed, bundle_hash, seconds and started.
 
     Raises:

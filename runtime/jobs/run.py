@@ -65,7 +65,7 @@ class Run(ABC):
             options: How results are written.
             progress: See `Progress`.
             settings: What results depend on.
-            facts: Where and with what they are made.
+            facts: Where and with what the results are made.
 
         Raises:
             InvalidOption: The settings differ from those of the run that is resumed.
@@ -169,7 +169,7 @@ def run_job(
 
     Args:
         restorer: The Restorer or PhotoRestorer.
-        items: From `find_images`.
+        items: The inputs, from `find_images`.
         options: How results are written.
         mask: For systems that inpaint aligned faces: a mask for all pictures, or a folder with one mask of each
             picture's name, white where to inpaint. Without it, pixels that are 0 in all channels are inpainted, as

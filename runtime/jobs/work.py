@@ -43,7 +43,7 @@ class Picture:
     Attributes:
         source: Its path or URL, as reports have it.
         original: Gives the bytes of its file.
-        seconds: By stage.
+        seconds: Stage -> seconds.
         image: None until it is read.
         faces: None if the image is an aligned face itself.
         error: Why it was refused.
@@ -117,7 +117,7 @@ def finish(
     Args:
         picture: Gets the seconds of the networks, of pasting and of encoding.
         results: Those of the faces, in their order.
-        editor: As of `prepare`.
+        editor: As in `prepare`.
         output: Name of the result, whose suffix decides the format.
         quality: Quality of lossy formats, 1 to 100.
         metadata: Keep what the source says beside its pixels.

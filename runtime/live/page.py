@@ -60,7 +60,7 @@ class Page:
         self._thread.start()
 
     def write(self, pixels: NDArray[np.uint8], seconds: float) -> None:  # noqa: ARG002
-        """As of Sink; encodes only where somebody looks."""
+        """See Sink; encodes only while a client is connected."""
         if not self.viewers:
             return
         _, data = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
@@ -69,10 +69,10 @@ class Page:
             self.change.notify_all()
 
     def idle(self) -> None:
-        """As of Sink."""
+        """See Sink."""
 
     def close(self) -> None:
-        """As of Sink."""
+        """See Sink."""
         with self.change:
             self.ended = True
             self.change.notify_all()

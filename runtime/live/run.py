@@ -131,7 +131,7 @@ def run_live(
     Args:
         photo: What restores its frames.
         source: A camera or an address, see `kind_of`.
-        sinks: Where frames go; they are closed here.
+        sinks: The sinks of the frames; they are closed here.
         options: See LiveOptions.
         counts: What is counted meanwhile.
         seed: Seed of the noise.

@@ -80,7 +80,7 @@ class Encoded:
         self._last = -1
 
     def write(self, pixels: RGB8, seconds: float) -> None:
-        """As of Sink. After an error the next frame reopens the target."""
+        """See Sink. After an error the next frame reopens the target."""
         try:
             self._encode(pixels, seconds)
         except (av.FFmpegError, OSError) as error:
@@ -91,10 +91,10 @@ class Encoded:
             ) from error
 
     def idle(self) -> None:
-        """As of Sink."""
+        """See Sink."""
 
     def close(self) -> None:
-        """As of Sink."""
+        """See Sink."""
         if self._output is not None and self._video is not None:
             with suppress(av.FFmpegError, OSError):  # a receiver that is gone needs no end
                 self._output.mux(self._video.encode(None))
@@ -158,7 +158,7 @@ class Sent:
         Args:
             target: An address, checked by `check_sink`.
             patience: Seconds without success after which the receiver is given up.
-            counts: Where frames that the receiver is too slow for are counted.
+            counts: Counts the frames that the receiver is too slow for.
         """
         self.target, self._patience, self._counts = target, patience, counts
         spawned = multiprocessing.get_context("spawn")
@@ -170,7 +170,7 @@ class Sent:
         self._taken = self._tried = math.inf  # when a frame was last taken, or given; the process begins with an answer
 
     def write(self, pixels: RGB8, seconds: float) -> None:
-        """As of Sink; raises WriteFailed, too, where the receiver took nothing for too long."""
+        """See Sink; also raises WriteFailed if the receiver accepted nothing for too long."""
         now = time.monotonic()
         try:
             if self._busy and self._pipe.poll():
@@ -187,10 +187,10 @@ class Sent:
         self._busy, self._tried = True, now
 
     def idle(self) -> None:
-        """As of Sink."""
+        """See Sink."""
 
     def close(self) -> None:
-        """As of Sink; the process is ended where the receiver holds it."""
+        """See Sink; ends the process if the receiver blocks it."""
         self._pipe.close()
         self._process.join(CLOSE_SECONDS)
         if self._process.is_alive():
@@ -250,7 +250,7 @@ class Window:
         self._image: Any = None
 
     def write(self, pixels: RGB8, seconds: float) -> None:  # noqa: ARG002
-        """As of Sink."""
+        """See Sink."""
         height, width = pixels.shape[:2]
         ppm = f"P6 {width} {height} 255 ".encode() + pixels.tobytes()
         self._image = self._tk.PhotoImage(data=ppm, format="ppm")
@@ -263,7 +263,7 @@ class Window:
             self._root.update()
 
     def close(self) -> None:
-        """As of Sink."""
+        """See Sink."""
         with suppress(self._tk.TclError):
             self._root.destroy()
 

@@ -46,5 +46,5 @@ class Finished:
     done: bool = True
 
     def finish(self) -> list[Restored]:
-        """As of `Pending`."""
+        """See `Pending`."""
         return self.results

@@ -98,7 +98,7 @@ class Flight:
             self.fetch = lambda: kept
 
     def finish(self) -> list[Restored]:
-        """As of `Pending`."""
+        """See `Pending`."""
         return self.results(self._take())
 
     def _take(self) -> ChainResult:

@@ -16,7 +16,7 @@ from bfr.runtime.restore.adapt import Truncate, truncation
 from bfr.runtime.restore.tables import sampler_table
 
 Shape = tuple[int, ...]
-"""Of one image's share of a value, without the batch."""
+"""The shape of one image's share of a value, without the batch."""
 
 DEGRADED = "degraded"
 ESTIMATE = "estimate"
@@ -45,7 +45,7 @@ class Guide:
     """A gradient network called after some steps.
 
     Attributes:
-        inputs: As of Call, beyond GUIDE_INPUTS.
+        inputs: As in Call, beyond GUIDE_INPUTS.
         steps: After which.
     """
 
@@ -116,7 +116,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Of all denoise stages together; 0 if there is none."""
+        """The steps of all denoise stages together; 0 if there is none."""
         return sum(len(loop.table) for loop in self.loops)
 
     def calls(self) -> dict[str, int]:

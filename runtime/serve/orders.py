@@ -41,7 +41,7 @@ class Order:
         aligned: The image is an aligned face and nothing else.
         photo: How faces of a photograph are found and pasted.
         suffix: .png, .jpg or .webp, None for the image's own format.
-        sender: For fair queueing.
+        sender: The sender, for fair queueing.
     """
 
     group: Group
@@ -61,7 +61,7 @@ class FaceOrder:
         deadline: A time of `time.monotonic()`; faces that wait longer are dropped.
         keys: Keys of their noise, see `Restorer.run`.
         urgent: They are of a request; faces of jobs go when no request waits.
-        sender: For fair queueing.
+        sender: The sender, for fair queueing.
     """
 
     group: Group

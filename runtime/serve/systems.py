@@ -16,7 +16,7 @@ class System:
     """A bundle that is served.
 
     Attributes:
-        presets: By name, the default one first.
+        presets: Presets by name, the default first.
     """
 
     name: str

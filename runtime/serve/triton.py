@@ -23,7 +23,7 @@ BATCH = "BATCH"  # parameter of the loop's model: the largest batch of the netwo
 
 
 def model_name(system: str, network: str) -> str:
-    """Of a network's model in the repository."""
+    """The name of a network's model in the repository."""
     return f"{system}_{network}"
 
 

@@ -49,7 +49,7 @@ def follow(
     """The faces of all frames.
 
     Args:
-        frames: In the order of their showing.
+        frames: Frames in display order.
         view: (H, W, 3) uint8 RGB of a frame, called once for each.
         find: Finds the faces of such an image.
         every: Frames from one look to the next, in a scene; fewer where the frames are large.

@@ -51,7 +51,7 @@ class StreamCopy:
 
         Args:
             source: An open video.
-            output: Where its streams go.
+            output: The container that its streams go to.
             suffix: Suffix of the output's container.
             path: Path of the source, for messages.
             keep_metadata: Take over title, chapters and the like.

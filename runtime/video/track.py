@@ -213,7 +213,7 @@ def _held(track: _Track) -> Tracked:
 
 
 def _share(cutoff: float, seconds: float) -> float:
-    """Of the newest value in an exponential average with a cutoff in Hz (equation 3 and 5 of the paper)."""
+    """The weight of the newest value in an exponential average with a cutoff in Hz (equation 3 and 5 of the paper)."""
     return 1 / (1 + 1 / (2 * math.pi * cutoff * seconds))
 
 

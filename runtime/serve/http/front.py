@@ -53,7 +53,7 @@ class Front:
     Attributes:
         systems: What is served, the default first.
         keys: The API keys.
-        names: By which clients reach the server; without an API key others are refused.
+        names: Names by which clients reach the server; without an API key others are refused.
         engine: What restores, see `bfr.runtime.serve.engine`; None until it is ready.
     """
 

@@ -56,7 +56,7 @@ class RemoteRestorer:
         """Open the bundle for its settings; no network is loaded.
 
         Args:
-            line: To the server.
+            line: The connection to the server.
             options: The server's options.
             bundle: Name of one of its bundles.
             preset: Name of one of its presets.
@@ -99,7 +99,7 @@ class Reporter:
         """Start to count frames.
 
         Args:
-            line: To the server.
+            line: The connection to the server.
             frames: Most calls, which are one a frame and one for the item itself.
         """
         self._line, self._left, self._last = line, frames + 1, time.monotonic()
@@ -155,7 +155,7 @@ def restore(line: Line, setup: dict[str, Any]) -> dict[str, Any]:
     """Do a job.
 
     Args:
-        line: To the server, whose workers restore the faces.
+        line: The connection to the server, whose workers restore the faces.
         setup: The options, the request, the folder and the batch, see `JobRunner`.
 
     Returns:

@@ -66,7 +66,7 @@ class Ticket:
     """The faces of a request or of a job's batch.
 
     Attributes:
-        number: By arrival.
+        number: Number by arrival.
         tag: Start tag of the next one.
     """
 

@@ -102,7 +102,7 @@ class Worker:
     Attributes:
         facts: What the process reported after its warm-up: `backend`, `calls`, `warm_up_seconds`; None before and
             after.
-        calls: By number, in flight. The worker computes the first; on a GPU the second is launched behind it.
+        calls: Calls in flight, by number. The worker computes the first; on a GPU the second is launched behind it.
         busy: Seconds that its calls took.
         memory: Free and total bytes of its device, as of the last call; None for a CPU.
     """
