@@ -363,7 +363,7 @@ def unknown(model: onnx.ModelProto) -> None:
     model.graph.node[0].CopyFrom(helper.make_node("Magic", ["x"], ["y0"], domain="com.acme"))
 
 
-def not_utf8() -> onnx.ValueInfoProto:
+def not_utf8() -> Any:
     data = value("x", ["side", 3, SIZE, SIZE]).SerializeToString().replace(b"side", b"\xb1\xdf\xb3\xa4")
     return onnx.ValueInfoProto.FromString(data)
 
