@@ -57,7 +57,12 @@ class Answer:
 
 def address(url: str) -> str:
     """Return a server's address without a trailing slash. Raises InvalidOption."""
-    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url):
+    try:
+        parts = urlsplit(str(url))
+        there = parts.hostname and parts.port != 0  # `port` raises for one out of range
+    except ValueError:
+        there = False
+    if not there or not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", str(url)):
         raise InvalidOption(f"{url!r} is no address of a server: give one as http://localhost:8000")
     return url.rstrip("/")
 

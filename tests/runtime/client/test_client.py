@@ -261,8 +261,14 @@ def test_the_api_key(connect: Any, server: FakeServer) -> None:
         connect(api_key="two\nlines")
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://a", "http://", "http://user:secret@a", "http://a/?b=c"])
-def test_addresses(url: str) -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("localhost:8000", "ftp://a", "http://", "http://user:secret@a", "http://a/?b=c"),
+        *("http://a:99999", "http://a:-5", "http://a:0", "http://:80", "http://[::1", None),
+    ],
+)
+def test_addresses(url: Any) -> None:
     with pytest.raises(InvalidOption, match="address"):
         Client(url)
 
