@@ -158,8 +158,10 @@ class Chain:
         return lambda: ChainResult(result(), seconds())
 
     def close(self) -> None:
-        """Free the buffers and programs of the chain."""
+        """Free the buffers and programs of the chain, and let go of the networks."""
         self._owned.close()
+        # They refer to the chain: networks, and memory on a GPU, would stay until Python finds the garbage.
+        self._stages, self._parts, self._programs = [], [], []
 
     def _work(self, stages: Sequence["BoundNetwork | BoundLoop"], on_step: OnStep | None = None) -> None:
         """Enqueue what the device does for a batch; the host decides nothing meanwhile."""

@@ -365,6 +365,10 @@ class FakeContext:
         self.addresses: dict[str, int] = {}
         self.enqueued, self.refuse = 0, False
 
+    def __del__(self) -> None:
+        if self.memory[0] and self.memory[0] not in self.engine.gpu.device:
+            self.engine.trt.late.append(self.engine.name)
+
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         self.profile = profile
         return profile < self.engine.num_optimization_profiles
@@ -426,6 +430,23 @@ class FakeCache:
         return b"compiled " + self.data
 
 
+class FakeConfig:
+    """How TensorRT-RTX makes contexts. It does not keep its cache alive."""
+
+    create_runtime_cache = staticmethod(FakeCache)
+    strategy = ""
+
+    def __init__(self, engine: "FakeEngine") -> None:
+        self.engine = engine
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
+
+    def set_runtime_cache(self, cache: FakeCache) -> bool:
+        self.engine.cache = weakref.ref(cache)
+        return True
+
+
 class FakeEngine:
     """What `serialize` wrote: the path of an ONNX file, and batch sizes."""
 
@@ -459,10 +480,7 @@ class FakeEngine:
 
     def create_runtime_config(self) -> Any:
         assert self.trt.name == "tensorrt-rtx", "of TensorRT-RTX alone"
-        config = SimpleNamespace(strategy=None, create_runtime_cache=FakeCache)
-        config.set_execution_context_allocation_strategy = lambda s: setattr(config, "strategy", s)
-        config.set_runtime_cache = lambda cache: setattr(self, "cache", weakref.ref(cache))
-        return config
+        return FakeConfig(self)
 
     def create_execution_context(self, how: Any) -> FakeContext:
         assert getattr(how, "strategy", how) == "user managed"
@@ -523,6 +541,7 @@ class FakeTensorRt:
         self.sources: list[Any] = []
         self.types: dict[str, str] = {}
         self.refuse, self.capturable = False, True
+        self.late: list[str] = []  # engines whose contexts ended after their memory
 
     def Runtime(self, logger: Any) -> Any:
         def deserialize(source: Any) -> FakeEngine | None:

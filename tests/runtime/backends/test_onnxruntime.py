@@ -1,8 +1,10 @@
 """The ONNX Runtime devices; CUDA's through its own code over CPU memory, and on a GPU where there is one."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -188,6 +190,20 @@ def test_the_cuda_device_runs_the_same_chain(tiny_bundle: Bundle, cuda_provider:
         assert list(restorer.chains.made) == [4]  # three images, the bucket of four
     device.close()
     assert cuda_provider[0].names().count("graph") == (2 if graphs else 0)  # after three runs
+
+
+def test_a_session_ends_with_its_device(tiny_bundle: Bundle, cuda_provider: Any) -> None:
+    """And gives its memory back, whenever Python would find the garbage."""
+    restorer = Restorer.open(tiny_bundle.folder, backend="onnxruntime-cuda")
+    restorer.restore(FACES)
+    sessions = [weakref.ref(network.session) for network in restorer.chains.networks.values()]  # type: ignore[attr-defined]
+    gc.disable()
+    try:
+        restorer.close()
+        assert len(sessions) == 2
+        assert not any(session() for session in sessions)
+    finally:
+        gc.enable()
 
 
 def test_memory_that_runs_out_in_a_session(tiny_bundle: Bundle, cuda_provider: Any) -> None:

@@ -507,13 +507,15 @@ def test_contexts_end_with_the_device(built: Bundle, tensorrt: Any) -> None:
     for _ in range(3):
         restorer.restore(FACES[:2])
     contexts = [weakref.ref(context) for engine in tensorrt.engines for context in engine.contexts]
-    for engine in tensorrt.engines:
-        engine.contexts.clear()
+    engines = [weakref.ref(engine) for engine in tensorrt.engines]
+    while tensorrt.engines:
+        tensorrt.engines.pop().contexts.clear()
     gc.disable()
     try:
         restorer.close()
-        assert len(contexts) == 2
-        assert not any(context() for context in contexts)
+        assert len(contexts) == len(engines) == 2
+        assert not any(one() for one in (*contexts, *engines))
+        assert not tensorrt.late
     finally:
         gc.enable()
 
