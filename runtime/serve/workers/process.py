@@ -135,6 +135,12 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # the server ends it by closing the line
     log_as_json()
     line = Line(socket.socket(fileno=int(sys.argv[1])))
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the server has ended
+        _serve(line)
+
+
+def _serve(line: Line) -> None:
+    """Raises EOFError and OSError where the other side has ended."""
     setup, _ = line.receive()
     try:
         options = ServeOptions(**setup["options"])

@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -168,3 +169,22 @@ def test_results_arrive_as_they_were_sent() -> None:
     for one, other in zip(found, results, strict=True):
         assert (one.seconds, one.precision, one.error) == (other.seconds, other.precision, other.error)
         assert np.array_equal(one.pixels, other.pixels) if one.pixels is not None else other.pixels is None
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_server_that_ends_while_its_worker_starts(monkeypatch: pytest.MonkeyPatch, early: bool) -> None:
+    server, line = socket.socketpair()
+
+    def start(*_: Any) -> Networks:
+        server.close()
+        return SimpleNamespace(on_cpu=False, facts={})  # type: ignore[return-value]
+
+    if early:
+        server.close()
+    else:
+        server.sendall(b"".join(pack({"options": {}, "index": 0})))
+    monkeypatch.setattr(process, "Networks", start)
+    monkeypatch.setattr(process, "log_as_json", lambda: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["worker", str(line.detach())])
+    process.main()
