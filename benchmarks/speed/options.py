@@ -27,7 +27,7 @@ class BenchOptions(Options):
         default=(), description="Backends, separated by commas. Default: all that work on this machine."
     )
     batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], COMMAS, AfterValidator(_distinct)] = Field(
-        (1,), min_length=1, description="Batch sizes, separated by commas."
+        default=(1,), min_length=1, description="Batch sizes, separated by commas."
     )
     preset: str | None = field_of(OpenOptions, "preset")
     steps: int | None = field_of(SamplerOptions, "steps")

@@ -148,7 +148,7 @@ def open_published(bundle: Bundle, name: str, folder: Path, *, threads: int | No
     networks = [bundle.manifest.networks.get(role) for role in ("estimator", "denoiser")]
     kinds = [network and (network.kind, network.architecture in CLASSES) for network in networks]
     if kinds != [("estimator", True), ("step", True)] or len(bundle.manifest.networks) > len(kinds):
-        raise BackendUnavailable(f"{bundle.manifest.system} is no DifFace as it was published")
+        raise BackendUnavailable(f"{bundle.manifest.system} is not DifFace as it was published")
     if threads is not None:
         torch.set_num_threads(threads)
     package, timm = ModuleType(PACKAGE), ModuleType("timm")
@@ -176,9 +176,7 @@ def _load(bundle: Bundle, role: str) -> Any:
         network = make(**entry.parameters)
     except TypeError as error:
         system = bundle.manifest.system
-        raise BackendUnavailable(
-            f"the published code has no such network as the {role} of {system}: {error}"
-        ) from error
+        raise BackendUnavailable(f"{system} is not DifFace as it was published: its {role}, {error}") from error
     stored, state = load_file(bundle.graph(role, "fp32").with_suffix(".safetensors")), network.state_dict()
     for name, value in state.items():
         weight = stored[name].to(value.dtype)

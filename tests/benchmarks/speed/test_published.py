@@ -112,7 +112,9 @@ def test_other_systems_and_other_code_are_refused(clone: Path, tmp_path: Path, t
         run_bench(BenchOptions(bundle=tiny_bundle.folder, out=tmp_path, published=tmp_path))
     unet, entry = clone / "models" / "unet.py", Entry(tiny_bundle.folder, "published-cpu", Preset(), 1, 0, clone)
     unet.write_text("class UNetModel:\n    def __init__(self, image_size): ...")
-    with pytest.raises(Lost, match=r"no such network as the estimator of tiny: .*unexpected keyword argument"):
+    with pytest.raises(
+        Lost, match=r"tiny is not DifFace as it was published: its estimator, .*unexpected keyword argument"
+    ):
         Apart(open_player, entry, limit=600)
     unet.unlink()
     with pytest.raises(Lost, match="no clone of DifFace as it is known: No module named"):
