@@ -7,6 +7,7 @@ Restores faces with threads that spin between the calls of networks too (ONNX Ru
 import argparse
 import sys
 from contextlib import ExitStack, closing
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -66,6 +67,5 @@ main.number("--repeats", 20, "timed calls of each (%(default)s)")
 main.number("--threads", 2, "threads of each network (%(default)s)")
 
 if __name__ == "__main__":
-    from bfr.benchmarks.speed import spinning  # its functions can be found by the processes, those of `__main__` cannot
-
-    sys.exit(spinning.main())
+    # The processes find the functions of the module by its name, not those of `__main__`.
+    sys.exit(import_module(main.module).main())
