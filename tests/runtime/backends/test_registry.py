@@ -89,7 +89,7 @@ def test_what_was_verified_and_fails_is_said(usable: Any, caplog: pytest.LogCapt
     usable["tensorrt"] = EngineMismatch("driver: the engine has 12.4")
     usable["tensorrt-rtx"] = MissingDependency("not installed")
     assert choose(verified(("tensorrt", 0.002, "Fake 0")), "fp32") == "onnxruntime-cuda"
-    assert "backend tensorrt is passed over: driver: the engine has 12.4" in caplog.text
+    assert "skipping backend tensorrt: driver: the engine has 12.4" in caplog.text
     assert "tensorrt-rtx" not in caplog.text
 
 
@@ -186,7 +186,7 @@ def test_a_backend_that_cannot_load_its_networks_is_passed_over_once_aloud(
         assert restorer.device.name == "onnxruntime-cpu"
     said = [record.message for record in caplog.records if "no kernel" in record.message]
     assert len(said) == 1
-    assert "backend onnxruntime-cuda is passed over" in said[0]
+    assert "skipping backend onnxruntime-cuda" in said[0]
     assert closed == ["onnxruntime-cuda"]
     with pytest.raises(BackendUnavailable, match="no kernel"):
         Restorer.open(tiny_bundle.folder, backend="onnxruntime-cuda")
