@@ -145,9 +145,10 @@ def open_published(bundle: Bundle, name: str, folder: Path, *, threads: int | No
     Raises:
         BackendUnavailable: The bundle is no DifFace, or the clone holds other code.
     """
-    networks = [bundle.manifest.networks.get(role) for role in ("estimator", "denoiser")]
-    kinds = [network and (network.kind, network.architecture in CLASSES) for network in networks]
-    if kinds != [("estimator", True), ("step", True)] or len(bundle.manifest.networks) > len(kinds):
+    # The conditioner is a part of the denoiser that bundles have apart.
+    kinds = {role: entry.kind for role, entry in bundle.manifest.networks.items() if entry.kind != "conditioner"}
+    unknown = {bundle.network(role).architecture for role in kinds} - CLASSES.keys()
+    if kinds != {"estimator": "estimator", "denoiser": "step"} or unknown:
         raise BackendUnavailable(f"{bundle.manifest.system} is not DifFace as it was published")
     if threads is not None:
         torch.set_num_threads(threads)
