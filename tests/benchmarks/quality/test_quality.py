@@ -253,7 +253,7 @@ def test_geometry_is_a_table_or_a_line_that_says_how_to_get_it(
     assert list(content["evaluations"][0]["images"][0]["geometry"]) == [*STAGES, MOVED, SPOILT]
     markdown = (tmp_path / "with" / "quality.md").read_text()
     assert "| result | 2 of 2 | 0.0000 ± 0.0000 | 0.0000 | 0.00 ± 0.00 |" in markdown
-    assert "looks of still" in markdown
+    assert "detections by still" in markdown
 
 
 @pytest.mark.parametrize(

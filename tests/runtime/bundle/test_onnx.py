@@ -60,7 +60,7 @@ def outside(location: str, name: str = "w") -> Any:
 def test_the_limits_are_those_of_the_page() -> None:
     page = " ".join((Path(__file__).parents[3] / "SECURITY.md").read_text().split())
     assert f"more than {LARGEST_ELEMENTS >> 20} M numbers" in page
-    assert f"limited to {int(SAFE['optimization.constant_folding_max_output_size_in_bytes']) >> 20} MiB a node" in page
+    assert f"to {int(SAFE['optimization.constant_folding_max_output_size_in_bytes']) >> 20} MiB per node" in page
 
 
 def test_our_own_graphs_pass() -> None:
