@@ -4,8 +4,8 @@ A golden is an .npz with a .json of the same name beside it (`layout_NAME.json` 
 generated from the parameters' names (`bfr.models.weights.seeded`). These forms are known: `tiny_*`, a network's whole
 input and output; `full_*`, every 16th pixel of a published network at full size; `loop_*`, a whole sampler run with its
 noise; and `pgdiff_*`, `dr2_*`, `osdface_*`, whole systems. Each is run in eager PyTorch and exported, on ONNX Runtime;
-the largest absolute error of each is printed. Exit status: 0 where every error is below the tolerance, 1 if one is
-not, 2 where a file is no golden.
+the largest absolute error of each is printed. Exit status: 0 if every error is below the tolerance, 1 if one is
+not, 2 if a file is no golden.
 """
 
 import argparse

@@ -58,11 +58,12 @@ def prepare(
     Raises:
         InvalidOption: The total is larger than LIMIT_BYTES.
         MissingDependency: pip cannot download the packages.
+        WriteFailed: `folder` is there, and is neither empty nor an earlier one of these.
     """
     with tempfile.TemporaryDirectory() as scratch:
         if bundle is None:
             bundle = _export(Path(scratch), progress)
-        with atomic_folder(folder, replace=True) as partial:
+        with atomic_folder(folder, replace=True, mark="prepared.json") as partial:
             left = copy_bundle(Bundle.open(bundle), partial / "bundle", progress)
             progress(f"{left:,} bytes of weights stay behind; the machine generates them again")
             download(packages, partial / "site")

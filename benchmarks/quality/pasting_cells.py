@@ -103,7 +103,7 @@ def read_portraits(folder: Path, limit: int, size: int) -> list[Portrait]:
 def make_cell(portrait: Portrait, side: int, upscale: int, degradation: Degradation, size: int) -> Cell | None:
     """The photograph around the face, at the size at which the face's square has `side` pixels.
 
-    None if it would be enlarged, or where the landmarks fit no face.
+    None if it would be enlarged, or if the landmarks fit no face.
     """
     scale = side / portrait.side
     if scale * upscale > 1.02:

@@ -163,7 +163,8 @@ def open_published(bundle: Bundle, name: str, folder: Path, *, threads: int | No
             estimator, denoiser = (_load(bundle, role) for role in ("estimator", "denoiser"))
     except (ImportError, AttributeError) as error:
         raise BackendUnavailable(f"--published is no clone of DifFace as it is known: {error}") from error
-    device = PublishedDevice(name, describe_commit(folder))
+    # Another checkout may hold the folder: its commit is not the clone's.
+    device = PublishedDevice(name, describe_commit(folder) if (folder / ".git").exists() else None)
     seconds = time.perf_counter() - begin
     return PublishedContender(name, device, {}, "fp32", seconds, None, estimator, denoiser, make_diffusion)
 

@@ -94,6 +94,7 @@ def as_markdown(found: Sequence[dict[str, Any]], failed: dict[str, str]) -> str:
         width = len(HEADS) if any(row[-1] for row in rows) else len(HEADS) - 2  # without --cold nothing of a start
         parts += [f"Measured one after the other, {threads}; {facts}.{warning}"]
         parts += [table(HEADS[:width], [row[:width] for row in rows])]
-        parts += [f"`max abs` is the largest difference from the result of {found[0]['baseline']}, images in [0, 1]."]
+        baselines = " or ".join(dict.fromkeys(one["baseline"] for one in found))  # of wrapped files it is another
+        parts += [f"`max abs` is the largest difference from the result of {baselines}, images in [0, 1]."]
     missing = {f"{one['name']}, {name}": why for one in found for name, why in (one["skipped"] | one["lost"]).items()}
     return page(*parts, *(f"{name} was not measured: {why}" for name, why in {**missing, **failed}.items()))

@@ -107,7 +107,7 @@ class Original:
 def find_interface(model: onnx.ModelProto, original: Original, options: WrapOptions) -> Interface:
     """How the file is read and written: what the options say, else what its shapes, names and one run tell.
 
-    Raises InvalidOption if that leaves a choice, InvalidCheckpoint where the file does not run.
+    Raises InvalidOption if that leaves a choice, InvalidCheckpoint if the file does not run.
     """
     source, reference = find_inputs(model, options)
     images = [one for one in (source, reference) if one]

@@ -193,7 +193,7 @@ def find_values(
         if kind not in NUMBER_TYPES:
             raise InvalidOption(f"the model reads {_described(value)}, which no number fills: export it without")
         number = given.get(name, 0.0)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             held = np.float64(number).astype(helper.tensor_dtype_to_np_dtype(kind))
         if not np.isfinite(held) or (kind not in FLOATS and held != number):
             raise InvalidOption(

@@ -154,7 +154,7 @@ def verify(
 
 
 def network_floor(network: manifest.Network, precision: Precision) -> float:
-    """What a network has to reach, in dB; in fp32 if it has no such variant, in half where its file computes so."""
+    """What a network has to reach, in dB; in fp32 if it has no such variant, in half if its file computes so."""
     kind = precision if precision in network.variants else "fp32"
     kind = "fp16" if network.parameters.get("half") else kind
     return INT8_STEP_DB if kind == "int8" and network.kind.startswith("step") else FLOORS_DB[kind][0]

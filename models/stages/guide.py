@@ -89,8 +89,7 @@ def distance_gradient(network: IdentityDistance, x0: Tensor, target: Tensor) -> 
 class EmbedStage(Stage):
     """reference (B, 3, S, S) in [0, 1], estimate (B, 3, S, S) in [-1, 1] -> identity (B, E), to guide towards.
 
-    It is the reference's, another picture of the same person, or the estimate's where the reference is all 0: if
-    none was given.
+    It is the reference's, another picture of the same person, or the estimate's if none was given (it is all 0).
     """
 
     kind, outputs, wraps = "embedder", ("identity",), "network"

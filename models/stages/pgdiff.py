@@ -23,7 +23,7 @@ from bfr.models.stages.step import LearnedVarianceStep, clip_finite, learned_noi
 
 
 class ReferenceStage(Stage):
-    """reference (B, 3, S, S) in [0, 1] -> identity (B, E), its embedding; 0 if it is all 0, if none was given."""
+    """reference (B, 3, S, S) in [0, 1] -> identity (B, E), its embedding; 0 if none was given (it is all 0)."""
 
     kind, outputs, wraps = "reference-embedder", ("identity",), "network"
     network: IdentityDistance

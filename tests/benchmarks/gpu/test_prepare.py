@@ -16,7 +16,7 @@ from bfr.benchmarks.gpu import prepare as p
 from bfr.export.bundle import export_system
 from bfr.models.weights.seeded import write_seeded
 from bfr.runtime.bundle.bundle import Bundle, describe_file, write_manifest
-from bfr.runtime.errors import BfrError, InvalidOption
+from bfr.runtime.errors import BfrError, InvalidOption, WriteFailed
 from bfr.runtime.files import sha256_file
 
 GRAPHS = {"manifest.json", "estimator.onnx", "denoiser.onnx"}
@@ -116,6 +116,8 @@ def test_what_is_too_large_is_refused_with_its_parts(
     with pytest.raises(InvalidOption, match=r"bundle .* MiB, site .* MiB, tree .* MiB, total"):
         p.prepare(tmp_path / "prepared", seeded.folder, packages=())
     assert not (tmp_path / "prepared").exists()
+    with pytest.raises(WriteFailed, match=r"has no prepared\.json"):  # another folder is not replaced
+        p.prepare(seeded.folder, seeded.folder, packages=())
 
 
 def test_the_tree_is_what_git_does_not_ignore(tmp_path: Path) -> None:

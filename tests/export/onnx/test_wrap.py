@@ -184,6 +184,8 @@ def test_further_inputs_have_the_images_size_where_they_name_its_axes(tmp_path: 
     for count in (0.5, 300.0, -1.0):
         with pytest.raises(InvalidOption, match=f"count .uint8 number., which holds no {count:g}: give it another"):
             wrap(path, tmp_path / "c", WrapOptions(size=15, values={"mask": 0.5, "count": count}))
+    with pytest.raises(InvalidOption, match=r"mask .float nx1xhxw., which holds no 1e.40"):
+        wrap(path, tmp_path / "c", WrapOptions(size=15, values={"mask": 1e40, "count": 1.0}))
 
 
 def test_an_open_size_is_chosen(tmp_path: Path) -> None:
