@@ -66,10 +66,10 @@ def _key(file: Path | None) -> str | None:
     if file is None:
         return os.environ.pop(KEY_VARIABLE, None) or None  # decoders of strangers' pictures do without it
     try:
-        lines = [line.split() for line in file.read_text("utf-8-sig").splitlines() if not line.startswith("#")]
+        lines = [line.split() for line in file.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputNotFound(f"{file} cannot be read ({error}): it holds the API key in its first line") from error
-    keys = [words[0] for words in lines if words]
+    keys = [words[0] for words in lines if words and not words[0].startswith("#")]
     if not keys:
         raise InvalidOption(f"{file} holds no API key: write the server's into it")
     return keys[0]

@@ -64,7 +64,7 @@ def address(url: str) -> str:
         there = False
     if not there or not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", str(url)):
         raise InvalidOption(f"{url!r} is no address of a server: give one as http://localhost:8000")
-    return url.rstrip("/")
+    return str(url).rstrip("/")
 
 
 def is_loopback(url: str) -> bool:

@@ -77,7 +77,8 @@ def _from_pil(image: Pillow.Image, max_pixels: int) -> Image:
                 held = image.convert("RGB")
             icc = None
         elif image.mode in _AS_ANOTHER:
-            held = image.convert(_AS_ANOTHER[image.mode])
+            whole = image.convert("I") if image.mode[0] == "I" else image  # in one step Pillow clips 16 bits to 8
+            held = whole.convert(_AS_ANOTHER[image.mode])
         held.save(file, "PNG", compress_level=0, exif=exif, icc_profile=icc)
     except Exception as error:  # it is closed, empty or cut off, or its mode is rare
         raise InvalidImage(

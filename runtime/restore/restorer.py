@@ -38,8 +38,8 @@ class Restorer:
     """A system opened on a device.
 
     While the device works on a batch, the host prepares and launches the next one and finishes the previous one.
-    One Restorer serves one caller at a time: `run` and `restore` of other threads wait. Several of them, on one GPU or
-    on several, may live in one process.
+    One Restorer serves one caller at a time: other threads wait. On a GPU, one thread alone may call `launch`. Several
+    Restorers, on one GPU or on several, may live in one process.
     """
 
     def __init__(
@@ -320,10 +320,11 @@ class Restorer:
             finished()
             return found
 
-        try:
-            return self.chains.launch(batch, on_step, results)
-        except DeviceOutOfMemory as error:
-            return Finished(self._give_way(batch, error, on_step))
+        with self._running:
+            try:
+                return self.chains.launch(batch, on_step, results)
+            except DeviceOutOfMemory as error:
+                return Finished(self._give_way(batch, error, on_step))
 
     def _again(self, batch: Batch, i: int, seconds: dict[str, float]) -> Restored:
         """Restore an image in float32 whose result in another precision is not finite."""

@@ -38,7 +38,7 @@ def test_what_is_done_here_goes_with_a_server(name: str) -> None:
 
 def test_the_key_of_a_servers_own_file(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text(f"\ufeff# anna's\r\n\r\n{KEY} name=anna\r\nother\r\n", "utf-8")
+    file.write_text(f"\ufeff# anna's\r\n\r\n  # not this\r\n{KEY} name=anna\r\nother\r\n", "utf-8")
     assert remote._key(file) == KEY
     file.write_text("# none yet\n")
     with pytest.raises(InvalidOption, match="holds no API key"):

@@ -273,6 +273,11 @@ def test_addresses(url: Any) -> None:
         Client(url)
 
 
+def test_an_address_that_is_no_text() -> None:
+    url: Any = pytest.importorskip("httpx2").URL("http://[::1]:8000/a/")
+    assert client_calls.address(url) == "http://[::1]:8000/a"
+
+
 @pytest.mark.parametrize("options", [{"timeout": 0}, {"timeout": float("nan")}, {"retries": -1}])
 def test_limits(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidOption):

@@ -68,6 +68,13 @@ class TestAsImage:
         assert found.pixels.shape == (6, 8, 3)
         assert (found.alpha is not None) == (mode in ("PA", "La", "RGBa"))
 
+    @pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16N", "I;16B"])
+    def test_all_16_bits_of_a_pil_image_are_read(self, mode: str) -> None:
+        order = {"I;16B": ">u2", "I;16N": "=u2"}.get(mode, "<u2")
+        samples = np.array([[0, 0x12, 0x1234, 0xFFFF]], order)
+        found = as_image(Pillow.frombytes(mode, (4, 1), samples.tobytes()))
+        np.testing.assert_array_equal(found.pixels[..., 0], samples)
+
     @pytest.mark.parametrize(("mode", "form"), [("RGB", "PNG"), ("CMYK", "JPEG"), ("RGB", "TIFF"), ("LAB", "TIFF")])
     def test_a_pil_image_is_turned_upright_once(self, mode: str, form: str) -> None:
         exif = Pillow.Exif()

@@ -258,9 +258,14 @@ def test_a_bundle_can_be_anywhere(tiny_bundle: Bundle, tmp_path: Path) -> None:
         assert restorer.restore(FACES[:1])[0].shape == (32, 32, 3)
 
 
-def test_threads_take_turns(tiny_bundle: Bundle, alone: list[np.ndarray]) -> None:
+@pytest.mark.parametrize("name", ["run", "launch"])
+def test_threads_take_turns(tiny_bundle: Bundle, alone: list[np.ndarray], name: str) -> None:
+    def restored(face: np.ndarray) -> Any:
+        found = getattr(restorer, name)([face])
+        return (found if name == "run" else found.finish())[0].pixels
+
     with opened(tiny_bundle) as restorer, ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda face: restorer.restore(face)[0], FACES * 4))
+        found = list(threads.map(restored, FACES * 4))
     for result, expected in zip(found, alone * 4, strict=True):
         np.testing.assert_array_equal(result, expected)
 
