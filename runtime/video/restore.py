@@ -106,7 +106,7 @@ def restore_video(
         max_pixels: Pixels of a frame; larger ones are refused.
         still_noise: A face keeps its noise through all frames, so that its texture does not boil. False draws it again
             for each frame, for comparison.
-        progress: Called with the share that is done, 0 to 1.
+        progress: Called for each frame that is written, repeated ones too, with the share that is done, 0 to 1.
 
     Raises:
         InputNotFound: The source does not exist.
@@ -129,10 +129,12 @@ def restore_video(
                 seed=seed,
                 weigh=lambda _: info.width * info.height,
             )
-            expected = reader.info.frames or 0
-            with closing(pipeline.run(repeat(None))) as frames:
-                for _ in frames:
-                    progress(min(1.0, film.frames / expected) if expected else 0.0)
+            expected, told = reader.info.frames or 0, 0
+            with closing(pipeline.run(repeat(None))) as shots:
+                for _ in shots:
+                    while told < film.frames:
+                        told += 1
+                        progress(min(1.0, told / expected) if expected else 0.0)
         film.error = _faults(source, reader.damage, shooting)
         as_it_was = not film.faces and metadata and codec is None and crf is None and reader.damage is None
         if as_it_was and upscale == 1 and isinstance(photo.background, Lanczos) and _kind(source) == target.suffix:

@@ -159,8 +159,10 @@ def test_a_frame_that_is_shown_again_is_restored_once(
     frames[0][0, 0] += 20  # far from the face: another frame all the same
     times = np.cumsum([0, 40, 20, 100, 40, 33, 47, 300, 40]).tolist()
     source, worker = clip(tmp_path / "a.mp4", frames, times=times, crf=0), photo()  # 0: no sample changes
-    film = restore_video(worker, source, tmp_path / "b.mp4")
+    shares: list[float] = []
+    film = restore_video(worker, source, tmp_path / "b.mp4", progress=shares.append)
     assert (len(keys_of(worker)), film.frames, film.faces) == (restored, 9, 9)
+    assert shares == [count / 9 for count in range(1, 10)]  # a server counts the frames of a job by these
     after = shown(tmp_path / "b.mp4")
     assert [seconds for seconds, _ in after] == [ms / 1000 for ms in times]
     for index, (_, pixels) in enumerate(after):
