@@ -208,7 +208,7 @@ class JobStore:
 
     def count(self) -> int:
         """How many jobs have not ended."""
-        return len(_names(self.folder / "open"))
+        return sum(1 for _ in filter(_ID.fullmatch, _names(self.folder / "open")))
 
     def end(self, job: Job, status: Status) -> None:
         """Keep the last status of a job. Raises OSError."""

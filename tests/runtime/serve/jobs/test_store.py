@@ -109,6 +109,7 @@ def test_what_is_no_job_is_not_deleted(store: JobStore) -> None:
         os.utime(folder, (0, 0))
     store.sweep(1)
     assert all((folder / "a.jpg").exists() for folder in mine)
+    assert store.count() == 0
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(store: JobStore) -> None:
