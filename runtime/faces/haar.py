@@ -1,5 +1,6 @@
 """The cascades inside OpenCV 4 (Viola and Jones, 2001): a detector that needs no file."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,15 @@ class Haar:
     def __init__(self) -> None:
         self._faces = _cascade("haarcascade_frontalface_alt2.xml")
         self._eyes = _cascade("haarcascade_eye.xml")
+        self._searching = threading.Lock()  # a cascade that two threads use at once ends the process
 
     def detect(self, pixels: RGB8) -> list[Face]:
         """See `Detector`."""
         scale = min(self.SIDE, 2 * max(pixels.shape[:2])) / max(pixels.shape[:2])
         smaller, back = resized(pixels, scale)
         grey = cv2.equalizeHist(cv2.cvtColor(smaller, cv2.COLOR_RGB2GRAY))
-        faces = [face for turn in self.TURNS for face in self._turned(grey, turn, back)]
+        with self._searching:
+            faces = [face for turn in self.TURNS for face in self._turned(grey, turn, back)]
         return without_repeats(faces)
 
     def refine(self, pixels: RGB8, face: Face) -> Face:  # noqa: ARG002

@@ -66,7 +66,7 @@ class LimitedEditor(_Limited):
         Args:
             size: Side of crops, pixels.
             options: How faces are found and pasted.
-            detector: Finds the faces; used by one thread at a time.
+            detector: Finds the faces; one thread at a time calls its `detect`, several its `refine`.
             most: Faces of a photograph.
             admit: Called with their number before a face is cut out; raises where these are too many for now.
         """

@@ -1,5 +1,6 @@
 """The cascades of OpenCV 4, and YuNet where it was fetched, on a photograph."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,11 @@ def haar() -> Haar:
 
 @without_cascades
 class TestHaar:
+    def test_threads_take_turns(self, haar: Haar, astronaut: Array) -> None:
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(haar.detect, [astronaut] * 6))
+        assert [len(faces) for faces in found] == [1] * 6
+
     def test_folds_and_walls_are_no_faces(self, haar: Haar, astronaut: Array) -> None:
         """The cascade alone answers six times here; eyes are seen, and windows agree, at her face only."""
         assert len(haar.detect(astronaut)) == 1
