@@ -13,7 +13,7 @@ from bfr.runtime.restore.batch import Restored
 from bfr.runtime.serve.options import CPU_BATCH, ServeOptions
 from bfr.runtime.serve.orders import FaceOrder, Finished, Refusal
 from bfr.runtime.serve.workers.batching import Batcher, Expired, Failed, Lost
-from bfr.runtime.serve.workers.worker import Worker, WorkerLost
+from bfr.runtime.serve.workers.worker import END, Worker, WorkerLost, ended
 
 RestoreFaces = Callable[[Sequence[NDArray[Any]], FaceOrder], AsyncGenerator[float | list[Finished] | Refusal, None]]
 """As `Pool.restore`."""
@@ -134,11 +134,12 @@ class Pool:
                     task.cancel()
                 ends = await asyncio.gather(listening, *feeding, return_exceptions=True)
             for error in ends:
-                if isinstance(error, WorkerLost):
-                    _log.error("worker %d was lost: %s", worker.number, error)
-                elif isinstance(error, Exception):
+                if isinstance(error, Exception) and not isinstance(error, WorkerLost):
                     raise error
-            await worker.end(0)
+            lost = ends[0]
+            assert isinstance(lost, WorkerLost)  # noqa: S101
+            status = await worker.end(0 if lost.args else END)  # nothing feeds it any more
+            _log.error("worker %d was lost: %s", worker.number, lost if lost.args else ended(status))
             self.batcher.put_back([call.faces for call in worker.calls.values()], launched=calls - 1)
             worker.calls.clear()
 

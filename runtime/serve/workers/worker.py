@@ -139,7 +139,7 @@ class Worker:
             answer, _ = await child.receive()
         except (EOFError, OSError):
             status = await self.end()
-            raise RestorationFailed(f"a worker could not start ({_ended(status)}): see the log above") from None
+            raise RestorationFailed(f"a worker could not start ({ended(status)}): see the log above") from None
         except asyncio.CancelledError:
             await self.end(0)
             raise
@@ -188,7 +188,7 @@ class Worker:
                 face.future.remove_done_callback(stop_when_alone)
 
     async def listen(self) -> NoReturn:
-        """Take the answers of calls, until the process ends. Raises WorkerLost."""
+        """Take the answers of calls. Raises WorkerLost as soon as the process has ended; `end` gives its status."""
         child = self.child
         assert child is not None  # noqa: S101
         try:
@@ -213,7 +213,7 @@ class Worker:
                 else:
                     call.answer.set_result(unpack_results(answer.get("results", ()), arrays))
         except (EOFError, OSError):
-            raise WorkerLost(_ended(await self.end())) from None
+            raise WorkerLost from None
 
     async def end(self, seconds: float = END) -> int:
         """End the process; its exit status."""
@@ -221,6 +221,6 @@ class Worker:
         return await child.end(seconds) if child else 0
 
 
-def _ended(status: int) -> str:
+def ended(status: int) -> str:
     """How a process ended."""
     return f"it was killed by signal {-status}" if status < 0 else f"it ended with status {status}"

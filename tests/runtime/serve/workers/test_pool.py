@@ -18,6 +18,7 @@ from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import FaceOrder, Group, Refusal
 from bfr.runtime.serve.workers import pool as module
 from bfr.runtime.serve.workers.pool import Pool
+from bfr.runtime.serve.workers.worker import Worker
 
 pytestmark = pytest.mark.server
 
@@ -130,7 +131,17 @@ async def test_the_next_call_is_at_hand_while_one_is_computed_and_is_no_loss(exp
         assert all(np.array_equal(one.restored.pixels, face) for one, face in zip(answers, expected[1:3], strict=True))
 
 
-async def test_an_idle_worker_that_is_killed_is_started_anew(expected: list[Any]) -> None:
+async def test_a_face_that_comes_while_a_killed_worker_ends_goes_to_the_next_one(
+    expected: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = Worker.end
+
+    async def slowly(worker: Worker, seconds: float = 0.0) -> int:
+        status = await end(worker, seconds)
+        await asyncio.sleep(0.3)
+        return status
+
+    monkeypatch.setattr(Worker, "end", slowly)
     async with running() as pool:
         os.kill(pid(pool), signal.SIGKILL)
         while pool.running:
