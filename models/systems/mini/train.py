@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from bfr.models.systems.mini.critic import Critic
 from bfr.models.systems.mini.field import pair, to_uint8
 from bfr.models.systems.mini.judge import in_one_step, judge, to_float
-from bfr.models.systems.mini.losses import LOSSES, Batch
+from bfr.models.systems.mini.losses import LOSSES, PLAIN_SHARE, Batch
 from bfr.models.systems.mini.networks import IMAGE_SIZE, build
 from bfr.models.systems.mini.optimizer import Optimizer
 
@@ -206,6 +206,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.role == "estimator" and args.estimator:
         parser.error("--estimator is for the denoiser")
+    if args.estimator and args.batch * PLAIN_SHARE < 1:
+        parser.error(f"--estimator needs --batch {round(1 / PLAIN_SHARE)} or more: some of the faces are clean ones")
     if args.role == "denoiser" and not args.estimator and (args.adversarial or args.features):
         parser.error("--adversarial and --features need --estimator: a critic judges restored faces")
     args.out.mkdir(parents=True, exist_ok=True)

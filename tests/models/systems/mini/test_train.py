@@ -121,6 +121,23 @@ def test_a_denoiser_is_trained_and_judged_on_estimates(faces: Path, tmp_path: Pa
     assert torch.load(tmp_path / "denoiser.pt", weights_only=True)["critic"]
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["denoiser", "--estimator=one", "--batch=3"], "--batch 4 or more"),
+        (["estimator", "--estimator=one"], "is for the denoiser"),
+        (["denoiser", "--adversarial=0.1"], "need --estimator"),
+    ],
+)
+def test_options_that_do_not_fit(
+    given: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train", *given, "--faces=f", "--out=o"])
+    with pytest.raises(SystemExit):
+        training.main()
+    assert message in capsys.readouterr().err
+
+
 def test_a_denoiser_that_finds_the_clean_face_in_an_estimate_has_no_loss() -> None:
     torch.manual_seed(0)
     faces = 16
