@@ -32,8 +32,8 @@ class Features(nn.Module):
 class AlignedUNet(nn.Module):
     """A denoiser (x, t, features) -> eps whose state is aligned with spatial features by AdaIN.
 
-    The normalized state takes scale and shift of each place from the features (Huang & Belongie, arXiv 1703.06868, with
-    statistics that a convolution reads), and stands beside the state as further channels.
+    A convolution computes a scale and a shift per pixel from the features and applies them to the normalized state
+    (Huang & Belongie, arXiv 1703.06868). The UNet reads the state and the result, concatenated along the channels.
     """
 
     def __init__(self, *, channels: int, unet: dict[str, Any]) -> None:

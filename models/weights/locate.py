@@ -52,7 +52,7 @@ def find_weights(folder: Path, download: Download, system: SystemSpec) -> Path:
     if download.file in system.by_hand:
         remedy = f"{system.by_hand[download.file]}. Put it there, or name the folder that has it with --weights"
     elif not system.published:
-        remedy = "nobody has published it: name the folder of your own with --weights, or use random ones with --seeded"
+        remedy = "its authors did not publish it: name the folder of your own with --weights, or use --seeded"
     raise InputNotFound(
         f"{download.file} of {system.name} is not in {folder}, which {seen}. It may be called {names}: {remedy}"
     )

@@ -65,7 +65,7 @@ def _fetch_system(
         return
     if not spec.published:
         raise InvalidOption(
-            f"nobody has published weights of {system}: train your own and name their folder with "
+            f"the authors of {system} published no weights: train your own and name their folder with "
             f"`bfr export {system} --weights FOLDER`, or try it with random weights: `bfr export {system} --seeded`"
         )
     (told if accepted else show)(

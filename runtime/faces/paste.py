@@ -28,7 +28,7 @@ RIM = 0.7  # cells over which what overshoots is averaged: single hairs stay
 SLACK = 3.0  # levels of 255 by which the surroundings of a head may leave that range
 FLOOR = 0.2  # the share of places in a face with the least fine detail: what they have is the photograph's noise
 EXCESS = 1.5  # fine detail is kept by how far its power exceeds so many times the noise's
-SEEN = 4.0  # levels of 255: noise well below this is kept, as nobody sees it and detail goes with it
+SEEN = 4.0  # levels of 255: noise well below this is invisible and is kept: removing it removes detail too
 ROUNDING = 0.6  # squared levels of 255: what rounding, resampling and JPEG leave of a smooth picture is no detail
 KEPT = 0.9  # the share of fine detail that is right in a JPEG; in others losing the rest is not seen
 

@@ -119,7 +119,7 @@ class Front:
             raise Problem(503, self.state, self.why_not_ready() or "", retry_after=10 if close else 2, close=close)
 
     def check_room(self) -> None:
-        """Raise Problem 503 where no request is let in: at once, before its body is read."""
+        """Raise Problem 503 if the server takes no more requests; called before the body is read."""
         self.check_state()
         placed, faces = self.placed, self.engine.faces if self.engine else 0
         if placed >= self.options.queue or faces >= self.options.face_queue:

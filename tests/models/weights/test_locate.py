@@ -103,7 +103,7 @@ def test_what_cannot_be_fetched_is_not_said_to_be(tmp_path: Path) -> None:
         find_weights(tmp_path, ARCFACE, get_system("difface-identity"))
     assert "bfr fetch" not in str(caught.value)
     clrface = get_system("clr-face")
-    with pytest.raises(InputNotFound, match="nobody has published it"):
+    with pytest.raises(InputNotFound, match="authors did not publish it"):
         find_weights(tmp_path, clrface.networks["encoder"].files[""], clrface)
 
 
