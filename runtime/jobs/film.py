@@ -53,48 +53,38 @@ def restore_film(
             raise
 
     try:
-        return rounded(_restored(restorer, item, output, options, show, advance))
+        version, target = item.version, options.out / output
+        if restorer is None or item.path is None:
+            raise InvalidOption("a video was given as an aligned face: leave --aligned out")
+        from bfr.runtime.video.restore import restore_video  # raises MissingDependency
+
+        chosen = options.model_dump(include={"seed", "metadata", "codec", "crf", "max_pixels"})
+        with warnings_of("bfr.runtime.video") as heard:
+            film = restore_video(restorer, item.path, target, **chosen, progress=advance)
+        notes = [*_notes(film, item.path, target, heard), *name_notes(item, output)]
+        if flags := [f"--{name}" for name in ("crops", "boxes") if getattr(options, name)]:
+            notes.append(f"{' and '.join(flags)}: for photographs only")
+        errors = [film.error, shown(partial(show, *film.stills)) if film.stills else None]
+        entry = Entry(
+            item.key,
+            "restored" if film.faces else "no face",
+            output,
+            width=film.width,
+            height=film.height,
+            faces=film.faces,
+            frames=film.frames,
+            seconds=film.seconds,
+            precision=restorer.restorer.precision,
+            error="; ".join(filter(None, errors)) or None,
+            notes=tuple(notes),
+            source_version=version,
+            output_version=version_of(target),
+        )
+        return rounded(entry)
     except Exception as error:
         if ends_run(error) or error in interrupted:
             raise
         return Entry(item.key, "failed", error=explain_failure(error))
-
-
-def _restored(
-    restorer: PhotoRestorer | None,
-    item: Item,
-    output: str,
-    options: JobOptions,
-    show: Callable[[NDArray[Any], NDArray[Any]], None],
-    progress: Callable[[float], None],
-) -> Entry:
-    version, target = item.version, options.out / output
-    if restorer is None or item.path is None:
-        raise InvalidOption("a video was given as an aligned face: leave --aligned out")
-    from bfr.runtime.video.restore import restore_video  # raises MissingDependency
-
-    chosen = options.model_dump(include={"seed", "metadata", "codec", "crf", "max_pixels"})
-    with warnings_of("bfr.runtime.video") as heard:
-        film = restore_video(restorer, item.path, target, **chosen, progress=progress)
-    notes = [*_notes(film, item.path, target, heard), *name_notes(item, output)]
-    if flags := [f"--{name}" for name in ("crops", "boxes") if getattr(options, name)]:
-        notes.append(f"{' and '.join(flags)}: for photographs only")
-    errors = [film.error, shown(partial(show, *film.stills)) if film.stills else None]
-    return Entry(
-        item.key,
-        "restored" if film.faces else "no face",
-        output,
-        width=film.width,
-        height=film.height,
-        faces=film.faces,
-        frames=film.frames,
-        seconds=film.seconds,
-        precision=restorer.restorer.precision,
-        error="; ".join(filter(None, errors)) or None,
-        notes=tuple(notes),
-        source_version=version,
-        output_version=version_of(target),
-    )
 
 
 def _notes(film: "Film", source: Path, target: Path, heard: Sequence[str]) -> list[str]:
