@@ -12,7 +12,7 @@ from bfr.runtime.backends.registry import BackendName
 from bfr.runtime.bundle.bundle import default_bundle
 from bfr.runtime.bundle.hub import is_address, pull
 from bfr.runtime.errors import InvalidOption
-from bfr.runtime.faces.options import DetectorName, PhotoOptions
+from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.options import Options, field_of
 from bfr.runtime.restore.options import OpenOptions
@@ -45,7 +45,6 @@ class ServeOptions(Options):
         f"{CPU_BATCH}.",
     )
     threads: int | None = field_of(OpenOptions, "threads")
-    detector: DetectorName = field_of(PhotoOptions, "detector")
     workers: int | None = Field(
         default=None, ge=1, description="Processes that run the networks. Default: one per GPU, else one."
     )

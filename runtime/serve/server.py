@@ -107,7 +107,7 @@ class _Server:
         try:
             await asyncio.wait({answering, working, signalled}, return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
-                _log.info("ending: no new work is taken, %d requests are in flight", len(self.front.visits))
+                _log.info("ending: no new work is taken, %d requests are in flight", self.front.unanswered)
                 done = await self._drained()
                 _log.info("all requests were answered" if done else "ended before all requests were answered")
         finally:

@@ -66,7 +66,7 @@ class LimitedEditor(_Limited):
         Args:
             size: Side of crops, pixels.
             options: How faces are found and pasted.
-            detector: Finds the faces; one thread at a time calls its `detect`, several its `refine`.
+            detector: Finds the faces.
             most: Faces of a photograph.
             admit: Called with their number before a face is cut out; raises where these are too many for now.
         """
@@ -83,8 +83,8 @@ class LimitedEditor(_Limited):
 class LimitedRestorer(_Limited, PhotoRestorer):
     """A PhotoRestorer for jobs. most: faces of a photograph or frame."""
 
-    def __init__(self, restorer: FaceRestorer, options: PhotoOptions, *, detector: Detector, most: int) -> None:
-        super().__init__(restorer, _up_to(options, most), detector=detector)
+    def __init__(self, restorer: FaceRestorer, options: PhotoOptions, *, most: int) -> None:
+        super().__init__(restorer, _up_to(options, most))
         self.most = most
 
 

@@ -81,8 +81,9 @@ class Front:
         self._restore: Restore | None = None
         self._pace: float | None = None  # seconds between two answers under load, smoothed
         self._last_answer = 0.0
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self.unanswered = 0  # requests of any route
+        self._all_answered = asyncio.Event()
+        self._all_answered.set()
 
     def open(self, restore: Restore, engine: Any = None) -> None:
         """Take work from now on, unless the server is about to end."""
@@ -98,7 +99,7 @@ class Front:
         self.state = "draining"
         try:
             async with timeout(seconds):
-                await self._empty.wait()
+                await self._all_answered.wait()
         except asyncio.TimeoutError:
             self.over.set()
             return False
@@ -131,6 +132,18 @@ class Front:
                 retry_after=self.retry_after(),
             )
 
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Count a request of any route, uploads and downloads of jobs too, as one that `drain` waits for."""
+        self.unanswered += 1
+        self._all_answered.clear()
+        try:
+            yield
+        finally:
+            self.unanswered -= 1
+            if not self.unanswered:
+                self._all_answered.set()
+
     @property
     def placed(self) -> int:
         """How many requests have a place in the queue."""
@@ -145,17 +158,16 @@ class Front:
                 422, "request id", f"a request with the id {name} is in flight: give each its own X-Request-Id"
             )
         visit = self.visits[name] = Visit(name)
-        self._empty.clear()
         try:
             yield visit
         finally:
             del self.visits[name]
-            if not self.visits:
-                self._empty.set()
 
     def place(self, visit: Visit) -> None:
         """Give a request whose body is here its place in the queue. Raises Problem 503."""
         self.check_room()
+        if not self.placed:
+            self._last_answer = time.monotonic()  # the pause that ends now says nothing of the pace
         visit.placed, visit.state = True, "queued"
 
     @contextmanager

@@ -50,7 +50,12 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begin, headers, front = time.perf_counter(), Headers(scope=scope), self._front()
+        front = self._front()
+        with front.answering():
+            await self._answer(front, scope, receive, send)
+
+    async def _answer(self, front: Front, scope: Scope, receive: Receive, send: Send) -> None:
+        begin, headers = time.perf_counter(), Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else token_hex(16)
         method, client = scope["method"], (scope.get("client") or ("unknown",))[0]

@@ -19,7 +19,6 @@ from typing_extensions import Unpack
 
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.errors import BfrError, InvalidImage, RestorationFailed
-from bfr.runtime.faces.detect import open_detector
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.images.headers import header_size
 from bfr.runtime.jobs.options import JobOptions
@@ -166,7 +165,7 @@ def restore(line: Line, setup: dict[str, Any]) -> dict[str, Any]:
         EOFError, OSError: The server has ended.
     """
     options, asked = ServeOptions(**setup["options"]), setup["request"]
-    photo = PhotoOptions(**{**asked["photo"], "detector": options.detector})
+    photo = PhotoOptions(**asked["photo"])
     folder = Path(setup["folder"])
     source = folder / f"input{asked['suffix']}"
     item = Item(source, "result")
@@ -174,11 +173,7 @@ def restore(line: Line, setup: dict[str, Any]) -> dict[str, Any]:
     remote: FaceRestorer = RemoteRestorer(
         line, options, bundle=asked["bundle"], preset=asked["preset"], batch=setup["batch"]
     )
-    worker = (
-        remote
-        if asked["aligned"]
-        else LimitedRestorer(remote, photo, detector=open_detector(options.detector), most=options.max_faces)
-    )
+    worker = remote if asked["aligned"] else LimitedRestorer(remote, photo, most=options.max_faces)
     written = JobOptions(out=folder / "out", seed=asked["seed"], max_pixels=options.max_pixels)
     reporter = Reporter(line, frames if item.is_video else sys.maxsize)
     [entry] = run_job(worker, [item], written, progress=reporter).entries

@@ -194,7 +194,9 @@ class JobStore:
             folder = self.folder / part / name
             with suppress(OSError, ValueError, TypeError, KeyError):
                 found = json.loads((folder / "request.json").read_bytes())
-                return Job(name, folder, JobRequest(**{**found, "photo": PhotoOptions(**found["photo"])}))
+                photo = dict(found["photo"])
+                photo.pop("detector", None)  # servers of 0.2.0 wrote their own there
+                return Job(name, folder, JobRequest(**{**found, "photo": PhotoOptions(**photo)}))
         return None
 
     def waiting(self) -> list[Job]:

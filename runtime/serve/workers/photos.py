@@ -8,13 +8,14 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 from PIL import Image as Pillow
 
 from bfr.runtime.errors import BfrError, InvalidImage, explain_failure
-from bfr.runtime.faces.detect import Detector, open_detector
 from bfr.runtime.faces.photo import PhotoEditor
+from bfr.runtime.faces.yunet import YuNet
 from bfr.runtime.images.decode import Image, decode_image
 from bfr.runtime.images.formats import format_of, result_suffix
 from bfr.runtime.images.headers import header_size
@@ -70,7 +71,6 @@ class Photos:
         self.options, self.sizes = options, sizes
         self._restore_faces = restore_faces
         self._threads = ThreadPoolExecutor(options.photo_workers, thread_name_prefix="bfr-photo")
-        self._own = threading.local()
         self._lock = threading.Lock()
         self.room = Room(options.photo_pixels)
         self.faces = 0  # in flight
@@ -179,17 +179,18 @@ class Photos:
             self.faces += count
             work.faces += count
 
+    @cached_property
+    def _detector(self) -> YuNet:
+        return YuNet()
+
     def _editor(self, work: _Work) -> PhotoEditor | None:
-        """Make an editor with this thread's own detector, which is not thread-safe; None for an aligned face."""
+        """Make an editor; None for an aligned face."""
         if work.order.aligned:
             return None
-        detector: Detector | None = getattr(self._own, "detector", None)
-        if detector is None:
-            detector = self._own.detector = open_detector(self.options.detector)
         return LimitedEditor(
             self.sizes[work.order.group.bundle],
             work.order.photo,
-            detector=detector,
+            detector=self._detector,
             most=self.options.max_faces,
             admit=lambda count: self._admit(work, count),
         )

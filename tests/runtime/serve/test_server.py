@@ -36,7 +36,7 @@ pytestmark = pytest.mark.server
 PHOTOGRAPH = Path(__file__).parents[3] / "docs" / "images" / "photograph.jpg"
 FLAGS = ("--preset", "fast", "--preset", "reference", "--queue", "8", "--batch", "4", "--body-seconds", "2")
 KEY = "k" * 24
-HAAR = ("--detector", "haar", "--backend", "onnxruntime-cpu", "--precision", "fp32")
+PINNED = ("--backend", "onnxruntime-cpu", "--precision", "fp32")
 MINI = default_bundle()
 SLOW: dict[str, Any] = {"mode": "aligned", "preset": "reference"}  # 100 steps: seconds a face
 
@@ -60,7 +60,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
         if not known["users"]:
             home = folder / f"home-{os.getpid()}"
             home.mkdir()
-            own = ServerProcess(home, *FLAGS, *HAAR, "--jobs", str(home / "jobs"))
+            own = ServerProcess(home, *FLAGS, *PINNED, "--jobs", str(home / "jobs"))
             known = {"users": 0, "home": str(home), "url": own.url, "pid": own.process.pid}
         state.write_text(json.dumps({**known, "users": known["users"] + 1}))
     yield own or Shared(Path(known["home"]), known["url"])
@@ -251,7 +251,7 @@ class TestNonsense:
 
 def test_a_killed_worker_costs_no_answer_and_sigterm_under_load_loses_no_request(tmp_path: Path) -> None:
     flags = ("--preset", "fast", "--batch", "2", "--no-jobs", "--drain", "300", "--timeout", "300")
-    server = ServerProcess(tmp_path, *flags, *HAAR)
+    server = ServerProcess(tmp_path, *flags, *PINNED)
     with ThreadPoolExecutor(8) as pool:
         try:
 
@@ -291,7 +291,7 @@ def test_a_killed_worker_costs_no_answer_and_sigterm_under_load_loses_no_request
 
 
 def test_past_the_drain_limit_the_answer_is_503_and_the_connection_closes(tmp_path: Path) -> None:
-    server = ServerProcess(tmp_path, *FLAGS, *HAAR, "--no-jobs", "--drain", "0.5")
+    server = ServerProcess(tmp_path, *FLAGS, *PINNED, "--no-jobs", "--drain", "0.5")
     try:
         with ThreadPoolExecutor(4) as pool:
             accepted = [pool.submit(restore, server.url, face(k), **SLOW, seed=k) for k in range(4)]
@@ -313,7 +313,7 @@ def test_one_socket_listens_and_nothing_is_left_on_a_disk(tmp_path: Path) -> Non
     temporary, before = tmp_path / "temporary", set(Path("/dev/shm").iterdir())  # noqa: S108
     temporary.mkdir()
     jobs = "--jobs", str(tmp_path / "jobs")
-    server = ServerProcess(tmp_path, *FLAGS, *HAAR, *jobs, BFR_API_KEY=KEY, TMPDIR=str(temporary))
+    server = ServerProcess(tmp_path, *FLAGS, *PINNED, *jobs, BFR_API_KEY=KEY, TMPDIR=str(temporary))
     headers = {"Authorization": f"Bearer {KEY}"}
     try:
         assert listening({pid for pid, _ in server.processes()}) == [("127.0.0.1", int(server.url.rpartition(":")[2]))]
@@ -365,7 +365,7 @@ def test_uploads_past_the_budget_are_refused_and_memory_stays_below_it(tmp_path:
     """P34: twenty uploads that are not finished, four of which the budget holds."""
     megabytes = 10
     flags = ("--upload-bytes", str(4 * megabytes * 1_000_000), "--body-seconds", "20", "--no-jobs")
-    server = ServerProcess(tmp_path, "--preset", "fast", *HAAR, *flags)
+    server = ServerProcess(tmp_path, "--preset", "fast", *PINNED, *flags)
     host, port = server.url.removeprefix("http://").split(":")
     length = megabytes * 1_000_000
     head = f"POST /restore HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/png\r\nContent-Length: {length}\r\n\r\n"
@@ -391,7 +391,7 @@ def test_uploads_past_the_budget_are_refused_and_memory_stays_below_it(tmp_path:
 
 def test_two_bundles_in_one_server(tmp_path: Path) -> None:
     server = ServerProcess(
-        tmp_path, "--bundle", f"first={MINI}", "--bundle", f"second={MINI}", "--preset", "fast", *HAAR, "--no-jobs"
+        tmp_path, "--bundle", f"first={MINI}", "--bundle", f"second={MINI}", "--preset", "fast", *PINNED, "--no-jobs"
     )
     try:
         info = httpx2.get(f"{server.url}/info").json()
@@ -414,7 +414,7 @@ def test_a_warm_up_that_fails_is_never_ready(tmp_path: Path) -> None:
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "nan.onnx")
     wrap(tmp_path / "nan.onnx", tmp_path / "bundle")
-    server = ServerProcess(tmp_path, str(tmp_path / "bundle"), *HAAR, "--no-jobs", wait=False)
+    server = ServerProcess(tmp_path, str(tmp_path / "bundle"), *PINNED, "--no-jobs", wait=False)
     try:
         ready = False
         while server.process.poll() is None:
@@ -440,7 +440,7 @@ def test_an_address_that_is_taken_is_said_at_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_job_survives_a_restart(tmp_path: Path) -> None:
     jobs = ("--jobs", str(tmp_path / "jobs"))
-    server = ServerProcess(tmp_path, *FLAGS, *HAAR, *jobs)
+    server = ServerProcess(tmp_path, *FLAGS, *PINNED, *jobs)
     os.kill(server.workers()[0], signal.SIGSTOP)  # none of them is done
     names = []
     for k in range(3):
@@ -454,7 +454,7 @@ def test_a_job_survives_a_restart(tmp_path: Path) -> None:
         names.append(answer.json()["id"])
     server.kill()
     (tmp_path / "again").mkdir()
-    again = ServerProcess(tmp_path / "again", *FLAGS, *HAAR, *jobs)
+    again = ServerProcess(tmp_path / "again", *FLAGS, *PINNED, *jobs)
     try:
         for name in names:
             begin = time.monotonic()

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -27,6 +28,7 @@ from bfr.runtime.errors import InvalidOption, MissingDependency
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.serve.engine import Engine
+from bfr.runtime.serve.http import front as front_module
 from bfr.runtime.serve.http import traces
 from bfr.runtime.serve.http.api import make_api
 from bfr.runtime.serve.http.front import Front
@@ -274,6 +276,21 @@ async def test_past_the_queue_requests_are_refused_and_taken_again_later() -> No
         assert await server.metric("bfr_requests_total", code="503", reason="overload") == 1
 
 
+def test_a_pause_says_nothing_of_when_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1e6
+    monkeypatch.setattr(front_module, "time", SimpleNamespace(monotonic=lambda: now))
+    front = Front(ServeOptions(backend="onnxruntime-cpu"))
+    front.state = "ready"
+    for _ in range(2):
+        now += 3600
+        with front.admit("first") as first, front.admit("second") as second:
+            front.place(first)
+            front.place(second)
+            now += 0.5
+            front._answered()
+            assert front.retry_after() == 1  # two requests, one in half a second
+
+
 async def test_a_request_that_takes_too_long_is_refused_and_its_work_ends() -> None:
     async with serving(timeout=0.2) as server:
         server.go.clear()
@@ -404,6 +421,27 @@ async def test_draining_finishes_requests_in_flight_and_takes_no_more() -> None:
         assert answer.status_code == 503
         assert answer.headers["connection"] == "close"
         assert answer.json()["detail"]
+
+
+async def test_draining_waits_for_a_job_that_is_being_sent() -> None:
+    more = asyncio.Event()
+
+    async def half_of_it() -> AsyncGenerator[bytes, None]:
+        yield picture()[:9]
+        await more.wait()
+        yield picture()[9:]
+
+    async with serving(jobs=True) as server:
+        sending = asyncio.create_task(server.post("/jobs", content=half_of_it()))
+        while not server.front.job_uploads:
+            await asyncio.sleep(0.01)
+        draining = asyncio.create_task(server.front.drain(100))
+        await asyncio.sleep(0)
+        assert (await server.post("/jobs")).status_code == 503
+        assert not draining.done()
+        more.set()
+        assert (await sending).status_code == 202
+        assert await draining
 
 
 async def test_a_server_is_not_ready_before_its_workers_are_and_while_a_part_is_missing() -> None:

@@ -75,6 +75,7 @@ def test_the_field_of_a_form_is_read_in_memory() -> None:
         (b"", KIND, "no file"),
         (b"nonsense", KIND, "form"),
         (form(("image", b"1")), "multipart/form-data", "form"),
+        (form(("image", b"\r\n--x-" * 1001)), KIND, "too many parts"),  # each costs the parser, in Python
         (b'--x\r\nContent-Disposition: form-data; name="' + b"a" * 100_000 + b'"\r\n\r\n1\r\n--x--', KIND, "form"),
     ],
 )

@@ -20,7 +20,7 @@ from bfr.runtime.serve.jobs.store import JobRequest
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.workers.wire import pack_results
 
-OPTIONS = ServeOptions(backend="onnxruntime-cpu", detector="haar", presets=("fast",))
+OPTIONS = ServeOptions(backend="onnxruntime-cpu", presets=("fast",))
 
 
 class Server:

@@ -32,7 +32,7 @@ class Jobs:
     """A folder of jobs, and the runner that works through them. The faces come back black once `go` is set."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
-        self.options = ServeOptions(backend="onnxruntime-cpu", detector="haar", presets=("fast",), **options)
+        self.options = ServeOptions(backend="onnxruntime-cpu", presets=("fast",), **options)
         self.store, self.go, self.asked = JobStore(folder), asyncio.Event(), asyncio.Event()
         self.go.set()
         self.orders: list[FaceOrder] = []

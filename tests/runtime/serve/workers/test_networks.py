@@ -21,9 +21,7 @@ from bfr.runtime.serve.workers import process
 from bfr.runtime.serve.workers.process import Calls, Networks
 from bfr.runtime.serve.workers.wire import Line, pack, pack_results, unpack_results
 
-OPTIONS = ServeOptions(
-    presets=("fast",), batch=2, threads=1, backend="onnxruntime-cpu", precision="fp32", detector="haar"
-)
+OPTIONS = ServeOptions(presets=("fast",), batch=2, threads=1, backend="onnxruntime-cpu", precision="fp32")
 CALL = {"call": 1, "group": ["mini", "fast", 3], "keys": [None], "alone": False}
 
 

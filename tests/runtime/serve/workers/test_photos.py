@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from bfr.runtime.faces.geometry import Face, template
-from bfr.runtime.faces.haar import Haar
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.images.decode import decode_image
@@ -27,7 +26,7 @@ from bfr.runtime.serve.orders import Answer, FaceOrder, Finished, Group, Order, 
 from bfr.runtime.serve.workers import photos as module
 from bfr.runtime.serve.workers.photos import Photos, Room
 
-OPTIONS = ServeOptions(presets=("fast",), backend="onnxruntime-cpu", detector="haar")
+OPTIONS = ServeOptions(presets=("fast",), backend="onnxruntime-cpu")
 PHOTOGRAPH = Path(__file__).parents[4] / "docs" / "images" / "photograph.jpg"
 
 
@@ -78,7 +77,7 @@ def restorer() -> Restorer:
 async def test_a_photograph_is_the_one_that_bfr_restore_makes(restorer: Restorer) -> None:
     data = PHOTOGRAPH.read_bytes()
     image = decode_image(data)
-    local = PhotoRestorer(restorer, PhotoOptions(upscale=2), detector=Haar()).restore(image.pixels, seed=3)
+    local = PhotoRestorer(restorer, PhotoOptions(upscale=2)).restore(image.pixels, seed=3)
     expected = encode_image(local.pixels, ".jpg", like=image)
 
     async def networks(faces: Sequence[NDArray[Any]], order: FaceOrder) -> AsyncGenerator[Any, None]:
@@ -164,7 +163,7 @@ async def test_a_decompression_bomb_is_refused_from_its_header() -> None:
 async def test_a_photograph_with_too_many_faces_is_refused(
     monkeypatch: pytest.MonkeyPatch, count: int, kind: str | None
 ) -> None:
-    monkeypatch.setattr(module, "open_detector", lambda _name: Crowd(count))
+    monkeypatch.setattr(module, "YuNet", lambda: Crowd(count))
     data = encode_image(np.zeros((2000, 2000, 3), np.uint8), ".png")
 
     answer = await last(made(max_faces=3).restore(data, order()))
@@ -176,7 +175,7 @@ async def test_a_photograph_with_too_many_faces_is_refused(
 
 
 async def test_faces_past_the_budget_are_refused_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "open_detector", lambda _name: Crowd(3))
+    monkeypatch.setattr(module, "YuNet", lambda: Crowd(3))
     data, stay = encode_image(np.zeros((2000, 2000, 3), np.uint8), ".png"), asyncio.Event()
 
     async def waiting(faces: Sequence[NDArray[Any]], wanted: FaceOrder) -> AsyncGenerator[Any, None]:
