@@ -45,6 +45,7 @@ class Engine:
                 self.options,
                 self.jobs,
                 self.pool.restore,
+                front.systems,
                 batch=self.options.batch_size * self.pool.calls,
                 on_end=lambda state: front.metrics.jobs_ended.labels(state).inc(),
             )

@@ -3,10 +3,12 @@
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import PurePath
+from typing import Any, BinaryIO
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from bfr.runtime.errors import InvalidImage
 from bfr.runtime.images.headers import header_size
@@ -54,11 +56,7 @@ def add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
     def job_of(name: str, request: Request) -> Job:
         job = store().get(name)
         if job is None or job.request.owner != owner(request):
-            raise Problem(
-                404,
-                "no such job",
-                "there is no job of this id: it was deleted, its time has passed, or it is another's",
-            )
+            raise _no_such_job()
         return job
 
     @api.post(
@@ -126,17 +124,37 @@ def add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
     async def result(request: Request, job_id: Text) -> Response:
         """The restored file of a job that is done."""
         job = job_of(job_id, request)
-        path = job.result
-        if path is None or not path.is_file():
+        if (name := job.result) is None:
             raise Problem(409, "not done", f"the job is {job.status.state}: its result is there when it is done")
-        return FileResponse(path, media_type=MEDIA_TYPES[path.suffix])
+        try:
+            return _Result(job.open(name), MEDIA_TYPES[PurePath(name).suffix])
+        except OSError:
+            raise _no_such_job() from None
 
     @api.delete("/jobs/{job_id}", status_code=204, **keyed(404, 422, 503))
     async def delete(request: Request, job_id: Text) -> None:
         """Cancel a job and delete all that belongs to it."""
         job = job_of(job_id, request)
-        await front().engine.cancel(job.id)
         await asyncio.to_thread(store().remove, job.id)
+        await front().engine.cancel(job.id)  # afterwards, so that it is not begun again
+
+
+class _Result(FileResponse):
+    """A file that is open already: it is sent whole though the job is deleted meanwhile."""
+
+    def __init__(self, file: BinaryIO, media_type: str) -> None:
+        super().__init__(f"/proc/self/fd/{file.fileno()}", media_type=media_type)
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._file:
+            await super().__call__(scope, receive, send)
+
+
+def _no_such_job() -> Problem:
+    return Problem(
+        404, "no such job", "there is no job of this id: it was deleted, its time has passed, or it is another's"
+    )
 
 
 def _check_quota(jobs: JobStore, front: Front, owner: str) -> None:

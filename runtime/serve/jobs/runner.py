@@ -4,7 +4,7 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import asdict, replace
 from math import inf
@@ -13,6 +13,7 @@ from typing import Any
 from bfr.runtime.serve.jobs.store import ENDED, Job, JobStore, Status
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import FaceOrder, Group, Refusal
+from bfr.runtime.serve.systems import System
 from bfr.runtime.serve.workers.pool import RestoreFaces
 from bfr.runtime.serve.workers.wire import pack_results
 from bfr.runtime.serve.workers.worker import Child
@@ -38,6 +39,7 @@ class JobRunner:
         options: ServeOptions,
         store: JobStore,
         restore_faces: RestoreFaces,
+        systems: Mapping[str, System],
         *,
         batch: int,
         on_end: Callable[[str], None] = lambda _state: None,
@@ -48,11 +50,13 @@ class JobRunner:
             options: The limits of jobs.
             store: The folder of jobs.
             restore_faces: See `Pool.restore`.
+            systems: What the server offers.
             batch: Faces that the workers restore at once.
             on_end: Called with the state of each job that has ended.
         """
         self.options, self.store, self.batch, self.on_end = options, store, batch, on_end
-        self._restore_faces = restore_faces
+        self._restore_faces, self.systems = restore_faces, systems
+        self._passed_over: set[str] = set()  # jobs that wait for another server
         self._wake = asyncio.Event()
         self._current: tuple[str, asyncio.Task[Status]] | None = None
         self.trouble: str | None = None  # what keeps jobs from being done
@@ -89,23 +93,38 @@ class JobRunner:
         """Do the oldest job that no other process works on; return whether there was one. Raises OSError."""
         await asyncio.to_thread(self.store.sweep, 3600 * self.options.keep_jobs)
         for job in await asyncio.to_thread(self.store.waiting):
+            if not self._offered(job):
+                continue
             with self.store.taken(job) as ours:
                 if ours:
                     await self._do(job)
                     return True
         return False
 
+    def _offered(self, job: Job) -> bool:
+        """Whether this server has the bundle and the preset of a job; else it waits for one that has."""
+        request = job.request
+        system = self.systems.get(request.bundle)
+        if system and request.preset in system.presets:
+            return True
+        if job.id not in self._passed_over:
+            self._passed_over.add(job.id)
+            wanted = f"bundle {request.bundle!r} with preset {request.preset!r}"
+            _log.warning("job %s waits: this server does not offer %s", job.id, wanted)
+        return False
+
     async def _do(self, job: Job) -> None:
         before = job.status
-        if before.state in ENDED:  # ended, and the rename was lost with its process
-            self.store.end(job, before)
-            return
+        queued = replace(before, state="queued", share=0.0)
         status = replace(before, state="running", share=0.0, attempts=before.attempts + 1)
-        if status.attempts > MOST_ATTEMPTS:
-            error = f"the job ended its process {MOST_ATTEMPTS} times: the file may be damaged"
-            await self._end(job, replace(before, state="failed", error=error))
-            return
         try:
+            if before.state in ENDED:  # ended, and the rename was lost with its process
+                self.store.end(job, before)
+                return
+            if status.attempts > MOST_ATTEMPTS:
+                error = f"the job ended its process {MOST_ATTEMPTS} times: the file may be damaged"
+                await self._end(job, replace(before, state="failed", error=error))
+                return
             job.write(status)
             _log.info("job %s: begun, attempt %d", job.id, status.attempts)
             task = asyncio.create_task(self._work(job, status))
@@ -118,7 +137,7 @@ class JobRunner:
                 if not task.cancelled():
                     task.exception()
                 with suppress(OSError):
-                    job.write(replace(status, state="queued", attempts=status.attempts - 1))
+                    job.write(queued)
                 raise
             finally:
                 self._current = None
@@ -126,8 +145,12 @@ class JobRunner:
                 await self._end(job, task.result())
         except (EOFError, BrokenPipeError, ConnectionResetError):
             _log.error("job %s: its process ended", job.id)
-        except FileNotFoundError:  # it was deleted by another server
+        except FileNotFoundError:
             _log.info("job %s was deleted", job.id)
+        except OSError:  # no process could be started, or the disk failed: not the job's fault
+            with suppress(OSError):
+                job.write(queued)
+            raise
 
     async def _end(self, job: Job, status: Status) -> None:
         await asyncio.to_thread(self.store.end, job, status)
@@ -196,6 +219,8 @@ class JobRunner:
             written = await asyncio.to_thread(lambda: sum(_size(file) for file in job.out.rglob("*")))
             if written > most:
                 raise Exceeded(f"the result has more than {most} bytes, the limit here: send the file in parts")
+            if not job.folder.exists():
+                raise Exceeded("it was deleted")
             if self.store.free() < 0:
                 raise Exceeded("the disk of the jobs is full: ask the server's operator, and send it again later")
         raise Exceeded(f"the job took more than {self.options.job_hours:g} h, the limit here: send the file in parts")

@@ -20,12 +20,12 @@ import re
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.options import PhotoOptions
@@ -90,10 +90,18 @@ class Job:
     def status(self) -> Status:
         """As it was written last."""
         try:
-            status = Status(**json.loads((self.folder / "state.json").read_bytes()))
+            with self.open("state.json") as file:
+                status = Status(**json.load(file))
         except (OSError, ValueError, TypeError):
             return Status()
         return status if status.state in get_args(JobState) else Status()
+
+    def open(self, name: str) -> BinaryIO:
+        """Open one of its files, also where the job has moved since it was found. Raises OSError."""
+        try:
+            return (self.folder / name).open("rb")
+        except FileNotFoundError:
+            return (self.folder.parents[1] / "ended" / self.id / name).open("rb")
 
     @property
     def input(self) -> Path:
@@ -106,10 +114,10 @@ class Job:
         return self.folder / "out"
 
     @property
-    def result(self) -> Path | None:
-        """The restored file, once it is there; never one of another folder."""
+    def result(self) -> str | None:
+        """The name of the restored file, for `open`, once it is there; never one of another folder."""
         name = self.status.result
-        return self.out / name if name and "/" not in name else None
+        return f"{self.out.name}/{name}" if name and "/" not in name else None
 
     def write(self, status: Status) -> None:
         """Keep a status. Raises OSError, also where the job was deleted: its folder is not made again."""
@@ -228,11 +236,13 @@ class JobStore:
     @contextmanager
     def taken(self, job: Job) -> Iterator[bool]:
         """Hold a job. Yields whether this process has it now; another process may work on it."""
-        try:
-            with _locked(job.folder / "lock", keep=True):
-                yield (job.folder / "request.json").is_file()
-        except (BlockingIOError, FileNotFoundError):
-            yield False
+        with ExitStack() as held:
+            try:
+                held.enter_context(_locked(job.folder / "lock", keep=True))
+                ours = (job.folder / "request.json").is_file()
+            except (BlockingIOError, FileNotFoundError):
+                ours = False
+            yield ours
 
     def sweep(self, seconds: float) -> None:
         """Delete what ended longer ago, and what a crash or an interrupted DELETE left; nothing but jobs."""

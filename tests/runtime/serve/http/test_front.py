@@ -20,6 +20,7 @@ import pytest
 import yaml
 from PIL import Image as Pillow
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.responses import FileResponse
 from typer.testing import CliRunner
 
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
@@ -34,6 +35,7 @@ from bfr.runtime.serve.http.api import make_api
 from bfr.runtime.serve.http.front import Front
 from bfr.runtime.serve.http.metrics import PoolCollector
 from bfr.runtime.serve.jobs.runner import JobRunner
+from bfr.runtime.serve.jobs.store import Job, Status
 from bfr.runtime.serve.keys import hash_key
 from bfr.runtime.serve.options import ServeOptions, check_host
 from bfr.runtime.serve.orders import Answer, Group, Order, Progress, Refusal, Sender
@@ -444,6 +446,67 @@ async def test_draining_waits_for_a_job_that_is_being_sent() -> None:
         assert await draining
 
 
+async def a_job(server: FakeServer) -> Job:
+    """A job that is done and has not moved yet."""
+    answer = await server.post("/jobs")
+    assert answer.status_code == 202
+    assert server.engine.jobs is not None
+    job = server.engine.jobs.get(answer.json()["id"])
+    assert job is not None
+    job.out.mkdir()
+    (job.out / "result.png").write_bytes(b"result")
+    job.write(Status("done", 1.0, result="result.png"))
+    return job
+
+
+async def test_a_result_is_sent_while_its_job_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(jobs=True) as server:
+        job, store = await a_job(server), server.engine.jobs
+        assert store is not None
+
+        def found_before(_name: str) -> Job:
+            if job.folder.exists():
+                store.end(job, job.status)
+            return job
+
+        monkeypatch.setattr(store, "get", found_before)
+        answer = await server.client.get(f"/jobs/{job.id}/result")
+        assert (answer.status_code, answer.content) == (200, b"result")
+        assert (await server.client.get(f"/jobs/{job.id}")).json()["state"] == "done"
+        store.remove(job.id)
+        assert (await server.client.get(f"/jobs/{job.id}/result")).status_code in (404, 409)
+
+
+async def test_a_result_is_sent_whole_though_its_job_is_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(jobs=True) as server:
+        job, store = await a_job(server), server.engine.jobs
+        assert store is not None
+        sent = FileResponse.__call__
+
+        async def deleted_before(*arguments: Any) -> None:
+            store.remove(job.id)
+            await sent(*arguments)
+
+        monkeypatch.setattr(FileResponse, "__call__", deleted_before)
+        answer = await server.client.get(f"/jobs/{job.id}/result")
+        assert (answer.status_code, answer.content) == (200, b"result")
+        assert (answer.headers["content-type"], answer.headers["content-length"]) == ("image/png", "6")
+
+
+async def test_a_deleted_job_is_gone_before_its_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(jobs=True) as server:
+        job, store = await a_job(server), server.engine.jobs
+        assert store is not None
+        left: list[Job | None] = []
+
+        async def cancel(name: str) -> None:
+            left.append(store.get(name))
+
+        monkeypatch.setattr(server.engine, "cancel", cancel)
+        assert (await server.client.delete(f"/jobs/{job.id}")).status_code == 204
+        assert left == [None]  # else it would be begun again
+
+
 async def test_a_server_is_not_ready_before_its_workers_are_and_while_a_part_is_missing() -> None:
     async with serving() as server:
         server.front.state = "starting"
@@ -765,7 +828,7 @@ class TestJobs:
             monkeypatch.setattr(store, "free", lambda: -1)
             monkeypatch.setattr(FakeEngine, "lacking", Engine.lacking)
             monkeypatch.setattr(Pool, "running", 1)
-            server.engine.runner = JobRunner(server.front.options, store, server.engine.pool.restore, batch=1)
+            server.engine.runner = JobRunner(server.front.options, store, server.engine.pool.restore, {}, batch=1)
             server.engine._working = asyncio.create_task(asyncio.sleep(10))
             assert (await server.post("/jobs")).status_code == 507
             ready = await server.client.get("/ready")

@@ -21,6 +21,7 @@ from bfr.runtime.serve.jobs.runner import MOST_ATTEMPTS, JobRunner
 from bfr.runtime.serve.jobs.store import Job, JobRequest, JobStore, Status
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import FaceOrder, Finished
+from bfr.runtime.serve.systems import open_systems
 from bfr.runtime.serve.workers.worker import Child
 
 pytestmark = pytest.mark.server
@@ -38,7 +39,8 @@ class Jobs:
         self.orders: list[FaceOrder] = []
         self.left = 0
         self.ended: list[str] = []
-        self.runner = JobRunner(self.options, self.store, self.black, batch=2, on_end=self.ended.append)
+        systems = open_systems(self.options)
+        self.runner = JobRunner(self.options, self.store, self.black, systems, batch=2, on_end=self.ended.append)
 
     async def black(self, images: Sequence[NDArray[Any]], order: FaceOrder) -> AsyncGenerator[Any, None]:
         self.orders.append(order)
@@ -89,7 +91,7 @@ async def test_jobs_are_done_one_after_the_other_and_one_that_fails_says_why(tmp
         found = await jobs.until(good, "done")
         assert found is not None
         assert found.result is not None
-        assert not decode_image(found.result.read_bytes()).pixels.any()
+        assert not decode_image(found.open(found.result).read()).pixels.any()
         assert (found.status.share, found.status.faces) == (1.0, 1)
         assert not jobs.orders[0].urgent
         failed = jobs.store.get(broken.id)
@@ -112,6 +114,67 @@ async def test_a_cancelled_job_stops_and_leaves_nothing(tmp_path: Path) -> None:
         jobs.go.set()
         await jobs.until(other, "done")
         assert list(jobs.store.folder.rglob(f"*{job.id}*")) == []
+
+
+async def test_a_job_that_is_deleted_by_another_server_ends_though_its_process_says_nothing(tmp_path: Path) -> None:
+    async with working(tmp_path) as jobs:
+        jobs.go.clear()
+        job = await jobs.add()
+        await jobs.asked.wait()
+        JobStore(jobs.store.folder).remove(job.id)
+        while not jobs.left:
+            await asyncio.sleep(0.02)
+        jobs.go.set()
+        await jobs.until(await jobs.add(), "done")
+
+
+@pytest.mark.parametrize("before", [Status("done"), Status("running", attempts=MOST_ATTEMPTS)])
+async def test_a_job_that_is_deleted_as_it_ends_does_not_end_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: Status
+) -> None:
+    end = JobStore.end
+
+    def late(store: JobStore, job: Job, status: Status) -> None:
+        if job.request.created == 1.0:
+            store.remove(job.id)
+        end(store, job, status)
+
+    monkeypatch.setattr(JobStore, "end", late)
+    jobs = Jobs(tmp_path / "jobs")
+    deleted = await jobs.add()
+    deleted.write(before)
+    async with working(tmp_path) as jobs:
+        await jobs.until(await jobs.add(created=2.0), "done")
+        assert jobs.store.get(deleted.id) is None
+
+
+async def test_what_this_server_does_not_offer_waits_for_one_that_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(tmp_path) as jobs:
+        others = [await jobs.add(bundle="difface"), await jobs.add(preset="best")]
+        for created in (2.0, 3.0):
+            await jobs.until(await jobs.add(created=created), "done")
+        assert [jobs.state(job) for job in others] == ["queued", "queued"]
+        assert sum("does not offer" in line.message for line in caplog.records) == 2
+
+
+async def test_a_process_that_cannot_be_started_is_no_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE", 0.01)
+    left = MOST_ATTEMPTS + 1
+
+    def make(name: str) -> Child:
+        nonlocal left
+        left -= 1
+        if left > 0:
+            raise OSError(24, "Too many open files")
+        return Child(name)
+
+    monkeypatch.setattr(module, "Child", make)
+    async with working(tmp_path) as jobs:
+        done = await jobs.until(await jobs.add(), "done")
+        assert done is not None
+        assert done.status.attempts == 1
 
 
 async def test_a_job_whose_server_ends_is_queued_again(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def test_a_job_is_kept_described_ended_and_deleted(store: JobStore) -> None:
     assert (store.count(), store.waiting()) == (0, [])
     assert found.describe()["result"] == f"/jobs/{job.id}/result"
     assert found.result is not None
-    assert found.result.read_bytes() == b"result"
+    assert found.open(found.result).read() == b"result"
+    assert (job.status, job.open(found.result).read()) == (found.status, b"result")  # found before it moved
     store.remove(job.id)
     assert store.get(job.id) is None
     assert files(store) == []
