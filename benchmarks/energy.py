@@ -83,7 +83,7 @@ def gpu_source(bus_id: str) -> Source | str:
         gpu = nvml.nvmlDeviceGetHandleByPciBusId(bus_id)
         nvml.nvmlDeviceGetTotalEnergyConsumption(gpu)
     except nvml.NVMLError as error:
-        return f"NVML tells no energy: {error}"
+        return f"NVML measures no energy: {error}"
 
     def joules() -> float:
         try:
@@ -120,7 +120,7 @@ def cpu_source() -> Source | str:
     """The counters of all CPU packages."""
     zones = [zone for zone in sorted(SYSTEM.glob("powercap/*")) if (_text(zone / "name") or "").startswith("package-")]
     if not zones:
-        return "this machine tells no energy (no RAPL)"
+        return "this machine measures no energy (no RAPL)"
     counters = [zone / "energy_uj" for zone in zones]
     try:
         for counter in counters:

@@ -64,7 +64,7 @@ def test_counters_that_only_root_may_read_are_named(system: Path, monkeypatch: p
 
 
 def test_a_machine_without_any(system: Path) -> None:
-    assert find_source() == "this machine tells no energy (no RAPL)"
+    assert find_source() == "this machine measures no energy (no RAPL)"
 
 
 def rails(system: Path, **amperes: int) -> None:
@@ -129,7 +129,7 @@ def test_the_counter_of_a_gpu(system: Path, clock: Any, monkeypatch: pytest.Monk
     state["refused"] = "Not Supported"
     with pytest.raises(OSError, match="Not Supported"):
         source.read()
-    assert gpu_source("0000:41:00.0") == "NVML tells no energy: Not Supported"
+    assert gpu_source("0000:41:00.0") == "NVML measures no energy: Not Supported"
 
 
 def test_without_the_bindings_of_nvml(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:

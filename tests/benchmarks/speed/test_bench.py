@@ -221,9 +221,9 @@ def test_energy_makes_a_column_of_its_own() -> None:
     assert "| J a face |" in text
     assert "| 12.5 |" in text
     assert "Energy: the CPU's counters." in text
-    without = report.as_markdown(make_results(energy="this machine tells no energy"))
+    without = report.as_markdown(make_results(energy="this machine measures no energy"))
     assert "J a face" not in without
-    assert "this machine tells no energy" in without
+    assert "this machine measures no energy" in without
 
 
 def test_the_images_are_the_same_in_every_run() -> None:
