@@ -1,6 +1,7 @@
 """`bfr serve`. A flag overrides its environment variable, which overrides the file of `--config`."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -98,16 +99,4 @@ def serve(
         options = options.model_copy(update={"keys": keys.lines()})
         print(serve_yaml(options, host=listen.host, port=listen.port), end="")
         return
-    from bfr.runtime.bundle.bundle import Bundle
-    from bfr.runtime.bundle.hub import is_address
-    from bfr.runtime.serve.logs import LEVEL_VARIABLE, log_as_json
-    from bfr.runtime.serve.server import serve_forever
-
-    for folder in options.folders.values():
-        if not is_address(folder):
-            bundle = Bundle.open(folder)
-            for name in options.presets:
-                bundle.preset(name)
-    os.environ[LEVEL_VARIABLE] = "WARNING" if volume.quiet else "DEBUG" if volume.verbose else "INFO"
-    log_as_json()
-    raise typer.Exit(serve_forever(options, listen, keys))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # else the first process of a container ignores it

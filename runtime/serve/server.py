@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -24,6 +25,7 @@ from bfr.runtime.serve.options import ListenOptions, ServeOptions
 from bfr.runtime.serve.workers.pool import Pool
 
 BACKLOG = 2048  # connections that the system holds until they are taken
+OWN_FILES = 512  # open files of a server beside its connections
 SWITCH = 0.0005  # seconds after which a thread that decodes lets the event loop run; Python's default is ten times that
 _log = logging.getLogger("bfr.serve")
 
@@ -48,6 +50,7 @@ def serve_forever(options: ServeOptions, listen: ListenOptions, keys: Keys) -> i
         BfrError: A bundle is refused.
     """
     os.umask(0o077)  # files that are written are readable by their owner alone
+    allow_files(listen.connections + OWN_FILES)
     sys.setswitchinterval(SWITCH)
     tracer()
     options = options.fetched()
@@ -59,6 +62,15 @@ def serve_forever(options: ServeOptions, listen: ListenOptions, keys: Keys) -> i
         return asyncio.run(_Server(options, listen, keys, listening, engine).run())
     finally:
         listening.close()
+
+
+def allow_files(count: int) -> None:
+    """Raise this process's limit of open files to a count, or as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        count = min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 class _Http(uvicorn.Server):
@@ -156,10 +168,11 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen(BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for what can be no host name
         if listening:
             listening.close()
+        reason = getattr(error, "strerror", error)
         raise InvalidOption(
-            f"cannot listen on {host}, port {port} ({error.strerror}): choose another with --host and --port"
+            f"cannot listen on {host}, port {port} ({reason}): choose another with --host and --port"
         ) from None
     return listening

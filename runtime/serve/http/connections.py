@@ -31,7 +31,9 @@ class Connection(H11Protocol):
         self.conn.next_event = self._next_event  # type: ignore[method-assign]
         if len(self.connections) > self.most:
             idle = [one for one in self.connections if isinstance(one, Connection) and one._idle_since is not None]
-            min(idle, key=lambda one: one._idle_since or 0.0).transport.abort()
+            oldest = min(idle, key=lambda one: one._idle_since or 0.0)
+            self.connections.discard(oldest)  # now, before others of this moment look for one
+            oldest.transport.abort()
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -44,10 +46,7 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._idle_since = None
-            self._stop_timer()
-        elif self._timer is None:  # the next request of a connection has begun
+        if not self._is_busy() and self._timer is None:  # the next request of a connection has begun
             self._await_headers()
 
     def send_400_response(self, msg: str) -> None:
@@ -63,6 +62,7 @@ class Connection(H11Protocol):
         if self.conn.their_state is h11.SEND_BODY:  # the rest of it is discarded
             self._timer = self.loop.call_later(LINGER, self.transport.abort)
         super().on_response_complete()
+        self._is_busy()  # with a request that was sent behind this one
 
     def pause_writing(self) -> None:
         """See asyncio.Protocol: the client reads its answer more slowly than it is sent."""
@@ -74,6 +74,14 @@ class Connection(H11Protocol):
         super().resume_writing()
         if self._reading:
             self._reading.cancel()
+
+    def _is_busy(self) -> bool:
+        """Whether a request is under way; then the connection is not idle."""
+        if self.cycle is None or self.cycle.response_complete:
+            return False
+        self._idle_since = None
+        self._stop_timer()
+        return True
 
     def _next_event(self) -> Any:
         """As of h11. Raises RemoteProtocolError for a body of tiny chunks, which would hold the event loop.

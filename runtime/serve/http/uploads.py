@@ -3,7 +3,8 @@
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from bfr.runtime.serve.http.problems import Problem
 
@@ -18,10 +19,12 @@ class Upload:
     Attributes:
         begun: `time.monotonic()` at its beginning.
         ended: It is complete.
+        parts: What has arrived.
         given_up: Another one took its room.
     """
 
     bytes: int = 0
+    parts: list[Any] = field(default_factory=list)
     begun: float = 0.0
     ended: bool = False
     given_up: bool = False
@@ -69,6 +72,7 @@ class Uploads:
                 one.given_up = True
                 self.taken -= one.bytes
                 one.bytes = 0
+                one.parts.clear()
         if self.taken + count > self.limit:
             raise Problem(
                 503,
@@ -80,14 +84,15 @@ class Uploads:
 
 async def collect(chunks: AsyncIterator[bytes], uploads: Uploads, upload: Upload, most: int) -> bytes:
     """A body, counted as it arrives. Raises Problem 408, 413 and 503."""
-    parts: list[bytes] = []
     async for chunk in chunks:
         if upload.bytes + len(chunk) > most:
             raise too_large(most)
         uploads.add(upload, len(chunk))
-        parts.append(chunk)
+        upload.parts.append(chunk)
     upload.ended = True
-    return b"".join(parts)
+    data = b"".join(upload.parts)
+    upload.parts.clear()
+    return data
 
 
 def too_large(most: int) -> Problem:

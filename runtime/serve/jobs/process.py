@@ -5,8 +5,6 @@ and the system frees what it held.
 """
 
 import os
-import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -29,11 +27,10 @@ from bfr.runtime.restore.pipeline import FaceRestorer, LaunchOptions
 from bfr.runtime.restore.plan import make_plan
 from bfr.runtime.restore.precision import choose_precision
 from bfr.runtime.restore.restorer import DEFAULT_SEED
-from bfr.runtime.serve.logs import log_as_json
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.sizes import ALIGNED_PIXELS, LimitedRestorer, check_size
 from bfr.runtime.serve.systems import offered_presets
-from bfr.runtime.serve.workers.wire import Line, unpack_results
+from bfr.runtime.serve.workers.wire import Line, line_to_server, unpack_results
 
 TICK = 0.5  # seconds between two reports of progress
 
@@ -189,11 +186,8 @@ def restore(line: Line, setup: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Do the job that the server sends over the socket whose descriptor is the first argument."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the server ends it by closing the line
     os.umask(0o077)
-    log_as_json()
-    line = Line(socket.socket(fileno=int(sys.argv[1])))
+    line = line_to_server()
     setup, _ = line.receive()
     try:
         line.send({"ended": restore(line, setup)})

@@ -110,7 +110,12 @@ class Photos:
             if work.running is None or work.running.done():
                 self._give_back(work, pixels)
             else:
-                work.running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._give_back, work, pixels))
+
+                def give_back(_: object) -> None:
+                    with suppress(RuntimeError):  # the server has ended
+                        loop.call_soon_threadsafe(self._give_back, work, pixels)
+
+                work.running.add_done_callback(give_back)
 
     def _give_back(self, work: _Work, pixels: int) -> None:
         with self._lock:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from numpy.typing import NDArray
 
@@ -126,22 +126,29 @@ class Pool:
             assert worker.facts is not None  # noqa: S101
             calls = worker.facts["calls"]
             feeding = [asyncio.create_task(self._feed(worker)) for _ in range(calls)]
-            listening = asyncio.create_task(worker.listen())
+            watching = [asyncio.create_task(worker.listen()), asyncio.create_task(self._watch(worker))]
             try:
-                await asyncio.wait({listening, *feeding}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({*watching, *feeding}, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for task in (listening, *feeding):
+                for task in (*watching, *feeding):
                     task.cancel()
-                ends = await asyncio.gather(listening, *feeding, return_exceptions=True)
+                ends = await asyncio.gather(*watching, *feeding, return_exceptions=True)
             for error in ends:
                 if isinstance(error, Exception) and not isinstance(error, WorkerLost):
                     raise error
-            lost = ends[0]
-            assert isinstance(lost, WorkerLost)  # noqa: S101
+            lost = next(error for error in ends if isinstance(error, WorkerLost))
             status = await worker.end(0 if lost.args else END)  # nothing feeds it any more
             _log.error("worker %d was lost: %s", worker.number, lost if lost.args else ended(status))
             self.batcher.put_back([call.faces for call in worker.calls.values()], launched=calls - 1)
             worker.calls.clear()
+
+    async def _watch(self, worker: Worker) -> NoReturn:
+        """Raise WorkerLost if a worker hangs: it says nothing for longer than a request and a batch may take."""
+        assert worker.facts is not None  # noqa: S101
+        most = self.options.timeout + self.options.batch_size * worker.facts["warm_up_seconds"]
+        while worker.silent < most:
+            await asyncio.sleep(TICK)
+        raise WorkerLost(f"it did not answer for {most:.0f} s")
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         """End the server where the task of a worker has failed, which is a bug."""

@@ -7,8 +7,6 @@ server, and when its device is lost; the server then starts a new one.
 
 import os
 import queue
-import signal
-import socket
 import sys
 import threading
 import time
@@ -27,11 +25,10 @@ from bfr.runtime.restore.batch import Finished, Pending, Restored
 from bfr.runtime.restore.chains import load_networks
 from bfr.runtime.restore.options import OpenOptions
 from bfr.runtime.restore.restorer import Restorer, settle_precision
-from bfr.runtime.serve.logs import log_as_json
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import Group
 from bfr.runtime.serve.systems import System, open_systems
-from bfr.runtime.serve.workers.wire import Line, Message, pack_results
+from bfr.runtime.serve.workers.wire import Line, Message, line_to_server, pack_results
 
 OnShare = Callable[[float], None]
 """Called after each denoising step with the share that is done, 0 to 1."""
@@ -131,10 +128,7 @@ class Networks:
 
 def main() -> None:
     """Answer calls on the socket whose descriptor is the first argument, until it is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the server ends it by closing the line
-    log_as_json()
-    line = Line(socket.socket(fileno=int(sys.argv[1])))
+    line = line_to_server()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the server has ended
         _serve(line)
 

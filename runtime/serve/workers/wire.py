@@ -5,21 +5,27 @@ describes. Nothing in it is executed when it is read, and nothing of it is ever 
 """
 
 import asyncio
+import ctypes
 import json
+import signal
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.restore.batch import Restored
+from bfr.runtime.serve.logs import log_as_json
 
 Arrays = Sequence[NDArray[Any]]
 Message = tuple[dict[str, Any], list[NDArray[Any]]]
 BUFFER = 8 << 20  # bytes of an asyncio stream before its sender is slowed down
+_PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
 _LENGTH = struct.Struct("<I")
 
 
@@ -44,6 +50,16 @@ async def read(stream: asyncio.StreamReader) -> Message:
         empty = np.empty(shape, kind)
         arrays.append(np.frombuffer(await stream.readexactly(empty.nbytes), kind).reshape(shape))
     return content, arrays
+
+
+def line_to_server() -> "Line":
+    """The connection of a server's process to the server, which alone ends it; it logs as the server does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the server ends it by closing the line
+    with suppress(OSError, AttributeError):  # and by its own end, even of a process that hangs
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    log_as_json()
+    return Line(socket.socket(fileno=int(sys.argv[1])))
 
 
 class Line:

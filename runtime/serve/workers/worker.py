@@ -105,6 +105,7 @@ class Worker:
         calls: Calls in flight, by number. The worker computes the first; on a GPU the second is launched behind it.
         busy: Seconds that its calls took.
         memory: Free and total bytes of its device, as of the last call; None for a CPU.
+        heard: `time.monotonic()` of its last message, or of a later call that it was given while it had none.
     """
 
     def __init__(self, options: ServeOptions, index: int, number: int) -> None:
@@ -121,13 +122,17 @@ class Worker:
         self.calls: dict[int, Call] = {}
         self.busy = 0.0
         self.memory: tuple[int, int] | None = None
+        self.heard = 0.0
         self.child: Child | None = None
         self._numbers = itertools.count()
 
     def spawn(self) -> Child:
-        """Start the process, which begins to import at once; `start` waits for it."""
+        """Start the process, which begins to import at once; `start` waits for it. Raises RestorationFailed."""
         if self.child is None:
-            self.child = Child(MODULE)
+            try:
+                self.child = Child(MODULE)
+            except OSError as error:  # the system has no room for another process or file just now
+                raise RestorationFailed(f"a worker could not be started: {error.strerror}") from error
         return self.child
 
     async def start(self) -> None:
@@ -148,6 +153,11 @@ class Worker:
             raise RestorationFailed(f"the networks could not be started: {answer['failed']}")
         self.facts = answer["ready"]
 
+    @property
+    def silent(self) -> float:
+        """Seconds for which it has had a call and said nothing."""
+        return time.monotonic() - self.heard if self.calls else 0.0
+
     async def run(self, faces: Sequence[Face]) -> list[Restored]:
         """Restore faces of one group, and update their `share`. The work stops once all of their futures are cancelled.
 
@@ -163,6 +173,7 @@ class Worker:
         assert child is not None  # noqa: S101
         number, call = next(self._numbers), Call(faces, asyncio.get_running_loop().create_future())
         if not self.calls:
+            self.heard = time.monotonic()
             call.begin()
         self.calls[number] = call
 
@@ -194,6 +205,7 @@ class Worker:
         try:
             while True:
                 answer, arrays = await child.receive()
+                self.heard = time.monotonic()
                 if "lost" in answer:
                     raise WorkerLost(answer["lost"])
                 number, call = next(iter(self.calls.items()))

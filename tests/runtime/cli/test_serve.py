@@ -1,5 +1,7 @@
 """`bfr serve`: a flag overrides the environment, which overrides the file, which overrides the default."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,21 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, words: tuple[str, ...]
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     ended = CliRunner().invoke(app, ["serve", "--config", str(tmp_path / "none.toml")])
     assert "none.toml" in str(ended.exception)
+
+
+def test_sigterm_before_the_server_runs_ends_it() -> None:
+    """The first process of a container ignores SIGTERM unless it asks for it."""
+    code = (
+        "import sys, time, types\nfake = types.ModuleType('bfr.runtime.serve.server')\n"
+        "fake.serve_forever = lambda *_: (print('begun', flush=True), time.sleep(1e6))\n"
+        "sys.modules[fake.__name__] = fake\nsys.argv = ['bfr', 'serve', '--no-jobs']\n"
+        "from bfr.runtime.cli.main import main\nmain()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as server:  # noqa: S603
+        assert server.stderr is not None
+        assert b"begun" in server.stderr.readline()
+        server.terminate()
+        assert server.wait() == 0
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import resource
 import signal
 import socket
 import stat
@@ -27,9 +28,11 @@ from onnx import TensorProto, helper, save
 from bfr.benchmarks.end_to_end.server_process import COMMAND, ServerProcess
 from bfr.export.onnx.wrap import wrap
 from bfr.runtime.bundle.bundle import default_bundle
+from bfr.runtime.errors import InvalidOption
 from bfr.runtime.images.decode import decode_image
 from bfr.runtime.images.encode import encode_image
 from bfr.runtime.restore.restorer import Restorer
+from bfr.runtime.serve.server import _listen, allow_files
 
 pytestmark = pytest.mark.server
 
@@ -425,6 +428,22 @@ def test_a_warm_up_that_fails_is_never_ready(tmp_path: Path) -> None:
         assert "the warm-up of nan failed" in server.errors()
     finally:
         server.kill()
+
+
+def test_a_server_may_open_as_many_files_as_it_takes_connections() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    try:
+        for count, expected in ((300, 300), (100, 300)):
+            allow_files(count)
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (expected, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_what_can_be_no_host_name_is_said() -> None:
+    with pytest.raises(InvalidOption, match="--host"):
+        _listen("a" * 70, 0)
 
 
 def test_an_address_that_is_taken_is_said_at_once(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from uvicorn.server import ServerState
 
 from bfr.runtime.serve.http import connections
 from bfr.runtime.serve.http.connections import HEADER_BYTES, MOST_CHUNKS, limited
@@ -168,6 +169,30 @@ def test_past_the_limit_the_idlest_connection_is_closed_and_a_busy_one_stays() -
         (closed,) = select.select(idle, [], [], 10)[0]  # which of the two was read first is the kernel's choice
         assert answer(closed) == b""
         assert answer(busy).endswith(b"ok")
+
+
+async def test_many_connections_of_one_moment_keep_the_limit() -> None:
+    """The system hands out up to 2048 at once, before the first closed one is gone."""
+    config = uvicorn.Config(app, h11_max_incomplete_event_size=HEADER_BYTES)
+    state, make, closed = ServerState(), limited(3, 20), []
+
+    class Transport(asyncio.Transport):
+        def abort(self) -> None:
+            closed.append(self)
+
+    for _ in range(9):
+        make(config, state, {}).connection_made(Transport())
+    assert len(set(closed)) == 6
+
+
+def test_a_request_that_came_with_another_one_is_not_idle() -> None:
+    with serving(1, 20) as connect:
+        line = connect()
+        line.sendall(GET + b"POST /wait HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
+        assert b"200 OK" in line.recv(1000)
+        other = connect()
+        assert answer(other) == b""
+        assert answer(line).endswith(b"ok")
 
 
 def test_who_takes_nothing_of_an_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

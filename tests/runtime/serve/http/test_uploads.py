@@ -44,6 +44,7 @@ def test_slow_uploads_give_way_to_others(monkeypatch: pytest.MonkeyPatch) -> Non
         uploads.add(slow, LEAST_RATE)
         uploads.add(complete, LEAST_RATE)
         complete.ended = True
+        slow.parts.append(b"s")
         now = 4.0
         uploads.add(quick, 8 * LEAST_RATE)
         with uploads.admit(LEAST_RATE) as another:
@@ -51,6 +52,7 @@ def test_slow_uploads_give_way_to_others(monkeypatch: pytest.MonkeyPatch) -> Non
             with pytest.raises(Problem) as found:
                 uploads.add(slow, 1)
             assert found.value.status == 408
+            assert slow.parts == []  # its memory is free at once
             assert not complete.given_up
             with pytest.raises(Problem) as refused:
                 uploads.add(another, 1)

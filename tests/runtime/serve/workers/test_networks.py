@@ -1,6 +1,9 @@
 """What a worker process does, in this one: the networks, and the messages that it is given."""
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from live import until
 from numpy.typing import NDArray
 
 from bfr.runtime.errors import DeviceLost, DeviceOutOfMemory, InvalidOption, RestorationFailed
@@ -182,7 +186,23 @@ def test_a_server_that_ends_while_its_worker_starts(monkeypatch: pytest.MonkeyPa
     else:
         server.sendall(b"".join(pack({"options": {}, "index": 0})))
     monkeypatch.setattr(process, "Networks", start)
-    monkeypatch.setattr(process, "log_as_json", lambda: None)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    monkeypatch.setattr("sys.argv", ["worker", str(line.detach())])
+    monkeypatch.setattr(process, "line_to_server", lambda: Line(line))
     process.main()
+
+
+@pytest.mark.server
+def test_a_process_that_hangs_ends_with_its_server(tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text(
+        "from bfr.runtime.serve.workers.wire import line_to_server\n"
+        "import time\nline_to_server().send({})\ntime.sleep(1e6)\n"
+    )
+    begin = "from bfr.runtime.serve.workers.worker import Child; child = Child('hangs')\n"
+    begin += "child._socket.recv(1)\nprint(child.process.pid, flush=True)\nchild._socket.recv(1000)\ninput()"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", begin], stdin=pipe, stdout=pipe, env=environment) as server:  # noqa: S603
+        assert server.stdout is not None
+        child = Path("/proc", server.stdout.readline().decode().strip())
+        assert b"hangs" in (child / "cmdline").read_bytes()
+        server.kill()
+    until(lambda: not child.exists() or not (child / "cmdline").read_bytes())  # a zombie has no command line

@@ -243,6 +243,32 @@ async def test_who_leaves_while_a_thread_decodes_holds_its_room_until_that_ends(
     assert photos.faces == 0
 
 
+def test_a_thread_that_decodes_longer_than_the_server_lives_is_no_fault(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    decoding, go = threading.Event(), threading.Event()
+
+    def slow(*_: Any, **_more: Any) -> Any:
+        decoding.set()
+        assert go.wait(20)
+
+    monkeypatch.setattr(module, "decode_image", slow)
+
+    async def serve() -> Photos:
+        photos = made()
+        data = encode_image(np.zeros((16, 16, 3), np.uint8), ".png")
+        leaver = asyncio.create_task(last(photos.restore(data, order(aligned=True))))
+        assert await asyncio.to_thread(decoding.wait, 20)
+        leaver.cancel()
+        await asyncio.wait({leaver})
+        return photos
+
+    photos = asyncio.run(serve())
+    go.set()
+    photos._threads.shutdown()
+    assert caplog.records == []
+
+
 async def test_so_many_pixels_are_in_memory_at_once() -> None:
     room, entered = Room(100), []
 

@@ -17,8 +17,9 @@ from bfr.runtime.restore.restorer import Restorer
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import FaceOrder, Group, Refusal
 from bfr.runtime.serve.workers import pool as module
+from bfr.runtime.serve.workers import worker as workers
 from bfr.runtime.serve.workers.pool import Pool
-from bfr.runtime.serve.workers.worker import Worker
+from bfr.runtime.serve.workers.worker import Child, Worker
 
 pytestmark = pytest.mark.server
 
@@ -149,6 +150,41 @@ async def test_a_face_that_comes_while_a_killed_worker_ends_goes_to_the_next_one
         [answer] = await last(pool, FACES[:1], order())
         assert np.array_equal(answer.restored.pixels, expected[0])
         assert pool.restarts == 1
+
+
+async def test_a_worker_that_hangs_is_replaced(expected: list[Any]) -> None:
+    async with running() as pool:
+        [worker] = pool.workers
+        os.kill(pid(pool), signal.SIGSTOP)
+        await asyncio.sleep(2 * module.TICK)  # idle, it has nothing to say
+        asked = asyncio.create_task(last(pool, FACES[:1], order()))
+        while not worker.calls:
+            await asyncio.sleep(0.02)
+        assert pool.restarts == 0
+        worker.heard -= 1e6
+        [answer] = await asked
+        assert np.array_equal(answer.restored.pixels, expected[0])
+        assert pool.restarts == 1
+
+
+async def test_a_system_without_room_for_a_process_does_not_end_the_server(
+    expected: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSE", 0.01)
+    full = [OSError(24, "Too many open files"), OSError(11, "Resource temporarily unavailable")]
+
+    class Late(Child):
+        def __init__(self, name: str) -> None:
+            if full:
+                raise full.pop()
+            super().__init__(name)
+
+    async with running() as pool:
+        monkeypatch.setattr(workers, "Child", Late)
+        os.kill(pid(pool), signal.SIGKILL)
+        [answer] = await last(pool, FACES[:1], order())
+        assert np.array_equal(answer.restored.pixels, expected[0])
+        assert (full, pool.restarts) == ([], 1)
 
 
 async def test_what_nobody_waits_for_is_not_worked_on() -> None:
