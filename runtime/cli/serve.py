@@ -100,3 +100,16 @@ def serve(
         print(serve_yaml(options, host=listen.host, port=listen.port), end="")
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # else the first process of a container ignores it
+    from bfr.runtime.bundle.bundle import Bundle
+    from bfr.runtime.bundle.hub import is_address
+    from bfr.runtime.serve.logs import LEVEL_VARIABLE, log_as_json
+    from bfr.runtime.serve.server import serve_forever
+
+    for folder in options.folders.values():
+        if not is_address(folder):
+            bundle = Bundle.open(folder)
+            for name in options.presets:
+                bundle.preset(name)
+    os.environ[LEVEL_VARIABLE] = "WARNING" if volume.quiet else "DEBUG" if volume.verbose else "INFO"
+    log_as_json()
+    raise typer.Exit(serve_forever(options, listen, keys))
