@@ -158,7 +158,7 @@ class Squares:
             if area >= 100:
                 landmarks = np.array([left, top]) + template(512) * (width / 512)
                 box = np.array([left, top, left + width, top + height], np.float32)
-                faces.append(Face(box, landmarks.astype(np.float32), 0.9))
+                faces.append(Face(box, landmarks.astype(np.float32), 0.95))
         return faces
 
     def refine(self, pixels: np.ndarray, face: Face) -> Face:

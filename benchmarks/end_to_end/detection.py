@@ -1,4 +1,4 @@
-"""Recall and landmark error of the face detectors: `python -m bfr.benchmarks.end_to_end.detection FACES --out DIR`.
+"""Recall and landmark error of the face detector: `python -m bfr.benchmarks.end_to_end.detection FACES --out DIR`.
 
 FACES holds folders of pictures of one person each: `photos`, and any others. From `photos` groups are composed
 (`bfr.benchmarks.end_to_end.group`), whose landmarks are known by construction. There is no annotation by hand: the
@@ -21,8 +21,9 @@ from bfr.benchmarks.end_to_end.group import Portrait, compose_group, measure_por
 from bfr.benchmarks.publish import Command, Findings
 from bfr.benchmarks.tables import page, table
 from bfr.runtime.errors import InputNotFound
-from bfr.runtime.faces.detect import Detector, open_detector
+from bfr.runtime.faces.detect import Detector
 from bfr.runtime.faces.geometry import Face
+from bfr.runtime.faces.yunet import YuNet
 from bfr.runtime.images.decode import read_image
 from bfr.runtime.jobs.sources import find_images
 
@@ -39,7 +40,7 @@ NEAR = 0.6  # eye distances: a detection whose landmarks' middle is nearer than 
 
 @dataclass(slots=True)
 class Tally:
-    """What one detector did on one set of pictures.
+    """What the detector did on one set of pictures.
 
     Attributes:
         errors: Errors of each face found, mean over its landmarks.
@@ -94,22 +95,21 @@ def _error(face: Face, truth: NDArray[np.float64]) -> float:
     return float(np.hypot(*(face.landmarks - truth).T).mean())
 
 
-def read_portraits(folder: Path, name: str = "yunet") -> tuple[list[Portrait], int]:
+def read_portraits(folder: Path) -> tuple[list[Portrait], int]:
     """The pictures of a folder that one person was found in, and how many there are in all."""
-    detector = open_detector(name)
+    detector = YuNet()
     portraits = [measure_portrait(read_image(Path(item.source)).pixels, detector) for item in find_images([folder])]
     return [portrait for portrait in portraits if portrait is not None], len(portraits)
 
 
 def measure(args: argparse.Namespace) -> Findings:
-    """Compare the detectors on every folder, and on composed groups."""
-    detectors = [open_detector("yunet"), open_detector("haar")]
+    """Measure the detector on every folder, and on composed groups."""
     sets: dict[str, Any] = {}
     portraits: list[Portrait] = []
     for sub in sorted(path for path in args.faces.iterdir() if path.is_dir() and path.name != "train"):
         known, total = read_portraits(sub)
-        sets[sub.name] = {"pictures": total, "with_truth": len(known)}
-        sets[sub.name] |= _compare(detectors, ((one.pixels, [one.landmarks]) for one in known))
+        sets[sub.name] = _figures((one.pixels, [one.landmarks]) for one in known)
+        sets[sub.name]["without_truth"] = total - len(known)
         if sub.name == "photos":
             portraits = known
     if not portraits:
@@ -117,38 +117,31 @@ def measure(args: argparse.Namespace) -> Findings:
     rng = np.random.default_rng(args.seed)
     for size in SIZES:
         composed = (compose_group(portraits, size, width=WIDTH, height=HEIGHT, rng=rng) for _ in range(args.groups))
-        sets[f"groups of {size}"] = _compare(detectors, ((one.pixels, one.landmarks) for one in composed))
+        sets[f"groups of {size}"] = _figures((one.pixels, one.landmarks) for one in composed)
     return {"sets": sets}, as_markdown(sets)
 
 
-def _compare(
-    detectors: Sequence[Detector], pictures: Iterable[tuple[NDArray[np.uint8], Sequence[NDArray[np.float64]]]]
-) -> dict[str, Any]:
-    tallies = {detector.name: Tally() for detector in detectors}
+def _figures(pictures: Iterable[tuple[NDArray[np.uint8], Sequence[NDArray[np.float64]]]]) -> dict[str, Any]:
+    tally, detector = Tally(), YuNet()
     for pixels, truths in pictures:
-        for detector in detectors:
-            tallies[detector.name].add(detector, pixels, truths)
-    return {name: tally.figures() for name, tally in tallies.items()}
+        tally.add(detector, pixels, truths)
+    return tally.figures()
 
 
 def as_markdown(sets: dict[str, Any]) -> str:
     """Render the tables as Markdown."""
     rows = []
-    for name, figures in sets.items():
-        for detector in ("yunet", "haar"):
-            found = figures[detector]
-            cells = [name, detector, found["faces"], f"{found['recall']:.1%}", found["false"]]
-            rows.append([*cells, *(found[quantile] for quantile in QUANTILES)])
+    for name, found in sets.items():
+        cells = [name, found["faces"], f"{found['recall']:.1%}", found["false"]]
+        rows.append([*cells, *(found[quantile] for quantile in QUANTILES)])
     return page(
-        "# Face detectors",
+        "# Face detector",
         "Recall, and the landmarks' mean error in eye distances, as the median over the detected faces. `closer look` "
         "is the error after a second detection on the upright face, which restoring does too. Single pictures: the "
         "truth is the median of nine detections by YuNet, so YuNet's error there is only its scatter; pictures without "
         f"a detection are dropped. Groups: {WIDTH} x {HEIGHT}, people scaled by 0.1 to 1 and turned by up to 30 "
         "degrees; their landmarks are known from the portraits. `false` counts detections that are no face.",
-        table(
-            ["pictures", "detector", "faces", "recall", "false", *(column for _, _, column in QUANTILES.values())], rows
-        ),
+        table(["pictures", "faces", "recall", "false", *(column for _, _, column in QUANTILES.values())], rows),
     )
 
 

@@ -25,7 +25,6 @@ from bfr.benchmarks.environment import CpuWatch, peak_rss_bytes
 from bfr.benchmarks.publish import Command, Findings
 from bfr.benchmarks.tables import page, table
 from bfr.runtime.errors import InputNotFound, InvalidOption
-from bfr.runtime.faces.detect import open_detector
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.images.decode import read_image
@@ -98,7 +97,7 @@ def measure(args: argparse.Namespace) -> Findings:
     """
     if min(args.count, args.repeats, args.batch) < 1:
         raise InvalidOption("--count, --repeats and --batch: choose 1 or more of each")
-    portraits, _ = read_portraits(args.faces, args.detector)
+    portraits, _ = read_portraits(args.faces)
     if not portraits:
         raise InputNotFound(f"{args.faces} has no portrait in which a face is found")
     group = compose_group(portraits, PEOPLE, width=WIDTH, height=HEIGHT, rng=np.random.default_rng(args.seed))
@@ -106,7 +105,7 @@ def measure(args: argparse.Namespace) -> Findings:
         folder = Path(scratch)
         write_image(folder / "group.jpg", group.pixels)
         (item,) = find_images([folder / "group.jpg"])
-        photo = PhotoRestorer(restorer, PhotoOptions(restore_sharp=True), detector=open_detector(args.detector))
+        photo = PhotoRestorer(restorer, PhotoOptions(restore_sharp=True))
         restorer.warm_up()
         figures = {
             "group": measure_group(photo, item, args.repeats, folder / "groups"),
@@ -143,7 +142,6 @@ def as_markdown(figures: dict[str, Any]) -> str:
 
 main = Command("bfr.benchmarks.end_to_end.photographs", __doc__, measure)
 main.add_argument("faces", type=Path, help="folder of portraits")
-main.add_argument("--detector", default="yunet", help="yunet or haar (%(default)s)")
 main.number("--count", 200, "pictures of the folder (%(default)s)")
 main.number("--repeats", 7, "of the group (%(default)s)")
 main.number("--batch", 1)

@@ -167,7 +167,7 @@ def measure(args: argparse.Namespace) -> Findings:
         flags = ["--preset", args.preset, "--batch", str(args.batch), "--queue", str(args.queue), "--no-jobs"]
         flags += ["--precision", restorer.precision]  # of `auto` a server with a cache of its own might choose another
         begin = time.perf_counter()
-        server = ServerProcess(Path(home), *flags, "--detector", args.detector, "--timeout", "600")
+        server = ServerProcess(Path(home), *flags, "--timeout", "600")
         start = time.perf_counter() - begin
         idle = memory(server)
         try:
@@ -251,7 +251,6 @@ main.add_argument("--photograph", type=Path, default=Path("docs/images/photograp
 main.add_argument("--preset", default="balanced")
 main.number("--batch", 2)
 main.number("--queue", 64)
-main.add_argument("--detector", default="auto")
 main.add_argument("--clients", type=int, nargs="+", default=list(CLIENTS))
 main.add_argument("--seconds", type=float, default=20.0, help="of each level")
 

@@ -24,7 +24,6 @@ from bfr.benchmarks.publish import Command, Findings
 from bfr.benchmarks.tables import page, table
 from bfr.models.systems.mini.degrade import Degradation
 from bfr.runtime.errors import InputNotFound
-from bfr.runtime.faces.detect import open_detector
 from bfr.runtime.faces.geometry import alignment, inverse, transform
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.images.decode import read_image
@@ -182,14 +181,14 @@ def as_markdown(figures: dict[str, Any]) -> str:
 
 def measure(args: argparse.Namespace) -> Findings:
     """Restore the short clip for flicker, the long one for memory, and the large one for speed."""
-    portrait, detector = read_image(args.portrait).pixels, open_detector(args.detector)
+    portrait = read_image(args.portrait).pixels
     with tempfile.TemporaryDirectory() as name:
         with Restorer.open() as reference:
-            moving = measure_flicker(PhotoRestorer(reference, detector=detector), portrait, args.short, Path(name))
+            moving = measure_flicker(PhotoRestorer(reference), portrait, args.short, Path(name))
         with Restorer.open(preset="fast", precision=args.precision) as fast:
-            speed = measure_speed(PhotoRestorer(fast, detector=detector), portrait, args.hd, Path(name))
+            speed = measure_speed(PhotoRestorer(fast), portrait, args.hd, Path(name))
         with Restorer.open(preset="fast", steps=1) as short:
-            memory = measure_memory(PhotoRestorer(short, detector=detector), portrait, args.frames, Path(name))
+            memory = measure_memory(PhotoRestorer(short), portrait, args.frames, Path(name))
     figures = {"speed": speed, "flicker": moving, "memory": memory}
     return figures, as_markdown(figures)
 
@@ -200,7 +199,6 @@ main.number("--frames", 2000, "of the long clip (%(default)s)")
 main.number("--short", 50, "frames of the clip for flicker (%(default)s)")
 main.number("--hd", 125, "frames of the clip for speed (%(default)s)")
 main.add_argument("--precision", default="fp32", help="of the networks in the clip for speed (%(default)s)")
-main.add_argument("--detector", default="yunet", help="yunet or haar (%(default)s)")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,6 @@ from bfr.benchmarks.quality.metrics import UInt8
 from bfr.models.systems.mini.degrade import Degradation
 from bfr.runtime.errors import InputNotFound
 from bfr.runtime.faces.background import Lanczos
-from bfr.runtime.faces.detect import open_detector
 from bfr.runtime.faces.geometry import (
     Matrix,
     alignment,
@@ -26,6 +25,7 @@ from bfr.runtime.faces.geometry import (
 )
 from bfr.runtime.faces.options import Detail
 from bfr.runtime.faces.paste import make_patch, paste_faces
+from bfr.runtime.faces.yunet import YuNet
 from bfr.runtime.images.decode import read_image
 from bfr.runtime.jobs.sources import find_images
 
@@ -86,7 +86,7 @@ def read_portraits(folder: Path, limit: int, size: int) -> list[Portrait]:
     Raises:
         InputNotFound: There is none.
     """
-    detector, found = open_detector("yunet"), list[Portrait]()
+    detector, found = YuNet(), list[Portrait]()
     for item in find_images([folder]):
         pixels = np.asarray(read_image(Path(item.source)).pixels, np.uint8)
         faces = sorted(detector.detect(pixels), key=lambda face: face.area)

@@ -10,7 +10,6 @@ with it. --geometry adds what became of the face's landmarks. The same seed give
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from bfr.benchmarks.publish import Findings, say
@@ -24,8 +23,9 @@ from bfr.models.systems.mini.degrade import Degradation
 from bfr.runtime.backends.registry import open_device
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.diffusion.noise import check_seed
-from bfr.runtime.errors import InputNotFound, InvalidOption
-from bfr.runtime.faces.detect import Detector, open_detector
+from bfr.runtime.errors import InvalidOption
+from bfr.runtime.faces.detect import Detector
+from bfr.runtime.faces.yunet import YuNet
 from bfr.runtime.files import write_bytes
 from bfr.runtime.restore.chains import load_networks
 from bfr.runtime.restore.restorer import Restorer
@@ -97,7 +97,7 @@ def benchmark(args: argparse.Namespace) -> Findings:
     precision = bundle.precision(args.precision)
     networks = load_networks(bundle, device, precision)
     sampler = bundle.preset(args.preset, **chosen)
-    detector, no_geometry = _open_detector(args)
+    detector = YuNet() if args.geometry else None
     facts = {
         "bundle": {"system": bundle.manifest.system, "hash": bundle.hash, "image_size": size},
         "precision": precision,
@@ -107,7 +107,6 @@ def benchmark(args: argparse.Namespace) -> Findings:
         "images": len(truths),
         "definition": SHARPNESS,
         "detector": detector.name if detector else None,
-        "no_geometry": no_geometry,
         "attribution": args.attribution,
     }
     evaluations = []
@@ -124,25 +123,12 @@ def benchmark(args: argparse.Namespace) -> Findings:
     return figures, as_markdown(facts, evaluations)
 
 
-def _open_detector(args: argparse.Namespace) -> tuple[Detector | None, str | None]:
-    """YuNet where geometry is wanted, or why it is not there: the cascades' landmarks are too coarse for this."""
-    if not args.geometry:
-        return None, None
-    try:
-        return open_detector("yunet", folder=args.yunet), None
-    except InputNotFound:
-        why = "Geometry was left out: YuNet is not there. `bfr fetch yunet` downloads it, --yunet names its folder."
-        say(why)
-        return None, why
-
-
 main = faces_command("bfr.benchmarks.quality.quality", __doc__, benchmark)
 main.add_argument("--preset", default="reference", help="a preset of the bundle (%(default)s)")
 for name, kind in zip(PARTS, (str, str, float, int, float), strict=True):
     main.add_argument(f"--{name}", type=kind, help="instead of the preset's")
 main.add_argument("--precision", default="fp32", help="of the networks (%(default)s)")
 main.add_argument("--geometry", action="store_true", help="measure landmarks and proportions too, with YuNet")
-main.add_argument("--yunet", type=Path, metavar="FOLDER", help="where YuNet is, instead of bfr's cache")
 main.add_argument("--levels", help=f"of {','.join(LEVELS)}; all")
 main.number("--sheet", 6, "faces on a contact sheet (%(default)s)")
 

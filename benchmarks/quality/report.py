@@ -111,7 +111,6 @@ def as_markdown(facts: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> 
         facts["definition"],
         "Values are means over the images ± their standard errors; seconds are per image, one at a time, median.",
         describe_geometry(facts["detector"]) if facts["detector"] else None,
-        facts["no_geometry"],
         facts["attribution"],
     ]
     parts = ["# Quality", "\n".join(f"- {fact}" for fact in known if fact)]

@@ -26,7 +26,7 @@ COMMANDS = {
         "batch": "Restore many photographs, here or on a Ray cluster.",
     },
     "Export and build": {
-        "fetch": "Download published weights, or the face detector `yunet`.",
+        "fetch": "Download published weights.",
         "export": "Export a system to ONNX, and verify it against PyTorch.",
         "wrap": "Make a bundle of any single-network ONNX restorer.",
         "build": "Build TensorRT engines for this GPU, and verify them.",

@@ -48,7 +48,6 @@ def diagnose(cache: Path | None = None) -> Report:
     }
     if cache is not None:
         probes["cache"] = lambda report: machine.probe_disk(report, "cache", cache)
-        probes["face detector"] = lambda report: machine.probe_detector(report, cache)
     for name, probe in probes.items():
         _log.info("looking at %s", name)
         try:

@@ -17,11 +17,7 @@ from bfr.runtime.install import need
 @expanded
 def fetch(
     system: Annotated[
-        str,
-        typer.Argument(
-            help="difface, difface-identity, difface-inpainting, pgdiff, pgdiff-reference, osdface, or yunet (the face "
-            "detector)."
-        ),
+        str, typer.Argument(help="difface, difface-identity, difface-inpainting, pgdiff, pgdiff-reference or osdface.")
     ],
     accept_license: Annotated[
         bool, typer.Option("--accept-license", help="Accept the licence that the command prints.")
@@ -29,17 +25,14 @@ def fetch(
     folder: Annotated[Path | None, typer.Option(help="Destination. Default: bfr's cache folder.")] = None,
     as_json: AS_JSON = False,
 ) -> None:
-    """Download published weights, or the face detector `yunet`.
+    """Download published weights.
 
     Checks the files, and stores them as safetensors too.
     """
     if folder is not None:
         check_folder(folder, "--folder")
     told, files = say if as_json else conclude, list[dict[str, Any]]()
-    if system == "yunet":
-        _fetch_yunet(folder, told, files)
-    else:
-        _fetch_system(system, folder, told, files, accepted=accept_license)
+    _fetch_system(system, folder, told, files, accepted=accept_license)
     if as_json:
         print(json.dumps({"system": system, "files": files}, indent=1))
 
@@ -117,14 +110,3 @@ def _download(weights: Any, folder: Path, files: list[dict[str, Any]]) -> Any:
     if weights.sha256 is None:
         say(f"{weights.file}: no sha256 is known. bfr recorded that of this download; later ones must match it")
     return got
-
-
-def _fetch_yunet(folder: Path | None, told: Callable[[str], None], files: list[dict[str, Any]]) -> None:
-    from bfr.models.weights.fetch import Download
-    from bfr.runtime.faces.detect import YUNET_BYTES, YUNET_FILE, YUNET_SHA256, YUNET_URL
-    from bfr.runtime.files import cache_folder
-
-    target = folder or cache_folder() / "yunet"
-    told("YuNet, OpenCV's face detector\nlicence: MIT, https://github.com/opencv/opencv_zoo")
-    got = _download(Download(YUNET_URL, YUNET_FILE, YUNET_BYTES, YUNET_SHA256), target, files)
-    told(f"{got.path.name}, {got.bytes} bytes, sha256 {got.sha256}; `bfr restore` uses it from now on")

@@ -55,9 +55,7 @@ EXAMPLES = {
         bfr serve                                      # http://127.0.0.1:8000
         bfr serve bundles/difface --precision fp16 --batch 8""",
     "batch": "bfr batch 's3://bucket/photos/**/*.jpg' -o s3://bucket/restored",
-    "fetch": """
-        bfr fetch yunet                                # a better face detector
-        bfr fetch difface --accept-license""",
+    "fetch": "bfr fetch difface --accept-license",
     "export": "bfr export difface -o bundles/difface --precision fp16",
     "wrap": "bfr wrap gfpgan.onnx -o bundles/gfpgan",
     "build": "bfr build bundles/difface --precision fp16",
@@ -95,6 +93,7 @@ HABITS = by_word(
     ("--execution-providers --provider --engine", "--backend names what runs the networks"),
     ("--only-center-face --only_center_face", "--faces centre is for the face in the middle"),
     ("--bg-upsampler --bg_upsampler --bg", "--background is for the rest of the picture"),
+    ("--detector", "YuNet always finds the faces"),
     ("--json", "its log is JSON lines in any case"),
 )
 

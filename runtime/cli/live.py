@@ -45,7 +45,6 @@ def live(
     targets = sinks or [PAGE]
     for target in targets:
         check_sink(target, overwrite=overwrite)
-    from bfr.runtime.faces.detect import open_detector
     from bfr.runtime.faces.photo import PhotoRestorer
     from bfr.runtime.live.counts import Counts
     from bfr.runtime.live.page import Page
@@ -55,7 +54,7 @@ def live(
 
     counts, made = Counts(), list[Sink]()
     with Restorer.open(opened, **sampler.changes) as restorer:
-        worker = PhotoRestorer(restorer, photo, detector=open_detector(photo.detector))
+        worker = PhotoRestorer(restorer, photo)
         try:
             for target in targets:
                 if target == WINDOW:

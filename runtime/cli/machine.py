@@ -1,4 +1,4 @@
-"""What `bfr doctor` finds out about the machine itself: its packages, CPU, memory and disks, its face detector."""
+"""What `bfr doctor` finds out about the machine itself: its packages, CPU, memory and disks."""
 
 import os
 import platform
@@ -9,7 +9,6 @@ from importlib import metadata
 from pathlib import Path
 
 from bfr.runtime.backends.board import memory, words_of
-from bfr.runtime.errors import BfrError
 
 MIN_FREE_BYTES = 2 << 30  # published weights of one system, their ONNX files and an engine
 ROOT = Path("/")  # where a board's files are
@@ -74,20 +73,6 @@ def probe_packages(report: Report) -> None:
         report.problem(found, f"pip uninstall -y {' '.join(opencv)}; pip install '{_OPENCV[0]}<5'")
     for name in _OPTIONAL:
         report.facts[name] = distribution(name) or "not installed (optional)"
-
-
-def probe_detector(report: Report, cache: Path) -> None:
-    """The face detector."""
-    from bfr.runtime.faces.detect import YUNET_FILE, open_detector
-
-    if (cache / "yunet" / YUNET_FILE).is_file():
-        report.facts["face detector"] = "YuNet"
-        return
-    try:
-        report.facts["face detector"] = f"{open_detector('haar').name}; `bfr fetch yunet` brings a better one"
-    except BfrError as error:
-        report.facts["face detector"] = "none"
-        report.problem(str(error), "bfr fetch yunet")
 
 
 def probe_cpu(report: Report) -> None:

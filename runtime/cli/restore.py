@@ -129,16 +129,14 @@ def _open(
 ) -> "Iterator[Restorer | PhotoRestorer]":
     """Open what restores; without `photo` the images are aligned faces."""
     from bfr.runtime.faces.background import open_background
-    from bfr.runtime.faces.detect import open_detector
     from bfr.runtime.faces.photo import PhotoRestorer, read_reference
     from bfr.runtime.restore.restorer import Restorer
 
-    detector = None if photo is None else open_detector(photo.detector)
     background = None if photo is None else open_background(photo.background, opened)
     with Restorer.open(opened, **sampler.changes) as restorer:
         worker: Restorer | PhotoRestorer = restorer
         if photo is not None:
-            worker = PhotoRestorer(restorer, photo, detector=detector, background=background)
+            worker = PhotoRestorer(restorer, photo, background=background)
         if reference is not None:
             restorer.fixed = {"reference": read_reference(reference, worker, max_pixels)}
         yield worker
@@ -259,12 +257,11 @@ def print_report(
     _say_some([f"warning: {one_line(source)}: {note}" for source, note in noted], table)
     _say_some([f"passed over: {one_line(one['source'])}: {one['reason']}" for one in passed], table)
     if faceless := [entry.source for entry in report.entries if entry.status == "no face"]:
-        detector = "" if report.settings.get("detector") == "yunet" else "run `bfr fetch yunet` for a better detector, "
         names = listed([one_line(name) for name in faceless], 3)
         kept = "it was kept as it is" if len(faceless) == 1 else "they were kept as they are"
         say(
-            f"no face was found in {names}, in any orientation: {kept}. If there is one, {detector}cut the picture "
-            "to it, or use --aligned for a picture that is a face and nothing else"
+            f"no face was found in {names}, in any orientation: {kept}. If there is one, cut the picture to it, or "
+            "use --aligned for a picture that is a face and nothing else"
         )
     if tell is not None:
         tell(summary(report, out, done=done))

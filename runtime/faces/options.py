@@ -8,7 +8,6 @@ from pydantic import BeforeValidator, Field
 from bfr.runtime.options import Options
 
 Selection = Literal["all", "largest", "centre"]
-DetectorName = Literal["auto", "yunet", "haar"]
 Detail = Literal["auto", "photo", "crop"]
 _Scale = Literal[1, 2, 4]
 UPSCALES: tuple[int, ...] = get_args(_Scale)
@@ -41,6 +40,3 @@ class PhotoOptions(Options):
         "than the noise, photo keeps all of it, crop none.",
     )
     restore_sharp: bool = Field(default=False, description="Also restore faces that are already sharp.")
-    detector: DetectorName = Field(
-        default="auto", description="Face detector; auto: YuNet if fetched, else Haar cascades."
-    )

@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -30,6 +31,8 @@ Float32 = NDArray[np.float32]
 Network = Callable[[Float32], Mapping[str, Float32]]
 """(1, 3, H, W) BGR in [0, 255], H and W multiples of 32 -> HEADS, (1, cells, channels) each, cells in rows."""
 
+MODEL = Path(__file__).with_name("yunet.onnx")
+"""OpenCV Zoo's face_detection_yunet_2023mar.onnx, see yunet.LICENSE."""
 STRIDES = (8, 16, 32)  # pixels of a head's cell
 HEADS = tuple(f"{name}_{stride}" for name in ("cls", "obj", "bbox", "kps") for stride in STRIDES)
 SCORE = 0.6  # least
@@ -56,9 +59,8 @@ class YuNet:
     APART = 1.4  # a coarse look at a size that is nearer to the fine one shows nothing new
     CLOSE, SHARE = 256, 0.9  # side of the closer look in pixels, and the share of it that an aligned crop fills
 
-    def __init__(self, model: bytes) -> None:
-        """model: the published ONNX file."""
-        self._network = open_network(model)
+    def __init__(self) -> None:
+        self._network = open_network(MODEL.read_bytes())
 
     def detect(self, pixels: RGB8) -> list[Face]:
         """See `Detector`."""

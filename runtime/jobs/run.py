@@ -206,7 +206,7 @@ class _LocalRun(Run):
         wanted: dict[str, Any] = options.model_dump(include={"seed", "format", "quality", "metadata", "codec", "crf"})
         wanted |= {"boxes": True} if options.boxes else {}
         if photo:
-            chosen = photo.options.model_dump(exclude={"detector", "background"})
+            chosen = photo.options.model_dump(exclude={"background"})
             wanted |= {"photo": chosen, "detector": photo.detector.name, "background": photo.background.name}
         masks: dict[str, Path] = {}
         if mask is not None:

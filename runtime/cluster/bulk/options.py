@@ -50,9 +50,9 @@ class BulkOptions(Options):
     def settings(self) -> dict[str, Any]:
         """All that a result depends on, as `describe_settings` has it; no network is opened.
 
-        Raises a BfrError if the bundle, the preset, the precision or the detector is not there.
+        Raises a BfrError if the bundle, the preset or the precision is not there.
         """
-        from bfr.runtime.faces.detect import open_detector
+        from bfr.runtime.faces.yunet import YuNet
         from bfr.runtime.jobs.report import describe_system
 
         bundle = Bundle.open(self.folder)
@@ -61,8 +61,8 @@ class BulkOptions(Options):
         if self.photo is not None:
             if self.photo.background:
                 raise InvalidOption("a bulk run has no network for the background: leave background out")
-            photo = self.photo.model_dump(exclude={"detector", "background"})
-            chosen |= {"photo": photo, "detector": open_detector(self.photo.detector).name}
+            photo = self.photo.model_dump(exclude={"background"})
+            chosen |= {"photo": photo, "detector": YuNet.name}
         return chosen
 
 

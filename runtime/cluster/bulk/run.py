@@ -150,7 +150,6 @@ class _BulkRun:
             self.facts["run"],
             self.settings["bundle_hash"],
             describe_versions(),
-            self.settings.get("detector"),
             pool.threads,
         )
         tasks = [{"task": json.dumps({"item": asdict(item), "output": self.outputs[item.key]})} for item in todo]

@@ -15,7 +15,6 @@ from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.cluster.bulk.options import BulkOptions
 from bfr.runtime.cluster.bulk.table import BATCH, NodeEntry
 from bfr.runtime.errors import BfrError, BundleInvalid, DeviceLost, InputNotFound, InvalidOption, WriteFailed
-from bfr.runtime.faces.detect import open_detector
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.images.decode import Image
 from bfr.runtime.jobs.options import JobOptions
@@ -38,7 +37,6 @@ class WorkerSetup:
         run: Its mark in `batch.json`.
         bundle_hash: Hash of the driver's bundle.
         versions: Versions of the driver's libraries.
-        detector: Name of the driver's detector; None for aligned faces.
         threads: Threads of a CPU backend.
     """
 
@@ -47,7 +45,6 @@ class WorkerSetup:
     run: str
     bundle_hash: str
     versions: dict[str, str]
-    detector: str | None
     threads: int | None
 
 
@@ -121,8 +118,8 @@ class Worker:
         shared = JobOptions.model_fields.keys() & BulkOptions.model_fields.keys()
         self.options = JobOptions(out=Path(setup.out), **options.model_dump(include=shared))
         self.worker: Restorer | PhotoRestorer = self.restorer
-        if options.photo is not None and setup.detector is not None:
-            self.worker = PhotoRestorer(self.restorer, options.photo, detector=open_detector(setup.detector))
+        if options.photo is not None:
+            self.worker = PhotoRestorer(self.restorer, options.photo)
 
     def _refused(self, error: BfrError) -> dict[str, list[str]]:
         text = str(error) if self.node in str(error) else f"{error} (node {self.node})"

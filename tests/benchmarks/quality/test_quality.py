@@ -236,19 +236,11 @@ class Still:
         return face
 
 
-def test_geometry_is_a_table_or_a_line_that_says_how_to_get_it(
-    tiny_bundle: Bundle,
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_geometry_is_a_table(
+    tiny_bundle: Bundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("--start", "2", "--levels", "mild", "--sheet", "0", "--geometry", "--yunet", str(tmp_path))
-    content = run(folder, tiny_bundle, tmp_path / "without", *options)
-    assert "geometry" not in content["evaluations"][0]["images"][0]
-    assert "- Geometry was left out" in (tmp_path / "without" / "quality.md").read_text()
-    assert "`bfr fetch yunet`" in capsys.readouterr().err
-    monkeypatch.setattr(quality, "open_detector", lambda *_, **__: Still())
+    monkeypatch.setattr(quality, "YuNet", Still)
+    options = ("--start", "2", "--levels", "mild", "--sheet", "0", "--geometry")
     content = run(folder, tiny_bundle, tmp_path / "with", *options)
     assert list(content["evaluations"][0]["images"][0]["geometry"]) == [*STAGES, MOVED, SPOILT]
     markdown = (tmp_path / "with" / "quality.md").read_text()

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from called import Called
 
-from bfr.runtime.faces import detect
 from bfr.runtime.restore.options import OpenOptions
 from bfr.runtime.restore.restorer import Restorer
 
@@ -25,9 +24,6 @@ def opened(monkeypatch: pytest.MonkeyPatch, small: Callable[..., Any], fakes: An
         calls.append({**dict(opened), **changes})
         return small(opened.batch)
 
-    known = detect.open_detector
     monkeypatch.setattr(Restorer, "open", open_small)
-    monkeypatch.setattr(
-        detect, "open_detector", lambda name: known("haar" if name == "auto" else name) and fakes.Squares()
-    )
+    monkeypatch.setattr("bfr.runtime.faces.photo.YuNet", fakes.Squares)
     return calls

@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from http.client import HTTPMessage
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,10 @@ import pytest
 from called import Called
 from PIL import Image
 
-from bfr.models.weights import fetch as fetch_module
 from bfr.runtime.backends.cuda import bindings
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.machine import Engine, EngineKey, MachineFiles
 from bfr.runtime.bundle.manifest import BundleFile
-from bfr.runtime.faces import detect
-from bfr.runtime.faces.detect import YUNET_FILE
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.images.result import GAP
@@ -119,7 +114,7 @@ def test_a_folder_of_faces_is_restored_without_torch_and_without_network(
         assert {"read", "estimate", "denoise", "write"} <= image["seconds"].keys()
 
 
-def test_photographs_need_neither_torch_nor_pyav_nor_a_fetched_detector(
+def test_photographs_need_neither_torch_nor_pyav_nor_a_download(
     tiny_bundle: Bundle, faces: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -127,7 +122,6 @@ def test_photographs_need_neither_torch_nor_pyav_nor_a_fetched_detector(
     done = bfr(*arguments, BFR_HOME=str(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
     assert "3 images: 3 no face, 0 faces, in " in done.stdout
-    assert "bfr fetch yunet" in done.stderr
     assert (out / "sub/b.webp").read_bytes() == (faces / "sub/b.webp").read_bytes()
     assert (out / "report.html").is_file()
     assert not list((tmp_path / "home").rglob("*.onnx"))
@@ -424,45 +418,3 @@ def test_a_full_disk_ends_the_run_and_leaves_nothing_partial(
     assert "full" in done.stderr
     assert str(out) in done.stderr
     assert sorted(path.name for path in out.iterdir()) == ["report.json", "resume.jsonl"]
-
-
-class TestFetchYunet:
-    @pytest.fixture
-    def data(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> bytes:
-        """What the address of YuNet gives, and its published size and hash."""
-        data = b"a face detector" * 100
-
-        class Response(BytesIO):
-            status, headers = 200, HTTPMessage()
-
-        def respond(url: str, start: int, _folder: Path) -> Response:
-            assert (url, start) == (detect.YUNET_URL, 0)
-            return Response(data)
-
-        monkeypatch.setenv("BFR_HOME", str(tmp_path / "home"))
-        monkeypatch.setattr(fetch_module, "_open", respond)
-        monkeypatch.setattr(detect, "YUNET_BYTES", len(data))
-        monkeypatch.setattr(detect, "YUNET_SHA256", hashlib.sha256(data).hexdigest())
-        return data
-
-    def test_it_is_put_where_the_detector_looks_for_it(
-        self, call: Called, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        done = call("fetch", "yunet")
-        assert done.status == 0, done.stderr
-        assert "licence: MIT" in done.stdout
-        assert hashlib.sha256(data).hexdigest() in done.stdout
-        assert (tmp_path / "home/yunet" / YUNET_FILE).read_bytes() == data
-        monkeypatch.setattr(detect, "YuNet", bytes)
-        assert detect.open_detector("yunet") == data
-        assert call("fetch", "yunet", "--folder", tmp_path / "other").status == 0
-        assert (tmp_path / "other" / YUNET_FILE).read_bytes() == data
-
-    def test_another_file_is_refused(
-        self, call: Called, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(detect, "YUNET_SHA256", "0" * 64)
-        done = call("fetch", "yunet")
-        assert done.status == 1
-        assert "sha256" in done.stderr
-        assert list((tmp_path / "home/yunet").iterdir()) == []

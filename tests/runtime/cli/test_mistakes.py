@@ -66,7 +66,7 @@ MISTAKES: Mapping[str, str] = {
     "restore old.jpg --format gif": "choose one of same, .png, .jpg, .webp",
     "restore old.jpg --faces two": "choose one of all, largest, centre",
     "restore old.jpg --codec h265": "choose one of h264, hevc, vp9",
-    "restore old.jpg --detector yolo": "choose one of auto, yunet, haar",
+    "restore old.jpg --detector yolo": "YuNet always finds the faces",
     "restore old.jpg --solver euler": "unipc-2",
     "restore old.jpg --spacing linear": "give start as well",
     "restore old.jpg --preset reference --spacing ddim3 --start 9": "from 1 to 3",
@@ -175,7 +175,8 @@ MISTAKES: Mapping[str, str] = {
     "restore old.jpg -o /proc/x.jpg": "choose another folder",
     "restore old.jpg -o /proc/x": "choose another",
     "batch faces -o plain": "is no folder",
-    "fetch yunet --folder plain/x": "name another one with --folder",
+    "fetch yunet": "choose one of mini, difface,",
+    "fetch difface --folder plain/x": "name another one with --folder",
     "export mini -o plain/x": "is no folder",
     "serve --api-key-file old.jpg": "not UTF-8",
     # commands and flags that are almost right

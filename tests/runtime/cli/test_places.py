@@ -247,18 +247,6 @@ def test_a_photograph_without_a_face_says_what_to_do(call: Called, album: Path, 
     assert "no face was found in old.jpg, other.png, in any orientation: they were kept as they are" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("detector", "remedy"), [("haar", "is one, run `bfr fetch yunet`"), ("yunet", "is one, cut the picture")]
-)
-def test_the_better_detector_is_named_where_it_is_not_used(
-    capsys: pytest.CaptureFixture[str], detector: str, remedy: str
-) -> None:
-    report = Report((Entry("side.jpg", "no face", "side.jpg"),), {"detector": detector}, {"seconds": 1.0})
-    print_report(report, "out", table="report.json")
-    assert "in any orientation: it was kept as it is" in (said := capsys.readouterr().err)
-    assert remedy in said
-
-
 class TestSeveralPresets:
     def test_each_has_a_folder_and_one_page_shows_all(self, call: Called, album: Path, opened: Any) -> None:
         done = call("restore", "old.jpg", "other.png", "--preset", "fast,reference", "--html", "--json")

@@ -256,7 +256,7 @@ def test_aligned_faces(server: FakeServer, album: Path, tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize(
     "options",
-    [("--backend", "tensorrt"), ("--threads", "2"), ("--steps", "4"), ("--detector", "haar"), ("--strip-metadata",)],
+    [("--backend", "tensorrt"), ("--threads", "2"), ("--steps", "4"), ("--max-faces", "9"), ("--strip-metadata",)],
 )
 def test_options_of_this_machine_are_refused(
     server: FakeServer, album: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, options: tuple[str, ...]

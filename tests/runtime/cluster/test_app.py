@@ -21,8 +21,8 @@ from bfr.runtime.restore.restorer import Restorer
 from bfr.runtime.serve.keys import hash_key
 from bfr.runtime.serve.options import ServeOptions
 
-HAAR = ("--detector", "haar", "--backend", "onnxruntime-cpu", "--precision", "fp32")
-OPTIONS = ServeOptions(presets=("fast",), batch=2, backend="onnxruntime-cpu", detector="haar")
+PINNED = ("--backend", "onnxruntime-cpu", "--precision", "fp32")
+OPTIONS = ServeOptions(presets=("fast",), batch=2, backend="onnxruntime-cpu")
 
 
 def test_the_serve_yaml_makes_the_same_options_again() -> None:
@@ -50,7 +50,7 @@ def test_the_same_options_run_as_a_serve_application(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     printed = subprocess.run(  # noqa: S603
-        [*COMMAND, "--print-config", "--port", port, "--preset", "fast", "--jobs", str(tmp_path / "jobs"), *HAAR],
+        [*COMMAND, "--print-config", "--port", port, "--preset", "fast", "--jobs", str(tmp_path / "jobs"), *PINNED],
         capture_output=True,
         text=True,
         check=True,

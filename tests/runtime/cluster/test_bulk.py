@@ -142,12 +142,9 @@ class TestWithRay:
         """Faces are found and pasted as `bfr restore` does; a photograph without one stays byte for byte."""
         folder = noise(tmp_path / "in", "none.jpg")
         (folder / "astronaut.png").write_bytes(ASTRONAUT.read_bytes())
-        from bfr.runtime.faces.detect import Haar
-
-        whole = PhotoOptions(blend=0.8, detector="haar")
+        whole = PhotoOptions(blend=0.8)
         with Restorer.open(backend="onnxruntime-cpu", preset="fast", precision="fp32") as restorer:
-            photo = PhotoRestorer(restorer, whole, detector=Haar())
-            run_job(photo, find_images([folder]), JobOptions(tmp_path / "expected"))
+            run_job(PhotoRestorer(restorer, whole), find_images([folder]), JobOptions(tmp_path / "expected"))
         options = BulkOptions(backend="onnxruntime-cpu", preset="fast", photo=whole)
         report = run_bulk([folder.as_uri()], (tmp_path / "out").as_uri(), options)
         assert [(row.status, row.faces) for row in report.entries] == [("restored", 1), ("no face", 0)]
@@ -496,9 +493,7 @@ def test_workers_refuse_what_would_not_be_one_result(here: InProcess, tmp_path: 
 
     def refused(**changes: Any) -> str:
         setup: dict[str, Any] = {"run": "theirs", "versions": describe_versions(), **changes}
-        worker = Worker(
-            WorkerSetup(ALIGNED, str(tmp_path), bundle_hash=settings["bundle_hash"], detector=None, threads=1, **setup)
-        )
+        worker = Worker(WorkerSetup(ALIGNED, str(tmp_path), bundle_hash=settings["bundle_hash"], threads=1, **setup))
         return str(json.loads(worker({"task": []})["row"][0])["refusal"]) if worker.refusal else ""
 
     assert refused() == ""

@@ -125,7 +125,7 @@ def test_options_name_the_network_and_its_device(folder: Path, fakes: Any, monke
     assert isinstance(open_background(None), Lanczos)
     found = open_background(folder, OpenOptions(backend="onnxruntime-cpu", threads=2, device=1))
     assert asked == [("onnxruntime-cpu", {"threads": 2, "index": 1})]
-    editor = PhotoEditor(64, PhotoOptions(background=folder, detector="haar"))
+    editor = PhotoEditor(64, PhotoOptions(background=folder))
     assert editor.background.name == found.name == f"doubler {Bundle.open(folder).hash}"
 
 

@@ -1,6 +1,5 @@
 """Whole photographs, with a detector that knows where the faces are and networks made of NumPy functions."""
 
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from bfr.runtime.faces.condition import Condition
 from bfr.runtime.faces.geometry import Face, template
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoEditor, PhotoRestorer, read_reference
+from bfr.runtime.faces.yunet import YuNet
 from bfr.runtime.images.decode import Image, read_image
 from bfr.runtime.restore.restorer import Restorer
 
@@ -49,7 +49,7 @@ def known_face(x: float, y: float, scale: float = 1.0, degrees: float = 0.0) -> 
     points = (template(SIZE) - (SIZE - 1) / 2) @ (1, 1j) * turn + x + 1j * y
     landmarks = np.stack([points.real, points.imag], axis=1).astype(np.float32)
     half = SIZE / scale / 2
-    return Face(np.array([x - half, y - half, x + half, y + half], np.float32), landmarks, 0.9)
+    return Face(np.array([x - half, y - half, x + half, y + half], np.float32), landmarks, 0.95)
 
 
 class Known:
@@ -139,11 +139,9 @@ def around(face: Face, shape: tuple[int, ...], reach: float = 1.0) -> Array:
 
 
 class TestOptions:
-    def test_what_is_not_given_is_the_best_there_is(self, painter: Restorer, monkeypatch: pytest.MonkeyPatch) -> None:
-        best = Known()
-        monkeypatch.setattr("bfr.runtime.faces.photo.open_detector", lambda name: name == "auto" and best)
+    def test_what_is_not_given(self, painter: Restorer) -> None:
         photo = PhotoRestorer(painter)
-        assert photo.detector is best
+        assert isinstance(photo.detector, YuNet)
         assert isinstance(photo.background, Lanczos)
         assert photo.options == PhotoOptions()
 
@@ -414,27 +412,6 @@ class TestFailures:
         assert "was given" in str(caught.value) or "were given" in str(caught.value)
         assert not detector.seen
 
-    def test_the_detector_serves_one_thread_at_a_time(self, painter: Restorer) -> None:
-        inside, most = 0, 0
-        waiting = threading.Event()
-
-        class Slow(Known):
-            def detect(self, pixels: Array) -> list[Face]:
-                nonlocal inside, most
-                inside += 1
-                most = max(most, inside)
-                waiting.wait(0.02)
-                inside -= 1
-                return []
-
-        photo = PhotoRestorer(painter, detector=Slow())
-        threads = [threading.Thread(target=photo.align, args=(picture((20, 20)),)) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert most == 1
-
 
 class TestNoise:
     """Networks whose result depends on the noise: the noise is each face's own."""
@@ -485,7 +462,7 @@ class TestTurns:
 
     def test_the_face_is_found_where_it_is(self) -> None:
         upright = cv2.resize(np.asarray(read_image(self.PHOTOGRAPH).pixels), None, fx=0.5, fy=0.5)
-        editor = PhotoEditor(128, PhotoOptions(detector="haar"))
+        editor = PhotoEditor(128)
         [expected] = editor.align(upright)
         for quarters in (1, 2, 3):
             [found] = editor.align(np.ascontiguousarray(np.rot90(upright, quarters)))

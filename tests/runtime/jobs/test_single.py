@@ -154,7 +154,7 @@ class TestRestoreImage:
     def test_a_photograph_is_saved_with_what_it_says(
         self, small: Callable[..., Any], fakes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("bfr.runtime.faces.photo.open_detector", lambda _name: fakes.Squares())
+        monkeypatch.setattr("bfr.runtime.faces.photo.YuNet", fakes.Squares)
         pixels = np.full((64, 64, 3), (60, 120, 60), np.uint8)
         pixels[16:48, 16:48] = fakes.face
         Pillow.fromarray(pixels).save(tmp_path / "a.png", dpi=(300, 300))
