@@ -57,9 +57,9 @@ def cache_folder() -> Path:
 
     Raises WriteFailed if the user has no home folder.
     """
-    if home := os.environ.get("BFR_HOME"):
-        return Path(home)
     try:
+        if home := os.environ.get("BFR_HOME"):
+            return Path(home).expanduser()  # files of systemd and Docker leave `~`
         if sys.platform == "win32":
             return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "bfr"
         if sys.platform == "darwin":
@@ -142,6 +142,21 @@ def atomic_folder(path: Path, *, replace: bool = False, mark: str = "*") -> Iter
             if file.is_file() and not file.is_symlink():
                 _sync(file)
         _rename_in(temporary, path)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`, and delete it. What dead processes left there is deleted first.
+
+    Raises OSError if it cannot be made.
+    """
+    clean_leftovers(path.parent)
+    with _temporary_beside(path) as temporary:
+        temporary.mkdir()
+        try:
+            yield temporary
+        finally:
+            _remove(temporary)
 
 
 def replaceable(path: Path, mark: str) -> bool:

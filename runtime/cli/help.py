@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 from bfr.runtime.errors import InvalidOption
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer names none of its parents
-VIDEO = ("codec", "crf")
+VIDEO = ("codec", "crf", "key_frames")
 BRIEF = ("Limits", "Jobs")  # of these `-h` names the flags, and `--help` explains them
 BRIEFLY = "bfr.brief"  # in a context's `meta`: whether the user may have given `-h`
 
@@ -108,6 +108,7 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the words of the command line. Raises InvalidOption for what cannot be."""
         ctx.meta[BRIEFLY] = "--help" not in args
+        args = list(map(_as_meant, args))
         self._refuse_empty(ctx, args)
         given = list(args)
         try:
@@ -195,8 +196,14 @@ class Command(TyperCommand):
         habit = HABITS.get(flag)
         if habit and {*re.findall(r"-o\b|--[a-z-]+", habit)} <= known:
             return habit
-        near = get_close_matches(flag, sorted(known), 1, 0.7)
+        near = sorted(one for one in known if one.startswith(flag)) or get_close_matches(flag, sorted(known), 1, 0.7)
         return f"did you mean {near[0]}?" if near else None
+
+
+def _as_meant(word: str) -> str:
+    """`-o=x` as `-ox`; and the home folder for the `~/` of `--flag=~/x` and of quoted words, which shells leave."""
+    word = re.sub(r"\A(-[A-Za-z])=", r"\1", word)
+    return re.sub(r"\A(--[a-z-]+=|-[A-Za-z])?~/", lambda found: (found[1] or "") + os.path.expanduser("~/"), word)  # noqa: PTH111
 
 
 def _flag(error: Any) -> str:

@@ -32,7 +32,12 @@ def main() -> None:
         if error.strerror is None or volume.verbose:
             raise
         if error.filename is None and isinstance(error, FileNotFoundError):
-            _say("error: the current folder was deleted: change to another one")
+            no_scratch = "usable temporary" in error.strerror  # of Python's tempfile
+            _say(
+                "error: no folder for temporary files can be written: set TMPDIR to one that can"
+                if no_scratch
+                else "error: the current folder was deleted: change to another one"
+            )
             sys.exit(BfrError.exit_code)
         what = f"{error.filename} cannot be used: {error.strerror}" if error.filename else error.strerror
         _say(f"error: {what}: check names and addresses, permissions, and the disk")

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from bfr.runtime.bundle.manifest import MANIFEST
 from bfr.runtime.cli.inputs import NAMED, STANDARD, input_paths
 from bfr.runtime.errors import InvalidOption, WriteFailed
-from bfr.runtime.files import atomic_path, replaceable
+from bfr.runtime.files import atomic_path, replaceable, scratch_folder
 from bfr.runtime.images.decode import read_image
 from bfr.runtime.images.formats import BY_SUFFIX, WRITTEN
 from bfr.runtime.images.headers import header_size
+from bfr.runtime.jobs.ledger import LEDGER
 from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.sources import Inputs, Item, check_found, check_free, choose_outputs, find_inputs
 from bfr.runtime.jobs.store import Store, identity_of
@@ -146,19 +147,22 @@ def open_places(
         if folders and target is not None:
             raise InvalidOption("several presets make several results: name files as inputs, and a folder with -o")
         if target is None:
-            for store in [Store(options.out / folder) for folder in folders or ("",)]:
-                outputs, _ = choose_outputs(found.items, store, options.format)
-                if not (overwrite or options.resume):
+            for folder in folders or ("",):
+                outputs, _ = choose_outputs(found.items, store := Store(options.out / folder), options.format)
+                if not (overwrite or (options.resume and (options.out / folder / LEDGER).exists())):
                     check_free(outputs.values(), store)
             stack.enter_context(_made(options.out))
             yield Places(found, options)
             return
         changes = _of_one_file(found.items[0], target, options, overwrite=overwrite)
-        beside = target.parent if isinstance(target, Path) and target.parent.is_dir() else None
-        try:
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix=".bfr-", dir=beside)))
-        except OSError as error:
-            raise InvalidOption(f"{beside} cannot be written ({error.strerror}): choose another folder") from error
+        if isinstance(target, Path) and target.parent.is_dir():
+            try:
+                folder = stack.enter_context(scratch_folder(target))
+            except OSError as error:
+                where = f"{target.parent} cannot be written ({error.strerror})"
+                raise InvalidOption(f"{where}: choose another folder") from error
+        else:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="bfr-")))
         yield Places(found, options.model_copy(update={**changes, "out": folder}), target, source)
 
 
@@ -177,7 +181,8 @@ def _made(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise InvalidOption(f"{folder} is a file: name a folder with -o, or a file by a suffix as .png") from None
+        kind = "a link to nothing" if folder.is_symlink() else "a file"
+        raise InvalidOption(f"{folder} is {kind}: name a folder with -o, or a file by a suffix as .png") from None
     except OSError as error:
         raise InvalidOption(f"{folder} cannot be made ({error.strerror}): choose another folder with -o") from error
     try:

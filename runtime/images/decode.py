@@ -27,6 +27,7 @@ Pixels = NDArray[np.unsignedinteger]  # uint8 or uint16
 MAX_PIXELS = 64_000_000
 _ORIENTATION, _BITS = 0x0112, 258
 _TILE_WIDTH, _TILE_HEIGHT, _SUBFILE, _DNG_VERSION = 322, 323, 254, 50706
+_EXTRA_SAMPLES, _SAMPLE_FORMAT = 338, 339
 _RUN_LENGTHS = (1, 2)  # compressions of a BMP
 # EXIF orientation: whether the image is transposed, and how OpenCV then flips it.
 _TURNS = {2: (False, 1), 3: (False, -1), 4: (False, 0), 5: (True, None), 6: (True, 1), 7: (True, -1), 8: (True, 0)}
@@ -120,6 +121,10 @@ def decode_image(data: bytes, *, name: str = "the file", max_pixels: int = MAX_P
                 raise InvalidImage(
                     f"{name} begins with a preview, as cameras' raw files do: develop it, save it as PNG"
                 )
+            if 2 in np.atleast_1d(file.tag_v2.get(_SAMPLE_FORMAT, 1)):  # decoders take some of them for unsigned
+                raise InvalidImage(f"{name} has signed samples: save it with unsigned ones of 8 or 16 bits")
+            if 0 in np.atleast_1d(file.tag_v2.get(_EXTRA_SAMPLES, 1)):
+                notes.append("a channel that is neither a colour nor alpha is left out")
         runs = file.format == "BMP" and file.info["compression"] in _RUN_LENGTHS
         if runs and max(len(data), file.width * file.height) > MOST_RUNS:
             raise InvalidImage(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pillow
 
-from bfr.runtime.errors import InvalidOption
+from bfr.runtime.errors import InvalidImage, InvalidOption
 from bfr.runtime.files import write_bytes
 from bfr.runtime.images.decode import Image, Pixels
 from bfr.runtime.images.exif import Density, clean_exif
@@ -51,6 +51,7 @@ def encode_image(
     with the size of `pixels`. Without `metadata` nothing is written but pixels and the profile that they are in.
 
     Raises:
+        InvalidImage: The pixels have another shape or type.
         InvalidOption: The suffix, the quality, or a side too long for the format.
     """
     return encode_noted(pixels, suffix, like=like, quality=quality, metadata=metadata)[0]
@@ -65,6 +66,13 @@ def encode_noted(
     if form is None or form.options is None:
         offered = ", ".join(one.suffixes[0] for one in WRITTEN)
         raise InvalidOption(f"images are not written as {suffix or 'a name without suffix'!r}: use one of {offered}")
+    if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise InvalidImage(
+            f"pixels of {pixels.dtype} and shape {pixels.shape} were given: (H, W, 3) of uint8 or uint16 are written; "
+            "`save` of a result scales floats"
+        )
+    if not isinstance(quality, int | np.integer):
+        raise InvalidOption(f"quality {quality!r} is not accepted: a whole number is needed")
     if not 1 <= quality <= 100:
         raise InvalidOption(f"quality is {quality}: choose between 1 and 100")
     height, width = pixels.shape[:2]
@@ -90,7 +98,7 @@ def encode_noted(
     if metadata and like is not None:
         kept = _kept(like.metadata, (width, height), form, srgb=icc is None, notes=notes)
     stacked = _stacked(pixels, alpha, grey)
-    quality_too = {"quality": quality} if form.lossy else {}
+    quality_too = {"quality": int(quality)} if form.lossy else {}
     return _WRITERS.get(form.name, _pillow)(stacked, form, icc, kept, quality_too), tuple(notes)
 
 

@@ -1,6 +1,7 @@
 """Convert an image given as a path, the bytes of a file, a PIL image, an array or a tensor."""
 
 import re
+from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
 from os import PathLike, fsdecode
@@ -10,10 +11,13 @@ from typing import Any
 import numpy as np
 import PIL.Image as Pillow
 from numpy.typing import NDArray
+from PIL.PngImagePlugin import PngInfo
 
 from bfr.runtime.errors import InputNotFound, InvalidImage
 from bfr.runtime.images.colour import to_srgb
 from bfr.runtime.images.decode import MAX_PIXELS, Image, decode_image, read_image
+from bfr.runtime.images.exif import Density
+from bfr.runtime.images.png import XMP_KEY
 
 _KINDS = "a path, bytes of an image file, a PIL image, a NumPy array or a PyTorch tensor"
 # Modes of Pillow that a PNG cannot hold.
@@ -29,7 +33,7 @@ def as_image(image: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
             a NumPy array, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); a PyTorch tensor, (C, H, W) or (1, C, H, W) of 1,
             3 or 4 channels; or such an `Image`. Arrays and tensors are uint8, uint16, or floats in [0, 1], which become
             16 bits.
-        max_pixels: Larger images are refused.
+        max_pixels: Larger files and PIL images are refused.
 
     Raises:
         InputNotFound: There is no such file.
@@ -46,7 +50,7 @@ def as_image(image: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
     if isinstance(image, Pillow.Image):
         return _from_pil(image, max_pixels)
     if isinstance(image, np.ndarray):
-        return _from_array(np.asarray(image))  # a matrix cannot have a third axis
+        return _from_array(plain_array(image))
     if (pixels := tensor_pixels(image)) is not None:
         return _from_array(pixels)
     kind = f"an object of type {type(image).__name__}"
@@ -79,13 +83,24 @@ def _from_pil(image: Pillow.Image, max_pixels: int) -> Image:
         elif image.mode in _AS_ANOTHER:
             whole = image.convert("I") if image.mode[0] == "I" else image  # in one step Pillow clips 16 bits to 8
             held = whole.convert(_AS_ANOTHER[image.mode])
-        held.save(file, "PNG", compress_level=0, exif=exif, icc_profile=icc)
+        held.save(file, "PNG", compress_level=0, exif=exif, icc_profile=icc, **_beside(image))
     except Exception as error:  # it is closed, empty or cut off, or its mode is rare
         raise InvalidImage(
             f"the PIL image of mode {image.mode} cannot be read ({error}): open it again, or convert it to RGB"
         ) from error
     found = decode_image(file.getvalue(), name="the PIL image", max_pixels=max_pixels)
     return replace(found, notes=(*found.notes, *notes))
+
+
+def _beside(image: Pillow.Image) -> dict[str, Any]:
+    """The density, XMP packet and comment of a PIL image, as arguments for a PNG."""
+    texts, density = PngInfo(), None
+    for key, name in ((XMP_KEY, "xmp"), ("Comment", "comment")):
+        if isinstance(value := image.info.get(name), str | bytes):
+            texts.add_itxt(key, value if isinstance(value, str) else value.decode(errors="replace"))
+    with suppress(TypeError, ValueError, ArithmeticError):  # anything may stand there
+        density = Density.of([float(dots) for dots in image.info.get("dpi", ())], 1)
+    return {"pnginfo": texts, "dpi": density and (density.x, density.y)}
 
 
 def tensor_pixels(tensor: Any) -> NDArray[Any] | None:
@@ -109,6 +124,13 @@ def tensor_pixels(tensor: Any) -> NDArray[Any] | None:
     except (TypeError, NotImplementedError) as error:  # sparse, quantised, or on the device meta
         raise InvalidImage(f"a tensor without plain numbers was given: {error}") from error
     return pixels
+
+
+def plain_array(array: NDArray[Any]) -> NDArray[Any]:
+    """Return the array in the machine's byte order, without a subclass. Raises InvalidImage for a masked one."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise InvalidImage("a masked array was given: fill its holes first, as array.filled(0)")
+    return np.asarray(array, array.dtype.newbyteorder("="))  # a matrix cannot have a third axis
 
 
 def _from_array(array: NDArray[Any]) -> Image:

@@ -16,6 +16,7 @@ from typing import Any
 
 from bfr.runtime.errors import WriteFailed
 from bfr.runtime.files import write_bytes
+from bfr.runtime.jobs.cards import PREVIEWS
 from bfr.runtime.jobs.report import Entry, check_settings, entry_of
 
 LEDGER = "resume.jsonl"
@@ -77,6 +78,13 @@ class Ledger:
             raise WriteFailed(
                 f"cannot write {self.path} ({error.strerror}): free some space, or choose another folder"
             ) from error
+
+
+def results_in(folder: Path) -> set[Path]:
+    """Return the paths of earlier runs' results in their output folder, and of the pictures and folders beside them."""
+    results = [folder / output for output in _read(folder / LEDGER)[1]]
+    beside = [path.with_suffix(".compare.png") for path in results] + [Path(f"{path}.faces") for path in results]
+    return {*results, *beside, folder / PREVIEWS}
 
 
 def _line(digest: str, entry: Entry) -> str:

@@ -1,6 +1,6 @@
 """Pictures that show a result beside its source: comparisons, and the previews of the HTML page."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -10,21 +10,29 @@ from numpy.typing import NDArray
 from bfr.runtime.files import shortened, write_bytes
 from bfr.runtime.images.encode import encode_image
 from bfr.runtime.jobs.cards import preview_paths
+from bfr.runtime.jobs.sources import folded
 
 LONGEST = 1024  # pixels of a preview
 QUALITY = 85  # of the previews, WebP
 
 
-def comparison_names(outputs: Mapping[str, str]) -> dict[str, str]:
-    """Key -> name of its comparison, `a.compare.png` beside `a.jpg`; it replaces no result and no other one."""
-    taken = set(outputs.values())
+def comparison_names(outputs: Mapping[str, str], is_input: Callable[[str], bool]) -> dict[str, str]:
+    """Key -> name of its comparison, `a.compare.png` beside `a.jpg`; it replaces no result, no other one and no input.
+
+    Args:
+        outputs: Key of an item -> its result, relative to the output folder.
+        is_input: Whether a name in the output folder is a file that the run reads.
+    """
+    taken = set(map(folded, outputs.values()))
     names = {}
     for key, output in outputs.items():
         path = PurePosixPath(output)
-        while (path := path.with_name(shortened(path.stem, suffix=".compare.png"))).as_posix() in taken:
-            pass
-        taken.add(path.as_posix())
-        names[key] = path.as_posix()
+        while True:
+            path = path.with_name(shortened(path.stem, suffix=".compare.png"))
+            if folded(name := path.as_posix()) not in taken and not is_input(name):
+                break
+        taken.add(folded(name))
+        names[key] = name
     return names
 
 

@@ -31,7 +31,7 @@ from bfr.runtime.jobs.report import (
     write_report,
 )
 from bfr.runtime.jobs.sources import Item, choose_outputs, find_masks
-from bfr.runtime.jobs.store import Store
+from bfr.runtime.jobs.store import Store, identity_of
 from bfr.runtime.jobs.work import ImageWork, Picture
 from bfr.runtime.restore.pipeline import FaceRestorer
 
@@ -94,7 +94,8 @@ class Run(ABC):
         if options.resume:
             todo = self._resumed(todo)
         if options.compare:
-            self._comparisons = comparison_names(self.outputs)
+            inputs = {identity_of(item.source) for item in self.items} - {None}
+            self._comparisons = comparison_names(self.outputs, lambda name: self.store.identity(name) in inputs)
         self.store.clean(self.outputs.values())
         facts = {**self.facts, "network_seconds": 0.0, "seconds": 0.0}
         write_report(self._report(facts), options.out)
@@ -178,11 +179,14 @@ def run_job(
         progress: See `Progress`.
 
     Raises:
-        InvalidOption: Before any work, for a result that would replace its source, options that differ from those of
-            the run that is resumed, and a mask for a system that takes none.
+        InvalidOption: Before any work, for items of another type, a result that would replace its source, options that
+            differ from those of the run that is resumed, and a mask for a system that takes none.
         InputNotFound: A mask is missing.
         WriteFailed: The output folder cannot be written: finished results stay, and `resume` continues the run.
     """
+    items = list(items)
+    if strange := [item for item in items if not isinstance(item, Item)]:
+        raise InvalidOption(f"{strange[0]!r} is no Item: give what find_images returns")
     return _LocalRun(restorer, items, options, mask, progress, passed_over or {}).run()
 
 
@@ -203,7 +207,8 @@ class _LocalRun(Run):
         self.shares: dict[str, float] = {}
         if not photo and (flags := [f"--{name}" for name in ("crops", "boxes") if getattr(options, name)]):
             raise InvalidOption(f"{', '.join(flags)} is for faces of photographs: leave it out, or --aligned")
-        wanted: dict[str, Any] = options.model_dump(include={"seed", "format", "quality", "metadata", "codec", "crf"})
+        named = {"seed", "format", "quality", "metadata", "codec", "crf", "key_frames"}
+        wanted: dict[str, Any] = options.model_dump(include=named)
         wanted |= {"boxes": True} if options.boxes else {}
         if photo:
             chosen = photo.options.model_dump(exclude={"background"})

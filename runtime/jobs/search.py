@@ -5,10 +5,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path, PurePath, PurePosixPath
 
 from bfr.runtime.errors import InputNotFound
 from bfr.runtime.images.formats import BY_SUFFIX, NAMES, format_of
+from bfr.runtime.jobs.ledger import results_in
 from bfr.runtime.jobs.store import local_path, open_url, remote_version
 from bfr.runtime.video.formats import HEAD, suffix_of
 from bfr.runtime.video.formats import SUFFIXES as VIDEO_SUFFIXES
@@ -49,6 +51,8 @@ class Search:
         """
         self.suffixes = (*BY_SUFFIX, *VIDEO_SUFFIXES) if videos else tuple(BY_SUFFIX)
         self.out, self.passed = out, passed
+        folder = None if out is None else local_path(out)
+        self.results = set() if folder is None else results_in(_real(folder))
         self.unread = f"not an image of {', '.join(NAMES)}{' or a video' if videos else ''}: convert it"
 
     def local(self, path: Path) -> list[Found]:
@@ -65,12 +69,12 @@ class Search:
         if not glob.has_magic(str(path)):
             raise InputNotFound(f"{path} does not exist: check the name of the image or folder")
         base = Path(*_fixed(path.parts))
-        matches = [Path(match) for match in glob.iglob(str(path), recursive=True)]  # noqa: PTH207  (a last `**` is files)
+        inside = None if folder is None or _real(base).is_relative_to(_real(folder)) else folder.absolute()
         files = [
             file
-            for file in matches
+            for file in self._globbed(path.parts)
             if _is_file(file) and not any(part.startswith(".") for part in file.relative_to(base).parts)
-            if folder is None or not file.absolute().is_relative_to(folder.absolute())
+            if inside is None or not file.absolute().is_relative_to(inside)
         ]
         found = [one for file in files if (one := self._take(file, base))]
         if not files:
@@ -110,29 +114,44 @@ class Search:
 
     def _walk(self, folder: Path, out: Path | None) -> Iterator[Path]:
         """The files below a folder that are not hidden and no links out of it."""
-        root, results = folder.resolve(), out.resolve() if out else None
+        root, results = _real(folder), _real(out) if out else None
         for parent, folders, files in os.walk(folder, onerror=self._unlisted):
-            # Linked folders are listed here but never entered.
-            for name in [name for name in folders if _is_link(Path(parent, name)) and not name.startswith(".")]:
-                self.passed[str(Path(parent, name))] = "a link to a folder: name the folder itself"
-            folders[:] = [
-                name
-                for name in folders
-                if not name.startswith(".") and (results is None or not _same(Path(parent, name), results))
-            ]
+            self._leave_out(parent, folders)
+            folders[:] = [name for name in folders if results is None or _real(Path(parent, name)) != results]
             for name in files:
                 file = Path(parent, name)
                 if name.startswith("."):
                     continue
-                if _is_link(file) and not (_is_file(file) and file.resolve().is_relative_to(root)):
+                if _is_link(file) and not (_is_file(file) and _real(file).is_relative_to(root)):
                     self.passed[str(file)] = "a link out of the folder, or to nothing: name the file itself"
                 else:
                     yield file
 
+    def _globbed(self, parts: Sequence[str]) -> Iterator[Path]:
+        """What a pattern matches. `**` enters no link to a folder: one that leads back would be entered for ever."""
+        if "**" not in parts:
+            yield from map(Path, glob.iglob(str(Path(*parts))))  # noqa: PTH207  (it leaves hidden names out)
+            return
+        at = parts.index("**")
+        for root in glob.iglob(str(Path(*parts[:at]))):  # noqa: PTH207
+            for folder, folders, files in os.walk(root, onerror=self._unlisted):
+                self._leave_out(folder, folders)
+                found = [Path(folder, name) for name in files]
+                yield from (file for file in found if _matches(file.relative_to(root).parts, parts[at:]))
+
+    def _leave_out(self, parent: str, folders: list[str]) -> None:
+        """Take hidden folders out of a walk's list, and enter the links, which a walk never follows."""
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            if _is_link(Path(parent, name)):
+                self.passed[str(Path(parent, name))] = "a link to a folder: name the folder itself"
+
     def _take(self, file: Path, base: Path) -> Found | None:
         """A file of a folder or glob where it is to be read; else why not is entered."""
-        content, suffix = content_suffix(file), file.suffix.lower()
-        if suffix in _BY_NAME:
+        content, suffix, real = content_suffix(file), file.suffix.lower(), _real(file)
+        if not self.results.isdisjoint((real, real.parent)):
+            self.passed[str(file)] = "a result of an earlier run into this folder: name the file itself"
+        elif suffix in _BY_NAME:
             self.passed[str(file)] = _BY_NAME[suffix]
         elif (content or suffix) in self.suffixes:
             return Found(file, file.relative_to(base), content=content)
@@ -176,15 +195,19 @@ def _is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113  (the same, and for a target in a folder that is closed to us)
 
 
-def _same(path: Path, resolved: Path) -> bool:
-    try:
-        return path.resolve() == resolved
-    except OSError:  # too long
-        return False
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # for a name that is too long and a link to itself too, where Path raises
 
 
 def _sorted(found: Iterable[Found]) -> list[Found]:
     return sorted(found, key=lambda one: natural_key(one.below))
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern or pattern[0] != "**":
+        same = bool(parts and pattern) and fnmatch(parts[0], pattern[0])
+        return _matches(parts[1:], pattern[1:]) if same else not (parts or pattern)
+    return len(pattern) == 1 or any(_matches(parts[begin:], pattern[1:]) for begin in range(len(parts) + 1))
 
 
 def _fixed(parts: Sequence[str]) -> Sequence[str]:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
+from unicodedata import normalize
 
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.files import shortened
@@ -26,7 +27,7 @@ class Item:
     Attributes:
         source: The file to read, a path or a URL.
         name: Where its result goes below the output folder, relative, `/` between its parts, without suffix. No two
-            items of a run share one, on file systems that ignore case neither.
+            items of a run share one, on file systems that ignore case or composed accents neither.
         bytes: Size of its file, if the listing of an object store has it.
         content: The suffix that its first bytes call for, where the listing has looked at them.
         listed: Its version, where the listing of an object store says so.
@@ -160,7 +161,7 @@ def find_masks(items: Sequence[Item], masks: Path) -> dict[str, Path]:
         raise InputNotFound(f"{masks} does not exist: name a mask image, or a folder of masks, with --mask")
     chosen = {}
     for item in items:
-        stem = PurePosixPath(item.name).stem
+        stem = PurePath(item.source).stem
         found = sorted(path for path in masks.iterdir() if path.stem == stem and path.is_file())
         if len(found) != 1:
             problem = "no mask" if not found else f"{len(found)} masks"
@@ -229,17 +230,22 @@ def choose_names(paths: Sequence[PurePath]) -> list[str]:
     """
     plain = [path.with_suffix("").as_posix() for path in paths]
     long = [f"{name}_{path.suffix[1:]}" if path.suffix else name for name, path in zip(plain, paths, strict=True)]
-    shared = Counter(name.casefold() for name in plain)
+    shared = Counter(map(folded, plain))
     # A name that nothing shares comes first to its own: `a_jpg.png` beside `a.jpg` and `a.png` stays `a_jpg`.
     taken = {name for name, count in shared.items() if count == 1}
     names = []
     for short, full in zip(plain, long, strict=True):
-        if shared[short.casefold()] == 1:
+        if shared[folded(short)] == 1:
             names.append(short)
             continue
         name, number = full, 2
-        while name.casefold() in taken:
+        while folded(name) in taken:
             name, number = f"{full}_{number}", number + 1
-        taken.add(name.casefold())
+        taken.add(folded(name))
         names.append(name)
     return names
+
+
+def folded(name: str) -> str:
+    """A name without what some file systems ignore: case, and how accents are composed."""
+    return normalize("NFC", name.casefold())

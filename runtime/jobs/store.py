@@ -1,5 +1,6 @@
 """A folder on a disk or in an object store: `photos`, `file:///photos`, `s3://bucket/photos` and what fsspec knows."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -126,7 +127,8 @@ class Store:
             raise InvalidOption(f"the name {name + suffix!r} is longer than object stores take: shorten it")
         if self.folder is not None:
             path = self.folder / (name + suffix)
-            if not path.parent.resolve().is_relative_to(self.folder.resolve()):
+            real = os.path.realpath  # for a link to itself too, where Path raises
+            if not Path(real(path.parent)).is_relative_to(real(self.folder)):
                 raise InvalidOption(
                     f"{path} lies outside the output folder {self.url}, through a link: remove the link"
                 )

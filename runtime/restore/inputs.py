@@ -153,14 +153,20 @@ def as_pixels(image: Any) -> NDArray[Any]:
 
     Raises:
         InputNotFound: There is no such file.
-        InvalidImage: It is no image, or has another shape or dtype.
+        InvalidImage: It is no image, or has another shape, dtype or range.
     """
     if not isinstance(image, np.ndarray):
         from bfr.runtime.images.given import as_image, tensor_pixels  # OpenCV is slow to load
 
         tensor = tensor_pixels(image)
         image = as_image(image).pixels if tensor is None or tensor.dtype != np.float32 else tensor
+    elif type(image) is not np.ndarray or not image.dtype.isnative:
+        from bfr.runtime.images.given import plain_array
+
+        image = plain_array(image)
     check_image(image)
+    if image.dtype == np.float32 and (image.min() < 0 or image.max() > 1):  # NaN fails its own image later
+        raise InvalidImage(f"floats from {image.min():g} to {image.max():g} were given: scale them to [0, 1]")
     return image  # type: ignore[no-any-return]
 
 

@@ -98,6 +98,9 @@ class Restorer:
         Raises:
             BfrError: Its text says how to fix it.
         """
+        offered = [*(() if isinstance(bundle, OpenOptions) else OpenOptions.model_fields), *Preset.model_fields]
+        if unknown := sorted(options.keys() - set(offered)):
+            raise InvalidOption(f"there is no option {', '.join(unknown)} here: choose among {', '.join(offered)}")
         if not isinstance(bundle, OpenOptions):
             names = OpenOptions.model_fields.keys() & options.keys()
             bundle = OpenOptions(bundle=bundle, **{name: options.pop(name) for name in names})  # type: ignore[arg-type]
@@ -211,7 +214,9 @@ class Restorer:
         """
         images = [as_pixels(image) for image in images]
         given = self._checked(images, seed, inputs)
-        named = keys or [None] * len(images)
+        named = [None] * len(images) if keys is None else keys
+        if len(named) != len(images):
+            raise InvalidOption(f"{len(named)} keys, {len(images)} images: give one, or None, for each")
         results: list[Restored] = []
         running: Pending | None = None
         begin = 0
@@ -299,6 +304,8 @@ class Restorer:
         """The pictures for further inputs, by name, an entry for each image. Raises InvalidImage, InvalidOption."""
         self._check_open()
         check_seed(seed)
+        if not isinstance(inputs, Mapping | None):
+            raise InvalidOption(f"inputs are given by name, as a dict, not as a {type(inputs).__name__}")
         for image in images:
             check_image(image)
         given: dict[str, Given] = {name: [picture] * len(images) for name, picture in self.fixed.items()}

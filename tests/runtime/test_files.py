@@ -261,12 +261,14 @@ def test_many_threads_write_one_name(tmp_path: Path) -> None:
 def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BFR_HOME", str(tmp_path / "own"))
     assert files.cache_folder() == tmp_path / "own"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("BFR_HOME", "~/own")
+    assert files.cache_folder() == tmp_path / "own"
     monkeypatch.delenv("BFR_HOME")
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert files.cache_folder() == tmp_path / "xdg" / "bfr"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
     assert files.cache_folder() == tmp_path / ".cache" / "bfr"
     assert list(tmp_path.iterdir()) == []
 

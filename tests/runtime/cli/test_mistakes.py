@@ -47,6 +47,7 @@ MISTAKES: Mapping[str, str] = {
     "restore old.jpg --fp16": "--precision fp16",
     "restore old.jpg --mask notes.txt": "`bfr inpaint`",
     "restore old.jpg --upscal 2": "did you mean --upscale?",
+    "restore old.jpg --over": "did you mean --overwrite?",
     "info mini mini": "does not take mini: leave it out",
     # values
     "restore old.jpg --blend": "needs a value",
@@ -170,6 +171,7 @@ MISTAKES: Mapping[str, str] = {
     f"restore old.jpg -o {'x' * 300}": "File name too long",
     f"info {'x' * 300}": "File name too long",
     "restore 'grüße 😀.jpeg'": "did you mean grüße 😀.jpg?",
+    "restore old.jpg -o=plain": "plain is a file",
     "restore '[.jpg'": "matches no image",
     "restore old.jpg -o plain/x": "plain/x cannot be made",
     "restore old.jpg -o /proc/x.jpg": "choose another folder",

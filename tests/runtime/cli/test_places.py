@@ -3,7 +3,9 @@
 import errno
 import io
 import json
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +13,6 @@ from typing import Any
 import pytest
 from called import Called
 from PIL import Image
-
-from bfr.runtime.cli.restore import print_report
-from bfr.runtime.jobs.report import Entry, Report
 
 SIZE = (64, 48)
 
@@ -74,6 +73,20 @@ def test_formats_are_named_with_and_without_a_dot(call: Called, album: Path, for
     assert call("restore", "other.png", "--format", format_).status == 0
     suffix = {"jpeg": "jpg"}.get(format_.lower().strip("."), format_.lower().strip("."))
     assert Path(f"restored/other.{suffix}").is_file()
+
+
+def test_the_home_folder_is_put_in_where_shells_leave_it(
+    call: Called, album: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(album / "home"))
+    Path("home").mkdir()
+    Path("other.png").rename("home/other.png")
+    for words in (["~/*.png", "-o", "1"], ["old.jpg", "--out=~/2"], ["old.jpg", "-o=~/3"], ["old.jpg", "-o~/4"]):
+        assert call("restore", *words).status == 0
+    assert not Path("~").exists()
+    assert {str(path.relative_to(album)) for path in album.rglob("*.[jp][pn]g") if path.parent != album} == {
+        "home/other.png", "1/other.png", "home/2/old.jpg", "home/3/old.jpg", "home/4/old.jpg"
+    }  # fmt: skip
 
 
 def test_patterns_are_expanded(call: Called, album: Path) -> None:
@@ -141,6 +154,15 @@ class TestStandardInputAndOutput:
         assert "redirect it" in done.stderr
 
 
+def test_a_folder_that_is_a_link_to_itself_or_to_nothing(call: Called, album: Path) -> None:
+    Path("loop").symlink_to("loop")
+    Path("lost").symlink_to("nowhere")
+    for name in ("loop", "lost"):
+        done = call("restore", ".", "-o", name)
+        assert done.status == 2
+        assert f"{name} is a link to nothing" in done.stderr
+
+
 def test_a_current_folder_that_was_deleted(call: Called, album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = album / "gone"
     gone.mkdir()
@@ -149,6 +171,28 @@ def test_a_current_folder_that_was_deleted(call: Called, album: Path, monkeypatc
     done = call("restore", album / "old.jpg", "-o", "out")
     assert done.status == 2
     assert done.stderr == "error: the current folder was deleted: change to another one\n"
+
+
+def test_no_folder_for_temporary_files(call: Called, album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")  # as Python's own
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    done = call("restore", "old.jpg", "-o", "-")
+    assert done.status == 2
+    assert done.stderr == "error: no folder for temporary files can be written: set TMPDIR to one that can\n"
+
+
+def test_what_a_killed_run_left_beside_a_file_is_deleted(call: Called, album: Path) -> None:
+    script = (
+        "import os, pathlib; from bfr.runtime.files import scratch_folder\n"
+        "with scratch_folder(pathlib.Path('new.jpg')) as folder:\n"
+        "    (folder / 'half.jpg').touch(); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=False)  # noqa: S603
+    assert {path.name for path in Path().iterdir()} > {"old.jpg", "other.png"}
+    assert call("restore", "old.jpg", "-o", "new.jpg").status == 0
+    assert {path.name for path in Path().iterdir()} == {"old.jpg", "other.png", "new.jpg"}
 
 
 def test_a_standard_output_that_is_full_is_a_failure(
@@ -182,8 +226,9 @@ class TestNothingIsReplaced:
     def test_overwrite_and_resume_go_on(self, call: Called, album: Path) -> None:
         Path("restored").mkdir()
         Path("restored/old.jpg").write_bytes(b"mine")
-        assert call("restore", "old.jpg").status == 2
-        assert Path("restored/old.jpg").read_bytes() == b"mine"
+        for flags in ([], ["--resume"]):  # there is no earlier run to resume
+            assert call("restore", "old.jpg", *flags).status == 2
+            assert Path("restored/old.jpg").read_bytes() == b"mine"
         assert call("restore", "old.jpg", "--overwrite").status == 0
         assert Image.open("restored/old.jpg").size == SIZE
         done = call("restore", "old.jpg", "--resume")

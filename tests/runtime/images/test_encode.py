@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from bfr.runtime.errors import InvalidOption, WriteFailed
+from bfr.runtime.errors import InvalidImage, InvalidOption, WriteFailed
 from bfr.runtime.images.decode import Image, decode_image, read_image
 from bfr.runtime.images.encode import encode_image, encode_noted, write_image
 from bfr.runtime.images.exif import clean_exif
@@ -92,6 +92,9 @@ def test_writing_refuses_what_the_format_cannot_hold(tmp_path: Path) -> None:
     ):
         with pytest.raises(InvalidOption, match=text):
             write_image(tmp_path / name, pixels, quality=quality)
+    for wrong in (pixels / 255, pixels.astype(np.float32), pixels[..., 0], pixels[..., :2], pixels[:0], pixels > 0):
+        with pytest.raises(InvalidImage, match="uint8 or uint16 are written"):
+            write_image(tmp_path / "a.png", wrong)
     assert list(tmp_path.iterdir()) == []
     write_image(tmp_path / "a.png", pixels)
     write_image(tmp_path / "a.jpg", pixels)

@@ -95,6 +95,10 @@ def makers(files: Any) -> dict[str, Callable[[], list[bytes]]]:
         "TIFF": lambda: [saved(flat(mode, 9), "TIFF") for mode in ("RGB", "L", "1")],
         "TIFF, 9 to 16 bits of grey": lambda: [files.tiff_16(deep[..., :1], photometric=1)],
         "TIFF, CIELAB": lambda: [saved(flat("LAB", (128, 160, 100)), "TIFF", icc_profile=files.other_profile())],
+        "TIFF with channels that are no colours": lambda: [
+            saved(flat("RGBA", (*red, 40)), "TIFF", tiffinfo={338: 0}),
+            files.tiff_16(deep, (338, 0)),
+        ],
         "TIFF of several pages": lambda: [several("TIFF")],
         "any of them with an ICC profile": lambda: [
             saved(flat("RGB", red), "PNG", icc_profile=files.other_profile()),
@@ -106,6 +110,7 @@ def makers(files: Any) -> dict[str, Callable[[], list[bytes]]]:
         "alpha into a JPEG": lambda: [saved(flat("RGBA", (*red, 40)), "PNG"), files.png(deep, 6)],
         "16 bits into a JPEG or WebP": lambda: [files.png(deep[..., :3], 2)],
         "TIFF of 32 bits or floating point": lambda: [saved(flat(mode, 1), "TIFF") for mode in ("F", "I")],
+        "TIFF of signed numbers": lambda: [saved(flat(mode, 9), "TIFF", tiffinfo={339: 2}) for mode in ("L", "I;16")],
         "TIFF that begins with a preview, as raw files do": lambda: [
             saved(flat("RGB", red), "TIFF", tiffinfo={254: 1}),
             saved(flat("RGB", red), "TIFF", tiffinfo={50706: b"\1\4\0\0"}),

@@ -317,6 +317,27 @@ def test_a_comparison_never_replaces_a_result(photo: Maker, tmp_path: Path, fake
     assert len(tree(tmp_path / "out")) == 5  # two results, two comparisons, the report
 
 
+def test_results_beside_their_sources_are_not_restored_again(photo: Maker, tmp_path: Path, fakes: Any) -> None:
+    save(tmp_path / "sub/a.png", picture((20, 20, fakes.face)))
+    options: dict[str, Any] = {"format": "jpg", "compare": True, "crops": True, "html": True}
+    run(photo(), tmp_path, tmp_path, **options)
+    before = tree(tmp_path)
+    again = run(photo(), tmp_path, tmp_path, resume=True, **options)
+    assert statuses(again) == {"a.png": "skipped"}
+    assert tree(tmp_path) == before
+    found = find_inputs([tmp_path / "**/*"], out=tmp_path)
+    assert [item.name for item in found.items] == ["sub/a"]
+    assert found.passed_over[str(tmp_path / "sub/a.jpg")].startswith("a result of an earlier run")
+
+
+def test_a_comparison_never_replaces_an_input(photo: Maker, tmp_path: Path, fakes: Any) -> None:
+    save(tmp_path / "a.png", picture((20, 20, fakes.face)))
+    other = save(tmp_path / "a.compare.png", picture()).read_bytes()
+    run(photo(), tmp_path, tmp_path, compare=True, format="jpg")
+    assert (tmp_path / "a.compare.png").read_bytes() == other
+    assert (tmp_path / "a.compare.compare.png").is_file()
+
+
 def test_comparisons_stand_beside_the_results(photo: Maker, tmp_path: Path, fakes: Any) -> None:
     source = save(tmp_path / "in/sub/a.png", picture((20, 20, fakes.face)))
     run(photo(upscale=2), tmp_path / "in", tmp_path / "out", compare=True)
@@ -636,6 +657,15 @@ def test_the_page_and_its_previews_also_on_resume(photo: Maker, tmp_path: Path, 
     page = (out / "report.html").read_text()
     for name in ("a", "sub/b", "none"):
         assert all(path in page for path in preview_paths(name))
+
+
+def test_items_that_are_found_on_the_way_and_what_is_none(photo: Maker, tmp_path: Path) -> None:
+    save(tmp_path / "a.png", picture())
+    options = JobOptions(tmp_path / "out")
+    report = run_job(photo(), (item for item in find_images([tmp_path])), options)  # type: ignore[arg-type]
+    assert statuses(report) == {"a.png": "no face"}
+    with pytest.raises(InvalidOption, match="is no Item: give what find_images returns"):
+        run_job(photo(), ["a.png"], options)  # type: ignore[list-item]
 
 
 def test_progress_counts_up_to_the_number_of_inputs(photo: Maker, tmp_path: Path, fakes: Any) -> None:

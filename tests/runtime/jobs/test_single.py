@@ -85,6 +85,17 @@ class TestAsImage:
         assert found.pixels.shape == (9, 4, 3)
         np.testing.assert_array_equal(found.pixels, as_image(data).pixels)
 
+    def test_a_pil_image_keeps_what_its_file_says(self) -> None:
+        said = {"dpi": (300, 150), "comment": "words", "xmp": b"<rdf:RDF/>"}
+        data = file_of(Pillow.fromarray(PIXELS), "JPEG", **said)
+        expected, found = as_image(data).metadata, as_image(Pillow.open(io.BytesIO(data))).metadata
+        assert (found.xmp, found.comments) == (expected.xmp, expected.comments) == (b"<rdf:RDF/>", ("words",))
+        assert found.density is not None
+        assert (found.density.x, found.density.y) == pytest.approx((300, 150), abs=0.1)
+        odd = Pillow.fromarray(PIXELS)
+        odd.info |= {"dpi": ("a", 0), "comment": 3, "xmp": b"\xff"}
+        np.testing.assert_array_equal(as_image(odd).pixels, PIXELS)
+
     def test_a_pil_image_of_broken_exif(self) -> None:
         image = Pillow.fromarray(PIXELS)
         image.getexif()[0x0112] = "six"
@@ -104,6 +115,7 @@ class TestAsImage:
         Pillow.fromarray(PIXELS).save(tmp_path / "a.png")
         np.testing.assert_array_equal(as_image(PurePath(tmp_path / "a.png")).pixels, PIXELS)
         np.testing.assert_array_equal(as_image(np.asmatrix(PIXELS[..., 0])).pixels[..., 1], PIXELS[..., 0])
+        np.testing.assert_array_equal(as_image(PIXELS.astype(">u2")).pixels, PIXELS)
 
     def test_tensors_of_a_child_class_and_without_plain_numbers(self) -> None:
         torch = pytest.importorskip("torch")
@@ -126,6 +138,7 @@ class TestAsImage:
             (PIXELS.astype(np.float32), InvalidImage, r"scale them to \[0, 1\]"),
             (np.full((4, 4, 3), np.nan), InvalidImage, "scale"),
             (PIXELS / 127.5 - 1, InvalidImage, "scale"),
+            (np.ma.masked_equal(PIXELS, 0), InvalidImage, r"array\.filled\(0\)"),
             (b"words", InvalidImage, "image"),
             (b"", InvalidImage, "empty"),
             ("nowhere.png", InputNotFound, "does not exist"),
@@ -174,6 +187,10 @@ class TestRestoreImage:
             restore_image(PIXELS, restorer=small(), preset="fast")
         with pytest.raises(InvalidOption, match=r"no option upscal: choose among faces, .*upscale, .*preset, .*steps"):
             restore_image(PIXELS, restorer=small(), upscal=2)
+        with pytest.raises(InvalidOption, match=r"no option presett here: choose among bundle, .*preset, .*steps"):
+            Restorer.open(presett="fast")
+        with pytest.raises(InvalidOption, match=r"quality 9\.5 is not accepted"):
+            restore_image(PIXELS, aligned=True, restorer=small()).save("a.jpg", quality=9.5)  # type: ignore[arg-type]
         with pytest.raises(InvalidOption, match="'mini' is no Restorer: give an open one, or name a bundle"):
             restore_image(PIXELS, restorer="mini")  # type: ignore[arg-type]
         with pytest.raises(InvalidOption, match="leave out photo"):
@@ -209,6 +226,17 @@ class TestEveryPlace:
             restorer.restore([None])
         with pytest.raises(InputNotFound, match=r"photo\.jpg"):
             restorer.restore("photo.jpg")
+        np.testing.assert_array_equal(
+            restorer.restore(PIXELS.astype(">u2"))[0], restorer.restore(PIXELS.astype("u2"))[0]
+        )
+        for options, message in (({"keys": [1]}, "1 keys, 2 images"), ({"inputs": [PIXELS]}, "by name, as a dict")):
+            with pytest.raises(InvalidOption, match=message):
+                restorer.run([PIXELS, PIXELS], **options)
+        for wrong in (PIXELS.astype(np.float32), np.float32(-0.5) + PIXELS / np.float32(255)):
+            with pytest.raises(InvalidImage, match=r"scale them to \[0, 1\]"):
+                restorer.restore(wrong)
+        with pytest.raises(InvalidImage, match="a masked array"):
+            restorer.restore(np.ma.masked_equal(PIXELS, 0))
 
     def test_a_tensor(self, small: Callable[..., Any]) -> None:
         torch = pytest.importorskip("torch")

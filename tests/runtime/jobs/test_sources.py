@@ -2,12 +2,21 @@
 
 import errno
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
+from unicodedata import normalize
 
 import pytest
 
 from bfr.runtime.errors import InputNotFound, InvalidOption
-from bfr.runtime.jobs.sources import Inputs, Item, check_found, choose_outputs, find_images, find_inputs
+from bfr.runtime.jobs.sources import (
+    Inputs,
+    Item,
+    check_found,
+    choose_outputs,
+    find_images,
+    find_inputs,
+    find_masks,
+)
 from bfr.runtime.jobs.store import Store
 
 
@@ -73,6 +82,9 @@ def test_results_of_an_earlier_run_are_not_read(tmp_path: Path) -> None:
     assert len(find_images([tmp_path], out=tmp_path)) == 4
     assert len(find_images([tmp_path / "out"], out=tmp_path / "out")) == 2
     assert [item.name for item in find_images([tmp_path / "out/b.png"], out=tmp_path / "out")] == ["b"]
+    assert len(find_images([tmp_path / "**/*.png"], out=tmp_path / "out")) == 2  # a pattern finds what a folder does
+    assert len(find_images([tmp_path / "**/*.png"], out=tmp_path)) == 4
+    assert len(find_images([tmp_path / "out/*.png"], out=tmp_path)) == 1
 
 
 def test_an_empty_folder_has_no_images_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
@@ -103,13 +115,23 @@ def test_links_that_leave_the_folder_are_not_followed(tmp_path: Path) -> None:
         (["a.jpg", "a.png", "a_jpg.bmp"], ["a_jpg_2", "a_png", "a_jpg"]),
         (["a.jpg", "a.png", "a_jpg.bmp", "a_jpg.png"], ["a_jpg", "a_png", "a_jpg_bmp", "a_jpg_png"]),
         (["a.jpg", "a.png", "a_jpg.bmp", "a_jpg_2.bmp"], ["a_jpg_3", "a_png", "a_jpg", "a_jpg_2"]),
+        (["e\u0301.jpg", "\xe9.jpg"], ["e\u0301_jpg", "\xe9_jpg_2"]),
     ],
 )
 def test_names_do_not_collide(tmp_path: Path, files: list[str], names: list[str]) -> None:
     fill(tmp_path, *files)
     items = {below(tmp_path, item): item.name for item in find_images([tmp_path])}
     assert items == dict(zip(files, names, strict=True))
-    assert len({name.casefold() for name in items.values()}) == len(files)
+    assert len({normalize("NFC", name.casefold()) for name in items.values()}) == len(files)
+
+
+def test_a_mask_has_the_name_of_its_picture(tmp_path: Path) -> None:
+    pictures, masks = ["in/img.1.png", "in/img.2.png", "in/img.png", "in/b.jpg", "in/b.png"], tmp_path / "masks"
+    fill(tmp_path, *pictures, *(f"masks/{name}.png" for name in ("img", "img.1", "img.2", "b")))
+    found = {PurePath(key).name: mask.name for key, mask in find_masks(find_images([tmp_path / "in"]), masks).items()}
+    assert found == {
+        "img.1.png": "img.1.png", "img.2.png": "img.2.png", "img.png": "img.png", "b.jpg": "b.png", "b.png": "b.png"
+    }  # fmt: skip
 
 
 def test_inputs_keep_their_order_and_are_read_once(tmp_path: Path) -> None:
