@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from bfr.runtime.client.types import Job, Result
 from bfr.runtime.errors import (
@@ -39,6 +40,21 @@ ANSWER_BYTES = 4 << 20  # of an answer in JSON; `bfr serve` sends none that is l
 IMAGE_BYTES = 1 << 30  # of a restored image
 FILE_BYTES = 1 << 38  # of the result of a job, which is written to a disk: 256 GiB
 _JOB = TypeAdapter(Job)
+
+
+class _Info(TypedDict):
+    """What runs over files need of `GET /info`."""
+
+    system: str
+    bundle: str
+    presets: dict[str, Any]
+    default_preset: str | None
+    backend: str
+    jobs: bool
+    version: str
+
+
+_INFO = TypeAdapter(_Info)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +200,13 @@ def object_of(response: Answer) -> dict[str, Any]:
 def job_of(response: Answer) -> Job:
     """A job. Raises ValueError for what is none."""
     return _JOB.validate_python(object_of(response))
+
+
+def info_of(response: Answer) -> dict[str, Any]:
+    """What a server offers. Raises ValueError for what does not say so."""
+    found = object_of(response)
+    _INFO.validate_python(found)
+    return found
 
 
 def refusal(url: str, response: Answer) -> BfrError:

@@ -4,16 +4,17 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError
 from functools import wraps
 from itertools import count
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
 
-from bfr.runtime.client.calls import asked, file_headers, image_file, job_of, object_of, result_of
+from bfr.runtime.client.calls import asked, file_headers, image_file, info_of, job_of, result_of
 from bfr.runtime.client.transport import Transport
 from bfr.runtime.client.types import Job, Result
-from bfr.runtime.errors import ServerError, ServerUnavailable
+from bfr.runtime.errors import InvalidOption, ServerError, ServerUnavailable
 from bfr.runtime.jobs.options import RestoreOptions
 
 __all__ = ["AsyncClient", "Client", "Job", "RestoreOptions", "Result"]
@@ -127,7 +128,7 @@ class AsyncClient:
 
     async def info(self) -> dict[str, Any]:
         """What the server offers: system, presets, limits."""
-        return self._read(object_of, await self._transport.exchange("GET", "/info"))
+        return self._read(info_of, await self._transport.exchange("GET", "/info"))
 
     async def ready(self) -> bool:
         """Whether the server takes requests now; asked once."""
@@ -203,9 +204,9 @@ class Client:
             yield job
 
     def close(self) -> None:
-        """Close the connections and end the thread."""
+        """Close the connections and end the thread. Calls of other threads end with ServerUnavailable."""
         if not self._loop.is_closed():
-            self._run(self._client.close())
+            self._run(self._end())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -216,10 +217,22 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    async def _end(self) -> None:
+        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await self._client.close()
+
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
+        if self._loop.is_closed():
+            call.close()
+            raise InvalidOption("the client is closed: make another one")
         future = asyncio.run_coroutine_threadsafe(call, self._loop)
         try:
             return future.result()
+        except CancelledError:
+            raise ServerUnavailable(f"{self.url} has not answered yet: the client was closed") from None
         except BaseException:
             future.cancel()  # on Ctrl-C it closes the connection, and the server stops the work
             raise

@@ -114,7 +114,7 @@ class Transport:
                 again = repeatable or unsent
             else:
                 status = response.status_code
-                if status < 300:
+                if status < 300 and ("into" not in request or status == 200):  # a file comes with 200 alone
                     return response
                 error, pause = refusal(self._where, response), retry_after(response.headers)
                 again = status in (429, 503) or (repeatable and status in (502, 504))

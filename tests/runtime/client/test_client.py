@@ -6,7 +6,10 @@ import json
 import re
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from io import BytesIO
@@ -245,8 +248,9 @@ def test_nobody_listens(connect: Any) -> None:
     assert not client.ready()
 
 
-def test_a_server_of_another_kind(connect: Any, server: FakeServer) -> None:
-    server.instead["/info"] = ["html"]
+@pytest.mark.parametrize("answer", [["html"], {}, {"presets": [], "default_preset": None}])
+def test_a_server_of_another_kind(connect: Any, server: FakeServer, answer: Any) -> None:
+    server.instead["/info"] = answer
     with pytest.raises(ServerError, match="does not answer as"):
         connect().info()
 
@@ -295,6 +299,22 @@ def test_ready(connect: Any, server: FakeServer) -> None:
     assert client.ready()
     server.ready = False
     assert not client.ready()
+
+
+@contextmanager
+def only_answer(status: int) -> Iterator[str]:
+    """A server that answers one request, with a status alone."""
+    with socket.create_server(("127.0.0.1", 0)) as bound, ThreadPoolExecutor(1) as pool:
+
+        def answer() -> None:
+            line, _ = bound.accept()
+            with line:
+                line.recv(10_000)
+                line.sendall(f"HTTP/1.1 {status} So\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+
+        answered = pool.submit(answer)
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+        answered.result()
 
 
 def film(folder: Path, data: bytes = b"moving pictures") -> Path:
@@ -376,6 +396,27 @@ def test_a_download_is_whole_or_not_there(connect: Any, server: FakeServer, tmp_
 
 GUIDE = Path(__file__).parents[3] / "docs" / "client.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("status", [201, 204])
+def test_a_download_without_a_file_is_no_success(connect: Any, server: FakeServer, tmp_path: Path, status: int) -> None:
+    with only_answer(status) as url, pytest.raises(ServerError, match=str(status)):
+        connect(url).download("f" * 32, tmp_path / "film.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_closing_ends_the_calls_of_other_threads(server: FakeServer) -> None:
+    server.delay = 1000
+    client = Client(server.url)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.restore, png())
+        while not server.front.visits:
+            time.sleep(0.01)
+        client.close()
+        with pytest.raises(ServerUnavailable, match="was closed"):
+            waiting.result()
+    with pytest.raises(InvalidOption, match="is closed"):
+        client.info()
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
