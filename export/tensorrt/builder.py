@@ -1,4 +1,4 @@
-"""ONNX to a serialized engine, with TensorRT 10.3 to 11 or TensorRT-RTX. No GPU is asked for here.
+"""ONNX to a serialized engine, with TensorRT 10.3 to 11, which needs a GPU, or with TensorRT-RTX, which needs none.
 
 Networks are always strongly typed: the types in the graph decide what is half. TensorRT 11 has no other mode.
 """
@@ -12,9 +12,10 @@ from typing import Any
 
 from bfr.export.options import BuildOptions
 from bfr.export.tensorrt.progress import Meter, monitor
-from bfr.runtime.backends.tensorrt_key import Library, load_library, make_logger
+from bfr.runtime.backends.cuda.bindings import device_count
+from bfr.runtime.backends.tensorrt_key import Library, load_library, make_logger, make_with
 from bfr.runtime.bundle.machine import private_folder
-from bfr.runtime.errors import BfrError, EngineBuildFailed
+from bfr.runtime.errors import BackendUnavailable, BfrError, EngineBuildFailed
 from bfr.runtime.files import write_bytes
 from bfr.runtime.install import install_command
 
@@ -42,10 +43,15 @@ def parse_graph(graph: Path, trt: Any) -> Parsed:
     """Parse an ONNX file; its weights are read from the files that it refers to.
 
     Raises EngineBuildFailed with every node that the library does not support, the remedy, and Polygraphy's commands
-    that narrow the graph to these nodes.
+    that narrow the graph to these nodes; BackendUnavailable if the library needs a GPU for it and there is none.
     """
-    logger = make_logger(trt, logging.CRITICAL)  # what it says is in the errors
-    builder = trt.Builder(logger)
+    logger, name = make_logger(trt, logging.CRITICAL), f"{trt.__name__.replace('_', '-')} {trt.__version__}"
+    if trt.__name__ == "tensorrt" and not device_count():  # its builder may abort the process
+        raise BackendUnavailable(
+            f"{name} reads graphs only on a machine with an NVIDIA GPU, and CUDA finds none here. TensorRT-RTX reads "
+            f"them without one: {install_command('tensorrt-rtx')} and choose --library tensorrt-rtx"
+        )
+    builder = make_with(trt.Builder, logger, name)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
@@ -56,7 +62,7 @@ def parse_graph(graph: Path, trt: Any) -> Parsed:
         raise EngineBuildFailed(
             "\n".join(
                 [
-                    f"{graph.name} cannot be read by {trt.__name__.replace('_', '-')} {trt.__version__}:",
+                    f"{graph.name} cannot be read by {name}:",
                     *dict.fromkeys(lines),
                     *sorted(remedies),
                     *(narrowing(graph, network, trt) if known else ()),

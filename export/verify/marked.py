@@ -1,7 +1,10 @@
 """Runs a graph with chosen tensors marked as its outputs, in ONNX Runtime or as an engine, by Polygraphy's runners."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from glob import escape
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,9 +13,11 @@ from numpy.typing import NDArray
 
 from bfr.runtime.backends.device import Float32
 from bfr.runtime.backends.tensorrt_key import load_library
-from bfr.runtime.errors import EngineBuildFailed
+from bfr.runtime.errors import EngineBuildFailed, MissingDependency
+from bfr.runtime.install import install_command
 
 Where = Literal["onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
+_SEARCHED, _RUNTIME = ("PATH", "bin/**/cudart64_*.dll") if os.name == "nt" else ("LD_LIBRARY_PATH", "lib/libcudart.so*")
 
 
 def run_marked(
@@ -36,6 +41,7 @@ def run_marked(
 
     Raises:
         EngineBuildFailed: The engine is not built, or does not run.
+        MissingDependency: CUDA's runtime library, which Polygraphy loads by itself, is not there.
     """
     from polygraphy.exception import PolygraphyException
     from polygraphy.logger import G_LOGGER
@@ -44,13 +50,41 @@ def run_marked(
         if not where.startswith("tensorrt"):
             return _infer(_session(graph, outputs, where, index), inputs)
         try:
-            return _run_engine(graph, outputs, inputs, where)
+            with _runtime_library_found():
+                return _run_engine(graph, outputs, inputs, where)
+        except OSError as error:
+            if "cudart" not in str(error):
+                raise
+            raise MissingDependency(
+                f"Polygraphy cannot load CUDA's runtime library ({error}): {install_command('tensorrt')}, with a "
+                f"driver of CUDA 12 {install_command('tensorrt-cu12')}; or add the CUDA toolkit's folder to {_SEARCHED}"
+            ) from error
         except PolygraphyException as error:
             raise EngineBuildFailed(
                 f"{graph.name} with its layers' results as outputs does not run with {where} ({error}): they take "
                 "memory on the GPU, more than the engine itself. `bfr verify --backend onnxruntime-cpu --explain` "
                 "compares the same graph on the CPU"
             ) from error
+
+
+@contextmanager
+def _runtime_library_found() -> Iterator[None]:
+    """Polygraphy looks for CUDA's runtime library where pip installs it, too.
+
+    By itself it knows the folder of CUDA 12's package, `nvidia/cuda_runtime`, and not that of CUDA 13's, `nvidia/cu13`.
+    """
+    packages = find_spec("nvidia")
+    roots = (packages.submodule_search_locations if packages else None) or ()
+    folders = sorted({str(file.parent) for root in roots for file in Path(root).glob(f"*/{_RUNTIME}")})
+    before = os.environ.get(_SEARCHED)
+    os.environ[_SEARCHED] = os.pathsep.join([*([before] if before else []), *folders])
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_SEARCHED]
+        else:
+            os.environ[_SEARCHED] = before
 
 
 def _session(graph: Path, outputs: Sequence[str], where: Where, index: int) -> Any:

@@ -16,6 +16,7 @@ from bfr.runtime.backends.tensorrt_key import (
     find_engines,
     load_library,
     make_logger,
+    make_with,
     this_machine,
 )
 from bfr.runtime.backends.tensorrt_stream import engine_source
@@ -43,13 +44,14 @@ class TensorRtDevice(GpuDevice):
         self.trt: Any = load_library(self.library)
         super().__init__(index)  # before the runtime is made: without a GPU that can kill the process
         self.name = self.library
+        self.logger = make_logger(self.trt)
         try:
             self.machine = this_machine(self.library, self.cuda)
+            self.cuda.use()
+            self.runtime = make_with(self.trt.Runtime, self.logger, f"{self.library} {self.machine.version}")
         except BackendUnavailable:
             super().close()
             raise
-        self.logger = make_logger(self.trt)
-        self.runtime = self.trt.Runtime(self.logger)
         self._networks: list[TensorRtNetwork] = []
         self._blocks: list[tuple[int, int]] = []  # address, bytes; the last is the largest
 

@@ -6,7 +6,7 @@ kill the process: make a `Cuda`, which raises BackendUnavailable without one, be
 
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any, Literal
@@ -93,6 +93,26 @@ def make_logger(trt: Any, level: int = logging.WARNING) -> Any:
                 _log.log(levels[severity], message)
 
     return Logger()
+
+
+def make_with(kind: Callable[[Any], Any], logger: Any, library: str) -> Any:
+    """Make a builder or a runtime of a library.
+
+    Args:
+        kind: The class, `Builder` or `Runtime`.
+        logger: A logger of `make_logger`.
+        library: Name and version, for the message.
+
+    Raises:
+        BackendUnavailable: The library makes none, with what it said: as a rule CUDA does not start.
+    """
+    try:
+        return kind(logger)
+    except TypeError as error:  # the bindings' word for a null pointer
+        raise BackendUnavailable(
+            f"{library} does not start here; it said: {'; '.join(logger.errors) or 'nothing'}. Update the NVIDIA "
+            "driver, or install the extra that `bfr doctor` names"
+        ) from error
 
 
 def this_machine(library: Library, cuda: Cuda) -> Machine:

@@ -87,7 +87,8 @@ def build(
                 report=report,
             )
     except BackendUnavailable as error:
-        raise BackendUnavailable(f"{error}\nWithout a GPU `bfr build --dry-run` still parses the graphs.") from error
+        parses = "Without a GPU `bfr build --dry-run --library tensorrt-rtx` still parses the graphs."
+        raise BackendUnavailable(f"{error}\n{parses}") from error
     except KeyboardInterrupt as interrupt:
         say("the interrupted build published nothing")
         if still_working():
@@ -105,11 +106,15 @@ def build(
 
 
 def find_library(name: str) -> "Library":
-    """The library of a name; `auto` is the first that can be imported. Raises MissingDependency."""
+    """The library of a name; `auto` is the first that can be imported. Raises MissingDependency.
+
+    Without a GPU TensorRT-RTX comes first, which parses graphs all the same.
+    """
+    from bfr.runtime.backends.cuda.bindings import device_count
     from bfr.runtime.backends.tensorrt_key import LIBRARIES, load_library
 
     errors = []
-    for library in LIBRARIES:
+    for library in LIBRARIES if device_count() else LIBRARIES[::-1]:
         if name in ("auto", library):
             try:
                 load_library(library)

@@ -19,7 +19,7 @@ from bfr.export.tensorrt.precision import HALF_SHARE
 from bfr.export.tensorrt.progress import Meter, Tick, watched
 from bfr.export.tensorrt.support import check_support
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
-from bfr.runtime.errors import EngineBuildFailed, InvalidOption
+from bfr.runtime.errors import BackendUnavailable, EngineBuildFailed, InvalidOption
 
 GRAPH = Path("denoiser.onnx")
 SEVERITIES = {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2, "INFO": 3, "VERBOSE": 4}
@@ -50,6 +50,7 @@ class FakeTensorRt:
         self.serialized: bytes | None = b"engine"
         self.says: str | None = None
         self.cache_fits = True
+        self.starts = True  # False: its constructors return a null pointer, as without a driver that fits
         self.steps = 3
         self.shapes: dict[str, tuple[int, ...]] = {"x": (-1, 3, 8, 8), "t": (-1,)}
         self.ILogger = type("ILogger", (), {"Severity": SimpleNamespace(**SEVERITIES)})
@@ -61,6 +62,9 @@ class FakeTensorRt:
 
     def Builder(self, logger: Any) -> Any:  # noqa: N802
         self.logger = logger
+        if not self.starts:
+            logger.log(1, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
 
         def create_network(flags: int) -> Any:
             self.calls.append(("create_network", flags))
@@ -128,8 +132,21 @@ class FakeTensorRt:
 
 
 @pytest.fixture
-def trt() -> FakeTensorRt:
+def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
+    """TensorRT beside a GPU."""
+    monkeypatch.setattr("bfr.export.tensorrt.builder.device_count", lambda: 1)
     return FakeTensorRt()
+
+
+def test_tensorrt_reads_nothing_without_a_gpu(trt: FakeTensorRt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its builder is a null pointer there, or aborts the process; TensorRT-RTX's works."""
+    trt.starts = False
+    with pytest.raises(BackendUnavailable, match=r"tensorrt 11\.4\.0 does not start.*error: 35.*driver"):
+        parse_graph(GRAPH, trt)
+    monkeypatch.setattr("bfr.export.tensorrt.builder.device_count", lambda: 0)
+    monkeypatch.setattr(trt, "Builder", None)
+    with pytest.raises(BackendUnavailable, match=r"NVIDIA GPU.*--library tensorrt-rtx"):
+        parse_graph(GRAPH, trt)
 
 
 def test_the_network_is_strongly_typed_and_every_batch_has_a_profile(trt: FakeTensorRt) -> None:

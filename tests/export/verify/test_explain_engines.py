@@ -4,6 +4,7 @@
 
 import ctypes
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ import pytest
 
 from bfr.export.verify import explain as explaining
 from bfr.export.verify.explain import Explanation, compare_graphs
-from bfr.runtime.errors import EngineBuildFailed
+from bfr.runtime.errors import EngineBuildFailed, MissingDependency
 
 pytest.importorskip("polygraphy")
 pytest.importorskip("onnxruntime")
@@ -302,7 +303,9 @@ class Context:
 class CudaRuntime:
     """The library libcudart over the host's memory."""
 
-    def __init__(self, _path: str) -> None:
+    def __init__(self, path: str) -> None:
+        if not Path(path).is_file():
+            raise OSError(f"{path}: cannot open shared object file: No such file or directory")
         self.blocks: dict[int, Any] = {}
 
     def cudaMalloc(self, found: Any, size: Any) -> int:
@@ -331,7 +334,22 @@ class CudaRuntime:
 
 
 @pytest.fixture
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[TensorRt]:
+def runtime_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file where CUDA 13's package has it."""
+    path = (
+        tmp_path / "site" / "nvidia/cu13" / ("bin/x86_64/cudart64_13.dll" if os.name == "nt" else "lib/libcudart.so.13")
+    )
+    path.parent.mkdir(parents=True)
+    path.touch()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    return path
+
+
+@pytest.fixture
+def library(
+    request: pytest.FixtureRequest, runtime_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[TensorRt]:
     """A TensorRT, and a Polygraphy that is imported anew over it, and forgotten afterwards."""
     module = TensorRt(request.param.replace("-", "_"))
     before = {name: found for name, found in sys.modules.items() if name.split(".")[0] == "polygraphy"}
@@ -386,3 +404,17 @@ def test_an_engine_that_is_not_built_says_what_else_there_is(library: TensorRt, 
     library.refuse = True
     with pytest.raises(EngineBuildFailed, match=r"half\.onnx .*tensorrt .*--backend onnxruntime-cpu --explain"):
         explained(tmp_path, {}, "tensorrt")
+
+
+@pytest.mark.parametrize("library", ["tensorrt"], indirect=True)
+def test_without_cudas_runtime_library_the_failure_says_how_to_get_it(
+    library: TensorRt, tmp_path: Path, runtime_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(path: str) -> Any:
+        raise OSError(f"{path}: cannot open shared object file")
+
+    runtime_library.unlink()
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(MissingDependency, match=r"CUDA's runtime library .*cudart.*tensorrt-cu12"):
+        explained(tmp_path, {}, "tensorrt")
+    assert "LD_LIBRARY_PATH" not in os.environ

@@ -8,6 +8,7 @@ addresses of this process: whoever follows one crashes. Freed memory is refused.
 import ctypes
 import json
 import shutil
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from inspect import ismethod
@@ -92,6 +93,11 @@ class FakeGpu:
             if self.eager:
                 self.drain(stream)
 
+    def spoil(self) -> bool:
+        """Something happens that no capture bears; whether one goes on."""
+        self.spoiled.update(self.capturing)
+        return bool(self.capturing)
+
     def drain(self, stream: int) -> None:
         while self.queues[stream]:
             self.advance(stream)
@@ -123,7 +129,7 @@ class FakeRuntime:
     cudaStreamNonBlocking = real.cudaStreamNonBlocking
 
     def __init__(self, gpus: list[FakeGpu]) -> None:
-        self.gpus, self.current = gpus, 0
+        self.gpus, self.threads = gpus, threading.local()
 
     def __getattribute__(self, name: str) -> Any:
         """Every call may be made to fail, once or, for sticky errors, for good."""
@@ -136,13 +142,16 @@ class FakeRuntime:
 
     @property
     def gpu(self) -> FakeGpu:
-        return object.__getattribute__(self, "gpus")[object.__getattribute__(self, "current")]
+        """The current one of this thread; that of a new thread is the first."""
+        return self.gpus[getattr(self.threads, "current", 0)]
 
     def cudaGetDeviceCount(self) -> Any:
         return OK, len(self.gpus)
 
     def cudaSetDevice(self, index: int) -> Any:
-        self.current = index
+        if not 0 <= index < len(self.gpus):
+            return (real.cudaError_t.cudaErrorInvalidDevice,)
+        self.threads.current = index
         return (OK,)
 
     def cudaGetLastError(self) -> Any:
@@ -175,8 +184,7 @@ class FakeRuntime:
 
     def cudaMalloc(self, size: int) -> Any:
         gpu = self.gpu
-        if gpu.capturing:
-            gpu.spoiled.update(gpu.capturing)
+        if gpu.spoil():
             return MISUSE, None
         if gpu.used + size > gpu.total:
             return real.cudaError_t.cudaErrorMemoryAllocation, None
@@ -188,8 +196,7 @@ class FakeRuntime:
 
     def cudaFree(self, address: int) -> Any:
         gpu = self.gpu
-        if gpu.capturing:
-            gpu.spoiled.update(gpu.capturing)
+        if gpu.spoil():
             return (MISUSE,)
         for stream in gpu.queues:
             gpu.drain(stream)
@@ -198,12 +205,16 @@ class FakeRuntime:
         return (OK,)
 
     def cudaMallocHost(self, size: int) -> Any:
+        if self.gpu.spoil():
+            return MISUSE, None
         block = np.full(size, 0xFF, np.uint8)
         self.gpu.pinned[block.ctypes.data] = block
         self.gpu.log.append(("cudaMallocHost", size))
         return OK, block.ctypes.data
 
     def cudaFreeHost(self, address: int) -> Any:
+        if self.gpu.spoil():
+            return (MISUSE,)
         del self.gpu.pinned[address]
         return (OK,)
 
@@ -267,6 +278,9 @@ class FakeRuntime:
 
     def cudaStreamWaitEvent(self, stream: int, event: Handle, flags: int) -> Any:
         gpu, marks = self.gpu, event.thing.marks[-1:]
+        if stream in gpu.capturing:  # the event was recorded outside
+            gpu.spoil()
+            return (real.cudaError_t.cudaErrorStreamCaptureIsolation,)
         gpu.enqueue(stream, "wait event", lambda: gpu.until(marks))
         return (OK,)
 
@@ -295,6 +309,7 @@ class FakeRuntime:
 
     def cudaGraphLaunch(self, graph: Handle, stream: int) -> Any:
         assert self.gpu.alive[graph] == "executable"
+        assert stream not in self.gpu.capturing, "no graph is a node of a graph"
 
         def work() -> None:
             for _, node in graph.thing:
@@ -374,6 +389,7 @@ class FakeContext:
         return profile < self.engine.num_optimization_profiles
 
     def set_input_shape(self, name: str, shape: Any) -> bool:
+        assert self.profile >= 0, "the profile comes first"
         self.shapes[name] = tuple(shape)
         return self.shapes[name] == self.engine.get_tensor_profile_shape(name, self.profile)[1]
 
@@ -399,6 +415,7 @@ class FakeContext:
         assert engine.cache is None or engine.cache() is not None, "the runtime cache must outlive its contexts"
         assert stream not in gpu.capturing or engine.trt.capturable
         assert gpu is engine.trt.runtime.gpu, "an engine runs on the GPU that it was deserialized on"
+        assert self.memory[0], "memory comes first"
         first, self.enqueued = not self.enqueued, self.enqueued + 1
         if self.refuse or (first and stream in gpu.capturing):  # a first call may allocate
             engine.logger.log(engine.trt.ILogger.Severity.ERROR, "refused")
@@ -473,6 +490,7 @@ class FakeEngine:
         return self.trt.types.get(name, "float")
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        assert name in self.inputs, "outputs have no profile"
         return [(self.buckets[profile], *self.shapes[name])] * 3
 
     def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
@@ -484,6 +502,7 @@ class FakeEngine:
 
     def create_execution_context(self, how: Any) -> FakeContext:
         assert getattr(how, "strategy", how) == "user managed"
+        assert self.gpu is self.trt.runtime.gpu, "a context is made on its engine's GPU"
         self.contexts.append(FakeContext(self))
         return self.contexts[-1]
 
@@ -541,9 +560,14 @@ class FakeTensorRt:
         self.sources: list[Any] = []
         self.types: dict[str, str] = {}
         self.refuse, self.capturable = False, True
+        self.starts = True  # False: its constructors return a null pointer, as beside a driver that does not fit
         self.late: list[str] = []  # engines whose contexts ended after their memory
 
     def Runtime(self, logger: Any) -> Any:
+        if not self.starts:
+            logger.log(self.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
         def deserialize(source: Any) -> FakeEngine | None:
             self.sources.append(source)
             data = streamed(source) if isinstance(source, self.IStreamReaderV2) else bytes(source)

@@ -464,6 +464,12 @@ def test_the_other_precision_and_library_are_named(built: Bundle, tensorrt: Any)
         trt.find_engine(Bundle.open(built.folder), "denoiser", "fp32", trt.this_machine(tensorrt.name, cuda.Cuda(0)))
 
 
+def test_a_library_that_does_not_start(built: Bundle, tensorrt: Any) -> None:
+    tensorrt.starts = False
+    with pytest.raises(BackendUnavailable, match=r"tensorrt 10\.3\.0 does not start here.*error: 35"):
+        opened(built, tensorrt)
+
+
 def test_an_engine_that_the_library_refuses(built: Bundle, tensorrt: Any) -> None:
     tensorrt.refuse = True
     with pytest.raises(BackendUnavailable, match="serialized for another version"):

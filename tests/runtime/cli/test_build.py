@@ -14,6 +14,7 @@ from rich.console import Console
 from bfr.export.tensorrt.progress import Tick
 from bfr.runtime.backends import board
 from bfr.runtime.backends import tensorrt_key as trt
+from bfr.runtime.backends.cuda import bindings as cuda
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import MANIFEST
 from bfr.runtime.cli import build as cli_build
@@ -108,12 +109,15 @@ def test_the_library_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
         return object()
 
     monkeypatch.setattr(trt, "load_library", load)
+    monkeypatch.setattr(cuda, "device_count", lambda: 1)
     assert cli_build.find_library("auto") == "tensorrt-rtx"
     there.add("tensorrt")
     assert cli_build.find_library("auto") == "tensorrt"
+    monkeypatch.setattr(cuda, "device_count", lambda: 0)
+    assert cli_build.find_library("auto") == "tensorrt-rtx"  # parses graphs without a GPU
     assert cli_build.find_library("tensorrt-rtx") == "tensorrt-rtx"
     there.clear()
-    with pytest.raises(MissingDependency, match=r"(?s)tensorrt .*tensorrt-rtx"):
+    with pytest.raises(MissingDependency, match=r"(?s)tensorrt-rtx .*tensorrt "):
         cli_build.find_library("auto")
 
 
