@@ -27,6 +27,15 @@ def release() -> Any:
     return module
 
 
+def test_what_is_packaged_is_there() -> None:
+    """A pattern that matches nothing is left out of the wheel without a word."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    for package, patterns in told["tool"]["setuptools"]["package-data"].items():
+        folder = ROOT.joinpath(*package.split(".")[1:])
+        assert [pattern for pattern in patterns if not any(folder.glob(pattern))] == []
+    assert [name for name in told["project"]["license-files"] if not (ROOT / name).is_file()] == []
+
+
 def test_the_readme_has_no_relative_link_and_loses_no_file(release: Any) -> None:
     before = (ROOT / "README.md").read_text("utf-8")
     after = release.absolute(before, ADDRESS, "v1")

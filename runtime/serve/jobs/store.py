@@ -203,7 +203,7 @@ class JobStore:
             with suppress(OSError, ValueError, TypeError, KeyError):
                 found = json.loads((folder / "request.json").read_bytes())
                 photo = dict(found["photo"])
-                photo.pop("detector", None)  # servers of 0.2.0 wrote their own there
+                photo.pop("detector", None)  # of an earlier version: its server's own
                 return Job(name, folder, JobRequest(**{**found, "photo": PhotoOptions(**photo)}))
         return None
 

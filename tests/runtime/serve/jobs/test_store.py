@@ -1,6 +1,7 @@
 """Jobs on disk: what is kept, whose it is, what is left behind, and what never is."""
 
 import asyncio
+import json
 import os
 import shutil
 import stat
@@ -117,6 +118,14 @@ def test_an_upload_that_breaks_off_leaves_nothing(store: JobStore) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield b"half" * 1_000_000
         raise ConnectionResetError
+def test_a_job_of_an_earlier_version_is_done(store: JobStore) -> None:
+    job = add(store)
+    file = job.folder / "request.json"
+    found = json.loads(file.read_bytes())
+    file.write_text(json.dumps({**found, "photo": {**found["photo"], "detector": "auto"}}))
+    assert [one.request for one in store.waiting()] == [job.request]
+
+
 
     with pytest.raises(ConnectionResetError):
         asyncio.run(store.add(request(), broken()))
