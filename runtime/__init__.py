@@ -39,7 +39,7 @@ __all__ = [
     "run_job",
 ]
 
-# Imported when first asked for: NumPy, OpenCV and pydantic are slow to load, and not every command needs them.
+# Imported on first use: NumPy, OpenCV and pydantic are slow to load, and not every command needs them.
 _LATER = {
     "JobOptions": "jobs.options",
     "OpenOptions": "restore.options",
@@ -57,7 +57,7 @@ _LATER = {
 
 
 class _Callable(ModuleType):
-    """The package `restore`, which `from bfr.runtime import restore` calls: `restore("old.jpg").save("new.jpg")`."""
+    """The package `restore`, made callable: `restore("old.jpg").save("new.jpg")`."""
 
     @staticmethod
     def __call__(image: Any, **options: Any) -> "RestoredPhoto":

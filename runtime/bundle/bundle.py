@@ -151,8 +151,8 @@ class Bundle:
         if spacing is not None and (spacing in GRIDS) != (stored["spacing"] in GRIDS):
             if "start" not in overrides:
                 raise InvalidOption(
-                    f"preset {name!r} is spaced in {stored['spacing']!r}, and its start means something else in "
-                    f"{spacing!r}: give start as well, a timestep for {', '.join(GRIDS)}, an index for others"
+                    f"preset {name!r} has the spacing {stored['spacing']!r}, and its start has another meaning in "
+                    f"{spacing!r}: also give start, a timestep for {', '.join(GRIDS)}, an index for others"
                 )
             stored["steps"], stored["adapt"], stored["stop"] = None, None, 0
         solver = SOLVERS.get(overrides.get("solver", stored["solver"]))
@@ -162,7 +162,7 @@ class Bundle:
             return Preset.model_validate({**stored, **overrides})
         except ValidationError as error:
             problems = explain(error.errors(), Preset.model_fields)
-            raise InvalidOption(f"preset {name!r} cannot be changed so: {problems}") from error
+            raise InvalidOption(f"preset {name!r} does not allow this change: {problems}") from error
 
     def network(self, name: str) -> Network:
         """Return a network's entry by its name."""
@@ -171,7 +171,7 @@ class Bundle:
     def graph(self, name: str, precision: Precision) -> Path:
         """Check the graph and the weights of a network, and return the path of the graph.
 
-        It is for libraries that open files themselves, and so read again what was checked; see `open_graph`.
+        Use it for libraries that open files themselves: they read the checked files again. See `open_graph`.
 
         Raises:
             InvalidOption: The precision was not exported.
@@ -228,9 +228,9 @@ class Bundle:
 
 @cache
 def _warn_of_engines(folder: Path) -> None:
-    """Say it once for each folder."""
+    """Warn once for each folder."""
     _log.warning(
-        "%s brings engines, which are machine code of whoever made it: they are left unused. "
+        "%s contains engines, which are machine code of the bundle's maker: bfr does not use them. "
         "`bfr build %s` makes this machine's own",
         folder,
         folder,

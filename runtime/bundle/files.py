@@ -32,7 +32,7 @@ def read_file(folder: Path, file: BundleFile, remedy: str) -> bytes:
     """Read a file and compare the bytes that were read, as `check_file` does."""
     path = _sized(folder, file, remedy)
     with path.open("rb") as opened:
-        data = opened.read(file.bytes + 1)  # no more than that, should it grow now
+        data = opened.read(file.bytes + 1)  # bounded, if the file grows meanwhile
     _compare(path, file, hashlib.sha256(data).hexdigest(), remedy)
     return data
 

@@ -1,6 +1,6 @@
 """Bundles from and to the Hugging Face Hub: `hf://owner/name`, with `@revision` for a branch, a tag or a commit.
 
-What comes from there is opened as every other folder: each file has to have the sha256 that the manifest names.
+A downloaded bundle is opened like any other: each file must have the sha256 that the manifest names.
 """
 
 import logging
@@ -76,7 +76,7 @@ def push(bundle: "Bundle", address: str, *, private: bool = True) -> str:
     owner, name, revision = _parts(address)
     files = bundle.check_all()
     hub, api = _hub()
-    _log.info("uploading %d files, which are as the manifest says", files)
+    _log.info("uploading %d files; their sha256 match the manifest", files)
     try:
         api.create_repo(f"{owner}/{name}", private=private, exist_ok=True)
         done = api.upload_folder(

@@ -25,7 +25,7 @@ RECORD = "machine.json"
 class EngineKey(Model):
     """What an engine depends on.
 
-    An engine is used only where every field is what it was when it was built.
+    `bfr` uses an engine only if no field has changed since it was built.
 
     Attributes:
         graph_sha256: Sha256 of the network's graph in the bundle.
@@ -60,7 +60,7 @@ class Engine(Model):
         file: Relative to the folder of the record.
         half_share: Share in half of the tensors that the engine's inspector lists with a floating type, 0 to 1.
         build_seconds: Seconds of the build alone.
-        checks: The gate.
+        checks: The comparisons with float32 that it passed.
         runtime_cache: What TensorRT-RTX compiled at its first run.
     """
 
@@ -92,7 +92,7 @@ class MachineFiles:
 
     @property
     def folder(self) -> Path:
-        """Where it is. It need not exist. Raises WriteFailed if the user has no home folder."""
+        """Its path; it need not exist. Raises WriteFailed if the user has no home folder."""
         return cache_folder() / FOLDER / self.bundle_hash
 
     def make(self) -> Path:
@@ -175,6 +175,6 @@ def _check_owner(folder: Path) -> None:
     mine = stat.S_ISDIR(found.st_mode) and found.st_uid in (os.geteuid(), 0)
     if not mine or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise BackendUnavailable(
-            f"{folder} can be written by another user, and what lies there is run as code: "
+            f"{folder} can be written by another user, and bfr would run its content as code: "
             "delete it and build again, or set BFR_HOME to a folder of your own"
         )

@@ -14,7 +14,7 @@ MANIFEST = "manifest.json"
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
-# What a shell, a terminal or a file system could take for something else is in no name.
+# A name has no character that a shell, a terminal or a file system interprets.
 NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -27,7 +27,7 @@ def _inside(path: str) -> str:
         or re.search(r'[\x00-\x1f\x7f\\:<>"|?*]', path)
         or any(re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d|conin\$|conout\$)(\..*)?", p, re.IGNORECASE) for p in parts)
     ):
-        raise ValueError("a file of a bundle is named by a relative path inside it, which every system takes")
+        raise ValueError("the path of a file must be relative, inside the bundle, and valid on every system")
     return path
 
 
@@ -38,7 +38,7 @@ def _onnx(file: "BundleFile") -> "BundleFile":
 
 
 class Model(BaseModel):
-    """Immutable, and refuses what it does not know."""
+    """An immutable model that refuses unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -110,7 +110,7 @@ class NoiseSchedule(Model):
 class ImageInput(Model):
     """What a system reads beside the degraded image: (batch, channels, S, S) in [0, 1], all 0 if it is not given.
 
-    `mask` is 1 where the picture is to be made up; `reference` is another picture of the same person.
+    `mask` is 1 in the area to inpaint; `reference` is another picture of the same person.
     """
 
     name: Literal["mask", "reference"]
@@ -162,7 +162,7 @@ class Denoise(Model):
         result: The name of the value that it makes.
         conditioner: The network that computes, once for all steps, what `network` reads instead of timesteps.
         conditions: The network's name of an input -> the value that every step reads there.
-        strength: Strength of the guidance that a network has folded in (kinds `step-known`, `step-learned-smooth` and
+        strength: Strength of the guidance in the network's own graph (kinds `step-known`, `step-learned-smooth` and
             `step-learned-reference`).
         guidance: Guidance by a separate network between the steps.
     """
@@ -185,7 +185,7 @@ Stage = Annotated[Estimate | Diffuse | Denoise, Field(discriminator="kind")]
 def _named_once(stages: tuple[Estimate | Diffuse | Denoise, ...]) -> tuple[Estimate | Diffuse | Denoise, ...]:
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names):
-        raise ValueError("two stages have the same name: each stage of a system has one of its own")
+        raise ValueError("two stages have the same name: give each stage its own")
     return stages
 
 
@@ -193,11 +193,11 @@ class Adapt(Model):
     """How the start of a grid depends on the image, see `bfr.runtime.restore.adapt`.
 
     Attributes:
-        typical: The movement of the estimate from its input, RMS in grey levels of 255, that the preset's start belongs
-            to.
-        power: Power of the movement that the start is proportional to.
-        least: Timesteps that the start stays between.
-        most: Timesteps that the start stays between.
+        typical: The movement of the estimate from its input for which the preset's start is right, RMS in grey levels
+            of 255.
+        power: The start is proportional to this power of the movement.
+        least: Lowest start, a timestep.
+        most: Highest start, a timestep.
     """
 
     typical: Annotated[float, Field(gt=0)]
@@ -221,7 +221,7 @@ class Pixels(Model):
 
 
 class Sampler(Model):
-    """What solves, where the denoiser is called, and how far the truncation goes.
+    """A sampler: the solver, the timesteps of the calls, and the start.
 
     Attributes:
         solver: None for a system without a loop.
@@ -296,7 +296,7 @@ class Preset(Sampler):
 
 
 class Licence(Model):
-    """Under what the weights are given away."""
+    """The licence of the weights."""
 
     name: str
     url: str
@@ -318,7 +318,7 @@ class Check(Model):
         floor_db: What psnr_db had to reach.
         reference: What it was compared with.
         gpu: The GPU it ran on; None on a CPU.
-        extent: `quick` where loops ran a few steps, over the whole of their time; `full` where all of them.
+        extent: `quick` if loops ran a few steps, over the whole range of time; `full` if they ran all steps.
         seconds_a_step: Seconds of one denoising step of a loop, on the machine that verified.
         eager_seconds_a_step: The same of eager PyTorch, on the machine that verified.
     """
@@ -346,10 +346,9 @@ class Manifest(Model):
     Attributes:
         inputs: What it reads beside the degraded image.
         result: The value that is the restored image, (batch, 3, S, S) in [-1, 1].
-        batches: The only batch sizes that its graphs take, ascending; None if every size will do.
-        weight: The fidelity weight that its network reads, where a run names no other; None if it reads none.
-        default_preset: The one of `presets` that is used if none is named; a system without a denoise stage has no
-            presets.
+        batches: The only batch sizes that its graphs take, ascending; None for any size.
+        weight: The default fidelity weight of its network; None if the network reads none.
+        default_preset: Name of the preset to use by default; a system without a denoise stage has no presets.
     """
 
     format: Literal[1]

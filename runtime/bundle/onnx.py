@@ -15,11 +15,11 @@ from pathlib import Path
 from bfr.runtime.bundle.protobuf import fields, packed, signed
 from bfr.runtime.errors import BundleInvalid
 
-LARGEST_ELEMENTS = 1 << 26  # of a tensor that a graph declares without holding it: 256 MiB of float32
-DEEPEST = 64  # graphs inside each other; protobuf itself allows 33
+LARGEST_ELEMENTS = 1 << 26  # of a tensor that a graph declares but does not contain: 256 MiB of float32
+DEEPEST = 64  # nested graphs; protobuf itself allows 33
 _GRAPH, _METADATA, _FUNCTION, _TRAINING = 7, 14, 25, 20  # of ModelProto
 _LESS_THAN_A_BYTE = 4  # elements at most in one byte
-# Operators whose output is as large as an input says: the number of that input.
+# Operators whose output has the size that an input gives: the number of that input.
 _SHAPED_BY = {
     "AffineGrid": 1, "BlackmanWindow": 0, "CenterCropPad": 1, "ConstantOfShape": 0, "Expand": 1, "HammingWindow": 0,
     "HannWindow": 0, "MaxUnpool": 2, "OneHot": 1, "Pad": 1, "Resize": 3, "Tile": 1, "Upsample": 1,
@@ -32,10 +32,10 @@ class OnnxFile:
     """An ONNX file whose bytes were checked.
 
     Attributes:
-        path: Where they were read, for messages.
+        path: Their file, for messages.
         model: The graph.
-        weights: By the names that the graph has for them, mapped into memory and not copied: they must live as long as
-            a session that uses them.
+        weights: By their names in the graph, mapped into memory and not copied. Keep them as long as a session uses
+            them.
     """
 
     path: Path
@@ -118,7 +118,7 @@ class _Walk:
     def __init__(self, weights: Mapping[str, int], where: object) -> None:
         self.weights, self.where = weights, where
         self.depth = 0
-        self.constants: dict[str, list[list[int]]] = {}  # name -> the integers that it may stand for, in any scope
+        self.constants: dict[str, list[list[int]]] = {}  # name -> its possible integers, one list for each scope
         self.elements: dict[str, int] = {}  # of initializers, name -> how many they have at most
 
     def model(self, data: memoryview) -> None:
@@ -128,7 +128,7 @@ class _Walk:
                 continue
             if number == _GRAPH:
                 if seen:
-                    self.refuse("holds two graphs, of which libraries make one")
+                    self.refuse("holds two graphs, which libraries merge into one")
                 seen = True
                 self.graph(value)
             elif number == _FUNCTION:
@@ -150,7 +150,7 @@ class _Walk:
     def nodes(self, data: memoryview, field_number: int) -> None:
         self.depth += 1
         if self.depth > DEEPEST:
-            self.refuse(f"has graphs inside each other, more than {DEEPEST}")
+            self.refuse(f"has more than {DEEPEST} nested graphs")
         for number, value in fields(data):
             if number == field_number and isinstance(value, memoryview):
                 self.node(value)
@@ -188,7 +188,7 @@ class _Walk:
         """AttributeProto. The integers that a Constant holds, where there are few."""
         found: list[int] = []
         if len([number for number, _ in fields(data) if number in (5, 6)]) > 1:
-            self.refuse("has two values in an attribute, of which libraries make one")
+            self.refuse("has two values in an attribute, which libraries merge into one")
         for number, value in fields(data):
             if isinstance(value, int):
                 if number in (3, 8):

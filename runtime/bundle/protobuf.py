@@ -1,4 +1,4 @@
-"""The wire format of protobuf, as far as ONNX files are looked at before a library opens them."""
+"""A reader of protobuf's wire format, as much of it as the checks of ONNX files need."""
 
 from collections.abc import Iterator
 

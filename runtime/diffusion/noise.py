@@ -1,7 +1,7 @@
 """Counter-based Gaussian noise: `noise(seed, image, step)` is the same on every device and in every batch.
 
 Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011) keyed by (seed, image) and
-counted by (element, step), then Box-Muller. Each count gives four words and so four normals, which stand side by side.
+counted by (element, step), then Box-Muller. Each count gives four words, and from these four adjacent normals.
 """
 
 import numpy as np

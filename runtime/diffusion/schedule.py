@@ -97,10 +97,10 @@ def respace(schedule: Schedule, spacing: str) -> Schedule:
 def _kept_steps(steps: int, spacing: str) -> NDArray[np.int64]:
     match = re.fullmatch(r"(ddim)?(\d+)", spacing)
     if match is None:
-        raise InvalidOption(f"spacing {spacing!r} is not understood: write 'ddim250' or '250', with the count you want")
+        raise InvalidOption(f"spacing {spacing!r} is unknown: write 'ddim250' or '250', with the number of timesteps")
     count = int(match[2])
     if not 1 <= count <= steps:
-        raise InvalidOption(f"spacing {spacing!r} asks for {count} of {steps} timesteps: choose between 1 and {steps}")
+        raise InvalidOption(f"spacing {spacing!r} keeps {count} of {steps} timesteps: choose between 1 and {steps}")
     if not match[1]:
         return _spread(steps, count)
     for stride in range(1, steps + 1):
@@ -128,8 +128,8 @@ def route(
 ) -> Route:
     """Return the calls of a truncated loop.
 
-    At the published spacing and N, `matched` makes nearly no difference. Without it, at wide spacings or a small N, the
-    image keeps noise beyond the timestep of the first call.
+    With the published spacing and N, `matched` changes almost nothing. With wide spacings or a small N, the image keeps
+    noise beyond the timestep of the first call unless `matched` is True.
 
     Args:
         schedule: The training schedule.

@@ -24,7 +24,7 @@ Prediction = Literal["eps", "v", "x0"]
 
 
 class Column(IntEnum):
-    """Where each coefficient stands in a row. Graphs are exported with this order: it is part of the bundle format."""
+    """The column of each coefficient in a row. Graphs are exported with this order: it is part of the bundle format."""
 
     A, B, C, D, E, F, G, S = range(8)
     # The learned-variance step has no use for d and e, and reads log-variances there.
@@ -33,7 +33,7 @@ class Column(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class StepTable:
-    """What the loop needs to know of a solver, for N steps.
+    """The coefficients of a solver for a loop of N steps.
 
     Attributes:
         timesteps: (N,) float32, what the denoiser is called with, in the order of the loop.
@@ -58,7 +58,7 @@ class Method:
     Attributes:
         fill: Writes the columns C to S of (N, 8) rows; its arguments are the rows, the route, eta and the prediction.
         with_eta: Whether eta may be above 0.
-        noisy: Whether it adds noise by itself.
+        noisy: Whether the schedule alone determines the noise that it adds.
         learned: Whether its rows are those of the learned-variance graph.
         predictions: What the denoiser may predict.
     """
@@ -188,8 +188,8 @@ def _dpmpp(rows: Float64, calls: Route, eta: float, _: Prediction, *, order: int
 
     In half log-SNR l, x / alpha obeys du = -(1 + eta) (u - x0) dl + sqrt(2 eta) exp(-l) dW: eta 0 is the probability
     flow, eta 1 the SDE of the paper's section 4.3. Order 2 is the published 2M, algorithm 2. Order 3 integrates the
-    parabola through three x0 exactly (the 3M of diffusers and k-diffusion weighs its curvature by half of that), and is
-    of order 3 on Gaussian data. The first steps, without a history, and the last one, to no noise, are of lower order.
+    parabola through three x0 exactly (the 3M of diffusers and k-diffusion takes half of its curvature term), and is of
+    order 3 on Gaussian data. The first steps, without a history, and the last one, to no noise, are of lower order.
     """
     signal, noise = np.sqrt(calls.following), np.sqrt(1.0 - calls.following)
     h = _widths(calls)
@@ -214,8 +214,8 @@ def _dpmpp(rows: Float64, calls: Route, eta: float, _: Prediction, *, order: int
 def _unipc(rows: Float64, calls: Route, *_: object) -> None:
     """UniPC-2 (arXiv 2302.04867) with x0 prediction and B(h) = exp(h) - 1: predictor and corrector of order 2.
 
-    The corrector of a state uses the x0 found at its prediction, so that it is folded into the step that comes next:
-    no call more. With p and c the weights of the predictor and the corrector on x0 here, one and two calls earlier,
+    The corrector of a state uses the x0 found at its prediction, so it is folded into the next step and needs no
+    further call. With p and c the weights of the predictor and the corrector on x0 here, one and two calls earlier,
     the corrected state is x + c[0] x0 + (c[1] - p[0]) h1 + (c[2] - p[1]) h2, and the next prediction starts from it.
     """
     signal, noise = np.sqrt(calls.following), np.sqrt(1.0 - calls.following)

@@ -15,7 +15,7 @@ from bfr.runtime.diffusion.solvers import StepTable
 from bfr.runtime.errors import InvalidOption
 
 Truncate = Callable[[Float64], Sequence[StepTable]]
-"""From each image's movement, (B,), to its table; all are of one length."""
+"""Chooses the table of each image by its movement, (B,). All tables have the same length."""
 
 
 def movement(degraded: Float32, estimate: Float32) -> Float64:
@@ -32,8 +32,8 @@ def movement(degraded: Float32, estimate: Float32) -> Float64:
 def starts(sampler: Preset, moved: Float64) -> Float64:
     """(B,) float64: the timestep that each image is diffused to; the preset's own where the movement is not finite.
 
-    The preset's start belongs to an image that moved by `adapt.typical`; it goes with a power of the movement, within
-    `adapt.least` and `adapt.most`.
+    An image that moved by `adapt.typical` gets the preset's start. Other starts are proportional to a power of the
+    movement, within `adapt.least` and `adapt.most`.
     """
     adapt = sampler.adapt
     if adapt is None:
@@ -56,7 +56,7 @@ def truncation(sampler: Preset, table: Callable[[Preset], StepTable]) -> Truncat
     if adapt is None:
         return None
     if sampler.spacing not in GRIDS:
-        raise InvalidOption(f"adapt chooses a start between timesteps: it needs a spacing of {', '.join(GRIDS)}")
+        raise InvalidOption(f"adapt needs a grid of timesteps: choose one of the spacings {', '.join(GRIDS)}")
     if not adapt.least <= adapt.most:
         raise InvalidOption(f"adapt's least start {adapt.least:g} is above its most, {adapt.most:g}: exchange them")
 

@@ -1,4 +1,4 @@
-"""What a batch of images becomes: a result for each, now or later."""
+"""The results of a batch of images, available now or later."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol

@@ -75,10 +75,10 @@ def draws_of(loops: Iterable[Loop]) -> dict[Shape, int]:
 
 
 class BatchView:
-    """The buffers as a chain of one batch size sees them: their first images.
+    """The first images of the buffers, for a chain of one batch size.
 
     Attributes:
-        buffers: What is viewed; of this batch size or a larger one.
+        buffers: The buffers, of this batch size or a larger one.
         values: The buffer of each value of the plan, by name, of the batch size.
     """
 

@@ -40,8 +40,8 @@ class Chain:
     """The bound calls of one batch size, recorded as one program where the device can.
 
     `upload` takes a batch and `launch` enqueues the work on it, also while the device runs the previous batch, so the
-    device never waits for the host between two batches. At most two are in flight. What `launch` returns waits for the
-    result. `run` calls the three.
+    device never waits for the host between two batches. At most two are in flight. `launch` returns a function that
+    waits for the result. `run` does all three.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Chain:
             inputs: The plan's other inputs, by name.
 
         Returns:
-            The result, which later batches leave alone.
+            The result, which later batches do not overwrite.
         """
         self.upload(degraded, inputs)
         return self.launch(seed=seed, images=images, on_step=on_step)().kept()
@@ -125,7 +125,7 @@ class Chain:
             self.buffers.inputs[name].upload(np.zeros((self.batch, *shape), np.float32) if values is None else values)
 
     def launch(self, *, seed: int, images: tuple[int, ...], on_step: OnStep | None = None) -> Callable[[], ChainResult]:
-        """Enqueue the work on the batch that was uploaded. The one before the previous must be finished.
+        """Enqueue the work on the batch that was uploaded. The batch before the previous one must be finished.
 
         Where the plan chooses a start for each image (`truncate`), this waits for the estimate.
 
@@ -135,7 +135,7 @@ class Chain:
             on_step: Called between the steps, which are then not recorded as one program.
 
         Returns:
-            What waits for the batch. The second launch after this one overwrites the state of its result.
+            A function that waits for the batch. The second launch after this one overwrites the state of its result.
         """
         self.clock.begin()
         for shape, noise in self.buffers.noise.items():
@@ -158,9 +158,9 @@ class Chain:
         return lambda: ChainResult(result(), seconds())
 
     def close(self) -> None:
-        """Free the buffers and programs of the chain, and let go of the networks."""
+        """Free the buffers and programs of the chain, and drop the networks."""
         self._owned.close()
-        # They refer to the chain: networks, and memory on a GPU, would stay until Python finds the garbage.
+        # They refer to the chain. This cycle would keep networks and GPU memory until Python collects garbage.
         self._stages, self._parts, self._programs = [], [], []
 
     def _work(self, stages: Sequence["BoundNetwork | BoundLoop"], on_step: OnStep | None = None) -> None:

@@ -34,7 +34,7 @@ class Batch:
         """Prepare the images.
 
         Args:
-            inputs: How the system's inputs are made of pictures.
+            inputs: Makes the system's inputs from pictures.
             images: (H, W, 3) RGB each.
             keys: Keys of their noise; None is a function of the pixels.
             seed: Seed of the noise.
@@ -75,7 +75,7 @@ class Batch:
 
 
 Again = Callable[[Batch, int, dict[str, float]], Restored]
-"""Restores an image of a batch once more; the seconds are those of the first time."""
+"""Restores an image of a batch again; the seconds are those of the first run."""
 
 
 @dataclass(slots=True, eq=False)
@@ -109,7 +109,7 @@ class Flight:
 
 
 class Chains:
-    """Chains are made per batch size, when first needed, and kept. At most two batches are in flight.
+    """The chains by batch size, each made when it is first needed. At most two batches are in flight.
 
     Attributes:
         networks: The loaded networks, by name.
@@ -193,13 +193,13 @@ class Chains:
             results: Makes images of what the chain returned.
 
         Raises:
-            DeviceOutOfMemory: The batches before it are finished then, as after every other error.
+            DeviceOutOfMemory: The batch does not fit. The batches before it are finished, as after every other error.
         """
         self.settle(all_but=1)
         try:
             launched = batch.launch(self.chain(choose_bucket(len(batch.images), self.buckets)), on_step)
         except BaseException:
-            self.settle()  # what failed half-way may have taken the place of a result
+            self.settle()  # before anything overwrites the results of the batches in flight
             raise
         if not self.device.asynchronous:
             return Finished(results(launched()))

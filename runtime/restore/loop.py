@@ -41,7 +41,7 @@ class BoundLoop:
             networks: The loaded networks, by name.
             spec: The loop's part of the plan.
             constants: Closes the small buffers that are made here.
-            taken: Draws of each stream of noise that the loops before this one take, by shape.
+            taken: Number of draws that the loops before this one take of each stream of noise, by shape.
         """
         self.spec, self.device, self.clock = spec, where.device, clock
         buffers, self.noise = where.buffers, where.buffers.noise[spec.noise]
@@ -60,7 +60,7 @@ class BoundLoop:
 
         self.source = where.values[spec.source]
         self.x, self.x0, noise = view(buffers.x[spec.name]), view(buffers.x0[spec.shape]), view(self.noise.buffers)
-        self._step_draw = taken[spec.noise]  # that the first step adds
+        self._step_draw = taken[spec.noise]  # the draw that the first step adds
         self._diffuse_draw = None
         if spec.diffuse is not None:
             self._diffuse_draw, self._start = taken[spec.shape], where.buffers.noise[spec.shape]
@@ -85,7 +85,7 @@ class BoundLoop:
             reads["strength"] = full(guide.strength)
         self.steps: list[list[BoundCall]] = []
         for k, (row, time) in enumerate(zip(self._rows, times, strict=True)):
-            # A loop that is not diffused reads its first state where it is.
+            # Without a diffuse stage, the first step reads the source's own buffer.
             x = self.source if k == 0 and spec.diffuse is None else self.x[k % 2]
             inputs = {"x": x, "h1": self.x0[(k - 1) % 3], "h2": self.x0[(k - 2) % 3]}
             inputs |= {"t": time, "row": row, "noise": noise[(self._step_draw + k) % 2], **fixed}
@@ -106,7 +106,7 @@ class BoundLoop:
         """Diffuse, then run the steps; returns `done` and the number of these steps."""
         clock, last = self.clock, len(self.steps) - 1
         for history in self.x0[1:]:
-            self.device.zero(history)  # 0 * NaN is NaN: a bad image must not outlive its batch
+            self.device.zero(history)  # 0 * NaN is NaN: NaN of the previous batch must not reach this one
         if self._diffuse_draw is not None:
             self._start.ready(self._diffuse_draw)
             self.device.diffuse(self.source, self._diffuse_noise, self.x[0], self._levels)

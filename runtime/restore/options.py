@@ -40,7 +40,7 @@ class OpenOptions(Options):
 
 
 class SamplerOptions(Options):
-    """What replaces the sampler of a preset, field by field; None keeps the preset's value."""
+    """Fields that replace those of a preset's sampler; None keeps the preset's value."""
 
     solver: Solver | None = Field(default=None, description="Solver of the diffusion loop.")
     spacing: str | None = Field(

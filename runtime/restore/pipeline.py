@@ -1,7 +1,7 @@
 """Reading, restoring and writing at once: while the networks run, the next inputs are prepared and results written.
 
-The networks run in the caller's thread, in batches across inputs; the rest runs in threads beside it. A GPU gets the
-next batch before the previous one is waited for.
+The networks run in the caller's thread, in batches across inputs; the rest runs in other threads. On a GPU, the next
+batch is launched before the pipeline waits for the previous one.
 """
 
 from collections import deque
@@ -90,7 +90,7 @@ class Prepared(Generic[P]):
     Attributes:
         payload: Whatever `finish` needs.
         crops: What the networks restore, (H, W, 3) RGB each; may be empty.
-        keys: Keys of their noise, where not their own pixels decide.
+        keys: Keys of their noise; None for keys from their own pixels.
         inputs: Pictures for the system's other inputs, by name.
     """
 
@@ -155,9 +155,9 @@ class Pipeline(Generic[T, P, R]):
         self._running: tuple[list[_InFlight[P, R]], Pending] | None = None  # the inputs of a batch, one for each face
 
     def run(self, inputs: Iterable[T]) -> Generator[R, None, None]:
-        """Yield what `finish` returned, in the order of the inputs. An exception of either side ends the run.
+        """Yield what `finish` returned, in the order of the inputs. An exception in any thread ends the run.
 
-        Close it (`contextlib.closing`) where it may be left early, so that its threads end at once.
+        A caller that may stop early must close the generator (`contextlib.closing`), which ends the threads.
         """
         self._inputs = iter(inputs)
         self._advance()
@@ -193,7 +193,7 @@ class Pipeline(Generic[T, P, R]):
         while not self._ended and self._next is not None:
             flying = [task for task in self._tasks if task.finished is None or not task.finished.done()]
             upcoming, weight = self._next
-            beside = {id(task) for task in self._running[0]} if self._running else ()  # or the next batch never fills
+            beside = {id(task) for task in self._running[0]} if self._running else ()  # else no next batch fills
             if flying and (
                 len(flying) - len(beside) >= self._most or sum(task.weight for task in flying) + weight > BUDGET
             ):
@@ -225,7 +225,7 @@ class Pipeline(Generic[T, P, R]):
             writing = [task.finished for task in self._tasks if task.finished and not task.finished.done()]
             if faces or self._ended or not writing:
                 return bool(faces)
-            wait(writing, return_when=FIRST_COMPLETED)  # nothing may be read until something was written
+            wait(writing, return_when=FIRST_COMPLETED)  # the budget is used up: read on after a write
         return True
 
     def _end(self, last: "_InFlight[P, R]") -> None:

@@ -46,7 +46,7 @@ class Guide:
 
     Attributes:
         inputs: As in Call, beyond GUIDE_INPUTS.
-        steps: After which.
+        steps: Numbers of the steps after which it is called.
     """
 
     network: str
@@ -61,10 +61,10 @@ class Loop:
 
     Attributes:
         shape: Shape of the state.
-        diffuse: The name of that stage, None if the loop starts from the value `source` as it is.
-        strength: What a network with folded guidance reads, None for others.
-        features: The conditioner's, 0 without one.
-        wide: The shape of the noise that a step reads, if that is not the state's: a step may add noise twice.
+        diffuse: The name of that stage; None if the loop starts from the value `source` without noise.
+        strength: Strength of the guidance in the network's own graph; None without such guidance.
+        features: Number of features that the conditioner returns; 0 without one.
+        wide: The shape of the noise that a step reads, if it differs from the state's: a step may add noise twice.
     """
 
     name: str
@@ -200,7 +200,9 @@ def make_plan(bundle: Bundle, preset: m.Preset) -> Plan:
             stages.append(loop)
             made, diffuse = {loop.result: loop.shape}, None
         if taken := made.keys() & values.keys():
-            raise BundleInvalid(f"{bundle.folder}: stage {stage.name} makes {min(taken)}, which is there already")
+            raise BundleInvalid(
+                f"{bundle.folder}: stage {stage.name} makes {min(taken)}, which an earlier stage makes: export it again"
+            )
         values |= made
     _need(bundle, "result", values, (manifest.result,))
     plan = Plan(inputs, values, tuple(stages), manifest.result)
@@ -247,8 +249,8 @@ def _guide(bundle: Bundle, override: float | None, spec: m.Guidance, table: Step
 def _truncation(bundle: Bundle, preset: m.Preset, plan: Plan) -> Truncate | None:
     if [loop.source for loop in plan.loops] != [ESTIMATE] or plan.values[ESTIMATE] != plan.values[DEGRADED]:
         raise InvalidOption(
-            f"adapt compares the image with the estimate that is diffused: {bundle.manifest.system} has no one such "
-            "loop, leave it out"
+            f"adapt compares the image with the estimate that is diffused, and {bundle.manifest.system} has no single "
+            "loop of that kind: leave adapt out"
         )
     return truncation(preset, lambda other: sampler_table(bundle, other))
 
@@ -277,7 +279,9 @@ def _need(bundle: Bundle, name: str, values: Mapping[str, Shape], read: Iterable
 
 def _network(bundle: Bundle, name: str) -> m.Network:
     if name not in bundle.manifest.networks:
-        raise BundleInvalid(f"{bundle.folder}: a stage calls the network {name}, which is not there: export it again")
+        raise BundleInvalid(
+            f"{bundle.folder}: a stage calls the network {name}, which the bundle lacks: export it again"
+        )
     return bundle.network(name)
 
 
@@ -288,5 +292,5 @@ def _names(tensors: tuple[m.Tensor, ...], renamed: Mapping[str, str]) -> dict[st
 def _shape(tensor: m.Tensor) -> Shape:
     sizes = tensor.shape[1:]
     if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise BundleInvalid(f"{tensor.name} has the shape {tensor.shape}, not of sizes: export the bundle again")
+        raise BundleInvalid(f"{tensor.name} has the shape {tensor.shape}, whose sizes are not fixed: export it again")
     return tuple(map(int, sizes))

@@ -58,7 +58,7 @@ def choose_precision(
         wanted: `auto`, or a precision that the bundle holds.
         backend: One of BACKENDS, or `auto`.
         index: The number of the GPU.
-        trial: Runs the bundle in a precision on the CPU. Without it, what was not tried before is fp32.
+        trial: Runs the bundle in a precision on the CPU. Without it, a bundle that was not tried before runs in fp32.
 
     Raises:
         InvalidOption: The bundle has no network in the precision wanted.
@@ -76,7 +76,7 @@ def choose_precision(
     if trial and not _tried(record, name).issuperset(offered):
         try:
             checks = _compare({one: trial(one) for one in offered}, name)
-        except BfrError as error:  # where float32 fails too, opening the bundle says so
+        except BfrError as error:  # if float32 fails too, opening the bundle raises
             _log.warning("using float32, because %s could not be compared: %s", " and ".join(offered), error)
             return "fp32"
         record = recorded(bundle)  # of processes that try at the same time, the first decides for all

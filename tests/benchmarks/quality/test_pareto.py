@@ -220,7 +220,7 @@ def test_other_settings_are_refused(tiny_bundle: Bundle, folder: Path, tmp_path:
     ("options", "message"),
     [
         (["--solvers", "euler"], "--solvers 'euler' is unknown"),
-        (["--spacings", "even"], "spacing 'even' is not understood"),
+        (["--spacings", "even"], "spacing 'even' is unknown"),
         (["--steps", "0"], "steps"),
         (["--steps", "two"], "--steps 'two' is not a list of numbers"),
         (["--etas", "2"], "eta 2.0 is out of range"),

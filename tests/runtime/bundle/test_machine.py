@@ -45,7 +45,7 @@ def test_engines_that_a_bundle_brings_are_left_unused_and_said_once(
     module._warn_of_engines.cache_clear()
     with caplog.at_level(logging.WARNING, "bfr"):
         opened = [Bundle.open(folder), Bundle.open(folder)]
-    assert caplog.text.count("brings engines") == 1
+    assert caplog.text.count("contains engines") == 1
     assert f"bfr build {folder}" in caplog.text
     assert {bundle.hash for bundle in opened} == {tiny_bundle.hash}
     assert MachineFiles(opened[0].hash).read().engines == ()
