@@ -257,7 +257,7 @@ def test_geometry_is_a_table(
         (["--seed", "-1"], "seed -1 is out of range"),
         (["--start", "5000"], "start 5000 is out of range"),
         (["--preset", "none"], "preset 'none' is unknown"),
-        (["--solver", "euler"], "preset 'reference' cannot be changed so: solver"),
+        (["--solver", "euler"], "preset 'reference' does not allow this change: solver"),
     ],
 )
 def test_wrong_options_are_told_before_anything_runs(
