@@ -63,12 +63,13 @@ def prepare(
     with tempfile.TemporaryDirectory() as scratch:
         if bundle is None:
             bundle = _export(Path(scratch), progress)
+        tree = Path(bfr.benchmarks.__path__[0]).resolve().parent
+        size_of_tree = tree_bytes(tree, folder.resolve())  # before what is made here stands in it
         with atomic_folder(folder, replace=True, mark="prepared.json") as partial:
             left = copy_bundle(Bundle.open(bundle), partial / "bundle", progress)
             progress(f"{left:,} bytes of weights stay behind; the machine generates them again")
             download(packages, partial / "site")
             (partial / "ns" / "bfr").mkdir(parents=True)
-            tree = Path(bfr.benchmarks.__path__[0]).resolve().parent
             for name in FOLDERS:
                 # Relative to where the folder will stand.
                 (partial / "ns" / "bfr" / name).symlink_to(
@@ -77,7 +78,7 @@ def prepare(
             write_bytes(partial / "run.sh", RUN.encode())
             (partial / "run.sh").chmod(0o755)
             sizes = {part: folder_bytes(partial / part) for part in ("bundle", "site")}
-            sizes["tree"] = tree_bytes(tree, folder.resolve())
+            sizes["tree"] = size_of_tree
             sizes["total"] = sum(sizes.values())
             write_json(partial / "prepared.json", {"bytes": sizes, "bytes of weights left behind": left})
             if sizes["total"] > LIMIT_BYTES:

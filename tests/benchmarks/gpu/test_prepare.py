@@ -132,6 +132,17 @@ def test_the_tree_is_what_git_does_not_ignore(tmp_path: Path) -> None:
     assert p.tree_bytes(tmp_path, tmp_path / "prepared") == 218
 
 
+def test_what_is_prepared_counts_once(seeded: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made inside the tree, whose files count too."""
+    tree = tmp_path / "tree"
+    (tree / "benchmarks").mkdir(parents=True)
+    (tree / "benchmarks" / "code").write_bytes(bytes(1000))
+    subprocess.run(["git", "init", str(tree)], check=True, capture_output=True)  # noqa: S603, S607
+    monkeypatch.setattr(p.bfr.benchmarks, "__path__", [str(tree / "benchmarks")])
+    for _ in range(2):
+        assert p.prepare(tree / "gpu", seeded.folder, packages=())["tree"] == 1000
+
+
 def test_the_compilers_cache_travels_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(p, "PART_BYTES", 1000)
     (tmp_path / "cache" / "kernels").mkdir(parents=True)
