@@ -20,7 +20,8 @@ from bfr.runtime.jobs.run import Progress, Run
 from bfr.runtime.jobs.sources import Item
 
 REQUESTS = 4  # that are under way at once
-_SERVERS = ("quality", "metadata", "codec", "crf", "key_frames", "crops", "boxes")  # of JobOptions, what a server does not take
+# Of JobOptions, what a server does not take.
+_SERVERS = ("quality", "metadata", "codec", "crf", "key_frames", "crops", "boxes")
 _CHOSEN = PhotoOptions.model_fields.keys() & RestoreOptions.model_fields.keys()  # of PhotoOptions, what a client does
 
 

@@ -58,7 +58,7 @@ def restore_film(
             raise InvalidOption("a video was given as an aligned face: leave --aligned out")
         from bfr.runtime.video.restore import restore_video  # raises MissingDependency
 
-        chosen = options.model_dump(include={"seed", "metadata", "codec", "crf", "max_pixels"})
+        chosen = options.model_dump(include={"seed", "metadata", "codec", "crf", "max_pixels", "key_frames"})
         with warnings_of("bfr.runtime.video") as heard:
             film = restore_video(restorer, item.path, target, **chosen, progress=advance)
         notes = [*_notes(film, item.path, target, heard), *name_notes(item, output)]
@@ -72,6 +72,7 @@ def restore_film(
             width=film.width,
             height=film.height,
             faces=film.faces,
+            warped=film.warped or None,
             frames=film.frames,
             seconds=film.seconds,
             precision=restorer.restorer.precision,

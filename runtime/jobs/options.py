@@ -13,6 +13,7 @@ from bfr.runtime.images.formats import BY_SUFFIX, WRITTEN
 from bfr.runtime.options import Options, field_of
 from bfr.runtime.restore.options import OpenOptions
 from bfr.runtime.restore.restorer import DEFAULT_SEED
+from bfr.runtime.video.options import VideoOptions
 
 FORMATS = ("same", *(one.suffixes[0] for one in WRITTEN))
 
@@ -63,6 +64,7 @@ class JobOptions(Options):
     crf: int | None = Field(
         default=None, ge=0, le=63, description="Constant rate factor of videos. Lower is better and larger."
     )
+    key_frames: int = field_of(VideoOptions, "key_frames")
 
 
 class RestoreOptions(Options):

@@ -37,6 +37,7 @@ class Entry:
         width: Width of the result, pixels.
         height: Height of the result, pixels.
         faces: How many were restored (of a video, in all its frames).
+        warped: How many of these were warped from a key frame, without the networks.
         sharp: How many were left because they are sharp already.
         frames: Frames of a video.
         seconds: By stage, reading and writing included; what runs beside the networks counts as much as what they wait
@@ -53,6 +54,7 @@ class Entry:
     width: int | None = None
     height: int | None = None
     faces: int | None = None
+    warped: int | None = None
     sharp: int | None = None
     frames: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -67,7 +69,7 @@ def entry_of(values: dict[str, Any]) -> Entry:
     """An entry as JSON has it. Raises KeyError, TypeError and ValueError for what is none."""
     entry = Entry(**{**values, "notes": tuple(map(str, values["notes"]))})
     texts = (entry.output, entry.source_version, entry.output_version, entry.error)
-    numbers = (entry.width, entry.height, entry.faces, entry.sharp, entry.frames)
+    numbers = (entry.width, entry.height, entry.faces, entry.warped, entry.sharp, entry.frames)
     if not (
         isinstance(entry.source, str)
         and entry.status in STATUSES
@@ -164,7 +166,8 @@ def summary(report: Report, out: object, *, done: str = "restored") -> str:
     parts = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     faces = sum(entry.faces or 0 for entry in report.entries)
     left = sum(entry.sharp or 0 for entry in report.entries)
-    faces_too = f", {plural(faces, 'face')}" if photographs else ""
+    warped = sum(entry.warped or 0 for entry in report.entries)
+    faces_too = f", {count_faces(faces, warped)}" if photographs else ""
     sharp_too = f"; {plural(left, 'face')} left as sharp already (--restore-sharp restores them too)" if left else ""
     noted = sum(bool(entry.notes) for entry in report.entries)
     noted_too = f"; {noted} with warnings" if noted else ""
@@ -195,6 +198,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
+def count_faces(count: int, warped: int | None) -> str:
+    """The faces of an entry or a run, as `40 faces (35 warped from key frames)`."""
+    return plural(count, "face") + f" ({warped} warped from key frames)" * bool(warped)
+
+
 def content_of(report: Report) -> dict[str, Any]:
     """What `report.json` holds."""
     counts = {status: report.count(status) for status in STATUSES}
@@ -220,7 +228,7 @@ def is_seconds(value: object) -> TypeGuard[float]:
 def describe_entry(entry: Entry, *, done: str = "restored") -> str:
     """Describe in a line what became of one input. done: the word for `restored`."""
     facts = [done if entry.status == "restored" else entry.status]
-    facts += [plural(entry.faces, "face")] if entry.faces else []
+    facts += [count_faces(entry.faces, entry.warped)] if entry.faces else []
     facts += [f"{entry.width}x{entry.height}"] if entry.width else []
     facts += [f"{total_seconds(entry.seconds):.2f} s"] if entry.seconds else []
     return f"{printable(entry.source, lines=False)}: {', '.join(facts)}" + f" -> {entry.output}" * bool(entry.output)

@@ -15,6 +15,7 @@ class Counts:
         late: Frames that would have been shown after `max_delay`.
         unsent: Shown frames that a sink's receiver was too slow for.
         faces: Faces that were restored, in all shown frames together.
+        warped: How many of them were warped from a key frame, without the networks.
         left: Faces that stayed as they were, for want of time.
         failed: Faces that the networks could not restore.
         damaged: Packets of the source that could not be decoded.
@@ -24,7 +25,7 @@ class Counts:
     """
 
     def __init__(self) -> None:
-        self.shown = self.dropped = self.late = self.unsent = self.faces = self.left = self.failed = 0
+        self.shown = self.dropped = self.late = self.unsent = self.faces = self.warped = self.left = self.failed = 0
         self.damaged = self.reconnects = 0
         self.connected = False
         self.delay = self.worst = self.total = 0.0
@@ -82,6 +83,7 @@ _COUNTERS = {
     "late": "Frames that would have been shown too late",
     "unsent": "Frames that the receiver of a sink was too slow for",
     "faces": "Faces that were restored",
+    "warped": "Faces that were warped from a key frame, of those restored",
     "left": "Faces that were left as they were, for want of time",
     "failed": "Faces that could not be restored",
     "damaged": "Packets that could not be decoded",

@@ -8,8 +8,9 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import Field
 
 from bfr.runtime.errors import InvalidOption
-from bfr.runtime.options import Options
+from bfr.runtime.options import Options, field_of
 from bfr.runtime.serve.options import is_local
+from bfr.runtime.video.options import VideoOptions
 
 PAGE = "http://127.0.0.1:8090"  # where a stream is shown that is sent nowhere else
 FILES = {".mkv": "matroska", ".mp4": "mp4", ".mov": "mov"}  # suffix -> FFmpeg's muxer
@@ -30,6 +31,7 @@ class LiveOptions(Options):
         description="Largest delay of a frame, in seconds. bfr drops later frames. If it cannot restore all faces in "
         "time, the smallest stay unchanged.",
     )
+    key_frames: int = field_of(VideoOptions, "key_frames")
     reconnect: float = Field(default=30.0, ge=0, description="Seconds to try to reopen a lost stream; 0 ends at once.")
     duration: float | None = Field(default=None, gt=0, description="End after so many seconds.")
     size: str | None = Field(

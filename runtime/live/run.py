@@ -7,9 +7,8 @@ from contextlib import ExitStack
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bfr.runtime.faces.photo import PhotoRestorer
+from bfr.runtime.faces.photo import PhotoRestorer, RestoredPhoto
 from bfr.runtime.images.decode import Image
 from bfr.runtime.live.counts import Counts
 from bfr.runtime.live.options import LiveOptions
@@ -17,6 +16,7 @@ from bfr.runtime.live.sinks import Sink, drawn
 from bfr.runtime.live.source import Arrived, Source
 from bfr.runtime.restore.restorer import DEFAULT_SEED
 from bfr.runtime.video.follow import Follower
+from bfr.runtime.video.propagate import KeyFrames, complete, count_warped, fresh
 from bfr.runtime.video.track import Tracked, Tracker
 
 _KEEP = 0.8  # of an earlier time in the estimate of the next, where it took less
@@ -43,7 +43,7 @@ class Live:
     ) -> None:
         self.photo, self.options, self.sinks, self.counts, self.seed = photo, options, sinks, counts, seed
         self._follower = Follower(partial(photo.find, turns=False))
-        self._tracker = Tracker()
+        self._tracker, self._keys = Tracker(), KeyFrames(options.key_frames)
         self._showing = Estimate()
         self._warned = False
         blank = np.full((photo.size, photo.size, 3), 128, np.uint8)
@@ -66,36 +66,38 @@ class Live:
         if arrived.age > most:
             counts.late += 1
             return
-        pixels, faces, failed = self._restored(arrived)
+        made, warped = self._restored(arrived)
         if arrived.age + self._showing.seconds > most:
             counts.late += 1
             self._showing.add(0)  # one slow sink must not end the showing
             return
         showing = time.perf_counter()
-        marked = drawn(pixels, counts.line) if self.options.overlay and any(s.watched for s in self.sinks) else pixels
+        overlay = self.options.overlay and any(sink.watched for sink in self.sinks)
+        marked = drawn(made.pixels, counts.line) if overlay else made.pixels
         for sink in self.sinks:
-            sink.write(marked if sink.watched else pixels, arrived.came - begin)
+            sink.write(marked if sink.watched else made.pixels, arrived.came - begin)
         self._showing.add(time.perf_counter() - showing)
-        counts.faces += faces
-        counts.failed += failed
+        counts.faces += len(made.faces)
+        counts.warped += warped
+        counts.failed += len(made.errors)
         counts.show(arrived.age)
 
-    def _restored(self, arrived: Arrived) -> tuple[NDArray[np.uint8], int, int]:
-        """The pixels of a frame, how many of its faces were restored, and how many failed."""
+    def _restored(self, arrived: Arrived) -> tuple[RestoredPhoto, int]:
+        """A frame with its faces restored, and how many of these were warped from a key frame."""
         photo, pixels = self.photo, arrived.pixels
         followed = self._follower.follow(pixels, arrived.came)
         if followed.cut:
             self._tracker.reset()
         tracked = self._chosen(self._tracker.update(followed.faces, arrived.came), arrived)
-        keys = {id(one.face): one.track for one in tracked}
         faces = photo.crop(pixels, [one.face for one in tracked])
         begin = time.perf_counter()
-        keyed = [keys[id(face.face)] for face in faces]
-        results = photo.restorer.run([face.crop for face in faces], seed=self.seed, keys=keyed) if faces else []
-        restored = photo.paste(Image(pixels), faces, results)
-        if faces:
-            self._face.add((time.perf_counter() - begin) / len(faces))
-        return restored.pixels, len(restored.faces), len(restored.errors)
+        sources = self._keys.sources(faces, tracked)
+        crops, keys = fresh(sources)
+        results = complete(sources, photo.restorer.run(crops, seed=self.seed, keys=keys) if crops else [])
+        made = photo.paste(Image(pixels), faces, results)
+        if crops:  # warping takes less
+            self._face.add((time.perf_counter() - begin) / len(crops))
+        return made, count_warped(sources, results)
 
     def _chosen(self, tracked: list[Tracked], arrived: Arrived) -> list[Tracked]:
         """The faces that can be restored in time: the largest."""

@@ -24,6 +24,7 @@ from bfr.runtime.restore.restorer import DEFAULT_SEED
 from bfr.runtime.video.follow import Followed, follow
 from bfr.runtime.video.formats import HEAD, suffix_of
 from bfr.runtime.video.frames import Frame
+from bfr.runtime.video.propagate import KeyFrames, Source, complete, count_warped, fresh
 from bfr.runtime.video.read import VideoReader
 from bfr.runtime.video.track import Tracked, Tracker
 from bfr.runtime.video.write import VideoWriter
@@ -40,9 +41,10 @@ class Film:
         height: Height of the result.
         frames: Written.
         faces: Restored, in all frames together, repeated ones too.
+        warped: How many of them were warped from a key frame.
         tracks: People followed.
-        seconds: Stage -> seconds: decode, find (faces, and follow them), crop, network, paste, encode; all but the
-            networks run beside them.
+        seconds: Stage -> seconds: decode, find (faces, and follow them), crop, flow (from key frames), network, warp,
+            paste, encode; all but the networks run beside them.
         error: What was wrong with the source or a face, though the result is there.
         stills: The first frame with a face, before and after.
     """
@@ -51,6 +53,7 @@ class Film:
     height: int
     frames: int = 0
     faces: int = 0
+    warped: int = 0
     tracks: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     error: str | None = None
@@ -64,14 +67,16 @@ class _Shot:
     Attributes:
         frame: As read.
         pixels: Pixels of the frame; None if faces are pasted into its samples.
-        faces: Its faces.
-        keys: The numbers of their tracks.
+        sources: What its faces are made from.
     """
 
     frame: Frame
     pixels: NDArray[Any] | None
-    faces: list[AlignedFace]
-    keys: list[int]
+    sources: list[Source]
+
+    @property
+    def faces(self) -> list[AlignedFace]:
+        return [source.face for source in self.sources]
 
 
 def restore_video(
@@ -84,6 +89,7 @@ def restore_video(
     codec: str | None = None,
     crf: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    key_frames: int = 1,
     still_noise: bool = True,
     progress: Callable[[float], None] = lambda _share: None,
 ) -> Film:
@@ -104,6 +110,7 @@ def restore_video(
         codec: See `VideoWriter`.
         crf: See `VideoWriter`.
         max_pixels: Pixels of a frame; larger ones are refused.
+        key_frames: See `VideoOptions.key_frames`.
         still_noise: A face keeps its noise through all frames, so that its texture does not boil. False draws it again
             for each frame, for comparison.
         progress: Called for each frame that is written, repeated ones too, with the share that is done, 0 to 1.
@@ -121,7 +128,7 @@ def restore_video(
         film = Film(info.width, info.height)
         with VideoWriter(temporary, target.suffix, info, codec=codec, crf=crf) as writer:
             writer.copy_streams_from(reader, keep_metadata=metadata)
-            shooting = _Shooting(photo, reader, writer, film, still_noise=still_noise)
+            shooting = _Shooting(photo, reader, writer, film, key_frames=key_frames, still_noise=still_noise)
             pipeline = Pipeline[None, _Shot, None](
                 photo.restorer,
                 shooting.read,
@@ -171,6 +178,7 @@ class _Shooting:
         writer: VideoWriter,
         film: Film,
         *,
+        key_frames: int,
         still_noise: bool,
     ) -> None:
         self.photo, self.writer, self.film, self.still_noise = photo, writer, film, still_noise
@@ -178,7 +186,7 @@ class _Shooting:
         self.partly = photo.options.upscale == 1 and isinstance(photo.background, Lanczos)
         find = partial(photo.find, turns=False)
         self._followed: Iterator[Followed[Frame]] = follow(self._decoded(reader), lambda frame: frame.quick, find)
-        self._tracker = Tracker()
+        self._tracker, self._keys = Tracker(), KeyFrames(key_frames)
         self._people: set[int] = set()
         self.failed, self.first_error = 0, ""
 
@@ -196,18 +204,23 @@ class _Shooting:
         if followed is None:
             return None
         with self._timed("crop"):
-            shot = self._cut_out(followed.frame, tracked)
-        self._people.update(shot.keys)
+            pixels, faces = self._cut_out(followed.frame, tracked)
+        with self._timed("flow"):
+            sources = self._keys.sources(faces, tracked)
+        self._people.update(source.track for source in sources)
         self.film.tracks = len(self._people)
-        return Prepared(shot, [face.crop for face in shot.faces], shot.keys if self.still_noise else None)
+        crops, keys = fresh(sources)
+        return Prepared(_Shot(followed.frame, pixels, sources), crops, keys if self.still_noise else None)
 
     def write(self, shot: _Shot, results: Sequence[Restored]) -> None:
         """Paste the faces of a frame and encode it."""
         film, frame = self.film, shot.frame
-        for result in results:
+        for result in results:  # of the networks alone
             for stage, seconds in result.seconds.items():
                 film.seconds[stage] = film.seconds.get(stage, 0.0) + seconds
         samples, pixels = frame.samples, shot.pixels
+        with self._timed("warp"):
+            results = complete(shot.sources, results)
         restored = [result for result in results if result.pixels is not None]
         errors = [result.error or "unknown" for result in results if result.pixels is None]
         with self._timed("paste"):
@@ -232,19 +245,16 @@ class _Shooting:
             self.first_error = f"frame {frame.index}: {errors[0]}"
         self.failed += len(errors) * len(shown)
         film.faces += len(restored) * len(shown)
+        film.warped += count_warped(shot.sources, results) * len(shown)
 
-    def _cut_out(self, frame: Frame, tracked: list[Tracked]) -> _Shot:
+    def _cut_out(self, frame: Frame, tracked: list[Tracked]) -> tuple[NDArray[Any] | None, list[AlignedFace]]:
         """Align the faces of a frame; all of it is converted only where its samples do not go back as they are."""
         photo, samples = self.photo, frame.samples
-        keys = {id(one.face): one.track for one in tracked}
         found = [one.face for one in tracked]
         if self.partly and samples is not None and self.writer.takes(samples):
-            pixels = None
-            faces = photo.crop_by(samples.crop, found)
-        else:
-            pixels = frame.pixels
-            faces = photo.crop(pixels, found)
-        return _Shot(frame, pixels, faces, [keys[id(face.face)] for face in faces])
+            return None, photo.crop_by(samples.crop, found)
+        pixels = frame.pixels
+        return pixels, photo.crop(pixels, found)
 
     def _decoded(self, reader: VideoReader) -> Iterator[Frame]:
         frames = _merged(reader.frames())

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from bfr.runtime.errors import MissingDependency
 from bfr.runtime.install import install_command
+from bfr.runtime.video.container import video_stream
 
 try:
     import av
@@ -60,6 +61,9 @@ class StreamCopy:
         self._targets: dict[int, Any] = {}
         self._clocks: dict[int, int] = {}  # of sound re-encoded: the next sample
         wanted = ("audio", "subtitle", "attachment") if suffix == ".mkv" else ("audio", "subtitle")
+        main = video_stream(source, path)
+        if left := [one.type for one in source.streams if one.type in ("video", "data") and one.index != main.index]:
+            _log.warning("%s: its further streams (%s) are left out", path, ", ".join(left))
         for stream in source.streams:
             target = self._add(stream) if stream.type in wanted else None
             if target is None:

@@ -117,8 +117,9 @@ class VideoWriter:
         """Take over sound and subtitles of the source, packet by packet, and its title and chapters; before any frame.
 
         Sound that the container cannot hold is re-encoded (AAC, in WebM Opus), and so is uncompressed sound in .mp4,
-        which many players do not know there. Subtitles that it cannot hold are dropped. A warning reports both. Data
-        streams (of cameras) are left out. Without `keep_metadata` so are title, place, date, and chapters.
+        which many players do not know there. Subtitles that it cannot hold are dropped, as are further pictures and
+        data (of cameras). Warnings report all of that. Without `keep_metadata` title, place, date and chapters are
+        dropped too.
         """
         source = self._sources.enter_context(open_container(reader.path))
         self._copy = StreamCopy(source, self._output, self._suffix, reader.path, keep_metadata=keep_metadata)

@@ -245,7 +245,8 @@ def test_options_reach_the_run(
         "--solver ddim --start 3 --steps 7 --eta 0.25 --spacing time "
         "--seed 9 --batch 4 --threads 2 --device 1 "
         "--faces largest --min-eye-distance 8.5 --upscale 2 --blend 0.5 --keep-colour "
-        "--compare --html --resume --format jpg --quality 80 --strip-metadata --max-pixels 1000 --codec vp9 --crf 30"
+        "--compare --html --resume --format jpg --quality 80 --strip-metadata --max-pixels 1000 --codec vp9 --crf 30 "
+        "--key-frames 4"
     )
     assert call("restore", tmp_path / "in", "-o", out, *words.split()).status == 0
     assert opened[1] == {
@@ -278,6 +279,7 @@ def test_options_reach_the_run(
         max_pixels=1000,
         codec="vp9",
         crf=30,
+        key_frames=4,
     )
     assert call("restore", tmp_path / "in", "-o", out, "--aligned").status == 0
     worker, names, _ = runs[2]

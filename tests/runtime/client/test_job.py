@@ -205,7 +205,7 @@ def test_a_key_that_is_not_let_in_ends_the_run(server: FakeServer, album: Path, 
 
 
 @pytest.mark.parametrize(
-    "options", [{"quality": 50}, {"metadata": False}, {"codec": "vp9"}, {"crf": 3}, {"crops": True}]
+    "options", [{"quality": 50}, {"metadata": False}, {"codec": "vp9"}, {"crf": 3}, {"key_frames": 4}, {"crops": True}]
 )
 def test_what_a_server_does_not_take_is_refused(
     server: FakeServer, album: Path, tmp_path: Path, options: dict[str, Any]

@@ -135,7 +135,9 @@ class TestWithRay:
         facts = json.loads((out / "batch.json").read_text())
         assert facts["counts"] == {"restored": 5, "already sharp": 0, "no face": 0, "skipped": 0, "failed": 1}
         earlier = json.loads((expected / "report.json").read_text())["settings"]
-        assert facts["settings"] == {name: earlier[name] for name in earlier if name not in ("codec", "crf")}
+        assert facts["settings"] == {
+            name: earlier[name] for name in earlier if name not in ("codec", "crf", "key_frames")
+        }
 
     @pytest.mark.slow
     def test_photographs(self, ray: Any, tmp_path: Path) -> None:
@@ -498,6 +500,12 @@ def test_workers_refuse_what_would_not_be_one_result(here: InProcess, tmp_path: 
 
     assert refused() == ""
     assert "is not the folder that this run writes to" in refused(run="ours")
+    worker = Worker(
+        WorkerSetup(ALIGNED, str(tmp_path), "theirs", settings["bundle_hash"], describe_versions(), threads=1)
+    )
+    (tmp_path / "batch.json").write_text('{"run": "another"}')  # begun meanwhile
+    assert "another run has begun" in json.loads(worker({"task": []})["row"][0])["refusal"]
+    (tmp_path / "batch.json").write_text('{"run": "theirs"}')
     assert "pillow 1" in refused(versions={**describe_versions(), "pillow": "9.0"})
     assert ", not 9.0" in refused(versions={**describe_versions(), "pillow": "9.0"})
 

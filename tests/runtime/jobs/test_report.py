@@ -15,6 +15,7 @@ from bfr.runtime.jobs.report import (
     REPORT,
     Entry,
     Report,
+    describe_entry,
     describe_run,
     describe_settings,
     entry_of,
@@ -82,6 +83,7 @@ def test_entries_come_back(tmp_path: Path) -> None:
         {"faces": "two"},
         {"faces": '<meta http-equiv="refresh">'},
         {"faces": -1},
+        {"warped": -1},
         {"width": True},
         {"height": 1.5},
         {"seconds": {"read": float("nan")}},
@@ -106,6 +108,10 @@ def test_the_line_at_the_end_counts_warnings_and_what_was_passed_over() -> None:
         "3 files passed over (2 .heic, 1 no suffix); see out"
     )
     assert summary(Report((FAILED,), {}, {"seconds": 2.5}), "out") == "1 image: 1 failed, in 2.5 s; see out"
+    few = dataclasses.replace(DONE, source="in/b.mp4", frames=9, faces=9, warped=7)
+    warped = "11 faces (7 warped from key frames)"
+    assert f" restored, {warped}, in" in summary(Report((DONE, few), SETTINGS, {"seconds": 2.5}), "out")
+    assert "9 faces (7 warped from key frames), 3x2" in describe_entry(few)
     film, broken = dataclasses.replace(DONE, source="in/a.mp4", frames=9), dataclasses.replace(FAILED, source="b.MKV")
     words = summary(Report((DONE, film, broken), SETTINGS, {"seconds": 2.5}), "out")
     assert words.startswith("1 image and 2 videos: 2 restored, 1 failed, ")

@@ -191,6 +191,17 @@ def test_a_face_keeps_its_noise(photo: Maker, kept: Any) -> None:
     assert worker.restorer.calls[-3:] == [[0], [0], [0]]  # type: ignore[attr-defined]
 
 
+def test_between_key_frames_faces_are_warped(photo: Maker, kept: Any, fakes: Any) -> None:
+    worker, counts, sink = photo(), Counts(), kept()
+    live = Live(worker, LiveOptions(max_delay=60, key_frames=3), [sink], counts, seed=1)
+    before = len(worker.restorer.calls)  # type: ignore[attr-defined]
+    for index in range(4):
+        live.take(arrived(picture(index)), 0.0)
+    assert worker.restorer.calls[before:] == [[0], [0]]  # type: ignore[attr-defined]
+    assert (counts.faces, counts.warped) == (4, 2)
+    assert all(place_of(frame, fakes.restored) for frame in sink.frames)
+
+
 def test_the_counts_are_drawn_for_people_alone(photo: Maker, kept: Any) -> None:
     seen, sent = kept(watched=True), kept()
     Live(photo(), LiveOptions(max_delay=60), [seen, sent], Counts(), seed=1).take(arrived(picture(0)), 0.0)

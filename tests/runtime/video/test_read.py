@@ -307,6 +307,16 @@ def test_metadata_are_kept_or_dropped(tmp_path: Path, spoken: Path) -> None:
             assert container.streams.audio[0].metadata["language"] == "ger"
 
 
+def test_further_streams_are_said_to_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = tmp_path / "in.mkv"
+    with av.open(str(source), "w") as output:
+        streams: Any = [output.add_stream("libx264", 25, width=WIDTH, height=HEIGHT) for _ in range(2)]
+        for stream in streams:
+            output.mux([*stream.encode(av.VideoFrame.from_ndarray(picture(0), "rgb24")), *stream.encode(None)])
+    copy(source, tmp_path / "out.mkv")
+    assert [record.getMessage() for record in caplog.records] == [f"{source}: its further streams (video) are left out"]
+
+
 def test_an_mp4_can_be_played_while_it_loads(tmp_path: Path, spoken: Path) -> None:
     copy(spoken, tmp_path / "out.mp4")
     data = (tmp_path / "out.mp4").read_bytes()

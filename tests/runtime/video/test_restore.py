@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bfr.runtime.errors import InvalidImage, RestorationFailed
+from bfr.runtime.errors import InvalidImage, InvalidOption, RestorationFailed
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.jobs.cards import preview_paths
@@ -167,6 +167,18 @@ def test_a_frame_that_is_shown_again_is_restored_once(
     assert [seconds for seconds, _ in after] == [ms / 1000 for ms in times]
     for index, (_, pixels) in enumerate(after):
         assert_restored(pixels, 8 if index < 4 else 40, 16, fakes.restored)
+
+
+def test_between_key_frames_faces_are_warped(photo: Maker, tmp_path: Path, fakes: Any) -> None:
+    frames = moving(10)
+    frames[6:] = [drawn((8 + 2 * index, 16, FACE), across=False) for index in range(4)]  # a cut
+    source, worker = clip(tmp_path / "a.mp4", frames), photo()
+    film = restore_video(worker, source, tmp_path / "b.mp4", key_frames=4)
+    assert keys_of(worker) == [0, 0, 1]  # frames 0, 4 and 6
+    assert (film.frames, film.faces, film.warped, film.tracks) == (10, 10, 7, 2)
+    assert {"flow", "warp"} <= film.seconds.keys()
+    for index, (_, pixels) in enumerate(shown(tmp_path / "b.mp4")):
+        assert_restored(pixels, 8 + 2 * (index if index < 6 else index - 6), 16, fakes.restored)
 
 
 def test_two_people_have_noise_of_their_own(photo: Maker, tmp_path: Path) -> None:
@@ -414,7 +426,10 @@ restore_video(PhotoRestorer(SimpleNamespace(batch=1, size=32), detector=Deadly()
     assert len(shown(out / "a.mp4")) == 100
 
 
-def test_memory_does_not_grow_with_the_length(photo: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("key_frames", [1, 8])
+def test_memory_does_not_grow_with_the_length(
+    photo: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key_frames: int
+) -> None:
     """No more frames live than the pipeline lets fly, those between two looks, and those in hands at both ends."""
     worker = photo(batch=2)
     live, most, seen = 0, 0, 0
@@ -433,7 +448,8 @@ def test_memory_does_not_grow_with_the_length(photo: Maker, tmp_path: Path, monk
 
     monkeypatch.setattr(Frame, "__init__", counted)
     frames = [drawn(*([(8 + index % 60, 16, FACE)] if index % 3 == 0 else [])) for index in range(100)]
-    film = restore_video(worker, clip(tmp_path / "a.mp4", frames, speed="ultrafast"), tmp_path / "b.mp4")
+    source = clip(tmp_path / "a.mp4", frames, speed="ultrafast")
+    film = restore_video(worker, source, tmp_path / "b.mp4", key_frames=key_frames)
     assert film.frames == seen == 100
     assert most <= (2 * 2 + 1 + 1 + 1) + (EVERY + 1) + 3
 
@@ -500,6 +516,16 @@ class TestInARun:
     def test_the_options_know_the_codecs(self) -> None:
         assert set(choices(JobOptions.model_fields["codec"])) == set(CODECS)
         assert max(codec.worst_crf for codec in CODECS.values()) == bounds(JobOptions.model_fields["crf"])["le"]
+
+    def test_warped_faces_are_counted(self, photo: Maker, tmp_path: Path) -> None:
+        folder, out = tmp_path / "in", tmp_path / "out"
+        folder.mkdir()
+        clip(folder / "a.mp4", moving(6))
+        (entry,) = self.run(photo(), folder, out, key_frames=3).entries
+        assert (entry.faces, entry.warped) == (6, 4)
+        assert json.loads((out / REPORT).read_text())["images"][0]["warped"] == 4
+        with pytest.raises(InvalidOption, match="key_frames: 3 then, 1 now"):
+            self.run(photo(), folder, out, resume=True)
 
     def test_a_video_that_is_too_large_fails(self, photo: Maker, tmp_path: Path) -> None:
         (tmp_path / "in").mkdir()

@@ -1,0 +1,16 @@
+"""What is chosen of moving pictures, of files and of live streams. Needs no PyAV."""
+
+from pydantic import Field
+
+from bfr.runtime.options import Options
+
+
+class VideoOptions(Options):
+    """How the faces of moving pictures are restored."""
+
+    key_frames: int = Field(
+        default=1,
+        ge=1,
+        description="Restore a face of a video by the networks at least every so many frames, and where it changes. "
+        "bfr warps the last result to the frames between. 1: every frame by the networks.",
+    )
