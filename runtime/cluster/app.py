@@ -36,8 +36,7 @@ class _Server:
 
     def check_health(self) -> None:
         """Raise if Ray should restart this process."""
-        if self.engine.pool.failure and self.engine.pool.failure.done():
-            self.engine.pool.failure.result()
+        self.engine.check()
 
     async def __del__(self) -> None:
         """Before a replica ends: Serve has waited for its requests."""

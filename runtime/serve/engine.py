@@ -1,7 +1,6 @@
 """What a server has below HTTP: the workers, the threads around them, and the jobs."""
 
 import asyncio
-from typing import Any
 
 from bfr.runtime.serve.http.front import Front
 from bfr.runtime.serve.http.metrics import Metrics, PoolCollector
@@ -54,11 +53,15 @@ class Engine:
 
     async def failed(self) -> None:
         """Wait for what ends the server, and raise it."""
-        waiting: set[Any] = {self.pool.failure} if self.pool.failure else set()
-        waiting |= {self._working} if self._working else set()
-        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for one in done:
-            one.result()
+        waiting = {one for one in (self.pool.failure, self._working) if one}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        self.check()
+
+    def check(self) -> None:
+        """Raise what ends the server, if it has happened."""
+        for one in (self.pool.failure, self._working):
+            if one and one.done():
+                one.result()
 
     async def stop(self) -> None:
         """End jobs and workers. A job that runs stays queued."""

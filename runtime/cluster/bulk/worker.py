@@ -72,8 +72,9 @@ class Worker:
         items = [Item(**task["item"]) for task in tasks]
         outputs = {item.key: task["output"] for item, task in zip(items, tasks, strict=True)}
         try:
+            self._check_folder()
             return {"row": self._rows(items, outputs)}
-        except WriteFailed as error:
+        except (InvalidOption, WriteFailed) as error:
             return self._refused(error)
         except DeviceLost as error:
             _log.error("%s", error)
@@ -96,12 +97,7 @@ class Worker:
                 "Install the same versions everywhere"
             )
         self.store = Store(setup.out)
-        mark = json.loads(self.store.read(BATCH) or b"{}")
-        if mark.get("run") != setup.run:
-            raise InvalidOption(
-                f"{setup.out} on node {self.node} is not the folder that this run writes to: "
-                "choose one that every node sees, on a shared disk or in an object store"
-            )
+        self._check_folder()
         if (bundle := Bundle.open(options.folder)).hash != setup.bundle_hash:
             raise BundleInvalid(
                 f"{options.folder} on node {self.node} is another bundle ({bundle.hash[:12]}, "
@@ -120,6 +116,15 @@ class Worker:
         self.worker: Restorer | PhotoRestorer = self.restorer
         if options.photo is not None:
             self.worker = PhotoRestorer(self.restorer, options.photo)
+
+    def _check_folder(self) -> None:
+        """Raise InvalidOption where this is another folder than the driver's, or another run has begun in it."""
+        mark = json.loads(self.store.read(BATCH) or b"{}")
+        if mark.get("run") != self.setup.run:
+            raise InvalidOption(
+                f"{self.setup.out} on node {self.node} is not the folder that this run writes to, or another run has "
+                "begun in it: choose one that every node sees, on a shared disk or in an object store, for each run"
+            )
 
     def _refused(self, error: BfrError) -> dict[str, list[str]]:
         text = str(error) if self.node in str(error) else f"{error} (node {self.node})"

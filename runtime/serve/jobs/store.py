@@ -13,6 +13,7 @@ A job moves from one folder to the next by a rename, which happens or does not.
 """
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
@@ -156,7 +157,8 @@ class JobStore:
         try:
             for path in (folder, *(folder / part for part in PARTS)):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
-                path.chmod(0o700)
+                with suppress(PermissionError):  # a mounted disk may be another user's
+                    path.chmod(0o700)
             probe = folder / f".probe-{token_hex(4)}"
             probe.touch()
             probe.unlink()
@@ -185,11 +187,16 @@ class JobStore:
                     async for chunk in body:
                         held += chunk
                         if len(held) >= _CHUNK:
+                            if self.free() < 0:
+                                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                             await asyncio.to_thread(file.write, bytes(held))
                             held.clear()
                     await asyncio.to_thread(file.write, held)
                     await asyncio.to_thread(_sync, file)
-                return await asyncio.to_thread(self._accept, job)
+                await asyncio.to_thread(_describe, job)
+                target = self.folder / "open" / job.id
+                job.folder.rename(target)  # not in a thread: whoever is cancelled finds it accepted, or not
+                return replace(job, folder=target)
             except BaseException:
                 shutil.rmtree(job.folder, ignore_errors=True)
                 raise
@@ -267,18 +274,16 @@ class JobStore:
             return shutil.disk_usage(self.folder).free - LEAST_FREE
         return -1
 
-    def _accept(self, job: Job) -> Job:
-        """Move a complete upload to the open jobs. Called in a thread."""
-        with open(job.folder / "request.json", "x", opener=_private) as file:
-            json.dump(asdict(job.request), file, default=dict)
-            _sync(file)
-        target = self.folder / "open" / job.id
-        job.folder.rename(target)
-        return replace(job, folder=target)
-
     def _jobs(self, part: str) -> list[Job]:
         found = [job for name in _names(self.folder / part) if (job := self.get(name, (part,)))]
         return sorted(found, key=lambda job: (job.request.created, job.id))
+
+
+def _describe(job: Job) -> None:
+    """Write what was asked for. Called in a thread."""
+    with open(job.folder / "request.json", "x", opener=_private) as file:
+        json.dump(asdict(job.request), file, default=dict)
+        _sync(file)
 
 
 @contextmanager

@@ -4,10 +4,14 @@ import asyncio
 import io
 import json
 import logging
+import os
 import re
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -493,6 +497,19 @@ async def test_a_result_is_sent_whole_though_its_job_is_deleted(monkeypatch: pyt
         assert (answer.headers["content-type"], answer.headers["content-length"]) == ("image/png", "6")
 
 
+async def test_a_fault_of_the_jobs_ends_the_server_on_a_cluster_too() -> None:
+    async def fault() -> None:
+        raise ZeroDivisionError
+
+    async with serving(jobs=True) as server:
+        server.engine.check()
+        server.engine._working = asyncio.create_task(fault())
+        with pytest.raises(ZeroDivisionError):
+            await server.engine.failed()
+        with pytest.raises(ZeroDivisionError):
+            server.engine.check()
+
+
 async def test_a_deleted_job_is_gone_before_its_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(jobs=True) as server:
         job, store = await a_job(server), server.engine.jobs
@@ -664,6 +681,30 @@ def test_the_files_for_deployment_name_options_that_there_are() -> None:
         assert one["mem_limit"]
         assert "build" in one or re.search(r":v?\d+\.\d+\.\d+$", one["image"]), name
     assert compose["services"]["bfr"]["read_only"]
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "rayservice.yaml"])
+def test_probes_of_containers_go_through_no_proxy(name: str) -> None:
+    """Docker gives containers the proxies of its own configuration."""
+    commands = re.findall(r'"(import urllib.*?)"', (DEPLOY / name).read_text())
+    assert commands
+    with socket.create_server(("127.0.0.1", 0)) as bound, ThreadPoolExecutor(1) as pool:
+
+        def answer() -> None:
+            line, _ = bound.accept()
+            with line:
+                line.recv(1000)
+                line.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+        for command in commands:
+            answered = pool.submit(answer)
+            here = re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{bound.getsockname()[1]}", command)
+            environment = {**os.environ, "http_proxy": "http://127.0.0.1:1"}
+            ended = subprocess.run([sys.executable, "-c", here], env=environment, capture_output=True, check=False)  # noqa: S603
+            if ended.returncode:
+                socket.create_connection(bound.getsockname()).close()
+            assert ended.returncode == 0, ended.stderr
+            answered.result()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import stat
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -87,6 +88,21 @@ def test_a_folder_that_others_could_read_is_closed(tmp_path: Path) -> None:
     assert stat.S_IMODE(JobStore(tmp_path / "jobs").folder.stat().st_mode) == 0o700
 
 
+def test_a_disk_of_another_user_that_may_be_written_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Kubernetes mounts a volume for a group."""
+    chmod = Path.chmod
+
+    def only_own(path: Path, mode: int) -> None:
+        if path == tmp_path:
+            raise PermissionError(1, "Operation not permitted")
+        chmod(path, mode)
+
+    monkeypatch.setattr(Path, "chmod", only_own)
+    store = JobStore(tmp_path)
+    assert add(store).status.state == "queued"
+    assert {stat.S_IMODE((tmp_path / part).stat().st_mode) for part in PARTS} == {0o700}
+
+
 def test_a_folder_of_other_files_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").touch()
     tmp_path.chmod(0o755)
@@ -101,6 +117,14 @@ def test_a_disk_of_its_own_is_taken(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     JobStore(tmp_path)
     JobStore(tmp_path)
+
+
+def test_a_job_of_an_earlier_version_is_done(store: JobStore) -> None:
+    job = add(store)
+    file = job.folder / "request.json"
+    found = json.loads(file.read_bytes())
+    file.write_text(json.dumps({**found, "photo": {**found["photo"], "detector": "auto"}}))
+    assert [one.request for one in store.waiting()] == [job.request]
 
 
 def test_what_is_no_job_is_not_deleted(store: JobStore) -> None:
@@ -118,19 +142,46 @@ def test_an_upload_that_breaks_off_leaves_nothing(store: JobStore) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield b"half" * 1_000_000
         raise ConnectionResetError
-def test_a_job_of_an_earlier_version_is_done(store: JobStore) -> None:
-    job = add(store)
-    file = job.folder / "request.json"
-    found = json.loads(file.read_bytes())
-    file.write_text(json.dumps({**found, "photo": {**found["photo"], "detector": "auto"}}))
-    assert [one.request for one in store.waiting()] == [job.request]
-
-
 
     with pytest.raises(ConnectionResetError):
         asyncio.run(store.add(request(), broken()))
     assert store.waiting() == []
     assert files(store) == []
+
+
+def test_an_upload_leaves_the_last_room_of_the_disk(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "free", lambda: -1)
+    with pytest.raises(OSError, match="No space left"):
+        add(store, bytes(2 << 20))
+    assert files(store) == []
+
+
+def test_an_upload_that_is_cancelled_as_it_is_accepted_is_a_job_or_is_none(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    async def cancelled() -> bool:
+        loop, told = asyncio.get_running_loop(), threading.Event()
+        adding = asyncio.create_task(store.add(request(), body(b"data")))
+
+        def cancel() -> None:
+            adding.cancel()
+            told.set()
+
+        def late(path: Path, target: Path) -> Path:
+            found = rename(path, target)
+            loop.call_soon_threadsafe(cancel)
+            if threading.current_thread() is not threading.main_thread():
+                told.wait()
+            return found
+
+        monkeypatch.setattr(Path, "rename", late)
+        await asyncio.wait({adding})
+        return adding.cancelled()
+
+    refused = asyncio.run(cancelled())
+    assert store.count() == (0 if refused else 1)
 
 
 def test_what_a_crash_left_is_deleted_at_the_start_and_what_lives_is_not(store: JobStore) -> None:
