@@ -34,6 +34,7 @@ from bfr.benchmarks.agreement.replay import (
 )
 from bfr.benchmarks.agreement.systems import run_dr2, run_osdface, run_pgdiff
 from bfr.export.onnx.graph import export_graph
+from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
 from bfr.export.verify.walk import call_network
 from bfr.models.networks.lama import LaMa
 from bfr.models.networks.swinir import SwinIR
@@ -125,8 +126,17 @@ def _run_loop(path: Path, arrays: Arrays, config: Config, scratch: Path) -> Erro
     if guided:
         conditions = {"known": np.asarray(2.0 * arrays["y0"] - 1.0, np.float32), "mask": arrays["mask"]}
     strength = config["gamma"] if guided else None
-    sizes = dict.fromkeys(stages, int(arrays["y0"].shape[-1]))
-    return on_both(stages, sizes, scratch, partial(replay, table, arrays, conditions, strength))
+
+    def load(device: EagerDevice | CpuDevice) -> dict[str, Network]:
+        if isinstance(device, EagerDevice):
+            return {name: EagerNetwork(stage) for name, stage in stages.items()}
+        size, loaded = int(arrays["y0"].shape[-1]), dict[str, Network]()
+        for name, stage in stages.items():
+            graph, _ = export_graph(stage, stage.examples(size), stage.outputs, scratch / f"{name}.onnx")
+            loaded[name] = device.load_graph(graph)
+        return loaded
+
+    return on_both(load, partial(replay, table, arrays, conditions, strength))
 
 
 def replay(

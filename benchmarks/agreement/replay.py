@@ -2,15 +2,12 @@
 
 import zlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.export.onnx.graph import export_graph
-from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
-from bfr.models.stages.stage import Stage
+from bfr.export.pytorch.eager import EagerDevice
 from bfr.runtime.backends.device import BoundCall, Buffer, Device, Float32, Network
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.restore.chain import Chain, ChainResult
@@ -106,23 +103,12 @@ def run_chain(
     return result, errors
 
 
-def on_both(
-    stages: Mapping[str, Stage],
-    sizes: Mapping[str, int],
-    scratch: Path,
-    run: Callable[[Any, Mapping[str, Network]], float],
-) -> Errors:
+def on_both(load: Callable[[Any], Mapping[str, Network]], run: Callable[[Any, Mapping[str, Network]], float]) -> Errors:
     """Run networks in eager PyTorch, and exported on ONNX Runtime.
 
     Args:
-        stages: The networks, by name.
-        sizes: Side of the images or latents that each is traced with.
-        scratch: A folder for the exported graphs.
-        run: Takes a device and the networks on it; returns the largest error.
+        load: Takes a device; returns the networks on it, by name.
+        run: Takes a device and the networks; returns the largest error.
     """
-    eager = run(EagerDevice(), {name: EagerNetwork(stage) for name, stage in stages.items()})
-    cpu, exported = CpuDevice(), dict[str, Network]()
-    for name, stage in stages.items():
-        graph, _ = export_graph(stage, stage.examples(sizes[name]), stage.outputs, scratch / f"{name}.onnx")
-        exported[name] = cpu.load_graph(graph)
-    return Errors(eager, run(cpu, exported))
+    eager, cpu = EagerDevice(), CpuDevice()
+    return Errors(run(eager, load(eager)), run(cpu, load(cpu)))
