@@ -6,13 +6,16 @@ arXiv 1711.06077), so they are given beside two measures of detail, and beside c
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from bfr.runtime.bundle.manifest import Preset
 
 UInt8 = NDArray[np.uint8]
 HIGH_PASS_SIGMA = 1.0  # pixels, at any size: what is sharp is sharp from one pixel to the next
@@ -101,6 +104,27 @@ class Mean:
         """The mean of at least one value."""
         x = np.asarray(values, np.float64)
         return cls(float(x.mean()), float(x.std(ddof=1) / math.sqrt(x.size)) if x.size > 1 else None)
+
+
+Sample = Mapping[str, Any]
+"""One face: its `name`, measures of several pictures of it by group and name, and `seconds` of the whole chain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A sampler and what it did to every face; preset None is the estimate itself, without any call."""
+
+    preset: Preset | None
+    samples: Sequence[Sample]
+
+    @property
+    def seconds(self) -> float:
+        """Median seconds per image."""
+        return float(median(sample["seconds"] for sample in self.samples))
+
+    def mean(self, group: str, measure: str) -> Mean:
+        """Return the mean of a measure over the faces."""
+        return Mean.of([sample[group][measure] for sample in self.samples])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

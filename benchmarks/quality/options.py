@@ -3,9 +3,15 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from bfr.benchmarks.publish import Command, Findings
+from bfr.benchmarks.quality.faces import read_faces
+from bfr.benchmarks.quality.metrics import SHARPNESS, UInt8
+from bfr.runtime.backends.device import Device
+from bfr.runtime.backends.registry import open_device
+from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.diffusion.noise import check_seed
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.install import need
 from bfr.runtime.restore.restorer import DEFAULT_SEED
@@ -26,13 +32,28 @@ def faces_command(module: str, doc: str | None, measure: Callable[[argparse.Name
     return command
 
 
-def check_common(args: argparse.Namespace) -> None:
-    """Check the packages that pictures are measured and drawn with, and `folder`, `out` and `limit`.
+class Inputs(NamedTuple):
+    """What such a command line names.
+
+    Attributes:
+        faces: Names and pictures, (S, S, 3) uint8 RGB each, S the system's size.
+        facts: What every report says.
+    """
+
+    bundle: Bundle
+    device: Device
+    faces: list[tuple[str, UInt8]]
+    facts: dict[str, Any]
+
+
+def open_inputs(args: argparse.Namespace) -> Inputs:
+    """Check the arguments that all share, and open what they name.
 
     Raises:
-        MissingDependency: A package is missing.
-        InputNotFound: `folder` is no folder.
-        InvalidOption: `out` is a file, or `limit` is below 1.
+        MissingDependency: A package that pictures are measured or drawn with is missing.
+        InputNotFound: `folder` is no folder, or has no picture.
+        InvalidImage: A picture cannot be read, or is not square.
+        InvalidOption: `out` is a file, `limit` is below 1, or `seed` is out of range.
     """
     need("bench", "skimage", "matplotlib")
     if not args.folder.is_dir():
@@ -41,6 +62,21 @@ def check_common(args: argparse.Namespace) -> None:
         raise InvalidOption(f"--limit {args.limit} is out of range: choose 1 or more")
     if args.out.exists() and not args.out.is_dir():
         raise InvalidOption(f"{args.out} is a file: name a folder with --out")
+    check_seed(args.seed)
+    bundle = Bundle.open(args.bundle or default_bundle())
+    manifest = bundle.manifest
+    faces = read_faces(args.folder, manifest.image_size, args.limit)
+    device = open_device(args.backend, threads=args.threads)
+    facts = {
+        "bundle": {"system": manifest.system, "hash": bundle.hash, "image_size": manifest.image_size},
+        "backend": device.name,
+        "versions": device.versions,
+        "seed": args.seed,
+        "images": len(faces),
+        "definition": SHARPNESS,
+        "attribution": args.attribution,
+    }
+    return Inputs(bundle, device, faces, facts)
 
 
 def numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:

@@ -3,42 +3,25 @@
 Every solver, spacing, number of steps and eta restores the aligned faces of FOLDER, degraded by a seeded level, and is
 measured by its drift from a reference preset, beside the spread between seeds of the reference itself, and by what it
 costs. The front, the full table and the presets that are read off it are written to pareto.json, pareto.md and
-pareto.png. Results are kept after each sampler: the same command goes on where it was interrupted, and with more
-solvers or steps adds to the table.
+pareto.png, at the end of the run.
 """
 
 import argparse
 import sys
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import product
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from bfr.benchmarks.environment import describe_machine
-from bfr.benchmarks.publish import Findings, say, write_json
-from bfr.benchmarks.quality.faces import LEVELS, DegradedFace, degrade, level_at, read_faces, restore
-from bfr.benchmarks.quality.metrics import SHARPNESS, UInt8, score
-from bfr.benchmarks.quality.options import check_common, faces_command, numbers, words
+from bfr.benchmarks.publish import Findings, say
+from bfr.benchmarks.quality.faces import LEVELS, DegradedFace, degrade, level_at, restore
+from bfr.benchmarks.quality.metrics import Sample, UInt8, score
+from bfr.benchmarks.quality.options import faces_command, numbers, open_inputs, words
 from bfr.benchmarks.quality.pareto_report import as_markdown, as_png
-from bfr.benchmarks.quality.pareto_results import (
-    DRIFTS,
-    JSON,
-    Candidate,
-    Sample,
-    Study,
-    as_dict,
-    drift,
-    load,
-    load_pictures,
-    save_pictures,
-)
+from bfr.benchmarks.quality.pareto_results import DRIFTS, Candidate, Study, as_dict, drift
 from bfr.benchmarks.quality.report import describe_degradation
-from bfr.runtime.backends.registry import open_device
-from bfr.runtime.bundle.bundle import Bundle, default_bundle
+from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Preset
 from bfr.runtime.diffusion.noise import check_seed
 from bfr.runtime.diffusion.schedule import GRIDS, log_snr
@@ -100,14 +83,19 @@ def measure(restorer: Restorer, faces: Sequence[DegradedFace], results: Sequence
         faces: The degraded faces.
         results: The reference's, (S, S, 3) uint8 RGB each.
         seed: Seed of the noise.
+
+    Raises:
+        RestorationFailed: A result holds NaN or Inf; the message names the sampler.
     """
     samples = []
     with restorer:
         for face, wanted in zip(faces, results, strict=True):
-            pictures = restore(restorer, face, seed)
-            samples.append(
-                sample(face, pictures.stages["result"], drift(pictures.stages["result"], wanted), pictures.seconds)
-            )
+            try:
+                pictures = restore(restorer, face, seed)
+            except RestorationFailed as error:
+                raise RestorationFailed(f"{restorer.sampler}: {error}. Or leave this sampler out") from error
+            found = pictures.stages["result"]
+            samples.append(sample(face, found, drift(found, wanted), pictures.seconds))
     candidate = Candidate(restorer.sampler, samples)
     say(f"{candidate}: {candidate.drift().mean:.2f} dB from the reference, {candidate.seconds:.3g} s")
     return candidate
@@ -118,96 +106,74 @@ def sample(face: DegradedFace, found: UInt8, drifted: Mapping[str, float], secon
     return {"name": face.name, "drift": drifted, "truth": score(found, face.truth), "seconds": seconds}
 
 
+def measure_reference(
+    restorer: Restorer, faces: Sequence[DegradedFace], seed: int, other_seeds: Sequence[int]
+) -> tuple[Candidate, Candidate, list[UInt8]]:
+    """Measure the reference, and close its Restorer.
+
+    Args:
+        restorer: The Restorer with the reference.
+        faces: The degraded faces.
+        seed: Seed of the noise.
+        other_seeds: The mean drift of their results is the spread.
+
+    Returns:
+        The reference, the estimate, and the reference's results, (S, S, 3) uint8 RGB each.
+    """
+    own, estimates, results = [], [], []
+    with restorer:
+        restorer.warm_up()
+        for face in faces:
+            pictures = restore(restorer, face, seed)
+            estimate, result = pictures.stages["estimate"], pictures.stages["result"]
+            drifts = [drift(restore(restorer, face, other).stages["result"], result) for other in other_seeds]
+            spread = {measure: float(np.mean([one[measure] for one in drifts])) for measure in DRIFTS}
+            own.append(sample(face, result, spread, pictures.seconds))
+            estimates.append(sample(face, estimate, drift(estimate, result), pictures.estimate_seconds))
+            results.append(result)
+            if len(results) % 10 == 0 or len(results) == len(faces):
+                say(f"reference, {restorer.sampler}, {1 + len(drifts)} seeds: {len(results)} of {len(faces)}")
+    return Candidate(restorer.sampler, own), Candidate(None, estimates), results
+
+
 def benchmark(args: argparse.Namespace) -> Findings:
-    """Run what the command line asks for; keep the results of each sampler, and draw the picture."""
-    check_common(args)
-    others = numbers("--other-seeds", args.other_seeds, int)
-    for seed in (args.seed, *others):
+    """Run what the command line asks for, and draw the picture."""
+    bundle, device, truths, facts = open_inputs(args)
+    other_seeds = numbers("--other-seeds", args.other_seeds, int)
+    for seed in other_seeds:
         check_seed(seed)
-    if len({args.seed, *others}) != 1 + len(others):
+    if len({args.seed, *other_seeds}) != 1 + len(other_seeds):
         raise InvalidOption(
             f"--other-seeds {args.other_seeds} with --seed {args.seed}: name at least one, each different"
         )
-    bundle = Bundle.open(args.bundle or default_bundle())
-    size = bundle.manifest.image_size
     reference = bundle.preset(args.reference)
-    starts = numbers("--start", args.start, float) if args.start else [start_of(bundle, reference)]
     presets = candidates(
         bundle,
         args.reference,
         solvers=words("--solvers", args.solvers, tuple(SOLVERS)),
         spacings=args.spacings.split(","),
         steps=numbers("--steps", args.steps, int),
-        starts=starts,
+        starts=numbers("--start", args.start, float) if args.start else [start_of(bundle, reference)],
         etas=numbers("--etas", args.etas, float),
     )
-    level = level_at(args.level, size)
-    faces = [degrade(*face, level, args.seed) for face in read_faces(args.folder, size, args.limit)]
-    device = open_device(args.backend, threads=args.threads)
-    settings = {
-        "bundle": bundle.hash,
-        "backend": device.name,
-        "threads": args.threads,
-        "reference": reference.model_dump(exclude_defaults=True),
-        "level": args.level,
-        "seed": args.seed,
-        "other_seeds": others,
-        "faces": {face.name: zlib.crc32(face.degraded.tobytes()) for face in faces},
-    }
-    facts = {
-        "system": bundle.manifest.system,
-        "image_size": size,
+    level = level_at(args.level, bundle.manifest.image_size)
+    faces = [degrade(*truth, level, args.seed) for truth in truths]
+    facts |= {
         "precision": "fp32",
-        "versions": device.versions,
+        "threads": args.threads,
         "machine": describe_machine(),
+        "level": args.level,
         "degradation": describe_degradation(level),
-        "definition": SHARPNESS,
-        "attribution": args.attribution,
+        "other_seeds": other_seeds,
     }
-    results = load(args.out, settings, facts)
-    done = [candidate.preset for candidate in results.candidates] if results else []
-    missing = [preset for preset in presets if preset not in done]
-    if results is None or missing:
-        networks = load_networks(bundle, device, "fp32")
-        # All are made, and so all samplers are checked, before the first image is restored.
-        restorers = [Restorer(bundle, device, preset, networks=networks) for preset in missing]
-        if results is None:
-            first = Restorer(bundle, device, reference, networks=networks)
-            results = measure_reference(first, faces, settings, facts, args.out)
-        wanted = load_pictures(args.out)
-        for restorer in restorers:
-            try:
-                found = measure(restorer, faces, wanted, seed=args.seed)
-            except RestorationFailed as error:
-                raise RestorationFailed(f"{restorer.sampler}: {error}. Leave this sampler out to go on") from error
-            results = replace(results, candidates=[*results.candidates, found])
-            write_json(args.out / JSON, as_dict(results))
-    write_bytes(args.out / "pareto.png", as_png(results))
-    return as_dict(results), as_markdown(results)
-
-
-def measure_reference(
-    restorer: Restorer, faces: Sequence[DegradedFace], settings: dict[str, Any], facts: dict[str, Any], out: Path
-) -> Study:
-    """The reference, its spread (the mean drift of other seeds' results), and the estimate; kept in `out`."""
-    own, estimates, results = [], [], []
-    with restorer:
-        restorer.warm_up()
-        for face in faces:
-            pictures = restore(restorer, face, settings["seed"])
-            estimate, result = pictures.stages["estimate"], pictures.stages["result"]
-            others = [restore(restorer, face, seed).stages["result"] for seed in settings["other_seeds"]]
-            drifts = [drift(other, result) for other in others]
-            spread = {measure: float(np.mean([one[measure] for one in drifts])) for measure in DRIFTS}
-            own.append(sample(face, result, spread, pictures.seconds))
-            estimates.append(sample(face, estimate, drift(estimate, result), pictures.estimate_seconds))
-            results.append(result)
-            if len(results) % 10 == 0 or len(results) == len(faces):
-                say(f"reference, {restorer.sampler}, {1 + len(others)} seeds: {len(results)} of {len(faces)}")
-    study = Study(settings, facts, Candidate(restorer.sampler, own), [Candidate(None, estimates)])
-    save_pictures(out, results)
-    write_json(out / JSON, as_dict(study))
-    return study
+    networks = load_networks(bundle, device, "fp32")
+    # All are made, and so all samplers are checked, before the first image is restored.
+    first, *others = [Restorer(bundle, device, preset, networks=networks) for preset in (reference, *presets)]
+    spread, estimate, results = measure_reference(first, faces, args.seed, other_seeds)
+    measured = [measure(restorer, faces, results, seed=args.seed) for restorer in others]
+    study = Study(facts, spread, [estimate, *measured])
+    write_bytes(args.out / "pareto.png", as_png(study))
+    return as_dict(study), as_markdown(study)
 
 
 main = faces_command("bfr.benchmarks.quality.pareto", __doc__, benchmark)

@@ -18,15 +18,15 @@ TRUTH = {
 
 def as_markdown(results: Study) -> str:
     """Render the facts, the presets that are read off, the front, and every sampler; means ± standard errors."""
-    facts, settings = results.facts, results.settings
-    seeds = ", ".join(map(str, settings["other_seeds"]))
-    size, threads = facts["image_size"], settings["threads"]
+    facts, system = results.facts, results.facts["bundle"]
+    seeds = ", ".join(map(str, facts["other_seeds"]))
+    size, threads = system["image_size"], facts["threads"]
     threads = "threads as it chooses" if threads is None else f"{threads} thread{'s' * (threads > 1)}"
     known = [
-        f"System: {facts['system']}, {size}x{size}, {facts['precision']}; bundle `{settings['bundle']}`",
-        f"Reference: {results.reference}; seed {settings['seed']}, for the spread the seeds {seeds}",
-        f"Images: {len(results.reference.samples)}, {settings['level']}: {facts['degradation']}",
-        f"Backend: {settings['backend']}, {threads}; {facts['machine']['CPU']}",
+        f"System: {system['system']}, {size}x{size}, fp32; bundle `{system['hash']}`",
+        f"Reference: {results.reference}; seed {facts['seed']}, for the spread the seeds {seeds}",
+        f"Images: {facts['images']}, {facts['level']}: {facts['degradation']}",
+        f"Backend: {facts['backend']}, {threads}; {facts['machine']['CPU']}",
         "Seconds are per image, one at a time, median; `cost` is their share of the reference's",
         RULE,
         READ_OFF,
@@ -70,7 +70,7 @@ def _table(results: Study, candidates: Sequence[Candidate]) -> str:
 
 def _row(results: Study, candidate: Candidate, name: str, difference: str, verdict: str) -> list[str]:
     drifts = [show(candidate.drift(measure), MEASURES[measure][1]) for measure in DRIFTS]
-    truths = [show(candidate.truth(measure), digits) for measure, (_, digits) in TRUTH.items()]
+    truths = [show(candidate.mean("truth", measure), digits) for measure, (_, digits) in TRUTH.items()]
     times = [f"{candidate.seconds:.3g}", f"{candidate.seconds / results.reference.seconds:.1%}"]
     return [name, str(candidate.calls), *drifts, difference, verdict, *truths, *times]
 
@@ -86,9 +86,9 @@ def as_png(results: Study) -> bytes:
     figure = Figure(figsize=(8, 5.6), dpi=150, layout="constrained")
     axes = figure.subplots()
     facts, spread = results.facts, results.reference.drift()
-    size, error = facts["image_size"], spread.error or 0.0
+    size, error = facts["bundle"]["image_size"], spread.error or 0.0
     axes.set_title(
-        f"{facts['system']}, {size}x{size}, {len(results.reference.samples)} faces, {results.settings['level']}; "
+        f"{facts['bundle']['system']}, {size}x{size}, {facts['images']} faces, {facts['level']}; "
         f"reference: {results.reference}",
         fontsize=9,
     )

@@ -3,27 +3,16 @@
 Drift is how far one sampler's pictures are from the reference's, and its yardstick is how far the reference is from
 itself: it draws one face of many that fit the input, and another seed draws another. A shorter sampler that is no
 farther from the reference, same seed, than the reference is from itself with another seed changes nothing that chance
-does not. Results are written after each sampler, and read again by a run that goes on.
+does not.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from io import BytesIO
-from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
-
-from bfr.benchmarks.quality.metrics import MEASURES, Mean, UInt8, likeness
-from bfr.runtime.bundle.manifest import Preset
+from bfr.benchmarks.quality.metrics import MEASURES, Mean, Measured, UInt8, likeness
 from bfr.runtime.diffusion.schedule import GRIDS
-from bfr.runtime.errors import InvalidOption
-from bfr.runtime.files import write_bytes
 
-FORMAT = 1
-JSON, PICTURES = "pareto.json", "reference.npz"
 Line = tuple[str, str, float, float]
 BY = "psnr_db"  # the measure of drift that decides
 EQUAL_DB = 100.0  # the PSNR that equal pictures count as: one sample that is a level off has about as much
@@ -51,27 +40,20 @@ class Allowance:
 
 
 PRESETS = {"balanced": Allowance(20, 0.1), "fast": Allowance(10, 0.5)}
-Sample = Mapping[str, Any]
-"""One face through one sampler: its `name`; `drift` from the reference's result (of the reference itself, its spread);
-`truth`, measured against the ground truth; `seconds` of the whole chain."""
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A sampler and what it did to every face; preset None is the estimate itself, without any call."""
+class Candidate(Measured):
+    """A sampler of the table.
 
-    preset: Preset | None
-    samples: Sequence[Sample]
+    A face has its `drift` from the reference's result (of the reference itself, its spread), and `truth`, measured
+    against the ground truth.
+    """
 
     @property
     def calls(self) -> int:
         """Calls of the denoiser for one image."""
         return self.preset.calls if self.preset else 0
-
-    @property
-    def seconds(self) -> float:
-        """Median seconds per image."""
-        return float(median(sample["seconds"] for sample in self.samples))
 
     @property
     def line(self) -> Line | None:
@@ -83,11 +65,7 @@ class Candidate:
 
     def drift(self, measure: str = BY) -> Mean:
         """Return the mean drift over the faces."""
-        return Mean.of([sample["drift"][measure] for sample in self.samples])
-
-    def truth(self, measure: str) -> Mean:
-        """Return the mean of a measure against the truth."""
-        return Mean.of([sample["truth"][measure] for sample in self.samples])
+        return self.mean("drift", measure)
 
     def nearer(self, other: "Candidate") -> Mean:
         """Return how much nearer it is to the reference than `other`, in dB, paired by face."""
@@ -100,16 +78,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """All of one run, and what can be resumed.
+    """All of one run.
 
     Attributes:
-        settings: What the numbers depend on; a run goes on only with the same.
-        facts: What else the report says.
+        facts: What the report says of it.
         reference: Its samples' drift is the spread between seeds.
         candidates: The estimate first.
     """
 
-    settings: Mapping[str, Any]
     facts: Mapping[str, Any]
     reference: Candidate
     candidates: Sequence[Candidate]
@@ -177,9 +153,7 @@ def read_off(results: Study, allowance: Allowance) -> Candidate | None:
 def as_dict(results: Study) -> dict[str, Any]:
     """Return what pareto.json holds, with the presets that are read off."""
     return {
-        "format": FORMAT,
         **results.facts,
-        "settings": results.settings,
         "reference": _as_dict(results.reference),
         "candidates": [
             {**_as_dict(c), "within_spread": results.within_spread(c), "difference_db": asdict(results.difference(c))}
@@ -188,50 +162,6 @@ def as_dict(results: Study) -> dict[str, Any]:
         "front": [_preset(candidate) for candidate in results.front()],
         "read_off": {name: candidate and _preset(candidate) for name, candidate in results.presets().items()},
     }
-
-
-def load(out: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> Study | None:
-    """Read what an earlier run left in `out`; None if there is nothing.
-
-    Raises:
-        InvalidOption: It was left by a run with other settings, or is something else.
-    """
-    path = out / JSON
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text())
-        found = {"format": content["format"], **content["settings"]}
-        wanted = {"format": FORMAT, **json.loads(json.dumps(settings))}
-        different = [name for name in (wanted | found) if wanted.get(name) != found.get(name)]
-        if not different:
-            reference, candidates = _candidate(content["reference"]), [_candidate(c) for c in content["candidates"]]
-            return Study(settings, facts, reference, candidates)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidOption(f"{path} is not what this benchmark writes: delete it, or name another --out") from error
-    raise InvalidOption(
-        f"{path} holds results of another {', '.join(different)}: name another --out, or delete it to start anew"
-    )
-
-
-def save_pictures(out: Path, pictures: Sequence[UInt8]) -> None:
-    """Keep the reference's results, (S, S, 3) uint8 RGB each, which drift is measured from."""
-    stream = BytesIO()
-    np.savez_compressed(stream, results=np.stack(pictures))
-    write_bytes(out / PICTURES, stream.getvalue())
-
-
-def load_pictures(out: Path) -> list[UInt8]:
-    """Read what `save_pictures` kept.
-
-    Raises:
-        InvalidOption: It is gone.
-    """
-    path = out / PICTURES
-    if not path.is_file():
-        raise InvalidOption(f"{path} is gone, and {JSON} cannot go on without it: delete that to start anew")
-    with np.load(path) as stored:
-        return list(stored["results"])
 
 
 def _preset(candidate: Candidate) -> dict[str, Any] | None:
@@ -244,11 +174,6 @@ def _as_dict(candidate: Candidate) -> dict[str, Any]:
         "calls": candidate.calls,
         "seconds_per_image": candidate.seconds,
         "drift": {measure: asdict(candidate.drift(measure)) for measure in DRIFTS},
-        "truth": {measure: asdict(candidate.truth(measure)) for measure in MEASURES},
+        "truth": {measure: asdict(candidate.mean("truth", measure)) for measure in MEASURES},
         "images": candidate.samples,
     }
-
-
-def _candidate(content: Mapping[str, Any]) -> Candidate:
-    preset = None if content["preset"] is None else Preset.model_validate(content["preset"])
-    return Candidate(preset, content["images"])

@@ -13,16 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from bfr.benchmarks.publish import Findings, say
-from bfr.benchmarks.quality.faces import LEVELS, DegradedFace, Pictures, degrade, level_at, read_faces, restore
+from bfr.benchmarks.quality.faces import LEVELS, DegradedFace, Pictures, degrade, level_at, restore
 from bfr.benchmarks.quality.geometry import examine
-from bfr.benchmarks.quality.metrics import SHARPNESS, score
-from bfr.benchmarks.quality.options import check_common, faces_command, words
-from bfr.benchmarks.quality.report import STAGES, Evaluation, ImageScores, as_markdown, describe_degradation
+from bfr.benchmarks.quality.metrics import Sample, score
+from bfr.benchmarks.quality.options import faces_command, open_inputs, words
+from bfr.benchmarks.quality.report import STAGES, Evaluation, as_markdown, describe_degradation
 from bfr.benchmarks.quality.sheet import Tile, contact_sheet
 from bfr.models.systems.mini.degrade import Degradation
-from bfr.runtime.backends.registry import open_device
-from bfr.runtime.bundle.bundle import Bundle, default_bundle
-from bfr.runtime.diffusion.noise import check_seed
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.detect import Detector
 from bfr.runtime.faces.yunet import YuNet
@@ -54,26 +51,27 @@ def evaluate(
         keep: How many faces to return as pictures too.
         detector: Measures the geometry; None leaves it out.
     """
-    scores: list[ImageScores] = []
+    samples: list[Sample] = []
     kept: list[Pictures] = []
     for face in faces:
         pictures = restore(restorer, face, seed)
         stages = {stage: score(pictures.stages[stage], face.truth) for stage in STAGES}
-        geometry = examine(detector, face.name, pictures.stages, face.truth) if detector else None
-        scores.append(ImageScores(face.name, stages, pictures.seconds, geometry))
+        record = examine(detector, face.name, pictures.stages, face.truth) if detector else None
+        geometry = {"geometry": record} if record else {}
+        samples.append({"name": face.name, **stages, **geometry, "seconds": pictures.seconds})
         if len(kept) < keep:
             kept.append(pictures)
-        if len(scores) % 10 == 0 or len(scores) == len(faces):
-            say(f"{title}, {restorer.sampler}: {len(scores)} of {len(faces)}")
-    return Evaluation(title, restorer.sampler, degradation, scores), kept
+        if len(samples) % 10 == 0 or len(samples) == len(faces):
+            say(f"{title}, {restorer.sampler}: {len(samples)} of {len(faces)}")
+    return Evaluation(restorer.sampler, samples, title, degradation), kept
 
 
 def draw_sheet(evaluation: Evaluation, pictures: Sequence[Pictures], facts: dict[str, Any]) -> bytes:
     """PNG bytes: a row for each face, its stages and its truth in columns, measured values underneath."""
     rows = []
-    for kept, scores in zip(pictures, evaluation.images, strict=False):
+    for kept, sample in zip(pictures, evaluation.samples, strict=False):
         form = "{psnr_db:.2f} dB   {ssim:.3f}   {sharpness:.2f}"
-        tiles = [Tile(kept.stages[stage], form.format(**scores.stages[stage])) for stage in STAGES]
+        tiles = [Tile(kept.stages[stage], form.format(**sample[stage])) for stage in STAGES]
         rows.append((kept.name, [*tiles, Tile(kept.truth)]))
     sampler = f"{facts['bundle']['system']}: {evaluation.preset}; seed {facts['seed']}"
     under = "Under the pictures: PSNR, SSIM, sharpness relative to the truth."
@@ -83,32 +81,18 @@ def draw_sheet(evaluation: Evaluation, pictures: Sequence[Pictures], facts: dict
 
 def benchmark(args: argparse.Namespace) -> Findings:
     """Run what the command line asks for, and write the contact sheets."""
-    check_common(args)
-    check_seed(args.seed)
     if args.sheet < 0:
         raise InvalidOption(f"--sheet {args.sheet} is out of range: choose 0 (no sheets) or more")
-    bundle = Bundle.open(args.bundle or default_bundle())
+    bundle, device, truths, facts = open_inputs(args)
     size = bundle.manifest.image_size
     chosen = {name: getattr(args, name) for name in PARTS if getattr(args, name) is not None}
     levels = words("--levels", args.levels or ",".join(LEVELS), tuple(LEVELS))
     degradations = {name: level_at(name, size) for name in levels}
-    truths = read_faces(args.folder, size, args.limit)
-    device = open_device(args.backend, threads=args.threads)
     precision = bundle.precision(args.precision)
     networks = load_networks(bundle, device, precision)
     sampler = bundle.preset(args.preset, **chosen)
     detector = YuNet() if args.geometry else None
-    facts = {
-        "bundle": {"system": bundle.manifest.system, "hash": bundle.hash, "image_size": size},
-        "precision": precision,
-        "backend": device.name,
-        "versions": device.versions,
-        "seed": args.seed,
-        "images": len(truths),
-        "definition": SHARPNESS,
-        "detector": detector.name if detector else None,
-        "attribution": args.attribution,
-    }
+    facts |= {"precision": precision, "detector": detector.name if detector else None}
     evaluations = []
     with Restorer(bundle, device, sampler, precision=precision, networks=networks) as restorer:
         restorer.warm_up()

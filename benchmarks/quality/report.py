@@ -2,39 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any
 
 from bfr.benchmarks.quality.faces import CLEAN
-from bfr.benchmarks.quality.geometry import Record, describe_geometry, geometry_table
-from bfr.benchmarks.quality.metrics import MEASURES, Mean
+from bfr.benchmarks.quality.geometry import describe_geometry, geometry_table
+from bfr.benchmarks.quality.metrics import MEASURES, Mean, Measured
 from bfr.benchmarks.tables import page, show, table
 from bfr.models.systems.mini.degrade import Degradation
-from bfr.runtime.bundle.manifest import Preset
 
 STAGES = ("input", "estimate", "result")
 GAINS = (("estimate", "input"), ("result", "estimate"), ("result", "input"))
 
 
 @dataclass(frozen=True, slots=True)
-class ImageScores:
-    """One image: its measures by stage, and the seconds of its chain.
-
-    The measures are those of `bfr.benchmarks.quality.metrics.score`.
-
-    Attributes:
-        geometry: See `bfr.benchmarks.quality.geometry.examine`; None if it was not asked for, or no face was found.
-    """
-
-    name: str
-    stages: Mapping[str, Mapping[str, float]]
-    seconds: float
-    geometry: Record | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
+class Evaluation(Measured):
     """One preset on one set of inputs.
+
+    A face has the measures of `bfr.benchmarks.quality.metrics.score` for each of STAGES, and `geometry`, see
+    `bfr.benchmarks.quality.geometry.examine`, if that was asked for and a face was found.
 
     Attributes:
         title: The level.
@@ -42,14 +27,12 @@ class Evaluation:
     """
 
     title: str
-    preset: Preset
     degradation: Degradation
-    images: Sequence[ImageScores]
 
     @property
     def measures(self) -> tuple[str, ...]:
         """The names of the measures."""
-        return tuple(self.images[0].stages["input"])
+        return tuple(self.samples[0]["input"])
 
     @property
     def clean(self) -> bool:
@@ -61,42 +44,25 @@ class Evaluation:
         """The stages to average."""
         return STAGES[1:] if self.clean else STAGES
 
-    def mean(self, stage: str, measure: str) -> Mean:
-        """Return the mean of a measure over the images."""
-        return Mean.of([image.stages[stage][measure] for image in self.images])
-
     def gain(self, stage: str, over: str) -> Mean:
         """Return the gain in PSNR, in dB; its error is that of the paired differences."""
-        return Mean.of([image.stages[stage]["psnr_db"] - image.stages[over]["psnr_db"] for image in self.images])
+        return Mean.of([sample[stage]["psnr_db"] - sample[over]["psnr_db"] for sample in self.samples])
 
     def least_db(self, stage: str) -> float:
         """The PSNR of the worst image, in dB."""
-        return min(image.stages[stage]["psnr_db"] for image in self.images)
-
-    @property
-    def seconds(self) -> float:
-        """Median seconds per image."""
-        return median(image.seconds for image in self.images)
+        return float(min(sample[stage]["psnr_db"] for sample in self.samples))
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers, those of each image included."""
         return {
             "title": self.title,
-            "preset": self.preset.model_dump(),
+            "preset": self.preset and self.preset.model_dump(),
             "degradation": asdict(self.degradation),
             "mean": {s: {m: asdict(self.mean(s, m)) for m in self.measures} for s in self.stages},
             "gain_db": None if self.clean else {f"{a} - {b}": asdict(self.gain(a, b)) for a, b in GAINS},
             "least_db": {s: self.least_db(s) for s in self.stages} if self.clean else None,
             "seconds_per_image": self.seconds,
-            "images": [
-                {
-                    "name": one.name,
-                    **one.stages,
-                    **({"geometry": one.geometry} if one.geometry else {}),
-                    "seconds": one.seconds,
-                }
-                for one in self.images
-            ],
+            "images": self.samples,
         }
 
 
@@ -119,7 +85,7 @@ def as_markdown(facts: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> 
         words = f"{words[0].upper()}{words[1:]}; {evaluation.preset}: {evaluation.seconds:.3g} s per image."
         parts += [f"## {evaluation.title}", words, _stage_table(evaluation)]
         if facts["detector"]:
-            parts.append(geometry_table([image.geometry for image in evaluation.images]))
+            parts.append(geometry_table([sample.get("geometry") for sample in evaluation.samples]))
     return page(*parts)
 
 

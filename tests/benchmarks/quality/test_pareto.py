@@ -1,4 +1,4 @@
-"""The Pareto front, what is read off it, and runs that are interrupted."""
+"""The Pareto front, what is read off it, and whole runs."""
 
 import json
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from PIL import Image as Pillow
 
 from bfr.benchmarks.quality import pareto
 from bfr.benchmarks.quality import pareto_results as r
+from bfr.benchmarks.quality.faces import DegradedFace, Pictures
 from bfr.benchmarks.quality.metrics import Mean
 from bfr.benchmarks.quality.pareto_report import as_markdown, as_png
 from bfr.benchmarks.quality.pareto_results import (
@@ -27,16 +28,20 @@ from bfr.benchmarks.quality.pareto_results import (
 )
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import NoiseSchedule, Preset
-from bfr.runtime.errors import InvalidOption
+from bfr.runtime.errors import InvalidOption, RestorationFailed
+from bfr.runtime.restore.restorer import Restorer
 
 TRUTH = {"psnr_db": 25.0, "ssim": 0.8, "haar_psi": 0.7, "sharpness": 0.9, "correlation": 0.4}
-SETTINGS = {"bundle": "0" * 64, "backend": "b", "threads": 1, "level": "mild", "seed": 1, "other_seeds": [2]}
 FACTS = {
-    "system": "tiny",
-    "image_size": 32,
-    "precision": "fp32",
+    "bundle": {"system": "tiny", "hash": "0" * 64, "image_size": 32},
+    "backend": "b",
+    "threads": 1,
     "machine": {"CPU": "a CPU"},
+    "level": "mild",
     "degradation": "d",
+    "images": 3,
+    "seed": 1,
+    "other_seeds": [2],
     "definition": "",
     "attribution": None,
 }
@@ -52,7 +57,7 @@ def candidate(calls: int, *psnr: float, solver: str = "ddim") -> Candidate:
 
 
 def results(reference: Candidate, *candidates: Candidate) -> Study:
-    return Study(SETTINGS, FACTS, reference, candidates)
+    return Study(FACTS, reference, candidates)
 
 
 @pytest.mark.parametrize(
@@ -139,51 +144,39 @@ def read(out: Path) -> dict[str, Any]:
     return dict(json.loads((out / "pareto.json").read_text()))
 
 
-MACHINE = ("command", "machine")  # free memory among it
-
-
-def without_seconds(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: without_seconds(v) for k, v in value.items() if "seconds" not in k and k not in MACHINE}
-    return [without_seconds(v) for v in value] if isinstance(value, list) else value
-
-
-def test_an_interrupted_run_goes_on_where_it_was(
-    tiny_bundle: Bundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    whole = tmp_path / "whole"
-    assert run(folder, tiny_bundle, whole) == 0
-    text = (whole / "pareto.md").read_text()
+def test_a_run(tiny_bundle: Bundle, folder: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    assert run(folder, tiny_bundle, out) == 0
+    text = (out / "pareto.md").read_text()
     assert capsys.readouterr().out == text + "\n"
-    assert str(tmp_path) not in text + (whole / "pareto.json").read_text()
-    expected = read(whole)
-    presets = [c["preset"] and (c["preset"]["solver"], c["preset"]["eta"], c["calls"]) for c in expected["candidates"]]
+    assert str(tmp_path) not in text + (out / "pareto.json").read_text()
+    found = read(out)["candidates"]
+    presets = [one["preset"] and (one["preset"]["solver"], one["preset"]["eta"], one["calls"]) for one in found]
     ddim = [("ddim", eta, steps) for eta in (0.0, 0.5) for steps in (1, 2)]
     assert presets == [None, *ddim, ("unipc-2", 0.0, 1), ("unipc-2", 0.0, 2)]
-    assert {c["preset"]["start"] for c in expected["candidates"][1:]} == {24.0}  # what the reference diffuses to
-
-    measured: list[str] = []
-    real = pareto.measure
-
-    def measure(restorer: Any, *args: Any, **options: Any) -> Candidate:
-        if len(measured) == 3:
-            raise KeyboardInterrupt
-        measured.append(str(restorer.sampler))
-        return real(restorer, *args, **options)
-
-    monkeypatch.setattr(pareto, "measure", measure)
-    out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        run(folder, tiny_bundle, out)
-    assert len(read(out)["candidates"]) == 1 + 3
-    monkeypatch.setattr(pareto, "measure_reference", None)  # the reference is not restored again
-    measured.clear()
-    assert run(folder, tiny_bundle, out) == 0
-    assert len(measured) == 3
-    assert without_seconds(read(out)) == without_seconds(expected)
-    monkeypatch.setattr(pareto, "load_networks", None)
-    assert run(folder, tiny_bundle, out) == 0  # nothing is left to do
+    assert {one["preset"]["start"] for one in found[1:]} == {24.0}  # what the reference diffuses to
+    assert [image["name"] for image in found[-1]["images"]] == ["face_0", "face_1"]
+    assert f"Images: 2, medium: {read(out)['degradation']}" in text
+    assert tiny_bundle.hash in text
     assert (out / "pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sampler_that_fails_is_named(
+    tiny_bundle: Bundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    real = pareto.restore
+
+    def restore(restorer: Restorer, face: DegradedFace, seed: int) -> Pictures:
+        if restorer.sampler.solver == "unipc-2":
+            raise RestorationFailed(f"{face.name}: the result holds NaN or Inf")
+        return real(restorer, face, seed)
+
+    monkeypatch.setattr(pareto, "restore", restore)
+    assert run(folder, tiny_bundle, tmp_path / "out", "--steps", "2", "--etas", "0") == RestorationFailed.exit_code
+    expected = (
+        "unipc-2, 2 steps from t = 24, spaced in time: face_0: the result holds NaN or Inf. Or leave this sampler"
+    )
+    assert expected in capsys.readouterr().err
 
 
 def test_the_reference_among_the_candidates_drifts_by_nothing(
@@ -198,22 +191,6 @@ def test_the_reference_among_the_candidates_drifts_by_nothing(
     assert estimate["drift"]["psnr_db"]["mean"] < EQUAL_DB
     assert one["calls"] == 1
     assert read(tmp_path / "out")["read_off"]["fast"] == same["preset"]
-
-
-def test_other_settings_are_refused(tiny_bundle: Bundle, folder: Path, tmp_path: Path, capsys: Any) -> None:
-    out = tmp_path / "out"
-    small = ("--solvers", "ddim", "--steps", "1", "--etas", "0", "--limit", "1")
-    assert run(folder, tiny_bundle, out, *small) == 0
-    before = (out / "pareto.json").read_bytes()
-    assert run(folder, tiny_bundle, out, *small, "--level", "severe", "--seed", "7") == 2
-    assert "holds results of another level, seed, faces: name another --out" in capsys.readouterr().err
-    assert (out / "pareto.json").read_bytes() == before
-    (out / "reference.npz").unlink()
-    assert run(folder, tiny_bundle, out, *small, "--steps", "2") == 2
-    assert "reference.npz is gone" in capsys.readouterr().err
-    (out / "pareto.json").write_text("[]")
-    assert run(folder, tiny_bundle, out, *small) == 2
-    assert "is not what this benchmark writes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

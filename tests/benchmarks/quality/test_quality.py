@@ -14,8 +14,8 @@ from bfr.benchmarks.publish import write_json
 from bfr.benchmarks.quality import quality
 from bfr.benchmarks.quality.faces import degrade, level_at, read_faces
 from bfr.benchmarks.quality.geometry import MOVED, SPOILT
-from bfr.benchmarks.quality.metrics import Mean, correlation, high_pass, psnr, rms, score, ssim
-from bfr.benchmarks.quality.report import STAGES, Evaluation, ImageScores
+from bfr.benchmarks.quality.metrics import Mean, Sample, correlation, high_pass, psnr, rms, score, ssim
+from bfr.benchmarks.quality.report import STAGES, Evaluation
 from bfr.benchmarks.quality.sheet import Tile, contact_sheet
 from bfr.models.systems.mini.degrade import LEVELS  # without `clean`
 from bfr.runtime.bundle.bundle import Bundle
@@ -140,12 +140,12 @@ def test_mean_and_standard_error_by_hand() -> None:
 
 
 def test_gains_are_paired_and_infinities_become_null(tmp_path: Path) -> None:
-    def image(name: str, *values: float) -> ImageScores:
-        pairs = zip(("input", "estimate", "result"), values, strict=True)
-        return ImageScores(name, {stage: {"psnr_db": value} for stage, value in pairs}, 1.0)
+    def sample(name: str, *values: float) -> Sample:
+        pairs = zip(STAGES, values, strict=True)
+        return {"name": name, **{stage: {"psnr_db": value} for stage, value in pairs}, "seconds": 1.0}
 
-    images = [image("a", 20, 22, 21), image("b", 30, 32, math.inf)]
-    evaluation = Evaluation("mild", Preset(), LEVELS["mild"], images)
+    samples = [sample("a", 20, 22, 21), sample("b", 30, 32, math.inf)]
+    evaluation = Evaluation(Preset(), samples, "mild", LEVELS["mild"])
     assert evaluation.gain("estimate", "input") == Mean(2.0, 0.0)  # each gained 2 dB, far apart as they are
     assert evaluation.mean("input", "psnr_db").error == pytest.approx(5.0)
     with np.errstate(invalid="ignore"):
