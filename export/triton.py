@@ -48,7 +48,14 @@ output [
 {outputs}
 ]
 instance_group [ {{ count: 1 kind: KIND_{kind} }} ]
-{queue}"""
+{queue}{provider}"""
+# ONNX Runtime's default rounds float32 to TF32.
+FLOAT32 = """optimization {
+  execution_accelerators {
+    gpu_execution_accelerator [ { name: "cuda" parameters { key: "use_tf32" value: "0" } } ]
+  }
+}
+"""
 
 
 def export_triton(
@@ -56,10 +63,10 @@ def export_triton(
     repository: Path,
     options: TritonOptions = TritonOptions(),  # noqa: B008  (frozen)
 ) -> list[str]:
-    """Write a model repository; the names of its models, the loop's first.
+    """Write a model repository; return the names of its models, the loop's first.
 
     Args:
-        bundle: Its files are checked, and copied.
+        bundle: The bundle; its files are checked and copied.
         repository: A new folder; the server's `--model-repository`.
         options: Its precision, batches and instances.
 
@@ -120,11 +127,12 @@ def _config(name: str, network: Network, fixed: tuple[int, ...] | None, options:
         inputs=",\n".join(_tensor(tensor, fixed) for tensor in network.inputs),
         outputs=",\n".join(_tensor(tensor, fixed) for tensor in network.outputs),
         queue="" if fixed else "dynamic_batching { max_queue_delay_microseconds: 1000 }\n",
+        provider=FLOAT32 if options.processor == "gpu" else "",
     )
 
 
 def _tensor(tensor: Tensor, fixed: tuple[int, ...] | None) -> str:
-    """Its description. Triton has no shape of no dimension: one number an image is reshaped."""
+    """Describe a tensor. Triton requires at least one dimension, so a number per image is reshaped."""
     first = () if not fixed else (fixed[0],) if len(fixed) == 1 else (-1,)
     dims = (*first, *tensor.shape[1:])
     shape = f"dims: [ {', '.join(map(str, dims))} ]" if dims else "dims: [ 1 ] reshape: { shape: [ ] }"

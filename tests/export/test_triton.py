@@ -135,6 +135,8 @@ def test_the_repository_is_what_the_server_reads(repository: Path, tiny_bundle: 
         assert config.max_batch_size == 2
         assert {one.name for one in config.input} == {tensor.name for tensor in network.inputs}
         assert {one.name for one in config.output} == {tensor.name for tensor in network.outputs}
+        (cuda,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": "0"})  # as bfr's own backend computes
 
 
 def test_the_loop_gives_what_a_restorer_gives(model: TritonPythonModel, server: Server, tiny_bundle: Bundle) -> None:
