@@ -258,7 +258,9 @@ def print_report(
     _say_some([f"passed over: {one_line(one['source'])}: {one['reason']}" for one in passed], table)
     if faceless := [entry.source for entry in report.entries if entry.status == "no face"]:
         names = listed([one_line(name) for name in faceless], 3)
-        kept = "it was kept as it is" if len(faceless) == 1 else "they were kept as they are"
+        enlarged = (report.settings.get("photo") or {}).get("upscale", 1) > 1
+        one, more = ("only enlarged",) * 2 if enlarged else ("kept as it is", "kept as they are")
+        kept = f"it was {one}" if len(faceless) == 1 else f"they were {more}"
         say(
             f"no face was found in {names}, in any orientation: {kept}. If there is one, cut the picture to it, or "
             "use --aligned for a picture that is a face and nothing else"

@@ -61,9 +61,9 @@ def byte_limit(max_pixels: int) -> int:
     return 8 * max_pixels + (64 << 20)
 
 
-def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image:
+def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Image:
     """Read one image file and log its notes; see `decode_image`. Raises InputNotFound and InvalidImage."""
-    image = decode_image(read_file(path, max_pixels=max_pixels), name=str(path), max_pixels=max_pixels)
+    image = decode_image(read_file(Path(path), max_pixels=max_pixels), name=str(path), max_pixels=max_pixels)
     for note in image.notes:
         _log.warning("%s: %s", path, note)
     return image
@@ -121,7 +121,8 @@ def decode_image(data: bytes, *, name: str = "the file", max_pixels: int = MAX_P
                 raise InvalidImage(
                     f"{name} begins with a preview, as cameras' raw files do: develop it, save it as PNG"
                 )
-            if 2 in np.atleast_1d(file.tag_v2.get(_SAMPLE_FORMAT, 1)):  # decoders take some of them for unsigned
+            signed = 2 in np.atleast_1d(file.tag_v2.get(_SAMPLE_FORMAT, 1))
+            if signed and _bits(file, data) <= 16:  # decoders take some of them for unsigned
                 raise InvalidImage(f"{name} has signed samples: save it with unsigned ones of 8 or 16 bits")
             if 0 in np.atleast_1d(file.tag_v2.get(_EXTRA_SAMPLES, 1)):
                 notes.append("a channel that is neither a colour nor alpha is left out")

@@ -28,12 +28,13 @@ _log = logging.getLogger(__name__)
 
 
 def write_image(
-    path: Path, pixels: Pixels, *, like: Image | None = None, quality: int = QUALITY, metadata: bool = True
+    path: Path | str, pixels: Pixels, *, like: Image | None = None, quality: int = QUALITY, metadata: bool = True
 ) -> None:
     """Write an image, whole or not at all, in the format of the suffix, and log what the format cannot keep.
 
     See `encode_image`. Raises WriteFailed.
     """
+    path = Path(path)
     data, notes = encode_noted(pixels, path.suffix, like=like, quality=quality, metadata=metadata)
     write_bytes(path, data)
     for note in notes:

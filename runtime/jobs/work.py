@@ -258,7 +258,12 @@ class ImageWork:
         return pixels * (self.editor.options.upscale**2 if self.editor else 1)
 
     def _prepare(self, item: Item) -> Prepared[tuple[Item, Picture]]:
-        original = partial(read_bytes, item.source, byte_limit(self.options.max_pixels))
+        def original() -> bytes:
+            data = read_bytes(item.source, byte_limit(self.options.max_pixels))
+            if self.version(item) != picture.version:
+                raise InvalidImage(f"{item.key} was changed after it was read: restore it again")
+            return data
+
         picture = Picture(item.key, original, version=self.version(item))
         made = prepare(picture, partial(self.read, item), self.editor, partial(self._inputs, item))
         return Prepared((item, picture), made.crops, inputs=made.inputs)

@@ -290,6 +290,8 @@ def test_a_photograph_without_a_face_says_what_to_do(call: Called, album: Path, 
     done = call("restore", "old.jpg", "other.png")
     assert done.status == 0
     assert "no face was found in old.jpg, other.png, in any orientation: they were kept as they are" in done.stderr
+    done = call("restore", "old.jpg", "-o", "large", "--upscale", "2")
+    assert "in any orientation: it was only enlarged" in done.stderr
 
 
 class TestSeveralPresets:

@@ -97,7 +97,8 @@ def test_writing_refuses_what_the_format_cannot_hold(tmp_path: Path) -> None:
             write_image(tmp_path / "a.png", wrong)
     assert list(tmp_path.iterdir()) == []
     write_image(tmp_path / "a.png", pixels)
-    write_image(tmp_path / "a.jpg", pixels)
+    write_image(str(tmp_path / "a.jpg"), pixels)
+    assert read_image(str(tmp_path / "a.jpg")).pixels.shape == pixels.shape
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])

@@ -317,6 +317,22 @@ def test_a_comparison_never_replaces_a_result(photo: Maker, tmp_path: Path, fake
     assert len(tree(tmp_path / "out")) == 5  # two results, two comparisons, the report
 
 
+def test_a_file_that_changes_under_way_is_not_copied_unread(
+    photo: Maker, tmp_path: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, worker = save(tmp_path / "in/a.png", picture()), photo()
+
+    def change(_detector: Any, _pixels: Array) -> list[Any]:
+        source.write_bytes(b"half of another picture")
+        return []
+
+    monkeypatch.setattr(fakes.Squares, "detect", change)
+    (entry,) = run(worker, tmp_path / "in", tmp_path / "out").entries
+    assert entry.status == "failed"
+    assert "was changed after it was read" in str(entry.error)
+    assert tree(tmp_path / "out") == ["report.json"]
+
+
 def test_results_beside_their_sources_are_not_restored_again(photo: Maker, tmp_path: Path, fakes: Any) -> None:
     save(tmp_path / "sub/a.png", picture((20, 20, fakes.face)))
     options: dict[str, Any] = {"format": "jpg", "compare": True, "crops": True, "html": True}
