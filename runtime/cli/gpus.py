@@ -93,8 +93,7 @@ def _extras(report: Report) -> tuple[str, str, str]:
         return "cpu", jetpack.extra, f"JetPack {jetpack.name}, which brings TensorRT {jetpack.tensorrt}{opset}"
     cuda = driver_cuda()
     runs = f"the driver runs CUDA {cuda[0]}.{cuda[1]}" if cuda else "the driver's CUDA version is unknown"
-    capabilities = re.findall(r"compute capability (\d+\.\d+)", report.facts["GPU"])
-    if old := [found for found in capabilities if float(found) < _CUDA_13_CAPABILITY]:
+    if old := sorted(found for found in _capabilities(report) if float(found) < _CUDA_13_CAPABILITY):
         return "gpu-cu12", "gpu-cu12", f"{runs}; CUDA 13 and today's TensorRT leave out compute capability {old[0]}"
     suffix = "-cu12" if cuda and cuda[0] < 13 else ""
     return f"gpu{suffix}", f"tensorrt{suffix}", runs
@@ -177,12 +176,18 @@ def probe_cuda(report: Report) -> None:
     try:
         from bfr.runtime.backends.cuda.kernels import compile_kernels
 
-        compile_kernels("9.0")
+        for capability in sorted(_capabilities(report)) or ["9.0"]:
+            compile_kernels(capability)
         report.facts["CUDA"] += ", NVRTC works"
     except BfrError as error:
         report.facts["CUDA"] += ", NVRTC does not work"
         if _has_gpu(report):
             report.problem("NVRTC does not work", str(error))
+
+
+def _capabilities(report: Report) -> set[str]:
+    """The compute capabilities that `nvidia-smi` lists, as "9.0"."""
+    return set(re.findall(r"compute capability (\d+\.\d+)", report.facts["GPU"]))
 
 
 def probe_tensorrt(report: Report) -> None:
@@ -206,8 +211,7 @@ def probe_tensorrt(report: Report) -> None:
 def _rtx_capabilities(report: Report, name: str) -> None:
     from bfr.runtime.backends.tensorrt_key import RTX_CAPABILITIES
 
-    found = set(re.findall(r"compute capability ([\d.]+)", report.facts["GPU"]))
-    if name == "tensorrt-rtx" and (unknown := sorted(found - set(RTX_CAPABILITIES))):
+    if name == "tensorrt-rtx" and (unknown := sorted(_capabilities(report) - set(RTX_CAPABILITIES))):
         text = f"tensorrt-rtx does not support GPUs of compute capability {', '.join(unknown)}"
         remedy = f"{install_command(_extras(report)[1])} and build with --library tensorrt"
         report.problem(text, remedy)

@@ -196,6 +196,20 @@ def test_a_gpu_without_the_kernels_compiler(machine: Machine, monkeypatch: pytes
     assert machine.problems() == "NVRTC does not work -> pip install nvidia-cuda-nvrtc"
 
 
+@needs_sh
+def test_a_gpu_that_is_too_old_for_the_kernels_compiler(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(capability: str) -> bytes:
+        if capability == "6.1":
+            raise MissingDependency("this NVRTC compiles for compute capability 7.5 and later")
+        return b""
+
+    machine.smi("echo 'NVIDIA GeForce GTX 1080, 580.10, 6.1, 8192'")
+    machine.onnxruntime("onnxruntime-gpu", providers=("CUDAExecutionProvider",))
+    machine.cuda(1)
+    monkeypatch.setattr(kernels, "compile_kernels", compiled)
+    assert machine.problems() == "NVRTC does not work -> this NVRTC compiles for compute capability 7.5 and later"
+
+
 def test_tensorrt_without_a_gpu_builds_and_does_not_run(machine: Machine) -> None:
     machine.onnxruntime("onnxruntime")
     machine.tensorrt("tensorrt-rtx", "1.7.1")
