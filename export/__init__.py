@@ -1,1 +1,1 @@
-"""From torch modules to ONNX graphs, proven against eager float32, in a bundle."""
+"""Export torch modules to ONNX graphs, compare these with eager float32, and pack them into a bundle."""

@@ -42,9 +42,9 @@ def export_system(
     verified: bool = True,
     progress: Progress = lambda _: None,
 ) -> Bundle:
-    """Export a system and verify it; the bundle appears under `folder` only when it is whole and verified.
+    """Export a system and verify it; the bundle appears under `folder` only when it is complete and verified.
 
-    Weights that are exact in half are stored in half and widened in the graph.
+    Weights that are exact in half are stored in half; the graph casts them to float32.
 
     Args:
         system: The system to export.
@@ -140,7 +140,7 @@ def _int8_faces(system: SystemSpec, calibration: Path | None) -> list[Float32]:
     """The faces to calibrate on. Raises InvalidOption if a system has no int8 variant, or no folder was named."""
     if not any(spec.int8 for spec in system.networks.values()):
         raise InvalidOption(
-            f"{system.name} has no int8 variant: what 8 bits cost was not measured on its weights. "
+            f"{system.name} has no int8 variant, because its accuracy in 8 bits was not measured. "
             "Leave --precision int8 out; for GPUs there is fp16"
         )
     if calibration is None:
@@ -156,7 +156,7 @@ def _int8_faces(system: SystemSpec, calibration: Path | None) -> list[Float32]:
 def _add_int8(
     bundle: Bundle, system: SystemSpec, faces: Sequence[Float32], threads: int | None, progress: Progress
 ) -> m.Manifest:
-    """The manifest with the int8 variants of the networks that bear them, their files written."""
+    """Write the int8 variants of the networks that keep their accuracy in int8; return the manifest with them."""
     from bfr.export.onnx.quantize import quantize_network
 
     networks = dict(bundle.manifest.networks)
@@ -229,7 +229,7 @@ def _export_network(
     """
     stage, size = forms["fp32"], spec.size or system.image_size
     inputs = stage.examples(size)
-    told = describe_graph(
+    metadata = describe_graph(
         system=system.name,
         network=name,
         kind=stage.kind,
@@ -241,7 +241,7 @@ def _export_network(
     variants: dict[Precision, m.Variant] = {}
     for precision, form in forms.items():
         progress(f"exporting {name} in {precision}, opset {opset}")
-        variants[precision] = _export_variant(form, name, size, precision, folder, opset, told)
+        variants[precision] = _export_variant(form, name, size, precision, folder, opset, metadata)
     first, *more = sources or [""]
     return m.Network(
         kind=stage.kind,
@@ -277,7 +277,7 @@ def _export_variant(
 
 
 def fits_half(module: nn.Module) -> bool:
-    """Whether all weights are exact in half: they came so, and are kept so."""
+    """Whether all weights are exact in half precision."""
     weights = list(module.parameters())
     return bool(weights) and all(torch.equal(weight, weight.half().float()) for weight in weights)
 

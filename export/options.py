@@ -12,6 +12,7 @@ from bfr.runtime.bundle.manifest import Extent, Precision
 from bfr.runtime.options import COMMAS, Options, field_of
 
 Opset = Literal[18, 20, 21, 23]
+LEAST_WIDTH, LARGEST_VALUE = 0.001, 1_000_000  # of a range: float32 maps no others to [0, 1] and back
 
 
 def _with_float32(precisions: tuple[Precision, ...]) -> tuple[Precision, ...]:
@@ -36,6 +37,8 @@ def _black_and_white(value: Any) -> Any:
 def _black_first(extent: tuple[float, float] | None) -> tuple[float, float] | None:
     if extent and not extent[0] < extent[1]:
         raise ValueError("black must be less than white")
+    if extent and (extent[1] - extent[0] < LEAST_WIDTH or max(map(abs, extent)) > LARGEST_VALUE):
+        raise ValueError(f"they differ by {LEAST_WIDTH} or more, and lie within {LARGEST_VALUE:,} of 0")
     return extent
 
 
@@ -45,7 +48,7 @@ Extremes = Annotated[tuple[float, float] | None, BeforeValidator(_black_and_whit
 def _by_name(value: Any) -> Any:
     """Numbers by name, of texts as `w=0.5`."""
     try:
-        pairs = value if isinstance(value, Mapping) else {n: float(x) for n, _, x in (t.partition("=") for t in value)}
+        pairs = value if isinstance(value, Mapping) else {n: float(x) for n, _, x in (t.rpartition("=") for t in value)}
     except ValueError as error:
         raise ValueError("name each input and its value, as w=0.5") from error
     return pairs
@@ -77,7 +80,7 @@ class ExportOptions(Options):
 
 
 class WrapOptions(Options):
-    """What an ONNX file expects and gives; None if `bfr wrap` is to find out."""
+    """What an ONNX file expects and returns; `bfr wrap` determines what is None."""
 
     input_range: Extremes = Field(
         default=None, description="Black and white of the input: -1..1, 0..1 or 0..255. Default: guessed."
@@ -148,7 +151,7 @@ class BuildOptions(Options):
 
     @property
     def key_options(self) -> dict[str, str | int | bool | None]:
-        """What of these an engine depends on beside its buckets: the `options` of its key."""
+        """The options that an engine depends on, without its buckets: the `options` of its key."""
         return {
             "optimization_level": self.level,
             "workspace_mib": self.workspace,

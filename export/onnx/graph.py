@@ -58,7 +58,7 @@ def export_graph(
         path: The .onnx file.
         opset: The ONNX opset.
         store_half: Store float32 weights as half and widen them in the graph, which then computes in float32.
-        metadata: What the file says of itself, see `bfr.export.onnx.metadata`.
+        metadata: Entries that describe the file, see `bfr.export.onnx.metadata`.
 
     Returns:
         The paths of the graph and of its weights.
@@ -123,7 +123,7 @@ def save_graph(
 
 
 def _strip_traces(model: onnx.ModelProto) -> None:
-    """Remove the exporter's notes: they hold source lines and paths of the machine that exported."""
+    """Remove the exporter's notes, which contain source lines and paths of the exporting machine."""
     del model.metadata_props[:]
     graph = model.graph
     graph.doc_string = ""
@@ -146,8 +146,8 @@ def _move_weights(
 ) -> None:
     """Move the initializers of `model` into a safetensors file and refer to them there.
 
-    The file also holds what of the module's state the graph does not name, because the exporter merged equal tensors or
-    folded them: it loads as the checkpoint does.
+    The file also holds the module's tensors that the graph does not name, because the exporter merged or folded them.
+    So the file loads like the checkpoint.
     """
     _rename_folded(model, state)
     _unfold_transposes(model, state, prefix)
@@ -180,9 +180,9 @@ def _move_weights(
 
 
 def _rename_folded(model: onnx.ModelProto, state: Mapping[str, Tensor]) -> None:
-    """Give weights that the exporter changed, by folding a batch normalization into them, a name of their own.
+    """Rename weights that the exporter changed by folding a batch normalization into them.
 
-    They keep the checkpoint's names else, under which the file must hold the checkpoint's values.
+    Under the checkpoint's names, the file must hold the checkpoint's values.
     """
     renamed = {}
     for tensor in model.graph.initializer:
@@ -198,7 +198,7 @@ def _rename_folded(model: onnx.ModelProto, state: Mapping[str, Tensor]) -> None:
 def _unfold_transposes(model: onnx.ModelProto, state: Mapping[str, Tensor], prefix: str) -> None:
     """Replace each weight that the exporter transposed by a Transpose of the checkpoint's weight.
 
-    Else the file holds such weights twice, a third of a transformer's. Runtimes fold the node when they load the graph.
+    Otherwise the file would hold such weights twice: a third of a transformer's. Runtimes fold the node at load.
     """
     matrices: dict[tuple[int, ...], list[str]] = {}
     for name, value in state.items():
@@ -250,7 +250,7 @@ def _offsets(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def module_versions(*modules: str) -> dict[str, str]:
-    """The versions of modules, by name. ONNX Runtime is asked itself: several distributions install it."""
+    """The versions of modules, by name; ONNX Runtime's from the module, because several distributions install it."""
     return {
         name: str(import_module(name).__version__) if name == "onnxruntime" else metadata.version(name)
         for name in modules
@@ -259,7 +259,7 @@ def module_versions(*modules: str) -> dict[str, str]:
 
 @contextmanager
 def _operators_of(module: nn.Module, opset: int) -> Iterator[None]:
-    """Let the blocks of a module use what an opset has for normalization in half and for attention, and no more."""
+    """Let the blocks of a module use the operators for half normalization and attention that an opset has."""
     blocks = [block for block in module.modules() if isinstance(block, AttentionBlock | GroupNorm32)]
     for block in blocks:
         if isinstance(block, AttentionBlock):

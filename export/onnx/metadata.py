@@ -34,7 +34,7 @@ def describe_graph(
         licence: Licence of the weights.
         sources: The checkpoints that the weights came from.
         batches: The only batch sizes that it takes, None for all.
-        fixed: What the file read beside images and became a constant, by name.
+        fixed: Values of the file's further inputs that became constants, by name.
 
     Returns:
         Name -> text; all names begin with `bfr.`.

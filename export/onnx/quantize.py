@@ -29,9 +29,9 @@ from bfr.runtime.restore.restorer import Restorer
 FACES = 32  # of the folder, evenly spread over it
 SEED = 12345  # of the degradations and of the loop's noise
 # Parts of the names of weights whose convolutions stay in float32: the first and the last layer, and the shortcuts past
-# the blocks. They are few of the operations and most of the error, see docs/decisions.md.
+# the blocks. They cause most of the error and take little of the time, see docs/decisions/export.md.
 FLOAT_LAYERS = ("input_blocks.0.0.", "skip_connection.", "out.2.")
-MARK = ("onnx.quant.pre_process", "onnxruntime.quant")  # else quantize_static advises what does not apply here
+MARK = ("onnx.quant.pre_process", "onnxruntime.quant")  # without it quantize_static gives advice that does not apply
 UNTYPED = ("GroupNormalization", "Attention")  # whose results' type ONNX does not infer, and all that follows from them
 
 Inputs = dict[str, Float32]
@@ -110,7 +110,7 @@ def quantize_graph(graph: Path, path: Path, inputs: Iterable[Inputs]) -> tuple[P
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     model = widened(onnx.load(graph))
-    told = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
     model.metadata_props.add(key=MARK[0], value=MARK[1])
     for node in model.graph.node:
         if node.op_type in UNTYPED:
@@ -132,7 +132,7 @@ def quantize_graph(graph: Path, path: Path, inputs: Iterable[Inputs]) -> tuple[P
             calibrate_method=CalibrationMethod.MinMax,
         )
         result = onnx.load(quantized)
-    return save_graph(result, path, store_half=_exact_in_half(result), metadata=told)
+    return save_graph(result, path, store_half=_exact_in_half(result), metadata=metadata)
 
 
 def convolutions(model: onnx.ModelProto) -> list[str]:
@@ -166,7 +166,7 @@ def _exact_in_half(model: onnx.ModelProto) -> bool:
 
 
 class _Recorder:
-    """A network that remembers what its calls read."""
+    """A network that records the inputs of its calls."""
 
     def __init__(self, network: Network, device: Device) -> None:
         self.network, self.device = network, device
@@ -182,6 +182,6 @@ class _Recorder:
         return recorded
 
     def take(self) -> list[Inputs]:
-        """What was seen since the last time."""
+        """Return the inputs recorded since the last `take`."""
         seen, self._seen = self._seen, []
         return seen

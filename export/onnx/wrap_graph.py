@@ -1,4 +1,4 @@
-"""An ONNX file's graph between nodes of our own, which read and make images as `bfr` does."""
+"""Put an ONNX file's graph between nodes that convert images between the file's conventions and those of `bfr`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,10 +17,10 @@ Shape = Sequence[int | None]
 
 
 def wrap_graph(model: onnx.ModelProto, face: Interface) -> None:
-    """Put the file's graph between ours, in place: `degraded` in, `estimate` out.
+    """Put the file's graph between `bfr`'s nodes, in place: `degraded` in, `estimate` out.
 
-    A second image is read as `reference`, the weight as `weight`, (batch, 1) of which the first counts; every other
-    input becomes a constant.
+    The input `reference` is a second image. The input `weight` is (batch, 1), of which the first value applies to the
+    batch. Every other input becomes a constant.
     """
     graph, opset = model.graph, model_opset(model)
     values = {value.name: value for value in graph.input}
@@ -60,11 +60,11 @@ def put_between(
     """Put a graph between nodes of our own, in place.
 
     Args:
-        graph: The file's.
-        before: What makes its inputs.
-        after: What reads its outputs.
-        inputs: Shapes of the float32 inputs that the graph has then, by name, without the batch.
-        outputs: Outputs.
+        graph: The file's graph.
+        before: Nodes that compute its inputs.
+        after: Nodes that read its outputs.
+        inputs: Shapes of the new float32 inputs, by name, without the batch.
+        outputs: Shapes of the new outputs, likewise.
     """
     first, last = ([node for chain in chains for node in chain.finished()] for chains in (before, after))
     nodes = [*first, *graph.node, *last]
@@ -84,7 +84,7 @@ def fix_batch(graph: onnx.GraphProto, batch: int) -> None:
 
 
 def _read_image(nodes: "Nodes", image: ImageTensor, face: Interface) -> None:
-    """From (batch, 3, S, S) RGB in [0, 1] to what the file reads."""
+    """Convert (batch, 3, S, S) RGB in [0, 1] to the file's input."""
     if image.side not in (None, face.side):
         if nodes.opset < 11:
             raise InvalidOption(
@@ -100,14 +100,14 @@ def _read_image(nodes: "Nodes", image: ImageTensor, face: Interface) -> None:
     if image.single:
         nodes.add("Reshape", nodes.constant(np.array(image.shape(face.side))))
     if image.type == TensorProto.UINT8:
-        nodes.affine(1.0, 0.5)  # to whole numbers, of which the cast leaves out what is behind the point
+        nodes.affine(1.0, 0.5)  # rounds, because the cast truncates
         nodes.clip(0.0, 255.0)
     if image.type != TensorProto.FLOAT:
         nodes.add("Cast", to=image.type)
 
 
 def _make_image(nodes: "Nodes", face: Interface) -> None:
-    """From what the file makes to (batch, 3, T, T) RGB in [-1, 1]."""
+    """Convert the file's output to (batch, 3, T, T) RGB in [-1, 1]."""
     if face.target.type != TensorProto.FLOAT:
         nodes.add("Cast", to=TensorProto.FLOAT)
     if face.target.single:
@@ -121,7 +121,7 @@ def _make_image(nodes: "Nodes", face: Interface) -> None:
 
 
 def _rename_ours(graph: onnx.GraphProto) -> dict[str, str]:
-    """Give tensors of the file whose names are ours other names; returns old -> new."""
+    """Rename the file's tensors that have one of `bfr`'s names; return old -> new."""
     names = {value.name for value in (*graph.input, *graph.initializer)}
     names |= {name for node in graph.node for name in (*read_by(node), *node.output)}
     ours = (DEGRADED, ESTIMATE, REFERENCE, WEIGHT, "__metadata__")  # the last is safetensors'
@@ -164,7 +164,7 @@ class Nodes:
         return name
 
     def add(self, kind: str, *inputs: str, **attributes: Any) -> None:
-        """Add a node that reads what the last one made, and `inputs`."""
+        """Add a node that reads the last node's output, and `inputs`."""
         made = f"{self.name}/{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, [self.last, *inputs], [made], name=made, **attributes))
         self.last = made

@@ -1,8 +1,8 @@
 """PyTorch on a GPU, compiled or eager, as a child of the runtime's GPU device: its buffers, its stream, its noise.
 
 The buffers' memory is seen as tensors without a copy, and everything that PyTorch enqueues goes to the device's stream.
-A whole chain becomes one CUDA graph, captured by PyTorch: what its allocator hands out meanwhile belongs to the graph
-as long as the graph lives.
+A whole chain becomes one CUDA graph, captured by PyTorch: memory that its allocator returns during the capture belongs
+to the graph until the graph is freed.
 """
 
 import os
@@ -56,7 +56,7 @@ def prepare_stage(stage: nn.Module, precision: Precision, *, channels_last: bool
 
 
 def compile_options(chosen: Collection[CompilerOption]) -> dict[str, Any]:
-    """What `torch.compile` is given: inductor does what is chosen, and none of the others."""
+    """Return the options of `torch.compile`: the chosen ones are on, all others are off."""
     return {"options": {name: name in chosen for name in get_args(CompilerOption)}}
 
 
@@ -132,7 +132,7 @@ class CompiledDevice(GpuDevice):
     """One GPU through PyTorch; `torch-cuda` is the compiled one.
 
     The first call of a network at a batch size compiles it, for minutes; PyTorch keeps the result on disk for the next
-    process. Eager PyTorch on the same buffers, noise and stream is what the others are measured against.
+    process. Eager PyTorch on the same buffers, noise and stream is the reference of measurements.
     """
 
     def __init__(
@@ -211,12 +211,12 @@ class CompiledDevice(GpuDevice):
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """PyTorch works on this device's GPU and stream, without gradients, in the precision that was asked for.
+        """Make PyTorch use this device's GPU and stream, without gradients, in the requested precision.
 
         Raises DeviceOutOfMemory, DeviceLost.
         """
-        # cuDNN is measured once, before anything is recorded, and all of its algorithms (0 is no limit; left out, it is
-        # 10); eager takes what it guesses, as published.
+        # When compiled, cuDNN times all of its algorithms once, before a capture (0 is no limit, the default is 10);
+        # eager PyTorch takes the algorithm that cuDNN's heuristic chooses, as published.
         flags = torch.backends.cudnn.flags(
             enabled=True, benchmark=self.compiled, benchmark_limit=0, allow_tf32=self.tf32
         )
@@ -253,7 +253,7 @@ class CompiledDevice(GpuDevice):
                         failed = error
                         raise
             except RuntimeError:
-                if failed is not None:  # ending the capture failed too, by an error that says nothing of this one
+                if failed is not None:  # the error of ending the capture would hide this one
                     raise failed from None
                 raise
         self._graphs.append(graph)
@@ -265,7 +265,7 @@ class CompiledDevice(GpuDevice):
             graph.replay()
 
     def forget(self, graph: torch.cuda.CUDAGraph) -> None:
-        """Give a recorded graph back, and its memory once no other graph shares it."""
+        """Free a recorded graph, and its memory once no other graph shares it."""
         self.cuda.synchronize(self.stream)
         self._graphs = [other for other in self._graphs if other is not graph]
         graph.reset()
@@ -275,11 +275,11 @@ class CompiledDevice(GpuDevice):
         try:
             return super().array(shape)
         except DeviceOutOfMemory:
-            torch.cuda.empty_cache()  # what PyTorch keeps for itself may be enough
+            torch.cuda.empty_cache()  # PyTorch's unused memory may suffice
             return super().array(shape)
 
     def memory(self) -> tuple[int, int] | None:
-        torch.cuda.empty_cache()  # what PyTorch keeps without using it is free
+        torch.cuda.empty_cache()  # memory that PyTorch holds unused counts as free
         return super().memory()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a stage makes and what it costs, found without computing it: tensors on PyTorch's device `meta`."""
+"""The outputs and operations of a stage, found without computing it: tensors on PyTorch's device `meta`."""
 
 import copy
 from typing import Any
@@ -12,7 +12,7 @@ from bfr.models.stages.stage import Stage, as_tuple
 
 
 def output_examples(stage: Stage, size: int) -> dict[str, Tensor]:
-    """What a stage makes of its examples, by name, as tensors without values."""
+    """Return a stage's outputs for its examples, by name, as tensors without values."""
     with torch.device("meta"), torch.no_grad():
         meta = copy.deepcopy(stage).to("meta")
         made = meta(**{name: value.to("meta") for name, value in stage.examples(size, 1).items()})

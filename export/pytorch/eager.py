@@ -1,4 +1,4 @@
-"""Eager PyTorch as a device: what every other backend is proven and measured against, over the same loop."""
+"""Eager PyTorch as a device: the reference of verification and benchmarks, with the same loop as every backend."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack

@@ -1,7 +1,6 @@
-"""`bfr build`: the engines of a bundle, built on this machine, proven, and published in its record.
+"""`bfr build`: build a bundle's engines on this machine, verify them, and publish them in its record.
 
-An engine is published by one write of the record: before it no backend loads the file, whatever happened to it. The
-bundle is not written to.
+An engine is published by one write of the record; before that, no backend loads the file. The bundle stays unchanged.
 """
 
 import time
@@ -44,7 +43,7 @@ Say = Callable[[str], None]
 
 @dataclass(slots=True)
 class _Candidate:
-    """An engine whose file is there and whose entry is not in the record yet."""
+    """An engine whose file exists and whose entry is not in the record yet."""
 
     engine: Engine
     path: Path
@@ -76,7 +75,7 @@ def build_engines(
         library: `tensorrt` or `tensorrt-rtx`.
         options: Precisions, batches, workspace and so on.
         index: Number of the GPU.
-        force: Build again what is there already.
+        force: Rebuild engines that are up to date.
         say: Called with one line an event.
         report: Called with the progress, twice a second.
 
@@ -85,7 +84,7 @@ def build_engines(
 
     Raises:
         BackendUnavailable: There is no such GPU.
-        EngineBuildFailed: An engine was not built, or is float32 where half was asked for.
+        EngineBuildFailed: An engine was not built, or is float32 although half was requested.
         VerificationFailed: An engine disagrees with float32.
         WriteFailed: The cache folder cannot be written.
     """
@@ -107,7 +106,7 @@ def build_engines(
                         _publish(files, engines, say)
                         built += engines
             finally:
-                _sweep(files)  # of a failed build the new files, of a finished one the old
+                _sweep(files)  # the new files of a failed build, or the old ones of a finished build
             return built
     finally:
         if not still_working():  # else the process ends now, and the work must not lose its device before
@@ -127,7 +126,7 @@ class _Job:
     report: Report
 
     def run(self, force: bool, done: Container[tuple[str, Precision]]) -> list[Engine]:
-        """Build and prove. done: network and precision of what this call of `build_engines` built before."""
+        """Build and verify. done: network and precision of the engines that this call of `build_engines` built."""
         candidates: dict[str, _Candidate] = {}
         for name, kind in self._wanted().items():
             found = _built_already(self.bundle, name, kind, self.device.machine, self.options)
@@ -189,7 +188,7 @@ class _Job:
                 continue
             progress(f"loading {candidate.path.name}")
             networks[name] = candidate.network = self.device.load_engine(candidate.path)
-            # TensorRT-RTX's inspector is not documented to show types; it computes in the graph's and in no others.
+            # NVIDIA does not document that TensorRT-RTX's inspector shows types; it computes in the graph's types only.
             library, graph = self.device.machine.library, self.bundle.graph(name, precision)
             typed = partial(typed_share, graph, library) if library == "tensorrt-rtx" else None
             share = prove_precision(self.device.inspect(candidate.network), name, precision, typed)
@@ -207,7 +206,7 @@ class _Job:
         )
 
     def _proven(self, name: str, candidate: _Candidate, checks: Sequence[Check]) -> Engine:
-        """The engine's entry with what proves it, and with what TensorRT-RTX compiled for it."""
+        """Return the engine's entry with its checks, and with the kernels that TensorRT-RTX compiled for it."""
         own = tuple(check for check in checks if check.what.startswith((f"{name}, ", "loop, ")))
         cache = self.device.runtime_cache(candidate.network) if candidate.network else None
         path = candidate.path.with_suffix(".cache")
@@ -220,7 +219,7 @@ class _Job:
 def _built_already(
     bundle: Bundle, name: str, precision: Precision, machine: Machine, options: BuildOptions
 ) -> Engine | None:
-    """The engine that fits this machine and these options, whole, if there is one."""
+    """Return the undamaged engine that fits this machine and these options, if there is one."""
     try:
         engine = find_engine(bundle, name, precision, machine, buckets=options.buckets, options=options.key_options)
         for file in (engine.file, engine.runtime_cache):
@@ -234,7 +233,7 @@ def _built_already(
 def _publish(files: MachineFiles, engines: Sequence[Engine], say: Say) -> None:
     """Put engines into the record, instead of those of the same network, precision, library and GPU.
 
-    Engines of other GPUs stay: machines may share a home.
+    Engines of other GPUs stay, because machines may share a home folder.
     """
 
     def place(engine: Engine) -> tuple[str, str, str, str]:
@@ -259,7 +258,7 @@ def _sweep(files: MachineFiles) -> None:
 
 @contextmanager
 def _only_builder(folder: Path, bundle: Path, say: Say) -> Iterator[None]:
-    """Wait until no other process builds for this bundle. The lock is the system's and dies with its owner."""
+    """Wait until no other process builds for this bundle. The operating system releases the lock of a dead process."""
     try:
         from filelock import FileLock, Timeout
     except ImportError as error:

@@ -15,7 +15,7 @@ SWAP_GIB = 8.0
 
 
 def jetson_options(board: Board, given: BuildOptions) -> BuildOptions:
-    """The builder's options on a board; what is given is taken, the rest follows from its memory."""
+    """Return the builder's options on a board: the given ones, and for the others defaults by its memory."""
     limit = next((mib for most, mib in WORKSPACE_MIB if board.memory <= most), None)
     return given.model_copy(update={"batches": given.batches or BUCKETS, "workspace": given.workspace or limit})
 
@@ -29,15 +29,15 @@ def advice(board: Board) -> list[str]:
             f"Add a swap file of {SWAP_GIB:.0f} GiB on NVMe (docs/jetson.md), and stop the desktop"
         )
     mode = power_mode()
-    now = f"it is {mode}" if mode else "`sudo nvpmodel -q` tells it"
+    now = f"it is {mode}" if mode else "`sudo nvpmodel -q` shows it"
     lines.append(
-        f"choose the power mode first ({now}, docs/jetson.md): kernels are timed in it, and engines kept for it"
+        f"choose the power mode first ({now}, docs/jetson.md): an engine is valid only in the mode it was built in"
     )
     return lines
 
 
 def check_opsets(bundle: Bundle, version: str) -> None:
-    """Raise InvalidOption if a graph has an opset that this version of TensorRT does not read whole."""
+    """Raise InvalidOption if a graph has an opset that this version of TensorRT does not fully support."""
     if (highest := highest_opset(version)) is None:
         return
     higher = {
@@ -58,6 +58,6 @@ def check_board(board: Board) -> None:
     if board.model is None:
         raise InvalidOption(
             "--for jetson builds on the Jetson itself, and this machine is not one: an engine fits only the GPU that "
-            "it was built on. Here `--for jetson --dry-run` looks at the graphs. In a container on a board, set "
-            f"the environment variable {OVERRIDE} to the board's name"
+            "it was built on. Here you can only check the graphs, with `--for jetson --dry-run`. In a container on a "
+            f"board, set the environment variable {OVERRIDE} to the board's name"
         )

@@ -1,4 +1,4 @@
-"""What an engine computes in half precision, as TensorRT's engine inspector lists it."""
+"""The share of an engine that computes in half precision, from TensorRT's engine inspector."""
 
 import json
 import re
@@ -25,13 +25,13 @@ def half_share(text: str) -> float:
         text: The inspector's JSON of an engine built with detailed profiling verbosity.
 
     Raises:
-        EngineBuildFailed: It shows no floating tensor at all: then it proves nothing.
+        EngineBuildFailed: The inspector shows no floating-point tensor.
     """
     types = dict(_written(text))
     floating = [kind for kind in types.values() if _FLOAT.search(kind)]
     if not floating:
         raise EngineBuildFailed(
-            "the engine inspector shows no tensor types, so that half precision cannot be proven: its format is "
+            "the engine inspector shows no tensor types, so half precision cannot be verified: its format is "
             "unknown, or the engine was built without detailed profiling verbosity. Report this with the version"
         )
     return sum(bool(_HALF.search(kind)) for kind in floating) / len(floating)
@@ -43,12 +43,12 @@ def prove_precision(text: str, network: str, precision: Precision, typed: Callab
     Args:
         text: The inspector's JSON of the engine.
         network: Name of the network, for messages.
-        precision: The precision that was asked for.
-        typed: Share of the network that the engine was built from. It stands in where the inspector shows no types, for
-            a library that computes in no other types than the graph's.
+        precision: The requested precision.
+        typed: Returns the share of the network that the engine was built from, for a library that computes in the
+            graph's types only. It replaces the inspector's share if the inspector shows no types.
 
     Raises:
-        EngineBuildFailed: Half precision was asked for and the share is below HALF_SHARE.
+        EngineBuildFailed: Half precision was requested and the share is below HALF_SHARE.
     """
     try:
         share = half_share(text)
@@ -60,7 +60,7 @@ def prove_precision(text: str, network: str, precision: Precision, typed: Callab
         return share
     if share < HALF_SHARE:
         raise EngineBuildFailed(
-            f"{network} was asked for in {precision} and the engine is float32: {share:.0%} of the tensors that its "
+            f"{network} was requested in {precision}, but the engine is float32: {share:.0%} of the tensors that its "
             f"layers write are half, {HALF_SHARE:.0%} are needed. Export the bundle again with --precision {precision}"
         )
     return share

@@ -1,4 +1,4 @@
-"""The progress of a build: its phases, the time it will still take, and how it is stopped."""
+"""The progress of a build: its phases, its remaining time, and its cancellation."""
 
 import threading
 import time
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 INTERVAL = 0.5  # seconds between two reports
-GRACE = 8.0  # seconds that work gets to end after Ctrl-C
+GRACE = 8.0  # seconds within which work must end after Ctrl-C
 THREAD = "bfr-build"
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """How far a piece of work is.
+    """The progress of a piece of work.
 
     Attributes:
         what: The work.
-        phase: What it does now.
-        elapsed: Seconds since its begin.
+        phase: Its present phase.
+        elapsed: Seconds since it began.
         remaining: Seconds, an estimate from the steps done; None if there is none yet.
     """
 
@@ -61,7 +61,7 @@ class Meter:
         self._phases: dict[str, _Phase] = {}  # the open ones, outermost first
 
     def say(self, phase: str) -> None:
-        """Name what is done now, if nothing counts its steps."""
+        """Name the present phase, if nothing counts its steps."""
         with self._lock:
             self._phase = phase
 
@@ -83,7 +83,7 @@ class Meter:
             self._phases.pop(name, None)
 
     def tick(self) -> Tick:
-        """How far the work is."""
+        """Return the progress of the work."""
         with self._lock:
             phases = list(self._phases.values())
             phase = phases[-1].name if phases else self._phase
@@ -104,7 +104,7 @@ def _fraction(phases: list[_Phase]) -> float:
 
 
 def watched(work: Callable[[], T], meter: Meter, report: Report, *, interval: float = INTERVAL) -> T:
-    """Do the work in a separate thread, and report on it meanwhile.
+    """Do the work in a separate thread, and report its progress.
 
     At Ctrl-C the meter is cancelled, and the work gets GRACE seconds to end; then KeyboardInterrupt is raised whether
     it did or not, see `still_working`.

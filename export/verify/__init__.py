@@ -1,1 +1,1 @@
-"""Proof that a backend computes what the reference computes."""
+"""Compare a backend's results with those of the float32 reference."""

@@ -1,4 +1,4 @@
-"""Proves a backend against a float32 reference: every network, and the whole loop, on the same noise."""
+"""Compare a backend with a float32 reference: every network, and the whole loop, with the same noise."""
 
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -154,7 +154,7 @@ def verify(
 
 
 def network_floor(network: manifest.Network, precision: Precision) -> float:
-    """What a network has to reach, in dB; in fp32 if it has no such variant, in half if its file computes so."""
+    """The least PSNR of a network, in dB: of fp32 if it lacks this precision, of half if its file computes in half."""
     kind = precision if precision in network.variants else "fp32"
     kind = "fp16" if network.parameters.get("half") else kind
     return INT8_STEP_DB if kind == "int8" and network.kind.startswith("step") else FLOORS_DB[kind][0]
@@ -177,7 +177,7 @@ def compare(
     """A Check of two arrays, or VerificationFailed."""
     if not np.isfinite(expected).all():
         raise VerificationFailed(
-            f"{what}: the reference, {reference}, holds NaN or Inf itself, so that nothing can be compared with it. "
+            f"{what}: the reference, {reference}, holds NaN or Inf, so nothing can be compared with it. "
             "The weights do not belong to this network, or were never trained: check them, and export again"
         )
     if not np.isfinite(found).all():
@@ -231,7 +231,7 @@ def _explained(bundle: Bundle, name: str, precision: Precision, inputs: Mapping[
     index = device.cuda.index if isinstance(device, GpuDevice) else 0
     try:
         return f"\n{explain(bundle, name, precision, inputs, backend=device.name, index=index)}"
-    except Exception as problem:  # whatever stops the explanation must not hide what it was to explain
+    except Exception as problem:  # a failed explanation must not hide the error that it explains
         return f"\nThe layer is not named: {problem}"
 
 

@@ -1,7 +1,7 @@
 """Name the layer where a reduced precision, or another backend, departs from float32: every tensor is compared.
 
-The float32 graph and the one in question run with Polygraphy's runners, their tensors marked as outputs, on the same
-inputs. What is marked is stored in its own type: on a CPU too a tensor in half is rounded to half, and overflows there.
+Polygraphy runs the float32 graph and the tested graph on the same inputs, with their tensors marked as outputs. Each
+such tensor is stored in its own type: one in half is rounded to half, and can overflow, on a CPU too.
 """
 
 from collections.abc import Iterator, Mapping
@@ -37,11 +37,11 @@ class Layer:
     """One operator, and how far its result is from float32.
 
     Attributes:
-        name: Name of the weight it reads; without one `OP after WEIGHT`, the weight before it.
+        name: Name of the weight that it reads; without one `OP after WEIGHT`, the previous weight.
         operator: ONNX's name of it.
-        tensor: Its result, in the graph in question.
-        type: That the result is stored in, as `float16`.
-        largest: |x| of the float32 result at most.
+        tensor: Its result, in the tested graph.
+        type: The type of the result, such as `float16`.
+        largest: The largest |x| of the float32 result.
         error: Relative, L2 norms; infinite where the result holds NaN or Inf and the float32 one does not.
     """
 
@@ -60,11 +60,11 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What came of comparing a network's tensors with those in float32.
+    """The comparison of a network's tensors with those in float32.
 
     Attributes:
-        network, precision: Which.
-        backend: What ran it; the float32 graph ran in ONNX Runtime on the CPU.
+        network, precision: The tested network.
+        backend: The backend that ran it; the float32 graph ran in ONNX Runtime on the CPU.
         layers: Number of layers; `compared` of them have a counterpart in the float32 graph.
         first: The first layer whose error is JUMP times that of its inputs, in the graph's order; None without one.
         largest: The layer of the largest |x|.
@@ -104,14 +104,14 @@ class Explanation:
 def explain_all(
     bundle: Bundle, plan: Plan, reference: Reference, precision: Precision, backend: str, index: int = 0
 ) -> Iterator[Explanation]:
-    """Explain each network of a plan that is another graph, or runs elsewhere, than the float32 one on the CPU."""
+    """Explain each network of a plan whose graph or backend differs from float32 on the CPU."""
     for name, inputs, _ in walk(bundle, plan, reference, 1):
         if differs(bundle, name, precision, backend):
             yield explain(bundle, name, precision, inputs, backend=backend, index=index)
 
 
 def differs(bundle: Bundle, name: str, precision: Precision, backend: str) -> bool:
-    """Whether there is something to compare: another graph than the float32 one, or another place."""
+    """Whether the graph or the backend differs from the float32 graph on the CPU."""
     return (precision != "fp32" and precision in bundle.network(name).variants) or _where(backend) != "onnxruntime-cpu"
 
 
@@ -127,16 +127,16 @@ def explain(
     """Compare every tensor of a network with float32.
 
     Args:
-        bundle: That has the network.
+        bundle: The bundle of the network.
         name: Name of the network.
         precision: Precision of the variant; fp32 if the network has no such variant.
-        inputs: By name, (B, ...) float32 each; B 1 keeps it small.
-        backend: That is in question. A PyTorch backend runs no graph: the graph then runs on the CPU.
+        inputs: By name, (B, ...) float32 each; B 1 takes the least memory.
+        backend: The tested backend. A PyTorch backend runs no graph, so its graph runs on the CPU.
         index: The number of the GPU, for ONNX Runtime. An engine is built and run on the GPU that is current.
 
     Raises:
-        InvalidOption: Both graphs are the same one, in the same place.
-        MissingDependency: Polygraphy or ONNX Runtime is not there.
+        InvalidOption: Graph and backend are the same on both sides.
+        MissingDependency: Polygraphy or ONNX Runtime is not installed.
     """
     need("explain", *PACKAGES)
     if not differs(bundle, name, precision, backend):
@@ -163,7 +163,7 @@ def compare_graphs(
     """As `explain`, for two files.
 
     Raises:
-        InvalidOption: No layer of the one is a layer of the other.
+        InvalidOption: The graphs have no layer in common.
     """
     from polygraphy import config
 
@@ -262,7 +262,7 @@ def _weight(name: str) -> str:
 
 
 def _where(backend: str) -> Where:
-    """What runs a backend's graph for a comparison; PyTorch's backends have none, and the CPU takes it."""
+    """Return where a backend's graph runs for a comparison; the graph of a PyTorch backend runs on the CPU."""
     for where in ("tensorrt-rtx", "tensorrt", "onnxruntime-cuda"):
         if backend.startswith(where):
             return where

@@ -33,7 +33,7 @@ def run_marked(
         graph: The .onnx file.
         outputs: Names of tensors of the graph.
         inputs: By name, (B, ...) float32 each.
-        where: What runs it.
+        where: The runner.
         index: Number of the GPU, for ONNX Runtime. An engine is built and run on the GPU that is current.
 
     Returns:

@@ -18,7 +18,7 @@ REFERENCE_BATCH = 4  # the reference runs larger batches in parts, so that the h
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What is compared with: the float32 networks of a bundle, by name, on a device."""
+    """The float32 networks of a bundle, by name, on a device."""
 
     name: str
     device: Device
@@ -31,7 +31,7 @@ Walked = tuple[str, dict[str, Float32], dict[str, Float32]]
 def walk(bundle: Bundle, plan: Plan, reference: Reference, batch: int) -> Iterator[Walked]:
     """Yield every network of a plan once: its name, inputs like those of a restoration, and the reference's outputs.
 
-    A loop is walked with each image at another step, from the middle on, and its result taken to be its source.
+    In a loop, each image of the batch is at another step, from the middle on. The loop's source serves as its result.
     """
 
     def call(name: str, inputs: Mapping[str, Float32]) -> dict[str, Float32]:
@@ -57,7 +57,7 @@ def walk(bundle: Bundle, plan: Plan, reference: Reference, batch: int) -> Iterat
                 found, made = walked(stage.conditioner, {"t": t})
                 yield from found
                 t = made["conditioning"]
-            # A picture stands for whatever the networks before made of one: random ones would have x0 clipped all over.
+            # A picture replaces the results of earlier networks: with random inputs nearly all of x0 would be clipped.
             picture = stage.shape == plan.inputs[DEGRADED]
             source = 2.0 * values[DEGRADED] - 1.0 if picture else values[stage.source]
             draws = [np.stack(list(_draws(shape, batch, k))) for k, shape in ((1, stage.shape), (2, stage.noise))]

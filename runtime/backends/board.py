@@ -87,12 +87,12 @@ def this_board(root: Path = Path("/")) -> Board:
     trees = root / "proc/device-tree", root / "sys/firmware/devicetree/base"  # the first is a link to the second
     model, kinds = (next(filter(None, (words_of(tree / file) for tree in trees)), "") for file in _TREE)
     name, release = " ".join(model.split()), root / "etc/nv_tegra_release"
-    told = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*(\d+)", words_of(release), re.IGNORECASE)
+    match = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*(\d+)", words_of(release), re.IGNORECASE)
     known = bool(re.search(r"(?<!\w)nvidia,tegra\d", kinds)) or os.path.isfile(release) or "jetson" in name.lower()  # noqa: PTH113  (raises nothing)
     called = os.environ.get(OVERRIDE, "").strip() or ((name or "a Tegra board") if known else None)
     room = memory(root)
     return Board(
-        called, room.get("MemTotal", 0.0), room.get("SwapTotal", 0.0), (int(told[1]), int(told[2])) if told else None
+        called, room.get("MemTotal", 0.0), room.get("SwapTotal", 0.0), (int(match[1]), int(match[2])) if match else None
     )
 
 
