@@ -285,6 +285,7 @@ class CompiledDevice(GpuDevice):
     def close(self) -> None:
         # cuBLAS's workspaces stay: graphs of other devices in this process may hold their addresses.
         with suppress(DeviceLost):
+            self.cuda.synchronize(self.stream)  # PyTorch's own error on a lost device would hide the first one
             for graph in list(self._graphs):
                 self.forget(graph)
             torch.cuda.empty_cache()

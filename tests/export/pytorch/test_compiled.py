@@ -463,6 +463,20 @@ def test_a_cuda_error_of_pytorch_is_a_lost_device_where_cuda_says_so(
     assert isinstance(raised.value, DeviceLost) == lost
 
 
+def test_a_lost_device_closes_without_another_error(gpu: FakeTorchCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = c.CompiledDevice(0)
+
+    def lost(*_: Any) -> None:
+        raise DeviceLost("cudaErrorIllegalAddress")
+
+    def fails() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(device.cuda, "synchronize", lost, raising=False)
+    monkeypatch.setattr(torch.cuda, "empty_cache", fails)
+    device.close()
+
+
 def test_compiled_code_is_kept_where_no_other_user_writes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(c.INDUCTOR_CACHE, "/chosen")
     c.keep_compiled_code()
