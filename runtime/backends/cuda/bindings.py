@@ -23,13 +23,15 @@ from bfr.runtime.install import install_command
 Handle = Any
 Argument = tuple[int, type[Any]]
 """An argument of a kernel and its C type."""
-# After these the context is gone: every later call fails the same way (CUDA Runtime API, "Error handling").
+# After these the context is gone: every later call fails the same way (CUDA Runtime API, "Error handling"). A GPU that
+# fell off the bus reports Unknown.
 STICKY = frozenset(
     f"cudaError{name}"
     for name in (
         "IllegalAddress", "LaunchFailure", "LaunchTimeout", "HardwareStackError", "IllegalInstruction",
         "MisalignedAddress", "InvalidAddressSpace", "InvalidPc", "Assert", "ECCUncorrectable", "NvlinkUncorrectable",
         "DevicesUnavailable", "ExternalDevice", "ContextIsDestroyed", "Contained", "TensorMemoryLeak",
+        "MpsClientTerminated", "Unknown",
     )
 )  # fmt: skip
 

@@ -67,6 +67,14 @@ def test_every_call_is_in_the_table() -> None:
     assert {name for name in named if "function" in type(getattr(rt, name, None)).__name__} == set(CALLS)
 
 
+def test_every_error_that_ends_the_process_is_known() -> None:
+    """By the words of CUDA's own documentation."""
+    words = {error.name: " ".join((error.__doc__ or "").split()) for error in rt.cudaError_t}
+    fatal = {name for name, text in words.items() if "inconsistent state" in text}
+    assert len(fatal) > 10
+    assert fatal <= cuda.STICKY
+
+
 # A driver that writes down what arrives. cuda-python finds every function through the first of these.
 DRIVER = r"""
 #include <stdio.h>
