@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from bundles import unpacked
 from once import once, run_folder
+from plans import difface_plan
 
 from bfr.runtime.backends.host import HostDevice
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
@@ -26,7 +27,6 @@ from bfr.runtime.bundle.manifest import Network, Preset, Tensor
 from bfr.runtime.faces.geometry import Face, template
 from bfr.runtime.restore.batch import Pending, Restored
 from bfr.runtime.restore.chain import Chain
-from bfr.runtime.restore.plan import difface_plan
 from bfr.runtime.restore.precision import Trial, choose_precision, sample
 from bfr.runtime.restore.restorer import Restorer
 

@@ -9,12 +9,10 @@ not, 2 if a file is no golden.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +20,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from bfr.benchmarks.agreement.replay import (
-    Arrays,
-    Config,
-    Errors,
-    GivenEstimate,
-    ReplayedNoise,
-    distance,
-    on_both,
-    run_chain,
-)
-from bfr.benchmarks.agreement.systems import run_dr2, run_osdface, run_pgdiff
+from bfr.benchmarks.agreement.replay import Arrays, Config, Errors, distance, parameters, read_config
+from bfr.benchmarks.agreement.systems import run_dr2, run_loop, run_osdface, run_pgdiff
 from bfr.export.onnx.graph import export_graph
-from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
 from bfr.export.verify.walk import call_network
 from bfr.models.networks.lama import LaMa
 from bfr.models.networks.swinir import SwinIR
 from bfr.models.networks.unet import UNet
-from bfr.models.stages.estimate import EstimatorStage
-from bfr.models.stages.stage import Stage
-from bfr.models.stages.step import KnownStep, LearnedVarianceStep, LinearStep, cut_variance
-from bfr.models.weights.seeded import LOOP_SCALE, seed_weights
-from bfr.runtime.backends.device import Device, Float32, Network
+from bfr.models.weights.seeded import seed_weights
+from bfr.runtime.backends.device import Float32
 from bfr.runtime.backends.onnxruntime import CpuDevice
-from bfr.runtime.diffusion.schedule import linear_schedule
-from bfr.runtime.diffusion.solvers import StepTable, step_table
 from bfr.runtime.errors import BfrError, InputNotFound, InvalidOption
 from bfr.runtime.files import write_bytes
-from bfr.runtime.restore.chain import Chain, to_unit
-from bfr.runtime.restore.plan import ESTIMATE, difface_plan
 
 TOLERANCE = 1e-4
 NETWORKS: dict[str, type[nn.Module]] = {"UNetModel": UNet, "SwinIR": SwinIR, "FFCResNetGenerator": LaMa}
-# Parameters of the published classes that choose nothing in inference.
-IGNORED = {"dims", "use_fp16", "use_checkpoint", "dropout", "drop_rate", "attn_drop_rate", "drop_path_rate"}
 
 
 def run_golden(path: Path, scratch: Path) -> Errors:
@@ -68,12 +47,12 @@ def run_golden(path: Path, scratch: Path) -> Errors:
     if form not in FORMS:
         raise InvalidOption(f"{path.name} is no golden: its name begins with none of {', '.join(FORMS)}")
     described = path.with_name(f"layout_{name}.json") if form == "full" else path.with_suffix(".json")
-    return FORMS[form](path, arrays, _read(described), scratch)
+    return FORMS[form](path, arrays, read_config(described), scratch)
 
 
 def _run_tiny(_: Path, arrays: Arrays, config: Config, scratch: Path) -> Errors:
     inputs = {name: arrays[name].astype(np.float32) for name in ("x", "t") if name in arrays}
-    outputs = run_network(_network(config, image_size=arrays["x"].shape[-1]), inputs, scratch)
+    outputs = run_network(_network(config, arrays["x"].shape[-1]), inputs, scratch)
     return Errors(*(distance(output, arrays["y"]) for output in outputs))
 
 
@@ -92,7 +71,7 @@ def _run_full(path: Path, arrays: Arrays, config: Config, scratch: Path) -> Erro
         pairs = ((y[:, ::16, ::16], "out_every_16"), (y.mean((1, 2)), "mean"), (y.std((1, 2)), "std"))
         return max(distance(value, arrays[kept]) for value, kept in pairs)
 
-    return Errors(*map(error, run_network(_network(config, image_size=size), inputs, scratch)))
+    return Errors(*map(error, run_network(_network(config, size), inputs, scratch)))
 
 
 def run_network(module: nn.Module, inputs: dict[str, Float32], scratch: Path) -> tuple[Float32, Float32]:
@@ -106,83 +85,18 @@ def run_network(module: nn.Module, inputs: dict[str, Float32], scratch: Path) ->
     return eager, exported["y"]
 
 
-def _run_loop(path: Path, arrays: Arrays, config: Config, scratch: Path) -> Errors:
-    denoiser = _network(_read(path.with_name(f"{config['model'].split()[0]}.json")), LOOP_SCALE)
-    table = step_table(
-        linear_schedule(),
-        solver="ddpm-learned" if config["sampler"] == "ddpm" else "ddim",
-        spacing=config["timestep_respacing"],
-        start=config["start_timesteps"],
-        eta=config["eta"],
-    )
-    guided = config["gamma"] > 0
-    if config["sampler"] != "ddpm":
-        cut_variance(denoiser)
-    kind = LearnedVarianceStep if config["sampler"] == "ddpm" else KnownStep if guided else LinearStep
-    stages: dict[str, Stage] = {"denoiser": kind(denoiser).eval()}
-    if not config["estimator"].startswith("none"):
-        stages["estimator"] = EstimatorStage(_network(_read(path.with_name(f"{config['estimator']}.json")))).eval()
-    conditions: dict[str, Float32] = {}
-    if guided:
-        conditions = {"known": np.asarray(2.0 * arrays["y0"] - 1.0, np.float32), "mask": arrays["mask"]}
-    strength = config["gamma"] if guided else None
-
-    def load(device: EagerDevice | CpuDevice) -> dict[str, Network]:
-        if isinstance(device, EagerDevice):
-            return {name: EagerNetwork(stage) for name, stage in stages.items()}
-        size, loaded = int(arrays["y0"].shape[-1]), dict[str, Network]()
-        for name, stage in stages.items():
-            graph, _ = export_graph(stage, stage.examples(size), stage.outputs, scratch / f"{name}.onnx")
-            loaded[name] = device.load_graph(graph)
-        return loaded
-
-    return on_both(load, partial(replay, table, arrays, conditions, strength))
-
-
-def replay(
-    table: StepTable,
-    arrays: Arrays,
-    conditions: Mapping[str, Float32],
-    strength: float | None,
-    device: Device,
-    networks: Mapping[str, Network],
-) -> float:
-    """Run a recorded loop with its own noise; the largest error of its estimate, kept states and final image."""
-    batch, size = arrays["y0"].shape[0], arrays["y0"].shape[-1]
-    shapes = {name: value.shape[1:] for name, value in conditions.items()}
-    plan = difface_plan(table, size, conditions=shapes, strength=strength)
-    if "estimator" not in networks:
-        networks = {"estimator": GivenEstimate(device, arrays["estimate"]), **networks}
-    chain = Chain(device, networks, plan, batch=batch, noise=ReplayedNoise(device, arrays["noise"]))
-    result, errors = run_chain(chain, arrays, arrays["y0"], inputs=conditions)
-    image = result.image
-    if "mask" in arrays:
-        image = np.where(arrays["mask"] > 0, image, arrays["y0"])  # known pixels are put back
-    estimates = to_unit(device.read(chain.values[ESTIMATE])), np.clip(arrays["estimate"], 0, 1)
-    return max(*errors, distance(*estimates), distance(image, arrays["final"]))
-
-
-def _network(config: Config, scale: Mapping[str, float] | None = None, *, image_size: int | None = None) -> Any:
+def _network(config: Config, image_size: int, scale: Mapping[str, float] | None = None) -> Any:
     if config["class"] not in NETWORKS:
         raise InvalidOption(f"networks of class {config['class']} are not supported: {', '.join(NETWORKS)} are")
-    parameters = {k: v for k, v in config["params"].items() if k not in IGNORED}
-    if config["class"] == "FFCResNetGenerator" and image_size is not None:
-        parameters["image_size"] = image_size  # the published class has no such parameter
-    module = NETWORKS[config["class"]](**parameters)
+    module = NETWORKS[config["class"]](**parameters(config, image_size))
     seed_weights(module, scale)
     return module.eval()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputNotFound(f"{path} does not exist: it describes the golden's network and must lie beside it")
-    return dict(json.loads(path.read_text()))
 
 
 FORMS: dict[str, Callable[[Path, Arrays, Config, Path], Errors]] = {
     "tiny": _run_tiny,
     "full": _run_full,
-    "loop": _run_loop,
+    "loop": run_loop,
     "pgdiff": run_pgdiff,
     "dr2": run_dr2,
     "osdface": run_osdface,

@@ -1,18 +1,23 @@
 """What the goldens share: recorded noise and estimates, a loop whose states are compared, both backends."""
 
+import json
 import zlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bfr.export.pytorch.eager import EagerDevice
-from bfr.runtime.backends.device import BoundCall, Buffer, Device, Float32, Network
+from bfr.runtime.backends.device import BoundCall, Buffer, Device, Float32
 from bfr.runtime.backends.onnxruntime import CpuDevice
+from bfr.runtime.errors import InputNotFound
 from bfr.runtime.restore.chain import Chain, ChainResult
 from bfr.runtime.restore.plan import Shape
 
+# Parameters of the published classes that choose nothing in inference.
+IGNORED = {"dims", "use_fp16", "use_checkpoint", "dropout", "drop_rate", "attn_drop_rate", "drop_path_rate"}
 Arrays = Mapping[str, Any]
 """What a golden holds, by name."""
 Config = Mapping[str, Any]
@@ -46,16 +51,21 @@ class ReplayedNoise:
         self.device.write(self.buffers[step % 2], self.draws[step])
 
 
-class GivenEstimate:
-    """A recorded estimate instead of the estimator."""
+class GivenNetwork:
+    """Recorded outputs instead of a network's own."""
 
-    def __init__(self, device: Device, estimate: NDArray[np.float32]) -> None:
-        self.device, self.estimate = device, np.clip(estimate, 0, 1) * 2.0 - 1.0
+    def __init__(self, device: Device, outputs: Mapping[str, Float32]) -> None:
+        self.device, self.outputs = device, outputs
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> BoundCall:
-        """A call that writes the estimate."""
+        """A call that writes them."""
         del inputs
-        return lambda: self.device.write(outputs["estimate"], self.estimate)
+
+        def call() -> None:
+            for name, buffer in outputs.items():
+                self.device.write(buffer, self.outputs[name])
+
+        return call
 
 
 def recorded_noise(name: str, count: int, image: Shape) -> Float32:
@@ -103,12 +113,20 @@ def run_chain(
     return result, errors
 
 
-def on_both(load: Callable[[Any], Mapping[str, Network]], run: Callable[[Any, Mapping[str, Network]], float]) -> Errors:
-    """Run networks in eager PyTorch, and exported on ONNX Runtime.
+def on_both(run: Callable[[Any], float]) -> Errors:
+    """Run a chain in eager PyTorch, and on ONNX Runtime; `run` takes a device and returns the largest error."""
+    return Errors(run(EagerDevice()), run(CpuDevice()))
 
-    Args:
-        load: Takes a device; returns the networks on it, by name.
-        run: Takes a device and the networks; returns the largest error.
-    """
-    eager, cpu = EagerDevice(), CpuDevice()
-    return Errors(run(eager, load(eager)), run(cpu, load(cpu)))
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What a JSON file says of a golden or of a network. Raises InputNotFound."""
+    if not path.is_file():
+        raise InputNotFound(f"{path} does not exist: it describes the golden's network and must lie beside it")
+    return dict(json.loads(path.read_text()))
+
+
+def parameters(config: Config, image_size: int) -> dict[str, Any]:
+    """The parameters of our network of a published class, for images of `image_size` pixels a side."""
+    found = {name: value for name, value in config["params"].items() if name not in IGNORED}
+    # The published class of LaMa has no such parameter.
+    return {**found, "image_size": image_size} if config["class"] == "FFCResNetGenerator" else found

@@ -6,7 +6,6 @@ stage reads some and makes others, and one of them is the restored image.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from bfr.runtime.bundle import manifest as m
 from bfr.runtime.bundle.bundle import Bundle
@@ -128,38 +127,6 @@ class Plan:
             if isinstance(stage, Loop) and stage.guide:
                 found[stage.guide.network] = found.get(stage.guide.network, 0) + len(stage.guide.steps)
         return found
-
-
-def difface_plan(
-    table: StepTable,
-    size: int,
-    *,
-    truncate: Truncate | None = None,
-    conditions: Mapping[str, Shape] | None = None,
-    **loop: Any,
-) -> Plan:
-    """Return DifFace's plan of one `estimator` and one `denoiser`, without a bundle.
-
-    Args:
-        table: Table of the loop's steps.
-        size: Side of the images in pixels.
-        truncate: Chooses a start for each image; None is the table's own.
-        conditions: Inputs that every step reads under the same names.
-        loop: Further fields of `Loop`.
-    """
-    image = (3, size, size)
-    inputs = {DEGRADED: image, **(conditions or {})}
-    same = {name: name for name in conditions or {}}
-    return Plan(
-        inputs=inputs,
-        values={**inputs, ESTIMATE: image, "state": image},
-        stages=(
-            Call("estimate", "estimator", {DEGRADED: DEGRADED}, {ESTIMATE: ESTIMATE}),
-            Loop("denoise", "denoiser", table, image, source=ESTIMATE, result="state", conditions=same, **loop),
-        ),
-        result="state",
-        truncate=truncate,
-    )
 
 
 def make_plan(bundle: Bundle, preset: m.Preset) -> Plan:

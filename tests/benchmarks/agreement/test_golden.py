@@ -7,11 +7,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from plans import difface_plan
 from safetensors.torch import save_file
 
 from bfr.benchmarks.agreement import golden, systems
 from bfr.benchmarks.agreement.golden import main, run_golden
-from bfr.benchmarks.agreement.replay import Errors
+from bfr.benchmarks.agreement.replay import Errors, GivenNetwork, ReplayedNoise
 from bfr.export import bundle as exporting
 from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
 from bfr.models.stages.step import LinearStep, cut_variance
@@ -19,7 +20,6 @@ from bfr.models.weights.seeded import LOOP_SCALE
 from bfr.runtime.diffusion.schedule import linear_schedule
 from bfr.runtime.diffusion.solvers import Solver, step_table
 from bfr.runtime.restore.chain import Chain
-from bfr.runtime.restore.plan import difface_plan
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -43,9 +43,8 @@ def test_the_published_code_is_met_by_both_backends(name: str, tmp_path: Path) -
 def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the half minute that an export takes: eager PyTorch alone, in the place of both."""
 
-    def alone(load: Any, run: Any) -> Errors:
-        device = EagerDevice()
-        return Errors(*[run(device, load(device))] * 2)
+    def alone(run: Any) -> Errors:
+        return Errors(*[run(EagerDevice())] * 2)
 
     def weights(stage: Any, _inputs: Any, _outputs: Any, path: Path, **_: Any) -> tuple[Path, Path]:
         state = {name.removeprefix(f"{stage.wraps}."): value for name, value in stage.state_dict().items()}
@@ -57,8 +56,7 @@ def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
         with torch.inference_mode():
             return (module.eval()(*map(torch.from_numpy, inputs.values())).numpy(),) * 2
 
-    for one in (golden, systems):
-        monkeypatch.setattr(one, "on_both", alone)
+    monkeypatch.setattr(systems, "on_both", alone)
     monkeypatch.setattr(golden, "run_network", network)
     monkeypatch.setattr(exporting, "export_graph", weights)
 
@@ -98,15 +96,16 @@ def test_at_100_steps_every_solver_agrees_with_ddim_at_every_timestep(monkeypatc
     monkeypatch.setattr("bfr.models.stages.step.clip", lambda x: x)
     with np.load(GOLDEN / "loop_ddim250_n100_eta05.npz") as file:
         recorded = dict(file)
-    denoiser = golden._network(json.loads((GOLDEN / "tiny_unet.json").read_text()), LOOP_SCALE)
+    denoiser = golden._network(json.loads((GOLDEN / "tiny_unet.json").read_text()), 32, LOOP_SCALE)
     cut_variance(denoiser)
     device, step = EagerDevice(), EagerNetwork(LinearStep(denoiser))
 
     def run(**sampler: Any) -> np.ndarray:
         table = step_table(linear_schedule(), **sampler)
         draws = np.repeat(recorded["noise"][:1], len(table) + 1, axis=0)  # the first diffuses, eta 0 uses no other
-        noise, estimate = golden.ReplayedNoise(device, draws), golden.GivenEstimate(device, recorded["estimate"])
-        networks = {"estimator": estimate, "denoiser": step}
+        noise = ReplayedNoise(device, draws)
+        estimate = {"estimate": 2 * np.clip(recorded["estimate"], 0, 1) - 1}
+        networks = {"estimator": GivenNetwork(device, estimate), "denoiser": step}
         chain = Chain(device, networks, difface_plan(table, 32), batch=1, noise=noise)
         return chain.run(recorded["y0"], seed=0, images=(0,)).state
 

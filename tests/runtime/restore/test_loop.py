@@ -2,13 +2,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plans import difface_plan
 
 from bfr.runtime.diffusion.noise import fill_normal
 from bfr.runtime.diffusion.schedule import linear_schedule
 from bfr.runtime.diffusion.solvers import StepTable, step_table
 from bfr.runtime.restore.buffers import Buffers
 from bfr.runtime.restore.chain import Chain, to_unit
-from bfr.runtime.restore.plan import difface_plan
 
 SIZE = 8
 FACE = np.random.default_rng(0).random((1, 3, SIZE, SIZE), dtype=np.float32)

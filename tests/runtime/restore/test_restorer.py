@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plans import difface_plan
 
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.errors import InvalidImage, InvalidOption, RestorationFailed
 from bfr.runtime.restore.chain import Chain
 from bfr.runtime.restore.chains import choose_bucket
-from bfr.runtime.restore.plan import difface_plan
 from bfr.runtime.restore.restorer import Restorer
 from bfr.runtime.restore.tables import sampler_table
 
