@@ -37,7 +37,7 @@ class Order:
 
     Attributes:
         group: Bundle, preset and seed.
-        deadline: A time of `time.monotonic()`; faces that wait longer are dropped.
+        deadline: A time of `time.monotonic()`, at which the work on it ends.
         aligned: The image is an aligned face and nothing else.
         photo: How faces of a photograph are found and pasted.
         suffix: .png, .jpg or .webp, None for the image's own format.
@@ -58,14 +58,12 @@ class FaceOrder:
 
     Attributes:
         group: Bundle, preset and seed.
-        deadline: A time of `time.monotonic()`; faces that wait longer are dropped.
         keys: Keys of their noise, see `Restorer.run`.
         urgent: They are of a request; faces of jobs go when no request waits.
         sender: The sender, for fair queueing.
     """
 
     group: Group
-    deadline: float
     keys: tuple[int | None, ...] | None = None
     urgent: bool = True
     sender: Sender = Sender()

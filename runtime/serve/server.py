@@ -31,7 +31,7 @@ _log = logging.getLogger("bfr.serve")
 
 
 def serve_forever(options: ServeOptions, listen: ListenOptions, keys: Keys) -> int:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM, SIGINT, or SIGHUP of a terminal that is closed.
 
     After the first signal the server accepts no new work, finishes requests in flight within `listen.drain` seconds,
     and answers the others with 503. A second signal ends it at once.
@@ -110,7 +110,8 @@ class _Server:
                 timeout_graceful_shutdown=5,
             )
         )
-        for number in (signal.SIGTERM, signal.SIGINT):
+        hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # under nohup it goes on
+        for number in (signal.SIGTERM, signal.SIGINT, *((signal.SIGHUP,) if hangs_up else ())):
             asyncio.get_running_loop().add_signal_handler(number, self._signalled)
         answering = asyncio.create_task(http.serve(sockets=[self.listening]))
         working = asyncio.create_task(self._work(begin))

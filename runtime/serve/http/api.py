@@ -35,6 +35,7 @@ from bfr.runtime.serve.http.requests import (
 from bfr.runtime.serve.http.schemas import BINARY, Info, Options, RequestInfo, Text
 from bfr.runtime.serve.orders import Answer, Order
 
+MOST_NAMED = 5  # wrong options in an answer
 FORM_SCHEMA = {"type": "object", "required": [FIELD], "properties": {FIELD: {"type": "string", "format": "binary"}}}
 IMAGE_BODY = {"required": True, "content": {**dict.fromkeys((*IMAGES, BYTES), BINARY), FORM: {"schema": FORM_SCHEMA}}}
 RESULT_HEADERS = {
@@ -77,7 +78,8 @@ def make_api(front: Callable[[], Front]) -> FastAPI:
 
     @api.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        errors = [{**one, "loc": one["loc"][1:]} for one in error.errors()]  # behind `query`, `path` or `header`
+        named = error.errors()[:MOST_NAMED]
+        errors = [{**one, "loc": one["loc"][1:]} for one in named]  # behind `query`, `path` or `header`
         found = explain(errors, RestoreOptions.model_fields)
         return await _problem(request, Problem(422, "invalid options", f"{found}; see /openapi.json"))
 

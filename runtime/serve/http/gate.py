@@ -188,7 +188,8 @@ def host_name(host: str) -> str | None:
     if not host:
         return None
     if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
+        address, _, port = host[1:].partition("]")
+        return address.lower() if port[:1] in ("", ":") else host
     return host.partition(":")[0].lower().removesuffix(".")
 
 

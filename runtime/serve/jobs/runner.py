@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import asdict, replace
-from math import inf
 from typing import Any
 
 from bfr.runtime.serve.jobs.store import ENDED, Job, JobStore, Status
@@ -197,7 +196,7 @@ class JobRunner:
                 job.write(status)
             elif arrays:
                 group = Group(request.bundle, request.preset, message["seed"])
-                order = FaceOrder(group, inf, keys=tuple(message["keys"]), urgent=False)
+                order = FaceOrder(group, keys=tuple(message["keys"]), urgent=False)
                 await self._answer(child, order, arrays)
 
     async def _answer(self, child: Child, order: FaceOrder, faces: list[Any]) -> None:

@@ -19,12 +19,6 @@ from bfr.runtime.serve.orders import FaceOrder, Finished, Group
 LOSSES = 2  # workers that a face may be given to
 
 
-class Expired(Exception):
-    """A face waited longer than its request may take; the networks never saw it."""
-
-    kind: Final = "expired"
-
-
 class Lost(Exception):
     """The workers that a face was given to have ended."""
 
@@ -89,7 +83,7 @@ class Ticket:
         return all(face.future.done() for face in self.faces)
 
     def results(self) -> list[Finished]:
-        """In the order of the faces. Raises Expired, Lost and Failed."""
+        """In the order of the faces. Raises Lost and Failed."""
         return [face.future.result() for face in self.faces]
 
     def abandon(self) -> None:
@@ -123,6 +117,7 @@ class Batcher:
 
     def submit(self, images: Sequence[NDArray[Any]], order: FaceOrder) -> Ticket:
         """Queue faces, (S, S, 3) each."""
+        self._drop_empty()  # where no worker runs, nothing else does
         loop, now = asyncio.get_running_loop(), time.monotonic()
         ticket = Ticket(order, next(self._numbers), self._now + self._cost(order))
         ticket.faces = [
@@ -143,7 +138,7 @@ class Batcher:
         while True:
             if self.linger and 0 < len(self) < self.size and not full():
                 await asyncio.sleep(self.linger)
-            if (len(self) >= self.size or not full()) and (faces := self._choose(time.monotonic())):
+            if (len(self) >= self.size or not full()) and (faces := self._choose()):
                 return faces
             self._changed.clear()
             await self._changed.wait()
@@ -182,11 +177,11 @@ class Batcher:
         waiting = sum(one.order.sender.name == order.sender.name for one in self._tickets)
         return waiting / order.sender.weight
 
-    def _choose(self, now: float) -> list[Face]:
+    def _choose(self) -> list[Face]:
         while self._again:
             if not (face := self._again.popleft()).future.done():
                 return [face]
-        self._leave(now)
+        self._drop_empty()
         taken: list[Face] = []
         group: Group | None = None
         while len(taken) < self.size:
@@ -199,14 +194,9 @@ class Batcher:
             if ticket.order.urgent:
                 self._now = max(self._now, ticket.tag)
             ticket.tag += self._cost(ticket.order)
-        self._tickets = [one for one in self._tickets if one.waiting]
+        self._drop_empty()
         return taken
 
-    def _leave(self, now: float) -> None:
-        """Take out the faces past their deadline, and tickets without waiting faces."""
-        for ticket in self._tickets:
-            if ticket.order.deadline <= now:
-                for face in ticket.waiting:
-                    face.fail(Expired("the request waited longer than it may take"))
-                ticket.waiting.clear()
+    def _drop_empty(self) -> None:
+        """Forget the tickets whose faces were taken or abandoned."""
         self._tickets = [one for one in self._tickets if one.waiting]

@@ -136,7 +136,7 @@ class Photos:
         finished: list[Finished] = []
         if prepared.crops:
             yield Progress("queued")
-            wanted = FaceOrder(order.group, order.deadline, sender=order.sender)
+            wanted = FaceOrder(order.group, sender=order.sender)
             begin = time.perf_counter()
             async with aclosing(self._restore_faces(prepared.crops, wanted)) as steps:
                 async for step in steps:

@@ -12,7 +12,7 @@ from bfr.runtime.errors import BfrError, RestorationFailed
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.serve.options import CPU_BATCH, ServeOptions
 from bfr.runtime.serve.orders import FaceOrder, Finished, Refusal
-from bfr.runtime.serve.workers.batching import Batcher, Expired, Failed, Lost
+from bfr.runtime.serve.workers.batching import Batcher, Failed, Lost
 from bfr.runtime.serve.workers.worker import END, Worker, WorkerLost, ended
 
 RestoreFaces = Callable[[Sequence[NDArray[Any]], FaceOrder], AsyncGenerator[float | list[Finished] | Refusal, None]]
@@ -100,7 +100,7 @@ class Pool:
 
         Args:
             faces: (S, S, 3) uint8 or uint16 RGB each.
-            order: Their group, deadline and sender.
+            order: Their group and sender.
 
         Yields:
             The share of the denoising that is done, 0 to 1, where it has changed; at last the results in the order of
@@ -113,7 +113,7 @@ class Pool:
                 if ticket.share != last:  # a request that only waits costs nothing
                     yield (last := ticket.share)
             yield ticket.results()
-        except (Expired, Lost, Failed) as error:
+        except (Lost, Failed) as error:
             yield Refusal(error.kind, str(error))
         finally:
             ticket.abandon()

@@ -245,6 +245,13 @@ async def test_what_is_refused_says_how_to_mend_it(path: str, more: dict[str, An
         assert server.front.visits == {}
 
 
+async def test_a_few_of_many_wrong_options_are_named() -> None:
+    async with serving() as server:
+        refused = await server.post("/restore?" + "&".join(f"a{k}=1" for k in range(3000)))
+        assert refused.status_code == 422
+        assert refused.text.count("there is no option") == 5
+
+
 async def test_a_body_without_a_length_is_counted_as_it_comes() -> None:
     async def chunks() -> AsyncGenerator[bytes, None]:
         for _ in range(100):
@@ -717,6 +724,7 @@ def test_probes_of_containers_go_through_no_proxy(name: str) -> None:
         ({"Host": "LOCALHOST"}, 200),
         ({"Host": "box.example"}, 200),  # one of the server's names
         ({"Host": "evil.example"}, 403),  # made to point here
+        ({"Host": "[::1].evil.example"}, 403),
         ({"Host": "localhost.evil.example:8000"}, 403),
         ({"Origin": "http://localhost"}, 200),
         ({"Origin": "http://evil.example"}, 403),

@@ -1,10 +1,8 @@
 """Batches across requests: who goes with whom, who goes first, who goes never."""
 
 import asyncio
-import time
 from collections.abc import Sequence
 from itertools import chain
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ from numpy.typing import NDArray
 
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.serve.orders import FaceOrder, Finished, Group, Sender
-from bfr.runtime.serve.workers.batching import Batcher, Expired, Face, Lost, Ticket
+from bfr.runtime.serve.workers.batching import Batcher, Face, Lost, Ticket
 
 A, B = Group("mini", "balanced", 1), Group("mini", "fast", 1)
 Pixels = NDArray[Any]
@@ -24,7 +22,7 @@ def image(value: int) -> Pixels:
 
 
 def submit(batcher: Batcher, values: Sequence[int], group: Group = A, **more: Any) -> Ticket:
-    return batcher.submit([image(value) for value in values], FaceOrder(group, more.pop("deadline", inf), **more))
+    return batcher.submit([image(value) for value in values], FaceOrder(group, **more))
 
 
 def values(faces: Sequence[Face]) -> list[int]:
@@ -111,20 +109,13 @@ async def test_a_job_fills_batches_and_never_goes_before_a_request() -> None:
     assert await batches(batcher) == [[7, 8], [9, 1], [2]]
 
 
-async def test_who_waited_too_long_leaves_before_it_costs_anything() -> None:
-    batcher = Batcher(size=1)
-    late, patient = submit(batcher, [1], deadline=time.monotonic() - 1), submit(batcher, [2])
-    assert await batches(batcher) == [[2]]
-    assert await late.wait(10)
-    with pytest.raises(Expired):
-        late.results()
-    assert await patient.wait(10)
-
-
 async def test_abandoned_faces_leave_the_queue() -> None:
     batcher = Batcher(size=2)
     gone = submit(batcher, [0, 1])
-    submit(batcher, [3])
+    gone.abandon()
+    left = submit(batcher, [3])
+    assert batcher._tickets == [left]  # no worker has asked for faces meanwhile
+    gone = submit(batcher, [4])
     gone.abandon()
     assert len(batcher) == 1
     assert await batches(batcher) == [[3]]
