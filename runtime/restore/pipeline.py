@@ -128,6 +128,7 @@ class Pipeline(Generic[T, P, R]):
         weigh: Callable[[T], int] = lambda _input: 0,
         readers: int = 1,
         writers: int = 1,
+        ahead: int = 0,
         on_step: Callable[[int, list[P]], None] | None = None,
     ) -> None:
         """Prepare a run. `prepare` and `finish` are started in the order of the inputs.
@@ -140,6 +141,7 @@ class Pipeline(Generic[T, P, R]):
             weigh: Returns the pixels that an input will hold in memory.
             readers: Number of threads that prepare.
             writers: Number of threads that finish.
+            ahead: Further inputs to prepare while a batch runs, where some need no networks.
             on_step: Called after each denoising step of a batch with its number, from 0, and the inputs that are in
                 it; of a batch on a GPU once, when it is done, with the last number.
         """
@@ -147,7 +149,7 @@ class Pipeline(Generic[T, P, R]):
         self._prepare, self._finish, self._weigh, self._on_step = prepare, finish, weigh, on_step
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="bfr-read")
         self._writers = ThreadPoolExecutor(writers, thread_name_prefix="bfr-write")
-        self._most = 2 * restorer.batch + readers + writers + 1
+        self._most = 2 * restorer.batch + readers + writers + 1 + ahead
         self._inputs: Iterator[T] = iter(())
         self._next: tuple[T, int] | None = None  # an input and its weight
         self._ended = False

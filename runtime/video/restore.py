@@ -21,7 +21,7 @@ from bfr.runtime.images.decode import MAX_PIXELS, Image
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.restore.pipeline import Pipeline, Prepared
 from bfr.runtime.restore.restorer import DEFAULT_SEED
-from bfr.runtime.video.follow import Followed, follow
+from bfr.runtime.video.follow import EVERY, Followed, follow
 from bfr.runtime.video.formats import HEAD, suffix_of
 from bfr.runtime.video.frames import Frame
 from bfr.runtime.video.propagate import KeyFrames, Source, complete, count_warped, fresh
@@ -135,6 +135,7 @@ def restore_video(
                 shooting.write,
                 seed=seed,
                 weigh=lambda _: info.width * info.height,
+                ahead=min(key_frames, EVERY) - 1,
             )
             expected, told = reader.info.frames or 0, 0
             with closing(pipeline.run(repeat(None))) as shots:
