@@ -10,7 +10,6 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from bfr.benchmarks.end_to_end.group import Portrait, compose_group, measure_por
 from bfr.benchmarks.publish import Command, Findings
 from bfr.benchmarks.tables import page, table
 from bfr.runtime.errors import InputNotFound
-from bfr.runtime.faces.detect import Detector
 from bfr.runtime.faces.geometry import Face
 from bfr.runtime.faces.yunet import YuNet
 from bfr.runtime.images.decode import read_image
@@ -29,62 +27,13 @@ from bfr.runtime.jobs.sources import find_images
 
 SIZES = (2, 5, 10, 20, 30)
 WIDTH, HEIGHT = 4000, 3000
-QUANTILES = {  # figure -> list of a Tally, share, column
+QUANTILES = {  # figure -> what is measured, share, column
     "error_p50": ("errors", 0.5, "error"),
     "refined_p50": ("refined", 0.5, "closer look"),
     "refined_p90": ("refined", 0.9, "closer look, p90"),
     "seconds_p50": ("seconds", 0.5, "s"),
 }
 NEAR = 0.6  # eye distances: a detection whose landmarks' middle is nearer than this found the face
-
-
-@dataclass(slots=True)
-class Tally:
-    """What the detector did on one set of pictures.
-
-    Attributes:
-        errors: Errors of each face found, mean over its landmarks.
-    """
-
-    pictures: int = 0
-    faces: int = 0
-    found: int = 0
-    false: int = 0
-    errors: list[float] = field(default_factory=list)
-    refined: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-
-    def add(self, detector: Detector, pixels: NDArray[np.uint8], truths: Sequence[NDArray[np.float64]]) -> None:
-        """Look at a picture whose faces have the landmarks `truths`, (5, 2) each."""
-        begin = time.perf_counter()
-        faces = detector.detect(pixels)
-        self.seconds.append(time.perf_counter() - begin)
-        left = list(faces)
-        for truth in truths:
-            eyes = float(np.hypot(*(truth[1] - truth[0])))
-            face = min(left, key=lambda face: _apart(face, truth), default=None)
-            if face is not None and _apart(face, truth) < NEAR * eyes:
-                left.remove(face)
-                self.found += 1
-                self.errors.append(_error(face, truth) / eyes)
-                self.refined.append(_error(detector.refine(pixels, face), truth) / eyes)
-        self.pictures += 1
-        self.faces += len(truths)
-        self.false += len(left)
-
-    def figures(self) -> dict[str, Any]:
-        """Return what a table shows of it."""
-        return {
-            "pictures": self.pictures,
-            "faces": self.faces,
-            "found": self.found,
-            "recall": round(self.found / max(1, self.faces), 4),
-            "false": self.false,
-            **{
-                name: round(float(np.quantile(values, share)), 4) if (values := getattr(self, which)) else None
-                for name, (which, share, _) in QUANTILES.items()
-            },
-        }
 
 
 def _apart(face: Face, truth: NDArray[np.float64]) -> float:
@@ -122,10 +71,32 @@ def measure(args: argparse.Namespace) -> Findings:
 
 
 def _figures(pictures: Iterable[tuple[NDArray[np.uint8], Sequence[NDArray[np.float64]]]]) -> dict[str, Any]:
-    tally, detector = Tally(), YuNet()
+    """What the detector did on a set of pictures, each with the landmarks (5, 2) of its faces.
+
+    Errors are of each face found, means over its landmarks, in eye distances.
+    """
+    detector = YuNet()
+    looks, faces, false = 0, 0, 0
+    measured: dict[str, list[float]] = {"errors": [], "refined": [], "seconds": []}
     for pixels, truths in pictures:
-        tally.add(detector, pixels, truths)
-    return tally.figures()
+        begin = time.perf_counter()
+        left = detector.detect(pixels)
+        measured["seconds"].append(time.perf_counter() - begin)
+        for truth in truths:
+            eyes = float(np.hypot(*(truth[1] - truth[0])))
+            face = min(left, key=lambda face: _apart(face, truth), default=None)
+            if face is not None and _apart(face, truth) < NEAR * eyes:
+                left.remove(face)
+                measured["errors"].append(_error(face, truth) / eyes)
+                measured["refined"].append(_error(detector.refine(pixels, face), truth) / eyes)
+        looks, faces, false = looks + 1, faces + len(truths), false + len(left)
+    found = len(measured["errors"])
+    quantiles = {
+        name: round(float(np.quantile(measured[which], share)), 4) if measured[which] else None
+        for name, (which, share, _) in QUANTILES.items()
+    }
+    recall = round(found / max(1, faces), 4)
+    return {"pictures": looks, "faces": faces, "found": found, "recall": recall, "false": false, **quantiles}
 
 
 def as_markdown(sets: dict[str, Any]) -> str:
