@@ -50,7 +50,7 @@ from bfr.runtime.jobs.store import Store
 from bfr.runtime.restore import restorer as restorer_module
 from bfr.runtime.restore.restorer import Restorer
 
-ASTRONAUT = Path(__file__).parents[3] / "docs/images/astronaut.png"
+ASTRONAUT = Path(__file__).parents[3] / "docs/images/astronaut_degraded.png"
 ALIGNED = BulkOptions(backend="onnxruntime-cpu", preset="fast", batch=2, photo=None)
 FAST = ["--aligned", "--preset", "fast", "--backend", "onnxruntime-cpu"]
 
