@@ -85,13 +85,17 @@ class Row:
 
 def _tensorrt(major: int) -> tuple[str, ...]:
     parts = ("", "-bindings", "-libs")
-    return (*(f"tensorrt-cu{major}{part}>=10.3,<12" for part in parts), "polygraphy", "filelock")
+    runtime = "nvidia-cuda-runtime" if major == 13 else "nvidia-cuda-runtime-cu12"  # Polygraphy's
+    return (*(f"tensorrt-cu{major}{part}>=10.3,<12" for part in parts), runtime, "polygraphy", "filelock")
 
 
 _SERVE = ("fastapi", "uvicorn", "h11>=0.16,<1", "prometheus-client", "python-multipart", "httpx2>=2.10,<3")
 _RAY = (*_SERVE, "ray>=2.55,<2.64")
 _OTEL = ("opentelemetry-exporter-otlp-proto-http", "opentelemetry-sdk")
-_RTX = ("tensorrt-rtx>=1.7,<2", "tensorrt-rtx-cu13", "tensorrt-rtx-cu13-libs", "polygraphy", "filelock")
+_RTX = (
+    *("tensorrt-rtx>=1.7,<2", "tensorrt-rtx-cu13", "tensorrt-rtx-cu13-libs"),
+    *("nvidia-cuda-runtime", "polygraphy", "filelock"),
+)
 _CPU, _CPU_310, _VIDEO = ("onnxruntime>=1.27,<2",), ("onnxruntime>=1.23,<1.24",), ("av>=17.1,<19",)
 _OLD = ("async-timeout>=4,<6", "tomli>=2,<3")  # what Python 3.10 lacks
 _TORCH = ("torch>=2.11", "onnx", "onnxscript", "safetensors")
