@@ -69,6 +69,7 @@ class _Callable(ModuleType):
 _restore.__class__ = _Callable
 # From 1.32 on, ONNX Runtime sends telemetry unless this is set before it is loaded; bfr sends none.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # else it prints a line for each private tag of a TIFF
 
 
 def __getattr__(name: str) -> Any:

@@ -84,6 +84,8 @@ def _sentence(error: dict[str, Any], fields: Mapping[str, FieldInfo]) -> str:
         return f"{name} {found!r} is unknown: choose one of {', '.join(map(str, choices(field)))}"
     if field and describe_range(field) and error["type"].startswith(("greater_than", "less_than", "finite_number")):
         return f"{name} {found} is out of range: choose {describe_range(field)}"
+    if field and error["type"] == "string_pattern_mismatch":
+        return f"{name} {found!r} is not accepted: {field.description}"
     limits = {key: value for key, value in error.get("ctx", {}).items() if key in LIMITS}
     needed = _NEEDED.get(error["type"]) or (f"choose {_range(limits)}" if limits else None)
     shown = ",".join(found) if isinstance(found, list | tuple) and all(isinstance(one, str) for one in found) else found
@@ -113,11 +115,7 @@ def describe_range(field: FieldInfo) -> str:
 
 
 def _range(limits: Mapping[str, Any]) -> str:
-    least, most = limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))
-    if least is not None and most is not None:
-        return f"between {least} and {most}"
-    if most is not None:
-        return f"at most {most}"
-    if least is None:
-        return ""
-    return f"{least} or more" if "ge" in limits else f"more than {least}"
+    if limits.keys() == {"ge", "le"}:
+        return f"between {limits['ge']} and {limits['le']}"
+    words = {"ge": "{} or more", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
+    return ", ".join(words[name].format(limits[name]) for name in words if name in limits)

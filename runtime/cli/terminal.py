@@ -7,6 +7,7 @@ addresses lose passwords and signatures.
 import json
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -116,6 +117,8 @@ def say_warnings() -> None:
     logger = logging.getLogger("bfr")
     logger.handlers[:] = [_Messages()]
     logger.setLevel(logging.INFO if volume.verbose else logging.NOTSET)
+    if not volume.verbose:  # what it says of damaged files stands in their notes and errors, by name
+        warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def progress_bar(*, download: bool = False) -> "Progress":

@@ -113,6 +113,7 @@ def decode_image(data: bytes, *, name: str = "the file", max_pixels: int = MAX_P
         data, pages = check_parts(data, notes)
         file = Pillow.open(BytesIO(data), formats=NAMES)
     _limit(file.size, name, max_pixels)
+    turned = False
     with _decoding(name, data):
         if isinstance(file, TiffImageFile):  # a tile is decoded whole, also outside the picture
             tile = file.tag_v2.get(_TILE_WIDTH, 0), file.tag_v2.get(_TILE_HEIGHT, 0)
@@ -121,6 +122,7 @@ def decode_image(data: bytes, *, name: str = "the file", max_pixels: int = MAX_P
                 raise InvalidImage(
                     f"{name} begins with a preview, as cameras' raw files do: develop it, save it as PNG"
                 )
+            turned = file.tag_v2.get(_ORIENTATION) in range(5, 9)
             signed = 2 in np.atleast_1d(file.tag_v2.get(_SAMPLE_FORMAT, 1))
             if signed and _bits(file, data) <= 16:  # decoders take some of them for unsigned
                 raise InvalidImage(f"{name} has signed samples: save it with unsigned ones of 8 or 16 bits")
@@ -154,7 +156,8 @@ def decode_image(data: bytes, *, name: str = "the file", max_pixels: int = MAX_P
         alpha = None if image.alpha is None else _upright(image.alpha, orientation)
         pixels = _upright(image.pixels, orientation)
         size = pixels.shape[1], pixels.shape[0]
-        metadata, left_out = read_metadata(file, data, size, turned=5 <= orientation <= 8, srgb=image.icc is None)
+        turned = turned or 5 <= orientation <= 8
+        metadata, left_out = read_metadata(file, data, size, turned=turned, srgb=image.icc is None)
     return replace(image, pixels=pixels, alpha=alpha, metadata=metadata, notes=(*notes, *left_out))
 
 

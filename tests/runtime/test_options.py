@@ -23,6 +23,7 @@ from bfr.runtime.cluster.bulk.options import BulkOptions, PoolOptions
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.jobs.options import JobOptions, RestoreOptions
+from bfr.runtime.live.options import LiveOptions
 from bfr.runtime.options import Options, bounds, choices, describe_range
 from bfr.runtime.restore.options import OpenOptions, SamplerOptions
 from bfr.runtime.serve.http.page import page
@@ -121,6 +122,8 @@ class TestConstructor:
             (PhotoOptions, {"faces": "some"}, ["faces 'some' is unknown: choose one of all, largest, centre"]),
             (OpenOptions, {"batch": 0, "device": -1}, ["batch 0 ", "1 or more", "device -1 ", "0 or more"]),
             (ServeOptions, {"timeout": 0}, ["timeout 0 is out of range: choose more than 0"]),
+            (LiveOptions, {"max_delay": 0}, ["max_delay 0 is out of range: choose more than 0, at most 60"]),
+            (LiveOptions, {"size": "1280*720"}, ["size '1280*720' is not accepted: Size ", "as 1280x720"]),
             (OpenOptions, {"bach": 1}, ["no option 'bach'", "batch"]),
             (Needy, {}, ["name is missing"]),
             (OpenOptions, {"threads": "many"}, ["threads 'many' is not accepted"]),

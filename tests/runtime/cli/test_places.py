@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -284,6 +285,18 @@ def test_what_is_printed(call: Called, album: Path) -> None:
     done = call("restore", "old.jpg", "other.png", "--overwrite", "--verbose")
     assert "other.png: " in done.stderr
     assert "-> other.png" in done.stderr
+
+
+def test_a_decoder_does_not_print_for_itself(call: Called, album: Path) -> None:
+    exif = Image.Exif()
+    exif.update({0x010F: "Camera", 0x0132: "2020:01:01 00:00:00"})
+    Image.new("RGB", SIZE).save("cut.jpg", exif=exif.tobytes()[:-9])
+    for flags in ([], ["--verbose"]):
+        with warnings.catch_warnings(record=True) as printed:
+            warnings.simplefilter("always")
+            done = call("restore", "cut.jpg", "-o", f"out{len(flags)}", "--upscale", "2", *flags)
+        assert "EXIF data are broken" in done.stderr
+        assert bool(printed) == bool(flags)
 
 
 def test_a_photograph_without_a_face_says_what_to_do(call: Called, album: Path, fakes: Any) -> None:

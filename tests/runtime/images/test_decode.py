@@ -63,6 +63,11 @@ def test_16_bit_transparent_grey(files: Any) -> None:
     np.testing.assert_array_equal(image.alpha, np.array([[65_535, 0, 65_535]], np.uint16))
 
 
+def test_opencv_prints_nothing_of_private_tags(files: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    decode_image(files.tiff_16(files.deep[..., :3], (65_000, 5)))
+    assert capfd.readouterr().err == ""
+
+
 def test_16_bit_tiff_premultiplied_by_alpha(files: Any) -> None:
     alpha = np.maximum(files.deep[..., 3:], 20_000)
     stored = np.rint(files.deep[..., :3] * (alpha / 65_535)).astype(np.uint16)

@@ -140,11 +140,12 @@ class TestDensity:
         image = decode_image(jpeg(files, segment(0xED, b"Photoshop 3.0\0" + resource)))
         assert image.metadata.density == Density(300, 150, 1)
 
+    @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
     @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-    def test_it_turns_with_the_picture(self, files: Any, orientation: int) -> None:
+    def test_it_turns_with_the_picture(self, files: Any, orientation: int, kind: str) -> None:
         exif = Pillow.Exif()
         exif.update({0x0112: orientation, 0x011A: 300.0, 0x011B: 150.0, 0x0128: 2})
-        image = decode_image(jpeg(files, dpi=(300, 150), exif=exif.tobytes()))
+        image = decode_image(files.saved(files.flat("RGB", (9, 9, 9)), kind, dpi=(300, 150), exif=exif))
         expected = (150, 300) if orientation > 4 else (300, 150)
         density, block = image.metadata.density, exif_density(image.metadata.exif or b"")
         assert density is not None
