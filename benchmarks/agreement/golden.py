@@ -12,7 +12,7 @@ import argparse
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +85,11 @@ def run_network(module: nn.Module, inputs: dict[str, Float32], scratch: Path) ->
     return eager, exported["y"]
 
 
-def _network(config: Config, image_size: int, scale: Mapping[str, float] | None = None) -> Any:
+def _network(config: Config, image_size: int) -> Any:
     if config["class"] not in NETWORKS:
         raise InvalidOption(f"networks of class {config['class']} are not supported: {', '.join(NETWORKS)} are")
     module = NETWORKS[config["class"]](**parameters(config, image_size))
-    seed_weights(module, scale)
+    seed_weights(module)
     return module.eval()
 
 

@@ -138,11 +138,7 @@ def run_pgdiff(path: Path, arrays: Arrays, config: Config, scratch: Path) -> Err
         seed_weights(recognizer, config["recognizer_scale"])  # embeddings as long as trained ones
         weights = {ARCFACE.file: recognizer.state_dict()}
     sampler = Preset(solver="ddpm-learned", spacing=config["spacing"], start=steps, guidance=config["scale"])
-    system = replace(
-        pgdiff.REFERENCE if inputs else pgdiff.PGDIFF,
-        image_size=size,
-        networks=networks,
-    )
+    system = replace(pgdiff.REFERENCE if inputs else pgdiff.PGDIFF, image_size=size, networks=networks)
 
     def compare(chain: Chain) -> float:
         result, errors = run_chain(chain, arrays, degraded, every=2, inputs=inputs)

@@ -16,7 +16,7 @@ from bfr.benchmarks.agreement.replay import Errors, GivenNetwork, ReplayedNoise
 from bfr.export import bundle as exporting
 from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
 from bfr.models.stages.step import LinearStep, cut_variance
-from bfr.models.weights.seeded import LOOP_SCALE
+from bfr.models.weights.seeded import LOOP_SCALE, seed_weights
 from bfr.runtime.diffusion.schedule import linear_schedule
 from bfr.runtime.diffusion.solvers import Solver, step_table
 from bfr.runtime.restore.chain import Chain
@@ -96,7 +96,8 @@ def test_at_100_steps_every_solver_agrees_with_ddim_at_every_timestep(monkeypatc
     monkeypatch.setattr("bfr.models.stages.step.clip", lambda x: x)
     with np.load(GOLDEN / "loop_ddim250_n100_eta05.npz") as file:
         recorded = dict(file)
-    denoiser = golden._network(json.loads((GOLDEN / "tiny_unet.json").read_text()), 32, LOOP_SCALE)
+    denoiser = golden._network(json.loads((GOLDEN / "tiny_unet.json").read_text()), 32)
+    seed_weights(denoiser, LOOP_SCALE)
     cut_variance(denoiser)
     device, step = EagerDevice(), EagerNetwork(LinearStep(denoiser))
 
