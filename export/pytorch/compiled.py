@@ -279,7 +279,8 @@ class CompiledDevice(GpuDevice):
             return super().array(shape)
 
     def memory(self) -> tuple[int, int] | None:
-        torch.cuda.empty_cache()  # memory that PyTorch holds unused counts as free
+        with self.computing():
+            torch.cuda.empty_cache()  # memory that PyTorch holds unused counts as free
         return super().memory()
 
     def close(self) -> None:

@@ -474,6 +474,8 @@ def test_a_lost_device_closes_without_another_error(gpu: FakeTorchCuda, monkeypa
 
     monkeypatch.setattr(device.cuda, "synchronize", lost, raising=False)
     monkeypatch.setattr(torch.cuda, "empty_cache", fails)
+    with pytest.raises(DeviceLost):
+        device.memory()
     device.close()
 
 

@@ -250,9 +250,9 @@ def test_a_cache_folder_that_cannot_be_written_names_the_remedy(folder: Path, mo
         build(folder)
 
 
-def test_without_a_gpu_nothing_is_written(folder: Path) -> None:
-    with pytest.raises(BackendUnavailable, match="GPU 0"):
-        build_engines(folder, "tensorrt-rtx")
+def test_without_that_gpu_nothing_is_written(folder: Path) -> None:
+    with pytest.raises(BackendUnavailable, match="GPU 99"):
+        build_engines(folder, "tensorrt-rtx", index=99)
     assert not machine_of(folder).folder.exists()
 
 

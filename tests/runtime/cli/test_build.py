@@ -73,9 +73,9 @@ def test_a_graph_that_cannot_be_read_ends_a_dry_run_with_an_error(bfr: Any, tmp_
     assert "Traceback" not in err
 
 
-def test_without_a_gpu_nothing_is_built(bfr: Any, home: Path) -> None:
+def test_without_that_gpu_nothing_is_built(bfr: Any, home: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    status, _, err = bfr("build", "--library", "tensorrt-rtx")
+    status, _, err = bfr("build", "--library", "tensorrt-rtx", "--device", "99")
     assert status == 2
     assert "--dry-run" in err
     assert not home.exists()
