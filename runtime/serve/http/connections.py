@@ -1,6 +1,9 @@
 """Limits before authentication: of connections, of the size and time of headers, and of tiny chunks."""
 
 import asyncio
+import fcntl
+import sys
+import termios
 from typing import Any
 
 import h11
@@ -8,7 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_BYTES = 32_768  # of a request's line and headers
 LINGER = 5.0  # seconds that the rest of a refused body is read, so that its sender sees the answer
-READ_SECONDS = 30.0  # seconds in which a client takes no byte of its answer
+READ_SECONDS, LEAST_READ = 30.0, 5_000  # seconds in which a client takes fewer bytes of its answer, a second
 MOST_CHUNKS, LEAST_CHUNK = 1000, 64  # so many chunks of a body have so many bytes on average; the parser is in Python
 LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -67,7 +70,7 @@ class Connection(H11Protocol):
     def pause_writing(self) -> None:
         """See asyncio.Protocol: the client reads its answer more slowly than it is sent."""
         super().pause_writing()
-        self._watch_reader(self.transport.get_write_buffer_size())
+        self._watch_reader(self._unread())
 
     def resume_writing(self) -> None:
         """See asyncio.Protocol."""
@@ -100,9 +103,14 @@ class Connection(H11Protocol):
                 raise h11.RemoteProtocolError("the body comes in tiny chunks")
         return event
 
+    def _unread(self) -> int:
+        """The bytes that the client has not taken yet: here, and in the system, which holds up to some megabytes."""
+        queued = fcntl.ioctl(self.transport.get_extra_info("socket"), termios.TIOCOUTQ, bytes(4))
+        return self.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
+
     def _watch_reader(self, before: int) -> None:
         def look() -> None:
-            if (now := self.transport.get_write_buffer_size()) >= before:
+            if before - (now := self._unread()) < min(before, LEAST_READ * READ_SECONDS):
                 self.transport.abort()
             else:
                 self._watch_reader(now)

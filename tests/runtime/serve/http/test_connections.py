@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -169,6 +170,39 @@ def test_past_the_limit_the_idlest_connection_is_closed_and_a_busy_one_stays() -
         (closed,) = select.select(idle, [], [], 10)[0]  # which of the two was read first is the kernel's choice
         assert answer(closed) == b""
         assert answer(busy).endswith(b"ok")
+
+
+async def test_who_takes_an_answer_slowly_is_not_cut_off() -> None:
+    """The server's own buffer stays as it is for long: the system asks for more only when a third of its is free."""
+    looks: list[Callable[[], None]] = []
+    aborted: list[bool] = []
+
+    class Transport(asyncio.Transport):
+        def get_write_buffer_size(self) -> int:
+            return 10_000_000
+
+        def abort(self) -> None:
+            aborted.append(True)
+
+    protocol = limited(3, 20)(uvicorn.Config(app, h11_max_incomplete_event_size=HEADER_BYTES), ServerState(), {})
+    protocol.loop = SimpleNamespace(time=time.monotonic, call_later=lambda _seconds, look: looks.append(look))
+    with socket.create_server(("127.0.0.1", 0)) as bound, socket.create_connection(bound.getsockname()) as client:
+        line, _ = bound.accept()
+        with line:
+            line.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    line.send(bytes(1 << 16))
+            protocol.connection_made(Transport({"socket": line}))
+            protocol.pause_writing()
+            for _ in range(3):
+                before = protocol._unread()
+                while before - protocol._unread() < connections.LEAST_READ * connections.READ_SECONDS:
+                    client.recv(1 << 16)
+                looks.pop()()
+                assert aborted == []
+            looks.pop()()
+            assert aborted == [True]
 
 
 async def test_many_connections_of_one_moment_keep_the_limit() -> None:
