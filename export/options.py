@@ -38,7 +38,7 @@ def _black_first(extent: tuple[float, float] | None) -> tuple[float, float] | No
     if extent and not extent[0] < extent[1]:
         raise ValueError("black must be less than white")
     if extent and (extent[1] - extent[0] < LEAST_WIDTH or max(map(abs, extent)) > LARGEST_VALUE):
-        raise ValueError(f"they differ by {LEAST_WIDTH} or more, and lie within {LARGEST_VALUE:,} of 0")
+        raise ValueError(f"black and white differ by {LEAST_WIDTH} or more, and lie within {LARGEST_VALUE:,} of 0")
     return extent
 
 

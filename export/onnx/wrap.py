@@ -1,8 +1,8 @@
-"""`bfr wrap`: any restorer that is one ONNX file becomes a bundle, so that it runs and is measured beside the others.
+"""`bfr wrap`: make a bundle of any restorer that is one ONNX file.
 
 What the file expects (value range, colour order, layout, further inputs) becomes part of the graph: a wrapped network
 reads `degraded`, (batch, 3, S, S) RGB in [0, 1], and makes `estimate`, (batch, 3, T, T) RGB in [-1, 1], as an estimator
-does. The wrapped graph is compared with the file as it came before the bundle is published.
+does. `bfr wrap` compares the wrapped graph with the original file before it publishes the bundle.
 """
 
 import re
@@ -21,6 +21,7 @@ from bfr.export.onnx.wrap_load import (
     describe_variant,
     drawing_nodes,
     load_model,
+    load_weights,
     parameter_count,
     reason,
     sort_nodes,
@@ -67,13 +68,13 @@ def wrap(
 ) -> Bundle:
     """Make a bundle of an ONNX file, or of the folder of OSDFace's, see `bfr.export.onnx.wrap_osdface`.
 
-    A file that fixes its batch to 1 is freed from that where it still gives each image the same result; else the bundle
-    says that it runs one image at a time. Nodes that draw random numbers become constants.
+    If a file fixes its batch, the batch becomes dynamic, provided that each image keeps its result; else the bundle
+    keeps the file's batch. Nodes that draw random numbers become constants.
 
     Args:
-        file: The ONNX file; its weights may lie in files beside it. Or the folder.
-        folder: The new bundle's.
-        options: What the file expects, as far as it is known.
+        file: The ONNX file, with its weights in it or in files beside it; or the folder.
+        folder: The folder of the new bundle.
+        options: What the file expects, as far as the user knows it.
         threads: CPU threads of trial runs and verification; None is one per core.
         say: Called with each line of what is assumed, found and done.
 
@@ -94,7 +95,7 @@ def wrap(
         tell_assumed(face, options, file.name, say)
         check_ranges(original, face, say)
         half, parameters = _is_half(model), parameter_count(model)
-        onnx.load_external_data_for_model(model, str(original.file.parent))
+        load_weights(model, original.file.parent)
         path = partial / f"{NETWORK}.onnx"
         wrap_graph(model, face)
         save_graph(model, path)
@@ -103,15 +104,15 @@ def wrap(
         batches = _probe(path, face, device, say)
         if batches and face.source.batch:
             fix_batch(model.graph, *batches)
-        told = _metadata(system, face, batches, options, source)
-        helper.set_model_props(model, told)
+        metadata = _metadata(system, face, batches, options, source)
+        helper.set_model_props(model, metadata)
         onnx.save(model, path)
         variants: dict[m.Precision, m.Variant] = {"fp32": describe_variant(partial, path, model)}
         if "fp16" in options.precision and half:
             say(f"{file.name} computes in half already: no variant in fp16 is added")
         elif "fp16" in options.precision:
             halved = partial / f"{NETWORK}.fp16.onnx"
-            _save_half(path, halved, told)
+            _save_half(path, halved, metadata)
             variants["fp16"] = describe_variant(partial, halved, model)
         network = m.Network(
             kind="wrapped",
@@ -156,9 +157,9 @@ def wrap(
 def _metadata(
     system: str, face: Interface, batches: tuple[int, ...] | None, options: WrapOptions, source: m.Source
 ) -> dict[str, str]:
-    """What the graph says of itself, and of the file that it was."""
+    """Describe the graph and its original file."""
     ranges = ["..".join(f"{end:g}" for end in extent) for extent in (face.input_range, face.output_range)]
-    told = describe_graph(
+    metadata = describe_graph(
         system=system,
         network=NETWORK,
         kind="wrapped",
@@ -169,12 +170,12 @@ def _metadata(
         batches=batches,
         fixed={name: f"{value:g}" for name, value in face.constants.items()},
     )
-    return told | {"bfr.file.range": f"{ranges[0]} to {ranges[1]}", "bfr.file.colour": face.colour}
+    return metadata | {"bfr.file.range": f"{ranges[0]} to {ranges[1]}", "bfr.file.colour": face.colour}
 
 
 def _probe(path: Path, face: Interface, device: CpuDevice, say: Say) -> tuple[int, ...] | None:
     """The batch sizes that the graph takes, None for all."""
-    problem = "an image comes out otherwise in a batch than alone"
+    problem = "an image has another result in a batch than alone"
     try:
         session = device.load_graph(path).session
         faces = _examples(face, max(BATCHES))
@@ -213,7 +214,7 @@ def _save_half(path: Path, halved: Path, metadata: dict[str, str]) -> None:
 
 
 def _is_half(model: onnx.ModelProto) -> bool:
-    """Whether the file computes in half, as far as its weights and images tell."""
+    """Whether the file computes in half, judged by its weights and images."""
     types = {tensor.data_type for tensor in model.graph.initializer if prod(tensor.dims) > 1}
     types |= {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
     return TensorProto.FLOAT16 in types
@@ -238,7 +239,8 @@ def _compare(
         raw = raw_result(original, face, given[DEGRADED], given.get(REFERENCE))
         if not np.isfinite(raw).all():
             raise InvalidCheckpoint(
-                f"{file} makes NaN or Inf of a usual picture: choose another --input-range, or export trained weights"
+                f"{file} returns NaN or Inf for an ordinary picture: choose another --input-range, or export trained "
+                "weights"
             )
         if not checks and precision == "fp32":
             warn_of_range(raw, face, say)

@@ -1,4 +1,4 @@
-"""An ONNX file's graph: read after it was checked, in one form whatever its age, and without random numbers."""
+"""Read an ONNX file's graph: checked, normalized to one form, and without random numbers."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from onnx.numpy_helper import from_array, to_array
 
 from bfr.models.weights.identify import no_graph
 from bfr.runtime.bundle.bundle import describe_file
-from bfr.runtime.bundle.manifest import NAME_PATTERN, Tensor, Variant
+from bfr.runtime.bundle.manifest import LARGEST_GRAPH, NAME_PATTERN, Tensor, Variant
 from bfr.runtime.bundle.onnx import LARGEST_ELEMENTS, FilesBeside, check_graph
 from bfr.runtime.errors import BundleInvalid, InputNotFound, InvalidCheckpoint, InvalidOption
 
@@ -35,7 +35,7 @@ _NOISE = re.compile(
 
 
 def load_model(file: Path) -> onnx.ModelProto:
-    """The graph: nodes in order, functions put in their place; weights that lie in files beside it stay there.
+    """Read the graph: nodes in order, functions inlined; weights in files beside it stay there.
 
     Raises InputNotFound, InvalidCheckpoint.
     """
@@ -43,6 +43,11 @@ def load_model(file: Path) -> onnx.ModelProto:
         raise InputNotFound(f"{file} does not exist: name an ONNX file")
     if problem := no_graph(file):
         raise InvalidCheckpoint(f"{file} {problem}")
+    if (size := file.stat().st_size) > LARGEST_GRAPH:
+        raise InvalidCheckpoint(
+            f"{file} has {size:,} bytes, and an ONNX file at most {LARGEST_GRAPH:,}: export it with its weights in "
+            "files beside it"
+        )
     try:
         data = file.read_bytes()
         check_graph(data, FilesBeside(file.parent), file)
@@ -54,14 +59,28 @@ def load_model(file: Path) -> onnx.ModelProto:
         raise InvalidCheckpoint(str(error)) from error
     except Exception as error:  # protobuf's, onnx's and the file system's own types
         raise InvalidCheckpoint(
-            f"{file} is no valid ONNX model: {reason(error)}. Export it again; one of a newer ONNX than "
-            f"{onnx.__version__} needs a newer `onnx`"
+            f"{file} is no valid ONNX model: {reason(error)}. Export it again; if a newer ONNX than "
+            f"{onnx.__version__} wrote it, upgrade `onnx`"
         ) from error
     return model
 
 
+def load_weights(model: onnx.ModelProto, folder: Path) -> None:
+    """Read the weights that lie in files beside a graph into it. Raises InvalidCheckpoint where a length is wrong."""
+    stored = [tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+    try:
+        onnx.load_external_data_for_model(model, str(folder))
+        for tensor in stored:
+            to_array(tensor)
+    except Exception as error:  # onnx's and the file system's own types
+        raise InvalidCheckpoint(
+            f"the weights beside the model cannot be read: {reason(error)}. Download them again, or export the model "
+            "again"
+        ) from error
+
+
 def _settle(model: onnx.ModelProto, file: Path) -> None:
-    """Bring a graph into the one form that is read here, in place."""
+    """Normalize a graph to the form that `bfr wrap` reads, in place."""
     if not model.opset_import:
         raise InvalidCheckpoint(f"{file} does not say which opset it uses: export it again")
     if not model.graph.output:
@@ -86,10 +105,10 @@ def _settle(model: onnx.ModelProto, file: Path) -> None:
 
 
 def system_name(name: str | None, file: Path) -> str:
-    """The name that was given, else the file's. Raises InvalidOption for one that a manifest does not take."""
+    """Return the given name, else the file's. Raises InvalidOption for a name that a manifest does not allow."""
     found = re.sub(r"[^A-Za-z0-9_.+-]+", "-", file.stem).lstrip("-.+")[:100] or "wrapped" if name is None else name
     if not re.fullmatch(NAME_PATTERN, found):
-        raise InvalidOption(f"name {found!r}: letters, digits and _ . + - are taken, 100 at most, a letter first")
+        raise InvalidOption(f"name {found!r}: use at most 100 letters, digits and _ . + -, beginning with a letter")
     return found
 
 
@@ -113,9 +132,9 @@ def describe_variant(folder: Path, path: Path, model: onnx.ModelProto) -> Varian
     """A bundle's entry of a graph.
 
     Args:
-        folder: The bundle's.
+        folder: The bundle's folder.
         path: The graph, with its weights beside it.
-        model: What it holds.
+        model: The content of the graph.
     """
     weights = (describe_file(folder, path.with_suffix(".safetensors")),)
     return Variant(graph=describe_file(folder, path), weights=weights, opset=model_opset(model))
@@ -160,29 +179,36 @@ def branches(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def drawing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The nodes that draw random numbers. Raises InvalidOption for those that cannot become constants."""
+    """The nodes that draw random numbers.
+
+    Raises InvalidOption for those that cannot become constants, and for layers that train: ONNX Runtime changes the
+    averages of a BatchNormalization at each run.
+    """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     stored = [node for node in model.graph.node if node.op_type == "Constant"]
     constants |= {node.output[0]: one.t for node in stored for one in node.attribute if one.HasField("t")}
 
     def trains(node: onnx.NodeProto) -> bool:
+        if node.op_type == "BatchNormalization":
+            return any(one.name == "training_mode" and one.i for one in node.attribute)
         if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
             return False
         mode = constants.get(node.input[2])
         return mode is None or bool(mode.external_data) or bool(to_array(mode).any())
 
     inner = [one for node in model.graph.node for graph in branches(node) for one in _every_node(graph)]
+    inner += [one for function in model.functions for one in _every_node(function)]  # not inlined: of another opset
     others = [node for node in inner if node.op_type in DRAWS]
     others += [node for node in (*model.graph.node, *inner) if node.op_type in NEVER_CONSTANT or trains(node)]
     if others:
         raise InvalidOption(
-            f"the model draws random numbers ({others[0].op_type} {others[0].name!r}), so that no two results agree: "
-            "export it with `model.eval()` and constant noise"
+            f"the model draws random numbers or trains ({others[0].op_type} {others[0].name!r}), so no two results "
+            "agree: export it with `model.eval()` and constant noise"
         )
     return [node for node in model.graph.node if node.op_type in DRAWS]
 
 
-def _every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+def _every_node(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
     for node in graph.node:
         yield node
         for branch in branches(node):
@@ -190,21 +216,21 @@ def _every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def check_size(what: str, shape: Sequence[int]) -> None:
-    """Raise InvalidCheckpoint for a tensor that a file declares and no machine has."""
+    """Raise InvalidCheckpoint for a declared tensor that is too large for any machine."""
     if min(shape, default=1) < 1 or prod(shape) > 2 * LARGEST_ELEMENTS:
         raise InvalidCheckpoint(
             f"the model's {what} has the shape {' x '.join(map(str, shape))}, more than {2 * LARGEST_ELEMENTS:,} "
-            "numbers: export it for a usual size"
+            "numbers: export it for a smaller size"
         )
 
 
 def stand_in(node: onnx.NodeProto) -> onnx.NodeProto:
-    """A node that draws nothing, whose output has the shape and type of one that draws."""
+    """Return a deterministic node whose output has the shape and type of a random one."""
     attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     made, kind = list(node.output), attributes.get("dtype")
     if not node.input:
         if not (shape := attributes.get("shape")):
-            raise InvalidCheckpoint(f"the node {made[0]!r} draws random numbers of no shape: export the model again")
+            raise InvalidCheckpoint(f"the random node {made[0]!r} has no shape: export the model again")
         check_size(f"noise {made[0]}", shape)
         zeros = np.zeros(shape, helper.tensor_dtype_to_np_dtype(kind or TensorProto.FLOAT))
         return helper.make_node("Constant", [], made, value=from_array(zeros))
@@ -214,7 +240,7 @@ def stand_in(node: onnx.NodeProto) -> onnx.NodeProto:
 
 
 def draw_once(node: onnx.NodeProto, number: int, like: NDArray[np.generic]) -> TensorProto:
-    """What a node draws, from a seed of its own.
+    """Draw a node's random numbers, from a seed of its own.
 
     Args:
         node: The node.

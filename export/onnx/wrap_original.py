@@ -1,4 +1,4 @@
-"""The file as it came, run by ONNX Runtime: what it reads and makes, and what its bundle is compared with."""
+"""Run the original file in ONNX Runtime: to find its interface, and to compare its bundle with it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -12,7 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from bfr.export.onnx.wrap_load import check_size, draw_once, drawing_nodes, reason, stand_in
+from bfr.export.onnx.wrap_load import check_size, draw_once, drawing_nodes, load_weights, reason, stand_in
 from bfr.export.onnx.wrap_read import (
     IMAGE_TYPES,
     ImageTensor,
@@ -28,10 +28,11 @@ from bfr.export.options import WrapOptions
 from bfr.export.verify.walk import synthetic
 from bfr.runtime.backends.device import Float32
 from bfr.runtime.backends.onnxruntime import SAFE
+from bfr.runtime.bundle.manifest import LARGEST_BATCH
 from bfr.runtime.errors import InvalidCheckpoint, InvalidOption
 from bfr.runtime.restore.plan import DEGRADED
 
-STRAY = 0.25  # of the declared range: results further outside it were made for another one
+STRAY = 0.25  # of the declared range: results further outside belong to another range
 OPEN_FACE, TILE = 512, 128  # sides of files that leave them open: of face restorers, and of enlargers
 SIGNED, UNIT, BYTES = (-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)
 REMEDIES = {  # by what ONNX Runtime says
@@ -43,16 +44,17 @@ REMEDIES = {  # by what ONNX Runtime says
     "Unsupported model IR version": "Upgrade onnxruntime, or export it with an older onnx",
     "is under development": "Export it with an older opset, or upgrade onnxruntime",
 }
+IMAGE_TYPES_OF_ORT = ("tensor(float)", "tensor(float16)", "tensor(double)", "tensor(uint8)")  # NumPy lacks some others
 Say = Callable[[str], None]
 
 
 class Original:
-    """The file as it came, in ONNX Runtime on the CPU. Raises InvalidCheckpoint if that cannot load it."""
+    """The original file, in ONNX Runtime on the CPU. Raises InvalidCheckpoint if ONNX Runtime cannot load it."""
 
     def __init__(self, file: Path, threads: int | None) -> None:
         self.file = file
         options = ort.SessionOptions()
-        options.log_severity_level = 4  # a shape that does not fit is an answer here, no news
+        options.log_severity_level = 4  # trials with shapes that do not fit are expected to fail
         for entry, value in SAFE.items():
             options.add_session_config_entry(entry, value)
         if threads is not None:
@@ -69,15 +71,15 @@ class Original:
     def run(
         self, images: Mapping[ImageTensor, NDArray[np.float32]], values: Mapping[str, float], *outputs: str
     ) -> dict[str, NDArray[np.generic]]:
-        """Run the file as it came.
+        """Run the original file.
 
         Args:
             images: The pictures, (B, 3, H, W) in the file's own range and order of channels.
             values: Values of further inputs, by name.
-            outputs: The outputs to compute; all if none is named.
+            outputs: The outputs to compute; if none is named, all of the types that images have.
 
         Returns:
-            Those of the outputs that are tensors, by name.
+            The outputs, by name.
 
         Raises:
             InvalidCheckpoint: It does not run.
@@ -92,7 +94,9 @@ class Original:
             sizes |= open_sizes(inputs[image.name].shape, (1, *x.shape[-3:])[-x.ndim :])
         for name, number in values.items():
             feed[name] = filled(name, inputs[name].shape, number, _numpy_type(inputs[name].type), sizes)
-        names = outputs or [output.name for output in self.session.get_outputs()]
+        images_made = [output.name for output in self.session.get_outputs() if output.type in IMAGE_TYPES_OF_ORT]
+        if not (names := outputs or images_made):
+            return {}
         try:
             found = self.session.run(names, feed, silent())
         except Exception as error:  # ONNX Runtime's own types
@@ -101,16 +105,21 @@ class Original:
             remedy = f"Choose {', or '.join(remedies)}" if remedies else "Export it again"
             size = "x".join(map(str, planes.shape[2:]))
             raise InvalidCheckpoint(f"the model does not run on {size}: {reason(error)}. {remedy}") from error
-        return {name: y for name, y in zip(names, found, strict=True) if isinstance(y, np.ndarray)}
+        return dict(zip(names, found, strict=True))
 
 
 def find_interface(model: onnx.ModelProto, original: Original, options: WrapOptions) -> Interface:
-    """How the file is read and written: what the options say, else what its shapes, names and one run tell.
+    """Find how the file is read and written, from the options, else from its shapes, its names and one run.
 
     Raises InvalidOption if that leaves a choice, InvalidCheckpoint if the file does not run.
     """
     source, reference = find_inputs(model, options)
     images = [one for one in (source, reference) if one]
+    if (source.batch or 1) > LARGEST_BATCH:
+        raise InvalidCheckpoint(
+            f"the model takes {source.batch:,} pictures at a time, {LARGEST_BATCH:,} at most are run: export it with a "
+            "batch of 1"
+        )
     weight, values = find_values(model, images, options.values)
     if source.side is not None and options.size not in (None, source.side):
         raise InvalidOption(f"the model takes only {source.side}x{source.side}: leave --size out")
@@ -163,20 +172,20 @@ def _greys(images: Sequence[ImageTensor], side: int) -> dict[ImageTensor, NDArra
 
 
 def tell_assumed(face: Interface, options: WrapOptions, file: str, say: Say) -> None:
-    """Say how the file is read, and name the flags that overrule what was assumed."""
+    """Say how the file is read, and name the flags that override an assumption."""
     ranges = " to ".join(f"{black:g}..{white:g}" for black, white in (face.input_range, face.output_range))
     say(
         f"{file}: {face.source.name} {face.side}x{face.side} to {face.target.name} {face.out_side}x{face.out_side}, "
         f"{face.colour.upper()} in {ranges}"
     )
     if options.input_range is None or options.output_range is None:
-        say("the value range is assumed: --input-range and --output-range overrule it")
+        say("the value range is assumed: --input-range and --output-range override it")
     if face.source.side is None and options.size is None:
         say(f"the size is assumed: --size chooses another than {face.side}")
     if face.weight:
         say(
-            f"{face.weight} is taken for a fidelity weight, {face.values[face.weight]:g} where a run does not say "
-            "otherwise: `bfr restore --weight`"
+            f"{face.weight} is assumed to be a fidelity weight, {face.values[face.weight]:g} by default: "
+            "`bfr restore --weight` changes it"
         )
 
 
@@ -229,13 +238,13 @@ def _likeness(found: NDArray[np.float32], picture: NDArray[np.float32]) -> float
 def raw_result(
     original: Original, face: Interface, faces: Float32, others: Float32 | None = None
 ) -> NDArray[np.float64]:
-    """What the file makes of faces, whose values NumPy maps.
+    """Restore faces with the original file; NumPy maps their values.
 
     Args:
-        original: The file; one that fixes its batch gets so many at a time, the last of them repeated.
+        original: The file; if it fixes its batch, it gets that many faces at a time, the last one repeated.
         face: How it is read.
         faces: (B, 3, S, S) RGB in [0, 1].
-        others: The second pictures, where the file reads them.
+        others: The second pictures, if the file reads them.
 
     Returns:
         (B, 3, T, T) RGB in the file's own range.
@@ -255,7 +264,7 @@ def raw_result(
 
 
 def scaled(y: NDArray[np.float64], face: Interface) -> NDArray[np.float32]:
-    """A result of the file as an estimator would give it."""
+    """Map a result of the file to an estimator's range."""
     black, white = face.output_range
     return np.asarray(np.clip((y - black) / (white - black) * 2.0 - 1.0, -1.0, 1.0), np.float32)
 
@@ -263,7 +272,7 @@ def scaled(y: NDArray[np.float64], face: Interface) -> NDArray[np.float32]:
 def frozen(
     file: Path, model: onnx.ModelProto, scratch: Path, options: WrapOptions, threads: int | None, say: Say
 ) -> Original:
-    """The file with constants where it draws random numbers: two runs of it agree.
+    """Return the file with constants in place of random numbers, so that two runs agree.
 
     Args:
         file: The file.
@@ -273,7 +282,7 @@ def frozen(
         threads: As of `Original`.
         say: Called with what was done.
     """
-    onnx.load_external_data_for_model(model, str(file.parent))
+    load_weights(model, file.parent)
     nodes, declared = drawing_nodes(model), len(model.graph.output)
     draws = deepcopy(nodes)
     for node in nodes:

@@ -20,7 +20,14 @@ from bfr.export.onnx.graph import module_versions, save_graph
 from bfr.export.onnx.metadata import describe_graph
 from bfr.export.onnx.osdface_graph import File, enclose
 from bfr.export.onnx.wrap_graph import fix_batch
-from bfr.export.onnx.wrap_load import describe_variant, load_model, parameter_count, system_name, tensors
+from bfr.export.onnx.wrap_load import (
+    describe_variant,
+    load_model,
+    load_weights,
+    parameter_count,
+    system_name,
+    tensors,
+)
 from bfr.export.onnx.wrap_original import Original, Say, silent
 from bfr.export.onnx.wrap_read import sizes
 from bfr.export.options import WrapOptions
@@ -66,7 +73,7 @@ def wrap_osdface(
         InputNotFound: A file is not there.
         InvalidCheckpoint: A file is not what its name says.
         InvalidOption: An option is for single files.
-        VerificationFailed: The bundle computes something else than the files. Nothing is published then.
+        VerificationFailed: The bundle disagrees with the files. Nothing is published then.
     """
     _check(folder, options)
     name = system_name(options.name or "osdface-onnx", folder)
@@ -84,13 +91,13 @@ def wrap_osdface(
             say(f"{one.name} becomes the network {one.network}")
             model, file = models.pop(one.network), folder / one.name
             parameters = parameter_count(model)
-            onnx.load_external_data_for_model(model, str(folder))
+            load_weights(model, folder)
             inputs, outputs = enclose(one, model, shapes)
             if fixed:
                 fix_batch(model.graph, 1)
             path = partial / f"{one.network}.onnx"
             source = m.Source(file=file.name, sha256=sha256_file(file))
-            told = describe_graph(
+            metadata = describe_graph(
                 system=name,
                 network=one.network,
                 kind="wrapped",
@@ -100,7 +107,7 @@ def wrap_osdface(
                 sources={"": source},
                 batches=batches,
             )
-            save_graph(model, path, metadata=told)
+            save_graph(model, path, metadata=metadata)
             entries[one.network] = m.Network(
                 kind="wrapped",
                 architecture="onnx",
@@ -177,14 +184,16 @@ def _check_interface(one: File, model: onnx.ModelProto) -> None:
 def _shapes(
     models: Mapping[str, onnx.ModelProto], originals: Mapping[str, Original], folder: Path
 ) -> dict[str, tuple[int, ...]]:
-    """Of one image's values: what the files say, and what a run on a grey picture makes."""
+    """The shapes of one image's values, from the files and from a run on a grey picture."""
     image = next(v for model in (models["encoder"], models["embedder"]) for v in model.graph.input)
     side = sizes(image)[-1] or 512
     grey = np.full((1, 3, side, side), 0.5, np.float32)
     try:
         made = _published(originals, grey, 1.0, 1.0)
     except Exception as error:  # ONNX Runtime's own types
-        raise InvalidCheckpoint(f"{folder}: its files do not run one after the other: {error}") from error
+        raise InvalidCheckpoint(
+            f"{folder}: its files do not run one after the other ({error}): take the files of one release"
+        ) from error
     values = {"degraded": grey, "latent": made["encoder"], "context": made["embedder"], "restored": made["decoder"]}
     shapes = {name: value.shape[1:] for name, value in values.items()}
     if shapes["restored"] != shapes["degraded"]:
@@ -193,16 +202,16 @@ def _shapes(
 
 
 def _published(originals: Mapping[str, Original], face: Float32, a: float, b: float) -> dict[str, Float32]:
-    """What the files make of one face, with NumPy's arithmetic between them.
+    """Restore one face with the files, with NumPy's arithmetic between them.
 
     Args:
         originals: The files, by the names of their networks.
         face: (1, 3, S, S) in [0, 1].
         a: Factor of the latent in x0.
-        b: Factor of what the denoiser predicts.
+        b: Factor of the denoiser's prediction.
 
     Returns:
-        What each network of the bundle is to make, by its name.
+        The expected output of each network of the bundle, by its name.
     """
 
     def run(network: str, *values: NDArray[Any]) -> Float32:

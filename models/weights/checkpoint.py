@@ -1,9 +1,8 @@
-"""Trained weights from files that may be damaged, of another network, or malicious.
+"""Read trained weights from files that may be damaged, of another network, or malicious.
 
-A checkpoint is data from outside. Tensors are read and nothing else is: torch files go through PyTorch's restricted
-unpickler, and what of a file is neither a tensor nor plain data, as the classes and settings that trainers keep beside
-the weights, becomes an inert stub (`bfr.models.weights.stubs`). No code of the file runs. What is found is compared
-with the network key by key before a single weight is copied.
+Only tensors are read. PyTorch's restricted unpickler reads torch files. An object that is neither a tensor nor plain
+data, such as a trainer's settings, becomes an inert stub (`bfr.models.weights.stubs`). No code of the file runs. All
+names and shapes are compared with the network's before any weight is copied.
 """
 
 import re
@@ -24,19 +23,20 @@ from bfr.runtime.text import listed
 
 # DifFace publishes its weights bare or under `state_dict`; the BasicSR family, SwinIR's own releases among them, under
 # `params_ema` or `params`, and guided diffusion's trainers under `model_ema`. Averaged weights are the published ones.
-WRAPPERS = ("state_dict", "params_ema", "model_ema", "ema", "g_ema", "params", "model")
+WRAPPERS = ("params_ema", "model_ema", "ema", "g_ema", "state_dict", "params", "model")
 WRAPPED_TWICE = 2  # trainers of wrapped models wrap again
-# What distributed training, torch.compile and their like put into names.
+# Parts that distributed training, torch.compile and similar tools add to names.
 PUT_IN = re.compile(r"^module\.|_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
 COUNTER = "num_batches_tracked"  # of batch normalization: counts training, and changes no result
+AVERAGED = "n_averaged"  # the counter of PyTorch's AveragedModel
 CHOOSE = "choose the file of the weights alone, as `bfr fetch` downloads it"
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file or a torch checkpoint.
 
-    The content decides which it is, not the suffix. A dict under one of `WRAPPERS` is unwrapped, or under another name
-    where no other is there, and `PUT_IN` is dropped from names.
+    The content decides which it is, not the suffix. A dict under one of `WRAPPERS` is unwrapped, or the only dict of
+    tensors under another name. `PUT_IN` is removed from names.
 
     Args:
         path: The file. torch files are mapped, not read: do not overwrite the file in place while the tensors live.
@@ -46,15 +46,13 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
 
     Raises:
         InputNotFound: There is no such file.
-        InvalidCheckpoint: The file holds anything but a flat dict of tensors; the text names what it is.
+        InvalidCheckpoint: The file is no flat dict of tensors; the text says what it is.
     """
     if path.is_dir():
         raise InputNotFound(f"{path} is a folder, where a checkpoint is needed: name its file")
     if not path.is_file():
         raise InputNotFound(f"{path}: there is no such file; 'bfr fetch' downloads published weights")
-    content = _read(path)
-    for _ in range(WRAPPED_TWICE):
-        content = _unwrapped(content)
+    content = _unwrapped(_read(path), WRAPPED_TWICE)
     if is_stub(content):
         raise InvalidCheckpoint(
             f"{path} is whole, and is one pickled object of class {type(content).__name__}, not tensors: {STATE_DICT}"
@@ -68,23 +66,26 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
                 f"{path} is whole, and its {key!r} is {type(value).__name__}, where a state dict has dense tensors "
                 f"only: {CHOOSE}"
             )
+        if key == AVERAGED:
+            continue
         _check_storage(path, key, value)
         name = PUT_IN.sub("", PUT_IN.sub("", key))
         if name in state:
-            raise InvalidCheckpoint(f"{path}: {name!r} is there twice, as {key!r} too: {CHOOSE}")
+            raise InvalidCheckpoint(f"{path} holds {name!r} twice, the second time as {key!r}: {CHOOSE}")
         half = value.dtype in {torch.float16, torch.bfloat16}
         state[name] = value.detach().float() if half else value.detach()
     return state
 
 
-def _unwrapped(content: object) -> object:
-    """What lies under the first of `WRAPPERS` that holds nothing but tensors, else under the first of them.
+def _unwrapped(content: object, depth: int) -> object:
+    """What lies under the first of `WRAPPERS` that holds nothing but tensors, itself or inside, else under the first.
 
     Where there is none of them, it is the only dict of nothing but tensors, unless tensors lie beside it.
     """
-    if not isinstance(content, Mapping):
+    if not isinstance(content, Mapping) or not depth:
         return content
-    found = [content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)]
+    inner = (content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping))
+    found = [_unwrapped(one, depth - 1) for one in inner]
     bare = [one for one in found or content.values() if _is_bare(one)]
     if found or (len(bare) == 1 and not any(isinstance(value, Tensor) for value in content.values())):
         return (bare or found)[0]
@@ -97,14 +98,14 @@ def _is_bare(value: object) -> bool:
 
 
 def _check_storage(path: Path, key: str, tensor: Tensor) -> None:
-    """Refuse a tensor of more values than the file holds for it: copied, a few bytes would fill the memory."""
+    """Refuse a tensor of more values than the file holds for it: a copy of it could fill the memory."""
     if tensor.is_quantized or tensor.device.type != "cpu":
         raise InvalidCheckpoint(f"{path}: {key!r} is quantized or has no values: {CHOOSE}")
     claimed, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
     if claimed > stored:
         raise InvalidCheckpoint(
-            f"{path}: {key!r} claims {claimed:,} bytes, {tuple(tensor.shape)}, of which the file holds {stored:,}. "
-            "A network's weights do not repeat themselves: take the file from its authors"
+            f"{path}: {key!r} declares {claimed:,} bytes, {tuple(tensor.shape)}, of which the file holds {stored:,}. "
+            "Download the file from its authors"
         )
 
 
@@ -141,7 +142,7 @@ def check_layout(module: nn.Module, state: Mapping[str, Tensor], source: str | P
 
 
 def load_into(module: nn.Module, path: Path) -> None:
-    """Fill `module` from a checkpoint of exactly its layout; on InvalidCheckpoint it is left as it was.
+    """Fill `module` from a checkpoint of exactly its layout; InvalidCheckpoint leaves it unchanged.
 
     Raises as `load_state_dict` and `check_layout` do.
     """
@@ -154,13 +155,14 @@ def own_weights(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor
     """What of a checkpoint is the module's.
 
     A module that is published together with others chooses by its method `own_weights`. Else a prefix that all names
-    of the file have is dropped; where the file holds two such networks, both whole, the averaged one is taken.
-    Counters that the file lacks, or has as no whole number, are the module's.
+    of the file have is dropped; where the file holds several such networks, all whole and under `WRAPPERS`, the first
+    of these is taken: averaged weights go before others. Counters that the file lacks, or has as no whole number, are
+    the module's.
     """
     if choose := getattr(module, "own_weights", None):
         return dict(choose(state))
     starts = _prefixes(module, state)
-    several = len(starts) > 1 and starts[0].removesuffix(".") not in WRAPPERS
+    several = len(starts) > 1 and any(start.removesuffix(".") not in WRAPPERS for start in starts)
     if starts and not several and all(name.startswith(tuple(starts)) for name in state):
         state = {name.removeprefix(starts[0]): value for name, value in state.items() if name.startswith(starts[0])}
     counters = {name: value for name, value in module.state_dict().items() if name.endswith(COUNTER)}
@@ -207,6 +209,11 @@ def write_safetensors(destination: Path, state: Mapping[str, Tensor], *sources: 
 def _read(path: Path) -> object:
     if problem := no_checkpoint(path):
         raise InvalidCheckpoint(f"{path} {problem}")
+    if (whole := zipfile.is_zipfile(path)) and not is_whole_zip(path):  # PyTorch does not look at the checksums
+        raise InvalidCheckpoint(
+            f"{path} is damaged: what it holds has not the checksums that it names. Download it again; `bfr fetch` "
+            "checks what it downloads"
+        )
     try:
         if is_safetensors(read_head(path)):
             return safetensors.torch.load_file(path)
@@ -218,7 +225,7 @@ def _read(path: Path) -> object:
         reason = f"{type(error).__name__}: {text.strip().split(chr(10), 1)[0][:160]}"
         problem = (
             f"is whole, and not as torch.save writes tensors ({reason}): {STATE_DICT}, or download it from its authors"
-            if is_whole_zip(path)
+            if whole
             else f"is damaged: its tensors cannot be read ({reason}). Download it again; `bfr fetch` checks what it "
             "downloads"
         )

@@ -1,4 +1,4 @@
-"""What a file is that was taken for a checkpoint or an ONNX graph, by its first bytes and its end."""
+"""Identify a file that is no checkpoint or no ONNX graph, by its first bytes and its end."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 HEAD = 4096  # bytes that are looked at
 LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file, by its definition
 SUFFIXES = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")  # of checkpoints
-AGAIN = "download it again; `bfr fetch` takes up where it stopped"
+AGAIN = "download it again; `bfr fetch` resumes an interrupted download"
 UNPACK = "unpack it, and name what was in it"
 LEGACY = b"\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # PyTorch's magic number, in files of before 1.6
 STATE_DICT = "save the network's `state_dict()` with torch.save, and name that"
@@ -20,7 +20,7 @@ TAR_ENTRIES = (b"sys_info", b"pickle", b"tensors", b"storages")  # of PyTorch's 
 
 # Place and bytes -> what has them there, and the remedy; empty if another file has to be chosen.
 _KINDS: tuple[tuple[int, bytes, str, str], ...] = (
-    (0, b"version https://git-lfs", "a Git LFS pointer, a text that stands for the file", "run `git lfs pull` there"),
+    (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself", "run `git lfs pull` there"),
     (0, b"\x1f\x8b", "a gzip archive", UNPACK),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
     (0, b"Rar!", "a RAR archive", UNPACK),
@@ -92,7 +92,7 @@ def _no_whole_safetensors(path: Path, size: int) -> str | None:
             entries = json.loads(header)
             ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
             whole += max(ends, default=0)
-        except (ValueError, AttributeError, KeyError, IndexError, TypeError):
+        except (ValueError, AttributeError, KeyError, IndexError, TypeError, RecursionError):
             return f"is a safetensors file whose header is damaged: {AGAIN}"
     if size < whole:
         return f"is a safetensors file that ends early, at {size:,} of {whole:,} bytes, damaged or truncated: {AGAIN}"
@@ -155,7 +155,7 @@ def _kind(head: bytes, size: int) -> tuple[str, str] | None:
             return "a checkpoint of PyTorch before 0.1.10", "load it with an old PyTorch, and save it again"
         return "a tar archive", UNPACK
     if not head.strip(b"\0"):
-        return ("zero bytes, as a download whose content never came" if head else "empty"), "download it again"
+        return ("a file of zero bytes, an incomplete download" if head else "empty"), "download it again"
     return _kind_of_text(text, size) if (text := _text(head)) else None
 
 
@@ -168,7 +168,7 @@ def _kind_of_text(text: str, size: int) -> tuple[str, str]:
         title = re.search(r"<title>(.*?)</title>", start, re.IGNORECASE | re.DOTALL)
         named = f", {' '.join(title[1].split())[:80]!r}" if title else ""
         return (
-            f"a web page{named}, which the server sent in the place of the file (a login, a warning, an error)",
+            f"a web page{named}, which the server sent instead of the file (a login, a warning, an error)",
             "open its address in a browser, and save the file itself",
         )
     kind = "a JSON text" if start.startswith(("{", "[")) else "a text"

@@ -1,11 +1,12 @@
-"""Reads torch checkpoints that hold more than tensors, without running code from them.
+"""Read torch checkpoints that hold more than tensors, without running code from them.
 
-Trainers keep beside the weights what they were trained with: PyTorch Lightning its callbacks, keyed by class, and its
-settings. PyTorch's restricted unpickler refuses a file for each such name. Here each name stands for an inert class of
-its own, which takes any arguments and any state and keeps none; tensors are rebuilt by PyTorch's own functions, and no
-module that a file names is imported.
+Trainers store other objects beside the weights: PyTorch Lightning its callbacks and its settings. PyTorch's restricted
+unpickler refuses a file with such a class. This module replaces each class by an inert stub, which accepts any
+arguments and any state and keeps none. PyTorch's own functions rebuild tensors, and no module that a file names is
+imported.
 """
 
+import io
 import pickle
 import pickletools
 import re
@@ -21,19 +22,20 @@ import torch
 from torch.serialization import safe_globals
 
 LEGACY_PICKLES = 5  # one after the other in files of before PyTorch 1.6: magic, version, system, content, keys
-# What PyTorch's unpickler never takes, whatever stands for it.
+# PyTorch's unpickler refuses these modules whatever replaces them.
 BLOCKED = re.compile(r"GLOBAL (\S+) whose module \S+ is blocked")
 # Its complaints where a stub is filled as a dict or a list: that class then stands for an empty one.
 FILLED = re.compile(r"Can only (SETITEMS?|append|extend)\b.*<class '([^']+)'>", re.DOTALL)
+GREEDY = "builtins.bytearray"  # PyTorch allows it: a few bytes ask for all memory
 OURS = f"{__name__}."
 
 
 class Unreadable(Exception):
-    """The file is whole, and holds what no stub can replace."""
+    """The file is complete, and holds an object that no stub can replace."""
 
 
 class _Stub:
-    """Stands for an object that is no tensor: takes everything, keeps nothing, does nothing."""
+    """Replaces an object that is no tensor: accepts any state, keeps nothing, does nothing."""
 
     def __new__(cls, *_: Any) -> "_Stub":
         return super().__new__(cls)
@@ -61,10 +63,12 @@ def load_inert(path: Path, *, mmap: bool) -> object:
         Unreadable: The file is whole, and holds what cannot be left out.
         Exception: Nearly any type, if the file is damaged.
     """
+    names = _named(path)
+    if GREEDY in names:
+        raise Unreadable(f"it names {GREEDY}, which takes any amount of memory")
     try:
         return _load(path, mmap)
     except pickle.UnpicklingError as error:
-        names = _named(path)
         if not names:
             raise _refused(error) or error from None
     kinds: dict[str, type] = dict.fromkeys(names, object)
@@ -107,19 +111,20 @@ def _refused(error: Exception) -> Unreadable | None:
         return Unreadable("it was saved with a pickle_protocol above 3")
     for refusal in ("Trying to call reduce", "Can only ", "Unsupported global", "TorchScript"):
         if refusal in text:
+            text = re.sub(r"<(\S+) object at \w+>", r"\1", text).replace(OURS, "")
             return Unreadable(text[text.index(refusal) :].split("\n", 1)[0][:160])
     return None
 
 
 def _named(path: Path) -> list[str]:
     """What the pickles of a file name, each once, as `module.name`; PyTorch's own allowed names take precedence."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            entry = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            with archive.open(entry) as file:
-                return list(dict.fromkeys(_names(file, 1)))
     with path.open("rb") as file:
-        return list(dict.fromkeys(_names(file, LEGACY_PICKLES)))
+        if file.read(2) != b"PK":  # by which PyTorch tells them apart
+            file.seek(0)
+            return list(dict.fromkeys(_names(file, LEGACY_PICKLES)))
+    with zipfile.ZipFile(path) as archive:
+        pickles = [io.BytesIO(archive.read(name)) for name in archive.namelist() if name.endswith("data.pkl")]
+    return list(dict.fromkeys(name for one in pickles for name in _names(one, 1)))
 
 
 def _names(file: IO[bytes], pickles: int) -> Iterable[str]:

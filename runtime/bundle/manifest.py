@@ -9,6 +9,8 @@ from typing_extensions import Self
 from bfr.runtime.diffusion.solvers import Solver
 
 FORMAT = 1
+LARGEST_BATCH = 4096
+LARGEST_GRAPH = (1 << 31) - 1  # bytes, of a message of protobuf
 MANIFEST = "manifest.json"
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -34,6 +36,8 @@ def _inside(path: str) -> str:
 def _onnx(file: "BundleFile") -> "BundleFile":
     if not file.path.endswith(".onnx"):  # .ort would choose another loader
         raise ValueError("a graph is a file named .onnx")
+    if file.bytes > LARGEST_GRAPH:
+        raise ValueError(f"a graph has at most {LARGEST_GRAPH:,} bytes, and its weights are in other files")
     return file
 
 
@@ -359,7 +363,7 @@ class Manifest(Model):
     inputs: tuple[ImageInput, ...] = ()
     stages: Annotated[tuple[Stage, ...], AfterValidator(_named_once)]
     result: str = "state"
-    batches: tuple[Annotated[int, Field(ge=1, le=4096)], ...] | None = None
+    batches: tuple[Annotated[int, Field(ge=1, le=LARGEST_BATCH)], ...] | None = None
     weight: float | None = None
     presets: dict[str, Preset]
     default_preset: str = "reference"

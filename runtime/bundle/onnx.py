@@ -17,6 +17,7 @@ from bfr.runtime.errors import BundleInvalid
 
 LARGEST_ELEMENTS = 1 << 26  # of a tensor that a graph declares but does not contain: 256 MiB of float32
 DEEPEST = 64  # nested graphs; protobuf itself allows 33
+MOST_NODES = 200_000  # with functions in the place of their calls; networks have some ten thousand
 _GRAPH, _METADATA, _FUNCTION, _TRAINING = 7, 14, 25, 20  # of ModelProto
 _LESS_THAN_A_BYTE = 4  # elements at most in one byte
 # Operators whose output has the size that an input gives: the number of that input.
@@ -120,6 +121,9 @@ class _Walk:
         self.depth = 0
         self.constants: dict[str, list[list[int]]] = {}  # name -> its possible integers, one list for each scope
         self.elements: dict[str, int] = {}  # of initializers, name -> how many they have at most
+        self.called: list[tuple[str, ...]] = []  # operators of the nodes in hand: domain, name, overload
+        self.functions: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+        self.counts: dict[tuple[str, ...], int] = {}  # how many nodes a call of a function becomes
 
     def model(self, data: memoryview) -> None:
         seen = False
@@ -132,11 +136,34 @@ class _Walk:
                 seen = True
                 self.graph(value)
             elif number == _FUNCTION:
-                self.nodes(value, 7)
+                self.function(value)
             elif number == _TRAINING:
                 self.refuse("holds a training graph")
         if not seen:
             raise IndexError
+        self.count(self.called, 0)
+
+    def function(self, data: memoryview) -> None:
+        """FunctionProto."""
+        outside, self.called = self.called, []
+        self.nodes(data, 7)
+        texts = {n: str(text, "utf-8") for n, text in fields(data) if n in (10, 1, 13) and isinstance(text, memoryview)}
+        self.functions[tuple(texts.get(number, "") for number in (10, 1, 13))] = self.called
+        self.called = outside
+
+    def count(self, called: list[tuple[str, ...]], depth: int) -> int:
+        """How many nodes there are with functions in the place of their calls. Refuses too many."""
+        if depth > DEEPEST:
+            self.refuse(f"has functions that call each other, more than {DEEPEST} deep")
+        found = len(called)
+        for name in called:
+            if name in self.functions:
+                if name not in self.counts:
+                    self.counts[name] = self.count(self.functions[name], depth + 1)
+                found += self.counts[name]
+        if found > MOST_NODES:
+            self.refuse(f"has {found:,} nodes, functions in the place of their calls, more than {MOST_NODES:,}")
+        return found
 
     def graph(self, data: memoryview) -> None:
         """GraphProto: initializers first, since nodes may come before them."""
@@ -158,6 +185,7 @@ class _Walk:
 
     def node(self, data: memoryview) -> None:
         inputs, outputs, operator, attributes = list[str](), list[str](), "", list[list[int]]()
+        domain = overload = ""
         for number, value in fields(data):
             if not isinstance(value, memoryview):
                 continue
@@ -169,6 +197,11 @@ class _Walk:
                 operator = str(value, "utf-8")
             elif number == 5:
                 attributes.append(self.attribute(value))
+            elif number == 7:
+                domain = str(value, "utf-8")
+            elif number == 8:
+                overload = str(value, "utf-8")
+        self.called.append((domain, operator, overload))
         if operator == "EPContext":  # machine code, or the name of a file that holds it
             self.refuse("holds a part that was compiled for an execution provider")
         if operator == "Constant" and outputs:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from bfr.runtime.cli.options import AS_JSON, Flags, expanded
 from bfr.runtime.cli.terminal import say, show, tell
-from bfr.runtime.errors import BackendUnavailable, MissingDependency
+from bfr.runtime.errors import BackendUnavailable, BundleInvalid, MissingDependency
 from bfr.runtime.restore.options import OpenOptions
 
 if TYPE_CHECKING:
@@ -97,8 +97,11 @@ def _file_words(parameters: dict[str, Any], read: list[float]) -> str:
 
 def _show_file(path: "Path", *, as_json: bool) -> None:
     """The metadata of an ONNX file, its `metadata_props`. Raises BundleInvalid for what is no ONNX file."""
+    from bfr.runtime.bundle.manifest import LARGEST_GRAPH
     from bfr.runtime.bundle.onnx import read_metadata
 
+    if path.stat().st_size > LARGEST_GRAPH:
+        raise BundleInvalid(f"{path} has {path.stat().st_size:,} bytes, more than an ONNX file: name an ONNX file")
     found = read_metadata(path.read_bytes(), path)
     if as_json:
         print(json.dumps(found, indent=1))

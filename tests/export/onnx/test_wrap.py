@@ -182,9 +182,9 @@ def test_further_inputs_have_the_images_size_where_they_name_its_axes(tmp_path: 
     assert np.array_equal(found[..., :2], face[..., 1:])
     assert np.abs(found[..., 2] - 127.5).max() <= 0.5
     for count in (0.5, 300.0, -1.0):
-        with pytest.raises(InvalidOption, match=f"count .uint8 number., which holds no {count:g}: give it another"):
+        with pytest.raises(InvalidOption, match=f"count .uint8 number., which cannot hold {count:g}: give another"):
             wrap(path, tmp_path / "c", WrapOptions(size=15, values={"mask": 0.5, "count": count}))
-    with pytest.raises(InvalidOption, match=r"mask .float nx1xhxw., which holds no 1e.40"):
+    with pytest.raises(InvalidOption, match=r"mask .float nx1xhxw., which cannot hold 1e.40"):
         wrap(path, tmp_path / "c", WrapOptions(size=15, values={"mask": 1e40, "count": 1.0}))
 
 
@@ -316,6 +316,12 @@ def packed(model: onnx.ModelProto) -> None:
     model.opset_import[0].version, model.ir_version = 21, 10
 
 
+def unreadable(model: onnx.ModelProto) -> None:
+    """A further output of a type that NumPy lacks."""
+    model.graph.node.append(helper.make_node("Cast", ["y"], ["short"], to=TensorProto.BFLOAT16))
+    model.graph.output.insert(0, value("short", ["n", 3, SIZE, SIZE], TensorProto.BFLOAT16))
+
+
 def unusual(model: onnx.ModelProto) -> None:
     """What the checker of ONNX refuses and ONNX Runtime runs: no name, an alias of its domain, a property twice."""
     model.graph.name, model.graph.node[0].domain = "", "ai.onnx"
@@ -329,6 +335,7 @@ def unusual(model: onnx.ModelProto) -> None:
         channels_last,
         single,
         packed,
+        unreadable,
         unusual,
         idle_dropout,
         no_shape,
@@ -360,6 +367,34 @@ def dropout(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Dropout", ["z", "half", "yes"], ["y"]))
 
 
+def training(model: onnx.ModelProto) -> None:
+    stored = {name: np.ones(3, np.float32) for name in ("scale", "bias", "mean", "var")}
+    model.graph.initializer.extend([numpy_helper.from_array(array, name) for name, array in stored.items()])
+    model.graph.node[1].output[0] = "z"
+    made = ["y", "new_mean", "new_var"]
+    model.graph.node.append(helper.make_node("BatchNormalization", ["z", *stored], made, training_mode=1))
+
+
+def older_function(model: onnx.ModelProto) -> None:
+    """Noise in a function of another opset than the file's, which stays a function."""
+    function(model)
+    model.functions[0].opset_import[0].version = 13
+
+
+def beyond_the_file(model: onnx.ModelProto) -> None:
+    """A weight whose bytes in another file are fewer than it has."""
+    tensor = numpy_helper.from_array(np.ones(2000, np.float32), "many")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, text in (("location", "m.onnx"), ("length", "0")):
+        tensor.external_data.add(key=key, value=text)
+    model.graph.initializer.append(tensor)
+    model.graph.node[1].output[0] = "z"
+    model.graph.node.append(helper.make_node("ReduceMax", ["many"], ["one"], keepdims=0))
+    model.graph.node.append(helper.make_node("Mul", ["z", "one"], ["y"]))
+    model.doc_string = "a" * 8000  # the file is long enough
+
+
 def unknown(model: onnx.ModelProto) -> None:
     model.opset_import.append(helper.make_opsetid("com.acme", 1))
     model.graph.node[0].CopyFrom(helper.make_node("Magic", ["x"], ["y0"], domain="com.acme"))
@@ -380,12 +415,16 @@ def infinite(model: onnx.ModelProto) -> None:
     [
         (open_shape("n", 3, SIZE, 2 * SIZE), r"no input can be the image.*export it so.*x \(float nx3x16x32\)"),
         (open_shape("n", 1, SIZE, SIZE), "no input can be the image"),
-        (optional, r"o \(optional\), which no number fills: export it without"),
+        (optional, r"o \(optional\), which no number can fill: export it without"),
         (dropout, r"Dropout.*model.eval\(\)"),
+        (training, r"BatchNormalization.*model.eval\(\)"),
+        (older_function, r"RandomNormalLike.*model.eval\(\)"),
+        (beyond_the_file, "weights beside the model cannot be read.*Download them again"),
+        (open_shape(5000, 3, SIZE, SIZE), "5,000 pictures at a time.*with a batch of 1"),
         (unknown, r"Magic.*Export it with operators of ONNX alone"),
         (lambda model: setattr(model.graph.node[0], "domain", "mmcv"), "mmcv.*Export it with operators of ONNX alone"),
         (open_shape("n", 3, "points"), r"no input can be the image.*x \(float nx3xpoints\)"),
-        (infinite, "NaN or Inf of a usual picture: choose another --input-range"),
+        (infinite, "NaN or Inf for an ordinary picture: choose another --input-range"),
         (lambda model: model.graph.input[0].CopyFrom(not_utf8()), "with names in UTF-8"),
         (lambda model: model.graph.output.pop(), "has no output"),
         (lambda model: model.opset_import.pop(), "which opset"),
@@ -412,6 +451,8 @@ def test_what_cannot_be_run_is_refused_with_a_remedy(
         ({"output_range": "0-255"}, "as -1..1 or 0..255"),
         ({"output_range": "0..1..2"}, "as -1..1 or 0..255"),
         ({"output_range": "0..nan"}, "output_range"),
+        ({"output_range": "0..1e-40"}, "differ by 0.001"),
+        ({"input_range": "-1e38..1e38"}, "within 1,000,000"),
         ({"colour": "grb"}, "rgb, bgr"),
         ({"size": 0}, "1 or more"),
         ({"values": ["w"]}, "as w=0.5"),
@@ -425,8 +466,8 @@ def test_options_that_mean_nothing_are_refused(wrong: Any, sentence: str) -> Non
 
 
 def test_options_are_read_from_the_text_of_flags() -> None:
-    options = WrapOptions(input_range="0..255", values=["w=0.5", "v=-1"], precision=["fp16"])  # type: ignore[arg-type]
-    assert (options.input_range, options.values) == ((0.0, 255.0), {"w": 0.5, "v": -1.0})
+    options = WrapOptions(input_range="0..255", values=["w=0.5", "a=v=-1"], precision=["fp16"])  # type: ignore[arg-type]
+    assert (options.input_range, options.values) == ((0.0, 255.0), {"w": 0.5, "a=v": -1.0})
     assert options.precision == ("fp32", "fp16")
 
 
@@ -696,7 +737,7 @@ def test_sizes_that_no_machine_has_are_refused(tmp_path: Path, shape: list[Any],
     path = save(
         tmp_path / "m.onnx", [helper.make_node("Neg", ["x"], ["y"])], [value("x", shape)], [value("y", shape)], {}
     )
-    with pytest.raises(InvalidCheckpoint, match="numbers"):
+    with pytest.raises(InvalidCheckpoint, match=r"numbers|pictures at a time"):
         wrap(path, tmp_path / "b", WrapOptions(size=size))
     image = ["n", 3, SIZE, SIZE]
     inputs = [value("x", image), value("w", [1 << 20, 1 << 20])]

@@ -74,14 +74,20 @@ def test_published_forms_are_read(
     assert equal(load_state_dict(tmp_path / "a.pth"), weights())
 
 
-def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
-    torch.save({"params": {"a": torch.zeros(1)}, "params_ema": {"a": torch.ones(1)}}, tmp_path / "a.pth")
-    assert load_state_dict(tmp_path / "a.pth")["a"].item() == 1
+@pytest.mark.parametrize("plain", ["params", "state_dict", "model"])
+@pytest.mark.parametrize("averaged", ["params_ema", "ema", "g_ema"])
+def test_averaged_weights_are_preferred(tmp_path: Path, plain: str, averaged: str) -> None:
+    ones = {"a": torch.ones(1)}
+    for held in (ones, {"module": ones, "updates": 3}, {"module.a": ones["a"], "n_averaged": torch.tensor(3)}):
+        torch.save({plain: {"a": torch.zeros(1)}, averaged: held}, tmp_path / "a.pth")
+        assert load_state_dict(tmp_path / "a.pth") == ones
 
 
 def test_of_several_dicts_the_first_of_tensors_is_taken(tmp_path: Path) -> None:
     """Trainers keep the settings of their average beside the weights, and wrap what is wrapped."""
     torch.save({"ema": {"decay": 0.99, "step": 3}, "model": {"state_dict": weights()}}, tmp_path / "a.pth")
+    assert equal(load_state_dict(tmp_path / "a.pth"), weights())
+    torch.save({"ema": {"decay": 0.99, "step": 3}}, tmp_path / "a.pth")
     with pytest.raises(InvalidCheckpoint, match="its 'decay' is float"):
         load_state_dict(tmp_path / "a.pth")
     torch.save({"ema": {"decay": 0.99, "step": 3}, "model": weights()}, tmp_path / "a.pth")
@@ -117,6 +123,10 @@ def test_beside_other_networks_weights_are_not_guessed(tmp_path: Path) -> None:
     with pytest.raises(InvalidCheckpoint, match=r"as a\.\*, beside others: save those alone"):
         load_into(network(), tmp_path / "a.safetensors")
     save_file(plain | averaged, tmp_path / "a.safetensors")
+    with pytest.raises(InvalidCheckpoint, match="beside others"):
+        load_into(network(), tmp_path / "a.safetensors")
+    two = {f"{name}.{key}": value + 1 for key, value in own.items() for name in ("model", "ema_model")}
+    save_file(two, tmp_path / "a.safetensors")
     with pytest.raises(InvalidCheckpoint, match="beside others"):
         load_into(network(), tmp_path / "a.safetensors")
     both = {key.replace("b.", "params_ema.", 1): value for key, value in averaged.items()}
@@ -220,7 +230,7 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a sparse tensor": (lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path), "is whole, and its 'a'"),
     "a key twice": (
         lambda path: torch.save({"a": torch.zeros(1), "module.a": torch.ones(1)}, path),
-        "'a' is there twice, as 'module.a'",
+        "'a' twice, the second time as 'module.a'",
     ),
     "a whole network": (
         lambda path: torch.save(network(), path),
@@ -273,6 +283,37 @@ def test_a_truncated_file_is_refused(tmp_path: Path, kind: str, percent: int) ->
         load_into(target, path)
     assert str(path) in str(error.value)
     assert equal(dict(target.state_dict()), weights())
+
+
+def test_a_header_of_brackets_is_damaged(tmp_path: Path) -> None:
+    header = b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(InvalidCheckpoint, match="header is damaged"):
+        load_state_dict(tmp_path / "a.safetensors")
+
+
+def test_weights_that_changed_on_their_way_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save(weights(), path)
+    data = bytearray(path.read_bytes())
+    data[data.find(weights()["first.weight"].numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InvalidCheckpoint, match=r"is damaged: .* checksums"):
+        load_state_dict(path)
+
+
+class Greedy:
+    """Unpickled, it takes memory that the file does not hold."""
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        return bytearray, (1 << 20,)
+
+
+@pytest.mark.parametrize("save", [torch.save, save_legacy, save_compressed])
+def test_few_bytes_do_not_take_all_memory(tmp_path: Path, save: Callable[[object, Path], None]) -> None:
+    save({"state_dict": weights(), "beside": Greedy()}, tmp_path / "a.pth")
+    with pytest.raises(InvalidCheckpoint, match="bytearray, which takes any amount of memory"):
+        load_state_dict(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle", "beside weights"])
@@ -349,7 +390,7 @@ def test_a_tensor_larger_than_its_storage_is_refused_before_it_grows(tmp_path: P
     one = torch.zeros(1, dtype=torch.float16 if half else torch.float32)
     torch.save({"a": one.expand(1 << 40)}, tmp_path / "a.pth")  # as float32 4 TiB
     assert (tmp_path / "a.pth").stat().st_size < 4096
-    with pytest.raises(InvalidCheckpoint, match=r"'a' claims .* bytes, .* of which the file holds"):
+    with pytest.raises(InvalidCheckpoint, match=r"'a' declares .* bytes, .* of which the file holds"):
         load_state_dict(tmp_path / "a.pth")
 
 

@@ -99,6 +99,13 @@ def test_sizes_that_no_machine_has_are_refused(copy: Path, key: str, value: obje
         Bundle.open(copy)
 
 
+def test_a_graph_is_no_larger_than_protobuf_allows(copy: Path) -> None:
+    """It is read into memory before its hash is compared."""
+    edit(copy, lambda m: m["networks"]["denoiser"]["variants"]["fp32"]["graph"].update(bytes=1 << 31))
+    with pytest.raises(BundleInvalid, match="at most 2,147,483,647 bytes"):
+        Bundle.open(copy)
+
+
 def test_manifests_of_strangers_are_errors_of_ours(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = copy / "manifest.json"
     whole = path.read_text()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bfr.runtime.backends.onnxruntime import SAFE, CpuDevice
 from bfr.runtime.bundle.bundle import Bundle, default_bundle, describe_file
-from bfr.runtime.bundle.onnx import LARGEST_ELEMENTS, check_graph
+from bfr.runtime.bundle.onnx import LARGEST_ELEMENTS, MOST_NODES, check_graph
 from bfr.runtime.errors import BundleInvalid
 
 GRAPHS = [
@@ -60,6 +60,7 @@ def outside(location: str, name: str = "w") -> Any:
 def test_the_limits_are_those_of_the_page() -> None:
     page = " ".join((Path(__file__).parents[3] / "SECURITY.md").read_text().split())
     assert f"more than {LARGEST_ELEMENTS >> 20} M numbers" in page
+    assert f"more than {MOST_NODES:,} nodes" in page
     assert f"to {int(SAFE['optimization.constant_folding_max_output_size_in_bytes']) >> 20} MiB per node" in page
 
 
@@ -167,6 +168,39 @@ def test_few_bytes_do_not_become_many(bomb: str) -> None:
     assert len(data) < 10_000
     with pytest.raises(BundleInvalid, match=r"g\.onnx (has a|declares|holds) .*refused"):
         check_graph(data, {}, "g.onnx")
+
+
+def calling(*names: str) -> list[Any]:
+    from onnx import helper
+
+    ends = ["a", *map(str, range(len(names) - 1)), "b"]
+    return [helper.make_node(name, [ends[i]], [ends[i + 1]], domain="own") for i, name in enumerate(names)]
+
+
+@pytest.mark.parametrize(
+    ("calls", "why"),
+    [
+        ({f"f{i}": [f"f{i + 1}"] * 2 for i in range(40)}, "nodes"),
+        ({"f0": ["f1"], "f1": ["f0"]}, "functions"),
+        ({f"f{i}": [f"f{i + 1}"] for i in range(70)}, "functions"),
+    ],
+)
+def test_functions_that_become_many_nodes_are_refused(calls: dict[str, list[str]], why: str) -> None:
+    """ONNX and ONNX Runtime put a function's nodes in the place of its calls, and took all memory."""
+    import onnx
+    from onnx import helper
+
+    whole = onnx.ModelProto.FromString(model(calling("f0")))
+    opset = [helper.make_opsetid("own", 1)]
+    bodies = {name: calling(*inner) for name, inner in calls.items()}
+    whole.functions.extend(
+        helper.make_function("own", name, ["a"], ["b"], body, opset) for name, body in bodies.items()
+    )
+    with pytest.raises(BundleInvalid, match=rf"g\.onnx has .*{why}.* more than .*refused"):
+        check_graph(whole.SerializeToString(), {}, "g.onnx")
+    del whole.functions[3:], whole.functions[0].node[1:]
+    whole.functions[0].node[0].op_type = "Identity"
+    check_graph(whole.SerializeToString(), {}, "g.onnx")
 
 
 def test_values_that_libraries_would_merge_are_refused() -> None:
