@@ -17,8 +17,8 @@ class Buffers:
     guidance.
     """
 
-    def __init__(self, device: Device, plan: Plan, batch: int, noise: Noise | None = None) -> None:
-        """Allocate them. `noise` replaces the device's own, of a plan with one loop. Raises DeviceOutOfMemory."""
+    def __init__(self, device: Device, plan: Plan, batch: int) -> None:
+        """Allocate them. Raises DeviceOutOfMemory."""
         self.batch = batch
         with ExitStack() as owned:  # freed at once if the memory does not suffice for all of it
 
@@ -42,7 +42,7 @@ class Buffers:
             self.draws = draws_of(plan.loops)
             first = 0
             for shape, count in self.draws.items():
-                self.noise[shape] = noise or device.noise(owned, (batch, *shape), first)
+                self.noise[shape] = device.noise(owned, (batch, *shape), first)
                 first += count  # two streams of one image never hold the same numbers
             for loop in plan.loops:
                 self.values[loop.result] = self.x[loop.name][len(loop.table) % 2]

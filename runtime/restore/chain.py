@@ -7,7 +7,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from bfr.runtime.backends.device import Device, Float32, Network, Noise, Stopwatch
+from bfr.runtime.backends.device import Device, Float32, Network, Stopwatch
 from bfr.runtime.restore.adapt import movement
 from bfr.runtime.restore.buffers import BatchView, Buffers
 from bfr.runtime.restore.loop import BoundLoop, OnStep
@@ -51,7 +51,6 @@ class Chain:
         plan: Plan,
         *,
         batch: int,
-        noise: Noise | None = None,
         buffers: Buffers | None = None,
     ) -> None:
         """Bind every call.
@@ -61,7 +60,6 @@ class Chain:
             networks: The loaded networks, by name.
             plan: The calls.
             batch: The batch size.
-            noise: Replaces the device's noise in buffers that the chain makes.
             buffers: Buffers of this plan and this batch or a larger one, which chains share; None makes them.
 
         Raises:
@@ -69,7 +67,7 @@ class Chain:
         """
         self.device, self.plan, self.batch = device, plan, batch
         with ExitStack() as owned:
-            self.buffers = buffers or Buffers(device, plan, batch, noise)
+            self.buffers = buffers or Buffers(device, plan, batch)
             if buffers is None:
                 owned.callback(self.buffers.close)
             self.clock = device.stopwatch(owned)
