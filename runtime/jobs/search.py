@@ -51,25 +51,26 @@ class Search:
         """
         self.suffixes = (*BY_SUFFIX, *VIDEO_SUFFIXES) if videos else tuple(BY_SUFFIX)
         self.out, self.passed = out, passed
-        folder = None if out is None else local_path(out)
-        self.results = set() if folder is None else results_in(_real(folder))
+        self.results: set[Path] = set()  # of earlier runs, among the files that are searched
         self.unread = f"not an image of {', '.join(NAMES)}{' or a video' if videos else ''}: convert it"
 
     def local(self, path: Path) -> list[Found]:
         """The files that a path on a disk names."""
-        folder = None if self.out is None else local_path(self.out)
         try:
             is_folder, exists = path.is_dir(), path.exists()
         except (OSError, ValueError) as error:  # a name of 300 characters, or with a NUL
             raise InputNotFound(f"{str(path)!r} cannot be looked for: {error}") from error
+        if exists and not is_folder:
+            return [Found(path, PurePath(path.name), content=content_suffix(path))]
+        if not (exists or glob.has_magic(str(path))):
+            raise InputNotFound(f"{path} does not exist: check the name of the image or folder")
+        folder = None if self.out is None else local_path(self.out)
+        base = path if is_folder else Path(*_fixed(path.parts))
+        within = folder is not None and _real(base).is_relative_to(_real(folder))
+        self.results = results_in(_real(folder)) if folder is not None and within else set()
         if is_folder:
             return _sorted(one for file in self._walk(path, folder) if (one := self._take(file, path)))
-        if exists:
-            return [Found(path, PurePath(path.name), content=content_suffix(path))]
-        if not glob.has_magic(str(path)):
-            raise InputNotFound(f"{path} does not exist: check the name of the image or folder")
-        base = Path(*_fixed(path.parts))
-        inside = None if folder is None or _real(base).is_relative_to(_real(folder)) else folder.absolute()
+        inside = None if folder is None or within else folder.absolute()
         files = [
             file
             for file in self._globbed(path.parts)
@@ -148,8 +149,8 @@ class Search:
 
     def _take(self, file: Path, base: Path) -> Found | None:
         """A file of a folder or glob where it is to be read; else why not is entered."""
-        content, suffix, real = content_suffix(file), file.suffix.lower(), _real(file)
-        if not self.results.isdisjoint((real, real.parent)):
+        content, suffix = content_suffix(file), file.suffix.lower()
+        if self.results and not self.results.isdisjoint((real := _real(file), real.parent)):
             self.passed[str(file)] = "a result of an earlier run into this folder: name the file itself"
         elif suffix in _BY_NAME:
             self.passed[str(file)] = _BY_NAME[suffix]
