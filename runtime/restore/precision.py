@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.backends.cuda.bindings import Cuda, device_count
-from bfr.runtime.backends.registry import BACKENDS, FALLBACK, recorded, verified_seconds
+from bfr.runtime.backends.registry import BACKENDS, FALLBACK, choose, recorded, verified_seconds
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.machine import MachineFiles, MachineRecord
 from bfr.runtime.bundle.manifest import Check, Precision
@@ -67,7 +67,10 @@ def choose_precision(
         return bundle.precision(wanted)
     row = BACKENDS.get(backend)
     if device_count() if row is None else row.where == "cuda":
-        return _fastest_on_gpu(bundle, backend, index)
+        proven = _fastest_on_gpu(bundle, backend, index)
+        if proven or row is not None or choose(bundle, "fp32", index) != FALLBACK:
+            return proven or bundle.precision("fp32")
+        # Nothing uses the GPU, as on a board before its first build.
     offered: list[Precision] = [one for one in ("fp32", *FASTER_ON_CPU) if one in bundle.precisions]
     if len(offered) < 2:
         return bundle.precision("fp32")
@@ -96,7 +99,7 @@ def _tried(record: MachineRecord, backend: str) -> set[Precision]:
     return {check.precision for check in record.verified if check.gpu is None and check.backend == backend}
 
 
-def _fastest_on_gpu(bundle: Bundle, backend: str, index: int) -> Precision:
+def _fastest_on_gpu(bundle: Bundle, backend: str, index: int) -> Precision | None:
     record, gpu = recorded(bundle), Cuda(index).facts.name
     times = {
         (one, name): seconds
@@ -104,7 +107,7 @@ def _fastest_on_gpu(bundle: Bundle, backend: str, index: int) -> Precision:
         for name, seconds in verified_seconds(record, one, gpu).items()
         if backend in ("auto", name)
     }
-    return min(times, key=lambda pair: times[pair])[0] if times else bundle.precision("fp32")
+    return min(times, key=lambda pair: times[pair])[0] if times else None
 
 
 def _compare(trials: Mapping[Precision, Trial], backend: str) -> list[Check]:

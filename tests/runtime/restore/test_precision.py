@@ -116,12 +116,24 @@ def test_on_a_gpu_it_is_the_fastest_that_was_proven_there(bundle: Bundle, monkey
     trials = Trials(fp32=Trial(GREY, 2.0), int8=Trial(GREY, 1.0))
     monkeypatch.setattr(module, "device_count", lambda: 1)
     monkeypatch.setattr(module, "Cuda", lambda _: SimpleNamespace(facts=SimpleNamespace(name="GPU X")))
+    monkeypatch.setattr(module, "choose", lambda *_: "onnxruntime-cuda")
     assert choose_precision(bundle, "auto", trial=trials) == "fp32"
     assert choose_precision(bundle, "auto", backend="onnxruntime-cpu", trial=trials) == "int8"
     check = MachineFiles(bundle.hash).read().verified[0].model_copy(update={"gpu": "GPU X", "precision": "fp16"})
     MachineFiles(bundle.hash).record_checks([check.model_copy(update={"backend": "onnxruntime-cuda"})])
     assert choose_precision(bundle, "auto") == "fp16"
     assert choose_precision(bundle, "auto", backend="tensorrt") == "fp32"
+
+
+def test_beside_a_gpu_that_nothing_uses_it_is_the_cpus(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a board before its first build, where ONNX Runtime runs on the CPU."""
+    monkeypatch.setattr(module, "device_count", lambda: 1)
+    monkeypatch.setattr(module, "Cuda", lambda _: SimpleNamespace(facts=SimpleNamespace(name="GPU X")))
+    trials = Trials(fp32=Trial(GREY, 2.0), int8=Trial(GREY, 1.0))
+    for chosen, wanted in (("onnxruntime-cuda", "fp32"), ("onnxruntime-cpu", "int8")):
+        monkeypatch.setattr(module, "choose", lambda *_, chosen=chosen: chosen)
+        assert choose_precision(bundle, "auto", trial=trials) == wanted
+        assert choose_precision(bundle, "auto", backend="tensorrt", trial=trials) == "fp32"
 
 
 def test_opening_a_bundle_tries_it_and_the_result_says_so(bundle: Bundle) -> None:
