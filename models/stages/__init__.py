@@ -1,1 +1,1 @@
-"""What is exported: networks wrapped so that one call is one stage of a chain."""
+"""The modules that are exported: each wraps a network so that one call is one stage of a chain."""

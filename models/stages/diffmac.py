@@ -1,8 +1,8 @@
-"""DiffMAC's stages, of its paper's description: features that align a latent, and a bottleneck between two loops.
+"""DiffMAC's stages, after its paper's description: features that align a latent, and a bottleneck between two loops.
 
 Gao et al., "DiffMAC: Diffusion Manifold Hallucination Correction" (arXiv 2403.10098). No code is published. The paper's
 first loop is aligned with a spatial feature embedding of the degraded face by AdaIN; a manifold information bottleneck
-compresses what the first loop made, and a second loop starts from it. Widths and layers are ours.
+compresses the first loop's result, and a second loop starts from it. Widths and layers are our design.
 """
 
 from typing import Any, cast
@@ -58,7 +58,7 @@ class AlignedUNet(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """first, latent (B, C, h, w) each -> compressed (B, C, h, w): what is kept of the first loop's result.
+    """first, latent (B, C, h, w) each -> compressed (B, C, h, w), the compressed result of the first loop.
 
     A share between 0 and 1 keeps the value, the rest is replaced by the channel's mean: the mean of the noise that an
     information bottleneck adds while it is trained (Schulz et al., arXiv 2001.00396).

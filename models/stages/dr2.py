@@ -1,7 +1,7 @@
-"""DR2's steps and what follows them: a loop that keeps what is low in frequency, then an enhancer (arXiv 2303.06885).
+"""DR2's stages: a loop that keeps the degraded image's low frequencies, then an enhancer (arXiv 2303.06885).
 
-After each step what passes a low-pass of the state is replaced by what passes it of the degraded image, diffused to the
-state's time. The loop ends early (`stop` of a sampler), and an enhancement network makes a sharp picture of its x0.
+Each step replaces the state's low frequencies by those of the degraded image, diffused to the state's timestep. The
+loop ends early (`stop` of a sampler), and an enhancement network sharpens its x0.
 """
 
 from typing import Any, cast
@@ -16,7 +16,7 @@ from bfr.models.stages.stage import Stage, random
 from bfr.models.stages.step import LearnedVarianceStep, clip, clip_finite, learned_noise, learned_posterior
 from bfr.runtime.diffusion.solvers import Column
 
-FACTORS = 6  # low-passes of 1, 2, 4 ... 32, as far as the image's side is divided by them
+FACTORS = 6  # low-passes of 1, 2, 4 ... 32, those that divide the image's side
 
 
 class RefinedStep(LearnedVarianceStep):
@@ -24,8 +24,8 @@ class RefinedStep(LearnedVarianceStep):
 
     Reads what LearnedVarianceStep does, with noise (B, 6, S, S), the step's own and the degraded image's; signed
     (B, 3, S, S), the degraded image in [-1, 1]; and strength (B,), DR2's N: the low-pass is a reduction to S / N and
-    back. Between powers of 2 its matrix is interpolated in log2 N; 0 leaves the refinement out. The last step, whose
-    noise counts 0, is not refined.
+    back. Between powers of 2 its matrix is interpolated in log2 N; 0 disables the refinement. The last step, whose
+    noise has the factor 0, is not refined.
     """
 
     kind = "step-learned-refined"
@@ -104,10 +104,10 @@ def low_pass(size: int, factor: int) -> NDArray[np.float64]:
 
 
 def _levels(row: Tensor) -> tuple[Tensor, Tensor]:
-    """What the next state's time is, of a row of the learned-variance solver: shares of signal and of noise.
+    """The shares of signal and noise in the next state, from a row of the learned-variance solver.
 
-    The posterior's mean of a clean image and its own state is the next signal, c + f sqrt(alpha_bar); its variance is
-    what the state's noise leaves, f^2 (1 - alpha_bar), and its own.
+    The next signal is the posterior's mean for a clean image, c + f sqrt(alpha_bar). The next variance is the sum of
+    the state's remaining noise, f^2 (1 - alpha_bar), and the posterior's own variance.
     """
     a, b, c, f, log_posterior = (
         row[:, column, None, None, None] for column in (Column.A, Column.B, Column.C, Column.F, Column.LOG_POSTERIOR)

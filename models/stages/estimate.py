@@ -11,7 +11,7 @@ from bfr.models.stages.step import clip, clip_finite
 
 
 class EstimatorStage(ImageStage):
-    """degraded (B, 3, S, S) in [0, 1] -> estimate (B, 3, S, S) in [-1, 1], clipped, as the loop starts from it."""
+    """degraded (B, 3, S, S) in [0, 1] -> estimate (B, 3, S, S) in [-1, 1], clipped, the start of the loop."""
 
     kind, outputs, wraps = "estimator", ("estimate",), "estimator"
     estimator: nn.Module
@@ -40,7 +40,7 @@ class InpaintStage(Stage):
 class ResizeStage(Stage):
     """image (B, C, S, S) -> resized (B, C, T, T): antialiased bicubic, as two products with constant matrices.
 
-    Source and target are fixed, so that every backend computes the same; the weights are Pillow's bicubic ones.
+    Source and target are fixed, so every backend computes the same; the weights are those of Pillow's bicubic filter.
     """
 
     kind, outputs = "resize", ("resized",)

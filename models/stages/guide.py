@@ -27,8 +27,8 @@ class GuideStage(Stage):
 
         x0_guided = x0 - strength * m * g,    x_next_guided = x_next + c * (x0_guided - x0),
 
-    because every solver is linear in x0, with coefficient c. An image of strength 0 is left exactly as it is. PGDiff's
-    own guidance, which shifts the mean by its learned variance, is in `bfr.models.stages.pgdiff`.
+    because every solver is linear in x0, with coefficient c. A strength of 0 leaves an image exactly unchanged.
+    PGDiff's own guidance, which shifts the mean by its learned variance, is in `bfr.models.stages.pgdiff`.
     """
 
     kind, outputs, wraps, autograd = "guide", ("x_next_guided", "x0_guided"), "network", True
@@ -87,9 +87,9 @@ def distance_gradient(network: IdentityDistance, x0: Tensor, target: Tensor) -> 
 
 
 class EmbedStage(Stage):
-    """reference (B, 3, S, S) in [0, 1], estimate (B, 3, S, S) in [-1, 1] -> identity (B, E), to guide towards.
+    """reference (B, 3, S, S) in [0, 1], estimate (B, 3, S, S) in [-1, 1] -> identity (B, E), the target of guidance.
 
-    It is the reference's, another picture of the same person, or the estimate's if none was given (it is all 0).
+    The identity of the reference, another picture of the same person; of the estimate if the reference is all 0.
     """
 
     kind, outputs, wraps = "embedder", ("identity",), "network"
@@ -131,8 +131,8 @@ class RecoverStage(Stage):
 class DecodeStage(Stage):
     """latent_state (B, C, h, w) -> restored (B, 3, S, S) in [-1, 1], clipped; quantised before it is decoded.
 
-    NaN or Inf in an image's latent make all of its picture NaN: the nearest code of NaN would be some code, and a loop
-    that overflowed would pass for a restoration.
+    NaN or Inf in an image's latent make its whole picture NaN. Otherwise the quantiser would replace NaN by some code,
+    and the result of a loop that overflowed would look valid.
     """
 
     kind, outputs, wraps = "decoder", ("restored",), "network"

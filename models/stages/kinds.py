@@ -1,4 +1,4 @@
-"""Every kind of network that a bundle may hold, by the name that its manifest gives it."""
+"""Every kind of network that a bundle may hold, by its name in the manifest."""
 
 import inspect
 from typing import Any
@@ -16,7 +16,7 @@ STAGES: dict[str, type[Stage]] = {
     for stage in vars(module).values()
     if inspect.isclass(stage) and issubclass(stage, Stage) and hasattr(stage, "kind")
 }
-"""The classes in the modules of `bfr.models.stages` that say their kind."""
+"""The classes in the modules of `bfr.models.stages` that have a `kind`."""
 
 
 def make_stage(kind: str, network: nn.Module, options: dict[str, Any]) -> Stage:

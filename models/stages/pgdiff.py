@@ -1,9 +1,9 @@
-"""PGDiff's steps: partial guidance as it is published, by the variance that the denoiser chose (arXiv 2309.10810).
+"""PGDiff's steps: partial guidance as published, scaled by the learned variance (arXiv 2309.10810).
 
-The mean of the next state moves against the gradient of a loss at x0, by scale * variance * gradient: the variance is
-each pixel's own, learned, so that the strength falls from step to step, and nothing is normalised or clipped. The loss
-is the distance from smooth semantics, a restoration that a network makes of the state and of the degraded image anew in
-each step; with a reference picture also the distance of two face embeddings.
+The mean of the next state moves against the gradient of a loss at x0, by scale * variance * gradient. The denoiser
+predicts the variance of each pixel, so the strength falls from step to step; nothing is normalised or clipped. The loss
+is the distance from smooth semantics, a restoration that a network computes in each step from the state and the
+degraded image. With a reference picture the loss also has the distance of two face embeddings.
 """
 
 from collections.abc import Mapping
@@ -51,7 +51,7 @@ class IdentityGradient(Stage):
 
 
 class PartialGuidance(nn.Module):
-    """What a guided step computes with: the denoiser, what makes smooth semantics, the identity's gradient if any."""
+    """The networks of a guided step: denoiser, restorer of smooth semantics, gradient of the identity if any."""
 
     def __init__(self, denoiser: nn.Module, restorer: nn.Module, identity: nn.Module | None = None) -> None:
         super().__init__()

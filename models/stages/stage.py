@@ -1,4 +1,4 @@
-"""What a bundle's network is made of: a torch module with named inputs and outputs."""
+"""The base of a bundle's networks: a torch module with named inputs and outputs."""
 
 from typing import ClassVar
 
@@ -14,9 +14,9 @@ class Stage(nn.Module):
     Attributes:
         kind: Its name in the manifest, by which `bfr.models.stages.kinds` builds it.
         outputs: Their names, in the order of what `forward` returns; its inputs are named as `forward`'s arguments are.
-        wraps: The attribute that holds the network, whose state dict is the checkpoint's; its name is left out where
-            the weights are stored.
-        autograd: Whether `forward` calls it. What is traced is then another module.
+        wraps: The attribute that holds the network, whose state dict is the checkpoint's; names of stored weights do
+            not begin with it.
+        autograd: Whether `forward` calls autograd. `traceable` then returns the module to trace.
     """
 
     kind: ClassVar[str]

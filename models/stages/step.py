@@ -18,7 +18,7 @@ from bfr.runtime.diffusion.solvers import Column
 class ConditionerStage(Stage):
     """t (B,) float32 -> conditioning (B, features) float32, which a step reads instead of `t`.
 
-    It depends on the timestep alone: computed once for each of a table, it is left out of every step.
+    It depends on the timestep alone, so a chain computes it once for each row of a table and not in each step.
     """
 
     kind, outputs = "conditioner", ("conditioning",)
@@ -161,7 +161,7 @@ class KnownStep(LinearStep):
 
 
 class LearnedVarianceStep(LinearStep):
-    """One ancestral step whose variance the network chose: the denoiser gives (B, 6, S, S), eps and variance values.
+    """One ancestral step with the learned variance: the denoiser returns (B, 6, S, S), eps and variance values.
 
     Reads and writes what LinearStep does. Source: "Improved DDPM" (arXiv 2102.09672), equation 15.
     """
@@ -191,7 +191,7 @@ def learned_posterior(out: Tensor, x: Tensor, row: Tensor) -> tuple[Tensor, Tens
 
 
 def learned_noise(log_variance: Tensor, h1: Tensor, h2: Tensor, row: Tensor, noise: Tensor) -> Tensor:
-    """What a step adds to the mean. h1 and h2, times 0, are read so that the inputs of all steps are alike."""
+    """The noise that a step adds to the mean. It reads h1 and h2, times 0, so all steps have the same inputs."""
     history = _column(row, Column.G) * (h1 + h2)  # d and e hold the log-variances; g is 0
     return _column(row, Column.S) * torch.exp(0.5 * log_variance) * noise + history
 
@@ -223,7 +223,7 @@ def _next_state(x0: Tensor, out: Tensor, x: Tensor, h1: Tensor, h2: Tensor, row:
 
 
 def clip(x: Tensor) -> Tensor:
-    """Clip to [-1, 1]. Infinity becomes 1: for values whose infinity shows elsewhere."""
+    """Clip to [-1, 1]. Infinity becomes 1, so use it only if another output shows the infinity."""
     return x.clamp(-1.0, 1.0)
 
 

@@ -1,1 +1,1 @@
-"""Where weights come from: fetched, read safely, or made from their names."""
+"""Fetch weights, find them, read them safely, or generate them from their names."""

@@ -48,7 +48,7 @@ class Download:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A file that is there and checked; `resumed_from` bytes of it had been downloaded before this call."""
+    """A downloaded and checked file; `resumed_from` bytes of it had been downloaded before this call."""
 
     path: Path
     bytes: int
@@ -85,12 +85,12 @@ def fetch(download: Download, folder: Path, *, progress: Progress | None = None)
         size, sha256 = source.stat().st_size, sha256_file(source)
     if problem := _problem(download, size, sha256, recorded.get(download.file)):
         if source is part:
-            part.unlink()  # to resume wrong bytes would never end well
+            part.unlink()  # a resumed download would keep the wrong bytes
             raise DownloadFailed(f"{download.url}: {problem}; it was deleted: fetch again")
         raise DownloadFailed(f"{path}: {problem}: delete it and fetch again")
     with _writing(folder):
         if download.sha256 is None and download.file not in recorded:
-            # Before the rename: a file without a record would be trusted anew by the next call.
+            # Before the rename: the next call would trust a file without a record.
             recorded = {**_recorded_hashes(folder), download.file: sha256}
             write_bytes(folder / "hashes.json", (json.dumps(recorded, indent=1, sort_keys=True) + "\n").encode())
         if source is part:
@@ -99,9 +99,9 @@ def fetch(download: Download, folder: Path, *, progress: Progress | None = None)
 
 
 def _transfer(download: Download, part: Path, progress: Progress | None) -> int:
-    """Complete `part`; returns how many bytes of it were there before and were used."""
+    """Complete `part`; return how many of its earlier bytes were used."""
     with _writing(part.parent):
-        if part.is_symlink():  # its name can be guessed: what it leads to is none of ours
+        if part.is_symlink():  # its name can be guessed: the target may be another user's file
             part.unlink()
         start = part.stat().st_size if part.exists() else 0
     if download.bytes is not None and start >= download.bytes:
@@ -123,7 +123,7 @@ def _transfer(download: Download, part: Path, progress: Progress | None) -> int:
             total = _range_total(content_range)
             if not re.match(rf"bytes {start}-", content_range or ""):
                 raise DownloadFailed(
-                    f"{download.url}: the server sent {content_range!r}, bfr asked from byte {start}: fetch again"
+                    f"{download.url}: the server sent {content_range!r}, bfr requested from byte {start}: fetch again"
                 )
         else:  # the server does not resume
             start = 0
@@ -163,7 +163,7 @@ def _copy(
                 return done
             with _writing(part.parent):
                 view = memoryview(chunk)
-                while view:  # a raw write may be short: on a full disk the next one says why
+                while view:  # a raw write may be short; on a full disk the next one raises
                     view = view[file.write(view) :]
             done += len(chunk)
             if done > (LARGEST if total is None else total):
@@ -193,10 +193,10 @@ def _recorded_hashes(folder: Path) -> dict[str, str]:
         recorded = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DownloadFailed(
-            f"{path}: not readable as JSON ({error}): restore it, or delete it to record again"
+            f"{path} is not JSON ({error}): restore it, or delete it to record the hashes again"
         ) from error
     if not isinstance(recorded, dict) or not all(isinstance(value, str) for value in recorded.values()):
-        raise DownloadFailed(f"{path}: not a table of file -> sha256: restore it, or delete it to record again")
+        raise DownloadFailed(f"{path} is not a table of file -> sha256: restore it, or delete it to record them again")
     return recorded
 
 
@@ -265,7 +265,7 @@ def _range_total(content_range: str | None) -> int | None:
 
 def _interrupted(url: str, done: int, total: int | None, reason: str) -> str:
     of = f" of {total}" if total is not None else ""
-    return f"{url}: interrupted after {done}{of} bytes ({reason}): run it again, and it goes on from there"
+    return f"{url}: interrupted after {done}{of} bytes ({reason}): run the command again to resume"
 
 
 @contextmanager

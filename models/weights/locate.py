@@ -41,18 +41,18 @@ def locate(folder: Path, download: Download) -> Path | None:
 def find_weights(folder: Path, download: Download, system: SystemSpec) -> Path:
     """As `locate`. Raises InputNotFound with the names that were looked for, what is there, and the remedy."""
     if folder.is_file():
-        raise InputNotFound(f"{folder} is a file: name the folder that it lies in with --weights, not the file")
+        raise InputNotFound(f"{folder} is a file: give its folder with --weights, not the file")
     path = locate(folder, download)
     if path is not None:
         return path
     names = " or ".join((download.file, *download.also))
     there = sorted(path.relative_to(folder).as_posix() for path in _files(folder) if path.suffix in SUFFIXES)
     seen = f"has {listed(there, SHOWN)}" if there else "has no checkpoint" if folder.is_dir() else "does not exist"
-    remedy = f"`bfr fetch {system.name}` downloads it, or name the folder that has it with --weights"
+    remedy = f"`bfr fetch {system.name}` downloads it, or give the folder that has it with --weights"
     if download.file in system.by_hand:
-        remedy = f"{system.by_hand[download.file]}. Put it there, or name the folder that has it with --weights"
+        remedy = f"{system.by_hand[download.file]}. Put it there, or give the folder that has it with --weights"
     elif not system.published:
-        remedy = "its authors did not publish it: name the folder of your own with --weights, or use --seeded"
+        remedy = "its authors did not publish it: give the folder of your own weights with --weights, or use --seeded"
     raise InputNotFound(
         f"{download.file} of {system.name} is not in {folder}, which {seen}. It may be called {names}: {remedy}"
     )
@@ -74,16 +74,16 @@ def _one(paths: Sequence[Path], folder: Path) -> Path:
     others = [path for path in paths[1:] if not path.samefile(first)]
     if others and len({(path.stat().st_size, sha256_file(path)) for path in paths}) > 1:
         names = " and ".join(path.relative_to(folder).as_posix() for path in paths)
-        raise InvalidOption(f"{folder} has {names}, which differ: name the folder of the one you mean with --weights")
+        raise InvalidOption(f"{folder} has {names}, which differ: give the folder of the right one with --weights")
     return first
 
 
 def usable_weights(system: SystemSpec, folder: Path, scratch: Path, progress: Progress = lambda _: None) -> Path:
-    """The folder that a system is exported from: `folder`, or `scratch` with what was converted into it.
+    """Return the folder to export a system from: `folder`, or `scratch` with the converted files.
 
     Args:
-        system: Where its weights are not published network by network, it has an importer.
-        folder: With the networks' own files, or with the published ones.
+        system: The system; it has an importer if its weights are not published network by network.
+        folder: The folder of the networks' own files, or of the published ones.
         scratch: An empty folder with room for all networks in float32.
         progress: Called with a line before the conversion.
 
@@ -97,8 +97,9 @@ def usable_weights(system: SystemSpec, folder: Path, scratch: Path, progress: Pr
     if not any(locate(folder, source) for source in system.sources):
         published = ", ".join(source.also[0] if source.also else source.file for source in system.sources)
         raise InputNotFound(
-            f"{folder} has neither the published files of {system.name} ({published}) nor what was converted of them "
-            f"({', '.join(download.file for download in own)}): `bfr fetch {system.name}` downloads and converts them"
+            f"{folder} has neither the published files of {system.name} ({published}) nor the files converted from "
+            f"them ({', '.join(download.file for download in own)}): `bfr fetch {system.name}` downloads and converts "
+            "them"
         )
     progress(f"converting the published files in {folder}")
     system.importer(folder, scratch)

@@ -56,7 +56,7 @@ LICENCE = Licence(
 )
 
 PREFIX = "vqvae_LQ."
-# What the embedder never computes with: the autoencoder's other half, and the norm of attention to another feature map.
+# Weights that the embedder does not use: the autoencoder's other half, the norm of attention to another feature map.
 _UNUSED = re.compile(r"decoder\.|post_quant_conv\.|.*\.attn(_1|\.\d+)\.norm2\.")
 # Autoencoders published before diffusers 0.18 have other names in their attention.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -75,10 +75,10 @@ def import_osdface(
 ) -> dict[str, Path]:
     """Convert the published files into one safetensors file for each network, float32.
 
-    Every tensor of a file is used or is known not to be; each file of `destination` appears whole or not at all.
+    Every tensor of a file is used, or is one of the known unused ones; each file is written completely or not at all.
 
     Args:
-        folder: The files of `SOURCES` lie in it or below.
+        folder: The folder that holds the files of `SOURCES`, or one above it.
         destination: The folder that the converted files are written into.
         unet_config: Options of the denoiser.
         vae_config: Options of the autoencoder.
@@ -125,7 +125,7 @@ def import_osdface(
 def vae_half(state: Mapping[str, Tensor], half: str) -> dict[str, Tensor]:
     """The weights of an autoencoder's "encoder" or "decoder", each with its own 1x1 convolution, under today's names.
 
-    What belongs to neither is counted to the decoder, whose layout then refuses it.
+    Tensors of neither half are returned with the decoder's, whose layout check then refuses them.
     """
     mine = {}
     for key, tensor in state.items():

@@ -1,7 +1,7 @@
-"""Weights that are a function of each parameter's name, for tests and benchmarks without a checkpoint.
+"""Name-seeded weights: a function of each parameter's name, for tests and benchmarks without a checkpoint.
 
-Two networks of the same layout get the same weights on every machine, so a recorded output can be compared without
-storing what made it.
+Two networks of the same layout get the same weights on every machine, so a test can compare a recorded output without
+storing the weights.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bfr.models.systems.system import SystemSpec
 
 LOOP_SCALE: Mapping[str, float] = MappingProxyType({"out.2.weight": 0.3, "out.2.bias": 0.3})
-"""For a UNet inside a sampling loop: with its last layer at full strength a random network makes the loop chaotic."""
+"""Factors for a UNet in a sampling loop: at full strength the last layer of a random network makes the loop chaotic."""
 
 COMPUTED = ("attn_mask", "relative_position_index")  # buffers that the architecture determines
 

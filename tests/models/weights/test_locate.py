@@ -94,7 +94,7 @@ def test_what_is_missing_is_named_with_what_is_there(tmp_path: Path) -> None:
     assert "readme" not in text
     with pytest.raises(InputNotFound, match="does not exist"):
         find_weights(tmp_path / "no", ESTIMATOR, DIFFACE)
-    with pytest.raises(InputNotFound, match="name the folder"):
+    with pytest.raises(InputNotFound, match="give its folder"):
         find_weights(tmp_path / "readme.md", ESTIMATOR, DIFFACE)
 
 
