@@ -4,11 +4,10 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.images.formats import FORMATS, WRITTEN
@@ -207,59 +206,34 @@ def form_image(body: bytes, kind: str) -> bytes:
     boundary = parse_options_header(kind)[1].get(b"boundary", b"")
     if body.count(b"\n--" + boundary) > MOST_BOUNDARIES:
         raise _invalid_form(f"the form has too many parts: its one field is {FIELD!r}")
-    form = _Form()
-    try:
-        parser = MultipartParser(boundary, form.callbacks())
-        parser.write(body)
-        parser.finalize()
-    except FormParserError as error:
-        raise _invalid_form(f"the form cannot be read ({error}): send {FORM} with a file in {FIELD!r}") from None
-    if not form.complete or form.image is None:
-        raise _invalid_form(f"the form has no file in the field {FIELD!r}: send one")
-    return form.image
+    images: list[bytes] = []
+    complete = False
 
-
-class _Form:
-    """Collects the parts of a form from the events of its parser, in memory alone."""
-
-    def __init__(self) -> None:
-        self.image: bytes | None = None
-        self.complete = self._named = False
-        self._name, self._value = bytearray(), bytearray()  # of a header
-        self._parts: list[bytes] = []
-
-    def callbacks(self) -> Any:
-        """By their events."""
-        return {
-            "on_header_begin": self._begin_header,
-            "on_header_field": lambda data, begin, end: self._name.extend(data[begin:end]),
-            "on_header_value": lambda data, begin, end: self._value.extend(data[begin:end]),
-            "on_header_end": self._header,
-            "on_part_data": lambda data, begin, end: self._parts.append(data[begin:end]),
-            "on_part_end": self._part,
-            "on_end": self._end,
-        }
-
-    def _begin_header(self) -> None:
-        self._name.clear()
-        self._value.clear()
-
-    def _header(self) -> None:
-        if self._name.lower() != b"content-disposition":
-            return
-        name = parse_options_header(bytes(self._value))[1].get(b"name", b"").decode(errors="replace")
+    def take(part: Field | File) -> None:
+        name = (part.field_name or b"").decode(errors="replace")
         if name != FIELD:
             raise _invalid_form(
                 f"the form has the field {name!r}: its one field is {FIELD!r}, options are parts of the address"
             )
-        if self._named:
+        if images:
             raise _invalid_form(f"the form has the field {FIELD!r} twice: send one image")
-        self._named = True
+        if isinstance(part, File):
+            part.file_object.seek(0)
+            images.append(part.file_object.read())
+        else:
+            images.append(part.value or b"")
 
-    def _part(self) -> None:
-        if not self._named or self.image is not None:
-            raise _invalid_form(f"the form has a part without a name: its one field is {FIELD!r}")
-        self.image, self._parts = b"".join(self._parts), []
+    def end() -> None:
+        nonlocal complete
+        complete = True
 
-    def _end(self) -> None:
-        self.complete = True
+    in_memory = {"MAX_MEMORY_FILE_SIZE": len(body)}  # larger files would go to disk
+    try:
+        parser = FormParser(FORM, take, take, end, boundary, config=in_memory)
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise _invalid_form(f"the form cannot be read ({error}): send {FORM} with a file in {FIELD!r}") from None
+    if not complete or not images:
+        raise _invalid_form(f"the form has no file in the field {FIELD!r}: send one")
+    return images[0]
