@@ -33,13 +33,13 @@ class LiveOptions(Options):
     )
     key_frames: int = field_of(VideoOptions, "key_frames")
     reconnect: float = Field(default=30.0, ge=0, description="Seconds to try to reopen a lost stream; 0 ends at once.")
-    duration: float | None = Field(default=None, gt=0, description="End after so many seconds.")
+    duration: float | None = Field(default=None, gt=0, description="End after this many seconds.")
     size: str | None = Field(
-        default=None, pattern=r"^\d+x\d+$", description="Size to request of a camera, as 1280x720; its own if left out."
+        default=None, pattern=r"^\d+x\d+$", description="Size to request from a camera, as 1280x720. Default: its own."
     )
-    rate: int | None = Field(default=None, ge=1, description="Frames a second to request of a camera.")
+    rate: int | None = Field(default=None, ge=1, description="Frames per second to request from a camera.")
     overlay: bool = Field(
-        default=True, description="Draw frames a second, delay and drops into the window and the page."
+        default=True, description="Draw frames per second, delay and drops into the window and the page."
     )
 
 

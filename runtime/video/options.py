@@ -11,6 +11,6 @@ class VideoOptions(Options):
     key_frames: int = Field(
         default=1,
         ge=1,
-        description="Restore a face of a video by the networks at least every so many frames, and where it changes. "
-        "bfr warps the last result to the frames between. 1: every frame by the networks.",
+        description="Run the networks for a face of a video at least every so many frames, and where it changes; bfr "
+        "warps its detail to the frames between. 1 runs them for every frame.",
     )

@@ -1,8 +1,9 @@
-"""Key frames of a face: the networks restore some of its frames, and their results are warped to the frames between.
+"""Key frames of a face: the networks restore some of its frames, and the frames between get their detail, warped.
 
 Aligned crops of a face differ by little but eyes and mouth from frame to frame. Dense optical flow (Kroeger et al.,
 "Fast Optical Flow using Dense Inverse Search", ECCV 2016) leads from a frame's crop back to that of its key frame. If
-the warped key crop differs too much from the crop, the frame becomes a key frame itself.
+the warped key crop differs too much from the crop, the frame becomes a key frame itself. Only detail is warped: what is
+coarser, light and colours among it, is the frame's own.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from bfr.runtime.video.track import Tracked
 
 MISMATCH = 0.5  # of the standard deviation of a face's luma: what the warped key crop may be off, in any PLACE
 PLACE, SMOOTH = 1 / 16, 1.5 / 256  # of the crop's side: an eye or a mouth's corner; a blur, against noise
-TAKEN = 1 / 256  # of the crop's side: above it in scale, a crop's differences from the warped one go into the result
+COARSE = 1 / 256  # of the crop's side: of what is coarser, a frame keeps its own; finer detail is that of the key frame
 SCALES = 0.8, 1.25  # by which a face may be larger than in its key frame: its crop is as sharp as that
 
 Float32 = NDArray[np.float32]
@@ -34,12 +35,14 @@ class _Key:
 
     Attributes:
         age: Frames since then.
-        result: What they made of it; the frames between, which come later, are made of that.
+        result: What they made of it; set before the frames between are completed.
+        detail: What the result has beyond the coarse crop: (S, S) float32 of R, G and B.
     """
 
     face: AlignedFace
     age: int = 0
     result: Restored | None = None
+    detail: Sequence[NDArray[Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +93,7 @@ class KeyFrames:
         size = after.shape[0]
         flow = self._flow.calc(after, before, np.zeros((size, size, 2), np.float32))
         places = np.stack(cv2.split(flow)) + np.indices((size, size), np.float32)[::-1]
-        if _mismatch(_warped(before, places), after) > MISMATCH:
+        if _mismatch(_warped(before.astype(np.float32), places), after) > MISMATCH:
             return new
         key.age += 1
         return Source(face, track, key, places)
@@ -127,15 +130,19 @@ def _result(source: Source) -> Restored:
     assert key.result is not None  # noqa: S101  (frames are completed in their order)
     if places is None or key.result.pixels is None:
         return key.result
+    if key.detail is None:
+        key.detail = cv2.split(cv2.subtract(key.result.pixels, _coarse(key.face.crop), dtype=cv2.CV_32F))
     crop = source.face.crop
-    differs = cv2.subtract(crop, _warped(key.face.crop, places), dtype=cv2.CV_32F)
-    taken = cv2.GaussianBlur(differs, (0, 0), TAKEN * crop.shape[0])
-    depth = cv2.CV_8U if crop.dtype == np.uint8 else cv2.CV_16U
-    pixels = cv2.add(_warped(key.result.pixels, places), taken, dtype=depth)
+    detail = cv2.merge([_warped(plane, places) for plane in key.detail])  # a float plane at a time is the fastest
+    pixels = cv2.add(_coarse(crop), detail, dtype=cv2.CV_8U if crop.dtype == np.uint8 else cv2.CV_16U)
     return Restored(np.asarray(pixels, crop.dtype), {}, key.result.precision)
 
 
-def _mismatch(warped: NDArray[np.uint8], crop: NDArray[np.uint8]) -> float:
+def _coarse(crop: NDArray[Any]) -> Float32:
+    return np.asarray(cv2.GaussianBlur(crop.astype(np.float32), (0, 0), COARSE * crop.shape[0]), np.float32)
+
+
+def _mismatch(warped: NDArray[Any], crop: NDArray[np.uint8]) -> float:
     """How far the luma of two crops differs where it differs most inside the face, in its standard deviations."""
     size = crop.shape[0]
     inside = _face(size)
