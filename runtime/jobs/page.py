@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from bfr.runtime.files import write_bytes
 from bfr.runtime.jobs.cards import Card, joined_card
-from bfr.runtime.jobs.report import STATUSES, Entry, Report, is_seconds, plural, total_seconds
+from bfr.runtime.jobs.report import STATUSES, Entry, Report, count_faces, is_seconds, plural, total_seconds
 
 PAGE = "report.html"
 _UNFIT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -167,7 +167,7 @@ def _card(card: Card) -> str:
     about = [
         {"no face": "no face found", "skipped": "done by an earlier run"}.get(entry.status),
         f"{width} × {height}" if width and height else None,  # noqa: RUF001
-        plural(faces, "face") if faces else None,
+        count_faces(faces, _whole(entry.warped)) if faces else None,
     ]
     lines = [
         f'<article class="card" {_data(card)}>{_frame(card)}',

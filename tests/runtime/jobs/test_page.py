@@ -184,6 +184,8 @@ def test_a_card(tmp_path: Path) -> None:
     assert page.texts("p", class_="about") == ["640 × 480 · 2 faces"]  # noqa: RUF001
     assert page.texts("p", class_="error") == ["1 of 3 faces failed: NaN"]
     assert page.texts("summary") == ["1.75 s"]  # the networks' part is in denoise
+    (about,) = parsed(tmp_path, row("a", warped=1)).texts("p", class_="about")
+    assert about.endswith(" · 2 faces (1 warped from key frames)")
     assert list(zip(page.texts("th", scope="row"), page.texts("td"), strict=True)) == [
         ("read", "0.25 s"),
         ("denoise", "1.50 s"),
@@ -309,7 +311,7 @@ def test_a_preview_averages_areas_in_colour(tmp_path: Path, monkeypatch: pytest.
 )
 def test_numbers_that_are_none_are_left_out(tmp_path: Path, value: Any) -> None:
     """Security 8: a server, or an old report.json, says how many faces and how large."""
-    cards = [row("a", faces=value, width=value, height=value, seconds={"network": value, "read": value})]
+    cards = [row("a", faces=value, warped=value, width=value, height=value, seconds={"network": value, "read": value})]
     page = Page(write_page(tmp_path, cards, {"seconds": value}))
     whole = page.source.replace(_own(page.source), "")
     assert "refresh" not in whole
