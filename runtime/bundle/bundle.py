@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -26,12 +26,13 @@ from bfr.runtime.bundle.manifest import (
     Preset,
     Variant,
 )
-from bfr.runtime.bundle.onnx import OnnxFile, check_graph
+from bfr.runtime.bundle.onnx import OnnxFile, check_graph, read_ends
 from bfr.runtime.diffusion.schedule import GRIDS
 from bfr.runtime.diffusion.solvers import SOLVERS
 from bfr.runtime.errors import BundleInvalid, InvalidOption
 from bfr.runtime.files import sha256_file, write_bytes
 from bfr.runtime.options import explain
+from bfr.runtime.text import listed
 
 LARGEST_MANIFEST = 16 << 20  # bytes
 PACKAGED = "mini"  # the system whose bundle comes with the package
@@ -176,10 +177,11 @@ class Bundle:
         Raises:
             InvalidOption: The precision was not exported.
             BundleCorrupt: A file is not the one that the manifest describes.
-            BundleInvalid: The graph names a file or declares a size that it should not, see `check_graph`.
+            BundleInvalid: The graph names a file or declares a size that it should not, see `check_graph`; or reads or
+                makes other tensors than the manifest says.
         """
         variant = self._variant(name, precision)
-        self._checked_graph(variant)
+        self._checked_graph(name, variant)
         for file in variant.weights:
             self.check(file)
         return self.folder / variant.graph.path
@@ -187,18 +189,27 @@ class Bundle:
     def open_graph(self, name: str, precision: Precision) -> OnnxFile:
         """Check the graph and the weights of a network, and return the bytes that were checked. Raises as `graph`."""
         variant = self._variant(name, precision)
-        data = self._checked_graph(variant)
+        data = self._checked_graph(name, variant)
         beside = posixpath.dirname(variant.graph.path) or "."
         weights = {
             posixpath.relpath(file.path, beside): map_file(self.folder, file, self._remedy) for file in variant.weights
         }
         return OnnxFile(self.folder / variant.graph.path, data, weights)
 
-    def _checked_graph(self, variant: Variant) -> bytes:
+    def _checked_graph(self, name: str, variant: Variant) -> bytes:
         data = read_file(self.folder, variant.graph, self._remedy)
         beside = posixpath.dirname(variant.graph.path) or "."
         known = {posixpath.relpath(file.path, beside): file.bytes for file in variant.weights}
         check_graph(data, known, self.folder / variant.graph.path)
+        network, (inputs, outputs) = self.network(name), read_ends(data)
+        unlike = inputs.keys() - {tensor.name for tensor in network.inputs}
+        for tensors, there in ((network.inputs, inputs), (network.outputs, outputs)):
+            unlike |= {one.name for one in tensors if not _alike(one.shape, there.get(one.name))}
+        if unlike:
+            raise BundleInvalid(
+                f"{self.folder / variant.graph.path} has not the manifest's name, shape or type of "
+                f"{listed(sorted(map(repr, unlike)))}: export the bundle again"
+            )
         return data
 
     def _variant(self, name: str, precision: Precision) -> Variant:
@@ -261,6 +272,16 @@ def describe_file(folder: Path, path: Path) -> BundleFile:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json`, whole or not at all."""
     write_bytes(folder / MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
+
+
+def _alike(shape: Sequence[int | str], sizes: Sequence[int] | None) -> bool:
+    """Whether a graph's tensor has the shape that the manifest says. Sizes that either leaves open fit."""
+    declared = [size if isinstance(size, int) else 0 for size in shape]
+    return (
+        sizes is not None
+        and len(sizes) == len(declared)
+        and all(a in (0, b) or b == 0 for a, b in zip(declared, sizes, strict=True))
+    )
 
 
 def _names(mapping: Mapping[Any, object]) -> str:

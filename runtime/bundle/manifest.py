@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from typing_extensions import Self
 
 from bfr.runtime.diffusion.solvers import Solver
+from bfr.runtime.files import LONGEST_NAME
 
 FORMAT = 1
 LARGEST_BATCH = 4096
@@ -25,7 +26,7 @@ def _inside(path: str) -> str:
     """Refuse what is not below the bundle's folder on every system: drives, streams (`a:b`) and devices (`NUL`) too."""
     parts = path.split("/")
     if (
-        any(part in ("", "..") or part != part.rstrip(". ") for part in parts)
+        any(part in ("", "..") or part != part.rstrip(". ") or len(part.encode()) > LONGEST_NAME for part in parts)
         or re.search(r'[\x00-\x1f\x7f\\:<>"|?*]', path)
         or any(re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d|conin\$|conout\$)(\..*)?", p, re.IGNORECASE) for p in parts)
     ):

@@ -19,6 +19,7 @@ LARGEST_ELEMENTS = 1 << 26  # of a tensor that a graph declares but does not con
 DEEPEST = 64  # nested graphs; protobuf itself allows 33
 MOST_NODES = 200_000  # with functions in the place of their calls; networks have some ten thousand
 _GRAPH, _METADATA, _FUNCTION, _TRAINING = 7, 14, 25, 20  # of ModelProto
+_FLOAT = 1  # of TensorProto.DataType
 _LESS_THAN_A_BYTE = 4  # elements at most in one byte
 # Operators whose output has the size that an input gives: the number of that input.
 _SHAPED_BY = {
@@ -113,6 +114,39 @@ def read_metadata(data: bytes, where: object) -> dict[str, str]:
     except (IndexError, OverflowError, UnicodeDecodeError) as error:
         raise BundleInvalid(f"{where} is neither a bundle's folder nor an ONNX file, or is damaged") from error
     return found
+
+
+def read_ends(data: bytes) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Return the inputs and the outputs of a graph that `check_graph` passed.
+
+    Args:
+        data: Bytes of the ONNX file.
+
+    Returns:
+        Name -> sizes of each float32 tensor, 0 for an open size; tensors of other types have the size -1.
+    """
+
+    def sizes(value: memoryview) -> list[int]:
+        kinds = [dict(fields(tensor)).get(1) for tensor in _inside(value, 2, 1)]
+        dims = [dict(fields(dim)).get(1, 0) for dim in _inside(value, 2, 1, 2, 1)]
+        return [dim if isinstance(dim, int) else -1 for dim in dims] if kinds == [_FLOAT] else [-1]
+
+    inputs, outputs = (
+        {
+            str(name, "utf-8"): sizes(value)
+            for value in _inside(memoryview(data), _GRAPH, end)
+            for name in _inside(value, 1)
+        }
+        for end in (11, 12)
+    )
+    return inputs, outputs
+
+
+def _inside(data: memoryview, *numbers: int) -> Iterator[memoryview]:
+    """Yield what lies in a message under field numbers, from the outermost to the innermost."""
+    for number, value in fields(data):
+        if number == numbers[0] and isinstance(value, memoryview):
+            yield from _inside(value, *numbers[1:]) if numbers[1:] else (value,)
 
 
 class _Walk:

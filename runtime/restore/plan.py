@@ -4,7 +4,7 @@ A chain is a list of calls over named values. The first values are the system's 
 stage reads some and makes others, and one of them is the restored image.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from bfr.runtime.bundle import manifest as m
@@ -144,7 +144,7 @@ def make_plan(bundle: Bundle, preset: m.Preset) -> Plan:
     for stage in manifest.stages:
         made: dict[str, Shape] = {}
         if isinstance(stage, m.Diffuse):
-            _need(bundle, stage.name, values, (stage.source,))
+            _need(bundle, stage.name, values, {stage.source: None})
             diffuse = stage
             continue
         network = _network(bundle, stage.network)
@@ -152,18 +152,14 @@ def make_plan(bundle: Bundle, preset: m.Preset) -> Plan:
             call = Call(
                 stage.name, stage.network, _names(network.inputs, stage.inputs), _names(network.outputs, stage.outputs)
             )
-            _need(bundle, stage.name, values, call.inputs.values())
+            _need(bundle, stage.name, values, {call.inputs[t.name]: _shape(t) for t in network.inputs})
             stages.append(call)
             made = {call.outputs[t.name]: _shape(t) for t in network.outputs}
         else:
             loop = _loop(bundle, preset, stage, diffuse)
-            read = [loop.source, *loop.conditions.values(), *(loop.guide.inputs.values() if loop.guide else ())]
-            _need(bundle, stage.name, values, read)
-            if values[loop.source] != loop.shape:
-                raise BundleInvalid(
-                    f"{bundle.folder}: stage {stage.name} works on {loop.shape}, its source {loop.source} is "
-                    f"{values[loop.source]}: export the bundle again"
-                )
+            conditions = {loop.conditions[t.name]: _shape(t) for t in network.inputs if t.name in loop.conditions}
+            guided = dict.fromkeys(loop.guide.inputs.values() if loop.guide else ())
+            _need(bundle, stage.name, values, {loop.source: loop.shape} | guided | conditions)
             stages.append(loop)
             made, diffuse = {loop.result: loop.shape}, None
         if taken := made.keys() & values.keys():
@@ -171,7 +167,7 @@ def make_plan(bundle: Bundle, preset: m.Preset) -> Plan:
                 f"{bundle.folder}: stage {stage.name} makes {min(taken)}, which an earlier stage makes: export it again"
             )
         values |= made
-    _need(bundle, "result", values, (manifest.result,))
+    _need(bundle, "result", values, {manifest.result: None})
     plan = Plan(inputs, values, tuple(stages), manifest.result)
     return replace(plan, truncate=_truncation(bundle, preset, plan)) if preset.adapt else plan
 
@@ -183,6 +179,11 @@ def _loop(bundle: Bundle, preset: m.Preset, stage: m.Denoise, diffuse: m.Diffuse
         )
     network, table = _network(bundle, stage.network), sampler_table(bundle, preset, stage)
     features = _shape(_network(bundle, stage.conditioner).outputs[0])[0] if stage.conditioner else 0
+    shape = next((_shape(tensor) for tensor in network.inputs if tensor.name == "x"), None)
+    if shape is None:
+        raise BundleInvalid(
+            f"{bundle.folder}: {stage.network} of stage {stage.name} reads no x: export the bundle again"
+        )
     own = (*STEP_INPUTS, *(("strength",) if stage.strength is not None else ()))
     extra = tuple(tensor for tensor in network.inputs if tensor.name not in own)
     guidance = preset.guidance
@@ -191,7 +192,7 @@ def _loop(bundle: Bundle, preset: m.Preset, stage: m.Denoise, diffuse: m.Diffuse
         name=stage.name,
         network=stage.network,
         table=table,
-        shape=next(_shape(tensor) for tensor in network.inputs if tensor.name == "x"),
+        shape=shape,
         source=stage.source or (diffuse.source if diffuse else ""),
         result=stage.result,
         diffuse=diffuse.name if diffuse else None,
@@ -236,11 +237,17 @@ def _check_names(bundle: Bundle, preset: m.Preset) -> None:
         raise InvalidOption("adapt belongs to a preset's own sampler, not to that of a single stage")
 
 
-def _need(bundle: Bundle, name: str, values: Mapping[str, Shape], read: Iterable[str]) -> None:
-    for value in read:
+def _need(bundle: Bundle, name: str, values: Mapping[str, Shape], read: Mapping[str, Shape | None]) -> None:
+    """Raise BundleInvalid unless the values that a stage reads are there, in the shapes that it reads."""
+    for value, shape in read.items():
         if value not in values:
             raise BundleInvalid(
                 f"{bundle.folder}: stage {name} reads {value}, which no stage before it makes: export the bundle again"
+            )
+        if shape not in (None, values[value]):
+            raise BundleInvalid(
+                f"{bundle.folder}: stage {name} reads {value} as {shape}, and it is {values[value]}: export the bundle "
+                "again"
             )
 
 

@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,6 +97,32 @@ def test_names_that_a_shell_or_a_file_system_would_obey_are_refused(copy: Path, 
 def test_sizes_that_no_machine_has_are_refused(copy: Path, key: str, value: object) -> None:
     edit(copy, lambda m: m.update({key: value}))
     with pytest.raises(BundleInvalid, match=key):
+        Bundle.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda m: m.update(image_size=16), r"reads degraded as \(3, 32, 32\), and it is \(3, 16, 16\)"),
+        (lambda m: m["networks"]["estimator"]["inputs"][0].update(shape=["batch", 3, 8, 8]), "reads degraded as"),
+        (lambda m: m["networks"]["estimator"]["outputs"][0].update(shape=["batch", 3, 8, 8]), "reads estimate as"),
+        (lambda m: m["networks"]["denoiser"]["inputs"][0].update(name="y"), "denoiser of stage denoise reads no x"),
+        (lambda m: m["networks"]["denoiser"]["inputs"][1].update(shape=["batch", 4]), "denoiser.onnx has not.*'h1'"),
+        (lambda m: m["networks"]["denoiser"]["outputs"][0].update(name="y"), "denoiser.onnx has not.*'y'"),
+        (lambda m: m["networks"]["denoiser"]["inputs"].pop(), "denoiser.onnx has not the manifest's name"),
+    ],
+)
+def test_networks_that_the_manifest_describes_otherwise_are_refused(copy: Path, change: Any, sentence: str) -> None:
+    """Such a bundle opened, and ended in ONNX Runtime's own error at the first image."""
+    edit(copy, change)
+    with pytest.raises(BundleInvalid, match=sentence):
+        Restorer.open(copy, backend="onnxruntime-cpu", threads=1)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" + "é" * 200])
+def test_a_name_that_no_disk_takes_is_refused(copy: Path, name: str) -> None:
+    edit(copy, lambda m: m["networks"]["denoiser"]["variants"]["fp32"]["graph"].update(path=f"{name}.onnx"))
+    with pytest.raises(BundleInvalid, match="relative"):
         Bundle.open(copy)
 
 
