@@ -241,6 +241,9 @@ def _any_8(file: Pillow.Image, notes: list[str]) -> Image:
     if file.has_transparency_data:
         file = file if file.mode == "RGBA" else file.convert("RGBA")
         alpha = _samples(file.getchannel("A"))
+        if file.format == "BMP" and not alpha.any():  # Windows' clipboard leaves it empty; browsers show the picture
+            alpha = None
+            notes.append("its alpha is 0 everywhere and is left out")
     colour = file
     if icc:
         try:

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import sqrt
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
+from bfr.runtime.errors import BfrError
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.images.decode import byte_limit
 from bfr.runtime.jobs.options import JobOptions
@@ -81,7 +83,8 @@ def estimate(
         if picture.error is None:
             results = [Restored(crop, {}, "fp32") for crop in crops]
             output = f"result{item.result_suffix(options.format)}"
-            finish(picture, results, editor, output=output, quality=options.quality, metadata=options.metadata)
+            with suppress(BfrError):  # the run would go on too
+                finish(picture, results, editor, output=output, quality=options.quality, metadata=options.metadata)
         faces.append(len(crops))
         costs.append(time.perf_counter() - begin + len(crops) * face_seconds)
     count = len(images)

@@ -1,8 +1,10 @@
 """Names: which images and videos a run reads from files, folders, globs and object stores, and where results go."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path, PurePath, PurePosixPath
 from unicodedata import normalize
 
@@ -121,13 +123,15 @@ def find_inputs(inputs: Sequence[Path | str], *, videos: bool = False, out: Path
         InputNotFound: An input does not exist, or a glob matches nothing.
         MissingDependency, InvalidOption: A URL needs a package, or is of an unknown protocol.
     """
-    found: dict[str, Found] = {}  # by absolute path or URL
+    found: dict[str, Found] = {}  # by path, its folder without links, or by URL
+    real = cache(os.path.realpath)
     passed: dict[str, str] = {}
     search = Search(videos, out, passed)
     for name in [inputs] if isinstance(inputs, str | Path) else inputs:  # a text would be taken letter by letter
         path = local_path(name)
         for one in search.remote(str(name)) if path is None else search.local(path):
-            found.setdefault(str(one.file.absolute() if isinstance(one.file, Path) else one.file), one)
+            file = one.file
+            found.setdefault(f"{real(file.parent)}/{file.name}" if isinstance(file, Path) else file, one)
     names = choose_names([one.below for one in found.values()])
     items = [
         Item(one.file, name, one.bytes, one.content, one.listed)

@@ -63,6 +63,17 @@ def test_16_bit_transparent_grey(files: Any) -> None:
     np.testing.assert_array_equal(image.alpha, np.array([[65_535, 0, 65_535]], np.uint16))
 
 
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_the_empty_alpha_of_a_bmp_hides_nothing(alpha: int) -> None:
+    head = struct.pack("<IiiHHIIiiII", 124, 2, 2, 1, 32, 3, 16, 0, 0, 0, 0)
+    masks = struct.pack("<4I4s", 0xFF0000, 0xFF00, 0xFF, 0xFF000000, b"BGRs")
+    data = b"BM" + struct.pack("<IHHI", 154, 0, 0, 138) + (head + masks).ljust(124, b"\0")
+    image = decode_image(data + bytes([30, 20, 10, 0] * 3 + [30, 20, 10, alpha]))
+    assert (image.pixels == (10, 20, 30)).all()
+    assert (image.alpha is None) == (not alpha)
+    assert image.notes == ((), ("its alpha is 0 everywhere and is left out",))[not alpha]
+
+
 def test_opencv_prints_nothing_of_private_tags(files: Any, capfd: pytest.CaptureFixture[str]) -> None:
     decode_image(files.tiff_16(files.deep[..., :3], (65_000, 5)))
     assert capfd.readouterr().err == ""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.jobs import speed
 from bfr.runtime.jobs.estimate import SAMPLED, Estimate, estimate
@@ -56,6 +57,15 @@ class TestEstimate:
     def test_aligned_faces(self, small: Callable[..., Any], album: Any, tmp_path: Path) -> None:
         found = estimate(small(), album(3), JobOptions(tmp_path / "out"), 10.0)
         assert found.faces == 3
+
+    def test_an_image_that_cannot_be_written_ends_nothing(
+        self, small: Callable[..., Any], fakes: Any, album: Any, tmp_path: Path
+    ) -> None:
+        items, wide = album(2), tmp_path / "wide.png"
+        Image.new("RGB", (17_000, 4)).save(wide)
+        worker = PhotoRestorer(small(), PhotoOptions(upscale=4), detector=fakes.Squares())
+        options = JobOptions(tmp_path / "out", format="webp")
+        assert estimate(worker, [*items, *find_images([wide])], options, 10.0).faces == 1
 
     def test_in_words(self) -> None:
         text = str(Estimate(120, 6, 150.0, 2.0, 240.0, 180.0, 300.0, 2))

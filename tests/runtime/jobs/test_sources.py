@@ -167,10 +167,12 @@ def test_a_link_into_a_folder_that_is_closed_is_passed_over(tmp_path: Path, monk
     assert [item.name for item in find_images([tmp_path / "in/*.png"])] == ["a"]
 
 
-def test_relative_and_absolute_names_are_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(tmp_path, "a.png")
+def test_a_file_is_one_by_whatever_way_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, "a.png", "in/b.png")
+    (tmp_path / "link").symlink_to("in")
     monkeypatch.chdir(tmp_path)
-    assert find_images([Path("a.png"), tmp_path / "a.png"]) == [Item(Path("a.png"), "a")]
+    names = ["a.png", tmp_path / "a.png", "in/../a.png", "in", "link", "link/b.png"]
+    assert find_images(names) == [Item(Path("a.png"), "a"), Item(Path("in/b.png"), "b")]
 
 
 def test_good_names_stay_in_the_folder(tmp_path: Path) -> None:
