@@ -125,7 +125,7 @@ class BuildOptions(Options):
 
     precision: tuple[Literal["fp32", "fp16", "bf16"], ...] = Field(
         default=("fp32",),
-        description="Repeatable. Networks without a precision are built in fp32 for it. int8 is for CPUs.",
+        description="Repeatable. A network without this precision is built in fp32. int8 is for CPUs.",
     )
     library: Literal["auto", Library] = Field(
         default="auto", description="Library to build with. auto: the first that is installed."

@@ -29,7 +29,7 @@ NEVER_CONSTANT = ("Bernoulli", "Multinomial")  # what they draw depends on what 
 LONGEST_REASON = 240  # characters
 # ONNX Runtime's codes, its name of the file, and the places in its own source.
 _NOISE = re.compile(
-    r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed: ?"
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : |Error in execution: |Load model from .*? failed: ?"
     r"|/\S+\.(?:cc|h):\d+ .*?\) (?:const )?(?:\[with .*?\] )?|\b\w+\.(?:cc|h):\d+ \w+ "
 )
 

@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -114,6 +115,14 @@ def find_interface(model: onnx.ModelProto, original: Original, options: WrapOpti
     Raises InvalidOption if that leaves a choice, InvalidCheckpoint if the file does not run.
     """
     source, reference = find_inputs(model, options)
+    if reference and reference.batch != source.batch:
+        if reference.batch and source.batch:
+            raise InvalidCheckpoint(
+                f"the model reads {source.batch} pictures as {source.name} and {reference.batch} as {reference.name}: "
+                "export it with a batch of 1"
+            )
+        batch = source.batch or reference.batch
+        source, reference = replace(source, batch=batch), replace(reference, batch=batch)
     images = [one for one in (source, reference) if one]
     if (source.batch or 1) > LARGEST_BATCH:
         raise InvalidCheckpoint(
@@ -254,13 +263,22 @@ def raw_result(
     for i in range(0, len(faces), step):
         rows = np.minimum(np.arange(i, i + step), len(faces) - 1)
         images = {
-            image: (given[rows][:, order].astype(np.float64) * (white - black) + black).astype(np.float32)
+            image: (_resized(given[rows], image.side)[:, order] * (white - black) + black).astype(np.float32)
             for image, given in ((face.source, faces), (face.reference, others))
             if image and given is not None
         }
         made.append(original.run(images, face.values, face.target.name)[face.target.name].astype(np.float64))
     y = (np.stack if face.target.single else np.concatenate)(made)[: len(faces)]
     return (y.transpose(0, 3, 1, 2) if face.target.channels_last else y)[:, order]
+
+
+def _resized(pictures: Float32, side: int | None) -> NDArray[np.float64]:
+    """(B, 3, S, S) pictures, bilinear at another side as the wrapped graph makes a second picture."""
+    if side in (None, pictures.shape[-1]):
+        return pictures.astype(np.float64)
+    planes = pictures.reshape(-1, *pictures.shape[-2:])
+    made = np.stack([cv2.resize(plane, (side, side), interpolation=cv2.INTER_LINEAR) for plane in planes])
+    return made.reshape(*pictures.shape[:2], *made.shape[-2:]).astype(np.float64)
 
 
 def scaled(y: NDArray[np.float64], face: Interface) -> NDArray[np.float32]:

@@ -564,6 +564,43 @@ def test_a_second_picture_is_a_reference(tmp_path: Path) -> None:
     assert np.abs(found - expected).max() <= 0.51
 
 
+@pytest.mark.parametrize("shape", [["n", 3, 8, 8], [1, 3, SIZE, SIZE], [1, 3, 8, 8], [3, SIZE, SIZE]])
+def test_a_second_picture_may_have_another_side_and_batch(tmp_path: Path, shape: list[Any]) -> None:
+    """The network adds the second picture's means to the first."""
+    axes = [2, 3] if len(shape) == 4 else [1, 2]
+    nodes = [
+        helper.make_node("ReduceMean", ["other"], ["mean"], axes=axes),
+        helper.make_node("Add", ["face", "mean"], ["sum"]),
+        helper.make_node("Mul", ["sum", "half"], ["y"]),
+    ]
+    image = ["n", 3, SIZE, SIZE]
+    inputs = [value("face", image), value("other", shape)]
+    path = save(tmp_path / "two.onnx", nodes, inputs, [value("y", image)], {"half": np.array(0.5, np.float32)})
+    options = WrapOptions(input="face", reference="other", input_range=(0, 1), output_range=(0, 1))
+    bundle = wrap(path, tmp_path / "bundle", options, threads=1)
+    with Restorer.open(bundle.folder, backend="onnxruntime-cpu", threads=1) as restorer:
+        (found,) = restorer.restore(faces(1), inputs={"reference": faces(2)[1:]})
+    assert np.abs(found - (faces(2)[0] + faces(2)[1].mean((0, 1))) / 2).max() <= 0.51
+
+
+def test_pictures_in_batches_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    inputs = [value("face", [2, 3, SIZE, SIZE]), value("other", [3, 3, SIZE, SIZE])]
+    path = save(tmp_path / "two.onnx", [identity("face", "y")], inputs, [value("y", [2, 3, SIZE, SIZE])], {})
+    with pytest.raises(InvalidCheckpoint, match="2 pictures as face and 3 as other: export it with a batch of 1"):
+        wrap(path, tmp_path / "bundle", WrapOptions(input="face", reference="other"))
+
+
+def test_a_batch_that_the_graph_declares_otherwise_is_not_run(tmp_path: Path) -> None:
+    """ONNX Runtime runs it, and refuses to write the result into a buffer."""
+    image = [1, 3, SIZE, SIZE]
+    constants = {"nothing": np.zeros((1, 0, SIZE, SIZE), np.float32)}
+    node = helper.make_node("Concat", ["x", "nothing"], ["y"], axis=1)
+    path = save(tmp_path / "m.onnx", [node], [value("x", image)], [value("y", image)], constants)
+    bundle = wrap(path, tmp_path / "bundle", threads=1)
+    assert bundle.manifest.batches == (1,)
+    assert all(np.array_equal(a, b) for a, b in zip(restored(bundle, batch=3), faces(3), strict=True))
+
+
 @pytest.mark.parametrize(
     ("kind", "attributes"),
     [
