@@ -148,7 +148,7 @@ class ListenOptions(Options):
     )
     drain: float = Field(default=60.0, ge=0, description="Seconds to finish requests in flight after SIGTERM.")
     connections: int = Field(
-        default=1000, ge=1, description="Connections at once; beyond them the longest idle one is closed."
+        default=1000, ge=1, description="Most connections at once; beyond it the longest idle one is closed."
     )
     header_seconds: float = Field(default=10.0, gt=0, description="Seconds that a request's headers may take.")
 

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import math
 import os
 import resource
 import signal
@@ -24,6 +25,7 @@ from bfr.runtime.serve.keys import Keys
 from bfr.runtime.serve.options import ListenOptions, ServeOptions
 from bfr.runtime.serve.workers.pool import Pool
 
+GRACE = 5  # seconds for connections to end after the drain limit
 BACKLOG = 2048  # connections that the system holds until they are taken
 OWN_FILES = 512  # open files of a server beside its connections
 SWITCH = 0.0005  # seconds after which a thread that decodes lets the event loop run; Python's default is ten times that
@@ -97,7 +99,7 @@ class _Server:
         except BaseException:
             await self.engine.stop()
             raise
-        http = _Http(
+        self.http = http = _Http(
             uvicorn.Config(
                 make_api(lambda: self.front),
                 http=limited(self.listen.connections, self.listen.header_seconds),
@@ -107,7 +109,7 @@ class _Server:
                 log_config=None,
                 access_log=False,
                 timeout_keep_alive=30,
-                timeout_graceful_shutdown=5,
+                timeout_graceful_shutdown=GRACE,
             )
         )
         hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # under nohup it goes on
@@ -121,7 +123,9 @@ class _Server:
             await asyncio.wait({answering, working, signalled}, return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
                 _log.info("ending: no new work is taken, %d requests are in flight", self.front.unanswered)
-                done = await self._drained()
+                end = time.monotonic() + self.listen.drain
+                if done := await self._drained():  # the last bytes of answers may still be on their way to slow clients
+                    http.config.timeout_graceful_shutdown = max(GRACE, math.ceil(end - time.monotonic()))
                 _log.info("all requests were answered" if done else "ended before all requests were answered")
         finally:
             self.front.state = "draining"
@@ -156,6 +160,7 @@ class _Server:
 
     def _signalled(self) -> None:
         self.signals += 1
+        self.http.force_exit = self.signals > 1
         self.front.state = "draining"  # at once, before anything else is done
         self.ending.set()
 

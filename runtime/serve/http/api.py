@@ -145,7 +145,7 @@ def _add_restore(api: FastAPI, front: Callable[[], Front]) -> None:
         here = front()
         visit = here.visits.get(request_id)
         if visit is None:
-            raise Problem(404, "no such request", "no request with this id is in flight: it is answered, or another's")
+            raise Problem(404, "no such request", "no request of yours with this id is in flight; it may be answered")
         return _where(here, visit)
 
 

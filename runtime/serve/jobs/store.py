@@ -151,8 +151,8 @@ class JobStore:
         other = [name for name in _names(folder) if name not in (*PARTS, _OF_THE_DISK) and not name.startswith(".")]
         if other:  # /tmp or a home folder would be closed to others
             raise InvalidOption(
-                f"the folder of jobs, {folder.absolute()}, holds other files ({min(other)}): name one of its own "
-                "with --jobs"
+                f"the folder of jobs, {folder.absolute()}, holds other files ({min(other)}): choose a folder for jobs "
+                "alone with --jobs"
             )
         try:
             for path in (folder, *(folder / part for part in PARTS)):

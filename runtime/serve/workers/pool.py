@@ -20,6 +20,7 @@ RestoreFaces = Callable[[Sequence[NDArray[Any]], FaceOrder], AsyncGenerator[floa
 
 TICK = 0.5  # seconds between two reports of progress
 PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a worker that does not start is tried again; they double
+HANGS = 120.0  # seconds, at least, after which a worker that says nothing is replaced
 TRIES = 4  # starts in a row that may fail before a server without any other worker ends
 _log = logging.getLogger("bfr.serve")
 
@@ -145,7 +146,7 @@ class Pool:
     async def _watch(self, worker: Worker) -> NoReturn:
         """Raise WorkerLost if a worker hangs: it says nothing for longer than a request and a batch may take."""
         assert worker.facts is not None  # noqa: S101
-        most = self.options.timeout + self.options.batch_size * worker.facts["warm_up_seconds"]
+        most = max(HANGS, self.options.timeout) + self.options.batch_size * worker.facts["warm_up_seconds"]
         while worker.silent < most:
             await asyncio.sleep(TICK)
         raise WorkerLost(f"it did not answer for {most:.0f} s")

@@ -1,5 +1,7 @@
 """A real server under load, faults and nonsense. One is shared by most tests, and by the processes that run them."""
 
+import asyncio
+import gc
 import http.client
 import json
 import os
@@ -12,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -20,6 +22,7 @@ from urllib.parse import urlencode
 import httpx2
 import numpy as np
 import pytest
+import uvicorn
 from filelock import FileLock
 from live import face, restore, until
 from once import WAIT, run_folder
@@ -32,7 +35,10 @@ from bfr.runtime.errors import InvalidOption
 from bfr.runtime.images.decode import decode_image
 from bfr.runtime.images.encode import encode_image
 from bfr.runtime.restore.restorer import Restorer
-from bfr.runtime.serve.server import _listen, allow_files
+from bfr.runtime.serve.http.front import Front
+from bfr.runtime.serve.keys import Keys
+from bfr.runtime.serve.options import ListenOptions, ServeOptions
+from bfr.runtime.serve.server import _listen, _Server, allow_files
 
 pytestmark = pytest.mark.server
 
@@ -309,6 +315,43 @@ def test_past_the_drain_limit_the_answer_is_503_and_the_connection_closes(tmp_pa
         assert list(server.processes()) == []
     finally:
         server.kill()
+
+
+@pytest.mark.parametrize("done", [True, False])
+async def test_slow_clients_have_what_is_left_of_the_drain_limit(monkeypatch: pytest.MonkeyPatch, done: bool) -> None:
+    """An answer is complete for the server when the system has it, and its client may still read."""
+    waits: list[int] = []
+    ready = asyncio.Event()
+
+    class Engine:
+        backend, faces = "none", 0
+
+        async def start(self, front: Front) -> None:
+            front.state = "ready"
+            ready.set()
+
+        async def failed(self) -> None:
+            await asyncio.Event().wait()
+
+        async def stop(self) -> None:
+            gc.unfreeze()
+
+    async def shutdown(http: uvicorn.Server, sockets: Any = None) -> None:
+        waits.append(http.config.timeout_graceful_shutdown or 0)
+
+    monkeypatch.setattr(uvicorn.Server, "shutdown", shutdown)
+    engine: Any = Engine()
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        server = _Server(ServeOptions(), ListenOptions(drain=1000), Keys(), bound, engine)
+        serving = asyncio.create_task(server.run())
+        await ready.wait()
+        with nullcontext() if done else server.front.answering():
+            server._signalled()
+            if not done:
+                server._signalled()
+            assert await serving == (0 if done else 1)
+    assert (waits[0] > 500) == done
+    assert server.http.force_exit == (not done)
 
 
 def test_one_socket_listens_and_nothing_is_left_on_a_disk(tmp_path: Path) -> None:

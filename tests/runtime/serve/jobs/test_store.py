@@ -106,7 +106,7 @@ def test_a_disk_of_another_user_that_may_be_written_is_taken(tmp_path: Path, mon
 def test_a_folder_of_other_files_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").touch()
     tmp_path.chmod(0o755)
-    with pytest.raises(InvalidOption, match=r"holds other files \(letter.txt\): name one of its own"):
+    with pytest.raises(InvalidOption, match=r"holds other files \(letter.txt\): choose a folder for jobs alone"):
         JobStore(tmp_path)
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
