@@ -273,11 +273,11 @@ def measure(args: argparse.Namespace) -> Findings:
     """Restore the short clip for flicker, the long one for memory, and the large one for speed."""
     portrait = on_a_wall(read_image(args.portrait).pixels)
     with tempfile.TemporaryDirectory() as name:
-        with Restorer.open() as reference:
+        with Restorer.open(spinning=False) as reference:
             moving = measure_flicker(PhotoRestorer(reference), portrait, args.short, Path(name))
-        with Restorer.open(preset="fast", precision=args.precision) as fast:
+        with Restorer.open(preset="fast", precision=args.precision, spinning=False) as fast:
             speed = measure_speed(PhotoRestorer(fast), portrait, args.hd, Path(name))
-        with Restorer.open(preset="fast", steps=1) as short:
+        with Restorer.open(preset="fast", steps=1, spinning=False) as short:
             memory = measure_memory(PhotoRestorer(short), portrait, args.frames, Path(name))
     figures = {"speed": speed, "flicker": moving, "memory": memory}
     return figures, as_markdown(figures)

@@ -53,7 +53,7 @@ def live(
     from bfr.runtime.restore.restorer import Restorer
 
     counts, made = Counts(), list[Sink]()
-    with Restorer.open(opened, **sampler.changes) as restorer:
+    with Restorer.open(opened, spinning=False, **sampler.changes) as restorer:
         worker = PhotoRestorer(restorer, photo)
         try:
             for target in targets:

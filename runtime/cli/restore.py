@@ -46,7 +46,7 @@ def restore(
     reference: Annotated[
         Path | None, typer.Option(help="Another photograph of the person, for systems with identity guidance.")
     ] = None,
-    server: Annotated[str | None, typer.Option(help="Address of a `bfr serve` that does the restoring.")] = None,
+    server: Annotated[str | None, typer.Option(help="Address of a `bfr serve` that restores the faces.")] = None,
     api_key_file: Annotated[
         Path | None, typer.Option(help="File with that server's API key. BFR_API_KEY can hold the key instead.")
     ] = None,
@@ -72,6 +72,7 @@ def restore(
     free = overwrite or estimate
     with open_places(inputs, output, overwrite=free, videos=not aligned, folders=folders) as places:
         found, options = places.found, places.options
+        videos = any(item.is_video for item in found.items)
         if server is not None:
             if several:
                 raise InvalidOption("--server takes one preset at a time: name one with --preset")
@@ -85,7 +86,9 @@ def restore(
         for one in asked:
             folder = options.out / (one.preset or "") if several else options.out
             chosen = options.model_copy(update={"out": folder})
-            with _open(one, sampler, None if aligned else photo, reference, options.max_pixels) as worker:
+            with _open(
+                one, sampler, None if aligned else photo, reference, options.max_pixels, spinning=not videos
+            ) as worker:
                 if estimate:
                     expected[one.preset or "default"] = _estimate(worker, one, found, options)
                     continue
@@ -125,15 +128,21 @@ def _check_bundle(asked: "Sequence[OpenOptions]", sampler: SamplerOptions, refer
 
 @contextmanager
 def _open(
-    opened: OpenOptions, sampler: SamplerOptions, photo: PhotoOptions | None, reference: Path | None, max_pixels: int
+    opened: OpenOptions,
+    sampler: SamplerOptions,
+    photo: PhotoOptions | None,
+    reference: Path | None,
+    max_pixels: int,
+    *,
+    spinning: bool,
 ) -> "Iterator[Restorer | PhotoRestorer]":
-    """Open what restores; without `photo` the images are aligned faces."""
+    """Open what restores; without `photo` the images are aligned faces. spinning: see `Restorer.open`."""
     from bfr.runtime.faces.background import open_background
     from bfr.runtime.faces.photo import PhotoRestorer, read_reference
     from bfr.runtime.restore.restorer import Restorer
 
     background = None if photo is None else open_background(photo.background, opened)
-    with Restorer.open(opened, **sampler.changes) as restorer:
+    with Restorer.open(opened, spinning=spinning, **sampler.changes) as restorer:
         worker: Restorer | PhotoRestorer = restorer
         if photo is not None:
             worker = PhotoRestorer(restorer, photo, background=background)

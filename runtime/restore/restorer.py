@@ -84,6 +84,8 @@ class Restorer:
     def open(
         cls,
         bundle: Path | str | OpenOptions | None = None,
+        *,
+        spinning: bool = True,
         **options: Any,
     ) -> "Restorer":
         """Open a bundle for restoring. On a GPU this allocates all memory.
@@ -91,6 +93,8 @@ class Restorer:
         Args:
             bundle: The bundle's folder, or OpenOptions with the folder and all other fields; None is the default
                 system, `mini`.
+            spinning: Whether the threads of a CPU backend wait in a loop within a call. False for videos: other work
+                needs the cores at the same time.
             options: Fields of `OpenOptions`: backend, preset, precision, batch, threads, device. Others replace those
                 of the preset: the fields of `SamplerOptions`, and matched, adapt and stages, see
                 `bfr.runtime.bundle.manifest.Preset`.
@@ -112,18 +116,26 @@ class Restorer:
             opened,
             precision,
             chosen.device,
-            lambda backend: cls._open_on(backend, opened, sampler, precision, chosen),
+            lambda backend: cls._open_on(backend, opened, sampler, precision, chosen, spinning=spinning),
         )
 
     @classmethod
     def _open_on(
-        cls, backend: str, bundle: Bundle, sampler: Preset, precision: Precision, chosen: OpenOptions
+        cls,
+        backend: str,
+        bundle: Bundle,
+        sampler: Preset,
+        precision: Precision,
+        chosen: OpenOptions,
+        *,
+        spinning: bool = True,
     ) -> "Restorer":
         device = open_device(
             backend,
             bundle,
             precision=precision,
             threads=chosen.threads,
+            spinning=spinning,
             index=chosen.device,
             compiler=chosen.compiler,
         )

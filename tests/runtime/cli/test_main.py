@@ -233,6 +233,7 @@ def test_options_reach_the_run(
         "threads": None,
         "device": 0,
         "compiler": OpenOptions().compiler,
+        "spinning": False,
     }
     assert opened[0] == networks
     worker, names, options = runs[0]
@@ -258,6 +259,7 @@ def test_options_reach_the_run(
         "threads": 2,
         "device": 1,
         "compiler": OpenOptions().compiler,
+        "spinning": False,
         "solver": "ddim",
         "start": 3.0,
         "steps": 7,
@@ -285,6 +287,7 @@ def test_options_reach_the_run(
     worker, names, _ = runs[2]
     assert isinstance(worker, Restorer)
     assert names == ["a.jpg"]
+    assert opened[2]["spinning"]  # no video is among them
 
 
 def test_an_interrupt_ends_with_130(
