@@ -37,6 +37,11 @@ SAFE = {
     "session.use_external_initializer_file_buffers_directly": "1",  # no copy of what is mapped
     "optimization.constant_folding_max_output_size_in_bytes": str(4 * LARGEST_ELEMENTS),  # of one node
 }
+# With floating-point tensors all of them have CUDA kernels; what ONNX Runtime leaves to the CPU are those on shapes.
+ON_SHAPES = frozenset(
+    ("Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Identity", "Mul", "Range",
+     "Reshape", "Shape", "Size", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where")
+)  # fmt: skip
 CUDA_REMEDY = (
     f"onnxruntime-gpu, an NVIDIA driver, CUDA and cuDNN are needed: {install_command('gpu')} in an environment "
     "without onnxruntime, then run `bfr doctor`; or choose --backend onnxruntime-cpu"
@@ -173,7 +178,7 @@ class CudaDevice(GpuDevice):
     def load_graph(self, graph: Path | OnnxFile) -> CudaNetwork:
         """Load a checked ONNX file, or the path of one that is known to be ours."""
         options = ort.SessionOptions()
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         # The pattern of the first run would be allocated in the second; without it every run takes from the arena.
         options.enable_mem_pattern = not self.records
         # TF32 keeps 10 bits of the mantissa: float32 is computed in float32.
@@ -182,7 +187,9 @@ class CudaDevice(GpuDevice):
             "use_tf32": "0",
             "user_compute_stream": str(int(self.stream)),
         }
-        return CudaNetwork(self, _session(graph, options, [(CUDA, provider)]), graph)
+        session = _session(graph, options, [(CUDA, provider)])
+        _refuse_host_work(session, graph.path.name if isinstance(graph, OnnxFile) else graph.name)
+        return CudaNetwork(self, session, graph)
 
 
 def cuda_works(index: int = 0) -> bool:
@@ -207,6 +214,20 @@ def trim_heap() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def _refuse_host_work(session: ort.InferenceSession, name: str) -> None:
+    """Raise BackendUnavailable if ONNX Runtime leaves more of a graph to the CPU than the arithmetic of shapes.
+
+    The shapes of tensors are in the host's memory anyway: nothing is copied, and nothing waits for the GPU.
+    """
+    parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name != CUDA]
+    left = sorted({node.op_type for part in parts for node in part.get_nodes()} - ON_SHAPES)
+    if left:
+        raise BackendUnavailable(
+            f"{name} does not run on the GPU as a whole: the CUDA provider of ONNX Runtime {ort.__version__} has no "
+            f"kernel for {', '.join(left)}. Export it with `--opset 20`, or choose another --backend"
+        )
 
 
 def _refuse_shared(inputs: set[int], outputs: set[int]) -> None:

@@ -98,22 +98,33 @@ def test_a_requested_provider_that_does_not_work_is_an_error(monkeypatch: pytest
     assert open_device("auto").name == "onnxruntime-cpu"
 
 
+def operators(*kinds: str) -> list[Any]:
+    return [SimpleNamespace(op_type=kind) for kind in kinds]
+
+
 class FakeSession:
     """A session of the CUDA provider: what it enqueues runs on the fake GPU's stream, computed by a real one."""
+
+    on_the_cpu = operators("Concat")
 
     def __init__(self, path: str | bytes, options: Any, providers: list[Any]) -> None:
         ((name, self.settings),) = providers
         assert name == "CUDAExecutionProvider"
         assert self.settings["use_tf32"] == "0"
-        assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+        assert options.get_session_config_entry("session.record_ep_graph_assignment_info") == "1"
         self.mem_pattern = options.enable_mem_pattern
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "0")  # the same options, weights among them
         self.inner = REAL_SESSION(path, options, providers=["CPUExecutionProvider"])
         self.gpu = cuda.bindings()[0].gpus[int(self.settings["device_id"])]
         self.error: str | None = None
 
     def get_providers(self) -> list[str]:
-        return ["CUDAExecutionProvider"]
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        return [
+            SimpleNamespace(ep_name=f"{where}ExecutionProvider", get_nodes=lambda kinds=kinds: kinds)
+            for where, kinds in (("CUDA", operators("Conv", "DFT")), ("CPU", self.on_the_cpu))
+        ]
 
     def io_binding(self) -> Any:
         bound: dict[str, dict[str, Any]] = {"input": {}, "output": {}}
@@ -168,6 +179,26 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(
     with pytest.raises(BackendUnavailable, match="CPUExecutionProvider"):
         device.load(tiny_bundle, "estimator", "fp32")
     device.close()
+
+
+def test_only_arithmetic_of_shapes_may_be_left_to_the_cpu(
+    tiny_bundle: Bundle, cuda_provider: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime 1.31 leaves Concat to it where a shape is made, as in PGDiff's denoiser."""
+    device = CudaDevice()
+    monkeypatch.setattr(FakeSession, "on_the_cpu", operators("Concat", "Div", "GridSample"))
+    with pytest.raises(BackendUnavailable, match=r"estimator\.onnx .* no kernel for GridSample\. .*another --backend"):
+        device.load(tiny_bundle, "estimator", "fp32")
+    device.close()
+
+
+def test_the_names_of_what_the_cpu_computes_are_onnx_runtimes(tiny_bundle: Bundle) -> None:
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    graph = str(tiny_bundle.graph("estimator", "fp32"))
+    session = REAL_SESSION(graph, options, providers=["CPUExecutionProvider"])
+    with pytest.raises(BackendUnavailable, match=r"Conv"):
+        backend._refuse_host_work(session, "a graph")
 
 
 def test_a_graph_that_does_not_load_is_explained(tmp_path: Path) -> None:
