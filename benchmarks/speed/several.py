@@ -11,14 +11,14 @@ from bfr.benchmarks.speed.options import BenchOptions
 from bfr.benchmarks.speed.results import BUSY_CORES, FORMAT
 from bfr.benchmarks.tables import page, table
 from bfr.runtime.bundle.bundle import Bundle
-from bfr.runtime.errors import BfrError, InvalidOption
+from bfr.runtime.errors import BfrError
 from bfr.runtime.files import write_bytes
 
 HEADS = ("system", "backend, batch", "p50 s (p90)", "faces/s", "max abs", "peak MiB", "start to first face s")
 
 
 def bench_several(
-    bundles: Sequence[Path], options: BenchOptions, progress: Callable[[str], None] = lambda _: None
+    bundles: Sequence[Bundle], options: BenchOptions, progress: Callable[[str], None] = lambda _: None
 ) -> Path:
     """Measure bundles one after the other.
 
@@ -26,29 +26,22 @@ def bench_several(
     its rows alone, and its reason stands below the table.
 
     Args:
-        bundles: Their folders.
-        options: For all of them; `bundle` is not read.
+        bundles: The bundles.
+        options: For all of them; `bundle` and `compare` are not read.
         progress: Called with what is being measured.
 
     Returns:
         The path of the common table, `bench.md`; `bench.json` beside it holds the results of all.
 
     Raises:
-        InvalidOption: For `compare`, which compares one bundle with its own past.
         BfrError: The last bundle's error, if all fail.
     """
-    if options.compare is not None:
-        raise InvalidOption("--compare holds one bundle against its own past: name one bundle, or leave it out")
-    opened = [Bundle.open(folder) for folder in bundles]
-    for bundle in opened:
-        if bundle.denoisers:
-            bundle.preset(options.preset)
     found: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
-    for place, bundle in enumerate(opened):
-        system = bundle.manifest.system
-        name = system if [one.manifest.system for one in opened].count(system) == 1 else f"{system}-{place + 1}"
-        progress(f"{name}, {place + 1} of {len(opened)}")
+    systems = [bundle.manifest.system for bundle in bundles]
+    for place, (system, bundle) in enumerate(zip(systems, bundles, strict=True), 1):
+        name = system if systems.count(system) == 1 else f"{system}-{place}"
+        progress(f"{name}, {place} of {len(bundles)}")
         # A system without a loop has neither presets nor steps.
         own = {} if bundle.denoisers else {"preset": None, "steps": None}
         changed = options.model_copy(update={"bundle": bundle.folder, "out": options.out / name, **own})
@@ -56,7 +49,7 @@ def bench_several(
             report = bench(changed, progress)
         except BfrError as error:
             failed[name] = str(error)
-            if place == len(opened) - 1 and not found:
+            if place == len(bundles) and not found:
                 raise
             continue
         found.append({"name": name, **json.loads(report.with_name("bench.json").read_bytes())})

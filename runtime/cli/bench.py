@@ -35,14 +35,13 @@ def bench(
     from bfr.benchmarks.speed.contender import split_name
     from bfr.runtime.bundle.bundle import Bundle, default_bundle
 
-    bundles = [options.bundle or default_bundle(), *(others or ())]
-    opened = [Bundle.open(folder) for folder in bundles]
-    for bundle in opened:
+    bundles = [Bundle.open(folder) for folder in (options.bundle or default_bundle(), *(others or ()))]
+    for bundle in bundles:
         bundle.preset(options.preset if bundle.denoisers or not others else None)
     for name in options.backends:
         precision = split_name(name).precision
-        having = [bundle for bundle in opened if precision in bundle.precisions]  # each runs what it has
-        (having or opened)[0].precision(precision)
+        having = [bundle for bundle in bundles if precision in bundle.precisions]  # each runs what it has
+        (having or bundles)[0].precision(precision)
     if others and options.compare:
         raise InvalidOption("--compare is for one bundle: leave out the others, or --compare")
     old = None if options.compare is None else read_bench(options.compare)
