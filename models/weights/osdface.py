@@ -101,7 +101,9 @@ def import_osdface(
         if path is None:
             origin = "" if source in (UNET, VAE) else f" (the authors' own folder is {OSDFACE_FOLDER})"
             names = " or ".join((source.file, *source.also[:1]))
-            raise InputNotFound(f"{folder} has no {names}, nor have its folders; it is {source.url}{origin}")
+            raise InputNotFound(
+                f"{folder} and its folders have no {names}: `bfr fetch osdface` downloads it from {source.url}{origin}"
+            )
         paths[source] = path
     # What builds each network, its options, the files of its weights, and what makes the weights of their content.
     makers: dict[str, tuple[Callable[..., nn.Module], Mapping[str, Any], tuple[Download, ...], Convert]] = {

@@ -27,7 +27,7 @@ from bfr.runtime.bundle.manifest import (
     Variant,
 )
 from bfr.runtime.bundle.onnx import OnnxFile, check_graph, read_ends
-from bfr.runtime.diffusion.schedule import GRIDS
+from bfr.runtime.diffusion.schedule import GRIDS, parse_respacing
 from bfr.runtime.diffusion.solvers import SOLVERS
 from bfr.runtime.errors import BundleInvalid, InvalidOption
 from bfr.runtime.files import sha256_file, write_bytes
@@ -149,6 +149,8 @@ class Bundle:
             )
         stored = self.manifest.presets[name].model_dump()
         spacing = overrides.get("spacing")
+        if spacing is not None and spacing not in GRIDS:
+            parse_respacing(spacing)
         if spacing is not None and (spacing in GRIDS) != (stored["spacing"] in GRIDS):
             if "start" not in overrides:
                 raise InvalidOption(

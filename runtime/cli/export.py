@@ -22,7 +22,7 @@ def export(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new bundle.")],
     options: Annotated[ExportOptions, Flags(names={"time_table": ("--time-table/--no-time-table",)})],
-    weights: Annotated[Path | None, typer.Option(help="Folder of checkpoints. Default: that of bfr fetch.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder of checkpoints. Default: that of `bfr fetch`.")] = None,
     seeded: Annotated[
         bool,
         typer.Option("--seeded", help="Use random weights, for tests and timings. They restore nothing."),

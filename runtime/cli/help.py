@@ -63,10 +63,10 @@ EXAMPLES = {
     "export-triton": "bfr export-triton bundles/difface -o repository",
     "push": "bfr push bundles/difface hf://owner/name",
     "bench": """
-        bfr bench                                      # all that works here
+        bfr bench                                      # all backends that work here
         bfr bench bundles/difface --backends eager-cuda,tensorrt:fp16 --batches 1,8
         bfr bench --quick --no-cold --backends onnxruntime-cpu --json
-        bfr bench --compare old/bench.json             # faster or slower than then?""",
+        bfr bench --compare old/bench.json             # what became faster or slower""",
     "info": "bfr info bundles/difface",
     "doctor": "bfr doctor --json",
 }
@@ -82,19 +82,19 @@ HABITS = by_word(
     ("-i -s -t --input --input_path --source --target", "inputs are named without a flag"),
     ("-y --force --replace --exist-ok", "--overwrite replaces results"),
     ("--output --output-path --output_path --project", "-o names the output"),
-    ("-m --model --weights", "--bundle names what is run"),
+    ("-m --model --weights", "--bundle names the system"),
     ("--scale --outscale -u", "--upscale enlarges"),
-    ("--gpu --gpu-id --cuda", "--device is the number of the GPU, --backend what runs on it"),
+    ("--gpu --gpu-id --cuda", "--device is the number of the GPU, --backend the backend"),
     ("--cpu", "--backend onnxruntime-cpu is for the CPU"),
     ("--fp16 --half", "--precision fp16 is for half precision"),
     ("-w --fidelity --fidelity-weight --fidelity_weight", "--weight is the fidelity weight"),
     ("--mask", "`bfr inpaint` takes masks"),
     ("--batch-size --bs", "--batch is the batch size"),
-    ("--execution-providers --provider --engine", "--backend names what runs the networks"),
+    ("--execution-providers --provider --engine", "--backend names the backend"),
     ("--only-center-face --only_center_face", "--faces centre is for the face in the middle"),
     ("--bg-upsampler --bg_upsampler --bg", "--background is for the rest of the picture"),
-    ("--detector", "YuNet always finds the faces"),
-    ("--json", "its log is JSON lines in any case"),
+    ("--detector", "YuNet is the only detector"),
+    ("--json", "its log is always JSON lines"),
 )
 
 

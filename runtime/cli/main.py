@@ -10,7 +10,7 @@ from bfr.runtime.errors import BfrError
 
 INTERRUPTED = 130  # the exit status of what Ctrl-C ended
 app = typer.Typer(
-    help="Diffusion-based blind face restoration, deployed.",
+    help="Restore the faces of photographs and videos with diffusion models.",
     cls=Group,
     no_args_is_help=True,
     context_settings=HELP_FLAGS,

@@ -40,7 +40,7 @@ AS_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 VOLUME = {
     "quiet": typer.Option("--quiet", "-q", callback=volume.set_quiet, help="Print only warnings and errors."),
     "verbose": typer.Option(
-        "--verbose", "-v", callback=volume.set_verbose, help="Print a line for each input, and each step with its time."
+        "--verbose", "-v", callback=volume.set_verbose, help="Also print each input, and each step with its time."
     ),
 }
 """Flags of every command. They set how much `terminal` prints, and are not passed to the command."""

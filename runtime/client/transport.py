@@ -49,7 +49,7 @@ class Transport:
         if not seconds > 0:
             raise InvalidOption(f"the timeout is {seconds} seconds: choose more than 0")
         if retries < 0:
-            raise InvalidOption(f"{retries} retries were asked for: choose 0 or more")
+            raise InvalidOption(f"retries {retries} is out of range: choose 0 or more")
         try:
             import httpx2
         except ImportError as error:

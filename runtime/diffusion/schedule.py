@@ -94,14 +94,21 @@ def respace(schedule: Schedule, spacing: str) -> Schedule:
     return Schedule(schedule.timesteps[kept], schedule.alpha_bar[kept])
 
 
-def _kept_steps(steps: int, spacing: str) -> NDArray[np.int64]:
+def parse_respacing(spacing: str) -> tuple[bool, int]:
+    """Return whether a respacing has a whole stride (`ddim250`), and its count. Raises InvalidOption for others."""
     match = re.fullmatch(r"(ddim)?(\d+)", spacing)
     if match is None:
-        raise InvalidOption(f"spacing {spacing!r} is unknown: write 'ddim250' or '250', with the number of timesteps")
-    count = int(match[2])
+        raise InvalidOption(
+            f"spacing {spacing!r} is unknown: choose {', '.join(GRIDS)}, or a respacing such as ddim250 or 250"
+        )
+    return bool(match[1]), int(match[2])
+
+
+def _kept_steps(steps: int, spacing: str) -> NDArray[np.int64]:
+    strided, count = parse_respacing(spacing)
     if not 1 <= count <= steps:
         raise InvalidOption(f"spacing {spacing!r} keeps {count} of {steps} timesteps: choose between 1 and {steps}")
-    if not match[1]:
+    if not strided:
         return _spread(steps, count)
     for stride in range(1, steps + 1):
         kept = np.arange(0, steps, stride)

@@ -75,12 +75,12 @@ def _columns(chromaticity: tuple[float, ...]) -> NDArray[np.float64]:
     xyz = np.stack([x / y, np.ones(4), (1 - x - y) / y])
     white, primaries = xyz[:, 0], xyz[:, 1:]
     if abs((x[1] - x[3]) * (y[2] - y[3]) - (x[2] - x[3]) * (y[1] - y[3])) < 0.005:  # 0.22 for sRGB's triangle
-        raise ValueError("cHRM's primaries lie on a line, nearly")
+        raise ValueError("cHRM's primaries are nearly on a line")
     rgb = primaries * np.linalg.solve(primaries, white)
     cones = (_BRADFORD @ _D50) / (_BRADFORD @ white)
     adapted = np.linalg.inv(_BRADFORD) @ (cones[:, None] * (_BRADFORD @ rgb))
     if not (np.isfinite(adapted).all() and np.abs(adapted).max() < 10):
-        raise ValueError("cHRM's white lies too far from its primaries")
+        raise ValueError("cHRM's white is too far from its primaries")
     return cast(NDArray[np.float64], adapted.T)
 
 

@@ -80,7 +80,7 @@ def entry_of(values: dict[str, Any]) -> Entry:
     ):
         raise ValueError("it is no entry of a report")
     if entry.output is not None and (PurePosixPath(entry.output).is_absolute() or ".." in entry.output.split("/")):
-        raise ValueError("a result lies in the output folder")
+        raise ValueError("a result is outside the output folder")
     return entry
 
 
