@@ -21,8 +21,8 @@ from bfr.runtime.faces.photo import AlignedFace
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.video.track import Tracked
 
-MISMATCH = 0.5  # of the standard deviation of a face's luma: what the warped key crop may be off, in any PLACE
-PLACE, SMOOTH = 1 / 16, 1.5 / 256  # of the crop's side: an eye or a mouth's corner; a blur, against noise
+MISMATCH = 1.0  # standard deviations of a face's luma by which the warped key crop may be off, in any PLACE
+PLACE, SMOOTH = 1 / 64, 1.5 / 256  # of the crop's side: the line between two lips; a blur, against noise
 COARSE = 1 / 256  # of the crop's side: of what is coarser, a frame keeps its own; finer detail is that of the key frame
 SCALES = 0.8, 1.25  # by which a face may be larger than in its key frame: its crop is as sharp as that
 
