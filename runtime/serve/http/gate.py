@@ -38,8 +38,8 @@ class Gate:
     """ASGI middleware around the whole interface.
 
     A request keeps its `X-Request-Id`, 8 to 64 letters, digits, `-` and `_`, else it is given one. `scope["state"]`
-    holds `request_id`, `sender`, and `facts` for the log. HEAD is answered as GET is, without the body, which the HTTP
-    server leaves out.
+    holds `request_id`, `sender`, the `method` as it was sent, and `facts` for the log. HEAD is answered as GET is,
+    without the body, which the HTTP server leaves out.
     """
 
     def __init__(self, app: ASGIApp, front: Callable[[], Front]) -> None:
@@ -63,6 +63,7 @@ class Gate:
             scope = {**scope, "method": "GET"}
         state = scope.setdefault("state", {})
         state["request_id"], state["facts"], state["sender"] = request_id, {}, Sender(client)
+        state["method"] = method
         status, started, body_left = 500, False, method not in READING
 
         async def receiving() -> Message:

@@ -147,8 +147,8 @@ class _Result(FileResponse):
         self._file = file
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._file:
-            await super().__call__(scope, receive, send)
+        with self._file:  # of which HEAD needs nothing
+            await super().__call__({**scope, "method": scope["state"]["method"]}, receive, send)
 
 
 def _no_such_job() -> Problem:

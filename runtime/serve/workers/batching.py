@@ -148,7 +148,7 @@ class Batcher:
         self._changed.set()
 
     def put_back(self, calls: Sequence[Sequence[Face]], launched: int = 1) -> None:
-        """Queue the faces of a worker that ended again, each alone, since one of them may have ended it.
+        """Queue the faces of a worker that ended, or failed at them, again: each alone, since one may have caused it.
 
         Args:
             calls: In the order in which it was given them; those that were not on its device count no loss.

@@ -163,8 +163,10 @@ class Pool:
             try:
                 results = await worker.run(faces)
             except Failed as error:
-                for face in faces:
-                    face.fail(error)
+                if len(faces) > 1:  # the fault of one of them is not the others'
+                    self.batcher.put_back([faces])
+                else:
+                    faces[0].fail(error)
             else:
                 waited = [face.begun - face.arrived for face in faces]
                 for face, result, seconds in zip(faces, results, waited, strict=False):  # none where it was abandoned

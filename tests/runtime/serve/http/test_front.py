@@ -504,6 +504,12 @@ async def test_a_result_is_sent_whole_though_its_job_is_deleted(monkeypatch: pyt
         assert (answer.headers["content-type"], answer.headers["content-length"]) == ("image/png", "6")
 
 
+async def test_the_head_of_a_result_reads_nothing_of_it() -> None:
+    async with serving(jobs=True) as server:
+        answer = await server.client.head(f"/jobs/{(await a_job(server)).id}/result")
+        assert (answer.status_code, answer.headers["content-length"], answer.content) == (200, "6", b"")
+
+
 async def test_a_fault_of_the_jobs_ends_the_server_on_a_cluster_too() -> None:
     async def fault() -> None:
         raise ZeroDivisionError

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from bfr.runtime.errors import RestorationFailed
+from bfr.runtime.restore.batch import Restored
 from bfr.runtime.restore.restorer import Restorer
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import FaceOrder, Group, Refusal
 from bfr.runtime.serve.workers import pool as module
 from bfr.runtime.serve.workers import worker as workers
+from bfr.runtime.serve.workers.batching import Face, Failed
 from bfr.runtime.serve.workers.pool import Pool
 from bfr.runtime.serve.workers.worker import Child, Worker
 
@@ -149,6 +151,28 @@ async def test_a_face_that_comes_while_a_killed_worker_ends_goes_to_the_next_one
         [answer] = await last(pool, FACES[:1], order())
         assert np.array_equal(answer.restored.pixels, expected[0])
         assert pool.restarts == 1
+
+
+async def test_a_face_that_the_networks_fail_at_fails_no_other(
+    expected: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, sizes = Worker.run, []
+
+    async def failing(worker: Worker, faces: Sequence[Face]) -> list[Restored]:
+        sizes.append(len(faces))
+        if any(face.pixels is FACES[1] for face in faces):
+            raise Failed("no kernel for it")
+        return await run(worker, faces)
+
+    monkeypatch.setattr(Worker, "run", failing)
+    async with running() as pool:
+        good, bad = (pool.batcher.submit([face], order()) for face in FACES[:2])
+        assert await good.wait(100)
+        assert await bad.wait(100)
+        assert sizes == [2, 1, 1]
+        assert np.array_equal(good.results()[0].restored.pixels, expected[0])
+        with pytest.raises(Failed, match="no kernel"):
+            bad.results()
 
 
 async def test_a_worker_that_hangs_is_replaced(expected: list[Any]) -> None:
