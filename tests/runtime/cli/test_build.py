@@ -56,8 +56,9 @@ def test_a_graph_that_cannot_be_read_ends_a_dry_run_with_an_error(bfr: Any, tmp_
 
     folder = Path(shutil.copytree(default_bundle(), tmp_path / "b"))
     graph = folder / "estimator.onnx"
-    image = [helper.make_tensor_value_info(name, 1, ["batch", 3, 8, 8]) for name in "xy"]
-    unknown = helper.make_graph([helper.make_node("Unknown", ["x"], ["y"])], "g", image[:1], image[1:])
+    names, side = ("degraded", "estimate"), Bundle.open(folder).manifest.image_size
+    image = [helper.make_tensor_value_info(name, 1, ["batch", 3, side, side]) for name in names]
+    unknown = helper.make_graph([helper.make_node("Unknown", names[:1], names[1:])], "g", image[:1], image[1:])
     graph.write_bytes(helper.make_model(unknown, opset_imports=[helper.make_opsetid("", 20)]).SerializeToString())
     bundle = json.loads((folder / "manifest.json").read_text())
     from bfr.runtime.bundle.bundle import describe_file
