@@ -197,7 +197,7 @@ def test_metrics_are_of_the_format_of_prometheus(page: Page) -> None:
 
     families = list(text_string_to_metric_families(get(page, "/some/metrics").read().decode()))
     assert {family.type for family in families} == {"counter", "gauge"}
-    assert len(families) == 12
+    assert len(families) == 13
 
 
 @pytest.mark.server
