@@ -96,7 +96,10 @@ class TritonPythonModel:
         groups: dict[tuple[str | None, int], list[int]] = {}
         for i, request in enumerate(requests):
             preset, seed = self._scalar(request, PRESET), self._scalar(request, SEED)
-            key = (preset.decode() if preset else None, DEFAULT_SEED if seed is None else int(seed))
+            key = (
+                preset.decode(errors="backslashreplace") if preset else None,
+                DEFAULT_SEED if seed is None else int(seed),
+            )
             groups.setdefault(key, []).append(i)
         for (preset, seed), members in groups.items():
             images = [self.utils.get_input_tensor_by_name(requests[i], IMAGE).as_numpy() for i in members]
