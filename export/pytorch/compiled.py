@@ -223,13 +223,13 @@ class CompiledDevice(GpuDevice):
         try:
             with torch.no_grad(), torch.cuda.stream(self.torch_stream), flags:
                 yield
-        except torch.OutOfMemoryError as error:
-            free, total = self.cuda.memory()
-            raise DeviceOutOfMemory(
-                f"GPU {self.cuda.index}, PyTorch: {str(error).splitlines()[0]} {free:,} of {total:,} bytes are free: "
-                "choose a smaller --batch, or end what else uses the GPU (nvidia-smi)"
-            ) from error
         except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error):  # the latter of cuBLAS, cuDNN
+                free, total = self.cuda.memory()
+                raise DeviceOutOfMemory(
+                    f"GPU {self.cuda.index}, PyTorch: {str(error).splitlines()[0]} {free:,} of {total:,} bytes are "
+                    "free: choose a smaller --batch, or end what else uses the GPU (nvidia-smi)"
+                ) from error
             if "CUDA error" in str(error):
                 self.raise_if_lost("PyTorch", error)
             raise

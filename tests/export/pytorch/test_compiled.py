@@ -463,6 +463,11 @@ def test_a_cuda_error_of_pytorch_is_a_lost_device_where_cuda_says_so(
     assert isinstance(raised.value, DeviceLost) == lost
 
 
+def test_a_library_that_gets_no_memory_is_out_of_memory(gpu: FakeTorchCuda) -> None:
+    with pytest.raises(DeviceOutOfMemory, match=r"CUBLAS.*536,870,912"), c.CompiledDevice(0).computing():
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
 def test_a_lost_device_closes_without_another_error(gpu: FakeTorchCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     device = c.CompiledDevice(0)
 
