@@ -82,7 +82,7 @@ def this_board(root: Path = Path("/")) -> Board:
     `compatible`, and L4T's release file, which NVIDIA's container runtime mounts.
 
     Args:
-        root: Where its files are looked for.
+        root: The root folder of the board's files.
     """
     trees = root / "proc/device-tree", root / "sys/firmware/devicetree/base"  # the first is a link to the second
     model, kinds = (next(filter(None, (words_of(tree / file) for tree in trees)), "") for file in _TREE)
@@ -99,8 +99,8 @@ def this_board(root: Path = Path("/")) -> Board:
 def power_mode(root: Path = Path("/")) -> str | None:
     """Return the power mode of a board, as `15W`; None if this is no board, or the mode is unknown.
 
-    `nvpmodel` keeps the number in its status file, and the names in its configuration. Where a container has neither,
-    the program is run.
+    `nvpmodel` keeps the number in its status file, and the names in its configuration. If a container has neither,
+    this runs the program.
     """
     if this_board(root).model is None:
         return None

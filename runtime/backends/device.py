@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Float32 = NDArray[np.float32]
 Buffer = Any
-"""A float32 array in the memory of a device, allocated once; only the device that made it can look inside."""
+"""A float32 array in the memory of a device, allocated once; only the device that made it can read it."""
 
 BoundCall = Callable[[], None]
 """Runs a network once on the buffers that it was bound to. It may return before the device is done."""
@@ -72,7 +72,7 @@ class Output(Protocol):
 
 
 class Stopwatch(Protocol):
-    """Seconds of the stages of a chain, `network` being the part spent in the networks."""
+    """Measures the seconds of a chain's stages, and under `network` those spent in the networks."""
 
     def begin(self) -> None: ...
 

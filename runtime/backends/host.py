@@ -1,4 +1,4 @@
-"""The CPU as a device: buffers are NumPy arrays, and noise is made ahead on a thread.
+"""The CPU as a device: buffers are NumPy arrays, and a thread computes noise ahead.
 
 A backend on the CPU is a child of HostDevice that implements `load`.
 """
@@ -148,7 +148,7 @@ class HostNoise:
             self._pending.append(self._thread.submit(self._fill, step + 1))
 
     def _drain(self) -> None:
-        # A chain that stopped half-way leaves fills under way: they must not write into the next chain's noise.
+        # Fills of a chain that stopped early must not write into the next chain's noise.
         while self._pending:
             self._pending.popleft().exception()
 

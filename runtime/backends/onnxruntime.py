@@ -31,7 +31,7 @@ except ImportError as error:
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 SHRINK = "memory.enable_memory_arena_shrinkage"  # an option of a run
-# What a session may do with a graph. Older versions know less of it, and pass over what they do not know.
+# What a session may do with a graph. Older versions ignore the entries that they do not know.
 SAFE = {
     "session.load_model_format": "ONNX",  # never guessed from the bytes
     "session.use_external_initializer_file_buffers_directly": "1",  # no copy of what is mapped
@@ -179,7 +179,7 @@ class CudaDevice(GpuDevice):
         """Load a checked ONNX file, or the path of one that is known to be ours."""
         options = ort.SessionOptions()
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        # The pattern of the first run would be allocated in the second; without it every run takes from the arena.
+        # With the memory pattern, the second run would allocate a block; without it every run uses the arena.
         options.enable_mem_pattern = not self.records
         # TF32 keeps 10 bits of the mantissa: float32 is computed in float32.
         provider = {
@@ -207,9 +207,9 @@ def cuda_works(index: int = 0) -> bool:
 
 
 def trim_heap() -> None:
-    """Return to the system what the C library keeps after a network was loaded: of DifFace 512, often 200 MiB.
+    """Return to the system the memory that glibc keeps after a network was loaded: for DifFace 512, often 200 MiB.
 
-    Of glibc alone; others return it themselves.
+    Other C libraries return it themselves.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
@@ -258,5 +258,5 @@ def _session(graph: Path | OnnxFile, options: ort.SessionOptions, providers: lis
         graph.settle()
     trim_heap()
     if session.get_providers()[0] != wanted:
-        raise BackendUnavailable(f"{wanted} was asked for, {session.get_providers()[0]} was loaded: {remedy}")
+        raise BackendUnavailable(f"{wanted} was requested, but {session.get_providers()[0]} was loaded: {remedy}")
     return session

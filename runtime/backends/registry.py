@@ -38,15 +38,15 @@ class Backend:
     """A backend, by the names that it is loaded by.
 
     Attributes:
-        name: What people choose it by.
+        name: Its name in options.
         module: Full name of the module with its device.
         device: The class in that module. On `cpu` it is called with `threads` and `spinning`, on `cuda` with `index`;
             a class on `cuda` is a child of `bfr.runtime.backends.cuda.device.GpuDevice`.
         package: The package that it imports.
         extra: The extra that installs it.
         where: The processor that it runs on.
-        help: What it is, in a few words.
-        unmeasured: Whether `auto` takes it on a GPU if nothing was measured, in the order of the rows.
+        help: Its description, in a few words.
+        unmeasured: Whether `auto` chooses it on a GPU without measurements, in the order of the rows.
         records: Whether a whole chain is recorded as one CUDA graph by default.
         compiles: Whether its class takes `compiler`, a collection of COMPILER_OPTIONS.
     """
@@ -181,9 +181,8 @@ def choose(bundle: Bundle | None, precision: Precision, index: int = 0, *, witho
     """Return the backend that `auto` chooses.
 
     Of those that were verified on this GPU (by `bfr build`, or by `bfr verify --record`) the one with the fastest
-    step; then those that need no measurement, in the order of the rows: TensorRT where engines were built, then ONNX
-    Runtime on CUDA. Without a GPU, and for int8, the CPU. A backend that was expected and does not work is a
-    warning.
+    step; then those that need no measurement, in the order of the rows: TensorRT if engines were built, then ONNX
+    Runtime on CUDA. Without a GPU, and for int8, the CPU. If an expected backend does not work, this warns.
 
     Args:
         bundle: What will run; None for any.

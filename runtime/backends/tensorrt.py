@@ -33,8 +33,8 @@ ALIGNMENT = 256  # bytes, of a block of activations; cudaMalloc gives it
 class TensorRtDevice(GpuDevice):
     """One GPU through the engines that `bfr build` made on this machine.
 
-    The activations of all engines share one block, since one runs at a time. It is made when the first network is
-    bound; what is loaded later and needs more gets a larger one, and earlier contexts keep theirs.
+    The activations of all engines share one block, because one engine runs at a time. The first bound network allocates
+    it; a network that is loaded later and needs more gets a larger block, and earlier contexts keep theirs.
     """
 
     library: Library = "tensorrt"
@@ -123,7 +123,7 @@ class TensorRtDevice(GpuDevice):
         """Address and bytes of the block that every network's context of a batch size uses."""
         size = max(n.activation_bytes(batch) for n in self._networks if batch in n.profiles)
         if not self._blocks or self._blocks[-1][1] < size:
-            size = max(size, ALIGNMENT)  # an engine may need none, and an address all the same
+            size = max(size, ALIGNMENT)  # an engine that needs none still needs an address
             self._blocks.append((self.cuda.allocate(size), size))
         return self._blocks[-1]
 
@@ -197,7 +197,7 @@ class TensorRtNetwork:
         def call() -> None:
             device.logger.errors.clear()
             device.cuda.use()
-            context = self.contexts[batch]  # not held here: it ends before the device, and not when Python gets to it
+            context = self.contexts[batch]  # looked up in each call: a reference would keep it after `close`
             for name, address in addresses:
                 if not context.set_tensor_address(name, address):
                     device.fail(f"the address of {name} is refused")
@@ -252,7 +252,7 @@ class TensorRtNetwork:
         # Kept beside the configuration: it must outlive every context that is made with it.
         self.kernels = config.create_runtime_cache()
         if cache is not None:
-            self.kernels.deserialize(cache)  # one that does not fit is left unused
+            self.kernels.deserialize(cache)  # ignores a cache that does not fit
         config.set_runtime_cache(self.kernels)
         return config
 

@@ -29,7 +29,7 @@ _log = logging.getLogger("bfr.tensorrt")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What of this machine an engine depends on; the fields are those of EngineKey."""
+    """The properties of this machine that an engine depends on; the fields are those of EngineKey."""
 
     library: Library
     version: str

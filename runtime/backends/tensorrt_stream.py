@@ -4,16 +4,16 @@ import mmap
 from collections.abc import Callable
 from typing import Any
 
-PIECE = 16 << 20  # bytes handed out at once
+PIECE = 16 << 20  # bytes of one read at most
 STREAMS_FROM = (10, 9)  # earlier versions request nearly the whole engine at once and accept no less
 
 
 def engine_source(trt: Any, data: mmap.mmap | bytes) -> Any:
-    """Return what `deserialize_cuda_engine` reads an engine from, so that no copy of it is made on the way.
+    """Return the source from which `deserialize_cuda_engine` reads an engine without a copy.
 
-    A stream hands out PIECE bytes at once, and lets go of what came before. Libraries that cannot read one in pieces
-    get the map itself, whose pages the system may take back: TensorRT before STREAMS_FROM, whose older IStreamReader
-    would ask for a copy of everything (NVIDIA/TensorRT, issue 4327).
+    A stream returns at most PIECE bytes per read, and releases the pages before them. TensorRT before STREAMS_FROM gets
+    the map itself, whose pages the system can evict: its IStreamReader would request a copy of the whole engine
+    (NVIDIA/TensorRT, issue 4327).
 
     Args:
         trt: The module `tensorrt` or `tensorrt_rtx`.

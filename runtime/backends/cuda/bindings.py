@@ -100,7 +100,7 @@ class Cuda:
         if not 0 <= index < found:
             have = f"there are {found}, numbered from 0" if found else "CUDA finds none"
             raise BackendUnavailable(
-                f"GPU {index} was asked for and {have}: check `nvidia-smi` and the driver, run `bfr doctor`; "
+                f"GPU {index} is not available, {have}: check `nvidia-smi` and the driver, run `bfr doctor`; "
                 "in a container, start it with --gpus all. Without a GPU there is --backend onnxruntime-cpu"
             )
         self._capture_mode = self.rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -128,7 +128,7 @@ class Cuda:
         """Free and total bytes; on a GPU that shares the host's memory, what the system would give back is free too."""
         free, total = map(int, self._call("cudaMemGetInfo"))
         if self._call("cudaDeviceGetAttribute", self.rt.cudaDeviceAttr.cudaDevAttrIntegrated, self.index):
-            # CUDA counts what is free now, not what the system gives back when asked, as files that it keeps in memory.
+            # CUDA does not count memory that the kernel can reclaim, such as the page cache.
             free = min(max(free, int(host_memory().get("MemAvailable", 0.0) * 2**30)), total)
         return free, total
 
@@ -161,7 +161,7 @@ class Cuda:
         return stream
 
     def synchronize(self, stream: Handle) -> None:
-        """Wait until everything enqueued on a stream is done; raises what went wrong in it."""
+        """Wait until everything enqueued on a stream is done; raise an error of that work."""
         self._call("cudaStreamSynchronize", stream)
 
     def event(self, owned: ExitStack) -> Handle:
@@ -249,7 +249,7 @@ class Cuda:
     def _fail(self, call: str, error: str, needed: int | None) -> None:
         where = f"GPU {self.index}: {call} reports {error}"
         if error == "cudaErrorMemoryAllocation":
-            self.rt.cudaGetLastError()  # this one does not stick
+            self.rt.cudaGetLastError()  # clears this error, which does not destroy the context
             status, free, total = self.rt.cudaMemGetInfo()
             known = status == self.rt.cudaError_t.cudaSuccess
             have = f"{free:,} of {total:,} bytes are free" if known else "how much is free is unknown"

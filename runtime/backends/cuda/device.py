@@ -122,7 +122,7 @@ class GpuDevice:
         return self.cuda.capture(self.stream, work)
 
     def settle(self) -> None:
-        """Prepare for a capture: wait, and free what Python would else free in the middle of it, which ends it."""
+        """Prepare for a capture: wait, and collect garbage, because freeing GPU memory during a capture ends it."""
         gc.collect()
         self.cuda.synchronize(self.stream)
 
@@ -140,7 +140,7 @@ class GpuDevice:
         self.cuda.launch_graph(graph, self.stream)
 
     def forget(self, graph: Any) -> None:
-        """Give a graph back once it is done."""
+        """Free a graph after its last run."""
         self.cuda.synchronize(self.stream)
         self.cuda.destroy_graph(graph)
 
@@ -159,7 +159,7 @@ class GpuDevice:
         self.cuda.launch(self.kernels[kernel], grid, BLOCK, arguments, self.stream)
 
     def close(self) -> None:
-        with suppress(DeviceLost):  # its memory went with it
+        with suppress(DeviceLost):  # a lost device has no memory to free
             self.cuda.synchronize(self.stream)
             self._staged.close()
             self._owned.close()

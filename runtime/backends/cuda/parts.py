@@ -79,7 +79,7 @@ class GpuOutput:
         _, left = self._slots[0]
         self._slots.reverse()
         pinned, arrived = self._slots[0]
-        self.cuda.wait(self.device.stream, left)  # the previous result has left
+        self.cuda.wait(self.device.stream, left)  # until the previous result was downloaded
         self.cuda.copy(self._held.address, result.address, result.bytes, self.device.stream)
         self.cuda.record(self._made, self.device.stream)
         self.cuda.wait(self.device.back_stream, self._made)
@@ -130,8 +130,8 @@ class GpuNoise:
 class GpuStopwatch:
     """The GPU's own clock, which a kernel reads at each mark, inside a recorded graph as well.
 
-    Events would not do: the next batch records them again before the host reads the times of this one. `network` is the
-    sum of the stages that call a network.
+    CUDA events cannot do this: the next batch records them again before the host reads the times of this one. `network`
+    is the sum of the stages that call a network.
     """
 
     def __init__(self, device: Gpu, owned: ExitStack) -> None:
