@@ -29,8 +29,8 @@ SIZES = (2, 5, 10, 20, 30)
 WIDTH, HEIGHT = 4000, 3000
 QUANTILES = {  # figure -> what is measured, share, column
     "error_p50": ("errors", 0.5, "error"),
-    "refined_p50": ("refined", 0.5, "closer look"),
-    "refined_p90": ("refined", 0.9, "closer look, p90"),
+    "refined_p50": ("refined", 0.5, "second pass"),
+    "refined_p90": ("refined", 0.9, "second pass, p90"),
     "seconds_p50": ("seconds", 0.5, "s"),
 }
 NEAR = 0.6  # eye distances: a detection whose landmarks' middle is nearer than this found the face
@@ -107,7 +107,7 @@ def as_markdown(sets: dict[str, Any]) -> str:
         rows.append([*cells, *(found[quantile] for quantile in QUANTILES)])
     return page(
         "# Face detector",
-        "Recall, and the landmarks' mean error in eye distances, as the median over the detected faces. `closer look` "
+        "Recall, and the landmarks' mean error in eye distances, as the median over the detected faces. `second pass` "
         "is the error after a second detection on the upright face, which restoring does too. Single pictures: the "
         "truth is the median of nine detections by YuNet, so YuNet's error there is only its scatter; pictures without "
         f"a detection are dropped. Groups: {WIDTH} x {HEIGHT}, people scaled by 0.1 to 1 and turned by up to 30 "
