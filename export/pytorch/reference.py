@@ -19,7 +19,24 @@ def load_reference(bundle: Bundle) -> dict[str, nn.Module]:
 
 
 def load_stage(bundle: Bundle, name: str) -> nn.Module:
-    """One network of a bundle as its float32 stage module. Its files are checked first."""
+    """One network of a bundle as its float32 stage module. Its files are checked first.
+
+    Raises BundleInvalid if its entry in the manifest builds no module that the weights fill.
+    """
+    entry = bundle.network(name)
+    try:
+        return _build(bundle, name)
+    except BundleInvalid:
+        raise
+    except Exception as error:  # what modules make of other parameters has nearly any type
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise BundleInvalid(
+            f"{bundle.folder}: {name} cannot be built as {entry.kind} of {entry.architecture} with the manifest's "
+            f"parameters ({reason}): export the bundle again"
+        ) from error
+
+
+def _build(bundle: Bundle, name: str) -> nn.Module:
     entry = bundle.network(name)
     if entry.kind == "conditioner":
         denoiser: Any = load_stage(bundle, bundle.denoise.network)

@@ -89,6 +89,8 @@ class Bundle:
         except ValidationError as error:
             problems = "\n".join(f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
             raise BundleInvalid(f"{path} is not a valid manifest:\n{problems}\nExport the bundle again.") from error
+        except BundleInvalid:
+            raise
         except (ValueError, RecursionError) as error:
             raise BundleInvalid(f"{path} is not JSON ({error}): the bundle is damaged, export it again") from error
         content = json.dumps({key: found[key] for key in sorted({*found} - {"verified"})}, sort_keys=True)

@@ -96,7 +96,7 @@ def respace(schedule: Schedule, spacing: str) -> Schedule:
 
 def parse_respacing(spacing: str) -> tuple[bool, int]:
     """Return whether a respacing has a whole stride (`ddim250`), and its count. Raises InvalidOption for others."""
-    match = re.fullmatch(r"(ddim)?(\d+)", spacing)
+    match = re.fullmatch(r"(ddim)?([0-9]{1,9})", spacing)
     if match is None:
         raise InvalidOption(
             f"spacing {spacing!r} is unknown: choose {', '.join(GRIDS)}, or a respacing such as ddim250 or 250"

@@ -4,7 +4,7 @@ A chain is a list of calls over named values. The first values are the system's 
 stage reads some and makes others, and one of them is the restored image.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from bfr.runtime.bundle import manifest as m
@@ -22,6 +22,7 @@ ESTIMATE = "estimate"
 WEIGHT = "weight"
 STEP_INPUTS = ("x", "h1", "h2", "t", "row", "noise")
 GUIDE_INPUTS = ("x_next", "x0", "row", "strength")
+STEP_OUTPUTS, GUIDE_OUTPUTS = ("x_next", "x0"), ("x_next_guided", "x0_guided")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,8 @@ def make_plan(bundle: Bundle, preset: m.Preset) -> Plan:
             )
         values |= made
     _need(bundle, "result", values, {manifest.result: None})
+    if not stages:
+        raise BundleInvalid(f"{bundle.folder} calls no network: export the bundle again")
     plan = Plan(inputs, values, tuple(stages), manifest.result)
     return replace(plan, truncate=_truncation(bundle, preset, plan)) if preset.adapt else plan
 
@@ -179,12 +182,10 @@ def _loop(bundle: Bundle, preset: m.Preset, stage: m.Denoise, diffuse: m.Diffuse
         )
     network, table = _network(bundle, stage.network), sampler_table(bundle, preset, stage)
     features = _shape(_network(bundle, stage.conditioner).outputs[0])[0] if stage.conditioner else 0
-    shape = next((_shape(tensor) for tensor in network.inputs if tensor.name == "x"), None)
-    if shape is None:
-        raise BundleInvalid(
-            f"{bundle.folder}: {stage.network} of stage {stage.name} reads no x: export the bundle again"
-        )
     own = (*STEP_INPUTS, *(("strength",) if stage.strength is not None else ()))
+    _check_ends(bundle, stage.network, own, STEP_OUTPUTS)
+    if stage.conditioner:
+        _check_ends(bundle, stage.conditioner, ("t",), ("conditioning",))
     extra = tuple(tensor for tensor in network.inputs if tensor.name not in own)
     guidance = preset.guidance
     strength = guidance if guidance is not None and stage.strength is not None else stage.strength
@@ -192,7 +193,7 @@ def _loop(bundle: Bundle, preset: m.Preset, stage: m.Denoise, diffuse: m.Diffuse
         name=stage.name,
         network=stage.network,
         table=table,
-        shape=shape,
+        shape=next(_shape(tensor) for tensor in network.inputs if tensor.name == "x"),
         source=stage.source or (diffuse.source if diffuse else ""),
         result=stage.result,
         diffuse=diffuse.name if diffuse else None,
@@ -210,6 +211,7 @@ def _guide(bundle: Bundle, override: float | None, spec: m.Guidance, table: Step
     steps = frozenset(k for k, t in enumerate(table.timesteps) if spec.stop <= t <= spec.start)
     if strength == 0.0 or not steps:
         return None
+    _check_ends(bundle, spec.network, GUIDE_INPUTS, GUIDE_OUTPUTS)
     extra = tuple(tensor for tensor in _network(bundle, spec.network).inputs if tensor.name not in GUIDE_INPUTS)
     return Guide(spec.network, _names(extra, spec.inputs), strength, steps)
 
@@ -249,6 +251,16 @@ def _need(bundle: Bundle, name: str, values: Mapping[str, Shape], read: Mapping[
                 f"{bundle.folder}: stage {name} reads {value} as {shape}, and it is {values[value]}: export the bundle "
                 "again"
             )
+
+
+def _check_ends(bundle: Bundle, name: str, reads: Iterable[str], makes: Iterable[str]) -> None:
+    """Raise BundleInvalid unless a network has the inputs and outputs that its stage binds."""
+    network = _network(bundle, name)
+    lacking = {*reads} - {one.name for one in network.inputs} | {*makes} - {one.name for one in network.outputs}
+    if lacking:
+        raise BundleInvalid(
+            f"{bundle.folder}: the network {name} has no {min(lacking)}, which its stage needs: export the bundle again"
+        )
 
 
 def _network(bundle: Bundle, name: str) -> m.Network:

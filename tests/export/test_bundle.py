@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,14 @@ from bfr.export.verify.compare import compare, eager_reference, verify
 from bfr.export.verify.walk import smooth_image
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import Check
-from bfr.runtime.errors import InputNotFound, InvalidCheckpoint, InvalidOption, VerificationFailed, WriteFailed
+from bfr.runtime.errors import (
+    BundleInvalid,
+    InputNotFound,
+    InvalidCheckpoint,
+    InvalidOption,
+    VerificationFailed,
+    WriteFailed,
+)
 from bfr.runtime.restore.restorer import Restorer
 
 
@@ -55,6 +63,26 @@ def test_the_reference_made_from_the_bundle_is_the_exported_network(tiny_bundle:
     with Restorer.open(tiny_bundle.folder, backend="onnxruntime-cpu") as restorer:
         difference = restorer.restore([face])[0].astype(int) - eager.restore([face])[0]
     assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parameters": {"model_channels": 1.5}},
+        {"parameters": {"surprise": 1}},
+        {"architecture": "swinir"},
+        {"options": {"surprise": 1}},
+        {"kind": "conditioner"},
+        {"kind": "step-learned"},
+    ],
+)
+def test_parameters_that_build_no_network_are_an_error_of_the_bundle(tiny_bundle: Bundle, change: Any) -> None:
+    entry = tiny_bundle.network("denoiser")
+    changed = {name: getattr(entry, name) | value if name == "parameters" else value for name, value in change.items()}
+    networks = tiny_bundle.manifest.networks | {"denoiser": entry.model_copy(update=changed)}
+    bundle = replace(tiny_bundle, manifest=tiny_bundle.manifest.model_copy(update={"networks": networks}))
+    with pytest.raises(BundleInvalid, match="denoiser cannot be built as"):
+        load_reference(bundle)
 
 
 def test_a_network_that_differs_is_found_out(tiny_bundle: Bundle) -> None:
