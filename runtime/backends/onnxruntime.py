@@ -142,7 +142,8 @@ class CudaNetwork:
             try:
                 self.session.run_with_iobinding(binding, self.options)
             except Exception as error:  # pybind's own types
-                if "memory" in (text := str(error).lower()) and "illegal" not in text:
+                text = str(error).lower()
+                if ("memory" in text and "illegal" not in text) or "alloc_failed" in text:  # the latter of cuBLAS
                     raise DeviceOutOfMemory(f"ONNX Runtime: {error}: choose a smaller --batch") from error
                 self.device.raise_if_lost("ONNX Runtime", error)
                 raise

@@ -237,14 +237,21 @@ def test_a_session_ends_with_its_device(tiny_bundle: Bundle, cuda_provider: Any)
         gc.enable()
 
 
-def test_memory_that_runs_out_in_a_session(tiny_bundle: Bundle, cuda_provider: Any) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        "BFCArena: Failed to allocate memory for requested buffer",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0 ; expr=cublasCreate(&cublas_handle_)",
+    ],
+)
+def test_memory_that_runs_out_in_a_session(tiny_bundle: Bundle, cuda_provider: Any, said: str) -> None:
     with Restorer.open(tiny_bundle.folder, backend="onnxruntime-cuda", batch=4) as restorer:
         session: Any = restorer.chains.networks["denoiser"].session  # type: ignore[attr-defined]
         restore = type(session).run_with_iobinding
 
         def too_large(binding: Any, options: Any) -> None:
             if binding.bound["input"]["x"][1][0] > 1:
-                raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer")
+                raise RuntimeError(said)
             restore(session, binding, options)
 
         session.run_with_iobinding = too_large
