@@ -89,7 +89,10 @@ def _tensorrt(major: int) -> tuple[str, ...]:
     return (*(f"tensorrt-cu{major}{part}>=10.3,<12" for part in parts), runtime, "polygraphy", "filelock")
 
 
-_SERVE = ("fastapi", "uvicorn", "h11>=0.16,<1", "prometheus-client", "python-multipart", "httpx2>=2.10,<3")
+_SERVE = (
+    *("fastapi", "starlette", "uvicorn", "h11>=0.16,<1", "prometheus-client", "python-multipart"),
+    "httpx2>=2.10,<3",
+)
 _RAY = (*_SERVE, "ray>=2.55,<2.64")
 _OTEL = ("opentelemetry-exporter-otlp-proto-http", "opentelemetry-sdk")
 _RTX = (
