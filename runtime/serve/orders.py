@@ -71,7 +71,7 @@ class FaceOrder:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What became of a face.
+    """The outcome of a face.
 
     Attributes:
         waited: Seconds in the queue.

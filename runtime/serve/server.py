@@ -27,6 +27,8 @@ from bfr.runtime.serve.workers.pool import Pool
 
 GRACE = 5  # seconds for connections to end after the drain limit
 BACKLOG = 2048  # connections that the system holds until they are taken
+ACCEPTED = 128  # of them, how many are taken before those past the limit are closed
+FILES = 3  # open files of a connection that downloads a result
 OWN_FILES = 512  # open files of a server beside its connections
 SWITCH = 0.0005  # seconds after which a thread that decodes lets the event loop run; Python's default is ten times that
 _log = logging.getLogger("bfr.serve")
@@ -52,7 +54,7 @@ def serve_forever(options: ServeOptions, listen: ListenOptions, keys: Keys) -> i
         BfrError: A bundle is refused.
     """
     os.umask(0o077)  # files that are written are readable by their owner alone
-    allow_files(listen.connections + OWN_FILES)
+    allow_files(FILES * listen.connections + OWN_FILES)
     sys.setswitchinterval(SWITCH)
     tracer()
     options = options.fetched()
@@ -77,6 +79,11 @@ def allow_files(count: int) -> None:
 
 class _Http(uvicorn.Server):
     """The HTTP server, without its own handlers of signals."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for one in sockets or ():
+            one.listen(BACKLOG)  # the system's; asyncio takes as many at once as it was told
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -108,6 +115,7 @@ class _Server:
                 lifespan="off",
                 log_config=None,
                 access_log=False,
+                backlog=ACCEPTED,
                 timeout_keep_alive=30,
                 timeout_graceful_shutdown=GRACE,
             )

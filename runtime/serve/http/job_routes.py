@@ -128,8 +128,10 @@ def add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
             raise Problem(409, "not done", f"the job is {job.status.state}: its result is there when it is done")
         try:
             return _Result(job.open(name), MEDIA_TYPES[PurePath(name).suffix])
-        except OSError:
+        except FileNotFoundError:
             raise _no_such_job() from None
+        except OSError as error:
+            raise Problem(503, "disk", f"the result cannot be read: {error.strerror}", retry_after=5) from error
 
     @api.delete("/jobs/{job_id}", status_code=204, **keyed(404, 422, 503))
     async def delete(request: Request, job_id: Text) -> None:

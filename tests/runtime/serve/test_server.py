@@ -38,7 +38,7 @@ from bfr.runtime.restore.restorer import Restorer
 from bfr.runtime.serve.http.front import Front
 from bfr.runtime.serve.keys import Keys
 from bfr.runtime.serve.options import ListenOptions, ServeOptions
-from bfr.runtime.serve.server import _listen, _Server, allow_files
+from bfr.runtime.serve.server import ACCEPTED, _listen, _Server, allow_files
 
 pytestmark = pytest.mark.server
 
@@ -350,6 +350,7 @@ async def test_slow_clients_have_what_is_left_of_the_drain_limit(monkeypatch: py
             if not done:
                 server._signalled()
             assert await serving == (0 if done else 1)
+    assert [one._backlog for one in server.http.servers] == [ACCEPTED]  # those of one moment pass the limit
     assert (waits[0] > 500) == done
     assert server.http.force_exit == (not done)
 

@@ -484,6 +484,14 @@ async def test_a_result_is_sent_while_its_job_moves(monkeypatch: pytest.MonkeyPa
         answer = await server.client.get(f"/jobs/{job.id}/result")
         assert (answer.status_code, answer.content) == (200, b"result")
         assert (await server.client.get(f"/jobs/{job.id}")).json()["state"] == "done"
+
+        def full(_job: Job, name: str) -> Any:
+            raise OSError(24, "Too many open files")
+
+        with monkeypatch.context() as scarce:
+            scarce.setattr(Job, "result", "out/result.png")
+            scarce.setattr(Job, "open", full)
+            assert (await server.client.get(f"/jobs/{job.id}/result")).status_code == 503
         store.remove(job.id)
         assert (await server.client.get(f"/jobs/{job.id}/result")).status_code in (404, 409)
 
