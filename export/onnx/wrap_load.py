@@ -40,7 +40,7 @@ def load_model(file: Path) -> onnx.ModelProto:
     Raises InputNotFound, InvalidCheckpoint.
     """
     if not file.is_file():
-        raise InputNotFound(f"{file} does not exist: name an ONNX file")
+        raise InputNotFound(f"{file} {'is no regular file' if file.exists() else 'does not exist'}: name an ONNX file")
     if problem := no_graph(file):
         raise InvalidCheckpoint(f"{file} {problem}")
     if (size := file.stat().st_size) > LARGEST_GRAPH:

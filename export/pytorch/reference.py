@@ -10,7 +10,7 @@ from bfr.models.networks.unet import UNet
 from bfr.models.stages.kinds import make_stage
 from bfr.models.stages.step import ConditionerStage, cut_variance
 from bfr.runtime.bundle.bundle import Bundle
-from bfr.runtime.errors import BundleInvalid
+from bfr.runtime.errors import BfrError, BundleInvalid
 
 
 def load_reference(bundle: Bundle) -> dict[str, nn.Module]:
@@ -26,7 +26,7 @@ def load_stage(bundle: Bundle, name: str) -> nn.Module:
     entry = bundle.network(name)
     try:
         return _build(bundle, name)
-    except BundleInvalid:
+    except BfrError:
         raise
     except Exception as error:  # what modules make of other parameters has nearly any type
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__

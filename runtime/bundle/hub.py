@@ -43,13 +43,13 @@ def pull(address: Path | str) -> Path:
     whole = folder / ".whole"  # an interrupted download lacks it
     if revision and COMMIT.fullmatch(revision) and whole.is_file():
         return folder
-    hub, api = _hub()
+    api = _hub()
     _log.info("downloading hf://%s/%s", owner, name)
     try:
         api.snapshot_download(f"{owner}/{name}", revision=revision, local_dir=folder, allow_patterns=FILES)
-    except (hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # the Hub's types, and those of the HTTP library that its version uses
         raise BundleInvalid(
-            f"hf://{owner}/{name} cannot be downloaded ({str(error).splitlines()[0]}): check its name and revision, "
+            f"hf://{owner}/{name} cannot be downloaded ({_first_line(error)}): check its name and revision, "
             "the network, and for private ones the token in HF_TOKEN"
         ) from error
     whole.touch()
@@ -75,7 +75,7 @@ def push(bundle: "Bundle", address: str, *, private: bool = True) -> str:
     """
     owner, name, revision = _parts(address)
     files = bundle.check_all()
-    hub, api = _hub()
+    api = _hub()
     _log.info("uploading %d files; their sha256 match the manifest", files)
     try:
         api.create_repo(f"{owner}/{name}", private=private, exist_ok=True)
@@ -86,9 +86,9 @@ def push(bundle: "Bundle", address: str, *, private: bool = True) -> str:
             allow_patterns=FILES,
             commit_message="Upload a bundle of bfr",
         )
-    except (hub.errors.HfHubHTTPError, OSError) as error:
+    except Exception as error:  # as in `pull`
         raise BundleInvalid(
-            f"hf://{owner}/{name} accepted no upload ({str(error).splitlines()[0]}): check the name, the network, and "
+            f"hf://{owner}/{name} accepted no upload ({_first_line(error)}): check the name, the network, and "
             "that the token in HF_TOKEN may write there"
         ) from error
     return f"hf://{owner}/{name}@{done.oid}"
@@ -101,11 +101,14 @@ def _parts(address: Path | str) -> tuple[str, str, str | None]:
     return found[1], found[2], found[3]
 
 
-def _hub() -> tuple[Any, Any]:
-    """huggingface_hub, and its interface to the endpoint that the environment names."""
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _hub() -> Any:
+    """Return huggingface_hub's interface to the endpoint that the environment names."""
     try:
         import huggingface_hub
-        import huggingface_hub.errors
     except ImportError as error:
         raise MissingDependency(f"bundles of the Hugging Face Hub need {install_command('hub')}") from error
-    return huggingface_hub, huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    return huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -155,6 +156,20 @@ def test_what_is_not_there_says_what_to_check(server: type[Hub]) -> None:
     assert not server.files
     with pytest.raises(BundleInvalid, match="check its name"):
         Bundle.open("hf://org/none")
+
+
+def test_a_hub_that_cannot_be_reached_says_what_to_check(
+    server: type[Hub], tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The types of its errors are those of the HTTP library that huggingface_hub uses."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        with pytest.raises(BundleInvalid, match=r"accepted no upload .*check the name, the network"):
+            hub.push(tiny_bundle, "hf://org/mini")
+        with pytest.raises(BundleInvalid, match=r"cannot be downloaded .*check its name"):
+            hub.pull("hf://org/mini")
+    assert not server.requests
 
 
 @pytest.mark.parametrize("address", ["hf://mini", "hf://a/b/c", "hf://a/../b", "hf://"])
