@@ -208,7 +208,7 @@ def check_printed(output: JobOptions, *, as_json: bool) -> None:
 
 
 def finish(report: "Report", places: Places, *, done: str = "restored", as_json: bool = False) -> None:
-    """Deliver a run's results and print what became of them, the report where `as_json`; exit with 1 for failures."""
+    """Deliver a run's results and print a summary, or the report if `as_json`; exit with 1 for failures."""
     report = tell_results(report, places, done=done, as_json=as_json)
     if as_json:
         print(json.dumps(content_of(report), indent=1))
@@ -218,7 +218,7 @@ def finish(report: "Report", places: Places, *, done: str = "restored", as_json:
 
 
 def tell_results(report: "Report", places: Places, *, done: str = "restored", as_json: bool = False) -> "Report":
-    """Deliver a run's results, print what became of them, and return the report as delivered.
+    """Deliver a run's results, print a summary, and return the report as delivered.
 
     Args:
         report: The run's report.

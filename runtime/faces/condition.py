@@ -1,4 +1,4 @@
-"""How good an aligned face is already: how sharp at the crop's scale, how noisy or grainy, how blocky from JPEG."""
+"""Measure the condition of an aligned face: its sharpness at the crop's scale, its noise, grain and JPEG blocks."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from bfr.runtime.faces.geometry import Matrix, rectangle, scale_of
 from bfr.runtime.faces.mask import FACE
 
-SHARP = 0.42  # acuity of a face that is sharp already
-NOISE = 4.5  # levels of 255 that it has at most
-GRAIN = 1.7  # levels of 255 of grain, or of a printed screen, that it has at most
-BLOCKS = 1.8  # levels of 255 between JPEG's blocks that it has at most
-COLOURS = 64  # different ones that a face has at least: the steps of a palette of fewer look sharp
-SAMPLED = 128  # pixels a side in which they are counted, about
+SHARP = 0.42  # least acuity of a sharp face
+NOISE = 4.5  # levels of 255, the most of a sharp face
+GRAIN = 1.7  # levels of 255 of grain, or of a printed screen, the most of a sharp face
+BLOCKS = 1.8  # levels of 255 between JPEG's blocks, the most of a sharp face
+COLOURS = 64  # least number of a sharp face's colours: the steps of a smaller palette look like sharp edges
+SAMPLED = 128  # approximate side, in pixels, of the sample in which colours are counted
 COARSE = 1.25  # pixels of the crop for one of the photograph: with more, the crop is finer than the photograph
 STEEPEST = 0.99  # the share of gradients below the one that is measured: that of edges, not of skin
 CELL = 16  # pixels a side of a place in which noise is measured
@@ -33,7 +33,7 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What is measured of a face.
+    """The measurements of a face.
 
     Attributes:
         acuity: The gradient of the face's edges over one pixel of the crop, less what noise adds, relative to that over
@@ -119,7 +119,7 @@ def _noise(luma: Float32, where: NDArray[np.bool_] | None = None) -> float:
 def _grain(luma: Float32) -> float:
     """Standard deviation of what is finer than two pixels, in the smoothest places; 0 if other places differ much.
 
-    Grain and a printed screen are everywhere alike, leaves and hair are not. Clipped places tell nothing.
+    Grain and a printed screen are everywhere alike, leaves and hair are not. Clipped places are left out.
     """
     height, width = luma.shape[0] // CELL, luma.shape[1] // CELL
     part = luma[: height * CELL, : width * CELL]

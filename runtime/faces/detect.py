@@ -1,4 +1,4 @@
-"""What finds faces: YuNet, or what a caller gives instead."""
+"""The interface of face detectors: YuNet, or one that a caller gives."""
 
 from typing import Any, Protocol
 
@@ -17,5 +17,5 @@ class Detector(Protocol):
         ...
 
     def refine(self, pixels: NDArray[Any], face: Face) -> Face:
-        """The same face with landmarks from a closer look, where the detector knows one."""
+        """The same face with landmarks from a second pass, if the detector has one."""
         ...

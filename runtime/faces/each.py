@@ -12,7 +12,7 @@ MOST = 8  # threads
 
 
 def each(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """`work` of every item, in their order; the calls run side by side. Raises what the first that fails raises."""
+    """Call `work` on every item in parallel; return the results in order. Raises the error of the first failed item."""
     given = list(items)
     threads = min(len(given), os.cpu_count() or 1, MOST)
     if threads < 2:

@@ -1,4 +1,4 @@
-"""Faces: where they are, which of them are wanted, and their alignment to the crop that networks were trained on."""
+"""The geometry of faces: landmarks, selection, and alignment to the crop that networks were trained on."""
 
 import logging
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ def select_faces(
     min_eye_distance: float,
     most: int | None = None,
 ) -> list[Face]:
-    """The faces that are wanted, from left to right.
+    """Select faces, from left to right.
 
     Args:
         faces: The faces of one photograph.
@@ -77,7 +77,7 @@ def select_faces(
         middle = np.array([width - 1, height - 1]) / 2
         wanted = sorted(wanted, key=lambda face: float(np.hypot(*((face.box[:2] + face.box[2:]) / 2 - middle))))[:1]
     if most is not None and len(wanted) > most:
-        _log.warning("%d faces were found: the %d surest are restored; raise --max-faces for more", len(wanted), most)
+        _log.warning("%d faces were found, restoring the %d with the best scores: see --max-faces", len(wanted), most)
         wanted = sorted(wanted, key=lambda face: -face.score)[:most]
     return sorted(wanted, key=lambda face: tuple(face.box))
 
@@ -152,8 +152,8 @@ def crop_face(pixels: NDArray[Any], matrix: Matrix, size: int) -> NDArray[Any]:
     """Return the aligned crop of a face, with the channels and bits of the photograph.
 
     Outside the photograph the crop is mirrored, as in FFHQ. The published code fills it with one colour, whose edge
-    networks sharpen and carry into the photograph. A crop that holds nothing of the photograph is grey. Only the face's
-    surroundings are read, whatever the size of the photograph.
+    networks sharpen and spread into the photograph. A crop outside the photograph is grey. Only the face's surroundings
+    are read, whatever the size of the photograph.
 
     Args:
         pixels: The photograph, (H, W, 3) or (H, W), uint8 or uint16.

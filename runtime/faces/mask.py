@@ -1,9 +1,10 @@
 """Which pixels of an aligned crop are the face and its hair: a prior of heads in that place, fitted to the picture.
 
-No network is asked. The prior is an oval around where the alignment puts a head; the guided filter (He, Sun, Tang,
+No network computes it. The prior is an oval around where the alignment puts a head; the guided filter (He, Sun, Tang,
 "Guided Image Filtering", IEEE TPAMI 35, 2013; its form for colour) fits it, window by window, to a linear function of
-the colours, a few times over. What has the wall's colours goes to the wall, what has the hair's to the hair, and where
-both look alike the border stays soft. All of it is continuous: a face that moves a little changes its mask a little.
+the colours, several times. So pixels of the wall's colours leave the mask and pixels of the hair's colours join it; if
+both have similar colours, the border stays soft. The result is continuous: a small movement of a face changes its mask
+only a little.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ HEAD = ((0.5, 0.5), (0.36, 0.48), 0.12)  # centre, radii and softness of the pri
 FACE = ((0.5, 0.56), (0.25, 0.33), 0.06)  # what belongs to the face whatever its colours are
 TURN = 0.7  # how far the head's middle lies behind the nose of a turned face, in the nose's own offset
 RADII = (12, 12, 6, 6)  # cells, of the windows of each fit
-EPSILON = 1e-3  # variance of Lab / 100 below which a window has no colours to tell apart
+EPSILON = 1e-3  # variance of Lab / 100 below which the colours of a window do not differ
 STEEP, LAST_STEEP = 2.0, 3.0  # contrast of the mask after each fit, and after the last
 GROWN, SOFT = 4, 2.5  # cells of SIDE by which the mask reaches past the hair's edge, and of its own edge
 STEEPNESS = 2.5  # of the mask where it rises from 0
@@ -37,14 +38,14 @@ def head_mask(
 ) -> tuple[Float32, Float32]:
     """The mask of a face and its hair.
 
-    A blur has carried the head's colours into its surroundings, where they would stay as a fringe. The mask reaches
-    into them, too, and lets the same strength of fringe stay everywhere, so that no ring shows: FRINGE, or the least
-    with which the surroundings change by no more than MOST_CHANGE.
+    A blur spreads the head's colours into its surroundings, where they would stay as a fringe. The mask covers the
+    fringe and reduces it to the same strength everywhere, which leaves no visible ring: to FRINGE, or to more where
+    the surroundings would change by more than MOST_CHANGE.
 
     Args:
         crop: The aligned crop, (S, S, 3) uint8 or uint16.
         restored: The same, restored.
-        landmarks: (5, 2) of the face in the crop, pixels; they tell which way it is turned.
+        landmarks: (5, 2) of the face in the crop, pixels; they show which way it is turned.
 
     Returns:
         The mask, and the face and hair alone, which it reaches past: (SIDE, SIDE) float32 from 0 to 1 each.
@@ -52,7 +53,7 @@ def head_mask(
     before, after = _reduced(crop), _reduced(restored)
     coarse, head = _heads(_lab(after), 0.0 if landmarks is None else _turn(landmarks / crop.shape[0]))
     wider = cv2.dilate(head, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * GROWN + 1,) * 2))
-    soft = _steep(cv2.GaussianBlur(wider, (0, 0), SOFT), STEEP)  # nothing is changed just a little
+    soft = _steep(cv2.GaussianBlur(wider, (0, 0), SOFT), STEEP)  # no pixel is changed by a small share only
     mask = np.asarray(1 - (1 - soft * _edge()) ** STEEPNESS, np.float32)
     return np.maximum(mask, _to(_fringe(after - before, coarse, _to(mask, GRID)), SIDE)), head
 
@@ -72,12 +73,12 @@ def _heads(colours: Float32, turn: float) -> tuple[Float32, Float32]:
 
 
 def _fringe(change: Float32, head: Float32, mask: Float32) -> Float32:
-    """The mask of what a blur has carried out of the head, (GRID, GRID).
+    """The mask of the fringe that a blur spread around the head, (GRID, GRID).
 
     Args:
         change: (SIDE, SIDE, 3) from crop to restored crop, -1 to 1.
         head: (GRID, GRID) of face and hair.
-        mask: (GRID, GRID) of what is restored anyway.
+        mask: (GRID, GRID) of face and hair, with their margin.
     """
     averaged = np.abs(cv2.GaussianBlur(_to(change, GRID), (0, 0), 1.0))  # signed until here: noise cancels
     strength = np.maximum(cv2.transform(averaged, np.full((1, 3), 255 / 3, np.float32)), np.float32(1e-3))

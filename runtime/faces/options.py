@@ -1,4 +1,4 @@
-"""What is done with a photograph."""
+"""The options of restoring a photograph."""
 
 from pathlib import Path
 from typing import Annotated, Literal, get_args

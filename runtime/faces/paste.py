@@ -1,4 +1,4 @@
-"""Restored faces back into their photograph: the face and its hair, under a soft mask, and nothing else."""
+"""Paste restored faces into their photograph: face and hair, under a soft mask."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Patch:
 
     Attributes:
         pixels: The restored crop, (S, S, 3) float32 in levels of the photograph, or (S, S) or (S, S, C) of its planes.
-            None leaves the face as it is, and no neighbour paints over it.
+            None leaves the face unchanged, and no neighbour overwrites it.
         mask: (M, M) float32, 0 to 1, over the same square.
         matrix: The transform from the photograph to the crop.
         size: S, pixels.
@@ -72,7 +72,7 @@ def make_patch(
         crop: (S, S, 3) uint8 or uint16.
         restored: The same, restored; None for a face that stays as it is.
         matrix: The transform from the photograph to the crop.
-        landmarks: (5, 2) of the face in the photograph, which tell the mask where it is turned.
+        landmarks: (5, 2) of the face in the photograph, which show the mask where it is turned.
         keep_colour: What restoring did to colours and light (all below a sixteenth of the face) is left out.
         grey: Whether the photograph is grey; the face then gets no colour.
     """
@@ -100,8 +100,8 @@ def paste_faces(
     """Paste faces into a photograph, in place.
 
     Where the crop is at least as fine as the photograph, the restored crop replaces the face. A face that is larger
-    than its crop has detail of its own above the crop's resolution; `detail` decides what becomes of it. Where faces
-    overlap, a pixel goes to the one whose oval it lies deeper in, in whatever order the patches come.
+    than its crop has detail above the crop's resolution; `detail` decides whether it is kept. If faces overlap, a pixel
+    goes to the face in whose oval it is deeper, whatever the order of the patches.
 
     Args:
         photograph: (H, W, 3) uint8 or uint16 RGB, or planes, (H, W) or (H, W, C), `upscale` times as wide and high as
@@ -145,7 +145,7 @@ def paste_faces(
 def _change(
     part: NDArray[Any], patch: Patch, to_part: Matrix, weight: Float32, detail: Detail, level: float
 ) -> Float32:
-    """What pasting a face adds to a part of the photograph, (h, w) or (h, w, 3).
+    """The change that pasting a face makes to a part of the photograph, (h, w) or (h, w, 3).
 
     Args:
         part: A part of the photograph, (h, w) or (h, w, 3).
@@ -173,7 +173,7 @@ def to_grey(pixels: NDArray[Any]) -> NDArray[Any]:
 def _without_halo(restored: Float32, crop: NDArray[Any], head: Float32) -> Float32:
     """A restored crop whose surroundings of the head are no lighter and no darker than the crop's own near there.
 
-    Networks sharpen edges too much, and what overshoots shows beside the head, on a plain wall, as a rim of light.
+    Networks sharpen edges too much; on a plain wall the overshoot is visible beside the head as a rim of light.
     """
     side, size = head.shape[0], crop.shape[0]
     near = np.ones((2 * REACH + 1,) * 2, np.uint8)
@@ -187,7 +187,7 @@ def _without_halo(restored: Float32, crop: NDArray[Any], head: Float32) -> Float
 
 
 def _finer(part: NDArray[Any], before: Float32, local: Matrix, weight: Float32 | None, level: float) -> Float32:
-    """What a part of the photograph has finer than its crop.
+    """The detail of a part of the photograph that is finer than its crop.
 
     Args:
         part: (h, w) or (h, w, 3).

@@ -25,7 +25,7 @@ from bfr.runtime.restore.batch import Restored
 from bfr.runtime.restore.pipeline import FaceRestorer
 from bfr.runtime.restore.restorer import DEFAULT_SEED
 
-SURE = 0.92  # score of a face for which no turn is looked at; on their side or head, 61 people had 0.91 at most
+SURE = 0.92  # score from which on no other orientation is tried; turned pictures of 61 people had 0.91 at most
 TURNED = 0.7  # least score of a face in a turned photograph
 
 
@@ -34,7 +34,7 @@ class AlignedFace:
     """A face of a photograph, its transform to the crop, and the crop, (S, S, 3) of the photograph's dtype.
 
     Attributes:
-        left: It stays as it is, being sharp already; no result belongs to it.
+        left: Whether it stays unchanged because it is already sharp; it then has no result.
     """
 
     face: Face
@@ -43,7 +43,7 @@ class AlignedFace:
     left: bool = False
 
     def condition(self, photograph: NDArray[Any] | None = None) -> Condition:
-        """How good the face is already; see `measure_condition`."""
+        """The condition of the face, see `measure_condition`."""
         return measure_condition(self.crop, self.matrix, photograph)
 
 
@@ -69,7 +69,7 @@ class RestoredPhoto(Result):
 
 
 class PhotoEditor:
-    """What is done around the networks: finds faces, cuts them out, and pastes restored ones back."""
+    """Everything but the networks: finds faces, crops them, and pastes restored ones."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class PhotoEditor:
             size: Side of crops, in pixels.
             options: How faces are found and pasted.
             detector: A face detector, instead of YuNet.
-            background: What enlarges the photograph, instead of the options' own.
+            background: Enlarges the photograph, instead of the options' own.
         """
         self.size, self.options = size, options or PhotoOptions()
         self.detector = detector or YuNet()
@@ -106,11 +106,11 @@ class PhotoEditor:
     def find(self, photograph: NDArray[Any], *, turns: bool = True) -> list[Face]:
         """Return the faces that the options choose, from left to right.
 
-        Where no face is surely upright, it looks in four turns, and the one with the best score counts.
+        If no face has the score SURE, it tries four orientations and takes the one with the best score.
 
         Args:
             photograph: (H, W, 3) uint8 or uint16 RGB.
-            turns: False looks once, for frames of a video, where three more looks would cost time at each.
+            turns: False tries one orientation, for frames of a video, where three more would cost time at each.
         """
         eight = photograph if photograph.dtype == np.uint8 else (photograph >> 8).astype(np.uint8)
         upright = self._look(eight)

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from bfr.runtime.faces.geometry import Face
 
 OVERLAP = 0.4  # intersection over union of two boxes of one face
-INSIDE = 0.6  # share of the smaller box in the larger: a detector that looks too closely takes half a face for one
-MOST = 1000  # faces of one picture: each costs a pass over what is left
+INSIDE = 0.6  # share of the smaller box in the larger: at a fine scale a detector reports half a face as one
+MOST = 1000  # faces of one picture: each costs a pass over the remaining ones
 
 Float64 = NDArray[np.float64]
 

@@ -36,8 +36,8 @@ MODEL = Path(__file__).with_name("yunet.onnx")
 STRIDES = (8, 16, 32)  # pixels of a head's cell
 HEADS = tuple(f"{name}_{stride}" for name in ("cls", "obj", "bbox", "kps") for stride in STRIDES)
 SCORE = 0.6  # least
-CANDIDATES = 5000  # of one look
-SMALL = 512 * 512  # pixels of a look for which a second thread costs more than it computes
+CANDIDATES = 5000  # of one pass
+SMALL = 512 * 512  # pixels of a pass up to which a second thread saves no time
 # The published graph is fixed to 640 x 640, though no node of it depends on that. In its only input, a `Dimension` with
 # the value 640 becomes one with a name, of as many bytes.
 _FIXED, _HEIGHT, _WIDTH = b"\x0a\x03\x08\x80\x05", b"\x0a\x03\x12\x01H", b"\x0a\x03\x12\x01W"
@@ -46,18 +46,17 @@ _FIXED, _HEIGHT, _WIDTH = b"\x0a\x03\x08\x80\x05", b"\x0a\x03\x12\x01H", b"\x0a\
 class YuNet:
     """Faces at several scales.
 
-    YuNet knows faces of about 10 to 300 pixels. A picture is therefore looked at in FINE pixels, for the small faces,
-    and again in COARSE, for the large ones. What is smaller than ENLARGED is enlarged by up to MOST_ENLARGED, which
-    shows faces of 5 to 8 pixels between the eyes; beyond that, enlarging shows no further faces.
-    Landmarks of small faces are an eighth of the eye distance off; `refine` looks again at the face upright and at the
-    size that YuNet knows best.
+    YuNet detects faces of about 10 to 300 pixels. So it runs on the picture at FINE pixels, for small faces, and again
+    at COARSE, for large ones. A picture smaller than ENLARGED is enlarged by up to MOST_ENLARGED, to detect faces of 5
+    to 8 pixels between the eyes; more enlargement detects no further faces. Landmarks of small faces are off by an
+    eighth of the eye distance; `refine` runs YuNet again on the upright face, at the size that suits it best.
     """
 
     name = "yunet"
     FINE, COARSE = 1920, (480, 240)  # pixels of the longest side
     ENLARGED, MOST_ENLARGED = 1280, 1.5
-    APART = 1.4  # a coarse look at a size that is nearer to the fine one shows nothing new
-    CLOSE, SHARE = 256, 0.9  # side of the closer look in pixels, and the share of it that an aligned crop fills
+    APART = 1.4  # least ratio of two sizes: a coarse pass nearer to the fine one detects no further faces
+    CLOSE, SHARE = 256, 0.9  # side of the second pass in pixels, and the share of it that an aligned crop fills
 
     def __init__(self) -> None:
         self._network = open_network(MODEL.read_bytes())
@@ -90,12 +89,12 @@ class YuNet:
 
     @classmethod
     def sides(cls, longest: int) -> list[int]:
-        """The longest sides at which a picture of `longest` pixels is looked at, the fine look first."""
+        """The longest sides of the passes over a picture of `longest` pixels, the fine one first."""
         fine = max(min(longest, cls.FINE), min(round(cls.MOST_ENLARGED * longest), cls.ENLARGED))
         return [fine, *(side for side in cls.COARSE if side * cls.APART <= fine)]
 
     def _look(self, pixels: RGB8, back: Matrix) -> list[Face]:
-        """What the network sees; back: to the pixels in which faces are told."""
+        """Detect faces in one pass; `back` transforms them to the pixels of the result."""
         height, width = pixels.shape[:2]
         padded = cv2.copyMakeBorder(pixels, 0, -height % 32, 0, -width % 32, cv2.BORDER_CONSTANT)
         blob = padded.transpose(2, 0, 1)[None, ::-1].astype(np.float32, order="C")  # blue first
@@ -106,7 +105,7 @@ class YuNet:
 
 
 def _upright(pixels: RGB8, matrix: Matrix, size: int) -> RGB8:
-    """A crop that goes on in black outside the photograph: mirrored, half a face would become a whole one."""
+    """A crop that is black outside the photograph: mirroring would complete half a face."""
     left, top, right, bottom = rectangle(matrix, size, pixels.shape)
     margin = ceil(3 / min(scale_of(matrix), 1.0))  # for the interpolation
     left, top = max(left - margin, 0), max(top - margin, 0)
@@ -118,7 +117,7 @@ def _upright(pixels: RGB8, matrix: Matrix, size: int) -> RGB8:
 
 
 def decode(heads: Mapping[str, Float32], width: int) -> Float32:
-    """What the network's heads say, as in OpenCV's `FaceDetectorYN`, before suppression.
+    """Decode the network's heads, as OpenCV's `FaceDetectorYN` does, before suppression.
 
     Args:
         heads: HEADS by name.
@@ -144,7 +143,7 @@ def decode(heads: Mapping[str, Float32], width: int) -> Float32:
 
 
 def open_network(model: bytes) -> Network:
-    """The network under ONNX Runtime, which is three times as quick as OpenCV's own; under that where it is missing."""
+    """Open the network in ONNX Runtime, which is three times as fast as OpenCV; without ONNX Runtime, in OpenCV."""
     try:
         import onnxruntime as ort
     except ImportError:

@@ -17,7 +17,7 @@ class Card:
 
     Attributes:
         name: Its relative name, unique in the run, without suffix.
-        entry: What became of it.
+        entry: Its outcome.
         before: Preview of the source, relative to the output folder.
         after: Preview of the result, of the same shape.
         results: For several runs, instead of `after`: each run's name, preview and result.
@@ -50,7 +50,7 @@ def cards_of(folder: Path, names: Mapping[str, str], report: Report) -> list[Car
     Args:
         folder: The output folder.
         names: Source of an input -> its name in the run.
-        report: What became of the inputs.
+        report: The outcomes of the inputs.
     """
     cards = []
     for entry in report.entries:
@@ -69,7 +69,7 @@ def joined_card(folder: Path, name: str, entries: Mapping[str, Entry]) -> Card:
     Args:
         folder: Holds the output folder of each run, by its name.
         name: The input's name in all runs.
-        entries: Name of a run -> what became of the input.
+        entries: Name of a run -> the outcome of the input.
     """
     before, after = preview_paths(name)
     shown = {run: entry.output for run, entry in entries.items() if _has_previews(folder / run, name, entry)}

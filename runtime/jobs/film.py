@@ -28,7 +28,7 @@ def restore_film(
     show: Callable[[NDArray[Any], NDArray[Any]], None],
     progress: Callable[[float], None],
 ) -> Entry:
-    """Restore a video and return what became of it.
+    """Restore a video and return its outcome.
 
     Args:
         restorer: Restores its frames; None if the run restores aligned faces.

@@ -30,7 +30,7 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What became of one input.
+    """The outcome of one input.
 
     Attributes:
         output: Relative to the output folder.
@@ -226,7 +226,7 @@ def is_seconds(value: object) -> TypeGuard[float]:
 
 
 def describe_entry(entry: Entry, *, done: str = "restored") -> str:
-    """Describe in a line what became of one input. done: the word for `restored`."""
+    """Describe the outcome of one input in a line. done: the word for `restored`."""
     facts = [done if entry.status == "restored" else entry.status]
     facts += [count_faces(entry.faces, entry.warped)] if entry.faces else []
     facts += [f"{entry.width}x{entry.height}"] if entry.width else []

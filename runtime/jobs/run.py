@@ -46,7 +46,7 @@ class Run(ABC):
 
     Attributes:
         outputs: Key of an item -> its result, relative to the output folder.
-        entries: What became of the items, by their keys. A child class fills it.
+        entries: The outcomes of the items, by their keys. A child class fills it.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Run(ABC):
 
     @abstractmethod
     def restore(self, items: Sequence[Item]) -> None:
-        """Restore what is left to do, and enter what became of it. Raises WriteFailed."""
+        """Restore the remaining items, and enter their outcomes. Raises WriteFailed."""
 
     def run(self) -> Report:
         """As `run_job`."""
@@ -117,7 +117,7 @@ class Run(ABC):
         return self.options.out / self.outputs[item.key]
 
     def enter(self, entry: Entry) -> None:
-        """Keep what became of an item; where it has a result, for later runs too. In any thread. Raises WriteFailed."""
+        """Keep the outcome of an item; if it has a result, for later runs too. In any thread. Raises WriteFailed."""
         self.entries[entry.source] = entry
         if entry.output is not None:
             self.ledger.add(entry)
@@ -141,7 +141,7 @@ class Run(ABC):
         return (self.options.out / face_folder(output)).is_dir()
 
     def _resumed(self, items: Sequence[Item]) -> list[Item]:
-        """What is left to do; the rest becomes skipped entries, as the earlier run reported them."""
+        """The remaining items; the others become skipped entries, as the earlier run reported them."""
         todo = []
         for item in items:
             output = self.outputs[item.key]

@@ -100,7 +100,7 @@ def _busy() -> bool:
 
 
 def _path(bundle: Bundle, opened: OpenOptions) -> Path:
-    """Where the speed is kept. Raises WriteFailed if the user has no home folder."""
+    """The path of the cached speed. Raises WriteFailed if the user has no home folder."""
     asked = opened.model_dump(mode="json", exclude={"bundle", "preset"})
     made = MachineFiles(bundle.hash).read().model_dump_json()  # `auto` chooses by it
     circumstances = [bundle.hash, asked, made, platform.node(), version("bfr-runtime"), _installed()]

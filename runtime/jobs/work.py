@@ -216,7 +216,7 @@ class ImageWork:
     def restore(
         self, items: Sequence[Item], on_step: Callable[[int, list[Picture]], None] | None = None
     ) -> Generator[Entry, None, None]:
-        """Yield what became of each item, in their order.
+        """Yield the outcome of each item, in their order.
 
         Args:
             items: Images to restore.
@@ -275,7 +275,7 @@ class ImageWork:
         return {"mask": mask_of(image.pixels, read_mask(drawn))}  # one of another size fails alone
 
     def _finish(self, payload: tuple[Item, Picture], results: Sequence[Restored]) -> Entry:
-        """Paste, write, and enter what became of an image. Raises WriteFailed if no other could be written."""
+        """Paste and write an image, and enter its outcome. Raises WriteFailed if no other could be written."""
         item, picture = payload
         try:
             entry = self._write(item, picture, results)

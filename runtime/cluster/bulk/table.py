@@ -31,14 +31,14 @@ EVERY = 5.0  # seconds between two parts
 
 @dataclass(frozen=True, slots=True)
 class NodeEntry(Entry):
-    """What became of one input, on which node and by which backend. `seconds` has one stage, `all`."""
+    """The outcome of one input, with its node and backend. `seconds` has one stage, `all`."""
 
     backend: str | None = None
     node: str | None = None
 
     @classmethod
     def of(cls, entry: Entry, *, backend: str, node: str) -> "NodeEntry":
-        """Make one of what became of an input on a node."""
+        """Make the row of an input that a node handled."""
         seconds = {"all": round(total_seconds(entry.seconds), 4)} if entry.seconds else {}
         return cls(**{**asdict(entry), "seconds": seconds}, backend=backend, node=node)
 
