@@ -131,7 +131,7 @@ def test_a_restorer_gives_an_image_the_same_alone_and_in_company(tiny_bundle: Bu
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"spacing": "ddim250", "start": 6, "steps": None}, "needs a spacing of time, log-snr, quadratic"),
+        ({"spacing": "ddim250", "start": 6, "steps": None}, "one of the spacings time, log-snr, quadratic"),
         ({"adapt": Adapt(typical=1, least=9, most=8)}, "least start 9 is above its most, 8"),
         ({"adapt": Adapt(typical=1, least=9, most=5000)}, "start 5000 is out of range"),
     ],
