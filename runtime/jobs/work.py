@@ -231,7 +231,7 @@ class ImageWork:
             self._prepare,
             self._finish,
             seed=self.options.seed,
-            weigh=self._weigh,
+            pixels_of=self._pixels_of,
             readers=threads,
             writers=threads,
             on_step=on_step and (lambda done, pairs: on_step(done, [picture for _, picture in pairs])),
@@ -248,7 +248,7 @@ class ImageWork:
         mask = self.masks.get(item.key)
         return item.version if mask is None else f"{item.version} with {version_of(mask)}"
 
-    def _weigh(self, item: Item) -> int:
+    def _pixels_of(self, item: Item) -> int:
         """Pixels of the result, from the header; of an object, which would be read twice, from its bytes."""
         if item.path is None:
             pixels = min(PIXELS_PER_BYTE * (item.bytes or 0), self.options.max_pixels)

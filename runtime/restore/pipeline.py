@@ -104,7 +104,7 @@ class Prepared(Generic[P]):
 class _InFlight(Generic[P, R]):
     """One input: first `prepared` is set, then `work`, then `finished`; each is freed after use."""
 
-    weight: int
+    pixels: int
     prepared: "Future[Prepared[P] | None] | None"
     work: Prepared[P] | None = None
     results: list[Restored] = field(default_factory=list)
@@ -125,7 +125,7 @@ class Pipeline(Generic[T, P, R]):
         finish: Callable[[P, list[Restored]], R],
         *,
         seed: int,
-        weigh: Callable[[T], int] = lambda _input: 0,
+        pixels_of: Callable[[T], int] = lambda _input: 0,
         readers: int = 1,
         writers: int = 1,
         ahead: int = 0,
@@ -138,7 +138,7 @@ class Pipeline(Generic[T, P, R]):
             prepare: Called in a reader's thread; None from it ends the run.
             finish: Called in a writer's thread.
             seed: Seed of the noise.
-            weigh: Returns the pixels that an input will hold in memory.
+            pixels_of: Returns the pixels that an input will hold in memory.
             readers: Number of threads that prepare.
             writers: Number of threads that finish.
             ahead: Further inputs to prepare while a batch runs, where some need no networks.
@@ -146,12 +146,12 @@ class Pipeline(Generic[T, P, R]):
                 it; of a batch on a GPU once, when it is done, with the last number.
         """
         self.restorer, self.seed = restorer, seed
-        self._prepare, self._finish, self._weigh, self._on_step = prepare, finish, weigh, on_step
+        self._prepare, self._finish, self._pixels_of, self._on_step = prepare, finish, pixels_of, on_step
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="bfr-read")
         self._writers = ThreadPoolExecutor(writers, thread_name_prefix="bfr-write")
         self._most = 2 * restorer.batch + readers + writers + 1 + ahead
         self._inputs: Iterator[T] = iter(())
-        self._next: tuple[T, int] | None = None  # an input and its weight
+        self._next: tuple[T, int] | None = None  # an input and its pixels
         self._ended = False
         self._tasks: deque[_InFlight[P, R]] = deque()
         self._running: tuple[list[_InFlight[P, R]], Pending] | None = None  # the inputs of a batch, one for each face
@@ -188,19 +188,19 @@ class Pipeline(Generic[T, P, R]):
         except StopIteration:
             self._next, self._ended = None, True
         else:
-            self._next = upcoming, self._weigh(upcoming)
+            self._next = upcoming, self._pixels_of(upcoming)
 
     def _feed(self) -> None:
         """Start preparing as many inputs as may be in flight."""
         while not self._ended and self._next is not None:
             flying = [task for task in self._tasks if task.finished is None or not task.finished.done()]
-            upcoming, weight = self._next
+            upcoming, pixels = self._next
             beside = {id(task) for task in self._running[0]} if self._running else ()  # else no next batch fills
             if flying and (
-                len(flying) - len(beside) >= self._most or sum(task.weight for task in flying) + weight > BUDGET
+                len(flying) - len(beside) >= self._most or sum(task.pixels for task in flying) + pixels > BUDGET
             ):
                 return
-            self._tasks.append(_InFlight(weight, self._readers.submit(self._prepare, upcoming)))
+            self._tasks.append(_InFlight(pixels, self._readers.submit(self._prepare, upcoming)))
             self._advance()
 
     def _collect(self, faces: "deque[tuple[_InFlight[P, R], int]]") -> bool:

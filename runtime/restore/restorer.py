@@ -39,7 +39,7 @@ class Restorer:
 
     While the device works on a batch, the host prepares and launches the next one and finishes the previous one.
     One Restorer serves one caller at a time: other threads wait. On a GPU, one thread alone may call `launch`. Several
-    Restorers, on one GPU or on several, may live in one process.
+    Restorers, on one GPU or on several, may be open in one process.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Restorer:
 
         Args:
             bundle: The bundle.
-            device: The device, which stays the caller's to close.
+            device: The device; the caller closes it.
             sampler: The preset, with everything that replaces its fields.
             precision: Precision of the networks; those without it run in fp32.
             batch: Faces that go through the networks together, at most.
@@ -301,7 +301,7 @@ class Restorer:
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidOption("this Restorer is closed: use it inside its `with`, or open another")
-        if self._process != os.getpid():  # it would wait for ever for threads that a fork does not copy
+        if self._process != os.getpid():  # a fork does not copy the threads that it would wait for
             raise InvalidOption("this Restorer was opened in another process: open one in each, after the fork")
 
     def float32(self) -> "Restorer":
@@ -343,7 +343,7 @@ class Restorer:
             try:
                 return self.chains.launch(batch, on_step, results)
             except DeviceOutOfMemory as error:
-                return Finished(self._give_way(batch, error, on_step))
+                return Finished(self._run_in_halves(batch, error, on_step))
 
     def _again(self, batch: Batch, i: int, seconds: dict[str, float]) -> Restored:
         """Restore an image in float32 whose result in another precision is not finite."""
@@ -356,11 +356,11 @@ class Restorer:
         try:
             float32 = self.float32()
         except BfrError as error:
-            return Restored(None, seconds, precision, f"the result holds NaN or Inf, and float32 is not there: {error}")
+            return Restored(None, seconds, precision, f"the result holds NaN or Inf, and float32 failed: {error}")
         return float32.run([batch.images[i]], seed=batch.seed, keys=[batch.keys[i]], inputs=given)[0]
 
-    def _give_way(self, batch: Batch, error: DeviceOutOfMemory, on_step: OnStep | None) -> list[Restored]:
-        """Run a batch that did not fit in halves, and later batches too; an image that does not fit alone fails."""
+    def _run_in_halves(self, batch: Batch, error: DeviceOutOfMemory, on_step: OnStep | None) -> list[Restored]:
+        """Run a batch that did not fit, and later ones, in halves; an image that does not fit alone fails."""
         self.chains.clear()
         if len(batch.images) == 1:
             return [Restored(None, {}, self.precision, str(error))]

@@ -134,7 +134,7 @@ def restore_video(
                 shooting.read,
                 shooting.write,
                 seed=seed,
-                weigh=lambda _: info.width * info.height,
+                pixels_of=lambda _: info.width * info.height,
                 ahead=min(key_frames, EVERY) - 1,
             )
             expected, told = reader.info.frames or 0, 0

@@ -736,23 +736,23 @@ def test_an_interrupt_leaves_a_report_and_no_thread(photo: Maker, tmp_path: Path
     assert 1 <= len(written["images"]) < 20
 
 
-def test_pixels_of_the_result_are_what_an_input_weighs(
+def test_an_input_counts_the_pixels_of_its_result(
     photo: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From its header alone; what has none weighs nothing."""
-    weights = []
+    """From its header alone; a file without one counts none."""
+    counted = []
     save(tmp_path / "in/a.png", picture())
     (tmp_path / "in/b.png").write_text("no image")
     items = find_images([tmp_path / "in"])
     begin = Pipeline.__init__
 
-    def weighed(self: Any, *arguments: Any, weigh: Callable[[Item], int], **options: Any) -> None:
-        weights.extend([weigh(item) for item in items])
-        begin(self, *arguments, weigh=weigh, **options)
+    def begun(self: Any, *arguments: Any, pixels_of: Callable[[Item], int], **options: Any) -> None:
+        counted.extend([pixels_of(item) for item in items])
+        begin(self, *arguments, pixels_of=pixels_of, **options)
 
-    monkeypatch.setattr(Pipeline, "__init__", weighed)
+    monkeypatch.setattr(Pipeline, "__init__", begun)
     run_job(photo(upscale=2), items, JobOptions(tmp_path / "out"))
-    assert weights == [192 * 128, 0]
+    assert counted == [192 * 128, 0]
 
 
 class TestFaults:

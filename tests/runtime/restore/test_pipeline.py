@@ -206,7 +206,7 @@ def test_no_more_pixels_than_the_budget_are_in_flight_but_for_a_single_input(mon
     monkeypatch.setattr(pipeline, "BUDGET", 100)
     flight, networks = Flight(), Networks(4)
     weights = [60, 40, 50, 1000, 50, 50, 30, 30, 30, 30, 60, 60]
-    line = piped(networks, flight.prepare, flight.finish, weigh=lambda given: given[1], readers=2, writers=2)
+    line = piped(networks, flight.prepare, flight.finish, pixels_of=lambda given: given[1], readers=2, writers=2)
     assert guarded(lambda: list(line.run(list(enumerate(weights))))) == list(range(12))
     assert all(len(seen) == 1 or sum(seen.values()) <= 100 for seen in flight.seen)
     assert any(len(seen) == 2 for seen in flight.seen)  # and yet some are there together
@@ -252,7 +252,7 @@ def test_none_ends_an_endless_input(inputs: Callable[[], Iterator[Any]], readers
     assert not pool_threads()
 
 
-@pytest.mark.parametrize("place", ["input", "weigh", "prepare", "networks", "finish"])
+@pytest.mark.parametrize("place", ["input", "pixels_of", "prepare", "networks", "finish"])
 def test_an_exception_anywhere_ends_the_run_and_every_thread(place: str) -> None:
     begun, ended = [], []
 
@@ -265,9 +265,9 @@ def test_an_exception_anywhere_ends_the_run_and_every_thread(place: str) -> None
         fail_in("input")
         yield from ((number, 1) for number in range(6, 50))
 
-    def weigh(given: tuple[int, int]) -> int:
+    def pixels_of(given: tuple[int, int]) -> int:
         if given[0] == 6:
-            fail_in("weigh")
+            fail_in("pixels_of")
         return 0
 
     def prepare(given: tuple[int, int]) -> Prepared[int]:
@@ -286,7 +286,7 @@ def test_an_exception_anywhere_ends_the_run_and_every_thread(place: str) -> None
     results = []
 
     def run() -> None:
-        for number in piped(networks, prepare, finish, weigh=weigh, readers=2, writers=2).run(inputs()):
+        for number in piped(networks, prepare, finish, pixels_of=pixels_of, readers=2, writers=2).run(inputs()):
             results.append(number)  # noqa: PERF402
 
     with pytest.raises(ZeroDivisionError, match=place):
@@ -417,7 +417,7 @@ def test_slow_writing_breaks_no_batch_up() -> None:
 def test_two_batches_at_most_are_under_way_and_no_input_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "BUDGET", 100)
     flight, networks = Flight(), Networks(2, asynchronous=True)
-    line = piped(networks, flight.prepare, flight.finish, weigh=lambda given: given[1], readers=2)
+    line = piped(networks, flight.prepare, flight.finish, pixels_of=lambda given: given[1], readers=2)
     assert guarded(lambda: list(line.run([(number, 30) for number in range(12)]))) == list(range(12))
     assert all(sum(seen.values()) <= 100 for seen in flight.seen)
     under_way = 0
