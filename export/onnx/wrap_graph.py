@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from bfr.export.onnx.wrap_load import branches, model_opset, read_by
+from bfr.export.onnx.wrap_load import branches, every_node, model_opset, read_by
 from bfr.export.onnx.wrap_read import REFERENCE, ImageTensor, Interface, axes_of, filled, open_sizes
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, WEIGHT
@@ -125,7 +125,13 @@ def _rename_ours(graph: onnx.GraphProto) -> dict[str, str]:
     names = {value.name for value in (*graph.input, *graph.initializer)}
     names |= {name for node in graph.node for name in (*read_by(node), *node.output)}
     ours = (DEGRADED, ESTIMATE, REFERENCE, WEIGHT, "__metadata__")  # the last is safetensors'
-    renamed = {name: f"file/{name}" for name in names if name in ours or name.startswith(OURS)}
+    renamed = {}
+    for name in sorted(name for name in names if name in ours or name.startswith(OURS)):
+        renamed[name] = f"file/{name}"
+        while renamed[name] in names:
+            renamed[name] = f"file/{renamed[name]}"
+    for node in every_node(graph):
+        node.name = "" if node.name.startswith(OURS) else node.name
     rename(graph, renamed)
     return renamed
 

@@ -196,8 +196,8 @@ def drawing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
         mode = constants.get(node.input[2])
         return mode is None or bool(mode.external_data) or bool(to_array(mode).any())
 
-    inner = [one for node in model.graph.node for graph in branches(node) for one in _every_node(graph)]
-    inner += [one for function in model.functions for one in _every_node(function)]  # not inlined: of another opset
+    inner = [one for node in model.graph.node for graph in branches(node) for one in every_node(graph)]
+    inner += [one for function in model.functions for one in every_node(function)]  # not inlined: of another opset
     others = [node for node in inner if node.op_type in DRAWS]
     others += [node for node in (*model.graph.node, *inner) if node.op_type in NEVER_CONSTANT or trains(node)]
     if others:
@@ -208,11 +208,12 @@ def drawing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if node.op_type in DRAWS]
 
 
-def _every_node(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
+def every_node(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of a graph, those in their branches included."""
     for node in graph.node:
         yield node
         for branch in branches(node):
-            yield from _every_node(branch)
+            yield from every_node(branch)
 
 
 def check_size(what: str, shape: Sequence[int]) -> None:

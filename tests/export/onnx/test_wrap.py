@@ -739,6 +739,20 @@ def test_names_of_the_file_may_be_ours(tmp_path: Path) -> None:
         assert np.abs(found - face * COLOURS).max() <= 0.51
 
 
+def test_a_wrapped_graph_is_wrapped_again(tmp_path: Path) -> None:
+    """Its tensors and nodes have our names, and those that the first wrapping gave to the file's."""
+    image = ["n", 3, SIZE, SIZE]
+    nodes = [helper.make_node("Mul", ["degraded", "file/degraded"], ["y"])]
+    constants = {"file/degraded": COLOURS.reshape(1, 3, 1, 1)}
+    path = save(tmp_path / "m.onnx", nodes, [value("degraded", image)], [value("y", image)], constants)
+    options = WrapOptions(input_range=(0, 1), output_range=(0, 1))
+    for i in range(3):
+        bundle = wrap(path, tmp_path / f"{i}", options, threads=1)
+        path, options = bundle.folder / "restorer.onnx", WrapOptions(input_range=(0, 1))
+    for face, found in zip(faces(3), restored(bundle), strict=True):
+        assert np.abs(found - face * COLOURS).max() <= 0.51
+
+
 def test_a_graph_that_onnxruntime_cannot_run_is_refused(tmp_path: Path) -> None:
     image = ["n", 3, SIZE, SIZE]
     node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
