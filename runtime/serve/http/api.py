@@ -134,7 +134,11 @@ def _add_restore(api: FastAPI, front: Callable[[], Front]) -> None:
         return Response(answer.data, media_type=MEDIA_TYPES[answer.suffix], headers=headers)
 
     @api.get("/requests", response_model=dict[str, RequestInfo], **keyed(422))
-    async def several(ids: Annotated[str, Query(max_length=6500, description="Ids, separated by commas.")]) -> Any:
+    async def several(
+        ids: Annotated[
+            str, Query(max_length=6500, pattern="^[A-Za-z0-9_,-]*$", description="Ids, separated by commas.")
+        ],
+    ) -> Any:
         """Where requests are that were sent with these `X-Request-Id`s; those that are not in flight are left out."""
         visits = front().visits
         return {name: _where(front(), visits[name]) for name in ids.split(",")[:100] if name in visits}
