@@ -1,4 +1,4 @@
-"""What an ONNX file reads and makes: its images, and its further inputs."""
+"""Find an ONNX file's images and further inputs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class ImageTensor:
     single: bool = False
 
     def shape(self, side: int) -> tuple[int, ...]:
-        """Of the batch that the file fixes, else of 1; side: where the file leaves it open."""
+        """Its shape with the file's fixed batch, else 1; `side` fills sides that the file leaves open."""
         sides = (self.side or side, self.side or side)
         picture = (*sides, 3) if self.channels_last else (3, *sides)
         return picture if self.single else (self.batch or 1, *picture)
@@ -191,13 +191,13 @@ def find_values(
     for name, value in further.items():
         kind = value.type.tensor_type.elem_type
         if kind not in NUMBER_TYPES:
-            raise InvalidOption(f"the model reads {_described(value)}, which no number fills: export it without")
+            raise InvalidOption(f"the model reads {_described(value)}, which no number can fill: export it without")
         number = given.get(name, 0.0)
         with np.errstate(invalid="ignore", over="ignore"):
             held = np.float64(number).astype(helper.tensor_dtype_to_np_dtype(kind))
         if not np.isfinite(held) or (kind not in FLOATS and held != number):
             raise InvalidOption(
-                f"the model reads {_described(value)}, which holds no {number:g}: give it another value"
+                f"the model reads {_described(value)}, which cannot hold {number:g}: give another value"
             )
     weights = [name for name in WEIGHT_NAMES if name in further and _is_number(further[name])]
     weight = weights[0] if len(weights) == 1 else None
@@ -230,5 +230,5 @@ def filled(name: str, axes: Axes, number: float, kind: DTypeLike, sizes: Mapping
 
 
 def open_sizes(axes: Axes, shape: Sequence[int]) -> dict[str, int]:
-    """What an image's shape says of the open axes that its input names."""
+    """The sizes of an input's open axes, by name, from the shape of an image."""
     return {one: size for one, size in zip(axes, shape, strict=False) if isinstance(one, str)}

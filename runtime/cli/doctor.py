@@ -28,7 +28,7 @@ def doctor(as_json: AS_JSON = False) -> None:
 
 
 def diagnose(cache: Path | None = None) -> Report:
-    """Look at packages, GPU, board, CPU, memory and disks; at the folder of downloads too where `cache` names it.
+    """Examine packages, GPU, board, CPU, memory and disks, and the folder of downloads if `cache` names it.
 
     Takes a second: ONNX Runtime is imported and `nvidia-smi` asked; no CUDA context is made, torch is not imported.
     """

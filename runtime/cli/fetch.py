@@ -31,8 +31,8 @@ def fetch(
     """
     if folder is not None:
         check_folder(folder, "--folder")
-    told, files = say if as_json else conclude, list[dict[str, Any]]()
-    _fetch_system(system, folder, told, files, accepted=accept_license)
+    report, files = say if as_json else conclude, list[dict[str, Any]]()
+    _fetch_system(system, folder, report, files, accepted=accept_license)
     if as_json:
         print(json.dumps({"system": system, "files": files}, indent=1))
 
@@ -40,7 +40,7 @@ def fetch(
 def _fetch_system(
     system: str,
     folder: Path | None,
-    told: Callable[[str], None],
+    report: Callable[[str], None],
     files: list[dict[str, Any]],
     *,
     accepted: bool,
@@ -54,14 +54,14 @@ def _fetch_system(
 
     spec = get_system(system)
     if spec.packaged:
-        told(f"the weights of {system} come with the package; there is nothing to fetch")
+        report(f"the weights of {system} come with the package; there is nothing to fetch")
         return
     if not spec.published:
         raise InvalidOption(
             f"the authors of {system} published no weights: train your own and name their folder with "
             f"`bfr export {system} --weights FOLDER`, or try it with random weights: `bfr export {system} --seeded`"
         )
-    (told if accepted else show)(
+    (report if accepted else show)(
         f"{spec.title}\nlicence: {spec.licence.name}, {spec.licence.url}\n{spec.licence.notice}"
     )
     if not accepted:
@@ -72,12 +72,12 @@ def _fetch_system(
         for download in spec.sources:
             there = locate(target, download)
             if there and there.parent != target:  # in a tree of somebody: ours is checked again
-                told(f"{there} is there")
+                report(f"{there} is there")
                 continue
             got = _download(download, target, files)
-            told(f"{got.path.name}, {got.bytes} bytes, sha256 {got.sha256}")
+            report(f"{got.path.name}, {got.bytes} bytes, sha256 {got.sha256}")
         spec.importer(target, target)
-        told(f"converted; next: bfr export {system} -o bundles/{system}")
+        report(f"converted; next: bfr export {system} -o bundles/{system}")
         return
     for name, network in spec.networks.items():
         for part, download in network.files.items():
@@ -86,17 +86,17 @@ def _fetch_system(
                 continue
             there = locate(target, download)
             if there and there.parent != target:
-                told(f"{name}: {there} is there")
+                report(f"{name}: {there} is there")
                 continue
             got = _download(download, target, files)
             module = network.build().get_submodule(part)
             check_layout(module, own_weights(module, load_state_dict(got.path)), got.path)
             safe = got.path.with_suffix(".safetensors")
             convert(got.path, safe)
-            told(f"{name}: {got.path.name}, {got.bytes} bytes, sha256 {got.sha256}; safe copy {safe.name}")
+            report(f"{name}: {got.path.name}, {got.bytes} bytes, sha256 {got.sha256}; safe copy {safe.name}")
     for file, where in by_hand.items():
-        told(f"{file} cannot be downloaded for you: {where}. Put it into {target}")
-    told(f"next: bfr export {system} -o bundles/{system}")
+        report(f"{file} cannot be downloaded for you: {where}. Put it into {target}")
+    report(f"next: bfr export {system} -o bundles/{system}")
 
 
 def _download(weights: Any, folder: Path, files: list[dict[str, Any]]) -> Any:

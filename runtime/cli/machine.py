@@ -77,8 +77,8 @@ def probe_packages(report: Report) -> None:
 
 def probe_cpu(report: Report) -> None:
     """The processor, and how many of its cores this process may use."""
-    told = re.search(r"^model name\s*:\s*(.+)", words_of(ROOT / "proc/cpuinfo"), re.MULTILINE)
-    model = told[1] if told else platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)", words_of(ROOT / "proc/cpuinfo"), re.MULTILINE)
+    model = match[1] if match else platform.processor() or platform.machine()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     report.facts["CPU"] = f"{model}, {usable} of {os.cpu_count()} logical cores usable"
 

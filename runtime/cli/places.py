@@ -38,14 +38,14 @@ _UNWRITTEN = {
 
 
 def check_new(folder: Path, *, replace: bool, mark: str = MANIFEST) -> None:
-    """Raise InvalidOption if a folder that is to be made is there or cannot be made, before hours of work.
+    """Raise InvalidOption if a new folder exists or cannot be made, before hours of work.
 
-    With `replace` one that is there is empty, or has a file that the pattern `mark` finds.
+    With `replace` it may exist if it is empty, or has a file that the pattern `mark` finds.
     """
     if os.path.lexists(folder) and not (replace and replaceable(folder, mark)):
         if replace and folder.is_dir():
             raise InvalidOption(
-                f"{folder} has no {mark}, and --replace deletes no such folder: choose another name with -o"
+                f"{folder} has no {mark}, so --replace does not delete it: choose another name with -o"
             )
         raise InvalidOption(f"{folder} exists: choose another name with -o, delete it, or replace it with --replace")
     check_folder(folder.absolute().parent)

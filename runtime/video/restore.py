@@ -111,7 +111,7 @@ def restore_video(
         crf: See `VideoWriter`.
         max_pixels: Pixels of a frame; larger ones are refused.
         key_frames: See `VideoOptions.key_frames`.
-        still_noise: A face keeps its noise through all frames, so that its texture does not boil. False draws it again
+        still_noise: A face keeps its noise through all frames, which reduces flicker. False draws it again
             for each frame, for comparison.
         progress: Called for each frame that is written, repeated ones too, with the share that is done, 0 to 1.
 
@@ -128,36 +128,34 @@ def restore_video(
         film = Film(info.width, info.height)
         with VideoWriter(temporary, target.suffix, info, codec=codec, crf=crf) as writer:
             writer.copy_streams_from(reader, keep_metadata=metadata)
-            shooting = _Shooting(photo, reader, writer, film, key_frames=key_frames, still_noise=still_noise)
+            frames = _Frames(photo, reader, writer, film, key_frames=key_frames, still_noise=still_noise)
             pipeline = Pipeline[None, _Shot, None](
                 photo.restorer,
-                shooting.read,
-                shooting.write,
+                frames.read,
+                frames.write,
                 seed=seed,
                 pixels_of=lambda _: info.width * info.height,
                 ahead=min(key_frames, EVERY) - 1,
             )
-            expected, told = reader.info.frames or 0, 0
-            with closing(pipeline.run(repeat(None))) as shots:
-                for _ in shots:
-                    while told < film.frames:
-                        told += 1
-                        progress(min(1.0, told / expected) if expected else 0.0)
-        film.error = _faults(source, reader.damage, shooting)
+            expected, reported = reader.info.frames or 0, 0
+            with closing(pipeline.run(repeat(None))) as restored:
+                for _ in restored:
+                    while reported < film.frames:
+                        reported += 1
+                        progress(min(1.0, reported / expected) if expected else 0.0)
+        film.error = _faults(source, reader.damage, frames)
         as_it_was = not film.faces and metadata and codec is None and crf is None and reader.damage is None
         if as_it_was and upscale == 1 and isinstance(photo.background, Lanczos) and _kind(source) == target.suffix:
             shutil.copyfile(source, temporary)
     return film
 
 
-def _faults(source: Path, damage: str | None, shooting: "_Shooting") -> str | None:
+def _faults(source: Path, damage: str | None, frames: "_Frames") -> str | None:
     """What was wrong with a video of which there is a result. Raises RestorationFailed if no face was restored."""
     faults = [f"the source {damage}"] if damage else []
-    if shooting.failed:
-        restored = shooting.film.faces
-        faults.append(
-            f"{shooting.failed} of {shooting.failed + restored} faces failed, the first in {shooting.first_error}"
-        )
+    if frames.failed:
+        restored = frames.film.faces
+        faults.append(f"{frames.failed} of {frames.failed + restored} faces failed, the first in {frames.first_error}")
         if not restored:
             raise RestorationFailed(f"{source}: {'; '.join(faults)}")
     return "; ".join(faults) or None
@@ -169,8 +167,8 @@ def _kind(path: Path) -> str | None:
         return suffix_of(file.read(HEAD))
 
 
-class _Shooting:
-    """What the reader's and the writer's threads do with each frame."""
+class _Frames:
+    """The work of the reader's and the writer's threads on each frame."""
 
     def __init__(
         self,
