@@ -1,9 +1,12 @@
 """The torch modules behind a bundle, rebuilt from its weights as the reference for verification and benchmarks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from bfr.models.catalog import ARCHITECTURES
 from bfr.models.networks.unet import UNet
@@ -11,6 +14,8 @@ from bfr.models.stages.kinds import make_stage
 from bfr.models.stages.step import ConditionerStage, cut_variance
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.errors import BfrError, BundleInvalid
+
+LARGER = 8  # times its weights: an encoder comes with a decoder at first, and channels are cut
 
 
 def load_reference(bundle: Bundle) -> dict[str, nn.Module]:
@@ -47,11 +52,31 @@ def _build(bundle: Bundle, name: str) -> nn.Module:
             f"{bundle.folder}: architecture {entry.architecture!r} has no PyTorch modules here: choose a backend "
             "that runs the bundle's own graphs"
         )
-    module = ARCHITECTURES[entry.architecture](**entry.parameters)
     state = load_file(path)
+    most = LARGER * sum(tensor.numel() for tensor in state.values())
+    with _no_larger_than(most):
+        module = ARCHITECTURES[entry.architecture](**entry.parameters)
     cut = entry.kind.startswith("step") and not entry.kind.startswith("step-learned")
     if cut and isinstance(module, UNet) and len(state["out.2.bias"]) < len(module.state_dict()["out.2.bias"]):
         cut_variance(module)
     # The file also holds what the exporter folded, under names of its own.
     module.load_state_dict({key: state[key].to(value.dtype) for key, value in module.state_dict().items()})
     return make_stage(entry.kind, module, entry.options)
+
+
+@contextmanager
+def _no_larger_than(numbers: int) -> Iterator[None]:
+    """Refuse modules of more parameters, before their memory is touched: a manifest can name any size."""
+    left = numbers
+
+    def count(_module: nn.Module, _name: str, parameter: nn.Parameter) -> None:
+        nonlocal left
+        left -= parameter.numel()
+        if left < 0:
+            raise ValueError("they make a network larger than its weights")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -70,6 +70,8 @@ def test_the_reference_made_from_the_bundle_is_the_exported_network(tiny_bundle:
     [
         {"parameters": {"model_channels": 1.5}},
         {"parameters": {"surprise": 1}},
+        {"parameters": {"num_res_blocks": 10**6}},
+        {"parameters": {"model_channels": 1 << 14}},
         {"architecture": "swinir"},
         {"options": {"surprise": 1}},
         {"kind": "conditioner"},

@@ -297,7 +297,7 @@ def test_stages_that_do_not_fit_each_other_are_refused(tmp_path_factory: pytest.
         (stages[1:], {}, "reads low_quality, which no stage before it makes"),
         (stages, {"result": "other"}, "stage result reads other"),
         ([s for s in stages if s["name"] != "diffuse-high"], {}, "needs either a diffuse stage before it or a source"),
-        ([*stages[:2], {**stages[2], "source": "quality"}, *stages[3:]], {}, r"works on \(3, 16, 16\), its source"),
+        ([*stages[:2], {**stages[2], "source": "quality"}, *stages[3:]], {}, r"reads quality as \(3, 16, 16\)"),
         ([{**stages[0], "network": "none"}, *stages[1:]], {}, "calls the network none, which the bundle lacks"),
         ([*stages[:5], {**stages[4], "name": "again"}, *stages[5:]], {}, "makes enlarged, which an earlier stage"),
     ]
