@@ -147,9 +147,9 @@ def open_places(
         if folders and target is not None:
             raise InvalidOption("several presets make several results: name files as inputs, and a folder with -o")
         if target is None:
-            for folder in folders or ("",):
-                outputs, _ = choose_outputs(found.items, store := Store(options.out / folder), options.format)
-                if not (overwrite or (options.resume and (options.out / folder / LEDGER).exists())):
+            for name in folders or ("",):
+                outputs, _ = choose_outputs(found.items, store := Store(options.out / name), options.format)
+                if not (overwrite or (options.resume and (options.out / name / LEDGER).exists())):
                     check_free(outputs.values(), store)
             stack.enter_context(_made(options.out))
             yield Places(found, options)
