@@ -44,9 +44,7 @@ def check_new(folder: Path, *, replace: bool, mark: str = MANIFEST) -> None:
     """
     if os.path.lexists(folder) and not (replace and replaceable(folder, mark)):
         if replace and folder.is_dir():
-            raise InvalidOption(
-                f"{folder} has no {mark}, so --replace does not delete it: choose another name with -o"
-            )
+            raise InvalidOption(f"{folder} has no {mark}, so --replace does not delete it: choose another name with -o")
         raise InvalidOption(f"{folder} exists: choose another name with -o, delete it, or replace it with --replace")
     check_folder(folder.absolute().parent)
 
