@@ -204,15 +204,16 @@ class Bundle:
         data = read_file(self.folder, variant.graph, self._remedy)
         beside = posixpath.dirname(variant.graph.path) or "."
         known = {posixpath.relpath(file.path, beside): file.bytes for file in variant.weights}
-        check_graph(data, known, self.folder / variant.graph.path)
-        network, (inputs, outputs) = self.network(name), read_ends(data)
+        path = self.folder / variant.graph.path
+        check_graph(data, known, path)
+        network, (inputs, outputs) = self.network(name), read_ends(data, path)
         unlike = inputs.keys() - {tensor.name for tensor in network.inputs}
         for tensors, there in ((network.inputs, inputs), (network.outputs, outputs)):
             unlike |= {one.name for one in tensors if not _alike(one.shape, there.get(one.name))}
         if unlike:
             raise BundleInvalid(
-                f"{self.folder / variant.graph.path} has not the manifest's name, shape or type of "
-                f"{listed(sorted(map(repr, unlike)))}: export the bundle again"
+                f"{path} has not the manifest's name, shape or type of {listed(sorted(map(repr, unlike)))}: export the "
+                "bundle again"
             )
         return data
 

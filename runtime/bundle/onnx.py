@@ -116,14 +116,18 @@ def read_metadata(data: bytes, where: object) -> dict[str, str]:
     return found
 
 
-def read_ends(data: bytes) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """Return the inputs and the outputs of a graph that `check_graph` passed.
+def read_ends(data: bytes, where: object) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Return the inputs and the outputs of a graph.
 
     Args:
         data: Bytes of the ONNX file.
+        where: The file, for messages.
 
     Returns:
         Name -> sizes of each float32 tensor, 0 for an open size; tensors of other types have the size -1.
+
+    Raises:
+        BundleInvalid: They are damaged, which `check_graph` does not see.
     """
 
     def sizes(value: memoryview) -> list[int]:
@@ -131,14 +135,17 @@ def read_ends(data: bytes) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
         dims = [dict(fields(dim)).get(1, 0) for dim in _inside(value, 2, 1, 2, 1)]
         return [dim if isinstance(dim, int) else -1 for dim in dims] if kinds == [_FLOAT] else [-1]
 
-    inputs, outputs = (
-        {
-            str(name, "utf-8"): sizes(value)
-            for value in _inside(memoryview(data), _GRAPH, end)
-            for name in _inside(value, 1)
-        }
-        for end in (11, 12)
-    )
+    try:
+        inputs, outputs = (
+            {
+                str(name, "utf-8"): sizes(value)
+                for value in _inside(memoryview(data), _GRAPH, end)
+                for name in _inside(value, 1)
+            }
+            for end in (11, 12)
+        )
+    except (IndexError, OverflowError, UnicodeDecodeError) as error:
+        raise BundleInvalid(f"{where} is damaged: download it again, or export it again") from error
     return inputs, outputs
 
 

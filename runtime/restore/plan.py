@@ -145,7 +145,7 @@ def make_plan(bundle: Bundle, preset: m.Preset) -> Plan:
     for stage in manifest.stages:
         made: dict[str, Shape] = {}
         if isinstance(stage, m.Diffuse):
-            _need(bundle, stage.name, values, {stage.source: None})
+            _need(bundle, stage.name, values, [(stage.source, None)])
             diffuse = stage
             continue
         network = _network(bundle, stage.network)
@@ -153,14 +153,14 @@ def make_plan(bundle: Bundle, preset: m.Preset) -> Plan:
             call = Call(
                 stage.name, stage.network, _names(network.inputs, stage.inputs), _names(network.outputs, stage.outputs)
             )
-            _need(bundle, stage.name, values, {call.inputs[t.name]: _shape(t) for t in network.inputs})
+            _need(bundle, stage.name, values, _read(network, call.inputs))
             stages.append(call)
             made = {call.outputs[t.name]: _shape(t) for t in network.outputs}
         else:
             loop = _loop(bundle, preset, stage, diffuse)
-            conditions = {loop.conditions[t.name]: _shape(t) for t in network.inputs if t.name in loop.conditions}
-            guided = dict.fromkeys(loop.guide.inputs.values() if loop.guide else ())
-            _need(bundle, stage.name, values, {loop.source: loop.shape} | guided | conditions)
+            read = [(loop.source, loop.shape), *_read(network, loop.conditions)]
+            read += _read(bundle.network(loop.guide.network), loop.guide.inputs) if loop.guide else []
+            _need(bundle, stage.name, values, read)
             stages.append(loop)
             made, diffuse = {loop.result: loop.shape}, None
         if taken := made.keys() & values.keys():
@@ -168,7 +168,7 @@ def make_plan(bundle: Bundle, preset: m.Preset) -> Plan:
                 f"{bundle.folder}: stage {stage.name} makes {min(taken)}, which an earlier stage makes: export it again"
             )
         values |= made
-    _need(bundle, "result", values, {manifest.result: None})
+    _need(bundle, "result", values, [(manifest.result, None)])
     if not stages:
         raise BundleInvalid(f"{bundle.folder} calls no network: export the bundle again")
     plan = Plan(inputs, values, tuple(stages), manifest.result)
@@ -239,9 +239,14 @@ def _check_names(bundle: Bundle, preset: m.Preset) -> None:
         raise InvalidOption("adapt belongs to a preset's own sampler, not to that of a single stage")
 
 
-def _need(bundle: Bundle, name: str, values: Mapping[str, Shape], read: Mapping[str, Shape | None]) -> None:
+def _read(network: m.Network, names: Mapping[str, str]) -> list[tuple[str, Shape]]:
+    """The values that a network reads by `names` (its own -> the value's), and their shapes."""
+    return [(names[tensor.name], _shape(tensor)) for tensor in network.inputs if tensor.name in names]
+
+
+def _need(bundle: Bundle, name: str, values: Mapping[str, Shape], read: Iterable[tuple[str, Shape | None]]) -> None:
     """Raise BundleInvalid unless the values that a stage reads are there, in the shapes that it reads."""
-    for value, shape in read.items():
+    for value, shape in read:
         if value not in values:
             raise BundleInvalid(
                 f"{bundle.folder}: stage {name} reads {value}, which no stage before it makes: export the bundle again"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bfr.runtime.backends.onnxruntime import SAFE, CpuDevice
 from bfr.runtime.bundle.bundle import Bundle, default_bundle, describe_file
-from bfr.runtime.bundle.onnx import LARGEST_ELEMENTS, MOST_NODES, check_graph
+from bfr.runtime.bundle.onnx import LARGEST_ELEMENTS, MOST_NODES, check_graph, read_ends
 from bfr.runtime.errors import BundleInvalid
 
 GRAPHS = [
@@ -250,6 +250,13 @@ def field(number: int, data: bytes) -> bytes:
     while rest > 127:
         length, rest = length + bytes([rest & 127 | 128]), rest >> 7
     return bytes([number << 3 | 2]) + length + bytes([rest]) + data
+
+
+@pytest.mark.parametrize("value", [field(1, b"\xff"), field(1, b"x") + field(2, b"\xff\xff")], ids=["a name", "a type"])
+@pytest.mark.parametrize("end", [11, 12], ids=["input", "output"])
+def test_a_damaged_input_or_output_is_an_error_of_ours(end: int, value: bytes) -> None:
+    with pytest.raises(BundleInvalid, match=r"g\.onnx is damaged"):
+        read_ends(field(7, field(end, value)), "g.onnx")
 
 
 # Through the bundle and the backend
