@@ -207,9 +207,9 @@ class _LocalRun(Run):
         self.shares: dict[str, float] = {}
         if not photo and (flags := [f"--{name}" for name in ("crops", "boxes") if getattr(options, name)]):
             raise InvalidOption(f"{', '.join(flags)} is for faces of photographs: leave it out, or --aligned")
-        named = {"seed", "format", "quality", "metadata", "codec", "crf", "key_frames"}
-        wanted: dict[str, Any] = options.model_dump(include=named)
-        wanted |= {"boxes": True} if options.boxes else {}
+        wanted: dict[str, Any] = options.model_dump(include={"seed", "format", "quality", "metadata", "codec", "crf"})
+        # Only if chosen: a run of an earlier version, which has no such option, can be resumed.
+        wanted |= options.model_dump(include={"boxes", "key_frames"}, exclude_defaults=True)
         if photo:
             chosen = photo.options.model_dump(exclude={"background"})
             wanted |= {"photo": chosen, "detector": photo.detector.name, "background": photo.background.name}

@@ -135,9 +135,7 @@ class TestWithRay:
         facts = json.loads((out / "batch.json").read_text())
         assert facts["counts"] == {"restored": 5, "already sharp": 0, "no face": 0, "skipped": 0, "failed": 1}
         earlier = json.loads((expected / "report.json").read_text())["settings"]
-        assert facts["settings"] == {
-            name: earlier[name] for name in earlier if name not in ("codec", "crf", "key_frames")
-        }
+        assert facts["settings"] == {name: earlier[name] for name in earlier if name not in ("codec", "crf")}
 
     @pytest.mark.slow
     def test_photographs(self, ray: Any, tmp_path: Path) -> None:

@@ -524,8 +524,14 @@ class TestInARun:
         (entry,) = self.run(photo(), folder, out, key_frames=3).entries
         assert (entry.faces, entry.warped) == (6, 4)
         assert json.loads((out / REPORT).read_text())["images"][0]["warped"] == 4
-        with pytest.raises(InvalidOption, match="key_frames: 3 then, 1 now"):
+        with pytest.raises(InvalidOption, match="key_frames: 3 then, None now"):
             self.run(photo(), folder, out, resume=True)
+
+    def test_without_key_frames_the_settings_are_those_of_earlier_versions(self, photo: Maker, tmp_path: Path) -> None:
+        """Whose runs can thus be resumed."""
+        (tmp_path / "in").mkdir()
+        clip(tmp_path / "in/a.mp4", moving(2))
+        assert "key_frames" not in self.run(photo(), tmp_path / "in", tmp_path / "out").settings
 
     def test_a_video_that_is_too_large_fails(self, photo: Maker, tmp_path: Path) -> None:
         (tmp_path / "in").mkdir()
