@@ -174,6 +174,7 @@ class Client:
     def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 120.0, retries: int = 5) -> None:
         """See `AsyncClient`."""
         self._client = AsyncClient(url, api_key=api_key, timeout=timeout, retries=retries)
+        self._closed, self._lock = False, threading.Lock()  # held while a call is handed to the loop
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="bfr-client", daemon=True)
         self._thread.start()
@@ -205,11 +206,15 @@ class Client:
 
     def close(self) -> None:
         """Close the connections and end the thread. Calls of other threads end with ServerUnavailable."""
-        if not self._loop.is_closed():
-            self._run(self._end())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            end = asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+        end.result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def __enter__(self) -> "Client":
         return self
@@ -225,10 +230,11 @@ class Client:
         await self._client.close()
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        if self._loop.is_closed():
-            call.close()
-            raise InvalidOption("the client is closed: make another one")
-        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        with self._lock:
+            if self._closed:
+                call.close()
+                raise InvalidOption("the client is closed: make another one")
+            future = asyncio.run_coroutine_threadsafe(call, self._loop)
         try:
             return future.result()
         except CancelledError:

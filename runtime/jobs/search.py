@@ -134,7 +134,7 @@ class Search:
             yield from map(Path, glob.iglob(str(Path(*parts))))  # noqa: PTH207  (it leaves hidden names out)
             return
         at = parts.index("**")
-        for root in glob.iglob(str(Path(*parts[:at]))):  # noqa: PTH207
+        for root in glob.iglob(os.path.join(Path(*parts[:at]), "")):  # noqa: PTH118, PTH207  (folders alone)
             for folder, folders, files in os.walk(root, onerror=self._unlisted):
                 self._leave_out(folder, folders)
                 found = [Path(folder, name) for name in files]

@@ -419,6 +419,21 @@ def test_closing_ends_the_calls_of_other_threads(server: FakeServer) -> None:
         client.info()
 
 
+def test_a_call_of_another_thread_while_the_client_closes_does_not_hang(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, found = Client(server.url), []
+    with ThreadPoolExecutor(1) as pool:
+
+        async def close() -> None:
+            late = asyncio.wrap_future(pool.submit(client.info))
+            found.extend(await asyncio.gather(late, return_exceptions=True))
+
+        monkeypatch.setattr(client._client, "close", close)
+        client.close()
+    assert [type(one) for one in found] == [InvalidOption]
+
+
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_examples_of_the_guide(
     server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int

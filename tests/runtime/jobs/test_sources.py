@@ -167,6 +167,13 @@ def test_a_link_into_a_folder_that_is_closed_is_passed_over(tmp_path: Path, monk
     assert [item.name for item in find_images([tmp_path / "in/*.png"])] == ["a"]
 
 
+def test_a_file_beside_the_folders_of_a_pattern_is_no_folder_that_fails(tmp_path: Path) -> None:
+    fill(tmp_path, "a.png", "in/b.png", "in/deep/c.png")
+    inputs = find_inputs([tmp_path / "*/**/*.png"])
+    assert [item.name for item in inputs.items] == ["in/b", "in/deep/c"]
+    assert inputs.passed_over == {}
+
+
 def test_a_file_is_one_by_whatever_way_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, "a.png", "in/b.png")
     (tmp_path / "link").symlink_to("in")
