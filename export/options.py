@@ -47,11 +47,13 @@ Extremes = Annotated[tuple[float, float] | None, BeforeValidator(_black_and_whit
 
 def _by_name(value: Any) -> Any:
     """Numbers by name, of texts as `w=0.5`."""
+    if isinstance(value, Mapping):
+        return value
+    parts = [text.rpartition("=") for text in value]
     try:
-        pairs = value if isinstance(value, Mapping) else {n: float(x) for n, _, x in (t.rpartition("=") for t in value)}
+        return {name: float(number if name else "") for name, _, number in parts}  # no name: refused like no number
     except ValueError as error:
         raise ValueError("name each input and its value, as w=0.5") from error
-    return pairs
 
 
 class ExportOptions(Options):

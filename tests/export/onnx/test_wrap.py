@@ -456,6 +456,7 @@ def test_what_cannot_be_run_is_refused_with_a_remedy(
         ({"colour": "grb"}, "rgb, bgr"),
         ({"size": 0}, "1 or more"),
         ({"values": ["w"]}, "as w=0.5"),
+        ({"values": ["0.5"]}, "as w=0.5"),
         ({"precision": ("int8",)}, "int8"),
     ],
 )
