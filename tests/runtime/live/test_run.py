@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -200,6 +201,33 @@ def test_between_key_frames_faces_are_warped(photo: Maker, kept: Any, fakes: Any
     assert worker.restorer.calls[before:] == [[0], [0]]  # type: ignore[attr-defined]
     assert (counts.faces, counts.warped) == (4, 2)
     assert all(place_of(frame, fakes.restored) for frame in sink.frames)
+
+
+def test_warped_faces_do_not_make_the_others_seem_slow(
+    photo: Maker, kept: Any, fakes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, counts, clock = photo(), Counts(), [0.0]
+    run, paste = worker.restorer.run, worker.paste
+
+    def run_in_ten(crops: Any, **named: Any) -> Any:
+        clock[0] += 10 * len(crops)
+        return run(crops, **named)
+
+    def paste_in_one(image: Any, faces: Any, results: Any) -> Any:
+        clock[0] += len(faces)
+        return paste(image, faces, results)
+
+    monkeypatch.setattr("bfr.runtime.live.run.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(worker.restorer, "run", run_in_ten)
+    monkeypatch.setattr(worker, "paste", paste_in_one)
+    live = Live(worker, LiveOptions(max_delay=60, key_frames=3), [kept()], counts, seed=1)
+    frames = [picture(index, width=480, height=240) for index in range(2)]  # so large that a face is no cut
+    frames[1][40:104, 140:204] = fakes.face
+    for frame, age in zip(frames, (2.0, 0.0), strict=True):  # so that the second is looked at, too
+        live._face.seconds = 0.0
+        live.take(arrived(frame, age), 0.0)
+        assert live._face.seconds == pytest.approx(11)
+    assert (counts.faces, counts.warped) == (3, 1)
 
 
 def test_the_counts_are_drawn_for_people_alone(photo: Maker, kept: Any) -> None:
