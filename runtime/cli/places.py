@@ -179,7 +179,7 @@ def _made(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        kind = "a link to nothing" if folder.is_symlink() else "a file"
+        kind = "a file" if folder.exists() else "a link to nothing"
         raise InvalidOption(f"{folder} is {kind}: name a folder with -o, or a file by a suffix as .png") from None
     except OSError as error:
         raise InvalidOption(f"{folder} cannot be made ({error.strerror}): choose another folder with -o") from error

@@ -97,7 +97,8 @@ def _beside(image: Pillow.Image) -> dict[str, Any]:
     texts, density = PngInfo(), None
     for key, name in ((XMP_KEY, "xmp"), ("Comment", "comment")):
         if isinstance(value := image.info.get(name), str | bytes):
-            texts.add_itxt(key, value if isinstance(value, str) else value.decode(errors="replace"))
+            text = value if isinstance(value, str) else value.decode(errors="replace")
+            texts.add_itxt(key, text.encode(errors="replace"))
     with suppress(TypeError, ValueError, ArithmeticError):  # anything may stand there
         density = Density.of([float(dots) for dots in image.info.get("dpi", ())], 1)
     return {"pnginfo": texts, "dpi": density and (density.x, density.y)}

@@ -162,6 +162,8 @@ def test_a_folder_that_is_a_link_to_itself_or_to_nothing(call: Called, album: Pa
         done = call("restore", ".", "-o", name)
         assert done.status == 2
         assert f"{name} is a link to nothing" in done.stderr
+    Path("linked").symlink_to("old.jpg")
+    assert "linked is a file" in call("restore", ".", "-o", "linked").stderr
 
 
 def test_a_current_folder_that_was_deleted(call: Called, album: Path, monkeypatch: pytest.MonkeyPatch) -> None:

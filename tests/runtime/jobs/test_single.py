@@ -95,6 +95,8 @@ class TestAsImage:
         odd = Pillow.fromarray(PIXELS)
         odd.info |= {"dpi": ("a", 0), "comment": 3, "xmp": b"\xff"}
         np.testing.assert_array_equal(as_image(odd).pixels, PIXELS)
+        odd.info["comment"] = "\ud800"
+        np.testing.assert_array_equal(as_image(odd).pixels, PIXELS)
 
     def test_a_pil_image_of_broken_exif(self) -> None:
         image = Pillow.fromarray(PIXELS)
