@@ -1,4 +1,4 @@
-"""What is chosen of moving pictures, of files and of live streams. Needs no PyAV."""
+"""Options that video files and live streams share. Needs no PyAV."""
 
 from pydantic import Field
 
@@ -6,7 +6,7 @@ from bfr.runtime.options import Options
 
 
 class VideoOptions(Options):
-    """How the faces of moving pictures are restored."""
+    """How the faces of a video are restored."""
 
     key_frames: int = Field(
         default=1,
