@@ -141,7 +141,7 @@ def _from_array(array: NDArray[Any]) -> Image:
             f"an array of shape {array.shape} was given: one image is (H, W, 3) RGB, (H, W, 4) or (H, W)"
         )
     if np.issubdtype(pixels.dtype, np.floating):
-        if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN too
+        if not (pixels.min() >= -1e-6 and pixels.max() <= 1 + 1e-6):  # rounding may leave [0, 1]; NaN is refused too
             raise InvalidImage(f"floats from {pixels.min():g} to {pixels.max():g} were given: scale them to [0, 1]")
         pixels = np.rint(pixels.astype(np.float64) * 65535).astype(np.uint16)
     if pixels.dtype not in (np.uint8, np.uint16):

@@ -165,7 +165,8 @@ def as_pixels(image: Any) -> NDArray[Any]:
 
         image = plain_array(image)
     check_image(image)
-    if image.dtype == np.float32 and (image.min() < 0 or image.max() > 1):  # NaN fails its own image later
+    # Rounding may leave [0, 1]. NaN fails its own image later.
+    if image.dtype == np.float32 and (image.min() < -1e-6 or image.max() > 1 + 1e-6):
         raise InvalidImage(f"floats from {image.min():g} to {image.max():g} were given: scale them to [0, 1]")
     return image  # type: ignore[no-any-return]
 

@@ -234,7 +234,11 @@ class TestEveryPlace:
         for options, message in (({"keys": [1]}, "1 keys, 2 images"), ({"inputs": [PIXELS]}, "by name, as a dict")):
             with pytest.raises(InvalidOption, match=message):
                 restorer.run([PIXELS, PIXELS], **options)
-        for wrong in (PIXELS.astype(np.float32), np.float32(-0.5) + PIXELS / np.float32(255)):
+        floats = PIXELS / np.float32(255)
+        rounded = np.where(floats == 1, np.nextafter(np.float32(1), np.float32(2)), floats)  # as after a resize
+        np.testing.assert_array_equal(as_image(rounded).pixels, as_image(floats).pixels)
+        assert len(restorer.restore(rounded)) == 1
+        for wrong in (PIXELS.astype(np.float32), np.float32(-0.5) + floats):
             with pytest.raises(InvalidImage, match=r"scale them to \[0, 1\]"):
                 restorer.restore(wrong)
         with pytest.raises(InvalidImage, match="a masked array"):
