@@ -1,7 +1,7 @@
 """The photograph around the faces: Lanczos, and a network that is run over it tile by tile."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 from pairs import pairwise
 
 from bfr.runtime.bundle.bundle import Bundle, describe_file, write_manifest
@@ -31,7 +32,6 @@ from bfr.runtime.faces.photo import PhotoEditor
 from bfr.runtime.restore.options import OpenOptions
 
 Array = NDArray[Any]
-GRAPH = b"\x08\x0a\x3a\x00"  # a version and an empty graph
 TILE = 48
 SIZES = [(1, 1), (1, 100), (100, 1), (5, 7), (16, 16), (17, 15), (47, 48), (48, 48), (49, 64), (131, 90)]
 RNG = np.random.default_rng(0)
@@ -43,15 +43,29 @@ def picture(shape: tuple[int, int], dtype: type = np.uint8) -> Array:
     return pixels
 
 
-def manifest(folder: Path, *, tile: Any = TILE, scale: int = 2, **changes: Any) -> None:
-    """Write the manifest of a bundle with the one network `enlarge.onnx`."""
+def manifest(
+    folder: Path,
+    *,
+    tile: Any = TILE,
+    scale: int = 2,
+    nodes: Sequence[Any] = (),
+    constants: Sequence[Any] = (),
+    **changes: Any,
+) -> None:
+    """Write a bundle with the one network `enlarge.onnx`; without nodes its graph has inputs and outputs alone."""
+    inputs = changes.pop("inputs", (Tensor(name="degraded", shape=("batch", 3, tile, tile)),))
+    outputs = changes.pop("outputs", (Tensor(name="estimate", shape=("batch", 3, tile * scale, tile * scale)),))
+    ends = [[helper.make_tensor_value_info(t.name, 1, t.shape) for t in tensors] for tensors in (inputs, outputs)]
+    graph = helper.make_graph(nodes, "enlarge", *ends, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    (folder / "enlarge.onnx").write_bytes(model.SerializeToString())
     network = Network(
         kind="estimator",
         architecture="test",
         parameters={},
         parameter_count=0,
-        inputs=changes.pop("inputs", (Tensor(name="degraded", shape=("batch", 3, tile, tile)),)),
-        outputs=changes.pop("outputs", (Tensor(name="estimate", shape=("batch", 3, tile * scale, tile * scale)),)),
+        inputs=inputs,
+        outputs=outputs,
         source=Source(file="none", sha256="0" * 64),
         variants={"fp32": Variant(graph=describe_file(folder, folder / "enlarge.onnx"), opset=20)},
     )
@@ -71,19 +85,13 @@ def manifest(folder: Path, *, tile: Any = TILE, scale: int = 2, **changes: Any) 
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "enlarge.onnx").write_bytes(GRAPH)
-    return tmp_path
-
-
-@pytest.fixture
-def opened(folder: Path, fakes: Any) -> Callable[..., NetworkBackground]:
+def opened(tmp_path: Path, fakes: Any) -> Callable[..., NetworkBackground]:
     """A background whose network is a NumPy function of (1, 3, T, T)."""
 
     def make(function: Callable[[Array], Array], **options: Any) -> NetworkBackground:
-        manifest(folder, **options)
+        manifest(tmp_path, **options)
         network = fakes.Network(lambda degraded: (function(degraded),))
-        return NetworkBackground(folder, fakes.Device({"enlarge.onnx": network}))
+        return NetworkBackground(tmp_path, fakes.Device({"enlarge.onnx": network}))
 
     return make
 
@@ -113,8 +121,8 @@ def blurred_whole(pixels: Array) -> Array:
     return np.repeat(np.repeat(mean, 2, 0), 2, 1) * top
 
 
-def test_options_name_the_network_and_its_device(folder: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest(folder)
+def test_options_name_the_network_and_its_device(tmp_path: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest(tmp_path)
     asked: list[tuple[str, dict[str, Any]]] = []
 
     def open_device(name: str, **options: Any) -> Any:
@@ -123,10 +131,10 @@ def test_options_name_the_network_and_its_device(folder: Path, fakes: Any, monke
 
     monkeypatch.setattr("bfr.runtime.faces.background.open_device", open_device)
     assert isinstance(open_background(None), Lanczos)
-    found = open_background(folder, OpenOptions(backend="onnxruntime-cpu", threads=2, device=1))
+    found = open_background(tmp_path, OpenOptions(backend="onnxruntime-cpu", threads=2, device=1))
     assert asked == [("onnxruntime-cpu", {"threads": 2, "index": 1})]
-    editor = PhotoEditor(64, PhotoOptions(background=folder))
-    assert editor.background.name == found.name == f"doubler {Bundle.open(folder).hash}"
+    editor = PhotoEditor(64, PhotoOptions(background=tmp_path))
+    assert editor.background.name == found.name == f"doubler {Bundle.open(tmp_path).hash}"
 
 
 class TestAlpha:
@@ -334,9 +342,9 @@ class TestTiles:
 
 
 class TestBundle:
-    def test_its_name_says_which_bundle(self, opened: Callable[..., NetworkBackground], folder: Path) -> None:
+    def test_its_name_says_which_bundle(self, opened: Callable[..., NetworkBackground], tmp_path: Path) -> None:
         background = opened(repeated)
-        assert background.name == f"doubler {Bundle.open(folder).hash}"
+        assert background.name == f"doubler {Bundle.open(tmp_path).hash}"
         assert (background.tile, background.scale) == (TILE, 2)
 
     @pytest.mark.parametrize(
@@ -348,19 +356,19 @@ class TestBundle:
             (),
         ],
     )
-    def test_a_system_that_restores_faces_is_refused(self, folder: Path, fakes: Any, stages: tuple[Any, ...]) -> None:
-        manifest(folder, stages=stages)
+    def test_a_system_that_restores_faces_is_refused(self, tmp_path: Path, fakes: Any, stages: tuple[Any, ...]) -> None:
+        manifest(tmp_path, stages=stages)
         with pytest.raises(
             BundleInvalid, match=r"is the system doubler, not a single network: .* one stage, `estimate`"
         ):
-            NetworkBackground(folder, fakes.Device())
+            NetworkBackground(tmp_path, fakes.Device())
 
-    def test_a_second_network_is_refused(self, folder: Path, fakes: Any) -> None:
-        manifest(folder)
-        (network,) = Bundle.open(folder).manifest.networks.values()
-        manifest(folder, networks={"enlarge": network, "other": network})
+    def test_a_second_network_is_refused(self, tmp_path: Path, fakes: Any) -> None:
+        manifest(tmp_path)
+        (network,) = Bundle.open(tmp_path).manifest.networks.values()
+        manifest(tmp_path, networks={"enlarge": network, "other": network})
         with pytest.raises(BundleInvalid, match="single"):
-            NetworkBackground(folder, fakes.Device())
+            NetworkBackground(tmp_path, fakes.Device())
 
     @pytest.mark.parametrize(
         "changes",
@@ -380,20 +388,22 @@ class TestBundle:
             {"inputs": tuple(Tensor(name=name, shape=("batch", 3, 48, 48)) for name in ("degraded", "mask"))},
         ],
     )
-    def test_networks_that_do_not_enlarge_an_image(self, folder: Path, fakes: Any, changes: dict[str, Any]) -> None:
-        manifest(folder, **changes)
+    def test_networks_that_do_not_enlarge_an_image(self, tmp_path: Path, fakes: Any, changes: dict[str, Any]) -> None:
+        manifest(tmp_path, **changes)
         with pytest.raises(BundleInvalid, match=r"`degraded`, \(batch, 3, T, T\) with T above 32, and `estimate`"):
-            NetworkBackground(folder, fakes.Device())
+            NetworkBackground(tmp_path, fakes.Device())
 
     def test_a_fixed_batch_of_one_will_do(self, opened: Callable[..., NetworkBackground]) -> None:
         background = opened(repeated, inputs=(Tensor(name="degraded", shape=(1, 3, TILE, TILE)),))
         assert background.scale == 2
 
-    def test_a_changed_file_is_never_loaded(self, folder: Path, fakes: Any) -> None:
-        manifest(folder)
-        (folder / "enlarge.onnx").write_bytes(b"\x08\x0b\x3a\x00")
+    def test_a_changed_file_is_never_loaded(self, tmp_path: Path, fakes: Any) -> None:
+        manifest(tmp_path)
+        data = bytearray((tmp_path / "enlarge.onnx").read_bytes())
+        data[-1] ^= 1
+        (tmp_path / "enlarge.onnx").write_bytes(bytes(data))
         with pytest.raises(BundleCorrupt, match="sha256"):
-            NetworkBackground(folder, fakes.Device())
+            NetworkBackground(tmp_path, fakes.Device())
 
     def test_no_bundle(self, tmp_path: Path, fakes: Any) -> None:
         with pytest.raises(BundleInvalid, match="bundle"):
@@ -402,11 +412,9 @@ class TestBundle:
 
 def test_an_onnx_network_on_the_cpu(tmp_path: Path) -> None:
     """Nearest neighbours, a blur of 9 x 9 with zeros outside, [-1, 1]: made by hand, run by ONNX Runtime."""
-    onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     from bfr.runtime.backends.onnxruntime import CpuDevice
 
-    helper, number = onnx.helper, onnx.TensorProto.FLOAT
     constants = {
         "box": np.full((3, 1, 9, 9), 1 / 81, np.float32),
         "scales": np.array([1, 1, 2, 2], np.float32),
@@ -419,17 +427,9 @@ def test_an_onnx_network_on_the_cpu(tmp_path: Path) -> None:
         helper.make_node("Mul", ["large", "two"], ["doubled"]),
         helper.make_node("Sub", ["doubled", "one"], ["estimate"]),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "doubler",
-        [helper.make_tensor_value_info("degraded", number, ["batch", 3, TILE, TILE])],
-        [helper.make_tensor_value_info("estimate", number, ["batch", 3, 2 * TILE, 2 * TILE])],
-        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    manifest(
+        tmp_path, nodes=nodes, constants=[numpy_helper.from_array(value, name) for name, value in constants.items()]
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.checker.check_model(model)
-    onnx.save(model, tmp_path / "enlarge.onnx")
-    manifest(tmp_path)
     background = NetworkBackground(tmp_path, CpuDevice(threads=1))
     for dtype, shape in ((np.uint8, (131, 90)), (np.uint16, (40, 17))):
         pixels = picture(shape, dtype)

@@ -302,8 +302,10 @@ def test_a_killed_worker_costs_no_answer_and_sigterm_under_load_loses_no_request
 def test_past_the_drain_limit_the_answer_is_503_and_the_connection_closes(tmp_path: Path) -> None:
     server = ServerProcess(tmp_path, *FLAGS, *PINNED, "--no-jobs", "--drain", "0.5")
     try:
+        [worker] = server.workers()
+        os.kill(worker, signal.SIGSTOP)  # restores nothing
         with ThreadPoolExecutor(4) as pool:
-            accepted = [pool.submit(restore, server.url, face(k), **SLOW, seed=k) for k in range(4)]
+            accepted = [pool.submit(restore, server.url, face(k), mode="aligned", seed=k) for k in range(4)]
             until(lambda: server.metric("bfr_requests_in_flight") == 4)
             server.process.send_signal(signal.SIGHUP)  # as SIGTERM
             answers = [future.result() for future in accepted]
