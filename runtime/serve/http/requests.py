@@ -28,6 +28,7 @@ VIDEOS = tuple(dict.fromkeys(VIDEO_TYPES.values()))
 BYTES = "application/octet-stream"
 FORM = "multipart/form-data"
 FIELD = "image"
+_PIECE = 1 << 18  # bytes of a form that are parsed at once; between them the event loop runs
 MOST_BOUNDARIES = 1000  # in a form, whose one part needs two: the parser takes a microsecond for each
 
 
@@ -116,7 +117,7 @@ async def read_image(request: Request, options: ServeOptions, uploads: Uploads, 
             408, "slow body", f"the image did not arrive within {options.body_seconds:g} s: send it faster, or smaller"
         ) from None
     if content_type(request) == FORM:
-        data = form_image(data, request.headers["content-type"])
+        data = await asyncio.to_thread(form_image, data, request.headers["content-type"])
     if not data:
         raise Problem(422, "invalid image", "the request has no body: send an image")
     return data
@@ -230,7 +231,8 @@ def form_image(body: bytes, kind: str) -> bytes:
     in_memory = {"MAX_MEMORY_FILE_SIZE": len(body)}  # larger files would go to disk
     try:
         parser = FormParser(FORM, take, take, end, boundary, config=in_memory)
-        parser.write(body)
+        for begin in range(0, len(body), _PIECE):
+            parser.write(body[begin : begin + _PIECE])
         parser.finalize()
     except FormParserError as error:
         raise _invalid_form(f"the form cannot be read ({error}): send {FORM} with a file in {FIELD!r}") from None

@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.serve.engine import Engine
 from bfr.runtime.serve.http import front as front_module
-from bfr.runtime.serve.http import traces
+from bfr.runtime.serve.http import requests, traces
 from bfr.runtime.serve.http.api import make_api
 from bfr.runtime.serve.http.front import Front
 from bfr.runtime.serve.http.metrics import PoolCollector
@@ -243,6 +244,20 @@ async def test_what_is_refused_says_how_to_mend_it(path: str, more: dict[str, An
         assert problem["request_id"] == response.headers["x-request-id"]
         assert server.orders == []
         assert server.front.visits == {}
+
+
+async def test_the_event_loop_goes_on_while_a_form_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, goes_on = asyncio.get_running_loop(), threading.Event()
+
+    def parse(_body: bytes, _kind: str) -> bytes:
+        loop.call_soon_threadsafe(goes_on.set)
+        assert goes_on.wait(20)
+        return picture()
+
+    monkeypatch.setattr(requests, "form_image", parse)
+    async with serving() as server:
+        answer = await server.client.post("/restore", files={"image": ("me.png", picture(), "image/png")})
+        assert answer.status_code == 200
 
 
 async def test_a_few_of_many_wrong_options_are_named() -> None:
