@@ -147,8 +147,9 @@ class JobRunner:
         except FileNotFoundError:
             _log.info("job %s was deleted", job.id)
         except OSError:  # no process could be started, or the disk failed: not the job's fault
-            with suppress(OSError):
-                job.write(queued)
+            if job.status.state not in ENDED:  # else only its rename is lost
+                with suppress(OSError):
+                    job.write(queued)
             raise
 
     async def _end(self, job: Job, status: Status) -> None:

@@ -177,6 +177,29 @@ async def test_a_process_that_cannot_be_started_is_no_attempt(tmp_path: Path, mo
         assert done.status.attempts == 1
 
 
+async def test_a_job_that_has_ended_and_cannot_be_moved_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSE", 0.01)
+    rename, faults = Path.rename, 2
+
+    def failing(path: Path, target: Path) -> Path:
+        nonlocal faults
+        if target.parent.name == "ended" and faults:
+            faults -= 1
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    async with working(tmp_path) as jobs:
+        job = await jobs.add()
+        while faults:
+            await asyncio.sleep(0.01)
+        found = await jobs.until(job, "done")
+        assert found is not None
+        assert (found.status.attempts, len(jobs.orders)) == (1, 1)
+
+
 async def test_a_job_whose_server_ends_is_queued_again(tmp_path: Path) -> None:
     async with working(tmp_path) as jobs:
         jobs.go.clear()
