@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from bfr.runtime.serve.jobs.store import ENDED, Job, JobStore, Status
@@ -216,7 +218,7 @@ class JobRunner:
         end, most = time.monotonic() + 3600 * self.options.job_hours, self.options.job_output
         while time.monotonic() < end:
             await asyncio.sleep(LOOK)
-            written = await asyncio.to_thread(lambda: sum(_size(file) for file in job.out.rglob("*")))
+            written = await asyncio.to_thread(_bytes_in, job.out)
             if written > most:
                 raise Exceeded(f"the result has more than {most} bytes, the limit here: send the file in parts")
             if not job.folder.exists():
@@ -226,10 +228,14 @@ class JobRunner:
         raise Exceeded(f"the job took more than {self.options.job_hours:g} h, the limit here: send the file in parts")
 
 
-def _size(file: Any) -> int:
-    with suppress(OSError):
-        return int(file.stat().st_size)
-    return 0
+def _bytes_in(folder: Path) -> int:
+    """Bytes of the files below a folder, whose files and folders may vanish meanwhile."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += Path(parent, name).stat().st_size
+    return total
 
 
 def _without_paths(job: Job, error: str) -> str:

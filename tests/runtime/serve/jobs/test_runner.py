@@ -18,7 +18,7 @@ from bfr.runtime.images.encode import encode_image
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.serve.jobs import runner as module
 from bfr.runtime.serve.jobs.runner import MOST_ATTEMPTS, JobRunner
-from bfr.runtime.serve.jobs.store import Job, JobRequest, JobStore, Status
+from bfr.runtime.serve.jobs.store import ENDED, Job, JobRequest, JobStore, Status
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import FaceOrder, Finished
 from bfr.runtime.serve.systems import open_systems
@@ -68,7 +68,7 @@ class Jobs:
         return found.status.state if found else None
 
     async def until(self, job: Job, state: str | None) -> Job | None:
-        while self.state(job) != state:
+        while self.state(job) != state or (state in ENDED and not (self.store.folder / "ended" / job.id).exists()):
             await asyncio.sleep(0.02)
         return self.store.get(job.id)
 
