@@ -300,7 +300,9 @@ def test_a_killed_worker_costs_no_answer_and_sigterm_under_load_loses_no_request
 
 
 def test_past_the_drain_limit_the_answer_is_503_and_the_connection_closes(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which the server inherits: under nohup it ignores SIGHUP
     server = ServerProcess(tmp_path, *FLAGS, *PINNED, "--no-jobs", "--drain", "0.5")
+    signal.signal(signal.SIGHUP, before)
     try:
         [worker] = server.workers()
         os.kill(worker, signal.SIGSTOP)  # restores nothing
