@@ -63,7 +63,14 @@ def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_eager")
-@pytest.mark.parametrize("name", [*LONG, *WHOLE, pytest.param("pgdiff_restoration", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *LONG,
+        *(pytest.param(name, marks=pytest.mark.export) for name in WHOLE),
+        pytest.param("pgdiff_restoration", marks=pytest.mark.slow),
+    ],
+)
 def test_these_are_met_by_eager(name: str, tmp_path: Path) -> None:
     assert run_golden(GOLDEN / f"{name}.npz", tmp_path).worst < 1e-4
 
