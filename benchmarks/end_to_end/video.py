@@ -40,7 +40,7 @@ SENSOR = 2.0  # standard deviation of a frame's noise, grey levels
 DEGRADATION = Degradation(blur=(2.5, 2.5), downsample=3.0, noise=6.0, jpeg=60)
 CODEC_CRF = 4  # nearly lossless: the encoder's own flicker would hide what is measured
 STAGES = ("decode", "find", "crop", "flow", "network", "warp", "paste", "encode")
-KEY_FRAMES, SPARSE = (1, 4, 8), 8
+KEY_FRAMES, SPARSE = (1, 4, 8, 16), 8
 HD = (1280, 720)
 
 
