@@ -217,6 +217,17 @@ async def test_who_leaves_takes_the_faces_along() -> None:
     assert photos.room.taken == photos.faces == 0
 
 
+async def left_while_decoding(decoding: threading.Event) -> Photos:
+    """Photos whose only client, of 16 x 16 pixels, left after a thread had begun to decode."""
+    photos = made()
+    data = encode_image(np.zeros((16, 16, 3), np.uint8), ".png")
+    leaver = asyncio.create_task(last(photos.restore(data, order(aligned=True))))
+    assert await asyncio.to_thread(decoding.wait)
+    leaver.cancel()
+    await asyncio.wait({leaver})
+    return photos
+
+
 async def test_who_leaves_while_a_thread_decodes_holds_its_room_until_that_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -230,12 +241,7 @@ async def test_who_leaves_while_a_thread_decodes_holds_its_room_until_that_ends(
 
     monkeypatch.setattr(module, "decode_image", slow)
 
-    photos = made()
-    data = encode_image(np.zeros((16, 16, 3), np.uint8), ".png")
-    leaver = asyncio.create_task(last(photos.restore(data, order(aligned=True))))
-    assert await asyncio.to_thread(decoding.wait, 20)
-    leaver.cancel()
-    await asyncio.wait({leaver})
+    photos = await left_while_decoding(decoding)
     assert photos.room.taken == 2 * 16 * 16
     go.set()
     while photos.room.taken:
@@ -254,16 +260,7 @@ def test_a_thread_that_decodes_longer_than_the_server_lives_is_no_fault(
 
     monkeypatch.setattr(module, "decode_image", slow)
 
-    async def serve() -> Photos:
-        photos = made()
-        data = encode_image(np.zeros((16, 16, 3), np.uint8), ".png")
-        leaver = asyncio.create_task(last(photos.restore(data, order(aligned=True))))
-        assert await asyncio.to_thread(decoding.wait, 20)
-        leaver.cancel()
-        await asyncio.wait({leaver})
-        return photos
-
-    photos = asyncio.run(serve())
+    photos = asyncio.run(left_while_decoding(decoding))
     go.set()
     photos._threads.shutdown()
     assert caplog.records == []
