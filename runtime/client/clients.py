@@ -69,7 +69,7 @@ class AsyncClient:
         response = await self._transport.exchange("POST", "/restore", params=query, headers=headers, content=data)
         return self._read(result_of, response)
 
-    async def submit(self, /, path: Path, **options: Any) -> Job:
+    async def submit(self, /, path: Path | str, **options: Any) -> Job:
         """Send a video, or an image, as a job.
 
         Args:
@@ -77,6 +77,7 @@ class AsyncClient:
             **options: As in `restore`.
         """
         query, headers = asked(options)
+        path = Path(path)
         headers |= file_headers(path)
         response = await self._transport.exchange(
             "POST", "/jobs", params=query, headers=headers, file=path, bounded=False, repeatable=False
@@ -118,9 +119,9 @@ class AsyncClient:
                 )
             await asyncio.sleep(min(2.0, 0.1 * 1.3**turn))
 
-    async def download(self, name: str, path: Path) -> None:
+    async def download(self, name: str, path: Path | str) -> None:
         """Write the result of a job, whole or not at all. Raises WriteFailed."""
-        await self._transport.exchange("GET", f"/jobs/{quote(name, safe='')}/result", into=path, bounded=False)
+        await self._transport.exchange("GET", f"/jobs/{quote(name, safe='')}/result", into=Path(path), bounded=False)
 
     async def delete(self, name: str) -> None:
         """Cancel a job, and delete its files from the server."""

@@ -159,7 +159,7 @@ def run_job(
     items: Sequence[Item],
     options: JobOptions,
     *,
-    mask: Path | None = None,
+    mask: Path | str | None = None,
     passed_over: Mapping[str, str] | None = None,
     progress: Progress = lambda _done, _name: None,
 ) -> Report:
@@ -196,7 +196,7 @@ class _LocalRun(Run):
         restorer: FaceRestorer | PhotoRestorer,
         items: Sequence[Item],
         options: JobOptions,
-        mask: Path | None,
+        mask: Path | str | None,
         progress: Progress,
         passed_over: Mapping[str, str],
     ) -> None:

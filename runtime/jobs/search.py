@@ -11,7 +11,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from bfr.runtime.errors import InputNotFound
 from bfr.runtime.images.formats import BY_SUFFIX, NAMES, format_of
 from bfr.runtime.jobs.ledger import results_in
-from bfr.runtime.jobs.store import local_path, open_url, remote_version
+from bfr.runtime.jobs.store import local_path, open_url, reached, remote_version
 from bfr.runtime.video.formats import HEAD, suffix_of
 from bfr.runtime.video.formats import SUFFIXES as VIDEO_SUFFIXES
 
@@ -86,15 +86,16 @@ class Search:
         """The objects that a URL names."""
         system, path = open_url(url)
         path = path.rstrip("/")
-        if glob.has_magic(path):
-            base = PurePosixPath(*_fixed(PurePosixPath(path).parts))
-            listed = system.glob(path, detail=True)
-        elif system.isdir(path):
-            base, listed = PurePosixPath(path), system.find(path, detail=True)
-        elif system.exists(path):
-            base, listed = PurePosixPath(path).parent, {path: system.info(path)}
-        else:
-            raise InputNotFound(f"{url} does not exist: check the address, and what the credentials may read")
+        with reached(f"list {url}", InputNotFound):
+            if glob.has_magic(path):
+                base = PurePosixPath(*_fixed(PurePosixPath(path).parts))
+                listed = system.glob(path, detail=True)
+            elif system.isdir(path):
+                base, listed = PurePosixPath(path), system.find(path, detail=True)
+            elif system.exists(path):
+                base, listed = PurePosixPath(path).parent, {path: system.info(path)}
+            else:
+                raise InputNotFound(f"{url} does not exist: check the address, and what the credentials may read")
         results = None if self.out is None or local_path(self.out) else f"{str(self.out).rstrip('/')}/"
         found, matched = [], False
         for name, info in listed.items():

@@ -154,11 +154,12 @@ def check_found(inputs: Inputs, named: Sequence[object], *, videos: bool = False
     )
 
 
-def find_masks(items: Sequence[Item], masks: Path) -> dict[str, Path]:
+def find_masks(items: Sequence[Item], masks: Path | str) -> dict[str, Path]:
     """The mask of each item, by its key: the one file, or the file in a folder that has the picture's name.
 
     Raises InputNotFound if there is none, or more than one.
     """
+    masks = Path(masks)
     if masks.is_file():
         return {item.key: masks for item in items}
     if not masks.is_dir():

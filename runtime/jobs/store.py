@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,19 @@ def open_url(url: str) -> tuple[Any, str]:
     return system, str(path)
 
 
+@contextmanager
+def reached(action: str, kind: type[BfrError] = WriteFailed) -> Iterator[None]:
+    """Turn what a disk raises, or whatever package serves a protocol, into an error of a kind: cannot do `action`."""
+    try:
+        yield
+    except BfrError:
+        raise
+    except Exception as error:
+        raise kind(
+            f"cannot {action} ({error}): check the address, the credentials, and the disk or the network"
+        ) from error
+
+
 def local_path(name: str | Path) -> Path | None:
     """The path that `name` is on this machine's disks, `file://` included; None if it is another URL."""
     if isinstance(name, Path) or not _URL.match(name):
@@ -50,15 +64,12 @@ def read_bytes(source: str | Path, most: int) -> bytes:
     if (path := local_path(source)) is not None:
         return path.read_bytes()
     system, key = open_url(str(source))
-    try:
-        with system.open(key, "rb") as file:  # of an object whose size no listing says too
-            data = bytes(file.read(most + 1))
-    except FileNotFoundError as error:
-        raise InputNotFound(f"{source} does not exist any more") from error
-    except BfrError:
-        raise
-    except Exception as error:  # of whatever package serves the protocol
-        raise InvalidImage(f"{source} cannot be read ({error}): check the credentials and the network") from error
+    with reached(f"read {source}", InvalidImage):
+        try:
+            with system.open(key, "rb") as file:  # of an object whose size no listing says too
+                data = bytes(file.read(most + 1))
+        except FileNotFoundError as error:
+            raise InputNotFound(f"{source} does not exist any more") from error
     if len(data) > most:
         raise InvalidImage(f"{source} has more than {most} bytes: make it smaller, or raise --max-pixels")
     return data
@@ -147,13 +158,14 @@ class Store:
         return [name for name in names if name in there]
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of a file; None if it is not there."""
-        try:
-            if self.folder is not None:
-                return (self.folder / name).read_bytes()
-            return bytes(self.system.cat_file(self._path(name)))
-        except FileNotFoundError:
-            return None
+        """The bytes of a file; None if it is not there. Raises WriteFailed if the folder cannot be read."""
+        with reached(f"read {name} in {self.url}"):
+            try:
+                if self.folder is not None:
+                    return (self.folder / name).read_bytes()
+                return bytes(self.system.cat_file(self._path(name)))
+            except FileNotFoundError:
+                return None
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, replacing one of that name. Raises WriteFailed."""
@@ -161,25 +173,20 @@ class Store:
             write_bytes(self.folder / name, data)
             return
         path = self._path(name)
-        try:
+        with reached(f"write {name} in {self.url}"):
             try:
                 self.system.pipe_file(path, data)
             except FileNotFoundError:  # where folders are more than parts of names: SFTP, SMB, HDFS
                 self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
                 self.system.pipe_file(path, data)
-        except BfrError:
-            raise
-        except Exception as error:  # of whatever package serves the protocol
-            raise WriteFailed(
-                f"cannot write {name} in {self.url} ({error}): check the address, the credentials and the network"
-            ) from error
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
-        if self.folder is not None:
-            (self.folder / name).unlink(missing_ok=True)
-        elif self.system.exists(self._path(name)):
-            self.system.rm_file(self._path(name))
+        """Remove a file, if it is there. Raises WriteFailed."""
+        with reached(f"remove {name} in {self.url}"):
+            if self.folder is not None:
+                (self.folder / name).unlink(missing_ok=True)
+            elif self.system.exists(self._path(name)):
+                self.system.rm_file(self._path(name))
 
     def version(self, name: str) -> str | None:
         """What changes when a file does, as of `version_of`; None if it is not there."""
@@ -191,13 +198,17 @@ class Store:
             return None
 
     def versions(self) -> dict[str, str | None]:
-        """The files below the folder, by their paths with `/`, and their versions; none if it does not exist."""
+        """The files below the folder, by their paths with `/`, and their versions; none if it does not exist.
+
+        Raises WriteFailed if the folder cannot be read.
+        """
         if self.folder is not None:
             files = [file for file in self.folder.rglob("*") if file.is_file()]
             return {file.relative_to(self.folder).as_posix(): version_of(file) for file in files}
-        self.system.invalidate_cache()
         root = self._root.rstrip("/")
-        found = self.system.find(root, detail=True)
+        with reached(f"list {self.url}"):
+            self.system.invalidate_cache()
+            found = self.system.find(root, detail=True)
         return {str(path)[len(root) :].lstrip("/"): remote_version(info) for path, info in found.items()}
 
     def clean(self, names: Iterable[str]) -> None:

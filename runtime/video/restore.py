@@ -24,6 +24,7 @@ from bfr.runtime.restore.restorer import DEFAULT_SEED
 from bfr.runtime.video.follow import EVERY, Followed, follow
 from bfr.runtime.video.formats import HEAD, suffix_of
 from bfr.runtime.video.frames import Frame
+from bfr.runtime.video.options import VideoOptions
 from bfr.runtime.video.propagate import KeyFrames, Source, complete, count_warped, fresh
 from bfr.runtime.video.read import VideoReader
 from bfr.runtime.video.track import Tracked, Tracker
@@ -81,15 +82,15 @@ class _Shot:
 
 def restore_video(
     photo: PhotoRestorer,
-    source: Path,
-    target: Path,
+    source: Path | str,
+    target: Path | str,
     *,
     seed: int = DEFAULT_SEED,
     metadata: bool = True,
     codec: str | None = None,
     crf: int | None = None,
     max_pixels: int = MAX_PIXELS,
-    key_frames: int = 1,
+    key_frames: int = VideoOptions().key_frames,
     still_noise: bool = True,
     progress: Callable[[float], None] = lambda _share: None,
 ) -> Film:
@@ -122,6 +123,7 @@ def restore_video(
         RestorationFailed: There are faces and none could be restored.
         WriteFailed: The target cannot be written.
     """
+    source, target = Path(source), Path(target)
     with VideoReader(source, max_pixels=max_pixels) as reader, atomic_path(target) as temporary:
         upscale = photo.options.upscale
         info = replace(reader.info, width=reader.info.width * upscale, height=reader.info.height * upscale)

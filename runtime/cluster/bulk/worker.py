@@ -118,9 +118,11 @@ class Worker:
             self.worker = PhotoRestorer(self.restorer, options.photo)
 
     def _check_folder(self) -> None:
-        """Raise InvalidOption where this is another folder than the driver's, or another run has begun in it."""
-        mark = json.loads(self.store.read(BATCH) or b"{}")
-        if mark.get("run") != self.setup.run:
+        """Raise InvalidOption where this is another folder than the driver's, or another run has begun in it.
+
+        Raises WriteFailed if it cannot be read.
+        """
+        if self.setup.run.encode() not in (self.store.read(BATCH) or b""):  # a mark is random
             raise InvalidOption(
                 f"{self.setup.out} on node {self.node} is not the folder that this run writes to, or another run has "
                 "begun in it: choose one that every node sees, on a shared disk or in an object store, for each run"
@@ -128,6 +130,8 @@ class Worker:
 
     def _refused(self, error: BfrError) -> dict[str, list[str]]:
         text = str(error) if self.node in str(error) else f"{error} (node {self.node})"
+        if isinstance(error, WriteFailed):
+            text += ": finished results are kept, --resume continues the run"
         return {"row": [json.dumps({"refusal": text, "kind": type(error).__name__})]}
 
 

@@ -325,7 +325,7 @@ def film(folder: Path, data: bytes = b"moving pictures") -> Path:
 
 def test_a_job_from_its_file_to_its_result(connect: Any, server: FakeServer, tmp_path: Path) -> None:
     client, told = connect(), []
-    job = client.submit(film(tmp_path), seed=2, faces="largest")
+    job = client.submit(str(film(tmp_path)), seed=2, faces="largest")  # a path or text
     (sent,) = server.posts("/jobs")
     assert (sent.body, sent.headers["content-type"]) == (b"moving pictures", "video/mp4")
     assert sent.headers["content-length"] == "15"
@@ -334,7 +334,7 @@ def test_a_job_from_its_file_to_its_result(connect: Any, server: FakeServer, tmp
     ended = client.wait(job.id, progress=lambda job: told.append(job.share))
     assert (ended.state, ended.faces, ended.frames) == ("done", 6, 3)
     assert told == [0.5, 1.0]
-    client.download(job.id, tmp_path / "out" / "film.mp4")
+    client.download(job.id, str(tmp_path / "out" / "film.mp4"))
     assert (tmp_path / "out" / "film.mp4").read_bytes() == b"serutcip gnivom"
     client.delete(job.id)
     assert server.deleted == [job.id]

@@ -303,6 +303,26 @@ class TestObjectStores:
         with pytest.raises(InputNotFound):
             find_images([url], out="memory://out")
 
+    @pytest.mark.parametrize("call", ["cat_file", "find", "exists", "pipe_file"])
+    def test_a_network_that_fails_is_said(
+        self, memory: Callable[..., str], monkeypatch: pytest.MonkeyPatch, call: str
+    ) -> None:
+        url = memory("in", "a.png")
+
+        def failing(*_arguments: Any, **_options: Any) -> None:
+            raise TimeoutError("no answer")
+
+        monkeypatch.setattr(fsspec.filesystem("memory"), call, failing)
+        uses: dict[str, list[Callable[[], Any]]] = {
+            "cat_file": [lambda: Store(url).read("a.png")],
+            "find": [Store(url).versions, lambda: find_images([url])],
+            "exists": [lambda: Store(url).remove("a.png"), lambda: find_images([f"{url}/a.png"])],
+            "pipe_file": [lambda: Store(url).write("a.png", b"")],
+        }
+        for use in uses[call]:
+            with pytest.raises((WriteFailed, InputNotFound), match=r"cannot \w+ .*memory.*no answer.*the network"):
+                use()
+
     def test_protocols_that_are_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InvalidOption, match="fsspec"):
             Store("nothing://bucket/x")
@@ -503,6 +523,12 @@ def test_workers_refuse_what_would_not_be_one_result(here: InProcess, tmp_path: 
     )
     (tmp_path / "batch.json").write_text('{"run": "another"}')  # begun meanwhile
     assert "another run has begun" in json.loads(worker({"task": []})["row"][0])["refusal"]
+    (tmp_path / "batch.json").unlink()
+    (tmp_path / "batch.json").mkdir()  # cannot be read, as on a disk that fails
+    refusal = json.loads(worker({"task": []})["row"][0])
+    assert refusal["kind"] == "WriteFailed"
+    assert re.match("cannot read batch.json .*check .* the disk.*--resume continues", refusal["refusal"])
+    (tmp_path / "batch.json").rmdir()
     (tmp_path / "batch.json").write_text('{"run": "theirs"}')
     assert "pillow 1" in refused(versions={**describe_versions(), "pillow": "9.0"})
     assert ", not 9.0" in refused(versions={**describe_versions(), "pillow": "9.0"})
@@ -532,7 +558,7 @@ def test_a_full_disk_ends_the_run_and_says_so(here: InProcess, tmp_path: Path, m
         write(self, name, data)
 
     monkeypatch.setattr(Store, "write", full)
-    with pytest.raises(WriteFailed, match=r"full .*node \w{8}"):
+    with pytest.raises(WriteFailed, match=r"full .*node \w{8}.*--resume"):
         run_bulk([str(noise(tmp_path / "in", "a.png", "b.png", "c.png"))], str(tmp_path / "out"), ALIGNED)
     assert here.done == ["a.png", "b.png"]
     assert (tmp_path / "out/a.png").is_file()

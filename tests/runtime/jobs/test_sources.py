@@ -128,7 +128,9 @@ def test_names_do_not_collide(tmp_path: Path, files: list[str], names: list[str]
 def test_a_mask_has_the_name_of_its_picture(tmp_path: Path) -> None:
     pictures, masks = ["in/img.1.png", "in/img.2.png", "in/img.png", "in/b.jpg", "in/b.png"], tmp_path / "masks"
     fill(tmp_path, *pictures, *(f"masks/{name}.png" for name in ("img", "img.1", "img.2", "b")))
-    found = {PurePath(key).name: mask.name for key, mask in find_masks(find_images([tmp_path / "in"]), masks).items()}
+    found = {
+        PurePath(key).name: mask.name for key, mask in find_masks(find_images([tmp_path / "in"]), str(masks)).items()
+    }
     assert found == {
         "img.1.png": "img.1.png", "img.2.png": "img.2.png", "img.png": "img.png", "b.jpg": "b.png", "b.png": "b.png"
     }  # fmt: skip

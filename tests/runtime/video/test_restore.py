@@ -121,7 +121,7 @@ def test_every_frame_is_restored_at_its_time_and_the_sound_is_kept(
     times = np.cumsum([0, 40, 40, 20, 100, 40, 33, 47, 300, 40]).tolist()
     source, target = clip(tmp_path / f"a{suffix}", moving(10), times=times, sound=True), tmp_path / f"new/b{suffix}"
     told: list[float] = []
-    film = restore_video(photo(), source, target, progress=told.append)
+    film = restore_video(photo(), str(source), str(target), progress=told.append)  # paths or text
     assert (film.width, film.height, film.frames, film.faces, film.tracks) == (WIDTH, HEIGHT, 10, 10, 1)
     assert film.error is None
     assert {"decode", "find", "crop", "network", "paste", "encode"} <= film.seconds.keys()
