@@ -93,6 +93,8 @@ class AsyncClient:
     ) -> Job:
         """Return the job when it is done, failed or cancelled: its `state` says which.
 
+        A job for a bundle or preset that the server does not offer any more stays queued, and its `error` says so.
+
         Args:
             name: The job's id.
             timeout: Seconds to wait, None for any.
@@ -115,7 +117,7 @@ class AsyncClient:
                 return
             if end is not None and time.monotonic() > end:
                 raise ServerUnavailable(
-                    f"job {name} is {job.state} after {timeout:g} s: wait longer, or come back later"
+                    f"job {name} is {job.state} after {timeout:g} s: {job.error or 'wait longer, or come back later'}"
                 )
             await asyncio.sleep(min(2.0, 0.1 * 1.3**turn))
 

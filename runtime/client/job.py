@@ -21,7 +21,7 @@ from bfr.runtime.jobs.sources import Item
 
 REQUESTS = 4  # that are under way at once
 # Of JobOptions, what a server does not take.
-_SERVERS = ("quality", "metadata", "codec", "crf", "key_frames", "crops", "boxes")
+_SERVERS = ("quality", "metadata", "codec", "crf", "crops", "boxes")
 _CHOSEN = PhotoOptions.model_fields.keys() & RestoreOptions.model_fields.keys()  # of PhotoOptions, what a client does
 
 
@@ -81,7 +81,9 @@ class _RemoteRun(Run):
             offered = ", ".join(presets) or "none"
             raise InvalidOption(f"preset {preset!r} is not offered by the server: choose one of {offered}")
         self.client, self.info, self.photo = client, info, photo
-        self.asked: dict[str, Any] = {"seed": options.seed} | ({"preset": preset} if preset else {})
+        # Only if chosen: servers of an earlier version have no such option.
+        frames = options.model_dump(include={"key_frames"}, exclude_defaults=True)
+        self.asked: dict[str, Any] = {"seed": options.seed} | ({"preset": preset} if preset else {}) | frames
         chosen = {} if photo is None else photo.model_dump(include=_CHOSEN)
         self.asked |= chosen or {"mode": "aligned"}
         settings = {"system": info["system"], "bundle_hash": info["bundle"], "preset": preset}
@@ -94,7 +96,7 @@ class _RemoteRun(Run):
             items,
             options,
             progress,
-            settings=settings | ({"photo": chosen} if chosen else {}),
+            settings=settings | frames | ({"photo": chosen} if chosen else {}),
             facts={**facts, "versions": versions},
         )
 
@@ -171,7 +173,10 @@ class _RemoteRun(Run):
             raise InvalidOption("this server takes no videos: start it with a folder for jobs, or restore without it")
         try:
             name = self.client.submit(Path(item.source), **self.asked).id
-            job = self.client.wait(name, progress=lambda job: self.progress(finished + job.share, item.name))
+            for job in self.client.states(name):
+                self.progress(finished + job.share, item.name)
+                if job.error and not job.ended:  # the server was restarted, and offers no such bundle any more
+                    break
             if job.state != "done":
                 raise ServerError(job.error or f"the job was {job.state} on the server: restore it again")
             self.client.download(name, self.target(item))
@@ -184,6 +189,7 @@ class _RemoteRun(Run):
             "restored" if job.faces else "no face",
             self.outputs[item.key],
             faces=job.faces,
+            warped=job.warped,
             frames=job.frames,
             seconds={"job": time.perf_counter() - begin},
             error=job.error,

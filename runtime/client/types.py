@@ -55,7 +55,8 @@ class Job:
     Attributes:
         share: 0 to 1.
         created: ISO 8601.
-        error: Why it failed, or what of it did.
+        error: Why it failed, or what of it did; of a queued one, why the server does not begin it.
+        warped: How many of the faces were warped from a key frame.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Job:
     error: str | None = None
     result: str | None = None
     faces: Annotated[int, Field(ge=0)] | None = None
+    warped: Annotated[int, Field(ge=0)] | None = None
     frames: Annotated[int, Field(ge=0)] | None = None
 
     @property

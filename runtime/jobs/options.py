@@ -68,7 +68,7 @@ class JobOptions(Options):
 
 
 class RestoreOptions(Options):
-    """What a client of a server chooses for an image; the rest is the server's to decide."""
+    """What a client of a server chooses for an image or a video; the rest is the server's to decide."""
 
     seed: int = field_of(JobOptions, "seed")
     bundle: Annotated[str, Field(max_length=64)] | None = Field(
@@ -83,3 +83,4 @@ class RestoreOptions(Options):
     blend: float = field_of(PhotoOptions, "blend")
     keep_colour: bool = field_of(PhotoOptions, "keep_colour")
     restore_sharp: bool = field_of(PhotoOptions, "restore_sharp")
+    key_frames: int = field_of(VideoOptions, "key_frames")

@@ -130,6 +130,8 @@ class FakeServer:
 
     def further(self, job: Job) -> None:
         """A job goes on whenever somebody asks for it: queued, running, half done, done or failed."""
+        if job.lacks(self.front.systems):
+            return
         status, body = job.status, job.input.read_bytes()
         store = self._engine.jobs
         if status.state == "queued":

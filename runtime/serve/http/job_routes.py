@@ -81,6 +81,7 @@ def add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
             photo=query.photo(),
             suffix=suffix,
             owner=owner(request),
+            key_frames=query.key_frames,
         )
         here.check_state()
         with here.job_place(wanted.owner):
@@ -99,18 +100,18 @@ def add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
                 raise Problem(507, "disk", f"the job could not be kept: {error.strerror}") from error
         here.engine.wake()
         request.state.facts["job"] = job.id
-        return JSONResponse(job.describe(), 202, {"Location": f"/jobs/{job.id}"})
+        return JSONResponse(job.describe(here.systems), 202, {"Location": f"/jobs/{job.id}"})
 
     @api.get("/jobs", response_model=list[JobInfo], **keyed(404, 503))
     async def jobs_of_key(request: Request) -> Any:
         """All jobs of this API key, the newest first."""
-        jobs, name = store(), owner(request)
-        return await asyncio.to_thread(lambda: [job.describe() for job in jobs.of(name)])
+        jobs, name, systems = store(), owner(request), front().systems
+        return await asyncio.to_thread(lambda: [job.describe(systems) for job in jobs.of(name)])
 
     @api.get("/jobs/{job_id}", response_model=JobInfo, **keyed(404, 422, 503))
     async def status(request: Request, job_id: Text) -> Any:
         """Where a job is."""
-        return job_of(job_id, request).describe()
+        return job_of(job_id, request).describe(front().systems)
 
     @api.get(
         "/jobs/{job_id}/result",

@@ -76,7 +76,11 @@ class RequestInfo(BaseModel):
 
 
 class JobInfo(BaseModel):
-    """Where a job is. share: 0 to 1. created: ISO 8601. result: where its file is, once it is done."""
+    """Where a job is.
+
+    share: 0 to 1. created: ISO 8601. error: why it failed; of a queued one, why this server does not begin it. result:
+    where its file is, once it is done. warped: how many of the faces were warped from a key frame.
+    """
 
     id: str
     state: Literal["queued", "running", "done", "failed", "cancelled"]
@@ -85,4 +89,5 @@ class JobInfo(BaseModel):
     error: str | None
     result: str | None
     faces: int | None
+    warped: int | None
     frames: int | None

@@ -171,7 +171,8 @@ def restore(line: Line, setup: dict[str, Any]) -> dict[str, Any]:
         line, options, bundle=asked["bundle"], preset=asked["preset"], batch=setup["batch"]
     )
     worker = remote if asked["aligned"] else LimitedRestorer(remote, photo, most=options.max_faces)
-    written = JobOptions(out=folder / "out", seed=asked["seed"], max_pixels=options.max_pixels)
+    chosen = {name: asked[name] for name in ("seed", "key_frames")}
+    written = JobOptions(out=folder / "out", max_pixels=options.max_pixels, **chosen)
     reporter = Reporter(line, frames if item.is_video else sys.maxsize)
     [entry] = run_job(worker, [item], written, progress=reporter).entries
     return {
@@ -180,6 +181,7 @@ def restore(line: Line, setup: dict[str, Any]) -> dict[str, Any]:
         "error": entry.error,
         "result": entry.output,
         "faces": entry.faces,
+        "warped": entry.warped,
         "frames": entry.frames,
     }
 

@@ -104,15 +104,11 @@ class JobRunner:
 
     def _offered(self, job: Job) -> bool:
         """Whether this server has the bundle and the preset of a job; else it waits for one that has."""
-        request = job.request
-        system = self.systems.get(request.bundle)
-        if system and request.preset in system.presets:
-            return True
-        if job.id not in self._passed_over:
+        lack = job.lacks(self.systems)
+        if lack and job.id not in self._passed_over:
             self._passed_over.add(job.id)
-            wanted = f"bundle {request.bundle!r} with preset {request.preset!r}"
-            _log.warning("job %s waits: this server does not offer %s", job.id, wanted)
-        return False
+            _log.warning("job %s: %s", job.id, lack)
+        return lack is None
 
     async def _do(self, job: Job) -> None:
         before = job.status

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -30,6 +30,8 @@ from typing import Any, BinaryIO, Literal, get_args
 
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.options import PhotoOptions
+from bfr.runtime.serve.systems import System
+from bfr.runtime.video.options import VideoOptions
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 ENDED: tuple[JobState, ...] = ("done", "failed", "cancelled")
@@ -58,6 +60,7 @@ class JobRequest:
     photo: PhotoOptions
     suffix: str
     owner: str = ""
+    key_frames: int = VideoOptions().key_frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Status:
     error: str | None = None
     result: str | None = None
     faces: int | None = None
+    warped: int | None = None
     frames: int | None = None
     attempts: int = 0
 
@@ -127,17 +131,29 @@ class Job:
             json.dump(asdict(status), file)
         temporary.replace(self.folder / "state.json")
 
-    def describe(self) -> dict[str, Any]:
-        """Describe it as the server's `JobInfo`."""
+    def lacks(self, systems: Mapping[str, System]) -> str | None:
+        """Say what a server that offers `systems` does not offer of what the job was sent for, if anything."""
+        wanted = self.request
+        if wanted.bundle in systems and wanted.preset in systems[wanted.bundle].presets:
+            return None
+        return (
+            f"this server does not offer bundle {wanted.bundle!r} with preset {wanted.preset!r}: the job waits for one "
+            "that does. Delete it and send it again for what `GET /info` lists, or ask the server's operator"
+        )
+
+    def describe(self, systems: Mapping[str, System]) -> dict[str, Any]:
+        """Describe it as the `JobInfo` of a server that offers `systems`."""
         status = self.status
+        waits = self.lacks(systems) if status.state == "queued" else None
         return {
             "id": self.id,
             "state": status.state,
             "share": round(status.share, 4),
             "created": datetime.fromtimestamp(self.request.created, timezone.utc).isoformat(timespec="seconds"),
-            "error": status.error,
+            "error": status.error or waits,
             "result": f"/jobs/{self.id}/result" if status.state == "done" else None,
             "faces": status.faces,
+            "warped": status.warped,
             "frames": status.frames,
         }
 

@@ -356,6 +356,20 @@ def test_waiting_ends(connect: Any, server: FakeServer, tmp_path: Path) -> None:
         client.wait(name, timeout=0)
 
 
+def test_a_job_that_waits_for_another_server_says_so(connect: Any, server: FakeServer, tmp_path: Path) -> None:
+    client = connect()
+    name = client.submit(film(tmp_path), preset="fast").id
+    server.presets = {"best": 20}
+    job = client.job(name)
+    assert job.state == "queued"
+    assert job.error is not None
+    assert "does not offer bundle 'mini' with preset 'fast'" in job.error
+    with pytest.raises(ServerUnavailable, match=r"queued after 0 s: .*Delete it"):
+        client.wait(name, timeout=0)
+    server.presets = {"fast": 1}
+    assert client.wait(name).state == "done"
+
+
 @pytest.mark.parametrize(("fault", "posts"), [(Fault(503, retry_after="0.05"), 2), (Fault(502), 1), (Fault(0), 1)])
 def test_a_job_is_sent_once(connect: Any, server: FakeServer, tmp_path: Path, fault: Fault, posts: int) -> None:
     server.faults = [fault]

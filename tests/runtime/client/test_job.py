@@ -179,16 +179,39 @@ def test_videos_are_jobs(server: FakeServer, album: Path, tmp_path: Path) -> Non
     items = find_images([album], videos=True, out=out)
     with Client(server.url) as client:
         report = run_remote_job(
-            client, items, JobOptions(out), PhotoOptions(), progress=lambda done, name: told.append((done, name))
+            client,
+            items,
+            JobOptions(out, key_frames=4),
+            PhotoOptions(),
+            progress=lambda done, name: told.append((done, name)),
         )
     film = next(entry for entry in report.entries if entry.source.endswith("film.mp4"))
     assert (film.status, film.output, film.faces, film.frames) == ("restored", "film.mp4", 6, 3)
     assert (out / "film.mp4").read_bytes() == b"gnivom"
+    assert [sent.query["key_frames"] for sent in server.posts("/jobs")] == ["4", "4"]
+    assert report.settings["key_frames"] == 4
     torn = next(entry for entry in report.entries if entry.source.endswith("torn.mkv"))
     assert (torn.status, torn.error) == ("failed", "the video is damaged: copy it again")
     assert len(server.deleted) == 2  # nothing is left on the server
     assert (4.5, "film") in told
     assert told[-1][0] == len(items)
+
+
+def test_a_video_whose_preset_is_not_offered_any_more_is_given_up(
+    server: FakeServer, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = Client.submit
+
+    def restarted(client: Client, path: Path, **options: Any) -> Any:
+        job = submit(client, path, **options)
+        server.presets = {"best": 20}
+        return job
+
+    monkeypatch.setattr(Client, "submit", restarted)
+    (album / "film.mp4").write_bytes(b"moving")
+    (failed,) = (entry for entry in run(server, album, tmp_path / "out").entries if entry.error)
+    assert "does not offer" in str(failed.error)
+    assert len(server.deleted) == 1
 
 
 def test_a_server_without_jobs(server: FakeServer, album: Path, tmp_path: Path) -> None:
@@ -205,7 +228,7 @@ def test_a_key_that_is_not_let_in_ends_the_run(server: FakeServer, album: Path, 
 
 
 @pytest.mark.parametrize(
-    "options", [{"quality": 50}, {"metadata": False}, {"codec": "vp9"}, {"crf": 3}, {"key_frames": 4}, {"crops": True}]
+    "options", [{"quality": 50}, {"metadata": False}, {"codec": "vp9"}, {"crf": 3}, {"crops": True}]
 )
 def test_what_a_server_does_not_take_is_refused(
     server: FakeServer, album: Path, tmp_path: Path, options: dict[str, Any]

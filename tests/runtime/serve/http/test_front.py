@@ -867,10 +867,12 @@ class TestJobs:
 
         async with serving(jobs=True, keys=(f"{hash_key(KEY)} name=anna", hash_key(other))) as server:
             mine, theirs = ({"Authorization": f"Bearer {key}"} for key in (KEY, other))
-            made = await server.post("/jobs?mode=aligned&seed=5", headers=mine)
+            made = await server.post("/jobs?mode=aligned&seed=5&key_frames=4", headers=mine)
             assert made.status_code == 202
             assert server.engine.woken == 1
             where = made.headers["location"]
+            assert server.engine.jobs is not None
+            assert [job.request.key_frames for job in server.engine.jobs.waiting()] == [4]
             assert [one["id"] for one in (await server.client.get("/jobs", headers=mine)).json()] == [made.json()["id"]]
             assert (await server.client.get("/jobs", headers=theirs)).json() == []
             for path in (where, f"{where}/result"):

@@ -14,7 +14,10 @@ from bfr.runtime.errors import InvalidImage, RestorationFailed
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.images.decode import decode_image
 from bfr.runtime.images.encode import encode_image
+from bfr.runtime.jobs.options import JobOptions
+from bfr.runtime.jobs.report import Entry, Report
 from bfr.runtime.restore.batch import Restored
+from bfr.runtime.serve.jobs import process
 from bfr.runtime.serve.jobs.process import RemoteRestorer, Reporter, check_input, restore
 from bfr.runtime.serve.jobs.store import JobRequest
 from bfr.runtime.serve.options import ServeOptions
@@ -107,6 +110,21 @@ def test_frames_past_the_limit_end_a_job() -> None:
     reporter(1.0, "film")  # the item itself
     with pytest.raises(InvalidImage, match="2 frames"):
         reporter(0.3, "film")
+
+
+def test_a_video_has_the_key_frames_that_were_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[JobOptions] = []
+
+    def done(_worker: Any, items: Any, options: JobOptions, **_more: Any) -> Report:
+        asked.append(options)
+        return Report((Entry(items[0].key, "restored", "result.mp4", faces=6, warped=4),), {}, {})
+
+    monkeypatch.setattr(process, "run_job", done)
+    monkeypatch.setattr(process, "check_input", lambda *_, **_more: 9)
+    server: Any = Server()
+    ended = restore(server, setup(tmp_path, suffix=".mp4", aligned=False, key_frames=4))
+    assert (asked[0].key_frames, asked[0].seed) == (4, 3)
+    assert (ended["faces"], ended["warped"]) == (6, 4)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("av"), reason="PyAV is not installed")

@@ -53,17 +53,17 @@ def test_a_job_is_kept_described_ended_and_deleted(store: JobStore) -> None:
     data = bytes(range(256)) * 50
     job = add(store, data, photo=PhotoOptions(faces="largest", upscale=2))
     assert job.input.read_bytes() == data
-    assert job.describe()["state"] == "queued"
+    assert job.describe({})["state"] == "queued"
     assert [one.request for one in store.waiting()] == [job.request]
     job.write(Status("running", 0.5, attempts=1))
-    assert job.describe()["share"] == 0.5
+    assert job.describe({})["share"] == 0.5
     job.out.mkdir()
     (job.out / "result.png").write_bytes(b"result")
     store.end(job, Status("done", 1.0, result="result.png", faces=1))
     found = store.get(job.id)
     assert found is not None
     assert (store.count(), store.waiting()) == (0, [])
-    assert found.describe()["result"] == f"/jobs/{job.id}/result"
+    assert found.describe({})["result"] == f"/jobs/{job.id}/result"
     assert found.result is not None
     assert found.open(found.result).read() == b"result"
     assert (job.status, job.open(found.result).read()) == (found.status, b"result")  # found before it moved
