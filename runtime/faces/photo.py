@@ -57,7 +57,7 @@ class RestoredPhoto(Result):
         errors: The errors of faces that failed; these faces are unchanged.
         sharp: The faces left unchanged because they are already sharp.
         seconds: Stage -> seconds.
-        source: The photograph.
+        source: The photograph, a copy of an array that was given.
     """
 
     pixels: NDArray[Any] = field(repr=False)

@@ -32,7 +32,7 @@ def as_image(image: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
         image: A path; the bytes of a file; a PIL image, turned by its EXIF orientation and converted from its profile;
             a NumPy array, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); a PyTorch tensor, (C, H, W) or (1, C, H, W) of 1,
             3 or 4 channels; or such an `Image`. Arrays and tensors are uint8, uint16, or floats in [0, 1], which become
-            16 bits.
+            16 bits. They are copied, an `Image` is not.
         max_pixels: Larger files and PIL images are refused.
 
     Raises:
@@ -147,6 +147,6 @@ def _from_array(array: NDArray[Any]) -> Image:
     if pixels.dtype not in (np.uint8, np.uint16):
         raise InvalidImage(f"an array of {array.dtype} was given: uint8, uint16, or floats in [0, 1] are needed")
     grey, colours = pixels.shape[2] == 1, pixels[..., :3]
-    rgb = np.repeat(colours, 3, axis=2) if grey else np.ascontiguousarray(colours)
-    alpha = np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
+    rgb = np.repeat(colours, 3, axis=2) if grey else np.array(colours, order="C")  # a copy: the caller's may change
+    alpha = np.array(pixels[..., 3], order="C") if pixels.shape[2] == 4 else None
     return Image(rgb, alpha=alpha, grey=grey)

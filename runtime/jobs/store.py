@@ -14,6 +14,7 @@ from bfr.runtime.install import install_command
 
 # What object stores say of a change, the surest first.
 _CHANGES = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
+_DRIVES = os.name == "nt"  # `C:a` is in another folder there, and `a:b` a hidden part of the file `a`
 LONGEST_KEY = 1024  # bytes, of S3, Google Cloud Storage and Azure
 _URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)", re.IGNORECASE)  # two letters at least: `C:\photos` is a path
 
@@ -122,14 +123,14 @@ class Store:
     def check(self, name: str, suffix: str) -> None:
         """Raise InvalidOption if `name + suffix`, relative with `/` between its parts, would leave the folder.
 
-        That is an absolute name, `..`, a drive, a backslash, NUL or another control character, and on a disk a folder
-        below it that is a link to elsewhere.
+        That is an absolute name, `..`, a backslash, NUL or another control character, on Windows a drive, and on a disk
+        a folder below it that is a link to elsewhere.
         """
         if (
             any(part in ("", ".", "..") for part in name.split("/"))
             or re.search(r"[\x00-\x1f\\]", name + suffix)
             or "/" in suffix
-            or re.match(r"[A-Za-z]:", name)
+            or (_DRIVES and ":" in name)
         ):
             raise InvalidOption(
                 f"the name {name + suffix!r} could leave the output folder {self.url}: rename the image"

@@ -49,6 +49,8 @@ class TestAsImage:
         assert (grey.pixels == PIXELS[..., :1]).all()
         alpha = as_image(np.dstack([PIXELS, PIXELS[..., :1]]))
         np.testing.assert_array_equal(alpha.alpha, PIXELS[..., 0])
+        given = PIXELS.copy()
+        assert not np.shares_memory(as_image(given).pixels, given)  # a caller may reuse it
         deep = PIXELS.astype(np.uint16) * 257
         np.testing.assert_array_equal(as_image(deep).pixels, deep)
         for floats in (np.float16, np.float32, np.float64):
