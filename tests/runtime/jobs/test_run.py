@@ -368,7 +368,7 @@ def test_comparisons_stand_beside_the_results(photo: Maker, tmp_path: Path, fake
 class TestNames:
     """P28: no name leads out of the output folder, and one that would costs only its own file."""
 
-    @pytest.mark.parametrize("name", ["../a", "/etc/a", "a\\b", "a\0b", "C:a", "x/../../a", "a\nb"])
+    @pytest.mark.parametrize("name", ["../a", "/etc/a", "a\\b", "a\0b", "x/../../a", "a\nb"])
     def test_a_hostile_name_fails_alone(self, photo: Maker, tmp_path: Path, name: str) -> None:
         bad, good = save(tmp_path / "bad.png", picture()), save(tmp_path / "good.png", picture())
         report = run_job(photo(), [Item(bad, name), Item(good, "good")], JobOptions(tmp_path / "in" / "out"))
@@ -377,7 +377,7 @@ class TestNames:
         assert tree(tmp_path) == ["bad.png", "good.png", "in/out/good.png", "in/out/report.json"]
 
     def test_names_that_are_only_odd(self, photo: Maker, tmp_path: Path, fakes: Any) -> None:
-        names = ["[/red] {x} %s.png", "<img src=x>.png", "-rf.png", "a b…é.png", " .png"]
+        names = ["[/red] {x} %s.png", "<img src=x>.png", "-rf.png", "a b…é.png", " .png", "A: 10:30.png"]
         for name in names:
             save(tmp_path / "in" / name, picture((20, 20, fakes.face)))
         report = run(photo(), tmp_path / "in", tmp_path / "out", html=True, compare=True)
