@@ -78,9 +78,10 @@ def address(url: str) -> str:
         there = parts.hostname and parts.port != 0  # `port` raises for one out of range
     except ValueError:
         there = False
-    if not there or not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", str(url)):
+    if not there or not re.fullmatch(r"(?i)https?://[^\s/?#@]+(/[^\s?#]*)?", str(url)):
         raise InvalidOption(f"{url!r} is no address of a server: give one as http://localhost:8000")
-    return str(url).rstrip("/")
+    scheme, _, rest = str(url).rstrip("/").partition(":")
+    return f"{scheme.lower()}:{rest}"
 
 
 def is_loopback(url: str) -> bool:
@@ -130,14 +131,14 @@ def asked(options: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     known = (*RestoreOptions.model_fields, "format")
     if unknown := [name for name in options if name not in known]:
         raise InvalidOption(f"there is no option {', '.join(unknown)}: choose among {', '.join(known)}")
-    wanted = options.get("format", "same")
+    wanted = options.get("format") or "same"
     formats = {"same": "*/*"} | {one.suffixes[0]: one.media_type for one in WRITTEN}
     if wanted not in formats:
         raise InvalidOption(f"format {wanted!r} is not offered: choose one of {', '.join(formats)}")
     query = {
         name: str(value).lower() if isinstance(value, bool) else str(value)
         for name, value in options.items()
-        if name != "format"
+        if name != "format" and value is not None
     }
     return query, {"Accept": formats[wanted]}
 

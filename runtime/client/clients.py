@@ -1,6 +1,7 @@
 """Clients of `bfr serve`: one for asyncio, and one that waits for it."""
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -61,8 +62,8 @@ class AsyncClient:
 
         Args:
             image: A path, the bytes of a file, a PIL image, an array or a tensor, as `as_image` takes them.
-            **options: Fields of `RestoreOptions`, the server's default where left out, and `format` of the result, as
-                of `JobOptions`.
+            **options: Fields of `RestoreOptions`, the server's default where left out or None, and `format` of the
+                result, as of `JobOptions`.
         """
         query, headers = asked(options)
         data, headers["Content-Type"] = image_file(image)
@@ -119,7 +120,7 @@ class AsyncClient:
                 raise ServerUnavailable(
                     f"job {name} is {job.state} after {timeout:g} s: {job.error or 'wait longer, or come back later'}"
                 )
-            await asyncio.sleep(min(2.0, 0.1 * 1.3**turn))
+            await asyncio.sleep(min(2.0, 0.1 * 1.3 ** min(turn, 20)))  # a float has an end
 
     async def download(self, name: str, path: Path | str) -> None:
         """Write the result of a job, whole or not at all. Raises WriteFailed."""
@@ -178,6 +179,7 @@ class Client:
         """See `AsyncClient`."""
         self._client = AsyncClient(url, api_key=api_key, timeout=timeout, retries=retries)
         self._closed, self._lock = False, threading.Lock()  # held while a call is handed to the loop
+        self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="bfr-client", daemon=True)
         self._thread.start()
@@ -209,6 +211,8 @@ class Client:
 
     def close(self) -> None:
         """Close the connections and end the thread. Calls of other threads end with ServerUnavailable."""
+        if self._process != os.getpid():
+            return
         with self._lock:
             if self._closed:
                 return
@@ -233,6 +237,9 @@ class Client:
         await self._client.close()
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
+        if self._process != os.getpid():  # a fork does not copy the thread that it would wait for
+            call.close()
+            raise InvalidOption("this client was made in another process: make one in each, after the fork")
         with self._lock:
             if self._closed:
                 call.close()

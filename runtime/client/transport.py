@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,14 @@ from bfr.runtime.client.calls import (
     retry_after,
     route,
 )
-from bfr.runtime.errors import BfrError, InvalidOption, MissingDependency, ServerError, ServerUnavailable
+from bfr.runtime.errors import (
+    BfrError,
+    InputNotFound,
+    InvalidOption,
+    MissingDependency,
+    ServerError,
+    ServerUnavailable,
+)
 from bfr.runtime.files import atomic_path
 from bfr.runtime.install import install_command
 from bfr.runtime.timeouts import timeout
@@ -55,23 +62,41 @@ class Transport:
         except ImportError as error:
             raise MissingDependency(f"httpx2 is not installed: {install_command('client')}") from error
         self.url, self._seconds, self._retries, self._library = address(url), seconds, retries, httpx2
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the connections
         self._where = route(self.url)
         check_secrecy(self.url, api_key)
-        headers = key_headers(api_key) | {"Accept-Encoding": "identity"}
         trust_env = not is_loopback(self.url)
         try:
-            self._http = httpx2.AsyncClient(
+            httpx2.URL(self.url)
+        except httpx2.InvalidURL as error:
+            raise InvalidOption(f"{self.url} is no address of a server ({error}): check its name") from error
+        try:
+            self._open = partial(
+                httpx2.AsyncClient,
                 verify=_certificates(trust_env),
-                headers=headers,
+                headers=key_headers(api_key) | {"Accept-Encoding": "identity"},
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
                 trust_env=trust_env,
             )
+            self._http = self._open()
         except (ImportError, ValueError, httpx2.InvalidURL) as error:  # of the proxy
             raise InvalidOption(f"{self._where} cannot be asked ({error}): fix or unset the proxy") from error
+        except OSError as error:
+            raise InvalidOption(
+                f"the certificates cannot be read ({error}): check SSL_CERT_FILE and SSL_CERT_DIR in the environment"
+            ) from error
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._connections().aclose()
+
+    def _connections(self) -> Any:
+        """The connections of the running event loop; those of an earlier one cannot be used any more."""
+        loop = asyncio.get_running_loop()
+        if self._loop not in (None, loop):
+            self._http = self._open()
+        self._loop = loop
+        return self._http
 
     async def ready(self) -> bool:
         """Whether the server takes requests now; asked once."""
@@ -143,19 +168,20 @@ class Transport:
             path: The route, from its `/`.
             seconds: Longest wait for the next bytes, in either direction; for the whole answer too where `bounded`.
             bounded: Whether `seconds` are for the whole answer.
-            file: The body.
+            file: The body, of `Content-Length` bytes.
             into: Where the body of a 200 goes, whole or not at all.
             **request: Arguments of httpx2: params, headers, content.
 
         Raises:
             TimeoutError: The answer took too long.
+            InputNotFound: The file cannot be read, or changes meanwhile.
             RequestError: httpx2's error.
         """
         if file is not None:
-            request["content"] = _parts(file)
+            request["content"] = _parts(file, int(request["headers"]["Content-Length"]))
         async with (
             timeout(seconds if bounded else None),
-            self._http.stream(method, self.url + path, timeout=seconds, **request) as response,
+            self._connections().stream(method, self.url + path, timeout=seconds, **request) as response,
         ):
             content = bytearray()
             if into is not None and response.status_code == 200:
@@ -181,8 +207,16 @@ class Transport:
             yield part
 
 
-async def _parts(path: Path) -> AsyncIterator[bytes]:
-    """A file, a piece at a time."""
-    with path.open("rb") as file:
-        while part := await asyncio.to_thread(file.read, CHUNK):
-            yield part
+async def _parts(path: Path, size: int) -> AsyncIterator[bytes]:
+    """A file of a size, a piece at a time. Raises InputNotFound if it cannot be read, or has another size now."""
+    try:
+        with path.open("rb") as file:
+            while part := await asyncio.to_thread(file.read, CHUNK):
+                size -= len(part)
+                if size < 0:
+                    break
+                yield part
+    except OSError as error:
+        raise InputNotFound(f"{path} cannot be read ({error.strerror}): check its name and permissions") from error
+    if size:
+        raise InputNotFound(f"{path} changed while it was sent: send it again when it is complete")

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ import pytest
 from fake_server import FakeServer, Fault, fake_server
 from PIL import Image as Pillow
 
-from bfr.runtime.client import AsyncClient, Client
+from bfr.runtime.client import AsyncClient, Client, clients, transport
 from bfr.runtime.client import calls as client_calls
+from bfr.runtime.client.types import Job
 from bfr.runtime.errors import (
     InputNotFound,
     InvalidImage,
@@ -277,6 +279,52 @@ def test_addresses(url: Any) -> None:
         Client(url)
 
 
+@pytest.mark.parametrize("url", ["http://256.1.1.1", "http://\u2603.example", "http://\x7f"])
+def test_addresses_that_only_the_library_refuses(url: str) -> None:
+    pytest.importorskip("httpx2")
+    with pytest.raises(InvalidOption, match="address"):
+        Client(url)
+
+
+def test_a_scheme_may_have_capitals() -> None:
+    assert client_calls.address("Http://a:80/B/") == "http://a:80/B"
+
+
+@pytest.mark.parametrize("text", [None, "no certificate"])
+def test_certificates_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | None) -> None:
+    pytest.importorskip("httpx2")
+    if text:
+        (tmp_path / "ca.pem").write_text(text)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    transport._certificates.cache_clear()
+    with pytest.raises(InvalidOption, match="SSL_CERT_FILE"):
+        Client("https://example.org")
+
+
+def test_none_is_the_servers_default(connect: Any, server: FakeServer) -> None:
+    connect().restore(png(), preset=None, seed=3, format=None)
+    (sent,) = server.posts("/restore")
+    assert (sent.query, sent.headers["accept"]) == ({"seed": "3"}, "*/*")
+
+
+def test_an_event_loop_after_the_other(server: FakeServer) -> None:
+    client = AsyncClient(server.url)
+    for _ in range(2):
+        assert asyncio.run(client.info())["presets"]
+    asyncio.run(client.close())
+
+
+def test_a_forked_process_is_told_to_make_its_own(server: FakeServer) -> None:
+    with Client(server.url) as client:
+        client.info()
+        client._process -= 1  # as a child sees it; what it has not is the thread that would answer
+        with pytest.raises(InvalidOption, match="after the fork"):
+            client.info()
+        client.close()
+        client._process += 1
+        client.info()
+
+
 def test_an_address_that_is_no_text() -> None:
     url: Any = pytest.importorskip("httpx2").URL("http://[::1]:8000/a/")
     assert client_calls.address(url) == "http://[::1]:8000/a"
@@ -388,6 +436,45 @@ def test_what_is_no_job(connect: Any, server: FakeServer, tmp_path: Path) -> Non
     with pytest.raises(InputNotFound):
         connect().submit(tmp_path / "nowhere.mp4")
     assert not server.seen
+
+
+@pytest.mark.parametrize("data", [b"longer than it was", b"short", None])
+def test_a_file_that_changes_while_it_is_sent(
+    connect: Any, server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes | None
+) -> None:
+    path, headers = film(tmp_path), clients.file_headers
+
+    def changed(path: Path) -> dict[str, str]:
+        found = headers(path)
+        path.write_bytes(data) if data else path.unlink()
+        return found
+
+    monkeypatch.setattr(clients, "file_headers", changed)
+    with pytest.raises(InputNotFound, match="changed while" if data else "cannot be read"):
+        connect().submit(path)
+
+
+def test_a_folder_is_no_job(connect: Any, tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").mkdir()
+    with pytest.raises(InputNotFound, match="cannot be read"):
+        connect().submit(tmp_path / "film.mp4")
+
+
+def test_a_job_of_many_hours_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks are two seconds apart at most, however many there were."""
+    pauses: list[float] = []
+
+    async def job(_name: str) -> Job:
+        return Job("a", "done" if len(pauses) == 10_800 else "running", 0.5, "")
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    client = AsyncClient("http://localhost")
+    monkeypatch.setattr(client, "job", job)
+    monkeypatch.setattr(clients, "asyncio", SimpleNamespace(sleep=sleep))
+    assert asyncio.run(client.wait("a")).ended
+    assert max(pauses) == 2.0
 
 
 def test_a_download_is_whole_or_not_there(connect: Any, server: FakeServer, tmp_path: Path) -> None:
