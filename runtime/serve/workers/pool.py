@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, NoReturn
 
@@ -14,6 +15,7 @@ from bfr.runtime.serve.options import CPU_BATCH, ServeOptions
 from bfr.runtime.serve.orders import FaceOrder, Finished, Refusal
 from bfr.runtime.serve.workers.batching import Batcher, Failed, Lost
 from bfr.runtime.serve.workers.worker import END, Worker, WorkerLost, ended
+from bfr.runtime.timeouts import timeout
 
 RestoreFaces = Callable[[Sequence[NDArray[Any]], FaceOrder], AsyncGenerator[float | list[Finished] | Refusal, None]]
 """As `Pool.restore`."""
@@ -21,6 +23,7 @@ RestoreFaces = Callable[[Sequence[NDArray[Any]], FaceOrder], AsyncGenerator[floa
 TICK = 0.5  # seconds between two reports of progress
 PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a worker that does not start is tried again; they double
 HANGS = 120.0  # seconds, at least, after which a worker that says nothing is replaced
+SLOWER = 10  # times as long as at first a worker that is started anew may take until it is warm; HANGS at least
 TRIES = 4  # starts in a row that may fail before a server without any other worker ends
 _log = logging.getLogger("bfr.serve")
 
@@ -31,6 +34,7 @@ class Pool:
     Attributes:
         on_batch: Called with the results of a batch, the seconds that each face waited, and whether requests did.
         restarts: Number of worker restarts.
+        patience: Seconds that a restart may take.
     """
 
     def __init__(self, options: ServeOptions) -> None:
@@ -41,7 +45,7 @@ class Pool:
         count = options.workers or gpus or 1
         self.workers = [Worker(options, number % max(1, gpus), number) for number in range(count)]
         self.batcher = Batcher(size=options.batch_size, linger=options.linger)
-        self.restarts = 0
+        self.restarts, self.patience = 0, HANGS
         self.on_batch: Callable[[Sequence[Restored], Sequence[float], bool], None] | None = None
         self.failure: asyncio.Future[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -72,7 +76,7 @@ class Pool:
         Raises:
             RestorationFailed: One does not start; the others are ended.
         """
-        self.failure = asyncio.get_running_loop().create_future()
+        self.failure, begin = asyncio.get_running_loop().create_future(), time.monotonic()
         starting = [asyncio.create_task(worker.start()) for worker in self.workers]
         try:
             await asyncio.gather(*starting)
@@ -82,6 +86,7 @@ class Pool:
             await asyncio.gather(*starting, return_exceptions=True)
             await self.stop()
             raise
+        self.patience = max(HANGS, SLOWER * (time.monotonic() - begin))
         self._tasks = [asyncio.create_task(self._serve(worker)) for worker in self.workers]
         for task in self._tasks:
             task.add_done_callback(self._ended)
@@ -181,11 +186,13 @@ class Pool:
         pause = PAUSE
         for tried in range(1, 1_000_000):
             try:
-                await worker.start()
-            except BfrError as error:
-                _log.error("worker %d: %s", worker.number, error)
+                async with timeout(self.patience):
+                    await worker.start()
+            except (BfrError, asyncio.TimeoutError) as error:
+                reason = str(error) or f"it was not warm after {self.patience:.0f} s"
+                _log.error("worker %d: %s", worker.number, reason)
                 if tried >= TRIES and not self.running and self.failure and not self.failure.done():
-                    self.failure.set_exception(RestorationFailed(f"no worker can be started any more: {error}"))
+                    self.failure.set_exception(RestorationFailed(f"no worker can be started any more: {reason}"))
                 await asyncio.sleep(pause)
                 pause = min(LONGEST_PAUSE, 2 * pause)
             else:

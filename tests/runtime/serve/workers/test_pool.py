@@ -190,6 +190,24 @@ async def test_a_worker_that_hangs_is_replaced(expected: list[Any]) -> None:
         assert pool.restarts == 1
 
 
+async def test_a_worker_that_hangs_while_it_starts_anew_is_replaced(expected: list[Any]) -> None:
+    async with running() as pool:
+        [worker] = pool.workers
+        start, hung = worker.start, []
+
+        async def hang() -> None:
+            hung.append(pool.patience)
+            worker.start, pool.patience = start, 1e6  # type: ignore[method-assign]
+            await asyncio.get_running_loop().create_future()
+
+        assert pool.patience >= module.HANGS
+        worker.start, pool.patience = hang, 0.01  # type: ignore[method-assign]
+        os.kill(pid(pool), signal.SIGKILL)
+        [answer] = await last(pool, FACES[:1], order())
+        assert np.array_equal(answer.restored.pixels, expected[0])
+        assert (hung, pool.restarts) == ([0.01], 1)
+
+
 async def test_a_system_without_room_for_a_process_does_not_end_the_server(
     expected: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
