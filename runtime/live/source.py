@@ -16,7 +16,7 @@ from bfr.runtime.images.decode import MAX_PIXELS
 from bfr.runtime.install import install_command
 from bfr.runtime.live.counts import Counts
 from bfr.runtime.live.options import LiveOptions, kind_of
-from bfr.runtime.video.container import DECODERS
+from bfr.runtime.video.container import DECODERS, threads_of
 from bfr.runtime.video.read import converter_matrix
 
 try:
@@ -184,7 +184,7 @@ class Source:
         stream = container.streams.video[0] if container.streams.video else None
         if stream is None:
             raise ValueError("it holds no video")
-        stream.codec_context.thread_type = "SLICE"  # threads that take a frame each hold frames back
+        stream.codec_context.thread_type = threads_of(stream.codec_context.name)
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         clock, in_time = Clock(), time.monotonic()
         for packet in container.demux(stream):

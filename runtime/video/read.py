@@ -16,10 +16,10 @@ from typing_extensions import Self
 from bfr.runtime.errors import InvalidImage, MissingDependency
 from bfr.runtime.images.decode import MAX_PIXELS
 from bfr.runtime.install import install_command
-from bfr.runtime.video.container import check_size, open_container, video_stream
+from bfr.runtime.video.container import check_size, open_container, threads_of, video_stream
 from bfr.runtime.video.formats import Colour, VideoInfo
 from bfr.runtime.video.frames import FULL, Frame, Layout
-from bfr.runtime.video.streams import demuxed
+from bfr.runtime.video.streams import demuxed, shift_of
 
 try:
     import av
@@ -65,7 +65,7 @@ class VideoReader:
             codec = self._stream.codec_context
             check_size(path, codec.width, codec.height, max_pixels)
             codec.options = {"max_pixels": str(max_pixels)}  # a stream may grow after its header
-            codec.thread_type = "SLICE"  # threads that take a frame each lose those near a damaged one
+            codec.thread_type = threads_of(codec.name)
             self._decoded = self._decode()
             first = next(self._decoded, None)
             if first is None:
@@ -79,7 +79,8 @@ class VideoReader:
             _log.warning("%s is HDR: networks know no HDR, its faces may come out too dark or too bright", path)
         if self._stream.metadata.get("alpha_mode") == "1" or any(c.is_alpha for c in first.format.components):
             _log.warning("%s is transparent in places: that is lost, and hidden colours show", path)
-        if first.format.chroma_width(2) > 1 or first.format.chroma_height(2) > 1:
+        grey = len(first.format.components) < 3  # without chroma, or with a palette
+        if not grey and (first.format.chroma_width(2) > 1 or first.format.chroma_height(2) > 1):
             _log.warning("%s has finer colours (%s) than are written (4:2:0)", path, first.format.name)
         if first.interlaced_frame:
             _log.warning("%s is interlaced: its frames are restored as they are; deinterlace it first", path)
@@ -108,7 +109,9 @@ class VideoReader:
         )
         usual = max(1, round(1 / (info.rate * info.time_base))) if info.rate else 1
         last: Frame | None = None
+        scaled = False
         for index, frame in enumerate(chain([self._first], self._decoded)):
+            scaled |= (frame.width, frame.height) != (layout.width, layout.height)
             pts = frame.pts
             if pts is None:  # broken files, and old containers
                 pts = 0 if last is None else last.pts + (last.duration or usual)
@@ -121,6 +124,8 @@ class VideoReader:
             end = None if self.damage else self._end()
             last.duration = end - last.pts if end is not None and end > last.pts else last.duration or usual
             yield last
+        if scaled:
+            _log.warning("%s changes its size: all frames are scaled to the first one's", self.path)
         if self.damage:
             _log.warning("%s %s: what can be decoded is used; copy or download it again", self.path, self.damage)
 
@@ -148,7 +153,7 @@ class VideoReader:
             return
         expected = Fraction(self._container.duration or 0, av.time_base)
         if "matroska" not in self._container.format.name:  # there the duration counts from 0
-            expected += Fraction(self._container.start_time or 0, av.time_base)
+            expected += Fraction(self._container.start_time or 0, av.time_base) - shift_of(self._container)
         if end + _TOLERANCE < expected:
             self.damage = f"ends after {float(end):.2f} of {float(expected):.2f} s"
         elif broken:
@@ -158,7 +163,8 @@ class VideoReader:
         """When the last frame ends by the header, in ticks; its packet tells less where frames are reordered."""
         stream = self._stream
         if stream.duration:
-            return (stream.start_time or 0) + stream.duration
+            shift = shift_of(self._container) / self.info.time_base
+            return round((stream.start_time or 0) + stream.duration - shift)
         try:  # Matroska
             hours, minutes, seconds = stream.metadata["DURATION"].split(":")
             end = Fraction(hours) * 3600 + Fraction(minutes) * 60 + Fraction(seconds)

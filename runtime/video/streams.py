@@ -30,16 +30,30 @@ _log = logging.getLogger(__name__)
 
 
 def demuxed(container: InputContainer, streams: "Sequence[Stream]") -> "Iterator[Packet[Any]]":
-    """The packets of some streams, all of the container's if none is named.
+    """The packets of some streams, all of the container's if none is named; their times are less `shift_of` it.
 
     A transport stream may get further streams on its way, of which PyAV raises IndexError: their packets are skipped.
     """
+    shift = shift_of(container)
     while True:
         try:
-            yield from container.demux(list(streams)) if streams else container.demux()
+            for packet in container.demux(list(streams)) if streams else container.demux():
+                ticks = round(shift / packet.time_base) if shift else 0
+                if packet.pts is not None:
+                    packet.pts -= ticks
+                if packet.dts is not None:
+                    packet.dts -= ticks
+                yield packet
         except IndexError:
             continue
         return
+
+
+def shift_of(container: InputContainer) -> Fraction:
+    """Seconds at which a transport or program stream begins, whose clock starts anywhere; 0 for other containers."""
+    return (
+        Fraction(container.start_time or 0, av.time_base) if container.format.name.startswith("mpeg") else Fraction(0)
+    )
 
 
 class StreamCopy:
@@ -94,7 +108,8 @@ class StreamCopy:
             _log.warning("%s: its %s (%s) is left out: %s cannot hold it", self._path, stream.type, codec, self._suffix)
             return None
         library, rates = ("libopus", (48_000,)) if self._suffix == ".webm" else ("aac", _AAC_RATES)
-        _log.warning("%s: its sound (%s) is re-encoded for %s", self._path, codec, self._suffix)
+        fewer = "" if stream.channels == 2 or stream.channels in _LAYOUTS else " in stereo"
+        _log.warning("%s: its sound (%s) is re-encoded%s for %s", self._path, codec, fewer, self._suffix)
         self._clocks[stream.index] = -(1 << 62)
         layout = _LAYOUTS.get(stream.channels, "stereo")
         rate = stream.rate if stream.rate in rates else 48_000

@@ -31,7 +31,7 @@ try:
 except ImportError as error:
     raise MissingDependency(f"PyAV is not installed: {install_command('video')}") from error
 
-_REORDERED = 1000  # seconds that a frame is decoded before it is shown, at most
+_REORDERED = 1e9  # seconds that a frame is decoded before it is shown, at most: as long as its longest pause
 _log = logging.getLogger(__name__)
 
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -468,6 +469,65 @@ def test_a_hole_costs_its_frames_only(tmp_path: Path) -> None:
     kept = times(tmp_path / "out.mp4")
     assert 35 < len(kept) < 50
     assert kept[-1] == times(whole)[-1]  # what comes after it stays where it was
+
+
+def test_what_is_missing_of_a_frame_is_concealed(tmp_path: Path) -> None:
+    """H.264's decoder left there what lay in its memory: green, or parts of other pictures."""
+    holed = tmp_path / "holed.ts"
+    with av.open(str(holed), "w") as output:
+        options = {"crf": "10", "x264-params": "slices=3:bframes=0:scenecut=0"}
+        stream: Any = output.add_stream("libx264", 25, options, width=WIDTH, height=HEIGHT)
+        stream.pix_fmt = "yuv420p"
+        sent = [stream.encode(av.VideoFrame.from_ndarray(picture(index), "rgb24")) for index in range(8)]
+        for index, packet in enumerate(chain(*sent, stream.encode(None))):
+            units = bytes(packet).split(b"\0\0\1")
+            less = av.Packet(b"\0\0\1".join(units[: -2 if index == 4 else None]))  # one slice of three is there
+            less.pts, less.dts, less.time_base, less.stream = packet.pts, packet.dts, packet.time_base, stream
+            output.mux(less)
+    with VideoReader(holed) as reader:
+        frames = list(reader.frames())  # all of them in memory at once, as beside the networks
+    for index, frame in enumerate(frames):
+        assert np.abs(frame.pixels.astype(int) - picture(index)).mean() < 12
+    assert len(frames) == 8
+
+
+@pytest.mark.parametrize("begin", [0, 10 * 3600 * 90_000, (1 << 33) - 90_000])  # from where its clock starts anew
+def test_a_transport_stream_begins_at_0_wherever_its_clock_does(tmp_path: Path, begin: int) -> None:
+    """Hours without a picture came first, and of a clock that starts anew nothing could be decoded."""
+    plain, shifted, out = clip(tmp_path / "a.ts", count=10, sound="mp2"), tmp_path / "b.ts", tmp_path / "out.mp4"
+    with av.open(str(plain)) as source, av.open(str(shifted), "w") as output:
+        targets = {one.index: output.add_stream_from_template(one) for one in source.streams}
+        for packet in (one for one in source.demux() if one.dts is not None):
+            packet.stream = targets[packet.stream_index]
+            packet.pts, packet.dts = packet.pts + begin, packet.dts + begin
+            output.mux(packet)
+    assert copy(shifted, out) is None
+    first = times(out)
+    assert 0 <= first[0] < Fraction(1, 5)
+    assert [time - first[0] for time in first] == pytest.approx([index / 25 for index in range(10)], abs=1e-4)
+    assert abs(packets(out)[0][0] - first[0]) == pytest.approx(
+        abs(packets(plain)[0][0] - packets(plain, "video")[0][0]), abs=1e-2
+    )
+
+
+def test_a_pause_of_an_hour_is_kept(tmp_path: Path) -> None:
+    """Frames that are reordered over it have decoding times an hour before."""
+    frames = [*range(9), *range(90_000, 90_009)]
+    paused = clip(tmp_path / "in.mp4", count=18, times=[frame * TICKS for frame in frames])
+    copy(paused, tmp_path / "out.mkv")
+    assert [round(time * 25) for time in times(tmp_path / "out.mkv")] == frames
+
+
+def test_a_size_that_changes_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    small, large = (clip(tmp_path / f"{side}.ts", count=3, size=(side, 64)) for side in (64, 128))
+    (tmp_path / "both.ts").write_bytes(small.read_bytes() + large.read_bytes())
+    assert {frame.shape for frame in pixels(tmp_path / "both.ts")} == {(64, 64, 3)}
+    assert "changes its size: all frames are scaled" in caplog.text
+
+
+def test_grey_samples_have_no_finer_colours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pixels(clip(tmp_path / "grey.mkv", count=2, codec="ffv1", pixel_format="gray"))
+    assert caplog.messages == []
 
 
 def test_what_is_no_video_is_refused_by_name(tmp_path: Path) -> None:
