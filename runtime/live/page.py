@@ -1,5 +1,7 @@
 """A page that shows a live stream as motion JPEG, and its counts at /metrics for Prometheus."""
 
+import logging
+import socket
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,13 +16,41 @@ from bfr.runtime.errors import InvalidOption
 from bfr.runtime.live.counts import Counts
 from bfr.runtime.serve.options import is_local
 
-VIEWERS = 8
+VIEWERS, CONNECTIONS = 8, 64
 QUALITY = 85  # of JPEG
 IDLE_SECONDS = 10  # after which a viewer that takes nothing is let go
 _BOUNDARY = "frame"
+_log = logging.getLogger("bfr")
 _HTML = """<!doctype html><meta charset="utf-8"><title>bfr live</title>
 <style>body{{margin:0;background:#111}}img{{display:block;max-width:100vw;max-height:100vh;margin:auto}}</style>
 <img src="{base}/stream" alt="The restored stream">"""
+
+
+class _Server(ThreadingHTTPServer):
+    """Answers some connections at once, a thread each; others are closed."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, handler: type["_Handler"]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._room = threading.BoundedSemaphore(CONNECTIONS)
+        super().__init__((host, port), handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        """Most are clients that break off: the terminal shows the stream."""
+        _log.debug("a viewer's request failed", exc_info=True)
 
 
 class Page:
@@ -39,8 +69,9 @@ class Page:
             InvalidOption: The port cannot be listened on.
         """
         url = urlsplit(address)
+        host = url.hostname or ""
         self.base, self.counts = url.path.rstrip("/"), counts
-        self.local = is_local(url.hostname or "")
+        self.local = is_local(host)
         self.change = threading.Condition()
         self.jpeg: bytes | None = None
         self.number = self.viewers = 0
@@ -51,11 +82,10 @@ class Page:
             of = page
 
         try:
-            self._server = ThreadingHTTPServer((url.hostname or "", url.port or 0), Handler)
+            self._server = _Server(host, url.port or 0, Handler)
         except OSError as error:
             raise InvalidOption(f"{address} cannot be listened on ({error.strerror}): choose another port") from error
-        self._server.daemon_threads = True
-        self.address = f"http://{url.hostname}:{self._server.server_address[1]}{self.base}/"
+        self.address = f"http://{f'[{host}]' if ':' in host else host}:{self._server.server_address[1]}{self.base}/"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="bfr-page", daemon=True)
         self._thread.start()
 

@@ -1,7 +1,9 @@
 """What a live stream is written to: files that are whole, streams that others receive, a page, a window."""
 
 import http.client
+import re
 import socket
+import struct
 import sys
 import threading
 import time
@@ -20,7 +22,7 @@ from streams import FACE, HEIGHT, WIDTH, free_port, picture
 from bfr.runtime.errors import InvalidOption, MissingDependency, WriteFailed
 from bfr.runtime.live import sinks
 from bfr.runtime.live.counts import Counts
-from bfr.runtime.live.page import VIEWERS, Page
+from bfr.runtime.live.page import CONNECTIONS, VIEWERS, Page
 from bfr.runtime.live.sinks import Encoded, Sent, Window, drawn
 from bfr.runtime.video.read import VideoReader
 
@@ -208,6 +210,35 @@ def test_the_page_is_for_this_machine_and_for_few(page: Page) -> None:
     assert get(page, "/some/stream").status == 503
     for viewer in viewers:
         viewer.close()
+
+
+@pytest.mark.server
+def test_the_page_has_so_many_connections_and_no_tracebacks(page: Page, capfd: pytest.CaptureFixture[str]) -> None:
+    there = page._server.server_address[:2]
+    with socket.create_connection(there) as broken:
+        broken.sendall(b"GET / HTTP/1.1\r\nHost: [\r\n\r\n")
+        assert broken.recv(100) == b""
+    silent = [socket.create_connection(there) for _ in range(CONNECTIONS)]
+    with socket.create_connection(there) as late:
+        assert late.recv(100) == b""
+    for line in silent:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        line.close()  # reset
+    while page._server._room._value < CONNECTIONS:
+        time.sleep(0.01)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.server
+def test_a_page_at_an_ipv6_address() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    page = Page("http://[::1]:0", Counts())
+    assert re.fullmatch(r"http://\[::1\]:\d+/", page.address)
+    assert get(page, "/").status == 200
+    page.close()
 
 
 @pytest.mark.server
