@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from struct import unpack_from
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ MAX_PIXELS = 64_000_000
 _ORIENTATION, _BITS = 0x0112, 258
 _TILE_WIDTH, _TILE_HEIGHT, _SUBFILE, _DNG_VERSION = 322, 323, 254, 50706
 _EXTRA_SAMPLES, _SAMPLE_FORMAT = 338, 339
+_SRGB_CODES = {(1, 13), (1, 1), (1, 6), (1, 14), (1, 15)}  # primaries and transfer of H.273, of sRGB and BT.709
 _RUN_LENGTHS = (1, 2)  # compressions of a BMP
 # EXIF orientation: whether the image is transposed, and how OpenCV then flips it.
 _TURNS = {2: (False, 1), 3: (False, -1), 4: (False, 0), 5: (True, None), 6: (True, 1), 7: (True, -1), 8: (True, 0)}
@@ -115,6 +116,8 @@ def decode_image(data: bytes, *, name: str = "the file", max_pixels: int = MAX_P
     _limit(file.size, name, max_pixels)
     turned = False
     with _decoding(name, data):
+        if file.format == "PNG":
+            _settle_colours(file.info, data, notes)
         if isinstance(file, TiffImageFile):  # a tile is decoded whole, also outside the picture
             tile = file.tag_v2.get(_TILE_WIDTH, 0), file.tag_v2.get(_TILE_HEIGHT, 0)
             _limit(tile, f"a tile of {name}", max_pixels)
@@ -140,6 +143,8 @@ def decode_image(data: bytes, *, name: str = "the file", max_pixels: int = MAX_P
         if pages > 1:
             notes.append(f"the first of its {pages} {_PAGES.get(file.format or '', 'pictures')} is used")
         file.load()
+        if file.info.get("icc_profile", b"") is None:  # parts of it are missing
+            notes.append("its colour profile is broken, and it is taken as sRGB: it is not whole")
         # Read after loading: Pillow turns a TIFF while it loads, and takes its orientation away.
         orientation = _orientation(file)
         if bits > 16 or file.mode == "F":
@@ -200,6 +205,24 @@ def _bits(file: Pillow.Image, data: bytes) -> int:
     if isinstance(file, TiffImageFile):
         return int(max(file.tag_v2.get(_BITS, (1,))))
     return 8
+
+
+def _settle_colours(info: dict[Any, Any], data: bytes, notes: list[str]) -> None:
+    """Of Pillow's `info` of a PNG, drop what its cICP chunk replaces, and a text that passes for transparency."""
+    if isinstance(info.get("transparency"), str):
+        del info["transparency"]
+    before = data[: data.find(b"IDAT")]
+    if (at := before.find(b"cICP")) < 0:
+        return
+    srgb = tuple(before[at + 4 : at + 6]) in _SRGB_CODES
+    if srgb:
+        info.pop("icc_profile", None)
+    if "icc_profile" not in info:
+        info.pop("gamma", None)
+        info.pop("chromaticity", None)
+        if not srgb:
+            code = "/".join(map(str, before[at + 4 : at + 8]))
+            notes.append(f"its colours (cICP {code}: HDR or a wide gamut) are not converted")
 
 
 def _orientation(file: Pillow.Image) -> int:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from io import BytesIO
 from os import PathLike, fsdecode
 from pathlib import Path
+from struct import error, pack
 from typing import Any
 
 import numpy as np
@@ -93,8 +94,13 @@ def _from_pil(image: Pillow.Image, max_pixels: int) -> Image:
 
 
 def _beside(image: Pillow.Image) -> dict[str, Any]:
-    """The density, XMP packet and comment of a PIL image, as arguments for a PNG."""
+    """The density, XMP packet, comment, gAMA and cHRM of a PIL image, as arguments for a PNG."""
     texts, density = PngInfo(), None
+    for key, name in ((b"gAMA", "gamma"), (b"cHRM", "chromaticity")):
+        if isinstance(value := image.info.get(name), float | tuple) and "srgb" not in image.info:
+            with suppress(TypeError, ValueError, ArithmeticError, error):  # anything may stand there
+                numbers = [round(number * 100_000) for number in np.atleast_1d(value)]
+                texts.add(key, pack(f">{len(numbers)}I", *numbers))
     for key, name in ((XMP_KEY, "xmp"), ("Comment", "comment")):
         if isinstance(value := image.info.get(name), str | bytes):
             text = value if isinstance(value, str) else value.decode(errors="replace")
@@ -121,7 +127,7 @@ def tensor_pixels(tensor: Any) -> NDArray[Any] | None:
     if tensor.is_floating_point():
         tensor = tensor.float()
     try:
-        pixels: NDArray[Any] = tensor.detach().cpu().numpy().transpose(1, 2, 0)
+        pixels: NDArray[Any] = tensor.numpy(force=True).transpose(1, 2, 0)
     except (TypeError, NotImplementedError) as error:  # sparse, quantised, or on the device meta
         raise InvalidImage(f"a tensor without plain numbers was given: {error}") from error
     return pixels

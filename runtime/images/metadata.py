@@ -19,7 +19,6 @@ LONGEST = 1 << 20  # bytes of XMP, of IPTC, of comments and of texts
 _XMP_TAG, _IPTC_TAG = 700, 33723  # of TIFF
 _IPTC, _RESOLUTION = 0x0404, 0x03ED  # of Photoshop's resources
 _RAW = "Raw profile type "
-_SRGB_CODES = {(1, 13), (1, 1), (1, 6), (1, 14), (1, 15)}  # primaries and transfer of H.273, of sRGB and BT.709
 # XMP that would lie about a result: previews, and what lies behind the picture in its file.
 _UNTRUE = ((b"<xmp:Thumbnails", b"</xmp:Thumbnails>"), (b"<Container:Directory", b"</Container:Directory>"))
 _UNTRUE_WORDS = re.compile(rb"\s(?:hdrgm|GCamera):[A-Za-z]{1,40}\s?=\s?(?:\"[^\"<>]{0,200}\"|'[^'<>]{0,200}')")
@@ -133,7 +132,7 @@ def _found(file: Pillow.Image, data: bytes, notes: list[str]) -> dict[str, Any]:
             found[name] = _tiff_bytes(file.tag_v2.get(tag))
         found["iptc"] = _iptc(found["iptc"], notes)
     elif file.format == "PNG":
-        _read_png(file, data, found, notes)
+        _read_png(file, found, notes)
     elif file.format in ("JPEG", "MPO"):
         _read_jpeg(file, found, notes)
     elif file.format == "BMP" and isinstance(dots := file.info.get("dpi"), tuple):
@@ -163,11 +162,7 @@ def _read_jpeg(file: Any, found: dict[str, Any], notes: list[str]) -> None:
         found["density"] = Density.of(dots, 1)
 
 
-def _read_png(file: Any, data: bytes, found: dict[str, Any], notes: list[str]) -> None:
-    before = data[: data.find(b"IDAT")]
-    if (at := before.find(b"cICP")) > 0 and tuple(before[at + 4 : at + 6]) not in _SRGB_CODES:
-        code = "/".join(map(str, before[at + 4 : at + 8]))
-        notes.append(f"its colours (cICP {code}: HDR or a wide gamut) are not converted")
+def _read_png(file: Any, found: dict[str, Any], notes: list[str]) -> None:
     texts = {key: text for key, text in file.text.items() if 0 < len(key) < 80}
     if len(texts) < len(file.text):
         notes.append("its texts of names that PNG does not allow are left out")

@@ -51,11 +51,11 @@ def test_a_png_with_two_headers_is_refused(files: Any) -> None:
 @pytest.mark.parametrize("key", [b"exif", b"icc_profile", b"transparency"])
 def test_text_under_a_name_that_pillow_uses(files: Any, key: bytes) -> None:
     text = files.chunk(b"iTXt", key + b"\0\0\0\0\0" + b"words")
-    for samples, colour_type in ((files.deep[..., 0], 0), (files.deep, 6)):
+    for samples, colour_type in ((files.deep[..., 0], 0), (files.deep, 6), (files.deep[..., :3].astype(np.uint8), 2)):
         image = decode_image(files.png(samples, colour_type, text))
         np.testing.assert_array_equal(image.pixels[..., 0], samples.reshape(5, 7, -1)[..., 0])
         assert (image.metadata.exif, image.icc) == (None, None)
-        assert (image.alpha is None) == (colour_type == 0)
+        assert (image.alpha is None) == (colour_type < 4)
 
 
 def test_lack_of_memory_is_not_called_damage(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -461,6 +461,29 @@ class TestColour:
             assert bool(image.notes) == said
             np.testing.assert_array_equal(image.pixels, self.RAMP)
 
+    def test_cicp_counts_before_all_else(self, files: Any) -> None:
+        """By the PNG specification; FFmpeg writes gAMA and cHRM beside it."""
+        gamma = files.chunk(b"gAMA", struct.pack(">I", 100_000))
+        profile = files.chunk(b"iCCP", b"name\0\0" + zlib.compress(files.swapped_profile()))
+        srgb, hdr = (files.chunk(b"cICP", code) for code in (b"\1\x0d\0\1", b"\x09\x10\0\1"))
+        for samples, kind in ((self.RAMP, 2), (self.RAMP[..., 0].astype(np.uint16), 0), (files.deep[..., :3], 2)):
+            for other in (gamma, profile):
+                image = decode_image(files.png(samples, kind, srgb, other))
+                np.testing.assert_array_equal(
+                    image.pixels[..., 0], samples.reshape((*image.pixels.shape[:2], -1))[..., 0]
+                )
+                assert (image.notes, image.icc) == ((), None)
+            assert "are not converted" in decode_image(files.png(samples, kind, hdr, gamma)).notes[0]
+        by_profile = decode_image(files.png(files.deep[..., :3], 2, hdr, profile))
+        assert (by_profile.notes, by_profile.icc) == ((), files.swapped_profile())
+
+    def test_a_profile_that_is_not_whole_is_reported(self, files: Any) -> None:
+        part = b"ICC_PROFILE\0\1\2" + files.other_profile()  # the first of two
+        whole = files.saved(files.flat("RGB", (255, 0, 0)), "JPEG")
+        jpeg = whole[:2] + struct.pack(">HH", 0xFFE2, 2 + len(part)) + part + whole[2:]
+        for data in (jpeg, files.png(self.RAMP, 2, files.chunk(b"iCCP", b"name\0\0words"))):
+            assert decode_image(data).notes[0].startswith("its colour profile is broken")
+
     def test_lab_needs_no_profile(self, files: Any) -> None:
         """Its numbers are colours; whatever profile is there, and no false word is said of it."""
         from PIL import ImageCms

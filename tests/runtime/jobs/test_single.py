@@ -1,6 +1,7 @@
 """`restore_image`: whatever an image is held in, the result is that of its pixels."""
 
 import io
+import struct
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path, PurePath
@@ -95,10 +96,27 @@ class TestAsImage:
         assert found.density is not None
         assert (found.density.x, found.density.y) == pytest.approx((300, 150), abs=0.1)
         odd = Pillow.fromarray(PIXELS)
-        odd.info |= {"dpi": ("a", 0), "comment": 3, "xmp": b"\xff"}
+        odd.info |= {"dpi": ("a", 0), "comment": 3, "xmp": b"\xff", "gamma": -1.0, "chromaticity": ("a",)}
         np.testing.assert_array_equal(as_image(odd).pixels, PIXELS)
         odd.info["comment"] = "\ud800"
         np.testing.assert_array_equal(as_image(odd).pixels, PIXELS)
+
+    @pytest.mark.parametrize("srgb", [b"", b"sRGB"])
+    def test_a_pil_image_has_the_gamma_of_its_file(self, files: Any, srgb: bytes) -> None:
+        gamma, primaries = (
+            struct.pack(">I", 100_000),
+            struct.pack(">8I", *[31270, 32900, 30000, 60000, 64000, 33000, 15000, 6000]),
+        )
+        chunks = [
+            files.chunk(b"gAMA", gamma),
+            files.chunk(b"cHRM", primaries),
+            *([files.chunk(srgb, b"\0")] if srgb else []),
+        ]
+        for samples, colour_type in ((PIXELS, 2), (PIXELS[..., 0].astype(np.uint16) * 257, 0)):
+            data = files.png(samples, colour_type, *chunks)
+            found = as_image(Pillow.open(io.BytesIO(data))).pixels
+            np.testing.assert_array_equal(found, as_image(data).pixels)
+            assert bool((found[..., 0] == samples.reshape((*found.shape[:2], -1))[..., 0]).all()) == bool(srgb)
 
     def test_a_pil_image_of_broken_exif(self) -> None:
         image = Pillow.fromarray(PIXELS)
@@ -126,6 +144,8 @@ class TestAsImage:
         chw = torch.from_numpy(PIXELS.transpose(2, 0, 1).copy())
         child = type("Picture", (torch.Tensor,), {"__module__": "elsewhere"})
         np.testing.assert_array_equal(as_image(chw.as_subclass(child)).pixels, PIXELS)
+        negated = torch._neg_view(chw / -255)  # a sign that is applied later
+        np.testing.assert_array_equal(as_image(negated).pixels, PIXELS.astype(np.uint16) * 257)
         for wrong in (chw.to("meta"), chw.to_sparse()):
             with pytest.raises(InvalidImage, match="without plain numbers"):
                 as_image(wrong)
