@@ -41,12 +41,16 @@ def log_as_json() -> None:
     LEVEL_VARIABLE names the least level of `bfr`: WARNING, INFO, or DEBUG, which adds the HTTP server's connections.
     """
     level = os.environ.get(LEVEL_VARIABLE, "INFO")
+    while (unused := os.open(os.devnull, os.O_RDWR)) < 3:  # a daemon's standard files may be closed
+        pass
+    os.close(unused)
     _OUTPUT[:] = [os.dup(1)]
     ours = os.fdopen(_OUTPUT[0], "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     handler = logging.StreamHandler(ours)
     handler.setFormatter(JsonFormatter())
-    for name, least in (("bfr", level), ("uvicorn", TRACE if level == "DEBUG" else logging.WARNING)):
+    forms = ("python_multipart", logging.CRITICAL)  # an answer says what a form lacks
+    for name, least in (("bfr", level), ("uvicorn", TRACE if level == "DEBUG" else logging.WARNING), forms):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.setLevel(least)

@@ -56,6 +56,7 @@ class Gate:
 
     async def _answer(self, front: Front, scope: Scope, receive: Receive, send: Send) -> None:
         begin, headers = time.perf_counter(), Headers(scope=scope)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))  # below the prefix of a Serve application
         given = headers.get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else token_hex(16)
         method, client = scope["method"], (scope.get("client") or ("unknown",))[0]
@@ -86,8 +87,8 @@ class Gate:
 
         began = time.time_ns()
         try:
-            state["sender"] = check_access(method, scope["path"], headers, front, client)
-            if method == "POST" and scope["path"] == RESTORE:
+            state["sender"] = check_access(method, path, headers, front, client)
+            if method == "POST" and path == RESTORE:
                 front.check_room()
             await self.app(scope, receiving, sending)
         except Problem as problem:
@@ -104,7 +105,7 @@ class Gate:
             await bug.response(request_id)(scope, receive, sending)
         finally:
             seconds = time.perf_counter() - begin
-            route = getattr(scope.get("route"), "path", RESTORE if scope["path"] == RESTORE else "other")
+            route = getattr(scope.get("route"), "path", RESTORE if path == RESTORE else "other")
             reason = state["facts"].get("reason", "client gone" if status == CLIENT_GONE else "")
             front.metrics.requests.labels(route, str(status), reason).inc()
             front.metrics.seconds.labels(route).observe(seconds)

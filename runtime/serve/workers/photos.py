@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
+import cv2
 from PIL import Image as Pillow
 
 from bfr.runtime.errors import BfrError, InvalidImage, explain_failure
@@ -103,7 +104,7 @@ class Photos:
                     yield step
         except BfrError as error:
             yield _refusal(error, str(error))
-        except MemoryError as error:
+        except (MemoryError, cv2.error) as error:
             yield Refusal("failed", explain_failure(error))
         finally:
             loop = asyncio.get_running_loop()

@@ -614,6 +614,16 @@ async def test_an_api_key_opens_all_but_what_every_visitor_may_see() -> None:
         assert (await server.client.get("/info")).json()["api_key"] is True
 
 
+async def test_below_a_prefix_the_same_is_open() -> None:
+    """As Ray Serve passes it, for a `route_prefix`."""
+    async with serving(keys=(hash_key(KEY),)) as server:
+        transport = httpx2.ASGITransport(server.api, root_path="/faces")
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost/faces") as client:
+            for path in ("/health", "/ready", "/info", "/"):
+                assert (await client.get(path)).status_code == 200, path
+            assert (await client.get("/metrics")).status_code == 401
+
+
 @pytest.mark.parametrize(
     ("host", "local"),
     [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False), ("box.local", False)],  # noqa: S104

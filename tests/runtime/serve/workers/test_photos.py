@@ -9,6 +9,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -126,13 +127,14 @@ async def test_what_is_no_image_is_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("where", ["decode_image", "finish"])
+@pytest.mark.parametrize("error", [MemoryError(), cv2.error("OpenCV: (-4:Insufficient memory) Failed to allocate")])
 async def test_memory_that_runs_out_is_the_servers_fault_and_not_the_images(
-    where: str, monkeypatch: pytest.MonkeyPatch
+    where: str, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """P36: a 503, after which the request may be sent again."""
 
     def fail(*_args: Any, **_more: Any) -> None:
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr(module, where, fail)
 
