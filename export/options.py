@@ -102,7 +102,7 @@ class WrapOptions(Options):
         default=("fp32",), description="fp32, the file itself, is always included; fp16 adds a half-precision variant."
     )
     name: str | None = Field(default=None, description="Name of the system. Default: the file's name.")
-    licence: str = Field(default="unknown", description="Licence of the weights, for the manifest.")
+    licence: str = Field(default="unknown", min_length=1, description="Licence of the weights, for the manifest.")
     replace: bool = field_of(ExportOptions, "replace")
 
 

@@ -193,9 +193,7 @@ def cold_start(entry: Entry, batches: tuple[int, ...], limit: float) -> Cold:
 
 def choose_baseline(bundle: Bundle, names: Sequence[str]) -> str:
     """What the others are compared with: eager PyTorch in float32 where it is there, else the first one."""
-    # What was wrapped has no PyTorch modules.
-    wrapped = any(network.kind == "wrapped" for network in bundle.manifest.networks.values())
-    return names[0] if wrapped else next((name for name in names if name in BASELINES), names[0])
+    return names[0] if bundle.wrapped else next((name for name in names if name in BASELINES), names[0])
 
 
 def _ceilings(gpu: int | None, threads: int, limit: float, notes: list[str], progress: Progress) -> Ceilings | None:

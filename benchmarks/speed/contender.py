@@ -122,8 +122,7 @@ def default_backends(bundle: Bundle, index: int = 0) -> tuple[str, ...]:
 
     on_gpu = [precision for precision in bundle.precisions if precision != "int8"]
     precisions = [f":{precision}" if precision != "fp32" else "" for precision in on_gpu]
-    wrapped = any(network.kind == "wrapped" for network in bundle.manifest.networks.values())
-    if wrapped:
+    if bundle.wrapped:
         return ("onnxruntime-cuda", "onnxruntime-cpu") if cuda_works(index) else ("onnxruntime-cpu",)
     if not (device_count() and _torch().cuda.is_available()):
         return ("eager-cpu", *(["onnxruntime-cuda"] if cuda_works(index) else ["onnxruntime-cpu"]))

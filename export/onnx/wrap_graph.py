@@ -131,7 +131,8 @@ def _rename_ours(graph: onnx.GraphProto) -> dict[str, str]:
         while renamed[name] in names:
             renamed[name] = f"file/{renamed[name]}"
     for node in every_node(graph):
-        node.name = "" if node.name.startswith(OURS) else node.name
+        if str(node.name).startswith(OURS):  # bytes, where it is no UTF-8
+            node.name = ""
     rename(graph, renamed)
     return renamed
 

@@ -69,6 +69,10 @@ def load_weights(model: onnx.ModelProto, folder: Path) -> None:
     """Read the weights that lie in files beside a graph into it. Raises InvalidCheckpoint where a length is wrong."""
     stored = [tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
     try:
+        for tensor in stored:
+            if not any(entry.key == "length" for entry in tensor.external_data):  # onnx would read to the file's end
+                size = prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+                tensor.external_data.add(key="length", value=str(size))
         onnx.load_external_data_for_model(model, str(folder))
         for tensor in stored:
             to_array(tensor)
@@ -90,6 +94,12 @@ def _settle(model: onnx.ModelProto, file: Path) -> None:
     if (opset := model_opset(model)) < OLDEST_OPSET:
         raise InvalidCheckpoint(f"{file} uses opset {opset}: export it again with opset {OLDEST_OPSET} or later")
     if model.functions:
+        defaults = {(one.domain, one.name, one.overload): one.attribute_proto for one in model.functions}
+        for graph in (model.graph, *model.functions):  # onnx leaves out the values of attributes that no call gives
+            for node in every_node(graph):
+                given = {one.name for one in node.attribute}
+                own = defaults.get((node.domain, node.op_type, node.overload), ())
+                node.attribute.extend([one for one in own if one.name not in given])
         model.CopyFrom(inliner.inline_local_functions(model))
     sort_nodes(model.graph)
     # Files of IR 3 name their weights among the inputs.

@@ -149,6 +149,8 @@ def find_interface(model: onnx.ModelProto, original: Original, options: WrapOpti
         with suppress(InvalidCheckpoint, InvalidOption):
             _, made = find_output(model, shapes(TILE), TILE, options.output)
             side = TILE if made > TILE else OPEN_FACE
+            _, less = find_output(model, shapes(TILE // 2), TILE // 2, options.output)
+            side = made if less == made else side  # it resizes what it reads to its own side
     found = shapes(side)
     target, out_side = find_output(model, found, side, options.output)
     if target.batch != (source.batch or 1):
@@ -314,6 +316,8 @@ def frozen(
     found = Original(scratch / "looked.onnx", threads).run(images, values)
     del model.graph.output[declared:]
     for number, (node, draw) in enumerate(zip(nodes, draws, strict=True)):
+        if draw.output[0] not in found:  # a type of which NumPy has no arrays
+            raise InvalidCheckpoint(f"the model draws noise {draw.output[0]!r} in bfloat16: export it in float32")
         model.graph.initializer.append(draw_once(draw, number, found[draw.output[0]]))
         model.graph.node.remove(node)
     onnx.save(model, scratch / "frozen.onnx", save_as_external_data=True, location="frozen.data")

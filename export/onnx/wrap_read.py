@@ -15,7 +15,7 @@ from bfr.runtime.errors import InvalidOption
 from bfr.runtime.restore.plan import DEGRADED, WEIGHT
 
 REFERENCE: Final = "reference"
-IMAGES: Final = "(batch, 3, S, S) or (batch, S, S, 3) of floats or bytes"
+IMAGES: Final = "(batch, 3, S, S) or (batch, S, S, 3) in float, float16, double or uint8"
 Range = tuple[float, float]
 Axes = Sequence[int | str | None]
 IMAGE_TYPES: dict[int, type[np.generic]] = {
@@ -163,8 +163,10 @@ def find_output(
     images = {image.name: image for image in made if image}
     if not images or (wanted is not None and wanted not in images):
         there = "; ".join(_described(value, shapes.get(value.name)) for value in model.graph.output)
-        problem = f"no image is called {wanted!r}" if wanted else f"none is an image, {IMAGES.replace('S', 'T')}"
-        raise InvalidOption(f"of the outputs {problem}: choose one with --output. There are: {there or 'none'}")
+        problem = f"none is an image, {IMAGES.replace('S', 'T')}: export it so"
+        if images:
+            problem = f"no image is called {wanted!r}: choose one with --output"
+        raise InvalidOption(f"of the outputs {problem}. There are: {there or 'none'}")
     found = images[wanted] if wanted else next((i for i in images.values() if i.side == side), None)
     found = found or next(iter(images.values()))
     return found, found.side or 0

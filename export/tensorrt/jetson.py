@@ -47,10 +47,10 @@ def check_opsets(bundle: Bundle, version: str) -> None:
         if variant.opset > highest
     }
     if higher:
-        raise InvalidOption(
-            f"{'; '.join(sorted(higher))}; TensorRT {version} reads up to {highest}: "
-            f"`bfr export {bundle.manifest.system} --opset {highest} -o FOLDER` on the machine that exports"
-        )
+        remedy = f"`{bundle.made_by} --opset {highest} -o FOLDER` on the machine that exports"
+        if bundle.wrapped:
+            remedy = f"export its ONNX file with opset {highest} or lower, and wrap that"
+        raise InvalidOption(f"{'; '.join(sorted(higher))}; TensorRT {version} reads up to {highest}: {remedy}")
 
 
 def check_board(board: Board) -> None:

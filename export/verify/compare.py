@@ -51,8 +51,7 @@ def eager_reference(modules: Mapping[str, "nn.Module"]) -> Reference:
 
 def open_reference(bundle: Bundle, index: int = 0) -> Reference:
     """Eager PyTorch in float32, on GPU `index` where PyTorch has CUDA; without PyTorch ONNX Runtime on the CPU."""
-    wrapped = any(network.kind == "wrapped" for network in bundle.manifest.networks.values())  # it has no modules
-    if find_spec("torch") is None or wrapped:
+    if find_spec("torch") is None or bundle.wrapped:
         cpu = open_device("onnxruntime-cpu")
         return Reference("ONNX Runtime float32 on the CPU", cpu, load_networks(bundle, cpu, "fp32"))
     import torch

@@ -134,10 +134,11 @@ def check_layout(module: nn.Module, state: Mapping[str, Tensor], source: str | P
     if any(problems.values()):
         found = "; ".join(f"{len(keys)} {word}: {listed(keys)}" for word, keys in problems.items() if keys)
         starts = _prefixes(module, state) if problems["missing"] else []
-        remedy = f"They are there as {starts[0]}*, beside others: save those alone" if starts else ""
+        there = " and as ".join(f"{start}*" for start in starts)
+        remedy = f"They are there as {there}, beside others: save {'one of them' if starts[1:] else 'those'} alone"
         raise InvalidCheckpoint(
             f"{source}: not the weights of this {type(module).__name__} ({len(own)} tensors): {found}. "
-            f"{remedy or 'Choose the checkpoint that belongs to this configuration'}"
+            f"{remedy if starts else 'Choose the checkpoint that belongs to this configuration'}"
         )
 
 

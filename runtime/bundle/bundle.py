@@ -72,9 +72,11 @@ class Bundle:
             )
         path = folder / MANIFEST
         if not path.is_file():
-            raise BundleInvalid(
-                f"{folder} is no bundle: it has no {MANIFEST}. `bfr export SYSTEM -o {folder}` makes one"
-            )
+            if folder.is_file():
+                raise BundleInvalid(f"{folder} is a file: name the folder of the bundle; unpack an archive first")
+            inner = next(folder.glob(f"*/{MANIFEST}"), None)
+            remedy = f"name {inner.parent}" if inner else "`bfr export SYSTEM -o FOLDER` makes one"
+            raise BundleInvalid(f"{folder} is no bundle: it has no {MANIFEST}. {remedy[0].upper()}{remedy[1:]}")
         if path.stat().st_size > LARGEST_MANIFEST:
             raise BundleInvalid(f"{path} has more than {LARGEST_MANIFEST:,} bytes: it is no manifest, export it again")
         data = path.read_bytes()
@@ -113,6 +115,16 @@ class Bundle:
         """The precisions that at least one network was exported in."""
         return tuple(sorted({p for network in self.manifest.networks.values() for p in network.variants}))
 
+    @property
+    def wrapped(self) -> bool:
+        """Whether `bfr wrap` made it: there are no PyTorch modules of its networks."""
+        return any(network.kind == "wrapped" for network in self.manifest.networks.values())
+
+    @property
+    def made_by(self) -> str:
+        """The command that makes such a bundle, without its options."""
+        return "bfr wrap FILE" if self.wrapped else f"bfr export {self.manifest.system}"
+
     def precision(self, name: str) -> Precision:
         """Return `name`. Raises InvalidOption, with the precisions of the bundle, where no network has this one."""
         for precision in self.precisions:
@@ -120,7 +132,7 @@ class Bundle:
                 return precision
         raise InvalidOption(
             f"{self.folder} has no network in {name}, only {', '.join(self.precisions)}: "
-            f"`bfr export {self.manifest.system} --precision {name} -o FOLDER` makes one where it is offered"
+            f"`{self.made_by} --precision {name} -o FOLDER` makes one where it is offered"
         )
 
     def preset(self, name: str | None = None, **overrides: Any) -> Preset:
@@ -222,7 +234,7 @@ class Bundle:
         if precision not in variants:
             raise InvalidOption(
                 f"{name} was not exported in {precision}, only in {_names(variants)}: "
-                f"`bfr export {self.manifest.system} --precision {precision} -o FOLDER` makes it"
+                f"`{self.made_by} --precision {precision} -o FOLDER` makes it"
             )
         return variants[precision]
 
@@ -232,7 +244,7 @@ class Bundle:
 
     @property
     def _remedy(self) -> str:
-        return f"copy the bundle anew, or make it with `bfr export {self.manifest.system} -o FOLDER`"
+        return f"copy the bundle anew, or make it with `{self.made_by} -o FOLDER`"
 
     def check_all(self) -> int:
         """Check every file of the bundle; return their number."""

@@ -189,9 +189,10 @@ def test_further_inputs_have_the_images_size_where_they_name_its_axes(tmp_path: 
 
 
 def test_an_open_size_is_chosen(tmp_path: Path) -> None:
-    path = darkening(tmp_path / "open.onnx", size="side")
-    with pytest.raises(InvalidOption, match="--size"):  # its graph holds a side of 16
-        wrap(path, tmp_path / "bundle")
+    path = darkening(tmp_path / "open.onnx", size="side")  # its graph holds a side of 16
+    assert wrap(path, tmp_path / "assumed", threads=1).manifest.image_size == SIZE
+    with pytest.raises(InvalidOption, match="--size"):
+        wrap(path, tmp_path / "bundle", WrapOptions(size=2 * SIZE))
     assert wrap(path, tmp_path / "bundle", WrapOptions(size=SIZE)).manifest.image_size == SIZE
     with pytest.raises(InvalidOption, match="16x16"):
         wrap(darkening(tmp_path / "fixed.onnx"), tmp_path / "other", WrapOptions(size=32))
@@ -263,6 +264,25 @@ def function(model: onnx.ModelProto) -> None:
     model.opset_import.append(helper.make_opsetid("own", 1))
     model.graph.node[1].output[0] = "z"
     model.graph.node.append(helper.make_node("Noisy", ["z"], ["y"], domain="own"))
+
+
+def default(model: onnx.ModelProto) -> None:
+    """A function that the file calls without the attribute for which it has a default."""
+    constant = helper.make_node("Constant", [], ["k"])
+    constant.attribute.add(name="value_float", ref_attr_name="k", type=onnx.AttributeProto.FLOAT)
+    nodes, opset = [constant, helper.make_node("Mul", ["a", "k"], ["b"])], [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("own", "Scale", ["a"], ["b"], nodes, opset))
+    model.functions[0].attribute_proto.append(helper.make_attribute("k", 1.0))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.node[1].output[0] = "z"
+    model.graph.node.append(helper.make_node("Scale", ["z"], ["y"], domain="own"))
+
+
+def node_of_bytes(model: onnx.ModelProto) -> None:
+    """A node's name that is no UTF-8."""
+    model.graph.node[0].name = "name"
+    data = model.graph.node[0].SerializeToString().replace(b"name", b"\xb1\xdf\xb3\xa4")
+    model.graph.node[0].CopyFrom(onnx.NodeProto.FromString(data))
 
 
 def named(model: onnx.ModelProto) -> None:
@@ -345,6 +365,8 @@ def unusual(model: onnx.ModelProto) -> None:
         open_shape(3, SIZE, SIZE),
         sequence,
         function,
+        default,
+        node_of_bytes,
         named,
     ],
 )
@@ -379,6 +401,19 @@ def older_function(model: onnx.ModelProto) -> None:
     """Noise in a function of another opset than the file's, which stays a function."""
     function(model)
     model.functions[0].opset_import[0].version = 13
+
+
+def short_noise(model: onnx.ModelProto) -> None:
+    """Noise of a type that NumPy lacks."""
+    model.graph.node[1].output[0] = "z"
+    draw = helper.make_node("RandomNormalLike", ["z"], ["drawn"], dtype=TensorProto.BFLOAT16)
+    wide = helper.make_node("Cast", ["drawn"], ["wide"], to=TensorProto.FLOAT)
+    model.graph.node.extend([draw, wide, helper.make_node("Add", ["z", "wide"], ["y"])])
+
+
+def short(model: onnx.ModelProto) -> None:
+    unreadable(model)
+    del model.graph.output[1]
 
 
 def beyond_the_file(model: onnx.ModelProto) -> None:
@@ -419,6 +454,8 @@ def infinite(model: onnx.ModelProto) -> None:
         (dropout, r"Dropout.*model.eval\(\)"),
         (training, r"BatchNormalization.*model.eval\(\)"),
         (older_function, r"RandomNormalLike.*model.eval\(\)"),
+        (short_noise, "noise 'drawn' in bfloat16: export it in float32"),
+        (short, r"none is an image, .*double or uint8: export it so. There are: short .bfloat16 nx3x16x16.$"),
         (beyond_the_file, "weights beside the model cannot be read.*Download them again"),
         (open_shape(5000, 3, SIZE, SIZE), "5,000 pictures at a time.*with a batch of 1"),
         (unknown, r"Magic.*Export it with operators of ONNX alone"),
@@ -455,6 +492,7 @@ def test_what_cannot_be_run_is_refused_with_a_remedy(
         ({"input_range": "-1e38..1e38"}, "within 1,000,000"),
         ({"colour": "grb"}, "rgb, bgr"),
         ({"size": 0}, "1 or more"),
+        ({"licence": "\udcff"}, "unicode"),
         ({"values": ["w"]}, "as w=0.5"),
         ({"values": ["0.5"]}, "as w=0.5"),
         ({"precision": ("int8",)}, "int8"),
@@ -782,6 +820,30 @@ def test_a_file_that_names_others_than_its_weights_is_refused(tmp_path: Path) ->
             wrap(path, tmp_path / "b")
     (tmp_path / "in" / "gone.bin").write_bytes(np.full(3, 0.5, np.float32).tobytes())
     assert wrap(path, tmp_path / "b", WrapOptions(input_range=(0, 1), output_range=(0, 1)), threads=1)
+
+
+def test_weights_beside_the_file_need_not_name_their_length(tmp_path: Path) -> None:
+    path = darkening(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    tensor = model.graph.initializer[0]
+    (tmp_path / "all.bin").write_bytes(bytes(8) + tensor.raw_data + bytes(8))
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, text in (("location", "all.bin"), ("offset", "8")):
+        tensor.external_data.add(key=key, value=text)
+    path.write_bytes(model.SerializeToString())
+    bundle = wrap(path, tmp_path / "b", WrapOptions(input_range=(0, 1), output_range=(0, 1)), threads=1)
+    for face, found in zip(faces(3), restored(bundle), strict=True):
+        assert np.abs(found - face * COLOURS).max() <= 0.51
+
+
+def test_a_network_that_resizes_by_itself_is_no_enlarger(tmp_path: Path) -> None:
+    """It takes any picture, and makes one of its own side, by which it is called."""
+    node = helper.make_node("Resize", ["x", "", "", "sizes"], ["y"])
+    ends = [value("x", [1, 3, "h", "w"])], [value("y", [1, 3, 256, 256])]
+    path = save(tmp_path / "m.onnx", [node], *ends, {"sizes": np.array([1, 3, 256, 256])})
+    manifest = wrap(path, tmp_path / "b", threads=1).manifest
+    assert (manifest.image_size, manifest.networks["restorer"].parameters["input_range"]) == (256, [-1.0, 1.0])
 
 
 @pytest.mark.parametrize(("shape", "size"), [([1 << 30, 3, SIZE, SIZE], None), (["n", 3, "h", "h"], 1 << 20)])

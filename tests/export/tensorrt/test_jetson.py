@@ -46,5 +46,9 @@ def test_opsets() -> None:
     newer = Bundle(mini.folder, mini.manifest.model_copy(update={"networks": networks}), mini.hash)
     with pytest.raises(InvalidOption, match=r"opset 21.*10\.3\.0.*--opset 20"):
         check_opsets(newer, "10.3.0")
+    estimator = networks["estimator"].model_copy(update={"kind": "wrapped"})
+    theirs = mini.manifest.model_copy(update={"networks": {"estimator": estimator}})
+    with pytest.raises(InvalidOption, match="export its ONNX file with opset 20 or lower, and wrap that"):
+        check_opsets(Bundle(mini.folder, theirs, mini.hash), "10.3.0")
     check_opsets(newer, "10.13.2")
     check_opsets(newer, "11.4.1")

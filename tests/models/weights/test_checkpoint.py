@@ -123,7 +123,7 @@ def test_beside_other_networks_weights_are_not_guessed(tmp_path: Path) -> None:
     with pytest.raises(InvalidCheckpoint, match=r"as a\.\*, beside others: save those alone"):
         load_into(network(), tmp_path / "a.safetensors")
     save_file(plain | averaged, tmp_path / "a.safetensors")
-    with pytest.raises(InvalidCheckpoint, match="beside others"):
+    with pytest.raises(InvalidCheckpoint, match=r"as a\.\* and as b\.\*, beside others: save one of them alone"):
         load_into(network(), tmp_path / "a.safetensors")
     two = {f"{name}.{key}": value + 1 for key, value in own.items() for name in ("model", "ema_model")}
     save_file(two, tmp_path / "a.safetensors")

@@ -155,6 +155,10 @@ def test_manifests_of_strangers_are_errors_of_ours(copy: Path, monkeypatch: pyte
 def test_manifests_that_cannot_be_read(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleInvalid, match="bfr export"):
         Bundle.open(tmp_path / "nothing")
+    with pytest.raises(BundleInvalid, match=r"json is a file: name the folder of the bundle; unpack an archive"):
+        Bundle.open(copy / "manifest.json")
+    with pytest.raises(BundleInvalid, match=f"it has no manifest.json. Name {copy}$"):
+        Bundle.open(tmp_path)
     edit(copy, lambda m: m.update(format=99))
     with pytest.raises(BundleInvalid, match=r"^[^(]*upgrade bfr$"):
         Bundle.open(copy)
@@ -180,6 +184,16 @@ def test_unknown_names_are_answered_with_the_known_ones(tiny_bundle: Bundle) -> 
     assert str(tiny_bundle.preset("reference")) == "ddim, 6 of ddim250, eta 0.5"
     with pytest.raises(InvalidOption, match=r"start.*time, log-snr, quadratic"):
         tiny_bundle.preset("reference", spacing="time", steps=3)
+
+
+def test_who_made_a_bundle_says_how_it_is_made_anew(copy: Path) -> None:
+    edit(copy, lambda m: m["networks"]["estimator"].update(kind="wrapped"))
+    (copy / "estimator.onnx").write_bytes(b"")
+    bundle = Bundle.open(copy)
+    with pytest.raises(BundleCorrupt, match="or make it with `bfr wrap FILE -o FOLDER`"):
+        bundle.check_all()
+    with pytest.raises(InvalidOption, match="`bfr wrap FILE --precision bf16 -o FOLDER`"):
+        bundle.precision("bf16")
 
 
 def test_a_preset_shortened_keeps_its_spacing(tiny_bundle: Bundle) -> None:
