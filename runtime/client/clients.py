@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError
 from functools import wraps
 from itertools import count
+from math import inf
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
@@ -102,7 +103,8 @@ class AsyncClient:
             progress: Called with the job after each look at it.
 
         Raises:
-            ServerUnavailable: The job has not ended after `timeout` seconds.
+            ServerUnavailable: The job has not ended after `timeout` seconds, or the server does not answer any more,
+                for the client's `timeout`.
         """
         async for job in self.states(name, timeout):
             progress(job)
@@ -110,13 +112,19 @@ class AsyncClient:
 
     async def states(self, name: str, timeout: float | None = None) -> AsyncIterator[Job]:
         """A job, polled until it has ended. Raises ServerUnavailable after `timeout` seconds."""
-        end = None if timeout is None else time.monotonic() + timeout
+        end = inf if timeout is None else time.monotonic() + timeout
+        heard = -inf
         for turn in count():
-            job = await self.job(name)
-            yield job
-            if job.ended:
-                return
-            if end is not None and time.monotonic() > end:
+            try:
+                job, heard = await self.job(name), time.monotonic()
+            except ServerUnavailable:  # a server that is started anew goes on with its jobs
+                if time.monotonic() > min(end, heard + self._transport.seconds):
+                    raise
+            else:
+                yield job
+                if job.ended:
+                    return
+            if time.monotonic() > end:
                 raise ServerUnavailable(
                     f"job {name} is {job.state} after {timeout:g} s: {job.error or 'wait longer, or come back later'}"
                 )

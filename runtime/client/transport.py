@@ -61,7 +61,7 @@ class Transport:
             import httpx2
         except ImportError as error:
             raise MissingDependency(f"httpx2 is not installed: {install_command('client')}") from error
-        self.url, self._seconds, self._retries, self._library = address(url), seconds, retries, httpx2
+        self.url, self.seconds, self._retries, self._library = address(url), seconds, retries, httpx2
         self._loop: asyncio.AbstractEventLoop | None = None  # of the connections
         self._where = route(self.url)
         check_secrecy(self.url, api_key)
@@ -101,7 +101,7 @@ class Transport:
     async def ready(self) -> bool:
         """Whether the server takes requests now; asked once."""
         try:
-            response = await self._send("GET", "/ready", self._seconds)
+            response = await self._send("GET", "/ready", self.seconds)
         except (self._library.RequestError, asyncio.TimeoutError):
             return False
         return response.status_code == 200
@@ -123,9 +123,9 @@ class Transport:
             RequestRefused: The server does not do it.
             ServerError: The server failed, or its answer is too large.
         """
-        http, end = self._library, time.monotonic() + self._seconds
+        http, end = self._library, time.monotonic() + self.seconds
         for attempt in count():
-            seconds = max(0.001, end - time.monotonic()) if bounded else self._seconds
+            seconds = max(0.001, end - time.monotonic()) if bounded else self.seconds
             pause = None
             try:
                 response = await self._send(method, path, seconds, bounded=bounded, **request)

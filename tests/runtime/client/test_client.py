@@ -477,6 +477,33 @@ def test_a_job_of_many_hours_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
     assert max(pauses) == 2.0
 
 
+@pytest.mark.parametrize("back", [True, False])
+def test_a_job_outlives_a_restart_of_its_server(monkeypatch: pytest.MonkeyPatch, back: bool) -> None:
+    client = AsyncClient("http://localhost", timeout=1e6 if back else 1e-9)
+    answers: list[Any] = [Job("a", "running", 0.5, ""), *[ServerUnavailable("nobody listens")] * 3]
+
+    async def job(_name: str) -> Job:
+        found = answers.pop(0) if answers else Job("a", "done", 1.0, "")
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def sleep(_seconds: float) -> None:
+        pass
+
+    monkeypatch.setattr(client, "job", job)
+    monkeypatch.setattr(clients, "asyncio", SimpleNamespace(sleep=sleep))
+    if back:
+        assert asyncio.run(client.wait("a")).state == "done"
+    else:
+        with pytest.raises(ServerUnavailable, match="nobody"):
+            asyncio.run(client.wait("a"))
+        assert len(answers) == 2
+    answers[:] = [ServerUnavailable("never there")]
+    with pytest.raises(ServerUnavailable, match="never"):
+        asyncio.run(client.wait("a"))
+
+
 def test_a_download_is_whole_or_not_there(connect: Any, server: FakeServer, tmp_path: Path) -> None:
     client = connect(retries=0)
     target = tmp_path / "out" / "film.mp4"
