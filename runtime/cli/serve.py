@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ else:
     import tomli as tomllib
 
 ENVIRONMENT = "BFR_SERVE_"
+MODELS = (ListenOptions, ServeOptions)
 
 
 def read_config(context: typer.Context, file: Path | None) -> Path | None:
@@ -32,18 +34,20 @@ def read_config(context: typer.Context, file: Path | None) -> Path | None:
         raise InputNotFound(f"{file} cannot be read ({error.strerror}): check --config") from error
     except ValueError as error:
         raise InvalidOption(f"{file} is not TOML ({error}): write name = value, one a line") from error
-    own = {"no_jobs": bool}
-    models = (ListenOptions, ServeOptions)
-    known = [name for model in models for name in model.model_fields if name != "keys"] + list(own)
-    if unknown := [name for name in found if name not in known]:
-        raise InvalidOption(f"{file}: there is no option {unknown[0]!r}: choose among {', '.join(known)}")
+    _check_names(found, f"{file}: there is no option")
     try:
-        for model in models:
+        for model in MODELS:
             model(**{name: value for name, value in found.items() if name in model.model_fields})
     except InvalidOption as error:
         raise InvalidOption(f"{file}: {error}") from None
     context.default_map = found
     return file
+
+
+def _check_names(names: Iterable[str], what: str) -> None:
+    known = [name for model in MODELS for name in model.model_fields if name != "keys"] + ["no_jobs"]
+    if unknown := [name for name in names if name not in known]:
+        raise InvalidOption(f"{what} {unknown[0]!r}: choose among {', '.join(known)}")
 
 
 @expanded
@@ -83,6 +87,8 @@ def serve(
     --quiet for neither. An environment variable or a --config file can set every option: --queue 32 is
     BFR_SERVE_QUEUE=32, or queue = 32 in the file.
     """
+    given = [name.removeprefix(ENVIRONMENT).lower() for name in os.environ if name.startswith(ENVIRONMENT)]
+    _check_names(set(given) - {"config", "print_config"}, f"{ENVIRONMENT}... in the environment: there is no option")
     need("serve", "fastapi", "uvicorn", "python_multipart", "prometheus_client")
     from bfr.runtime.files import cache_folder
     from bfr.runtime.serve.keys import KEY_VARIABLE, Keys

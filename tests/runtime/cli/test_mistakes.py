@@ -206,6 +206,7 @@ MISTAKES: Mapping[str, str] = {
     "BFR_SERVE_QUEUE=abc serve": "BFR_SERVE_QUEUE needs a whole number, as 64",
     "BFR_SERVE_PORT=-1 serve": "--port, or BFR_SERVE_PORT, -1 is out of range",
     "BFR_SERVE_NO_JOBS=maybe serve": "BFR_SERVE_NO_JOBS needs true or false",
+    "BFR_SERVE_PRESET=fast serve": "there is no option 'preset': choose among host, ",
     "BFR_SERVE_CONFIG=nowhere serve": "check --config",
     "serve --config broken.jpg": "is not TOML",
     "serve --config list.toml": "port [1, 2] is not accepted: a whole number is needed",
