@@ -299,6 +299,23 @@ def test_the_api_key_is_asked_for_and_kept_for_this_tab(opened: Any, server: Fak
 
 
 @pytest.mark.browser
+def test_a_browser_that_stores_nothing(browser: Any, server: FakeServer, tmp_path: Path) -> None:
+    """With all cookies blocked, even to name the storage is an error."""
+    context = browser.new_context()
+    context.add_init_script(
+        "Object.defineProperty(window, 'sessionStorage', { get() { throw new DOMException('no', 'SecurityError'); } })"
+    )
+    server.key = KEY
+    tab = context.new_page()
+    tab.goto(server.url)
+    tab.fill("#key", KEY)
+    tab.click("text=Use this key")
+    drop(tab, tiny(tmp_path / "a.png"))
+    tab.wait_for_selector(".save:not([hidden])")
+    context.close()
+
+
+@pytest.mark.browser
 def test_without_the_key_nothing_is_sent_again(opened: Any, server: FakeServer) -> None:
     tab = opened()
     server.key = KEY
