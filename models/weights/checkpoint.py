@@ -149,6 +149,8 @@ def load_into(module: nn.Module, path: Path) -> None:
     """
     state = own_weights(module, load_state_dict(path))
     check_layout(module, state, path)
+    if broken := [name for name, tensor in state.items() if not tensor.float().isfinite().all()]:
+        raise InvalidCheckpoint(f"{path} holds NaN or Inf in {listed(broken)}: choose an earlier checkpoint")
     module.load_state_dict(state, strict=True)
 
 

@@ -426,6 +426,17 @@ def test_another_precision_of_the_same_kind_is_no_problem(dtype: torch.dtype) ->
     check_layout(network(), state, "a.pth")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_of_a_training_that_diverged_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Also those that float32 cannot hold; quantizing them to int8 would fail much later, and not say why."""
+    number = 1e300 if dtype == torch.float64 else float("nan")
+    torch.save(weights() | {"last.bias": torch.full((8,), number, dtype=dtype)}, tmp_path / "a.pth")
+    target = network()
+    with pytest.raises(InvalidCheckpoint, match=r"holds NaN or Inf in last.bias: choose an earlier checkpoint"):
+        load_into(target, tmp_path / "a.pth")
+    assert equal(dict(target.state_dict()), weights())
+
+
 @pytest.mark.parametrize("change", ["missing", "unexpected", "misshapen", "complex"])
 def test_a_network_is_not_filled_by_another_layout(tmp_path: Path, change: str) -> None:
     state = {key: value + 1 for key, value in weights().items()}
