@@ -66,20 +66,24 @@ def gaussian_kernel(sigma_x: float, sigma_y: float, angle: float) -> NDArray[np.
     return np.asarray(kernel / kernel.sum(), dtype=np.float32)
 
 
-def draw(rng: np.random.Generator) -> Degradation:
+def draw(rng: np.random.Generator, severity: float = 1.0) -> Degradation:
     """Draw a degradation from the published recipe's ranges, its lengths halved with the image's side (256 for 512).
 
     Factors of downsampling are drawn evenly in their logarithm, so that mild ones are seen as often as severe ones.
+
+    Args:
+        rng: Draws.
+        severity: How much of each range is drawn from, from its mild end, 0.1 to 1.
     """
-    sigma = rng.uniform(0.1, 7.5, size=2)
+    sigma = rng.uniform(0.1, 7.5 * severity, size=2)
     if rng.random() < 0.5:
         sigma[1] = sigma[0]
     return Degradation(
         blur=(float(sigma[0]), float(sigma[1])),
         angle=float(rng.uniform(0, np.pi)),
-        downsample=float(np.exp(rng.uniform(np.log(0.8), np.log(16.0)))),
-        noise=float(rng.uniform(0.0, 20.0)),
-        jpeg=int(rng.integers(30, 101)),
+        downsample=float(np.exp(rng.uniform(np.log(0.8), np.log(16.0 * severity)))),
+        noise=float(rng.uniform(0.0, 20.0 * severity)),
+        jpeg=int(rng.integers(round(100 - 70 * severity), 101)),
         grey=bool(rng.random() < 0.01),
     )
 

@@ -116,18 +116,19 @@ def test_order_is_blur_downsample_noise_jpeg_upsample(image: Image) -> None:
     assert np.array_equal(settings.apply(image, rng()), expected)
 
 
-def test_drawn_degradations_are_seeded_and_within_the_published_ranges() -> None:
+@pytest.mark.parametrize(("severity", "lowest_quality"), [(1.0, 30), (0.6, 58)])
+def test_drawn_degradations_are_seeded_and_within_the_published_ranges(severity: float, lowest_quality: int) -> None:
     generator, again = rng(), rng()
-    drawn = [draw(generator) for _ in range(2000)]
-    assert drawn == [draw(again) for _ in range(2000)]
-    assert all(0.1 <= sigma <= 7.5 for d in drawn for sigma in d.blur)
+    drawn = [draw(generator, severity) for _ in range(2000)]
+    assert drawn == [draw(again, severity) for _ in range(2000)]
+    assert all(0.1 <= sigma <= 7.5 * severity for d in drawn for sigma in d.blur)
     assert all(0.0 <= d.angle <= np.pi for d in drawn)
-    assert all(0.8 <= d.downsample <= 16.0 for d in drawn)
-    assert all(0.0 <= d.noise <= 20.0 for d in drawn)
+    assert all(0.8 <= d.downsample <= 16.0 * severity for d in drawn)
+    assert all(0.0 <= d.noise <= 20.0 * severity for d in drawn)
     qualities = {d.jpeg for d in drawn}
-    assert min(q for q in qualities if q is not None) == 30
+    assert min(q for q in qualities if q is not None) == lowest_quality
     assert max(q for q in qualities if q is not None) == 100
     assert np.mean([d.blur[0] == d.blur[1] for d in drawn]) == pytest.approx(0.5, abs=0.05)
     assert np.mean([d.grey for d in drawn]) == pytest.approx(0.01, abs=0.01)
     # Evenly in the logarithm: as many below the geometric mean of the range as above it.
-    assert np.median([d.downsample for d in drawn]) == pytest.approx(np.sqrt(0.8 * 16.0), rel=0.1)
+    assert np.median([d.downsample for d in drawn]) == pytest.approx(np.sqrt(0.8 * 16.0 * severity), rel=0.1)
