@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 # Control characters but tab and line feed, what turns the direction of writing or is not seen, and half characters.
 _UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 _BREAKS = re.compile("[\t\n]")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s<>]*[^\s<>\"'`.,:;)]")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s<>]*[^\s<>\"'`.,:;)]")
 _SECRET = re.compile(r"sig|key|token|secret|passw|pwd|cred|auth|policy|session|jwt|code|access", re.IGNORECASE)
 _LONG = 16  # characters of a value in a query that may be a secret, whatever its name
 _FORMULA = re.compile(r"[=+\-@\t\r\n]|[\uff1d\uff0b\uff0d\uff20]")
@@ -69,7 +69,8 @@ def _masked(url: str) -> str:
     except ValueError:  # no address after all; what could be in it is not known
         return f"{url.partition('://')[0]}://{_MASK}"
     place = parts.netloc + parts.path
-    user = re.match(r"[^/]*@|[^/@]*:(?!\d+/)[^/]*/.*@", place)  # in the second the password has a slash
+    # In the second the password has a slash.
+    user = re.match(r"[^/]*@|[^/@]*:(?!\d+/)[^/]*/.*@", place) if "@" in place else None
     masked = f"{parts.scheme}://{place if user is None else f'{_MASK}@{place[user.end() :]}'}"
     if parts.query:
         masked += "?" + "&".join(f"{name}={_value(name, value)}" for name, value in query)

@@ -37,6 +37,7 @@ from bfr.runtime.jobs.sources import MEDIA_TYPES, Item
 _log = logging.getLogger("bfr")
 LONGEST_PAUSE = 30.0  # seconds, whatever Retry-After says
 ANSWER_BYTES = 4 << 20  # of an answer in JSON; `bfr serve` sends none that is longer
+DETAIL = 2000  # characters of a reason
 IMAGE_BYTES = 1 << 30  # of a restored image
 FILE_BYTES = 1 << 38  # of the result of a job, which is written to a disk: 256 GiB
 _JOB = TypeAdapter(Job)
@@ -214,7 +215,7 @@ def refusal(url: str, response: Answer) -> BfrError:
     """The error of an answer that is no success."""
     status = response.status_code
     try:
-        detail = str(json.loads(response.content)["detail"])
+        detail = str(json.loads(response.content)["detail"])[:DETAIL]
     except (ValueError, KeyError, TypeError, RecursionError):
         detail = f"status {status}, without a reason: check that `bfr serve` runs there"
     text = f"{url}: {detail}"

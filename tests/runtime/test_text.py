@@ -57,6 +57,13 @@ def test_addresses_lose_passwords_and_signatures(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
 
 
+@pytest.mark.parametrize("text", ["http://a " + "x" * 300_000, "http://" + ":" * 300_000 + "/"])
+def test_long_texts_take_no_longer_than_they_are_long(text: str) -> None:
+    """A server's answer of some megabytes; each of these took a time of the square of its length: hours."""
+    assert without_secrets(text) == text
+    assert without_secrets(text + " https://a:b@c/") == text + " https://***@c/"
+
+
 def test_two_addresses_stay_two() -> None:
     one, two = (without_secrets(f"https://h/a?id={letter * 40}") for letter in "ab")
     assert one != two
