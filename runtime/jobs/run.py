@@ -15,7 +15,7 @@ from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.images.encode import write_image
 from bfr.runtime.images.result import side_by_side
-from bfr.runtime.jobs.cards import cards_of
+from bfr.runtime.jobs.cards import cards_of, preview_paths
 from bfr.runtime.jobs.faces import check_face_folders, face_folder
 from bfr.runtime.jobs.film import restore_film
 from bfr.runtime.jobs.ledger import Ledger
@@ -91,11 +91,11 @@ class Run(ABC):
             check_face_folders(options.out, self.items, outputs)
         self.entries.update({key: Entry(key, "failed", error=error) for key, error in refused.items()})
         todo = [item for item in self.items if item.key in self.outputs]
-        if options.resume:
-            todo = self._resumed(todo)
         if options.compare:
             inputs = {identity_of(item.source) for item in self.items} - {None}
             self._comparisons = comparison_names(self.outputs, lambda name: self.store.identity(name) in inputs)
+        if options.resume:
+            todo = self._resumed(todo)
         self.store.clean(self.outputs.values())
         facts = {**self.facts, "network_seconds": 0.0, "seconds": 0.0}
         write_report(self._report(facts), options.out)
@@ -137,8 +137,15 @@ class Run(ABC):
         """What changes when an item does, or what else its result is made of."""
         return item.version
 
-    def _has_faces(self, output: str) -> bool:
-        return (self.options.out / face_folder(output)).is_dir()
+    def _lacks(self, item: Item, known: Entry) -> bool:
+        """Whether an earlier run did not write what this one shows beside the result."""
+        options, wanted = self.options, list[str]()
+        if options.crops and known.faces:
+            wanted.append(face_folder(self.outputs[item.key]))
+        if not item.is_video:  # of those without faces, and of a server's, nothing is shown
+            wanted += [self._comparisons[item.key]] if options.compare else []
+            wanted += preview_paths(item.name) if options.html else []
+        return not all((options.out / path).exists() for path in wanted)
 
     def _resumed(self, items: Sequence[Item]) -> list[Item]:
         """The remaining items; the others become skipped entries, as the earlier run reported them."""
@@ -146,8 +153,7 @@ class Run(ABC):
         for item in items:
             output = self.outputs[item.key]
             known = self.ledger.known(item.key, self.version(item), output, self.store.version(output))
-            lacks_faces = self.options.crops and known and known.faces and not self._has_faces(output)
-            if known is None or lacks_faces:
+            if known is None or self._lacks(item, known):
                 todo.append(item)
             else:
                 self.entries[item.key] = replace(known, status="skipped")

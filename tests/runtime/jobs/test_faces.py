@@ -30,9 +30,9 @@ def folder(tmp_path: Path, fakes: Any) -> Path:
     return tmp_path / "in"
 
 
-def run(restorer: Any, folder: Path, out: Path, fakes: Any, *, upscale: int = 1, **options: Any) -> None:
+def run(restorer: Any, folder: Path, out: Path, fakes: Any, *, upscale: int = 1, **options: Any) -> Any:
     worker = PhotoRestorer(restorer, PhotoOptions(upscale=upscale, restore_sharp=True), detector=fakes.Squares())
-    run_job(worker, find_images([folder], videos=True, out=out), JobOptions(out, **options))
+    return run_job(worker, find_images([folder], videos=True, out=out), JobOptions(out, **options)).entries
 
 
 def test_each_face_is_written_as_it_was_and_restored(
@@ -111,12 +111,17 @@ def test_faces_that_cannot_be_written_leave_the_result(
     assert "no encoder" in str(entry.error)
 
 
-def test_resuming_writes_the_faces_that_are_missing(
-    small: Callable[..., Any], folder: Path, tmp_path: Path, fakes: Any
+@pytest.mark.parametrize(
+    ("flag", "shown"), [("crops", "sub/a.png.faces/1.png"), ("compare", "sub/a.compare.png"), ("html", "report_files")]
+)
+def test_resuming_writes_what_is_missing_beside_results(
+    small: Callable[..., Any], folder: Path, tmp_path: Path, fakes: Any, flag: str, shown: str
 ) -> None:
     run(small(), folder, tmp_path / "out", fakes)
-    run(small(), folder, tmp_path / "out", fakes, crops=True, resume=True)
-    assert (tmp_path / "out/sub/a.png.faces/1.png").exists()
+    for status in ("restored", "skipped"):
+        (entry,) = run(small(), folder, tmp_path / "out", fakes, resume=True, **{flag: True})
+        assert (tmp_path / "out" / shown).exists()
+        assert entry.status == status
 
 
 def test_an_aligned_face_has_neither(small: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
