@@ -70,7 +70,8 @@ def load_weights(model: onnx.ModelProto, folder: Path) -> None:
     stored = [tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
     try:
         for tensor in stored:
-            if not any(entry.key == "length" for entry in tensor.external_data):  # onnx would read to the file's end
+            whole = tensor.data_type < TensorProto.UINT4  # from there on, elements have less than a byte
+            if whole and not any(entry.key == "length" for entry in tensor.external_data):  # onnx reads to the end
                 size = prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
                 tensor.external_data.add(key="length", value=str(size))
         onnx.load_external_data_for_model(model, str(folder))

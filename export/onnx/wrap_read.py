@@ -98,6 +98,11 @@ def find_inputs(model: onnx.ModelProto, options: WrapOptions) -> tuple[ImageTens
     for flag, wanted in (("--input", options.input), ("--reference", options.reference)):
         if wanted is not None and wanted not in images:
             raise InvalidOption(f"no image input is called {wanted!r}: choose another with {flag}. There are: {there}")
+    if options.reference is not None and (options.reference == options.input or len(images) == 1):
+        raise InvalidOption(
+            f"{options.reference!r} is the picture to restore, and cannot be the second one too: leave --reference "
+            f"out, or choose another. There are: {there}"
+        )
     others = [name for name in images if name != options.reference]
     if options.input is None and len(others) != 1:
         several = "choose it with --input, and a second picture that the network reads with --reference"

@@ -53,7 +53,7 @@ class OnnxFile:
 
 
 class FilesBeside(Mapping[str, int]):
-    """The files in a folder and below it, by their relative paths, and their bytes; links are none of them."""
+    """The files in a folder and below it, by relative path, and their bytes; links, hard ones too, are none of them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -62,7 +62,7 @@ class FilesBeside(Mapping[str, int]):
         path = self.folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts or not name or "\0" in name:
             raise KeyError(name)
-        if path.resolve() != self.folder.resolve() / name or not path.is_file():
+        if path.resolve() != self.folder.resolve() / name or not path.is_file() or path.stat().st_nlink > 1:
             raise KeyError(name)
         return path.stat().st_size
 

@@ -595,6 +595,8 @@ def test_a_second_picture_is_a_reference(tmp_path: Path) -> None:
     )
     with pytest.raises(InvalidOption, match="--reference"):
         wrap(path, tmp_path / "bundle")
+    with pytest.raises(InvalidOption, match="'face' is the picture to restore, and cannot be the second one"):
+        wrap(path, tmp_path / "bundle", WrapOptions(input="face", reference="face", values={"other": 0.0}))
     options = WrapOptions(input="face", reference="other", input_range=(0, 1), output_range=(0, 1))
     bundle = wrap(path, tmp_path / "bundle", options)
     with Restorer.open(bundle.folder, backend="onnxruntime-cpu", threads=1) as restorer:
@@ -807,7 +809,7 @@ def test_a_file_that_names_others_than_its_weights_is_refused(tmp_path: Path) ->
     model = onnx.load(path)
     secret = tmp_path / "secret.bin"
     secret.write_bytes(bytes(12))
-    for name in ("../secret.bin", str(secret), "link.bin", "gone.bin"):
+    for name in ("../secret.bin", str(secret), "link.bin", "hard.bin", "gone.bin"):
         tensor = model.graph.initializer[0]
         tensor.ClearField("raw_data")
         del tensor.external_data[:]
@@ -816,6 +818,8 @@ def test_a_file_that_names_others_than_its_weights_is_refused(tmp_path: Path) ->
         path.write_bytes(model.SerializeToString())
         if name == "link.bin":
             (tmp_path / "in" / name).symlink_to(secret)
+        if name == "hard.bin":  # onnx refuses it too, and says not what to do
+            (tmp_path / "in" / name).hardlink_to(secret)
         with pytest.raises(InvalidCheckpoint, match="names the file"):
             wrap(path, tmp_path / "b")
     (tmp_path / "in" / "gone.bin").write_bytes(np.full(3, 0.5, np.float32).tobytes())
