@@ -72,9 +72,9 @@ def _uniform(words: NDArray[np.uint64]) -> Float32:
     return uniform
 
 
-def check_seed(seed: int) -> None:
-    """Raise InvalidOption unless `seed` is an integer of 32 bits."""
+def check_seed(seed: int, name: str = "seed") -> None:
+    """Raise InvalidOption unless `seed` is an integer of 32 bits. name: what the message calls it."""
     if not isinstance(seed, int | np.integer):
-        raise InvalidOption(f"seed {seed!r} is not accepted: a whole number is needed")
+        raise InvalidOption(f"{name} {seed!r} is not accepted: a whole number is needed")
     if not 0 <= seed <= WORD:
-        raise InvalidOption(f"seed {seed} is out of range: choose between 0 and {WORD}")
+        raise InvalidOption(f"{name} {seed} is out of range: choose between 0 and {WORD}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.errors import InvalidImage
+from bfr.runtime.errors import InvalidImage, InvalidOption
 from bfr.runtime.faces.background import Background, Lanczos, enlarge, open_background
 from bfr.runtime.faces.condition import Condition, measure_condition
 from bfr.runtime.faces.detect import Detector
@@ -87,6 +87,8 @@ class PhotoEditor:
             detector: A face detector, instead of YuNet.
             background: Enlarges the photograph, instead of the options' own.
         """
+        if not isinstance(options, PhotoOptions | None):
+            raise InvalidOption(f"options are PhotoOptions, not of type {type(options).__name__}")
         self.size, self.options = size, options or PhotoOptions()
         self.detector = detector or YuNet()
         self.background = background or open_background(self.options.background)
@@ -212,7 +214,9 @@ class PhotoRestorer(PhotoEditor):
         detector: Detector | None = None,
         background: Background | None = None,
     ) -> None:
-        """`detector` and `background` as of `PhotoEditor`."""
+        """`detector` and `background` as of `PhotoEditor`. Raises InvalidOption if `restorer` or `options` are none."""
+        if not hasattr(restorer, "run"):
+            raise InvalidOption(f"an object of type {type(restorer).__name__} was given: open a Restorer first")
         super().__init__(restorer.size, options, detector=detector, background=background)
         self.restorer = restorer
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bfr.runtime.backends.device import Device, Float32, Network
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
+from bfr.runtime.diffusion.noise import check_seed
 from bfr.runtime.errors import DeviceLost, DeviceOutOfMemory, InvalidOption
 from bfr.runtime.restore.batch import Finished, Pending, Restored
 from bfr.runtime.restore.buffers import Buffers
@@ -39,7 +40,13 @@ class Batch:
             keys: Keys of their noise; None is a function of the pixels.
             seed: Seed of the noise.
             given: Pictures for the system's other inputs, by name, one or None for each image.
+
+        Raises:
+            InvalidOption: A key is no integer of 32 bits.
         """
+        for key in keys:
+            if key is not None:
+                check_seed(key, "key")
         self.images, self.keys, self.seed, self.given, self.pixels = images, keys, seed, given or {}, inputs.pixels
         self.prepared = [inputs.prepare(image, self.pictures(i)) for i, image in enumerate(images)]
 

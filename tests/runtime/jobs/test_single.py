@@ -282,6 +282,13 @@ class TestEveryPlace:
             np.testing.assert_array_equal(made.pixels, PIXELS)
             assert made.compare().shape == (40, 2 * 36 + GAP, 3)
 
+    def test_a_photo_restorer_of_something_else(self, small: Callable[..., Any]) -> None:
+        for wrong in ("mini", None, PhotoRestorer(small())):
+            with pytest.raises(InvalidOption, match="open a Restorer first"):
+                PhotoRestorer(wrong)  # type: ignore[arg-type]
+        with pytest.raises(InvalidOption, match="options are PhotoOptions, not of type dict"):
+            PhotoRestorer(small(), {"upscale": 2})  # type: ignore[arg-type]
+
     def test_a_closed_restorer_refuses_a_photograph_without_a_face(self, small: Callable[..., Any], fakes: Any) -> None:
         restorer = small()
         restorer.close()

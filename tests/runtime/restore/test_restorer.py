@@ -94,6 +94,9 @@ def test_keys_decide_the_noise(tiny_bundle: Bundle, alone: list[np.ndarray]) -> 
         assert np.array_equal(mixed[0], alone[0])
         assert np.array_equal(mixed[1], alone[1])
         assert np.array_equal(mixed[2], first)
+        for wrong in (-1, 1 << 32, "a", 0.5):
+            with pytest.raises(InvalidOption, match=f"key '?{wrong}'? is"):
+                restorer.run([FACES[0]], keys=[wrong])  # type: ignore[list-item]
         other = [result.pixels for result in restorer.run([FACES[0]], keys=[5], seed=1)]
         assert not np.array_equal(other[0], first)  # type: ignore[arg-type]
 
