@@ -79,12 +79,9 @@ class Transport:
                 trust_env=trust_env,
             )
             self._http = self._open()
-        except (ImportError, ValueError, httpx2.InvalidURL) as error:  # of the proxy
-            raise InvalidOption(f"{self._where} cannot be asked ({error}): fix or unset the proxy") from error
-        except OSError as error:
-            raise InvalidOption(
-                f"the certificates cannot be read ({error}): check SSL_CERT_FILE and SSL_CERT_DIR in the environment"
-            ) from error
+        except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
+            wrong = "SSL_CERT_FILE" if isinstance(error, OSError) else "the proxy"
+            raise InvalidOption(f"{self._where} cannot be asked ({error}): fix or unset {wrong}") from error
 
     async def close(self) -> None:
         """Close the connections."""

@@ -16,7 +16,8 @@ from bfr.runtime.errors import InvalidOption
 from bfr.runtime.live.counts import Counts
 from bfr.runtime.serve.options import is_local
 
-VIEWERS, CONNECTIONS = 8, 64
+VIEWERS = 8
+THREADS = 64  # of the process: beyond them new connections are closed
 QUALITY = 85  # of JPEG
 IDLE_SECONDS = 10  # after which a viewer that takes nothing is let go
 _BOUNDARY = "frame"
@@ -27,26 +28,19 @@ _HTML = """<!doctype html><meta charset="utf-8"><title>bfr live</title>
 
 
 class _Server(ThreadingHTTPServer):
-    """Answers some connections at once, a thread each; others are closed."""
+    """Answers each connection in a thread."""
 
     daemon_threads = True
 
     def __init__(self, host: str, port: int, handler: type["_Handler"]) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._room = threading.BoundedSemaphore(CONNECTIONS)
         super().__init__((host, port), handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._room.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
+        if threading.active_count() > THREADS:
             self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
+        else:
+            super().process_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """Most are clients that break off: the terminal shows the stream."""
