@@ -102,6 +102,11 @@ def _settle(model: onnx.ModelProto, file: Path) -> None:
                 own = defaults.get((node.domain, node.op_type, node.overload), ())
                 node.attribute.extend([one for one in own if one.name not in given])
         model.CopyFrom(inliner.inline_local_functions(model))
+    for node in every_node(model.graph):  # the converter to half overlooks numbers that are no tensor
+        for one in node.attribute if node.op_type == "Constant" else ():
+            if one.name in ("value_float", "value_floats"):
+                value = from_array(np.array(helper.get_attribute_value(one), np.float32))
+                one.CopyFrom(helper.make_attribute("value", value))
     sort_nodes(model.graph)
     # Files of IR 3 name their weights among the inputs.
     constants = {tensor.name for tensor in model.graph.initializer}

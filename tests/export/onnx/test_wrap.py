@@ -710,6 +710,24 @@ def test_half_is_read_and_made(tmp_path: Path) -> None:
             assert np.abs(found - face * COLOURS).max() <= 1
 
 
+def test_constants_that_are_no_tensors_have_half_too(tmp_path: Path) -> None:
+    """As the libraries of torch.onnx write them."""
+    image = ["n", 3, SIZE, SIZE]
+    nodes = [
+        helper.make_node("Constant", [], ["three"], value_floats=COLOURS.tolist()),
+        helper.make_node("Reshape", ["three", "shape"], ["factor"]),
+        helper.make_node("Mul", ["x", "factor"], ["y0"]),
+        helper.make_node("Constant", [], ["one"], value_float=1.0),
+        helper.make_node("Mul", ["y0", "one"], ["y"]),
+    ]
+    constants = {"shape": np.array([1, 3, 1, 1])}
+    path = save(tmp_path / "m.onnx", nodes, [value("x", image)], [value("y", image)], constants)
+    options = WrapOptions(input_range=(0, 1), output_range=(0, 1), precision=("fp16",))
+    bundle = wrap(path, tmp_path / "b", options, threads=1)
+    for face, found in zip(faces(3), restored(bundle, precision="fp16"), strict=True):
+        assert np.abs(found - face * COLOURS).max() <= 1
+
+
 @pytest.mark.parametrize("opset", [8, 10])
 def test_old_files_keep_their_operators(tmp_path: Path, opset: int) -> None:
     """A Resize of opset 10 means something else in 11; IR 3 names its weights among the inputs."""
