@@ -46,7 +46,8 @@ def find_weights(folder: Path, download: Download, system: SystemSpec) -> Path:
     if path is not None:
         return path
     names = " or ".join((download.file, *download.also))
-    there = sorted(path.relative_to(folder).as_posix() for path in _files(folder) if path.suffix in SUFFIXES)
+    files = [path for path in _files(folder) if any(end in path.name.lower() for end in SUFFIXES)]  # a.PTH, a.pth.part
+    there = sorted(path.relative_to(folder).as_posix() for path in files)
     seen = f"has {listed(there, SHOWN)}" if there else "has no checkpoint" if folder.is_dir() else "does not exist"
     remedy = f"`bfr fetch {system.name}` downloads it, or give the folder that has it with --weights"
     if download.file in system.by_hand:

@@ -78,14 +78,14 @@ def test_a_link_and_a_copy_are_one_file_and_others_are_not_guessed(tmp_path: Pat
 
 
 def test_what_is_missing_is_named_with_what_is_there(tmp_path: Path) -> None:
-    for name in ("weights/diffusion/iddpm_ffhq512_ema500000.pth", "readme.md"):
+    for name in ("weights/diffusion/iddpm_ffhq512_ema500000.pth", "readme.md", "a.PTH", "b.pth.crdownload"):
         put(tmp_path, name)
     with pytest.raises(InputNotFound) as caught:
         find_weights(tmp_path, ESTIMATOR, DIFFACE)
     text = str(caught.value)
     for part in (
         "swinir_restoration512_L1.pth of difface",
-        "which has weights/diffusion/iddpm_ffhq512_ema500000.pth",
+        "which has a.PTH, b.pth.crdownload, weights/diffusion/iddpm_ffhq512_ema500000.pth",
         "or General_Face_ffhq512.pth",
         "bfr fetch difface",
         "--weights",
