@@ -127,7 +127,7 @@ class Encoded:
                 options["movflags"] = "frag_keyframe+empty_moov+default_base_moof"
         output = av.open(name, "w", format=muxer, options=options)
         encoder = CODECS["h264"]
-        live = {**encoder.options, "tune": "zerolatency", "crf": "20", "g": "50"}
+        live = {"preset": encoder.options["preset"], "tune": "zerolatency", "crf": "20", "g": "50"}  # no look-ahead
         stream: Any = output.add_stream(encoder.library, 25, live, width=width, height=height)
         context = stream.codec_context
         context.pix_fmt, context.time_base = "yuv420p", Fraction(1, _TICKS)

@@ -62,6 +62,16 @@ def test_a_file_that_was_never_ended_can_be_played(tmp_path: Path) -> None:
     assert len(written(path)) == 120
 
 
+def test_the_encoder_holds_no_frame_back(tmp_path: Path) -> None:
+    sink, path = Encoded(str(tmp_path / "a.mkv")), tmp_path / "a.mkv"
+    sink.write(picture(0), 0)
+    assert path.exists()  # which is opened for the first packet
+    assert sink._video is not None
+    assert not sink._video.codec_context.has_b_frames
+    assert sink._video.encode(None) == []
+    sink.close()
+
+
 def test_odd_and_changing_sizes(tmp_path: Path) -> None:
     sink = Encoded(str(tmp_path / "a.mkv"))
     sink.write(picture(0)[:-1, :-1], 0)
