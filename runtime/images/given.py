@@ -96,11 +96,11 @@ def _from_pil(image: Pillow.Image, max_pixels: int) -> Image:
 def _beside(image: Pillow.Image) -> dict[str, Any]:
     """The density, XMP packet, comment, gAMA and cHRM of a PIL image, as arguments for a PNG."""
     texts, density = PngInfo(), None
-    for key, name in ((b"gAMA", "gamma"), (b"cHRM", "chromaticity")):
+    for chunk, name in ((b"gAMA", "gamma"), (b"cHRM", "chromaticity")):
         if isinstance(value := image.info.get(name), float | tuple) and "srgb" not in image.info:
             with suppress(TypeError, ValueError, ArithmeticError, error):  # anything may stand there
                 numbers = [round(number * 100_000) for number in np.atleast_1d(value)]
-                texts.add(key, pack(f">{len(numbers)}I", *numbers))
+                texts.add(chunk, pack(f">{len(numbers)}I", *numbers))
     for key, name in ((XMP_KEY, "xmp"), ("Comment", "comment")):
         if isinstance(value := image.info.get(name), str | bytes):
             text = value if isinstance(value, str) else value.decode(errors="replace")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from numpy.typing import NDArray
@@ -139,7 +139,7 @@ class Run(ABC):
 
     def _lacks(self, item: Item, known: Entry) -> bool:
         """Whether an earlier run did not write what this one shows beside the result."""
-        options, wanted = self.options, list[str]()
+        options, wanted = self.options, list[PurePath | str]()
         if options.crops and known.faces:
             wanted.append(face_folder(self.outputs[item.key]))
         if not item.is_video:  # of those without faces, and of a server's, nothing is shown
