@@ -71,10 +71,12 @@ def export_triton(
         options: Its precision, batches and instances.
 
     Raises:
-        InvalidOption: The system reads a second picture, which the loop's model does not take.
+        InvalidOption: The system reads a second picture, which the loop's model does not take; or none of its networks
+            has this precision.
         BundleCorrupt: A file is not what the manifest says.
     """
     manifest = bundle.manifest
+    bundle.precision(options.precision)
     if manifest.inputs:
         names = ", ".join(one.name for one in manifest.inputs)
         raise InvalidOption(

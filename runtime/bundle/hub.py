@@ -25,7 +25,7 @@ FILES = ["manifest.json", "*.onnx", "*.safetensors", "README.md"]
 
 def is_address(folder: Path | str) -> bool:
     """Return whether this is an address of the Hub, not a folder."""
-    return str(folder).startswith(("hf:/", "hf:\\"))
+    return str(folder).startswith("hf:")
 
 
 def pull(address: Path | str) -> Path:

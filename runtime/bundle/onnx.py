@@ -112,7 +112,10 @@ def read_metadata(data: bytes, where: object) -> dict[str, str]:
         if _GRAPH not in seen:
             raise IndexError
     except (IndexError, OverflowError, UnicodeDecodeError) as error:
-        raise BundleInvalid(f"{where} is neither a bundle's folder nor an ONNX file, or is damaged") from error
+        raise BundleInvalid(
+            f"{where} is neither a bundle's folder nor an ONNX file, or is damaged: name one of both, and unpack an "
+            "archive first"
+        ) from error
     return found
 
 

@@ -170,6 +170,8 @@ def test_a_bad_request_spoils_no_other(model: TritonPythonModel) -> None:
 def test_what_cannot_be_served_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match="1 or more"):
         TritonOptions(batch=0)
+    with pytest.raises(InvalidOption, match="no network in int8"):
+        export_triton(tiny_bundle, tmp_path / "models", TritonOptions(precision="int8"))
     manifest = tiny_bundle.manifest.model_dump(mode="json")
     manifest["inputs"] = [{"name": "mask", "channels": 1}]
     masked = Bundle(tiny_bundle.folder, type(tiny_bundle.manifest).model_validate(manifest), tiny_bundle.hash)

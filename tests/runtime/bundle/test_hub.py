@@ -172,7 +172,9 @@ def test_a_hub_that_cannot_be_reached_says_what_to_check(
     assert not server.requests
 
 
-@pytest.mark.parametrize("address", ["hf://mini", "hf://a/b/c", "hf://a/../b", "hf://"])
+@pytest.mark.parametrize("address", ["hf://mini", "hf://a/b/c", "hf://a/../b", "hf://", "hf:a/b"])
 def test_no_address(address: str) -> None:
     with pytest.raises(InvalidOption, match="hf://owner/name"):
         hub.pull(address)
+    with pytest.raises(InvalidOption, match="hf://owner/name"):
+        Bundle.open(Path(address))
