@@ -115,7 +115,7 @@ MISTAKES: Mapping[str, str] = {
     "restore old.jpg -o old.png --format jpg": "leave out --format",
     # bundles and systems
     "restore old.jpg --bundle difface": "`bfr export SYSTEM -o difface`",
-    "restore old.jpg --bundle empty": "`bfr export SYSTEM -o empty`",
+    "restore old.jpg --bundle empty": "`bfr export SYSTEM -o FOLDER`",
     "restore old.jpg --background empty": "it has no manifest.json",
     "restore old.jpg --background nowhere": "there is no folder nowhere",
     "info difface": "make one by `bfr export SYSTEM",
