@@ -172,7 +172,8 @@ class PhotoEditor:
         begin = time.perf_counter()
         options = self.options
         pixels = enlarge(self.background, image.pixels, image.alpha, options.upscale)
-        if image.grey and not isinstance(self.background, Lanczos):
+        grey = image.colourless
+        if grey and not isinstance(self.background, Lanczos):
             pixels = to_grey(pixels)  # a network may have coloured it
         enlarged = time.perf_counter()
         pairs = _paired(faces, results)
@@ -180,7 +181,7 @@ class PhotoEditor:
         errors = tuple(result.error or "unknown" for _, result in pairs if result and result.pixels is None)
         sharp = tuple(face.face for face in faces if face.left)
         if restored:
-            patches = self.patches(faces, results, grey=image.grey)
+            patches = self.patches(faces, results, grey=grey)
             paste_faces(pixels, patches, upscale=options.upscale, blend=options.blend, detail=options.detail)
         seconds = {"background": enlarged - begin, "paste": time.perf_counter() - enlarged}
         return RestoredPhoto(pixels, restored, errors, sharp, seconds, image)
@@ -220,13 +221,12 @@ class PhotoRestorer(PhotoEditor):
         super().__init__(restorer.size, options, detector=detector, background=background)
         self.restorer = restorer
 
-    def restore(self, photograph: Any, *, grey: bool = False, seed: int = DEFAULT_SEED) -> RestoredPhoto:
-        """Restore the faces of a photograph. The photograph is not changed.
+    def restore(self, photograph: Any, *, seed: int = DEFAULT_SEED) -> RestoredPhoto:
+        """Restore the faces of a photograph, which is not changed. In one without colour, faces get no colour.
 
         Args:
             photograph: A path, bytes, a PIL image, an array or a tensor, as `bfr.runtime.as_image` takes them; floats
                 become 16 bits.
-            grey: The photograph is greyscale, although it has three channels; its faces get no colour.
             seed: Seed of the noise, as in `Restorer.restore`.
 
         Raises:
@@ -234,7 +234,6 @@ class PhotoRestorer(PhotoEditor):
         """
         begin = time.perf_counter()
         image = as_image(photograph)
-        image = replace(image, grey=image.grey or grey)
         faces = self.align(image.pixels)
         aligned = time.perf_counter()
         results = self.restorer.run([face.crop for face in faces if not face.left], seed=seed)

@@ -25,6 +25,7 @@ from bfr.runtime.images.png import read_raw_profile
 
 Pixels = NDArray[np.unsignedinteger]  # uint8 or uint16
 MAX_PIXELS = 64_000_000
+NEUTRAL = 2  # levels: compressing grey as colour leaves as much
 _ORIENTATION, _BITS = 0x0112, 258
 _TILE_WIDTH, _TILE_HEIGHT, _SUBFILE, _DNG_VERSION = 322, 323, 254, 50706
 _EXTRA_SAMPLES, _SAMPLE_FORMAT = 338, 339
@@ -55,6 +56,20 @@ class Image:
     icc: bytes | None = None
     metadata: Metadata = field(default_factory=Metadata)
     notes: tuple[str, ...] = ()
+
+    @property
+    def colourless(self) -> bool:
+        """Whether it shows no colour: it was greyscale, or its channels are equal but for NEUTRAL levels of 255."""
+        if self.grey:
+            return True
+        import cv2  # twenty times as fast as NumPy here
+
+        most = NEUTRAL * (np.iinfo(self.pixels.dtype).max // 255)
+        for rows in (self.pixels[::64], self.pixels):  # a few rows show most colours
+            red, green, blue = cv2.split(rows)
+            if max(cv2.absdiff(red, green).max(), cv2.absdiff(blue, green).max()) > most:
+                return False
+        return True
 
 
 def byte_limit(max_pixels: int) -> int:

@@ -72,7 +72,7 @@ def _restored(restorer: Restorer, image: Image, photo: PhotoOptions, seed: int, 
         (result,) = restorer.run([image.pixels], seed=seed)
         if result.pixels is None:
             raise RestorationFailed(f"the face could not be restored: {result.error}")
-        pixels = to_grey(result.pixels) if image.grey else result.pixels
+        pixels = to_grey(result.pixels) if image.colourless else result.pixels
         return RestoredPhoto(pixels, (), (), (), result.seconds, image)
     made = PhotoRestorer(restorer, photo).restore(image, seed=seed)
     if made.errors:

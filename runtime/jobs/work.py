@@ -137,7 +137,7 @@ def finish(
     left = sum(face.left for face in picture.faces or ())
     if editor is None or picture.faces is None:
         pixels: NDArray[Any] = results[0].pixels  # type: ignore[assignment]
-        pixels = to_grey(pixels) if image.grey else pixels
+        pixels = to_grey(pixels) if image.colourless else pixels
     else:
         restored = editor.paste(image, picture.faces, results)
         pixels = restored.pixels
