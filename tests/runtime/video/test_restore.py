@@ -411,7 +411,7 @@ class Deadly:
         if self.seen == 6:  # each time sixteen frames on
             os.kill(os.getpid(), signal.SIGKILL)
         return []
-restore_video(PhotoRestorer(SimpleNamespace(batch=1, size=32), detector=Deadly()), *map(Path, sys.argv[1:]))
+restore_video(PhotoRestorer(SimpleNamespace(batch=1, size=32, run=None), detector=Deadly()), *map(Path, sys.argv[1:]))
 """
     out = tmp_path / "out"
     command = [sys.executable, "-c", code, str(source), str(out / "a.mp4")]
