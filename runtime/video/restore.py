@@ -119,11 +119,11 @@ def restore_video(
     Raises:
         InputNotFound: The source does not exist.
         InvalidImage: The source is no video, or exceeds a limit.
-        InvalidOption: The container or the codec is not offered.
+        InvalidOption: The container or the codec is not offered, or `key_frames` is below 1.
         RestorationFailed: There are faces and none could be restored.
         WriteFailed: The target cannot be written.
     """
-    source, target = Path(source), Path(target)
+    source, target, key_frames = Path(source), Path(target), VideoOptions(key_frames=key_frames).key_frames
     with VideoReader(source, max_pixels=max_pixels) as reader, atomic_path(target) as temporary:
         upscale = photo.options.upscale
         info = replace(reader.info, width=reader.info.width * upscale, height=reader.info.height * upscale)

@@ -426,6 +426,13 @@ restore_video(PhotoRestorer(SimpleNamespace(batch=1, size=32, run=None), detecto
     assert len(shown(out / "a.mp4")) == 100
 
 
+def test_key_frames_count_from_one(photo: Maker, tmp_path: Path) -> None:
+    source = clip(tmp_path / "a.mp4", [drawn((0, 16, (40, 60, 130)))])
+    with pytest.raises(InvalidOption, match="key_frames"):
+        restore_video(photo(), source, tmp_path / "b.mp4", key_frames=0)
+    assert not (tmp_path / "b.mp4").exists()
+
+
 @pytest.mark.parametrize("key_frames", [1, 8])
 def test_memory_does_not_grow_with_the_length(
     photo: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key_frames: int
