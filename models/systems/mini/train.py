@@ -1,9 +1,10 @@
 """Train the two networks of `mini`: `python -m bfr.models.systems.mini.train estimator --faces FOLDER --out FOLDER`.
 
 Seeded: a batch is a function of the seed and its step, so an interrupted run continues with the batches it would have
-had. Runs on the CPU in float32, on a GPU in bfloat16. The denoiser's recipe is that of arXiv 2212.06512, made small;
-the estimator learns to undo `bfr.models.systems.mini.field`. At the end both train against a critic (`--adversarial`),
-the denoiser on what the estimator returns (`--estimator`). Muon optimizes the matrices, AdamW the rest.
+had. Computes in float32 on the CPU, in bfloat16 on a GPU or with `--bfloat16`. The denoiser's recipe is that of arXiv
+2212.06512, made small; the estimator learns to undo `bfr.models.systems.mini.field`. At the end both train against a
+critic (`--adversarial`), the denoiser on what the estimator returns (`--estimator`). Muon optimizes the matrices,
+AdamW the rest.
 """
 
 import argparse
@@ -137,7 +138,7 @@ def train(args: argparse.Namespace) -> None:
         for step, pair in enumerate(batches(data, first, args.steps, args.workers), start=first):
             clean, given = (to_float(images, device) for images in pair)
             degraded = (clean != given).flatten(1).any(dim=1)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.bfloat16):
                 given = given if estimator is None else estimator(given).float()
                 loss = loss_of(called, Batch(clean, given, degraded), step, args, critic)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -198,6 +199,9 @@ def main() -> None:
     parser.add_argument("--features", type=float, default=0.0, help="weight of the distance of its features (off)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--bfloat16", action=argparse.BooleanOptionalAction, help="compute in bfloat16 (on a GPU; a CPU may be slower)"
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare batches (%(default)s)")
     parser.add_argument("--log-every", type=int, default=50, help="steps between two lines of the log (%(default)s)")
     parser.add_argument("--judge-every", type=int, default=500, help="steps between two looks at faces kept aside")
@@ -210,6 +214,8 @@ def main() -> None:
         parser.error(f"--estimator needs --batch {round(1 / PLAIN_SHARE)} or more: some of the faces are clean ones")
     if args.role == "denoiser" and not args.estimator and (args.adversarial or args.features):
         parser.error("--adversarial and --features need --estimator: a critic judges restored faces")
+    if args.bfloat16 is None:
+        args.bfloat16 = args.device.startswith("cuda")
     args.out.mkdir(parents=True, exist_ok=True)
     train(args)
 
