@@ -1,7 +1,7 @@
 """The node of docs/comfyui, called as ComfyUI calls it."""
 
-import importlib.util
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,9 @@ NODE = ROOT / "docs" / "comfyui" / "bfr_faces" / "__init__.py"
 
 @pytest.fixture(scope="module")
 def mappings() -> Any:
-    spec = importlib.util.spec_from_file_location("bfr_faces", NODE)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.NODE_CLASS_MAPPINGS.keys() == module.NODE_DISPLAY_NAME_MAPPINGS.keys()
-    return module.NODE_CLASS_MAPPINGS
+    module = run_path(str(NODE))
+    assert module["NODE_CLASS_MAPPINGS"].keys() == module["NODE_DISPLAY_NAME_MAPPINGS"].keys()
+    return module["NODE_CLASS_MAPPINGS"]
 
 
 def call(mappings: Any, image: Any, **options: Any) -> Any:

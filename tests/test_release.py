@@ -1,10 +1,10 @@
 """What is published: every link of the README is absolute, and pyproject.toml names the address that it is given."""
 
-import importlib.util
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from runpy import run_path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,16 +15,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 ADDRESS = "https://example.org/owner/name"
-
-
-@pytest.fixture(scope="module")
-def release() -> Any:
-    spec = importlib.util.spec_from_file_location("release", ROOT / ".ci" / "release.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+release = SimpleNamespace(**run_path(str(ROOT / ".ci" / "release.py")))
 
 
 def test_what_is_packaged_is_there() -> None:
@@ -36,7 +27,7 @@ def test_what_is_packaged_is_there() -> None:
     assert [name for name in told["project"]["license-files"] if not (ROOT / name).is_file()] == []
 
 
-def test_the_readme_has_no_relative_link_and_loses_no_file(release: Any) -> None:
+def test_the_readme_has_no_relative_link_and_loses_no_file() -> None:
     before = (ROOT / "README.md").read_text("utf-8")
     after = release.absolute(before, ADDRESS, "v1")
     targets = re.findall(r"\]\(([^)\s]+)\)", after)
@@ -47,7 +38,7 @@ def test_the_readme_has_no_relative_link_and_loses_no_file(release: Any) -> None
     assert [path for path in own if not (ROOT / path).exists()] == []
 
 
-def test_pictures_are_shown_and_files_are_linked(release: Any) -> None:
+def test_pictures_are_shown_and_files_are_linked() -> None:
     text = "![a](docs/a.jpg) [b](b.md#c) [d](#e) [f](https://g) [![h](i.png)](j.md)"
     assert release.absolute(text, ADDRESS, "v1") == (
         f"![a]({ADDRESS}/raw/v1/docs/a.jpg) [b]({ADDRESS}/blob/v1/b.md#c) [d](#e) [f](https://g) "
@@ -55,7 +46,7 @@ def test_pictures_are_shown_and_files_are_linked(release: Any) -> None:
     )
 
 
-def test_the_urls_of_the_project(release: Any) -> None:
+def test_the_urls_of_the_project() -> None:
     before = (ROOT / "pyproject.toml").read_text("utf-8")
     after = tomllib.loads(release.with_urls(before, ADDRESS, "v1"))
     assert after["project"].pop("urls")["Repository"] == ADDRESS

@@ -2,11 +2,11 @@
 
 import re
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from itertools import chain, pairwise
 from pathlib import Path
+from runpy import run_path
 from subprocess import CompletedProcess
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,22 +19,16 @@ INSTALLED_BY_CI = {"dev", "bench", "docs", "explain", "sd"}
 
 
 @pytest.fixture
-def resolve(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = spec_from_file_location("resolve", ROOT / ".ci" / "resolve.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "resolve", module)
+def resolve(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(sys, "argv", ["resolve.py"])
-    spec.loader.exec_module(module)
-    return module
+    return SimpleNamespace(**run_path(str(ROOT / ".ci" / "resolve.py")))
 
 
-def test_every_extra_has_a_row(resolve: ModuleType) -> None:
+def test_every_extra_has_a_row(resolve: SimpleNamespace) -> None:
     assert {extra for row in resolve.ROWS for extra in row.extras} == set(EXTRAS) - INSTALLED_BY_CI
 
 
-def test_every_requirement_of_an_extra_is_looked_for(resolve: ModuleType) -> None:
+def test_every_requirement_of_an_extra_is_looked_for(resolve: SimpleNamespace) -> None:
     for extra in set(EXTRAS) - INSTALLED_BY_CI:
         rows = [row for row in resolve.ROWS if extra in row.extras]
         versions = [{"python_version": row.python} for row in rows]
@@ -63,7 +57,7 @@ def test_every_extra_that_a_text_names_exists() -> None:
     assert {"gpu-cu12", "tensorrt-cu12", "jetson-cu12", "cpu"} <= named <= set(EXTRAS)
 
 
-def test_a_set_that_lacks_a_library_or_holds_a_wrong_one_is_refused(resolve: ModuleType) -> None:
+def test_a_set_that_lacks_a_library_or_holds_a_wrong_one_is_refused(resolve: SimpleNamespace) -> None:
     row = resolve.Row("CUDA 12", resolve.X86, "3.12", ("gpu-cu12",), resolve.PROVIDER_12, resolve.ONLY_12)
     good = {
         "onnxruntime-gpu": "1.26.0",
@@ -80,7 +74,7 @@ def test_a_set_that_lacks_a_library_or_holds_a_wrong_one_is_refused(resolve: Mod
     assert resolve.violations(row, good) == ["nvidia-cublas-cu12>=12,<13 is missing"]
 
 
-def test_only_tensorrt_may_come_as_sources(resolve: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_tensorrt_may_come_as_sources(resolve: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
 
     def run(command: list[str], **_: Any) -> CompletedProcess[str]:
@@ -97,7 +91,7 @@ def test_only_tensorrt_may_come_as_sources(resolve: ModuleType, monkeypatch: pyt
 
 
 def test_an_index_that_cannot_be_reached(
-    resolve: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    resolve: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(resolve.shutil, "which", lambda *_, **__: "uv")
     monkeypatch.setattr(resolve.subprocess, "run", lambda command, **_: CompletedProcess(command, 2, "", "dns error"))
@@ -108,7 +102,7 @@ def test_an_index_that_cannot_be_reached(
 
 
 def test_a_row_without_a_solution_fails(
-    resolve: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    resolve: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(command: list[str], **_: Any) -> CompletedProcess[str]:
         return CompletedProcess(command, int("--extra" in command), "", "No solution found")
