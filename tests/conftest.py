@@ -120,6 +120,13 @@ def _of_size(network: Network) -> Network:
     return network.model_copy(update={"inputs": resized(network.inputs), "outputs": resized(network.outputs)})
 
 
+def small_bundle() -> Bundle:
+    """The packaged bundle at 32 x 32. Its files do not fit: whoever opens it gives the networks."""
+    mini = Bundle.open(default_bundle())
+    networks = {name: _of_size(network) for name, network in mini.manifest.networks.items()}
+    return Bundle(mini.folder, mini.manifest.model_copy(update={"image_size": SIZE, "networks": networks}), mini.hash)
+
+
 def small_restorer(batch: int = 1) -> RecordingRestorer:
     """A Restorer of 32 x 32 faces without a backend: a face becomes RESTORED all over, one of BAD_FACE's colour NaN."""
 
@@ -132,13 +139,9 @@ def small_restorer(batch: int = 1) -> RecordingRestorer:
 
     colour = (2 * np.array(RESTORED, np.float32) / 255 - 1)[None, :, None, None]
 
-    mini = Bundle.open(default_bundle())
-    networks = {name: _of_size(network) for name, network in mini.manifest.networks.items()}
-    manifest = mini.manifest.model_copy(update={"image_size": SIZE, "networks": networks})
-    bundle = Bundle(mini.folder, manifest, mini.hash)
     fakes: Any = {"estimator": NumpyNetwork(estimate), "denoiser": NumpyNetwork(denoise)}
     sampler = Preset(spacing="ddim100", start=2, eta=0.5, matched=True)
-    restorer = RecordingRestorer(bundle, NumpyDevice(), sampler, batch=batch, networks=fakes)
+    restorer = RecordingRestorer(small_bundle(), NumpyDevice(), sampler, batch=batch, networks=fakes)
     restorer.calls = []
     return restorer
 
@@ -213,7 +216,7 @@ def fakes() -> Any:
         Device, Network, step = NumpyDevice, NumpyNetwork, staticmethod(linear_step)
         Squares, face, bad_face, restored = Squares, FACE, BAD_FACE, RESTORED
         identity = staticmethod(lambda: NumpyNetwork(lambda degraded: (2 * degraded - 1,)))
-        chain = staticmethod(difface_chain)
+        chain, bundle = staticmethod(difface_chain), staticmethod(small_bundle)
 
     return Fakes
 

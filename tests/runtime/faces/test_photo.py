@@ -10,21 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from bfr.runtime.bundle.bundle import Bundle, write_manifest
-from bfr.runtime.bundle.manifest import (
-    BundleFile,
-    Denoise,
-    Diffuse,
-    Estimate,
-    Licence,
-    Manifest,
-    Network,
-    NoiseSchedule,
-    Preset,
-    Source,
-    Tensor,
-    Variant,
-)
+from bfr.runtime.bundle.manifest import Preset
 from bfr.runtime.errors import InvalidImage
 from bfr.runtime.faces.background import Lanczos
 from bfr.runtime.faces.condition import Condition
@@ -39,7 +25,7 @@ Array = NDArray[Any]
 SIZE = 32  # of the crops
 COLOUR = (0.75, 0.5, 0.25)  # every face becomes this, RGB in [0, 1]
 LEVELS = np.array([191, 128, 64])  # the same in 8 bits, give or take one
-VARIANT = Variant(graph=BundleFile(path="none.onnx", sha256="0" * 64, bytes=0), opset=20)
+SHORT = Preset(spacing="ddim50", start=2)
 RNG = np.random.default_rng(0)
 
 
@@ -72,42 +58,8 @@ class Known:
         return self.refined(face)
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A system whose networks are given when it is opened."""
-
-    def network(kind: Any, inputs: str, outputs: str) -> Network:
-        source, image = Source(file="none", sha256="0" * 64), ("batch", 3, SIZE, SIZE)
-        shapes: dict[str, Any] = {"t": ("batch",), "row": ("batch", 8)}
-        tensors = [
-            tuple(Tensor(name=name, shape=shapes.get(name, image)) for name in names.split())
-            for names in (inputs, outputs)
-        ]
-        nothing: dict[str, Any] = {"parameters": {}, "variants": {"fp32": VARIANT}, "parameter_count": 0}
-        return Network(kind=kind, architecture="none", source=source, inputs=tensors[0], outputs=tensors[1], **nothing)
-
-    folder = tmp_path_factory.mktemp("bundle")
-    manifest = Manifest(
-        format=1,
-        system="painter",
-        title="",
-        image_size=SIZE,
-        schedule=NoiseSchedule(),
-        stages=(Estimate(network="estimator"), Diffuse(), Denoise(network="denoiser")),
-        presets={"short": Preset(spacing="ddim50", start=2)},
-        networks={
-            "estimator": network("estimator", "degraded", "estimate"),
-            "denoiser": network("step", "x h1 h2 t row noise", "x_next x0"),
-        },
-        licence=Licence(name="none", url="", notice=""),
-        made_with={},
-    )
-    write_manifest(folder, manifest)
-    return Bundle.open(folder)
-
-
 @pytest.fixture
-def painter(bundle: Bundle, fakes: Any) -> Restorer:
+def painter(fakes: Any) -> Restorer:
     """Makes every face COLOUR; one whose crop is white all over becomes NaN."""
 
     def estimate(degraded: Array) -> tuple[Array]:
@@ -120,7 +72,7 @@ def painter(bundle: Bundle, fakes: Any) -> Restorer:
         return result, result
 
     networks = {"estimator": fakes.Network(estimate), "denoiser": fakes.Network(denoise)}
-    return Restorer(bundle, fakes.Device(), bundle.preset("short"), batch=2, networks=networks)
+    return Restorer(fakes.bundle(), fakes.Device(), SHORT, batch=2, networks=networks)
 
 
 def picture(shape: tuple[int, int] = (100, 140), dtype: type = np.uint8) -> Array:
@@ -245,12 +197,11 @@ class TestRestoring:
 
     @pytest.mark.parametrize("faces", [(), (known_face(69.5, 49.5),)])
     def test_a_background_that_colours_leaves_grey_grey(self, painter: Restorer, faces: Sequence[Face]) -> None:
-        class Tinted(Lanczos):
-            def enlarge(self, pixels: Array, upscale: int) -> Array:
-                return np.asarray(super().enlarge(pixels, upscale) // np.array([1, 2, 3], pixels.dtype))
-
         class Network:
-            name, enlarge = "tinted", Tinted().enlarge
+            name = "tinted"
+
+            def enlarge(self, pixels: Array, upscale: int) -> Array:
+                return np.asarray(Lanczos().enlarge(pixels, upscale) // np.array([1, 2, 3], pixels.dtype))
 
         photograph = np.repeat(picture()[..., :1], 3, axis=2)
         photo = PhotoRestorer(painter, PhotoOptions(upscale=2), detector=Known(*faces), background=Network())
@@ -428,29 +379,28 @@ class TestNoise:
 
     FACES = tuple(known_face(20 + 25 * i, 30 + 20 * (i % 2), 1.2, 10 * i) for i in range(5))
 
-    def restored(self, bundle: Bundle, fakes: Any, photograph: Array, batch: int, seed: int) -> Array:
+    def restored(self, fakes: Any, photograph: Array, batch: int, seed: int) -> Array:
         networks = {"estimator": fakes.identity(), "denoiser": fakes.step(lambda x, _: 0.1 * x)}
-        sampler = bundle.preset("short", eta=1.0)
-        with Restorer(bundle, fakes.Device(), sampler, batch=batch, networks=networks) as restorer:
+        sampler = SHORT.model_copy(update={"eta": 1.0})
+        with Restorer(fakes.bundle(), fakes.Device(), sampler, batch=batch, networks=networks) as restorer:
             result = PhotoRestorer(restorer, detector=Known(*self.FACES)).restore(photograph, seed=seed)
         assert len(result.faces) == 5
         return result.pixels
 
-    def test_the_same_photograph_gives_the_same_bytes_whatever_the_batch(self, bundle: Bundle, fakes: Any) -> None:
+    def test_the_same_photograph_gives_the_same_bytes_whatever_the_batch(self, fakes: Any) -> None:
         photograph = picture()
-        alone = self.restored(bundle, fakes, photograph, 1, 12345)
+        alone = self.restored(fakes, photograph, 1, 12345)
         assert not np.array_equal(alone, photograph)
         for batch in (2, 3, 8):
-            assert np.array_equal(self.restored(bundle, fakes, photograph, batch, 12345), alone)
+            assert np.array_equal(self.restored(fakes, photograph, batch, 12345), alone)
 
-    def test_the_seed_decides(self, bundle: Bundle, fakes: Any) -> None:
+    def test_the_seed_decides(self, fakes: Any) -> None:
         photograph = picture()
-        one, other = (self.restored(bundle, fakes, photograph, 8, seed) for seed in (1, 2))
+        one, other = (self.restored(fakes, photograph, 8, seed) for seed in (1, 2))
         assert not np.array_equal(one, other)
 
 
 def test_a_reference_is_the_largest_face_of_its_photograph(small: Any, fakes: Any, tmp_path: Path) -> None:
-
     picture = np.full((200, 300, 3), 120, np.uint8)
     picture[20:60, 20:60] = fakes.face
     picture[60:160, 150:250] = fakes.face
