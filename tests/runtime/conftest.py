@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageCms
+
+from bfr.runtime.faces.options import PhotoOptions
+from bfr.runtime.faces.photo import PhotoRestorer
 
 Array = NDArray[Any]
 ORIENTATION = 0x0112
@@ -53,11 +57,11 @@ def palette(transparent: bool) -> bytes:
     return saved(image, "PNG", **({"transparency": bytes([255, 40])} if transparent else {}))
 
 
-def tiff_16(samples: Array, *extra: tuple[int, int], photometric: int = 2) -> bytes:
+def tiff_16(samples: Array, *extra: tuple[int, int | list[int]], photometric: int = 2) -> bytes:
     """A TIFF written by hand, deflated. samples: (H, W, C) uint16; extra: further tags and their values."""
     height, width, channels = samples.shape
     tags = {256: [width], 257: [height], 258: [16] * channels, 259: [8], 262: [photometric], 277: [channels]}
-    tags |= {tag: [value] for tag, value in extra}
+    tags |= {tag: value if isinstance(value, list) else [value] for tag, value in extra}
     planes = np.moveaxis(samples, 2, 0) if tags.get(284) == [2] else [samples]
     strips = [zlib.compress(plane.astype("<u2").tobytes()) for plane in planes]
     tags |= {273: [0] * len(strips), 278: [height], 279: [len(strip) for strip in strips]}
@@ -159,6 +163,21 @@ DEEP_TABLE: dict[str, tuple[bytes, Array, Array | None, bool]] = {
     "tiff rgb": (tiff_16(DEEP[..., :3]), DEEP[..., :3], None, False),
     "tiff rgba": (tiff_16(DEEP, (338, 2)), DEEP[..., :3], DEEP[..., 3], False),
     "tiff grey": (tiff_16(DEEP[..., :1], photometric=1), DEEP[..., [0, 0, 0]], None, True),
+    "tiff grey, alpha": (tiff_16(DEEP[..., :2], (338, 2), photometric=1), DEEP[..., [0, 0, 0]], DEEP[..., 1], True),
+    "tiff rgb, planes": (tiff_16(DEEP[..., :3], (284, 2)), DEEP[..., :3], None, False),
+    "tiff rgba, planes": (tiff_16(DEEP, (284, 2), (338, 2)), DEEP[..., :3], DEEP[..., 3], False),
+    "tiff grey, alpha, planes": (
+        tiff_16(DEEP[..., :2], (284, 2), (338, 2), photometric=1),
+        DEEP[..., [0, 0, 0]],
+        DEEP[..., 1],
+        True,
+    ),
+    "tiff rgb, no colour, alpha": (
+        tiff_16(DEEP[..., [0, 1, 2, 0, 3]], (338, [0, 2])),
+        DEEP[..., :3],
+        DEEP[..., 3],
+        False,
+    ),
     "tiff grey, white is 0": (tiff_16(65_535 - DEEP[..., :1], photometric=0), DEEP[..., [0, 0, 0]], None, True),
 }
 
@@ -195,3 +214,13 @@ def row(request: pytest.FixtureRequest) -> Any:
 def deep_row(request: pytest.FixtureRequest) -> Any:
     """File, pixels, alpha, grey, all of 16 bits."""
     return DEEP_TABLE[request.param]
+
+
+@pytest.fixture
+def photo(small: Callable[..., Any], fakes: Any) -> Callable[..., PhotoRestorer]:
+    """A maker of PhotoRestorers without a backend, whose faces are coloured squares."""
+
+    def make(batch: int = 1, background: Any = None, **options: Any) -> PhotoRestorer:
+        return PhotoRestorer(small(batch), PhotoOptions(**options), detector=fakes.Squares(), background=background)
+
+    return make

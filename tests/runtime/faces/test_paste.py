@@ -1,9 +1,12 @@
 """Pasting: where faces go, what they leave alone, what of the photograph's detail stays, and how neighbours share."""
 
+from functools import partial
 from typing import Any
 
+import face_geometry
 import numpy as np
 import pytest
+from face_geometry import undone
 from numpy.typing import NDArray
 from pairs import pairwise
 
@@ -16,16 +19,7 @@ FACE = (slice(56, 88), slice(48, 80))  # a part of the crop that is within every
 RNG = np.random.default_rng(0)
 
 
-def similarity(scale: float, degrees: float, centre: tuple[float, float], size: int = SIZE) -> Array:
-    """Photograph -> crop: `centre` comes to the crop's middle, turned, and `scale` times as large."""
-    c, s = scale * np.cos(np.radians(degrees)), scale * np.sin(np.radians(degrees))
-    turn = np.array([[c, -s], [s, c]])
-    return np.hstack([turn, ((size - 1) / 2 - turn @ np.array(centre))[:, None]])
-
-
-def undone(matrix: Array, points: Array) -> Array:
-    """Where points of the crop lie in the photograph, by solving for them."""
-    return np.linalg.solve(matrix[:, :2], (points - matrix[:, 2]).T).T
+similarity = partial(face_geometry.similarity, size=SIZE)
 
 
 def in_crop(shape: tuple[int, ...], matrix: Array, upscale: int = 1) -> Array:

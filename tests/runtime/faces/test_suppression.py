@@ -4,20 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from face_geometry import face
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bfr.runtime.faces.geometry import Face, template
+from bfr.runtime.faces.geometry import Face
 from bfr.runtime.faces.suppression import INSIDE, OVERLAP, overlaps, without_repeats
-
-
-def face(box: tuple[float, ...], *, score: float = 0.9, eyes: float | None = None) -> Face:
-    """A face whose landmarks lie in its box as in a crop; `eyes` apart, where given."""
-    left, top, right, bottom = box
-    landmarks = template(512) / 512 * [right - left, bottom - top] + [left, top]
-    if eyes is not None:
-        landmarks[:2] = landmarks[:2].mean(0) + np.array([(-eyes / 2, 0), (eyes / 2, 0)])
-    return Face(np.array(box, np.float32), landmarks.astype(np.float32), score)
 
 
 def overlap(a: Face, b: Face) -> float:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from bfr.runtime.errors import DeviceLost, InvalidImage, InvalidOption, WriteFailed
-from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.files import write_bytes
 from bfr.runtime.images.decode import read_image
@@ -36,14 +35,6 @@ GREEN = (60, 120, 60)
 ARTIST = 0x013B
 Array = NDArray[Any]
 Maker = Callable[..., PhotoRestorer]
-
-
-@pytest.fixture
-def photo(small: Callable[..., Any], fakes: Any) -> Maker:
-    def make(batch: int = 1, background: Any = None, **options: Any) -> PhotoRestorer:
-        return PhotoRestorer(small(batch), PhotoOptions(**options), detector=fakes.Squares(), background=background)
-
-    return make
 
 
 def picture(*squares: tuple[int, int, tuple[int, int, int]], size: tuple[int, int] = (96, 64)) -> Array:

@@ -16,7 +16,6 @@ import pytest
 from numpy.typing import NDArray
 
 from bfr.runtime.errors import InvalidImage, InvalidOption, RestorationFailed
-from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.jobs.cards import preview_paths
 from bfr.runtime.jobs.report import REPORT, Report
@@ -36,14 +35,6 @@ Maker = Callable[..., PhotoRestorer]
 WIDTH, HEIGHT, SIDE = 160, 64, 32
 FACE, BAD_FACE = (230, 30, 30), (230, 30, 230)
 MILLISECONDS = Fraction(1, 1000)
-
-
-@pytest.fixture
-def photo(small: Callable[..., Any], fakes: Any) -> Maker:
-    def make(batch: int = 1, **options: Any) -> PhotoRestorer:
-        return PhotoRestorer(small(batch), PhotoOptions(**options), detector=fakes.Squares())
-
-    return make
 
 
 def drawn(*squares: tuple[int, int, tuple[int, int, int]], across: bool = True) -> Array:
