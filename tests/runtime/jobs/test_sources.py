@@ -359,12 +359,3 @@ class TestPassedOver:
     def test_a_name_that_cannot_be(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(InputNotFound):
             find_images([tmp_path / name])
-
-
-def test_a_name_that_the_suffix_makes_too_long_is_shortened(tmp_path: Path) -> None:
-    long = 251 * "m"
-    items = [Item(tmp_path / f"{long}.jpg", long), Item(tmp_path / f"{long}.a", f"sub/{long}n")]
-    outputs, _ = choose_outputs(items, Store(tmp_path / "out"), ".webp")
-    assert [len(Path(output).name) for output in outputs.values()] == [255, 255]
-    assert len({Path(output).name for output in outputs.values()}) == 2
-    assert choose_outputs(items[:1], Store(tmp_path / "out"), "same")[0] == {items[0].key: f"{long}.jpg"}
