@@ -1,14 +1,18 @@
-"""The Python of README.md, docs/python.md and docs/tutorial.md, run as it stands, and the limits of the README."""
+"""The Python of the README and of the pages of docs/, run as it stands, and the limits of the README."""
 
 import re
 import shutil
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image as Pillow
 import pytest
 
 from bfr.runtime.cli.commands import COMMANDS
+from bfr.runtime.video.formats import VideoInfo
+from bfr.runtime.video.write import VideoWriter
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -21,10 +25,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     images = Path("docs/images")
     images.mkdir(parents=True)
     shutil.copy(ROOT / images / "astronaut.png", images)
-    with Pillow.open(
-        ROOT / images / "photograph.jpg"
-    ) as image:  # half the size: faces are found in a quarter of the time
-        image.reduce(2).save(images / "photograph.jpg")
+    with Pillow.open(ROOT / images / "photograph.jpg") as image:
+        image.reduce(2).save(images / "photograph.jpg")  # faces are found in a quarter of the time
     shutil.copy(images / "photograph.jpg", "IMG_2041.jpg")
 
     def run(page: str, blocks: int) -> dict[str, Any]:
@@ -56,6 +58,27 @@ def test_the_page_on_python(run: Any, capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_tutorial(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run("docs/tutorial.md", 1)
     assert capsys.readouterr().out.startswith("1 face, ")
+
+
+def test_the_page_on_photographs(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    photograph = shutil.copy("docs/images/photograph.jpg", ".")
+    Path("album").mkdir()
+    shutil.copy(photograph, "album/a.jpg")
+    Path("album/broken.png").write_bytes(b"no image")
+    pixels = np.asarray(Pillow.open(photograph))
+    info = VideoInfo(256, 256, Fraction(25), None, None, 0, 0, "", Fraction(1, 25))
+    with VideoWriter(Path("film.mp4"), ".mp4", info) as writer:
+        for frame in range(3):
+            writer.write(pixels, frame, Fraction(1, 25))
+    names = run("docs/photographs.md", 4)
+    assert Pillow.open("restored.png").size == (512, 512)
+    assert names["crop"].shape == (512, 512, 3)
+    assert Path("restored/report.html").is_file()
+    assert Path("restored.mp4").is_file()
+    *_, counts, film = capsys.readouterr().out.splitlines()
+    assert counts.startswith("1 [")
+    assert "broken.png" in counts
+    assert film == "3 3 1 None"
 
 
 def test_the_readme_is_short() -> None:
