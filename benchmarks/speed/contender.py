@@ -10,8 +10,8 @@ A contender is named `NAME[:PRECISION][+graph|+nograph]`:
 - a backend of the runtime.
 
 `openvino-cpu` and the runtime's take `:fp16` or `:int8` behind them, where the bundle has that precision.
-- `+graph`: each whole chain is one CUDA graph, where the backend does not do so by itself (eager PyTorch, ONNX Runtime
-  on CUDA). `+nograph`: it is not, where the backend does (TensorRT, TensorRT-RTX, compiled PyTorch).
+- `+graph`: each whole chain is one CUDA graph, where the backend can and does not do so by itself (eager PyTorch).
+  `+nograph`: it is not, where the backend does (TensorRT, TensorRT-RTX, compiled PyTorch).
 
 PyTorch is imported only where it is asked for: a runtime backend's memory is measured without it.
 """
@@ -37,11 +37,7 @@ BASELINES = ("eager-cpu", "eager-cuda")  # float32: results and times are compar
 EAGER = (*BASELINES, "eager-tf32", "eager-half", "torch-cpu")
 GRAPHS = ("openvino-cpu", *BACKENDS)  # run the bundle's graphs, in any of its precisions
 RECORD = tuple(row.name for row in BACKENDS.values() if row.records)  # record graphs unless told otherwise
-MAY_RECORD = (
-    "eager-cuda",
-    "eager-half",
-    *(row.name for row in BACKENDS.values() if row.where == "cuda" and not row.records),
-)
+MAY_RECORD = ("eager-cuda", "eager-half")
 
 
 class Name(NamedTuple):
@@ -76,13 +72,13 @@ class Contender:
 
     @property
     def records(self) -> bool:
-        """Whether a chain is recorded, after the device's `warm_runs`."""
+        """Whether a chain is recorded, in its second run."""
         return bool(getattr(self.device, "records", False))
 
     @property
     def first_calls(self) -> int:
         """The calls of a chain that do not show its speed: the first, or those up to the one that records it."""
-        return int(getattr(self.device, "warm_runs", 1)) + 1 if self.records else 1
+        return 2 if self.records else 1
 
     def restorer(self, bundle: Bundle, sampler: Preset, batch: int) -> Restorer:
         """The Restorer of one batch size. Eager half counts as float32 here: its networks are already what they are."""

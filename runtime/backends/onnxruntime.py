@@ -152,16 +152,17 @@ class CudaNetwork:
 
 
 class CudaDevice(GpuDevice):
-    """One CUDA GPU through ONNX Runtime, which enqueues its kernels on the device's own stream."""
+    """One CUDA GPU through ONNX Runtime, which enqueues its kernels on the device's own stream.
+
+    Chains are not recorded: a graph would keep the addresses of pinned memory that ONNX Runtime frees after the call.
+    """
 
     name = "onnxruntime-cuda"
-    warm_runs = 3  # its arena grows in the first runs, and memory must not be allocated while a chain is captured
+    records = False
 
-    def __init__(self, index: int = 0, *, graphs: bool = False) -> None:
-        """`graphs`: record whole chains as CUDA graphs, which ONNX Runtime does not document for its kernels."""
+    def __init__(self, index: int = 0) -> None:
         self.check(None, "fp32", index)
         super().__init__(index)
-        self.records = graphs
 
     @classmethod
     def check(cls, bundle: Bundle | None, precision: Precision, index: int) -> None:
@@ -180,8 +181,6 @@ class CudaDevice(GpuDevice):
         """Load a checked ONNX file, or the path of one that is known to be ours."""
         options = ort.SessionOptions()
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        # With the memory pattern, the second run would allocate a block; without it every run uses the arena.
-        options.enable_mem_pattern = not self.records
         # TF32 keeps 10 bits of the mantissa: float32 is computed in float32.
         provider = {
             "device_id": str(self.cuda.index),

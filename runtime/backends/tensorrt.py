@@ -188,7 +188,7 @@ class TensorRtNetwork:
             raise ValueError("an output buffer is also an input: the result would depend on the order of the writes")
         batch = next(iter(inputs.values())).shape[0]
         context = self.context(batch)
-        for name in self.inputs:
+        for name in self.names:  # the engine would write an output beyond the end of its buffer
             if tuple(context.get_tensor_shape(name)) != buffers[name].shape:
                 raise ValueError(f"{name} is {tuple(context.get_tensor_shape(name))}, not {buffers[name].shape}")
         addresses = [(name, buffer.address) for name, buffer in buffers.items()]

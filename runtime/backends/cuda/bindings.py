@@ -165,8 +165,8 @@ class Cuda:
         self._call("cudaStreamSynchronize", stream)
 
     def event(self, owned: ExitStack) -> Handle:
-        """Make an event."""
-        event = self._call("cudaEventCreate")
+        """Make an event without a time, for which CUDA promises the quickest waits."""
+        event = self._call("cudaEventCreateWithFlags", self.rt.cudaEventDisableTiming)
         owned.callback(self._call, "cudaEventDestroy", event)
         return event
 

@@ -49,7 +49,6 @@ class GpuDevice:
     name = "gpu"
     asynchronous = True
     records = True  # whether `record` makes graphs; False where the networks cannot be captured
-    warm_runs = 1  # of a chain before it is captured, in which libraries allocate what they need
 
     def __init__(self, index: int = 0) -> None:
         """Raises MissingDependency without cuda-python or NVRTC, BackendUnavailable without such a GPU."""
@@ -174,18 +173,18 @@ class GpuDevice:
 
 
 class GraphProgram:
-    """Work that runs call by call `warm_runs` times, so that libraries allocate what they need, then as one graph."""
+    """Work that runs call by call once, so that libraries allocate what they need, then as one graph."""
 
     def __init__(self, device: GpuDevice, owned: ExitStack, work: Callable[[], None]) -> None:
         self.device, self.work = device, work
-        self._runs = 0
+        self._ran = False
         self._graph: Any = None
         owned.callback(self._forget)
 
     def __call__(self) -> None:
-        if self._runs < self.device.warm_runs or not self.device.records:
+        if not (self._ran and self.device.records):
             self.work()
-            self._runs += 1
+            self._ran = True
             return
         if self._graph is None:
             self._graph = self.device.capture(self.work)

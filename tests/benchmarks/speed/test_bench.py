@@ -284,7 +284,6 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
         ("eager-half", ("eager-half", "fp16", False)),
         ("eager-half+graph", ("eager-half", "fp16", True)),
         ("onnxruntime-cpu:fp16", ("onnxruntime-cpu", "fp16", False)),
-        ("onnxruntime-cuda:fp16+graph", ("onnxruntime-cuda", "fp16", True)),
         ("tensorrt:fp16", ("tensorrt", "fp16", True)),
         ("tensorrt-rtx+nograph", ("tensorrt-rtx", "fp32", False)),
         ("torch-cuda:fp16+nograph", ("torch-cuda", "fp16", False)),
@@ -302,7 +301,8 @@ def test_a_name_may_carry_a_precision_and_a_graph(name: str, parts: tuple[str, s
         ("eager-cpu:fp16", "eager-cpu:fp16"),
         ("torch-cpu:int8", "torch-cpu:int8"),
         ("auto", "onnxruntime-cpu"),
-        ("eager-cpu+graph", "goes with eager-cuda, eager-half, onnxruntime-cuda"),
+        ("eager-cpu+graph", "goes with eager-cuda, eager-half, +nograph"),
+        ("onnxruntime-cuda+graph", "goes with"),  # it frees what the graph would read
         ("onnxruntime-cpu+nograph", "goes with"),
         ("tensorrt+graph", "nograph with tensorrt"),  # it has one without being asked: one thing, one name
         ("onnxruntime-cuda+nograph", "goes with"),

@@ -127,6 +127,7 @@ class FakeRuntime:
         real.cudaDeviceAttr,
     )
     cudaStreamNonBlocking = real.cudaStreamNonBlocking
+    cudaEventDisableTiming = real.cudaEventDisableTiming
 
     def __init__(self, gpus: list[FakeGpu]) -> None:
         self.gpus, self.threads = gpus, threading.local()
@@ -251,7 +252,8 @@ class FakeRuntime:
         self.gpu.drain(stream)
         return (OK,)
 
-    def cudaEventCreate(self) -> Any:
+    def cudaEventCreateWithFlags(self, flags: int) -> Any:
+        assert flags == real.cudaEventDisableTiming
         return OK, self.gpu.handle("event", SimpleNamespace(marks=[]))
 
     def cudaEventDestroy(self, event: Handle) -> Any:
@@ -394,7 +396,7 @@ class FakeContext:
         return self.shapes[name] == self.engine.get_tensor_profile_shape(name, self.profile)[1]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return self.shapes[name]
+        return next(iter(self.shapes.values()))[0], *self.engine.shapes[name]
 
     def set_device_memory(self, address: int, size: int) -> None:
         assert address % 256 == 0

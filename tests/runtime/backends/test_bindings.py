@@ -25,7 +25,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "cudaDriverGetVersion": (),
     "cudaDeviceGetAttribute": (rt.cudaDeviceAttr.cudaDevAttrIntegrated, 0),
     "cudaDeviceGetPCIBusId": (32, 0),
-    "cudaEventCreate": (),
+    "cudaEventCreateWithFlags": (rt.cudaEventDisableTiming,),
     "cudaEventDestroy": (EVENT,),
     "cudaEventRecord": (EVENT, STREAM),
     "cudaEventSynchronize": (EVENT,),

@@ -492,6 +492,8 @@ def test_what_an_engine_may_be_bound_to(built: Bundle, tensorrt: Any) -> None:
         network.bind({"degraded": a}, {"other": b})
     with pytest.raises(ValueError, match=r"\(1, 3, 32, 32\).*\(1, 3, 64, 32\)"):
         network.bind({"degraded": wide}, {"estimate": b})
+    with pytest.raises(ValueError, match=r"estimate is \(1, 3, 32, 32\), not \(1, 3, 64, 32\)"):
+        network.bind({"degraded": a}, {"estimate": wide})
     device.release([a, b, wide])
     device.close()
 
