@@ -510,11 +510,14 @@ def test_a_video_is_a_job(opened: Any, server: FakeServer, key: str | None) -> N
     server.key = key
     if key:
         tab.evaluate("(key) => sessionStorage.setItem('bfr-api-key', key)", key)
+    tab.get_by_text("More options").click()
+    tab.get_by_label("every Nth frame").fill("4")
     drop(tab, ("film.mp4", "video/mp4", b"moving"))
     tab.locator(".fetch:visible").wait_for()
     assert "3 frames" in tab.locator(".about").text_content()
     (sent,) = server.posts("/jobs")
     assert (sent.headers["content-type"], sent.body) == ("video/mp4", b"moving")
+    assert sent.query["key_frames"] == "4"
     with tab.expect_download() as download:
         tab.locator(".fetch").click()
     assert download.value.suggested_filename == "film-restored.mp4"
@@ -528,6 +531,8 @@ def test_a_video_is_a_job(opened: Any, server: FakeServer, key: str | None) -> N
 def test_a_server_without_jobs_takes_no_videos(opened: Any, server: FakeServer) -> None:
     server.jobs = False
     tab = opened()
+    tab.get_by_text("More options").click()
+    assert not tab.get_by_label("every Nth frame").is_visible()
     drop(tab, ("film.mp4", "video/mp4", b"moving"))
     assert "takes no videos" in tab.locator(".error:visible").text_content()
 
