@@ -19,16 +19,15 @@ from bfr.runtime.errors import InputNotFound, InvalidImage
 from bfr.runtime.images.colour import png_profile, to_srgb
 from bfr.runtime.images.deep import colour_16, grey_16, grey_to_srgb
 from bfr.runtime.images.formats import NAMES, format_of
-from bfr.runtime.images.headers import MOST_RUNS, check_parts, check_tags, header_size
+from bfr.runtime.images.headers import MOST_RUNS, check_parts, check_size, check_tags, header_size, read_tags
 from bfr.runtime.images.metadata import Metadata, read_metadata
 from bfr.runtime.images.png import read_raw_profile
+from bfr.runtime.images.tiff import check_kind, is_grey, plain_tiff, sample_bits
 
 Pixels = NDArray[np.unsignedinteger]  # uint8 or uint16
 MAX_PIXELS = 64_000_000
 NEUTRAL = 2  # levels: compressing grey as colour leaves as much
-_ORIENTATION, _BITS = 0x0112, 258
-_TILE_WIDTH, _TILE_HEIGHT, _SUBFILE, _DNG_VERSION = 322, 323, 254, 50706
-_EXTRA_SAMPLES, _SAMPLE_FORMAT = 338, 339
+_ORIENTATION = 0x0112
 _SRGB_CODES = {(1, 13), (1, 1), (1, 6), (1, 14), (1, 15)}  # primaries and transfer of H.273, of sRGB and BT.709
 _RUN_LENGTHS = (1, 2)  # compressions of a BMP
 # EXIF orientation: whether the image is transposed, and how OpenCV then flips it.
@@ -123,29 +122,22 @@ def decode_image(data: bytes, *, name: str = "the file", max_pixels: int = MAX_P
     """
     if not data:
         raise InvalidImage(f"{name} is empty: copy or download it again")
-    _limit(header_size(data), name, max_pixels)
+    check_size(header_size(data), name, max_pixels)
     notes: list[str] = []
+    turned = grey = False
     with _decoding(name, data):
         data, pages = check_parts(data, notes)
+        if data[:2] in (b"II", b"MM"):
+            tags = read_tags(BytesIO(data))
+            check_kind(tags, data, notes, name=name, max_pixels=max_pixels)
+            turned = tags.get(_ORIENTATION) in range(5, 9)
+            grey = is_grey(tags)
+            data = plain_tiff(data, tags, notes)
         file = Pillow.open(BytesIO(data), formats=NAMES)
-    _limit(file.size, name, max_pixels)
-    turned = False
+    check_size(file.size, name, max_pixels)
     with _decoding(name, data):
         if file.format == "PNG":
             _settle_colours(file.info, data, notes)
-        if isinstance(file, TiffImageFile):  # a tile is decoded whole, also outside the picture
-            tile = file.tag_v2.get(_TILE_WIDTH, 0), file.tag_v2.get(_TILE_HEIGHT, 0)
-            _limit(tile, f"a tile of {name}", max_pixels)
-            if _DNG_VERSION in file.tag_v2 or data[8:10] == b"CR" or int(file.tag_v2.get(_SUBFILE, 0)) & 1:
-                raise InvalidImage(
-                    f"{name} begins with a preview, as cameras' raw files do: develop it, save it as PNG"
-                )
-            turned = file.tag_v2.get(_ORIENTATION) in range(5, 9)
-            signed = 2 in np.atleast_1d(file.tag_v2.get(_SAMPLE_FORMAT, 1))
-            if signed and _bits(file, data) <= 16:  # decoders take some of them for unsigned
-                raise InvalidImage(f"{name} has signed samples: save it with unsigned ones of 8 or 16 bits")
-            if 0 in np.atleast_1d(file.tag_v2.get(_EXTRA_SAMPLES, 1)):
-                notes.append("a channel that is neither a colour nor alpha is left out")
         runs = file.format == "BMP" and file.info["compression"] in _RUN_LENGTHS
         if runs and max(len(data), file.width * file.height) > MOST_RUNS:
             raise InvalidImage(
@@ -165,8 +157,8 @@ def decode_image(data: bytes, *, name: str = "the file", max_pixels: int = MAX_P
         if bits > 16 or file.mode == "F":
             raise InvalidImage(f"{name} has {bits}-bit samples: save it with 8 or 16 bits")
         if bits > 8 and file.mode.startswith("I"):
-            grey, alpha = grey_16(file, bits, notes)
-            image = Image(np.dstack([grey, grey, grey]), alpha, grey=True)
+            level, alpha = grey_16(file, bits, notes)
+            image = Image(np.dstack([level, level, level]), alpha, grey=True)
         elif bits == 16 and file.mode in ("RGB", "RGBA", "RGBX"):
             image = _any_16(file, data, name, notes)
         else:
@@ -178,15 +170,9 @@ def decode_image(data: bytes, *, name: str = "the file", max_pixels: int = MAX_P
         size = pixels.shape[1], pixels.shape[0]
         turned = turned or 5 <= orientation <= 8
         metadata, left_out = read_metadata(file, data, size, turned=turned, srgb=image.icc is None)
-    return replace(image, pixels=pixels, alpha=alpha, metadata=metadata, notes=(*notes, *left_out))
-
-
-def _limit(size: tuple[int, int] | None, name: str, max_pixels: int) -> None:
-    if size and size[0] * size[1] > max_pixels:
-        raise InvalidImage(
-            f"{name} has {size[0]} x {size[1]} pixels, more than the limit of {max_pixels}: "
-            f"make it smaller, or raise the limit if you trust it"
-        )
+    notes += left_out
+    grey = grey or image.grey
+    return replace(image, pixels=pixels, alpha=alpha, grey=grey, metadata=metadata, notes=tuple(notes))
 
 
 @contextmanager
@@ -218,7 +204,7 @@ def _bits(file: Pillow.Image, data: bytes) -> int:
             raise ValueError("its header is not its first chunk, or there are two")  # each decoder would take another
         return data[24]  # IHDR comes first: signature 8, length and name 8, width and height 8, bit depth
     if isinstance(file, TiffImageFile):
-        return int(max(file.tag_v2.get(_BITS, (1,))))
+        return sample_bits(file.tag_v2)
     return 8
 
 
@@ -273,7 +259,8 @@ def _samples(image: Pillow.Image) -> Pixels:
 
 
 def _any_8(file: Pillow.Image, notes: list[str]) -> Image:
-    grey = file.mode in ("1", "L", "LA", "La")
+    file = file.convert("LA") if file.mode == "La" else file  # premultiplied
+    grey = file.mode in ("1", "L", "LA")
     alpha = None
     icc = _profile(file, notes)
     if file.has_transparency_data:

@@ -51,7 +51,7 @@ def colour_16(file: Pillow.Image, data: bytes, name: str) -> tuple[Deep, Deep | 
     bare = bare_png(data) if file.format == "PNG" else data
     decoded = cv2.imdecode(np.frombuffer(bare, np.uint8), cv2.IMREAD_UNCHANGED)
     seen = np.asarray(file)  # by Pillow: (H, W, 3 or 4) uint8, the high bytes
-    # OpenCV mixes up the planes of a TIFF that stores them apart.
+    # OpenCV mixes up the planes of a TIFF that stores them apart: `tiff.py` has joined those that it could.
     if decoded is None or decoded.dtype != np.uint16 or decoded.shape[:2] != seen.shape[:2] or tags.get(_PLANAR) == 2:
         raise InvalidImage(f"{name} is a 16-bit {file.format} of a rare kind: save it as PNG")
     samples = decoded.astype(np.uint16, copy=False)

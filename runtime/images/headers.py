@@ -13,6 +13,7 @@ from PIL import Image as Pillow
 from PIL.JpegImagePlugin import MARKER
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from bfr.runtime.errors import InvalidImage
 from bfr.runtime.images.exif import LONGEST_EXIF, TYPE_BYTES
 from bfr.runtime.images.formats import EXIF_PREFIX, format_of
 
@@ -58,6 +59,15 @@ def header_size(source: Path | bytes) -> tuple[int, int] | None:
     return size if size and min(size) > 0 else None
 
 
+def check_size(size: tuple[int, int] | None, name: str, max_pixels: int) -> None:
+    """Raise InvalidImage if a picture of (width, height) has more pixels than are allowed."""
+    if size and size[0] * size[1] > max_pixels:
+        raise InvalidImage(
+            f"{name} has {size[0]} x {size[1]} pixels, more than the limit of {max_pixels}: "
+            f"make it smaller, or raise the limit if you trust it"
+        )
+
+
 def _size(file: BinaryIO) -> tuple[int, int] | None:
     head = file.read(32)
     found = format_of(head)
@@ -70,9 +80,9 @@ def _size(file: BinaryIO) -> tuple[int, int] | None:
     if found.name == "JPEG":  # Pillow would join all EXIF data, a segment at a time
         frames = [head for _, _, head in jpeg_segments(file)[0] if head[1] in _FRAMES]
         return unpack_from(">HH", frames[-1], 5)[::-1] if frames else None
-    file.seek(0)
     if found.name == "TIFF":
-        return _tiff_size(file)
+        return _tiff_size(read_tags(file))
+    file.seek(0)
     if found.name not in Pillow.OPEN:
         Pillow.init()
     size: tuple[int, int] = Pillow.OPEN[found.name][0](file, "").size
@@ -94,8 +104,9 @@ def _webp_size(head: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _tiff_size(file: BinaryIO) -> tuple[int, int]:
-    """Of the first directory. Pillow's class of the whole file would list all strips. Raises ValueError."""
+def read_tags(file: BinaryIO) -> ImageFileDirectory_v2:
+    """Read the first directory of a TIFF. Pillow's class of the whole file would list all strips. Raises ValueError."""
+    file.seek(0)
     head = file.read(8)
     big = head[2] == ord("+")
     tags = ImageFileDirectory_v2(head + file.read(8) if big else head)
@@ -104,6 +115,10 @@ def _tiff_size(file: BinaryIO) -> tuple[int, int]:
         raise ValueError(f"its directory has more than {MOST_TAGS} tags")
     file.seek(tags.next)
     tags.load(file)
+    return tags
+
+
+def _tiff_size(tags: ImageFileDirectory_v2) -> tuple[int, int]:
     width, height = int(tags[_WIDTH]), int(tags[_HEIGHT])
     return (height, width) if tags.get(_ORIENTATION) in range(5, 9) else (width, height)
 

@@ -96,6 +96,11 @@ def makers(files: Any) -> dict[str, Callable[[], list[bytes]]]:
         "TIFF, 9 to 16 bits of grey": lambda: [files.tiff_16(deep[..., :1], photometric=1)],
         "TIFF, CIELAB": lambda: [saved(flat("LAB", (128, 160, 100)), "TIFF", icc_profile=files.other_profile())],
         "TIFF with channels that are no colours": lambda: [files.tiff_16(deep, (338, 0))],
+        "TIFF in planes, or 16 bits of grey with alpha": lambda: [
+            files.tiff_16(deep[..., :3], (284, 2)),
+            files.tiff_16(deep[..., :2], (338, 2), photometric=1),
+        ],
+        "TIFF, CMYK with alpha": lambda: [files.tiff_16(deep[..., [0, 1, 2, 3, 0]], (338, 2), photometric=5)],
         "TIFF of several pages": lambda: [several("TIFF")],
         "any of them with an ICC profile": lambda: [
             saved(flat("RGB", red), "PNG", icc_profile=files.other_profile()),
