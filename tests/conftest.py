@@ -66,13 +66,14 @@ class NumpyDevice(HostDevice):
         return self.graphs[bundle.graph(name, precision).name]
 
 
-def linear_step(eps: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> NumpyNetwork:
-    """A step network around a denoiser `eps(x, t)`, in NumPy."""
+def linear_step(eps: Callable[..., np.ndarray], *, clipped: bool = True) -> NumpyNetwork:
+    """A step network around a denoiser `eps(x, t)`, which may read more by name, in NumPy."""
 
-    def step(x: Any, h1: Any, h2: Any, t: Any, row: Any, noise: Any) -> tuple[np.ndarray, np.ndarray]:
+    def step(x: Any, h1: Any, h2: Any, t: Any, row: Any, noise: Any, **more: Any) -> tuple[np.ndarray, np.ndarray]:
         a, b, c, d, e, f, g, s = (row[:, i, None, None, None] for i in range(8))
-        out = eps(x, t)
-        x0 = np.clip(a * x - b * out, -1, 1)
+        out = eps(x, t, **more)
+        x0 = a * x - b * out
+        x0 = np.clip(x0, -1, 1) if clipped else x0
         return c * x0 + d * out + e * h1 + g * h2 + f * x + s * noise, x0
 
     return NumpyNetwork(step)

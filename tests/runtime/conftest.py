@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from called import Called
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageCms
@@ -224,3 +225,8 @@ def photo(small: Callable[..., Any], fakes: Any) -> Callable[..., PhotoRestorer]
         return PhotoRestorer(small(batch), PhotoOptions(**options), detector=fakes.Squares(), background=background)
 
     return make
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Called:
+    return Called(monkeypatch, capsys)

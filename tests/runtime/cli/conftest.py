@@ -4,15 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from called import Called
 
 from bfr.runtime.restore.options import OpenOptions
 from bfr.runtime.restore.restorer import Restorer
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Called:
-    return Called(monkeypatch, capsys)
 
 
 @pytest.fixture

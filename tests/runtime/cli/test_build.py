@@ -3,12 +3,12 @@
 import io
 import json
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from called import Called
 from rich.console import Console
 
 from bfr.export.tensorrt.progress import Tick
@@ -18,39 +18,25 @@ from bfr.runtime.backends.cuda import bindings as cuda
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.manifest import MANIFEST
 from bfr.runtime.cli import build as cli_build
-from bfr.runtime.cli import main as cli
 from bfr.runtime.errors import MissingDependency
 
 
-@pytest.fixture
-def bfr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """`bfr ARGUMENTS` in this process: status, standard output, standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["bfr", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
-
-    return run
-
-
-def test_a_dry_run_needs_no_gpu_and_writes_nothing(bfr: Any) -> None:
+def test_a_dry_run_needs_no_gpu_and_writes_nothing(call: Called) -> None:
     pytest.importorskip("tensorrt_rtx")
     before = sorted(default_bundle().iterdir())
-    status, out, _ = bfr("build", "--dry-run", "--library", "tensorrt-rtx")
-    assert status == 0
-    assert out.count("can be built") == 2
-    status, out, _ = bfr("build", "mini", "--dry-run", "--library", "tensorrt-rtx", "--for", "jetson", "--json")
-    assert status == 0
-    assert [(entry["network"], entry["problem"]) for entry in json.loads(out)] == [
+    done = call("build", "--dry-run", "--library", "tensorrt-rtx")
+    assert done.status == 0
+    assert done.stdout.count("can be built") == 2
+    done = call("build", "mini", "--dry-run", "--library", "tensorrt-rtx", "--for", "jetson", "--json")
+    assert done.status == 0
+    assert [(entry["network"], entry["problem"]) for entry in json.loads(done.stdout)] == [
         ("estimator", None),
         ("denoiser", None),
     ]
     assert sorted(default_bundle().iterdir()) == before
 
 
-def test_a_graph_that_cannot_be_read_ends_a_dry_run_with_an_error(bfr: Any, tmp_path: Path) -> None:
+def test_a_graph_that_cannot_be_read_ends_a_dry_run_with_an_error(call: Called, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     from onnx import helper
 
@@ -66,23 +52,23 @@ def test_a_graph_that_cannot_be_read_ends_a_dry_run_with_an_error(bfr: Any, tmp_
     entry = bundle["networks"]["estimator"]["variants"]["fp32"]
     entry["graph"] = describe_file(folder, graph).model_dump()
     (folder / "manifest.json").write_text(json.dumps(bundle))
-    status, out, err = bfr("build", folder, "--dry-run", "--library", "tensorrt-rtx")
-    assert status == 1
-    assert "estimator.onnx cannot be read by tensorrt-rtx" in out
-    assert "denoiser in fp32" in out
-    assert "nothing was built" in err
-    assert "Traceback" not in err
+    done = call("build", folder, "--dry-run", "--library", "tensorrt-rtx")
+    assert done.status == 1
+    assert "estimator.onnx cannot be read by tensorrt-rtx" in done.stdout
+    assert "denoiser in fp32" in done.stdout
+    assert "nothing was built" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def test_without_that_gpu_nothing_is_built(bfr: Any, home: Path) -> None:
+def test_without_that_gpu_nothing_is_built(call: Called, home: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    status, _, err = bfr("build", "--library", "tensorrt-rtx", "--device", "99")
-    assert status == 2
-    assert "--dry-run" in err
+    done = call("build", "--library", "tensorrt-rtx", "--device", "99")
+    assert done.status == 2
+    assert "--dry-run" in done.stderr
     assert not home.exists()
 
 
-def test_wrong_options(bfr: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_options(call: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_build, "find_library", lambda _: "tensorrt-rtx")
     monkeypatch.setattr(board, "this_board", lambda: board.Board(None, 64.0, 0.0))
     for arguments, message in (
@@ -95,10 +81,10 @@ def test_wrong_options(bfr: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (("--for", "jetson"), "this machine is not one"),
         (("--precision", "bf16"), "no network in bf16"),
     ):
-        status, _, err = bfr("build", *arguments)
-        assert status == 2
-        assert message in err
-    assert bfr("build", tmp_path)[0] == 2  # no bundle
+        done = call("build", *arguments)
+        assert done.status == 2
+        assert message in done.stderr
+    assert call("build", tmp_path).status == 2  # no bundle
 
 
 def test_the_library_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +109,7 @@ def test_the_library_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_jetpack_6_refuses_a_newer_opset(
-    bfr: Any, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Called, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(shutil.copytree(tiny_bundle.folder, tmp_path / "b"))
     manifest = json.loads((folder / MANIFEST).read_text())
@@ -132,9 +118,9 @@ def test_jetpack_6_refuses_a_newer_opset(
     (folder / MANIFEST).write_text(json.dumps(manifest))
     library = type("trt", (), {"__version__": "10.3.0"})
     monkeypatch.setattr(trt, "load_library", lambda _: library)
-    status, _, err = bfr("build", folder, "--for", "jetson", "--library", "tensorrt", "--dry-run")
-    assert status == 2
-    assert "bfr export tiny --opset 20" in err
+    done = call("build", folder, "--for", "jetson", "--library", "tensorrt", "--dry-run")
+    assert done.status == 2
+    assert "bfr export tiny --opset 20" in done.stderr
 
 
 def test_progress_on_a_terminal_and_without_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """The commands as a user runs them."""
 
-import errno
 import hashlib
 import json
 import os
@@ -162,19 +161,6 @@ def test_a_failure_in_part_is_said_and_is_a_failure(call: Called, opened: Any, t
     assert "1 image: 1 restored, 1 face, in " in done.stdout
     assert "in part: " in done.stderr
     assert "1 of 2 faces failed" in done.stderr
-
-
-def test_empty_and_missing_folders(call: Called, opened: list[Any], tmp_path: Path) -> None:
-    """P12. Nothing is loaded for them."""
-    (tmp_path / "empty").mkdir()
-    done = call("restore", tmp_path / "empty", "-o", tmp_path / "out")
-    assert (done.status, done.stdout) == (2, "")
-    assert "PNG, JPEG, WEBP, BMP, TIFF and videos are looked for" in done.stderr
-    done = call("restore", tmp_path / "missing", "-o", tmp_path / "out")
-    assert done.status == 2
-    assert "missing does not exist" in done.stderr
-    assert opened == []
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_nothing_that_is_read(call: Called, opened: list[Any], tmp_path: Path) -> None:
@@ -402,24 +388,3 @@ def test_the_runtime_imports_neither_torch_nor_a_backend() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert done.stdout.strip() == "[]"
-
-
-def test_a_full_disk_ends_the_run_and_leaves_nothing_partial(
-    call: Called, opened: Any, tmp_path: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = Path.write_bytes
-
-    def full(self: Path, data: bytes) -> int:
-        if ".png." in self.name:
-            write(self, data[: len(data) // 2])
-            raise OSError(errno.ENOSPC, "No space left on device", str(self))
-        return write(self, data)
-
-    face_in(tmp_path / "in/a.png", fakes)
-    monkeypatch.setattr(Path, "write_bytes", full)
-    out = tmp_path / "out"
-    done = call("restore", tmp_path / "in", "-o", out)
-    assert done.status == 1
-    assert "full" in done.stderr
-    assert str(out) in done.stderr
-    assert sorted(path.name for path in out.iterdir()) == ["report.json", "resume.jsonl"]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from called import Called
 from fake_server import FakeServer, Fault, fake_server
 from PIL import Image as Pillow
 
-from bfr.runtime.cli import main as cli
 from bfr.runtime.client import Client
 from bfr.runtime.client import job as remote_job
 from bfr.runtime.client.calls import file_headers
@@ -60,16 +59,6 @@ def statuses(report: Report) -> dict[str, str]:
 
 def tree(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def bfr(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
-) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of a command."""
-    monkeypatch.setattr(sys, "argv", ["bfr", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0), *capsys.readouterr()
 
 
 def test_a_folder(server: FakeServer, album: Path, tmp_path: Path) -> None:
@@ -240,7 +229,7 @@ def test_what_a_server_does_not_take_is_refused(
     assert not server.posts()
 
 
-def test_the_command(server: FakeServer, album: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_the_command(server: FakeServer, album: Path, tmp_path: Path, call: Called, monkeypatch: Any) -> None:
     server.key, out, key_file = KEY, tmp_path / "out", tmp_path / "key"
     key_file.write_text(f"\n{KEY}\n")
     arguments = (
@@ -257,23 +246,25 @@ def test_the_command(server: FakeServer, album: Path, tmp_path: Path, monkeypatc
         "--seed",
         "4",
     )
-    status, stdout, stderr = bfr(monkeypatch, capsys, *arguments, "--api-key-file", key_file)
-    assert (status, "4 images: 4 restored, 4 faces, in " in stdout) == (0, True), stderr
+    done = call(*arguments, "--api-key-file", key_file)
+    assert (done.status, "4 images: 4 restored, 4 faces, in " in done.stdout) == (0, True), done.stderr
     with Pillow.open(out / "a_jpg.png") as image:
         assert image.size == (64, 48)
     monkeypatch.setenv("BFR_API_KEY", KEY)
-    status, stdout, _ = bfr(monkeypatch, capsys, *arguments, "--resume")
-    assert (status, "4 images: 4 skipped, 4 faces, in " in stdout) == (0, True)
+    done = call(*arguments, "--resume")
+    assert (done.status, "4 images: 4 skipped, 4 faces, in " in done.stdout) == (0, True)
     (album / "text.png").write_text("no image")
     monkeypatch.setenv("BFR_API_KEY", KEY)  # the command takes it out: decoders do without it
-    status, stdout, stderr = bfr(monkeypatch, capsys, *arguments, "--resume")
-    assert (status, "4 skipped, 1 failed" in stdout, "text.png: " in stderr) == (1, True, True), stderr
+    done = call(*arguments, "--resume")
+    assert (done.status, "4 skipped, 1 failed" in done.stdout, "text.png: " in done.stderr) == (1, True, True), (
+        done.stderr
+    )
 
 
-def test_aligned_faces(server: FakeServer, album: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_aligned_faces(server: FakeServer, album: Path, tmp_path: Path, call: Called) -> None:
     arguments = ("restore", album / "a.png", "-o", tmp_path / "out", "--server", server.url, "--aligned")
-    status, stdout, _ = bfr(monkeypatch, capsys, *arguments)
-    assert (status, "1 image: 1 restored, in " in stdout) == (0, True)
+    done = call(*arguments)
+    assert (done.status, "1 image: 1 restored, in " in done.stdout) == (0, True)
     assert server.posts()[0].query == {"seed": "12345", "preset": "balanced", "mode": "aligned"}
 
 
@@ -282,42 +273,29 @@ def test_aligned_faces(server: FakeServer, album: Path, tmp_path: Path, monkeypa
     [("--backend", "tensorrt"), ("--threads", "2"), ("--steps", "4"), ("--max-faces", "9"), ("--strip-metadata",)],
 )
 def test_options_of_this_machine_are_refused(
-    server: FakeServer, album: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, options: tuple[str, ...]
+    server: FakeServer, album: Path, tmp_path: Path, call: Called, options: tuple[str, ...]
 ) -> None:
-    status, _, stderr = bfr(
-        monkeypatch, capsys, "restore", album, "-o", tmp_path / "out", "--server", server.url, *options
-    )
-    assert status == 2
-    assert f"{options[0]} cannot go with --server: leave it out" in stderr
+    done = call("restore", album, "-o", tmp_path / "out", "--server", server.url, *options)
+    assert done.status == 2
+    assert f"{options[0]} cannot go with --server: leave it out" in done.stderr
     assert not server.seen
 
 
-def test_a_key_without_a_server(album: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    status, _, stderr = bfr(
-        monkeypatch, capsys, "restore", album, "-o", tmp_path / "out", "--api-key-file", tmp_path / "key"
-    )
-    assert (status, "--server" in stderr) == (2, True)
-
-
 @pytest.mark.parametrize("content", [None, "\n"])
-def test_key_files(
-    server: FakeServer, album: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, content: str | None
-) -> None:
+def test_key_files(server: FakeServer, album: Path, tmp_path: Path, call: Called, content: str | None) -> None:
     file = tmp_path / "key"
     if content is not None:
         file.write_text(content)
     arguments = ("restore", album, "-o", tmp_path / "out", "--server", server.url, "--api-key-file", file)
-    status, _, stderr = bfr(monkeypatch, capsys, *arguments)
-    assert (status, "API key" in stderr) == (2, True)
+    done = call(*arguments)
+    assert (done.status, "API key" in done.stderr) == (2, True)
 
 
-def test_nobody_listens(album: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_nobody_listens(album: Path, tmp_path: Path, call: Called, monkeypatch: Any) -> None:
     monkeypatch.setattr("bfr.runtime.client.calls.uniform", lambda *_: 0.0)
-    status, _, stderr = bfr(
-        monkeypatch, capsys, "restore", album, "-o", tmp_path / "out", "--server", "http://127.0.0.1:9"
-    )
-    assert (status, "check the address" in stderr) == (1, True)
-    assert "Traceback" not in stderr
+    done = call("restore", album, "-o", tmp_path / "out", "--server", "http://127.0.0.1:9")
+    assert (done.status, "check the address" in done.stderr) == (1, True)
+    assert "Traceback" not in done.stderr
 
 
 def test_results_are_what_the_server_sent(server: FakeServer, album: Path, tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ import fsspec
 import numpy as np
 import pytest
 from bundles import unpacked
+from called import Called
 from PIL import Image as Pillow
 
 from bfr.benchmarks.end_to_end.server_process import kill_session
 from bfr.runtime.bundle import bundle as bundle_module
 from bfr.runtime.bundle.bundle import write_manifest
-from bfr.runtime.cli.main import main
 from bfr.runtime.cluster.bulk import run as driver
 from bfr.runtime.cluster.bulk.options import BulkOptions
 from bfr.runtime.cluster.bulk.pool import Pool, connected, size_pool
@@ -84,13 +84,6 @@ def table(out: Path, name: str = "results.csv") -> list[dict[str, str]]:
 def table_of(report: Report) -> list[Any]:
     """What became of the images that have a result, whenever they were made."""
     return [(row.source, row.output, row.width, row.faces, row.seconds) for row in report.entries if row.output]
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["bfr", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    return int(end.value.code or 0)
 
 
 def batch(*arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -388,18 +381,18 @@ class TestResume:
         assert not [name for name in tree(out) if name.startswith("rows-")]
 
     def test_what_is_there_is_skipped_and_what_failed_is_tried_again(
-        self, here: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self, here: InProcess, tmp_path: Path, call: Called
     ) -> None:
         """What is skipped stays in the table as it was."""
         folder, out = noise(tmp_path / "in", "a.png", "b.png"), tmp_path / "out"
         (folder / "bad.png").write_text("no image")
-        assert call(monkeypatch, "batch", folder, "-o", out, *FAST) == 1
+        assert call("batch", folder, "-o", out, *FAST).status == 1
         rows, made = table(out), tree(out)
         noise(folder, "bad.png")
         (out / "b.png").unlink()
         before = (out / "a.png").stat().st_mtime_ns
-        assert call(monkeypatch, "batch", folder, "-o", out, *FAST, "--resume") == 0
-        assert "3 images: 2 restored, 1 skipped, in " in capsys.readouterr().out
+        again = call("batch", folder, "-o", out, *FAST, "--resume")
+        assert (again.status, "3 images: 2 restored, 1 skipped, in " in again.stdout) == (0, True)
         assert table(out)[0] == rows[0]
         assert (out / "a.png").stat().st_mtime_ns == before
         assert tree(out)["b.png"] == made["b.png"]
@@ -622,14 +615,12 @@ def test_blocks_are_whole_batches(count: int, workers: int, batch: int, size: in
     assert block_size(count, workers, batch) == size
 
 
-def test_empty_and_wrong_usage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_empty_and_wrong_usage(tmp_path: Path, call: Called) -> None:
     (tmp_path / "empty").mkdir()
     noise(tmp_path / "in", "a.png")
     out = ["-o", tmp_path / "out"]
-    assert call(monkeypatch, "batch", tmp_path / "empty", *out) == 2
-    assert "PNG, JPEG, WEBP, BMP, TIFF are looked for" in " ".join(capsys.readouterr().err.split())
+    done = call("batch", tmp_path / "empty", *out)
+    assert (done.status, "PNG, JPEG, WEBP, BMP, TIFF are looked for" in done.stderr) == (2, True)
     for wrong in (
         [tmp_path / "nothing"],
         [tmp_path / "in", "--bundle", tmp_path],
@@ -638,8 +629,8 @@ def test_empty_and_wrong_usage(
         [tmp_path / "in", "--aligned", "--upscale", "2"],
         [tmp_path / "in", "--preset", "none"],
     ):
-        assert call(monkeypatch, "batch", *wrong, *out) == 2
-        assert "error: " in capsys.readouterr().err
+        done = call("batch", *wrong, *out)
+        assert (done.status, "error: " in done.stderr) == (2, True)
     assert not (tmp_path / "out").exists()
 
 

@@ -107,26 +107,13 @@ def texture(x: Array, t: Any) -> Array:
     return 0.4 * np.sin(x) + 0.0002 * np.asarray(t).reshape(-1, 1, 1, 1)
 
 
-def linear_step(fakes: Any, eps: Callable[..., Array], *, clipped: bool = True) -> Any:
-    """A step network around a denoiser that reads more than x and t."""
-
-    def step(x: Any, h1: Any, h2: Any, t: Any, row: Any, noise: Any, **more: Any) -> tuple[Array, Array]:
-        a, b, c, d, e, f, g, s = (row[:, i, None, None, None] for i in range(8))
-        out = eps(x, t, **more)
-        x0 = a * x - b * out
-        x0 = np.clip(x0, -1, 1) if clipped else x0
-        return c * x0 + d * out + e * h1 + g * h2 + f * x + s * noise, x0
-
-    return fakes.Network(step)
-
-
 def cascade_networks(fakes: Any) -> dict[str, Any]:
     return {
         "shrink": fakes.Network(lambda image: (shrunk(image),)),
         "enlarge": fakes.Network(lambda image: (enlarged(image),)),
-        "low": linear_step(fakes, conditional),
-        "high": linear_step(fakes, conditional),
-        "texture": linear_step(fakes, texture),
+        "low": fakes.step(conditional),
+        "high": fakes.step(conditional),
+        "texture": fakes.step(texture),
     }
 
 
@@ -201,7 +188,7 @@ def guide_network(fakes: Any) -> Any:
 def test_guidance_between_steps_is_guidance_of_x0(fakes: Any, steps: frozenset[int]) -> None:
     """The state that moves with x0 is the one that the guided x0 would have given."""
     degraded, target = faces(2), faces(2)[:, :, ::-1].copy()
-    networks = {"denoiser": linear_step(fakes, texture), "guide": guide_network(fakes)}
+    networks = {"denoiser": fakes.step(texture), "guide": guide_network(fakes)}
     chain = Chain(fakes.Device(), networks, guided(0.3, steps), batch=2)
     found = chain.run(degraded, seed=SEED, images=(5, 6), inputs={"target": target})
     for i in range(2):
@@ -234,7 +221,7 @@ def test_guided_x0_is_what_later_steps_read(fakes: Any) -> None:
 
 
 def test_no_call_of_a_guided_loop_writes_what_it_reads(fakes: Any) -> None:
-    networks = {"denoiser": linear_step(fakes, texture), "guide": guide_network(fakes)}
+    networks = {"denoiser": fakes.step(texture), "guide": guide_network(fakes)}
     Chain(fakes.Device(), networks, guided(0.3, frozenset(range(5))), batch=2)
     calls = [*networks["denoiser"].bound, *networks["guide"].bound]
     assert len(calls) == 10
@@ -269,7 +256,7 @@ def test_a_loop_without_noise_starts_from_its_source(fakes: Any) -> None:
 
     networks = {
         "encoder": fakes.Network(encode),
-        "denoiser": linear_step(fakes, eps, clipped=False),
+        "denoiser": fakes.step(eps, clipped=False),
         "decoder": fakes.Network(lambda latent_state: (enlarged(latent_state[:, :3]) / 20,)),
     }
     chain = Chain(fakes.Device(), networks, plan, batch=3)

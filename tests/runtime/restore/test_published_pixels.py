@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from bundles import shared
 
-from bfr.runtime.bundle.manifest import Pixels, Preset
+from bfr.runtime.bundle.manifest import ImageInput, Pixels, Preset
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.restore.inputs import ImageInputs, to_input, to_output
 from bfr.runtime.restore.restorer import Restorer
@@ -47,10 +47,4 @@ def test_a_preset_says_so_and_a_restorer_does_so(tmp_path_factory: pytest.TempPa
     assert "resize corners, rounding down, size network" in str(Preset(pixels=PUBLISHED))
     assert "resize" not in str(Preset())
     with pytest.raises(InvalidOption, match="mask"):
-        ImageInputs("painter", 32, bundle_inputs(), pixels=PUBLISHED)
-
-
-def bundle_inputs() -> list[object]:
-    from bfr.runtime.bundle.manifest import ImageInput
-
-    return [ImageInput(name="mask", channels=1)]
+        ImageInputs("painter", 32, [ImageInput(name="mask", channels=1)], pixels=PUBLISHED)
