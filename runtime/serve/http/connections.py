@@ -4,16 +4,29 @@ import asyncio
 import fcntl
 import sys
 import termios
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_BYTES = 32_768  # of a request's line and headers
-LINGER = 5.0  # seconds that the rest of a refused body is read, so that its sender sees the answer
+LINGER, LINGER_BYTES = 5.0, 1 << 26  # seconds and bytes of the rest of a refused body that are read and discarded
 READ_SECONDS, LEAST_READ = 30.0, 5_000  # seconds in which a client takes fewer bytes of its answer, a second
 MOST_CHUNKS, LEAST_CHUNK = 1000, 64  # so many chunks of a body have so many bytes on average; the parser is in Python
 LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class _Transport:
+    """A transport that is closed by `close`, called with its own method."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[Callable[[], None]], None]) -> None:
+        self._transport, self.close = transport, partial(close, transport.close)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class Connection(H11Protocol):
@@ -30,7 +43,8 @@ class Connection(H11Protocol):
         self._idle_since: float | None = self.loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._reading: asyncio.TimerHandle | None = None
-        super().connection_made(transport)
+        self._discarded: int | None = None  # bytes since the answer to a body that was refused
+        super().connection_made(_Transport(transport, self._linger))  # type: ignore[arg-type]
         self.conn.next_event = self._next_event  # type: ignore[method-assign]
         if len(self.connections) > self.most:
             idle = [one for one in self.connections if isinstance(one, Connection) and one._idle_since is not None]
@@ -48,6 +62,11 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
+        if self._discarded is not None:
+            self._discarded += len(data)
+            if self._discarded > LINGER_BYTES:
+                self.transport.abort()
+            return
         super().data_received(data)
         if not self._is_busy() and self._timer is None:  # the next request of a connection has begun
             self._await_headers()
@@ -62,7 +81,7 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         """See uvicorn's RequestResponseCycle."""
         self._idle_since = self.loop.time()
-        if self.conn.their_state is h11.SEND_BODY:  # the rest of it is discarded
+        if self.conn.their_state is h11.SEND_BODY and self._timer is None:  # the rest of it is discarded
             self._timer = self.loop.call_later(LINGER, self.transport.abort)
         super().on_response_complete()
         self._is_busy()  # with a request that was sent behind this one
@@ -77,6 +96,24 @@ class Connection(H11Protocol):
         super().resume_writing()
         if self._reading:
             self._reading.cancel()
+
+    def _linger(self, close: Callable[[], None]) -> None:
+        """Close the connection; while a client still sends its body, end this side alone, and discard the rest.
+
+        A socket that is closed with unread bytes is reset, and the client may lose its answer (RFC 9112, section 9.6).
+        """
+        if self._discarded is None and self.conn.their_state in (h11.SEND_BODY, h11.ERROR):
+            self._discarded = 0
+            self._stop_timer()
+            self._timer = self.loop.call_later(LINGER, self.transport.abort)
+            if self.cycle:  # after a 400 for what it sends, its request is over
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+            self.flow.resume_reading()
+            with suppress(OSError):  # the client has gone, which is read next
+                self.transport.write_eof()
+        else:
+            close()
 
     def _is_busy(self) -> bool:
         """Whether a request is under way; then the connection is not idle."""

@@ -65,7 +65,8 @@ class Gate:
         state = scope.setdefault("state", {})
         state["request_id"], state["facts"], state["sender"] = request_id, {}, Sender(client)
         state["method"] = method
-        status, started, body_left = 500, False, method not in READING
+        body_left = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+        status, started = 500, False
 
         async def receiving() -> Message:
             nonlocal body_left
