@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from half_graphs import CHANNELS, convolutions
 
 from bfr.export.verify import compare as comparing
 from bfr.export.verify import explain as explaining
@@ -21,44 +22,13 @@ from bfr.runtime.restore.plan import make_plan
 
 pytest.importorskip("polygraphy")
 pytest.importorskip("onnxruntime")
-CHANNELS, LAYERS = 4, 6
+LAYERS = 6
 PLANTED = "denoiser.output_blocks.0.0.in_layers.2"
-
-
-def graph(folder: Path, half: bool, scales: dict[int, float], *, quirk: bool = False) -> Path:
-    """LAYERS convolutions, each after a Relu but the first; weights of layer i times scales[i].
-
-    quirk: numbers the tensors otherwise, as exporters do, and converts beside a Relu what need not be.
-    """
-    from onnx import TensorProto, helper, numpy_helper, save
-
-    rng = np.random.default_rng(0)
-    kind = np.float16 if half else np.float32
-    nodes, weights = list[Any](), list[Any]()
-    if half:
-        nodes.append(helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16))
-    last = "half" if half else "x"
-    for i in range(LAYERS):
-        weight = rng.normal(0, 0.3, (CHANNELS, CHANNELS, 3, 3)).clip(-0.5, 0.5) * scales.get(i, 1.0)
-        weights.append(numpy_helper.from_array(weight.astype(kind), f"body.{i}.weight"))
-        made = f"val_{100 - i if quirk else i}"
-        nodes.append(helper.make_node("Conv", [last, weights[-1].name], [made], pads=[1, 1, 1, 1]))
-        nodes.append(helper.make_node("Relu", [made], [f"relu_{LAYERS - i if quirk else i}"]))
-        last = nodes[-1].output[0]
-    nodes.append(helper.make_node("Cast", [last], ["y"], to=TensorProto.FLOAT))
-    shape: list[str | int | None] = ["batch", CHANNELS, 8, 8]
-    value = helper.make_tensor_value_info
-    whole = helper.make_graph(
-        nodes, "g", [value("x", TensorProto.FLOAT, shape)], [value("y", TensorProto.FLOAT, shape)], weights
-    )
-    path = folder / f"{'half' if half else 'full'}.onnx"
-    save(helper.make_model(whole, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
-    return path
 
 
 def found(folder: Path, scales: dict[int, float], *, quirk: bool = False) -> Explanation:
     inputs = {"x": np.random.default_rng(1).random((1, CHANNELS, 8, 8), np.float32)}
-    full, half = (graph(folder, half, scales, quirk=quirk and half) for half in (False, True))
+    full, half = (convolutions(folder, half, scales, layers=LAYERS, quirk=quirk and half) for half in (False, True))
     return compare_graphs(full, half, inputs, "body", "fp16")
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from half_graphs import CHANNELS, convolutions
 
 from bfr.export.verify import explain as explaining
 from bfr.export.verify.explain import Explanation, compare_graphs
@@ -25,34 +26,8 @@ from bfr.runtime.errors import EngineBuildFailed, MissingDependency
 pytest.importorskip("polygraphy")
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.engines
-CHANNELS, LAYERS, STREAM = 4, 4, 77
-NAMES = [name for i in range(LAYERS) for name in (f"val[{i}]", f"relu_{i}")]  # as patterns of names would have it
-
-
-def graph(folder: Path, half: bool, scales: dict[int, float]) -> Path:
-    """LAYERS convolutions, each with a Relu; weights of layer i times scales[i]. And a Shape: no floats."""
-    from onnx import TensorProto, helper, numpy_helper, save
-
-    rng = np.random.default_rng(0)
-    kind = np.float16 if half else np.float32
-    nodes: list[Any] = [helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16)] if half else []
-    nodes.append(helper.make_node("Shape", ["x"], ["shape"]))
-    last, weights = "half" if half else "x", list[Any]()
-    for i in range(LAYERS):
-        weight = rng.normal(0, 0.3, (CHANNELS, CHANNELS, 3, 3)).clip(-0.5, 0.5) * scales.get(i, 1.0)
-        weights.append(numpy_helper.from_array(weight.astype(kind), f"body.{i}.weight"))
-        nodes.append(helper.make_node("Conv", [last, weights[-1].name], [f"val[{i}]"], pads=[1, 1, 1, 1]))
-        nodes.append(helper.make_node("Relu", [f"val[{i}]"], [f"relu_{i}"]))
-        last = f"relu_{i}"
-    nodes.append(helper.make_node("Cast", [last], ["y"], to=TensorProto.FLOAT))
-    nodes.append(helper.make_node("Identity", ["shape"], ["size"]))
-    value = helper.make_tensor_value_info
-    shape: list[str | int | None] = ["batch", CHANNELS, 8, 8]
-    outputs = [value("y", TensorProto.FLOAT, shape), value("size", TensorProto.INT64, [4])]
-    whole = helper.make_graph(nodes, "g", [value("x", TensorProto.FLOAT, shape)], outputs, weights)
-    path = folder / f"{'half' if half else 'full'}.onnx"
-    save(helper.make_model(whole, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
-    return path
+LAYERS, STREAM = 4, 77
+NAMES = [name for i in range(LAYERS) for name in (f"val[{i}]", f"relu_{i}")]
 
 
 class DataType(Enum):
@@ -368,9 +343,8 @@ both = pytest.mark.parametrize("library", ["tensorrt", "tensorrt-rtx"], indirect
 
 def explained(folder: Path, scales: dict[int, float], where: Any) -> Explanation:
     inputs = {"x": np.random.default_rng(1).random((1, CHANNELS, 8, 8), np.float32)}
-    return compare_graphs(
-        graph(folder, False, scales), graph(folder, True, scales), inputs, "body", "fp16", where=where
-    )
+    full, half = (convolutions(folder, half, scales, layers=LAYERS, size=True) for half in (False, True))
+    return compare_graphs(full, half, inputs, "body", "fp16", where=where)
 
 
 @both
