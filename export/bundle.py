@@ -34,8 +34,8 @@ Progress = Callable[[str], None]
 
 def export_system(
     system: SystemSpec,
-    weights: Path,
-    folder: Path,
+    weights: Path | str,
+    folder: Path | str,
     options: ExportOptions = ExportOptions(),  # noqa: B008  (frozen)
     *,
     threads: int | None = None,
@@ -66,6 +66,7 @@ def export_system(
         VerificationFailed: The graphs disagree with eager float32; nothing is published.
         WriteFailed: The bundle cannot be written.
     """
+    weights, folder = Path(weights), Path(folder)
     time_table = _check_variants(system, options)
     faces = _int8_faces(system, options.calibration) if "int8" in options.precision else []
     modules, sources = {}, dict[str, dict[str, m.Source]]()

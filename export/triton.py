@@ -60,7 +60,7 @@ FLOAT32 = """optimization {
 
 def export_triton(
     bundle: Bundle,
-    repository: Path,
+    repository: Path | str,
     options: TritonOptions = TritonOptions(),  # noqa: B008  (frozen)
 ) -> list[str]:
     """Write a model repository; return the names of its models, the loop's first.
@@ -83,7 +83,7 @@ def export_triton(
             f"{manifest.system} reads {names} beside the image, which the loop's model cannot take: choose another "
             "system"
         )
-    with atomic_folder(repository, replace=options.replace, mark=MARK) as partial:
+    with atomic_folder(Path(repository), replace=options.replace, mark=MARK) as partial:
         loop = partial / manifest.system / "1"
         loop.mkdir(parents=True)
         shutil.copyfile(bundle.folder / MANIFEST, loop / MANIFEST)

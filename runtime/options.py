@@ -5,9 +5,11 @@ The Python API, the command line, HTTP, the client, jobs on disk and the page re
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from bfr.runtime.errors import InvalidOption
@@ -32,6 +34,14 @@ class Options(BaseModel):
     """A frozen model of options. Its constructor raises InvalidOption, with a sentence for each wrong field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_paths(cls, values: Any) -> Any:
+        """Take any os.PathLike, such as DirEntry: pydantic takes pathlib's alone."""
+        if not isinstance(values, dict):
+            return values
+        return {name: Path(value) if isinstance(value, PathLike) else value for name, value in values.items()}
 
     if not TYPE_CHECKING:  # type checkers derive the keywords of the constructor from the fields
 

@@ -60,8 +60,8 @@ WITHOUT_HALF = "Leave --precision fp16 out"
 
 
 def wrap(
-    file: Path,
-    folder: Path,
+    file: Path | str,
+    folder: Path | str,
     options: WrapOptions = WrapOptions(),  # noqa: B008  (frozen)
     *,
     threads: int | None = None,
@@ -82,6 +82,7 @@ def wrap(
     Raises:
         InputNotFound, InvalidCheckpoint, InvalidOption, VerificationFailed: Nothing is published then.
     """
+    file, folder = Path(file), Path(folder)
     if file.is_dir():
         return wrap_osdface(file, folder, options, threads=threads, say=say)
     system = system_name(options.name, file)

@@ -56,7 +56,7 @@ def open_library(library: Library, index: int) -> TensorRtDevice:
 
 
 def build_engines(
-    folder: Path,
+    folder: Path | str,
     library: Library,
     *,
     options: BuildOptions = BuildOptions(),  # noqa: B008  (frozen)
@@ -257,7 +257,7 @@ def _sweep(files: MachineFiles) -> None:
 
 
 @contextmanager
-def _only_builder(folder: Path, bundle: Path, say: Say) -> Iterator[None]:
+def _only_builder(folder: Path, bundle: Path | str, say: Say) -> Iterator[None]:
     """Wait until no other process builds for this bundle. The operating system releases the lock of a dead process."""
     try:
         from filelock import FileLock, Timeout

@@ -56,7 +56,7 @@ class Fetched:
     resumed_from: int
 
 
-def fetch(download: Download, folder: Path, *, progress: Progress | None = None) -> Fetched:
+def fetch(download: Download, folder: Path | str, *, progress: Progress | None = None) -> Fetched:
     """Download a published file into a folder, or check the file that is there.
 
     The transfer goes to `<file>.part`; interrupted, it stays there and the next call resumes it. One process at a time.
@@ -73,6 +73,7 @@ def fetch(download: Download, folder: Path, *, progress: Progress | None = None)
     if not re.fullmatch(r"\w[\w.+-]*", download.file):
         raise ValueError(f"{download.file!r} is not a plain file name")
     _check_url(download.url)
+    folder = Path(folder)
     path, part = folder / download.file, folder / f"{download.file}.part"
     recorded = _recorded_hashes(folder)
     resumed_from = 0

@@ -9,6 +9,7 @@ from datetime import timezone
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from math import isnan
+from os import PathLike
 from pathlib import Path
 from random import uniform
 from typing import Any
@@ -146,7 +147,7 @@ def asked(options: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
 
 def image_file(image: Any) -> tuple[bytes, str]:
     """An image, as `as_image` takes it, as a file, and its media type. Raises InputNotFound and InvalidImage."""
-    if isinstance(image, str | Path):
+    if isinstance(image, str | PathLike):
         try:
             image = Path(image).read_bytes()
         except OSError as error:

@@ -47,7 +47,7 @@ class NetworkBackground:
     Where its scale s is not the one that is wanted, its result is resized.
     """
 
-    def __init__(self, folder: Path, device: Device) -> None:
+    def __init__(self, folder: Path | str, device: Device) -> None:
         """Open and check the bundle.
 
         `device` must not be shared, because its calls come from several threads. Raises BundleInvalid unless the bundle
@@ -102,7 +102,7 @@ class NetworkBackground:
         return out if scale == upscale else _resize(out, height * upscale, width * upscale)
 
 
-def open_background(folder: Path | None, opened: OpenOptions = OpenOptions()) -> Background:  # noqa: B008  (frozen)
+def open_background(folder: Path | str | None, opened: OpenOptions = OpenOptions()) -> Background:  # noqa: B008  (frozen)
     """Open the network of a bundle on a separate device, as the options say; Lanczos without a folder."""
     if folder is None:
         return Lanczos()

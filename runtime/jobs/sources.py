@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from os import PathLike
 from pathlib import Path, PurePath, PurePosixPath
 from unicodedata import normalize
 
@@ -127,7 +128,7 @@ def find_inputs(inputs: Sequence[Path | str], *, videos: bool = False, out: Path
     real = cache(os.path.realpath)
     passed: dict[str, str] = {}
     search = Search(videos, out, passed)
-    for name in [inputs] if isinstance(inputs, str | Path) else inputs:  # a text would be taken letter by letter
+    for name in [inputs] if isinstance(inputs, str | PathLike) else inputs:  # a text would be taken letter by letter
         path = local_path(name)
         for one in search.remote(str(name)) if path is None else search.local(path):
             file = one.file

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,9 @@ def reached(action: str, kind: type[BfrError] = WriteFailed) -> Iterator[None]:
         ) from error
 
 
-def local_path(name: str | Path) -> Path | None:
+def local_path(name: str | PathLike[str]) -> Path | None:
     """The path that `name` is on this machine's disks, `file://` included; None if it is another URL."""
-    if isinstance(name, Path) or not _URL.match(name):
+    if isinstance(name, PathLike) or not _URL.match(name):
         return Path(name)
     if name.lower().startswith(("file://", "local://")):
         return Path(open_url(name)[1])

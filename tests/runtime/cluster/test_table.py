@@ -9,7 +9,18 @@ import pytest
 from bfr.runtime.cluster.bulk.table import FAILURES, RESULTS, NodeEntry, read_entries, write_table
 from bfr.runtime.jobs.store import Store
 
-NAMES = ["=cmd|' /C calc'!A0.jpg", "+1.png", "-1.png", "@SUM(A1).jpg", "'quoted.jpg", "\t=1.png", "a=b.jpg", "'=1.jpg"]
+NAMES = [
+    "=cmd|' /C calc'!A0.jpg",
+    "+1.png",
+    "-1.png",
+    "@SUM(A1).jpg",
+    "'quoted.jpg",
+    "\t=1.png",
+    "a=b.jpg",
+    "'=1.jpg",
+    "a\rb.jpg",
+    "a\nb.jpg",
+]
 
 
 def test_no_cell_is_a_formula_and_all_come_back(tmp_path: Path) -> None:
@@ -18,7 +29,7 @@ def test_no_cell_is_a_formula_and_all_come_back(tmp_path: Path) -> None:
     rows = [NodeEntry(name, "failed", error=f"={name}", notes=(f"@{name}",)) for name in NAMES]
     write_table(store, rows)
     for file in (RESULTS, FAILURES):
-        cells = [cell for line in csv.reader(io.StringIO((tmp_path / file).read_text())) for cell in line]
+        cells = [cell for line in csv.reader(io.StringIO((tmp_path / file).read_bytes().decode())) for cell in line]
         assert len(cells) > 3 * len(NAMES)
         assert not [cell for cell in cells if cell[:1] in {"=", "+", "-", "@", "\t", "\r"}]
     assert [*read_entries(store, [RESULTS]).values()] == rows
