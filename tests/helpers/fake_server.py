@@ -26,7 +26,8 @@ from starlette.responses import JSONResponse
 
 from bfr.runtime.serve.http.api import make_api
 from bfr.runtime.serve.http.front import Front
-from bfr.runtime.serve.jobs.store import Job, JobStore, Status
+from bfr.runtime.serve.jobs.job import Job, Status
+from bfr.runtime.serve.jobs.store import JobStore
 from bfr.runtime.serve.keys import Key, Keys
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import Answer, Order, Progress, Refusal

@@ -25,7 +25,8 @@ from bfr.runtime.serve.http.requests import (
     job_suffix,
 )
 from bfr.runtime.serve.http.schemas import BINARY, JobInfo, Options, Text
-from bfr.runtime.serve.jobs.store import Job, JobRequest, JobStore
+from bfr.runtime.serve.jobs.job import Job, JobRequest
+from bfr.runtime.serve.jobs.store import JobStore
 from bfr.runtime.serve.sizes import check_size
 
 JOB_BODY = {"required": True, "content": dict.fromkeys((*VIDEOS, *IMAGES), BINARY)}

@@ -11,7 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bfr.runtime.serve.jobs.store import ENDED, Job, JobStore, Status
+from bfr.runtime.serve.jobs.job import ENDED, Job, Status
+from bfr.runtime.serve.jobs.store import JobStore
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import FaceOrder, Group, Refusal
 from bfr.runtime.serve.systems import System

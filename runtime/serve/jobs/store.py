@@ -1,4 +1,4 @@
-"""Long work on disk: one folder a job, so that what was accepted survives a restart. All files are their owner's alone.
+"""The folder of jobs, so that what was accepted survives a restart. All files are their owner's alone.
 
 JOBS/incoming/ID/          an upload under way; JOBS/incoming/ID.lock is held by its process
 JOBS/open/ID/              a job that is queued or runs; `lock` in it is held by the process that works on it
@@ -20,142 +20,22 @@ import os
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from dataclasses import asdict, replace
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any
 
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.options import PhotoOptions
-from bfr.runtime.serve.systems import System
-from bfr.runtime.video.options import VideoOptions
+from bfr.runtime.serve.jobs.job import Job, JobRequest, Status, private
 
-JobState = Literal["queued", "running", "done", "failed", "cancelled"]
-ENDED: tuple[JobState, ...] = ("done", "failed", "cancelled")
 PARTS = ("incoming", "open", "ended", "deleted")
 LEAST_FREE = 100_000_000  # bytes of the disk below which no job is taken
 _ID = re.compile(r"[0-9a-f]{32}")
 _OF_THE_DISK = "lost+found"  # where it is a disk of its own
 _CHUNK = 1 << 20  # bytes
-
-
-@dataclass(frozen=True, slots=True)
-class JobRequest:
-    """The request of a job.
-
-    Attributes:
-        created: Seconds since 1970.
-        suffix: Suffix of the input.
-        owner: Name of the API key.
-    """
-
-    created: float
-    bundle: str
-    preset: str
-    seed: int
-    aligned: bool
-    photo: PhotoOptions
-    suffix: str
-    owner: str = ""
-    key_frames: int = VideoOptions().key_frames
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """Where a job is.
-
-    Attributes:
-        share: 0 to 1.
-        result: The name of the file below `out`.
-        attempts: How often it was begun.
-    """
-
-    state: JobState = "queued"
-    share: float = 0.0
-    error: str | None = None
-    result: str | None = None
-    faces: int | None = None
-    warped: int | None = None
-    frames: int | None = None
-    attempts: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A job of a store."""
-
-    id: str
-    folder: Path
-    request: JobRequest
-
-    @property
-    def status(self) -> Status:
-        """As it was written last."""
-        try:
-            with self.open("state.json") as file:
-                status = Status(**json.load(file))
-        except (OSError, ValueError, TypeError):
-            return Status()
-        return status if status.state in get_args(JobState) else Status()
-
-    def open(self, name: str) -> BinaryIO:
-        """Open one of its files, also where the job has moved since it was found. Raises OSError."""
-        try:
-            return (self.folder / name).open("rb")
-        except FileNotFoundError:
-            return (self.folder.parents[1] / "ended" / self.id / name).open("rb")
-
-    @property
-    def input(self) -> Path:
-        """The file that was sent."""
-        return self.folder / f"input{self.request.suffix}"
-
-    @property
-    def out(self) -> Path:
-        """Where the run writes."""
-        return self.folder / "out"
-
-    @property
-    def result(self) -> str | None:
-        """The name of the restored file, for `open`, once it is there; never one of another folder."""
-        name = self.status.result
-        return f"{self.out.name}/{name}" if name and "/" not in name else None
-
-    def write(self, status: Status) -> None:
-        """Keep a status. Raises OSError, also where the job was deleted: its folder is not made again."""
-        temporary = self.folder / "state.part"
-        with open(temporary, "w", opener=_private) as file:
-            json.dump(asdict(status), file)
-        temporary.replace(self.folder / "state.json")
-
-    def lacks(self, systems: Mapping[str, System]) -> str | None:
-        """Say what a server that offers `systems` does not offer of what the job was sent for, if anything."""
-        wanted = self.request
-        if wanted.bundle in systems and wanted.preset in systems[wanted.bundle].presets:
-            return None
-        return (
-            f"this server does not offer bundle {wanted.bundle!r} with preset {wanted.preset!r}: the job waits for one "
-            "that does. Delete it and send it again for what `GET /info` lists, or ask the server's operator"
-        )
-
-    def describe(self, systems: Mapping[str, System]) -> dict[str, Any]:
-        """Describe it as the `JobInfo` of a server that offers `systems`."""
-        status = self.status
-        waits = self.lacks(systems) if status.state == "queued" else None
-        return {
-            "id": self.id,
-            "state": status.state,
-            "share": round(status.share, 4),
-            "created": datetime.fromtimestamp(self.request.created, timezone.utc).isoformat(timespec="seconds"),
-            "error": status.error or waits,
-            "result": f"/jobs/{self.id}/result" if status.state == "done" else None,
-            "faces": status.faces,
-            "warped": status.warped,
-            "frames": status.frames,
-        }
 
 
 class JobStore:
@@ -198,7 +78,7 @@ class JobStore:
         with _locked(self.folder / "incoming" / f"{job.id}.lock"):
             try:
                 job.folder.mkdir(mode=0o700)
-                with open(job.input, "xb", opener=_private) as file:
+                with open(job.input, "xb", opener=private) as file:
                     held = bytearray()
                     async for chunk in body:
                         held += chunk
@@ -297,7 +177,7 @@ class JobStore:
 
 def _describe(job: Job) -> None:
     """Write what was asked for. Called in a thread."""
-    with open(job.folder / "request.json", "x", opener=_private) as file:
+    with open(job.folder / "request.json", "x", opener=private) as file:
         json.dump(asdict(job.request), file, default=dict)
         _sync(file)
 
@@ -329,10 +209,6 @@ def _names(folder: Path) -> list[str]:
     with suppress(OSError):
         return [entry.name for entry in os.scandir(folder)]
     return []
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _sync(file: Any) -> None:

@@ -39,8 +39,8 @@ from bfr.runtime.serve.http import requests, traces
 from bfr.runtime.serve.http.api import make_api
 from bfr.runtime.serve.http.front import Front
 from bfr.runtime.serve.http.metrics import PoolCollector
+from bfr.runtime.serve.jobs.job import Job, Status
 from bfr.runtime.serve.jobs.runner import JobRunner
-from bfr.runtime.serve.jobs.store import Job, Status
 from bfr.runtime.serve.keys import hash_key
 from bfr.runtime.serve.options import ServeOptions, check_host
 from bfr.runtime.serve.orders import Answer, Group, Order, Progress, Refusal, Sender

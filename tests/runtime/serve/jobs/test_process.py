@@ -18,8 +18,8 @@ from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.report import Entry, Report
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.serve.jobs import process
+from bfr.runtime.serve.jobs.job import JobRequest
 from bfr.runtime.serve.jobs.process import RemoteRestorer, Reporter, check_input, restore
-from bfr.runtime.serve.jobs.store import JobRequest
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.workers.wire import pack_results
 

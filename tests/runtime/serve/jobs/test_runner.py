@@ -17,8 +17,9 @@ from bfr.runtime.images.decode import decode_image
 from bfr.runtime.images.encode import encode_image
 from bfr.runtime.restore.batch import Restored
 from bfr.runtime.serve.jobs import runner as module
+from bfr.runtime.serve.jobs.job import ENDED, Job, JobRequest, Status
 from bfr.runtime.serve.jobs.runner import MOST_ATTEMPTS, JobRunner
-from bfr.runtime.serve.jobs.store import ENDED, Job, JobRequest, JobStore, Status
+from bfr.runtime.serve.jobs.store import JobStore
 from bfr.runtime.serve.options import ServeOptions
 from bfr.runtime.serve.orders import FaceOrder, Finished
 from bfr.runtime.serve.systems import open_systems

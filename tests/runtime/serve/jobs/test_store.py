@@ -15,7 +15,8 @@ import pytest
 
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.faces.options import PhotoOptions
-from bfr.runtime.serve.jobs.store import PARTS, Job, JobRequest, JobStore, Status
+from bfr.runtime.serve.jobs.job import Job, JobRequest, Status
+from bfr.runtime.serve.jobs.store import PARTS, JobStore
 
 
 def request(**more: Any) -> JobRequest:
