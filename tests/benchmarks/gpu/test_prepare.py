@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import unpacked
+from bundles import edited, unpacked
 from safetensors.numpy import load_file, save_file
 from systems import tiny
 
 from bfr.benchmarks.gpu import prepare as p
 from bfr.export.bundle import export_system
 from bfr.models.weights.seeded import write_seeded
-from bfr.runtime.bundle.bundle import Bundle, describe_file, write_manifest
+from bfr.runtime.bundle.bundle import Bundle, describe_file
 from bfr.runtime.errors import BfrError, InvalidOption, WriteFailed
 from bfr.runtime.files import sha256_file
 
@@ -33,14 +33,11 @@ def thinned(tmp_path: Path) -> Bundle:
 def seeded(tmp_path: Path) -> Bundle:
     """A bundle whose weights are."""
     bundle = unpacked("tiny", tmp_path / "seeded")
-    networks = {}
-    for name, entry in bundle.manifest.networks.items():
-        variant = entry.variants["fp32"]
-        (file,) = variant.weights
-        p.rebuild(bundle, name, bundle.folder / file.path)
-        changed = variant.model_copy(update={"weights": (describe_file(bundle.folder, bundle.folder / file.path),)})
-        networks[name] = entry.model_copy(update={"variants": {**entry.variants, "fp32": changed}})
-    write_manifest(bundle.folder, bundle.manifest.model_copy(update={"networks": networks}))
+    with edited(bundle.folder) as manifest:
+        for name, network in manifest["networks"].items():
+            (file,) = network["variants"]["fp32"]["weights"]
+            p.rebuild(bundle, name, bundle.folder / file["path"])
+            file.update(describe_file(bundle.folder, bundle.folder / file["path"]).model_dump())
     return Bundle.open(bundle.folder)
 
 
@@ -62,14 +59,9 @@ def test_weights_made_from_names_stay_behind_and_come_back_the_same(seeded: Bund
 def test_what_the_exporter_added_to_a_file_travels_beside_it(seeded: Bundle, tmp_path: Path) -> None:
     path = seeded.folder / "denoiser.safetensors"
     save_file({**load_file(path), "folded": np.arange(5, dtype=np.float32)}, path)
-    entry = seeded.network("denoiser")
     file = describe_file(seeded.folder, path)
-    changed = entry.variants["fp32"].model_copy(update={"weights": (file,)})
-    networks = {
-        **seeded.manifest.networks,
-        "denoiser": entry.model_copy(update={"variants": {**entry.variants, "fp32": changed}}),
-    }
-    write_manifest(seeded.folder, seeded.manifest.model_copy(update={"networks": networks}))
+    with edited(seeded.folder) as manifest:
+        manifest["networks"]["denoiser"]["variants"]["fp32"]["weights"] = [file.model_dump()]
     p.copy_bundle(Bundle.open(seeded.folder), tmp_path / "travels")
     assert files(tmp_path / "travels") == GRAPHS | {"denoiser.others.safetensors"}
     p.complete_bundle(tmp_path / "travels", tmp_path / "there")

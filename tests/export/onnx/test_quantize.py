@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from bundles import unpacked
+from bundles import edited, unpacked
 from once import once
 from onnx import numpy_helper
 from PIL import Image
@@ -28,7 +28,7 @@ from bfr.models.stages.stage import Stage
 from bfr.models.weights.seeded import LOOP_SCALE, seed_weights
 from bfr.runtime.backends import registry as choosing
 from bfr.runtime.backends.onnxruntime import CpuDevice
-from bfr.runtime.bundle.bundle import Bundle, default_bundle, describe_file, write_manifest
+from bfr.runtime.bundle.bundle import Bundle, default_bundle, describe_file
 from bfr.runtime.bundle.manifest import Variant
 from bfr.runtime.diffusion.solvers import Column
 from bfr.runtime.errors import InputNotFound, InvalidOption, VerificationFailed
@@ -228,11 +228,9 @@ def test_a_scale_that_is_wrong_is_found_out(bundle: Bundle, tmp_path: Path) -> N
     scale = next(tensor for tensor in model.graph.initializer if tensor.name == first.input[1])
     scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) / np.float32(8), name=scale.name))
     onnx.save(model, path)
-    entry = copy.network("estimator")
-    variant = entry.variants["int8"].model_copy(update={"graph": describe_file(copy.folder, path)})
-    changed = entry.model_copy(update={"variants": {**entry.variants, "int8": variant}})
-    networks = {**copy.manifest.networks, "estimator": changed}
-    write_manifest(copy.folder, copy.manifest.model_copy(update={"networks": networks}))
+    with edited(copy.folder) as manifest:
+        variant = manifest["networks"]["estimator"]["variants"]["int8"]
+        variant["graph"] = describe_file(copy.folder, path).model_dump()
     with pytest.raises(VerificationFailed, match=r"estimator, batch 1 .*int8"):
         verify(Bundle.open(copy.folder), open_reference(copy), "int8", threads=1)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundles import edited
 from half_graphs import CHANNELS, convolutions
 
 from bfr.export.verify import compare as comparing
@@ -16,7 +17,6 @@ from bfr.export.verify.compare import open_reference, verify
 from bfr.export.verify.explain import Explanation, compare_graphs, explain, explain_all
 from bfr.export.verify.walk import walk
 from bfr.runtime.bundle.bundle import Bundle, describe_file
-from bfr.runtime.bundle.manifest import MANIFEST
 from bfr.runtime.errors import InvalidOption, MissingDependency, VerificationFailed
 from bfr.runtime.restore.plan import make_plan
 
@@ -96,15 +96,14 @@ def with_overflow(bundle: Bundle, folder: Path) -> Bundle:
     from safetensors.numpy import load_file, save_file
 
     shutil.copytree(bundle.folder, folder)
-    manifest = json.loads((folder / MANIFEST).read_text())
-    for variant in manifest["networks"]["denoiser"]["variants"].values():
-        path = folder / variant["weights"][0]["path"]
-        state = load_file(path)
-        name = next(key for key in state if key.removeprefix("denoiser.") == f"{PLANTED}.weight".split(".", 1)[1])
-        state[name] = state[name] * state[name].dtype.type(30_000)
-        save_file(state, path)
-        variant["weights"] = [describe_file(folder, path).model_dump()]
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with edited(folder) as manifest:
+        for variant in manifest["networks"]["denoiser"]["variants"].values():
+            path = folder / variant["weights"][0]["path"]
+            state = load_file(path)
+            name = next(key for key in state if key.removeprefix("denoiser.") == f"{PLANTED}.weight".split(".", 1)[1])
+            state[name] = state[name] * state[name].dtype.type(30_000)
+            save_file(state, path)
+            variant["weights"] = [describe_file(folder, path).model_dump()]
     return Bundle.open(folder)
 
 

@@ -1,9 +1,9 @@
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bundles import edited
 
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.errors import BundleCorrupt, BundleInvalid, InvalidOption
@@ -52,10 +52,8 @@ def test_a_hash_is_named_found_and_expected(copy: Path) -> None:
 
 
 def edit(folder: Path, change: object) -> None:
-    path = folder / "manifest.json"
-    content = json.loads(path.read_text())
-    change(content)  # type: ignore[operator]
-    path.write_text(json.dumps(content))
+    with edited(folder) as manifest:
+        change(manifest)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(

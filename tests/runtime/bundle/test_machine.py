@@ -1,13 +1,12 @@
 """What this machine made of a bundle: found again by its hash, and never taken from the bundle or from another user."""
 
-import json
 import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
+from bundles import edited
 
 from bfr.runtime.bundle import bundle as module
 from bfr.runtime.bundle.bundle import Bundle
@@ -39,9 +38,8 @@ def test_engines_that_a_bundle_brings_are_left_unused_and_said_once(
     folder = Path(shutil.copytree(tiny_bundle.folder, tmp_path / "stranger"))
     (folder / "engines").mkdir()
     (folder / "engines" / "evil.engine").write_bytes(b"machine code")
-    content: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-    content["engines"] = [{"network": "denoiser", "file": {"path": "engines/evil.engine"}, "key": {"gpu": "any"}}]
-    (folder / "manifest.json").write_text(json.dumps(content))
+    with edited(folder) as manifest:
+        manifest["engines"] = [{"network": "denoiser", "file": {"path": "engines/evil.engine"}, "key": {"gpu": "any"}}]
     module._warn_of_engines.cache_clear()
     with caplog.at_level(logging.WARNING, "bfr"):
         opened = [Bundle.open(folder), Bundle.open(folder)]

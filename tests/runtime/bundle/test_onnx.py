@@ -1,6 +1,5 @@
 """Graphs of strangers: what they name and declare is known before a library opens them."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+from bundles import edited
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -298,10 +298,9 @@ def test_a_graph_that_names_an_unknown_file_reaches_no_library(copy: Path, monke
     data = model([node("Identity", "w")], outside("estimator.safetensors"), outside("secret.bin", "v"))
     (copy / "secret.bin").write_bytes(bytes(16))
     (copy / "estimator.onnx").write_bytes(data)
-    content = json.loads((copy / "manifest.json").read_text())
-    variant = content["networks"]["estimator"]["variants"]["fp32"]
-    variant["graph"] = describe_file(copy, copy / "estimator.onnx").model_dump()
-    (copy / "manifest.json").write_text(json.dumps(content))
+    with edited(copy) as manifest:
+        variant = manifest["networks"]["estimator"]["variants"]["fp32"]
+        variant["graph"] = describe_file(copy, copy / "estimator.onnx").model_dump()
     monkeypatch.setattr(ort, "InferenceSession", lambda *_, **__: pytest.fail("was opened"))
     bundle = Bundle.open(copy)
     for load in (bundle.graph, bundle.open_graph, lambda *asked: CpuDevice().load(bundle, *asked)):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundles import edited
 from called import Called
 from rich.console import Console
 
@@ -15,8 +16,7 @@ from bfr.export.tensorrt.progress import Tick
 from bfr.runtime.backends import board
 from bfr.runtime.backends import tensorrt_key as trt
 from bfr.runtime.backends.cuda import bindings as cuda
-from bfr.runtime.bundle.bundle import Bundle, default_bundle
-from bfr.runtime.bundle.manifest import MANIFEST
+from bfr.runtime.bundle.bundle import Bundle, default_bundle, describe_file
 from bfr.runtime.cli import build as cli_build
 from bfr.runtime.errors import MissingDependency
 
@@ -46,12 +46,9 @@ def test_a_graph_that_cannot_be_read_ends_a_dry_run_with_an_error(call: Called, 
     image = [helper.make_tensor_value_info(name, 1, ["batch", 3, side, side]) for name in names]
     unknown = helper.make_graph([helper.make_node("Unknown", names[:1], names[1:])], "g", image[:1], image[1:])
     graph.write_bytes(helper.make_model(unknown, opset_imports=[helper.make_opsetid("", 20)]).SerializeToString())
-    bundle = json.loads((folder / "manifest.json").read_text())
-    from bfr.runtime.bundle.bundle import describe_file
-
-    entry = bundle["networks"]["estimator"]["variants"]["fp32"]
-    entry["graph"] = describe_file(folder, graph).model_dump()
-    (folder / "manifest.json").write_text(json.dumps(bundle))
+    with edited(folder) as manifest:
+        entry = manifest["networks"]["estimator"]["variants"]["fp32"]
+        entry["graph"] = describe_file(folder, graph).model_dump()
     done = call("build", folder, "--dry-run", "--library", "tensorrt-rtx")
     assert done.status == 1
     assert "estimator.onnx cannot be read by tensorrt-rtx" in done.stdout
@@ -112,10 +109,9 @@ def test_jetpack_6_refuses_a_newer_opset(
     call: Called, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(shutil.copytree(tiny_bundle.folder, tmp_path / "b"))
-    manifest = json.loads((folder / MANIFEST).read_text())
-    for network in manifest["networks"].values():
-        network["variants"]["fp32"]["opset"] = 21
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with edited(folder) as manifest:
+        for network in manifest["networks"].values():
+            network["variants"]["fp32"]["opset"] = 21
     library = type("trt", (), {"__version__": "10.3.0"})
     monkeypatch.setattr(trt, "load_library", lambda _: library)
     done = call("build", folder, "--for", "jetson", "--library", "tensorrt", "--dry-run")

@@ -1,6 +1,5 @@
 """`precision auto`: what is tried, what is kept, and what is taken."""
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundles import edited
 
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.machine import MachineFiles
@@ -27,10 +27,9 @@ def bundle(tiny_bundle: Bundle, tmp_path: Path, home: Path, monkeypatch: pytest.
     monkeypatch.setattr(module, "device_count", lambda: 0)
     folder = tmp_path / "int8"
     shutil.copytree(tiny_bundle.folder, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for network in manifest["networks"].values():
-        network["variants"]["int8"] = network["variants"]["fp32"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with edited(folder) as manifest:
+        for network in manifest["networks"].values():
+            network["variants"]["int8"] = network["variants"]["fp32"]
     return Bundle.open(folder)
 
 
