@@ -126,7 +126,8 @@ def _number(part: str) -> int:
 
 def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, extrasaction="ignore")  # CRLF: before Python 3.13 only what ends a line is quoted
+    # Lines end in CRLF: before Python 3.13 only what is in the line's end is quoted, and names may hold both.
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()
     writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue().encode("utf-8", "surrogateescape")  # names that are no text

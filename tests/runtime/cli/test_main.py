@@ -17,6 +17,7 @@ from bfr.runtime.backends.cuda import bindings
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.bundle.machine import Engine, EngineKey, MachineFiles
 from bfr.runtime.bundle.manifest import BundleFile
+from bfr.runtime.cli.main import INTERRUPTED
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.images.result import GAP
@@ -51,6 +52,21 @@ def bfr(*arguments: object, guard: str = GUARD, **environment: str) -> subproces
     return subprocess.run(  # noqa: S603
         command, capture_output=True, text=True, check=False, timeout=120, env={**os.environ, **environment}
     )
+
+
+def test_ctrl_c_while_typer_is_loaded_shows_no_traceback() -> None:
+    interrupting = """
+import sys
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+from bfr.__main__ import main
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", interrupting], capture_output=True, text=True, check=False)  # noqa: S603
+    assert (ended.returncode, ended.stderr) == (INTERRUPTED, "interrupted\n")
 
 
 @pytest.fixture
