@@ -21,7 +21,7 @@ import pytest
 
 from bfr.models.weights import fetch as fetch_module
 from bfr.models.weights.fetch import Download, fetch
-from bfr.runtime.errors import BfrError, DownloadFailed, WriteFailed
+from bfr.runtime.errors import DownloadFailed, WriteFailed
 
 DATA = random.Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -377,8 +377,3 @@ def test_import_opens_no_socket_and_needs_no_torch() -> None:
         "import bfr.models.weights.fetch"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)  # noqa: S603
-
-
-def test_errors_are_ones_that_a_user_can_mend() -> None:
-    assert issubclass(DownloadFailed, BfrError)
-    assert DownloadFailed.exit_code == 1

@@ -19,16 +19,6 @@ def normals(seed: int, image: int, step: int) -> np.ndarray:
     return out
 
 
-def test_the_stream_gives_every_step_to_every_position_of_the_batch() -> None:
-    with ExitStack() as owned:
-        stream = HostNoise(owned, (2, *SHAPE))
-        stream.begin(9, (5, 6), last=4)
-        for step in range(5):
-            stream.ready(step)
-            for position, image in enumerate((5, 6)):
-                assert np.array_equal(stream.buffers[step % 2][position], normals(9, image, step))
-
-
 def test_a_stream_that_was_left_half_way_starts_anew_unharmed(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(out: np.ndarray, *, seed: int, image: int, step: int) -> None:
         time.sleep(0.02)
@@ -55,14 +45,15 @@ def test_both_buffers_are_filled_before_the_first_is_asked_for() -> None:
         assert np.array_equal(stream.buffers[1][0], normals(9, 5, 1))
 
 
-def test_the_buffer_of_a_step_stays_until_the_next_is_asked_for() -> None:
+def test_the_noise_of_a_step_stays_at_every_position_until_the_next_is_asked_for() -> None:
     with ExitStack() as owned:
-        stream = HostNoise(owned, (1, *SHAPE))
-        stream.begin(9, (5,), last=4)
+        stream = HostNoise(owned, (2, *SHAPE))
+        stream.begin(9, (5, 6), last=4)
         for step in range(5):
             stream.ready(step)
             stream._thread.submit(lambda: None).result(timeout=30)
-            assert np.array_equal(stream.buffers[step % 2][0], normals(9, 5, step))
+            for position, image in enumerate((5, 6)):
+                assert np.array_equal(stream.buffers[step % 2][position], normals(9, image, step))
         with pytest.raises(RuntimeError, match="begin"):
             stream.ready(5)
 

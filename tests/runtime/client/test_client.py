@@ -185,13 +185,6 @@ def test_a_pause_is_as_long_as_the_server_says_and_at_most_a_tenth_longer(said: 
     assert seconds <= pause <= 1.1 * seconds
 
 
-def test_a_date_to_come_back_at(connect: Any, server: FakeServer) -> None:
-    later = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=1), usegmt=True)
-    server.faults = [Fault(503, retry_after=later)]
-    connect().restore(png())
-    assert len(server.posts()) == 2
-
-
 @pytest.mark.parametrize("fault", [Fault(502), Fault(503), Fault(504), Fault(503, retry_after="soon"), Fault(0)])
 def test_restoring_is_tried_again(connect: Any, server: FakeServer, fault: Fault) -> None:
     server.faults = [fault]
@@ -231,13 +224,6 @@ def test_time_is_bounded(connect: Any, server: FakeServer) -> None:
     server.delay = 5.0
     with pytest.raises(ServerUnavailable):
         client.restore(png())
-
-
-def test_retry_after_is_capped(monkeypatch: pytest.MonkeyPatch, connect: Any, server: FakeServer) -> None:
-    monkeypatch.setattr(client_calls, "LONGEST_PAUSE", 0.1)
-    server.faults = [Fault(503, retry_after="3600")]
-    connect().restore(png())
-    assert len(server.posts()) == 2
 
 
 def test_nobody_listens(connect: Any) -> None:

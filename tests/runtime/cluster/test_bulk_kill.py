@@ -133,6 +133,12 @@ def results(out: Path) -> int:
     return len([path for path in out.glob("*.png") if not path.name.startswith(".")])
 
 
+def both_work(out: Path) -> bool:
+    """Whether rows have come from two nodes."""
+    parts = [path.name for path in out.glob("rows-*")]
+    return len({row.node for row in read_entries(Store(str(out)), parts).values()}) == 2
+
+
 def test_a_run_that_is_killed_is_resumed(tmp_path: Path) -> None:
     folder, out = noise(tmp_path / "in", 40), tmp_path / "out"
     process = batch(folder, out)
@@ -179,15 +185,11 @@ def test_a_node_that_dies_loses_nothing(tmp_path: Path) -> None:
     count = 96
     folder, out = noise(tmp_path / "in", count), tmp_path / "out"
 
-    def both_work() -> bool:
-        parts = [path.name for path in out.glob("rows-*")]
-        return len({row.node for row in read_entries(Store(str(out)), parts).values()}) == 2
-
     with cluster() as (address, second):
         finished(start("-c", BOTH, address, **RAY))
         begin = time.monotonic()
         process = batch(folder, out, "--address", address, **RAY)
-        wait_for(both_work, process)
+        wait_for(lambda: both_work(out), process)
         there, seconds = results(out), time.monotonic() - begin
         second.kill()
         said = finished(process)
@@ -225,10 +227,6 @@ def test_a_machine_that_is_cut_off_loses_nothing(tmp_path: Path) -> None:
     count = 96
     folder, out = noise(tmp_path / "in", count), tmp_path / "out"
 
-    def both_work() -> bool:
-        parts = [path.name for path in out.glob("rows-*")]
-        return len({row.node for row in read_entries(Store(str(out)), parts).values()}) == 2
-
     with machines() as (here, there), ExitStack() as stack:
         folders = [
             stack.enter_context(tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)) for _ in range(2)
@@ -244,7 +242,7 @@ def test_a_machine_that_is_cut_off_loses_nothing(tmp_path: Path) -> None:
         finished(start("-c", BOTH, address, inside=here, **TOKEN))
         process = batch(folder, out, "--address", address, inside=here, **TOKEN)
         stack.callback(process.kill)
-        wait_for(both_work, process, 400)
+        wait_for(lambda: both_work(out), process, 400)
         done = results(out)
         ip("-n", here, "link", "set", "cable", "down")
         said = finished(process)
