@@ -1,14 +1,16 @@
 """The routes of long work."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import PurePath
 from typing import Any, BinaryIO
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from bfr.runtime.errors import InvalidImage
 from bfr.runtime.images.headers import header_size
@@ -31,6 +33,8 @@ from bfr.runtime.serve.sizes import check_size
 
 JOB_BODY = {"required": True, "content": dict.fromkeys((*VIDEOS, *IMAGES), BINARY)}
 IMAGE_SUFFIXES = tuple(suffix for suffix, media_type in MEDIA_TYPES.items() if media_type in IMAGES)
+
+_RANGE = re.compile(rb"bytes=(\d+-\d*|-\d+)")
 
 
 def add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
@@ -72,6 +76,8 @@ def add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
         here, jobs = front(), store()
         check_query(request)
         suffix, size = job_suffix(request), announced(request, here.options.job_bytes)
+        if query.mode == "aligned" and suffix not in IMAGE_SUFFIXES:
+            raise Problem(422, "invalid options", "a video is no aligned face: leave mode=aligned out")
         group = query.group(here.systems)
         wanted = JobRequest(
             created=time.time(),
@@ -85,8 +91,9 @@ def add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
             key_frames=query.key_frames,
         )
         here.check_state()
+        found = await asyncio.to_thread(lambda: (jobs.count(), len(jobs.of(wanted.owner))))
+        _check_quota(*found, here, wanted.owner)
         with here.job_place(wanted.owner):
-            await asyncio.to_thread(_check_quota, jobs, here, wanted.owner)
             if jobs.free() < size:
                 raise Problem(507, "disk", "the disk of the jobs is full: delete jobs, or send this one later")
             try:
@@ -119,7 +126,8 @@ def add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
         response_class=Response,
         responses={
             200: {"description": "The restored file.", "content": dict.fromkeys((*ANSWERED, *VIDEOS), BINARY)},
-            **documented(401, 403, 404, 409, 422, 503),
+            206: {"description": "The part of it that Range asks for, one as `bytes=100-`."},
+            **documented(401, 403, 404, 409, 416, 422, 503),
         },
         openapi_extra=KEYED,
     )
@@ -144,15 +152,25 @@ def add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
 
 
 class _Result(FileResponse):
-    """A file that is open already: it is sent whole though the job is deleted meanwhile."""
+    """A file that is open already: it is sent whole though the job is deleted meanwhile.
+
+    A Range of several parts, or of none that RFC 9110 knows, is ignored.
+    """
 
     def __init__(self, file: BinaryIO, media_type: str) -> None:
         super().__init__(f"/proc/self/fd/{file.fileno()}", media_type=media_type)
         self._file = file
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message.get("status", 0) >= HTTPStatus.BAD_REQUEST:
+                raise Problem(416, "range", "the result has no such bytes: leave Range out, or ask HEAD for its length")
+            await send(message)
+
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range" or _RANGE.fullmatch(value)]
         with self._file:  # of which HEAD needs nothing
-            await super().__call__({**scope, "method": scope["state"]["method"]}, receive, send)
+            method = scope["state"]["method"]
+            await super().__call__({**scope, "method": method, "headers": headers}, receive, sending)
 
 
 def _no_such_job() -> Problem:
@@ -161,11 +179,15 @@ def _no_such_job() -> Problem:
     )
 
 
-def _check_quota(jobs: JobStore, front: Front, owner: str) -> None:
-    """Raise Problem 503 where too many jobs are queued, and 403 where their owner has too many."""
-    if jobs.count() >= front.options.queue:
+def _check_quota(queued: int, kept: int, front: Front, owner: str) -> None:
+    """Raise Problem 503 where too many jobs are queued, and 403 where too many of their owner are kept.
+
+    Those that arrive just now count, too.
+    """
+    arriving = front.job_uploads
+    if queued + len(arriving) >= front.options.queue:
         raise Problem(503, "overload", "too many jobs are queued: try again later", retry_after=60)
-    if len(jobs.of(owner)) >= front.options.job_quota:
+    if kept + arriving.count(owner) >= front.options.job_quota:
         raise Problem(
             403, "quota", f"{front.options.job_quota} jobs are kept, the limit here: delete some with DELETE /jobs/ID"
         )

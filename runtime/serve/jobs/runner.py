@@ -34,7 +34,10 @@ class Exceeded(Exception):
 
 
 class JobRunner:
-    """Runs the jobs of a store, the oldest first. Its faces fill batches, and go alone when no request waits."""
+    """Runs the jobs of a store: owners take turns, each with the oldest of theirs.
+
+    Its faces fill batches, and go alone when no request waits.
+    """
 
     def __init__(
         self,
@@ -58,6 +61,7 @@ class JobRunner:
         """
         self.options, self.store, self.batch, self.on_end = options, store, batch, on_end
         self._restore_faces, self.systems = restore_faces, systems
+        self._turns: dict[str, float] = {}  # when the last job of an owner was begun
         self._passed_over: set[str] = set()  # jobs that wait for another server
         self._wake = asyncio.Event()
         self._current: tuple[str, asyncio.Task[Status]] | None = None
@@ -92,13 +96,15 @@ class JobRunner:
                 self._wake.clear()
 
     async def _look(self) -> bool:
-        """Do the oldest job that no other process works on; return whether there was one. Raises OSError."""
+        """Do the next job that no other process works on; return whether there was one. Raises OSError."""
         await asyncio.to_thread(self.store.sweep, 3600 * self.options.keep_jobs)
-        for job in await asyncio.to_thread(self.store.waiting):
+        waiting = await asyncio.to_thread(self.store.waiting)
+        for job in sorted(waiting, key=lambda job: self._turns.get(job.request.owner, 0.0)):
             if not self._offered(job):
                 continue
             with self.store.taken(job) as ours:
                 if ours:
+                    self._turns[job.request.owner] = time.monotonic()
                     await self._do(job)
                     return True
         return False

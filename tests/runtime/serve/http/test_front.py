@@ -533,6 +533,28 @@ async def test_the_head_of_a_result_reads_nothing_of_it() -> None:
         assert (answer.status_code, answer.headers["content-length"], answer.content) == (200, "6", b"")
 
 
+@pytest.mark.parametrize(
+    ("asked", "status", "content"),
+    [
+        ("bytes=2-", 206, b"sult"),
+        ("bytes=-2", 206, b"lt"),
+        ("bytes=0-1,4-5", 200, b"result"),
+        ("items=0-1", 200, b"result"),
+        ("bytes=x", 200, b"result"),
+        ("bytes=9-", 416, None),
+        ("bytes=3-2", 416, None),
+    ],
+)
+async def test_a_part_of_a_result(asked: str, status: int, content: bytes | None) -> None:
+    async with serving(jobs=True) as server:
+        answer = await server.client.get(f"/jobs/{(await a_job(server)).id}/result", headers={"Range": asked})
+        assert answer.status_code == status
+        if content is None:
+            assert answer.json()["request_id"] == answer.headers["x-request-id"]
+        else:
+            assert answer.content == content
+
+
 async def test_a_fault_of_the_jobs_ends_the_server_on_a_cluster_too() -> None:
     async def fault() -> None:
         raise ZeroDivisionError
@@ -902,6 +924,10 @@ class TestJobs:
         async with serving(jobs=True, queue=1) as server:
             for expected in (202, 503):
                 assert (await server.post("/jobs")).status_code == expected
+        for options, expected in (({"job_quota": 2}, 403), ({"queue": 2}, 503)):
+            async with serving(jobs=True, **options) as server:
+                answers = await asyncio.gather(*(server.post("/jobs") for _ in range(4)))  # none is on disk yet
+                assert sorted(answer.status_code for answer in answers) == sorted([202, 202, expected, expected])
 
     async def test_a_full_disk_is_said_without_a_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async with serving(jobs=True) as server:
@@ -941,12 +967,13 @@ class TestJobs:
 
     async def test_what_is_no_job_is_refused(self) -> None:
         async with serving(jobs=True, job_bytes=1000) as server:
-            for more, status in (
-                ({"headers": {"Content-Type": "text/plain"}}, 415),
-                ({"content": b""}, 422),
-                ({"content": b"x" * 2000}, 413),
+            for query, more, status in (
+                ("", {"headers": {"Content-Type": "text/plain"}}, 415),
+                ("", {"content": b""}, 422),
+                ("", {"content": b"x" * 2000}, 413),
+                ("?mode=aligned", {"headers": {"Content-Type": "video/mp4"}}, 422),
             ):
-                assert (await server.post("/jobs", **more)).status_code == status
+                assert (await server.post(f"/jobs{query}", **more)).status_code == status
             assert (await server.client.get("/jobs")).json() == []
 
 

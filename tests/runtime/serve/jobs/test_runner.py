@@ -103,6 +103,22 @@ async def test_jobs_are_done_one_after_the_other_and_one_that_fails_says_why(tmp
         assert jobs.ended == ["failed", "done"]
 
 
+async def test_owners_of_jobs_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs(tmp_path / "jobs")
+    for created, owner in enumerate("aaabbc"):
+        await jobs.add(created=float(created), owner=owner)
+    done: list[float] = []
+
+    async def do(job: Job) -> None:
+        done.append(job.request.created)
+        jobs.store.end(job, Status("done"))
+
+    monkeypatch.setattr(jobs.runner, "_do", do)
+    while await jobs.runner._look():
+        pass
+    assert done == [0, 3, 5, 1, 4, 2]
+
+
 async def test_a_cancelled_job_stops_and_leaves_nothing(tmp_path: Path) -> None:
     async with working(tmp_path) as jobs:
         jobs.go.clear()
