@@ -72,9 +72,9 @@ class Connection(H11Protocol):
             self._await_headers()
 
     def send_400_response(self, msg: str) -> None:
-        """See uvicorn's protocol. Does nothing after the answer has begun."""
+        """See uvicorn's protocol, which calls it as it handles an error of h11. Cuts off an answer that has begun."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            super().send_400_response(msg)
+            super().send_400_response(f"{msg} {ascii(str(sys.exc_info()[1]))}")
         else:
             self.transport.abort()
 
