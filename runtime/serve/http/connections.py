@@ -74,7 +74,7 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """See uvicorn's protocol, which calls it as it handles an error of h11. Cuts off an answer that has begun."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            super().send_400_response(f"{msg} {ascii(str(sys.exc_info()[1]))}")
+            super().send_400_response(f"{msg} {str(sys.exc_info()[1])!a}")
         else:
             self.transport.abort()
 
