@@ -1,6 +1,5 @@
-"""PyTorch as a GPU device. Where no GPU is, host memory stands for its memory, and a fake for PyTorch's CUDA."""
+"""PyTorch as a GPU device. Where no GPU is, one made of NumPy stands for it, and a fake for PyTorch's CUDA."""
 
-import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,96 +10,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fake_gpu import FakeGpu, install
 from systems import pgdiff
 
 from bfr.export.pytorch import compiled as c
 from bfr.export.pytorch.eager import EagerDevice
 from bfr.export.pytorch.reference import load_stage
 from bfr.models.stages.kinds import make_stage
-from bfr.runtime.backends.cuda.bindings import Facts
 from bfr.runtime.backends.cuda.device import GpuBuffer
 from bfr.runtime.bundle.bundle import Bundle
-from bfr.runtime.diffusion.noise import fill_normal
 from bfr.runtime.errors import BackendUnavailable, DeviceLost, DeviceOutOfMemory, InvalidOption, MissingDependency
 from bfr.runtime.restore.restorer import Restorer
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def host_array(address: int, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype).reshape(shape)
-
-
-class FakeCuda:
-    """The GPU's runtime over host memory; what is enqueued runs at once."""
-
-    def __init__(self, index: int = 0) -> None:
-        self.index, self.blocks, self.log, self.full, self.now = index, {}, [], 0, 0
-        self.facts = Facts("fake", "9.0", "13.0", "13.0", 1 << 30, 1)
-
-    def load_kernels(self, image: bytes, names: Any) -> dict[str, str]:
-        return {name: name for name in names}
-
-    def stream(self, owned: ExitStack) -> int:
-        return 7
-
-    def event(self, owned: ExitStack) -> int:
-        return 1
-
-    def allocate(self, size: int) -> int:
-        if self.full:
-            self.full -= 1
-            raise DeviceOutOfMemory("full")
-        block = np.zeros(size, np.uint8)
-        self.blocks[block.ctypes.data] = block
-        return block.ctypes.data
-
-    def pinned(self, owned: ExitStack, size: int) -> np.ndarray:
-        return np.zeros(size, np.uint8)
-
-    def free(self, address: int) -> None:
-        del self.blocks[address]
-
-    def copy(self, target: int, source: int, size: int, stream: int) -> None:
-        ctypes.memmove(target, source, size)
-
-    def zero(self, address: int, size: int, stream: int) -> None:
-        self.log.append("zero")
-        ctypes.memset(address, 0, size)
-
-    def launch(self, kernel: str, grid: Any, block: int, arguments: Any, stream: int) -> None:
-        self.log.append(kernel)
-        values = [value for value, _ in arguments]
-        if kernel == "stamp":
-            times, index = values
-            self.now += 1_000_000
-            host_array(times + 8 * index, (1,), np.uint64)[0] = self.now
-            return
-        if kernel == "diffuse":
-            target, estimate, noise, levels, count = values
-            shape = (grid[1], count)
-            signal, sigma = host_array(levels, (grid[1], 2)).T[:, :, None]
-            host_array(target, shape)[...] = signal * host_array(estimate, shape) + sigma * host_array(noise, shape)
-            return
-        target, keys, step, quads = values
-        for i, (seed, image) in enumerate(host_array(keys, (grid[1], 2), np.uint32)):
-            row = host_array(target + i * quads * 16, (quads * 4,))
-            fill_normal(row, seed=int(seed), image=int(image), step=step)
-
-    def memory(self) -> tuple[int, int]:
-        return 1 << 29, 1 << 30
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("synchronize", "wait", "record", "await_event", "use"):
-            return lambda *_: None
-        raise AttributeError(name)
-
-
 class FakeTorchCuda:
-    """What the device asks of `torch.cuda`. A graph replays what was done while it was captured."""
+    """What the device asks of `torch.cuda`. A graph replays what was done while it was captured.
 
-    def __init__(self) -> None:
+    gpus: Those of CUDA, which do at once what is enqueued, as PyTorch does here.
+    """
+
+    def __init__(self, gpus: list[FakeGpu]) -> None:
+        self.gpus = gpus
         self.log: list[Any] = []
         self.current: Any = "default"
         self.captures = 0
@@ -160,14 +92,14 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeTorchCuda:
-    fake = FakeTorchCuda()
+    gpus = install(monkeypatch)
+    for one in gpus:
+        one.eager = True
+    fake = FakeTorchCuda(gpus)
     fake.install(monkeypatch)
     monkeypatch.setenv(c.INDUCTOR_CACHE, "/nowhere")
-    monkeypatch.setattr("bfr.runtime.backends.cuda.device.Cuda", FakeCuda)
-    monkeypatch.setattr(c, "Cuda", FakeCuda)
-    monkeypatch.setattr("bfr.runtime.backends.cuda.device.compile_kernels", lambda _: b"")
     monkeypatch.setattr(c, "find_spec", lambda _: object())
-    monkeypatch.setattr(c, "tensor_view", lambda buffer, _: torch.from_numpy(host_array(buffer.address, buffer.shape)))
+    monkeypatch.setattr(c, "tensor_view", lambda b, index: torch.from_numpy(gpus[index].floats(b.address, b.shape)))
     move = torch.nn.Module.to
     monkeypatch.setattr(
         torch.nn.Module, "to", lambda m, *a, **k: m if isinstance(a[:1] and a[0], torch.device) else move(m, *a, **k)
@@ -254,20 +186,20 @@ def test_a_whole_chain_is_eager_pytorchs(tiny_bundle: Bundle, gpu: FakeTorchCuda
     assert gpu.captures == 0
     assert gpu.current == "default"
     device.close()
-    cuda: Any = device.cuda
-    assert not cuda.blocks
+    assert gpu.gpus[0].used == 0
 
 
-def test_the_second_call_is_captured_and_the_next_ones_replay(gpu: FakeTorchCuda) -> None:
-    device, calls = c.CompiledDevice(1), []
+def test_the_second_call_is_captured_and_the_next_ones_replay(
+    gpu: FakeTorchCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, calls, launched = c.CompiledDevice(1), [], []
 
     def work() -> None:
         device.launch("fill_normal", (1, 0), [])
         watch.mark("denoise")
         calls.append(gpu.current)
 
-    cuda: Any = device.cuda
-    cuda.launch = lambda kernel, *_: cuda.log.append(kernel)
+    monkeypatch.setattr(device.cuda, "launch", lambda kernel, *_: launched.append(kernel))
     owned = ExitStack()
     watch, program = device.stopwatch(owned), device.record(owned, work)
     for _ in range(4):
@@ -276,9 +208,9 @@ def test_the_second_call_is_captured_and_the_next_ones_replay(gpu: FakeTorchCuda
         program()
     assert gpu.log[0] == ("device", 1)
     assert len(calls) == 2
-    assert [what for what in cuda.log if what != "zero"] == ["fill_normal", "stamp"] * 2  # a graph holds its marks
+    assert launched == [device.kernels["fill_normal"], device.kernels["stamp"]] * 2  # a graph holds its marks
     captures = [entry for entry in gpu.log if entry[0] == "capture"]
-    stream = "stream 7 of 1"
+    stream = f"stream {device.stream} of 1"
     assert captures == [("capture", {"pool": None, "stream": stream, "capture_error_mode": "thread_local"})]
     assert gpu.log.count(("replay", stream)) == 3
     second = device.record(ExitStack(), lambda: None)
@@ -301,7 +233,7 @@ def test_a_capture_that_fails_leaves_the_device_usable(gpu: FakeTorchCuda) -> No
 
     program = device.record(ExitStack(), work)
     program()
-    with pytest.raises(DeviceOutOfMemory, match=r"2 GiB.*536,870,912.*1,073,741,824"):
+    with pytest.raises(DeviceOutOfMemory, match=r"2 GiB.*,[0-9]{3} of 1,073,741,824"):
         program()
     assert gpu.current == "default"
     program()
@@ -320,12 +252,11 @@ def test_a_device_that_records_nothing_repeats_the_work(gpu: FakeTorchCuda) -> N
 
 def test_what_pytorch_keeps_is_given_back_before_memory_is_said_to_be_out(gpu: FakeTorchCuda) -> None:
     device = c.CompiledDevice()
-    cuda: Any = device.cuda
-    cuda.full = 1
+    gpu.gpus[0].fail["cudaMalloc"] = "cudaErrorMemoryAllocation"
     gpu.log.clear()
     assert device.array((2, 2)).shape == (2, 2)
     assert gpu.log == ["empty"]
-    cuda.full = 2
+    gpu.gpus[0].total = gpu.gpus[0].used
     with pytest.raises(DeviceOutOfMemory):
         device.array((2, 2))
 
@@ -464,7 +395,7 @@ def test_a_cuda_error_of_pytorch_is_a_lost_device_where_cuda_says_so(
 
 
 def test_a_library_that_gets_no_memory_is_out_of_memory(gpu: FakeTorchCuda) -> None:
-    with pytest.raises(DeviceOutOfMemory, match=r"CUBLAS.*536,870,912"), c.CompiledDevice(0).computing():
+    with pytest.raises(DeviceOutOfMemory, match=r"CUBLAS.* of 1,073,741,824"), c.CompiledDevice(0).computing():
         raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 
 
