@@ -6,6 +6,7 @@ stage reads some and makes others, and one of them is the restored image.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from bfr.runtime.bundle import manifest as m
 from bfr.runtime.bundle.bundle import Bundle
@@ -181,11 +182,17 @@ def _loop(bundle: Bundle, preset: m.Preset, stage: m.Denoise, diffuse: m.Diffuse
             f"{bundle.folder}: stage {stage.name} needs either a diffuse stage before it or a source: export it again"
         )
     network, table = _network(bundle, stage.network), sampler_table(bundle, preset, stage)
-    features = _shape(_network(bundle, stage.conditioner).outputs[0])[0] if stage.conditioner else 0
-    own = (*STEP_INPUTS, *(("strength",) if stage.strength is not None else ()))
-    _check_ends(bundle, stage.network, own, STEP_OUTPUTS)
-    if stage.conditioner:
-        _check_ends(bundle, stage.conditioner, ("t",), ("conditioning",))
+    shapes = {tensor.name: _shape(tensor) for tensor in network.inputs}
+    own: dict[str, Shape | None] = dict.fromkeys(STEP_INPUTS, shapes.get("x"))
+    own |= {"t": (), "row": table.rows.shape[1:], "noise": None}
+    own |= {} if stage.strength is None else {"strength": ()}
+    features = 0
+    if stage.conditioner is not None:
+        made = _network(bundle, stage.conditioner).outputs
+        features = prod(size for tensor in made if tensor.name == "conditioning" for size in _shape(tensor))
+        _check_ends(bundle, stage.conditioner, {"t": ()}, {"conditioning": (features,)})
+        own["t"] = (features,)
+    _check_ends(bundle, stage.network, own, dict.fromkeys(STEP_OUTPUTS, shapes.get("x")))
     extra = tuple(tensor for tensor in network.inputs if tensor.name not in own)
     guidance = preset.guidance
     strength = guidance if guidance is not None and stage.strength is not None else stage.strength
@@ -193,7 +200,7 @@ def _loop(bundle: Bundle, preset: m.Preset, stage: m.Denoise, diffuse: m.Diffuse
         name=stage.name,
         network=stage.network,
         table=table,
-        shape=next(_shape(tensor) for tensor in network.inputs if tensor.name == "x"),
+        shape=shapes["x"],
         source=stage.source or (diffuse.source if diffuse else ""),
         result=stage.result,
         diffuse=diffuse.name if diffuse else None,
@@ -201,17 +208,18 @@ def _loop(bundle: Bundle, preset: m.Preset, stage: m.Denoise, diffuse: m.Diffuse
         strength=strength,
         conditioner=stage.conditioner,
         features=features,
-        guide=_guide(bundle, guidance, stage.guidance, table) if stage.guidance else None,
-        wide=next((_shape(tensor) for tensor in network.inputs if tensor.name == "noise"), None),
+        guide=_guide(bundle, guidance, stage.guidance, table, shapes["x"]) if stage.guidance else None,
+        wide=shapes["noise"],
     )
 
 
-def _guide(bundle: Bundle, override: float | None, spec: m.Guidance, table: StepTable) -> Guide | None:
+def _guide(bundle: Bundle, override: float | None, spec: m.Guidance, table: StepTable, state: Shape) -> Guide | None:
     strength = spec.strength if override is None else override
     steps = frozenset(k for k, t in enumerate(table.timesteps) if spec.stop <= t <= spec.start)
     if strength == 0.0 or not steps:
         return None
-    _check_ends(bundle, spec.network, GUIDE_INPUTS, GUIDE_OUTPUTS)
+    reads = dict.fromkeys(GUIDE_INPUTS, state) | {"row": table.rows.shape[1:], "strength": ()}
+    _check_ends(bundle, spec.network, reads, dict.fromkeys(GUIDE_OUTPUTS, state))
     extra = tuple(tensor for tensor in _network(bundle, spec.network).inputs if tensor.name not in GUIDE_INPUTS)
     return Guide(spec.network, _names(extra, spec.inputs), strength, steps)
 
@@ -258,14 +266,21 @@ def _need(bundle: Bundle, name: str, values: Mapping[str, Shape], read: Iterable
             )
 
 
-def _check_ends(bundle: Bundle, name: str, reads: Iterable[str], makes: Iterable[str]) -> None:
-    """Raise BundleInvalid unless a network has the inputs and outputs that its stage binds."""
+def _check_ends(
+    bundle: Bundle, name: str, reads: Mapping[str, Shape | None], makes: Mapping[str, Shape | None]
+) -> None:
+    """Raise BundleInvalid unless a network has the inputs and outputs that its stage binds; a shape of None is any."""
     network = _network(bundle, name)
-    lacking = {*reads} - {one.name for one in network.inputs} | {*makes} - {one.name for one in network.outputs}
-    if lacking:
-        raise BundleInvalid(
-            f"{bundle.folder}: the network {name} has no {min(lacking)}, which its stage needs: export the bundle again"
-        )
+    for wanted, tensors in ((reads, network.inputs), (makes, network.outputs)):
+        there = {tensor.name: _shape(tensor) for tensor in tensors}
+        for end, shape in wanted.items():
+            if end not in there:
+                problem = f"no {end}, which its stage needs"
+            elif shape not in (None, there[end]):
+                problem = f"{end} as {there[end]}, and its stage as {shape}"
+            else:
+                continue
+            raise BundleInvalid(f"{bundle.folder}: the network {name} has {problem}: export the bundle again")
 
 
 def _network(bundle: Bundle, name: str) -> m.Network:
