@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from bfr.runtime.bundle.manifest import MANIFEST
 from bfr.runtime.cli.inputs import NAMED, STANDARD, input_paths
-from bfr.runtime.errors import InvalidOption, WriteFailed
+from bfr.runtime.errors import InvalidImage, InvalidOption, WriteFailed
 from bfr.runtime.files import atomic_path, replaceable, scratch_folder
-from bfr.runtime.images.decode import read_image
-from bfr.runtime.images.formats import BY_SUFFIX, WRITTEN
+from bfr.runtime.images.decode import decode_image, read_file
+from bfr.runtime.images.formats import BY_SUFFIX, NAMES, WRITTEN
 from bfr.runtime.images.headers import header_size
 from bfr.runtime.jobs.ledger import LEDGER
 from bfr.runtime.jobs.options import JobOptions
@@ -141,7 +141,7 @@ def open_places(
         _require(found, inputs, options.out, videos=videos)
         source = NAMED if STANDARD in inputs else None
         target = _target(found.items, inputs, options, from_input=source is not None)
-        _check_alone(found.items, options.max_pixels)
+        _check_alone(found.items, options.max_pixels, videos=videos)
         if folders and target is not None:
             raise InvalidOption("several presets make several results: name files as inputs, and a folder with -o")
         if target is None:
@@ -164,12 +164,19 @@ def open_places(
         yield Places(found, options.model_copy(update={**changes, "out": folder}), target, source)
 
 
-def _check_alone(items: Sequence[Item], max_pixels: int) -> None:
+def _check_alone(items: Sequence[Item], max_pixels: int, *, videos: bool) -> None:
     """Raise InvalidImage if the only input is no image, before networks are opened; of several the others count."""
     if len(items) == 1 and not items[0].is_video and items[0].path is not None:
         width, height = header_size(items[0].path) or (0, 0)
-        if not 0 < width * height <= max_pixels:
-            read_image(items[0].path, max_pixels=max_pixels)
+        if 0 < width * height <= max_pixels:
+            return
+        data = read_file(items[0].path, max_pixels=max_pixels)
+        if videos and data and items[0].content is None:
+            raise InvalidImage(
+                f"{items[0].path} is not an image of {', '.join(NAMES)}, nor a video of {', '.join(VIDEO_SUFFIXES)}: "
+                "convert it to one of them (its bytes count, not its suffix)"
+            )
+        decode_image(data, name=str(items[0].path), max_pixels=max_pixels)
 
 
 @contextmanager

@@ -134,7 +134,8 @@ class Store:
             or (_DRIVES and ":" in name)
         ):
             raise InvalidOption(
-                f"the name {name + suffix!r} could leave the output folder {self.url}: rename the image"
+                f"the name {name + suffix!r} could leave the output folder {self.url}, or has a backslash or control "
+                "character: rename the image"
             )
         if self.folder is None and len(self._path(name + suffix).encode(errors="surrogateescape")) > LONGEST_KEY:
             raise InvalidOption(f"the name {name + suffix!r} is longer than object stores take: shorten it")

@@ -109,13 +109,14 @@ class VideoReader:
         )
         usual = max(1, round(1 / (info.rate * info.time_base))) if info.rate else 1
         last: Frame | None = None
-        scaled = False
+        scaled, back = False, 0
         for index, frame in enumerate(chain([self._first], self._decoded)):
             scaled |= (frame.width, frame.height) != (layout.width, layout.height)
             pts = frame.pts
             if pts is None:  # broken files, and old containers
                 pts = 0 if last is None else last.pts + (last.duration or usual)
             elif last is not None and pts <= last.pts:  # no container takes them like this
+                back = max(back, last.pts - pts)
                 pts = last.pts + 1
             if last is not None:
                 yield last
@@ -124,6 +125,14 @@ class VideoReader:
             end = None if self.damage else self._end()
             last.duration = end - last.pts if end is not None and end > last.pts else last.duration or usual
             yield last
+        if back * info.time_base > _TOLERANCE:
+            seconds = float(back * info.time_base)
+            _log.warning(
+                "%s: its clock goes back by %.1f s, as where recordings are joined: what follows plays too fast, without "
+                "sound; join them with a new clock first",
+                self.path,
+                seconds,
+            )
         if scaled:
             _log.warning("%s changes its size: all frames are scaled to the first one's", self.path)
         if self.damage:
@@ -157,7 +166,7 @@ class VideoReader:
         if end + _TOLERANCE < expected:
             self.damage = f"ends after {float(end):.2f} of {float(expected):.2f} s"
         elif broken:
-            self.damage = f"is damaged in {broken} frames"
+            self.damage = f"is damaged in {broken} frame{'s' * (broken != 1)}"
 
     def _end(self) -> int | None:
         """When the last frame ends by the header, in ticks; its packet tells less where frames are reordered."""

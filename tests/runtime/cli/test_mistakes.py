@@ -29,7 +29,7 @@ MISTAKES: Mapping[str, str] = {
     "restore nowhere/to/be.png": "check the name",
     "restore old.jpg new.jpg": "-o new.jpg",
     "restore source=old.jpg": "`bfr restore old.jpg`",
-    "restore notes.txt": "is not an image of PNG",
+    "restore notes.txt": "is not an image of PNG, JPEG, WEBP, BMP, TIFF, nor a video of .mp4",
     "restore broken.jpg": "damaged",
     "restore old.jpg --max-pixels 10": "make it smaller, or raise the limit",
     # commands and flags of other programs

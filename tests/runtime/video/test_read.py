@@ -525,6 +525,13 @@ def test_a_size_that_changes_is_reported(tmp_path: Path, caplog: pytest.LogCaptu
     assert "changes its size: all frames are scaled" in caplog.text
 
 
+def test_a_clock_that_goes_back_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one = clip(tmp_path / "one.ts", sound="aac").read_bytes()
+    (tmp_path / "joined.ts").write_bytes(one + one)
+    assert len(times(tmp_path / "joined.ts")) == 50
+    assert "its clock goes back by 1.0 s" in caplog.text
+
+
 def test_grey_samples_have_no_finer_colours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pixels(clip(tmp_path / "grey.mkv", count=2, codec="ffv1", pixel_format="gray"))
     assert caplog.messages == []
