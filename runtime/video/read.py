@@ -126,12 +126,11 @@ class VideoReader:
             last.duration = end - last.pts if end is not None and end > last.pts else last.duration or usual
             yield last
         if back * info.time_base > _TOLERANCE:
-            seconds = float(back * info.time_base)
             _log.warning(
-                "%s: its clock goes back by %.1f s, as where recordings are joined: what follows plays too fast, without "
-                "sound; join them with a new clock first",
+                "%s: its clock goes back by %.1f s, as where recordings are joined: what follows plays too fast, and "
+                "without sound; join them with a new clock first",
                 self.path,
-                seconds,
+                float(back * info.time_base),
             )
         if scaled:
             _log.warning("%s changes its size: all frames are scaled to the first one's", self.path)
