@@ -24,8 +24,10 @@ from bfr.export.onnx.wrap_load import (
     load_model,
     load_weights,
     parameter_count,
+    read_by,
     reason,
     sort_nodes,
+    stored_tensors,
     system_name,
     tensors,
 )
@@ -228,10 +230,12 @@ def _save_half(path: Path, halved: Path, metadata: dict[str, str]) -> None:
 
 
 def _is_half(model: onnx.ModelProto) -> bool:
-    """Whether the file computes in half, judged by its weights and images."""
-    types = {tensor.data_type for tensor in model.graph.initializer if prod(tensor.dims) > 1}
-    types |= {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
-    return TensorProto.FLOAT16 in types
+    """Whether the file computes in half, judged by its images and by weights that it does not widen first."""
+    tensors = stored_tensors(model.graph).items()
+    half = {name for name, one in tensors if one.data_type == TensorProto.FLOAT16 and prod(one.dims) > 1}
+    reads = any(not half.isdisjoint(read_by(node)) for node in model.graph.node if node.op_type != "Cast")
+    ends = {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
+    return reads or TensorProto.FLOAT16 in ends
 
 
 def _compare(

@@ -139,9 +139,16 @@ def model_opset(model: onnx.ModelProto) -> int:
     return next(int(one.version) for one in model.opset_import if one.domain in ONNX_DOMAINS)
 
 
+def stored_tensors(graph: onnx.GraphProto) -> dict[str, TensorProto]:
+    """Return the tensors that a graph holds, by name: initializers, and those of Constant nodes."""
+    nodes = [node for node in graph.node if node.op_type == "Constant"]
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    return found | {node.output[0]: one.t for node in nodes for one in node.attribute if one.HasField("t")}
+
+
 def parameter_count(model: onnx.ModelProto) -> int:
     """Return how many floating-point numbers the weights hold."""
-    return sum(prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in FLOATS)
+    return sum(prod(tensor.dims) for tensor in stored_tensors(model.graph).values() if tensor.data_type in FLOATS)
 
 
 def describe_variant(folder: Path, path: Path, model: onnx.ModelProto) -> Variant:
@@ -200,9 +207,7 @@ def drawing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     Raises InvalidOption for those that cannot become constants, and for layers that train: ONNX Runtime changes the
     averages of a BatchNormalization at each run.
     """
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    stored = [node for node in model.graph.node if node.op_type == "Constant"]
-    constants |= {node.output[0]: one.t for node in stored for one in node.attribute if one.HasField("t")}
+    constants = stored_tensors(model.graph)
 
     def trains(node: onnx.NodeProto) -> bool:
         if node.op_type == "BatchNormalization":

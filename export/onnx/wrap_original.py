@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from bfr.export.onnx.wrap_load import check_size, draw_once, drawing_nodes, load_weights, reason, stand_in
 from bfr.export.onnx.wrap_read import (
@@ -114,6 +114,10 @@ def find_interface(model: onnx.ModelProto, original: Original, options: WrapOpti
 
     Raises InvalidOption if that leaves a choice, InvalidCheckpoint if the file does not run.
     """
+    kinds = {value.name: value.type for value in original.session.get_outputs()}
+    for value in model.graph.output:  # editors of graphs leave types out
+        if not value.type.WhichOneof("value") and kinds[value.name] in IMAGE_TYPES_OF_ORT:
+            value.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(_numpy_type(kinds[value.name]))
     source, reference = find_inputs(model, options)
     if reference and reference.batch != source.batch:
         if reference.batch and source.batch:

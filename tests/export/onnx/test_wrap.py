@@ -352,6 +352,12 @@ def unreadable(model: onnx.ModelProto) -> None:
     model.graph.output.insert(0, value("short", ["n", 3, SIZE, SIZE], TensorProto.BFLOAT16))
 
 
+def untyped(model: onnx.ModelProto) -> None:
+    """Outputs by name alone, as editors of graphs write them."""
+    for output in model.graph.output:
+        output.ClearField("type")
+
+
 def unusual(model: onnx.ModelProto) -> None:
     """What the checker of ONNX refuses and ONNX Runtime runs: no name, an alias of its domain, a property twice."""
     model.graph.name, model.graph.node[0].domain = "", "ai.onnx"
@@ -366,6 +372,7 @@ def unusual(model: onnx.ModelProto) -> None:
         single,
         packed,
         unreadable,
+        untyped,
         unusual,
         idle_dropout,
         no_shape,
@@ -688,6 +695,21 @@ def test_half_is_read_and_made(tmp_path: Path) -> None:
     assert set(made.manifest.networks["restorer"].variants) == {"fp32", "fp16"}
     for one, precision in ((bundle, "fp32"), (made, "fp16")):
         check_darkened(restored(one, precision=precision), 1)
+
+
+def test_weights_that_are_only_stored_in_half_compute_in_float32(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["stored"], value=numpy_helper.from_array(COLOURS.astype(np.float16))),
+        helper.make_node("Cast", ["stored"], ["three"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["three", "shape"], ["factor"]),
+        helper.make_node("Mul", ["x", "factor"], ["y"]),
+    ]
+    constants = {"shape": np.array([1, 3, 1, 1])}
+    path = save(tmp_path / "m.onnx", nodes, [value("x", IMAGE)], [value("y", IMAGE)], constants)
+    bundle = wrap(path, tmp_path / "b", WrapOptions(precision=("fp16",)), threads=1)
+    network = bundle.manifest.networks["restorer"]
+    assert (network.parameter_count, set(network.variants)) == (3, {"fp32", "fp16"})
+    assert {check.floor_db for check in bundle.manifest.verified if check.precision == "fp32"} == {90.0}
 
 
 def test_constants_that_are_no_tensors_have_half_too(tmp_path: Path) -> None:
