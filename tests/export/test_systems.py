@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import SYSTEMS, shared, unpacked
+from interpreter import python
 from PIL import Image
 from safetensors.numpy import load_file
 from systems import MAKERS, SIZE, export_tiny
@@ -162,8 +161,7 @@ def test_a_bundle_needs_no_torch(tmp_path: Path, tmp_path_factory: pytest.TempPa
         verb = ["inpaint"] if name == "inpainting" else ["restore", "--aligned", "--threads", "1"]
         options = ["--bundle", str(bundle.folder), "--backend", "onnxruntime-cpu"]
         commands.append([*verb, str(tmp_path / "face.png"), "-o", str(tmp_path / name), *options])
-    command = [sys.executable, "-c", WITHOUT_TORCH]
-    subprocess.run(command, input=json.dumps(commands), text=True, check=True, capture_output=True, timeout=240)  # noqa: S603
+    python(WITHOUT_TORCH, input=json.dumps(commands), timeout=240)
     for name, bundle in bundles.items():
         with Image.open(tmp_path / name / "face.png") as found:
             assert np.array_equal(np.asarray(found), restored(bundle, 1, count=1)[0]), name

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from interpreter import python
 
 from bfr.runtime import files
 from bfr.runtime.errors import InputNotFound, WriteFailed
@@ -206,8 +207,7 @@ with files.atomic_folder(path, replace=True) as temporary:
 def test_kill_leaves_absent_or_whole_and_blocks_nothing(tmp_path: Path, where: str, kept: str | None) -> None:
     path = tmp_path / "b"
     make(path, "old")
-    killed = subprocess.run([sys.executable, "-c", KILLED, where, str(path)], check=False, timeout=30)  # noqa: S603
-    assert killed.returncode == -signal.SIGKILL
+    python(KILLED, where, path, status=-signal.SIGKILL, timeout=30)
     assert len(names(tmp_path)) > 1 or kept is None
     assert (path / "x").read_text() == kept if kept else not path.exists()
 

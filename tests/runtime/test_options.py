@@ -1,17 +1,15 @@
 """An option is written once: a default, a range or a help text that is changed in its place is changed everywhere."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from importlib import import_module
 from math import nan
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
+from interpreter import python
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -200,12 +198,7 @@ class TestOneDefinition:
             text, count = re.subn(before, after, (copy / file).read_text())
             assert count == 1
             (copy / file).write_text(text)
-        environment = os.environ | {"PYTHONPATH": str(tmp_path), "COLUMNS": "200"}
-        done = subprocess.run(  # noqa: S603
-            [sys.executable, "-c", PROBE], capture_output=True, text=True, check=False, env=environment
-        )
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout)
+        found = json.loads(python(PROBE, env={"PYTHONPATH": str(tmp_path), "COLUMNS": "200"}).stdout)
         assert found["file"].startswith(str(tmp_path))
         assert found["api"] == {"photo": 0.7, "editor": 0.7, "query": 0.7, "bulk": 0.7, "client": 0.7, "batch": [3, 3]}
         for name in ("restore", "batch"):

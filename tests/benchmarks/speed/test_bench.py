@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import re
-import subprocess
 import sys
 import time
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from interpreter import python
 from typer.testing import CliRunner
 
 from bfr.benchmarks.environment import CpuWatch, GpuWatch, describe_machine, peak_rss_bytes, summarize_watch
@@ -431,8 +431,7 @@ def test_the_parents_memory_is_not_the_childs() -> None:
     child = (
         "from bfr.benchmarks.environment import peak_rss_bytes as p; a = p(); b = bytearray(64 << 20); print(a, p())"
     )
-    found = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True).stdout  # noqa: S603
-    before, after = map(int, found.split())
+    before, after = map(int, python(child).stdout.split())
     own = peak_rss_bytes()
     assert own is not None
     assert own > before + ballast.size

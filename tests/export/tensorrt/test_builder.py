@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from bundles import SYSTEMS, shared
+from interpreter import python
 
 from bfr.export.options import BuildOptions
 from bfr.export.tensorrt.builder import build_engine_bytes, parse_graph, timing_cache_path, typed_share
@@ -328,13 +329,8 @@ def test_polygraphy_reads_the_graphs(rtx: Any, tiny_bundle: Bundle, tmp_path: Pa
     """As docs/tensorrt.md says: they are plain ONNX files with external weights."""
     pytest.importorskip("polygraphy")
     main = "import sys; from polygraphy.tools import main; sys.exit(main())"
-    command = [sys.executable, "-c", main, "inspect", "capability", str(tiny_bundle.graph("denoiser", "fp16"))]
-    environment = {**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1"}
-    done = subprocess.run(  # noqa: S603
-        command, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert "fully supported" in done.stdout
+    graph, environment = tiny_bundle.graph("denoiser", "fp16"), {"POLYGRAPHY_USE_TENSORRT_RTX": "1"}
+    assert "fully supported" in python(main, "inspect", "capability", graph, env=environment, cwd=tmp_path).stdout
 
 
 @pytest.mark.engines

@@ -6,8 +6,6 @@ import io
 import json
 import os
 import random
-import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from interpreter import python
 
 from bfr.models.weights import fetch as fetch_module
 from bfr.models.weights.fetch import Download, fetch
@@ -376,4 +375,4 @@ def test_import_opens_no_socket_and_needs_no_torch() -> None:
         "import socket; socket.socket.connect = lambda *a: sys.exit('connected')\n"
         "import bfr.models.weights.fetch"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)  # noqa: S603
+    python(code, timeout=30)

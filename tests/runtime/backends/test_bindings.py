@@ -1,6 +1,5 @@
 """What the fakes stand for: the real cuda-python and the real TensorRT-RTX take what they are given, without a GPU."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from interpreter import python
 
 from bfr.export.tensorrt import builder
 from bfr.runtime.backends import tensorrt, tensorrt_stream
@@ -132,15 +132,7 @@ def test_the_driver_gets_the_kernels_arguments(tmp_path: Path) -> None:
     (tmp_path / "driver.c").write_text(DRIVER)
     command = [compiler, "-shared", "-fPIC", "driver.c", "-o", "libcuda.so.1"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)  # noqa: S603
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", PROGRAM],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    assert python(PROGRAM, env={"LD_LIBRARY_PATH": str(tmp_path)}).stdout.splitlines() == [
         "load \x7fELF 0 0",
         "kernel first of 0x77",
         "launch 0x99 grid 2 3 1 block 256 1 1 shared 0 stream 0x5 extra 0: 0x7000 4000000000",

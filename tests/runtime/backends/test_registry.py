@@ -1,11 +1,11 @@
 """What `auto` takes."""
 
-import subprocess
 import sys
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
+from interpreter import python
 
 from bfr.runtime.backends import registry as module
 from bfr.runtime.backends.host import HostDevice
@@ -159,7 +159,7 @@ row = registry.Backend("mine", "mine", "Device", "numpy", "cpu", "cpu", "a backe
 registry.BACKENDS["mine"] = row
 assert registry.open_device("mine", threads=3).threads == 3
 """
-    subprocess.run([sys.executable, "-c", script], check=True)  # noqa: S603
+    python(script)
 
 
 def test_a_backend_that_cannot_load_its_networks_is_passed_over_once_aloud(

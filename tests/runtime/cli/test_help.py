@@ -1,7 +1,6 @@
 """What a newcomer reaches for: `python -m bfr`, `--version`, completion, and a help that is grouped and whole."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -11,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from interpreter import python
 from typer.testing import CliRunner
 
 from bfr.runtime.cli.commands import COMMANDS, load
@@ -84,14 +84,7 @@ def test_a_command_imports_what_it_needs(words: list[str], needed: str, tmp_path
         "import json, sys\nfrom bfr.runtime.cli.main import main\nsys.argv[0] = 'bfr'\n"
         "try:\n    main()\nfinally:\n    print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
     )
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", code, *words],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"BFR_HOME": str(tmp_path)},
-    )
-    modules = json.loads(done.stderr.splitlines()[-1])
+    modules = json.loads(python(code, *words, env={"BFR_HOME": str(tmp_path)}).stderr.splitlines()[-1])
     assert needed in modules
     heavy = {
         "typer": ("pydantic", "numpy", "rich", "PIL", "importlib.metadata"),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from called import Called
+from interpreter import python
 from PIL import Image
 
 from bfr.runtime.backends.cuda import bindings
@@ -65,8 +66,7 @@ sys.meta_path.insert(0, Interrupting())
 from bfr.__main__ import main
 main()
 """
-    ended = subprocess.run([sys.executable, "-c", interrupting], capture_output=True, text=True, check=False)  # noqa: S603
-    assert (ended.returncode, ended.stderr) == (INTERRUPTED, "interrupted\n")
+    assert python(interrupting, status=INTERRUPTED).stderr == "interrupted\n"
 
 
 @pytest.fixture
@@ -402,5 +402,4 @@ def test_the_runtime_imports_neither_torch_nor_a_backend() -> None:
         "heavy = 'torch', 'tensorrt', 'onnx', 'onnxruntime', 'matplotlib', 'av', 'cv2'\n"
         "print([name for name in heavy if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
-    assert done.stdout.strip() == "[]"
+    assert python(code).stdout.strip() == "[]"

@@ -3,7 +3,6 @@
 import errno
 import io
 import json
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from called import Called
+from interpreter import python
 from PIL import Image
 
 SIZE = (64, 48)
@@ -192,7 +192,7 @@ def test_what_a_killed_run_left_beside_a_file_is_deleted(call: Called, album: Pa
         "with scratch_folder(pathlib.Path('new.jpg')) as folder:\n"
         "    (folder / 'half.jpg').touch(); os._exit(9)"
     )
-    subprocess.run([sys.executable, "-c", script], check=False)  # noqa: S603
+    python(script, status=9)
     assert {path.name for path in Path().iterdir()} > {"old.jpg", "other.png"}
     assert call("restore", "old.jpg", "-o", "new.jpg").status == 0
     assert {path.name for path in Path().iterdir()} == {"old.jpg", "other.png", "new.jpg"}

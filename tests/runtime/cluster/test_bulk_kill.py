@@ -18,6 +18,7 @@ from typing import IO
 
 import numpy as np
 import pytest
+from interpreter import python
 from PIL import Image as Pillow
 
 from bfr.runtime.cluster.bulk.table import read_entries
@@ -165,8 +166,7 @@ def node(*arguments: object, temporary: str, inside: str = "", **environment: st
 @contextmanager
 def cluster() -> Iterator[tuple[str, Started]]:
     """Two nodes on this machine: the address of the first, and the second one."""
-    command = [sys.executable, "-c", "import ray; print(ray.util.get_node_ip_address())"]
-    ip = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+    ip = python("import ray; print(ray.util.get_node_ip_address())").stdout.strip()
     with socket.socket() as free, ExitStack() as stack:
         free.bind(("", 0))
         port = free.getsockname()[1]

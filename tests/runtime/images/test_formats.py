@@ -1,8 +1,8 @@
 """A format is one row: with another one, files of it are found, read, written, sent and answered."""
 
-import subprocess
-import sys
 from pathlib import Path
+
+from interpreter import python
 
 import bfr.runtime
 
@@ -46,7 +46,4 @@ assert wanted_suffix(asked({"format": ".ppm"})[1]["Accept"]) == ".ppm"
 
 def test_a_format_is_one_row(tmp_path: Path) -> None:
     formats = Path(str(bfr.runtime.__file__)).parent / "images" / "formats.py"
-    ended = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", SCRIPT, str(formats), ROW, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0, ended.stderr
+    python(SCRIPT, formats, ROW, tmp_path)

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -13,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from interpreter import python
 from numpy.typing import NDArray
 
 from bfr.runtime.errors import InvalidImage, InvalidOption, RestorationFailed
@@ -405,9 +404,7 @@ class Deadly:
 restore_video(PhotoRestorer(SimpleNamespace(batch=1, size=32, run=None), detector=Deadly()), *map(Path, sys.argv[1:]))
 """
     out = tmp_path / "out"
-    command = [sys.executable, "-c", code, str(source), str(out / "a.mp4")]
-    done = subprocess.run(command, capture_output=True, timeout=120, check=False)  # noqa: S603
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    python(code, source, out / "a.mp4", status=-signal.SIGKILL, timeout=120)
     left = [path.name for path in out.iterdir()]
     assert [name.startswith(".a.mp4.") and name.endswith(".part") for name in left] == [True]
     report = run_job(photo(), find_images([tmp_path / "in"], videos=True), JobOptions(out, resume=True))
