@@ -30,6 +30,7 @@ except ImportError as error:
 _log = logging.getLogger("bfr")
 OPEN_SECONDS, SILENT_SECONDS = 10.0, 5.0  # after which a source that does not answer, or sends nothing, is lost
 BEHIND_SECONDS = 3.0  # frames that are late for so long wait in buffers before us: opening anew empties them
+FIRST_SECONDS = 60.0  # for the first frame: a decoder shows none before a key frame, and these may be rare
 PAUSES = (0.2, 5.0)  # seconds between two attempts: the first, which doubles, and the longest
 _DRIFT = 1e-4  # seconds a second by which a camera's clock may run faster than this one
 # What a source may be, and what an RTSP session may hold.
@@ -140,7 +141,7 @@ class Source:
                         lost, pause = time.monotonic(), PAUSES[0]
                         self._put(arrived)
                 self._why = "it ended"
-            except (av.FFmpegError, OSError, ValueError) as error:  # ValueError: a container without a video stream
+            except (av.FFmpegError, OSError, ValueError) as error:  # ValueError: it gives no frames, or late ones
                 self._why = getattr(error, "strerror", None) or str(error) or type(error).__name__
             self.counts.connected = False
             _log.info("%s is lost: %s", self.address, self._why)
@@ -180,13 +181,14 @@ class Source:
         )
 
     def _decoded(self, container: InputContainer) -> Iterator[Arrived]:
-        """The frames of a container until it ends, the stream is stopped, or has fallen behind."""
+        """The frames of a container until it ends or the stream is stopped. Raises ValueError where it gives none."""
         stream = container.streams.video[0] if container.streams.video else None
         if stream is None:
             raise ValueError("it holds no video")
         stream.codec_context.thread_type = threads_of(stream.codec_context.name)
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         clock, in_time = Clock(), time.monotonic()
+        patience, why = FIRST_SECONDS, "no frame of it can be decoded"
         for packet in container.demux(stream):
             if self._stop.is_set():
                 return
@@ -197,9 +199,10 @@ class Source:
                 self.counts.damaged += 1
             now = time.monotonic()
             for frame in frames:
+                patience, why = BEHIND_SECONDS + self.options.max_delay, "its frames come too late"
                 arrived = Arrived(frame, clock.came(frame.time, now))
                 if now - arrived.came <= self.options.max_delay:
                     in_time = now
                 yield arrived
-            if now - in_time > BEHIND_SECONDS + self.options.max_delay:
-                return
+            if now - in_time > patience:
+                raise ValueError(why)

@@ -1,12 +1,14 @@
 """Addresses, and the clock that tells how old a frame is."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
 import pytest
 
 from bfr.runtime.errors import InputNotFound, InvalidOption
+from bfr.runtime.live import source as module
 from bfr.runtime.live.counts import Counts
 from bfr.runtime.live.options import LiveOptions, check_sink, kind_of
 from bfr.runtime.live.source import Clock, Source
@@ -30,6 +32,27 @@ def test_a_sender_that_begins_anew_and_one_whose_clock_is_fast() -> None:
     for second in range(3600):
         came = clock.came(second * (1 - 5e-5), 1000.0 + second)
         assert 1000.0 + second - came < 1e-3  # its clock loses 0.18 s in an hour: no delay
+
+
+def test_a_stream_whose_key_frames_are_rare_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its decoder shows nothing before the first one that comes."""
+    now = 0.0
+
+    def decode(packet: int) -> list[Any]:
+        nonlocal now
+        now += 1.0
+        if packet < first:
+            raise av.InvalidDataError(1, "no key frame yet")
+        return [SimpleNamespace(time=None)]
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    stream = SimpleNamespace(codec_context=SimpleNamespace(name="h264"), decode=decode)
+    container: Any = SimpleNamespace(streams=SimpleNamespace(video=[stream]), demux=lambda _stream: range(100))
+    source, first = Source("udp://127.0.0.1:5000", LiveOptions(), Counts()), 40
+    assert len(list(source._decoded(container))) == 60
+    first = 100
+    with pytest.raises(ValueError, match="no frame of it can be decoded"):
+        list(source._decoded(container))
 
 
 @pytest.mark.parametrize(
