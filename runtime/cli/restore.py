@@ -73,6 +73,8 @@ def restore(
     with open_places(inputs, output, overwrite=free, videos=not aligned, folders=folders) as places:
         found, options = places.found, places.options
         videos = any(item.is_video for item in found.items)
+        if not videos:
+            _say_unused(output)
         if server is not None:
             if several:
                 raise InvalidOption("--server takes one preset at a time: name one with --preset")
@@ -101,6 +103,14 @@ def restore(
             _show_estimates(expected, as_json=as_json)
         elif several:
             _conclude_comparison(reports, found, options, as_json=as_json)
+
+
+def _say_unused(output: JobOptions) -> None:
+    """Name the options of videos that were given, where there is no video."""
+    names = ("codec", "crf", "key_frames")
+    if given := [name for name in names if getattr(output, name) != JobOptions.model_fields[name].default]:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        say(f"warning: {flags}: for videos only, and there is none among the inputs")
 
 
 def _split(text: str | None) -> tuple[str | None, ...]:

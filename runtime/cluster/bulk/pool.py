@@ -71,10 +71,12 @@ def connected(address: str | None) -> Iterator[Any]:
             else:
                 _reach(address)
             ray.init(address=address or "local", **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises plain ones too, where a busy machine starts it too slowly
             raise BackendUnavailable(
-                f"Ray cannot be reached at {address or 'this machine'} ({error}): check --address, and `ray status` "
-                "there"
+                f"Ray cannot be reached at {address} ({error}): check --address, and `ray status` there"
+                if address
+                else f"Ray does not start on this machine ({error}): free some memory and cores and run it again, or "
+                "use `bfr restore`"
             ) from error
         ending.callback(ray.shutdown)
         yield ray

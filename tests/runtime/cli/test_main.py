@@ -403,3 +403,9 @@ def test_the_runtime_imports_neither_torch_nor_a_backend() -> None:
         "print([name for name in heavy if name in sys.modules])"
     )
     assert python(code).stdout.strip() == "[]"
+
+
+def test_options_of_videos_are_said_to_be_unused_without_one(faces: Path, tmp_path: Path, call: Called) -> None:
+    done = call("restore", faces, "-o", tmp_path / "out", "--crf", 20, "--key-frames", 2, "--preset", "none")
+    assert "warning: --crf and --key-frames: for videos only" in done.stderr
+    assert "for videos only" not in call("restore", faces, "-o", tmp_path / "out", "--preset", "none").stderr

@@ -648,3 +648,14 @@ def test_a_cluster_that_does_not_answer(address: str) -> None:
         pytest.raises(BackendUnavailable, match="--address"),
     ):
         connected(address).__enter__()
+
+
+def test_a_local_ray_that_does_not_start() -> None:
+    """Ray raises a plain Exception for it."""
+    with (
+        mock.patch.dict(os.environ),
+        mock.patch("ray.is_initialized", return_value=False),
+        mock.patch("ray.init", side_effect=Exception("The current node timed out during startup.")),
+        pytest.raises(BackendUnavailable, match="does not start on this machine"),
+    ):
+        connected(None).__enter__()
