@@ -24,12 +24,21 @@ from bfr.runtime.text import listed
 # DifFace publishes its weights bare or under `state_dict`; the BasicSR family, SwinIR's own releases among them, under
 # `params_ema` or `params`, and guided diffusion's trainers under `model_ema`. Averaged weights are the published ones.
 WRAPPERS = ("params_ema", "model_ema", "ema", "g_ema", "state_dict", "params", "model")
+AVERAGES = re.compile(r"(^|_)ema(_|$)")  # in other names of averaged weights, which go before all that are not averaged
 WRAPPED_TWICE = 2  # trainers of wrapped models wrap again
 # Parts that distributed training, torch.compile and similar tools add to names.
 PUT_IN = re.compile(r"^module\.|_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
 COUNTER = "num_batches_tracked"  # of batch normalization: counts training, and changes no result
 AVERAGED = "n_averaged"  # the counter of PyTorch's AveragedModel
 CHOOSE = "choose the file of the weights alone, as `bfr fetch` downloads it"
+# In names that a network lacks: what the file holds, and what to do.
+FOREIGN = {
+    r"\blora_|\.(lokr|hada)_": "They hold adapters, as LoRA does: merge them into the network, and save its weights",
+    r"\.(absmax|quant_|qweight|qzeros|SCB|weight_scale|scale_weight|_packed)": "They are quantized: take others",
+    r"\bweight_(g|v|orig)$|\bparametrizations\.": "They are normalized as in training: remove that from the network, "
+    "with torch.nn.utils, and save its weights",
+}
+PART = re.compile(r"-\d+-of-\d+\.\w+$")  # at the end of a file's name
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
@@ -78,13 +87,17 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _unwrapped(content: object, depth: int) -> object:
-    """What lies under the first of `WRAPPERS` that holds nothing but tensors, itself or inside, else under the first.
+    """What lies under the first of `WRAPPERS` and `AVERAGES` that holds nothing but tensors, itself or inside.
+
+    Where none does, it is what lies under the first.
 
     Where there is none of them, it is the only dict of nothing but tensors, unless tensors lie beside it.
     """
     if not isinstance(content, Mapping) or not depth:
         return content
-    inner = (content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping))
+    averages = [name for name in (*WRAPPERS, *content) if isinstance(name, str) and AVERAGES.search(name)]
+    names = dict.fromkeys((*averages, *WRAPPERS))
+    inner = (content[name] for name in names if isinstance(content.get(name), Mapping))
     found = [_unwrapped(one, depth - 1) for one in inner]
     bare = [one for one in found or content.values() if _is_bare(one)]
     if found or (len(bare) == 1 and not any(isinstance(value, Tensor) for value in content.values())):
@@ -133,13 +146,23 @@ def check_layout(module: nn.Module, state: Mapping[str, Tensor], source: str | P
     }
     if any(problems.values()):
         found = "; ".join(f"{len(keys)} {word}: {listed(keys)}" for word, keys in problems.items() if keys)
-        starts = _prefixes(module, state) if problems["missing"] else []
-        there = " and as ".join(f"{start}*" for start in starts)
-        remedy = f"They are there as {there}, beside others: save {'one of them' if starts[1:] else 'those'} alone"
         raise InvalidCheckpoint(
             f"{source}: not the weights of this {type(module).__name__} ({len(own)} tensors): {found}. "
-            f"{remedy if starts else 'Choose the checkpoint that belongs to this configuration'}"
+            f"{_remedy(module, state, source, problems)}"
         )
+
+
+def _remedy(module: nn.Module, state: Mapping[str, Tensor], source: str | Path, problems: dict[str, list[str]]) -> str:
+    """What to do with a file of another layout."""
+    if problems["missing"] and PART.search(str(source)):
+        return "It is one part of several: join their tensors in one file"
+    for name, remedy in FOREIGN.items():
+        if any(re.search(name, key) for key in problems["unexpected"]):
+            return remedy
+    if problems["missing"] and (starts := _prefixes(module, state)):
+        there = " and as ".join(f"{start}*" for start in starts)
+        return f"They are there as {there}, beside others: save {'one of them' if starts[1:] else 'those'} alone"
+    return "Choose the checkpoint that belongs to this configuration"
 
 
 def load_into(module: nn.Module, path: Path) -> None:

@@ -171,6 +171,8 @@ def _kind_of_text(text: str, size: int) -> tuple[str, str]:
             f"a web page{named}, which the server sent instead of the file (a login, a warning, an error)",
             "open its address in a browser, and save the file itself",
         )
+    if '"weight_map"' in text:
+        return "the index of weights in several files", "join their tensors in one file, and choose that"
     kind = "a JSON text" if start.startswith(("{", "[")) else "a text"
     line = start.splitlines()[0][:60] if start else ""
     return f"{kind} of {size:,} bytes, {line!r}", ""

@@ -75,7 +75,7 @@ def test_published_forms_are_read(
 
 
 @pytest.mark.parametrize("plain", ["params", "state_dict", "model"])
-@pytest.mark.parametrize("averaged", ["params_ema", "ema", "g_ema"])
+@pytest.mark.parametrize("averaged", ["params_ema", "ema", "g_ema", "state_dict_ema", "ema_model"])
 def test_averaged_weights_are_preferred(tmp_path: Path, plain: str, averaged: str) -> None:
     ones = {"a": torch.ones(1)}
     for held in (ones, {"module": ones, "updates": 3}, {"module.a": ones["a"], "n_averaged": torch.tensor(3)}):
@@ -194,6 +194,7 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a web page": (lambda path: path.write_bytes(GOOGLE), "is a web page, 'Google Drive - Virus scan warning'"),
     "a web page in capitals": (lambda path: path.write_bytes(b"<HTML>no"), "is a web page"),
     "an LFS pointer": (lambda path: path.write_bytes(POINTER), "is a Git LFS pointer"),
+    "an index": (lambda path: path.write_bytes(b'{"weight_map": {"a": "a-1-of-2.bin"}}'), "is the index of weights in"),
     "an answer in JSON": (lambda path: path.write_bytes(b'{"error": "no such file"}'), "is a JSON text"),
     "a text": (lambda path: path.write_text("Access denied.\n"), "is a text of 15 bytes, 'Access denied.'"),
     "zeros": (lambda path: path.write_bytes(bytes(8192)), "zero bytes"),
@@ -418,6 +419,23 @@ def test_layout_problems_are_named_and_counted() -> None:
     assert "2 of another shape or type: " in text
     assert "last.weight is (9, 64) float32, expected (8, 64) float32" in text
     assert "norm.num_batches_tracked is () float32, expected () int64" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "remedy"),
+    [
+        ("norm.lora_down.weight", "a.pth", "merge them"),
+        ("norm.weight.absmax", "a.pth", "are quantized"),
+        ("last.weight_g", "a.pth", "are normalized"),
+        ("last.parametrizations.weight.original0", "a.pth", "are normalized"),
+        ("norm.extra", "a-00001-of-00002.safetensors", "one part of several"),
+    ],
+)
+def test_what_weights_of_another_form_are_is_said(name: str, file: str, remedy: str) -> None:
+    state = weights() | {name: torch.zeros(1)}
+    del state["norm.weight"]
+    with pytest.raises(InvalidCheckpoint, match=remedy):
+        check_layout(network(), state, file)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
