@@ -8,6 +8,8 @@ from bfr.runtime.bundle.manifest import BundleFile
 from bfr.runtime.errors import BundleCorrupt
 from bfr.runtime.files import sha256_file, sha256_of
 
+POINTER = b"version https://git-lfs"  # at the beginning of what a clone without Git LFS has in the place of large files
+
 
 def check_file(folder: Path, file: BundleFile, remedy: str) -> Path:
     """Compare a file with its entry.
@@ -56,6 +58,9 @@ def _sized(folder: Path, file: BundleFile, remedy: str) -> Path:
         raise BundleCorrupt(f"{path} is missing: {remedy}")
     size = path.stat().st_size
     if size != file.bytes:
+        with path.open("rb") as opened:
+            if opened.read(len(POINTER)) == POINTER:
+                raise BundleCorrupt(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` there")
         raise BundleCorrupt(f"{path} has {size} bytes, {file.bytes} are recorded: {remedy}")
     return path
 

@@ -107,6 +107,9 @@ def test_files_are_checked_against_their_entries(tmp_path: Path) -> None:
         for act in (read_file, map_file, check_file):
             with pytest.raises(BundleCorrupt, match="build it"):
                 act(tmp_path, entry, "build it")
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 6\n")
+    with pytest.raises(BundleCorrupt, match="git lfs pull"):
+        check_file(tmp_path, entry, "build it")
     with pytest.raises(BundleCorrupt, match="missing"):
         read_file(tmp_path, BundleFile(path="b.engine", sha256="0" * 64, bytes=1), "build it")
 
