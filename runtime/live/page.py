@@ -3,6 +3,8 @@
 import logging
 import socket
 import threading
+import time
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -19,7 +21,7 @@ from bfr.runtime.serve.options import is_local
 VIEWERS = 8
 THREADS = 64  # of the process: beyond them new connections are closed
 QUALITY = 85  # of JPEG
-IDLE_SECONDS = 10  # after which a viewer that takes nothing is let go
+IDLE_SECONDS = 10  # after which who has sent no whole request, and a viewer that takes nothing, is let go
 _BOUNDARY = "frame"
 _log = logging.getLogger("bfr")
 _HTML = """<!doctype html><meta charset="utf-8"><title>bfr live</title>
@@ -34,13 +36,26 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, host: str, port: int, handler: type["_Handler"]) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.reading: dict[Any, float] = {}  # connections without a request yet, and when they came
         super().__init__((host, port), handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if threading.active_count() > THREADS:
             self.shutdown_request(request)
         else:
+            self.reading[request] = time.monotonic()
             super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Let go who sends a byte of a request now and then, and would hold a thread so."""
+        for request, came in list(self.reading.items()):
+            if time.monotonic() - came > IDLE_SECONDS:
+                with suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.reading.pop(request, None)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """Most are clients that break off: the terminal shows the stream."""
@@ -76,11 +91,11 @@ class Page:
             of = page
 
         try:
-            self._server = _Server(host, url.port or 0, Handler)
+            self.server = _Server(host, url.port or 0, Handler)
         except OSError as error:
             raise InvalidOption(f"{address} cannot be listened on ({error.strerror}): choose another port") from error
-        self.address = f"http://{f'[{host}]' if ':' in host else host}:{self._server.server_address[1]}{self.base}/"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="bfr-page", daemon=True)
+        self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.server.server_address[1]}{self.base}/"
+        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.1,), name="bfr-page", daemon=True)
         self._thread.start()
 
     def write(self, pixels: NDArray[np.uint8], seconds: float) -> None:  # noqa: ARG002
@@ -100,8 +115,8 @@ class Page:
         with self.change:
             self.ended = True
             self.change.notify_all()
-        self._server.shutdown()
-        self._server.server_close()
+        self.server.shutdown()
+        self.server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -110,6 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         page = self.of
+        page.server.reading.pop(self.connection, None)
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
         # DNS rebinding: a script of another site could reach this page by its own host name, and see the camera.
         if page.local and not is_local(host):

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ import pytest
 from streams import FACE, HEIGHT, WIDTH, free_port, picture
 
 from bfr.runtime.errors import InvalidOption, MissingDependency, WriteFailed
+from bfr.runtime.live import page as page_module
 from bfr.runtime.live import sinks
 from bfr.runtime.live.counts import Counts
 from bfr.runtime.live.page import THREADS, VIEWERS, Page
@@ -224,7 +225,7 @@ def test_the_page_is_for_this_machine_and_for_few(page: Page) -> None:
 
 @pytest.mark.server
 def test_the_page_has_so_many_connections_and_no_tracebacks(page: Page, capfd: pytest.CaptureFixture[str]) -> None:
-    there, threads = page._server.server_address[:2], threading.active_count()
+    there, threads = page.server.server_address[:2], threading.active_count()
     with socket.create_connection(there) as broken:
         broken.sendall(b"GET / HTTP/1.1\r\nHost: [\r\n\r\n")
         assert broken.recv(100) == b""
@@ -237,6 +238,19 @@ def test_the_page_has_so_many_connections_and_no_tracebacks(page: Page, capfd: p
     while threading.active_count() > threads:
         time.sleep(0.01)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.server
+def test_a_request_that_comes_byte_by_byte_holds_no_thread(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_module, "IDLE_SECONDS", 0.3)
+    with socket.create_connection(page.server.server_address[:2]) as slow, suppress(OSError):
+        for _ in range(600):
+            slow.sendall(b"G")
+            time.sleep(0.1)
+            if not page.server.reading:
+                break
+        assert slow.recv(1) == b""
+    assert not page.server.reading
 
 
 @pytest.mark.server
