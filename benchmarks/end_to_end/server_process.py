@@ -22,6 +22,16 @@ START = 180.0  # seconds; two idle cores need 2 to 3
 COMMAND = (sys.executable, "-c", "from bfr.runtime.cli.main import main; main()", "serve")
 
 
+def total(metrics: str, name: str, **labels: str) -> float:
+    """A value of Prometheus's text, summed over the labels that are not given."""
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(metrics)
+        for sample in family.samples
+        if sample.name == name and all(sample.labels.get(key) == value for key, value in labels.items())
+    )
+
+
 class ServerProcess:
     """A server on a free port of this machine, with its files below `home`."""
 
@@ -95,13 +105,7 @@ class ServerProcess:
 
     def metric(self, name: str, **labels: str) -> float:
         """A value of `/metrics`, summed over the labels that are not given."""
-        text = httpx2.get(f"{self.url}/metrics", timeout=30).text
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and all(sample.labels.get(key) == value for key, value in labels.items())
-        )
+        return total(httpx2.get(f"{self.url}/metrics", timeout=30).text, name, **labels)
 
     def stop(self, seconds: float = 60) -> int:
         """SIGTERM, and wait for the end; the exit status."""

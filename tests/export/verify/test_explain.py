@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import edited
+from called import Called
 from half_graphs import CHANNELS, convolutions
 
 from bfr.export.verify import compare as comparing
@@ -165,8 +166,6 @@ def test_the_float32_graph_on_the_cpu_has_nothing_to_be_compared_with(tiny_bundl
 def test_the_command_prints_layers_also_where_it_fails(
     fails: bool, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bfr.runtime.cli import main as cli
-
     def compare(*_: Any, **__: Any) -> list[Any]:
         if fails:
             raise VerificationFailed("below its floor")
@@ -175,19 +174,17 @@ def test_the_command_prints_layers_also_where_it_fails(
     made = Explanation("denoiser", "fp16", "onnxruntime-cpu", 1, 1, None, LAYER, (LAYER,))
     monkeypatch.setattr(comparing, "verify", compare)
     monkeypatch.setattr(explaining, "explain_all", lambda *_: [made])
-    command = ["bfr", "verify", str(tiny_bundle.folder), "--explain", "--backend", "onnxruntime-cpu"]
-    for more in ([], ["--json"]):
-        monkeypatch.setattr("sys.argv", [*command, *more])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert int(ended.value.code or 0) == int(fails)
-        assert ("below its floor" in err) == fails
+    call = Called(monkeypatch, capsys)
+    command = ("verify", tiny_bundle.folder, "--explain", "--backend", "onnxruntime-cpu")
+    for more in ((), ("--json",)):
+        done = call(*command, *more)
+        assert done.status == int(fails)
+        assert ("below its floor" in done.stderr) == fails
         if more:
-            explained = json.loads(out)["explained"]
+            explained = json.loads(done.stdout)["explained"]
             assert [one["worst"][0]["name"] for one in explained] == ["body.1"] * len(explained)
         else:
-            assert "first jump" in out
+            assert "first jump" in done.stdout
 
 
 LAYER = explaining.Layer("body.1", "Conv", "val_1", "float16", 3.0, 1e-3)
