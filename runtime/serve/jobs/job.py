@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -67,13 +68,14 @@ class Job:
 
     @property
     def status(self) -> Status:
-        """As it was written last."""
-        try:
-            with self.open("state.json") as file:
-                status = Status(**json.load(file))
-        except (OSError, ValueError, TypeError):
-            return Status()
-        return status if status.state in get_args(JobState) else Status()
+        """As it was written last. A power cut may have left a file that cannot be read."""
+        with suppress(OSError, ValueError, TypeError), self.open("state.json") as file:
+            status = Status(**json.load(file))
+            if status.state in get_args(JobState):
+                return status
+        if self.folder.parent.name == "ended":
+            return Status("failed", error="what became of it was lost as the server ended: send it again")
+        return Status()
 
     def open(self, name: str) -> BinaryIO:
         """Open one of its files, also where the job has moved since it was found. Raises OSError."""

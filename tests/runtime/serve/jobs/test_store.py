@@ -269,11 +269,15 @@ def test_what_ended_long_ago_is_deleted(store: JobStore) -> None:
     assert store.get(new.id) is not None
 
 
-def test_a_status_that_cannot_be_read_counts_as_queued(store: JobStore) -> None:
-    job = add(store)
+def test_a_status_that_cannot_be_read_counts_as_queued_and_of_an_ended_job_as_failed(store: JobStore) -> None:
+    job, ended = add(store), add(store)
+    store.end(ended, Status("done"))
+    ended = store.get(ended.id) or ended
     for text in ("", "[]", '{"state": "dancing"}', '{"colour": 1}'):
-        (job.folder / "state.json").write_text(text)
+        for one in (job, ended):
+            (one.folder / "state.json").write_text(text)
         assert job.status == Status()
+        assert (ended.status.state, "send it again" in str(ended.status.error)) == ("failed", True)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
