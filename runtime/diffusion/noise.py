@@ -25,7 +25,7 @@ def philox(counters: tuple[NDArray[np.uint64], ...], key: tuple[int, int]) -> tu
     """
     x0, x1, x2, x3 = counters
     for r in range(ROUNDS):
-        key0, key1 = (np.uint64((k + r * w) & WORD) for k, w in zip(key, WEYL, strict=True))
+        key0, key1 = (np.uint64((int(k) + r * w) & WORD) for k, w in zip(key, WEYL, strict=True))
         product0, product1 = x0 * MULTIPLIERS[0], x2 * MULTIPLIERS[1]
         x0 = (product1 >> _SHIFT) ^ x1 ^ key0
         x2 = (product0 >> _SHIFT) ^ x3 ^ key1

@@ -190,6 +190,10 @@ def run_job(
         InputNotFound: A mask is missing.
         WriteFailed: The output folder cannot be written: finished results stay, and `resume` continues the run.
     """
+    if not hasattr(restorer, "run") and not isinstance(restorer, PhotoRestorer):
+        raise InvalidOption(f"an object of type {type(restorer).__name__} was given: open a Restorer first")
+    if not isinstance(options, JobOptions):
+        raise InvalidOption(f"options are JobOptions, not of type {type(options).__name__}")
     items = list(items)
     if strange := [item for item in items if not isinstance(item, Item)]:
         raise InvalidOption(f"{strange[0]!r} is no Item: give what find_images returns")

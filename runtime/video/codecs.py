@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from bfr.runtime.errors import InvalidOption, MissingDependency
 from bfr.runtime.install import install_command
 from bfr.runtime.video.formats import OUTPUT_SUFFIXES
@@ -90,6 +92,8 @@ def choose_encoder(suffix: str, codec: str, crf: int | None) -> Encoder:
     if suffix not in encoder.suffixes:
         fit = [name for name, other in CODECS.items() if suffix in other.suffixes]
         raise InvalidOption(f"{suffix} does not hold {codec}: choose --codec {' or '.join(fit)}, or another format")
+    if crf is not None and not isinstance(crf, int | np.integer):
+        raise InvalidOption(f"crf {crf!r} is not accepted: a whole number is needed")
     if crf is not None and not 0 <= crf <= encoder.worst_crf:
         raise InvalidOption(f"crf {crf} is out of range: choose between 0 and {encoder.worst_crf} for {codec}")
     if not _is_built(encoder):

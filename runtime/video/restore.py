@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.errors import RestorationFailed
+from bfr.runtime.errors import InvalidOption, RestorationFailed
 from bfr.runtime.faces.background import Lanczos
 from bfr.runtime.faces.photo import AlignedFace, PhotoRestorer
 from bfr.runtime.files import atomic_path
@@ -119,12 +119,16 @@ def restore_video(
     Raises:
         InputNotFound: The source does not exist.
         InvalidImage: The source is no video, or exceeds a limit.
-        InvalidOption: The container or the codec is not offered, or `key_frames` is below 1.
+        InvalidOption: The container or the codec is not offered, `key_frames` is below 1, or the target is the source.
         RestorationFailed: There are faces and none could be restored.
         WriteFailed: The target cannot be written.
     """
+    if not isinstance(photo, PhotoRestorer):
+        raise InvalidOption(f"an object of type {type(photo).__name__} was given: make a PhotoRestorer of the Restorer")
     source, target, key_frames = Path(source), Path(target), VideoOptions(key_frames=key_frames).key_frames
     with VideoReader(source, max_pixels=max_pixels) as reader, atomic_path(target) as temporary:
+        if target.exists() and target.samefile(source):
+            raise InvalidOption(f"{target} is the source and would be overwritten: choose another name")
         upscale = photo.options.upscale
         info = replace(reader.info, width=reader.info.width * upscale, height=reader.info.height * upscale)
         film = Film(info.width, info.height)

@@ -53,6 +53,11 @@ def test_a_prefix_does_not_depend_on_the_size() -> None:
     assert np.array_equal(normals(shape=(16,)), normals(shape=(64,))[:16])
 
 
+def test_a_seed_of_numpy_is_as_good_as_any() -> None:
+    for kind in (np.uint8, np.int32, np.uint32):
+        np.testing.assert_array_equal(normals(seed=kind(7), image=kind(9)), normals(seed=7, image=9))
+
+
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_out_of_range_is_refused(seed: int) -> None:
     with pytest.raises(InvalidOption, match="seed"):

@@ -651,6 +651,10 @@ def test_items_that_are_found_on_the_way_and_what_is_none(photo: Maker, tmp_path
     assert statuses(report) == {"a.png": "no face"}
     with pytest.raises(InvalidOption, match="is no Item: give what find_images returns"):
         run_job(photo(), ["a.png"], options)  # type: ignore[list-item]
+    with pytest.raises(InvalidOption, match="options are JobOptions, not of type str"):
+        run_job(photo(), [], "out")  # type: ignore[arg-type]
+    with pytest.raises(InvalidOption, match="open a Restorer first"):
+        run_job("mini", [], options)  # type: ignore[arg-type]
 
 
 def test_progress_counts_up_to_the_number_of_inputs(photo: Maker, tmp_path: Path, fakes: Any) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from av.codec import Codec
 from av.stream import Disposition
+from films import encode
 from numpy.typing import NDArray
 
 from bfr.runtime.errors import InputNotFound, InvalidImage, InvalidOption, MissingDependency, WriteFailed
@@ -83,12 +84,8 @@ def clip(
             track.metadata["language"] = "ger"
         if sound_first:
             _sine(output, track, count / 25)
-        for index in range(count):
-            frame = av.VideoFrame.from_ndarray(picture(index, *size), "rgb24")
-            frame.pts = times[index] if times else round(index * Fraction(1, 25) / clock)
-            frame.time_base = clock
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
+        ticks = times or [round(index * Fraction(1, 25) / clock) for index in range(count)]
+        encode(output, stream, (picture(index, *size) for index in range(count)), ticks, clock)
         if sound and not sound_first:
             _sine(output, track, count / 25)
     return path
@@ -213,8 +210,7 @@ def test_a_mirrored_video_is_read_upright(tmp_path: Path) -> None:
     with av.open(str(path), "w") as output:
         stream = output.add_stream("libx264", 25, {"crf": "4"}, width=WIDTH, height=HEIGHT)
         stream.set_display_rotation(0, hflip=True)
-        output.mux(stream.encode(av.VideoFrame.from_ndarray(picture(0), "rgb24")))
-        output.mux(stream.encode(None))
+        encode(output, stream, [picture(0)])
     assert_alike(pixels(path)[0], picture(0)[:, ::-1])
 
 
@@ -313,7 +309,7 @@ def test_further_streams_are_said_to_be_left_out(tmp_path: Path, caplog: pytest.
     with av.open(str(source), "w") as output:
         streams: Any = [output.add_stream("libx264", 25, width=WIDTH, height=HEIGHT) for _ in range(2)]
         for stream in streams:
-            output.mux([*stream.encode(av.VideoFrame.from_ndarray(picture(0), "rgb24")), *stream.encode(None)])
+            encode(output, stream, [picture(0)])
     copy(source, tmp_path / "out.mkv")
     assert [record.getMessage() for record in caplog.records] == [f"{source}: its further streams (video) are left out"]
 
@@ -605,6 +601,8 @@ def test_options_out_of_range_name_the_remedy(tmp_path: Path, monkeypatch: pytes
         VideoWriter(path, ".webm", INFO, codec="h264")
     with pytest.raises(InvalidOption, match=r"crf 52.* 0 and 51.*h264"):
         VideoWriter(path, ".mp4", INFO, crf=52)
+    with pytest.raises(InvalidOption, match="crf '20' is not accepted: a whole number"):
+        VideoWriter(path, ".mp4", INFO, crf="20")  # type: ignore[arg-type]
 
     def absent(_name: str, _mode: str) -> Codec:
         raise av.codec.codec.UnknownCodecError("libx264")
@@ -736,11 +734,7 @@ def test_further_containers_are_read_by_their_content(
     with av.open(str(source), "w", format=MUXERS.get(suffix)) as output:
         stream: Any = output.add_stream(CONTAINER_CODECS[suffix], 25, width=WIDTH, height=HEIGHT)
         stream.pix_fmt = "yuv420p"
-        for index in range(25):
-            frame = av.VideoFrame.from_ndarray(picture(index), "rgb24")
-            frame.pts = index
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
+        encode(output, stream, map(picture, range(25)))
     assert suffix_of(source.read_bytes()[:HEAD]) in SUFFIXES
     disguised = source.rename(tmp_path / "in.mp4")
     assert copy(disguised, tmp_path / "out.mp4") is None
@@ -782,11 +776,7 @@ def test_of_a_cut_file_every_whole_packet_gives_a_frame(tmp_path: Path) -> None:
     with av.open(str(path), "w", options={"movflags": "faststart"}) as output:
         stream: Any = output.add_stream("libx264", 25, {"bf": "0"}, width=WIDTH, height=HEIGHT)
         stream.pix_fmt = "yuv420p"
-        for index in range(40):
-            frame = av.VideoFrame.from_ndarray(picture(index), "rgb24")
-            frame.pts = index
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
+        encode(output, stream, map(picture, range(40)))
     with av.open(str(path)) as container:
         ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
     whole = path.read_bytes()

@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from films import encode
 from interpreter import python
 from numpy.typing import NDArray
 
@@ -68,11 +69,7 @@ def clip(
         stream: Any = output.add_stream("libx264", 25, {"crf": str(crf), "preset": speed}, width=WIDTH, height=HEIGHT)
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", MILLISECONDS
         track: Any = output.add_stream("aac", 48_000, layout="mono") if sound else None
-        for index, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
-            frame.pts, frame.time_base = times[index] if times else 40 * index, MILLISECONDS
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
+        encode(output, stream, frames, times or range(0, 40 * len(frames), 40), MILLISECONDS)
         for begin in range(0, 48_000 * len(frames) // 25 if sound else 0, 1024):
             wave = np.sin(np.arange(begin, begin + 1024, dtype=np.float32) / 20)[None]
             heard = av.AudioFrame.from_ndarray(wave, "fltp", "mono")
@@ -102,6 +99,19 @@ def assert_restored(frame: Array, left: int, top: int, restored: Any) -> None:
 
 def keys_of(worker: PhotoRestorer) -> list[int | None]:
     return [key for call in worker.restorer.calls for key in call]  # type: ignore[attr-defined]
+
+
+def test_a_video_is_not_its_own_target(photo: Maker, tmp_path: Path) -> None:
+    source = clip(tmp_path / "a.mp4", moving(2))
+    before = source.read_bytes()
+    (tmp_path / "link.mp4").symlink_to(source)
+    for target in (source, tmp_path / "link.mp4"):
+        with pytest.raises(InvalidOption, match="is the source and would be overwritten"):
+            restore_video(photo(), source, target)
+    with pytest.raises(InvalidOption, match="make a PhotoRestorer"):
+        restore_video(photo().restorer, source, tmp_path / "b.mp4")  # type: ignore[arg-type]
+    assert source.read_bytes() == before
+    assert not (tmp_path / "b.mp4").exists()
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
@@ -267,11 +277,7 @@ class TestSamples:
             stream: Any = output.add_stream("libx264", 25, {"crf": "6"}, width=stored.shape[1], height=stored.shape[0])
             stream.pix_fmt = "yuv420p"
             stream.set_display_rotation(rotation)
-            for index in range(3):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(stored), "rgb24")
-                frame.pts = index
-                output.mux(stream.encode(frame))
-            output.mux(stream.encode(None))
+            encode(output, stream, [stored] * 3)
         assert restore_video(photo(), source, tmp_path / "b.mp4").faces == 3
         for _, pixels in shown(tmp_path / "b.mp4"):
             assert_restored(pixels, 20, 16, fakes.restored)
