@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from films import encode
 from launches import launches
 from PIL import Image as Pillow
 
@@ -66,9 +67,7 @@ def video(tmp_path: Path) -> Path:
     with av.open(str(tmp_path / "in" / "a.mp4"), "w") as output:
         stream = output.add_stream("libx264", 25, {"crf": "6"}, width=160, height=64)
         stream.pix_fmt = "yuv420p"
-        for number in range(FRAMES):
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame(2 * number), "rgb24")))
-        output.mux(stream.encode(None))
+        encode(output, stream, (frame(2 * number) for number in range(FRAMES)))
     return tmp_path / "in"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from films import encode
 from numpy.typing import NDArray
 
 from bfr.runtime.errors import InvalidImage, RestorationFailed
@@ -135,9 +136,7 @@ def test_a_video_past_a_limit_is_refused_from_its_header(tmp_path: Path, limit: 
     with av.open(str(tmp_path / "input.mp4"), "w") as film:
         stream = film.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for _ in range(5):
-            film.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
-        film.mux(stream.encode(None))
+        encode(film, stream, np.zeros((5, 48, 64, 3), np.uint8))
     path = tmp_path / "input.mp4"
     assert check_input(path, 1, OPTIONS, video=True) > 5
     with pytest.raises(InvalidImage, match="limit"):
