@@ -154,8 +154,6 @@ def decode_image(data: bytes, *, name: str = "the file", max_pixels: int = MAX_P
             notes.append("its colour profile is broken, and it is taken as sRGB: it is not whole")
         # Read after loading: Pillow turns a TIFF while it loads, and takes its orientation away.
         orientation = _orientation(file)
-        if bits > 16 or file.mode == "F":
-            raise InvalidImage(f"{name} has {bits}-bit samples: save it with 8 or 16 bits")
         if bits > 8 and file.mode.startswith("I"):
             level, alpha = grey_16(file, bits, notes)
             image = Image(np.dstack([level, level, level]), alpha, grey=True)

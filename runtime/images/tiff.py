@@ -22,12 +22,13 @@ _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 317, 322, 323, 324,
 _EXTRA_SAMPLES, _SAMPLE_FORMAT, _DNG_VERSION = 338, 339, 50706
 _CHANNELS = {0: 1, 1: 1, 2: 3, 5: 4}  # grey whose white is 0, grey, RGB, CMYK
 _WHITE_IS_0, _CMYK = 0, 5
+_UNSIGNED, _FORMATS = 1, {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 _JPEG = (6, 7)  # compressions
 _MOST_EXTRA = 2  # channels beside the colours that are read
 
 
 def check_kind(tags: Tags, data: bytes, notes: list[str], *, name: str, max_pixels: int) -> None:
-    """Note channels that are left out. Raises InvalidImage for raw files, signed samples, and tiles beyond the limit.
+    """Note channels that are left out. Raises InvalidImage for raw files, large tiles, and samples that are not read.
 
     Args:
         tags: Those of the first directory.
@@ -39,8 +40,11 @@ def check_kind(tags: Tags, data: bytes, notes: list[str], *, name: str, max_pixe
     check_size((tags.get(_TILE_WIDTH, 0), tags.get(_TILE_HEIGHT, 0)), f"a tile of {name}", max_pixels)
     if _DNG_VERSION in tags or data[8:10] == b"CR" or int(tags.get(_SUBFILE, 0)) & 1:
         raise InvalidImage(f"{name} begins with a preview, as cameras' raw files do: develop it, save it as PNG")
-    if 2 in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)) and sample_bits(tags) <= 16:  # some are taken for unsigned
-        raise InvalidImage(f"{name} has signed samples: save it with unsigned ones of 8 or 16 bits")
+    bits, formats = sample_bits(tags), np.atleast_1d(tags.get(_SAMPLE_FORMAT, _UNSIGNED))
+    if bits > 16:
+        raise InvalidImage(f"{name} has {bits}-bit samples: save it with 8 or 16 bits")
+    if strange := set(formats.tolist()) & _FORMATS.keys():  # some are taken for unsigned
+        raise InvalidImage(f"{name} has {_FORMATS[min(strange)]} samples: save it with unsigned ones of 8 or 16 bits")
     extra = np.atleast_1d(tags.get(_EXTRA_SAMPLES, ()))
     if 0 in extra:
         notes.append("a channel that is neither a colour nor alpha is left out")

@@ -58,6 +58,14 @@ def test_what_is_orientated_is_turned_once(files: Any) -> None:
     np.testing.assert_array_equal(image.alpha, np.rot90(files.deep[..., 1], -1))
 
 
+@pytest.mark.parametrize(
+    ("tag", "kind"), [((258, [32] * 3), "32-bit"), ((258, [64] * 3), "64-bit"), ((339, [3] * 3), "floating-point")]
+)
+def test_samples_that_are_not_read_are_named(files: Any, tag: tuple[int, list[int]], kind: str) -> None:
+    with pytest.raises(InvalidImage, match=f"has {kind} samples: save it with"):
+        decode_image(files.tiff_16(files.deep[..., :3], tag))
+
+
 @pytest.mark.parametrize("samples", [0, 99, 65_535])
 def test_a_claim_of_many_channels_is_refused(files: Any, samples: int) -> None:
     with pytest.raises(InvalidImage, match=r"PNG|damaged"):
