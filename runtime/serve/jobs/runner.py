@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import shutil
 import time
@@ -26,11 +27,12 @@ MOST_ATTEMPTS = 3  # a job that ended its process so often is not tried again
 POLL = 30.0  # seconds between two looks for the jobs of other servers, and for what is to be deleted
 LOOK = 1.0  # seconds between two looks at what a job has written
 PAUSE = 5.0  # seconds after the disk failed
+HANGS = 1800.0  # seconds after which a process that says nothing has failed; a large frame may take minutes
 _log = logging.getLogger("bfr.serve")
 
 
 class Exceeded(Exception):
-    """A job went past one of its limits."""
+    """A job went past one of its limits, or hangs."""
 
 
 class JobRunner:
@@ -61,6 +63,7 @@ class JobRunner:
         """
         self.options, self.store, self.batch, self.on_end = options, store, batch, on_end
         self._restore_faces, self.systems = restore_faces, systems
+        self._silent_since = math.inf  # when the process of the job was last heard; it is not while it waits for faces
         self._turns: dict[str, float] = {}  # when the last job of an owner was begun
         self._passed_over: set[str] = set()  # jobs that wait for another server
         self._wake = asyncio.Event()
@@ -193,7 +196,9 @@ class JobRunner:
         }
         await child.send(setup)
         while True:
+            self._silent_since = time.monotonic()
             message, arrays = await child.receive()
+            self._silent_since = math.inf
             if "ended" in message:
                 ended = replace(status, **message["ended"])
                 return replace(ended, error=ended.error and _without_paths(job, ended.error))
@@ -217,13 +222,15 @@ class JobRunner:
                     await child.send({"results": results}, pixels)
 
     async def _watch(self, job: Job) -> None:
-        """Raise Exceeded where a job takes too long, or writes too much."""
+        """Raise Exceeded where a job takes too long, writes too much, or hangs."""
         end, most = time.monotonic() + 3600 * self.options.job_hours, self.options.job_output
         while time.monotonic() < end:
             await asyncio.sleep(LOOK)
             written = await asyncio.to_thread(_bytes_in, job.out)
             if written > most:
                 raise Exceeded(f"the result has more than {most} bytes, the limit here: send the file in parts")
+            if time.monotonic() - self._silent_since > HANGS:
+                raise Exceeded(f"it did nothing for {HANGS:g} s: the file may be damaged")
             if not job.folder.exists():
                 raise Exceeded("it was deleted")
             if self.store.free() < 0:

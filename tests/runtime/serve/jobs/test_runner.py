@@ -258,7 +258,8 @@ async def test_a_job_whose_process_is_killed_is_begun_anew_but_not_for_ever(
 
 
 @pytest.mark.parametrize(
-    ("options", "word"), [({"job_hours": 1e-6}, "limit"), ({"job_output": 10}, "bytes"), ({}, "full")]
+    ("options", "word"),
+    [({"job_hours": 1e-6}, "limit"), ({"job_output": 10}, "bytes"), ({}, "full"), ({}, "did nothing for 0 s")],
 )
 async def test_a_job_past_a_limit_is_ended_and_says_which(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], word: str
@@ -268,6 +269,8 @@ async def test_a_job_past_a_limit_is_ended_and_says_which(
     async with working(tmp_path, **options) as jobs:
         if word == "full":
             monkeypatch.setattr(jobs.store, "free", lambda: -1)
+        if "nothing" in word:
+            monkeypatch.setattr(module, "HANGS", 0.0)
         jobs.go.clear()
         job = await jobs.add()
         found = await jobs.until(job, "failed")
