@@ -102,6 +102,7 @@ class Source:
         self._change = threading.Condition()
         self._newest: Arrived | None = None
         self._ended = self._frames = False
+        self._sizes: set[tuple[int, int]] = set()
         self._stop = threading.Event()
         self._why = "nothing was sent"
 
@@ -156,6 +157,10 @@ class Source:
     def _put(self, arrived: Arrived) -> None:
         self.counts.reconnects += self._frames and not self.counts.connected
         self.counts.connected = self._frames = True
+        size = arrived.frame.width, arrived.frame.height
+        if self._sizes and size not in self._sizes:
+            _log.warning("%s now sends %d x %d pixels: files and streams keep their first size", self.address, *size)
+        self._sizes.add(size)
         with self._change:
             self.counts.dropped += self._newest is not None
             self._newest = arrived

@@ -11,7 +11,7 @@ from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.live import source as module
 from bfr.runtime.live.counts import Counts
 from bfr.runtime.live.options import LiveOptions, check_sink, kind_of
-from bfr.runtime.live.source import Clock, Source
+from bfr.runtime.live.source import Arrived, Clock, Source
 
 
 def test_a_frame_that_waited_in_a_buffer_is_known_to_be_old() -> None:
@@ -53,6 +53,13 @@ def test_a_stream_whose_key_frames_are_rare_is_waited_for(monkeypatch: pytest.Mo
     first = 100
     with pytest.raises(ValueError, match="no frame of it can be decoded"):
         list(source._decoded(container))
+
+
+def test_another_size_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    source = Source("udp://127.0.0.1:5000", LiveOptions(), Counts())
+    for width in (160, 160, 320, 320, 160):
+        source._put(Arrived(SimpleNamespace(width=width, height=64), 0.0))  # type: ignore[arg-type]
+    assert ["320 x 64" in record.message for record in caplog.records] == [True]
 
 
 @pytest.mark.parametrize(
