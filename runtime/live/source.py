@@ -16,6 +16,7 @@ from bfr.runtime.images.decode import MAX_PIXELS
 from bfr.runtime.install import install_command
 from bfr.runtime.live.counts import Counts
 from bfr.runtime.live.options import LiveOptions, kind_of
+from bfr.runtime.text import without_secrets
 from bfr.runtime.video.container import DECODERS, threads_of
 from bfr.runtime.video.read import converter_matrix
 
@@ -97,6 +98,7 @@ class Source:
     def __init__(self, address: str, options: LiveOptions, counts: Counts) -> None:
         """Raises InvalidOption for an address that is none."""
         self.address, self.options, self.counts = address, options, counts
+        self._name = without_secrets(address)
         self._kind = kind_of(address)
         self._thread = threading.Thread(target=self._read, name="bfr-live", daemon=True)
         self._change = threading.Condition()
@@ -137,7 +139,7 @@ class Source:
         while not self._stop.is_set():
             try:
                 with self._open() as container:
-                    _log.info("reading %s", self.address)
+                    _log.info("reading %s", self._name)
                     for arrived in self._decoded(container):
                         lost, pause = time.monotonic(), PAUSES[0]
                         self._put(arrived)
@@ -145,7 +147,7 @@ class Source:
             except (av.FFmpegError, OSError, ValueError) as error:  # ValueError: it gives no frames, or late ones
                 self._why = getattr(error, "strerror", None) or str(error) or type(error).__name__
             self.counts.connected = False
-            _log.info("%s is lost: %s", self.address, self._why)
+            _log.info("%s is lost: %s", self._name, self._why)
             if time.monotonic() - lost >= self.options.reconnect:
                 break
             self._stop.wait(pause)
@@ -159,7 +161,7 @@ class Source:
         self.counts.connected = self._frames = True
         size = arrived.frame.width, arrived.frame.height
         if self._sizes and size not in self._sizes:
-            _log.warning("%s now sends %d x %d pixels: files and streams keep their first size", self.address, *size)
+            _log.warning("%s now sends %d x %d pixels: files and streams keep their first size", self._name, *size)
         self._sizes.add(size)
         with self._change:
             self.counts.dropped += self._newest is not None

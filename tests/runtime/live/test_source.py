@@ -56,10 +56,11 @@ def test_a_stream_whose_key_frames_are_rare_is_waited_for(monkeypatch: pytest.Mo
 
 
 def test_another_size_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    source = Source("udp://127.0.0.1:5000", LiveOptions(), Counts())
+    source = Source("rtsp://user:word@127.0.0.1/a", LiveOptions(), Counts())
     for width in (160, 160, 320, 320, 160):
         source._put(Arrived(SimpleNamespace(width=width, height=64), 0.0))  # type: ignore[arg-type]
     assert ["320 x 64" in record.message for record in caplog.records] == [True]
+    assert "word" not in caplog.text
 
 
 @pytest.mark.parametrize(
