@@ -124,8 +124,8 @@ def build_engine_bytes(
     meter.say("parsing")
     parsed = parse_graph(graph, trt)
     config = _configure(parsed, options)
-    cached = timing is not None and library == "tensorrt"
-    if timing is not None and cached:
+    timing = timing if library == "tensorrt" else None
+    if timing is not None:
         _use_timing_cache(config, timing, say)
     config.progress_monitor = watcher = monitor(trt, meter)
     meter.say("building")
@@ -139,7 +139,7 @@ def build_engine_bytes(
             f"{library} {trt.__version__} could not build an engine of {graph.name}: {said}. "
             "If memory ran out, choose fewer --batches or a smaller --workspace, or end what else uses the GPU"
         )
-    if timing is not None and cached:
+    if timing is not None:
         _save_timing_cache(config, timing, say)
     return bytes(serialized)
 

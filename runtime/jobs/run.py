@@ -19,7 +19,7 @@ from bfr.runtime.jobs.cards import cards_of, preview_paths
 from bfr.runtime.jobs.faces import check_face_folders, face_folder
 from bfr.runtime.jobs.film import restore_film
 from bfr.runtime.jobs.ledger import Ledger
-from bfr.runtime.jobs.options import FORMATS, JobOptions
+from bfr.runtime.jobs.options import JobOptions
 from bfr.runtime.jobs.page import write_page
 from bfr.runtime.jobs.pictures import comparison_names, write_previews
 from bfr.runtime.jobs.report import (
@@ -35,7 +35,7 @@ from bfr.runtime.jobs.store import Store, identity_of
 from bfr.runtime.jobs.work import ImageWork, Picture
 from bfr.runtime.restore.pipeline import FaceRestorer
 
-__all__ = ["FORMATS", "JobOptions", "Progress", "run_job"]
+__all__ = ["JobOptions", "Progress", "run_job"]
 
 Progress = Callable[[float, str], None]
 """Called with how many inputs are done, fractions for those under way, and the name of one of them."""
