@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from struct import unpack_from
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +21,13 @@ from bfr.runtime.images.deep import colour_16, grey_16, grey_to_srgb
 from bfr.runtime.images.formats import NAMES, format_of
 from bfr.runtime.images.headers import MOST_RUNS, check_parts, check_size, check_tags, header_size, read_tags
 from bfr.runtime.images.metadata import Metadata, read_metadata
-from bfr.runtime.images.png import read_raw_profile
+from bfr.runtime.images.png import read_raw_profile, settle_colours
 from bfr.runtime.images.tiff import check_kind, is_grey, plain_tiff, sample_bits
 
 Pixels = NDArray[np.unsignedinteger]  # uint8 or uint16
 MAX_PIXELS = 64_000_000
 NEUTRAL = 2  # levels: compressing grey as colour leaves as much
 _ORIENTATION = 0x0112
-_SRGB_CODES = {(1, 13), (1, 1), (1, 6), (1, 14), (1, 15)}  # primaries and transfer of H.273, of sRGB and BT.709
 _RUN_LENGTHS = (1, 2)  # compressions of a BMP
 # EXIF orientation: whether the image is transposed, and how OpenCV then flips it.
 _TURNS = {2: (False, 1), 3: (False, -1), 4: (False, 0), 5: (True, None), 6: (True, 1), 7: (True, -1), 8: (True, 0)}
@@ -137,7 +136,7 @@ def decode_image(data: bytes, *, name: str = "the file", max_pixels: int = MAX_P
     check_size(file.size, name, max_pixels)
     with _decoding(name, data):
         if file.format == "PNG":
-            _settle_colours(file.info, data, notes)
+            settle_colours(file.info, data, notes)
         runs = file.format == "BMP" and file.info["compression"] in _RUN_LENGTHS
         if runs and max(len(data), file.width * file.height) > MOST_RUNS:
             raise InvalidImage(
@@ -204,24 +203,6 @@ def _bits(file: Pillow.Image, data: bytes) -> int:
     if isinstance(file, TiffImageFile):
         return sample_bits(file.tag_v2)
     return 8
-
-
-def _settle_colours(info: dict[Any, Any], data: bytes, notes: list[str]) -> None:
-    """Of Pillow's `info` of a PNG, drop what its cICP chunk replaces, and a text that passes for transparency."""
-    if isinstance(info.get("transparency"), str):
-        del info["transparency"]
-    before = data[: data.find(b"IDAT")]
-    if (at := before.find(b"cICP")) < 0:
-        return
-    srgb = tuple(before[at + 4 : at + 6]) in _SRGB_CODES
-    if srgb:
-        info.pop("icc_profile", None)
-    if "icc_profile" not in info:
-        info.pop("gamma", None)
-        info.pop("chromaticity", None)
-        if not srgb:
-            code = "/".join(map(str, before[at + 4 : at + 8]))
-            notes.append(f"its colours (cICP {code}: HDR or a wide gamut) are not converted")
 
 
 def _orientation(file: Pillow.Image) -> int:

@@ -1,10 +1,12 @@
 """The chunks of a PNG: what decoders may see, and what is put beside the pixels."""
 
 from struct import pack
+from typing import Any
 from zlib import compress, crc32
 
 PIXELS_AT = 33  # bytes of the signature and IHDR; other chunks may follow
 XMP_KEY = "XML:com.adobe.xmp"
+_SRGB_CODES = {(1, 13), (1, 1), (1, 6), (1, 14), (1, 15)}  # primaries and transfer of H.273, of sRGB and BT.709
 
 
 def bare_png(data: bytes) -> bytes:
@@ -25,6 +27,24 @@ def bare_png(data: bytes) -> bytes:
             break
         start = end
     return b"".join(kept) + png_chunk(b"IEND", b"")
+
+
+def settle_colours(info: dict[Any, Any], data: bytes, notes: list[str]) -> None:
+    """Of Pillow's `info` of a PNG, drop what its cICP chunk replaces, and a text that passes for transparency."""
+    if isinstance(info.get("transparency"), str):
+        del info["transparency"]
+    before = data[: data.find(b"IDAT")]
+    if (at := before.find(b"cICP")) < 0:
+        return
+    srgb = tuple(before[at + 4 : at + 6]) in _SRGB_CODES
+    if srgb:
+        info.pop("icc_profile", None)
+    if "icc_profile" not in info:
+        info.pop("gamma", None)
+        info.pop("chromaticity", None)
+        if not srgb:
+            code = "/".join(map(str, before[at + 4 : at + 8]))
+            notes.append(f"its colours (cICP {code}: HDR or a wide gamut) are not converted")
 
 
 def png_chunk(name: bytes, body: bytes) -> bytes:
