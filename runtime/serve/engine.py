@@ -100,7 +100,7 @@ class Engine:
             if self.runner.trouble:
                 return self.runner.trouble
             if self.jobs.free() < 0:
-                return "the disk of the jobs is full: delete jobs, or free some space"
+                return "the disk of the jobs is full, or gone: delete jobs, or free some space"
         return None
 
     def count(self, metrics: Metrics) -> None:

@@ -95,7 +95,7 @@ def add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
         _check_quota(*found, here, wanted.owner)
         with here.job_place(wanted.owner):
             if jobs.free() < size:
-                raise Problem(507, "disk", "the disk of the jobs is full: delete jobs, or send this one later")
+                raise Problem(507, "disk", "the disk of the jobs is full, or gone: delete jobs, or send this one later")
             try:
                 job = await here.unless_over(jobs.add(wanted, job_body(request, here.options)))
                 if suffix in IMAGE_SUFFIXES:

@@ -234,7 +234,7 @@ class JobRunner:
             if not job.folder.exists():
                 raise Exceeded("it was deleted")
             if self.store.free() < 0:
-                raise Exceeded("the disk of the jobs is full: ask the server's operator, and send it again later")
+                raise Exceeded("the disk of the jobs is full, or gone: ask the operator, and send it again later")
         raise Exceeded(f"the job took more than {self.options.job_hours:g} h, the limit here: send the file in parts")
 
 
