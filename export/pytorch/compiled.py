@@ -21,7 +21,7 @@ from bfr.models.stages.gradient import move
 from bfr.models.stages.stage import HALVES, Stage, as_tuple
 from bfr.runtime.backends.cuda.bindings import Cuda
 from bfr.runtime.backends.cuda.device import GpuBuffer, GpuDevice
-from bfr.runtime.backends.device import BoundCall
+from bfr.runtime.backends.device import BoundCall, refuse_shared
 from bfr.runtime.backends.registry import CompilerOption
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.machine import private_folder
@@ -106,8 +106,7 @@ class CompiledNetwork:
         self.device, self.run = device, run
 
     def bind(self, inputs: Mapping[str, GpuBuffer], outputs: Mapping[str, GpuBuffer]) -> BoundCall:
-        if {b.address for b in inputs.values()} & {b.address for b in outputs.values()}:
-            raise ValueError("an output buffer is also an input: the result would depend on the order of the writes")
+        refuse_shared([b.address for b in inputs.values()], [b.address for b in outputs.values()])
         sources = {name: self.device.tensor(buffer) for name, buffer in inputs.items()}
         targets = tuple(self.device.tensor(buffer) for buffer in outputs.values())
 

@@ -1,6 +1,6 @@
 """What a backend provides. A backend's module is imported when it is chosen (`bfr.runtime.backends.registry`)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -173,3 +173,9 @@ def own_array(owned: ExitStack, device: Memory, shape: tuple[int, ...]) -> Buffe
     buffer = device.array(shape)
     owned.callback(device.release, [buffer])
     return buffer
+
+
+def refuse_shared(inputs: Collection[int], outputs: Collection[int]) -> None:
+    """Raise ValueError if a buffer of a call, by its address, is both read and written."""
+    if {*inputs} & {*outputs}:
+        raise ValueError("an output buffer is also an input: the result would depend on the order of the writes")

@@ -1,10 +1,8 @@
 """ONNX Runtime on the CPU and on CUDA: buffers allocated once, every call bound to them beforehand."""
 
-import ctypes
 import io
-import sys
 from collections.abc import Mapping
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,8 @@ import numpy as np
 
 from bfr.runtime.backends.cuda.bindings import device_count
 from bfr.runtime.backends.cuda.device import GpuBuffer, GpuDevice
-from bfr.runtime.backends.device import BoundCall, Float32
-from bfr.runtime.backends.host import HostDevice, check_threads, environments_threads
+from bfr.runtime.backends.device import BoundCall, Float32, refuse_shared
+from bfr.runtime.backends.host import HostDevice, check_threads, environments_threads, trim_heap
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.bundle.onnx import LARGEST_ELEMENTS, OnnxFile
@@ -58,7 +56,7 @@ class OrtNetwork:
         self._shrink.add_run_config_entry(SHRINK, "cpu:0")
 
     def bind(self, inputs: Mapping[str, Float32], outputs: Mapping[str, Float32]) -> BoundCall:
-        _refuse_shared({b.ctypes.data for b in inputs.values()}, {b.ctypes.data for b in outputs.values()})
+        refuse_shared([b.ctypes.data for b in inputs.values()], [b.ctypes.data for b in outputs.values()])
         binding = self.session.io_binding()
         for name, buffer in inputs.items():
             binding.bind_ortvalue_input(name, _shared_value(buffer))
@@ -131,7 +129,7 @@ class CudaNetwork:
         self.options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def bind(self, inputs: Mapping[str, GpuBuffer], outputs: Mapping[str, GpuBuffer]) -> BoundCall:
-        _refuse_shared({b.address for b in inputs.values()}, {b.address for b in outputs.values()})
+        refuse_shared([b.address for b in inputs.values()], [b.address for b in outputs.values()])
         binding = self.session.io_binding()
         for name, buffer in inputs.items():
             binding.bind_input(name, "cuda", self.device.cuda.index, np.float32, buffer.shape, buffer.address)
@@ -206,16 +204,6 @@ def cuda_works(index: int = 0) -> bool:
     return True
 
 
-def trim_heap() -> None:
-    """Return to the system the memory that glibc keeps after a network was loaded: for DifFace 512, often 200 MiB.
-
-    Other C libraries return it themselves.
-    """
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
-
-
 def _refuse_host_work(session: ort.InferenceSession, name: str) -> None:
     """Raise BackendUnavailable if ONNX Runtime leaves more of a graph to the CPU than the arithmetic of shapes.
 
@@ -228,11 +216,6 @@ def _refuse_host_work(session: ort.InferenceSession, name: str) -> None:
             f"{name} does not run on the GPU as a whole: the CUDA provider of ONNX Runtime {ort.__version__} has no "
             f"kernel for {', '.join(left)}. Export it with `--opset 20`, or choose another --backend"
         )
-
-
-def _refuse_shared(inputs: set[int], outputs: set[int]) -> None:
-    if inputs & outputs:
-        raise ValueError("an output buffer is also an input: the result would depend on the order of the writes")
 
 
 def _session(graph: Path | OnnxFile, options: ort.SessionOptions, providers: list[Any]) -> ort.InferenceSession:

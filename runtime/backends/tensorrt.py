@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from bfr.runtime.backends.cuda.bindings import Cuda
 from bfr.runtime.backends.cuda.device import GpuBuffer, GpuDevice
-from bfr.runtime.backends.device import BoundCall, Network
+from bfr.runtime.backends.device import BoundCall, Network, refuse_shared
 from bfr.runtime.backends.tensorrt_key import (
     Library,
     find_engine,
@@ -184,8 +184,7 @@ class TensorRtNetwork:
         buffers = {**inputs, **outputs}
         if sorted(buffers) != sorted(self.names):
             raise ValueError(f"the engine has the tensors {', '.join(self.names)}; {', '.join(buffers)} were bound")
-        if {b.address for b in inputs.values()} & {b.address for b in outputs.values()}:
-            raise ValueError("an output buffer is also an input: the result would depend on the order of the writes")
+        refuse_shared([b.address for b in inputs.values()], [b.address for b in outputs.values()])
         batch = next(iter(inputs.values())).shape[0]
         context = self.context(batch)
         for name in self.names:  # the engine would write an output beyond the end of its buffer

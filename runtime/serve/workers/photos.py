@@ -1,7 +1,6 @@
 """What is done around the networks, in threads of the server: decode, find faces, paste them back, encode."""
 
 import asyncio
-import ctypes
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 import cv2
 from PIL import Image as Pillow
 
+from bfr.runtime.backends.host import trim_heap
 from bfr.runtime.errors import BfrError, InvalidImage, explain_failure
 from bfr.runtime.faces.photo import PhotoEditor
 from bfr.runtime.faces.yunet import YuNet
@@ -125,7 +125,7 @@ class Photos:
         self._large = self._large or pixels > LARGE
         if self._large and not self.room.taken:
             self._large = False
-            self._threads.submit(release_memory)
+            self._threads.submit(trim_heap)
 
     async def _restored(self, work: _Work) -> AsyncGenerator[Progress | Answer | Refusal, None]:
         picture, order = work.picture, work.order
@@ -246,9 +246,3 @@ def _refusal(error: Exception | None, detail: str) -> Refusal:
     if isinstance(error, TooManyFaces):
         return Refusal("overload", detail)
     return Refusal("invalid" if isinstance(error, ValueError) else "failed", detail)
-
-
-def release_memory() -> None:
-    """Have the C library return freed memory to the system; glibc keeps it otherwise."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -70,7 +70,7 @@ def test_the_first_call_of_each_batch_size_gives_its_memory_back(
 def test_what_loading_leaves_in_the_heap_goes_back(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     trimmed: list[int] = []
     for libc in (SimpleNamespace(malloc_trim=trimmed.append), SimpleNamespace()):  # glibc, and musl
-        monkeypatch.setattr(backend.ctypes, "CDLL", lambda _, libc=libc: libc)
+        monkeypatch.setattr("ctypes.CDLL", lambda _, libc=libc: libc)
         CpuDevice(1).load(tiny_bundle, "estimator", "fp32")
     assert trimmed == [0]
 
