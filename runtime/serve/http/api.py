@@ -124,7 +124,8 @@ def _add_restore(api: FastAPI, front: Callable[[], Front]) -> None:
             sender=request.state.sender,
         )
         size = check_image_type(request, here.options)
-        with here.admit(request_id(request)) as visit, here.uploads.admit(size) as upload:
+        owner = here.owner(request.state.sender)
+        with here.admit(request_id(request), owner) as visit, here.uploads.admit(size) as upload:
             data = await here.unless_over(read_image(request, here.options, here.uploads, upload))
             here.place(visit)
             answer = await here.unless_over(here.restore(visit, data, order), request.receive)
@@ -135,22 +136,29 @@ def _add_restore(api: FastAPI, front: Callable[[], Front]) -> None:
 
     @api.get("/requests", response_model=dict[str, RequestInfo], **keyed(422))
     async def several(
+        request: Request,
         ids: Annotated[
             str, Query(max_length=6500, pattern="^[A-Za-z0-9_,-]*$", description="Ids, separated by commas.")
         ],
     ) -> Any:
         """Where requests are that were sent with these `X-Request-Id`s; those that are not in flight are left out."""
-        visits = front().visits
-        return {name: _where(front(), visits[name]) for name in ids.split(",")[:100] if name in visits}
+        found = {name: _visit(front(), request, name) for name in ids.split(",")[:100]}
+        return {name: _where(front(), visit) for name, visit in found.items() if visit}
 
     @api.get("/requests/{request_id}", response_model=RequestInfo, **keyed(404, 422))
-    async def progress(request_id: Text) -> Any:
+    async def progress(request: Request, request_id: Text) -> Any:
         """Where a request is that was sent with this `X-Request-Id` and is not answered yet."""
         here = front()
-        visit = here.visits.get(request_id)
+        visit = _visit(here, request, request_id)
         if visit is None:
             raise Problem(404, "no such request", "no request of yours with this id is in flight; it may be answered")
         return _where(here, visit)
+
+
+def _visit(front: Front, request: Request, name: str) -> Visit | None:
+    """The request of an id, if it is in flight and the same sender's."""
+    visit = front.visits.get(name)
+    return visit if visit and visit.owner == front.owner(request.state.sender) else None
 
 
 def _where(front: Front, visit: Visit) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from bfr.runtime.serve.http.requests import RestoreQuery
 from bfr.runtime.serve.http.uploads import Uploads
 from bfr.runtime.serve.keys import Key, Keys
 from bfr.runtime.serve.options import ServeOptions
-from bfr.runtime.serve.orders import Answer, Order, Progress, Refusal, State
+from bfr.runtime.serve.orders import Answer, Order, Progress, Refusal, Sender, State
 from bfr.runtime.serve.systems import System, open_systems
 from bfr.runtime.timeouts import timeout
 
@@ -38,10 +38,12 @@ class Visit:
     """A request.
 
     Attributes:
+        owner: Whose it is, see `Front.owner`.
         placed: Its body is here, and it is one of those that the queue's length counts.
     """
 
     id: str
+    owner: str = ""
     state: State = "reading"
     share: float = 0.0
     placed: bool = False
@@ -149,15 +151,19 @@ class Front:
         """How many requests have a place in the queue."""
         return sum(visit.placed for visit in self.visits.values())
 
+    def owner(self, sender: Sender) -> str:
+        """Whose a sender's jobs and requests are: the API key's; without any keys they are everybody's."""
+        return sender.name if self.keys else ""
+
     @contextmanager
-    def admit(self, name: str) -> Iterator[Visit]:
+    def admit(self, name: str, owner: str = "") -> Iterator[Visit]:
         """Let a request in, whose body is not read yet. Raises Problem."""
         self.check_room()
         if name in self.visits:
             raise Problem(
                 422, "request id", f"a request with the id {name} is in flight: give each its own X-Request-Id"
             )
-        visit = self.visits[name] = Visit(name)
+        visit = self.visits[name] = Visit(name, owner)
         try:
             yield visit
         finally:

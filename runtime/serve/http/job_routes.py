@@ -55,8 +55,7 @@ def add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
         return jobs
 
     def owner(request: Request) -> str:
-        """Jobs belong to API keys; without any they are everybody's."""
-        return str(request.state.sender.name) if front().keys else ""
+        return front().owner(request.state.sender)
 
     def job_of(name: str, request: Request) -> Job:
         job = store().get(name)

@@ -416,6 +416,19 @@ async def test_progress_can_be_asked_for_by_request_id() -> None:
         assert strange.headers["x-request-id"] != "no/../id"
 
 
+async def test_the_progress_of_a_request_is_its_keys_alone() -> None:
+    async with serving(keys=(hash_key(KEY), hash_key("another" * 4))) as server:
+        mine, theirs = ({"Authorization": f"Bearer {key}"} for key in (KEY, "another" * 4))
+        server.go.clear()
+        task = asyncio.create_task(server.post(headers={**mine, "X-Request-Id": "mine-12345"}))
+        await server.entered.wait()
+        for path in ("/requests/mine-12345", "/requests?ids=mine-12345"):
+            assert "restoring" in (await server.client.get(path, headers=mine)).text
+            assert "restoring" not in (await server.client.get(path, headers=theirs)).text
+        server.go.set()
+        assert (await task).status_code == 200
+
+
 async def test_draining_finishes_requests_in_flight_and_takes_no_more() -> None:
     async with serving() as server:
         server.go.clear()
