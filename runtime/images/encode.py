@@ -58,6 +58,12 @@ def encode_image(
     return encode_noted(pixels, suffix, like=like, quality=quality, metadata=metadata)[0]
 
 
+def check_sides(width: int, height: int, suffix: str) -> None:
+    """Raise InvalidOption if a picture is too wide or too high for its format."""
+    if max(height, width) > (longest := BY_SUFFIX[suffix].longest_side or height + width):
+        raise InvalidOption(f"{width} x {height} pixels do not fit into {suffix}, at most {longest} a side: use .png")
+
+
 def encode_noted(
     pixels: Pixels, suffix: str, *, like: Image | None = None, quality: int = QUALITY, metadata: bool = True
 ) -> tuple[bytes, tuple[str, ...]]:
@@ -77,8 +83,7 @@ def encode_noted(
     if not 1 <= quality <= 100:
         raise InvalidOption(f"quality is {quality}: choose between 1 and 100")
     height, width = pixels.shape[:2]
-    if max(height, width) > (longest := form.longest_side or height + width):
-        raise InvalidOption(f"{width} x {height} pixels do not fit into {suffix}, at most {longest} a side: use .png")
+    check_sides(width, height, suffix)
     notes: list[str] = []
     deep = form.deep and (pixels if like is None else like.pixels).dtype == np.uint16
     if not deep and like is not None and like.pixels.dtype == np.uint16:

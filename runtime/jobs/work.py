@@ -20,7 +20,7 @@ from bfr.runtime.faces.background import Lanczos
 from bfr.runtime.faces.paste import to_grey
 from bfr.runtime.faces.photo import AlignedFace, PhotoEditor, PhotoRestorer
 from bfr.runtime.images.decode import Image, byte_limit, decode_image, read_file, read_image
-from bfr.runtime.images.encode import encode_noted
+from bfr.runtime.images.encode import check_sides, encode_noted
 from bfr.runtime.images.formats import format_of
 from bfr.runtime.images.headers import header_size
 from bfr.runtime.jobs.faces import draw_boxes, face_folder, write_faces
@@ -265,8 +265,15 @@ class ImageWork:
             return data
 
         picture = Picture(item.key, original, version=self.version(item))
-        made = prepare(picture, partial(self.read, item), self.editor, partial(self._inputs, item))
+        made = prepare(picture, partial(self._read_fitting, item), self.editor, partial(self._inputs, item))
         return Prepared((item, picture), made.crops, inputs=made.inputs)
+
+    def _read_fitting(self, item: Item) -> Image:
+        """Read an image. Raises InvalidOption if its result is too large for its format, before the networks run."""
+        image = self.read(item)
+        (height, width), upscale = image.pixels.shape[:2], self.editor.options.upscale if self.editor else 1
+        check_sides(width * upscale, height * upscale, PurePosixPath(self.outputs[item.key]).suffix)
+        return image
 
     def _inputs(self, item: Item, image: Image) -> Mapping[str, NDArray[Any]]:
         if (path := self.masks.get(item.key)) is None:

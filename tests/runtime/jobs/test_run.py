@@ -289,6 +289,16 @@ def test_a_limit_of_pixels(photo: Maker, tmp_path: Path) -> None:
     assert statuses(report) == {"a.png": "failed", "b.png": "no face"}
 
 
+def test_a_result_that_its_format_cannot_hold_costs_no_network(
+    photo: Maker, tmp_path: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "in/a.png", picture((20, 20, fakes.face), size=(9_000, 64)))
+    worker = photo(upscale=2)
+    monkeypatch.setattr(worker, "align", None)
+    (entry,) = run(worker, tmp_path / "in", tmp_path / "out", format=".webp").entries
+    assert "18000 x 128 pixels do not fit into .webp, at most 16383 a side" in str(entry.error)
+
+
 def test_names_that_collide_do_not_overwrite_each_other(photo: Maker, tmp_path: Path) -> None:
     for i, name in enumerate(("a.jpg", "a.png", "A.webp", "sub/a.jpg")):
         save(tmp_path / "in" / name, picture() + np.uint8(i))
