@@ -26,6 +26,7 @@ from starlette.responses import JSONResponse
 
 from bfr.runtime.serve.http.api import make_api
 from bfr.runtime.serve.http.front import Front
+from bfr.runtime.serve.http.schemas import describe
 from bfr.runtime.serve.jobs.job import Job, Status
 from bfr.runtime.serve.jobs.store import JobStore
 from bfr.runtime.serve.keys import Key, Keys
@@ -111,7 +112,7 @@ class FakeServer:
 
     def info(self) -> dict[str, Any]:
         """As `GET /info` tells it."""
-        return self.front.describe()
+        return describe(self.front)
 
     async def _restore(self, data: bytes, order: Order) -> AsyncGenerator[Progress | Answer | Refusal, None]:
         self.most_at_once = max(self.most_at_once, len(self._front.visits))

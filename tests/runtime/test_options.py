@@ -74,6 +74,7 @@ from bfr.runtime.faces.photo import PhotoEditor
 from bfr.runtime.restore.options import OpenOptions
 from bfr.runtime.serve.http.api import make_api
 from bfr.runtime.serve.http.front import Front
+from bfr.runtime.serve.http.schemas import describe
 from bfr.runtime.serve.http.requests import RestoreQuery
 from bfr.runtime.serve.options import ServeOptions
 
@@ -94,7 +95,7 @@ found = {
     },
     "help": {name: CliRunner().invoke(app, [name, "--help"]).output for name in ("restore", "batch")},
     "openapi": openapi,
-    "info": Front(ServeOptions()).describe(),
+    "info": describe(Front(ServeOptions())),
 }
 print(json.dumps(found))
 """

@@ -32,7 +32,7 @@ from bfr.runtime.serve.http.requests import (
     read_image,
     wanted_suffix,
 )
-from bfr.runtime.serve.http.schemas import BINARY, Info, Options, RequestInfo, Text
+from bfr.runtime.serve.http.schemas import BINARY, Info, Options, RequestInfo, Text, describe
 from bfr.runtime.serve.orders import Answer, Order
 
 MOST_NAMED = 5  # wrong options in an answer
@@ -197,7 +197,7 @@ def _add_operation(api: FastAPI, front: Callable[[], Front]) -> None:
     @api.get("/info", response_model=Info, responses=documented(403))
     async def info() -> Any:
         """What is served, with its presets and limits."""
-        return front().describe()
+        return describe(front())
 
     @api.get(
         "/metrics",

@@ -7,13 +7,10 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, MutableMapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Literal, TypeVar
 
-from bfr.runtime.images.formats import WRITTEN
 from bfr.runtime.serve.http.metrics import Metrics
 from bfr.runtime.serve.http.problems import Problem
-from bfr.runtime.serve.http.requests import RestoreQuery
 from bfr.runtime.serve.http.uploads import Uploads
 from bfr.runtime.serve.keys import Key, Keys
 from bfr.runtime.serve.options import ServeOptions
@@ -249,32 +246,6 @@ class Front:
     def retry_after(self) -> int:
         """Seconds after which there may be room, from how fast answers came of late."""
         return max(1, min(LONGEST_RETRY, math.ceil((self._pace or 0.5) * len(self.visits) / 2)))
-
-    def describe(self) -> dict[str, Any]:
-        """Describe the server for `GET /info`."""
-        options, names = self.options, list(self.systems)
-        return {
-            **self.systems[names[0]].describe(),
-            "bundles": {name: system.describe() for name, system in self.systems.items()},
-            "default_bundle": names[0],
-            "backend": (self.engine and self.engine.backend) or options.backend,
-            "defaults": RestoreQuery().model_dump(),
-            "options": RestoreQuery.model_json_schema()["properties"],
-            "limits": {
-                "body_bytes": options.body_bytes,
-                "job_bytes": options.job_bytes,
-                "pixels": options.max_pixels,
-                "faces": options.max_faces,
-                "timeout_seconds": options.timeout,
-                "queue": options.queue,
-                "job_frames": options.job_frames,
-                "job_hours": options.job_hours,
-            },
-            "formats": [one.media_type for one in WRITTEN],
-            "api_key": bool(self.keys),
-            "jobs": options.jobs is not None,
-            "version": version("bfr-runtime"),
-        }
 
     def render_metrics(self) -> bytes:
         """The counters, in Prometheus' text format."""

@@ -1,11 +1,14 @@
 """What the routes share in their descriptions, and the JSON that they answer with."""
 
+from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 from fastapi import Path, Query
 from pydantic import BaseModel
 
+from bfr.runtime.images.formats import WRITTEN
 from bfr.runtime.jobs.options import RestoreOptions
+from bfr.runtime.serve.http.front import Front
 from bfr.runtime.serve.http.requests import RestoreQuery
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -65,6 +68,33 @@ class Info(BundleInfo):
     api_key: bool
     jobs: bool
     version: str
+
+
+def describe(front: Front) -> dict[str, Any]:
+    """Describe a server as `Info`."""
+    options, names = front.options, list(front.systems)
+    return {
+        **front.systems[names[0]].describe(),
+        "bundles": {name: system.describe() for name, system in front.systems.items()},
+        "default_bundle": names[0],
+        "backend": (front.engine and front.engine.backend) or options.backend,
+        "defaults": RestoreQuery().model_dump(),
+        "options": RestoreQuery.model_json_schema()["properties"],
+        "limits": {
+            "body_bytes": options.body_bytes,
+            "job_bytes": options.job_bytes,
+            "pixels": options.max_pixels,
+            "faces": options.max_faces,
+            "timeout_seconds": options.timeout,
+            "queue": options.queue,
+            "job_frames": options.job_frames,
+            "job_hours": options.job_hours,
+        },
+        "formats": [one.media_type for one in WRITTEN],
+        "api_key": bool(front.keys),
+        "jobs": options.jobs is not None,
+        "version": version("bfr-runtime"),
+    }
 
 
 class RequestInfo(BaseModel):
