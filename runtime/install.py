@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,6 +48,15 @@ def need(extra: str, *packages: str) -> None:
     if missing := [package for package in packages if find_spec(package) is None]:
         extra = "cpu" if missing == ["onnxruntime"] else extra
         raise MissingDependency(f"{', '.join(missing)} not installed: {install_command(extra)}")
+
+
+@contextmanager
+def importing(package: str, extra: str) -> Iterator[None]:
+    """Raise MissingDependency with the extra to install if an import fails; `package` as people call it."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependency(f"{package} is not installed: {install_command(extra)}") from error
 
 
 @cache

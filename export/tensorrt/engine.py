@@ -25,16 +25,9 @@ from bfr.runtime.bundle.bundle import Bundle, describe_file
 from bfr.runtime.bundle.files import check_file
 from bfr.runtime.bundle.machine import Engine, MachineFiles
 from bfr.runtime.bundle.manifest import Check, Precision
-from bfr.runtime.errors import (
-    BundleCorrupt,
-    EngineBuildFailed,
-    EngineMismatch,
-    EngineMissing,
-    MissingDependency,
-    WriteFailed,
-)
+from bfr.runtime.errors import BundleCorrupt, EngineBuildFailed, EngineMismatch, EngineMissing, WriteFailed
 from bfr.runtime.files import clean_leftovers, write_bytes
-from bfr.runtime.install import install_command
+from bfr.runtime.install import importing
 
 LOCK = ".build.lock"
 GATE_STEPS = 10  # of the loop; the CPU, which is often the reference, takes seconds for one
@@ -259,10 +252,8 @@ def _sweep(files: MachineFiles) -> None:
 @contextmanager
 def _only_builder(folder: Path, bundle: Path | str, say: Say) -> Iterator[None]:
     """Wait until no other process builds for this bundle. The operating system releases the lock of a dead process."""
-    try:
+    with importing("filelock", "tensorrt"):
         from filelock import FileLock, Timeout
-    except ImportError as error:
-        raise MissingDependency(f"filelock is not installed: {install_command('tensorrt')}") from error
     try:
         lock = FileLock(folder / LOCK)
         try:

@@ -22,16 +22,9 @@ from bfr.runtime.client.calls import (
     retry_after,
     route,
 )
-from bfr.runtime.errors import (
-    BfrError,
-    InputNotFound,
-    InvalidOption,
-    MissingDependency,
-    ServerError,
-    ServerUnavailable,
-)
+from bfr.runtime.errors import BfrError, InputNotFound, InvalidOption, ServerError, ServerUnavailable
 from bfr.runtime.files import atomic_path
-from bfr.runtime.install import install_command
+from bfr.runtime.install import importing
 from bfr.runtime.timeouts import timeout
 
 if TYPE_CHECKING:
@@ -57,10 +50,8 @@ class Transport:
             raise InvalidOption(f"the timeout is {seconds} seconds: choose more than 0")
         if retries < 0:
             raise InvalidOption(f"retries {retries} is out of range: choose 0 or more")
-        try:
+        with importing("httpx2", "client"):
             import httpx2
-        except ImportError as error:
-            raise MissingDependency(f"httpx2 is not installed: {install_command('client')}") from error
         self.url, self.seconds, self._retries, self._library = address(url), seconds, retries, httpx2
         self._loop: asyncio.AbstractEventLoop | None = None  # of the connections
         self._where = route(self.url)

@@ -16,19 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bfr.runtime.errors import MissingDependency, WriteFailed
-from bfr.runtime.install import install_command
+from bfr.runtime.install import importing
 from bfr.runtime.live.counts import Counts
 from bfr.runtime.live.options import FILES, STREAMS
 from bfr.runtime.text import without_secrets
 from bfr.runtime.video.codecs import CODECS
 
-try:
+with importing("PyAV", "video"):
     import av
     from av.container import OutputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
-except ImportError as error:
-    raise MissingDependency(f"PyAV is not installed: {install_command('video')}") from error
 
 RGB8 = NDArray[np.uint8]
 RETRY_SECONDS = 1.0

@@ -11,22 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from bfr.runtime.errors import InputNotFound, MissingDependency
+from bfr.runtime.errors import InputNotFound
 from bfr.runtime.images.decode import MAX_PIXELS
-from bfr.runtime.install import install_command
+from bfr.runtime.install import importing
 from bfr.runtime.live.counts import Counts
 from bfr.runtime.live.options import LiveOptions, kind_of
 from bfr.runtime.text import without_secrets
 from bfr.runtime.video.container import DECODERS, threads_of
 from bfr.runtime.video.read import converter_matrix
 
-try:
+with importing("PyAV", "video"):
     import av
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.reformatter import Interpolation
-except ImportError as error:
-    raise MissingDependency(f"PyAV is not installed: {install_command('video')}") from error
 
 _log = logging.getLogger("bfr")
 OPEN_SECONDS, SILENT_SECONDS = 10.0, 5.0  # after which a source that does not answer, or sends nothing, is lost

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from bfr.runtime.errors import InvalidOption, MissingDependency
-from bfr.runtime.install import install_command
+from bfr.runtime.install import importing, install_command
 from bfr.runtime.video.formats import OUTPUT_SUFFIXES
 
-try:
+with importing("PyAV", "video"):
     from av.codec import Codec
-except ImportError as error:
-    raise MissingDependency(f"PyAV is not installed: {install_command('video')}") from error
 
 
 @dataclass(frozen=True, slots=True)

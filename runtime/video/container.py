@@ -8,18 +8,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from bfr.runtime.errors import InputNotFound, InvalidImage, MissingDependency
+from bfr.runtime.errors import InputNotFound, InvalidImage
 from bfr.runtime.images.decode import MAX_PIXELS
-from bfr.runtime.install import install_command
+from bfr.runtime.install import importing
 from bfr.runtime.video.formats import SUFFIXES
 
-try:
+with importing("PyAV", "video"):
     import av
     from av.container import InputContainer
     from av.stream import Disposition
     from av.video.stream import VideoStream
-except ImportError as error:
-    raise MissingDependency(f"PyAV is not installed: {install_command('video')}") from error
 
 _DEMUXERS = "matroska,webm,mov,mp4,avi,mpegts,mpeg,asf"
 # What videos and their sound are decoded by: what cameras, phones and the web use. Other decoders are tried less.

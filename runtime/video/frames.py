@@ -10,17 +10,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bfr.runtime.errors import MissingDependency
 from bfr.runtime.faces.geometry import Matrix, compose, crop_face
 from bfr.runtime.faces.options import Detail
 from bfr.runtime.faces.paste import Patch, paste_faces
-from bfr.runtime.install import install_command
+from bfr.runtime.install import importing
 
-try:
+with importing("PyAV", "video"):
     from av.video.frame import VideoFrame
     from av.video.reformatter import Interpolation
-except ImportError as error:
-    raise MissingDependency(f"PyAV is not installed: {install_command('video')}") from error
 
 CONVERSION = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 """Between RGB and YUV. FFmpeg's default makes 4:2:0 more than one level too dark on average; this has no bias."""

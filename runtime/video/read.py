@@ -13,21 +13,19 @@ from typing import cast
 import numpy as np
 from typing_extensions import Self
 
-from bfr.runtime.errors import InvalidImage, MissingDependency
+from bfr.runtime.errors import InvalidImage
 from bfr.runtime.images.decode import MAX_PIXELS
-from bfr.runtime.install import install_command
+from bfr.runtime.install import importing
 from bfr.runtime.video.container import check_size, open_container, threads_of, video_stream
 from bfr.runtime.video.formats import Colour, VideoInfo
 from bfr.runtime.video.frames import FULL, Frame, Layout
 from bfr.runtime.video.streams import demuxed, shift_of
 
-try:
+with importing("PyAV", "video"):
     import av
     from av.sidedata.sidedata import SideDataContainer
     from av.sidedata.sidedata import Type as SideData
     from av.video.frame import VideoFrame
-except ImportError as error:
-    raise MissingDependency(f"PyAV is not installed: {install_command('video')}") from error
 
 _TOLERANCE = 0.5  # seconds; durations are rounded and guessed: only a larger gap at the end is called damage
 _HDR = (16, 18)  # transfer: PQ and HLG

@@ -7,19 +7,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
 
-from bfr.runtime.errors import MissingDependency
-from bfr.runtime.install import install_command
+from bfr.runtime.install import importing
 from bfr.runtime.video.container import video_stream
 
-try:
+with importing("PyAV", "video"):
     import av
     from av.audio.frame import AudioFrame
     from av.audio.stream import AudioStream
     from av.container import InputContainer, OutputContainer
     from av.packet import Packet
     from av.stream import Discard, Stream
-except ImportError as error:
-    raise MissingDependency(f"PyAV is not installed: {install_command('video')}") from error
 
 _OURS = frozenset({"encoder", "major_brand", "minor_version", "compatible_brands", "software"})
 _AAC_RATES = (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000)

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from bfr.runtime.errors import MissingDependency
-from bfr.runtime.install import install_command
+from bfr.runtime.install import importing
 from bfr.runtime.video.codecs import Encoder, choose_encoder, default_codec, depth_of
 from bfr.runtime.video.container import open_container
 from bfr.runtime.video.formats import CONTAINERS, VideoInfo
@@ -21,15 +20,13 @@ from bfr.runtime.video.frames import CONVERSION, Samples
 from bfr.runtime.video.read import VideoReader, converter_matrix
 from bfr.runtime.video.streams import StreamCopy, packet_time
 
-try:
+with importing("PyAV", "video"):
     import av
     from av.filter import Graph
     from av.packet import Packet
     from av.video.format import VideoFormat
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
-except ImportError as error:
-    raise MissingDependency(f"PyAV is not installed: {install_command('video')}") from error
 
 _REORDERED = 1e9  # seconds that a frame is decoded before it is shown, at most: as long as its longest pause
 _log = logging.getLogger(__name__)
