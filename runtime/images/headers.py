@@ -16,6 +16,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from bfr.runtime.errors import InvalidImage
 from bfr.runtime.images.exif import LONGEST_EXIF, TYPE_BYTES
 from bfr.runtime.images.formats import EXIF_PREFIX, format_of
+from bfr.runtime.images.png import without_large_texts
 
 MOST_SEGMENTS = 4096  # of a JPEG before its first scan, fill bytes included; each may have 64 KiB
 MOST_TABLES = 1 << 20  # bytes of quantization and Huffman tables of a JPEG before its first scan
@@ -131,13 +132,15 @@ def check_parts(data: bytes, notes: list[str]) -> tuple[bytes, int]:
         notes: Gets a sentence about what is left out.
 
     Returns:
-        The file, a JPEG without its TIFF directories where they are hostile; and the pages of a TIFF, 1 for others.
+        The file, a JPEG without TIFF directories that are hostile, a PNG without texts that are too large; and the
+        pages of a TIFF, 1 for others.
 
     Raises:
         ValueError: The file has too many parts, or is a TIFF whose directories are hostile.
     """
     if data.startswith(b"\x89PNG"):
         check_chunks(data)
+        return without_large_texts(data, notes), 1
     if data[:2] in (b"II", b"MM"):  # Pillow reads a TIFF with its third and fourth byte exchanged, too
         return data, check_tags(data)
     if not data.startswith(b"\xff\xd8"):

@@ -2,7 +2,11 @@
 
 from struct import pack
 from typing import Any
-from zlib import compress, crc32
+from zlib import compress, crc32, decompressobj, error
+
+from PIL.PngImagePlugin import MAX_TEXT_CHUNK, MAX_TEXT_MEMORY
+
+from bfr.runtime.text import listed
 
 PIXELS_AT = 33  # bytes of the signature and IHDR; other chunks may follow
 XMP_KEY = "XML:com.adobe.xmp"
@@ -27,6 +31,43 @@ def bare_png(data: bytes) -> bytes:
             break
         start = end
     return b"".join(kept) + png_chunk(b"IEND", b"")
+
+
+def without_large_texts(data: bytes, notes: list[str]) -> bytes:
+    """Return a PNG without packed texts and profiles of more than MAX_TEXT_CHUNK bytes: Pillow would refuse all of it.
+
+    Args:
+        data: The file.
+        notes: Gets a sentence of what is left out.
+    """
+    large, names, start, room = list[tuple[int, int]](), list[str](), 8, MAX_TEXT_MEMORY
+    while start < len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        name, body = data[start + 4 : start + 8], data[start + 8 : end - 4]
+        key, _, rest = body.partition(b"\0") if name in (b"zTXt", b"iTXt", b"iCCP") else (b"", b"", b"")
+        if name == b"iTXt" and rest:  # whether it is packed, how, its language, its key in that language
+            rest = b"\0" + rest[2:].split(b"\0", 2)[-1] if rest[0] else b""
+        size = _unpacked_size(rest[1:], min(room, MAX_TEXT_CHUNK))
+        room = max(0, room - (MAX_TEXT_CHUNK if size is None else size))
+        if size is None:
+            large.append((start, end))
+            names.append(repr(key.decode("latin-1")[:80]))
+        start = end
+    if not large:
+        return data
+    notes.append(f"texts or profiles of more than {MAX_TEXT_CHUNK} bytes are left out: {listed(names, 3)}")
+    ends, begins = [0, *(end for _, end in large)], [*(begin for begin, _ in large), len(data)]
+    return b"".join(data[at:to] for at, to in zip(ends, begins, strict=True))
+
+
+def _unpacked_size(packed: bytes, most: int) -> int | None:
+    """Bytes of a packed text, 0 for a damaged one, which Pillow leaves out; None if it has more than `most`."""
+    unpacking = decompressobj()
+    try:
+        size = len(unpacking.decompress(packed, most + 1))
+    except error:
+        return 0
+    return size if size <= most else None
 
 
 def settle_colours(info: dict[Any, Any], data: bytes, notes: list[str]) -> None:

@@ -335,6 +335,25 @@ def test_more_than_a_megabyte_is_left_out_and_said(files: Any) -> None:
     assert "its TEXTS of" in image.notes[0]
 
 
+def test_packed_texts_beyond_a_megabyte_do_not_cost_the_picture(files: Any) -> None:
+    """Such as Photoshop's resources in hexadecimal, as ImageMagick writes them; Pillow refuses the file."""
+    large = zlib.compress(b"x" * 2_000_000)
+    chunks = {
+        "zTXt": b"Raw profile type 8bim\0\0" + large,
+        "iTXt": b"workflow\0\1\0en\0\0" + large,
+        "iCCP": b"scanner\0\0" + large,
+    }
+    kept = files.chunk(b"zTXt", b"kept\0\0" + zlib.compress(b"words"))
+    data = files.png(PIXELS, 2, kept, *(files.chunk(name.encode(), body) for name, body in chunks.items()))
+    image = decode_image(data)
+    assert image.metadata.texts == {"kept": "words"}
+    assert image.notes == (
+        "texts or profiles of more than 1048576 bytes are left out: 'Raw profile type 8bim', 'workflow', 'scanner'",
+    )
+    many = [files.chunk(b"zTXt", b"k%d\0\0" % i + large) for i in range(2_000)]
+    assert "and 1997 more" in decode_image(files.png(PIXELS, 2, *many)).notes[0]  # 64 MB of them are unpacked at most
+
+
 def test_provenance_that_no_longer_holds_is_said(files: Any) -> None:
     image = decode_image(jpeg(files, segment(0xEB, b"JP\0\1\0\0\0\1\0\0\0\x20jumb")))
     assert "content credentials" in image.notes[0]
