@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import math
 import sys
 import termios
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from bfr.runtime.serve.http.uploads import GRACE, LEAST_RATE
 
 HEADER_BYTES = 32_768  # of a request's line and headers
 LINGER, LINGER_BYTES = 5.0, 1 << 26  # seconds and bytes of the rest of a refused body that are read and discarded
@@ -32,7 +35,8 @@ class _Transport:
 class Connection(H11Protocol):
     """An HTTP connection. It is idle until the headers of a request are complete, and again after its answer.
 
-    Beyond `most` connections the longest idle one is closed, so that slow clients cannot block others.
+    Beyond `most` connections the one that is idle, or sends a body slowly, for longest is closed, so that slow clients
+    cannot block others.
     """
 
     most = 1000
@@ -47,8 +51,8 @@ class Connection(H11Protocol):
         super().connection_made(_Transport(transport, self._linger))  # type: ignore[arg-type]
         self.conn.next_event = self._next_event  # type: ignore[method-assign]
         if len(self.connections) > self.most:
-            idle = [one for one in self.connections if isinstance(one, Connection) and one._idle_since is not None]
-            oldest = min(idle, key=lambda one: one._idle_since or 0.0)
+            known = {one: one._spare() for one in self.connections if isinstance(one, Connection)}
+            oldest = min(known, key=lambda one: known[one])
             self.connections.discard(oldest)  # now, before others of this moment look for one
             oldest.transport.abort()
         self._await_headers()
@@ -115,6 +119,14 @@ class Connection(H11Protocol):
         else:
             close()
 
+    def _spare(self) -> float:
+        """Since when the connection is idle, or its request came whose body arrives slowly; infinity for others."""
+        if self._idle_since is not None:
+            return self._idle_since
+        seconds = self.loop.time() - self._begun
+        slow = self.conn.their_state is h11.SEND_BODY and self._body < LEAST_RATE * (seconds - GRACE)
+        return self._begun if slow else math.inf
+
     def _is_busy(self) -> bool:
         """Whether a request is under way; then the connection is not idle."""
         if self.cycle is None or self.cycle.response_complete:
@@ -131,6 +143,7 @@ class Connection(H11Protocol):
         event = h11.Connection.next_event(self.conn)
         if isinstance(event, h11.Request):
             self._chunks = self._body = 0
+            self._begun = self.loop.time()
             if len(event.target) + sum(len(name) + len(value) + 4 for name, value in event.headers) > HEADER_BYTES:
                 raise h11.RemoteProtocolError("the line and the headers are too long")
         elif isinstance(event, h11.Data):

@@ -26,6 +26,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["path"] == "/wait":
         await receive()
         await asyncio.sleep(0.6)
+    while scope["path"] == "/whole" and (await receive()).get("more_body"):
+        pass
     body = b"x" * 30_000_000 if scope["path"] == "/large" else b"ok"
     headers = [(b"content-length", str(len(body)).encode())]
     headers += [(b"connection", b"close")] if scope["path"] == "/refuse" else []
@@ -200,6 +202,22 @@ def test_past_the_limit_the_idlest_connection_is_closed_and_a_busy_one_stays() -
         (closed,) = select.select(idle, [], [], 10)[0]  # which of the two was read first is the kernel's choice
         assert answer(closed) == b""
         assert answer(busy).endswith(b"ok")
+
+
+def test_past_the_limit_a_slow_body_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "GRACE", 0.0)
+    with serving(3, 20) as connect:
+        head = b"POST /whole HTTP/1.1\r\nHost: a\r\nContent-Length: 99999\r\n\r\n"
+        slow = [connect() for _ in range(3)]
+        for line in slow:
+            line.sendall(head + b"x")
+            time.sleep(0.1)
+        other = connect()
+        other.sendall(GET)
+        assert b"200 OK" in other.recv(1000)
+        assert answer(slow[0]) == b""
+        slow[1].sendall(b"x" * 99998)
+        assert b"200 OK" in slow[1].recv(1000)
 
 
 async def test_who_takes_an_answer_slowly_is_not_cut_off() -> None:
