@@ -2,17 +2,16 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from bfr.export.describe import CONDITIONER, describe_network, planned_manifest, spec_of
 from bfr.export.onnx.graph import export_graph, module_versions
 from bfr.export.onnx.metadata import describe_graph
 from bfr.export.options import ExportOptions
-from bfr.export.pytorch.count import gflop, output_examples
 from bfr.export.verify.compare import eager_reference, verify
 from bfr.models.catalog import NetworkSpec, SystemSpec
 from bfr.models.networks.unet import UNet
@@ -28,7 +27,6 @@ from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.files import atomic_folder, sha256_file
 
-CONDITIONER = "conditioner"
 Progress = Callable[[str], None]
 
 
@@ -62,7 +60,7 @@ def export_system(
         InputNotFound: A checkpoint is missing.
         InvalidCheckpoint: A checkpoint is damaged or of another network.
         InvalidImage: A calibration image cannot be read.
-        InvalidOption: The system has no such variant.
+        InvalidOption: The system has no such variant, or what it consists of does not fit.
         VerificationFailed: The graphs disagree with eager float32; nothing is published.
         WriteFailed: The bundle cannot be written.
     """
@@ -72,42 +70,47 @@ def export_system(
     modules, sources = {}, dict[str, dict[str, m.Source]]()
     for name, spec in system.networks.items():
         modules[name], sources[name] = load_weights(spec, weights, system, progress)
+        if spec.half in options.precision and not hasattr(modules[name], "cast_torso"):
+            raise InvalidOption(
+                f"{name} of {system.name} has no method cast_torso, which casts what bears half: write it in "
+                f"{type(modules[name]).__name__}, or set half=None in its NetworkSpec"
+            )
     learned = {"reference": m.Preset(solver="ddpm-learned", spacing="250", start=100)}
     chosen = {"learned_variance": options.learned_variance, "time_table": time_table}
+    chain = system.stages
+    stages = {name: as_stage(modules[name], spec, **chosen) for name, spec in system.networks.items()}
+    if time_table:
+        name = system.denoise.network
+        stages[CONDITIONER] = ConditionerStage(cast(UNet, modules[name])).eval()
+        sources[CONDITIONER] = sources[name]
+        conditioned = system.denoise.model_copy(update={"conditioner": CONDITIONER})
+        chain = tuple(conditioned if stage == system.denoise else stage for stage in system.stages)
+    manifest = planned_manifest(
+        system,
+        folder,
+        title=system.title,
+        image_size=system.image_size,
+        schedule=system.schedule,
+        inputs=system.inputs,
+        stages=chain,
+        result=system.result,
+        presets=learned if options.learned_variance else system.presets,
+        default_preset="reference" if options.learned_variance else system.default_preset,
+        networks={name: describe_network(system, name, stage, sources[name]) for name, stage in stages.items()},
+        licence=system.licence,
+        made_with=module_versions("torch", "onnx", "onnxscript", "onnxruntime"),
+    )
     with atomic_folder(folder, replace=options.replace, mark=m.MANIFEST) as draft:
-        export = partial(_export_network, system, draft, options.opset, progress)
         entries: dict[str, m.Network] = {}
-        stages: dict[str, Stage] = {}
-        for name, spec in system.networks.items():
-            forms: dict[Precision, Stage] = {"fp32": as_stage(modules[name], spec, **chosen)}
-            if spec.half and spec.half in options.precision:
+        for name, stage in stages.items():
+            forms: dict[Precision, Stage] = {"fp32": stage}
+            if name in modules and (kind := system.networks[name].half) and kind in options.precision:
                 half: Any = copy.deepcopy(modules[name])
-                half.cast_torso(HALVES[spec.half])
-                forms[spec.half] = as_stage(half, spec, **chosen)
-            stages[name] = forms["fp32"]
-            entries[name] = export(name, spec, forms, sources[name])
-        chain = system.stages
-        if time_table:
-            name = system.denoise.network
-            stages[CONDITIONER] = stage = ConditionerStage(cast(UNet, modules[name])).eval()
-            entries[CONDITIONER] = export(CONDITIONER, system.networks[name], {"fp32": stage}, sources[name])
-            conditioned = system.denoise.model_copy(update={"conditioner": CONDITIONER})
-            chain = tuple(conditioned if stage == system.denoise else stage for stage in system.stages)
-        manifest = m.Manifest(
-            format=1,
-            system=system.name,
-            title=system.title,
-            image_size=system.image_size,
-            schedule=system.schedule,
-            inputs=system.inputs,
-            stages=chain,
-            result=system.result,
-            presets=learned if options.learned_variance else system.presets,
-            default_preset="reference" if options.learned_variance else system.default_preset,
-            networks=entries,
-            licence=system.licence,
-            made_with=module_versions("torch", "onnx", "onnxscript", "onnxruntime"),
-        )
+                half.cast_torso(HALVES[kind])
+                forms[kind] = as_stage(half, system.networks[name], **chosen)
+            variants = _export_network(system, draft, options.opset, progress, name, forms, sources[name])
+            entries[name] = manifest.networks[name].model_copy(update={"variants": variants})
+        manifest = manifest.model_copy(update={"networks": entries})
         write_manifest(draft, manifest)
         if faces:
             manifest = _add_int8(Bundle.open(draft), system, faces, threads, progress)
@@ -212,11 +215,10 @@ def _export_network(
     opset: int,
     progress: Progress,
     name: str,
-    spec: NetworkSpec,
     forms: Mapping[Precision, Stage],
     sources: dict[str, m.Source],
-) -> m.Network:
-    """Export one network and describe it.
+) -> dict[Precision, m.Variant]:
+    """Export the graphs of one network.
 
     Args:
         system: The system.
@@ -224,18 +226,16 @@ def _export_network(
         opset: The ONNX opset.
         progress: Called with a line before each graph.
         name: The network's name in the bundle.
-        spec: Its entry in the system.
         forms: Its stage in each precision; fp32 is one of them.
         sources: The checkpoints of its weights, by the part of the network that they fill.
     """
-    stage, size = forms["fp32"], spec.size or system.image_size
-    inputs = stage.examples(size)
+    stage, size = forms["fp32"], spec_of(system, name).size or system.image_size
     metadata = describe_graph(
         system=system.name,
         network=name,
         kind=stage.kind,
         size=system.image_size,
-        tensors=(*inputs, *stage.outputs),
+        tensors=(*stage.examples(size), *stage.outputs),
         licence=system.licence.name,
         sources=sources,
     )
@@ -243,20 +243,7 @@ def _export_network(
     for precision, form in forms.items():
         progress(f"exporting {name} in {precision}, opset {opset}")
         variants[precision] = _export_variant(form, name, size, precision, folder, opset, metadata)
-    first, *more = sources or [""]
-    return m.Network(
-        kind=stage.kind,
-        architecture=spec.architecture,
-        parameters=spec.parameters,
-        options=spec.options,
-        parameter_count=sum(parameter.numel() for parameter in stage.parameters()),
-        gflop=round(gflop(stage, size), 1),
-        inputs=_tensors(inputs),
-        outputs=_tensors(output_examples(stage, size)),
-        source=sources.get(first, m.Source(file="", sha256="")),
-        more_sources={part: sources[part] for part in more},
-        variants=variants,
-    )
+    return variants
 
 
 def _export_variant(
@@ -281,7 +268,3 @@ def fits_half(module: nn.Module) -> bool:
     """Whether all weights are exact in half precision."""
     weights = list(module.parameters())
     return bool(weights) and all(torch.equal(weight, weight.half().float()) for weight in weights)
-
-
-def _tensors(examples: dict[str, Tensor]) -> tuple[m.Tensor, ...]:
-    return tuple(m.Tensor(name=name, shape=("batch", *value.shape[1:])) for name, value in examples.items())

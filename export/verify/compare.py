@@ -72,7 +72,7 @@ def verify(
     *,
     device: Device | None = None,
     networks: Mapping[str, Network] | None = None,
-    preset: str = "reference",
+    preset: str | None = None,
     steps: int | None = None,
     extent: Extent = "full",
     threads: int | None = None,
@@ -89,7 +89,7 @@ def verify(
         precision: Precision of the backend's networks.
         device: The backend's device; ONNX Runtime on the CPU if left out.
         networks: The bundle's networks on `device`, where they are loaded already.
-        preset: The preset whose loop is compared.
+        preset: The preset whose loop is compared; None is `reference` if there is one, else the default.
         steps: The most steps that the loop takes.
         extent: `quick` runs loops of QUICK_STEPS, spread over the time that all steps would take.
         threads: Threads of the CPU backend.
@@ -105,6 +105,8 @@ def verify(
     """
     device = device or open_device("onnxruntime-cpu", threads=threads)
     tested = networks or load_networks(bundle, device, precision)
+    if preset is None and bundle.denoisers:
+        preset = "reference" if "reference" in bundle.manifest.presets else bundle.manifest.default_preset
     sampler = bundle.preset(preset if bundle.denoisers else None)
     if steps is not None:
         sampler = _shortened(sampler, steps)

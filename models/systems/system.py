@@ -20,6 +20,7 @@ from bfr.runtime.bundle.manifest import (
     Precision,
     Preset,
 )
+from bfr.runtime.errors import InvalidOption
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"none": nn.Identity}
 for _module in (*modules("bfr.models.networks"), *modules("bfr.models.stages")):
@@ -56,7 +57,15 @@ class NetworkSpec:
     int8: bool = False
 
     def build(self) -> nn.Module:
-        """Return a new module with these parameters, in float32, its weights random."""
+        """Return a new module with these parameters, in float32, its weights random.
+
+        Raises InvalidOption where nothing is known to build it.
+        """
+        if self.architecture not in ARCHITECTURES:
+            raise InvalidOption(
+                f"architecture {self.architecture!r} is unknown: add it to the ARCHITECTURES of a module of "
+                f"models/networks, or choose one of {', '.join(sorted(ARCHITECTURES))}"
+            )
         return ARCHITECTURES[self.architecture](**self.parameters)
 
     @property

@@ -193,6 +193,12 @@ def _loop(bundle: Bundle, preset: m.Preset, stage: m.Denoise, diffuse: m.Diffuse
         _check_ends(bundle, stage.conditioner, {"t": ()}, {"conditioning": (features,)})
         own["t"] = (features,)
     _check_ends(bundle, stage.network, own, dict.fromkeys(STEP_OUTPUTS, shapes.get("x")))
+    for shape in (shapes["x"], shapes["noise"]):
+        if prod(shape) % 4:
+            raise BundleInvalid(
+                f"{bundle.folder}: stage {stage.name} adds noise of {shape}, and noise comes in fours: export it with "
+                "sides of an even number of pixels"
+            )
     extra = tuple(tensor for tensor in network.inputs if tensor.name not in own)
     guidance = preset.guidance
     strength = guidance if guidance is not None and stage.strength is not None else stage.strength

@@ -23,8 +23,9 @@ from bfr.export.pytorch.eager import EagerDevice, EagerNetwork
 from bfr.export.pytorch.reference import load_reference
 from bfr.export.verify.compare import compare, eager_reference, verify
 from bfr.export.verify.walk import smooth_image
+from bfr.models.catalog import NetworkSpec
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
-from bfr.runtime.bundle.manifest import Check
+from bfr.runtime.bundle.manifest import Check, Preset
 from bfr.runtime.errors import (
     BundleInvalid,
     InputNotFound,
@@ -199,6 +200,33 @@ def test_wrong_checkpoints(tiny_system: Any, tiny_weights: Path, tmp_path: Path)
     with pytest.raises(InvalidCheckpoint, match="unexpected"):
         export_system(tiny_system, folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def other_unet(system: Any, **changes: Any) -> dict[str, Any]:
+    denoiser = system.networks["denoiser"]
+    made = replace(denoiser, weights=None, parameters={**denoiser.parameters, **changes})
+    return {"networks": {**system.networks, "denoiser": made}}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda _: {"name": "a/b"}, "system: String should match"),
+        (lambda s: {"presets": {"mine": s.presets["short"]}}, "preset 'reference' is unknown: tiny has mine"),
+        (lambda s: {"presets": {**s.presets, "x": Preset(start=300)}}, "with preset 'x': start 300 is out of range"),
+        (lambda _: {"result": "other"}, "stage result reads other"),
+        (lambda s: other_unet(s, out_channels=5), r"denoiser \(unet\) does not run as step at 32x32: "),
+        (lambda s: {"networks": {**s.networks, "more": NetworkSpec("estimator", "no", {}, None)}}, "'no' is unknown"),
+        (lambda s: {"networks": {**s.networks, "more": NetworkSpec("estimator", "none", {}, None)}}, "set half=None"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_the_export(
+    tiny_system: Any, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, sentence: str
+) -> None:
+    monkeypatch.setattr(exporting, "export_graph", None)
+    system = replace(tiny_system, **change(tiny_system))
+    with pytest.raises(InvalidOption, match=sentence):
+        export_system(system, tiny_weights, tmp_path / "out", ExportOptions(precision=("fp16",)))
 
 
 def test_float32_is_always_exported_and_other_opsets_are_refused() -> None:

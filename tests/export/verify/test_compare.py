@@ -1,5 +1,6 @@
 """How much a verification runs, and that what it leaves out cannot hide an error."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,13 @@ def test_quick_runs_every_network_at_both_batches_and_a_few_steps_of_the_loop(
     loop = f"loop, preset reference, ddim, {QUICK_STEPS} steps from t = 20, spaced in time, eta 0.5"
     assert [check.what for check in checks] == [*names, loop]
     assert {check.extent for check in checks} == {"quick"}
+
+
+def test_without_a_reference_the_default_preset_is_compared(tiny_bundle: Bundle, reference: Reference) -> None:
+    presets = {"mine": tiny_bundle.manifest.presets["short"]}
+    manifest = tiny_bundle.manifest.model_copy(update={"presets": presets, "default_preset": "mine"})
+    *_, loop = verify(replace(tiny_bundle, manifest=manifest), reference, "fp32")
+    assert loop.what.startswith("loop, preset mine, ddim, 2 of ddim50")
 
 
 def test_full_runs_all_steps_and_says_so(tiny_bundle: Bundle, reference: Reference) -> None:

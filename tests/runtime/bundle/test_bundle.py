@@ -115,6 +115,7 @@ def test_sizes_that_no_machine_has_are_refused(copy: Path, key: str, value: obje
         (lambda m: m["networks"]["denoiser"]["inputs"][5].update(shape=["batch", 4]), "denoiser.onnx has not.*'noise'"),
         (lambda m: m["networks"]["denoiser"]["outputs"][0].update(name="y"), "network denoiser has no x_next"),
         (lambda m: m["networks"]["denoiser"]["inputs"].pop(), "network denoiser has no noise"),
+        (lambda m: m["networks"]["denoiser"]["inputs"][5].update(shape=["batch", 3, 33, 1]), "noise comes in fours"),
     ],
 )
 def test_networks_that_the_manifest_describes_otherwise_are_refused(copy: Path, change: Any, sentence: str) -> None:
