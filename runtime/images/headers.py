@@ -61,7 +61,7 @@ def header_size(source: Path | bytes) -> tuple[int, int] | None:
 
 
 def check_size(size: tuple[int, int] | None, name: str, max_pixels: int) -> None:
-    """Raise InvalidImage if a picture of (width, height) has more pixels than are allowed."""
+    """Raise InvalidImage if a picture or frame of (width, height) has more pixels than are allowed."""
     if size and size[0] * size[1] > max_pixels:
         raise InvalidImage(
             f"{name} has {size[0]} x {size[1]} pixels, more than the limit of {max_pixels}: "

@@ -86,14 +86,5 @@ def threads_of(codec: str) -> str:
     return "NONE" if codec == "h264" else "SLICE"
 
 
-def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
-    """Raises InvalidImage for frames of more than `max_pixels`."""
-    if width * height > max_pixels:
-        raise InvalidImage(
-            f"{path} has frames of {width} x {height} pixels, more than the limit of {max_pixels}: "
-            f"make it smaller, or raise the limit if you trust it"
-        )
-
-
 def _refuse(url: str, _flags: int, _options: dict[str, str]) -> None:
     raise PermissionError(f"a video may not open other files: {url}")

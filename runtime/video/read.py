@@ -15,8 +15,9 @@ from typing_extensions import Self
 
 from bfr.runtime.errors import InvalidImage
 from bfr.runtime.images.decode import MAX_PIXELS
+from bfr.runtime.images.headers import check_size
 from bfr.runtime.install import importing
-from bfr.runtime.video.container import check_size, open_container, threads_of, video_stream
+from bfr.runtime.video.container import open_container, threads_of, video_stream
 from bfr.runtime.video.formats import Colour, VideoInfo
 from bfr.runtime.video.frames import FULL, Frame, Layout
 from bfr.runtime.video.streams import demuxed, shift_of
@@ -61,14 +62,14 @@ class VideoReader:
             self._container = stack.enter_context(open_container(path, max_pixels=max_pixels))
             self._stream = video_stream(self._container, path)
             codec = self._stream.codec_context
-            check_size(path, codec.width, codec.height, max_pixels)
+            check_size((codec.width, codec.height), f"a frame of {path}", max_pixels)
             codec.options = {"max_pixels": str(max_pixels)}  # a stream may grow after its header
             codec.thread_type = threads_of(codec.name)
             self._decoded = self._decode()
             first = next(self._decoded, None)
             if first is None:
                 raise InvalidImage(f"{path}: not one of its frames can be decoded: copy it again or convert it")
-            check_size(path, first.width, first.height, max_pixels)
+            check_size((first.width, first.height), f"a frame of {path}", max_pixels)
             self._first = first
             self._turn = _display_matrix(first)
             self.info = self._describe(first)
