@@ -1,6 +1,7 @@
 """The command line. Each command imports what it needs when it runs: `bfr restore` never sees torch."""
 
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -21,6 +22,8 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; a BfrError is printed as one message and decides the exit status."""
+    if isinstance(sys.stdout, TextIOWrapper):  # a pipe of Windows, or PYTHONIOENCODING, may not know all names
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="bfr")
     except BfrError as error:

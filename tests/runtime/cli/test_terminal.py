@@ -1,5 +1,6 @@
 """What reaches a terminal: names and words from outside cannot steer it."""
 
+import io
 import logging
 import sys
 from pathlib import Path
@@ -26,6 +27,15 @@ def test_messages_and_results_are_escaped(say: Any, capsys: pytest.CaptureFixtur
     say(f"photo{ESCAPES}.jpg of https://user:pass@host/a?sig=1")
     said = "".join(capsys.readouterr())
     assert said == f"photo{SHOWN}.jpg of https://***@host/a?sig=***\n"
+
+
+def test_what_an_output_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a pipe of Windows, in the code page of its language."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written := io.BytesIO(), "cp1252"))
+    monkeypatch.setattr(cli, "app", lambda **_: terminal.show("wrote größe 老.png"))
+    cli.main()
+    sys.stdout.flush()
+    assert written.getvalue().decode("cp1252").strip() == r"wrote größe \u8001.png"
 
 
 def test_names_and_errors_of_a_run_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
