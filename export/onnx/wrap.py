@@ -34,16 +34,14 @@ from bfr.export.onnx.wrap_load import (
 from bfr.export.onnx.wrap_original import (
     Original,
     Say,
-    check_ranges,
     find_interface,
     frozen,
     raw_result,
     scaled,
     silent,
-    tell_assumed,
-    warn_of_range,
 )
 from bfr.export.onnx.wrap_osdface import wrap_osdface
+from bfr.export.onnx.wrap_ranges import check_ranges, tell_assumed, warn_of_range
 from bfr.export.onnx.wrap_read import REFERENCE, Interface
 from bfr.export.options import WrapOptions
 from bfr.export.verify.compare import BATCHES, FLOORS_DB, compare

@@ -26,7 +26,8 @@ from bfr.runtime.bundle.manifest import (
     Preset,
     Variant,
 )
-from bfr.runtime.bundle.onnx import OnnxFile, check_graph, read_ends
+from bfr.runtime.bundle.onnx import OnnxFile, check_graph
+from bfr.runtime.bundle.onnx_info import read_ends
 from bfr.runtime.diffusion.schedule import GRIDS, parse_respacing
 from bfr.runtime.diffusion.solvers import SOLVERS
 from bfr.runtime.errors import BundleInvalid, InvalidOption

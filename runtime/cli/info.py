@@ -98,7 +98,7 @@ def _file_words(parameters: dict[str, Any], read: list[float]) -> str:
 def _show_file(path: "Path", *, as_json: bool) -> None:
     """The metadata of an ONNX file, its `metadata_props`. Raises BundleInvalid for what is no ONNX file."""
     from bfr.runtime.bundle.manifest import LARGEST_GRAPH
-    from bfr.runtime.bundle.onnx import read_metadata
+    from bfr.runtime.bundle.onnx_info import read_metadata
 
     if path.stat().st_size > LARGEST_GRAPH:
         raise BundleInvalid(f"{path} has {path.stat().st_size:,} bytes, more than an ONNX file: name an ONNX file")

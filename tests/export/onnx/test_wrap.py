@@ -13,7 +13,7 @@ from bfr.export.options import WrapOptions
 from bfr.export.verify.compare import FLOORS_DB, open_reference, verify
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.bundle.bundle import Bundle
-from bfr.runtime.bundle.onnx import read_metadata
+from bfr.runtime.bundle.onnx_info import read_metadata
 from bfr.runtime.errors import InputNotFound, InvalidCheckpoint, InvalidOption
 from bfr.runtime.faces.background import NetworkBackground
 from bfr.runtime.images.encode import write_image

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from bfr.export.onnx.wrap import wrap
 from bfr.export.options import WrapOptions
 from bfr.runtime.bundle.bundle import Bundle
-from bfr.runtime.bundle.onnx import read_metadata
+from bfr.runtime.bundle.onnx_info import read_metadata
 from bfr.runtime.cli.main import app
 from bfr.runtime.diffusion.schedule import scaled_linear_schedule
 from bfr.runtime.errors import InputNotFound, InvalidCheckpoint, InvalidOption

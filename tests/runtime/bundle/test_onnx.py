@@ -16,7 +16,8 @@ from interpreter import python
 
 from bfr.runtime.backends.onnxruntime import SAFE, CpuDevice
 from bfr.runtime.bundle.bundle import Bundle, default_bundle, describe_file
-from bfr.runtime.bundle.onnx import LARGEST_ELEMENTS, MOST_NODES, check_graph, read_ends
+from bfr.runtime.bundle.onnx import LARGEST_ELEMENTS, MOST_NODES, check_graph
+from bfr.runtime.bundle.onnx_info import read_ends
 from bfr.runtime.errors import BundleInvalid
 
 GRAPHS = [
