@@ -1,6 +1,7 @@
 """Runs the jobs of a folder one at a time, each in a separate process."""
 
 import asyncio
+import errno
 import logging
 import math
 import os
@@ -88,7 +89,7 @@ class JobRunner:
                 done = await self._look()
                 self.trouble = None
             except OSError as error:
-                self.trouble = f"jobs cannot be kept: {error.strerror}"
+                self.trouble = f"jobs cannot be worked on: {error.strerror}"
                 _log.error("jobs: %s", error)
                 await asyncio.sleep(PAUSE)
                 continue
@@ -186,7 +187,11 @@ class JobRunner:
             await child.end(0)
 
     async def _talk(self, child: Child, job: Job, status: Status) -> Status:
-        """Answer the messages of a job's process until it has ended."""
+        """Answer the messages of a job's process until it has ended.
+
+        Raises:
+            EOFError, OSError: The process ended; ChildProcessError before it looked at the job.
+        """
         request = job.request
         setup = {
             "options": self.options.model_dump(mode="json", exclude={"keys"}),
@@ -194,7 +199,12 @@ class JobRunner:
             "folder": str(job.folder),
             "batch": self.batch,
         }
-        await child.send(setup)
+        self._silent_since = time.monotonic()
+        try:
+            await child.send(setup)
+            await child.receive()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise ChildProcessError(errno.ECHILD, "their process ends as it starts: see the log") from None
         while True:
             self._silent_since = time.monotonic()
             message, arrays = await child.receive()

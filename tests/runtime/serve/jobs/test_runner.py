@@ -176,16 +176,20 @@ async def test_what_this_server_does_not_offer_waits_for_one_that_does(
         assert sum("does not offer" in line.message for line in caplog.records) == 2
 
 
-async def test_a_process_that_cannot_be_started_is_no_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), None])
+async def test_a_process_that_cannot_be_started_is_no_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError | None
+) -> None:
+    """Or that cannot import what it needs, as while the package is installed anew."""
     monkeypatch.setattr(module, "PAUSE", 0.01)
     left = MOST_ATTEMPTS + 1
 
     def make(name: str) -> Child:
         nonlocal left
         left -= 1
-        if left > 0:
-            raise OSError(24, "Too many open files")
-        return Child(name)
+        if left > 0 and error:
+            raise error
+        return Child("bfr.runtime.nothing" if left > 0 else name)
 
     monkeypatch.setattr(module, "Child", make)
     async with working(tmp_path) as jobs:
