@@ -175,8 +175,9 @@ class Front:
 
     @contextmanager
     def job_place(self, owner: str) -> Iterator[None]:
-        """Hold one of the uploads of jobs that may be under way at once. Raises Problem 503."""
-        if len(self.job_uploads) >= JOB_UPLOADS or (owner and self.job_uploads.count(owner) >= JOB_UPLOADS // 2):
+        """Hold one of the uploads of jobs that may be under way at once; each key may have one. Raises Problem 503."""
+        own = self.job_uploads.count(owner)
+        if (own and len(self.job_uploads) >= JOB_UPLOADS) or (owner and own >= JOB_UPLOADS // 2):
             raise Problem(503, "overload", "too many files of jobs arrive just now: try again later", retry_after=10)
         self.job_uploads.append(owner)
         try:

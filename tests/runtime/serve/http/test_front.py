@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -39,6 +39,7 @@ from bfr.runtime.serve.http import requests, traces
 from bfr.runtime.serve.http.api import make_api
 from bfr.runtime.serve.http.front import Front
 from bfr.runtime.serve.http.metrics import PoolCollector
+from bfr.runtime.serve.http.problems import Problem
 from bfr.runtime.serve.jobs.job import Job, Status
 from bfr.runtime.serve.jobs.runner import JobRunner
 from bfr.runtime.serve.keys import hash_key
@@ -931,6 +932,16 @@ class TestJobs:
             async with serving(jobs=True, **options) as server:
                 answers = await asyncio.gather(*(server.post("/jobs") for _ in range(4)))  # none is on disk yet
                 assert sorted(answer.status_code for answer in answers) == sorted([202, 202, expected, expected])
+
+    async def test_slow_uploads_of_some_keys_keep_no_other_out(self) -> None:
+        async with serving(jobs=True) as server:
+            with ExitStack() as held:
+                for owner in "aaaabbbbc":
+                    held.enter_context(server.front.job_place(owner))
+                for owner in "abc":
+                    with pytest.raises(Problem), server.front.job_place(owner):
+                        pass
+                held.enter_context(server.front.job_place("d"))
 
     async def test_a_full_disk_is_said_without_a_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async with serving(jobs=True) as server:
