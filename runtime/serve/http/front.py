@@ -118,11 +118,15 @@ class Front:
             close = self.state == "draining"
             raise Problem(503, self.state, self.why_not_ready() or "", retry_after=10 if close else 2, close=close)
 
-    def check_room(self) -> None:
-        """Raise Problem 503 if the server takes no more requests; called before the body is read."""
+    def check_room(self, owner: str) -> None:
+        """Raise Problem 503 if the server takes no more requests of an owner; called before the body is read.
+
+        The requests of one API key keep no other key out: each may have one in flight.
+        """
         self.check_state()
         placed, faces = self.placed, self.engine.faces if self.engine else 0
-        if placed >= self.options.queue or faces >= self.options.face_queue:
+        first = owner and not any(visit.placed and visit.owner == owner for visit in self.visits.values())
+        if (placed >= self.options.queue and not first) or faces >= self.options.face_queue:
             raise Problem(
                 503,
                 "overload",
@@ -155,7 +159,7 @@ class Front:
     @contextmanager
     def admit(self, name: str, owner: str = "") -> Iterator[Visit]:
         """Let a request in, whose body is not read yet. Raises Problem."""
-        self.check_room()
+        self.check_room(owner)
         if name in self.visits:
             raise Problem(
                 422, "request id", f"a request with the id {name} is in flight: give each its own X-Request-Id"
@@ -168,7 +172,7 @@ class Front:
 
     def place(self, visit: Visit) -> None:
         """Give a request whose body is here its place in the queue. Raises Problem 503."""
-        self.check_room()
+        self.check_room(visit.owner)
         if not self.placed:
             self._last_answer = time.monotonic()  # the pause that ends now says nothing of the pace
         visit.placed, visit.state = True, "queued"

@@ -88,9 +88,9 @@ class Gate:
 
         began = time.time_ns()
         try:
-            state["sender"] = check_access(method, path, headers, front, client)
+            sender = state["sender"] = check_access(method, path, headers, front, client)
             if method == "POST" and path == RESTORE:
-                front.check_room()
+                front.check_room(front.owner(sender))
             await self.app(scope, receiving, sending)
         except Problem as problem:
             state["facts"]["reason"] = problem.reason

@@ -299,6 +299,21 @@ async def test_past_the_queue_requests_are_refused_and_taken_again_later() -> No
         assert await server.metric("bfr_requests_total", code="503", reason="overload") == 1
 
 
+async def test_a_full_queue_of_one_key_keeps_no_other_key_out() -> None:
+    async with serving(queue=2, keys=(hash_key(KEY), hash_key("another" * 4))) as server:
+        busy, other = ({"Authorization": f"Bearer {key}"} for key in (KEY, "another" * 4))
+        server.go.clear()
+        tasks = []
+        for headers in (busy, busy, other):
+            tasks.append(asyncio.create_task(server.post(headers=headers)))
+            while len(server.orders) < len(tasks):
+                await asyncio.sleep(0.01)
+        for headers in (busy, other):
+            assert (await server.post(headers=headers)).status_code == 503
+        server.go.set()
+        assert [(await task).status_code for task in tasks] == [200, 200, 200]
+
+
 def test_a_pause_says_nothing_of_when_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1e6
     monkeypatch.setattr(front_module, "time", SimpleNamespace(monotonic=lambda: now))
