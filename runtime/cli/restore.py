@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bfr.runtime.faces.photo import PhotoRestorer
     from bfr.runtime.jobs.estimate import Estimate
     from bfr.runtime.jobs.report import Report
-    from bfr.runtime.jobs.sources import Inputs
+    from bfr.runtime.jobs.sources import Inputs, Item
     from bfr.runtime.restore.restorer import Restorer
 
 SHOWN = 20  # lines of a kind; the report has them all
@@ -73,8 +73,7 @@ def restore(
     with open_places(inputs, output, overwrite=free, videos=not aligned, folders=folders) as places:
         found, options = places.found, places.options
         videos = any(item.is_video for item in found.items)
-        if not videos:
-            _say_unused(output)
+        _say_unused(output, found.items)
         if server is not None:
             if several:
                 raise InvalidOption("--server takes one preset at a time: name one with --preset")
@@ -105,12 +104,17 @@ def restore(
             _conclude_comparison(reports, found, options, as_json=as_json)
 
 
-def _say_unused(output: JobOptions) -> None:
-    """Name the options of videos that were given, where there is no video."""
-    names = ("codec", "crf", "key_frames")
-    if given := [name for name in names if getattr(output, name) != JobOptions.model_fields[name].default]:
-        flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        say(f"warning: {flags}: for videos only, and there is none among the inputs")
+def _say_unused(output: JobOptions, items: "Sequence[Item]") -> None:
+    """Name the options that were given and are for videos, or for images, where there is none of them."""
+    kinds = {item.is_video for item in items}
+    for videos, what, names in (
+        (True, "videos", ("codec", "crf", "key_frames")),
+        (False, "images", ("format", "quality")),
+    ):
+        given = [name for name in names if getattr(output, name) != JobOptions.model_fields[name].default]
+        if given and videos not in kinds:
+            flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+            say(f"warning: {flags}: for {what} only, and there is none among the inputs")
 
 
 def _split(text: str | None) -> tuple[str | None, ...]:

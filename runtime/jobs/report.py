@@ -156,7 +156,7 @@ def summary(report: Report, out: object, *, done: str = "restored") -> str:
         done: The word for `restored`.
     """
     films = sum(
-        entry.frames is not None or PurePosixPath(entry.source).suffix.lower() in VIDEO_SUFFIXES
+        entry.frames is not None or PurePosixPath(entry.output or entry.source).suffix.lower() in VIDEO_SUFFIXES
         for entry in report.entries
     )
     totals = {"image": len(report.entries) - films, "video": films}

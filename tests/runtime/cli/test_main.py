@@ -406,6 +406,11 @@ def test_the_runtime_imports_neither_torch_nor_a_backend() -> None:
 
 
 def test_options_of_videos_are_said_to_be_unused_without_one(faces: Path, tmp_path: Path, call: Called) -> None:
-    done = call("restore", faces, "-o", tmp_path / "out", "--crf", 20, "--key-frames", 2, "--preset", "none")
+    video = tmp_path / "a.mkv"
+    video.write_bytes(b"\x1a\x45\xdf\xa3" + bytes(600))
+    to = "-o", tmp_path / "out", "--preset", "none"
+    done = call("restore", faces, *to, "--crf", 20, "--key-frames", 2, "--quality", 9)
     assert "warning: --crf and --key-frames: for videos only" in done.stderr
-    assert "for videos only" not in call("restore", faces, "-o", tmp_path / "out", "--preset", "none").stderr
+    assert "for images only" not in done.stderr
+    assert "warning: --quality: for images only" in call("restore", video, *to, "--crf", 20, "--quality", 9).stderr
+    assert "only, and" not in call("restore", faces, video, *to, "--crf", 20, "--quality", 9).stderr

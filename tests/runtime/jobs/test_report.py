@@ -115,6 +115,8 @@ def test_the_line_at_the_end_counts_warnings_and_what_was_passed_over() -> None:
     film, broken = dataclasses.replace(DONE, source="in/a.mp4", frames=9), dataclasses.replace(FAILED, source="b.MKV")
     words = summary(Report((DONE, film, broken), SETTINGS, {"seconds": 2.5}), "out")
     assert words.startswith("1 image and 2 videos: 2 restored, 1 failed, ")
+    picture = dataclasses.replace(DONE, source="picture.mp4")
+    assert summary(Report((picture,), SETTINGS, {"seconds": 2.5}), "out").startswith("1 image: 1 restored, ")
     assert summary(Report((film,), SETTINGS, {"seconds": 2.5}), "out").startswith("1 video: 1 restored, ")
 
 
