@@ -18,6 +18,7 @@ from bfr.export.onnx.wrap_read import (
     IMAGE_TYPES,
     ImageTensor,
     Interface,
+    as_image,
     filled,
     find_inputs,
     find_output,
@@ -158,6 +159,7 @@ def find_interface(model: onnx.ModelProto, original: Original, options: WrapOpti
             f"the model made {target.batch} pictures of {source.batch or 1} of {side}x{side}: choose another "
             "--size, or another --output"
         )
+    others = [value.name for value in model.graph.output if as_image(value, found.get(value.name, ()))]
     enlarges = out_side >= 2 * side and side <= 256
     usual = UNIT if enlarges else SIGNED
     return Interface(
@@ -171,6 +173,7 @@ def find_interface(model: onnx.ModelProto, original: Original, options: WrapOpti
         colour=options.colour,
         weight=weight,
         values=values,
+        others=tuple(name for name in others if name != target.name),
     )
 
 

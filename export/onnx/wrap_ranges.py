@@ -11,6 +11,7 @@ from bfr.export.onnx.wrap_read import Interface, Range
 from bfr.export.options import WrapOptions
 from bfr.export.verify.walk import synthetic
 from bfr.runtime.restore.plan import DEGRADED
+from bfr.runtime.text import listed
 
 STRAY = 0.25  # of the declared range: results further outside belong to another range
 
@@ -26,6 +27,8 @@ def tell_assumed(face: Interface, options: WrapOptions, file: str, say: Say) -> 
         say("the value range is assumed: --input-range and --output-range override it")
     if face.source.side is None and options.size is None:
         say(f"the size is assumed: --size chooses another than {face.side}")
+    if face.others and options.output is None:
+        say(f"further images are left out: --output chooses {listed(face.others)} instead")
     if face.weight:
         say(
             f"{face.weight} is assumed to be a fidelity weight, {face.values[face.weight]:g} by default: "

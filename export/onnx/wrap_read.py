@@ -64,6 +64,7 @@ class Interface:
         out_side: T of `target`, in pixels.
         weight: The name of an input that every run may set.
         values: Values of the inputs that become constants, and the default of the weight.
+        others: Names of further images that the file makes.
     """
 
     source: ImageTensor
@@ -76,6 +77,7 @@ class Interface:
     colour: str
     weight: str | None
     values: Mapping[str, float]
+    others: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:

@@ -671,9 +671,13 @@ def test_of_several_images_the_first_of_the_inputs_side_is_taken(tmp_path: Path)
     outputs = [value("small", [1, 3, SIZE // 2, SIZE // 2]), value("result", image)]
     constants = {"scales": np.array([1, 1, 0.5, 0.5], np.float32)}
     path = save(tmp_path / "scales.onnx", nodes, [value("x", image)], outputs, constants)
-    bundle = wrap(path, tmp_path / "bundle")
+    said: list[str] = []
+    bundle = wrap(path, tmp_path / "bundle", say=said.append)
     assert np.array_equal(restored(bundle), faces(3))
-    small = wrap(path, tmp_path / "small", WrapOptions(output="small"))
+    assert "further images are left out: --output chooses small instead" in said
+    said.clear()
+    small = wrap(path, tmp_path / "small", WrapOptions(output="small"), say=said.append)
+    assert not [line for line in said if "left out" in line]
     assert small.manifest.networks["restorer"].outputs[0].shape[-1] == SIZE // 2
 
 
