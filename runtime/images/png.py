@@ -71,9 +71,10 @@ def _unpacked_size(packed: bytes, most: int) -> int | None:
 
 
 def settle_colours(info: dict[Any, Any], data: bytes, notes: list[str]) -> None:
-    """Of Pillow's `info` of a PNG, drop what its cICP chunk replaces, and a text that passes for transparency."""
-    if isinstance(info.get("transparency"), str):
-        del info["transparency"]
+    """Of Pillow's `info` of a PNG, drop what its cICP chunk replaces, and texts that Pillow takes for its own."""
+    for name in ("transparency", "interlace"):
+        if isinstance(info.get(name), str):
+            del info[name]
     before = data[: data.find(b"IDAT")]
     if (at := before.find(b"cICP")) < 0:
         return

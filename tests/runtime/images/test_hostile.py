@@ -48,7 +48,7 @@ def test_a_png_with_two_headers_is_refused(files: Any) -> None:
         decode_image(whole[:33] + huge[8:])
 
 
-@pytest.mark.parametrize("key", [b"exif", b"icc_profile", b"transparency"])
+@pytest.mark.parametrize("key", [b"exif", b"icc_profile", b"transparency", b"interlace"])
 def test_text_under_a_name_that_pillow_uses(files: Any, key: bytes) -> None:
     text = files.chunk(b"iTXt", key + b"\0\0\0\0\0" + b"words")
     for samples, colour_type in ((files.deep[..., 0], 0), (files.deep, 6), (files.deep[..., :3].astype(np.uint8), 2)):
