@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -220,6 +220,9 @@ class PhotoRestorer(PhotoEditor):
             raise InvalidOption(f"an object of type {type(restorer).__name__} was given: open a Restorer first")
         super().__init__(restorer.size, options, detector=detector, background=background)
         self.restorer = restorer
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("a PhotoRestorer cannot be copied or sent to another process: make one there")
 
     def restore(self, photograph: Any, *, seed: int = DEFAULT_SEED) -> RestoredPhoto:
         """Restore the faces of a photograph, which is not changed. In one without colour, faces get no colour.

@@ -1,5 +1,7 @@
 """Whole photographs, with a detector that knows where the faces are and networks made of NumPy functions."""
 
+import copy
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -447,3 +449,9 @@ class TestTurns:
         looks.clear()
         assert len(editor.find(pixels)) == 1
         assert len(looks) == 1
+
+
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_it_says_that_it_cannot_be_sent_to_another_process(small: Any, duplicate: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match="a PhotoRestorer cannot be copied or sent to another process"):
+        duplicate(PhotoRestorer(small(1)))
