@@ -199,7 +199,7 @@ class TestNonsense:
 
         connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
         connection.request("POST", "/restore", endless(), {"Content-Type": "image/png"}, encode_chunked=True)
-        assert connection.getresponse().status == 413
+        assert connection.getresponse().status in (408, 413)  # on a busy machine it takes longer than --body-seconds
         assert server.ready()
 
     def test_a_slow_body_is_given_up(self, server: ServerProcess) -> None:
