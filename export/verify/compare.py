@@ -105,9 +105,8 @@ def verify(
     """
     device = device or open_device("onnxruntime-cpu", threads=threads)
     tested = networks or load_networks(bundle, device, precision)
-    if preset is None and bundle.denoisers:
-        preset = "reference" if "reference" in bundle.manifest.presets else bundle.manifest.default_preset
-    sampler = bundle.preset(preset if bundle.denoisers else None)
+    preset = bundle.reference_preset if preset is None else preset
+    sampler = bundle.preset(preset)
     if steps is not None:
         sampler = _shortened(sampler, steps)
     if extent == "quick":

@@ -112,6 +112,13 @@ class Bundle:
         return self.denoisers[0]
 
     @property
+    def reference_preset(self) -> str | None:
+        """The preset that a verification runs: `reference` if there is one, else the default; None without a loop."""
+        known = self.manifest
+        found = "reference" if "reference" in known.presets else known.default_preset
+        return found if self.denoisers else None
+
+    @property
     def precisions(self) -> tuple[Precision, ...]:
         """The precisions that at least one network was exported in."""
         return tuple(sorted({p for network in self.manifest.networks.values() for p in network.variants}))

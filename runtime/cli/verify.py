@@ -18,7 +18,9 @@ from bfr.runtime.restore.options import OpenOptions
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     opened: Annotated[OpenOptions, Flags(only=("backend", "device"))],
-    preset: Annotated[str, typer.Option(help="Preset whose loop is compared.")] = "reference",
+    preset: Annotated[
+        str | None, typer.Option(help="Preset whose loop is compared. Default: reference, if the bundle has it.")
+    ] = None,
     record: Annotated[
         bool,
         typer.Option(
@@ -39,7 +41,7 @@ def verify(
     from bfr.runtime.bundle.bundle import Bundle
 
     whole = Bundle.open(bundle)
-    sampler = whole.preset(preset if whole.denoisers else None)
+    sampler = whole.preset(whole.reference_preset if preset is None else preset)
     need("export", "torch", "safetensors", "onnxruntime")
     from bfr.export.verify.compare import open_reference
     from bfr.export.verify.compare import verify as compare

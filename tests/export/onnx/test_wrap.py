@@ -522,6 +522,8 @@ def test_options_are_read_from_the_text_of_flags() -> None:
 def test_it_is_verified_like_any_other_and_has_no_sampler(tmp_path: Path) -> None:
     bundle = wrap(darkening(tmp_path / "dark.onnx"), tmp_path / "bundle")
     checks = verify(bundle, open_reference(bundle), "fp32", threads=1)
+    with pytest.raises(InvalidOption, match="has no loop, so no preset"):
+        verify(bundle, open_reference(bundle), "fp32", preset="fast", threads=1)
     assert [check.what for check in checks] == ["restorer, batch 1", "restorer, batch 3", "chain"]
     with pytest.raises(InvalidOption, match="steps"):
         Restorer.open(bundle.folder, backend="onnxruntime-cpu", steps=3)
