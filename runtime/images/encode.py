@@ -14,7 +14,7 @@ from bfr.runtime.errors import InvalidImage, InvalidOption
 from bfr.runtime.files import write_bytes
 from bfr.runtime.images.decode import Image, Pixels
 from bfr.runtime.images.exif import Density, clean_exif
-from bfr.runtime.images.formats import BY_SUFFIX, WRITTEN, Format
+from bfr.runtime.images.formats import BY_SUFFIX, WRITTEN, Format, check_sides
 from bfr.runtime.images.metadata import Metadata, clean_xmp, photoshop_block
 from bfr.runtime.images.png import PIXELS_AT, png_chunk, profile_chunk, raw_profile, text_chunk, xmp_chunk
 from bfr.runtime.images.resize import resize
@@ -56,12 +56,6 @@ def encode_image(
         InvalidOption: The suffix, the quality, or a side too long for the format.
     """
     return encode_noted(pixels, suffix, like=like, quality=quality, metadata=metadata)[0]
-
-
-def check_sides(width: int, height: int, suffix: str) -> None:
-    """Raise InvalidOption if a picture is too wide or too high for its format."""
-    if max(height, width) > (longest := BY_SUFFIX[suffix].longest_side or height + width):
-        raise InvalidOption(f"{width} x {height} pixels do not fit into {suffix}, at most {longest} a side: use .png")
 
 
 def encode_noted(

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from zlib import Z_RLE
 
+from bfr.runtime.errors import InvalidOption
+
 EXIF_PREFIX = b"Exif\0\0"  # before the TIFF structure in a JPEG, and in nothing else
 
 
@@ -70,6 +72,12 @@ PNG = FORMATS[0]
 def format_of(data: bytes) -> Format | None:
     """Return the format of an image file by its first 16 bytes; None if it is none of FORMATS."""
     return next((one for one in FORMATS if re.match(one.begin, data[:HEAD], re.DOTALL)), None)
+
+
+def check_sides(width: int, height: int, suffix: str) -> None:
+    """Raise InvalidOption if a picture is too wide or too high for its format."""
+    if max(height, width) > (longest := BY_SUFFIX[suffix].longest_side or height + width):
+        raise InvalidOption(f"{width} x {height} pixels do not fit into {suffix}, at most {longest} a side: use .png")
 
 
 def result_suffix(source: Format | None) -> str:

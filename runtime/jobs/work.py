@@ -20,8 +20,8 @@ from bfr.runtime.faces.background import Lanczos
 from bfr.runtime.faces.paste import to_grey
 from bfr.runtime.faces.photo import AlignedFace, PhotoEditor, PhotoRestorer
 from bfr.runtime.images.decode import Image, byte_limit, decode_image, read_file, read_image
-from bfr.runtime.images.encode import check_sides, encode_noted
-from bfr.runtime.images.formats import format_of
+from bfr.runtime.images.encode import encode_noted
+from bfr.runtime.images.formats import check_sides, format_of
 from bfr.runtime.images.headers import header_size
 from bfr.runtime.jobs.faces import draw_boxes, face_folder, write_faces
 from bfr.runtime.jobs.faults import Guarded, ends_run, name_notes, shown

@@ -20,7 +20,7 @@ from bfr.runtime.restore.restorer import Restorer
 
 ROOT = Path(str(bfr.runtime.__file__)).resolve().parent
 ON_THE_STACK = 20  # files
-EXECUTED = 20  # with what checks the file before a decoder reads it, and what writes reports
+EXECUTED = 21  # with what checks the file before a decoder reads it, and what writes reports
 
 
 class Arrived(Exception):

@@ -33,6 +33,7 @@ def options(faces: Path, out: Path, **changes: Any) -> argparse.Namespace:
     values = {"role": "denoiser", "faces": faces, "out": out, "steps": 3, "batch": 1, "lr": 1e-3, "ema": 0.9}
     values |= {"last_timestep": 400, "init": None, "seed": 0, "device": "cpu", "workers": 0, "log_every": 1}
     values |= {"judge_every": 2, "judged": 1, "compile": False, "adversarial": 0.0, "features": 0.0, "estimator": None}
+    values |= {"bfloat16": False}
     return argparse.Namespace(**(values | changes))
 
 
