@@ -24,6 +24,7 @@ from bfr.benchmarks.environment import resident_bytes
 from bfr.benchmarks.publish import Command, Findings
 from bfr.benchmarks.tables import page, table
 from bfr.models.systems.mini.degrade import Degradation
+from bfr.runtime.bundle.manifest import Precision
 from bfr.runtime.errors import InputNotFound
 from bfr.runtime.faces.geometry import Face, alignment, inverse, transform
 from bfr.runtime.faces.photo import PhotoRestorer
@@ -42,6 +43,7 @@ CODEC_CRF = 4  # nearly lossless: the encoder's own flicker would hide what is m
 STAGES = ("decode", "find", "crop", "flow", "network", "warp", "paste", "encode")
 KEY_FRAMES, SPARSE = (1, 4, 8, 16), 8
 HD = (1280, 720)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")  # whose flicker is measured
 
 
 def shift(frame: int) -> tuple[int, int]:
@@ -226,20 +228,23 @@ def as_markdown(figures: dict[str, Any]) -> str:
     """Render the tables as Markdown."""
     moving, memory = figures["flicker"], figures["memory"]
     at = memory["rss_mib"]
-    rows = [[f"the clip itself (new sensor noise of {SENSOR} levels in each frame)", moving["clip"]]]
+    first, *_ = moving.values()
+    itself = f"the clip itself (new sensor noise of {SENSOR} levels in each frame)"
+    rows: list[list[object]] = [[itself, *(one["clip"] for one in moving.values())]]
     kinds = {
         "still_noise": "a track keeps its noise",
         "key_frames": f"`--key-frames {SPARSE}`",
         "new_noise": "new noise in each frame",
     }
     for name, words in kinds.items():
-        rows.append([f"restored, {words}", *(moving[name][key] for key in ("flicker", "faces", "tracks"))])
+        flickers = (one[name]["flicker"] for one in moving.values())
+        rows.append([f"restored, {words}", *flickers, first[name]["faces"], first[name]["tracks"]])
     looks = ", ".join(f"{look['mib']} MiB at frame {look['frame']}" for look in (at[0], at[len(at) // 2], at[-1]))
     speeds = figures["speed"]
-    first = speeds[0]
+    large = speeds[0]
     return page(
         "# Video",
-        f"Speed, {first['frames']} frames of {HD[0]} x {HD[1]} with one face, preset `fast`, from file to file. "
+        f"Speed, {large['frames']} frames of {HD[0]} x {HD[1]} with one face, preset `fast`, from file to file. "
         "PSNR is that inside the face against the result without key frames, both encoded: mean, and worst frame. The "
         "still face is a portrait that pans; the talking one opens its mouth three times a second, and blinks:",
         table(
@@ -259,11 +264,11 @@ def as_markdown(figures: dict[str, Any]) -> str:
         "cores:",
         table(
             ["stage", *(f"`--key-frames {every}`" for every in KEY_FRAMES)],
-            [[stage, *(one["ms"][stage] for one in speeds if one["clip"] == first["clip"])] for stage in STAGES],
+            [[stage, *(one["ms"][stage] for one in speeds if one["clip"] == large["clip"])] for stage in STAGES],
         ),
         "Flicker, the mean difference of successive frames inside the face after the known motion is undone, over "
-        f"{moving['frames']} frames of {WIDTH} x {HEIGHT}, `mini`'s default preset:",
-        table(["video", "flicker, grey levels", "faces", "tracks"], rows),
+        f"{first['frames']} frames of {WIDTH} x {HEIGHT}, `mini`'s default preset, in grey levels:",
+        table(["video", *moving, "faces", "tracks"], rows),
         f"Memory over {memory['frames']} frames ({memory['faces']} faces restored in one step each, "
         f"{memory['seconds']} s in all): {looks}.",
     )
@@ -273,8 +278,10 @@ def measure(args: argparse.Namespace) -> Findings:
     """Restore the short clip for flicker, the long one for memory, and the large one for speed."""
     portrait = on_a_wall(read_image(args.portrait).pixels)
     with tempfile.TemporaryDirectory() as name:
-        with Restorer.open(spinning=False) as reference:
-            moving = measure_flicker(PhotoRestorer(reference), portrait, args.short, Path(name))
+        moving: dict[str, Any] = {}
+        for precision in PRECISIONS:
+            with Restorer.open(precision=precision, spinning=False) as restorer:
+                moving[precision] = measure_flicker(PhotoRestorer(restorer), portrait, args.short, Path(name))
         with Restorer.open(preset="fast", precision=args.precision, spinning=False) as fast:
             speed = measure_speed(PhotoRestorer(fast), portrait, args.hd, Path(name))
         with Restorer.open(preset="fast", steps=1, spinning=False) as short:
