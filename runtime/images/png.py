@@ -11,6 +11,7 @@ from bfr.runtime.text import listed
 PIXELS_AT = 33  # bytes of the signature and IHDR; other chunks may follow
 XMP_KEY = "XML:com.adobe.xmp"
 _SRGB_CODES = {(1, 13), (1, 1), (1, 6), (1, 14), (1, 15)}  # primaries and transfer of H.273, of sRGB and BT.709
+_PACKED = (b"zTXt", b"iTXt", b"iCCP")  # chunks that may be packed
 
 
 def bare_png(data: bytes) -> bytes:
@@ -42,17 +43,17 @@ def without_large_texts(data: bytes, notes: list[str]) -> bytes:
     """
     large, names, start, room = list[tuple[int, int]](), list[str](), 8, MAX_TEXT_MEMORY
     while start < len(data):
-        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        name, body = data[start + 4 : start + 8], data[start + 8 : end - 4]
-        key, _, rest = body.partition(b"\0") if name in (b"zTXt", b"iTXt", b"iCCP") else (b"", b"", b"")
+        begin, start = start, start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if (name := data[begin + 4 : begin + 8]) not in _PACKED:
+            continue
+        key, _, rest = data[begin + 8 : start - 4].partition(b"\0")
         if name == b"iTXt" and rest:  # whether it is packed, how, its language, its key in that language
             rest = b"\0" + rest[2:].split(b"\0", 2)[-1] if rest[0] else b""
         size = _unpacked_size(rest[1:], min(room, MAX_TEXT_CHUNK))
         room = max(0, room - (MAX_TEXT_CHUNK if size is None else size))
         if size is None:
-            large.append((start, end))
+            large.append((begin, start))
             names.append(repr(key.decode("latin-1")[:80]))
-        start = end
     if not large:
         return data
     notes.append(f"texts or profiles of more than {MAX_TEXT_CHUNK} bytes are left out: {listed(names, 3)}")
