@@ -240,8 +240,7 @@ def as_markdown(figures: dict[str, Any]) -> str:
         flickers = (one[name]["flicker"] for one in moving.values())
         rows.append([f"restored, {words}", *flickers, first[name]["faces"], first[name]["tracks"]])
     looks = ", ".join(f"{look['mib']} MiB at frame {look['frame']}" for look in (at[0], at[len(at) // 2], at[-1]))
-    speeds = figures["speed"]
-    large = speeds[0]
+    large, *_ = speeds = figures["speed"]
     return page(
         "# Video",
         f"Speed, {large['frames']} frames of {HD[0]} x {HD[1]} with one face, preset `fast`, from file to file. "
