@@ -118,12 +118,7 @@ TABLE: dict[str, tuple[bytes, tuple[int, int, int], int | None, bool]] = {
     "jpeg rgb": (saved(flat("RGB", (254, 0, 0)), "JPEG", quality=100), (254, 0, 0), None, False),
     "jpeg grey": (saved(flat("L", 77), "JPEG", quality=100), (77, 77, 77), None, True),
     "jpeg progressive": (saved(flat("RGB", (254, 0, 0)), "JPEG", progressive=True), (254, 0, 0), None, False),
-    "jpeg cmyk": (
-        saved(flat("CMYK", (0, 255, 255, 0)), "JPEG", quality=100),
-        RED,
-        None,
-        False,
-    ),
+    "jpeg cmyk": (saved(flat("CMYK", (0, 255, 255, 0)), "JPEG", quality=100), RED, None, False),
     "jpeg cmyk, unmarked": (unmarked_cmyk(), RED, None, False),
     "webp lossless": (saved(flat("RGB", RED), "WEBP", lossless=True), RED, None, False),
     "webp": (saved(flat("RGB", (254, 0, 0)), "WEBP", quality=100), (254, 0, 0), None, False),

@@ -30,10 +30,7 @@ SLOW = [*LONG, *WHOLE, "pgdiff_restoration"]
 
 
 @pytest.mark.export
-@pytest.mark.parametrize(
-    "name",
-    ["tiny_swinir", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
-)
+@pytest.mark.parametrize("name", ["tiny_swinir", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_the_published_code_is_met_by_both_backends(name: str, tmp_path: Path) -> None:
     errors = run_golden(GOLDEN / f"{name}.npz", tmp_path)
     assert errors.worst < 1e-4

@@ -16,16 +16,7 @@ from bfr.benchmarks.quality import pareto_results as r
 from bfr.benchmarks.quality.faces import DegradedFace, Pictures
 from bfr.benchmarks.quality.metrics import Mean
 from bfr.benchmarks.quality.pareto_report import as_markdown, as_png
-from bfr.benchmarks.quality.pareto_results import (
-    EQUAL_DB,
-    Allowance,
-    Candidate,
-    Study,
-    drift,
-    front,
-    read_off,
-    within,
-)
+from bfr.benchmarks.quality.pareto_results import EQUAL_DB, Allowance, Candidate, Study, drift, front, read_off, within
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import NoiseSchedule, Preset
 from bfr.runtime.errors import InvalidOption, RestorationFailed

@@ -182,10 +182,7 @@ def test_one_that_drops_out_leaves_the_others_their_turns(tiny_bundle: Bundle, f
     kept: list[list[tuple[str, int]]] = []
     for batch in (1, 2):
         runs = field.measure(
-            batch,
-            repeats=3,
-            warmup=1,
-            keep=lambda runs: kept.append([(run.name, len(run.samples)) for run in runs]),
+            batch, repeats=3, warmup=1, keep=lambda runs: kept.append([(run.name, len(run.samples)) for run in runs])
         )
     assert [(run.name, len(run.samples)) for run in runs] == [("a", 3), ("c", 3)]
     assert field.lost == {"b": "out of memory"}

@@ -270,10 +270,7 @@ def test_a_network_refuses_an_output_that_it_reads(gpu: FakeTorchCuda) -> None:
 
 @pytest.mark.parametrize(
     ("half", "wanted"),
-    [
-        (False, {"benchmark": True, "allow_tf32": False}),
-        (True, {"benchmark": False, "allow_tf32": True}),
-    ],
+    [(False, {"benchmark": True, "allow_tf32": False}), (True, {"benchmark": False, "allow_tf32": True})],
 )
 def test_cudnn_computes_as_it_was_asked_to(
     gpu: FakeTorchCuda, monkeypatch: pytest.MonkeyPatch, half: bool, wanted: dict[str, bool]
@@ -317,10 +314,7 @@ def test_versions_name_what_computes(gpu: FakeTorchCuda) -> None:
 
 @pytest.mark.parametrize(
     ("broken", "error", "message"),
-    [
-        ("torch", BackendUnavailable, "cannot use CUDA here"),
-        ("triton", MissingDependency, "needs Triton"),
-    ],
+    [("torch", BackendUnavailable, "cannot use CUDA here"), ("triton", MissingDependency, "needs Triton")],
 )
 def test_what_is_missing_is_named(
     gpu: FakeTorchCuda, monkeypatch: pytest.MonkeyPatch, broken: str, error: type[Exception], message: str

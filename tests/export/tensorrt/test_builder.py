@@ -81,9 +81,7 @@ class FakeTensorRt:
 
     def OnnxParser(self, network: Any, logger: Any) -> Any:  # noqa: N802
         return SimpleNamespace(
-            parse_from_file=lambda _: not self.errors,
-            num_errors=len(self.errors),
-            get_error=self.errors.__getitem__,
+            parse_from_file=lambda _: not self.errors, num_errors=len(self.errors), get_error=self.errors.__getitem__
         )
 
     def config(self) -> Any:
@@ -175,13 +173,7 @@ def test_engines_allocate_nothing_while_they_run(trt: FakeTensorRt) -> None:
 
 
 def test_options_out_of_range_are_refused() -> None:
-    for wrong in (
-        {"batches": (0, 1)},
-        {"batches": "1,x"},
-        {"workspace": 0},
-        {"level": 6},
-        {"aux_streams": -1},
-    ):
+    for wrong in ({"batches": (0, 1)}, {"batches": "1,x"}, {"workspace": 0}, {"level": 6}, {"aux_streams": -1}):
         with pytest.raises(InvalidOption):
             BuildOptions(**wrong)  # type: ignore[arg-type]
 

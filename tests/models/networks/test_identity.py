@@ -137,10 +137,7 @@ def test_recovery_embeds_what_it_decodes() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "remedy"),
-    [
-        ({"metric": "euclid"}, "choose one of cosine, mse"),
-        ({"crop": "tight"}, "choose one of arcface, whole"),
-    ],
+    [({"metric": "euclid"}, "choose one of cosine, mse"), ({"crop": "tight"}, "choose one of arcface, whole")],
 )
 def test_impossible_distances_are_refused(changes: dict[str, Any], remedy: str) -> None:
     with pytest.raises(InvalidOption, match=remedy):

@@ -142,11 +142,7 @@ def low_rank(style: tuple[str, str], prefix: str, rank: int = 2) -> dict[str, Te
 
 @pytest.mark.parametrize(
     ("style", "prefix"),
-    [
-        ((".lora_A", ".lora_B"), "unet."),
-        ((".lora.down", ".lora.up"), ""),
-        ((".lora_down", ".lora_up"), "unet."),
-    ],
+    [((".lora_A", ".lora_B"), "unet."), ((".lora.down", ".lora.up"), ""), ((".lora_down", ".lora_up"), "unet.")],
 )
 @pytest.mark.parametrize("alpha", [2.0, 16.0])
 def test_merged_weights_compute_what_layer_and_update_compute(

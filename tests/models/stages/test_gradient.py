@@ -94,10 +94,7 @@ def test_the_graph_reads_the_batch_once_and_calls_no_autograd() -> None:
 
 @pytest.mark.parametrize(
     "function",
-    [
-        lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest"),
-        lambda x: x.square().view(int(x.shape[0]) * 4, 81),
-    ],
+    [lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest"), lambda x: x.square().view(int(x.shape[0]) * 4, 81)],
 )
 def test_a_batch_that_becomes_a_constant_is_refused(function: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(RuntimeError, match="batch"):

@@ -19,14 +19,7 @@ from bfr.export.onnx.graph import export_graph
 from bfr.models.networks.clrface import clrface_guide, clrface_recoverer, identity_guide
 from bfr.models.networks.vqgan import VQModel
 from bfr.models.stages.gradient import move
-from bfr.models.stages.guide import (
-    DecodeStage,
-    EmbedStage,
-    EncodeStage,
-    GuideStage,
-    RecoverStage,
-    distance_gradient,
-)
+from bfr.models.stages.guide import DecodeStage, EmbedStage, EncodeStage, GuideStage, RecoverStage, distance_gradient
 from bfr.models.stages.stage import Stage
 from bfr.models.weights.seeded import seed_weights
 from bfr.runtime.diffusion.solvers import Column

@@ -199,10 +199,7 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a text": (lambda path: path.write_text("Access denied.\n"), "is a text of 15 bytes, 'Access denied.'"),
     "zeros": (lambda path: path.write_bytes(bytes(8192)), "zero bytes"),
     "random": (lambda path: path.write_bytes(bytes(range(200, 256)) * 9), "is no checkpoint of PyTorch"),
-    "a zip of others": (
-        lambda path: archive(path, "a.txt", "b.txt"),
-        "zip archive of other files (a.txt, b.txt)",
-    ),
+    "a zip of others": (lambda path: archive(path, "a.txt", "b.txt"), "zip archive of other files (a.txt, b.txt)"),
     "a NumPy archive": (lambda path: archive(path, "a.npy"), "is a NumPy archive"),
     "TorchScript": (
         lambda path: archive(path, "a/data.pkl", "a/constants.pkl", "a/code/a.py"),

@@ -80,11 +80,7 @@ def test_a_start_for_each_image_ends_a_graph_where_the_host_decides(
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_of_the_family_is_one_graph_a_batch(
-    name: str,
-    building: Callable[[Bundle], Bundle],
-    tensorrt: Any,
-    gpus: Any,
-    tmp_path_factory: pytest.TempPathFactory,
+    name: str, building: Callable[[Bundle], Bundle], tensorrt: Any, gpus: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Several loops, their noise, inputs beside the image, guidance and latents: the same bytes as on the CPU."""
     bundle = shared(name, tmp_path_factory)

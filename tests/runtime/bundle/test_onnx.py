@@ -20,10 +20,7 @@ from bfr.runtime.bundle.onnx import LARGEST_ELEMENTS, MOST_NODES, check_graph
 from bfr.runtime.bundle.onnx_info import read_ends
 from bfr.runtime.errors import BundleInvalid
 
-GRAPHS = [
-    (default_bundle() / "estimator.onnx").read_bytes(),
-    (default_bundle() / "denoiser.onnx").read_bytes(),
-]
+GRAPHS = [(default_bundle() / "estimator.onnx").read_bytes(), (default_bundle() / "denoiser.onnx").read_bytes()]
 WEIGHTS = {"estimator.safetensors": 1 << 30, "denoiser.safetensors": 1 << 30}
 
 
@@ -134,9 +131,7 @@ def sparse() -> Any:
 
 BOMBS: dict[str, Callable[[], bytes]] = {
     "ConstantOfShape": lambda: model([node("ConstantOfShape", "n")], numbers("n", 1 << 15, 1 << 15)),
-    "a Constant's shape": lambda: model(
-        [constant("n", numbers("v", 1 << 40)), node("ConstantOfShape", "n")],
-    ),
+    "a Constant's shape": lambda: model([constant("n", numbers("v", 1 << 40)), node("ConstantOfShape", "n")]),
     "ints of a Constant": lambda: model([constant("n", ints=[1 << 20, 1 << 20]), node("ConstantOfShape", "n")]),
     "Expand": lambda: model([node("Expand", "x", "n")], numbers("x", 1), numbers("n", 1 << 31)),
     "Tile": lambda: model([node("Tile", "x", "n")], numbers("x", *range(1000)), numbers("n", 1 << 20)),

@@ -122,8 +122,7 @@ class TestStandardInputAndOutput:
         assert Image.open(file).size == SIZE
 
     @pytest.mark.parametrize(
-        ("data", "message"),
-        [(b"", "standard input is empty"), (b"words" * 9, "standard input holds no image of PNG")],
+        ("data", "message"), [(b"", "standard input is empty"), (b"words" * 9, "standard input holds no image of PNG")]
     )
     def test_what_is_no_image_is_refused(
         self, call: Called, album: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, message: str

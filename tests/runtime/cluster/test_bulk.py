@@ -643,10 +643,7 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.server
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense"])
 def test_a_cluster_that_does_not_answer(address: str) -> None:
-    with (
-        mock.patch("ray.is_initialized", return_value=False),
-        pytest.raises(BackendUnavailable, match="--address"),
-    ):
+    with mock.patch("ray.is_initialized", return_value=False), pytest.raises(BackendUnavailable, match="--address"):
         connected(address).__enter__()
 
 

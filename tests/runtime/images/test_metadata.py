@@ -213,8 +213,7 @@ class TestXmp:
         assert len(clean_xmp(packet, (1, 1))) == len(packet)
 
     @pytest.mark.parametrize(
-        ("name", "note"),
-        [(b'GCamera:MotionPhoto="1"', "motion photo"), (b'hdrgm:Version="1.0"', "gain map")],
+        ("name", "note"), [(b'GCamera:MotionPhoto="1"', "motion photo"), (b'hdrgm:Version="1.0"', "gain map")]
     )
     def test_what_it_says_is_lost(self, files: Any, name: bytes, note: str) -> None:
         packet = b"http://ns.adobe.com/xap/1.0/\0<rdf:RDF><rdf:Description " + name + b"/></rdf:RDF>"

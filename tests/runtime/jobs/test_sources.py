@@ -9,15 +9,7 @@ import pytest
 
 from bfr.runtime.errors import InputNotFound, InvalidOption
 from bfr.runtime.jobs import store as store_module
-from bfr.runtime.jobs.sources import (
-    Inputs,
-    Item,
-    check_found,
-    choose_outputs,
-    find_images,
-    find_inputs,
-    find_masks,
-)
+from bfr.runtime.jobs.sources import Inputs, Item, check_found, choose_outputs, find_images, find_inputs, find_masks
 from bfr.runtime.jobs.store import Store
 
 
