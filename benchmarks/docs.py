@@ -28,10 +28,7 @@ BLOCK = re.compile(
 
 
 def render(document: Path) -> str:
-    """Return the text of a document with its blocks refilled.
-
-    Raises:
-        InputNotFound: A source, heading or column is not there.
+    """Return the text of a document with its blocks refilled. Raises InputNotFound without a source, heading or column.
     """
 
     def fill(match: re.Match[str]) -> str:
@@ -65,15 +62,9 @@ def section(source: Path, heading: str | None) -> str:
 
 
 def choose_columns(text: str, names: Sequence[str], source: Path) -> str:
-    """Return the named columns of the first table in a Markdown text.
+    """Return the named columns of the first table in a Markdown text. Raises InputNotFound if it has none of that name.
 
-    Args:
-        text: Markdown with at least one table.
-        names: Titles of the columns, in the order that they get.
-        source: The file that the text is of, for the error.
-
-    Raises:
-        InputNotFound: There is no table, or it has no such column.
+    source: the file that the text is of, for the error.
     """
     lines = text.splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith("|")), len(lines))

@@ -22,7 +22,6 @@ class Source:
     """Where energy is read.
 
     Attributes:
-        name: Name for reports.
         read: Joules since some beginning, or watts now where `power`.
         power: Whether it is watts, to be summed over time.
         wraps: Joules after which a counter restarts.
@@ -37,8 +36,7 @@ class Source:
 def measure_joules(source: Source, work: Callable[[], None]) -> float:
     """Return the energy that is used while `work` runs, read ten times a second.
 
-    Raises:
-        OSError: The source does not answer at the start or at the end.
+    Raises OSError if the source does not answer at the start or at the end.
     """
     samples = [(time.perf_counter(), source.read())]
     stop = threading.Event()
@@ -64,11 +62,7 @@ def measure_joules(source: Source, work: Callable[[], None]) -> float:
 
 
 def find_source(bus_id: str | None = None) -> Source | str:
-    """Where this machine's energy can be read, or why it cannot.
-
-    Args:
-        bus_id: PCI bus number of a GPU; None for the CPU.
-    """
+    """Where this machine's energy can be read, or why it cannot. bus_id: PCI bus number of a GPU; None for the CPU."""
     return board_source() or (cpu_source() if bus_id is None else gpu_source(bus_id))
 
 

@@ -93,11 +93,7 @@ class GpuWatch:
 
 
 def summarize_watch(lines: Sequence[str]) -> dict[str, str]:
-    """Return the GPU's state before, meanwhile and at last.
-
-    Args:
-        lines: Comma-separated lines of `nvidia-smi`; unknown values are `[N/A]` and are skipped.
-    """
+    """Return the GPU's state before, meanwhile and at last, from lines of `nvidia-smi`; `[N/A]` is skipped."""
     rows = [[_number(cell) for cell in line.split(",")] for line in lines if line.count(",") == len(UNITS) - 1]
     if not rows:
         return {}

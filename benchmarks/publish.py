@@ -57,10 +57,9 @@ class Command(argparse.ArgumentParser):
         return shlex.join(parts)
 
     def __call__(self, arguments: Sequence[str] | None = None) -> int:
-        """Parse, measure, write both files and print the Markdown.
+        """Parse, measure, write both files and print the Markdown; the exit status.
 
-        Returns:
-            The exit status. An error that the user can fix is one line on stderr.
+        An error that the user can fix is one line on stderr.
         """
         args = self.parse_args(arguments)
         try:

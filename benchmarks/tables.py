@@ -13,9 +13,7 @@ def page(*parts: str) -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return a table whose first column is text and whose others are numbers.
 
-    Args:
-        head: Titles of the columns.
-        rows: Their cells; None is an empty one, and so are those that a row lacks at its end.
+    A cell of None is empty, and so are those that a row lacks at its end.
     """
     lines = (head, ["---", *["---:"] * (len(head) - 1)], *([*row, *[None] * (len(head) - len(row))] for row in rows))
     texts = (["" if cell is None else str(cell).replace("|", "\\|") for cell in line] for line in lines)

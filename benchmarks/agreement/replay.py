@@ -87,7 +87,7 @@ def distance(a: NDArray[Any], b: NDArray[Any]) -> float:
 def run_chain(
     chain: Chain, arrays: Arrays, degraded: Float32, *, every: int = 1, **options: Any
 ) -> tuple[ChainResult, list[float]]:
-    """Run a recorded loop.
+    """Run a recorded loop; return the result, and the largest error of each kept state.
 
     Args:
         chain: The chain with the golden's noise.
@@ -95,9 +95,6 @@ def run_chain(
         degraded: (B, 3, H, W) in [0, 1].
         every: Pixels of a side from one that the golden holds to the next.
         options: More of `Chain.run`.
-
-    Returns:
-        The result, and the largest error of each kept state.
     """
     kept = {int(index): state for index, state in zip(arrays["kept"], arrays["states"], strict=True)}
     errors = []

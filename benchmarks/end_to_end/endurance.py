@@ -97,14 +97,10 @@ def endure(
 
 
 def judge(looks: Sequence[Look]) -> dict[str, Any]:
-    """Say whether memory is `constant`: neither grew.
+    """Say whether memory is `constant`: neither grew. looks: in order, the first after the warm-up.
 
-    Args:
-        looks: In order, the first after the warm-up.
-
-    Returns:
-        `device_growth` in bytes, from the first look to the largest; `host_growth`, see `growth`; None if they are
-        not known; and `constant`.
+    Returns also `device_growth` in bytes, from the first look to the largest, and `host_growth`, see `growth`; None if
+    they are not known.
     """
     device, host = ([found for look in looks if (found := look[where]) is not None] for where in ("device", "host"))
     device_growth = max(device) - device[0] if device else None
@@ -117,9 +113,6 @@ def growth(values: Sequence[float]) -> float:
     """Return by what share the largest of the second half exceeds the largest of the first half, the middle included.
 
     A host's resident memory comes and goes with the arrays that are alive at a look; growth lifts the level.
-
-    Args:
-        values: Bytes in use, in order, at least two.
     """
     half = (len(values) + 1) // 2
     return max(values[half:]) / max(values[:half]) - 1.0

@@ -26,11 +26,7 @@ class Portrait:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """A composed photograph.
-
-    Attributes:
-        landmarks: One (5, 2) for each person.
-    """
+    """A composed photograph."""
 
     pixels: NDArray[np.uint8]
     landmarks: tuple[NDArray[np.float64], ...]

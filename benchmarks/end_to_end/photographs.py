@@ -89,12 +89,7 @@ def measure_group(photo: PhotoRestorer, item: Item, repeats: int, out: Path) -> 
 
 
 def measure(args: argparse.Namespace) -> Findings:
-    """Measure the folder and the group.
-
-    Raises:
-        InvalidOption: A number is below 1.
-        InputNotFound: No portrait has a face.
-    """
+    """Measure the folder and the group. Raises InvalidOption for a number below 1, InputNotFound without a face."""
     if min(args.count, args.repeats, args.batch) < 1:
         raise InvalidOption("--count, --repeats and --batch: choose 1 or more of each")
     portraits, _ = read_portraits(args.faces)

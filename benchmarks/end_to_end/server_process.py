@@ -36,16 +36,10 @@ class ServerProcess:
     """A server on a free port of this machine, with its files below `home`."""
 
     def __init__(self, home: Path, *flags: str, wait: bool = True, **environment: str) -> None:
-        """Start it, and wait until it is ready.
+        """Start it, and wait until it is ready. Raises ServerUnavailable where it is not after START seconds.
 
-        Args:
-            home: Folder of the server's files and of what it prints.
-            flags: Flags of `bfr serve`.
-            wait: Whether to wait.
-            environment: Variables of its environment beside this process's.
-
-        Raises:
-            ServerUnavailable: It is not ready after START seconds.
+        home: folder of its files and of what it prints. flags: of `bfr serve`. environment: variables beside this
+        process's.
         """
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -85,8 +79,7 @@ class ServerProcess:
     def wait_ready(self, seconds: float = START) -> float:
         """Wait until it takes work; return the seconds that it took.
 
-        Raises:
-            ServerUnavailable: It ended, or is not ready after `seconds`.
+        Raises ServerUnavailable if it ended, or is too late.
         """
         begin = time.monotonic()
         while time.monotonic() - begin < seconds and self.process.poll() is None:

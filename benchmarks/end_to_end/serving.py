@@ -43,7 +43,6 @@ class Load:
     """What a level of load came to.
 
     Attributes:
-        seconds: Seconds of each request, from the client's side.
         refused: Answers 503.
     """
 

@@ -57,7 +57,7 @@ def run_stages(
         command: To which a stage's name and its seconds are added: it runs one stage, which records itself.
         out: Folder of `results.json` and `log.txt`.
         work: Folder of everything else.
-        seconds: Seconds for all stages together.
+        seconds: For all stages together.
         resume: Folder of an earlier `results.json`, whose finished stages are not run again.
         rehearsal: Whether the figures are a CPU's.
     """

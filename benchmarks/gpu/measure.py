@@ -25,12 +25,10 @@ class Context:
     """What a stage works with.
 
     Attributes:
-        prepared: The folder of `--prepare`.
         work: Folder for what is not copied back, logs and weights.
         out: Folder for what is copied back.
         gpu: False in a rehearsal.
         seconds: Seconds until the stage is stopped.
-        faces: Faces to train on.
     """
 
     prepared: Path
@@ -148,13 +146,8 @@ def restore(
 ) -> Figures:
     """Time batches of faces; compare the images with those of eager float32, where it ran before.
 
-    Args:
-        context: The stage's context.
-        name: The contender.
-        batch: Faces a call.
-        steps: Number of steps of the loop; None is the preset's.
-        repeats: Timed batches.
-        compiler: See `open_contender`; an empty one is `defaults` in the report.
+    name: the contender. batch: faces a call. steps: of the loop; None is the preset's. repeats: timed batches.
+    compiler: see `open_contender`; an empty one is `defaults` in the report.
     """
     from bfr.benchmarks.speed.contender import open_contender
     from bfr.benchmarks.speed.interleave import synthetic_faces, time_batch

@@ -153,8 +153,7 @@ def _others(path: Path) -> Path:
 def complete_bundle(source: Path, folder: Path) -> dict[str, Any]:
     """Copy a prepared bundle and make its missing weights; return what was made, in how many seconds.
 
-    Raises:
-        BundleCorrupt: A file, generated or copied, has not the sha256 of the manifest.
+    Raises BundleCorrupt for a file, generated or copied, that has not the sha256 of the manifest.
     """
     shutil.copytree(source, folder, dirs_exist_ok=True)
     bundle = Bundle.open(folder)
@@ -173,10 +172,8 @@ def complete_bundle(source: Path, folder: Path) -> dict[str, Any]:
 def rebuild(bundle: Bundle, name: str, path: Path) -> str | None:
     """Write the weights of a network as functions of its parameters' names, as `bfr export --seeded` does.
 
-    What `_others` holds beside `path` is added.
-
-    Returns:
-        The file's sha256; None if the network is not one that is made of an architecture alone.
+    Returns their sha256. What `_others` holds beside `path` is added. None if the network is not one that is made of an
+    architecture alone.
     """
     import numpy as np
     from safetensors.numpy import load_file, save_file

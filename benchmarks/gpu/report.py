@@ -34,10 +34,7 @@ TRAINED: Columns = {key: (key, 1) for key in ("steps", "steps a second", "first 
 
 
 def publish(results: Mapping[str, Any], folder: Path) -> Path:
-    """Write `folder/GPU/report.md` of a run on a GPU; return its path.
-
-    Raises:
-        InvalidOption: There are no results, or they are a rehearsal's.
+    """Write `folder/GPU/report.md` of a run on a GPU; return its path. Raises InvalidOption without results of a GPU.
     """
     if not results.get("stages") or results["rehearsal"]:
         raise InvalidOption("there are no results of a GPU in that folder: a rehearsal's are not published")

@@ -37,15 +37,9 @@ class DegradedFace:
 def level_at(name: str, size: int) -> Degradation:
     """Scale a level to a system's size: blur and downsampling grow with the side, so that as much of the face is lost.
 
-    Noise and JPEG act on the small picture, which then has the same size, and stay. No level enlarges: below 256
-    pixels a downsampling stops at 1. The blur's kernel has 41 pixels at any size, so a wide one is cut at 512.
-
-    Args:
-        name: One of LEVELS.
-        size: Side of the faces in pixels.
-
-    Raises:
-        InvalidOption: The level is unknown.
+    Noise and JPEG act on the small picture, which then has the same size, and stay. No level enlarges: below 256 pixels
+    a downsampling stops at 1. The blur's kernel has 41 pixels at any size, so a wide one is cut at 512. Raises
+    InvalidOption for an unknown level.
     """
     if name not in LEVELS:
         raise InvalidOption(f"level {name!r} is unknown: choose from {', '.join(LEVELS)}")
@@ -57,9 +51,7 @@ def level_at(name: str, size: int) -> Degradation:
 def read_faces(folder: Path, size: int, limit: int | None) -> list[tuple[str, UInt8]]:
     """Names and pictures, (S, S, 3) uint8 RGB, of the first `limit` images of a folder, resized (antialiased bicubic).
 
-    Raises:
-        InputNotFound: There are none.
-        InvalidImage: One is not square.
+    Raises InputNotFound if there are none, InvalidImage if one is not square.
     """
     items = find_images([folder])[:limit]
     if not items:
@@ -80,8 +72,7 @@ def read_faces(folder: Path, size: int, limit: int | None) -> list[tuple[str, UI
 def degrade(name: str, truth: UInt8, degradation: Degradation, seed: int) -> DegradedFace:
     """Degrade a face with noise of its own: a function of the seed and its name, not of its place in the folder.
 
-    Raises:
-        InvalidImage: The truth is of one colour: nothing can be as sharp as it.
+    Raises InvalidImage for a truth of one colour: nothing can be as sharp as it.
     """
     if truth.min() == truth.max():
         raise InvalidImage(f"{name} is of one colour, its sharpness is undefined: take it out of the folder")
@@ -106,11 +97,7 @@ class Pictures:
 
 
 def restore(restorer: Restorer, face: DegradedFace, seed: int) -> Pictures:
-    """Restore one face. Its noise depends on its pixels and the seed alone.
-
-    Raises:
-        RestorationFailed: The result holds NaN or Inf.
-    """
+    """Restore one face. Its noise depends on its pixels and the seed alone. Raises RestorationFailed for NaN or Inf."""
     degraded = to_input(face.degraded, restorer.size)
     batch = choose_bucket(1, restorer.device.buckets)
     chain = restorer.chain(batch)

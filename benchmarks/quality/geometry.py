@@ -72,10 +72,7 @@ def compare(found: Landmarks, own: Landmarks) -> dict[str, float]:
 
 
 def examine(detector: Detector, name: str, stages: Mapping[str, UInt8], truth: UInt8) -> Record | None:
-    """Compare a face's pictures with its truth, and the truth with itself.
-
-    Returns None if the detector does not find the face in the truth.
-    """
+    """Compare a face's pictures with its truth, and the truth with itself; None if no face is found in the truth."""
     own = find_landmarks(detector, truth)
     if own is None:
         return None
@@ -87,10 +84,7 @@ def examine(detector: Detector, name: str, stages: Mapping[str, UInt8], truth: U
 
 
 def geometry_table(records: Sequence[Record | None]) -> str:
-    """Markdown of all faces: how many were found, landmarks' mean and largest error, changed proportions.
-
-    Args:
-        records: One of each face, see `examine`; at least one.
+    """Markdown of all faces, at least one: how many were found, landmarks' mean and largest error, changed proportions.
     """
     known = [record for record in records if record is not None]
     if not known:

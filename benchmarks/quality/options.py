@@ -80,11 +80,7 @@ def open_inputs(args: argparse.Namespace) -> Inputs:
 
 
 def numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
-    """Return the numbers of a text as `2,3,4`.
-
-    Raises:
-        InvalidOption: It is something else; the message names `option`.
-    """
+    """Return the numbers of a text as `2,3,4`. Raises InvalidOption, which names `option`, for something else."""
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError as error:
@@ -92,11 +88,7 @@ def numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Numbe
 
 
 def words(option: str, text: str, known: tuple[str, ...]) -> list[str]:
-    """Return the words of a text as `a,b`.
-
-    Raises:
-        InvalidOption: One is not among `known`; the message names `option`.
-    """
+    """Return the words of a text as `a,b`. Raises InvalidOption, which names `option`, if one is not among `known`."""
     found = text.split(",")
     if unknown := [word for word in found if word not in known]:
         raise InvalidOption(f"{option} {unknown[0]!r} is unknown: choose from {', '.join(known)}")

@@ -76,16 +76,9 @@ def start_of(bundle: Bundle, preset: Preset) -> float:
 
 
 def measure(restorer: Restorer, faces: Sequence[DegradedFace], results: Sequence[UInt8], *, seed: int) -> Candidate:
-    """Measure a sampler on all faces, and close its Restorer.
+    """Measure a sampler on all faces, and close its Restorer. Raises RestorationFailed, which names it, for NaN or Inf.
 
-    Args:
-        restorer: The Restorer with the sampler.
-        faces: The degraded faces.
-        results: The reference's, (S, S, 3) uint8 RGB each.
-        seed: Seed of the noise.
-
-    Raises:
-        RestorationFailed: A result holds NaN or Inf; the message names the sampler.
+    results: the reference's, (S, S, 3) uint8 RGB each.
     """
     samples = []
     with restorer:
@@ -111,14 +104,8 @@ def measure_reference(
 ) -> tuple[Candidate, Candidate, list[UInt8]]:
     """Measure the reference, and close its Restorer.
 
-    Args:
-        restorer: The Restorer with the reference.
-        faces: The degraded faces.
-        seed: Seed of the noise.
-        other_seeds: The mean drift of their results is the spread.
-
-    Returns:
-        The reference, the estimate, and the reference's results, (S, S, 3) uint8 RGB each.
+    Returns the reference, whose drift is the mean of the results of `other_seeds` from its own; the estimate; and the
+    reference's results, (S, S, 3) uint8 RGB each.
     """
     own, estimates, results = [], [], []
     with restorer:

@@ -81,7 +81,6 @@ class Study:
     """All of one run.
 
     Attributes:
-        facts: What the report says of it.
         reference: Its samples' drift is the spread between seeds.
         candidates: The estimate first.
     """
@@ -115,11 +114,7 @@ def drift(image: UInt8, reference: UInt8) -> dict[str, float]:
 
 
 def within(difference: Mean) -> bool:
-    """The rule of RULE.
-
-    Args:
-        difference: Difference of PSNR in dB, drift less spread, image by image.
-    """
+    """The rule of RULE. difference: of PSNR in dB, drift less spread, image by image."""
     return difference.mean >= -(difference.error or 0.0)
 
 

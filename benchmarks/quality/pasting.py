@@ -152,11 +152,7 @@ def count_sharp(portraits: Sequence[Portrait], sides: Sequence[int], size: int) 
 
 
 def benchmark(args: argparse.Namespace) -> Findings:
-    """Run what the command line asks for.
-
-    Raises:
-        InputNotFound: The folder holds no photograph with a face.
-        InvalidOption: `--sides` is no list of numbers.
+    """Run what the command line asks for. Raises InputNotFound for a folder without a face, InvalidOption for --sides.
     """
     sides = numbers("--sides", args.sides, int)
     portraits = read_portraits(args.folder, args.limit, args.size)

@@ -76,15 +76,9 @@ class Cell:
 
 
 def read_portraits(folder: Path, limit: int, size: int) -> list[Portrait]:
-    """Read the first photographs of a folder in which YuNet finds a face.
+    """Read the first `limit` photographs of a folder in which YuNet finds a face. Raises InputNotFound without any.
 
-    Args:
-        folder: Folder of photographs.
-        limit: How many are read.
-        size: Side of the aligned crop, pixels.
-
-    Raises:
-        InputNotFound: There is none.
+    size: side of the aligned crop, pixels.
     """
     detector, found = YuNet(), list[Portrait]()
     for item in find_images([folder]):

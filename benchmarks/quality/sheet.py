@@ -28,11 +28,7 @@ def contact_sheet(
 ) -> bytes:
     """PNG bytes of a labelled grid.
 
-    Args:
-        columns: The headings.
-        rows: The name of each and its tiles, one for each column, all of one size.
-        title: The line above.
-        notes: Lines under the title, wrapped to the sheet's width.
+    rows: the name of each and its tiles, one for each column, all of one size. notes: lines under the title, wrapped.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

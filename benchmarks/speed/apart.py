@@ -30,15 +30,12 @@ class Apart:
     """A process that makes an object and answers calls of its methods, one at a time, until it is closed."""
 
     def __init__(self, make: Callable[..., Any], *arguments: Any, limit: float) -> None:
-        """Start the process and wait until the object is there.
+        """Start the process and wait until the object is there. Raises Lost if it could not be made.
 
         Args:
             make: Makes the object; a function or class of a module that can be imported.
-            arguments: Arguments of `make`. They are pickled, as are arguments and results of all calls.
+            arguments: Of `make`. They are pickled, as are arguments and results of all calls.
             limit: Seconds that making it, and each call, may take.
-
-        Raises:
-            Lost: It could not be made.
         """
         self.limit = limit
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (as long as the process lives)
@@ -54,11 +51,7 @@ class Apart:
         self._ask((make, arguments), "to start")
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method there.
-
-        Raises:
-            Lost: It raised, ended the process or took too long; the process is gone.
-        """
+        """Call a method there. Raises Lost if it raised, ended the process or took too long; the process is gone."""
         return self._ask((method, arguments), f"to {method}")
 
     def close(self) -> None:

@@ -57,7 +57,6 @@ class Contender:
     """A backend with a bundle's networks loaded.
 
     Attributes:
-        name: As in a configuration.
         load_seconds: Seconds of reading, hashing and loading the networks; not of importing libraries.
         build_seconds: Seconds of the engines that it loaded, when `bfr build` made them; None of what builds nothing
             beforehand.
@@ -87,11 +86,7 @@ class Contender:
 
 
 def split_name(name: str) -> Name:
-    """Return the parts of a contender's name.
-
-    Raises:
-        InvalidOption: There is no such contender; the message has those that there are.
-    """
+    """Return the parts of a contender's name. Raises InvalidOption, with those that there are, for an unknown one."""
     rest, _, suffix = name.partition("+")
     backend, _, precision = rest.partition(":")
     if backend not in GRAPHS and (backend not in EAGER or precision):
@@ -147,12 +142,8 @@ def open_contender(
 ) -> Contender:
     """Open a backend and load the networks.
 
-    Args:
-        bundle: The bundle.
-        name: Name of the contender.
-        threads: CPU threads; None is each library's own choice.
-        index: Number of the GPU.
-        compiler: Compiler options of a backend that compiles; None is its default.
+    threads: of the CPU; None is each library's own choice. index: number of the GPU. compiler: options of a backend
+    that compiles; None is its default.
 
     Raises:
         BackendUnavailable: It does not work or makes no sense here.

@@ -23,9 +23,7 @@ class Entry(NamedTuple):
 
     Attributes:
         folder: Absolute folder of the bundle.
-        name: Name of the contender.
         threads: CPU threads; None is each library's own choice.
-        gpu: Its number.
         published: The clone of the published code that it is; None for the others.
     """
 
@@ -65,11 +63,7 @@ class Player:
         )
 
     def restore(self) -> Timing:
-        """Restore a batch.
-
-        Raises:
-            RestorationFailed: A result is not finite.
-        """
+        """Restore a batch. Raises RestorationFailed if a result is not finite."""
         timing, self._made = time_batch(self.contender, self._restorer, self._faces)
         return timing
 

@@ -70,10 +70,8 @@ class Cost:
 def measure_ceilings(index: int | None, threads: int | None = None, *, repeats: int = REPEATS) -> Ceilings:
     """Measure a GPU in half precision, or the CPU in float32.
 
-    Args:
-        index: Number of the GPU; None is the CPU.
-        threads: PyTorch's from now on; None leaves them as they are.
-        repeats: Timed calls of each.
+    index: number of the GPU; None is the CPU. threads: PyTorch's from now on; None leaves them as they are. repeats:
+    timed calls of each.
     """
     import torch
 
@@ -119,15 +117,9 @@ def median_seconds(call: Callable[[], Any], where: Any, repeats: int) -> float:
 
 
 def count_cost(bundle: Bundle, batches: Sequence[int], *, half: bool) -> list[Cost]:
-    """Count the cost of the denoiser's call at each batch size.
+    """Count the cost of the denoiser's call at each batch size, if it is one, a UNet on images that was counted.
 
-    Args:
-        bundle: A system with one denoiser that is a UNet on images.
-        batches: The batch sizes.
-        half: Weights and inner activations in half where the published half mode has them so, else all float32.
-
-    Returns:
-        One a batch size; none for other systems, and where the manifest has no operation count.
+    half: weights and inner activations in half where the published half mode has them so, else all float32.
     """
     if len(bundle.denoisers) != 1:
         return []

@@ -20,21 +20,11 @@ HEADS = ("system", "backend, batch", "p50 s (p90)", "faces/s", "max abs", "peak 
 def bench_several(
     bundles: Sequence[Bundle], options: BenchOptions, progress: Callable[[str], None] = lambda _: None
 ) -> Path:
-    """Measure bundles one after the other.
+    """Measure bundles one after the other; return the path of `bench.md`, their table, with `bench.json` beside it.
 
     Each leaves its own report in a folder of `options.out` that is called after its system; a bundle that fails costs
-    its rows alone, and its reason stands below the table.
-
-    Args:
-        bundles: The bundles.
-        options: For all of them; `bundle` and `compare` are not read.
-        progress: Called with what is being measured.
-
-    Returns:
-        The path of the common table, `bench.md`; `bench.json` beside it holds the results of all.
-
-    Raises:
-        BfrError: The last bundle's error, if all fail.
+    its rows alone, and its reason stands below the table. Of the options `bundle` and `compare` are not read. Raises
+    the last bundle's error, if all fail.
     """
     found: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
@@ -62,9 +52,7 @@ def bench_several(
 def as_markdown(found: Sequence[dict[str, Any]], failed: dict[str, str]) -> str:
     """Render the table: a row a system, backend and batch.
 
-    Args:
-        found: Contents of each `bench.json`, with its `name`.
-        failed: Name -> why it was not measured.
+    found: contents of each `bench.json`, with its `name`. failed: name -> why it was not measured.
     """
     rows = []
     for one in found:
