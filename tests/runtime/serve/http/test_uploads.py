@@ -13,6 +13,13 @@ from bfr.runtime.serve.http.uploads import LEAST_RATE, Uploads
 KIND = "multipart/form-data; boundary=x"
 
 
+NAMED, UNNAMED = (f"Content-Disposition: form-data; {one}\r\n" for one in ('name="image"', 'filename="a.png"'))
+
+
+def part(*heads: str) -> bytes:
+    return b"".join(b"--x\r\n" + head.encode() + b"\r\n1\r\n" for head in heads)
+
+
 def form(*parts: tuple[str, bytes]) -> bytes:
     text = b"".join(
         b'--x\r\nContent-Disposition: form-data; name="%b"; filename="a.png"\r\n\r\n%b\r\n' % (name.encode(), data)
@@ -66,6 +73,8 @@ def test_the_field_of_a_form_is_read_in_memory(monkeypatch: pytest.MonkeyPatch) 
     data = bytes(range(256)) * 9 * 1024 + b"\r\n--y\r\n--"
     assert form_image(form(("image", data)), KIND) == data
     assert form_image(form(("image", b"")), KIND) == b""
+    for more in ("", '; filename="../../a.png"'):
+        assert form_image(part(f'Content-Disposition: form-data; name="image"{more}\r\n') + b"--x--\r\n", KIND) == b"1"
 
 
 @pytest.mark.parametrize(
@@ -75,6 +84,7 @@ def test_the_field_of_a_form_is_read_in_memory(monkeypatch: pytest.MonkeyPatch) 
         (form(("image", b"1"), ("upscale", b"2")), KIND, "'upscale'"),
         (form(("image", b"1"), ("image", b"2")), KIND, "twice"),
         (form(), KIND, "no file"),
+        *((part(*heads) + b"--x--\r\n", KIND, "form") for heads in ([""], [NAMED, ""], ["", NAMED], [UNNAMED])),
         (form(("image", b"12345"))[:-9], KIND, "no file"),
         (b"", KIND, "no file"),
         (b"nonsense", KIND, "form"),
