@@ -28,8 +28,7 @@ BLOCK = re.compile(
 
 
 def render(document: Path) -> str:
-    """Return the text of a document with its blocks refilled. Raises InputNotFound without a source, heading or column.
-    """
+    """Return the text of a document with its blocks refilled. Raises InputNotFound for what is not there."""
 
     def fill(match: re.Match[str]) -> str:
         source = document.parent / match["source"]

@@ -42,19 +42,10 @@ def export_system(
 ) -> Bundle:
     """Export a system and verify it; the bundle appears under `folder` only when it is complete and verified.
 
-    Weights that are exact in half are stored in half; the graph casts them to float32.
-
-    Args:
-        system: The system to export.
-        weights: The folder of the checkpoints, or one above it, as `bfr.models.weights.locate` finds them.
-        folder: The bundle's folder.
-        options: Precisions, opset and so on. fp16 and int8 apply to the networks that keep their accuracy in them.
-        threads: Threads of the CPU backend that verifies.
-        verified: False skips the verification; the manifest then holds no checks.
-        progress: Called with a line at each phase.
-
-    Returns:
-        The bundle.
+    Weights that are exact in half are stored in half; the graph casts them to float32. `weights` is the folder of the
+    checkpoints, or one above it, as `bfr.models.weights.locate` finds them. fp16 and int8 apply to the networks that
+    keep their accuracy in them. `threads` are those of the CPU backend that verifies; with `verified` False nothing is,
+    and the manifest holds no checks. `progress` is called with a line at each phase.
 
     Raises:
         InputNotFound: A checkpoint is missing.
@@ -193,11 +184,8 @@ def as_stage(
 ) -> Stage:
     """Return the stage of `bfr.models.stages.kinds` around a network; changes the network where channels are cut.
 
-    Args:
-        module: The network, with its weights.
-        spec: Its entry in the system.
-        learned_variance: Keep the variance channels of the output.
-        time_table: Let the stage read what ConditionerStage computes, instead of timesteps.
+    learned_variance: keep the variance channels of the output. time_table: let the stage read what ConditionerStage
+    computes, instead of timesteps.
     """
     kind, options = "step-learned" if learned_variance and spec.kind == "step" else spec.kind, dict(spec.options)
     if kind.startswith("step") and isinstance(module, UNet):
@@ -218,16 +206,9 @@ def _export_network(
     forms: Mapping[Precision, Stage],
     sources: dict[str, m.Source],
 ) -> dict[Precision, m.Variant]:
-    """Export the graphs of one network.
+    """Export the graphs of one network: `forms` is its stage in each precision, fp32 among them.
 
-    Args:
-        system: The system.
-        folder: The bundle's folder.
-        opset: The ONNX opset.
-        progress: Called with a line before each graph.
-        name: The network's name in the bundle.
-        forms: Its stage in each precision; fp32 is one of them.
-        sources: The checkpoints of its weights, by the part of the network that they fill.
+    sources: the checkpoints of its weights, by the part of the network that they fill.
     """
     stage, size = forms["fp32"], spec_of(system, name).size or system.image_size
     metadata = describe_graph(

@@ -63,12 +63,7 @@ def export_triton(
     repository: Path | str,
     options: TritonOptions = TritonOptions(),  # noqa: B008  (frozen)
 ) -> list[str]:
-    """Write a model repository; return the names of its models, the loop's first.
-
-    Args:
-        bundle: The bundle; its files are checked and copied.
-        repository: A new folder; the server's `--model-repository`.
-        options: Its precision, batches and instances.
+    """Write a model repository, a new folder; return the names of its models, the loop's first. Files are checked.
 
     Raises:
         InvalidOption: The system reads a second picture, which the loop's model does not take; or none of its networks
@@ -116,11 +111,7 @@ def export_triton(
 def _config(name: str, network: Network, fixed: tuple[int, ...] | None, options: TritonOptions) -> str:
     """Return the config.pbtxt of a network.
 
-    Args:
-        name: Name of the model.
-        network: The network, from the manifest.
-        fixed: The only batch sizes that the graph takes. Triton then sees the batch as a dimension like the others.
-        options: Processor, batch and instances.
+    fixed: the only batch sizes that the graph takes. Triton then sees the batch as a dimension like the others.
     """
     return NETWORK.format(
         name=name,

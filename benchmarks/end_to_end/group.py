@@ -26,7 +26,7 @@ class Portrait:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """A composed photograph."""
+    """A composed photograph, and the landmarks of each person, (5, 2)."""
 
     pixels: NDArray[np.uint8]
     landmarks: tuple[NDArray[np.float64], ...]

@@ -34,8 +34,7 @@ TRAINED: Columns = {key: (key, 1) for key in ("steps", "steps a second", "first 
 
 
 def publish(results: Mapping[str, Any], folder: Path) -> Path:
-    """Write `folder/GPU/report.md` of a run on a GPU; return its path. Raises InvalidOption without results of a GPU.
-    """
+    """Write `folder/GPU/report.md` of a run on a GPU; return its path. Raises InvalidOption if there is none."""
     if not results.get("stages") or results["rehearsal"]:
         raise InvalidOption("there are no results of a GPU in that folder: a rehearsal's are not published")
     path = folder / gpu_name(results) / "report.md"

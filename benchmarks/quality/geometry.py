@@ -84,8 +84,7 @@ def examine(detector: Detector, name: str, stages: Mapping[str, UInt8], truth: U
 
 
 def geometry_table(records: Sequence[Record | None]) -> str:
-    """Markdown of all faces, at least one: how many were found, landmarks' mean and largest error, changed proportions.
-    """
+    """Markdown of one face or more: how many were found, landmarks' mean and largest error, changed proportions."""
     known = [record for record in records if record is not None]
     if not known:
         return "Geometry: the detector found no face to compare with."

@@ -152,8 +152,7 @@ def count_sharp(portraits: Sequence[Portrait], sides: Sequence[int], size: int) 
 
 
 def benchmark(args: argparse.Namespace) -> Findings:
-    """Run what the command line asks for. Raises InputNotFound for a folder without a face, InvalidOption for --sides.
-    """
+    """Run what the command line asks for. Raises InputNotFound without a face, InvalidOption for `--sides`."""
     sides = numbers("--sides", args.sides, int)
     portraits = read_portraits(args.folder, args.limit, args.size)
     cells = list(measure_cells(portraits, sides, args.size, lambda cell, _: cell.clean(args.size)))

@@ -16,8 +16,7 @@ ALIKE = ("system", "bundle_sha256", "sampler", "threads", "warmup", "machine")  
 
 
 def read_bench(path: Path) -> dict[str, Any]:
-    """Read a `bench.json`. Raises InputNotFound if it cannot be, InvalidOption for something else or another version.
-    """
+    """Read a `bench.json`. Raises InputNotFound if it cannot be, InvalidOption if it is something else."""
     try:
         found = json.loads(path.read_bytes())
     except OSError as error:

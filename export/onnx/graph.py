@@ -48,7 +48,7 @@ def export_graph(
     store_half: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> tuple[Path, Path]:
-    """Write an .onnx file and the .safetensors file of its weights.
+    """Write an .onnx file and the .safetensors file of its weights; their paths. Raises InvalidOption for the opset.
 
     Args:
         module: The stage to trace, in evaluation mode.
@@ -59,12 +59,6 @@ def export_graph(
         opset: The ONNX opset.
         store_half: Store float32 weights as half and widen them in the graph, which then computes in float32.
         metadata: Entries that describe the file, see `bfr.export.onnx.metadata`.
-
-    Returns:
-        The paths of the graph and of its weights.
-
-    Raises:
-        InvalidOption: The opset is not offered.
     """
     if opset not in OPSETS:
         raise InvalidOption(f"opset {opset} is not offered: choose one of {', '.join(map(str, OPSETS))}")
@@ -101,18 +95,10 @@ def save_graph(
     store_half: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> tuple[Path, Path]:
-    """Write a graph, and beside it the .safetensors file of its large tensors.
+    """Write a graph, which is changed, and beside it the .safetensors file of its large tensors; return both paths.
 
-    Args:
-        model: The graph; it is changed.
-        path: The .onnx file.
-        state: Tensors to store beside those of the graph.
-        prefix: A prefix that the names of weights lose in the file.
-        store_half: As in `export_graph`.
-        metadata: As in `export_graph`.
-
-    Returns:
-        The paths of the graph and of its weights.
+    state: tensors to store beside those of the graph. prefix: what the names of weights lose in the file. store_half
+    and metadata: as in `export_graph`.
     """
     _strip_traces(model)
     helper.set_model_props(model, dict(metadata or {}))

@@ -19,10 +19,8 @@ class File:
     """A graph of the release.
 
     Attributes:
-        name: Name of the file.
         network: What it is called in the bundle.
         reads: Its inputs, and what the bundle calls each.
-        output: Its output.
         makes: The outputs that it has in the bundle.
     """
 
@@ -36,15 +34,10 @@ class File:
 def enclose(
     one: File, model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """Put a graph of the release between nodes of our own.
+    """Put a graph of the release, which is changed, between nodes of our own.
 
-    Args:
-        one: Which graph it is.
-        model: The graph; it is changed.
-        shapes: The shapes of one image's `degraded`, `latent`, `context` and `restored`, without the batch.
-
-    Returns:
-        The shapes of the inputs and outputs that it has then, by name, without the batch.
+    shapes: of one image's `degraded`, `latent`, `context` and `restored`, without the batch. Returns the shapes of the
+    inputs and outputs that the graph has then, likewise.
     """
     graph, opset = model.graph, model_opset(model)
     latents = ("x", "h1", "h2", "noise", "x_next", "x0", "latent_state")

@@ -41,14 +41,8 @@ Inputs = dict[str, Float32]
 def quantize_network(bundle: Bundle, name: str, faces: Sequence[Float32], *, threads: int | None = None) -> m.Variant:
     """Write the int8 graph of a bundle's network beside the float32 one; the caller updates the manifest.
 
-    Args:
-        bundle: The bundle, with float32 graphs.
-        name: The network's name.
-        faces: Calibration images, (3, S, S) float32 in [0, 1] each, as `calibration_faces` gives them.
-        threads: Threads of the CPU.
-
-    Returns:
-        The manifest's entry of the variant.
+    faces: for calibration, (3, S, S) float32 in [0, 1] each, as `calibration_faces` gives them. Returns the manifest's
+    entry.
     """
     entry = bundle.network(name)
     estimates = entry.kind == "estimator"
@@ -83,10 +77,7 @@ def calibration_faces(folder: Path, size: int) -> list[Float32]:
 def loop_inputs(bundle: Bundle, faces: Sequence[Float32], threads: int | None = None) -> Iterator[Inputs]:
     """Yield what the denoiser reads at every step of the default preset's loop, in float32 on the CPU.
 
-    Args:
-        bundle: The bundle, with float32 graphs.
-        faces: Degraded images, (3, S, S) float32 in [0, 1] each.
-        threads: Threads of the CPU.
+    faces: degraded, (3, S, S) float32 in [0, 1] each.
     """
     device = CpuDevice(threads)
     networks = load_networks(bundle, device, "fp32")
@@ -98,15 +89,9 @@ def loop_inputs(bundle: Bundle, faces: Sequence[Float32], threads: int | None = 
 
 
 def quantize_graph(graph: Path, path: Path, inputs: Iterable[Inputs]) -> tuple[Path, Path]:
-    """Quantize the convolutions of a float32 graph.
+    """Quantize the convolutions of a float32 graph into the file `path`; return its path and that of its weights.
 
-    Args:
-        graph: The float32 graph.
-        path: The .onnx file to write.
-        inputs: Inputs of one call each. The ranges of activations are the smallest and largest values seen in them.
-
-    Returns:
-        The paths of the new graph and of its weights.
+    inputs: of one call each. The ranges of activations are the smallest and largest values seen in them.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 

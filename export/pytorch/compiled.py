@@ -37,14 +37,8 @@ StageCall = Callable[[dict[str, Tensor], tuple[Tensor, ...]], None]
 def prepare_stage(stage: nn.Module, precision: Precision, *, channels_last: bool = False) -> nn.Module:
     """Make a stage module ready to run: in half as published (`cast_torso`), weights laid out. Changes and returns it.
 
-    Args:
-        stage: The module.
-        precision: Precision of the network in it.
-        channels_last: The layout in which tensor cores read convolutions; compiled code keeps activations in it as
-            well, eager group normalization does not.
-
-    Raises:
-        InvalidOption: The stage has no such precision.
+    channels_last: the layout in which tensor cores read convolutions; compiled code keeps activations in it as well,
+    eager group normalization does not. Raises InvalidOption for a precision that the stage has not.
     """
     stage = stage.eval().requires_grad_(False)
     if precision != "fp32":
@@ -64,10 +58,7 @@ def stage_call(stage: nn.Module, compiler: Mapping[str, Any] | None = None) -> S
     """Return a function of inputs by name and of the tensors that it writes the outputs into, in the stage's order.
 
     The writes belong to what is compiled: the last kernels write where the results are wanted, without another copy.
-
-    Args:
-        stage: The module.
-        compiler: Options of `torch.compile`; None runs eagerly. What cannot be compiled raises; nothing falls back.
+    `compiler` has options of `torch.compile`; None runs eagerly. What cannot be compiled raises; nothing falls back.
     """
 
     def run(inputs: dict[str, Tensor], outputs: tuple[Tensor, ...]) -> None:

@@ -16,7 +16,6 @@ class Support:
     """Whether a library reads one graph.
 
     Attributes:
-        layers: Layers of the parsed network.
         problem: Why it cannot be read, with the nodes and the remedy; None if it can.
     """
 
@@ -35,16 +34,7 @@ class Support:
 def check_support(
     bundle: Bundle, library: Library, precisions: Sequence[Precision] = ("fp32",), *, trt: Any = None
 ) -> list[Support]:
-    """Parse every graph that engines of these precisions would be built from.
-
-    Args:
-        bundle: The bundle with the graphs.
-        library: The library whose parser reads them.
-        precisions: Precisions of the engines.
-        trt: The library's module, if not the installed one.
-
-    Returns:
-        One report a graph.
+    """Parse every graph that engines of these precisions would be built from; return one report a graph.
 
     Raises:
         MissingDependency: The library is not installed.

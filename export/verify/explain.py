@@ -38,9 +38,7 @@ class Layer:
 
     Attributes:
         name: Name of the weight that it reads; without one `OP after WEIGHT`, the previous weight.
-        operator: ONNX's name of it.
         tensor: Its result, in the tested graph.
-        type: The type of the result, such as `float16`.
         largest: The largest |x| of the float32 result.
         error: Relative, L2 norms; infinite where the result holds NaN or Inf and the float32 one does not.
     """
@@ -160,11 +158,7 @@ def compare_graphs(
     where: Where = "onnxruntime-cpu",
     index: int = 0,
 ) -> Explanation:
-    """As `explain`, for two files.
-
-    Raises:
-        InvalidOption: The graphs have no layer in common.
-    """
+    """As `explain`, for two files. Raises InvalidOption if they have no layer in common."""
     from polygraphy import config
 
     config.USE_TENSORRT_RTX = where == "tensorrt-rtx"  # Polygraphy's other modules read it when they are imported

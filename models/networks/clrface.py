@@ -23,14 +23,7 @@ Options = Mapping[str, Any]
 def identity_guide(
     *, recognizer: Options, image_size: int, metric: Metric = "mse", crop: Crop = "arcface"
 ) -> IdentityDistance:
-    """Build the identity distance of RGB images (B, 3, S, S) in [-1, 1].
-
-    Args:
-        recognizer: Options of IResNet.
-        image_size: S.
-        metric: The distance between embeddings.
-        crop: The part of the image that the recognizer sees.
-    """
+    """Build the identity distance of RGB images (B, 3, S, S) in [-1, 1]; `recognizer` has options of IResNet."""
     return IdentityDistance(IResNet(**recognizer), image_size=image_size, metric=metric, crop=crop)
 
 
@@ -43,11 +36,7 @@ def clrface_guide(
 ) -> IdentityDistance:
     """Build the identity distance of latents (B, C, h, w), that is, of the images that they decode to.
 
-    Args:
-        recognizer: Options of IResNet.
-        autoencoder: Options of VQModel, of which only the decoder is built.
-        metric: The distance between embeddings.
-        crop: The part of the image that the recognizer sees.
+    recognizer: options of IResNet. autoencoder: of VQModel, of which only the decoder is built.
     """
     decoder = VQModel(**{**autoencoder, "parts": "decoder"})
     return IdentityDistance(
@@ -87,12 +76,8 @@ def clrface_recoverer(
     """Build the network of identity recovery.
 
     We could not verify the architecture of the paper's recovery network; a UNet, latent to latent, takes its place.
-
-    Args:
-        irn: Options of a UNet without time.
-        recognizer: Options of IResNet.
-        autoencoder: Options of VQModel, of which only the decoder is built.
-        crop: The part of the image that the recognizer sees.
+    irn: options of a UNet without time. recognizer: of IResNet. autoencoder: of VQModel, of which only the decoder is
+    built.
     """
     decoder = VQModel(**{**autoencoder, "parts": "decoder"})
     channels, size = decoder.embed_dim, decoder.latent_size

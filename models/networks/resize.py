@@ -42,15 +42,7 @@ def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def mirrored_matrix(source: int, target: int) -> NDArray[np.float64]:
-    """(target, source) float64: as `resize_matrix`, bicubic, of an image that is mirrored beyond its edges.
-
-    Args:
-        source: Pixels a side.
-        target: Pixels a side of the result.
-
-    Returns:
-        The weights of each of the result's pixels; each row sums to 1.
-    """
+    """(target, source) float64: as `resize_matrix`, bicubic, of an image that is mirrored beyond its edges."""
     scale = source / target
     reach = int(np.ceil(2.0 * max(scale, 1.0))) + 1
     there = np.arange(-reach, source + reach)

@@ -65,13 +65,8 @@ _HALF = re.compile(r"\.(?:(lora_A|lora\.down|lora_down)|lora_B|lora\.up|lora_up)
 def unet(**config: Any) -> nn.Module:
     """Build a denoiser, called as `module(x, t, context)`; it returns eps (B, out_channels, h, w), float32.
 
-    It reads x (B, in_channels, h, w), t (B,) timesteps and context (B, tokens, cross_attention_dim).
-
-    Args:
-        **config: Options of UNet2DConditionModel, see `SD21_UNET`.
-
-    Raises:
-        MissingDependency: diffusers is not installed.
+    It reads x (B, in_channels, h, w), t (B,) timesteps and context (B, tokens, cross_attention_dim). config: options of
+    UNet2DConditionModel, see `SD21_UNET`. Raises MissingDependency without diffusers.
     """
     base: Any = _diffusers().UNet2DConditionModel
 
@@ -102,14 +97,7 @@ class VaeEncoder(nn.Module):
     """
 
     def __init__(self, **config: Any) -> None:
-        """Build the encoder.
-
-        Args:
-            **config: Options of AutoencoderKL, see `SD21_VAE`.
-
-        Raises:
-            MissingDependency: diffusers is not installed.
-        """
+        """config: options of AutoencoderKL, see `SD21_VAE`. Raises MissingDependency without diffusers."""
         super().__init__()
         autoencoder = _diffusers().AutoencoderKL(**config)
         self.encoder, self.quant_conv = autoencoder.encoder, autoencoder.quant_conv
@@ -127,14 +115,7 @@ class VaeDecoder(nn.Module):
     """
 
     def __init__(self, **config: Any) -> None:
-        """Build the decoder.
-
-        Args:
-            **config: Options of AutoencoderKL, see `SD21_VAE`.
-
-        Raises:
-            MissingDependency: diffusers is not installed.
-        """
+        """config: options of AutoencoderKL, see `SD21_VAE`. Raises MissingDependency without diffusers."""
         super().__init__()
         autoencoder = _diffusers().AutoencoderKL(**config)
         self.post_quant_conv, self.decoder = autoencoder.post_quant_conv, autoencoder.decoder

@@ -139,12 +139,7 @@ class DecodeStage(Stage):
     network: VQModel
 
     def __init__(self, network: VQModel, *, quantize: bool = True) -> None:
-        """Build the stage.
-
-        Args:
-            network: The autoencoder, or its decoder.
-            quantize: False decodes the latent as it is.
-        """
+        """network: the autoencoder, or its decoder. quantize: False decodes the latent as it is."""
         super().__init__(network)
         self.quantize = quantize
 

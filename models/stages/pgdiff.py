@@ -69,13 +69,9 @@ def partial_guidance(
     recognizer: Mapping[str, Any] | None = None,
     image_size: int,
 ) -> PartialGuidance:
-    """Build the networks of a step.
+    """Build the networks of a step, each from its options; `image_size` is S, in pixels.
 
-    Args:
-        denoiser: Options of UNet.
-        restorer: Options of SmoothRestorer.
-        recognizer: Options of IResNet, which sees the whole image, as published; None without a reference.
-        image_size: S, the images' side in pixels.
+    recognizer: sees the whole image, as published; None without a reference.
     """
     identity = None
     if recognizer is not None:

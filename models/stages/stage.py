@@ -25,11 +25,7 @@ class Stage(nn.Module):
     autograd: ClassVar[bool] = False
 
     def __init__(self, network: nn.Module | None = None) -> None:
-        """Build the stage.
-
-        Args:
-            network: The network, which becomes the attribute `wraps`.
-        """
+        """network: becomes the attribute `wraps`."""
         super().__init__()
         if self.wraps:
             setattr(self, self.wraps, network)
@@ -37,9 +33,7 @@ class Stage(nn.Module):
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
         """Return inputs to trace and count with, by name, in the order of `forward`: float32, the first axis the batch.
 
-        Args:
-            size: Side of the images or latents that the network works on.
-            batch: Length of the first axis.
+        size: side of the images or latents that the network works on.
         """
         raise NotImplementedError
 

@@ -18,13 +18,7 @@ SCALE = 0.1  # the published default; its authors take 0.05 to 0.1 for these tas
 
 
 def networks(denoiser: NetworkSpec, restorer: dict[str, Any], size: int) -> dict[str, NetworkSpec]:
-    """Return the networks of a PGDiff of any size.
-
-    Args:
-        denoiser: The denoiser, with learned variance.
-        restorer: Options of SmoothRestorer.
-        size: Side of the images, in pixels.
-    """
+    """Return the networks of a PGDiff of any size. The denoiser has learned variance; `size` is in pixels."""
     guided = replace(
         denoiser,
         kind="step-learned-smooth",
@@ -36,13 +30,7 @@ def networks(denoiser: NetworkSpec, restorer: dict[str, Any], size: int) -> dict
 
 
 def reference_networks(own: dict[str, NetworkSpec], recognizer: dict[str, Any], size: int) -> dict[str, NetworkSpec]:
-    """Return the networks of a PGDiff with a reference.
-
-    Args:
-        own: The result of `networks`.
-        recognizer: Options of IResNet.
-        size: Side of the images, in pixels.
-    """
+    """Return the networks of a PGDiff with a reference. own: the result of `networks`."""
     denoiser = own["denoiser"]
     whole = {"recognizer": recognizer, "image_size": size, "metric": "mse", "crop": "whole"}
     guided = replace(
