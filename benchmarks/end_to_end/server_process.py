@@ -38,8 +38,9 @@ class ServerProcess:
     def __init__(self, home: Path, *flags: str, wait: bool = True, **environment: str) -> None:
         """Start it, and wait until it is ready. Raises ServerUnavailable where it is not after START seconds.
 
-        home: folder of its files and of what it prints. flags: of `bfr serve`. environment: variables beside this
-        process's.
+        home: folder of its files and of what it prints.
+        flags: of `bfr serve`.
+        environment: variables beside this process's.
         """
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

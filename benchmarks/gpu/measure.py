@@ -146,7 +146,10 @@ def restore(
 ) -> Figures:
     """Time batches of faces; compare the images with those of eager float32, where it ran before.
 
-    name: the contender. batch: faces a call. steps: of the loop; None is the preset's. repeats: timed batches.
+    name: the contender.
+    batch: faces a call.
+    steps: of the loop; None is the preset's.
+    repeats: timed batches.
     compiler: see `open_contender`; an empty one is `defaults` in the report.
     """
     from bfr.benchmarks.speed.contender import open_contender

@@ -142,8 +142,9 @@ def open_contender(
 ) -> Contender:
     """Open a backend and load the networks.
 
-    threads: of the CPU; None is each library's own choice. index: number of the GPU. compiler: options of a backend
-    that compiles; None is its default.
+    threads: of the CPU; None is each library's own choice.
+    index: number of the GPU.
+    compiler: options of a backend that compiles; None is its default.
 
     Raises:
         BackendUnavailable: It does not work or makes no sense here.

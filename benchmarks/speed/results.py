@@ -252,8 +252,10 @@ def summarize(
 ) -> Measurement:
     """Return the statistics of one backend at one batch size.
 
-    steps: of the loop. baseline: what speed and images are held against, `run` itself included; None if it was lost.
-    gflop: billions of operations of a batch, where they are counted. limit_seconds: the least that a step can take.
+    steps: of the loop.
+    baseline: what speed and images are held against, `run` itself included; None if it was lost.
+    gflop: billions of operations of a batch, where they are counted.
+    limit_seconds: the least that a step can take.
     """
     seconds = statistics([sample.seconds for sample in run.samples])
     kinds = [by_kind(sample.stages) for sample in run.samples]

@@ -70,8 +70,9 @@ class Cost:
 def measure_ceilings(index: int | None, threads: int | None = None, *, repeats: int = REPEATS) -> Ceilings:
     """Measure a GPU in half precision, or the CPU in float32.
 
-    index: number of the GPU; None is the CPU. threads: PyTorch's from now on; None leaves them as they are. repeats:
-    timed calls of each.
+    index: number of the GPU; None is the CPU.
+    threads: PyTorch's from now on; None leaves them as they are.
+    repeats: timed calls of each.
     """
     import torch
 

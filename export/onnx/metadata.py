@@ -25,8 +25,10 @@ def describe_graph(
 ) -> dict[str, str]:
     """The entries of a graph, by name; all names begin with `bfr.`.
 
-    size: S of the system's images, pixels a side. tensors: the names of its inputs and outputs. batches: the only batch
-    sizes that it takes, None for all. fixed: values of the file's further inputs that became constants.
+    size: S of the system's images, pixels a side.
+    tensors: the names of its inputs and outputs.
+    batches: the only batch sizes that it takes, None for all.
+    fixed: values of the file's further inputs that became constants.
     """
     found = {
         "system": system,

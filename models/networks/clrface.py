@@ -76,8 +76,10 @@ def clrface_recoverer(
     """Build the network of identity recovery.
 
     We could not verify the architecture of the paper's recovery network; a UNet, latent to latent, takes its place.
-    irn: options of a UNet without time. recognizer: of IResNet. autoencoder: of VQModel, of which only the decoder is
-    built.
+
+    irn: options of a UNet without time.
+    recognizer: of IResNet.
+    autoencoder: of VQModel, of which only the decoder is built.
     """
     decoder = VQModel(**{**autoencoder, "parts": "decoder"})
     channels, size = decoder.embed_dim, decoder.latent_size

@@ -94,9 +94,10 @@ def guided_unet(
 ) -> dict[str, Any]:
     """Parameters of a UNet with the options that guided diffusion's published networks have in common.
 
-    size: side of the images or latents, in pixels. levels: each level's channels as multiples of `channels`; a level
-    has half the side of the one before. attention: sides that are attended to. blocks: residual blocks, of every level
-    or of each.
+    size: side of the images or latents, in pixels.
+    levels: each level's channels as multiples of `channels`; a level has half the side of the one before.
+    attention: sides that are attended to.
+    blocks: residual blocks, of every level or of each.
     """
     return {
         "image_size": size,

@@ -57,12 +57,9 @@ def interface() -> FastAPI:
 
 
 def build(options: ServeOptions) -> Application:
-    """The application for `serve deploy` and KubeRay; its arguments are ServeOptions.
+    """The application for `serve deploy` and KubeRay; its arguments are ServeOptions. Raises as `for_machines`.
 
     How many replicas there are, and whether each is given a GPU, is the deployment's in the Serve YAML.
-
-    Raises:
-        InvalidOption: See `for_machines`.
     """
     deployment: Any = serve.deployment(
         name=SERVER,

@@ -16,8 +16,7 @@ HEADER = """\
 def for_machines(options: ServeOptions) -> ServeOptions:
     """The options of servers on several machines. `auto` is float32: each machine would choose a precision for itself.
 
-    Raises:
-        InvalidOption: There is no API key. A cluster listens beyond its machines.
+    Raises InvalidOption without an API key: a cluster listens beyond its machines.
     """
     if not options.keys:
         raise InvalidOption("a cluster needs API keys: give one with --api-key-file or BFR_API_KEY")
@@ -25,17 +24,10 @@ def for_machines(options: ServeOptions) -> ServeOptions:
 
 
 def serve_yaml(options: ServeOptions, *, host: str, port: int) -> str:
-    """The options as a file of Serve's schema, with a comment on its use.
+    """The options as a file of Serve's schema, with a comment on its use. Raises InvalidOption, see `for_machines`.
 
-    Each replica is given one GPU, or as many as it has workers, unless the CPU is asked for.
-
-    Args:
-        options: Options of each replica, with absolute paths.
-        host: Address that the proxies of Serve listen on.
-        port: Port of the same.
-
-    Raises:
-        InvalidOption: See `for_machines`.
+    Each replica is given one GPU, or as many as it has workers, unless the CPU is asked for. options: of each replica,
+    with absolute paths. host, port: that the proxies of Serve listen on.
     """
     options = for_machines(options)
     gpus = 0 if options.backend == "onnxruntime-cpu" else options.workers or 1

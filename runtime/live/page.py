@@ -68,14 +68,9 @@ class Page:
     watched, closed = True, False
 
     def __init__(self, address: str, counts: Counts) -> None:
-        """Begin to serve.
+        """Begin to serve. Raises InvalidOption if the port cannot be listened on.
 
-        Args:
-            address: http://HOST:PORT/PATH, checked by `check_sink`.
-            counts: What /metrics shows.
-
-        Raises:
-            InvalidOption: The port cannot be listened on.
+        address: http://HOST:PORT/PATH, checked by `check_sink`. counts: what /metrics shows.
         """
         url = urlsplit(address)
         host = url.hostname or ""

@@ -53,14 +53,9 @@ class Live:
         self._face = Estimate(time.perf_counter() - begin)
 
     def take(self, arrived: Arrived, begin: float) -> None:
-        """Restore and show a frame, or drop it where it would be shown too late.
+        """Restore and show a frame, or drop it where it would be shown too late. Raises WriteFailed.
 
-        Args:
-            arrived: The frame.
-            begin: When the stream began, seconds of `time.monotonic`.
-
-        Raises:
-            WriteFailed: A sink cannot be written.
+        begin: when the stream began, seconds of `time.monotonic`.
         """
         counts, most = self.counts, self.options.max_delay
         if arrived.age > most:
@@ -132,23 +127,15 @@ def run_live(
     seed: int = DEFAULT_SEED,
     tell: Callable[[str], None] = lambda _line: None,
 ) -> float:
-    """Restore a stream until it ends, a window is closed, or Ctrl-C.
+    """Restore a stream until it ends, a window is closed, or Ctrl-C; return the seconds that it took.
 
-    Args:
-        photo: What restores its frames.
-        source: A camera or an address, see `kind_of`.
-        sinks: The sinks of the frames; they are closed here.
-        options: See LiveOptions.
-        counts: What is counted meanwhile.
-        seed: Seed of the noise.
-        tell: Called with a line on the state, at each frame and while none comes.
+    source: see `kind_of`.
+    sinks: are closed here.
+    counts: what is counted meanwhile.
+    tell: called with a line on the state, at each frame and while none comes.
 
-    Returns:
-        Seconds that it took.
-
-    Raises:
-        InputNotFound: No frame came.
-        WriteFailed: A sink cannot be written; what was written until then is whole.
+    Raises InputNotFound if no frame came, WriteFailed if a sink cannot be written; what was written until then is
+    whole.
     """
     with ExitStack() as stack:
         for sink in sinks:

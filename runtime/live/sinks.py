@@ -153,10 +153,9 @@ class Sent:
     def __init__(self, target: str, patience: float, counts: Counts) -> None:
         """Start the process.
 
-        Args:
-            target: An address, checked by `check_sink`.
-            patience: Seconds without success after which the receiver is given up.
-            counts: Counts the frames that the receiver is too slow for.
+        target: checked by `check_sink`.
+        patience: seconds without success after which the receiver is given up.
+        counts: get the frames that the receiver is too slow for.
         """
         self.target, self._patience, self._counts = target, patience, counts
         spawned = multiprocessing.get_context("spawn")

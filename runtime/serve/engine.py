@@ -26,13 +26,9 @@ class Engine:
         self._working: asyncio.Task[None] | None = None
 
     async def start(self, front: Front) -> None:
-        """Start the workers, and let requests in.
+        """Start the workers, and let requests in through `front`.
 
-        Args:
-            front: Gets the engine, and counts batches and jobs.
-
-        Raises:
-            RestorationFailed: The workers do not start.
+        Raises RestorationFailed if the workers do not start.
         """
         await self.pool.start()
         sizes = {name: system.bundle.manifest.image_size for name, system in front.systems.items()}

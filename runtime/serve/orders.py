@@ -36,12 +36,9 @@ class Order:
     """What is to be done with an image.
 
     Attributes:
-        group: Bundle, preset and seed.
         deadline: A time of `time.monotonic()`, at which the work on it ends.
         aligned: The image is an aligned face and nothing else.
-        photo: How faces of a photograph are found and pasted.
         suffix: .png, .jpg or .webp, None for the image's own format.
-        sender: The sender, for fair queueing.
     """
 
     group: Group
@@ -57,10 +54,8 @@ class FaceOrder:
     """What is to be done with faces.
 
     Attributes:
-        group: Bundle, preset and seed.
         keys: Keys of their noise, see `Restorer.run`.
         urgent: They are of a request; faces of jobs go when no request waits.
-        sender: The sender, for fair queueing.
     """
 
     group: Group
@@ -71,11 +66,7 @@ class FaceOrder:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The outcome of a face.
-
-    Attributes:
-        waited: Seconds in the queue.
-    """
+    """The outcome of a face, which waited so many seconds in the queue."""
 
     restored: Restored
     waited: float
@@ -83,11 +74,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a request is.
-
-    Attributes:
-        share: Share of the denoising, 0 to 1.
-    """
+    """Where a request is. share: of the denoising, 0 to 1."""
 
     state: State
     share: float = 0.0
@@ -99,9 +86,6 @@ class Answer:
 
     Attributes:
         data: An image file in the format that `suffix` names.
-        faces: How many were restored.
-        failed: How many could not be.
-        seconds: Stage -> seconds.
         notes: What of the image was left out, reduced or read in another way than the file says.
         sharp: How many faces were left because they are sharp already.
     """

@@ -38,15 +38,8 @@ def serve_forever(options: ServeOptions, listen: ListenOptions, keys: Keys) -> i
     """Serve until SIGTERM, SIGINT, or SIGHUP of a terminal that is closed.
 
     After the first signal the server accepts no new work, finishes requests in flight within `listen.drain` seconds,
-    and answers the others with 503. A second signal ends it at once.
-
-    Args:
-        options: What is served.
-        listen: Where, and how the server ends.
-        keys: The API keys.
-
-    Returns:
-        The exit status: 0 where all requests were answered, else 1.
+    and answers the others with 503. A second signal ends it at once. The exit status is 0 where all requests were
+    answered.
 
     Raises:
         InvalidOption: The address is in use, or the folder of jobs cannot be written.

@@ -13,11 +13,7 @@ NO_LOOP = "default"  # what the one setting of a system without a loop is called
 
 @dataclass(slots=True)
 class System:
-    """A bundle that is served.
-
-    Attributes:
-        presets: Presets by name, the default first.
-    """
+    """A bundle that is served, and its presets by name, the default first."""
 
     name: str
     bundle: Bundle

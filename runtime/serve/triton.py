@@ -33,11 +33,9 @@ class TritonDevice(HostDevice):
     name = "triton"
 
     def __init__(self, system: str, backend: Any) -> None:
-        """Note where the networks are.
+        """Run networks of the bundle `system` of the repository.
 
-        Args:
-            system: Name of the bundle in the repository.
-            backend: The module `triton_python_backend_utils`, which exists inside the server alone.
+        backend: the module `triton_python_backend_utils`, which exists inside the server alone.
         """
         super().__init__()
         self.system, self.backend = system, backend
@@ -76,11 +74,7 @@ class TritonPythonModel:
     """The class that Triton's Python backend looks for; it creates one object for each instance of the model."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Open the bundle.
-
-        Args:
-            args: The server's; model_config, model_name, model_repository and model_version are read.
-        """
+        """Open the bundle. args: model_config, model_name, model_repository and model_version are read."""
         import triton_python_backend_utils as utils
 
         self.utils = utils

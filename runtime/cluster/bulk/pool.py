@@ -23,7 +23,6 @@ class Pool:
     """The workers of a run.
 
     Attributes:
-        workers: How many.
         cpus: Cores of each.
         gpus: GPUs of each; a fraction where several share one.
         threads: Threads of a CPU backend; None if a GPU is used and the user chose none.
@@ -39,12 +38,8 @@ class Pool:
 def connected(address: str | None) -> Iterator[Any]:
     """Connect to a Ray cluster, and yield the module `ray`. A connection that this process has is used, and stays.
 
-    Args:
-        address: Address of a cluster; None starts a local one, which ends with the block.
-
-    Raises:
-        MissingDependency: Ray is not installed.
-        BackendUnavailable: No cluster answers.
+    address: None starts a local cluster, which ends with the block. Raises MissingDependency without Ray,
+    BackendUnavailable if no cluster answers.
     """
     if address is None:  # before Ray is imported: it reads them once
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -85,19 +80,14 @@ def connected(address: str | None) -> Iterator[Any]:
 def size_pool(
     nodes: Sequence[dict[str, Any]], *, backend: str, workers: int | None = None, threads: int | None = None
 ) -> Pool:
-    """Choose the workers for a cluster.
+    """Choose the workers for a cluster. Raises InvalidOption if so many do not fit, or no machine has a core.
 
     One for each GPU. Without any, or for `onnxruntime-cpu`, workers of as many cores as the smallest machine has: one a
     machine where all are alike.
 
-    Args:
-        nodes: As `ray.nodes()` returns them.
-        backend: Name of the backend.
-        workers: How many workers share the hardware; None chooses.
-        threads: Threads of a CPU backend in each worker; None for its cores.
-
-    Raises:
-        InvalidOption: So many do not fit, or no machine has a core.
+    nodes: as `ray.nodes()` returns them.
+    workers: how many share the hardware; None chooses.
+    threads: of a CPU backend in each worker; None for its cores.
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     if workers is not None and workers < 1:

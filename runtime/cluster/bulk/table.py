@@ -54,12 +54,7 @@ class EntryLog:
     """Rows as they come, put beside the results every few seconds."""
 
     def __init__(self, store: Store, parts: Sequence[str] = ()) -> None:
-        """Write nothing yet.
-
-        Args:
-            store: The output folder.
-            parts: Names of those that are there already, oldest first.
-        """
+        """Write nothing yet. parts: names of those that are there already, oldest first."""
         self.store, self.parts = store, list(parts)
         self._waiting: list[NodeEntry] = []
         self._last = time.monotonic()
@@ -88,14 +83,9 @@ class EntryLog:
 
 
 def read_entries(store: Store, names: Iterable[str]) -> dict[str, NodeEntry]:
-    """Read the rows that earlier runs left. Rows that are cut off, or of another version, are left out.
+    """Read the rows that earlier runs left among the files `names` of the output folder: source -> its latest row.
 
-    Args:
-        store: The output folder.
-        names: The files that are in it.
-
-    Returns:
-        Source -> its latest row.
+    Rows that are cut off, or of another version, are left out.
     """
     rows: dict[str, NodeEntry] = {}
     logged = (_logged(line) for part in parts_of(names) for line in (store.read(part) or b"").splitlines())

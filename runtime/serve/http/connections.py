@@ -184,11 +184,6 @@ class Connection(H11Protocol):
 
 
 def limited(most: int, header_seconds: float) -> type[Connection]:
-    """The connections of a server.
-
-    Args:
-        most: At once.
-        header_seconds: That a request's line and headers may take.
-    """
+    """The connections of a server: `most` at once; a request's line and headers may take `header_seconds`."""
     limits: dict[str, Any] = {"most": most, "header_seconds": header_seconds}
     return type("LimitedConnection", (Connection,), limits)

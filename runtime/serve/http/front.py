@@ -190,15 +190,9 @@ class Front:
             self.job_uploads.remove(owner)
 
     async def restore(self, visit: Visit, data: bytes, order: Order) -> Answer:
-        """Restore an image. Cancelled, it drops what is queued.
+        """Restore an image. Cancelled, it drops what is queued. The state of `visit` follows the work.
 
-        Args:
-            visit: The request, whose state follows the work.
-            data: The image file.
-            order: What is done with it.
-
-        Raises:
-            Problem: 422 for an image that cannot be restored, else 503.
+        Raises Problem 422 for an image that cannot be restored, else 503.
         """
         assert self._restore is not None  # noqa: S101  (let in when ready)
         try:
@@ -219,13 +213,8 @@ class Front:
     async def unless_over(self, work: Coroutine[Any, Any, T], receive: Receive | None = None) -> T:
         """Await a coroutine, which is cancelled past the drain limit and when the client leaves.
 
-        Args:
-            work: The coroutine.
-            receive: `receive` of a request whose body was read; None does not watch the client.
-
-        Raises:
-            ClientGone: The client has closed the connection.
-            Problem: 503, the drain limit has passed.
+        receive: of a request whose body was read; None does not watch the client. Raises ClientGone where it has closed
+        the connection, and Problem 503 past the drain limit.
         """
         task, over = asyncio.create_task(work), asyncio.create_task(self.over.wait())
         gone = {asyncio.create_task(until_gone(receive))} if receive else set()

@@ -58,10 +58,7 @@ class Metrics:
     def batch(self, results: Sequence[Restored], waited: Sequence[float], urgent: bool) -> None:
         """Count a batch and its faces.
 
-        Args:
-            results: One for each face.
-            waited: Seconds of each face in the queue.
-            urgent: Requests waited for them, not a job.
+        waited: seconds of each face in the queue. urgent: requests waited for them, not a job.
         """
         of = "requests" if urgent else "jobs"
         self.batches.observe(len(results))

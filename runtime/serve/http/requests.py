@@ -61,17 +61,7 @@ class RestoreQuery(RestoreOptions):
 
 
 def wanted_suffix(accept: str | None) -> str | None:
-    """Choose the format of an answer.
-
-    Args:
-        accept: The header `Accept`.
-
-    Returns:
-        The suffix; None for the image's own format.
-
-    Raises:
-        Problem: 406, none of the formats can be written.
-    """
+    """Choose the suffix of an answer by the header `Accept`; None is the image's own. Raises Problem 406."""
     if not accept:
         return None
     found: list[tuple[float, str]] = []
@@ -98,16 +88,9 @@ def content_type(request: Request) -> str:
 
 
 async def read_image(request: Request, options: ServeOptions, uploads: Uploads, upload: Upload) -> bytes:
-    """Read the image of a request: its body, or the field `image` of a form.
+    """Read the image of a request: its body, or the field `image` of a form. Raises Problem 408, 413, 422 or 503.
 
-    Args:
-        request: Whose body is not read yet.
-        options: The limits.
-        uploads: The budget of all bodies.
-        upload: This body's part of it.
-
-    Raises:
-        Problem: 408, 413, 422 or 503.
+    uploads: the budget of all bodies. upload: this body's part of it.
     """
     try:
         async with timeout(options.body_seconds):

@@ -18,8 +18,6 @@ class Upload:
 
     Attributes:
         begun: `time.monotonic()` at its beginning.
-        ended: It is complete.
-        parts: What has arrived.
         given_up: Another one took its room.
     """
 

@@ -23,7 +23,6 @@ class JobRequest:
 
     Attributes:
         created: Seconds since 1970.
-        suffix: Suffix of the input.
         owner: Name of the API key.
     """
 

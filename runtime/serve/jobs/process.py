@@ -51,12 +51,7 @@ class RemoteRestorer:
     def __init__(self, line: Line, options: ServeOptions, *, bundle: str, preset: str, batch: int) -> None:
         """Open the bundle for its settings; no network is loaded.
 
-        Args:
-            line: The connection to the server.
-            options: The server's options.
-            bundle: Name of one of its bundles.
-            preset: Name of one of its presets.
-            batch: Faces that all workers together restore at once.
+        bundle, preset: names that the server offers. batch: faces that all workers together restore at once.
         """
         self.bundle = Bundle.open(options.folders[bundle])
         self.sampler = offered_presets(self.bundle, options.presets)[preset]
@@ -92,12 +87,7 @@ class Reporter:
     """Sends the progress of a job to the server every TICK seconds. Raises InvalidImage past the limit of frames."""
 
     def __init__(self, line: Line, frames: int) -> None:
-        """Start to count frames.
-
-        Args:
-            line: The connection to the server.
-            frames: Most calls, which are one a frame and one for the item itself.
-        """
+        """Start to count frames: most calls, which are one a frame and one for the item itself."""
         self._line, self._left, self._last = line, frames + 1, time.monotonic()
         self._most = frames
 
@@ -114,19 +104,8 @@ class Reporter:
 def check_input(path: Path, upscale: int, options: ServeOptions, *, video: bool, aligned: bool = False) -> int:
     """Check the size of a job's input before its frames are decoded.
 
-    Args:
-        path: The file that was sent.
-        upscale: Width and height of the result in relation to those of the input.
-        options: The limits.
-        video: Whether it is a video.
-        aligned: Whether it is an aligned face.
-
-    Returns:
-        The frames that the job may have, by the pixels of their results.
-
-    Raises:
-        InvalidImage: It is past a limit.
-        MissingDependency: The extra for videos is not installed.
+    upscale: width and height of the result in relation to those of the input. Returns the frames that the job may have,
+    by the pixels of their results. Raises InvalidImage past a limit, MissingDependency without the extra for videos.
     """
     if aligned:
         check_size(header_size(path), 1, min(options.max_pixels, ALIGNED_PIXELS), "the aligned face")
@@ -148,18 +127,10 @@ def check_input(path: Path, upscale: int, options: ServeOptions, *, video: bool,
 
 
 def restore(line: Line, setup: dict[str, Any]) -> dict[str, Any]:
-    """Do a job.
+    """Do a job with the server's workers; return the fields of the job's `Status` at the end.
 
-    Args:
-        line: The connection to the server, whose workers restore the faces.
-        setup: The options, the request, the folder and the batch, see `JobRunner`.
-
-    Returns:
-        The fields of the job's `Status` at the end.
-
-    Raises:
-        BfrError: The job failed.
-        EOFError, OSError: The server has ended.
+    setup: the options, the request, the folder and the batch, see `JobRunner`. Raises BfrError where the job failed,
+    EOFError and OSError where the server has ended.
     """
     options, asked = ServeOptions(**setup["options"]), setup["request"]
     photo = PhotoOptions(**asked["photo"])

@@ -54,13 +54,10 @@ class JobRunner:
     ) -> None:
         """Make the runner; `run` starts it.
 
-        Args:
-            options: The limits of jobs.
-            store: The folder of jobs.
-            restore_faces: See `Pool.restore`.
-            systems: What the server offers.
-            batch: Faces that the workers restore at once.
-            on_end: Called with the state of each job that has ended.
+        restore_faces: see `Pool.restore`.
+        systems: what the server offers.
+        batch: faces that the workers restore at once.
+        on_end: called with the state of each job that has ended.
         """
         self.options, self.store, self.batch, self.on_end = options, store, batch, on_end
         self._restore_faces, self.systems = restore_faces, systems
@@ -189,8 +186,7 @@ class JobRunner:
     async def _talk(self, child: Child, job: Job, status: Status) -> Status:
         """Answer the messages of a job's process until it has ended.
 
-        Raises:
-            EOFError, OSError: The process ended; ChildProcessError before it looked at the job.
+        Raises EOFError or OSError where the process ended; ChildProcessError before it looked at the job.
         """
         request = job.request
         setup = {

@@ -64,14 +64,9 @@ class JobStore:
             ) from None
 
     async def add(self, request: JobRequest, body: AsyncIterator[bytes]) -> Job:
-        """Write a job, whole or not at all.
+        """Write a job, whole or not at all. body: the input, in parts.
 
-        Args:
-            request: What was asked for.
-            body: The input, in parts.
-
-        Raises:
-            OSError: The disk is full, or the folder cannot be written; what `body` raises is passed on.
+        Raises OSError where the disk is full, or the folder cannot be written; what `body` raises is passed on.
         """
         job = Job(token_hex(16), self.folder, request)
         job = replace(job, folder=self.folder / "incoming" / job.id)
@@ -184,14 +179,9 @@ def _describe(job: Job) -> None:
 
 @contextmanager
 def _locked(path: Path, *, keep: bool = False) -> Iterator[None]:
-    """Hold a lock that ends with the process.
+    """Hold a lock, a file that is created, and ends with the process. keep: leave the file at the end.
 
-    Args:
-        path: Its file, which is created.
-        keep: Leave the file at the end.
-
-    Raises:
-        BlockingIOError: Another process holds it.
+    Raises BlockingIOError where another process holds it.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:

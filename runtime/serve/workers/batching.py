@@ -60,7 +60,6 @@ class Ticket:
     """The faces of a request or of a job's batch.
 
     Attributes:
-        number: Number by arrival.
         tag: Start tag of the next one.
     """
 
@@ -98,12 +97,7 @@ class Batcher:
     """The queue of faces before the workers. For asyncio: all methods are called on one event loop."""
 
     def __init__(self, *, size: int, linger: float = 0.0) -> None:
-        """Make an empty queue.
-
-        Args:
-            size: Faces of a batch, at most.
-            linger: Seconds that a batch waits to be filled.
-        """
+        """Make an empty queue. size: faces of a batch, at most. linger: seconds that a batch waits to be filled."""
         self.size, self.linger = size, linger
         self._tickets: list[Ticket] = []
         self._again: deque[Face] = deque()  # of workers that ended
@@ -132,8 +126,7 @@ class Batcher:
     async def take(self, full: Callable[[], bool] = lambda: False) -> list[Face]:
         """Wait for the next faces of one group, a batch at most.
 
-        Args:
-            full: Whether only a full batch is taken; called again after `wake`.
+        full: whether only a full batch is taken; called again after `wake`.
         """
         while True:
             if self.linger and 0 < len(self) < self.size and not full():

@@ -62,13 +62,7 @@ class Photos:
     """
 
     def __init__(self, options: ServeOptions, restore_faces: RestoreFaces, sizes: dict[str, int]) -> None:
-        """Start the threads.
-
-        Args:
-            options: The limits.
-            restore_faces: See `Pool.restore`.
-            sizes: Bundle -> sides of its aligned faces, pixels.
-        """
+        """Start the threads. restore_faces: see `Pool.restore`. sizes: bundle -> sides of its aligned faces, pixels."""
         self.options, self.sizes = options, sizes
         self._restore_faces = restore_faces
         self._threads = ThreadPoolExecutor(options.photo_workers, thread_name_prefix="bfr-photo")
@@ -79,14 +73,9 @@ class Photos:
         self._threads.submit(Pillow.init)  # its first use imports all formats, for which the event loop would wait
 
     async def restore(self, data: bytes, order: Order) -> AsyncGenerator[Progress | Answer | Refusal, None]:
-        """Restore an image. Closed before its end, the generator drops what is queued.
+        """Restore an image file. Closed before its end, the generator drops what is queued.
 
-        Args:
-            data: The image file.
-            order: What is done with it.
-
-        Yields:
-            Its progress; at last the restored image, or why there is none.
+        Yields its progress; at last the restored image, or why there is none.
         """
         try:
             most, what = self.options.max_pixels, "the image"

@@ -33,7 +33,6 @@ class Pool:
 
     Attributes:
         on_batch: Called with the results of a batch, the seconds that each face waited, and whether requests did.
-        restarts: Number of worker restarts.
         patience: Seconds that a restart may take.
     """
 
@@ -73,8 +72,7 @@ class Pool:
     async def start(self) -> None:
         """Start the workers, and return when all are warm.
 
-        Raises:
-            RestorationFailed: One does not start; the others are ended.
+        Raises RestorationFailed if one does not start; all are ended.
         """
         self.failure, begin = asyncio.get_running_loop().create_future(), time.monotonic()
         starting = [asyncio.create_task(worker.start()) for worker in self.workers]
@@ -102,15 +100,10 @@ class Pool:
     async def restore(
         self, faces: Sequence[NDArray[Any]], order: FaceOrder
     ) -> AsyncGenerator[float | list[Finished] | Refusal, None]:
-        """Restore faces. Closed before its end, the generator drops what is queued.
+        """Restore faces, (S, S, 3) uint8 or uint16 RGB each. Closed before its end, the generator drops what is queued.
 
-        Args:
-            faces: (S, S, 3) uint8 or uint16 RGB each.
-            order: Their group and sender.
-
-        Yields:
-            The share of the denoising that is done, 0 to 1, where it has changed; at last the results in the order of
-            the faces, or why there are none.
+        Yields the share of the denoising that is done, 0 to 1, where it has changed; at last the results in the order
+        of the faces, or why there are none.
         """
         ticket = self.batcher.submit(faces, order)
         try:

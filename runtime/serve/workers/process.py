@@ -50,14 +50,9 @@ class Networks:
     """
 
     def __init__(self, options: ServeOptions, index: int = 0) -> None:
-        """Open the systems and warm them up.
+        """Open the systems on the GPU `index`, or the CPU, and warm them up.
 
-        Args:
-            options: What is served.
-            index: Number of the GPU.
-
-        Raises:
-            BfrError: A bundle is refused, no backend opens it, or the warm-up failed.
+        Raises BfrError where a bundle is refused, no backend opens it, or the warm-up failed.
         """
         begin = time.perf_counter()
         self.devices: list[Device] = []
@@ -87,11 +82,8 @@ class Networks:
     ) -> Pending:
         """Start to restore faces of one group, see `Restorer.launch`; a CPU returns when they are restored.
 
-        Args:
-            group: Their bundle, preset and seed.
-            images: (S, S, 3) uint8 or uint16 RGB each.
-            keys: See `Restorer.run`.
-            on_share: Called on a CPU alone, and may raise. A GPU's loop is one graph, which nothing stops.
+        images: (S, S, 3) uint8 or uint16 RGB each. on_share: called on a CPU alone, and may raise. A GPU's loop is one
+        graph, which nothing stops.
         """
         restorer = self.restorers[group.bundle, group.preset]
         steps = max(1, restorer.plan.steps)

@@ -81,11 +81,7 @@ class Child:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """Faces of one group that were sent to a worker.
-
-    Attributes:
-        answer: Its results; none if all of its faces were cancelled.
-    """
+    """Faces of one group that were sent to a worker, and its answer; none if all of them were cancelled."""
 
     faces: Sequence[Face]
     answer: "asyncio.Future[list[Restored]]"
@@ -109,13 +105,7 @@ class Worker:
     """
 
     def __init__(self, options: ServeOptions, index: int, number: int) -> None:
-        """Make the worker; `spawn` starts its process.
-
-        Args:
-            options: What is served.
-            index: Number of the GPU.
-            number: The worker's number.
-        """
+        """Make the worker; `spawn` starts its process. index: number of the GPU. number: of the worker."""
         self.number = number
         self._setup = {"options": options.model_dump(mode="json"), "index": index}
         self.facts: dict[str, Any] | None = None
@@ -161,13 +151,8 @@ class Worker:
     async def run(self, faces: Sequence[Face]) -> list[Restored]:
         """Restore faces of one group, and update their `share`. The work stops once all of their futures are cancelled.
 
-        Cancelled, as it is when the process has ended, it leaves its call in `calls`.
-
-        Returns:
-            One result a face; none if the work was stopped.
-
-        Raises:
-            Failed: The networks could not restore them.
+        Cancelled, as it is when the process has ended, it leaves its call in `calls`. Returns one result a face; none
+        if the work was stopped. Raises Failed where the networks could not restore them.
         """
         child = self.child
         assert child is not None  # noqa: S101
