@@ -116,7 +116,6 @@ def quantize_graph(graph: Path, path: Path, inputs: Iterable[Inputs]) -> tuple[P
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"CalibMovingAverage": True},  # the mean over the calls, which come in one go
         )
         result = onnx.load(quantized)
     return save_graph(result, path, store_half=_exact_in_half(result), metadata=metadata)
