@@ -7,19 +7,9 @@ _WINDOW = 2.0  # seconds over which frames are counted for their rate
 
 
 class Counts:
-    """Counters of a stream.
+    """Counters of a stream, see `_COUNTERS`.
 
     Attributes:
-        shown: Frames that were sent to the sinks.
-        dropped: Frames that a newer one replaced before anything was done with them.
-        late: Frames that would have been shown after `max_delay`.
-        unsent: Shown frames that a sink's receiver was too slow for.
-        faces: Faces that were restored, in all shown frames together.
-        warped: How many of them were warped from a key frame, without the networks.
-        left: Faces that stayed as they were, for want of time.
-        failed: Faces that the networks could not restore.
-        damaged: Packets of the source that could not be decoded.
-        reconnects: How often the source was lost and opened again.
         connected: Whether the source sends frames.
         delay, worst, total: Seconds from arrival to showing: of the last frame, the largest, and of all together.
     """

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.live.counts import Counts
+from bfr.runtime.live.sinks import Sink
 from bfr.runtime.serve.options import is_local
 
 VIEWERS = 8
@@ -62,10 +63,10 @@ class _Server(ThreadingHTTPServer):
         _log.debug("a viewer's request failed", exc_info=True)
 
 
-class Page:
-    """A server of the page; a Sink."""
+class Page(Sink):
+    """A server of the page."""
 
-    watched, closed = True, False
+    watched = True
 
     def __init__(self, address: str, counts: Counts) -> None:
         """Begin to serve. Raises InvalidOption if the port cannot be listened on.
@@ -101,9 +102,6 @@ class Page:
         with self.change:
             self.jpeg, self.number = data.tobytes(), self.number + 1
             self.change.notify_all()
-
-    def idle(self) -> None:
-        """See Sink."""
 
     def close(self) -> None:
         """See Sink."""

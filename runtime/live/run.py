@@ -14,7 +14,6 @@ from bfr.runtime.live.counts import Counts
 from bfr.runtime.live.options import LiveOptions
 from bfr.runtime.live.sinks import Sink, drawn
 from bfr.runtime.live.source import Arrived, Source
-from bfr.runtime.restore.restorer import DEFAULT_SEED
 from bfr.runtime.video.follow import Follower
 from bfr.runtime.video.propagate import KeyFrames, complete, count_warped, fresh
 from bfr.runtime.video.track import Tracked, Tracker
@@ -38,10 +37,8 @@ class Estimate:
 class Live:
     """A stream that is being restored. Faces keep their noise from frame to frame, as in videos."""
 
-    def __init__(
-        self, photo: PhotoRestorer, options: LiveOptions, sinks: Sequence[Sink], counts: Counts, *, seed: int
-    ) -> None:
-        self.photo, self.options, self.sinks, self.counts, self.seed = photo, options, sinks, counts, seed
+    def __init__(self, photo: PhotoRestorer, options: LiveOptions, sinks: Sequence[Sink], counts: Counts) -> None:
+        self.photo, self.options, self.sinks, self.counts = photo, options, sinks, counts
         self._follower = Follower(partial(photo.find, turns=False))
         self._tracker, self._keys = Tracker(), KeyFrames(options.key_frames)
         self._showing = Estimate()
@@ -49,7 +46,7 @@ class Live:
         blank = np.full((photo.size, photo.size, 3), 128, np.uint8)
         for _ in range(2):  # the first call sets the networks up
             begin = time.perf_counter()
-            photo.restorer.run([blank], seed=seed)
+            photo.restorer.run([blank])
         self._face = Estimate(time.perf_counter() - begin)
 
     def take(self, arrived: Arrived, begin: float) -> None:
@@ -89,7 +86,7 @@ class Live:
         sources = self._keys.sources(faces, tracked)
         crops, keys = fresh(sources)
         called = time.perf_counter()
-        restored = photo.restorer.run(crops, seed=self.seed, keys=keys) if crops else []
+        restored = photo.restorer.run(crops, keys=keys) if crops else []
         network = time.perf_counter() - called
         results = complete(sources, restored)
         made = photo.paste(Image(pixels), faces, results)
@@ -123,8 +120,6 @@ def run_live(
     sinks: Sequence[Sink],
     options: LiveOptions,
     counts: Counts,
-    *,
-    seed: int = DEFAULT_SEED,
     tell: Callable[[str], None] = lambda _line: None,
 ) -> float:
     """Restore a stream until it ends, a window is closed, or Ctrl-C; return the seconds that it took.
@@ -140,7 +135,7 @@ def run_live(
     with ExitStack() as stack:
         for sink in sinks:
             stack.callback(sink.close)
-        live = Live(photo, options, sinks, counts, seed=seed)
+        live = Live(photo, options, sinks, counts)
         begin = time.monotonic()
         with Source(source, options, counts) as stream:
             try:

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 import cv2
@@ -35,7 +35,7 @@ _TICKS = 1000  # a second
 _log = logging.getLogger("bfr")
 
 
-class Sink(Protocol):
+class Sink:
     """What takes restored frames.
 
     Attributes:
@@ -43,30 +43,25 @@ class Sink(Protocol):
         closed: The person has closed it, and so ended the stream.
     """
 
-    watched: bool
-    closed: bool
+    watched = closed = False
 
     def write(self, pixels: RGB8, seconds: float) -> None:
         """Take an (H, W, 3) uint8 RGB frame, shown `seconds` after the begin. Raises WriteFailed."""
-        ...
+        raise NotImplementedError
 
     def idle(self) -> None:
         """Do what is to be done while no frame comes."""
-        ...
 
     def close(self) -> None:
         """End what was written, so that it is whole."""
-        ...
 
 
-class Encoded:
+class Encoded(Sink):
     """H.264 in a file or stream, without a frame held back by the encoder.
 
     The picture keeps its first size; later frames of another size are scaled to it. A file's fragments can be played
     even where the process was killed.
     """
-
-    watched = closed = False
 
     def __init__(self, target: str) -> None:
         """target: a file or address, checked by `check_sink`; it is opened with the first frame."""
@@ -87,9 +82,6 @@ class Encoded:
                 f"{without_secrets(self.target)} cannot be written ({error.strerror or error}): check the name, the "
                 "space on the disk, or that a server listens there"
             ) from error
-
-    def idle(self) -> None:
-        """See Sink."""
 
     def close(self) -> None:
         """See Sink."""
@@ -140,15 +132,13 @@ class Encoded:
         self._output = self._video = None
 
 
-class Sent:
+class Sent(Sink):
     """An Encoded stream in a separate process.
 
     PyAV holds the GIL while it connects to a receiver: one that does not answer would block this process and Ctrl-C.
     The process has one frame at a time; those that come meanwhile are left out, and those before it is ready. A
     receiver that is lost is tried again.
     """
-
-    watched = closed = False
 
     def __init__(self, target: str, patience: float, counts: Counts) -> None:
         """Start the process.
@@ -182,9 +172,6 @@ class Sent:
         except (EOFError, BrokenPipeError) as error:
             raise WriteFailed(f"the process that sends to {without_secrets(self.target)} has died") from error
         self._busy, self._tried = True, now
-
-    def idle(self) -> None:
-        """See Sink."""
 
     def close(self) -> None:
         """See Sink; ends the process if the receiver blocks it."""
@@ -221,7 +208,7 @@ def _send(target: str, pipe: Any) -> None:
     stream.close()
 
 
-class Window:
+class Window(Sink):
     """A window of the desktop; closing it ends the stream."""
 
     watched = True
@@ -234,7 +221,6 @@ class Window:
             raise MissingDependency(
                 "a window needs Python's tkinter: `apt install python3-tk`, or leave the window out for the page"
             ) from error
-        self.closed = False
         self._tk = tkinter
         try:
             self._root = tkinter.Tk()

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoRestorer
+from bfr.runtime.live.sinks import Sink
 
 
-class Kept:
+class Kept(Sink):
     """A sink that keeps frames; `most` of them, then it is closed as a window would be."""
 
     def __init__(self, most: int = 0, *, watched: bool = False) -> None:
@@ -22,19 +23,12 @@ class Kept:
         self.ended = False
 
     @property
-    def closed(self) -> bool:
+    def closed(self) -> bool:  # type: ignore[override]
         return bool(self.most) and len(self.frames) >= self.most
-
-    @closed.setter
-    def closed(self, value: bool) -> None:
-        raise AttributeError(value)
 
     def write(self, pixels: NDArray[np.uint8], seconds: float) -> None:
         self.frames.append(pixels)
         self.times.append(seconds)
-
-    def idle(self) -> None:
-        pass
 
     def close(self) -> None:
         self.ended = True

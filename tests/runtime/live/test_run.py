@@ -148,7 +148,7 @@ def test_of_more_faces_than_there_is_time_for_the_largest_are_restored(photo: Ma
     frame = picture(0, width=240, height=120)
     frame[40:104, 140:204] = fakes.face
     sink, counts = kept(), Counts()
-    live = Live(photo(), LiveOptions(max_delay=60), [sink], counts, seed=1)
+    live = Live(photo(), LiveOptions(max_delay=60), [sink], counts)
     live._face.seconds = 40.0
     live.take(arrived(frame), 0.0)
     assert (counts.faces, counts.left) == (1, 1)
@@ -164,7 +164,7 @@ def test_where_no_face_fits_the_frame_passes_and_a_warning_says_so_once(
     photo: Maker, kept: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink, counts = kept(), Counts()
-    live = Live(photo(), LiveOptions(max_delay=30), [sink], counts, seed=1)
+    live = Live(photo(), LiveOptions(max_delay=30), [sink], counts)
     for _ in range(2):
         live._face.seconds = 100.0
         live.take(arrived(picture(0)), 0.0)
@@ -178,7 +178,7 @@ def test_where_no_face_fits_the_frame_passes_and_a_warning_says_so_once(
 def test_a_frame_that_waited_too_long_costs_nothing(photo: Maker, kept: Any) -> None:
     sink, counts = kept(), Counts()
     worker = photo()
-    live = Live(worker, LiveOptions(max_delay=1), [sink], counts, seed=1)
+    live = Live(worker, LiveOptions(max_delay=1), [sink], counts)
     calls = len(worker.restorer.calls)  # type: ignore[attr-defined]
     live.take(arrived(picture(0), age=2), 0.0)
     assert (counts.late, sink.frames, len(worker.restorer.calls)) == (1, [], calls)  # type: ignore[attr-defined]
@@ -186,7 +186,7 @@ def test_a_frame_that_waited_too_long_costs_nothing(photo: Maker, kept: Any) -> 
 
 def test_a_face_keeps_its_noise(photo: Maker, kept: Any) -> None:
     worker, counts = photo(), Counts()
-    live = Live(worker, LiveOptions(max_delay=60), [kept()], counts, seed=1)
+    live = Live(worker, LiveOptions(max_delay=60), [kept()], counts)
     for index in range(3):
         live.take(arrived(picture(index)), 0.0)
     assert worker.restorer.calls[-3:] == [[0], [0], [0]]  # type: ignore[attr-defined]
@@ -194,7 +194,7 @@ def test_a_face_keeps_its_noise(photo: Maker, kept: Any) -> None:
 
 def test_between_key_frames_faces_are_warped(photo: Maker, kept: Any, fakes: Any) -> None:
     worker, counts, sink = photo(), Counts(), kept()
-    live = Live(worker, LiveOptions(max_delay=60, key_frames=3), [sink], counts, seed=1)
+    live = Live(worker, LiveOptions(max_delay=60, key_frames=3), [sink], counts)
     before = len(worker.restorer.calls)  # type: ignore[attr-defined]
     for index in range(4):
         live.take(arrived(picture(index)), 0.0)
@@ -220,7 +220,7 @@ def test_warped_faces_do_not_make_the_others_seem_slow(
     monkeypatch.setattr("bfr.runtime.live.run.time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(worker.restorer, "run", run_in_ten)
     monkeypatch.setattr(worker, "paste", paste_in_one)
-    live = Live(worker, LiveOptions(max_delay=60, key_frames=3), [kept()], counts, seed=1)
+    live = Live(worker, LiveOptions(max_delay=60, key_frames=3), [kept()], counts)
     frames = [picture(index, width=480, height=240) for index in range(2)]  # so large that a face is no cut
     frames[1][40:104, 140:204] = fakes.face
     for frame, age in zip(frames, (2.0, 0.0), strict=True):  # so that the second is looked at, too
@@ -232,9 +232,9 @@ def test_warped_faces_do_not_make_the_others_seem_slow(
 
 def test_the_counts_are_drawn_for_people_alone(photo: Maker, kept: Any) -> None:
     seen, sent = kept(watched=True), kept()
-    Live(photo(), LiveOptions(max_delay=60), [seen, sent], Counts(), seed=1).take(arrived(picture(0)), 0.0)
+    Live(photo(), LiveOptions(max_delay=60), [seen, sent], Counts()).take(arrived(picture(0)), 0.0)
     assert (seen.frames[0] != sent.frames[0]).any()
     plain = kept(watched=True)
-    live = Live(photo(), LiveOptions(max_delay=60, overlay=False), [plain], Counts(), seed=1)
+    live = Live(photo(), LiveOptions(max_delay=60, overlay=False), [plain], Counts())
     live.take(arrived(picture(0)), 0.0)
     assert (plain.frames[0] == sent.frames[0]).all()
