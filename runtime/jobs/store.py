@@ -8,6 +8,7 @@ from datetime import datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from bfr.runtime.errors import BfrError, InputNotFound, InvalidImage, InvalidOption, MissingDependency, WriteFailed
 from bfr.runtime.files import clean_leftovers, write_bytes
@@ -57,7 +58,7 @@ def local_path(name: str | PathLike[str]) -> Path | None:
     if isinstance(name, PathLike) or not _URL.match(name):
         return Path(name)
     if name.lower().startswith(("file://", "local://")):
-        return Path(open_url(name)[1])
+        return Path(unquote(open_url(name)[1]))
     return None
 
 

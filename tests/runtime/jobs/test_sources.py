@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path, PurePath
 from unicodedata import normalize
 
@@ -40,22 +41,9 @@ def test_only_allowed_suffixes_in_any_case(tmp_path: Path) -> None:
 
 
 def test_videos_only_where_they_are_wanted(tmp_path: Path) -> None:
-    fill(
-        tmp_path,
-        "a.mp4",
-        "b.MOV",
-        "c.mkv",
-        "d.webm",
-        "e.avi",
-        "f.m4v",
-        "g.png",
-        "x.mp3",
-        "x.gif",
-        ".y.mp4",
-        "z.mp4.part",
-    )
-    videos = [Path(item.source).name for item in find_images([tmp_path], videos=True)]
-    assert videos == ["a.mp4", "b.MOV", "c.mkv", "d.webm", "e.avi", "f.m4v", "g.png"]
+    wanted = ["a.mp4", "b.MOV", "c.mkv", "d.webm", "e.avi", "f.m4v", "g.png"]
+    fill(tmp_path, *wanted, "x.mp3", "x.gif", ".y.mp4", "z.mp4.part")
+    assert [Path(item.source).name for item in find_images([tmp_path], videos=True)] == wanted
     assert found(tmp_path) == ["g.png"]
 
 
@@ -80,10 +68,11 @@ def test_results_of_an_earlier_run_are_not_read(tmp_path: Path) -> None:
     assert len(find_images([tmp_path / "out/*.png"], out=tmp_path)) == 1
 
 
-def test_an_empty_folder_has_no_images_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
+def test_an_empty_folder_has_no_images_and_a_missing_input_is_an_error(tmp_path: Path) -> None:
     assert find_images([tmp_path]) == []
-    with pytest.raises(InputNotFound, match="nowhere"):
-        find_images([tmp_path / "nowhere"])
+    for name in ("nowhere", "nowhere.png", "*.png"):
+        with pytest.raises(InputNotFound, match=re.escape(name)):
+            find_images([str(tmp_path / name)])
 
 
 def test_links_that_leave_the_folder_are_not_followed(tmp_path: Path) -> None:
@@ -140,9 +129,14 @@ def test_inputs_keep_their_order_and_are_read_once(tmp_path: Path) -> None:
     ]
 
 
-def test_a_folder_as_text_is_one_input(tmp_path: Path) -> None:
-    fill(tmp_path, "a.png")
-    assert [item.name for item in find_images(str(tmp_path))] == ["a"]
+@pytest.mark.parametrize("name", ["in", "[1]"])  # brackets of a folder that is there are no pattern
+def test_a_folder_may_be_a_path_a_text_an_address_or_a_pattern(tmp_path: Path, name: str) -> None:
+    folder = fill(tmp_path / name, "a.jpg", "a.png", "img10.png", "img2.png", ".hidden.png", "out/x.png", "sub/a.jpg")
+    expected = find_images([folder], out=folder / "out")
+    assert [item.name for item in expected] == ["a_jpg", "a_png", "img2", "img10", "sub/a"]
+    patterns = [] if name == "[1]" else [f"{folder}/**/*", f"{folder}/**"]
+    for given in (str(folder), [folder.as_uri()], *([one] for one in patterns)):
+        assert find_images(given, out=str(folder / "out")) == expected
 
 
 def test_a_link_into_a_folder_that_is_closed_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,36 +167,21 @@ def test_a_file_is_one_by_whatever_way_it_is_named(tmp_path: Path, monkeypatch: 
     fill(tmp_path, "a.png", "in/b.png")
     (tmp_path / "link").symlink_to("in")
     monkeypatch.chdir(tmp_path)
-    names = ["a.png", tmp_path / "a.png", "in/../a.png", "in", "link", "link/b.png"]
+    names = ["a.png", tmp_path / "a.png", f"{tmp_path}/*.png", "in/../a.png", "in", "link", "link/b.png"]
     assert find_images(names) == [Item(Path("a.png"), "a"), Item(Path("in/b.png"), "b")]
 
 
-def test_good_names_stay_in_the_folder(tmp_path: Path) -> None:
-    store = Store(tmp_path / "not made yet")
-    store.check("a", ".png")
-    store.check("sub/v1.2 é..", ".png")
-    store.check("A: beach 10:30", ".jpg")
+@pytest.mark.parametrize("name", ["a", "sub/v1.2 é..", "A: beach 10:30"])
+def test_a_store_takes_names_that_stay_in_the_folder(tmp_path: Path, name: str) -> None:
+    items = [Item(tmp_path / "a.png", name)]
+    assert choose_outputs(items, Store(tmp_path / "not made yet"), ".jpg")[0] == {items[0].key: f"{name}.jpg"}
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "",
-        "..",
-        ".",
-        "../a",
-        "a/../../b",
-        "a/..",
-        "/etc/a",
-        "//a",
-        "a//b",
-        "a/",
-        "a\0b",
-        "a\nb",
-        "..\\a",
-        "a\\b",
-        "C:a",
-        "C:/a",
+        *("", "..", ".", "../a", "a/../../b", "a/..", "/etc/a", "//a", "a//b", "a/"),
+        *("a\0b", "a\nb", "..\\a", "a\\b", "C:a", "C:/a"),
     ],
 )
 def test_a_store_refuses_names_that_leave_the_folder(
@@ -247,6 +226,8 @@ def test_a_result_that_is_any_input_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out/new.png").symlink_to(tmp_path / "a.png")
     with pytest.raises(InvalidOption, match=r"new\.png"):
         choose_outputs(items, store, ".png")
+    with pytest.raises(InvalidOption, match="overwritten"):
+        choose_outputs(find_images([tmp_path / "a.png"], out=tmp_path), Store(tmp_path), "same")
 
 
 def begins(folder: Path, **contents: bytes) -> Path:
