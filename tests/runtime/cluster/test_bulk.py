@@ -1,7 +1,6 @@
 """Bulk restoration: names, resuming, exactly one row for each input, and what a killed driver or node leaves."""
 
 import csv
-import dataclasses
 import importlib
 import json
 import os
@@ -29,7 +28,8 @@ from bfr.runtime.cluster.bulk import run as driver
 from bfr.runtime.cluster.bulk.options import BulkOptions
 from bfr.runtime.cluster.bulk.pool import Pool, connected, size_pool
 from bfr.runtime.cluster.bulk.run import block_size, run_bulk
-from bfr.runtime.cluster.bulk.table import EntryLog, NodeEntry, read_entries
+from bfr.runtime.cluster.bulk.table import EntryLog, NodeEntry, read_entries, write_table
+from bfr.runtime.cluster.bulk.worker import Worker, WorkerSetup
 from bfr.runtime.errors import (
     BackendUnavailable,
     BundleInvalid,
@@ -43,7 +43,7 @@ from bfr.runtime.errors import (
 from bfr.runtime.faces.options import PhotoOptions
 from bfr.runtime.faces.photo import PhotoRestorer
 from bfr.runtime.install import install_command
-from bfr.runtime.jobs.report import Report
+from bfr.runtime.jobs.report import Report, describe_versions
 from bfr.runtime.jobs.run import JobOptions, run_job
 from bfr.runtime.jobs.sources import choose_outputs, find_images
 from bfr.runtime.jobs.store import Store
@@ -268,7 +268,7 @@ class TestObjectStores:
         assert [row.status for row in again.entries] == ["skipped", "skipped", "failed", "skipped"]
         assert table_of(again) == table_of(report)
 
-    def test_results_are_not_read_again(self, memory: Callable[..., str]) -> None:
+    def test_results_are_not_read_again_and_replace_no_input(self, memory: Callable[..., str]) -> None:
         url = memory("in", "a.png", "out/b.png")
         assert [item.name for item in find_images([url], out="memory:///in/out")] == ["a"]
         with pytest.raises(InvalidOption, match="overwritten"):
@@ -326,38 +326,17 @@ class TestObjectStores:
             Store("s3://bucket/x")
 
 
-class TestNames:
-    def test_a_folder_is_read_as_restore_reads_it(self, tmp_path: Path) -> None:
-        folder = noise(tmp_path, "a.jpg", "a.png", "img10.png", "img2.png", ".hidden.png", "out/x.png", "sub/a.jpg")
-        expected = find_images([folder], out=tmp_path / "out")
-        for given in (str(folder), folder.as_uri(), f"{folder}/**/*", f"{folder}/**"):
-            assert find_images([given], out=str(tmp_path / "out")) == expected
-
-    def test_a_file_is_read_once_whatever_it_is_called(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(noise(tmp_path, "a.png"))
-        found = find_images(["a.png", str(tmp_path), f"{tmp_path}/*.png"], out="out")
-        assert [(item.key, item.name) for item in found] == [("a.png", "a")]
-
-    @pytest.mark.parametrize("name", ["nothing", "*.png", "nothing.png"])
-    def test_what_is_not_there(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(InputNotFound):
-            find_images([str(tmp_path / name)], out=tmp_path / "out")
-
-    def test_a_folder_of_brackets_is_no_pattern(self, tmp_path: Path) -> None:
-        folder = noise(tmp_path / "[1]", "a.png")
-        assert [item.name for item in find_images([str(folder)], out="out")] == ["a"]
-
-    def test_no_result_replaces_an_input_or_leaves_the_folder(self, tmp_path: Path) -> None:
-        folder = noise(tmp_path / "in", "a.png", "b\\c.png")
-        items = find_images([str(folder)], out=folder)
-        with pytest.raises(InvalidOption, match="overwritten"):
-            choose_outputs(items, Store(str(folder)), "same")
-        outputs, refused = choose_outputs(items, Store(str(tmp_path / "out")), ".webp")
-        assert list(outputs.values()) == ["a.webp"]
-        assert list(refused) == [str(folder / "b\\c.png")]
-
-
 class TestResume:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        return noise(tmp_path / "in", "a.png", "b.png")
+
+    @pytest.fixture
+    def out(self, here: InProcess, folder: Path, tmp_path: Path) -> Path:
+        """What a run over the folder leaves."""
+        run_bulk([str(folder)], str(tmp_path / "out"), ALIGNED)
+        return tmp_path / "out"
+
     def killed(self, here: InProcess, folder: Path, out: Path, options: BulkOptions = ALIGNED, **how: Any) -> None:
         here.done, here.killed_after = [], 2
         with pytest.raises(KeyboardInterrupt):
@@ -381,10 +360,10 @@ class TestResume:
         assert not [name for name in tree(out) if name.startswith("rows-")]
 
     def test_what_is_there_is_skipped_and_what_failed_is_tried_again(
-        self, here: InProcess, tmp_path: Path, call: Called
+        self, here: InProcess, folder: Path, tmp_path: Path, call: Called
     ) -> None:
         """What is skipped stays in the table as it was."""
-        folder, out = noise(tmp_path / "in", "a.png", "b.png"), tmp_path / "out"
+        out = tmp_path / "out"
         (folder / "bad.png").write_text("no image")
         assert call("batch", folder, "-o", out, *FAST).status == 1
         rows, made = table(out), tree(out)
@@ -412,27 +391,21 @@ class TestResume:
         for name in ("a.jpg", "b.jpg", "c.jpg"):
             assert (out / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
 
-    def test_results_of_two_seeds(self, here: InProcess, tmp_path: Path) -> None:
+    def test_a_result_of_another_seed_is_not_skipped(self, folder: Path, out: Path) -> None:
         """{a, b} with one seed, {a} with another, then both with that one: b is not skipped."""
-        folder, out = noise(tmp_path / "in", "a.png", "b.png"), tmp_path / "out"
         other = ALIGNED.model_copy(update={"seed": 2})
-        run_bulk([str(folder)], str(out), ALIGNED)
         run_bulk([str(folder / "a.png")], str(out), other)
         report = run_bulk([str(folder)], str(out), other, resume=True)
         assert [row.status for row in report.entries] == ["skipped", "restored"]
 
     @pytest.mark.parametrize("lost", ["batch.json", "results.csv"])
-    def test_nothing_is_taken_by_its_name(self, here: InProcess, tmp_path: Path, lost: str) -> None:
-        folder, out = noise(tmp_path / "in", "a.png"), tmp_path / "out"
-        run_bulk([str(folder)], str(out), ALIGNED)
+    def test_nothing_is_taken_by_its_name(self, folder: Path, out: Path, lost: str) -> None:
         (out / lost).unlink()
-        (row,) = run_bulk([str(folder)], str(out), ALIGNED, resume=True).entries
-        assert row.status == "restored"
+        report = run_bulk([str(folder)], str(out), ALIGNED, resume=True)
+        assert [row.status for row in report.entries] == ["restored", "restored"]
 
     @pytest.mark.parametrize("changed", ["in/a.png", "out/a.png"])
-    def test_what_changed_is_made_anew(self, here: InProcess, tmp_path: Path, changed: str) -> None:
-        folder, out = noise(tmp_path / "in", "a.png", "b.png"), tmp_path / "out"
-        run_bulk([str(folder)], str(out), ALIGNED)
+    def test_what_changed_is_made_anew(self, folder: Path, out: Path, tmp_path: Path, changed: str) -> None:
         os.utime(tmp_path / changed, ns=(0, 1))
         report = run_bulk([str(folder)], str(out), ALIGNED, resume=True)
         assert [row.status for row in report.entries] == ["restored", "skipped"]
@@ -445,14 +418,10 @@ class TestResume:
         report = run_bulk([url], "memory://out", ALIGNED, resume=True)
         assert [row.status for row in report.entries] == ["restored", "restored", "skipped"]
 
-    def test_nothing_left_to_do_needs_no_ray(
-        self, here: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        folder, out = noise(tmp_path / "in", "a.png"), tmp_path / "out"
-        first = run_bulk([str(folder)], str(out), ALIGNED)
-        skipped = tuple(dataclasses.replace(row, status="skipped") for row in first.entries)
+    def test_nothing_left_to_do_needs_no_ray(self, folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(driver, "connected", None)
-        assert run_bulk([str(folder)], str(out), ALIGNED, resume=True).entries == skipped
+        report = run_bulk([str(folder)], str(out), ALIGNED, resume=True)
+        assert [(row.status, row.width) for row in report.entries] == [("skipped", 64)] * 2
 
 
 def test_names_of_any_length_what_is_passed_over_and_what_is_reduced(here: InProcess, tmp_path: Path) -> None:
@@ -498,33 +467,28 @@ class TestExactlyOnce:
 
 def test_workers_refuse_what_would_not_be_one_result(here: InProcess, tmp_path: Path) -> None:
     """Other versions, and an output folder that is not the driver's."""
-    from bfr.runtime.cluster.bulk.worker import Worker, WorkerSetup
-    from bfr.runtime.jobs.report import describe_versions
+    facts, settings = tmp_path / "batch.json", ALIGNED.settings()
 
-    (tmp_path / "batch.json").write_text('{"run": "theirs"}')
-    settings = ALIGNED.settings()
+    def worker(run: str = "theirs", **versions: str) -> Worker:
+        expected = {**describe_versions(), **versions}
+        return Worker(WorkerSetup(ALIGNED, str(tmp_path), run, settings["bundle_hash"], expected, threads=1))
 
-    def refused(**changes: Any) -> str:
-        setup: dict[str, Any] = {"run": "theirs", "versions": describe_versions(), **changes}
-        worker = Worker(WorkerSetup(ALIGNED, str(tmp_path), bundle_hash=settings["bundle_hash"], threads=1, **setup))
-        return str(json.loads(worker({"task": []})["row"][0])["refusal"]) if worker.refusal else ""
+    def refusal(worker: Worker) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(worker({"task": []})["row"][0])
+        return found
 
-    assert refused() == ""
-    assert "is not the folder that this run writes to" in refused(run="ours")
-    worker = Worker(
-        WorkerSetup(ALIGNED, str(tmp_path), "theirs", settings["bundle_hash"], describe_versions(), threads=1)
-    )
-    (tmp_path / "batch.json").write_text('{"run": "another"}')  # begun meanwhile
-    assert "another run has begun" in json.loads(worker({"task": []})["row"][0])["refusal"]
-    (tmp_path / "batch.json").unlink()
-    (tmp_path / "batch.json").mkdir()  # cannot be read, as on a disk that fails
-    refusal = json.loads(worker({"task": []})["row"][0])
-    assert refusal["kind"] == "WriteFailed"
-    assert re.match("cannot read batch.json .*check .* the disk.*--resume continues", refusal["refusal"])
-    (tmp_path / "batch.json").rmdir()
-    (tmp_path / "batch.json").write_text('{"run": "theirs"}')
-    assert "pillow 1" in refused(versions={**describe_versions(), "pillow": "9.0"})
-    assert ", not 9.0" in refused(versions={**describe_versions(), "pillow": "9.0"})
+    facts.write_text('{"run": "theirs"}')
+    good = worker()
+    assert not good.refusal
+    assert "is not the folder that this run writes to" in refusal(worker("ours"))["refusal"]
+    assert re.search(r"pillow 1.*, not 9\.0", refusal(worker(pillow="9.0"))["refusal"])
+    facts.write_text('{"run": "another"}')  # begun meanwhile
+    assert "another run has begun" in refusal(good)["refusal"]
+    facts.unlink()
+    facts.mkdir()  # cannot be read, as on a disk that fails
+    found = refusal(good)
+    assert found["kind"] == "WriteFailed"
+    assert re.match("cannot read batch.json .*check .* the disk.*--resume continues", found["refusal"])
 
 
 def test_a_lost_gpu_ends_the_worker(here: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -571,8 +535,6 @@ def test_rows_survive_their_files(tmp_path: Path) -> None:
         log.flush()
     assert sorted(tree(tmp_path)) == ["rows-000010.jsonl", "rows-000011.jsonl"]
     assert read_entries(store, tree(tmp_path)) == {name: second}
-    from bfr.runtime.cluster.bulk.table import write_table
-
     for row in (first, second):
         write_table(store, [row])
         assert read_entries(store, []) == {name: row}

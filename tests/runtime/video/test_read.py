@@ -62,23 +62,26 @@ def clip(
     times: Sequence[int] | None = None,
     clock: Fraction = CLOCK,
     rotation: int = 0,
+    mirrored: bool = False,
     sound: str | None = None,
     sound_first: bool = False,
+    muxer: str | None = None,
+    encoding: dict[str, str] | None = None,
     options: dict[str, str] | None = None,
     metadata: dict[str, str] | None = None,
     aspect: Fraction | None = None,
 ) -> Path:
     """A small video made with PyAV alone. times: pts of the frames in ticks of `clock`. sound: the codec of a sine."""
-    with av.open(str(path), "w", container_options=options or {}) as output:
+    with av.open(str(path), "w", format=muxer, container_options=options or {}) as output:
         output.metadata.update(metadata or {})
-        encoder = {"libx264": {"crf": "4", "g": "10"}, "mpeg4": {"qmax": "2"}}.get(codec)
+        encoder = encoding or {"libx264": {"crf": "4", "g": "10"}, "mpeg4": {"qmax": "2"}}.get(codec)
         stream: Any = output.add_stream(codec, 25, encoder, width=size[0], height=size[1], time_base=clock)
         stream.pix_fmt = pixel_format
         stream.codec_context.time_base = clock
         if aspect:
             stream.codec_context.sample_aspect_ratio = aspect
-        if rotation:
-            stream.set_display_rotation(rotation)
+        if rotation or mirrored:
+            stream.set_display_rotation(rotation, hflip=mirrored)
         track: Any = output.add_stream(sound, 48_000, layout="stereo", bit_rate=128_000) if sound else None
         if track:
             track.metadata["language"] = "ger"
@@ -109,6 +112,14 @@ def copy(source: Path, target: Path, *, keep_metadata: bool = True, codec: str |
             for frame in reader.frames():
                 writer.write(frame.pixels, frame.pts, frame.time_base, frame.duration)
         return reader.damage
+
+
+def write(path: Path, *frames: Array, info: VideoInfo = INFO, **options: Any) -> Path:
+    """A video of these frames, at 25 a second."""
+    with VideoWriter(path, path.suffix, info, **options) as writer:
+        for index, frame in enumerate(frames):
+            writer.write(frame, index * TICKS, CLOCK)
+    return path
 
 
 def times(path: Path) -> list[Fraction]:
@@ -206,23 +217,16 @@ def test_a_turned_video_is_read_upright_and_written_unturned(tmp_path: Path, rot
 
 
 def test_a_mirrored_video_is_read_upright(tmp_path: Path) -> None:
-    path = tmp_path / "in.mp4"
-    with av.open(str(path), "w") as output:
-        stream = output.add_stream("libx264", 25, {"crf": "4"}, width=WIDTH, height=HEIGHT)
-        stream.set_display_rotation(0, hflip=True)
-        encode(output, stream, [picture(0)])
-    assert_alike(pixels(path)[0], picture(0)[:, ::-1])
+    assert_alike(pixels(clip(tmp_path / "in.mp4", count=2, mirrored=True))[0], picture(0)[:, ::-1])
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
 @pytest.mark.parametrize("sample_range", [LIMITED, FULL])
 @pytest.mark.parametrize("matrix", [BT709, BT601, BT2020])
 def test_colours_survive_and_are_tagged(tmp_path: Path, matrix: int, sample_range: int, suffix: str) -> None:
-    path = tmp_path / f"a{suffix}"
-    tags = Colour(matrix, sample_range, 1, 1)
-    with VideoWriter(path, suffix, replace(INFO, colour=tags)) as writer:
-        for index in range(3):
-            writer.write(np.full((HEIGHT, WIDTH, 3), RED, np.uint8), index * TICKS, CLOCK)
+    flat = np.full((HEIGHT, WIDTH, 3), RED, np.uint8)
+    info = replace(INFO, colour=Colour(matrix, sample_range, 1, 1))
+    path = write(tmp_path / f"a{suffix}", flat, flat, flat, info=info)
     with av.open(str(path)) as container:  # the samples are what the tags say, by H.273's own arithmetic
         samples = [int(bytes(plane)[0]) for plane in next(container.decode(video=0)).planes]
     red, green, blue = np.array(RED) / 255
@@ -243,8 +247,7 @@ def test_without_tags_the_matrix_is_that_of_the_size(tmp_path: Path, size: tuple
     info = replace(INFO, width=size[0], height=size[1])
     flat = np.full((size[1], size[0], 3), RED, np.uint8)
     for path, colour in ((tagged, Colour(matrix, LIMITED)), (bare, Colour())):
-        with VideoWriter(path, ".mkv", replace(info, colour=colour)) as writer:
-            writer.write(flat, 0, CLOCK)
+        write(path, flat, info=replace(info, colour=colour))
     assert packets(tagged, "video")[0][1][-200:] == packets(bare, "video")[0][1][-200:]
     with VideoReader(bare) as reader:
         assert (reader.info.colour.matrix, reader.info.colour.range) == (2, 0)
@@ -254,9 +257,7 @@ def test_without_tags_the_matrix_is_that_of_the_size(tmp_path: Path, size: tuple
 def test_conversion_neither_darkens_nor_moves_colours(tmp_path: Path) -> None:
     rows, columns = np.mgrid[:64, :64] / 63
     gradient = (np.stack([rows, columns, 1 - rows * columns], 2) * 255).astype(np.uint8)
-    path = tmp_path / "a.mkv"
-    with VideoWriter(path, ".mkv", replace(INFO, width=64, height=64), crf=1) as writer:
-        writer.write(gradient, 0, CLOCK)
+    path = write(tmp_path / "a.mkv", gradient, info=replace(INFO, width=64, height=64), crf=1)
     off = pixels(path)[0].astype(float) - gradient
     assert abs(off.mean(axis=(0, 1))).max() < 0.5
     assert np.sqrt((off**2).mean()) < 1.2
@@ -279,16 +280,12 @@ def test_ten_bits_and_rgb_samples_are_read(tmp_path: Path) -> None:
 def test_an_odd_size_is_padded_only_where_the_codec_needs_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, codec: str, size: tuple[int, int]
 ) -> None:
-    path = tmp_path / "a.mkv"
     frame = picture(0, 63, 49)
-    with VideoWriter(path, ".mkv", replace(INFO, width=63, height=49), codec=codec) as writer:
-        writer.write(frame, 0, CLOCK)
-    read = pixels(path)[0]
+    read = pixels(write(tmp_path / "a.mkv", frame, info=replace(INFO, width=63, height=49), codec=codec))[0]
     assert read.shape == (size[1], size[0], 3)
     assert_alike(read[:49, :63], frame)
     assert abs(read[-1].astype(int) - read[-2]).max() <= 8  # no black border
-    said = [record.getMessage() for record in caplog.records]
-    assert said == (["h264 needs even sizes: 63 x 49 becomes 64 x 50"] if codec == "h264" else [])
+    assert caplog.messages == (["h264 needs even sizes: 63 x 49 becomes 64 x 50"] if codec == "h264" else [])
 
 
 def test_an_odd_source_is_read(tmp_path: Path) -> None:
@@ -311,7 +308,7 @@ def test_further_streams_are_said_to_be_left_out(tmp_path: Path, caplog: pytest.
         for stream in streams:
             encode(output, stream, [picture(0)])
     copy(source, tmp_path / "out.mkv")
-    assert [record.getMessage() for record in caplog.records] == [f"{source}: its further streams (video) are left out"]
+    assert caplog.messages == [f"{source}: its further streams (video) are left out"]
 
 
 def test_an_mp4_can_be_played_while_it_loads(tmp_path: Path, spoken: Path) -> None:
@@ -346,9 +343,7 @@ def test_subtitles_fonts_and_chapters_are_kept_in_matroska(tmp_path: Path, caplo
         assert container.streams.subtitles[0].disposition == Disposition.forced
     assert not caplog.records
     copy(source, tmp_path / "out.mp4")
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{source}: its subtitle (srt) is left out: .mp4 cannot hold it"
-    ]
+    assert caplog.messages == [f"{source}: its subtitle (srt) is left out: .mp4 cannot hold it"]
 
 
 @pytest.mark.parametrize(
@@ -364,14 +359,13 @@ def test_sound_is_encoded_anew_only_where_it_must(
     with av.open(str(target)) as container:
         assert container.streams.audio[0].codec_context.name == (expected or sound)
         decoded = [frame.to_ndarray() for frame in container.decode(audio=0)]
-    messages = [record.getMessage() for record in caplog.records]
     if expected is None:
-        assert messages == []
+        assert caplog.messages == []
         assert b"".join(data for _, data in packets(target)) == b"".join(data for _, data in packets(source))
         return
-    assert len(messages) == 1
-    assert messages[0].startswith(f"{source}: its sound ({sound}")  # or the name of its decoder
-    assert messages[0].endswith(f") is re-encoded for {suffix}")
+    (message,) = caplog.messages
+    assert message.startswith(f"{source}: its sound ({sound}")  # or the name of its decoder
+    assert message.endswith(f") is re-encoded for {suffix}")
     wave = np.concatenate(decoded, axis=1)[0]
     assert len(wave) / 48_000 == pytest.approx(1, abs=0.15)
     assert abs(wave).max() == pytest.approx(0.3, abs=0.05)
@@ -534,33 +528,32 @@ def test_grey_samples_have_no_finer_colours(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_what_is_no_video_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(InputNotFound, match=r"gone\.mp4"):
-        VideoReader(tmp_path / "gone.mp4")
-    with pytest.raises(InvalidImage, match="is not a file but a folder"):
-        VideoReader(tmp_path)
     (tmp_path / "text.mp4").write_text("A letter.\n" * 100)
     (tmp_path / "empty.mp4").touch()
     clip(tmp_path / "gif.mp4.gif", count=2, codec="gif", pixel_format="rgb8").rename(tmp_path / "gif.mp4")
-    with pytest.raises(InvalidImage, match=r"empty\.mp4 is empty"):
-        VideoReader(tmp_path / "empty.mp4")
-    for name in ("text", "gif"):
-        with pytest.raises(InvalidImage, match=rf"{name}\.mp4.*\.mp4, "):
-            VideoReader(tmp_path / f"{name}.mp4")
     with av.open(str(tmp_path / "sound.mp4"), "w") as output:
         _sine(output, output.add_stream("aac", 48_000, layout="stereo"), 0.1)
-    with pytest.raises(InvalidImage, match=r"sound\.mp4"):
-        VideoReader(tmp_path / "sound.mp4")
+    clip(tmp_path / "a.avi", count=2, codec="ffvhuff", clock=Fraction(1, 25))
+    for name, error, said in (
+        ("gone.mp4", InputNotFound, r"gone\.mp4"),
+        ("", InvalidImage, "is not a file but a folder"),
+        ("empty.mp4", InvalidImage, r"empty\.mp4 is empty"),
+        ("text.mp4", InvalidImage, r"text\.mp4.*\.mp4, "),
+        ("gif.mp4", InvalidImage, r"gif\.mp4.*\.mp4, "),
+        ("sound.mp4", InvalidImage, r"sound\.mp4"),
+        ("a.avi", InvalidImage, r"a\.avi.*ffvhuff.*convert"),  # a codec that is not listed
+    ):
+        with pytest.raises(error, match=said):
+            VideoReader(tmp_path / name)
 
 
 def test_a_file_of_which_nothing_can_be_decoded_is_refused(tmp_path: Path, spoken: Path) -> None:
     data = spoken.read_bytes()
     begin = data.index(b"mdat") + 4
-    (tmp_path / "a.mp4").write_bytes(data[:begin] + bytes(len(data) - begin))
-    with pytest.raises(InvalidImage, match=r"a\.mp4"):
-        VideoReader(tmp_path / "a.mp4")
-    (tmp_path / "b.mp4").write_bytes(data[:200])
-    with pytest.raises(InvalidImage, match=r"b\.mp4"):
-        VideoReader(tmp_path / "b.mp4")
+    for damaged in (data[:begin] + bytes(len(data) - begin), data[:200]):
+        (tmp_path / "a.mp4").write_bytes(damaged)
+        with pytest.raises(InvalidImage, match=r"a\.mp4"):
+            VideoReader(tmp_path / "a.mp4")
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(spoken: Path) -> None:
@@ -591,39 +584,40 @@ def test_a_playlist_in_disguise_opens_nothing(tmp_path: Path, monkeypatch: pytes
         VideoReader(Path("list.mp4"))
 
 
-def test_options_out_of_range_name_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.part"
-    with pytest.raises(InvalidOption, match=r"'\.avi'.*choose one of \.mp4, \.mov, \.mkv, \.webm"):
-        VideoWriter(path, ".avi", INFO)
-    with pytest.raises(InvalidOption, match=r"'av2' is not offered: choose --codec h264 or hevc or vp9"):
-        VideoWriter(path, ".mp4", INFO, codec="av2")
-    with pytest.raises(InvalidOption, match=r"\.webm.*h264.*--codec vp9"):
-        VideoWriter(path, ".webm", INFO, codec="h264")
-    with pytest.raises(InvalidOption, match=r"crf 52.* 0 and 51.*h264"):
-        VideoWriter(path, ".mp4", INFO, crf=52)
-    with pytest.raises(InvalidOption, match="crf '20' is not accepted: a whole number"):
-        VideoWriter(path, ".mp4", INFO, crf="20")  # type: ignore[arg-type]
-
-    def absent(_name: str, _mode: str) -> Codec:
-        raise av.codec.codec.UnknownCodecError("libx264")
-
-    monkeypatch.setattr(video_codecs, "Codec", absent)
-    with pytest.raises(MissingDependency, match=r"libx264.*--codec.*\[video\]"):
-        VideoWriter(path, ".mp4", INFO)
-    assert not path.exists()
+@pytest.mark.parametrize(
+    ("suffix", "options", "said"),
+    [
+        (".avi", {}, r"'\.avi'.*choose one of \.mp4, \.mov, \.mkv, \.webm"),
+        (".mp4", {"codec": "av2"}, r"'av2' is not offered: choose --codec h264 or hevc or vp9"),
+        (".webm", {"codec": "h264"}, r"\.webm.*h264.*--codec vp9"),
+        (".mp4", {"crf": 52}, r"crf 52.* 0 and 51.*h264"),
+        (".mp4", {"crf": "20"}, "crf '20' is not accepted: a whole number"),
+    ],
+)
+def test_options_out_of_range_name_the_remedy(tmp_path: Path, suffix: str, options: Any, said: str) -> None:
+    with pytest.raises(InvalidOption, match=said):
+        VideoWriter(tmp_path / "a.part", suffix, INFO, **options)
+    assert not list(tmp_path.iterdir())
 
 
-def test_without_hevc_ten_bits_become_h264(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("missing", ["libx264", "libx265"])
+def test_an_encoder_that_ffmpeg_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    """Without H.264's nothing is written; without HEVC's ten bits become H.264."""
     chosen = [video_codecs.default_codec(suffix, depth) for suffix in (".mp4", ".webm") for depth in (8, 10)]
     assert chosen == ["h264", "hevc", "vp9", "vp9"]
 
     def absent(name: str, mode: str) -> Codec:
-        if name == "libx265":
+        if name == missing:
             raise av.codec.codec.UnknownCodecError(name)
         return Codec(name, mode)
 
     monkeypatch.setattr(video_codecs, "Codec", absent)
-    assert video_codecs.default_codec(".mp4", 10) == "h264"
+    if missing == "libx265":
+        assert video_codecs.default_codec(".mp4", 10) == "h264"
+        return
+    with pytest.raises(MissingDependency, match=r"libx264.*--codec.*\[video\]"):
+        VideoWriter(tmp_path / "a.part", ".mp4", INFO)
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_container_has_a_codec() -> None:
@@ -635,18 +629,13 @@ def test_crf_is_handed_on(tmp_path: Path) -> None:
     sizes = {}
     for codec in CODECS:
         for crf in (10, 40):
-            path = tmp_path / f"{crf}.mkv"
-            with VideoWriter(path, ".mkv", INFO, codec=codec, crf=crf) as writer:
-                writer.write(noise, 0, CLOCK)
-            sizes[codec, crf] = path.stat().st_size
+            sizes[codec, crf] = write(tmp_path / f"{crf}.mkv", noise, codec=codec, crf=crf).stat().st_size
     assert all(sizes[codec, 10] > 1.5 * sizes[codec, 40] for codec in CODECS)
 
 
 def test_a_frame_of_another_size_is_a_bug(tmp_path: Path) -> None:
-    with VideoWriter(tmp_path / "a.mkv", ".mkv", INFO) as writer:
-        writer.write(picture(0), 0, CLOCK)
-        with pytest.raises(ValueError, match=r"\(48, 60, 3\).*64 x 48"):
-            writer.write(picture(0)[:, :60], TICKS, CLOCK)
+    with pytest.raises(ValueError, match=r"\(48, 60, 3\).*64 x 48"):
+        write(tmp_path / "a.mkv", picture(0), picture(0)[:, :60])
 
 
 def test_an_interrupted_writer_leaves_nothing_under_the_name(tmp_path: Path, spoken: Path) -> None:
@@ -670,14 +659,14 @@ def test_an_interrupted_writer_leaves_nothing_under_the_name(tmp_path: Path, spo
 def test_a_full_disk_is_said_so(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")
-    noise = np.random.default_rng(0)
+    noise = np.random.default_rng(0).integers(0, 256, (60, HEIGHT, WIDTH, 3), np.uint8)
 
     def fill() -> None:
         with atomic_path(tmp_path / "a.mkv") as temporary:
             temporary.symlink_to("/dev/full")
             with VideoWriter(temporary, ".mkv", INFO) as writer:
-                for index in range(60):
-                    writer.write(noise.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8), index * TICKS, CLOCK)
+                for index, frame in enumerate(noise):
+                    writer.write(frame, index * TICKS, CLOCK)
 
     with pytest.raises(WriteFailed, match=r"a\.mkv.*full"):
         fill()
@@ -705,36 +694,29 @@ def test_times_that_stand_still_are_moved_on(tmp_path: Path, monkeypatch: pytest
 
 
 def test_an_hdr_source_is_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "a.mkv"
-    with VideoWriter(path, ".mkv", replace(INFO, colour=Colour(BT2020, LIMITED, 9, 16))) as writer:
-        writer.write(picture(0), 0, CLOCK)
+    path = write(tmp_path / "a.mkv", picture(0), info=replace(INFO, colour=Colour(BT2020, LIMITED, 9, 16)))
     with caplog.at_level(logging.WARNING):
         VideoReader(path).__exit__(None, None, None)
     assert caplog.messages == [f"{path} is HDR: networks know no HDR, its faces may come out too dark or too bright"]
 
 
-CONTAINER_CODECS = {
-    ".3gp": "libx264",
-    ".ts": "libx264",
-    ".mts": "libx264",
-    ".m2ts": "libx264",
-    ".mpg": "mpeg2video",
-    ".mpeg": "mpeg1video",
-    ".wmv": "wmv2",
-}
-MUXERS = {".mts": "mpegts", ".m2ts": "mpegts", ".wmv": "asf", ".mpg": "vob"}
+CONTAINERS = [
+    (".3gp", "libx264", None),
+    (".ts", "libx264", None),
+    (".mts", "libx264", "mpegts"),
+    (".m2ts", "libx264", "mpegts"),
+    (".mpg", "mpeg2video", "vob"),
+    (".mpeg", "mpeg1video", None),
+    (".wmv", "wmv2", "asf"),
+]
 
 
-@pytest.mark.parametrize("suffix", CONTAINER_CODECS)
+@pytest.mark.parametrize(("suffix", "codec", "muxer"), CONTAINERS)
 def test_further_containers_are_read_by_their_content(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, codec: str, muxer: str | None
 ) -> None:
     """Also under another name."""
-    source = tmp_path / f"in{suffix}"
-    with av.open(str(source), "w", format=MUXERS.get(suffix)) as output:
-        stream: Any = output.add_stream(CONTAINER_CODECS[suffix], 25, width=WIDTH, height=HEIGHT)
-        stream.pix_fmt = "yuv420p"
-        encode(output, stream, map(picture, range(25)))
+    source = clip(tmp_path / f"in{suffix}", codec=codec, muxer=muxer, clock=Fraction(1, 25))
     assert suffix_of(source.read_bytes()[:HEAD]) in SUFFIXES
     disguised = source.rename(tmp_path / "in.mp4")
     assert copy(disguised, tmp_path / "out.mp4") is None
@@ -764,19 +746,9 @@ def test_the_last_frame_keeps_its_duration(tmp_path: Path, suffix: str, last: in
             assert container.duration == 1000 * (700 + last)
 
 
-def test_a_codec_that_is_not_listed_is_refused_by_name(tmp_path: Path) -> None:
-    path = clip(tmp_path / "a.avi", count=2, codec="ffvhuff", clock=Fraction(1, 25))
-    with pytest.raises(InvalidImage, match=r"a\.avi.*ffvhuff.*convert"):
-        VideoReader(path)
-
-
 def test_of_a_cut_file_every_whole_packet_gives_a_frame(tmp_path: Path) -> None:
     """Without reordering; threads that decode a frame each would lose the last ones."""
-    path = tmp_path / "a.mp4"
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as output:
-        stream: Any = output.add_stream("libx264", 25, {"bf": "0"}, width=WIDTH, height=HEIGHT)
-        stream.pix_fmt = "yuv420p"
-        encode(output, stream, map(picture, range(40)))
+    path = clip(tmp_path / "a.mp4", count=40, encoding={"bf": "0"}, options={"movflags": "faststart"})
     with av.open(str(path)) as container:
         ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
     whole = path.read_bytes()
@@ -791,12 +763,9 @@ def test_of_a_cut_file_every_whole_packet_gives_a_frame(tmp_path: Path) -> None:
 def test_ten_bits_stay_ten_bits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A ramp finer than 8 bits can tell."""
     ramp = np.repeat(np.linspace(20_000, 24_000, WIDTH).astype(np.uint16)[None, :, None], HEIGHT, axis=0)
-    deep = replace(INFO, depth=10)
     for suffix in (".mp4", ".mkv"):
-        source, target = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
-        with VideoWriter(source, suffix, deep, crf=2) as writer:
-            writer.write(np.repeat(ramp, 3, axis=2), 0, CLOCK)
-        copy(source, target)
+        target = tmp_path / f"b{suffix}"
+        copy(write(tmp_path / f"a{suffix}", np.repeat(ramp, 3, axis=2), info=replace(INFO, depth=10), crf=2), target)
         with VideoReader(target) as reader:
             assert (reader.info.depth, reader.info.codec) == (10, "hevc")
             (frame,) = reader.frames()
@@ -811,10 +780,7 @@ def test_ten_bits_stay_ten_bits(tmp_path: Path, caplog: pytest.LogCaptureFixture
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_very_short_videos(tmp_path: Path, codec: str, count: int) -> None:
-    path = tmp_path / "a.mkv"
-    with VideoWriter(path, ".mkv", INFO, codec=codec) as writer:
-        for index in range(count):
-            writer.write(picture(index), index * TICKS, CLOCK)
+    path = write(tmp_path / "a.mkv", *map(picture, range(count)), codec=codec)
     assert [float(time) for time in times(path)] == pytest.approx([0.0, 0.04, 0.08][:count])
 
 
