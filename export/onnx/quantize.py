@@ -91,7 +91,8 @@ def loop_inputs(bundle: Bundle, faces: Sequence[Float32], threads: int | None = 
 def quantize_graph(graph: Path, path: Path, inputs: Iterable[Inputs]) -> tuple[Path, Path]:
     """Quantize the convolutions of a float32 graph into the file `path`; return its path and that of its weights.
 
-    inputs: of one call each. The ranges of activations are the smallest and largest values seen in them.
+    inputs: of one call each. The range of an activation goes from the mean of the calls' smallest values to the mean of
+    their largest.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -116,6 +117,7 @@ def quantize_graph(graph: Path, path: Path, inputs: Iterable[Inputs]) -> tuple[P
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"CalibMovingAverage": True},  # over calls that come in one go: their mean
         )
         result = onnx.load(quantized)
     return save_graph(result, path, store_half=_exact_in_half(result), metadata=metadata)
