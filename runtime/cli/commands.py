@@ -1,7 +1,6 @@
 """The commands by task. The module of a command is imported when the command is called, not when all are listed."""
 
 import os
-from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
@@ -72,40 +71,24 @@ def load(name: str) -> Any:
     return get_command(alone)
 
 
-class _Loaded(Mapping[str, Any]):
-    """The commands by name; each is imported on demand."""
-
-    _names = tuple(name for group in COMMANDS.values() for name in group)
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._names:
-            raise KeyError(name)
-        return load(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
 class Group(TyperGroup):
-    """`bfr`, and its commands below the headings of their tasks."""
-
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given | {"commands": _Loaded()})
+    """`bfr`, and its commands below the headings of their tasks; each is imported on demand."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Their names, in the order of the help."""
         del ctx
-        return list(self.commands)
+        return [name for group in COMMANDS.values() for name in group]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Import a command; None if there is none of this name."""
+        return load(cmd_name) if cmd_name in self.list_commands(ctx) else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command. Raises InvalidOption if no command has this name."""
         try:
             return super().resolve_command(ctx, args)
         except USAGE_ERROR:
-            names = list(self.commands)
+            names = self.list_commands(ctx)
             if meant := HABITS.get(args[0].lower()):
                 raise InvalidOption(f"there is no command {args[0]}: did you mean `bfr {meant}`?") from None
             near = get_close_matches(args[0].lower(), names, 1)
