@@ -1,3 +1,5 @@
+"""A stranger's ONNX file as a bundle: what is found out of it, what becomes part of the graph, what is refused."""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,26 @@ IMAGE: list[Any] = ["n", 3, SIZE, SIZE]
 PLAIN = WrapOptions(input_range=(0, 1), output_range=(0, 1))
 
 
-def save(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: dict[str, Any]) -> Path:
+def save(
+    path: Path,
+    nodes: list[Any],
+    inputs: list[Any],
+    outputs: list[Any],
+    constants: dict[str, Any],
+    *,
+    opset: int = 17,
+    ir: int = 9,
+) -> Path:
+    """A model of opset 17; constants: arrays, or numbers of float32, by name."""
     path.parent.mkdir(exist_ok=True)
-    stored = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    stored = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
     graph = helper.make_graph(nodes, "g", inputs, outputs, stored)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir), path)
     return path
+
+
+def node(kind: str, read: list[str], made: list[str], **attributes: Any) -> Any:
+    return helper.make_node(kind, read, made, **attributes)
 
 
 def value(name: str, shape: list[Any], kind: int = TensorProto.FLOAT) -> Any:
@@ -42,7 +58,7 @@ def value(name: str, shape: list[Any], kind: int = TensorProto.FLOAT) -> Any:
 def darkening(path: Path, *, batch: Any = "n", baked: bool = False, size: Any = SIZE) -> Path:
     """A network that halves each channel by its own factor; `baked`: whose reshape holds the batch of 1."""
     constants = {"factor": COLOURS.reshape(1, 3, 1, 1), "shape": np.array([1 if baked else -1, 3, SIZE, SIZE])}
-    nodes = [helper.make_node("Mul", ["x", "factor"], ["y0"]), helper.make_node("Reshape", ["y0", "shape"], ["y"])]
+    nodes = [node("Mul", ["x", "factor"], ["y0"]), node("Reshape", ["y0", "shape"], ["y"])]
     return save(path, nodes, [value("x", [batch, 3, size, size])], [value("y", [batch, 3, size, size])], constants)
 
 
@@ -50,28 +66,30 @@ def faces(count: int) -> list[Any]:
     return [np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8) for i in range(count)]
 
 
-def identity(read: str, made: str) -> Any:
-    return helper.make_node("Identity", [read], [made])
-
-
 def weighted(path: Path, name: str, shape: Any = ()) -> Path:
     """A network that multiplies by a float64, as CodeFormer reads its fidelity weight, with further outputs."""
     nodes = [
-        helper.make_node("Cast", [name], ["w32"], to=TensorProto.FLOAT),
+        node("Cast", [name], ["w32"], to=TensorProto.FLOAT),
         # Of rank 2 a matrix, which takes no other.
-        helper.make_node("MatMul", ["w32", "matrix"], ["w1"]) if shape and len(shape) == 2 else identity("w32", "w1"),
-        helper.make_node("Reshape", ["w1", "number"], ["w0"]),
-        helper.make_node("Mul", ["x", "w0"], ["y"]),
-        helper.make_node("Neg", ["x"], ["other"]),
-        helper.make_node("ReduceMean", ["x"], ["mean"], keepdims=0),
+        node("MatMul", ["w32", "matrix"], ["w1"]) if shape and len(shape) == 2 else node("Identity", ["w32"], ["w1"]),
+        node("Reshape", ["w1", "number"], ["w0"]),
+        node("Mul", ["x", "w0"], ["y"]),
+        node("Neg", ["x"], ["other"]),
+        node("ReduceMean", ["x"], ["mean"], keepdims=0),
     ]
     inputs = [value("x", IMAGE), value(name, shape, TensorProto.DOUBLE)]
     constants = {"matrix": np.ones((1, 1), np.float32), "number": np.array([], np.int64)}
     return save(path, nodes, inputs, [value("mean", []), value("y", IMAGE), value("other", IMAGE)], constants)
 
 
-def darker(face: Any, weight: float) -> Any:
-    return ((face / 127.5 - 1) * weight + 1) * 127.5
+def check_weighted(found: list[Any], weight: float) -> None:
+    """That these are the three faces, in [-1, 1], times a weight."""
+    assert np.abs(np.subtract(found, ((np.array(faces(3)) / 127.5 - 1) * weight + 1) * 127.5)).max() <= 0.51
+
+
+def metadata(bundle: Bundle) -> dict[str, str]:
+    graph = bundle.folder / "restorer.onnx"
+    return read_metadata(graph.read_bytes(), graph)
 
 
 def restored(bundle: Bundle, batch: int = 1, **options: Any) -> list[Any]:
@@ -99,8 +117,7 @@ def test_a_file_that_cannot_leave_its_batch_runs_one_image_at_a_time(tmp_path: P
     said: list[str] = []
     bundle = wrap(darkening(tmp_path / "dark.onnx", batch=1, baked=True), tmp_path / "bundle", PLAIN, say=said.append)
     assert bundle.manifest.batches == (1,)
-    graph = bundle.folder / "restorer.onnx"
-    assert read_metadata(graph.read_bytes(), graph)["bfr.batches"] == "1"
+    assert metadata(bundle)["bfr.batches"] == "1"
     assert any(line.startswith("batches of 1 only") for line in said)
     check_darkened(restored(bundle))
     assert np.array_equal(restored(bundle, batch=4), restored(bundle))  # one by one
@@ -109,27 +126,21 @@ def test_a_file_that_cannot_leave_its_batch_runs_one_image_at_a_time(tmp_path: P
 def test_ranges_colours_layout_and_types_become_part_of_the_graph(tmp_path: Path) -> None:
     """BGR bytes, channels last, as image tools export them: the network swaps nothing but adds a tint of its own."""
     nodes = [
-        helper.make_node("Cast", ["image"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["f", "tint"], ["g"]),
-        helper.make_node("Cast", ["g"], ["result"], to=TensorProto.UINT8),
+        node("Cast", ["image"], ["f"], to=TensorProto.FLOAT),
+        node("Mul", ["f", "tint"], ["g"]),
+        node("Cast", ["g"], ["result"], to=TensorProto.UINT8),
     ]
     tint = np.array([0.5, 0.25, 1.0], np.float32)  # blue, green, red
     shape = ["n", SIZE, SIZE, 3]
-    path = save(
-        tmp_path / "bgr.onnx",
-        nodes,
-        [value("image", shape, TensorProto.UINT8)],
-        [value("result", shape, TensorProto.UINT8)],
-        {"tint": tint},
-    )
+    ends = [value("image", shape, TensorProto.UINT8)], [value("result", shape, TensorProto.UINT8)]
+    path = save(tmp_path / "bgr.onnx", nodes, *ends, {"tint": tint})
     options = WrapOptions(input_range=(0, 255), output_range=(0, 255), colour="bgr", name="tinter", licence="MIT")
     bundle = wrap(path, tmp_path / "bundle", options)
     assert (bundle.manifest.system, bundle.manifest.licence.name) == ("tinter", "MIT")
     for face, found in zip(faces(3), restored(bundle), strict=True):
         assert np.array_equal(found, (face * tint[::-1]).astype(np.uint8))  # their cast cuts off
-    graph = bundle.folder / "restorer.onnx"
-    told = read_metadata(graph.read_bytes(), graph)
-    assert told == {entry.key: entry.value for entry in onnx.load(graph, load_external_data=False).metadata_props}
+    told, model = metadata(bundle), onnx.load(bundle.folder / "restorer.onnx", load_external_data=False)
+    assert told == {entry.key: entry.value for entry in model.metadata_props}
     assert told["bfr.range"] == "degraded 0..1, estimate -1..1"  # of the graph itself
     assert (told["bfr.file.range"], told["bfr.file.colour"]) == ("0..255 to 0..255", "bgr")
     assert (told["bfr.system"], told["bfr.size"], told["bfr.batches"]) == ("tinter", str(SIZE), "any")
@@ -148,10 +159,8 @@ def test_further_inputs_become_constants(tmp_path: Path) -> None:
         wrap(path, tmp_path / "bundle", WrapOptions(values={"gain": 0.5, "v": 1}))
     assert not (tmp_path / "bundle").exists()
     bundle = wrap(path, tmp_path / "bundle", WrapOptions(output="y", values={"gain": 0.25}))
-    graph = bundle.folder / "restorer.onnx"
-    assert read_metadata(graph.read_bytes(), graph)["bfr.fixed"] == "gain=0.25"
-    for face, found in zip(faces(3), restored(bundle), strict=True):
-        assert np.abs(found - darker(face, 0.25)).max() <= 0.51
+    assert metadata(bundle)["bfr.fixed"] == "gain=0.25"
+    check_weighted(restored(bundle), 0.25)
     with pytest.raises(InvalidOption, match="no network with a weight"):
         Restorer.open(bundle.folder, backend="onnxruntime-cpu", weight=0.5)
 
@@ -160,10 +169,10 @@ def masked(path: Path) -> Path:
     """A network that reads a mask of the image's open size beside it, and a count."""
     image, mask = ["n", 3, "h", "w"], ["n", 1, "h", "w"]
     nodes = [
-        helper.make_node("Concat", ["x", "mask"], ["four"], axis=1),
-        helper.make_node("Slice", ["four", "one", "all", "one"], ["kept"]),
-        helper.make_node("Cast", ["count"], ["factor"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["kept", "factor"], ["y"]),
+        node("Concat", ["x", "mask"], ["four"], axis=1),
+        node("Slice", ["four", "one", "all", "one"], ["kept"]),
+        node("Cast", ["count"], ["factor"], to=TensorProto.FLOAT),
+        node("Mul", ["kept", "factor"], ["y"]),
     ]
     inputs = [value("x", image), value("mask", mask), value("count", [], TensorProto.UINT8)]
     constants = {"one": np.array([1]), "all": np.array([9])}
@@ -241,7 +250,7 @@ def changed(path: Path, change: Callable[[onnx.ModelProto], Any]) -> Path:
 def behind(model: onnx.ModelProto, operator: str, *inputs: str, **attributes: Any) -> None:
     """Lets one more node make the result `y`, of what was the result and these inputs."""
     next(node for node in model.graph.node if "y" in node.output).output[0] = "z"
-    model.graph.node.append(helper.make_node(operator, ["z", *inputs], ["y"], **attributes))
+    model.graph.node.append(node(operator, ["z", *inputs], ["y"], **attributes))
 
 
 def keep_outside(tensor: TensorProto, **entries: str) -> None:
@@ -266,7 +275,7 @@ def open_shape(*sizes: int | str | None) -> Callable[[onnx.ModelProto], None]:
 
 
 def sequence(model: onnx.ModelProto) -> None:
-    model.graph.node.append(helper.make_node("SequenceConstruct", ["y"], ["all"]))
+    model.graph.node.append(node("SequenceConstruct", ["y"], ["all"]))
     kind = helper.make_sequence_type_proto(model.graph.output[0].type)
     model.graph.output.insert(0, helper.make_value_info("all", kind))
 
@@ -274,7 +283,7 @@ def sequence(model: onnx.ModelProto) -> None:
 def function(model: onnx.ModelProto) -> None:
     """A function of the file's own draws noise, of which little is added."""
     opset = [helper.make_opsetid("", 17)]
-    nodes = [helper.make_node("RandomNormalLike", ["a"], ["r"], scale=1e-6), helper.make_node("Add", ["a", "r"], ["b"])]
+    nodes = [node("RandomNormalLike", ["a"], ["r"], scale=1e-6), node("Add", ["a", "r"], ["b"])]
     model.functions.append(helper.make_function("own", "Noisy", ["a"], ["b"], nodes, opset))
     model.opset_import.append(helper.make_opsetid("own", 1))
     behind(model, "Noisy", domain="own")
@@ -282,9 +291,9 @@ def function(model: onnx.ModelProto) -> None:
 
 def default(model: onnx.ModelProto) -> None:
     """A function that the file calls without the attribute for which it has a default."""
-    constant = helper.make_node("Constant", [], ["k"])
+    constant = node("Constant", [], ["k"])
     constant.attribute.add(name="value_float", ref_attr_name="k", type=onnx.AttributeProto.FLOAT)
-    nodes, opset = [constant, helper.make_node("Mul", ["a", "k"], ["b"])], [helper.make_opsetid("", 17)]
+    nodes, opset = [constant, node("Mul", ["a", "k"], ["b"])], [helper.make_opsetid("", 17)]
     model.functions.append(helper.make_function("own", "Scale", ["a"], ["b"], nodes, opset))
     model.functions[0].attribute_proto.append(helper.make_attribute("k", 1.0))
     model.opset_import.append(helper.make_opsetid("own", 1))
@@ -301,7 +310,7 @@ def node_of_bytes(model: onnx.ModelProto) -> None:
 def named(model: onnx.ModelProto) -> None:
     """A weight called as the entry of safetensors that is none, of the size that is stored beside the graph."""
     model.graph.initializer.append(numpy_helper.from_array(np.ones((1, 3, SIZE, 32), np.float32), "__metadata__"))
-    model.graph.node.append(helper.make_node("ReduceMax", ["__metadata__"], ["one"], keepdims=0))
+    model.graph.node.append(node("ReduceMax", ["__metadata__"], ["one"], keepdims=0))
     behind(model, "Mul", "one")
 
 
@@ -309,7 +318,7 @@ def idle_dropout(model: onnx.ModelProto) -> None:
     """A Dropout that is told not to train."""
     model.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "half"))
     no = numpy_helper.from_array(np.array(False))
-    model.graph.node.append(helper.make_node("Constant", [], ["no"], value=no))
+    model.graph.node.append(node("Constant", [], ["no"], value=no))
     behind(model, "Dropout", "half", "no")
 
 
@@ -317,7 +326,7 @@ def channels_last(model: onnx.ModelProto) -> None:
     """As tf2onnx writes it, with no size known."""
     open_shape(*[None] * 4)(model)
     first, last = (
-        helper.make_node("Transpose", [read], [made], perm=perm)
+        node("Transpose", [read], [made], perm=perm)
         for read, made, perm in (("x", "planes", [0, 3, 1, 2]), ("z", "y", [0, 2, 3, 1]))
     )
     model.graph.node[0].input[0], model.graph.node[1].output[0] = "planes", "z"
@@ -331,8 +340,8 @@ def single(model: onnx.ModelProto) -> None:
     open_shape(3, SIZE, SIZE)(model)
     model.graph.node[1].output[0] = "z"
     model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "first"))
-    model.graph.node.append(helper.make_node("Squeeze", ["z", "first"], ["planes"]))
-    model.graph.node.append(helper.make_node("Transpose", ["planes"], ["y"], perm=[1, 2, 0]))
+    model.graph.node.append(node("Squeeze", ["z", "first"], ["planes"]))
+    model.graph.node.append(node("Transpose", ["planes"], ["y"], perm=[1, 2, 0]))
     model.graph.output[0].CopyFrom(value("y", [SIZE, SIZE, 3]))
 
 
@@ -340,15 +349,15 @@ def packed(model: onnx.ModelProto) -> None:
     """Weights of four bits, two in a byte, of the size that is stored beside the graph."""
     ones = helper.make_tensor("four", TensorProto.INT4, [1, 3, SIZE, 32], [1] * 3 * SIZE * 32)
     model.graph.initializer.extend([ones, numpy_helper.from_array(np.array(1, np.float32), "step")])
-    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["four", "step"], ["floats"]))
-    model.graph.node.insert(1, helper.make_node("ReduceMax", ["floats"], ["one"], keepdims=0))
+    model.graph.node.insert(0, node("DequantizeLinear", ["four", "step"], ["floats"]))
+    model.graph.node.insert(1, node("ReduceMax", ["floats"], ["one"], keepdims=0))
     behind(model, "Mul", "one")
     model.opset_import[0].version, model.ir_version = 21, 10
 
 
 def unreadable(model: onnx.ModelProto) -> None:
     """A further output of a type that NumPy lacks."""
-    model.graph.node.append(helper.make_node("Cast", ["y"], ["short"], to=TensorProto.BFLOAT16))
+    model.graph.node.append(node("Cast", ["y"], ["short"], to=TensorProto.BFLOAT16))
     model.graph.output.insert(0, value("short", ["n", 3, SIZE, SIZE], TensorProto.BFLOAT16))
 
 
@@ -389,7 +398,7 @@ def unusual(model: onnx.ModelProto) -> None:
 )
 def test_what_a_file_leaves_open_is_found_out(tmp_path: Path, change: Callable[[onnx.ModelProto], None]) -> None:
     path = changed(tmp_path / "m.onnx", change)
-    bundle = wrap(path, tmp_path / "b", WrapOptions(input_range=(0, 1), output_range=(0, 1), size=SIZE), threads=1)
+    bundle = wrap(path, tmp_path / "b", PLAIN.model_copy(update={"size": SIZE}), threads=1)
     check_darkened(restored(bundle))
 
 
@@ -419,8 +428,8 @@ def older_function(model: onnx.ModelProto) -> None:
 
 def short_noise(model: onnx.ModelProto) -> None:
     """Noise of a type that NumPy lacks."""
-    draw = helper.make_node("RandomNormalLike", ["z"], ["drawn"], dtype=TensorProto.BFLOAT16)
-    wide = helper.make_node("Cast", ["drawn"], ["wide"], to=TensorProto.FLOAT)
+    draw = node("RandomNormalLike", ["z"], ["drawn"], dtype=TensorProto.BFLOAT16)
+    wide = node("Cast", ["drawn"], ["wide"], to=TensorProto.FLOAT)
     model.graph.node.extend([draw, wide])
     behind(model, "Add", "wide")
 
@@ -435,14 +444,14 @@ def beyond_the_file(model: onnx.ModelProto) -> None:
     tensor = numpy_helper.from_array(np.ones(2000, np.float32), "many")
     keep_outside(tensor, location="m.onnx", length="0")
     model.graph.initializer.append(tensor)
-    model.graph.node.append(helper.make_node("ReduceMax", ["many"], ["one"], keepdims=0))
+    model.graph.node.append(node("ReduceMax", ["many"], ["one"], keepdims=0))
     behind(model, "Mul", "one")
     model.doc_string = "a" * 8000  # the file is long enough
 
 
 def unknown(model: onnx.ModelProto) -> None:
     model.opset_import.append(helper.make_opsetid("com.acme", 1))
-    model.graph.node[0].CopyFrom(helper.make_node("Magic", ["x"], ["y0"], domain="com.acme"))
+    model.graph.node[0].CopyFrom(node("Magic", ["x"], ["y0"], domain="com.acme"))
 
 
 def not_utf8() -> Any:
@@ -550,16 +559,12 @@ def test_an_enlarger_is_a_background(tmp_path: Path, batch: int) -> None:
     """A network of scale 2 serves `bfr restore --background`, also one that takes four tiles at a time alone."""
     size, count = 48, "n" if batch == -1 else batch
     nodes = [
-        helper.make_node("Resize", ["x", "", "scales"], ["large"], mode="nearest"),
-        helper.make_node("Reshape", ["large", "shape"], ["y"]),
+        node("Resize", ["x", "", "scales"], ["large"], mode="nearest"),
+        node("Reshape", ["large", "shape"], ["y"]),
     ]
-    path = save(
-        tmp_path / "x2.onnx",
-        nodes,
-        [value("x", [count, 3, size, size])],
-        [value("y", [count, 3, 2 * size, 2 * size])],
-        {"scales": np.array([1, 1, 2, 2], np.float32), "shape": np.array([batch, 3, 2 * size, 2 * size])},
-    )
+    ends = [value("x", [count, 3, size, size])], [value("y", [count, 3, 2 * size, 2 * size])]
+    constants = {"scales": np.array([1, 1, 2, 2], np.float32), "shape": np.array([batch, 3, 2 * size, 2 * size])}
+    path = save(tmp_path / "x2.onnx", nodes, *ends, constants)
     bundle = wrap(path, tmp_path / "bundle", PLAIN)
     picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     found = NetworkBackground(bundle.folder, CpuDevice(1)).enlarge(picture, 2)
@@ -572,53 +577,40 @@ def test_a_fidelity_weight_is_chosen_by_each_run(tmp_path: Path, batch: int, sha
     bundle = wrap(path, tmp_path / "bundle")
     assert bundle.manifest.weight == 0.5
     for options, weight in (({}, 0.5), ({"weight": 0.9}, 0.9)):
-        for face, found in zip(faces(3), restored(bundle, batch, **options), strict=True):
-            assert np.abs(found - darker(face, weight)).max() <= 0.51
+        check_weighted(restored(bundle, batch, **options), weight)
     assert verify(bundle, open_reference(bundle), "fp32", threads=1)
 
 
-def test_a_second_picture_is_a_reference(tmp_path: Path) -> None:
-    nodes = [helper.make_node("Add", ["face", "other"], ["sum"]), helper.make_node("Mul", ["sum", "half"], ["y"])]
-    path = save(
-        tmp_path / "two.onnx",
-        nodes,
-        [value("face", IMAGE), value("other", IMAGE)],
-        [value("y", IMAGE)],
-        {"half": np.array(0.5, np.float32)},
-    )
+def second(shape: list[Any], image: list[Any] = IMAGE) -> Any:
+    """The input of a second picture, beside the one to restore."""
+    return [value("face", image), value("other", shape)]
+
+
+@pytest.mark.parametrize("shape", [IMAGE, ["n", 3, 8, 8], [1, 3, SIZE, SIZE], [1, 3, 8, 8], [3, SIZE, SIZE]])
+def test_a_second_picture_is_a_reference_of_any_side_and_batch(tmp_path: Path, shape: list[Any]) -> None:
+    """The network adds the second picture's means to the first; of one as large, the picture itself."""
+    mean, axes = shape is not IMAGE, [2, 3] if len(shape) == 4 else [1, 2]
+    nodes = [
+        node("ReduceMean", ["other"], ["mean"], axes=axes) if mean else node("Identity", ["other"], ["mean"]),
+        node("Add", ["face", "mean"], ["sum"]),
+        node("Mul", ["sum", "half"], ["y"]),
+    ]
+    path = save(tmp_path / "two.onnx", nodes, second(shape), [value("y", IMAGE)], {"half": np.float32(0.5)})
     with pytest.raises(InvalidOption, match="--reference"):
         wrap(path, tmp_path / "bundle")
     with pytest.raises(InvalidOption, match="'face' is the picture to restore, and cannot be the second one"):
         wrap(path, tmp_path / "bundle", WrapOptions(input="face", reference="face", values={"other": 0.0}))
-    options = WrapOptions(input="face", reference="other", input_range=(0, 1), output_range=(0, 1))
-    bundle = wrap(path, tmp_path / "bundle", options)
-    with Restorer.open(bundle.folder, backend="onnxruntime-cpu", threads=1) as restorer:
-        (found,) = restorer.restore(faces(1), inputs={"reference": faces(2)[1:]})
-    expected = (faces(2)[0].astype(float) + faces(2)[1]) / 2
-    assert np.abs(found - expected).max() <= 0.51
-
-
-@pytest.mark.parametrize("shape", [["n", 3, 8, 8], [1, 3, SIZE, SIZE], [1, 3, 8, 8], [3, SIZE, SIZE]])
-def test_a_second_picture_may_have_another_side_and_batch(tmp_path: Path, shape: list[Any]) -> None:
-    """The network adds the second picture's means to the first."""
-    axes = [2, 3] if len(shape) == 4 else [1, 2]
-    nodes = [
-        helper.make_node("ReduceMean", ["other"], ["mean"], axes=axes),
-        helper.make_node("Add", ["face", "mean"], ["sum"]),
-        helper.make_node("Mul", ["sum", "half"], ["y"]),
-    ]
-    inputs = [value("face", IMAGE), value("other", shape)]
-    path = save(tmp_path / "two.onnx", nodes, inputs, [value("y", IMAGE)], {"half": np.array(0.5, np.float32)})
-    options = WrapOptions(input="face", reference="other", input_range=(0, 1), output_range=(0, 1))
+    options = PLAIN.model_copy(update={"input": "face", "reference": "other"})
     bundle = wrap(path, tmp_path / "bundle", options, threads=1)
     with Restorer.open(bundle.folder, backend="onnxruntime-cpu", threads=1) as restorer:
         (found,) = restorer.restore(faces(1), inputs={"reference": faces(2)[1:]})
-    assert np.abs(found - (faces(2)[0] + faces(2)[1].mean((0, 1))) / 2).max() <= 0.51
+    face, other = (one.astype(float) for one in faces(2))
+    assert np.abs(found - (face + (other.mean((0, 1)) if mean else other)) / 2).max() <= 0.51
 
 
 def test_pictures_in_batches_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    inputs = [value("face", [2, 3, SIZE, SIZE]), value("other", [3, 3, SIZE, SIZE])]
-    path = save(tmp_path / "two.onnx", [identity("face", "y")], inputs, [value("y", [2, 3, SIZE, SIZE])], {})
+    image, identity = [2, 3, SIZE, SIZE], node("Identity", ["face"], ["y"])
+    path = save(tmp_path / "two.onnx", [identity], second([3, 3, SIZE, SIZE], image), [value("y", image)], {})
     with pytest.raises(InvalidCheckpoint, match="2 pictures as face and 3 as other: export it with a batch of 1"):
         wrap(path, tmp_path / "bundle", WrapOptions(input="face", reference="other"))
 
@@ -627,8 +619,8 @@ def test_a_batch_that_the_graph_declares_otherwise_is_not_run(tmp_path: Path) ->
     """ONNX Runtime runs it, and refuses to write the result into a buffer."""
     image = [1, 3, SIZE, SIZE]
     constants = {"nothing": np.zeros((1, 0, SIZE, SIZE), np.float32)}
-    node = helper.make_node("Concat", ["x", "nothing"], ["y"], axis=1)
-    path = save(tmp_path / "m.onnx", [node], [value("x", image)], [value("y", image)], constants)
+    made = node("Concat", ["x", "nothing"], ["y"], axis=1)
+    path = save(tmp_path / "m.onnx", [made], [value("x", image)], [value("y", image)], constants)
     bundle = wrap(path, tmp_path / "bundle", threads=1)
     assert bundle.manifest.batches == (1,)
     assert np.array_equal(restored(bundle, batch=3), faces(3))
@@ -647,9 +639,9 @@ def test_noise_that_a_graph_draws_is_drawn_once(tmp_path: Path, kind: int, attri
     """As GFPGAN's, whose StyleGAN blocks add noise."""
     draw = ("RandomNormal", []) if "shape" in attributes else ("RandomNormalLike", ["x"])
     nodes = [
-        helper.make_node(*draw, ["drawn"], **attributes),
-        helper.make_node("Mul", ["drawn", "tenth"], ["little"]),
-        helper.make_node("Add", ["x", "little"], ["y"]),
+        node(*draw, ["drawn"], **attributes),
+        node("Mul", ["drawn", "tenth"], ["little"]),
+        node("Add", ["x", "little"], ["y"]),
     ]
     image = [1, 3, SIZE, SIZE]
     constants = {"tenth": np.array(0.1, helper.tensor_dtype_to_np_dtype(kind))}
@@ -667,8 +659,8 @@ def test_of_several_images_the_first_of_the_inputs_side_is_taken(tmp_path: Path)
     """Exports of GFPGAN give the images of all scales beside the result."""
     image = [1, 3, SIZE, SIZE]
     nodes = [
-        helper.make_node("Resize", ["x", "", "scales"], ["small"], mode="nearest"),
-        helper.make_node("Identity", ["x"], ["result"]),
+        node("Resize", ["x", "", "scales"], ["small"], mode="nearest"),
+        node("Identity", ["x"], ["result"]),
     ]
     outputs = [value("small", [1, 3, SIZE // 2, SIZE // 2]), value("result", image)]
     constants = {"scales": np.array([1, 1, 0.5, 0.5], np.float32)}
@@ -686,10 +678,10 @@ def test_of_several_images_the_first_of_the_inputs_side_is_taken(tmp_path: Path)
 def test_half_is_read_and_made(tmp_path: Path) -> None:
     """A file in half whose casts stand behind the nodes that read them, and a variant in half of a float32 file."""
     factor = {"factor": COLOURS.reshape(1, 3, 1, 1).astype(np.float16)}
-    product = helper.make_node("Mul", ["x16", "factor"], ["y16"])
+    product = node("Mul", ["x16", "factor"], ["y16"])
     casts = [
-        helper.make_node("Cast", ["x"], ["x16"], to=TensorProto.FLOAT16),
-        helper.make_node("Cast", ["y16"], ["y"], to=TensorProto.FLOAT),
+        node("Cast", ["x"], ["x16"], to=TensorProto.FLOAT16),
+        node("Cast", ["y16"], ["y"], to=TensorProto.FLOAT),
     ]
     ends = [value("x", IMAGE)], [value("y", IMAGE)]
     unsorted = save(tmp_path / "unsorted.onnx", [product, *casts], *ends, factor)
@@ -703,70 +695,56 @@ def test_half_is_read_and_made(tmp_path: Path) -> None:
         check_darkened(restored(one, precision=precision), 1)
 
 
-def test_weights_that_are_only_stored_in_half_compute_in_float32(tmp_path: Path) -> None:
+STORED = [
+    node("Constant", [], ["stored"], value=numpy_helper.from_array(COLOURS.astype(np.float16))),
+    node("Cast", ["stored"], ["three"], to=TensorProto.FLOAT),
+]
+
+
+@pytest.mark.parametrize("constant", [STORED, [node("Constant", [], ["three"], value_floats=COLOURS.tolist())]])
+def test_weights_in_nodes_compute_in_float32_and_in_half(tmp_path: Path, constant: list[Any]) -> None:
+    """Stored in half alone; and as numbers that are no tensors, as the libraries of torch.onnx write them."""
     nodes = [
-        helper.make_node("Constant", [], ["stored"], value=numpy_helper.from_array(COLOURS.astype(np.float16))),
-        helper.make_node("Cast", ["stored"], ["three"], to=TensorProto.FLOAT),
-        helper.make_node("Reshape", ["three", "shape"], ["factor"]),
-        helper.make_node("Mul", ["x", "factor"], ["y"]),
+        *constant,
+        node("Reshape", ["three", "shape"], ["factor"]),
+        node("Mul", ["x", "factor"], ["y0"]),
+        node("Constant", [], ["one"], value_float=1.0),
+        node("Mul", ["y0", "one"], ["y"]),
     ]
     constants = {"shape": np.array([1, 3, 1, 1])}
     path = save(tmp_path / "m.onnx", nodes, [value("x", IMAGE)], [value("y", IMAGE)], constants)
-    bundle = wrap(path, tmp_path / "b", WrapOptions(precision=("fp16",)), threads=1)
+    bundle = wrap(path, tmp_path / "b", PLAIN.model_copy(update={"precision": ("fp32", "fp16")}), threads=1)
     network = bundle.manifest.networks["restorer"]
-    assert (network.parameter_count, set(network.variants)) == (3, {"fp32", "fp16"})
+    assert (network.parameter_count, set(network.variants)) == (4, {"fp32", "fp16"})
     assert {check.floor_db for check in bundle.manifest.verified if check.precision == "fp32"} == {90.0}
-
-
-def test_constants_that_are_no_tensors_have_half_too(tmp_path: Path) -> None:
-    """As the libraries of torch.onnx write them."""
-    nodes = [
-        helper.make_node("Constant", [], ["three"], value_floats=COLOURS.tolist()),
-        helper.make_node("Reshape", ["three", "shape"], ["factor"]),
-        helper.make_node("Mul", ["x", "factor"], ["y0"]),
-        helper.make_node("Constant", [], ["one"], value_float=1.0),
-        helper.make_node("Mul", ["y0", "one"], ["y"]),
-    ]
-    constants = {"shape": np.array([1, 3, 1, 1])}
-    path = save(tmp_path / "m.onnx", nodes, [value("x", IMAGE)], [value("y", IMAGE)], constants)
-    options = WrapOptions(input_range=(0, 1), output_range=(0, 1), precision=("fp16",))
-    bundle = wrap(path, tmp_path / "b", options, threads=1)
     check_darkened(restored(bundle, precision="fp16"), 1)
 
 
 @pytest.mark.parametrize("opset", [8, 10])
 def test_old_files_keep_their_operators(tmp_path: Path, opset: int) -> None:
     """A Resize of opset 10 means something else in 11; IR 3 names its weights among the inputs."""
-    image = [1, 3, SIZE, SIZE]
-    kind, scales = ("Resize", [1, 1, 2, 2]) if opset == 10 else ("Upsample", None)
-    attributes: dict[str, Any] = {} if scales else {"scales": [1.0, 1.0, 2.0, 2.0]}
-    weights = {"factor": np.ones((1, 3, 1, 1), np.float32)}
-    weights |= {"sizes": np.array(scales, np.float32)} if scales else {}
-    nodes = [
-        helper.make_node("Mul", ["x", "factor"], ["f"]),
-        helper.make_node(kind, ["f", *(["sizes"] if scales else [])], ["y"], mode="nearest", **attributes),
-    ]
-    stored = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    image, weights = [1, 3, SIZE, SIZE], {"factor": np.ones((1, 3, 1, 1), np.float32)}
+    enlarged = node("Upsample", ["f"], ["y"], mode="nearest", scales=[1.0, 1.0, 2.0, 2.0])
+    if opset == 10:
+        weights["sizes"] = np.array([1, 1, 2, 2], np.float32)
+        enlarged = node("Resize", ["f", "sizes"], ["y"], mode="nearest")
     inputs = [value("x", image), *(value(name, list(array.shape)) for name, array in weights.items())]
-    graph = helper.make_graph(nodes, "g", inputs, [value("y", [1, 3, 2 * SIZE, 2 * SIZE])], stored)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=3)
-    onnx.save(model, tmp_path / "old.onnx")
-    bundle = wrap(tmp_path / "old.onnx", tmp_path / "bundle")
-    network = bundle.manifest.networks["restorer"]
+    nodes, outputs = [node("Mul", ["x", "factor"], ["f"]), enlarged], [value("y", [1, 3, 2 * SIZE, 2 * SIZE])]
+    path = save(tmp_path / "old.onnx", nodes, inputs, outputs, weights, opset=opset, ir=3)
+    network = wrap(path, tmp_path / "bundle").manifest.networks["restorer"]
     assert (network.parameters["input_range"], network.outputs[0].shape[-1]) == ([0.0, 1.0], 2 * SIZE)  # an enlarger
 
 
 def test_what_is_quantized_stays_so_in_half(tmp_path: Path) -> None:
     """QuantizeLinear and operators such as Max have no half: casts stand around them."""
     nodes = [
-        helper.make_node("Max", ["x", "black"], ["a"]),
-        helper.make_node("QuantizeLinear", ["a", "step", "zero"], ["q"]),
-        helper.make_node("QLinearConv", ["q", "step", "zero", "w", "unit", "none", "step", "zero"], ["c"]),
-        helper.make_node("DequantizeLinear", ["c", "step", "zero"], ["y"]),
+        node("Max", ["x", "black"], ["a"]),
+        node("QuantizeLinear", ["a", "step", "zero"], ["q"]),
+        node("QLinearConv", ["q", "step", "zero", "w", "unit", "none", "step", "zero"], ["c"]),
+        node("DequantizeLinear", ["c", "step", "zero"], ["y"]),
     ]
-    constants = {"black": np.array(0, np.float32), "step": np.array(1 / 255, np.float32), "zero": np.array(0, np.uint8)}
-    constants |= {"w": np.eye(3, dtype=np.int8).reshape(3, 3, 1, 1)}
-    constants |= {"unit": np.array(1, np.float32), "none": np.array(0, np.int8)}
+    constants = {"black": np.float32(0), "step": np.float32(1 / 255), "unit": np.float32(1), "zero": np.uint8(0)}
+    constants |= {"w": np.eye(3, dtype=np.int8).reshape(3, 3, 1, 1), "none": np.int8(0)}
     path = save(tmp_path / "q.onnx", nodes, [value("x", IMAGE)], [value("y", IMAGE)], constants)
     options = WrapOptions(input_range=(0, 1), output_range=(0, 1), precision=("fp16",))
     bundle = wrap(path, tmp_path / "bundle", options, threads=1)
@@ -786,13 +764,13 @@ def test_names_of_the_file_may_be_ours(tmp_path: Path) -> None:
     branches = {
         f"{name}_branch": helper.make_graph([node], name, [], [value(f"{name}_y", IMAGE)])
         for name, node in (
-            ("then", helper.make_node("Mul", ["estimate", "weight"], ["then_y"])),
-            ("else", helper.make_node("Identity", ["estimate"], ["else_y"])),
+            ("then", node("Mul", ["estimate", "weight"], ["then_y"])),
+            ("else", node("Identity", ["estimate"], ["else_y"])),
         )
     }
     nodes = [
-        helper.make_node("Identity", ["degraded"], ["estimate"]),
-        helper.make_node("If", ["yes"], ["bfr/degraded/0"], **branches),
+        node("Identity", ["degraded"], ["estimate"]),
+        node("If", ["yes"], ["bfr/degraded/0"], **branches),
     ]
     constants = {"weight": COLOURS.reshape(1, 3, 1, 1), "yes": np.array(True)}
     path = save(tmp_path / "if.onnx", nodes, [value("degraded", IMAGE)], [value("bfr/degraded/0", IMAGE)], constants)
@@ -802,7 +780,7 @@ def test_names_of_the_file_may_be_ours(tmp_path: Path) -> None:
 
 def test_a_wrapped_graph_is_wrapped_again(tmp_path: Path) -> None:
     """Its tensors and nodes have our names, and those that the first wrapping gave to the file's."""
-    nodes = [helper.make_node("Mul", ["degraded", "file/degraded"], ["y"])]
+    nodes = [node("Mul", ["degraded", "file/degraded"], ["y"])]
     constants = {"file/degraded": COLOURS.reshape(1, 3, 1, 1)}
     path = save(tmp_path / "m.onnx", nodes, [value("degraded", IMAGE)], [value("y", IMAGE)], constants)
     options = PLAIN
@@ -813,9 +791,9 @@ def test_a_wrapped_graph_is_wrapped_again(tmp_path: Path) -> None:
 
 
 def test_a_graph_that_onnxruntime_cannot_run_is_refused(tmp_path: Path) -> None:
-    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    made = node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
     ends = [value("x", IMAGE, TensorProto.DOUBLE)], [value("y", IMAGE, TensorProto.DOUBLE)]
-    path = save(tmp_path / "double.onnx", [node], *ends, {"w": np.ones((3, 3, 3, 3))})
+    path = save(tmp_path / "double.onnx", [made], *ends, {"w": np.ones((3, 3, 3, 3))})
     with pytest.raises(InvalidCheckpoint, match="cannot run double"):
         wrap(path, tmp_path / "bundle")
 
@@ -852,22 +830,21 @@ def test_weights_beside_the_file_need_not_name_their_length(tmp_path: Path) -> N
 
 def test_a_network_that_resizes_by_itself_is_no_enlarger(tmp_path: Path) -> None:
     """It takes any picture, and makes one of its own side, by which it is called."""
-    node = helper.make_node("Resize", ["x", "", "", "sizes"], ["y"])
+    made = node("Resize", ["x", "", "", "sizes"], ["y"])
     ends = [value("x", [1, 3, "h", "w"])], [value("y", [1, 3, 256, 256])]
-    path = save(tmp_path / "m.onnx", [node], *ends, {"sizes": np.array([1, 3, 256, 256])})
+    path = save(tmp_path / "m.onnx", [made], *ends, {"sizes": np.array([1, 3, 256, 256])})
     manifest = wrap(path, tmp_path / "b", threads=1).manifest
     assert (manifest.image_size, manifest.networks["restorer"].parameters["input_range"]) == (256, [-1.0, 1.0])
 
 
 @pytest.mark.parametrize(("shape", "size"), [([1 << 30, 3, SIZE, SIZE], None), (["n", 3, "h", "h"], 1 << 20)])
 def test_sizes_that_no_machine_has_are_refused(tmp_path: Path, shape: list[Any], size: int | None) -> None:
-    path = save(
-        tmp_path / "m.onnx", [helper.make_node("Neg", ["x"], ["y"])], [value("x", shape)], [value("y", shape)], {}
-    )
+    negative = [node("Neg", ["x"], ["y"])]
+    path = save(tmp_path / "m.onnx", negative, [value("x", shape)], [value("y", shape)], {})
     with pytest.raises(InvalidCheckpoint, match=r"numbers|pictures at a time"):
         wrap(path, tmp_path / "b", WrapOptions(size=size))
     inputs = [value("x", IMAGE), value("w", [1 << 20, 1 << 20])]
-    path = save(tmp_path / "w.onnx", [helper.make_node("Neg", ["x"], ["y"])], inputs, [value("y", IMAGE)], {})
+    path = save(tmp_path / "w.onnx", negative, inputs, [value("y", IMAGE)], {})
     with pytest.raises(InvalidCheckpoint, match="w has the shape"):
         wrap(path, tmp_path / "b", WrapOptions(values={"w": 1.0}))
 
