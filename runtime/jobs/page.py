@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from bfr.runtime.files import write_bytes
 from bfr.runtime.jobs.cards import Card, joined_card
-from bfr.runtime.jobs.report import STATUSES, Entry, Report, count_faces, is_seconds, plural, total_seconds
+from bfr.runtime.jobs.report import STATUSES, Report, count_faces, plural, total_seconds
 
 PAGE = "report.html"
 _UNFIT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -118,23 +118,16 @@ def _facts(facts: Mapping[str, Any]) -> list[str]:
         (facts.get("bundle_hash"), "bundle {:.12}"),
     ]
     shown = [_text(form.format(plain)) for value, form in found if (plain := _plain(value))]
-    if is_seconds(seconds := facts.get("seconds")):
-        shown.append(duration(seconds))
-    if started := _plain(facts.get("started")):
-        shown.append(_when(started))
+    if "seconds" in facts:
+        shown.append(duration(facts["seconds"]))
+    if "started" in facts:
+        moment = datetime.fromisoformat(facts["started"])
+        shown.append(f'<time datetime="{moment.isoformat()}">{moment.strftime("%Y-%m-%d %H:%M %Z").strip()}</time>')
     return shown
 
 
 def _plain(value: object) -> str | None:
     return f"{value:g}" if isinstance(value, float) else str(value) if isinstance(value, str | int) else None
-
-
-def _when(started: str) -> str:
-    try:
-        moment = datetime.fromisoformat(started)
-    except ValueError:
-        return _text(started)
-    return f'<time datetime="{moment.isoformat()}">{moment.strftime("%Y-%m-%d %H:%M %Z").strip()}</time>'
 
 
 def _counts(cards: Sequence[Card]) -> list[str]:
@@ -162,12 +155,11 @@ def _failed(card: Card) -> str:
 
 def _card(card: Card) -> str:
     entry = card.entry
-    width, height, faces = map(_whole, (entry.width, entry.height, entry.faces))
     name = _text(card.name) if entry.output is None else f'<a href="{_url(entry.output)}">{_text(card.name)}</a>'
     about = [
         {"no face": "no face found", "skipped": "done by an earlier run"}.get(entry.status),
-        f"{width} × {height}" if width and height else None,  # noqa: RUF001
-        count_faces(faces, _whole(entry.warped)) if faces else None,
+        f"{entry.width} × {entry.height}" if entry.width else None,  # noqa: RUF001
+        count_faces(entry.faces, entry.warped) if entry.faces else None,
     ]
     lines = [
         f'<article class="card" {_data(card)}>{_frame(card)}',
@@ -188,8 +180,7 @@ def _data(card: Card) -> str:
 def _frame(card: Card) -> str:
     """The pictures of a card: two and a slider, one, or none."""
     entry = card.entry
-    width, height = _whole(entry.width), _whole(entry.height)
-    size = f' width="{width}" height="{height}"' if width and height else ""
+    size = f' width="{entry.width}" height="{entry.height}"' if entry.width else ""
     name = _text(card.name)
     figures = [
         f'<figure class="{side}"><img src="{_url(path)}" alt="{name}, {side}"{size} loading="lazy">'
@@ -200,7 +191,8 @@ def _frame(card: Card) -> str:
     if card.results:
         figures += [
             f'<figure><img src="{_url(preview)}" alt="{name}, {_text(run)}"{size} loading="lazy">'
-            f'<figcaption><a href="{_url(output)}">{_text(run)}</a>{_took(entry, run)}</figcaption></figure>'
+            f'<figcaption><a href="{_url(output)}">{_text(run)}</a>, {duration(entry.seconds[run])}</figcaption>'
+            "</figure>"
             for run, preview, output in card.results
         ]
         return f'<div class="frame row">{"".join(figures)}</div>'
@@ -211,10 +203,6 @@ def _frame(card: Card) -> str:
     return f'<div class="frame pair">{"".join(figures)}{slider}</div>'
 
 
-def _took(entry: Entry, run: str) -> str:
-    return f", {duration(seconds)}" if is_seconds(seconds := entry.seconds.get(run)) else ""
-
-
 def _stages(card: Card) -> str:
     stages = sorted(card.entry.seconds.items(), key=lambda stage: stage[0] == "network")
     if not stages:
@@ -223,15 +211,9 @@ def _stages(card: Card) -> str:
     lines = "".join(
         f'<tr><th scope="row">{_text(names.get(stage, stage))}</th><td>{duration(seconds)}</td></tr>'
         for stage, seconds in stages
-        if is_seconds(seconds)
     )
     total = duration(total_seconds(card.entry.seconds))
     return f"<details><summary>{total}</summary><table><tbody>{lines}</tbody></table></details>"
-
-
-def _whole(value: object) -> int | None:
-    """A number of pixels or faces; None for anything else, which a server or an old report may have sent."""
-    return value if type(value) is int and 0 <= value < 1 << 63 else None
 
 
 def duration(seconds: float) -> str:
