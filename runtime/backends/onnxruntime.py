@@ -198,8 +198,7 @@ def cuda_works(index: int = 0) -> bool:
         ort.preload_dlls()
     try:
         ort.OrtValue.ortvalue_from_shape_and_type([1], np.float32, "cuda", index)
-    except Exception as error:  # ONNX Runtime raises RuntimeError and pybind's own types alike
-        _ = error
+    except Exception:  # ONNX Runtime raises RuntimeError and pybind's own types alike
         return False
     return True
 

@@ -155,8 +155,6 @@ class FakeRuntime:
             name=f"Fake {index}".encode(),
             major=self.gpus[index].capability[0],
             minor=self.gpus[index].capability[1],
-            totalGlobalMem=TOTAL,
-            multiProcessorCount=132,
         )
 
     def cudaDeviceGetAttribute(self, attribute: Any, index: int) -> Any:

@@ -44,15 +44,12 @@ class Facts:
         compute_capability: As "9.0".
         runtime: CUDA version of the runtime, as "13.0".
         driver: CUDA version that the driver supports.
-        total_bytes: Bytes of its memory.
     """
 
     name: str
     compute_capability: str
     runtime: str
     driver: str
-    total_bytes: int
-    multiprocessors: int
 
 
 def pointer(address: int) -> Argument:
@@ -115,8 +112,6 @@ class Cuda:
             compute_capability=f"{found.major}.{found.minor}",
             runtime=_version(self._call("cudaRuntimeGetVersion")),
             driver=_version(self._call("cudaDriverGetVersion")),
-            total_bytes=int(found.totalGlobalMem),
-            multiprocessors=int(found.multiProcessorCount),
         )
 
     @property

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from bfr.runtime.jobs.options import RestoreOptions
@@ -18,7 +19,6 @@ from bfr.runtime.options import explain
 from bfr.runtime.serve.http.front import Front, Visit
 from bfr.runtime.serve.http.gate import Gate, request_id
 from bfr.runtime.serve.http.job_routes import add_jobs
-from bfr.runtime.serve.http.metrics import CONTENT_TYPE
 from bfr.runtime.serve.http.page import page
 from bfr.runtime.serve.http.problems import KEYED, Problem, documented, keyed
 from bfr.runtime.serve.http.requests import (
@@ -203,7 +203,7 @@ def _add_operation(api: FastAPI, front: Callable[[], Front]) -> None:
     )
     async def metrics() -> Response:
         """Counters in Prometheus' text format."""
-        return Response(front().render_metrics(), media_type=CONTENT_TYPE)
+        return Response(front().render_metrics(), media_type=CONTENT_TYPE_LATEST)
 
     @api.get("/", include_in_schema=False)
     async def try_it() -> Response:

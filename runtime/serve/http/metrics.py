@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -14,7 +14,6 @@ from bfr.runtime.serve.orders import Answer
 from bfr.runtime.serve.systems import System
 from bfr.runtime.serve.workers.pool import Pool
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _STAGES = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
 _BATCHES = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -67,7 +66,7 @@ class Metrics:
             self.delay.labels(of).observe(seconds)
 
     def render(self) -> bytes:
-        """In Prometheus' text format, of CONTENT_TYPE."""
+        """In Prometheus' text format."""
         return generate_latest(self.registry)
 
 
