@@ -27,10 +27,7 @@ def face_folder(output: str) -> PurePosixPath:
 def check_face_folders(out: Path, items: Sequence[Item], outputs: Mapping[str, str]) -> None:
     """Raise InvalidOption if a folder of faces is a link, or holds a result or an input, which would be replaced.
 
-    Args:
-        out: The output folder.
-        items: The inputs.
-        outputs: Key of an item -> its result, relative to `out`.
+    outputs: key of an item -> its result, relative to the output folder `out`.
     """
     folders = {face_folder(output) for output in outputs.values()}
     if links := sorted(str(folder) for folder in folders if (out / folder).is_symlink()):
@@ -48,15 +45,9 @@ def check_face_folders(out: Path, items: Sequence[Item], outputs: Mapping[str, s
 def write_faces(folder: Path, faces: Sequence[AlignedFace], results: Sequence[Restored]) -> None:
     """Write the faces as PNG files: `1.png` as it was cut out, `1.restored.png` as the networks made it.
 
-    Deletes those that an earlier run wrote.
-
-    Args:
-        folder: See `face_folder`.
-        faces: The faces from left to right. One that is left as it is, or that failed, has only its first file.
-        results: Those of the faces that are not left, in their order.
-
-    Raises:
-        WriteFailed: The folder cannot be written.
+    Deletes those that an earlier run wrote. One that is left as it is, or that failed, has only its first file.
+    `folder`: see `face_folder`; `faces`: from left to right; `results`: those of the faces that are not left. Raises
+    WriteFailed.
     """
     for file in folder.glob("*.png"):
         if re.fullmatch(r"\d+(\.restored)?\.png", file.name):
@@ -70,12 +61,9 @@ def write_faces(folder: Path, faces: Sequence[AlignedFace], results: Sequence[Re
 
 
 def draw_boxes(pixels: NDArray[Any], faces: Sequence[AlignedFace], scale: float) -> None:
-    """Draw the box of each face, white between black lines.
+    """Draw the box of each face, white between black lines, into (H, W, 3) of 8 or 16 bits.
 
-    Args:
-        pixels: (H, W, 3) of 8 or 16 bits; it is changed.
-        faces: Faces, whose boxes are in pixels of the photograph.
-        scale: H over the height of the photograph.
+    scale: H over the height of the photograph, in whose pixels the boxes are.
     """
     width, white = max(1, round(min(pixels.shape[:2]) / LINES_A_SIDE)), int(np.iinfo(pixels.dtype).max)
     for face in faces:

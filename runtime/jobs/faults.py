@@ -109,11 +109,7 @@ class Guarded:
 
 @dataclass(frozen=True, slots=True)
 class _GuardedFlight:
-    """What was launched.
-
-    Attributes:
-        alone: Restores its images one by one after a fault.
-    """
+    """What was launched. alone: restores its images one by one after a fault."""
 
     pending: Pending
     alone: Callable[[Exception], list[Restored]]

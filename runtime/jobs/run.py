@@ -58,17 +58,9 @@ class Run(ABC):
         settings: dict[str, Any],
         facts: dict[str, Any],
     ) -> None:
-        """Read what earlier runs left.
+        """Read what earlier runs left. Raises InvalidOption for other settings than those of the run that is resumed.
 
-        Args:
-            items: The inputs.
-            options: How results are written.
-            progress: See `Progress`.
-            settings: What results depend on.
-            facts: Where and with what the results are made.
-
-        Raises:
-            InvalidOption: The settings differ from those of the run that is resumed.
+        settings: what results depend on. facts: where and with what they are made.
         """
         self.items, self.options, self.progress = items, options, progress
         self.settings, self.facts = settings, facts

@@ -68,8 +68,7 @@ class Item:
     def result_suffix(self, image_format: str) -> str:
         """The suffix of its result.
 
-        Args:
-            image_format: Suffix of images' results, or `same` for the source's own where it is written.
+        image_format: of images' results, or `same` for the source's own where it is written.
         """
         if self.is_video:
             return output_suffix(self.suffix)
@@ -179,16 +178,8 @@ def find_masks(items: Sequence[Item], masks: Path | str) -> dict[str, Path]:
 def choose_outputs(items: Sequence[Item], store: Store, image_format: str) -> tuple[dict[str, str], dict[str, str]]:
     """Choose the names of results. One that the suffix would make too long for a file system is shortened.
 
-    Args:
-        items: The inputs of the run.
-        store: The output folder.
-        image_format: Suffix of images' results, or `same` for the source's own where it is written.
-
-    Returns:
-        Key of an item -> its result, relative to the output folder, and key -> why it can have none.
-
-    Raises:
-        InvalidOption: A result would replace an input of the run, by any name of that file.
+    Returns key of an item -> its result, relative to the output folder, and key -> why it can have none. Raises
+    InvalidOption if a result would replace an input of the run, by any name of that file.
     """
     taken = {identity_of(item.source) for item in items} - {None}
     outputs, refused = {}, {}
@@ -211,15 +202,7 @@ def choose_outputs(items: Sequence[Item], store: Store, image_format: str) -> tu
 
 
 def check_free(outputs: Iterable[str], store: Store) -> None:
-    """Check that no result would replace a file.
-
-    Args:
-        outputs: Names of results, relative to `store`.
-        store: The output folder.
-
-    Raises:
-        InvalidOption: Some would; they are named.
-    """
+    """Raise InvalidOption, which names them, if results would replace files in the output folder."""
     there = store.existing(outputs)
     if there:
         raise InvalidOption(
@@ -229,11 +212,7 @@ def check_free(outputs: Iterable[str], store: Store) -> None:
 
 
 def choose_names(paths: Sequence[PurePath]) -> list[str]:
-    """The names of results by the rules of `find_images`.
-
-    Args:
-        paths: Paths of the sources, below their inputs.
-    """
+    """The names of results by the rules of `find_images`. paths: of the sources, below their inputs."""
     plain = [path.with_suffix("").as_posix() for path in paths]
     long = [f"{name}_{path.suffix[1:]}" if path.suffix else name for name, path in zip(plain, paths, strict=True)]
     shared = Counter(map(folded, plain))

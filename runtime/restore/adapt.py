@@ -45,12 +45,7 @@ def starts(sampler: Preset, moved: Float64) -> Float64:
 def truncation(sampler: Preset, table: Callable[[Preset], StepTable]) -> Truncate | None:
     """Return the function that chooses the table of each image; None if the preset has one table for all.
 
-    Args:
-        sampler: The preset.
-        table: Makes the table of a preset.
-
-    Raises:
-        InvalidOption: The preset's limits are not those of a grid.
+    table: makes the table of a preset. Raises InvalidOption if the preset's limits are not those of a grid.
     """
     adapt = sampler.adapt
     if adapt is None:

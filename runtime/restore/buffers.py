@@ -77,9 +77,7 @@ def draws_of(loops: Iterable[Loop]) -> dict[Shape, int]:
 class BatchView:
     """The first images of the buffers, for a chain of one batch size.
 
-    Attributes:
-        buffers: The buffers, of this batch size or a larger one.
-        values: The buffer of each value of the plan, by name, of the batch size.
+    values: the buffer of each value of the plan, by name.
     """
 
     def __init__(self, device: Device, buffers: Buffers, batch: int) -> None:

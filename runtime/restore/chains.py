@@ -32,17 +32,11 @@ class Batch:
         seed: int,
         given: Mapping[str, Given] | None = None,
     ) -> None:
-        """Prepare the images.
+        """Prepare the images, (H, W, 3) RGB each. Raises InvalidOption for a key that is no integer of 32 bits.
 
-        Args:
-            inputs: Makes the system's inputs from pictures.
-            images: (H, W, 3) RGB each.
-            keys: Keys of their noise; None is a function of the pixels.
-            seed: Seed of the noise.
-            given: Pictures for the system's other inputs, by name, one or None for each image.
-
-        Raises:
-            InvalidOption: A key is no integer of 32 bits.
+        inputs: makes the system's inputs from pictures.
+        keys: of their noise; None is a function of the pixels.
+        given: pictures for the system's other inputs, by name, one or None for each image.
         """
         for key in keys:
             if key is not None:
@@ -119,8 +113,6 @@ class Chains:
     """The chains by batch size, each made when it is first needed. At most two batches are in flight.
 
     Attributes:
-        networks: The loaded networks, by name.
-        made: The chains, by batch size.
         buffers: What they share, of the largest of these sizes; None before the first chain.
         flights: The batches in flight: the buffers hold the results of two.
     """
@@ -139,8 +131,7 @@ class Chains:
     def limit(self, batch: int) -> int:
         """Return how many of `batch` faces run together: fewer where the bundle's graphs take no more.
 
-        Raises:
-            InvalidOption: The device runs no such batch.
+        Raises InvalidOption if the device runs no such batch.
         """
         ours, buckets = self.bundle.manifest.batches, self.buckets
         most = min(batch, max(ours)) if ours else batch
@@ -160,11 +151,7 @@ class Chains:
     def reserve(self, batch: int) -> None:
         """Allocate the largest chain now, on a device with its own memory.
 
-        Args:
-            batch: Faces that run together, at most.
-
-        Raises:
-            DeviceOutOfMemory: Its text has needed and free bytes, and the largest batch that fits.
+        Raises DeviceOutOfMemory, whose text has needed and free bytes, and the largest batch that fits.
         """
         memory = self.device.memory()
         if memory is None:
@@ -194,13 +181,8 @@ class Chains:
     def launch(self, batch: Batch, on_step: OnStep | None, results: Callable[[ChainResult], list[Restored]]) -> Pending:
         """Start a batch. All batches before the previous one are finished first.
 
-        Args:
-            batch: The images.
-            on_step: See `Chain.launch`.
-            results: Makes images of what the chain returned.
-
-        Raises:
-            DeviceOutOfMemory: The batch does not fit. The batches before it are finished, as after every other error.
+        on_step: see `Chain.launch`. results: makes images of what the chain returned. Raises DeviceOutOfMemory if the
+        batch does not fit. The batches before it are finished, as after every other error.
         """
         self.settle(all_but=1)
         try:

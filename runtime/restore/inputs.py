@@ -33,17 +33,12 @@ class ImageInputs:
         weight: float | None = None,
         pixels: Pixels = Pixels(),  # noqa: B008  (frozen)
     ) -> None:
-        """Keep what the system reads.
+        """Keep what the system reads. Raises InvalidOption if `pixels` and the inputs do not go together.
 
-        Args:
-            system: Its name.
-            size: Side of its images in pixels, S.
-            others: The manifest's inputs beside the degraded image.
-            weight: The fidelity weight, where a network reads one.
-            pixels: How images are read and written.
-
-        Raises:
-            InvalidOption: `pixels` and the inputs do not go together.
+        size: side of its images in pixels, S.
+        others: the manifest's inputs beside the degraded image.
+        weight: the fidelity weight, where a network reads one.
+        pixels: how images are read and written.
         """
         self.system, self.size, self.others, self.weight = system, size, {one.name for one in others}, weight
         self.pixels = pixels

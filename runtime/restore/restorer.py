@@ -326,13 +326,7 @@ class Restorer:
         return given
 
     def _launch(self, batch: Batch, on_step: OnStep | None, finished: Callable[[], None] = lambda: None) -> Pending:
-        """Launch a batch.
-
-        Args:
-            batch: The images.
-            on_step: See `Chain.launch`.
-            finished: Called when the results were waited for.
-        """
+        """Launch a batch. on_step: see `Chain.launch`. finished: called when the results were waited for."""
 
         def results(outcome: ChainResult) -> list[Restored]:
             found = batch.results(outcome, self.precision, self._again)

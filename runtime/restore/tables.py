@@ -8,15 +8,9 @@ from bfr.runtime.errors import InvalidOption
 
 
 def sampler_table(bundle: Bundle, preset: Preset, stage: Denoise | None = None) -> StepTable:
-    """Return the step table of a denoise stage.
+    """Return the step table of a denoise stage, the bundle's first by default.
 
-    Args:
-        bundle: The bundle.
-        preset: The preset, with everything that replaces its fields.
-        stage: The stage; None is the bundle's first.
-
-    Raises:
-        InvalidOption: The preset does not fit the stage, or the bundle has no denoise stage.
+    Raises InvalidOption if the preset does not fit the stage, or the bundle has no denoise stage.
     """
     stage = stage or bundle.denoise
     sampler = preset.sampler(stage.name)

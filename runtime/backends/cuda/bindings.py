@@ -43,7 +43,6 @@ class Facts:
     Attributes:
         compute_capability: As "9.0".
         runtime: CUDA version of the runtime, as "13.0".
-        driver: CUDA version that the driver supports.
     """
 
     name: str

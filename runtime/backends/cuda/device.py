@@ -26,11 +26,7 @@ BUCKETS = (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True, slots=True)
 class GpuBuffer:
-    """A float32 array in device memory.
-
-    Attributes:
-        address: Address of its first element, aligned to 256 bytes.
-    """
+    """A float32 array in device memory. Its address is aligned to 256 bytes."""
 
     address: int
     shape: tuple[int, ...]
