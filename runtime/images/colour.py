@@ -13,7 +13,10 @@ SRGB_GAMMA = 0.45455  # of gAMA: of an sRGB picture by PNG's specification
 _SRGB = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # cHRM: white, red, green, blue, x and y each
 _D50 = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
-_GREY = ("1", "L", "LA", "La")
+_GREY = ("1", "L")
+_SHADES = np.arange(0, 256, 51, dtype=np.uint8)
+_PROBE = Pillow.fromarray(np.stack(np.meshgrid(_SHADES, _SHADES, _SHADES), -1).reshape(1, -1, 3))
+_SAME = 2  # levels by which the conversion from one sRGB profile to another may change colours
 
 
 def to_srgb(file: Pillow.Image, icc: bytes) -> Pillow.Image:
@@ -24,16 +27,18 @@ def to_srgb(file: Pillow.Image, icc: bytes) -> Pillow.Image:
         return file.convert("RGB")
     try:
         profile = ImageCms.getOpenProfile(BytesIO(icc))
-        if ImageCms.getProfileDescription(profile).startswith("sRGB"):
-            return file.convert("RGB")
         space = profile.profile.xcolor_space.strip()
         if (space == "GRAY" and file.mode not in _GREY) or (space == "CMYK" and file.mode != "CMYK"):
             raise ValueError(f"it is one of {space}, not of {file.mode}")
         source = file if space == file.mode else file.convert({"GRAY": "L"}.get(space, "RGB"))
-        converted = ImageCms.profileToProfile(source, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), source.mode, "RGB")
+        if source.mode == "RGB":  # whatever the profile is called: some linear ones are called sRGB, too
+            probe = ImageCms.applyTransform(_PROBE, transform)
+            if np.abs(np.subtract(probe, _PROBE, dtype=np.int16)).max() <= _SAME:
+                return source
+        return cast(Pillow.Image, ImageCms.applyTransform(source, transform))  # None only when converting in place
     except (ImageCms.PyCMSError, OSError, TypeError) as error:
         raise ValueError(str(error).strip()) from error
-    return cast(Pillow.Image, converted)  # None only when converting in place
 
 
 def png_profile(info: Mapping[Any, Any]) -> bytes | None:

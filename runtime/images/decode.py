@@ -248,10 +248,10 @@ def _any_8(file: Pillow.Image, notes: list[str]) -> Image:
         if file.format == "BMP" and not alpha.any():  # Windows' clipboard leaves it empty; browsers show the picture
             alpha = None
             notes.append("its alpha is 0 everywhere and is left out")
-    colour = file
+    colour = file.convert("L") if grey else file
     if icc:
         try:
-            colour = to_srgb(file, icc)
+            colour = to_srgb(colour, icc)
         except ValueError as error:
             notes.append(f"its colour profile is broken, and it is taken as sRGB: {error}")
     if grey:

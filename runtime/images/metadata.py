@@ -24,6 +24,7 @@ _UNTRUE = ((b"<xmp:Thumbnails", b"</xmp:Thumbnails>"), (b"<Container:Directory",
 _UNTRUE_WORDS = re.compile(rb"\s(?:hdrgm|GCamera):[A-Za-z]{1,40}\s?=\s?(?:\"[^\"<>]{0,200}\"|'[^'<>]{0,200}')")
 _UNTRUE_ELEMENTS = re.compile(rb"<((?:hdrgm|GCamera):[A-Za-z]{1,40})>[^<>]{0,200}</\1>")
 _MOVING = re.compile(rb"(?:MotionPhoto|MicroVideo)(?:\s?=\s?[\"']|>)1")
+_CREDENTIALS = re.compile(rb"jumb....jumdc2pa", re.DOTALL)  # boxes of JUMBF, in any format
 _FILM = re.compile(rb"\0\0\0[\x08-\x40]ftyp[0-9A-Za-z ]{4}")  # an MP4 behind a JPEG: some phones name it in no XMP
 
 
@@ -139,6 +140,8 @@ def _found(file: Pillow.Image, data: bytes, notes: list[str]) -> dict[str, Any]:
         found["density"] = Density.of(dots, 1)
     if (found["xmp"] and _MOVING.search(found["xmp"])) or (file.format in ("JPEG", "MPO") and _FILM.search(data)):
         notes.append("its moving part (motion photo) is left out")
+    if _CREDENTIALS.search(data):
+        notes.append("its content credentials (C2PA) are left out: they vouch for the file as it was")
     if found["xmp"] and b"hdrgm:Version" in found["xmp"]:
         notes.append("its gain map (HDR) is left out")
     return found
@@ -152,8 +155,6 @@ def _read_jpeg(file: Any, found: dict[str, Any], notes: list[str]) -> None:
         found["iptc"] = _iptc(resources.get(_IPTC), notes)
     if any(name == "APP1" and body.startswith(b"http://ns.adobe.com/xmp/extension/") for name, body in segments):
         notes.append("its XMP beyond 64 kB (extended XMP) is left out")
-    if any(name == "APP11" and b"jumb" in body[:64] for name, body in segments):
-        notes.append("its content credentials (C2PA) are left out: they vouch for the file as it was")
     density = file.info.get("jfif_density")
     if isinstance(density, tuple):
         found["density"] = Density.of(density, file.info.get("jfif_unit", 0))

@@ -9,6 +9,7 @@ from PIL.PngImagePlugin import MAX_TEXT_CHUNK, MAX_TEXT_MEMORY
 from bfr.runtime.text import listed
 
 PIXELS_AT = 33  # bytes of the signature and IHDR; other chunks may follow
+_DEPTH_AT = 24  # the bits of a sample; then the colour type, 0 for grey
 XMP_KEY = "XML:com.adobe.xmp"
 _SRGB_CODES = {(1, 13), (1, 1), (1, 6), (1, 14), (1, 15)}  # primaries and transfer of H.273, of sRGB and BT.709
 _PACKED = (b"zTXt", b"iTXt", b"iCCP")  # chunks that may be packed
@@ -72,10 +73,15 @@ def _unpacked_size(packed: bytes, most: int) -> int | None:
 
 
 def settle_colours(info: dict[Any, Any], data: bytes, notes: list[str]) -> None:
-    """Of Pillow's `info` of a PNG, drop what its cICP chunk replaces, and texts that Pillow takes for its own."""
+    """Of Pillow's `info` of a PNG, drop what its cICP chunk replaces, and texts that Pillow takes for its own.
+
+    A transparent grey of 2 or 4 bits becomes one of 8, as the samples do.
+    """
     for name in ("transparency", "interlace"):
         if isinstance(info.get(name), str):
             del info[name]
+    if isinstance(info.get("transparency"), int) and data[_DEPTH_AT : _DEPTH_AT + 2] in (b"\2\0", b"\4\0"):
+        info["transparency"] *= 255 // ((1 << data[_DEPTH_AT]) - 1)
     before = data[: data.find(b"IDAT")]
     if (at := before.find(b"cICP")) < 0:
         return

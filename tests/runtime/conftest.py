@@ -85,11 +85,6 @@ def swapped_profile() -> bytes:
     return profile.replace(b"rXYZ", b"tmpX").replace(b"gXYZ", b"rXYZ").replace(b"tmpX", b"gXYZ")
 
 
-def other_profile() -> bytes:
-    """The same under another name: a profile that calls itself sRGB is believed."""
-    return swapped_profile().replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
-
-
 def unmarked_cmyk() -> bytes:
     """A JPEG of CMYK without Adobe's marker. Pillow takes it as inverted all the same."""
     data = saved(flat("CMYK", (0, 255, 255, 0)), "JPEG", quality=100)
@@ -97,10 +92,10 @@ def unmarked_cmyk() -> bytes:
     return data[:start] + data[start + 16 :]
 
 
-def png_2_bits() -> bytes:
+def png_2_bits(*chunks: bytes) -> bytes:
     """4x4 pixels of grey level 1 of 3."""
     header, rows = struct.pack(">IIBBBBB", 4, 4, 2, 0, 0, 0, 0), b"\0\x55" * 4
-    return PNG + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"".join([PNG, chunk(b"IHDR", header), *chunks, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")])
 
 
 TABLE: dict[str, tuple[bytes, tuple[int, int, int], int | None, bool]] = {
@@ -112,6 +107,7 @@ TABLE: dict[str, tuple[bytes, tuple[int, int, int], int | None, bool]] = {
     "png grey, alpha": (saved(flat("LA", (77, 40)), "PNG"), (77, 77, 77), 40, True),
     "png 1 bit": (saved(flat("1", 1), "PNG"), (255, 255, 255), None, True),
     "png 2 bits, grey": (png_2_bits(), (85, 85, 85), None, True),
+    "png 2 bits, transparent grey": (png_2_bits(chunk(b"tRNS", b"\0\1")), (85, 85, 85), 0, True),
     "png palette": (palette(transparent=False), RED, None, False),
     "png palette, transparent": (palette(transparent=True), RED, 40, False),
     "png transparent colour": (saved(flat("RGB", RED), "PNG", transparency=RED), RED, 0, False),
@@ -191,7 +187,6 @@ class Files:
     palette = staticmethod(palette)
     tiff_16 = staticmethod(tiff_16)
     swapped_profile = staticmethod(swapped_profile)
-    other_profile = staticmethod(other_profile)
 
 
 @pytest.fixture(scope="session")

@@ -182,7 +182,7 @@ def test_header_size_of_what_is_no_image_is_none(tmp_path: Path, files: Any) -> 
 
 
 def test_profile_is_converted_to_srgb(files: Any) -> None:
-    profile = files.other_profile()
+    profile = files.swapped_profile()
     for mode, colour in (("RGB", RED), ("RGBA", (*RED, 40))):
         image = decode_image(files.saved(files.flat(mode, colour), "PNG", icc_profile=profile))
         assert np.abs(image.pixels.astype(int) - GREEN).max() <= 2
@@ -193,7 +193,7 @@ def test_profile_is_converted_to_srgb(files: Any) -> None:
 
 def test_grey_with_a_profile_stays_grey(files: Any) -> None:
     ramp = Pillow.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
-    profile = bytearray(files.other_profile())
+    profile = bytearray(files.swapped_profile())
     red, green = profile.index(b"rXYZ"), profile.index(b"gXYZ")
     profile[red + 4 : red + 12] = profile[green + 4 : green + 12]  # two equal primaries tint what is neutral
     image = decode_image(files.saved(ramp, "PNG", icc_profile=bytes(profile)))
@@ -201,6 +201,14 @@ def test_grey_with_a_profile_stays_grey(files: Any) -> None:
     assert (image.pixels == image.pixels[..., :1]).all()
     tinted = decode_image(files.saved(ramp.convert("RGB"), "PNG", icc_profile=bytes(profile)))
     assert not (tinted.pixels == tinted.pixels[..., :1]).all()
+
+
+def test_grey_with_alpha_has_a_profile_of_grey(files: Any) -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = srgb.replace(b"RGB ", b"GRAY", 1).replace(b"rTRC", b"kTRC")
+    image = decode_image(files.saved(files.flat("LA", (77, 40)), "PNG", icc_profile=profile))
+    assert (image.grey, image.notes) == (True, ())
+    assert (image.pixels == 77).all()
 
 
 def test_srgb_profile_changes_nothing(files: Any) -> None:

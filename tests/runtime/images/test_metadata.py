@@ -354,8 +354,11 @@ def test_packed_texts_beyond_a_megabyte_do_not_cost_the_picture(files: Any) -> N
 
 
 def test_provenance_that_no_longer_holds_is_said(files: Any) -> None:
-    image = decode_image(jpeg(files, segment(0xEB, b"JP\0\1\0\0\0\1\0\0\0\x20jumb")))
-    assert "content credentials" in image.notes[0]
+    boxes = b"\0\0\0\x20jumb\0\0\0\x18jumdc2pa"
+    tiff = files.saved(files.flat("L", 9), "TIFF", tiffinfo={52545: boxes})
+    segments = jpeg(files, segment(0xEB, b"JP\0\1\0\0\0\1" + boxes))
+    for data in (segments, files.png(PIXELS, 2, files.chunk(b"caBX", boxes)), tiff):
+        assert "content credentials" in decode_image(data).notes[0]
     image = decode_image(jpeg(files, segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + bytes(40))))
     assert "extended XMP" in image.notes[0]
 
@@ -496,7 +499,7 @@ class TestColour:
         assert (by_profile.notes, by_profile.icc) == ((), files.swapped_profile())
 
     def test_a_profile_that_is_not_whole_is_reported(self, files: Any) -> None:
-        part = b"ICC_PROFILE\0\1\2" + files.other_profile()  # the first of two
+        part = b"ICC_PROFILE\0\1\2" + files.swapped_profile()  # the first of two
         whole = files.saved(files.flat("RGB", (255, 0, 0)), "JPEG")
         jpeg = whole[:2] + struct.pack(">HH", 0xFFE2, 2 + len(part)) + part + whole[2:]
         for data in (jpeg, files.png(self.RAMP, 2, files.chunk(b"iCCP", b"name\0\0words"))):
@@ -507,13 +510,13 @@ class TestColour:
         from PIL import ImageCms
 
         plain = decode_image(files.saved(files.flat("LAB", (128, 160, 100)), "TIFF"))
-        for profile in (ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes(), files.other_profile()):
+        for profile in (ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes(), files.swapped_profile()):
             image = decode_image(files.saved(files.flat("LAB", (128, 160, 100)), "TIFF", icc_profile=profile))
             assert image.notes == ()
             np.testing.assert_array_equal(image.pixels, plain.pixels)
 
     def test_a_profile_of_grey_in_a_colour_picture(self, files: Any) -> None:
-        profile = bytearray(files.other_profile())
+        profile = bytearray(files.swapped_profile())
         profile[16:20] = b"GRAY"
         image = decode_image(files.saved(files.flat("RGB", (255, 0, 0)), "PNG", icc_profile=bytes(profile)))
         assert (image.pixels == (255, 0, 0)).all()

@@ -69,7 +69,6 @@ def makers(files: Any) -> dict[str, Callable[[], list[bytes]]]:
             saved(flat("RGB", red), "JPEG") + b"\0\0\0\x18ftypmp42" + bytes(12),
         ],
         "JPEG with a gain map (Ultra HDR)": lambda: [xmp(b'hdrgm:Version="1.0"')],
-        "JPEG with content credentials": lambda: [segment(0xEB, b"JP\0\1\0\0\0\1\0\0\0\x20jumb")],
         "PNG, 8 bits, 1 bit or a palette": lambda: [
             saved(flat("RGB", red), "PNG"),
             saved(flat("1", 1), "PNG"),
@@ -94,7 +93,7 @@ def makers(files: Any) -> dict[str, Callable[[], list[bytes]]]:
         "BMP": lambda: [saved(flat("RGB", red), "BMP"), saved(flat("1", 1), "BMP")],
         "TIFF": lambda: [saved(flat(mode, 9), "TIFF") for mode in ("RGB", "L", "1")],
         "TIFF, 9 to 16 bits of grey": lambda: [files.tiff_16(deep[..., :1], photometric=1)],
-        "TIFF, CIELAB": lambda: [saved(flat("LAB", (128, 160, 100)), "TIFF", icc_profile=files.other_profile())],
+        "TIFF, CIELAB": lambda: [saved(flat("LAB", (128, 160, 100)), "TIFF", icc_profile=files.swapped_profile())],
         "TIFF with channels that are no colours": lambda: [files.tiff_16(deep, (338, 0))],
         "TIFF in planes, or 16 bits of grey with alpha": lambda: [
             files.tiff_16(deep[..., :3], (284, 2)),
@@ -103,8 +102,11 @@ def makers(files: Any) -> dict[str, Callable[[], list[bytes]]]:
         "TIFF, CMYK with alpha": lambda: [files.tiff_16(deep[..., [0, 1, 2, 3, 0]], (338, 2), photometric=5)],
         "TIFF of several pages": lambda: [several("TIFF")],
         "any of them with an ICC profile": lambda: [
-            saved(flat("RGB", red), "PNG", icc_profile=files.other_profile()),
-            saved(flat("RGB", red), "TIFF", icc_profile=files.other_profile()),
+            saved(flat("RGB", red), "PNG", icc_profile=files.swapped_profile()),
+            saved(flat("RGB", red), "TIFF", icc_profile=files.swapped_profile()),
+        ],
+        "any of them with content credentials": lambda: [
+            files.png(deep[..., :3], 2, files.chunk(b"caBX", b"\0\0\0\x20jumb\0\0\0\x18jumdc2pa"))
         ],
         "any of them with a broken profile": lambda: [saved(flat("RGB", red), "PNG", icc_profile=b"words")],
         "any of them with an EXIF orientation": lambda: [saved(flat("RGB", red), "JPEG", exif=files.exif(6))],
