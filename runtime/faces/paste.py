@@ -68,13 +68,11 @@ def make_patch(
 ) -> Patch:
     """The patch of a face.
 
-    Args:
-        crop: (S, S, 3) uint8 or uint16.
-        restored: The same, restored; None for a face that stays as it is.
-        matrix: The transform from the photograph to the crop.
-        landmarks: (5, 2) of the face in the photograph, which show the mask where it is turned.
-        keep_colour: What restoring did to colours and light (all below a sixteenth of the face) is left out.
-        grey: Whether the photograph is grey; the face then gets no colour.
+    crop, restored: (S, S, 3) uint8 or uint16; `restored` is None for a face that stays as it is.
+    matrix: the transform from the photograph to the crop.
+    landmarks: (5, 2) of the face in the photograph, which show the mask where it is turned.
+    keep_colour: what restoring did to colours and light (all below a sixteenth of the face) is left out.
+    grey: whether the photograph is grey; the face then gets no colour.
     """
     size = crop.shape[0]
     within = None if landmarks is None else transform(matrix, landmarks)
@@ -145,15 +143,11 @@ def paste_faces(
 def _change(
     part: NDArray[Any], patch: Patch, to_part: Matrix, weight: Float32, detail: Detail, level: float
 ) -> Float32:
-    """The change that pasting a face makes to a part of the photograph, (h, w) or (h, w, 3).
+    """The change that pasting a face with pixels makes to a part of the photograph, (h, w) or (h, w, 3).
 
-    Args:
-        part: A part of the photograph, (h, w) or (h, w, 3).
-        patch: The face, with pixels.
-        to_part: The transform from its crop to the part.
-        weight: The mask of the face, (h, w).
-        detail: See `PhotoOptions.detail`.
-        level: One level of 255, in the photograph's units.
+    to_part: the transform from its crop to the part.
+    weight: the mask of the face, (h, w).
+    level: one level of 255, in the photograph's units.
     """
     assert patch.pixels is not None  # noqa: S101  (the caller leaves such faces out)
     face = warp_back(patch.pixels, to_part, (part.shape[1], part.shape[0]))
@@ -187,15 +181,12 @@ def _without_halo(restored: Float32, crop: NDArray[Any], head: Float32) -> Float
 
 
 def _finer(part: NDArray[Any], before: Float32, local: Matrix, weight: Float32 | None, level: float) -> Float32:
-    """The detail of a part of the photograph that is finer than its crop.
+    """The detail of a part of the photograph, (h, w) or (h, w, 3), that is finer than its crop.
 
-    Args:
-        part: (h, w) or (h, w, 3).
-        before: The crop.
-        local: The transform from the crop to the part.
-        weight: The mask of the face, (h, w). With it the result has the luma alone, without its noise: finer colours
-            are mostly noise.
-        level: One level of 255, in the photograph's units.
+    local: the transform from the crop to the part.
+    weight: the mask of the face, (h, w). With it the result has the luma alone, without its noise: finer colours are
+        mostly noise.
+    level: one level of 255, in the photograph's units.
     """
     own = part.astype(np.float32)
     if weight is not None and own.ndim == 3:

@@ -79,13 +79,9 @@ class PhotoEditor:
         detector: Detector | None = None,
         background: Background | None = None,
     ) -> None:
-        """Open what the options name.
+        """Open what the options name. size: side of crops, pixels.
 
-        Args:
-            size: Side of crops, in pixels.
-            options: How faces are found and pasted.
-            detector: A face detector, instead of YuNet.
-            background: Enlarges the photograph, instead of the options' own.
+        detector: a face detector, instead of YuNet. background: enlarges the photograph, instead of the options' own.
         """
         if not isinstance(options, PhotoOptions | None):
             raise InvalidOption(f"options are PhotoOptions, not of type {type(options).__name__}")
@@ -151,23 +147,15 @@ class PhotoEditor:
         return self.crop_by(lambda matrix, size: crop_face(photograph, matrix, size), faces)
 
     def crop_by(self, cut: Callable[[Matrix, int], NDArray[Any]], faces: Sequence[Face]) -> list[AlignedFace]:
-        """Return crops as `crop` does, cut by a function.
-
-        Args:
-            cut: Returns the crop for an alignment and a size.
-            faces: The faces to crop.
-        """
+        """Return crops as `crop` does, cut by a function of an alignment and a size."""
         matrices = [(face, alignment(face.landmarks, self.size)) for face in faces]
         known = [(face, matrix) for face, matrix in matrices if matrix is not None]
         return each(lambda one: AlignedFace(*one, cut(one[1], self.size)), known)
 
     def paste(self, image: Image, faces: Sequence[AlignedFace], results: Sequence[Restored]) -> RestoredPhoto:
-        """The photograph with its faces restored.
+        """The photograph with its faces, from `align` or `crop`, restored. image: as `align` has seen it.
 
-        Args:
-            image: As `align` has seen it.
-            faces: The faces, from `align` or `crop`.
-            results: Those of the faces that are not left as they are, in their order.
+        results: those of the faces that are not left as they are, in their order.
         """
         begin = time.perf_counter()
         options = self.options
@@ -255,13 +243,8 @@ def _paired(faces: Sequence[AlignedFace], results: Sequence[Restored]) -> list[t
 def read_reference(image: Any, worker: FaceRestorer | PhotoRestorer, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     """Return a picture of the person for systems that keep an identity: the largest face of a photograph, aligned.
 
-    Args:
-        image: A photograph as `as_image` takes it. With a Restorer, which takes aligned faces, it is an aligned face.
-        worker: What restores the images that the reference is for.
-        max_pixels: Larger images are refused.
-
-    Raises:
-        InvalidImage: It is no image, or has no face.
+    image: as `as_image` takes it. With a Restorer, which takes aligned faces, it is an aligned face. worker: what
+    restores the images that the reference is for. Raises InvalidImage if it is no image, or has no face.
     """
     pixels = as_image(image, max_pixels=max_pixels).pixels
     if not isinstance(worker, PhotoRestorer):

@@ -16,14 +16,9 @@ Float64 = NDArray[np.float64]
 
 
 def overlaps(first: NDArray[Any], second: NDArray[Any]) -> tuple[Float64, Float64]:
-    """How much boxes overlap.
+    """How much boxes overlap, (N, 4) and (M, 4) left, top, right, bottom.
 
-    Args:
-        first: (N, 4) left, top, right, bottom.
-        second: (M, 4).
-
-    Returns:
-        (N, M) intersection over union, and (N, M) intersection over the smaller box, both 0 to 1.
+    Returns (N, M) intersection over union, and (N, M) intersection over the smaller box, both 0 to 1.
     """
     a, b = first[:, None].astype(np.float64), second[None].astype(np.float64)
     common = np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0).prod(axis=2)

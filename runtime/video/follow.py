@@ -32,11 +32,7 @@ _LEVELS, _PATCH = 2, (13, 13)  # of the pyramid, and the pixels around a point t
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Followed(Generic[T]):
-    """A frame and its faces.
-
-    Attributes:
-        cut: Another scene begins with it.
-    """
+    """A frame and its faces. cut: another scene begins with it."""
 
     frame: T
     faces: list[Face]
@@ -46,13 +42,11 @@ class Followed(Generic[T]):
 def follow(
     frames: Iterable[T], view: Callable[[T], RGB8], find: Callable[[RGB8], list[Face]], *, every: int = EVERY
 ) -> Iterator[Followed[T]]:
-    """The faces of all frames.
+    """The faces of all frames, in display order.
 
-    Args:
-        frames: Frames in display order.
-        view: (H, W, 3) uint8 RGB of a frame, called once for each.
-        find: Finds the faces of such an image.
-        every: Frames from one look to the next, in a scene; fewer where the frames are large.
+    view: (H, W, 3) uint8 RGB of a frame, called once for each.
+    find: finds the faces of such an image.
+    every: frames from one look to the next, in a scene; fewer where the frames are large.
     """
     waiting: list[tuple[T, RGB8]] = []  # the frame of the last look, which is given out already, and those after it
     faces: list[Face] = []  # of the last look

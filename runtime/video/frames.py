@@ -43,7 +43,6 @@ class Samples:
         planes: (H * 3 / 2, W) uint8 or uint16, Y, then U and V, as FFmpeg packs them.
         format: FFmpeg's name of the packing.
         matrix: Colour matrix, by the number of FFmpeg's converter.
-        range: FULL or not.
     """
 
     planes: NDArray[Any]
@@ -86,11 +85,7 @@ class Samples:
     def paste(self, patches: Sequence[Patch], *, colour: bool, blend: float, detail: Detail) -> None:
         """Paste restored faces, as `paste_faces` does; samples outside their masks keep their value.
 
-        Args:
-            patches: Patches of the faces.
-            colour: Whether to restore the chroma too; not in a grey picture.
-            blend: See `paste_faces`.
-            detail: See `paste_faces`.
+        colour: whether to restore the chroma too; not in a grey picture.
         """
         luma, chroma = self._split()
         white = None if self.depth == 8 else (1 << self.depth) - 1
@@ -175,8 +170,6 @@ class Layout:
         height: Height of frames as stored, pixels.
         turn: FFmpeg's display matrix, ((a, b), (c, d)) with x' = a x + c y, y' = b x + d y, rows downwards.
         matrix: As FFmpeg's converter counts, None for RGB.
-        range: FULL or not.
-        depth: Bits a sample.
     """
 
     width: int

@@ -50,8 +50,6 @@ class Source:
     """What a frame's face is made from.
 
     Attributes:
-        track: Number of its track.
-        key: Its key frame.
         places: (2, S, S) float32: x and y of each pixel in the key crop. None where this is the key frame.
     """
 
@@ -73,9 +71,7 @@ class KeyFrames:
     def sources(self, faces: Sequence[AlignedFace], tracked: Sequence[Tracked]) -> list[Source]:
         """What the faces of the next frame are made from. One that was not in the last frame gets a key frame.
 
-        Args:
-            faces: The faces.
-            tracked: The same and their tracks, in any order; there may be more.
+        tracked: the same faces and their tracks, in any order; there may be more.
         """
         tracks = {id(one.face): one.track for one in tracked}
         found = [self._source(face, tracks[id(face.face)]) for face in faces]
@@ -108,9 +104,8 @@ def fresh(sources: Sequence[Source]) -> tuple[list[NDArray[Any]], list[int]]:
 def complete(sources: Sequence[Source], results: Sequence[Restored]) -> list[Restored]:
     """The results of a frame's faces, in their order. A face whose key frame failed, fails too.
 
-    Args:
-        sources: From `KeyFrames.sources`; those of the frames before have been completed.
-        results: The networks' of the crops that `fresh` returns.
+    sources: from `KeyFrames.sources`; those of the frames before have been completed. results: the networks' of the
+    crops that `fresh` returns.
     """
     following = iter(results)
     for source in sources:
