@@ -51,6 +51,7 @@ def parse_graph(graph: Path, trt: Any) -> Parsed:
             f"{name} reads graphs only on a machine with an NVIDIA GPU, and CUDA finds none here. TensorRT-RTX reads "
             f"them without one: {install_command('tensorrt-rtx')} and choose --library tensorrt-rtx"
         )
+    trt.init_libnvinfer_plugins(logger, "")  # DeformConv and others are plugins, which the parser looks up
     builder = make_with(trt.Builder, logger, name)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
@@ -190,9 +191,9 @@ def _profile(parsed: Parsed, bucket: int) -> Any:
     for i in range(parsed.network.num_inputs):
         tensor = parsed.network.get_input(i)
         shape = tuple(tensor.shape)
-        if -1 in shape[1:] or shape[0] != -1:
+        if -1 in shape[1:] or shape[0] not in (-1, bucket):
             raise EngineBuildFailed(
-                f"input {tensor.name} has the shape {shape}: only the batch, and always the batch, may vary. "
+                f"input {tensor.name} has the shape {shape}: only the batch may vary, and here it must be {bucket}. "
                 "Export the bundle again with `bfr export`"
             )
         fixed = (bucket, *shape[1:])

@@ -25,7 +25,14 @@ from bfr.runtime.bundle.bundle import Bundle, describe_file
 from bfr.runtime.bundle.files import check_file
 from bfr.runtime.bundle.machine import Engine, MachineFiles
 from bfr.runtime.bundle.manifest import Check, Precision
-from bfr.runtime.errors import BundleCorrupt, EngineBuildFailed, EngineMismatch, EngineMissing, WriteFailed
+from bfr.runtime.errors import (
+    BundleCorrupt,
+    EngineBuildFailed,
+    EngineMismatch,
+    EngineMissing,
+    InvalidOption,
+    WriteFailed,
+)
 from bfr.runtime.files import clean_leftovers, write_bytes
 from bfr.runtime.install import importing
 
@@ -77,6 +84,7 @@ def build_engines(
 
     Raises:
         BackendUnavailable: There is no such GPU.
+        InvalidOption: The bundle's graphs take none of the batches.
         EngineBuildFailed: An engine was not built, or is float32 although half was requested.
         VerificationFailed: An engine disagrees with float32.
         WriteFailed: The cache folder cannot be written.
@@ -85,6 +93,7 @@ def build_engines(
     device = open_library(library, index)  # before anything is written: without a GPU nothing is
     try:
         bundle = Bundle.open(folder)
+        options = _fitting(bundle, options, say)
         files = MachineFiles(bundle.hash)
         with _only_builder(files.make(), folder, say):
             _sweep(files)
@@ -104,6 +113,20 @@ def build_engines(
     finally:
         if not still_working():  # else the process ends now, and the work must not lose its device before
             device.close()
+
+
+def _fitting(bundle: Bundle, options: BuildOptions, say: Say) -> BuildOptions:
+    """Return the options with the batches that a bundle's graphs take. Raises InvalidOption if they take no other."""
+    ours = bundle.manifest.batches
+    if ours is None:
+        return options
+    fitting = tuple(size for size in options.batches or ours if size in ours)
+    sizes = ", ".join(map(str, ours))
+    if not fitting:
+        raise InvalidOption(f"the graphs of {bundle.folder} take batches of {sizes} only: choose --batches among them")
+    if fitting != options.buckets:
+        say(f"building for batches of {', '.join(map(str, fitting))}: the bundle's graphs take no others than {sizes}")
+    return options.model_copy(update={"batches": fitting})
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ class TensorRtDevice(GpuDevice):
         try:
             self.machine = this_machine(self.library, self.cuda)
             self.cuda.use()
+            self.trt.init_libnvinfer_plugins(self.logger, "")  # an engine may hold some, as for DeformConv
             self.runtime = make_with(self.trt.Runtime, self.logger, f"{self.library} {self.machine.version}")
         except BackendUnavailable:
             super().close()

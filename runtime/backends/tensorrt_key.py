@@ -8,6 +8,7 @@ import importlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any, Literal
 
@@ -67,10 +68,12 @@ def load_library(name: Library) -> ModuleType:
         raise MissingDependency(f"{name} cannot be imported ({error}): {remedy(name)}") from error
 
 
+@cache
 def make_logger(trt: Any, level: int = logging.WARNING) -> Any:
-    """Make a logger of the library that writes to Python's logging, under `bfr.tensorrt`, from `level` on.
+    """Return the logger that writes to Python's logging, under `bfr.tensorrt`, from `level` on.
 
-    It must outlive everything that is made with it.
+    It is never freed: the library keeps a pointer to its first logger as long as anything of it exists, also after what
+    was made with that logger.
     """
     severities = trt.ILogger.Severity
     levels = {
@@ -106,6 +109,7 @@ def make_with(kind: Callable[[Any], Any], logger: Any, library: str) -> Any:
     Raises:
         BackendUnavailable: The library makes none, with what it said: as a rule CUDA does not start.
     """
+    logger.errors.clear()
     try:
         return kind(logger)
     except TypeError as error:  # the bindings' word for a null pointer

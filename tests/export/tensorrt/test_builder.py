@@ -61,6 +61,10 @@ class FakeTensorRt:
         self.MemoryPoolType = SimpleNamespace(WORKSPACE="WORKSPACE")
         self.ProfilingVerbosity = SimpleNamespace(DETAILED="DETAILED")
 
+    def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> bool:
+        self.calls.append(("plugins", logger, namespace))
+        return True
+
     def Builder(self, logger: Any) -> Any:  # noqa: N802
         self.logger = logger
         if not self.starts:
@@ -80,6 +84,7 @@ class FakeTensorRt:
         )
 
     def OnnxParser(self, network: Any, logger: Any) -> Any:  # noqa: N802
+        assert self.calls[0] == ("plugins", logger, ""), "the parser looks nodes up among them"
         return SimpleNamespace(
             parse_from_file=lambda _: not self.errors, num_errors=len(self.errors), get_error=self.errors.__getitem__
         )
@@ -192,10 +197,22 @@ def test_every_node_that_is_not_supported_is_named_with_a_remedy(trt: FakeTensor
         assert part in str(caught.value)
 
 
-def test_a_fixed_batch_is_refused(trt: FakeTensorRt) -> None:
+def test_a_fixed_batch_is_built_for_that_batch_alone(trt: FakeTensorRt) -> None:
+    """As that of a wrapped file whose Reshape fixes it."""
     trt.shapes["x"] = (2, 3, 8, 8)
-    with pytest.raises(EngineBuildFailed, match=r"x .*\(2, 3, 8, 8\)"):
+    with pytest.raises(EngineBuildFailed, match=r"x .*\(2, 3, 8, 8\).* 1"):
         build_engine_bytes(GRAPH, BuildOptions(), "tensorrt", trt=trt)
+    build_engine_bytes(GRAPH, BuildOptions(batches=(2,)), "tensorrt", trt=trt)
+    assert ("shape", "x", *[(2, 3, 8, 8)] * 3) in trt.calls
+
+
+def test_a_logger_is_made_once_and_never_freed(trt: FakeTensorRt) -> None:
+    """TensorRT keeps a pointer to the first one, and warns of every other."""
+    loggers = []
+    for _ in range(2):
+        parse_graph(GRAPH, trt)
+        loggers.append(trt.logger)
+    assert loggers[0] is loggers[1]
 
 
 def test_no_engine_is_an_error_with_what_the_library_said(trt: FakeTensorRt) -> None:

@@ -1,6 +1,7 @@
 """`build_engines`: what is published was built, proven, and fits; P3 to P5 and P15 to P19."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -80,6 +81,18 @@ def check_whole(folder: Path) -> None:
         for file in (engine.file, engine.runtime_cache):
             assert file is not None
             check_file(machine_of(folder).folder, file, "")
+
+
+def test_a_bundle_of_one_batch_is_built_for_that_batch(folder: Path) -> None:
+    """As a wrapped file whose Reshape fixes it."""
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"batches": [2]}))
+    said: list[str] = []
+    with pytest.raises(InvalidOption, match=r"batches of 2 only.*--batches"):
+        build(folder, options=BuildOptions(batches=(1, 4)))
+    assert {engine.key.buckets for engine in build(folder, options=BuildOptions(), say=said.append)} == {(2,)}
+    assert "batches of 2: the bundle" in said[0]
+    assert build(folder, say=said.append) == []  # 1 and 2 were asked for
 
 
 def test_engines_are_published_with_key_hash_and_proof(folder: Path) -> None:

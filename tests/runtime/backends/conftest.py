@@ -208,9 +208,15 @@ class FakeTensorRt:
         self.types: dict[str, str] = {}
         self.refuse, self.capturable = False, True
         self.starts = True  # False: its constructors return a null pointer, as beside a driver that does not fit
+        self.plugins: Any = None
         self.late: list[str] = []  # engines whose contexts ended after their memory
 
+    def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> bool:
+        self.plugins = logger
+        return True
+
     def Runtime(self, logger: Any) -> Any:
+        assert self.plugins is logger, "an engine with plugins needs them"
         if not self.starts:
             logger.log(self.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
             raise TypeError("pybind11::init(): factory function returned nullptr")

@@ -167,6 +167,7 @@ def test_every_name_of_the_library_is_there(name: str, module: Any) -> None:
     classes = CLASSES[module]
     for variable, attribute in re.findall(rf"(?<!bfr\.)\b({'|'.join(classes) or '0'})\.([a-z]\w+)\b", source):
         used.add(f"{classes[variable]}.{attribute}")
+    used.update(re.findall(r"\btrt\.(init_\w+)", source))
     used.discard("ParserError.strerror")  # of an OSError
     assert not classes or len(used) > 15
     if name == "tensorrt":
