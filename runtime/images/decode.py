@@ -18,7 +18,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from bfr.runtime.errors import InputNotFound, InvalidImage
 from bfr.runtime.images.colour import png_profile, to_srgb
 from bfr.runtime.images.deep import colour_16, grey_16, grey_to_srgb
-from bfr.runtime.images.formats import NAMES, format_of
+from bfr.runtime.images.formats import NAMES, Format, format_of
 from bfr.runtime.images.headers import MOST_RUNS, check_parts, check_size, check_tags, header_size, read_tags
 from bfr.runtime.images.metadata import Metadata, read_metadata
 from bfr.runtime.images.png import read_raw_profile, settle_colours
@@ -121,12 +121,16 @@ def decode_image(data: bytes, *, name: str = "the file", max_pixels: int = MAX_P
     """
     if not data:
         raise InvalidImage(f"{name} is empty: copy or download it again")
+    if (found := format_of(data)) is None:
+        raise InvalidImage(
+            f"{name} is not an image of {', '.join(NAMES)}: convert it to one of them (its bytes count, not its suffix)"
+        )
     check_size(header_size(data), name, max_pixels)
     notes: list[str] = []
     turned = grey = False
-    with _decoding(name, data):
+    with _decoding(name, found):
         data, pages = check_parts(data, notes)
-        if data[:2] in (b"II", b"MM"):
+        if found.name == "TIFF":
             tags = read_tags(BytesIO(data))
             check_kind(tags, data, notes, name=name, max_pixels=max_pixels)
             turned = tags.get(_ORIENTATION) in range(5, 9)
@@ -134,7 +138,7 @@ def decode_image(data: bytes, *, name: str = "the file", max_pixels: int = MAX_P
             data = plain_tiff(data, tags, notes)
         file = Pillow.open(BytesIO(data), formats=NAMES)
     check_size(file.size, name, max_pixels)
-    with _decoding(name, data):
+    with _decoding(name, found):
         if file.format == "PNG":
             settle_colours(file.info, data, notes)
         runs = file.format == "BMP" and file.info["compression"] in _RUN_LENGTHS
@@ -173,7 +177,7 @@ def decode_image(data: bytes, *, name: str = "the file", max_pixels: int = MAX_P
 
 
 @contextmanager
-def _decoding(name: str, data: bytes) -> Iterator[None]:
+def _decoding(name: str, found: Format) -> Iterator[None]:
     """Turn what the decoders raise into InvalidImage: hostile bytes make them raise nearly anything."""
     try:
         yield
@@ -182,11 +186,7 @@ def _decoding(name: str, data: bytes) -> Iterator[None]:
     except MemoryError as error:
         raise InvalidImage(f"{name} does not fit into memory: make it smaller, or free some memory") from error
     except UnidentifiedImageError as error:
-        if (found := format_of(data)) is not None:
-            raise InvalidImage(f"{name} is a {found.name} that is damaged or of a rare kind: save it as PNG") from error
-        raise InvalidImage(
-            f"{name} is not an image of {', '.join(NAMES)}: convert it to one of them (its bytes count, not its suffix)"
-        ) from error
+        raise InvalidImage(f"{name} is a {found.name} that is damaged or of a rare kind: save it as PNG") from error
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
         raise InvalidImage(f"{name} has more pixels than can be opened safely: make it smaller ({error})") from error
     except Exception as error:

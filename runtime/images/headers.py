@@ -141,7 +141,7 @@ def check_parts(data: bytes, notes: list[str]) -> tuple[bytes, int]:
     if data.startswith(b"\x89PNG"):
         check_chunks(data)
         return without_large_texts(data, notes), 1
-    if data[:2] in (b"II", b"MM"):  # Pillow reads a TIFF with its third and fourth byte exchanged, too
+    if data[:2] in (b"II", b"MM"):
         return data, check_tags(data)
     if not data.startswith(b"\xff\xd8"):
         return data, 1

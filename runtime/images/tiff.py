@@ -24,6 +24,7 @@ _CHANNELS = {0: 1, 1: 1, 2: 3, 5: 4}  # grey whose white is 0, grey, RGB, CMYK
 _WHITE_IS_0, _CMYK = 0, 5
 _UNSIGNED, _FORMATS = 1, {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 _JPEG = (6, 7)  # compressions
+_NOT_BY_OPENCV = (34925, 50000)  # compressions: LZMA, Zstandard
 _MOST_EXTRA = 2  # channels beside the colours that are read
 
 
@@ -65,8 +66,8 @@ def sample_bits(tags: Tags) -> int:
 def plain_tiff(data: bytes, tags: Tags, notes: list[str]) -> bytes:
     """Return the file, or of a kind that is misread one that is not, with the same metadata.
 
-    Of 16 bits these are planes, grey with alpha or whose white is 0, and more than one channel beside the colours; of 8
-    bits planes of other than colours, and alpha beside CMYK or grey whose white is 0.
+    Of 16 bits these are planes, grey with alpha or whose white is 0, more than one channel beside the colours, and what
+    OpenCV cannot unpack; of 8 bits planes of other than colours, and alpha beside CMYK or grey whose white is 0.
     """
     colours, samples, bits = tags.get(_COLOURS, -1), int(tags.get(_SAMPLES, 1)), sample_bits(tags)
     channels = _CHANNELS.get(colours, 0)
@@ -74,7 +75,7 @@ def plain_tiff(data: bytes, tags: Tags, notes: list[str]) -> bytes:
     extra = np.atleast_1d(tags.get(_EXTRA_SAMPLES, 2))[:more]
     misread = (
         (apart and (deep or more))
-        or (deep and samples not in (1, 3, 4))
+        or (deep and (samples not in (1, 3, 4) or tags.get(_COMPRESSION) in _NOT_BY_OPENCV))
         or (colours == _WHITE_IS_0 and (deep or more))
         or (colours == _CMYK and extra.any())
     )

@@ -269,6 +269,7 @@ def test_what_is_no_image_is_refused_with_its_path(files: Any, tmp_path: Path) -
         "empty.png": (b"", "is empty"),
         "text.png": (b"not an image\n" * 50, "is not an image of PNG, JPEG"),
         "gif.png": (files.saved(files.flat("P", 1), "GIF"), "is not an image of PNG, JPEG"),
+        "photo.orf": (b"IIRO\x08" + bytes(50), "is not an image of PNG, JPEG"),
         "half.png": (whole[: len(whole) // 2], "damaged or truncated"),
         "half.jpg": (files.saved(files.flat("RGB", RED, (200, 200)), "JPEG")[:-300], "damaged or truncated"),
         "half16.png": (files.png(files.deep[..., :3], 2)[:120], "damaged or truncated"),

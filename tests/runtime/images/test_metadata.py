@@ -308,9 +308,8 @@ def test_directories_that_overlap_are_not_read(files: Any) -> None:
         assert image.pixels.shape == (6, 8, 3)
         assert image.metadata.exif is None
         assert "its EXIF data are broken and left out" in image.notes[0]
-    for begin in (b"II*\0", b"II\0*"):  # Pillow reads the second, too
-        with pytest.raises(InvalidImage, match="6000 tags"):
-            decode_image(begin + bytes(block[4:]))
+    with pytest.raises(InvalidImage, match="6000 tags"):
+        decode_image(bytes(block))
     for valid in files.valid:
         if valid[:2] in (b"II", b"MM"):
             check_tags(valid)

@@ -9,6 +9,7 @@ from PIL import Image as Pillow
 
 from bfr.runtime.errors import InvalidImage
 from bfr.runtime.images.decode import decode_image
+from bfr.runtime.images.tiff import _with_directory
 
 
 @pytest.mark.parametrize("apart", [[], [(284, 2)]])
@@ -36,6 +37,16 @@ def test_differences_between_neighbours(files: Any) -> None:
     image = decode_image(files.tiff_16(differences, (317, 2), (338, 2), photometric=1))
     np.testing.assert_array_equal(image.pixels[..., 0], grey[..., 0])
     np.testing.assert_array_equal(image.alpha, grey[..., 1])
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lzma"])
+def test_16_bit_colours_that_opencv_cannot_unpack(files: Any, compression: str, capfd: Any) -> None:
+    height, width = files.deep.shape[:2]
+    as_grey = Pillow.fromarray(files.deep[..., :3].reshape(height, -1))
+    data = files.saved(as_grey, "TIFF", compression=compression)
+    image = decode_image(_with_directory(data, {256: [width], 258: [16] * 3, 262: [2], 277: [3]}))
+    np.testing.assert_array_equal(image.pixels, files.deep[..., :3])
+    assert capfd.readouterr().err == ""
 
 
 def test_grey_whose_white_is_0_with_alpha(files: Any) -> None:
