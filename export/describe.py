@@ -1,14 +1,17 @@
 """The manifest of a system before its graphs are exported: what does not fit is told before minutes of work."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from bfr.export.pytorch.count import gflop, output_examples
 from bfr.models.catalog import NetworkSpec, SystemSpec
-from bfr.models.stages.stage import Stage
+from bfr.models.stages.stage import Stage, as_tuple
 from bfr.runtime.bundle import manifest as m
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.errors import BfrError, InvalidOption
@@ -76,3 +79,33 @@ def describe_network(system: SystemSpec, name: str, stage: Stage, sources: dict[
 
 def _tensors(examples: dict[str, Tensor]) -> tuple[m.Tensor, ...]:
     return tuple(m.Tensor(name=name, shape=("batch", *value.shape[1:])) for name, value in examples.items())
+
+
+def output_examples(stage: Stage, size: int) -> dict[str, Tensor]:
+    """Return a stage's outputs for its examples, by name, as tensors without values."""
+    with torch.device("meta"), torch.no_grad():
+        meta = copy.deepcopy(stage).to("meta")
+        made = meta(**{name: value.to("meta") for name, value in stage.examples(size, 1).items()})
+    return dict(zip(stage.outputs, as_tuple(made), strict=True))
+
+
+def gflop(stage: Stage, size: int) -> float:
+    """Billions of floating point operations of one call on one image, 2 per multiply-add."""
+    counter = _Operations()
+    with counter:
+        output_examples(stage, size)
+    return counter.total / 1e9
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
+    """Adds up floating point operations, those of gradients too, which torch's own FlopCounterMode refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result

@@ -19,10 +19,6 @@ def _with_float32(precisions: tuple[Precision, ...]) -> tuple[Precision, ...]:
     return tuple(dict.fromkeys(("fp32", *precisions)))
 
 
-def _ascending(batches: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(sorted(set(batches)))
-
-
 def _black_and_white(value: Any) -> Any:
     """The two numbers of a text as `0..255`."""
     if not isinstance(value, str):
@@ -132,7 +128,9 @@ class BuildOptions(Options):
     library: Literal["auto", Library] = Field(
         default="auto", description="Library to build with. auto: the first that is installed."
     )
-    batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], COMMAS, AfterValidator(_ascending)] = Field(
+    batches: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...], COMMAS, AfterValidator(lambda sizes: tuple(sorted(set(sizes))))
+    ] = Field(
         default=(),
         description="Batch sizes, separated by commas, with an optimization profile each. Default: 1,2,4,8,16.",
     )

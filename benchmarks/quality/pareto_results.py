@@ -95,7 +95,8 @@ class Study:
 
     def within_spread(self, candidate: Candidate) -> bool:
         """The verdict of RULE."""
-        return within(self.difference(candidate))
+        difference = self.difference(candidate)
+        return difference.mean >= -(difference.error or 0.0)
 
     def front(self) -> list[Candidate]:
         """The candidates that no other beats in calls or drift without losing in the other, from fewest calls."""
@@ -111,11 +112,6 @@ def drift(image: UInt8, reference: UInt8) -> dict[str, float]:
     """DRIFTS between two pictures, (H, W, 3) uint8 RGB; PSNR is EQUAL_DB at most."""
     found = likeness(image, reference)
     return {**found, "psnr_db": min(found["psnr_db"], EQUAL_DB)}
-
-
-def within(difference: Mean) -> bool:
-    """The rule of RULE. difference: of PSNR in dB, drift less spread, image by image."""
-    return difference.mean >= -(difference.error or 0.0)
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -29,7 +29,7 @@ from bfr.runtime.backends.tensorrt_key import LIBRARIES, find_engines
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.manifest import Precision, Preset
 from bfr.runtime.errors import BackendUnavailable, BfrError, InvalidOption, MissingDependency
-from bfr.runtime.install import install_command
+from bfr.runtime.install import importing
 from bfr.runtime.restore.chains import load_networks
 from bfr.runtime.restore.restorer import Restorer
 
@@ -216,10 +216,8 @@ def _open_eager_gpu(bundle: Bundle, name: str, parts: Name, index: int) -> Conte
 
 
 def _torch() -> Any:
-    try:
+    with importing("PyTorch, the baseline,", "bench"):
         import torch
-    except ImportError as error:
-        raise MissingDependency(f"eager PyTorch, the baseline, needs torch: {install_command('bench')}") from error
     return torch
 
 

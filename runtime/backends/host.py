@@ -147,7 +147,8 @@ class HostNoise:
 
     def begin(self, seed: int, images: tuple[int, ...], last: int) -> None:
         """Begin a stream of steps 0 .. `last` for a batch whose images have the keys `images`."""
-        self._drain()
+        while self._pending:  # fills of a chain that stopped early must not write into this one's noise
+            self._pending.popleft().exception()
         self._seed, self._images, self._last = seed, images, last
         self._pending.extend(self._thread.submit(self._fill, step) for step in range(min(last, 1) + 1))
 
@@ -158,11 +159,6 @@ class HostNoise:
         self._pending.popleft().result()
         if 0 < step < self._last:  # `begin` fills both
             self._pending.append(self._thread.submit(self._fill, step + 1))
-
-    def _drain(self) -> None:
-        # Fills of a chain that stopped early must not write into the next chain's noise.
-        while self._pending:
-            self._pending.popleft().exception()
 
     def _fill(self, step: int) -> None:
         for out, image in zip(self.buffers[step % 2], self._images, strict=False):  # the batch may be smaller

@@ -71,7 +71,7 @@ def live(
             for sink in made:
                 sink.close()
             raise
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         status: Any = nullcontext() if volume.quiet or not stderr.is_terminal else stderr.status("waiting for a frame")
         with status as line:
             seconds = run_live(
@@ -87,7 +87,3 @@ def live(
             f"{counts.dropped} frames dropped, {counts.late} late, {counts.left} faces left, "
             f"{counts.reconnects} reconnects"
         )
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
