@@ -1,6 +1,5 @@
 """The commands as a user runs them."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -92,20 +91,8 @@ def test_a_folder_of_faces_is_restored_without_torch_and_without_network(
     tiny_bundle: Bundle, faces: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    done = bfr(
-        "restore",
-        faces,
-        "-o",
-        out,
-        "--aligned",
-        "--compare",
-        "--batch",
-        "2",
-        "--bundle",
-        tiny_bundle.folder,
-        "--backend",
-        "onnxruntime-cpu",
-    )
+    chosen = "--bundle", tiny_bundle.folder, "--backend", "onnxruntime-cpu"
+    done = bfr("restore", faces, "-o", out, "--aligned", "--compare", "--batch", "2", *chosen)
     assert done.returncode == 0, done.stderr
     assert "3 images: 3 restored, in " in done.stdout
     found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
@@ -226,17 +213,15 @@ def test_options_reach_the_run(
     out = tmp_path / "in" / "out"
     done = call("restore", tmp_path / "in", "-o", out)
     assert (done.status, done.stdout) == (0, f"1 image: 1 restored, in 1.0 s; see {out}\n")
-    networks = {
+    networks: dict[str, Any] = {
         "bundle": None,
         "backend": "auto",
         "preset": None,
         "precision": "auto",
         "batch": 1,
         "threads": None,
-        "device": 0,
-        "compiler": OpenOptions().compiler,
-        "spinning": False,
     }
+    networks |= {"device": 0, "compiler": OpenOptions().compiler, "spinning": False}
     assert opened[0] == networks
     worker, names, options = runs[0]
     assert names == ["a.jpg", "b.mp4"]
@@ -252,39 +237,15 @@ def test_options_reach_the_run(
         "--key-frames 4"
     )
     assert call("restore", tmp_path / "in", "-o", out, *words.split()).status == 0
-    assert opened[1] == {
-        "bundle": Path("B"),
-        "backend": "onnxruntime-cpu",
-        "preset": "short",
-        "precision": "fp16",
-        "batch": 4,
-        "threads": 2,
-        "device": 1,
-        "compiler": OpenOptions().compiler,
-        "spinning": False,
-        "solver": "ddim",
-        "start": 3.0,
-        "steps": 7,
-        "eta": 0.25,
-        "spacing": "time",
-    }
+    networks |= {"bundle": Path("B"), "backend": "onnxruntime-cpu", "preset": "short", "precision": "fp16", "batch": 4}
+    sampler = {"solver": "ddim", "start": 3.0, "steps": 7, "eta": 0.25, "spacing": "time"}
+    assert opened[1] == {**networks, **sampler, "threads": 2, "device": 1}
     worker, _, options = runs[1]
     assert worker.options == PhotoOptions("largest", 8.5, upscale=2, blend=0.5, keep_colour=True)
     assert worker.restorer.batch == 4
-    assert options == JobOptions(
-        out,
-        seed=9,
-        format=".jpg",
-        quality=80,
-        metadata=False,
-        compare=True,
-        html=True,
-        resume=True,
-        max_pixels=1000,
-        codec="vp9",
-        crf=30,
-        key_frames=4,
-    )
+    flags: dict[str, Any] = {"metadata": False, "compare": True, "html": True, "resume": True}
+    numbers: dict[str, Any] = {"seed": 9, "quality": 80, "max_pixels": 1000, "crf": 30, "key_frames": 4}
+    assert options == JobOptions(out, format=".jpg", codec="vp9", **flags, **numbers)
     assert call("restore", tmp_path / "in", "-o", out, "--aligned").status == 0
     worker, names, _ = runs[2]
     assert isinstance(worker, Restorer)
@@ -339,30 +300,12 @@ def test_info_names_engines_and_their_proof_once(call: Called, tiny_bundle: Bund
     manifest = tiny_bundle.manifest
     loop = next(check for check in manifest.verified if check.what.startswith("loop"))
     proof = loop.model_copy(update={"what": "loop on the GPU", "backend": "tensorrt", "gpu": "NVIDIA X"})
-    engines = [
-        Engine(
-            network=name,
-            file=BundleFile(path=f"{name}.engine", sha256=hashlib.sha256(b"engine").hexdigest(), bytes=6),
-            key=EngineKey(
-                graph_sha256="0",
-                weights_sha256=(),
-                precision="fp32",
-                buckets=(1, 4),
-                library="tensorrt",
-                version="10.3.0",
-                cuda="12.6",
-                driver="12.6",
-                gpu="NVIDIA X",
-                compute_capability="8.7",
-                options={},
-            ),
-            half_share=0.0,
-            build_seconds=1.0,
-            checks=(proof,),
-        )
-        for name in manifest.networks
-    ]
-    MachineFiles(tiny_bundle.hash).write_engines(engines)
+    here: dict[str, Any] = {"cuda": "12.6", "driver": "12.6", "gpu": "NVIDIA X", "compute_capability": "8.7"}
+    library: dict[str, Any] = {"library": "tensorrt", "version": "10.3.0", "buckets": (1, 4), "options": {}}
+    key = EngineKey(graph_sha256="0", weights_sha256=(), precision="fp32", **library, **here)
+    files = {name: BundleFile(path=f"{name}.engine", sha256="0" * 64, bytes=6) for name in manifest.networks}
+    made: dict[str, Any] = {"key": key, "half_share": 0.0, "build_seconds": 1.0, "checks": (proof,)}
+    MachineFiles(tiny_bundle.hash).write_engines([Engine(network=name, file=files[name], **made) for name in files])
     done = call("info", tiny_bundle.folder)
     assert done.status == 0, done.stderr
     assert "engine     denoiser in fp32: tensorrt 10.3.0, NVIDIA X, batches 1, 4, 6 bytes" in done.stdout

@@ -4,6 +4,7 @@ import json
 import signal
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ Maker = Callable[..., PhotoRestorer]
 WIDTH, HEIGHT, SIDE = 160, 64, 32
 FACE, BAD_FACE = (230, 30, 30), (230, 30, 230)
 MILLISECONDS = Fraction(1, 1000)
+INFO = VideoInfo(WIDTH, HEIGHT, Fraction(25), None, None, 0, 0, "", MILLISECONDS, Colour(1, 1, 1, 1))
 
 
 def drawn(*squares: tuple[int, int, tuple[int, int, int]], across: bool = True) -> Array:
@@ -170,9 +172,13 @@ def test_a_frame_that_is_shown_again_is_restored_once(
 
 
 def test_between_key_frames_faces_are_warped(photo: Maker, tmp_path: Path, fakes: Any) -> None:
+    """After a cut faces are those of other people, with or without key frames."""
     frames = moving(10)
     frames[6:] = [drawn((8 + 2 * index, 16, FACE), across=False) for index in range(4)]  # a cut
     source, worker = clip(tmp_path / "a.mp4", frames), photo()
+    assert restore_video(worker, source, tmp_path / "b.mp4").tracks == 2
+    assert keys_of(worker) == [0] * 6 + [1] * 4
+    worker = photo()
     film = restore_video(worker, source, tmp_path / "b.mp4", key_frames=4)
     assert keys_of(worker) == [0, 0, 1]  # frames 0, 4 and 6
     assert (film.frames, film.faces, film.warped, film.tracks) == (10, 10, 7, 2)
@@ -190,14 +196,6 @@ def test_two_people_have_noise_of_their_own(photo: Maker, tmp_path: Path) -> Non
     film = restore_video(worker, clip(tmp_path / "a.mp4", frames), tmp_path / "b.mp4")
     assert (film.tracks, film.faces, film.frames) == (2, 11, 6)
     assert keys_of(worker) == [0, *([0, 1] * 5)]
-
-
-def test_a_cut_begins_new_people(photo: Maker, tmp_path: Path) -> None:
-    frames = [drawn((60 + index, 16, FACE), across=index < 4) for index in range(8)]
-    worker = photo()
-    film = restore_video(worker, clip(tmp_path / "a.mp4", frames), tmp_path / "b.mp4")
-    assert keys_of(worker) == [0] * 4 + [1] * 4
-    assert film.tracks == 2
 
 
 def test_batches_go_across_frames(photo: Maker, tmp_path: Path) -> None:
@@ -247,8 +245,7 @@ class TestSamples:
             assert np.array_equal(old, new) == (index == 0)  # held for a frame or two where it is not drawn
 
     def test_ten_bits_stay_ten_bits(self, photo: Maker, tmp_path: Path, fakes: Any) -> None:
-        info = VideoInfo(WIDTH, HEIGHT, Fraction(25), None, None, 0, 0, "", MILLISECONDS, Colour(1, 1, 1, 1), depth=10)
-        with VideoWriter(tmp_path / "a.mp4", ".mp4", info, crf=4) as writer:
+        with VideoWriter(tmp_path / "a.mp4", ".mp4", replace(INFO, depth=10), crf=4) as writer:
             for index, pixels in enumerate(moving(3)):
                 writer.write(pixels.astype(np.uint16) * 257, 40 * index, MILLISECONDS)
         film = restore_video(photo(), tmp_path / "a.mp4", tmp_path / "b.mp4")
@@ -261,8 +258,7 @@ class TestSamples:
                 assert_restored((frame.pixels >> 8).astype(np.uint8), 8 + 2 * index, 16, fakes.restored)
 
     def test_the_last_frame_keeps_its_duration(self, photo: Maker, tmp_path: Path) -> None:
-        info = VideoInfo(WIDTH, HEIGHT, Fraction(25), None, None, 0, 0, "", MILLISECONDS, Colour(1, 1, 1, 1))
-        with VideoWriter(tmp_path / "a.mp4", ".mp4", info) as writer:
+        with VideoWriter(tmp_path / "a.mp4", ".mp4", INFO) as writer:
             for index, pixels in enumerate(moving(6)):
                 writer.write(pixels, 40 * index, MILLISECONDS, 2000 if index == 5 else 40)
         restore_video(photo(), tmp_path / "a.mp4", tmp_path / "b.mp4")
@@ -456,12 +452,16 @@ def test_memory_does_not_grow_with_the_length(
 
 
 class TestInARun:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        (tmp_path / "in").mkdir()
+        return tmp_path / "in"
+
     def run(self, worker: PhotoRestorer, folder: Path, out: Path, **options: Any) -> Report:
         return run_job(worker, find_images([folder], videos=True, out=out), JobOptions(out, **options))
 
-    def test_beside_photographs(self, photo: Maker, tmp_path: Path) -> None:
-        folder, out = tmp_path / "in", tmp_path / "out"
-        folder.mkdir()
+    def test_beside_photographs(self, photo: Maker, folder: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
         whole = clip(folder / "a.mp4", moving(40)).read_bytes()
         (folder / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 3])
         (folder / "a.mp4").unlink()
@@ -471,12 +471,8 @@ class TestInARun:
         clip(folder / "wrong.mp4", [drawn((20, 16, BAD_FACE))] * 2)
         av.VideoFrame.from_ndarray(drawn((40, 16, FACE)), "rgb24").to_image().save(folder / "still.png")
         told: list[float] = []
-        report = run_job(
-            photo(),
-            find_images([folder], videos=True),
-            JobOptions(out, html=True, compare=True),
-            progress=lambda done, _name: told.append(done),
-        )
+        items, options = find_images([folder], videos=True), JobOptions(out, html=True, compare=True)
+        report = run_job(photo(), items, options, progress=lambda done, _name: told.append(done))
         entries = {Path(entry.source).name: entry for entry in report.entries}
         assert {name: entry.status for name, entry in entries.items()} == {
             "cut.mp4": "restored",
@@ -503,12 +499,11 @@ class TestInARun:
         assert again.count("skipped") == 4
         assert next(entry for entry in again.entries if entry.source.endswith("face.mkv")).frames == 4
 
-    def test_the_codec_of_the_options(self, photo: Maker, tmp_path: Path) -> None:
+    def test_the_codec_of_the_options(self, photo: Maker, folder: Path, tmp_path: Path) -> None:
         """One that a container cannot hold fails the video alone."""
-        (tmp_path / "in").mkdir()
-        clip(tmp_path / "in/a.mkv", moving(2))
-        clip(tmp_path / "in/b.mov", moving(2))
-        report = self.run(photo(), tmp_path / "in", tmp_path / "out", codec="vp9", crf=40)
+        clip(folder / "a.mkv", moving(2))
+        clip(folder / "b.mov", moving(2))
+        report = self.run(photo(), folder, tmp_path / "out", codec="vp9", crf=40)
         assert [entry.status for entry in report.entries] == ["restored", "failed"]
         assert "--codec h264" in str(report.entries[1].error)
         with av.open(str(tmp_path / "out/a.mkv")) as container:
@@ -518,24 +513,15 @@ class TestInARun:
         assert set(choices(JobOptions.model_fields["codec"])) == set(CODECS)
         assert max(codec.worst_crf for codec in CODECS.values()) == bounds(JobOptions.model_fields["crf"])["le"]
 
-    def test_warped_faces_are_counted(self, photo: Maker, tmp_path: Path) -> None:
-        folder, out = tmp_path / "in", tmp_path / "out"
-        folder.mkdir()
+    def test_warped_faces_are_counted(self, photo: Maker, folder: Path, tmp_path: Path) -> None:
+        """Without key frames the settings are those of earlier versions, whose runs can thus be resumed."""
+        out = tmp_path / "out"
         clip(folder / "a.mp4", moving(6))
         (entry,) = self.run(photo(), folder, out, key_frames=3).entries
         assert (entry.faces, entry.warped) == (6, 4)
         assert json.loads((out / REPORT).read_text())["images"][0]["warped"] == 4
         with pytest.raises(InvalidOption, match="key_frames: 3 then, None now"):
             self.run(photo(), folder, out, resume=True)
-
-    def test_without_key_frames_the_settings_are_those_of_earlier_versions(self, photo: Maker, tmp_path: Path) -> None:
-        """Whose runs can thus be resumed."""
-        (tmp_path / "in").mkdir()
-        clip(tmp_path / "in/a.mp4", moving(2))
-        assert "key_frames" not in self.run(photo(), tmp_path / "in", tmp_path / "out").settings
-
-    def test_a_video_that_is_too_large_fails(self, photo: Maker, tmp_path: Path) -> None:
-        (tmp_path / "in").mkdir()
-        clip(tmp_path / "in/a.mp4", moving(2))
-        report = self.run(photo(), tmp_path / "in", tmp_path / "out", max_pixels=WIDTH * HEIGHT - 1)
-        assert [entry.status for entry in report.entries] == ["failed"]
+        too_large = self.run(photo(), folder, out, max_pixels=WIDTH * HEIGHT - 1)
+        assert [entry.status for entry in too_large.entries] == ["failed"]
+        assert "key_frames" not in too_large.settings
