@@ -44,10 +44,7 @@ _log = logging.getLogger("bfr")
 class Bundle:
     """A bundle on disk.
 
-    Attributes:
-        folder: Its folder.
-        manifest: Its manifest.
-        hash: Sha256 of the manifest's content, which holds those of all files, without the list of verifications.
+    hash: sha256 of the manifest's content, which holds those of all files, without the verifications.
     """
 
     folder: Path
@@ -144,16 +141,10 @@ class Bundle:
         )
 
     def preset(self, name: str | None = None, **overrides: Any) -> Preset:
-        """Return a preset with some fields changed.
+        """Return a preset, the bundle's default for None, with some fields changed.
 
-        A solver without eta sets eta to 0. A change between a grid and a respacing drops steps, adapt and stop.
-
-        Args:
-            name: Name of the preset; None is the bundle's default.
-            overrides: Fields of `Preset`, by name.
-
-        Raises:
-            InvalidOption: The bundle has no such preset, or the fields do not fit each other.
+        A solver without eta sets eta to 0. A change between a grid and a respacing drops steps, adapt and stop. Raises
+        InvalidOption if the bundle has no such preset, or the fields do not fit each other.
         """
         weight = overrides.get("weight")
         if weight is not None and self.manifest.weight is None:

@@ -28,15 +28,11 @@ class EngineKey(Model):
     `bfr` uses an engine only if no field has changed since it was built.
 
     Attributes:
-        graph_sha256: Sha256 of the network's graph in the bundle.
-        weights_sha256: Sha256 of the network's weights in the bundle.
         buckets: The batch sizes, one optimization profile each, ascending.
         library: `tensorrt` or `tensorrt-rtx`, and its version.
         cuda: Version of the CUDA runtime that the library was used with, as `13.0`.
         driver: The CUDA version that the driver supports, as `13.0`.
-        gpu: Name of the GPU.
         power: A board's power mode, with whose clocks the builder timed kernels; None on other machines.
-        options: The builder's options, by name.
     """
 
     graph_sha256: str
@@ -82,11 +78,7 @@ class MachineRecord(Model):
 
 @dataclass(frozen=True, slots=True)
 class MachineFiles:
-    """The folder of one bundle's engines and checks on this machine.
-
-    Attributes:
-        bundle_hash: `Bundle.hash`.
-    """
+    """The folder of one bundle's engines and checks on this machine, by `Bundle.hash`."""
 
     bundle_hash: str
 
@@ -96,20 +88,13 @@ class MachineFiles:
         return cache_folder() / FOLDER / self.bundle_hash
 
     def make(self) -> Path:
-        """Make the folder, for this user alone.
-
-        Raises:
-            WriteFailed: It cannot be made.
-            BackendUnavailable: Another user could write what is there.
-        """
+        """Make the folder, for this user alone. Raises as `private_folder`."""
         return private_folder(FOLDER, self.bundle_hash)
 
     def read(self) -> MachineRecord:
         """Return the record; an empty one if nothing was made here.
 
-        Raises:
-            BackendUnavailable: Another user could have written it.
-            BundleCorrupt: It is damaged.
+        Raises BackendUnavailable if another user could have written it, BundleCorrupt if it is damaged.
         """
         try:
             path = self.folder / RECORD
@@ -147,9 +132,7 @@ class MachineFiles:
 def private_folder(*parts: str) -> Path:
     """Make a folder inside the cache folder that no other user can enter, and its parents below the cache folder.
 
-    Raises:
-        WriteFailed: It cannot be made.
-        BackendUnavailable: It is there, and another user can write in it.
+    Raises WriteFailed if it cannot be made, BackendUnavailable if it is there, and another user can write in it.
     """
     folder = cache_folder()
     try:
