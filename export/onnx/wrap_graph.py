@@ -13,6 +13,8 @@ from bfr.runtime.errors import InvalidOption
 from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, WEIGHT
 
 OURS = "bfr/"  # what the names of our own tensors begin with
+MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")  # of every type, the first input's
+KEEP_CLIPPED = (*MOVES, "Round", "Floor", "Cast", "Mul", "Div", "Add", "Sub")  # if the other input is a constant
 Shape = Sequence[int | None]
 
 
@@ -48,6 +50,7 @@ def wrap_graph(model: onnx.ModelProto, face: Interface) -> None:
     after = Nodes(renamed.get(face.target.name, face.target.name), ESTIMATE, opset)
     _make_image(after, face)
     put_between(graph, before, [after], face.inputs, {ESTIMATE: (3, None, None)})
+    _widen_bytes(graph)
 
 
 def put_between(
@@ -118,6 +121,34 @@ def _make_image(nodes: "Nodes", face: Interface) -> None:
     nodes.affine(2.0 / (white - black), -1.0 - 2.0 * black / (white - black))
     nodes.colour(face.colour)
     nodes.clip(-1.0, 1.0)
+
+
+def _widen_bytes(graph: onnx.GraphProto) -> None:
+    """Make int32 of clipped bytes that are moved and cast again, in place: TensorRT has no bytes inside a graph."""
+    readers, makers = dict[str, list[onnx.NodeProto]](), {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        for name in {*read_by(node)}:
+            readers.setdefault(name, []).append(node)
+    constants = {value.name for value in graph.initializer}
+    constants |= {name for name, node in makers.items() if node.op_type == "Constant"}
+
+    def only_moved(name: str) -> bool:
+        return all(
+            reader.op_type == "Cast"
+            or (reader.op_type in MOVES and [*read_by(reader)].index(name) == 0 and only_moved(reader.output[0]))
+            for reader in readers.get(name, ())
+        )
+
+    def clipped(name: str) -> bool:
+        while (node := makers.get(name)) and node.op_type in KEEP_CLIPPED and constants.issuperset(node.input[1:]):
+            name = node.input[0]
+        return node is not None and node.op_type == "Clip"
+
+    for node in graph.node:
+        for attribute in node.attribute if node.op_type == "Cast" else ():
+            is_byte = attribute.name == "to" and attribute.i == TensorProto.UINT8
+            if is_byte and only_moved(node.output[0]) and clipped(node.input[0]):
+                attribute.i = TensorProto.INT32
 
 
 def _rename_ours(graph: onnx.GraphProto) -> dict[str, str]:

@@ -24,7 +24,7 @@ OPERATOR_REMEDIES = {
     "GroupNormalization": "it needs TensorRT 10.9 or later: export the bundle with `--opset 20`",
     "Attention": "it needs TensorRT 10.14 or later: export the bundle with `--opset 21`",
 }
-REMEDY = "export the bundle with another --opset (18, 20 or 21), or upgrade the library"
+REMEDY = "export the network with another opset (18, 20 or 21) or without these operators, or upgrade the library"
 _log = logging.getLogger("bfr.tensorrt")
 
 

@@ -140,6 +140,8 @@ def test_ranges_colours_layout_and_types_become_part_of_the_graph(tmp_path: Path
     for face, found in zip(faces(3), restored(bundle), strict=True):
         assert np.array_equal(found, (face * tint[::-1]).astype(np.uint8))  # their cast cuts off
     told, model = metadata(bundle), onnx.load(bundle.folder / "restorer.onnx", load_external_data=False)
+    types = {attribute.i for one in model.graph.node for attribute in one.attribute if one.op_type == "Cast"}
+    assert types == {TensorProto.FLOAT, TensorProto.INT32}  # TensorRT has no bytes inside a graph
     assert told == {entry.key: entry.value for entry in model.metadata_props}
     assert told["bfr.range"] == "degraded 0..1, estimate -1..1"  # of the graph itself
     assert (told["bfr.file.range"], told["bfr.file.colour"]) == ("0..255 to 0..255", "bgr")
