@@ -37,6 +37,11 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "a.pth"
+
+
 class Payload:
     """What a malicious checkpoint holds: unpickled by Python's own pickle, it makes a folder."""
 
@@ -67,114 +72,114 @@ def save_compressed(state: object, path: Path) -> None:
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "params_ema", "params", "model_ema", "model"])
 @pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "_orig_mod.module.", "_fsdp_wrapped_module."])
 def test_published_forms_are_read(
-    tmp_path: Path, save: Callable[[object, Path], None], wrapper: str | None, prefix: str
+    path: Path, save: Callable[[object, Path], None], wrapper: str | None, prefix: str
 ) -> None:
     state: object = {prefix + key: value for key, value in weights().items()}
-    save({"epoch": 3, wrapper: state} if wrapper else state, tmp_path / "a.pth")
-    assert equal(load_state_dict(tmp_path / "a.pth"), weights())
+    save({"epoch": 3, wrapper: state} if wrapper else state, path)
+    assert equal(load_state_dict(path), weights())
 
 
 @pytest.mark.parametrize("plain", ["params", "state_dict", "model"])
 @pytest.mark.parametrize("averaged", ["params_ema", "ema", "g_ema", "state_dict_ema", "ema_model"])
-def test_averaged_weights_are_preferred(tmp_path: Path, plain: str, averaged: str) -> None:
+def test_averaged_weights_are_preferred(path: Path, plain: str, averaged: str) -> None:
     ones = {"a": torch.ones(1)}
     for held in (ones, {"module": ones, "updates": 3}, {"module.a": ones["a"], "n_averaged": torch.tensor(3)}):
-        torch.save({plain: {"a": torch.zeros(1)}, averaged: held}, tmp_path / "a.pth")
-        assert load_state_dict(tmp_path / "a.pth") == ones
+        torch.save({plain: {"a": torch.zeros(1)}, averaged: held}, path)
+        assert load_state_dict(path) == ones
 
 
-def test_of_several_dicts_the_first_of_tensors_is_taken(tmp_path: Path) -> None:
+SETTINGS: dict[str, Any] = {"decay": 0.99, "step": 3}
+ENDLESS: dict[str, Any] = {}
+ENDLESS["model"] = ENDLESS
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        ({"ema": SETTINGS, "model": {"state_dict": weights()}}, None),
+        ({"ema": SETTINGS}, "its 'decay' is float"),
+        ({"ema": SETTINGS, "model": weights()}, None),
+        ({"state_dict": {"params_ema": weights(), "epoch": 3}}, None),
+        ({"generator": weights(), "epoch": 3, "optimizer": {"state": {0: {}}}}, None),
+        ({"generator": weights(), "discriminator": {"a": torch.zeros(1)}}, "its 'generator' is dict"),
+        (ENDLESS, "its 'model' is dict"),
+    ],
+)
+def test_of_several_dicts_the_first_of_tensors_is_taken(path: Path, held: dict[str, Any], said: str | None) -> None:
     """Trainers keep the settings of their average beside the weights, and wrap what is wrapped."""
-    torch.save({"ema": {"decay": 0.99, "step": 3}, "model": {"state_dict": weights()}}, tmp_path / "a.pth")
-    assert equal(load_state_dict(tmp_path / "a.pth"), weights())
-    torch.save({"ema": {"decay": 0.99, "step": 3}}, tmp_path / "a.pth")
-    with pytest.raises(InvalidCheckpoint, match="its 'decay' is float"):
-        load_state_dict(tmp_path / "a.pth")
-    torch.save({"ema": {"decay": 0.99, "step": 3}, "model": weights()}, tmp_path / "a.pth")
-    assert equal(load_state_dict(tmp_path / "a.pth"), weights())
-    torch.save({"state_dict": {"params_ema": weights(), "epoch": 3}}, tmp_path / "a.pth")
-    assert equal(load_state_dict(tmp_path / "a.pth"), weights())
-    torch.save({"generator": weights(), "epoch": 3, "optimizer": {"state": {0: {}}}}, tmp_path / "a.pth")
-    assert equal(load_state_dict(tmp_path / "a.pth"), weights())
-    torch.save({"generator": weights(), "discriminator": {"a": torch.zeros(1)}}, tmp_path / "a.pth")
-    with pytest.raises(InvalidCheckpoint, match="its 'generator' is dict"):
-        load_state_dict(tmp_path / "a.pth")
-    endless: dict[str, Any] = {}
-    endless["model"] = endless
-    torch.save(endless, tmp_path / "a.pth")
-    with pytest.raises(InvalidCheckpoint, match="its 'model' is dict"):
-        load_state_dict(tmp_path / "a.pth")
+    torch.save(held, path)
+    if said is None:
+        assert equal(load_state_dict(path), weights())
+        return
+    with pytest.raises(InvalidCheckpoint, match=said):
+        load_state_dict(path)
 
 
-@pytest.mark.parametrize("prefix", ["model.", "net_g.", "params_ema.", "state_dict.network."])
-def test_a_prefix_that_all_weights_have_is_dropped(tmp_path: Path, prefix: str) -> None:
-    """As Lightning gives one to its modules, and as safetensors files of wrapped dicts have it."""
-    state = {prefix + key: value + 1 for key, value in weights().items()}
-    save_file(state, tmp_path / "a.safetensors")
+def prefixed(prefix: str, more: int = 0) -> dict[str, Tensor]:
+    return {f"{prefix}.{key}": value + more for key, value in weights().items()}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "beside"),
+    [
+        *((prefix, {}) for prefix in ("model", "net_g", "params_ema", "state_dict.network")),
+        ("params_ema", prefixed("params")),
+    ],
+)
+def test_a_prefix_that_all_weights_have_is_dropped(path: Path, prefix: str, beside: dict[str, Tensor]) -> None:
+    """As Lightning gives one to its modules, and safetensors files of wrapped dicts have it; an average comes first."""
+    save_file(prefixed(prefix, 1) | beside, path)
     target = network()
-    load_into(target, tmp_path / "a.safetensors")
+    load_into(target, path)
     assert equal(dict(target.state_dict()), {key: value + 1 for key, value in weights().items()})
 
 
-def test_beside_other_networks_weights_are_not_guessed(tmp_path: Path) -> None:
-    own = weights()
-    plain, averaged = ({f"{name}.{key}": value + i for key, value in own.items()} for i, name in enumerate(["a", "b"]))
-    save_file(plain | {"critic.weight": torch.zeros(3)}, tmp_path / "a.safetensors")
-    with pytest.raises(InvalidCheckpoint, match=r"as a\.\*, beside others: save those alone"):
-        load_into(network(), tmp_path / "a.safetensors")
-    save_file(plain | averaged, tmp_path / "a.safetensors")
-    with pytest.raises(InvalidCheckpoint, match=r"as a\.\* and as b\.\*, beside others: save one of them alone"):
-        load_into(network(), tmp_path / "a.safetensors")
-    two = {f"{name}.{key}": value + 1 for key, value in own.items() for name in ("model", "ema_model")}
-    save_file(two, tmp_path / "a.safetensors")
-    with pytest.raises(InvalidCheckpoint, match="beside others"):
-        load_into(network(), tmp_path / "a.safetensors")
-    both = {key.replace("b.", "params_ema.", 1): value for key, value in averaged.items()}
-    save_file({f"params.{key}": value for key, value in own.items()} | both, tmp_path / "a.safetensors")
-    target = network()
-    load_into(target, tmp_path / "a.safetensors")
-    assert equal(dict(target.state_dict()), {key: value + 1 for key, value in own.items()})
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        (prefixed("a") | {"critic.weight": torch.zeros(3)}, r"as a\.\*, beside others: save those alone"),
+        (prefixed("a") | prefixed("b"), r"as a\.\* and as b\.\*, beside others: save one of them alone"),
+        (prefixed("model") | prefixed("ema_model"), "beside others"),
+    ],
+)
+def test_beside_other_networks_weights_are_not_guessed(path: Path, held: dict[str, Tensor], said: str) -> None:
+    save_file(held, path)
+    with pytest.raises(InvalidCheckpoint, match=said):
+        load_into(network(), path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_widened(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_half_precision_is_widened(path: Path, dtype: torch.dtype) -> None:
     half = {key: value.to(dtype) if value.is_floating_point() else value for key, value in weights().items()}
-    torch.save(half, tmp_path / "a.pth")
-    state = load_state_dict(tmp_path / "a.pth")
+    torch.save(half, path)
+    state = load_state_dict(path)
     assert equal(state, {key: value.float() if value.is_floating_point() else value for key, value in half.items()})
     assert state["first.weight"].dtype == torch.float32
     assert state["norm.num_batches_tracked"].dtype == torch.int64
-    load_into(network(), tmp_path / "a.pth")
+    load_into(network(), path)
 
 
 @pytest.mark.parametrize("counter", [None, torch.tensor(7.0).half(), torch.tensor([7])])
-def test_counters_of_training_do_not_matter(tmp_path: Path, counter: Tensor | None) -> None:
+def test_counters_of_training_do_not_matter(path: Path, counter: Tensor | None) -> None:
     """PyTorch before 0.4.1 has none; who casts a whole state dict to half casts them too."""
     changed = {key: value + 1 for key, value in weights().items() if not key.endswith("num_batches_tracked")}
     beside = {} if counter is None else {"norm.num_batches_tracked": counter}
-    torch.save({f"net.{key}": value for key, value in (changed | beside).items()}, tmp_path / "a.pth")
+    torch.save({f"net.{key}": value for key, value in (changed | beside).items()}, path)
     target = network()
-    load_into(target, tmp_path / "a.pth")
+    load_into(target, path)
     assert equal({key: value for key, value in target.state_dict().items() if key in changed}, changed)
 
 
-def test_safetensors_round_trip(tmp_path: Path) -> None:
-    source, destination = tmp_path / "a.pth", tmp_path / "new" / "a.safetensors"
+def test_safetensors_round_trip(path: Path, tmp_path: Path) -> None:
+    destination = tmp_path / "new" / "a.safetensors"
     shared = torch.arange(12.0).reshape(3, 4)
     state = weights() | {"tied": shared, "tied.too": shared, "transposed": shared.T}
-    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, source)
-    convert(source, destination)
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, path)
+    convert(path, destination)
     assert equal(load_state_dict(destination), state)
     with safetensors.safe_open(destination, "pt") as file:
-        assert file.metadata() == {"format": "pt", "source": "a.pth", "source_sha256": sha256_file(source)}
+        assert file.metadata() == {"format": "pt", "source": "a.pth", "source_sha256": sha256_file(path)}
     assert [entry.name for entry in destination.parent.iterdir()] == ["a.safetensors"]
-
-
-def test_load_into_fills_the_network(tmp_path: Path) -> None:
-    torch.save({key: value + 1 for key, value in weights().items()}, tmp_path / "a.pth")
-    target = network()
-    load_into(target, tmp_path / "a.pth")
-    assert equal(dict(target.state_dict()), {key: value + 1 for key, value in weights().items()})
 
 
 # Files that must be refused.
@@ -251,16 +256,17 @@ def test_what_a_file_is_is_said(tmp_path: Path, kind: str, suffix: str) -> None:
     assert "damaged" not in text
 
 
-def test_a_folder_is_named_as_one(tmp_path: Path) -> None:
+def test_a_folder_and_a_missing_file_are_named(path: Path) -> None:
     with pytest.raises(InputNotFound, match="is a folder"):
-        load_state_dict(tmp_path)
+        load_state_dict(path.parent)
+    with pytest.raises(InputNotFound, match=r"a\.pth"):
+        load_state_dict(path)
 
 
-def test_the_content_decides_not_the_suffix(tmp_path: Path) -> None:
-    torch.save(weights(), tmp_path / "a.safetensors")
-    save_file(weights(), tmp_path / "a.pth")
-    for path in tmp_path.iterdir():
-        assert equal(load_state_dict(path), weights())
+@pytest.mark.parametrize(("name", "save"), [("a.safetensors", torch.save), ("a.pth", save_file)])
+def test_the_content_decides_not_the_suffix(tmp_path: Path, name: str, save: Callable[..., None]) -> None:
+    save(weights(), tmp_path / name)
+    assert equal(load_state_dict(tmp_path / name), weights())
 
 
 @pytest.mark.parametrize("percent", [1, 50, 99])
@@ -290,8 +296,7 @@ def test_a_header_of_brackets_is_damaged(tmp_path: Path) -> None:
         load_state_dict(tmp_path / "a.safetensors")
 
 
-def test_weights_that_changed_on_their_way_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.pth"
+def test_weights_that_changed_on_their_way_are_refused(path: Path) -> None:
     torch.save(weights(), path)
     data = bytearray(path.read_bytes())
     data[data.find(weights()["first.weight"].numpy().tobytes())] ^= 1
@@ -308,15 +313,15 @@ class Greedy:
 
 
 @pytest.mark.parametrize("save", [torch.save, save_legacy, save_compressed])
-def test_few_bytes_do_not_take_all_memory(tmp_path: Path, save: Callable[[object, Path], None]) -> None:
-    save({"state_dict": weights(), "beside": Greedy()}, tmp_path / "a.pth")
+def test_few_bytes_do_not_take_all_memory(path: Path, save: Callable[[object, Path], None]) -> None:
+    save({"state_dict": weights(), "beside": Greedy()}, path)
     with pytest.raises(InvalidCheckpoint, match="bytearray, which takes any amount of memory"):
-        load_state_dict(tmp_path / "a.pth")
+        load_state_dict(path)
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle", "beside weights"])
-def test_code_in_a_pickle_does_not_run(tmp_path: Path, form: str) -> None:
-    marker, path = tmp_path / "marker", tmp_path / "a.pth"
+def test_code_in_a_pickle_does_not_run(path: Path, tmp_path: Path, form: str) -> None:
+    marker = tmp_path / "marker"
     if form == "bare pickle":
         path.write_bytes(pickle.dumps(Payload(marker), 2))
     elif form == "beside weights":
@@ -384,17 +389,12 @@ def test_a_stub_in_the_place_of_a_tensor_is_no_weight(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_a_tensor_larger_than_its_storage_is_refused_before_it_grows(tmp_path: Path, half: bool) -> None:
+def test_a_tensor_larger_than_its_storage_is_refused_before_it_grows(path: Path, half: bool) -> None:
     one = torch.zeros(1, dtype=torch.float16 if half else torch.float32)
-    torch.save({"a": one.expand(1 << 40)}, tmp_path / "a.pth")  # as float32 4 TiB
-    assert (tmp_path / "a.pth").stat().st_size < 4096
+    torch.save({"a": one.expand(1 << 40)}, path)  # as float32 4 TiB
+    assert path.stat().st_size < 4096
     with pytest.raises(InvalidCheckpoint, match=r"'a' declares .* bytes, .* of which the file holds"):
-        load_state_dict(tmp_path / "a.pth")
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputNotFound, match=r"no\.pth"):
-        load_state_dict(tmp_path / "no.pth")
+        load_state_dict(path)
 
 
 # Weights of another network.
@@ -442,18 +442,18 @@ def test_another_precision_of_the_same_kind_is_no_problem(dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_weights_of_a_training_that_diverged_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_weights_of_a_training_that_diverged_are_refused(path: Path, dtype: torch.dtype) -> None:
     """Also those that float32 cannot hold; quantizing them to int8 would fail much later, and not say why."""
     number = 1e300 if dtype == torch.float64 else float("nan")
-    torch.save(weights() | {"last.bias": torch.full((8,), number, dtype=dtype)}, tmp_path / "a.pth")
+    torch.save(weights() | {"last.bias": torch.full((8,), number, dtype=dtype)}, path)
     target = network()
     with pytest.raises(InvalidCheckpoint, match=r"holds NaN or Inf in last.bias: choose an earlier checkpoint"):
-        load_into(target, tmp_path / "a.pth")
+        load_into(target, path)
     assert equal(dict(target.state_dict()), weights())
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "misshapen", "complex"])
-def test_a_network_is_not_filled_by_another_layout(tmp_path: Path, change: str) -> None:
+def test_a_network_is_not_filled_by_another_layout(path: Path, change: str) -> None:
     state = {key: value + 1 for key, value in weights().items()}
     if change == "missing":
         del state["last.bias"]
@@ -461,10 +461,10 @@ def test_a_network_is_not_filled_by_another_layout(tmp_path: Path, change: str) 
         state["other"] = torch.zeros(1)
     else:
         state["last.bias"] = torch.zeros(1) if change == "misshapen" else torch.zeros(8, dtype=torch.complex64)
-    torch.save(state, tmp_path / "a.pth")
+    torch.save(state, path)
     target = network()
     with pytest.raises(InvalidCheckpoint, match="Sequential"):
-        load_into(target, tmp_path / "a.pth")
+        load_into(target, path)
     assert equal(dict(target.state_dict()), weights())
 
 
@@ -482,22 +482,22 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
-    torch.save(weights(), tmp_path / "a.pth")
+def test_a_full_disk_leaves_nothing_behind(path: Path, tmp_path: Path) -> None:
+    torch.save(weights(), path)
     folder = tmp_path / "out"
     with largest_file(4096), pytest.raises(WriteFailed, match="out"):
-        convert(tmp_path / "a.pth", folder / "a.safetensors")
+        convert(path, folder / "a.safetensors")
     assert list(folder.iterdir()) == []
 
 
-def test_a_failed_conversion_keeps_the_old_file(tmp_path: Path) -> None:
-    torch.save(weights(), tmp_path / "a.pth")
+def test_a_failed_conversion_keeps_the_old_file(path: Path, tmp_path: Path) -> None:
+    torch.save(weights(), path)
     destination = tmp_path / "out" / "a.safetensors"
-    convert(tmp_path / "a.pth", destination)
+    convert(path, destination)
     before = destination.read_bytes()
     with largest_file(4096), pytest.raises(WriteFailed):
-        convert(tmp_path / "a.pth", destination)
-    (tmp_path / "a.pth").write_bytes(b"damaged")
+        convert(path, destination)
+    path.write_bytes(b"damaged")
     with pytest.raises(InvalidCheckpoint):
-        convert(tmp_path / "a.pth", destination)
+        convert(path, destination)
     assert destination.read_bytes() == before
