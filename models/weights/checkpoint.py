@@ -24,7 +24,8 @@ from bfr.runtime.text import listed
 # DifFace publishes its weights bare or under `state_dict`; the BasicSR family, SwinIR's own releases among them, under
 # `params_ema` or `params`, and guided diffusion's trainers under `model_ema`. Averaged weights are the published ones.
 WRAPPERS = ("params_ema", "model_ema", "ema", "g_ema", "state_dict", "params", "model")
-AVERAGES = re.compile(r"(^|_)ema(_|$)")  # in other names of averaged weights, which go before all that are not averaged
+# In other names of averaged weights, which go before all that are not averaged: model_ema_1, model-ema, EMA, emaG.
+AVERAGES = re.compile(r"(?<![A-Za-z])ema(?![a-z])|E(ma|MA)(?![a-z])")
 WRAPPED_TWICE = 2  # trainers of wrapped models wrap again
 # Parts that distributed training, torch.compile and similar tools add to names.
 PUT_IN = re.compile(r"^module\.|_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
@@ -70,7 +71,8 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
         raise InvalidCheckpoint(f"{path} is whole, and holds no state dict (name -> tensor): {CHOOSE}")
     state: dict[str, Tensor] = {}
     for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor) or value.layout is not torch.strided:
+        dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested
+        if not isinstance(key, str) or not dense:
             raise InvalidCheckpoint(
                 f"{path} is whole, and its {key!r} is {type(value).__name__}, where a state dict has dense tensors "
                 f"only: {CHOOSE}"
@@ -238,7 +240,7 @@ def _read(path: Path) -> object:
     if (whole := zipfile.is_zipfile(path)) and not is_whole_zip(path):  # PyTorch does not look at the checksums
         raise InvalidCheckpoint(
             f"{path} is damaged: what it holds has not the checksums that it names. Download it again; `bfr fetch` "
-            "checks what it downloads"
+            "checks what it downloads. If PyTorch saved it without checksums (set_crc32_options), save it with them"
         )
     try:
         if is_safetensors(read_head(path)):

@@ -80,7 +80,9 @@ def test_published_forms_are_read(
 
 
 @pytest.mark.parametrize("plain", ["params", "state_dict", "model"])
-@pytest.mark.parametrize("averaged", ["params_ema", "ema", "g_ema", "state_dict_ema", "ema_model"])
+@pytest.mark.parametrize(
+    "averaged", ["params_ema", "ema", "g_ema", "state_dict_ema", "ema_model", "EMA", "model-ema", "modelEMA", "emaG"]
+)
 def test_averaged_weights_are_preferred(path: Path, plain: str, averaged: str) -> None:
     ones = {"a": torch.ones(1)}
     for held in (ones, {"module": ones, "updates": 3}, {"module.a": ones["a"], "n_averaged": torch.tensor(3)}):
@@ -230,6 +232,7 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "nested": (lambda path: torch.save({"a": torch.zeros(1), "b": {"c": 1}}, path), "is whole, and its 'b' is dict"),
     "a number inside": (lambda path: torch.save({"state_dict": weights() | {"epoch": 3}}, path), "its 'epoch' is int"),
     "a key that is no name": (lambda path: torch.save({7: torch.zeros(1)}, path), "is whole, and its 7"),
+    "a nested tensor": (lambda path: torch.save({"a": torch.nested.nested_tensor([torch.ones(1)])}, path), "its 'a'"),
     "a sparse tensor": (lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path), "is whole, and its 'a'"),
     "a key twice": (
         lambda path: torch.save({"a": torch.zeros(1), "module.a": torch.ones(1)}, path),
