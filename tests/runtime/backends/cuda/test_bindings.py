@@ -2,7 +2,6 @@
 
 import gc
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -110,29 +109,31 @@ def test_a_capture_that_fails_ends(gpus: Any) -> None:
 
 def test_garbage_is_freed_before_a_capture_and_not_in_it(gpus: Any) -> None:
     """CUDA ends a capture in which memory is freed. Python frees garbage whenever it likes."""
+    freed: list[Any] = []
 
     class Holder:
         def __init__(self, device: GpuDevice) -> None:
-            self.me, self.free = self, partial(device.release, [device.array((4,))])
+            self.me, self.buffer = self, device.array((4,))
 
         def __del__(self) -> None:
-            self.free()
+            freed.append(self.buffer)
 
     device = GpuDevice()
-    buffer = device.array((4,))
+    buffer, before = device.array((4,)), []
 
-    def collect() -> None:
-        gc.collect()
+    def work() -> None:
+        before.extend(freed)
         device.zero(buffer)
 
     gc.disable()
     try:
         Holder(device)
-        graph = device.capture(collect)
+        graph = device.capture(work)
     finally:
         gc.enable()
+    assert len(before) == len(freed) == 1
     device.forget(graph)
-    device.release([buffer])
+    device.release([buffer, *freed])
     device.close()
 
 
