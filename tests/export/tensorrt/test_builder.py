@@ -306,7 +306,7 @@ def test_rtx_names_the_nodes_that_it_does_not_support(rtx: Any, tmp_path: Path) 
     graph = graph_of(tmp_path, [("Relu", ""), ("Foo", "nowhere"), ("Bar", "nowhere")])
     with pytest.raises(EngineBuildFailed) as caught:
         parse_graph(graph, rtx)
-    for part in ("tensorrt-rtx 1.", "Foo the_Foo", "--opset"):
+    for part in ("tensorrt-rtx 1.", "Foo the_Foo", "another opset"):
         assert part in str(caught.value)
     shown = str(caught.value).splitlines()
     capability, reduce = (line.split() for line in shown if " polygraphy " in line)
