@@ -24,3 +24,10 @@ class Called:
         self.status = 0 if ended.value.code is None else int(ended.value.code)
         self.stdout, self.stderr = self._capsys.readouterr()
         return self
+
+    def refused(self, *arguments: object) -> str:
+        """What is printed on standard error by a command that ends with status 2, as one that was written wrongly."""
+        done = self(*arguments)
+        assert done.status == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr

@@ -257,9 +257,9 @@ def test_aligned_faces(server: FakeServer, album: Path, tmp_path: Path, call: Ca
 def test_options_of_this_machine_are_refused(
     server: FakeServer, album: Path, tmp_path: Path, call: Called, options: tuple[str, ...]
 ) -> None:
-    done = call("restore", album, "-o", tmp_path / "out", "--server", server.url, *options)
-    assert done.status == 2
-    assert f"{options[0]} cannot go with --server: leave it out" in done.stderr
+    assert f"{options[0]} cannot go with --server: leave it out" in call.refused(
+        "restore", album, "-o", tmp_path / "out", "--server", server.url, *options
+    )
     assert not server.seen
 
 
@@ -269,8 +269,7 @@ def test_key_files(server: FakeServer, album: Path, tmp_path: Path, call: Called
     if content is not None:
         file.write_text(content)
     arguments = ("restore", album, "-o", tmp_path / "out", "--server", server.url, "--api-key-file", file)
-    done = call(*arguments)
-    assert (done.status, "API key" in done.stderr) == (2, True)
+    assert "API key" in call.refused(*arguments)
 
 
 def test_nobody_listens(album: Path, tmp_path: Path, call: Called, monkeypatch: Any) -> None:
