@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bfr.runtime.errors import InputNotFound, InvalidImage, InvalidOption
+from bfr.runtime.files import write_bytes
 from bfr.runtime.images.decode import byte_limit
 from bfr.runtime.images.formats import NAMES, format_of
 from bfr.runtime.jobs.store import local_path
@@ -75,5 +76,5 @@ def _read_standard_input(folder: Path, max_pixels: int) -> Path:
         what = "is empty" if not data else f"holds no image of {', '.join(NAMES)}"
         raise InvalidImage(f"{NAMED} {what}: pipe in the bytes of an image file")
     path = folder / f"stdin{form.suffixes[0]}"
-    path.write_bytes(data)
+    write_bytes(path, data)
     return path

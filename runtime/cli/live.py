@@ -1,7 +1,6 @@
 """`bfr live`: restore a live camera or stream."""
 
 import json
-import signal
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,7 +70,6 @@ def live(
             for sink in made:
                 sink.close()
             raise
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         status: Any = nullcontext() if volume.quiet or not stderr.is_terminal else stderr.status("waiting for a frame")
         with status as line:
             seconds = run_live(

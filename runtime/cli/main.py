@@ -1,5 +1,6 @@
 """The command line. Each command imports what it needs when it runs: `bfr restore` never sees torch."""
 
+import signal
 import sys
 from io import TextIOWrapper
 from typing import Annotated
@@ -22,6 +23,10 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; a BfrError is printed as one message and decides the exit status."""
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C, so that temporary files are removed; Windows lacks the second
+        number = getattr(signal, name, signal.SIGTERM)
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one
+            signal.signal(number, signal.default_int_handler)
     if isinstance(sys.stdout, TextIOWrapper):  # a pipe of Windows, or PYTHONIOENCODING, may not know all names
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -27,7 +27,7 @@ from bfr.runtime.video.formats import SUFFIXES as VIDEO_SUFFIXES
 from bfr.runtime.video.formats import output_suffix
 
 if TYPE_CHECKING:
-    from bfr.runtime.jobs.report import Report
+    from bfr.runtime.jobs.report import Entry, Report
 
 _SUFFIXES = tuple(one.suffixes[0] for one in WRITTEN)
 # What `-o result.SUFFIX` means a file by, though it is not written; a folder of that name would be a surprise.
@@ -83,8 +83,7 @@ class Places:
 
     def deliver(self, report: "Report") -> "Report":
         """Put the one result where it belongs. Raises WriteFailed."""
-        if self.source is not None:
-            report = replace(report, entries=tuple(replace(one, source=self.source) for one in report.entries))
+        report = replace(report, entries=tuple(map(self._named, report.entries)))
         if self.target is None or not report.entries or (output := report.entries[0].output) is None:
             return report
         made = self.options.out / output
@@ -100,6 +99,13 @@ class Places:
                     f"standard output cannot be written ({error.strerror}): name a file with -o"
                 ) from error
         return replace(report, entries=(replace(report.entries[0], output=str(self.out)),))
+
+    def _named(self, entry: "Entry") -> "Entry":
+        """An outcome that names no temporary file."""
+        source, error = self.source or entry.source, entry.error
+        if error is not None:
+            error = error.replace(entry.source, source).replace(str(self.options.out), str(self.out))
+        return replace(entry, source=source, error=error)
 
     def written(self, report: "Report") -> list[str]:
         """The files that the run wrote, as a user finds them."""
