@@ -198,10 +198,8 @@ def test_the_strength_of_mask_guidance_can_be_chosen(inpainting: Bundle) -> None
     assert not np.array_equal(default, none)
 
 
-def test_a_stage_has_a_sampler_of_its_own(system: tuple[str, Bundle]) -> None:
-    name, bundle = system
-    if name != "diffbfr":
-        return
+def test_a_stage_has_a_sampler_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    bundle = shared("diffbfr", tmp_path_factory)
     preset = bundle.preset()
     loops = {loop.name: loop for loop in make_plan(bundle, preset).loops}
     assert [len(loop.table) for loop in loops.values()] == [4, 4, 2]

@@ -92,12 +92,9 @@ def around(face: Face, shape: tuple[int, ...], reach: float = 1.0) -> Array:
     return np.asarray(np.maximum(np.abs(x - middle[0]), np.abs(y - middle[1])) <= half * reach + 0.5)
 
 
-class TestOptions:
-    def test_what_is_not_given(self, painter: Restorer) -> None:
-        photo = PhotoRestorer(painter)
-        assert isinstance(photo.detector, YuNet)
-        assert isinstance(photo.background, Lanczos)
-        assert photo.options == PhotoOptions()
+def test_without_options_yunet_finds_faces_and_lanczos_enlarges(painter: Restorer) -> None:
+    photo = PhotoRestorer(painter)
+    assert (type(photo.detector), type(photo.background), photo.options) == (YuNet, Lanczos, PhotoOptions())
 
 
 class TestRestoring:
@@ -116,7 +113,6 @@ class TestRestoring:
         outside = ~np.any([around(face, photograph.shape) for face in faces], axis=0)
         assert np.array_equal(result.pixels[outside], photograph[outside])
         assert set(result.seconds) == {"align", "restore", "paste"}
-        assert min(result.seconds.values()) >= 0
 
     def test_at_the_crops_own_resolution_the_result_is_the_networks(self, painter: Restorer) -> None:
         """Also a check of colours: red has to come back as the largest."""

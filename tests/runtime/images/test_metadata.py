@@ -34,6 +34,11 @@ def segment(marker: int, body: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, 2 + len(body)) + body
 
 
+def dull(files: Any, kind: str, mode: str = "RGB", colour: Any = (9, 9, 9), **options: Any) -> Image:
+    """What is read of a picture of one colour."""
+    return decode_image(files.saved(files.flat(mode, colour), kind, **options))
+
+
 def jpeg(files: Any, *segments: bytes, size: tuple[int, int] = (8, 6), **options: Any) -> bytes:
     """A JPEG with segments after its JFIF."""
     data: bytes = files.saved(files.flat("RGB", (90, 90, 90), size), "JPEG", **options)
@@ -118,19 +123,16 @@ class TestDensity:
         ],
     )
     def test_it_is_read_from_each_format(self, files: Any, kind: str, options: Any, expected: Density | None) -> None:
-        found = decode_image(files.saved(files.flat("RGB", (9, 9, 9)), kind, **options)).metadata.density
-        if expected is None:
-            assert found is None
-        else:
-            assert found is not None
-            assert found.unit == expected.unit
+        found = dull(files, kind, **options).metadata.density
+        assert (found and found.unit) == (expected and expected.unit)
+        if found and expected:
             assert (found.x, found.y) == pytest.approx((expected.x, expected.y), rel=1e-4)
 
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
     def test_exif_tells_it_where_nothing_else_does(self, files: Any, kind: str) -> None:
         exif = Pillow.Exif()
         exif.update({0x011A: 300.0, 0x011B: 300.0, 0x0128: 2})
-        image = decode_image(files.saved(files.flat("RGB", (9, 9, 9)), kind, exif=exif.tobytes()))
+        image = dull(files, kind, exif=exif.tobytes())
         assert image.metadata.density == Density(300, 300, 1)
         assert written(image, ".jpg")[2].info["dpi"] == (300, 300)
 
@@ -145,7 +147,7 @@ class TestDensity:
     def test_it_turns_with_the_picture(self, files: Any, orientation: int, kind: str) -> None:
         exif = Pillow.Exif()
         exif.update({0x0112: orientation, 0x011A: 300.0, 0x011B: 150.0, 0x0128: 2})
-        image = decode_image(files.saved(files.flat("RGB", (9, 9, 9)), kind, dpi=(300, 150), exif=exif))
+        image = dull(files, kind, dpi=(300, 150), exif=exif)
         expected = (150, 300) if orientation > 4 else (300, 150)
         density, block = image.metadata.density, exif_density(image.metadata.exif or b"")
         assert density is not None
@@ -230,7 +232,7 @@ class TestXmp:
 def test_exif_of_a_big_tiff_is_said_to_be_left_out(files: Any) -> None:
     tags = Pillow.Exif()
     tags[0x010F] = "Kodak"
-    image = decode_image(files.saved(files.flat("RGB", (90, 90, 90)), "TIFF", big_tiff=True, exif=tags))
+    image = dull(files, "TIFF", big_tiff=True, exif=tags)
     assert image.metadata.exif is None
     assert image.notes == ("its EXIF data are left out: it is a BigTIFF",)
 
@@ -288,7 +290,7 @@ def test_a_tiff_has_xmp_and_iptc_in_tags(files: Any) -> None:
         f"<{-(-len(IPTC) // 4)}I", *struct.unpack(f"<{-(-len(IPTC) // 4)}I", IPTC + bytes(3)[: -len(IPTC) % 4])
     )
     for value in (IPTC, words):
-        image = decode_image(files.saved(files.flat("RGB", (9, 9, 9)), "TIFF", tiffinfo={700: XMP, 33723: value}))
+        image = dull(files, "TIFF", tiffinfo={700: XMP, 33723: value})
         assert image.metadata.xmp is not None
         assert image.metadata.iptc is not None
         assert image.metadata.iptc.rstrip(b"\0") == IPTC
@@ -363,29 +365,21 @@ def test_provenance_that_no_longer_holds_is_said(files: Any) -> None:
 
 
 class TestPages:
-    @pytest.mark.parametrize(("kind", "word"), [("PNG", "frames"), ("WEBP", "frames"), ("TIFF", "pages")])
+    @pytest.mark.parametrize(
+        ("kind", "word"), [("PNG", "frames"), ("WEBP", "frames"), ("TIFF", "pages"), ("MPO", "pictures")]
+    )
     def test_more_than_one_is_said(self, files: Any, kind: str, word: str) -> None:
-        pages = [files.flat("RGB", (9 * i, 9, 9)) for i in range(3)]
+        more = [files.flat("RGB", (9 * i, 9, 9)) for i in range(2)]
         options = {"lossless": True} if kind == "WEBP" else {}
-        image = decode_image(files.saved(pages[0], kind, save_all=True, append_images=pages[1:], **options))
+        image = dull(files, kind, colour=(99, 9, 9), save_all=True, append_images=more, **options)
         assert image.notes == (f"the first of its 3 {word} is used",)
 
-    def test_a_second_picture_of_a_jpeg(self, files: Any) -> None:
-        image = files.saved(
-            files.flat("RGB", (9, 9, 9)), "MPO", save_all=True, append_images=[files.flat("RGB", (0, 0, 0))]
-        )
-        assert decode_image(image).notes == ("the first of its 2 pictures is used",)
-
-    def test_a_thumbnail_is_no_page(self, files: Any) -> None:
-        data = files.saved(
-            files.flat("RGB", (9, 9, 9)), "TIFF", save_all=True, append_images=[files.flat("RGB", (0, 0, 0))]
-        )
-        assert check_tags(data) == 2
-        thumbnail = Pillow.new("RGB", (8, 8))
-        thumbnail.encoderinfo = {"tiffinfo": {254: 1}}
-        assert (
-            check_tags(files.saved(files.flat("RGB", (9, 9, 9)), "TIFF", save_all=True, append_images=[thumbnail])) == 1
-        )
+    @pytest.mark.parametrize(("tags", "pages"), [({}, 2), ({254: 1}, 1)])
+    def test_a_thumbnail_is_no_page(self, files: Any, tags: dict[int, int], pages: int) -> None:
+        more = Pillow.new("RGB", (8, 8))
+        more.encoderinfo = {"tiffinfo": tags}
+        data = files.saved(files.flat("RGB", (9, 9, 9)), "TIFF", save_all=True, append_images=[more])
+        assert check_tags(data) == pages
 
     def test_a_raw_file_is_not_its_preview(self, files: Any) -> None:
         for tags in ({254: 1}, {50706: b"\1\4\0\0"}):
@@ -407,6 +401,7 @@ class TestColour:
             files.png(samples, colour_type, files.chunk(b"gAMA", struct.pack(">I", round(gamma * 100_000))), *more)
         )
 
+    SRGB = struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)  # its primaries
     RAMP = np.repeat(np.arange(0, 256, 5, dtype=np.uint8)[None, :, None], 3, axis=2)
 
     def expected(self, samples: Any, gamma: float) -> Any:
@@ -445,18 +440,9 @@ class TestColour:
         image = decode_image(files.png(red, 2, chunk))
         assert np.abs(image.pixels.astype(int) - (0, 255, 0)).max() <= 3
 
-    @pytest.mark.parametrize(
-        "chunks",
-        [
-            {b"gAMA": struct.pack(">I", 45455)},
-            {
-                b"gAMA": struct.pack(">I", 45455),
-                b"cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),
-            },
-            {b"gAMA": struct.pack(">I", 100_000), b"sRGB": b"\0"},
-        ],
-    )
-    def test_what_says_srgb_changes_nothing(self, files: Any, chunks: dict[bytes, bytes]) -> None:
+    @pytest.mark.parametrize("more", [{}, {b"cHRM": SRGB}, {b"gAMA": struct.pack(">I", 100_000), b"sRGB": b"\0"}])
+    def test_what_says_srgb_changes_nothing(self, files: Any, more: dict[bytes, bytes]) -> None:
+        chunks = {b"gAMA": struct.pack(">I", 45455), **more}
         image = decode_image(files.png(self.RAMP, 2, *(files.chunk(name, body) for name, body in chunks.items())))
         np.testing.assert_array_equal(image.pixels, self.RAMP)
 
@@ -537,8 +523,7 @@ def test_bits_between_8_and_16(files: Any) -> None:
 
 class TestAlpha:
     def like(self, level: int, dtype: type[np.unsignedinteger[Any]] = np.uint8) -> Image:
-        most = np.iinfo(dtype).max
-        return Image(np.full((6, 8, 3), 0, dtype), np.full((6, 8), level * (most // 255), dtype))
+        return Image(np.zeros((6, 8, 3), dtype), np.full((6, 8), level * (np.iinfo(dtype).max // 255), dtype))
 
     @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
     def test_a_jpeg_shows_it_on_white(self, dtype: type[np.unsignedinteger[Any]]) -> None:

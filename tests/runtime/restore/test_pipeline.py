@@ -97,6 +97,12 @@ def guarded(function: Callable[[], Any]) -> Any:
     return result
 
 
+def ran(line: Pipeline[Any, Any, Any], inputs: Any) -> list[Any]:
+    """What a run gives; one that hangs fails."""
+    found: list[Any] = guarded(lambda: list(line.run(inputs)))
+    return found
+
+
 def pool_threads() -> list[str]:
     """The pipeline's own; other tests of the process may have left noise being made."""
     names = (thread.name for thread in threading.enumerate())
@@ -125,29 +131,16 @@ def test_results_come_in_the_order_of_the_inputs_whatever_is_ready_first() -> No
 
     inputs = [(0, 2), (1, 1), (2, 3), (3, 0), (4, 1), (5, 2)]
     line = piped(Networks(2), prepare, finish, readers=3, writers=3)
-    assert guarded(lambda: list(line.run(inputs))) == expected(inputs)
+    assert ran(line, inputs) == expected(inputs)
     assert order.index(2) < order.index(0)
     assert not pool_threads()
 
 
-def test_batches_are_filled_across_inputs() -> None:
-    networks = Networks(4)
-    inputs = [(0, 7), *((number, 1) for number in range(1, 7))]
-    assert guarded(lambda: list(piped(networks).run(inputs))) == expected(inputs)
-    assert networks.sizes == [4, 4, 4, 1]
-
-
-def test_a_large_input_takes_several_batches_and_a_small_rest_is_restored() -> None:
-    networks = Networks(4)
-    assert guarded(lambda: list(piped(networks).run([(0, 9)]))) == expected([(0, 9)])
-    assert networks.sizes == [4, 4, 1]
-
-
-def test_no_inputs_and_no_faces() -> None:
-    networks = Networks(4)
-    assert guarded(lambda: list(piped(networks).run([]))) == []
-    assert guarded(lambda: list(piped(networks).run([(0, 0), (1, 0)]))) == [(0, []), (1, [])]
-    assert networks.sizes == []
+@pytest.mark.parametrize(("faces", "sizes"), [((7, *[1] * 6), [4, 4, 4, 1]), ((9,), [4, 4, 1]), ((), []), ((0, 0), [])])
+def test_batches_are_filled_across_inputs_and_a_small_rest_is_restored(faces: Sequence[int], sizes: list[int]) -> None:
+    networks, inputs = Networks(4), list(enumerate(faces))
+    assert ran(piped(networks), inputs) == expected(inputs)
+    assert networks.sizes == sizes
     assert not pool_threads()
 
 
@@ -165,7 +158,7 @@ def test_an_input_without_faces_is_finished_before_the_next_is_read() -> None:
             finished.set()
         return number
 
-    assert guarded(lambda: list(piped(Networks(4), prepare, finish).run([(0, 0), (1, 1)]))) == [0, 1]
+    assert ran(piped(Networks(4), prepare, finish), [(0, 0), (1, 1)]) == [0, 1]
 
 
 def test_an_input_without_faces_does_not_overtake() -> None:
@@ -176,7 +169,7 @@ def test_an_input_without_faces_does_not_overtake() -> None:
         return number
 
     inputs = [(0, 1), (1, 0), (2, 1), (3, 0), (4, 0), (5, 3), (6, 0)]
-    assert guarded(lambda: list(piped(Networks(2), finish=finish).run(inputs))) == list(range(7))
+    assert ran(piped(Networks(2), finish=finish), inputs) == list(range(7))
     assert order == list(range(7))
 
 
@@ -207,7 +200,7 @@ def test_no_more_pixels_than_the_budget_are_in_flight_but_for_a_single_input(mon
     flight, networks = Flight(), Networks(4)
     weights = [60, 40, 50, 1000, 50, 50, 30, 30, 30, 30, 60, 60]
     line = piped(networks, flight.prepare, flight.finish, pixels_of=lambda given: given[1], readers=2, writers=2)
-    assert guarded(lambda: list(line.run(list(enumerate(weights))))) == list(range(12))
+    assert ran(line, list(enumerate(weights))) == list(range(12))
     assert all(len(seen) == 1 or sum(seen.values()) <= 100 for seen in flight.seen)
     assert any(len(seen) == 2 for seen in flight.seen)  # and yet some are there together
     assert sum(networks.sizes) == 12
@@ -226,7 +219,7 @@ def test_reading_goes_on_to_a_limit_and_not_beyond() -> None:
 
     networks = Networks(2, during=lambda call: wait(full) if call == 0 else None)
     line = piped(networks, prepare, flight.finish)
-    assert guarded(lambda: list(line.run([(number, 0) for number in range(30)]))) == list(range(30))
+    assert ran(line, [(number, 0) for number in range(30)]) == list(range(30))
     assert max(len(seen) for seen in flight.seen) == 2 * 2 + 1 + 1 + 1
     assert sum(networks.sizes) == 30
 
@@ -242,7 +235,7 @@ def test_none_ends_an_endless_input(inputs: Callable[[], Iterator[Any]], readers
             number = next(made) if given is None else given
         return None if number >= 5 else Prepared(number, crops(number, number % 3))
 
-    results = guarded(lambda: list(piped(Networks(2), prepare, readers=readers).run(inputs())))
+    results = ran(piped(Networks(2), prepare, readers=readers), inputs())
     if readers == 1:
         assert results == expected([(number, number % 3) for number in range(5)])
     else:
@@ -332,7 +325,7 @@ def test_inputs_are_read_while_the_networks_run() -> None:
         wait(read)
 
     inputs = [(number, 1) for number in range(4)]
-    assert guarded(lambda: list(piped(Networks(2, during), prepare).run(inputs))) == expected(inputs)
+    assert ran(piped(Networks(2, during), prepare), inputs) == expected(inputs)
 
 
 def test_results_are_written_while_the_networks_run() -> None:
@@ -350,21 +343,26 @@ def test_results_are_written_while_the_networks_run() -> None:
             running.set()
             wait(written)
 
-    assert guarded(lambda: list(piped(Networks(1, during), finish=finish).run([(n, 1) for n in range(3)]))) == [0, 1, 2]
+    assert ran(piped(Networks(1, during), finish=finish), [(n, 1) for n in range(3)]) == [0, 1, 2]
+
+
+def patient(line: Pipeline[Any, Any, Any]) -> Pipeline[Any, Any, Any]:
+    """A pipeline whose inputs are read before the networks ask for them, however busy the machine is."""
+    feed = line._feed
+
+    def and_wait() -> None:
+        feed()
+        futures.wait([task.prepared for task in line._tasks if task.prepared])
+
+    line._feed = and_wait  # type: ignore[method-assign]
+    return line
 
 
 def test_a_gpu_gets_the_next_batch_before_the_previous_one_is_waited_for() -> None:
     networks = Networks(3, asynchronous=True)
-    line = piped(networks)
-    launch = networks.launch
-
-    def when_all_is_read(*args: Any, **options: Any) -> Any:
-        futures.wait([task.prepared for task in line._tasks if task.prepared])
-        return launch(*args, **options)
-
-    networks.launch = when_all_is_read  # type: ignore[method-assign]
+    line = patient(piped(networks))
     inputs = [(number, 1 + number % 2) for number in range(6)]
-    assert guarded(lambda: list(line.run(inputs))) == expected(inputs)
+    assert ran(line, inputs) == expected(inputs)
     assert networks.log == [
         ("launch", 0), ("launch", 1), ("finish", 0), ("launch", 2), ("finish", 1), ("finish", 2)
     ]  # fmt: skip
@@ -385,7 +383,7 @@ def test_a_result_is_not_kept_back_where_nothing_can_be_launched() -> None:
         return number
 
     networks = Networks(1, asynchronous=True)
-    assert guarded(lambda: list(piped(networks, prepare, finish).run([(0, 1), (1, 1)]))) == [0, 1]
+    assert ran(piped(networks, prepare, finish), [(0, 1), (1, 1)]) == [0, 1]
     assert networks.log == [("launch", 0), ("finish", 0), ("launch", 1), ("finish", 1)]
 
 
@@ -402,15 +400,8 @@ def test_slow_writing_breaks_no_batch_up() -> None:
             released.set()
 
     networks.during = during
-    line = piped(networks, finish=finish)
-    feed = line._feed
-
-    def and_wait() -> None:
-        feed()
-        futures.wait([task.prepared for task in line._tasks if task.prepared])
-
-    line._feed = and_wait  # type: ignore[method-assign]
-    assert guarded(lambda: list(line.run([(number, 1) for number in range(8)]))) == list(range(8))
+    line = patient(piped(networks, finish=finish))
+    assert ran(line, [(number, 1) for number in range(8)]) == list(range(8))
     assert networks.sizes == [2, 2, 2, 2]
 
 
@@ -418,21 +409,13 @@ def test_two_batches_at_most_are_under_way_and_no_input_beyond_the_limit(monkeyp
     monkeypatch.setattr(pipeline, "BUDGET", 100)
     flight, networks = Flight(), Networks(2, asynchronous=True)
     line = piped(networks, flight.prepare, flight.finish, pixels_of=lambda given: given[1], readers=2)
-    assert guarded(lambda: list(line.run([(number, 30) for number in range(12)]))) == list(range(12))
+    assert ran(line, [(number, 30) for number in range(12)]) == list(range(12))
     assert all(sum(seen.values()) <= 100 for seen in flight.seen)
     under_way = 0
     for what, _ in networks.log:
         under_way += 1 if what == "launch" else -1
         assert 0 <= under_way <= 2
     assert sum(networks.sizes) == 12
-
-
-def test_a_gpu_tells_of_a_batch_when_it_is_done() -> None:
-    told: list[tuple[int, list[int]]] = []
-    networks = Networks(2, asynchronous=True)
-    line = piped(networks, on_step=lambda done, numbers: told.append((done, numbers)))
-    guarded(lambda: list(line.run([(0, 1), (1, 2)])))
-    assert told == [(3, [0, 1]), (3, [1])]
 
 
 def test_whoever_ends_the_run_by_a_step_ends_it_before_the_next_launch() -> None:
@@ -445,7 +428,7 @@ def test_whoever_ends_the_run_by_a_step_ends_it_before_the_next_launch() -> None
 
     networks = Networks(1, asynchronous=True)
     with pytest.raises(Cancelled):
-        guarded(lambda: list(piped(networks, on_step=stop).run([(n, 1) for n in range(9)])))
+        ran(piped(networks, on_step=stop), [(n, 1) for n in range(9)])
     assert networks.log[-1] == ("finish", 1)
     assert len(networks.sizes) <= 3
     assert not pool_threads()
@@ -458,15 +441,17 @@ def test_keys_reach_the_networks_beside_their_crops() -> None:
 
     networks = Networks(3)
     inputs = [(0, [10, 11]), (1, None), (2, [12, 13])]
-    assert guarded(lambda: list(piped(networks, prepare).run(inputs))) == expected([(0, 2), (1, 2), (2, 2)])
+    assert ran(piped(networks, prepare), inputs) == expected([(0, 2), (1, 2), (2, 2)])
     assert networks.keys == [[10, 11, None], [None, 12, 13]]
 
 
-def test_steps_are_told_with_the_inputs_of_the_batch() -> None:
+@pytest.mark.parametrize(("asynchronous", "steps"), [(False, range(4)), (True, [3])])
+def test_steps_are_told_with_the_inputs_of_the_batch(asynchronous: bool, steps: Sequence[int]) -> None:
+    """A GPU tells of a batch when it is done."""
     told: list[tuple[int, list[int]]] = []
-    line = piped(Networks(2), on_step=lambda done, numbers: told.append((done, numbers)))
-    guarded(lambda: list(line.run([(0, 1), (1, 2)])))
-    assert told == [(done, [0, 1]) for done in range(4)] + [(done, [1]) for done in range(4)]
+    line = piped(Networks(2, asynchronous=asynchronous), on_step=lambda *step: told.append(step))
+    ran(line, [(0, 1), (1, 2)])
+    assert told == [(done, numbers) for numbers in ([0, 1], [1]) for done in steps]
 
 
 def test_what_is_finished_is_let_go_even_where_an_earlier_input_is_not() -> None:
@@ -497,5 +482,5 @@ def test_what_is_finished_is_let_go_even_where_an_earlier_input_is_not() -> None
         return payload.number
 
     line = piped(Networks(1), prepare, finish, writers=2)
-    assert guarded(lambda: list(line.run(range(inputs)))) == list(range(inputs))
+    assert ran(line, range(inputs)) == list(range(inputs))
     assert max(most) <= 2 * 1 + 1 + 2 + 1 + 2  # the pipeline's limit, and one that each writer is about to drop
