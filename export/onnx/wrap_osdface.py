@@ -202,16 +202,10 @@ def _shapes(
 
 
 def _published(originals: Mapping[str, Original], face: Float32, a: float, b: float) -> dict[str, Float32]:
-    """Restore one face with the files, with NumPy's arithmetic between them.
+    """Restore one face, (1, 3, S, S) in [0, 1], with the files, with NumPy's arithmetic between them.
 
-    Args:
-        originals: The files, by the names of their networks.
-        face: (1, 3, S, S) in [0, 1].
-        a: Factor of the latent in x0.
-        b: Factor of the denoiser's prediction.
-
-    Returns:
-        The expected output of each network of the bundle, by its name.
+    Return the expected output of each network of the bundle, by its name. a: factor of the latent in x0. b: factor of
+    the denoiser's prediction.
     """
 
     def run(network: str, *values: NDArray[Any]) -> Float32:

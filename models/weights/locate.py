@@ -20,10 +20,8 @@ def locate(folder: Path, download: Download) -> Path | None:
     """The file of a download in a folder or in one of its folders; None if there is none.
 
     Its names are looked for in turn, the published one first, each as its .safetensors copy before itself; of one name
-    the file nearest to the top. Folders whose name begins with a dot are skipped.
-
-    Raises:
-        InvalidOption: Two files of the same name, as near to the top, differ.
+    the file nearest to the top. Folders whose name begins with a dot are skipped. Raises InvalidOption if two files of
+    the same name, as near to the top, differ.
     """
     names = [PurePosixPath(name) for name in (download.file, *download.also)]
     wanted = list(dict.fromkeys(one for name in names for one in (name.with_suffix(".safetensors"), name)))

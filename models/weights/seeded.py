@@ -48,14 +48,8 @@ def seeded_array(name: str, shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...
 def seed_weights(module: nn.Module, scale: Mapping[str, float] | None = None) -> None:
     """Fill the state dict of a module in place with functions of the names.
 
-    Integer buffers, attention masks and relative position indices keep the values that the network computed.
-
-    Args:
-        module: The module.
-        scale: Factors of single tensors, by name.
-
-    Raises:
-        KeyError: `scale` names a tensor that is not there.
+    Integer buffers, attention masks and relative position indices keep the values that the network computed. scale:
+    factors of single tensors, by name; KeyError if one is not there.
     """
     state = module.state_dict()
     with torch.no_grad():

@@ -40,12 +40,10 @@ _OFFSETS = 273, 324  # of strips and tiles
 def header_size(source: Path | bytes) -> tuple[int, int] | None:
     """(width, height) in pixels that the header of an image file claims, as stored; nothing is decoded.
 
+    None for a file of no allowed format or that cannot be read, and for a header that is broken or claims no pixels.
+
     Pillow's classes open a file by its header alone. They are called without `Pillow.open`, which warns about sizes
     that the caller refuses anyway. It takes milliseconds of any file.
-
-    Returns:
-        None for a file of no allowed format or that cannot be read, and for a header that is broken or claims no
-        pixels.
     """
     try:
         if isinstance(source, bytes):
@@ -125,18 +123,10 @@ def _tiff_size(tags: ImageFileDirectory_v2) -> tuple[int, int]:
 
 
 def check_parts(data: bytes, notes: list[str]) -> tuple[bytes, int]:
-    """Check the parts of a file that a decoder would read.
+    """Check the parts of a file that a decoder would read; return what to decode, and the pages of a TIFF, else 1.
 
-    Args:
-        data: The file.
-        notes: Gets a sentence about what is left out.
-
-    Returns:
-        The file, a JPEG without TIFF directories that are hostile, a PNG without texts that are too large; and the
-        pages of a TIFF, 1 for others.
-
-    Raises:
-        ValueError: The file has too many parts, or is a TIFF whose directories are hostile.
+    A JPEG loses TIFF directories that are hostile, a PNG texts that are too large; `notes` gets a sentence about each.
+    Raises ValueError for too many parts, and for a TIFF whose directories are hostile.
     """
     if data.startswith(b"\x89PNG"):
         check_chunks(data)
@@ -173,12 +163,8 @@ def check_parts(data: bytes, notes: list[str]) -> tuple[bytes, int]:
 def jpeg_segments(file: BinaryIO) -> tuple[list[tuple[int, int, bytes]], int]:
     """Walk the segments of a JPEG as Pillow does, which skips bytes between them, and some markers without their body.
 
-    Returns:
-        Of each segment before the first scan its begin, its end, and its first 10 bytes; and the begin of the scan, or
-        the end of the segments.
-
-    Raises:
-        ValueError: There are more than MOST_SEGMENTS segments, or more than MOST_TABLES bytes of tables.
+    Return the begin, the end and the first 10 bytes of each segment before the first scan; and the begin of the scan,
+    or the end of the segments. Raises ValueError for more than MOST_SEGMENTS segments, or MOST_TABLES bytes of tables.
     """
     found, at, tables = list[tuple[int, int, bytes]](), 2, 0
     for _ in range(MOST_SEGMENTS):
@@ -222,21 +208,14 @@ def check_chunks(data: bytes) -> None:
 
 
 def check_tags(block: bytes) -> int:
-    """Check the chain of directories of a TIFF structure.
+    """Check the chain of directories of a TIFF file, or of EXIF data with or without EXIF_PREFIX; return its pages.
 
     Tags that name more bytes than there are overlap, and a decoder that copies each of them fills the memory: Pillow
     before 13 does. Directories that overlap would be read for hours, and so would more than MOST_STRIPS strips or
-    tiles.
+    tiles. Of all that it raises ValueError.
 
-    Args:
-        block: A TIFF file, or the EXIF data of another file, with or without EXIF_PREFIX.
-
-    Returns:
-        The pages of a TIFF, 1 or more: its directories, less those of smaller copies of another page. A chain that
-        leads back, or out of the file, ends there.
-
-    Raises:
-        ValueError: The directories overlap, or name more than twice the bytes that there are, or have too many parts.
+    The pages, 1 or more, are the directories less those of smaller copies of another page. A chain that leads back, or
+    out of the file, ends there.
     """
     while block.startswith(EXIF_PREFIX):  # Pillow strips all of them
         block = block[len(EXIF_PREFIX) :]

@@ -18,8 +18,7 @@ _PACKED = (b"zTXt", b"iTXt", b"iCCP")  # chunks that may be packed
 def bare_png(data: bytes) -> bytes:
     """Return a PNG with its pixels alone: OpenCV allocates the length that a chunk claims, and may apply other chunks.
 
-    Raises:
-        ValueError: A chunk is longer than the file.
+    Raises ValueError if a chunk is longer than the file.
     """
     kept, start = [data[:8]], 8
     while start < len(data):
@@ -38,9 +37,7 @@ def bare_png(data: bytes) -> bytes:
 def without_large_texts(data: bytes, notes: list[str]) -> bytes:
     """Return a PNG without packed texts and profiles of more than MAX_TEXT_CHUNK bytes: Pillow would refuse all of it.
 
-    Args:
-        data: The file.
-        notes: Gets a sentence of what is left out.
+    `notes` gets a sentence of what is left out.
     """
     large, names, start, room = list[tuple[int, int]](), list[str](), 8, MAX_TEXT_MEMORY
     while start < len(data):
