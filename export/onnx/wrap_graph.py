@@ -33,6 +33,8 @@ def wrap_graph(model: onnx.ModelProto, face: Interface) -> None:
             before.append(Nodes(ours, renamed.get(image.name, image.name), opset))
             _read_image(before[-1], image, face)
             sizes |= open_sizes(axes_of(values[image.name]), image.shape(face.side))
+    for stored in [one for one in graph.initializer if one.name in face.values]:
+        graph.initializer.remove(stored)  # the default of an input
     for name, number in face.values.items():
         value, tensor = values[name], values[name].type.tensor_type
         if name != face.weight:

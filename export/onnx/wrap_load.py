@@ -108,8 +108,9 @@ def _settle(model: onnx.ModelProto, file: Path) -> None:
                 value = from_array(np.array(helper.get_attribute_value(one), np.float32))
                 one.CopyFrom(helper.make_attribute("value", value))
     sort_nodes(model.graph)
-    # Files of IR 3 name their weights among the inputs.
-    constants = {tensor.name for tensor in model.graph.initializer}
+    # Files of IR 3 name their weights among the inputs. Later ones give an input its default so.
+    fixed = model.ir_version < 4
+    constants = {tensor.name for tensor in model.graph.initializer if fixed or not _is_default(tensor)}
     for value in [value for value in model.graph.input if value.name in constants]:
         model.graph.input.remove(value)
     model.ir_version = max(model.ir_version, 4)
@@ -118,6 +119,12 @@ def _settle(model: onnx.ModelProto, file: Path) -> None:
         if value.type.HasField("tensor_type") and not tensor.HasField("shape"):
             sizes = [] if value.name in WEIGHT_NAMES else [None] * 4
             tensor.CopyFrom(helper.make_tensor_type_proto(tensor.elem_type, sizes).tensor_type)
+
+
+def _is_default(tensor: TensorProto) -> bool:
+    """Whether a stored tensor can be the default of a fidelity weight, if an input has its name."""
+    number = tensor.data_type in FLOATS and prod(tensor.dims) == 1 and tensor.data_location != TensorProto.EXTERNAL
+    return number and tensor.name in WEIGHT_NAMES
 
 
 def system_name(name: str | None, file: Path) -> str:

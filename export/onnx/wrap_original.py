@@ -76,7 +76,8 @@ class Original:
         outputs: what to compute; if none is named, all of the types that images have.
         """
         feed: dict[str, NDArray[np.generic]] = {}
-        inputs, sizes = {value.name: value for value in self.session.get_inputs()}, dict[str, int]()
+        there = (*self.session.get_inputs(), *self.session.get_overridable_initializers())
+        inputs, sizes = {value.name: value for value in there}, dict[str, int]()
         for image, planes in images.items():
             kind = IMAGE_TYPES[image.type]
             x = planes.transpose(0, 2, 3, 1) if image.channels_last else planes

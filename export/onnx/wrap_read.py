@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import DTypeLike, NDArray
 from onnx import TensorProto, helper
+from onnx.numpy_helper import to_array
 
 from bfr.export.onnx.wrap_load import FLOATS, WEIGHT_NAMES, check_size
 from bfr.export.options import WrapOptions
@@ -196,7 +197,8 @@ def find_values(
     names = {image.name for image in images}
     further = {value.name: value for value in model.graph.input if value.name not in names}
     if unknown := given.keys() - further.keys():
-        raise InvalidOption(f"the model has no further input {min(unknown)!r}: leave it out")
+        held = "stores" if any(one.name in unknown for one in model.graph.initializer) else "has no further input"
+        raise InvalidOption(f"the model {held} {min(unknown)!r}: leave it out")
     for name, value in further.items():
         kind = value.type.tensor_type.elem_type
         if kind not in NUMBER_TYPES:
@@ -210,7 +212,8 @@ def find_values(
             )
     weights = [name for name in WEIGHT_NAMES if name in further and _is_number(further[name])]
     weight = weights[0] if len(weights) == 1 else None
-    values = {weight: 0.5} | dict(given) if weight else dict(given)
+    stored = {one.name: to_array(one).item() for one in model.graph.initializer if one.name in further}
+    values = ({weight: 0.5} if weight else {}) | stored | dict(given)
     if missing := further.keys() - values.keys():
         name = min(missing)
         raise InvalidOption(

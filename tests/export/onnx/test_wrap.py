@@ -151,6 +151,20 @@ def test_ranges_colours_layout_and_types_become_part_of_the_graph(tmp_path: Path
     assert "bfr.fixed" not in told
 
 
+def test_a_weight_with_a_default_can_be_set(tmp_path: Path) -> None:
+    """In ONNX an input may have a stored value, which a run replaces."""
+    path = weighted(tmp_path / "w.onnx", "w")
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.75), "w"))
+    onnx.save(model, path)
+    bundle = wrap(path, tmp_path / "bundle", WrapOptions(output="y"))
+    assert bundle.manifest.weight == 0.75
+    check_weighted(restored(bundle), 0.75)
+    check_weighted(restored(bundle, weight=0.25), 0.25)
+    with pytest.raises(InvalidOption, match="stores 'number'"):
+        wrap(path, tmp_path / "other", WrapOptions(output="y", values={"number": 0.5}))
+
+
 def test_further_inputs_become_constants(tmp_path: Path) -> None:
     path = weighted(tmp_path / "w.onnx", "gain")
     with pytest.raises(InvalidOption, match="--output"):
