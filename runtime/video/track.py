@@ -1,8 +1,9 @@
 """Track faces through the frames of a video: identities, and landmarks that neither jitter nor lag.
 
-Boxes are matched by their overlap with where each face should be by now, at constant velocity. Landmarks go through the
-One Euro filter (Casiez, Roussel, Vogel, CHI 2012). Smoothed landmarks move the crop that is restored, never the pixels
-that it is pasted onto: a trembling crop makes a restored face flicker, one that trails a little is not seen.
+Boxes are matched by their overlap with where each face should be by now, at constant velocity, or with where it was.
+Landmarks go through the One Euro filter (Casiez, Roussel, Vogel, CHI 2012). Smoothed landmarks move the crop that is
+restored, never the pixels that it is pasted onto: a trembling crop makes a restored face flicker, one that trails a
+little is not seen.
 """
 
 import math
@@ -18,6 +19,7 @@ from bfr.runtime.faces.suppression import overlaps
 
 Float64 = NDArray[np.float64]
 PERIOD = 1 / 25  # seconds between frames that do not tell their time
+SHORTEST = 0.01  # seconds between two frames, at least: in less, a detector's error would pass for speed
 HOLD = 2  # frames for which a face that the detector missed is put out where it should be
 KNOWN = 3  # detections after which a face is held: a false alarm rarely lives as long
 # The filter. Speeds are in eye distances a second, so that a face near and far is filtered alike.
@@ -114,7 +116,7 @@ class Tracker:
         step = PERIOD
         if seconds is not None:
             if self._seconds is not None and seconds > self._seconds:
-                step = seconds - self._seconds
+                step = max(seconds - self._seconds, SHORTEST)
             self._seconds = seconds
         for track in self._tracks:
             track.age += step
@@ -141,9 +143,10 @@ class Tracker:
         """Which track each detection continues, the largest overlaps first; among equals the older track."""
         if not faces or not self._tracks:
             return {}
-        shared, _ = overlaps(
-            np.stack([track.predicted() for track in self._tracks]), np.stack([face.box for face in faces])
-        )
+        boxes = np.stack([face.box for face in faces])
+        places = [track.predicted() for track in self._tracks], [track.box for track in self._tracks]
+        # Where it should be, or where it was: after a pause nothing of its speed may be left.
+        shared = np.maximum(*(overlaps(np.stack(where), boxes)[0] for where in places))
         matched: dict[int, _Track] = {}
         taken: set[int] = set()
         for flat in np.argsort(-shared, axis=None, kind="stable").tolist():

@@ -45,6 +45,17 @@ def test_a_face_that_moves_by_most_of_its_size_is_followed_once_its_speed_is_kno
     assert follow(Tracker(), [[face(at, 200)] for at in x.tolist()]) == [[0]] * len(x)
 
 
+@pytest.mark.parametrize("pause", [0.1, 2.0])
+def test_frames_a_tick_apart_make_no_speed_of_a_detectors_error(pause: float) -> None:
+    """As of a screen recording: bursts and pauses; a face that is lost would be held where it never was."""
+    tracker, error = Tracker(), np.random.default_rng(0).normal(0, 3, 40)
+    times = np.cumsum([0.001, 0.001, 0.001, pause] * 10)
+    for x, seconds in zip((300 + error).tolist(), times.tolist(), strict=True):
+        assert [one.track for one in tracker.update([face(x, 200)], seconds)] == [0]
+    (held,) = tracker.update([], times[-1] + pause)
+    assert abs(held.face.box[0] - 240) < 120 * max(1, pause)  # a face a second
+
+
 def test_two_faces_that_cross_keep_their_numbers() -> None:
     # They pass one behind the other with 20 pixels between their middles in height; each is seen all the time.
     frames = [[face(200 + 20 * i, 200), face(600 - 20 * i, 220)] for i in range(21)]
