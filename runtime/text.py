@@ -21,9 +21,7 @@ _MASK = "***"
 def printable(text: str, *, lines: bool = True) -> str:
     r"""Escape control and invisible characters for a terminal, as `\x1b`.
 
-    Args:
-        text: What is shown.
-        lines: Whether line feeds and tabs stay. A single name has none of its own.
+    lines: whether line feeds and tabs stay. A single name has none of its own.
     """
     text = _UNSHOWN.sub(_escape, text)
     return text if lines else _BREAKS.sub(_escape, text)

@@ -40,11 +40,7 @@ PROCESSES = {"front": "-c from bfr.runtime.cli.main", "workers": MODULE}
 
 @dataclass(slots=True)
 class Load:
-    """What a level of load came to.
-
-    Attributes:
-        refused: Answers 503.
-    """
+    """What a level of load came to. refused: answers 503."""
 
     clients: int
     wall: float = 0.0

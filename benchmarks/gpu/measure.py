@@ -51,12 +51,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A row of STAGES.
-
-    Attributes:
-        seconds: The most it gets.
-        least: Seconds; with less time left, it does not begin.
-    """
+    """A row of STAGES. seconds: the most it gets. least: seconds; with less time left, it does not begin."""
 
     name: str
     run: Callable[[Context], Figures]

@@ -35,9 +35,7 @@ def faces_command(module: str, doc: str | None, measure: Callable[[argparse.Name
 class Inputs(NamedTuple):
     """What such a command line names.
 
-    Attributes:
-        faces: Names and pictures, (S, S, 3) uint8 RGB each, S the system's size.
-        facts: What every report says.
+    faces: names and pictures, (S, S, 3) uint8 RGB each, S the system's size. facts: what every report says.
     """
 
     bundle: Bundle

@@ -78,12 +78,7 @@ class Candidate(Measured):
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """All of one run.
-
-    Attributes:
-        reference: Its samples' drift is the spread between seeds.
-        candidates: The estimate first.
-    """
+    """All of one run. reference: its samples' drift is the spread between seeds. candidates: the estimate first."""
 
     facts: Mapping[str, Any]
     reference: Candidate

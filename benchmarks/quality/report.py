@@ -21,9 +21,7 @@ class Evaluation(Measured):
     A face has the measures of `bfr.benchmarks.quality.metrics.score` for each of STAGES, and `geometry`, see
     `bfr.benchmarks.quality.geometry.examine`, if that was asked for and a face was found.
 
-    Attributes:
-        title: The level.
-        degradation: At the system's size; CLEAN where the input is the truth.
+    title: the level. degradation: at the system's size; CLEAN where the input is the truth.
     """
 
     title: str

@@ -41,11 +41,7 @@ MAY_RECORD = ("eager-cuda", "eager-half")
 
 
 class Name(NamedTuple):
-    """A contender's name in parts.
-
-    Attributes:
-        graph: Whether whole chains are recorded, where the device can.
-    """
+    """A contender's name in parts. graph: whether whole chains are recorded, where the device can."""
 
     backend: str
     precision: str

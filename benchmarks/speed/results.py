@@ -16,12 +16,7 @@ STAGES = ("upload", "estimate", "diffuse", "denoise", "download")
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One timed batch.
-
-    Attributes:
-        seconds: Wall time, from host images to host images.
-        stages: Seconds, as the loop measures them.
-    """
+    """One timed batch: seconds from host images to host images, and those of its stages, as the loop measures them."""
 
     seconds: float
     stages: dict[str, float]
@@ -83,12 +78,7 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """Distance of results from the baseline's.
-
-    Attributes:
-        psnr_db: PSNR of images in [0, 1], peak 1.
-        max_abs: Largest absolute difference.
-    """
+    """Distance of results from the baseline's, images in [0, 1]: PSNR, and the largest absolute difference."""
 
     psnr_db: float
     max_abs: float
@@ -139,9 +129,8 @@ class Measurement:
 class BackendResult:
     """A backend apart from batches.
 
-    Attributes:
-        load_seconds: Seconds of its networks in the common process, hashing included.
-        build_seconds: Seconds of its engines, when they were built; None of what builds nothing beforehand.
+    load_seconds: of its networks in the common process, hashing included.
+    build_seconds: of its engines, when they were built; None of what builds nothing beforehand.
     """
 
     name: str

@@ -25,9 +25,7 @@ CPU_SIDE, CPU_COPY = 1536, 256 << 20
 class Ceilings:
     """The speeds that one device reached.
 
-    Attributes:
-        dtype: Dtype of the product.
-        bytes_per_second: Read and written bytes of the copy together.
+    dtype: of the product. bytes_per_second: read and written of the copy together.
     """
 
     device: str

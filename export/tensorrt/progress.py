@@ -15,12 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """The progress of a piece of work.
-
-    Attributes:
-        elapsed: Seconds since it began.
-        remaining: Seconds, an estimate from the steps done; None if there is none yet.
-    """
+    """The progress of a piece of work. Seconds since it began, and an estimate of what remains, if there is one."""
 
     what: str
     phase: str

@@ -13,11 +13,7 @@ from bfr.runtime.errors import EngineBuildFailed
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """Whether a library reads one graph.
-
-    Attributes:
-        problem: Why it cannot be read, with the nodes and the remedy; None if it can.
-    """
+    """Whether a library reads one graph. problem: why not, with the nodes and the remedy; None if it can be read."""
 
     network: str
     precision: Precision
@@ -36,9 +32,7 @@ def check_support(
 ) -> list[Support]:
     """Parse every graph that engines of these precisions would be built from; return one report a graph.
 
-    Raises:
-        MissingDependency: The library is not installed.
-        BundleCorrupt: A file is not the one that the manifest describes.
+    Raises MissingDependency without the library, BundleCorrupt for a file that the manifest does not describe.
     """
     trt = trt or load_library(library)
     version = f"{library} {trt.__version__}"

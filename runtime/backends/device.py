@@ -64,9 +64,8 @@ class Output(Protocol):
     def take(self, result: Buffer) -> Callable[[], Float32]:
         """Set aside the content of a buffer after all calls so far; later calls may overwrite the buffer.
 
-        Returns:
-            A function that waits for these calls alone and returns the content. The second `take` that follows
-            overwrites the returned array.
+        Return a function that waits for these calls alone and returns the content. The second `take` that follows
+        overwrites the returned array.
         """
         ...
 

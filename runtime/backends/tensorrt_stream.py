@@ -9,15 +9,11 @@ STREAMS_FROM = (10, 9)  # earlier versions request nearly the whole engine at on
 
 
 def engine_source(trt: Any, data: mmap.mmap | bytes) -> Any:
-    """Return the source from which `deserialize_cuda_engine` reads an engine without a copy.
+    """Return the source from which `deserialize_cuda_engine` reads an engine, already checked, without a copy.
 
     A stream returns at most PIECE bytes per read, and releases the pages before them. TensorRT before STREAMS_FROM gets
     the map itself, whose pages the system can evict: its IStreamReader would request a copy of the whole engine
     (NVIDIA/TensorRT, issue 4327).
-
-    Args:
-        trt: The module `tensorrt` or `tensorrt_rtx`.
-        data: The engine, already compared with its sha256.
     """
     version = tuple(int(part) for part in trt.__version__.split(".")[:2])
     if not hasattr(trt, "IStreamReaderV2") or (trt.__name__ == "tensorrt" and version < STREAMS_FROM):

@@ -30,12 +30,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `bfr doctor` prints.
-
-    Attributes:
-        facts: What was looked at -> what was found, in order of printing.
-        problems: The most basic ones first.
-    """
+    """What `bfr doctor` prints: what was looked at -> what was found; and problems, the most basic ones first."""
 
     facts: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)

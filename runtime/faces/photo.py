@@ -33,8 +33,7 @@ TURNED = 0.7  # least score of a face in a turned photograph
 class AlignedFace:
     """A face of a photograph, its transform to the crop, and the crop, (S, S, 3) of the photograph's dtype.
 
-    Attributes:
-        left: Whether it stays unchanged because it is already sharp; it then has no result.
+    left: whether it stays unchanged because it is already sharp; it then has no result.
     """
 
     face: Face
@@ -102,13 +101,10 @@ class PhotoEditor:
         return [replace(face, left=face.condition(photograph).sharp) for face in faces]
 
     def find(self, photograph: NDArray[Any], *, turns: bool = True) -> list[Face]:
-        """Return the faces that the options choose, from left to right.
+        """Return the faces that the options choose, from left to right, in (H, W, 3) uint8 or uint16 RGB.
 
-        If no face has the score SURE, it tries four orientations and takes the one with the best score.
-
-        Args:
-            photograph: (H, W, 3) uint8 or uint16 RGB.
-            turns: False tries one orientation, for frames of a video, where three more would cost time at each.
+        If no face has the score SURE, it tries four orientations and takes the one with the best score; not without
+        `turns`, for frames of a video, where three more would cost time at each.
         """
         eight = photograph if photograph.dtype == np.uint8 else (photograph >> 8).astype(np.uint8)
         upright = self._look(eight)

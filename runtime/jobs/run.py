@@ -44,9 +44,8 @@ Progress = Callable[[float, str], None]
 class Run(ABC):
     """The files of a run. A child class restores them.
 
-    Attributes:
-        outputs: Key of an item -> its result, relative to the output folder.
-        entries: The outcomes of the items, by their keys. A child class fills it.
+    outputs: key of an item -> its result, relative to the output folder.
+    entries: the outcomes of the items, by their keys. A child class fills it.
     """
 
     def __init__(

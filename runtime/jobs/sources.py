@@ -82,11 +82,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What was found.
-
-    Attributes:
-        passed_over: Files of folders that are not read -> why.
-    """
+    """What was found. passed_over: files of folders that are not read -> why."""
 
     items: list[Item]
     passed_over: Mapping[str, str] = field(default_factory=dict)

@@ -7,11 +7,9 @@ _WINDOW = 2.0  # seconds over which frames are counted for their rate
 
 
 class Counts:
-    """Counters of a stream, see `_COUNTERS`.
+    """Counters of a stream, see `_COUNTERS`. connected: whether the source sends frames.
 
-    Attributes:
-        connected: Whether the source sends frames.
-        delay, worst, total: Seconds from arrival to showing: of the last frame, the largest, and of all together.
+    delay, worst, total: seconds from arrival to showing: of the last frame, the largest, and of all together.
     """
 
     def __init__(self) -> None:

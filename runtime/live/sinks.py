@@ -38,9 +38,8 @@ _log = logging.getLogger("bfr")
 class Sink:
     """What takes restored frames.
 
-    Attributes:
-        watched: A person looks at it: the counts are drawn into its frames.
-        closed: The person has closed it, and so ended the stream.
+    watched: a person looks at it: the counts are drawn into its frames.
+    closed: the person has closed it, and so ended the stream.
     """
 
     watched = closed = False

@@ -21,9 +21,7 @@ Truncate = Callable[[Float64], Sequence[StepTable]]
 def movement(degraded: Float32, estimate: Float32) -> Float64:
     """(B,) float64: the RMS of the estimate's difference from its input, in grey levels of 255.
 
-    Args:
-        degraded: (B, 3, S, S) in [0, 1].
-        estimate: The same shape, in [-1, 1], as the loop starts from it.
+    degraded: (B, 3, S, S) in [0, 1]. estimate: the same shape, in [-1, 1], as the loop starts from it.
     """
     difference = (estimate * np.float32(0.5) + np.float32(0.5)) - degraded
     return np.asarray(255.0 * np.sqrt(np.mean(np.square(difference, dtype=np.float64), axis=(1, 2, 3))))

@@ -18,9 +18,8 @@ from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, Call, Plan
 class ChainResult:
     """One batch through the chain.
 
-    Attributes:
-        state: The result as the device makes it, (B, 3, S, S) float32, about [-1, 1].
-        seconds: Stage -> seconds of the whole batch; `network` is the part spent in the networks.
+    state: the result as the device makes it, (B, 3, S, S) float32, about [-1, 1].
+    seconds: stage -> seconds of the whole batch; `network` is the part spent in the networks.
     """
 
     state: Float32

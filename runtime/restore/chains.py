@@ -83,9 +83,7 @@ Again = Callable[[Batch, int, dict[str, float]], Restored]
 class Flight:
     """A batch in flight on a device, as `Pending`.
 
-    Attributes:
-        fetch: Waits for the device; None once it was called.
-        results: Makes images of what it returns.
+    fetch: waits for the device; None once it was called. results: makes images of what it returns.
     """
 
     fetch: Callable[[], ChainResult] | None
@@ -112,9 +110,8 @@ class Flight:
 class Chains:
     """The chains by batch size, each made when it is first needed. At most two batches are in flight.
 
-    Attributes:
-        buffers: What they share, of the largest of these sizes; None before the first chain.
-        flights: The batches in flight: the buffers hold the results of two.
+    buffers: what they share, of the largest of these sizes; None before the first chain.
+    flights: the batches in flight: the buffers hold the results of two.
     """
 
     def __init__(self, bundle: Bundle, device: Device, networks: dict[str, Network], plan: Plan) -> None:

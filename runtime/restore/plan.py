@@ -28,12 +28,7 @@ STEP_OUTPUTS, GUIDE_OUTPUTS = ("x_next", "x0"), ("x_next_guided", "x0_guided")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A network that is called once.
-
-    Attributes:
-        inputs: The network's name of a tensor -> name of the value.
-        outputs: As `inputs`.
-    """
+    """A network that is called once. inputs, outputs: the network's name of a tensor -> name of the value."""
 
     name: str
     network: str
@@ -43,12 +38,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Guide:
-    """A gradient network called after some steps.
-
-    Attributes:
-        inputs: As in Call, beyond GUIDE_INPUTS.
-        steps: Numbers of the steps after which it is called.
-    """
+    """A gradient network called after the steps of these numbers. inputs: as in Call, beyond GUIDE_INPUTS."""
 
     network: str
     inputs: Mapping[str, str]

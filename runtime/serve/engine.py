@@ -12,11 +12,7 @@ from bfr.runtime.serve.workers.pool import Pool
 
 
 class Engine:
-    """The parts of a server that restore.
-
-    Attributes:
-        jobs: The folder of jobs; None if the server takes none.
-    """
+    """The parts of a server that restore. jobs: the folder of jobs; None if the server takes none."""
 
     def __init__(self, options: ServeOptions, pool: Pool) -> None:
         """Make the folder of jobs. Raises InvalidOption if it cannot be written."""

@@ -13,9 +13,8 @@ State = Literal["queued", "reading", "restoring", "writing"]
 class Sender:
     """Who sent a request, for fair queueing.
 
-    Attributes:
-        name: Name of the API key, else the client's address; requests of one name share its turns.
-        weight: Turns in relation to those of others.
+    name: name of the API key, else the client's address; requests of one name share its turns.
+    weight: turns in relation to those of others.
     """
 
     name: str = ""
@@ -51,11 +50,9 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class FaceOrder:
-    """What is to be done with faces.
+    """What is to be done with faces. keys: keys of their noise, see `Restorer.run`.
 
-    Attributes:
-        keys: Keys of their noise, see `Restorer.run`.
-        urgent: They are of a request; faces of jobs go when no request waits.
+    urgent: they are of a request; faces of jobs go when no request waits.
     """
 
     group: Group

@@ -43,8 +43,7 @@ MEDIA_TYPES = {suffix: one.media_type for suffix, one in CONTAINERS.items()}
 class Colour:
     """How samples mean colours: code points of ITU-T H.273, 2 where the file says nothing.
 
-    Attributes:
-        range: 1 limited (16 to 235), 2 full, 0 if the file says nothing (then it is limited).
+    range: 1 limited (16 to 235), 2 full, 0 if the file says nothing (then it is limited).
     """
 
     matrix: int = 2

@@ -49,8 +49,7 @@ class _Key:
 class Source:
     """What a frame's face is made from.
 
-    Attributes:
-        places: (2, S, S) float32: x and y of each pixel in the key crop. None where this is the key frame.
+    places: (2, S, S) float32: x and y of each pixel in the key crop. None where this is the key frame.
     """
 
     face: AlignedFace

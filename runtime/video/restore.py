@@ -59,12 +59,7 @@ class Film:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Shot:
-    """A frame on its way.
-
-    Attributes:
-        pixels: Pixels of the frame; None if faces are pasted into its samples.
-        sources: What its faces are made from.
-    """
+    """A frame on its way, and what its faces are made from. pixels: None if faces are pasted into its samples."""
 
     frame: Frame
     pixels: NDArray[Any] | None

@@ -95,9 +95,8 @@ class Tracker:
     def __init__(self, *, iou: float = 0.3, patience: int = 10) -> None:
         """Begin without tracks.
 
-        Args:
-            iou: The least overlap (intersection over union) with which a face continues a track.
-            patience: Frames for which a track without a face is kept.
+        iou: the least overlap (intersection over union) with which a face continues a track.
+        patience: frames for which a track without a face is kept.
         """
         self._iou, self._patience = iou, patience
         self._tracks: list[_Track] = []

@@ -32,11 +32,9 @@ _log = logging.getLogger("bfr.serve")
 
 @dataclass(slots=True, eq=False)
 class Visit:
-    """A request.
+    """A request of an owner, see `Front.owner`.
 
-    Attributes:
-        owner: Whose it is, see `Front.owner`.
-        placed: Its body is here, and it is one of those that the queue's length counts.
+    placed: its body is here, and it is one of those that the queue's length counts.
     """
 
     id: str

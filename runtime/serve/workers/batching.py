@@ -33,12 +33,7 @@ class Failed(Exception):
 
 @dataclass(slots=True, eq=False)
 class Face:
-    """A face on its way.
-
-    Attributes:
-        begun: `time.monotonic()` when its batch began.
-        losses: Workers that ended with it.
-    """
+    """A face on its way. begun: `time.monotonic()` when its batch began. losses: workers that ended with it."""
 
     pixels: NDArray[Any]
     key: int | None
@@ -57,11 +52,7 @@ class Face:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """The faces of a request or of a job's batch.
-
-    Attributes:
-        tag: Start tag of the next one.
-    """
+    """The faces of a request or of a job's batch. tag: start tag of the next one."""
 
     order: FaceOrder
     number: int

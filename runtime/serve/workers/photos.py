@@ -42,9 +42,7 @@ class TooManyFaces(InvalidImage):
 class _Work:
     """A request under way.
 
-    Attributes:
-        faces: How many of it are counted among those in flight.
-        running: What a thread does for it.
+    faces: how many of it are counted among those in flight. running: what a thread does for it.
     """
 
     data: bytes

@@ -31,9 +31,8 @@ _log = logging.getLogger("bfr.serve")
 class Pool:
     """Assigns faces to the workers. If a worker ends, the pool starts a new one and retries its faces once.
 
-    Attributes:
-        on_batch: Called with the results of a batch, the seconds that each face waited, and whether requests did.
-        patience: Seconds that a restart may take.
+    on_batch: called with the results of a batch, the seconds that each face waited, and whether requests did.
+    patience: seconds that a restart may take.
     """
 
     def __init__(self, options: ServeOptions) -> None:
