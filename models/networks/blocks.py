@@ -31,8 +31,8 @@ class WideGroupNorm(nn.GroupNorm):
 class GroupNorm32(WideGroupNorm):
     """WideGroupNorm over 32 groups.
 
-    narrow: compute in the input's dtype, with weight and bias rounded to it. For graphs whose operator keeps the statistics
-    in float32 by itself: ONNX's GroupNormalization from opset 21 on.
+    narrow: compute in the input's dtype, with weight and bias rounded to it. For graphs whose operator keeps the
+    statistics in float32 by itself: ONNX's GroupNormalization from opset 21 on.
     """
 
     narrow = False
