@@ -161,18 +161,17 @@ def probe_cuda(report: Report) -> None:
             found = "there is a GPU, but cuda-bindings are not installed: no GPU backend of bfr can run"
             report.problem(found, install_command(extra))
         return
-    from bfr.runtime.backends.cuda.bindings import bindings, device_count
+    from bfr.runtime.backends.cuda.bindings import NOT_STARTED, count_devices
 
-    count = device_count()
+    count, error = count_devices()
     report.facts["CUDA"] = f"{count} GPU{'s' * (count != 1)} usable"
     if not count and _has_gpu(report) and _extras(report)[1]:
-        error, _ = bindings()[0].cudaGetDeviceCount()
         remedy = f"install the extra that it needs: {report.facts['extra']}"
         if "board" in report.facts:
             remedy += "; a container needs --runtime nvidia, and this user the group video"
         else:
             remedy = f"update the NVIDIA driver, or {remedy}"
-        report.problem(f"CUDA cannot use the GPU: {error.name}", remedy)
+        report.problem(f"CUDA cannot use the GPU: {error}", NOT_STARTED.get(error, remedy))
     try:
         from bfr.runtime.backends.cuda.kernels import compile_kernels
 

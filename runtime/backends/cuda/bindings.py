@@ -30,10 +30,20 @@ STICKY = frozenset(
     for name in (
         "IllegalAddress", "LaunchFailure", "LaunchTimeout", "HardwareStackError", "IllegalInstruction",
         "MisalignedAddress", "InvalidAddressSpace", "InvalidPc", "Assert", "ECCUncorrectable", "NvlinkUncorrectable",
-        "DevicesUnavailable", "ExternalDevice", "ContextIsDestroyed", "Contained", "TensorMemoryLeak",
+        "ExternalDevice", "ContextIsDestroyed", "Contained", "TensorMemoryLeak",
         "MpsClientTerminated", "Unknown",
     )
 )  # fmt: skip
+# What keeps CUDA from starting though driver and GPU are there, and what to do.
+NOT_STARTED = {
+    "cudaErrorSystemNotReady": "start the fabric manager, which GPUs that are joined by NVSwitch need "
+    "(`systemctl start nvidia-fabricmanager`)",
+    "cudaErrorSystemDriverMismatch": "the driver was updated while it ran: restart the machine, and its containers",
+    "cudaErrorCompatNotSupportedOnDevice": "remove CUDA's folder `compat` from LD_LIBRARY_PATH: this GPU does not take "
+    "the libraries there",
+    "cudaErrorDevicesUnavailable": "another program has the GPU alone: end it, or allow several "
+    "(`nvidia-smi -c DEFAULT`)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +87,17 @@ def bindings() -> tuple[ModuleType, ModuleType]:
 
 def device_count() -> int:
     """Return how many GPUs CUDA sees; 0 without a driver or without cuda-python."""
+    return count_devices()[0]
+
+
+def count_devices() -> tuple[int, str]:
+    """Return how many GPUs CUDA sees, and the name of its error, or what is missing without cuda-python."""
     try:
         runtime, _ = bindings()
-    except MissingDependency:
-        return 0
+    except MissingDependency as missing:
+        return 0, str(missing)
     error, count = runtime.cudaGetDeviceCount()
-    return int(count) if error == runtime.cudaError_t.cudaSuccess else 0
+    return int(count) if error == runtime.cudaError_t.cudaSuccess else 0, error.name
 
 
 class Cuda:
@@ -92,12 +107,13 @@ class Cuda:
         """Raises MissingDependency without cuda-python, BackendUnavailable if there is no such GPU."""
         self.index = index
         self.rt, self.driver = bindings()
-        found = device_count()
+        found, error = count_devices()
         if not 0 <= index < found:
-            have = f"there are {found}, numbered from 0" if found else "CUDA finds none"
+            have = f"there are {found}, numbered from 0" if found else f"CUDA finds none ({error})"
+            look = "check `nvidia-smi` and the driver, run `bfr doctor`; in a container, start it with --gpus all"
             raise BackendUnavailable(
-                f"GPU {index} is not available, {have}: check `nvidia-smi` and the driver, run `bfr doctor`; "
-                "in a container, start it with --gpus all. Without a GPU there is --backend onnxruntime-cpu"
+                f"GPU {index} is not available, {have}: {NOT_STARTED.get(error, look)}. Without a GPU there is "
+                "--backend onnxruntime-cpu"
             )
         self._capture_mode = self.rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
 
@@ -251,6 +267,8 @@ class Cuda:
             raise DeviceOutOfMemory(
                 f"{where}{wanted}, {have}: choose a smaller --batch, or end what else uses the GPU (nvidia-smi)"
             )
+        if error in NOT_STARTED:
+            raise BackendUnavailable(f"{where}: {NOT_STARTED[error]}")
         if error in STICKY:
             raise DeviceLost(
                 f"{where}: this process can no longer use the GPU and must be restarted. If it happens again, look "

@@ -57,9 +57,7 @@ class Machine:
 
     def cuda(self, count: int, error: str = "cudaSuccess") -> None:
         self.packages["cuda-bindings"] = "13.0.0"
-        module = SimpleNamespace(cudaGetDeviceCount=lambda: (SimpleNamespace(name=error), count))
-        self.patch.setattr(cuda, "bindings", lambda: (module, None))
-        self.patch.setattr(cuda, "device_count", lambda: count)
+        self.patch.setattr(cuda, "count_devices", lambda: (count, error))
 
     def tensorrt(self, name: str, version: str) -> None:
         self.packages[name] = version
@@ -182,6 +180,8 @@ def test_a_driver_that_is_too_old(machine: Machine) -> None:
     machine.tensorrt("tensorrt-rtx", "1.7.1")
     machine.cuda(0, "cudaErrorInsufficientDriver")
     assert "CUDA cannot use the GPU: cudaErrorInsufficientDriver -> update the NVIDIA driver" in machine.problems()
+    machine.cuda(0, "cudaErrorSystemNotReady")
+    assert "cudaErrorSystemNotReady -> start the fabric manager" in machine.problems()
 
 
 @needs_sh

@@ -72,6 +72,19 @@ def test_sticky_errors_are_known_to_cuda_and_end_the_device(gpus: Any, name: str
         Cuda(0).allocate(8)
 
 
+def test_a_gpu_that_does_not_start_is_named_with_its_remedy(gpus: Any) -> None:
+    """As where another process has it alone, or where the fabric manager does not run."""
+    gpus[0].fail["cudaSetDevice"] = "cudaErrorDevicesUnavailable"
+    with pytest.raises(BackendUnavailable, match=r"DevicesUnavailable: .*nvidia-smi -c DEFAULT"):
+        _ = Cuda(0).facts
+    runtime, _ = cuda.bindings()
+    with pytest.MonkeyPatch.context() as patch:
+        error = runtime.cudaError_t.cudaErrorSystemNotReady
+        patch.setattr(runtime, "cudaGetDeviceCount", lambda: (error, 0), raising=False)
+        with pytest.raises(BackendUnavailable, match=r"finds none \(cudaErrorSystemNotReady\): .*fabricmanager"):
+            Cuda(0)
+
+
 def test_any_other_error_is_a_bug(gpus: Any) -> None:
     gpus[0].fail["cudaMalloc"] = "cudaErrorInvalidValue"
     with pytest.raises(RuntimeError, match=r"GPU 0.*cudaMalloc.*cudaErrorInvalidValue") as caught:
