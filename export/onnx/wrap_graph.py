@@ -62,14 +62,9 @@ def put_between(
     inputs: Mapping[str, Shape],
     outputs: Mapping[str, Shape],
 ) -> None:
-    """Put a graph between nodes of our own, in place.
+    """Put a graph between nodes of our own, in place: those before compute its inputs, those after read its outputs.
 
-    Args:
-        graph: The file's graph.
-        before: Nodes that compute its inputs.
-        after: Nodes that read its outputs.
-        inputs: Shapes of the new float32 inputs, by name, without the batch.
-        outputs: Shapes of the new outputs, likewise.
+    inputs: shapes of the new float32 inputs, by name, without the batch. outputs: likewise.
     """
     first, last = ([node for chain in chains for node in chain.finished()] for chains in (before, after))
     nodes = [*first, *graph.node, *last]
@@ -185,13 +180,7 @@ class Nodes:
     """A chain of nodes of our own, from one tensor to another."""
 
     def __init__(self, begin: str, end: str, opset: int) -> None:
-        """Begin a chain.
-
-        Args:
-            begin: The tensor that the first node reads.
-            end: The tensor that the last node makes.
-            opset: Opset of the graph that the nodes are for.
-        """
+        """Begin a chain from the tensor `begin` to the tensor `end`, for a graph of this opset."""
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[TensorProto] = []
         self.last, self.end, self.opset = begin, end, opset

@@ -159,13 +159,7 @@ def parameter_count(model: onnx.ModelProto) -> int:
 
 
 def describe_variant(folder: Path, path: Path, model: onnx.ModelProto) -> Variant:
-    """A bundle's entry of a graph.
-
-    Args:
-        folder: The bundle's folder.
-        path: The graph, with its weights beside it.
-        model: The content of the graph.
-    """
+    """Return a bundle's entry of a graph, whose weights are beside it."""
     weights = (describe_file(folder, path.with_suffix(".safetensors")),)
     return Variant(graph=describe_file(folder, path), weights=weights, opset=model_opset(model))
 
@@ -269,13 +263,7 @@ def stand_in(node: onnx.NodeProto) -> onnx.NodeProto:
 
 
 def draw_once(node: onnx.NodeProto, number: int, like: NDArray[np.generic]) -> TensorProto:
-    """Draw a node's random numbers, from a seed of its own.
-
-    Args:
-        node: The node.
-        number: Which of the graph's draws it is.
-        like: An array of the shape and type of its output.
-    """
+    """Draw a node's random numbers, as an array of the shape and type of `like`, from a seed of its own, `number`."""
     attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     rng = np.random.default_rng([0, number])
     if node.op_type.startswith("RandomNormal"):
