@@ -119,14 +119,18 @@ class Cuda:
 
     @property
     def facts(self) -> Facts:
-        """The GPU and its driver."""
-        found = self._call("cudaGetDeviceProperties", self.index)
+        """The GPU and its driver. Makes no context, which takes memory and fails where another program has the GPU."""
+
+        def ask(name: str, *arguments: int) -> Any:
+            return self._check(name, getattr(self.rt, name)(*arguments))
+
+        found = ask("cudaGetDeviceProperties", self.index)
         name = found.name.decode() if isinstance(found.name, bytes) else found.name
         return Facts(
             name=name.rstrip("\0"),
             compute_capability=f"{found.major}.{found.minor}",
-            runtime=_version(self._call("cudaRuntimeGetVersion")),
-            driver=_version(self._call("cudaDriverGetVersion")),
+            runtime=_version(ask("cudaRuntimeGetVersion")),
+            driver=_version(ask("cudaDriverGetVersion")),
         )
 
     @property

@@ -76,7 +76,10 @@ def test_a_gpu_that_does_not_start_is_named_with_its_remedy(gpus: Any) -> None:
     """As where another process has it alone, or where the fabric manager does not run."""
     gpus[0].fail["cudaSetDevice"] = "cudaErrorDevicesUnavailable"
     with pytest.raises(BackendUnavailable, match=r"DevicesUnavailable: .*nvidia-smi -c DEFAULT"):
-        _ = Cuda(0).facts
+        Cuda(0).allocate(8)
+    gpus[0].fail["cudaSetDevice"] = "cudaErrorDevicesUnavailable"
+    assert Cuda(0).facts.name == "Fake 0"  # makes no context: `--backend auto` asks for it, and goes on
+    del gpus[0].fail["cudaSetDevice"]
     runtime, _ = cuda.bindings()
     with pytest.MonkeyPatch.context() as patch:
         error = runtime.cudaError_t.cudaErrorSystemNotReady
