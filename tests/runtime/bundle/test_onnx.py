@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from bundles import edited
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreter import python
+from onnx import TensorProto, helper, numpy_helper
 
 from bfr.runtime.backends.onnxruntime import SAFE, CpuDevice
 from bfr.runtime.bundle.bundle import Bundle, default_bundle, describe_file
@@ -26,29 +28,21 @@ WEIGHTS = {"estimator.safetensors": 1 << 30, "denoiser.safetensors": 1 << 30}
 
 def model(nodes: list[Any], *initializers: Any, functions: tuple[Any, ...] = ()) -> bytes:
     """An ONNX file with these nodes; the last one's output is the graph's."""
-    from onnx import TensorProto, helper
-
     out = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)
     graph = helper.make_graph(nodes, "g", [], [out], list(initializers))
     return bytes(helper.make_model(graph, functions=functions).SerializeToString())
 
 
 def node(operator: str, *inputs: str, **attributes: Any) -> Any:
-    from onnx import helper
-
     return helper.make_node(operator, list(inputs), ["y"], **attributes)
 
 
 def numbers(name: str, *values: int, kind: Any = np.int64) -> Any:
-    from onnx import numpy_helper
-
     return numpy_helper.from_array(np.array(values, kind), name)
 
 
 def outside(location: str, name: str = "w") -> Any:
     """A tensor whose data is said to be in a file."""
-    from onnx import TensorProto
-
     tensor = TensorProto(name=name, data_type=1, dims=[4], data_location=TensorProto.EXTERNAL)
     for key, value in (("location", location), ("length", "16")):
         tensor.external_data.add(key=key, value=value)
@@ -79,15 +73,11 @@ PLACES: dict[str, Callable[[Any], bytes]] = {
 
 
 def branch(tensor: Any) -> Any:
-    from onnx import TensorProto, helper
-
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     return helper.make_graph([node("Identity", "w")], "branch", [], [out], [tensor])
 
 
 def function(tensor: Any) -> Any:
-    from onnx import helper
-
     return helper.make_function("d", "F", [], ["y"], [node("Constant", value=tensor)], [helper.make_opsetid("", 20)])
 
 
@@ -117,14 +107,10 @@ def test_what_lies_beyond_the_end_of_a_file_is_refused() -> None:
 
 
 def declared(kind: int, *dims: int) -> Any:
-    from onnx import TensorProto
-
     return TensorProto(name="w", data_type=kind, dims=dims, raw_data=b"12345678")
 
 
 def sparse() -> Any:
-    from onnx import helper
-
     values = helper.make_tensor("v", 1, [1], [1.0])
     return helper.make_sparse_tensor(values, numbers("i", 0), [1 << 40])
 
@@ -152,8 +138,6 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 
 
 def constant(name: str, value: Any = None, *, ints: list[int] | None = None) -> Any:
-    from onnx import helper
-
     given = {"value": value} if value is not None else {"value_ints": ints}
     return helper.make_node("Constant", [], [name], **given)
 
@@ -167,8 +151,6 @@ def test_few_bytes_do_not_become_many(bomb: str) -> None:
 
 
 def calling(*names: str) -> list[Any]:
-    from onnx import helper
-
     ends = ["a", *map(str, range(len(names) - 1)), "b"]
     return [helper.make_node(name, [ends[i]], [ends[i + 1]], domain="own") for i, name in enumerate(names)]
 
@@ -183,9 +165,6 @@ def calling(*names: str) -> list[Any]:
 )
 def test_functions_that_become_many_nodes_are_refused(calls: dict[str, list[str]], why: str) -> None:
     """ONNX and ONNX Runtime put a function's nodes in the place of its calls, and took all memory."""
-    import onnx
-    from onnx import helper
-
     whole = onnx.ModelProto.FromString(model(calling("f0")))
     opset = [helper.make_opsetid("own", 1)]
     bodies = {name: calling(*inner) for name, inner in calls.items()}
@@ -200,8 +179,6 @@ def test_functions_that_become_many_nodes_are_refused(calls: dict[str, list[str]
 
 
 def test_values_that_libraries_would_merge_are_refused() -> None:
-    import onnx
-
     whole = onnx.ModelProto.FromString(model([node("Constant", value=numbers("w", 1))]))
     twice = whole.SerializeToString() + field(7, whole.graph.SerializeToString())
     tensor = field(5, numbers("v", 1).SerializeToString())
@@ -218,8 +195,6 @@ def test_shapes_of_usual_size_pass() -> None:
 
 
 def test_sparse_initializers_training_graphs_and_deep_ones_are_refused() -> None:
-    import onnx
-
     whole = onnx.ModelProto.FromString(model([node("Identity", "w")], numbers("w", 1)))
     whole.graph.sparse_initializer.append(sparse())
     training = onnx.ModelProto.FromString(model([node("Identity", "w")], numbers("w", 1)))
@@ -321,17 +296,11 @@ def test_what_is_folded_while_loading_is_limited(tmp_path: Path) -> None:
     """1 kB whose tensors double from node to node up to 1 GiB: without the limit 2.5 GiB are taken, with it 0.7."""
     if tuple(map(int, ort.__version__.split(".")[:2])) < (1, 27):
         pytest.skip("this ONNX Runtime has no limit")
-    from onnx import TensorProto, helper
 
     nodes = [helper.make_node("Concat", [f"a{i}", f"a{i}"], [f"a{i + 1}"], axis=0) for i in range(24)]
     nodes.append(helper.make_node("Add", ["a24", "x"], ["y"]))
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numbers("a0", *range(16), kind=np.float32)],
-    )
+    ends = [[helper.make_tensor_value_info(n, TensorProto.FLOAT, s)] for n, s in (("x", [1]), ("y", None))]
+    graph = helper.make_graph(nodes, "g", *ends, [numbers("a0", *range(16), kind=np.float32)])
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     (tmp_path / "g.onnx").write_bytes(made.SerializeToString())
     assert int(python(CHILD, tmp_path / "g.onnx").stdout) < 1 << 20

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -23,6 +23,7 @@ import httpx2
 import numpy as np
 import pytest
 import yaml
+from eventually import eventually
 from PIL import Image as Pillow
 from starlette.responses import FileResponse
 from typer.testing import CliRunner
@@ -57,11 +58,6 @@ def picture(file_format: str = "PNG") -> bytes:
     stream = io.BytesIO()
     Pillow.new("RGB", (8, 8), (9, 99, 199)).save(stream, file_format)
     return stream.getvalue()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 class FakeServer:
@@ -269,7 +265,7 @@ async def test_past_the_queue_requests_are_refused_and_taken_again_later() -> No
     async with serving(queue=2) as server:
         server.go.clear()
         first = [asyncio.create_task(server.post()) for _ in range(2)]
-        await until(lambda: len(server.orders) == 2)
+        await eventually(lambda: len(server.orders) == 2)
         refused = await server.post()
         assert refused.status_code == 503
         assert 1 <= int(refused.headers["retry-after"]) <= 60
@@ -287,7 +283,7 @@ async def test_a_full_queue_of_one_key_keeps_no_other_key_out() -> None:
         tasks = []
         for headers in (busy, busy, other):
             tasks.append(asyncio.create_task(server.post(headers=headers)))
-            await until(lambda: len(server.orders) == len(tasks))
+            await eventually(lambda: len(server.orders) == len(tasks))
         for headers in (busy, other):
             assert (await server.post(headers=headers)).status_code == 503
         server.go.set()
@@ -432,7 +428,7 @@ async def test_draining_finishes_requests_in_flight_and_takes_no_more() -> None:
         server.front.state = "ready"
         server.go.clear()
         late = asyncio.create_task(server.post())
-        await until(lambda: server.front.placed)
+        await eventually(lambda: server.front.placed)
         assert not await server.front.drain(0.05)
         answer = await late
         assert answer.status_code == 503
@@ -450,7 +446,7 @@ async def test_draining_waits_for_a_job_that_is_being_sent() -> None:
 
     async with serving(jobs=True) as server:
         sending = asyncio.create_task(server.post("/jobs", content=half_of_it()))
-        await until(lambda: server.front.job_uploads)
+        await eventually(lambda: server.front.job_uploads)
         draining = asyncio.create_task(server.front.drain(100))
         await asyncio.sleep(0)
         assert (await server.post("/jobs")).status_code == 503
@@ -850,11 +846,11 @@ async def test_a_slow_upload_holds_no_place() -> None:
 
     async with serving(queue=1) as server:
         slow_ones = [asyncio.create_task(server.post(content=slow())) for _ in range(4)]
-        await until(lambda: len(server.front.visits) == 4)
+        await eventually(lambda: len(server.front.visits) == 4)
         assert (await server.post()).status_code == 200
         server.go.clear()
         running = asyncio.create_task(server.post())
-        await until(lambda: server.front.placed)
+        await eventually(lambda: server.front.placed)
         sending.set()
         assert {(await task).status_code for task in slow_ones} == {503}  # when it has arrived the queue is full
         server.go.set()

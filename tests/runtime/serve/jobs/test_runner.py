@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from eventually import eventually
 from numpy.typing import NDArray
 
 from bfr.runtime.faces.options import PhotoOptions
@@ -139,8 +140,7 @@ async def test_a_job_that_is_deleted_by_another_server_ends_though_its_process_s
         job = await jobs.add()
         await jobs.asked.wait()
         JobStore(jobs.store.folder).remove(job.id)
-        while not jobs.left:
-            await asyncio.sleep(0.02)
+        await eventually(lambda: jobs.left)
         jobs.go.set()
         await jobs.until(await jobs.add(), "done")
 
@@ -214,8 +214,7 @@ async def test_a_job_that_has_ended_and_cannot_be_moved_is_not_done_again(
     monkeypatch.setattr(Path, "rename", failing)
     async with working(tmp_path) as jobs:
         job = await jobs.add()
-        while faults:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: not faults)
         found = await jobs.until(job, "done")
         assert found is not None
         assert (found.status.attempts, len(jobs.orders)) == (1, 1)
@@ -294,10 +293,8 @@ async def test_a_disk_that_cannot_be_written_is_said_and_does_not_end_the_work(
     async with working(tmp_path) as jobs:
         monkeypatch.setattr(Job, "write", full)
         job = await jobs.add()
-        while not jobs.runner.trouble:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: jobs.runner.trouble)
         assert "No space left" in jobs.runner.trouble
         monkeypatch.setattr(Job, "write", write)
         await jobs.until(job, "done")
-        while jobs.runner.trouble:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: not jobs.runner.trouble)

@@ -20,16 +20,8 @@ from bfr.runtime.serve.jobs.store import PARTS, JobStore
 
 
 def request(**more: Any) -> JobRequest:
-    values = {
-        "created": 1.0,
-        "bundle": "mini",
-        "preset": "fast",
-        "seed": 3,
-        "aligned": True,
-        "photo": PhotoOptions(),
-        "suffix": ".png",
-    }
-    return JobRequest(**{**values, **more})
+    fast: dict[str, Any] = {"bundle": "mini", "preset": "fast", "seed": 3, "aligned": True}
+    return JobRequest(**{**fast, "created": 1.0, "photo": PhotoOptions(), "suffix": ".png", **more})
 
 
 async def body(data: bytes) -> AsyncIterator[bytes]:

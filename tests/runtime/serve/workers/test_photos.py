@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from eventually import eventually
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
@@ -187,8 +188,7 @@ async def test_faces_past_the_budget_are_refused_for_now(monkeypatch: pytest.Mon
 
     photos = made(waiting, face_queue=5)
     first = asyncio.create_task(last(photos.restore(data, order())))
-    while photos.faces < 3:
-        await asyncio.sleep(0.01)
+    await eventually(lambda: photos.faces >= 3)
     refused = await last(photos.restore(data, order()))
     assert isinstance(refused, Refusal)
     assert refused.kind == "overload"
@@ -246,8 +246,7 @@ async def test_who_leaves_while_a_thread_decodes_holds_its_room_until_that_ends(
     photos = await left_while_decoding(decoding)
     assert photos.room.taken == 2 * 16 * 16
     go.set()
-    while photos.room.taken:
-        await asyncio.sleep(0.01)
+    await eventually(lambda: not photos.room.taken)
     assert photos.faces == 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from eventually import eventually
 
 from bfr.runtime.errors import RestorationFailed
 from bfr.runtime.restore.batch import Restored
@@ -59,8 +60,7 @@ def pid(pool: Pool, number: int = 0) -> int:
 
 async def begun(pool: Pool) -> None:
     """Until the queue is empty: a worker has it."""
-    while len(pool.batcher):
-        await asyncio.sleep(0.02)
+    await eventually(lambda: not len(pool.batcher))
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +95,7 @@ async def test_a_killed_worker_costs_no_answer_and_a_face_that_kills_two_is_refu
 
         os.kill(pid(pool), signal.SIGSTOP)  # it is sent its calls, and answers none of them
         asked = [asyncio.create_task(last(pool, [face], order())) for face in FACES[:2]]
-        while not worker.calls:
-            await asyncio.sleep(0.02)
+        await eventually(lambda: worker.calls)
         [call] = worker.calls.values()
         assert len(call.faces) == 2
         worker.start = start_stopped  # type: ignore[method-assign]
@@ -119,14 +118,12 @@ async def test_the_next_call_is_at_hand_while_one_is_computed_and_is_no_loss(exp
         slow = asyncio.create_task(last(pool, FACES[:1], order(SLOW)))
         await begun(pool)
         quick = [asyncio.create_task(last(pool, [face], order())) for face in FACES[1:3]]
-        while len(pool.workers[0].calls) < 2:
-            await asyncio.sleep(0.02)
+        await eventually(lambda: len(pool.workers[0].calls) >= 2)
         assert len(pool.batcher) == 1
         faces = [call.faces[0] for call in pool.workers[0].calls.values()]
         assert [bool(face.begun) for face in faces] == [True, False]
         os.kill(pid(pool), signal.SIGKILL)
-        while not pool.restarts:
-            await asyncio.sleep(0.02)
+        await eventually(lambda: pool.restarts)
         assert [face.losses for face in faces] == [1, 0]
         slow.cancel()  # its call ends after a step, and the others are not stopped with it
         answers = [answer for [answer] in await asyncio.gather(*quick)]
@@ -146,8 +143,7 @@ async def test_a_face_that_comes_while_a_killed_worker_ends_goes_to_the_next_one
     monkeypatch.setattr(Worker, "end", slowly)
     async with running() as pool:
         os.kill(pid(pool), signal.SIGKILL)
-        while pool.running:
-            await asyncio.sleep(0.02)
+        await eventually(lambda: not pool.running)
         [answer] = await last(pool, FACES[:1], order())
         assert np.array_equal(answer.restored.pixels, expected[0])
         assert pool.restarts == 1
@@ -181,8 +177,7 @@ async def test_a_worker_that_hangs_is_replaced(expected: list[Any]) -> None:
         os.kill(pid(pool), signal.SIGSTOP)
         await asyncio.sleep(2 * module.TICK)  # idle, it has nothing to say
         asked = asyncio.create_task(last(pool, FACES[:1], order()))
-        while not worker.calls:
-            await asyncio.sleep(0.02)
+        await eventually(lambda: worker.calls)
         assert pool.restarts == 0
         worker.heard -= 1e6
         [answer] = await asked
