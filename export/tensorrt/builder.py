@@ -4,6 +4,7 @@ Networks are always strongly typed: the types in the graph decide what is half. 
 """
 
 import logging
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 from bfr.export.options import BuildOptions
 from bfr.export.tensorrt.progress import Meter, monitor
 from bfr.runtime.backends.cuda.bindings import device_count
-from bfr.runtime.backends.tensorrt_key import Library, load_library, make_logger, make_with
+from bfr.runtime.backends.tensorrt_key import Library, Machine, load_library, make_logger, make_with
 from bfr.runtime.bundle.machine import private_folder
 from bfr.runtime.errors import BackendUnavailable, BfrError, EngineBuildFailed
 from bfr.runtime.files import write_bytes
@@ -152,10 +153,15 @@ def typed_share(graph: Path, library: Library) -> float:
     return half / max(1, half + full)
 
 
-def timing_cache_path(version: str, compute_capability: str, say: Callable[[str], None]) -> Path | None:
-    """Return where the timing cache of a TensorRT version and a GPU is kept; None, with a message, without a place."""
+def timing_cache_path(machine: Machine, say: Callable[[str], None]) -> Path | None:
+    """Return where the timing cache of a TensorRT version, a GPU and a board's power mode is kept.
+
+    The result is None, with a message, without a place.
+    """
+    parts = (machine.version, machine.compute_capability, machine.gpu, machine.power or "")
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts)).strip("-")
     try:
-        return private_folder("timing") / f"{version}-{compute_capability}.cache"
+        return private_folder("timing") / f"{name}.cache"
     except BfrError as error:
         say(f"no timing cache: {error}")
         return None

@@ -161,7 +161,7 @@ class _Job:
         meter = Meter(f"{name} in {precision}")
         timing = None
         if machine.library == "tensorrt":
-            timing = timing_cache_path(machine.version, machine.compute_capability, self.say)
+            timing = timing_cache_path(machine, self.say)
 
         def work() -> bytes:
             self.device.cuda.use()  # CUDA's current GPU belongs to the thread, and this one is new

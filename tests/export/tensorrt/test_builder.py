@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from bfr.export.tensorrt.builder import build_engine_bytes, parse_graph, timing_
 from bfr.export.tensorrt.precision import HALF_SHARE
 from bfr.export.tensorrt.progress import Meter, Tick, watched
 from bfr.export.tensorrt.support import check_support
+from bfr.runtime.backends.tensorrt_key import Machine
 from bfr.runtime.bundle.bundle import Bundle, default_bundle
 from bfr.runtime.errors import BackendUnavailable, EngineBuildFailed, InvalidOption
 
@@ -266,10 +268,13 @@ def test_no_place_for_a_timing_cache_breaks_nothing(
     said: list[str] = []
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BFR_HOME", str(tmp_path / "file" / "bfr"))
-    assert timing_cache_path("11.4.0", "9.0", said.append) is None
+    machine = Machine("tensorrt", "11.4.0", "13.0", "13.1", "NVIDIA H200", "9.0")
+    assert timing_cache_path(machine, said.append) is None
     monkeypatch.setenv("BFR_HOME", str(tmp_path / "bfr"))
-    path = timing_cache_path("11.4.0", "9.0", said.append)
+    path = timing_cache_path(machine, said.append)
     assert path is not None
+    others = replace(machine, gpu="NVIDIA H100"), replace(machine, power="15W")  # other times, and TensorRT cannot tell
+    assert len({path, *(timing_cache_path(one, said.append) for one in others)}) == 3
     shutil.rmtree(tmp_path / "bfr")
     (tmp_path / "bfr").write_text("")  # afterwards something stands in the way
     assert build_engine_bytes(GRAPH, BuildOptions(), "tensorrt", trt=trt, timing=path, say=said.append) == b"engine"
