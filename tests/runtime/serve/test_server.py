@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -95,13 +95,52 @@ def at_once(calls: list[Callable[[], Any]]) -> list[Any]:
         return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
+def connected(server: ServerProcess) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+def head_of(query: str, length: int) -> bytes:
+    """The begin of a request with a PNG."""
+    head = f"POST /restore{query} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+    return f"{head}Content-Length: {length}\r\n\r\n".encode()
+
+
 def send(server: ServerProcess, image: bytes) -> socket.socket:
     """The connection of a request for a hundred steps, whose answer is not waited for."""
-    host, port = server.url.removeprefix("http://").split(":")
-    line = socket.create_connection((host, int(port)), timeout=60)
-    head = f"POST /restore?{urlencode(SLOW)} HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/png\r\n"
-    line.sendall(f"{head}Content-Length: {len(image)}\r\n\r\n".encode() + image)
+    line = connected(server)
+    line.sendall(head_of(f"?{urlencode(SLOW)}", len(image)) + image)
     return line
+
+
+def submit(server: ServerProcess, image: bytes, headers: dict[str, str] | None = None, **query: Any) -> str:
+    """The address of a job for an aligned face."""
+    given, sent = {"mode": "aligned", **query}, {"Content-Type": "image/png", **(headers or {})}
+    answer = httpx2.post(f"{server.url}/jobs", params=given, content=image, headers=sent, timeout=60)
+    assert answer.status_code == 202
+    return str(server.url + answer.headers["location"])
+
+
+def ended(where: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
+    """What is said of a job when it is done or failed."""
+    found: dict[str, Any] = {}
+
+    def done() -> bool:
+        found.update(httpx2.get(where, headers=headers, timeout=60).json())
+        return found["state"] in ("done", "failed")
+
+    until(done, 120)
+    return found
+
+
+@contextmanager
+def alone(folder: Path, *flags: str, **environment: str) -> Iterator[ServerProcess]:
+    """A server of one test, which must end well."""
+    server = ServerProcess(folder, *flags, *PINNED, **environment)
+    try:
+        yield server
+    finally:
+        assert server.stop() == 0
 
 
 class TestServing:
@@ -156,15 +195,8 @@ class TestServing:
         assert server.metric("bfr_faces_total") == restored + 1  # theirs are not worked on any more
 
     def test_a_job_is_done_and_deleted(self, server: ServerProcess) -> None:
-        answer = httpx2.post(
-            f"{server.url}/jobs?mode=aligned&seed=5", content=face(3), headers={"Content-Type": "image/png"}, timeout=60
-        )
-        assert answer.status_code == 202
-        where = server.url + answer.headers["location"]
-        begin = time.monotonic()
-        while (found := httpx2.get(where, timeout=60).json())["state"] not in ("done", "failed"):
-            assert time.monotonic() - begin < 120
-            time.sleep(0.2)
+        where = submit(server, face(3), seed=5)
+        found = ended(where)
         assert (found["state"], found["faces"], found["error"]) == ("done", 1, None)
         result = httpx2.get(server.url + found["result"], timeout=60)
         direct = restore(server.url, face(3), mode="aligned", seed=5)
@@ -203,12 +235,8 @@ class TestNonsense:
         assert server.ready()
 
     def test_a_slow_body_is_given_up(self, server: ServerProcess) -> None:
-        host, port = server.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=30) as line:
-            line.sendall(
-                b"POST /restore HTTP/1.1\r\nHost: localhost\r\n"
-                b"Content-Type: image/png\r\nContent-Length: 1000\r\n\r\nabc"
-            )
+        with connected(server) as line:
+            line.sendall(head_of("", 1000) + b"abc")
             assert b"408" in line.recv(64)
 
     @pytest.mark.parametrize(
@@ -226,12 +254,8 @@ class TestNonsense:
         ],
     )
     def test_broken_requests_get_a_4xx_or_nothing(self, server: ServerProcess, raw: bytes) -> None:
-        host, port = server.url.removeprefix("http://").split(":")
         answer = b""
-        with (
-            socket.create_connection((host, int(port)), timeout=10) as line,
-            suppress(BrokenPipeError, ConnectionResetError),
-        ):
+        with connected(server) as line, suppress(BrokenPipeError, ConnectionResetError):
             line.sendall(raw)
             line.shutdown(socket.SHUT_WR)
             answer = line.recv(64)
@@ -360,23 +384,17 @@ def test_one_socket_listens_and_nothing_is_left_on_a_disk(tmp_path: Path) -> Non
     """P33: the one that was asked for; and only the folder of jobs, its owner's alone, holds what was sent."""
     temporary, before = tmp_path / "temporary", set(Path("/dev/shm").iterdir())  # noqa: S108
     temporary.mkdir()
-    jobs = "--jobs", str(tmp_path / "jobs")
-    server = ServerProcess(tmp_path, *FLAGS, *PINNED, *jobs, BFR_API_KEY=KEY, TMPDIR=str(temporary))
+    flags = *FLAGS, "--jobs", str(tmp_path / "jobs")
     headers = {"Authorization": f"Bearer {KEY}"}
-    try:
+    with alone(tmp_path, *flags, BFR_API_KEY=KEY, TMPDIR=str(temporary)) as server:
         assert listening({pid for pid, _ in server.processes()}) == [("127.0.0.1", int(server.url.rpartition(":")[2]))]
         assert restore(server.url, face(1), mode="aligned").status_code == 401
         pixels = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
-        large = encode_image(pixels, ".png")  # more than forms are often kept in memory for
-        form = httpx2.post(
-            f"{server.url}/restore?mode=aligned", files={"image": ("a.png", large)}, headers=headers, timeout=120
-        )
-        assert form.status_code == 200
-        job = httpx2.post(
-            f"{server.url}/jobs?mode=aligned", content=face(3), headers={**headers, "Content-Type": "image/png"}
-        )
-        where = server.url + job.headers["location"]
-        until(lambda: httpx2.get(where, headers=headers).json()["state"] == "done")
+        form = {"image": ("a.png", encode_image(pixels, ".png"))}  # more than forms are often kept in memory for
+        answer = httpx2.post(f"{server.url}/restore?mode=aligned", files=form, headers=headers, timeout=120)
+        assert answer.status_code == 200
+        where = submit(server, face(3), headers)
+        assert ended(where, headers)["state"] == "done"
         for path in (tmp_path / "jobs", *(tmp_path / "jobs").rglob("*")):
             assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
         assert httpx2.delete(where, headers=headers).status_code == 204
@@ -384,8 +402,6 @@ def test_one_socket_listens_and_nothing_is_left_on_a_disk(tmp_path: Path) -> Non
         for pid, _ in server.processes():
             if pid != server.process.pid:
                 assert KEY.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
-    finally:
-        assert server.stop() == 0
     assert [path for path in temporary.rglob("*") if path.name != ".ses"] == []  # that is ONNX Runtime's own
     assert {path for path in set(Path("/dev/shm").iterdir()) - before if "bfr" in path.name} == set()  # noqa: S108
     assert KEY not in server.errors() + (tmp_path / "stdout.txt").read_text()
@@ -411,21 +427,14 @@ def listening(pids: set[int]) -> list[tuple[str, int]]:
 
 def test_uploads_past_the_budget_are_refused_and_memory_stays_below_it(tmp_path: Path) -> None:
     """P34: twenty uploads that are not finished, four of which the budget holds."""
-    megabytes = 10
-    flags = ("--upload-bytes", str(4 * megabytes * 1_000_000), "--body-seconds", "20", "--no-jobs")
-    server = ServerProcess(tmp_path, "--preset", "fast", *PINNED, *flags)
-    host, port = server.url.removeprefix("http://").split(":")
-    length = megabytes * 1_000_000
-    head = f"POST /restore HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/png\r\nContent-Length: {length}\r\n\r\n"
-    lines, refused = [], 0
-    try:
+    length = 10_000_000
+    flags = ("--preset", "fast", "--upload-bytes", str(4 * length), "--body-seconds", "20", "--no-jobs")
+    lines = []
+    with alone(tmp_path, *flags) as server:
         for _ in range(20):
-            line = socket.create_connection((host, int(port)), timeout=60)
-            lines.append(line)
-            try:
-                line.sendall(head.encode() + bytes(length - 1))
-            except (BrokenPipeError, ConnectionResetError):
-                refused += 1
+            lines.append(connected(server))
+            with suppress(BrokenPipeError, ConnectionResetError):
+                lines[-1].sendall(head_of("", length) + bytes(length - 1))
         assert server.metric("bfr_body_bytes") <= 4 * length
         assert server.metric("bfr_requests_total", code="503", reason="overload") >= 15
         assert restore(server.url, face(1), mode="aligned").status_code in (200, 503)
@@ -433,15 +442,11 @@ def test_uploads_past_the_budget_are_refused_and_memory_stays_below_it(tmp_path:
             line.close()
         until(lambda: server.metric("bfr_body_bytes") == 0)
         assert restore(server.url, face(1), mode="aligned").status_code == 200
-    finally:
-        assert server.stop() == 0
 
 
 def test_two_bundles_in_one_server(tmp_path: Path) -> None:
-    server = ServerProcess(
-        tmp_path, "--bundle", f"first={MINI}", "--bundle", f"second={MINI}", "--preset", "fast", *PINNED, "--no-jobs"
-    )
-    try:
+    bundles = "--bundle", f"first={MINI}", "--bundle", f"second={MINI}"
+    with alone(tmp_path, *bundles, "--preset", "fast", "--no-jobs") as server:
         info = httpx2.get(f"{server.url}/info").json()
         assert (list(info["bundles"]), info["default_bundle"]) == (["first", "second"], "first")
         answers = [restore(server.url, face(1), mode="aligned", bundle=name) for name in ("first", "second")]
@@ -449,8 +454,6 @@ def test_two_bundles_in_one_server(tmp_path: Path) -> None:
         wrong = restore(server.url, face(1), bundle="third")
         assert wrong.status_code == 422
         assert "first, second" in wrong.json()["detail"]
-    finally:
-        assert server.stop() == 0
 
 
 @pytest.mark.slow
@@ -503,27 +506,11 @@ def test_an_address_that_is_taken_is_said_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_job_survives_a_restart(tmp_path: Path) -> None:
-    jobs = ("--jobs", str(tmp_path / "jobs"))
-    server = ServerProcess(tmp_path, *FLAGS, *PINNED, *jobs)
+    flags = *FLAGS, "--jobs", str(tmp_path / "jobs")
+    server = ServerProcess(tmp_path, *flags, *PINNED)
     os.kill(server.workers()[0], signal.SIGSTOP)  # none of them is done
-    names = []
-    for k in range(3):
-        answer = httpx2.post(
-            f"{server.url}/jobs",
-            params={"mode": "aligned"},
-            content=face(k),
-            headers={"Content-Type": "image/png"},
-            timeout=60,
-        )
-        names.append(answer.json()["id"])
+    paths = [submit(server, face(k)).removeprefix(server.url) for k in range(3)]
     server.kill()
     (tmp_path / "again").mkdir()
-    again = ServerProcess(tmp_path / "again", *FLAGS, *PINNED, *jobs)
-    try:
-        for name in names:
-            begin = time.monotonic()
-            while httpx2.get(f"{again.url}/jobs/{name}", timeout=60).json()["state"] != "done":
-                assert time.monotonic() - begin < 120
-                time.sleep(0.3)
-    finally:
-        assert again.stop() == 0
+    with alone(tmp_path / "again", *flags) as again:
+        assert [ended(again.url + path)["state"] for path in paths] == ["done"] * 3
