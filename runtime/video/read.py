@@ -32,6 +32,17 @@ _TOLERANCE = 0.5  # seconds; durations are rounded and guessed: only a larger ga
 _HDR = (16, 18)  # transfer: PQ and HLG
 # H.273's matrices -> the numbers of FFmpeg's converter, which knows no others.
 _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
+# What lies beside a frame's samples and no encoder here writes.
+_BESIDE = {
+    "A53_CC": "closed captions",
+    "STEREO3D": "3D layout",
+    "SPHERICAL": "360-degree layout",
+    "MASTERING_DISPLAY_METADATA": "HDR10 metadata",
+    "CONTENT_LIGHT_LEVEL": "HDR10 metadata",
+    "DYNAMIC_HDR_PLUS": "HDR10+ metadata",
+    "DOVI_RPU_BUFFER": "Dolby Vision metadata",
+    "DOVI_METADATA": "Dolby Vision metadata",
+}
 _log = logging.getLogger(__name__)
 
 
@@ -72,6 +83,9 @@ class VideoReader:
             self._opened = stack.pop_all()
         if self.info.colour.transfer in _HDR:
             _log.warning("%s is HDR: networks know no HDR, its faces may come out too dark or too bright", path)
+        beside = [data.type.name for data in cast(SideDataContainer, first.side_data)]
+        if left := sorted({_BESIDE[name] for name in beside if name in _BESIDE}):
+            _log.warning("%s: its %s cannot be written and is lost", path, " and ".join(left))
         if self._stream.metadata.get("alpha_mode") == "1" or any(c.is_alpha for c in first.format.components):
             _log.warning("%s is transparent in places: that is lost, and hidden colours show", path)
         grey = len(first.format.components) < 3  # without chroma, or with a palette

@@ -19,6 +19,7 @@ with importing("PyAV", "video"):
     from av.stream import Discard, Stream
 
 _OURS = frozenset({"encoder", "major_brand", "minor_version", "compatible_brands", "software"})
+_OF_VIDEO = ("language", "title", "name", "handler_name", "HANDLER_NAME")  # words that still hold of a restored stream
 _AAC_RATES = (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000)
 _LAYOUTS = {1: "mono", 6: "5.1", 8: "7.1"}  # a container may say "2 channels", which encoders do not take
 _BITS = 96_000  # a second and channel, of sound re-encoded
@@ -73,7 +74,9 @@ class StreamCopy:
         self._clocks: dict[int, int] = {}  # of sound re-encoded: the next sample
         wanted = ("audio", "subtitle", "attachment") if suffix == ".mkv" else ("audio", "subtitle")
         main = video_stream(source, path)
-        if left := [one.type for one in source.streams if one.type in ("video", "data") and one.index != main.index]:
+        # FFmpeg marks the stream of an .mp4's chapters so.
+        others = [one for one in source.streams if one.index != main.index and one.discard != Discard.all]
+        if left := [one.type for one in others if one.type in ("video", "data")]:
             _log.warning("%s: its further streams (%s) are left out", path, ", ".join(left))
         for stream in source.streams:
             target = self._add(stream) if stream.type in wanted else None
@@ -81,11 +84,14 @@ class StreamCopy:
                 stream.discard = Discard.all
                 continue
             self._targets[stream.index] = target
-            target.metadata.update({k: v for k, v in stream.metadata.items() if keep_metadata or k == "language"})
-            target.disposition = stream.disposition
+            self._describe(stream, target, None if keep_metadata else ("language",))
+        self._describe(main, output.streams.video[0], _OF_VIDEO if keep_metadata else ("language",))
         if keep_metadata:
             output.metadata.update({k: v for k, v in source.metadata.items() if k.lower() not in _OURS})
             output.set_chapters(source.chapters())
+            if suffix in (".mp4", ".mov") and any(key.startswith("com.") for key in output.metadata):
+                # Of phones: their place, make and model. FFmpeg writes all keys as these, or none of them.
+                output.container_options["movflags"] += "+use_metadata_tags"
         self._packets = self._read()
         self._next = next(self._packets, None)
 
@@ -111,6 +117,14 @@ class StreamCopy:
         layout = _LAYOUTS.get(stream.channels, "stereo")
         rate = stream.rate if stream.rate in rates else 48_000
         return self._output.add_stream(library, rate, layout=layout, bit_rate=_BITS * min(stream.channels, 8))
+
+    def _describe(self, stream: Stream, target: Any, keys: Sequence[str] | None) -> None:
+        """Give a stream of the output the words of its source, of these keys or all, and its part in the whole."""
+        words = {key: word for key, word in stream.metadata.items() if keys is None or key in keys}
+        if self._suffix in (".mp4", ".mov") and "name" in words:  # which FFmpeg writes from another key than it reads
+            words["title"] = words.pop("name")
+        target.metadata.update(words)
+        target.disposition = stream.disposition
 
     def _read(self) -> "Iterator[Packet[Any]]":
         if not self._targets:  # PyAV would read all streams then

@@ -301,6 +301,25 @@ def test_metadata_are_kept_or_dropped(tmp_path: Path, spoken: Path) -> None:
             assert container.streams.audio[0].metadata["language"] == "ger"
 
 
+def test_what_phones_and_titles_say_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    said = {"com.apple.quicktime.location.ISO6709": "+37.1-122.1/", "com.apple.quicktime.model": "phone"}
+    source = clip(tmp_path / "in.mov", count=2, options={"movflags": "use_metadata_tags"}, metadata=said)
+    copy(source, tmp_path / "out.mov")
+    with av.open(str(tmp_path / "out.mov")) as container:
+        assert said.items() <= container.metadata.items()
+    with av.open(str(tmp_path / "in.mp4"), "w") as output:
+        stream: Any = output.add_stream("libx264", 25, width=WIDTH, height=HEIGHT)
+        stream.metadata.update({"language": "jpn", "title": "main"})
+        part = {"id": 1, "start": 0, "end": 40, "time_base": Fraction(1, 1000), "metadata": {"title": "one"}}
+        output.set_chapters([part])  # type: ignore[list-item]
+        encode(output, stream, [picture(0)])
+    copy(tmp_path / "in.mp4", tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert {"language": "jpn", "name": "main"}.items() <= container.streams.video[0].metadata.items()
+        assert [one["metadata"]["title"] for one in container.chapters()] == ["one"]
+    assert not caplog.records
+
+
 def test_further_streams_are_said_to_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = tmp_path / "in.mkv"
     with av.open(str(source), "w") as output:
@@ -697,7 +716,13 @@ def test_an_hdr_source_is_announced(tmp_path: Path, caplog: pytest.LogCaptureFix
     path = write(tmp_path / "a.mkv", picture(0), info=replace(INFO, colour=Colour(BT2020, LIMITED, 9, 16)))
     with caplog.at_level(logging.WARNING):
         VideoReader(path).__exit__(None, None, None)
-    assert caplog.messages == [f"{path} is HDR: networks know no HDR, its faces may come out too dark or too bright"]
+    hdr = f"{path} is HDR: networks know no HDR, its faces may come out too dark or too bright"
+    assert caplog.messages == [hdr]
+    path = tmp_path / "b.mkv"
+    light = {"x265-params": "log-level=error:max-cll=1000,400"}
+    clip(path, count=1, codec="libx265", pixel_format="yuv420p10le", encoding=light)
+    VideoReader(path).__exit__(None, None, None)
+    assert caplog.messages == [hdr, f"{path}: its HDR10 metadata cannot be written and is lost"]
 
 
 CONTAINERS = [
