@@ -10,7 +10,9 @@ from near import assert_near
 from torch import Tensor
 
 from bfr.models.networks.sd import SD21_UNET, SD21_VAE, VaeDecoder, VaeEncoder, merge_lora, unet
+from bfr.models.systems.osdface import OSDFACE
 from bfr.models.weights.seeded import seed_weights
+from bfr.runtime.diffusion.schedule import scaled_linear_schedule
 from bfr.runtime.errors import InvalidCheckpoint, MissingDependency
 from bfr.runtime.install import install_command
 
@@ -204,5 +206,7 @@ def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
 def test_the_schedule_is_the_one_that_the_networks_were_trained_with(diffusers: Any) -> None:
     """0.00085 to 0.012, even in their square roots, 1000 steps: diffusers' `scaled_linear`."""
     theirs = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    torch.testing.assert_close(theirs.double(), torch.cumprod(1 - betas, 0), rtol=1e-5, atol=1e-7)
+    chosen = OSDFACE.schedule
+    ours = scaled_linear_schedule(chosen.timesteps, chosen.beta_start, chosen.beta_end).alpha_bar
+    assert chosen.betas == "scaled-linear"
+    torch.testing.assert_close(theirs.double(), torch.from_numpy(ours), rtol=1e-5, atol=1e-7)

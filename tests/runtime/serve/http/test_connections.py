@@ -17,8 +17,9 @@ from uvicorn.server import ServerState
 from bfr.runtime.serve.http import connections
 from bfr.runtime.serve.http.connections import HEADER_BYTES, MOST_CHUNKS, limited
 
+WAIT = b"POST /wait HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi"
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
-Connect = Callable[[], socket.socket]
+Connect = Callable[..., socket.socket]
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -52,8 +53,9 @@ def serving(most: int, header_seconds: float) -> Iterator[Connect]:
     thread.start()
     opened: list[socket.socket] = []
 
-    def connect() -> socket.socket:
+    def connect(data: bytes = b"") -> socket.socket:
         opened.append(socket.create_connection(bound.getsockname(), timeout=20))
+        opened[-1].sendall(data)
         return opened[-1]
 
     connect.server = server  # type: ignore[attr-defined]
@@ -78,17 +80,14 @@ def answer(line: socket.socket) -> bytes:
 
 def test_headers_that_do_not_end_are_given_up() -> None:
     with serving(10, 0.3) as connect:
-        line = connect()
-        line.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n")
+        line = connect(b"GET / HTTP/1.1\r\nHost: a\r\n")
         assert answer(line).startswith(b"HTTP/1.1 408")
-        silent = connect()
-        assert answer(silent).startswith(b"HTTP/1.1 408")
+        assert answer(connect()).startswith(b"HTTP/1.1 408")
 
 
 def test_a_second_request_may_not_take_longer_either() -> None:
     with serving(10, 0.3) as connect:
-        line = connect()
-        line.sendall(GET)
+        line = connect(GET)
         assert b"200 OK" in line.recv(1000)
         line.sendall(GET[:20])
         assert answer(line).startswith(b"HTTP/1.1 408")
@@ -96,15 +95,13 @@ def test_a_second_request_may_not_take_longer_either() -> None:
 
 def test_a_request_that_is_worked_on_may_take_longer_than_its_headers() -> None:
     with serving(10, 0.2) as connect:
-        line = connect()
-        line.sendall(b"POST /wait HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
+        line = connect(WAIT)
         assert answer(line).endswith(b"ok")
 
 
 def test_headers_have_a_size() -> None:
     with serving(10, 20) as connect:
-        line = connect()
-        line.sendall(b"GET / HTTP/1.1\r\n")
+        line = connect(b"GET / HTTP/1.1\r\n")
         try:
             for _ in range(100):
                 line.sendall(b"X: " + b"x" * HEADER_BYTES + b"\r\n")
@@ -118,13 +115,11 @@ def test_headers_have_a_size() -> None:
 )
 def test_long_headers_that_come_whole_are_refused_too(text: bytes) -> None:
     with serving(10, 20) as connect:
-        line = connect()
-        line.sendall(text % (b"x" * HEADER_BYTES))
+        line = connect(text % (b"x" * HEADER_BYTES))
         refused = answer(line)
         assert refused.startswith(b"HTTP/1.1 400")
         assert b"the line and the headers are too long" in refused
-        line = connect()
-        line.sendall(text.replace(b"Host", b"Connection: close\r\nHost") % (b"x" * (HEADER_BYTES - 200)))
+        line = connect(text.replace(b"Host", b"Connection: close\r\nHost") % (b"x" * (HEADER_BYTES - 200)))
         assert not answer(line).startswith(b"HTTP/1.1 400")
 
 
@@ -137,8 +132,7 @@ def test_a_body_of_tiny_chunks_is_refused_and_one_of_large_ones_is_not() -> None
     """The parser takes 20 microseconds a chunk, on the event loop."""
     with serving(10, 20) as connect:
         for sizes, status in (([1] * 50_000, b"400"), ([5000, 1] * 2000, b"200"), ([1] * MOST_CHUNKS, b"200")):
-            line = connect()
-            line.sendall(chunked(sizes))
+            line = connect(chunked(sizes))
             assert answer(line)[9:12] == status
 
 
@@ -148,8 +142,7 @@ REFUSED = b"POST /refuse HTTP/1.1\r\nHost: a\r\nContent-Length: 99000000\r\n\r\n
 @pytest.mark.parametrize("begin", [REFUSED, b"nonsense\r\n\r\n"])
 def test_who_still_sends_sees_why_it_was_refused(begin: bytes) -> None:
     with serving(10, 20) as connect:
-        line = connect()
-        line.sendall(begin)
+        line = connect(begin)
         for _ in range(20):
             line.sendall(bytes(1_000_000))
         assert answer(line).startswith((b"HTTP/1.1 200", b"HTTP/1.1 400"))
@@ -159,8 +152,7 @@ def test_who_still_sends_sees_why_it_was_refused(begin: bytes) -> None:
 def test_what_is_discarded_has_a_limit(monkeypatch: pytest.MonkeyPatch, limit: str, value: float) -> None:
     monkeypatch.setattr(connections, limit, value)
     with serving(10, 20) as connect:
-        line = connect()
-        line.sendall(REFUSED)
+        line = connect(REFUSED)
 
         def send() -> None:
             for _ in range(99):
@@ -173,8 +165,7 @@ def test_what_is_discarded_has_a_limit(monkeypatch: pytest.MonkeyPatch, limit: s
 
 def test_nonsense_after_an_answer_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
     with serving(10, 20) as connect:
-        line = connect()
-        line.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        line = connect(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
         assert b"200 OK" in line.recv(1000)
         line.sendall(b"nonsense\r\n")
         answer(line)
@@ -183,10 +174,8 @@ def test_nonsense_after_an_answer_ends_the_connection(caplog: pytest.LogCaptureF
 
 def test_past_the_limit_the_idlest_connection_is_closed_and_a_busy_one_stays() -> None:
     with serving(3, 20) as connect:
-        busy = connect()
-        busy.sendall(b"POST /wait HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
-        other = connect()
-        other.sendall(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        busy = connect(WAIT)
+        other = connect(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         assert b"200 OK" in answer(other)  # the server has read what was sent before
         open_ones = connect.server.server_state.connections  # type: ignore[attr-defined]
         while len(open_ones) > 1:
@@ -196,8 +185,7 @@ def test_past_the_limit_the_idlest_connection_is_closed_and_a_busy_one_stays() -
             time.sleep(0.01)
         for line in idle:
             line.sendall(b"GET / HTTP/1.1\r\n")
-        new = connect()
-        new.sendall(GET)
+        new = connect(GET)
         assert b"200 OK" in new.recv(1000)
         (closed,) = select.select(idle, [], [], 10)[0]  # which of the two was read first is the kernel's choice
         assert answer(closed) == b""
@@ -208,12 +196,11 @@ def test_past_the_limit_a_slow_body_is_given_up(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(connections, "GRACE", 0.0)
     with serving(3, 20) as connect:
         head = b"POST /whole HTTP/1.1\r\nHost: a\r\nContent-Length: 99999\r\n\r\n"
-        slow = [connect() for _ in range(3)]
-        for line in slow:
-            line.sendall(head + b"x")
+        slow = []
+        for _ in range(3):
+            slow.append(connect(head + b"x"))
             time.sleep(0.1)
-        other = connect()
-        other.sendall(GET)
+        other = connect(GET)
         assert b"200 OK" in other.recv(1000)
         assert answer(slow[0]) == b""
         slow[1].sendall(b"x" * 99998)
@@ -269,8 +256,7 @@ async def test_many_connections_of_one_moment_keep_the_limit() -> None:
 
 def test_a_request_that_came_with_another_one_is_not_idle() -> None:
     with serving(1, 20) as connect:
-        line = connect()
-        line.sendall(GET + b"POST /wait HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
+        line = connect(GET + WAIT)
         assert b"200 OK" in line.recv(1000)
         other = connect()
         assert answer(other) == b""
