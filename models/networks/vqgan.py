@@ -109,10 +109,9 @@ class VQModel(nn.Module):
         """Image (B, in_channels, S, S) -> z (B, embed_dim, s, s), not quantised: what latent diffusion works on."""
         return cast(Tensor, self.quant_conv(self.encoder(x)))
 
-    def decode(self, z: Tensor, *, quantize: bool = True) -> Tensor:
+    def decode(self, z: Tensor) -> Tensor:
         """Latent (B, embed_dim, s, s) -> (B, out_ch, S, S), not clipped; quantised first, as latent diffusion does."""
-        z = self.quantize(z) if quantize else z
-        return cast(Tensor, self.decoder(self.post_quant_conv(z)))
+        return cast(Tensor, self.decoder(self.post_quant_conv(self.quantize(z))))
 
     def forward(self, x: Tensor) -> Tensor:
         """An image, encoded, quantised and decoded."""

@@ -138,14 +138,9 @@ class DecodeStage(Stage):
     kind, outputs, wraps = "decoder", ("restored",), "network"
     network: VQModel
 
-    def __init__(self, network: VQModel, *, quantize: bool = True) -> None:
-        """network: the autoencoder, or its decoder. quantize: False decodes the latent as it is."""
-        super().__init__(network)
-        self.quantize = quantize
-
     def forward(self, latent_state: Tensor) -> Tensor:
         broken = 0.0 * latent_state.sum((1, 2, 3), keepdim=True)  # 0, or NaN
-        return clip_finite(self.network.decode(latent_state, quantize=self.quantize)) + broken
+        return clip_finite(self.network.decode(latent_state)) + broken
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
         """See `Stage`; `size` is the side of the latent."""

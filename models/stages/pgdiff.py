@@ -21,6 +21,8 @@ from bfr.models.stages.guide import distance_gradient
 from bfr.models.stages.stage import Stage, random
 from bfr.models.stages.step import LearnedVarianceStep, clip_finite, learned_noise, learned_posterior
 
+IDENTITY_WEIGHT = 25.0  # of the distance of embeddings in the loss, as published
+
 
 class ReferenceStage(Stage):
     """reference (B, 3, S, S) in [0, 1] -> identity (B, E), its embedding; 0 if none was given (it is all 0)."""
@@ -81,7 +83,7 @@ def partial_guidance(
 
 
 class SmoothStep(Stage):
-    """A learned-variance step towards smooth semantics: its loss is smooth_weight * |x0 - smooth|^2.
+    """A learned-variance step towards smooth semantics: its loss is |x0 - smooth|^2.
 
     Reads what LearnedVarianceStep does; signed (B, 3, S, S), the degraded image in [-1, 1]; and strength (B,) float32,
     PGDiff's guidance scale. x0 is returned as it was before the mean moved.
@@ -89,11 +91,6 @@ class SmoothStep(Stage):
 
     kind, outputs, wraps = "step-learned-smooth", ("x_next", "x0"), "network"
     network: PartialGuidance
-    identity_weight = 0.0
-
-    def __init__(self, network: PartialGuidance, *, smooth_weight: float = 1.0) -> None:
-        super().__init__(network)
-        self.smooth_weight = smooth_weight
 
     def forward(
         self,
@@ -109,11 +106,11 @@ class SmoothStep(Stage):
     ) -> tuple[Tensor, Tensor]:
         x0, mean, log_variance = learned_posterior(self.network.denoiser(x, t).float(), x, row)
         # The gradient of the loss at x0, (B, 3, S, S); smooth semantics are constant in it.
-        gradient = 2.0 * self.smooth_weight * (x0 - clip_finite(self.network.restorer(x, signed, t)))
+        gradient = 2.0 * (x0 - clip_finite(self.network.restorer(x, signed, t)))
         if identity is not None:
             given = (identity.abs().amax(1) > 0.0)[:, None, None, None]
             towards = torch.where(given, cast(nn.Module, self.network.identity)(x0, identity), 0.0)
-            gradient = gradient + self.identity_weight * towards
+            gradient = gradient + IDENTITY_WEIGHT * towards
         # The mean of the next state, moved as Sohl-Dickstein et al. (arXiv 1503.03585) condition it.
         moved = mean - strength[:, None, None, None] * torch.exp(log_variance) * gradient
         return moved + learned_noise(log_variance, h1, h2, row, noise), x0
@@ -124,16 +121,12 @@ class SmoothStep(Stage):
 
 
 class ReferenceStep(SmoothStep):
-    """A SmoothStep whose loss also has identity_weight * |embedding of x0 - identity|^2; identity: (B, E).
+    """A SmoothStep whose loss also has IDENTITY_WEIGHT * |embedding of x0 - identity|^2; identity: (B, E).
 
     An image whose identity is all 0 is guided towards smooth semantics alone.
     """
 
     kind, autograd = "step-learned-reference", True
-
-    def __init__(self, network: PartialGuidance, *, smooth_weight: float = 1.0, identity_weight: float = 25.0) -> None:
-        super().__init__(network, smooth_weight=smooth_weight)
-        self.identity_weight = identity_weight
 
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
         distance = cast(IdentityGradient, self.network.identity).network
@@ -142,8 +135,7 @@ class ReferenceStep(SmoothStep):
     def traceable(self, size: int) -> nn.Module:
         """See `Stage`: the same with the gradient recorded, without autograd; all weights keep their names."""
         recorded = without_autograd(cast(IdentityGradient, self.network.identity), size)
-        network = PartialGuidance(self.network.denoiser, self.network.restorer, recorded)
-        return ReferenceStep(network, smooth_weight=self.smooth_weight, identity_weight=self.identity_weight).eval()
+        return ReferenceStep(PartialGuidance(self.network.denoiser, self.network.restorer, recorded)).eval()
 
 
 ARCHITECTURES = {"partial-guidance": partial_guidance}

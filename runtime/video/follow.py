@@ -19,7 +19,7 @@ from bfr.runtime.video.track import is_cut, thumbnail
 RGB8 = NDArray[np.uint8]
 T = TypeVar("T")
 
-EVERY = 16  # frames from one look to the next
+EVERY = 16  # frames from one look to the next, in a scene; fewer where they are large
 BUDGET = 30_000_000  # pixels of the frames in between, which wait in memory
 LOOK = 0.5  # seconds from one look to the next at a stream that is restored as it comes
 AGREE = 0.3  # eye distances between where the flow leads and what is seen; looks alone differ by up to 0.1
@@ -39,14 +39,11 @@ class Followed(Generic[T]):
     cut: bool
 
 
-def follow(
-    frames: Iterable[T], view: Callable[[T], RGB8], find: Callable[[RGB8], list[Face]], *, every: int = EVERY
-) -> Iterator[Followed[T]]:
+def follow(frames: Iterable[T], view: Callable[[T], RGB8], find: Callable[[RGB8], list[Face]]) -> Iterator[Followed[T]]:
     """The faces of all frames, in display order.
 
     view: (H, W, 3) uint8 RGB of a frame, called once for each.
     find: finds the faces of such an image.
-    every: frames from one look to the next, in a scene; fewer where the frames are large.
     """
     waiting: list[tuple[T, RGB8]] = []  # the frame of the last look, which is given out already, and those after it
     faces: list[Face] = []  # of the last look
@@ -61,7 +58,7 @@ def follow(
             yield Followed(frame, faces, cut)
             continue
         waiting.append((frame, pixels))
-        if len(waiting) > min(every, max(1, BUDGET // (pixels.shape[0] * pixels.shape[1]))):
+        if len(waiting) > min(EVERY, max(1, BUDGET // (pixels.shape[0] * pixels.shape[1]))):
             for one in _filled(waiting, faces, find):
                 faces = one.faces
                 yield one

@@ -20,6 +20,8 @@ from bfr.runtime.faces.suppression import overlaps
 Float64 = NDArray[np.float64]
 PERIOD = 1 / 25  # seconds between frames that do not tell their time
 SHORTEST = 0.01  # seconds between two frames, at least: in less, a detector's error would pass for speed
+OVERLAP = 0.3  # the least (intersection over union) with which a face continues a track
+PATIENCE = 10  # frames for which a track without a face is kept
 HOLD = 2  # frames for which a face that the detector missed is put out where it should be
 KNOWN = 3  # detections after which a face is held: a false alarm rarely lives as long
 # The filter. Speeds are in eye distances a second, so that a face near and far is filtered alike.
@@ -89,16 +91,10 @@ class Tracker:
 
     Numbers count from 0 by first appearance, depend on the detections alone, and are never given twice. A track that
     the detector misses is put out as it should be by now for HOLD frames, so that the face does not flash, and waits
-    `patience` frames for its face to come back; then it ends.
+    PATIENCE frames for its face to come back; then it ends.
     """
 
-    def __init__(self, *, iou: float = 0.3, patience: int = 10) -> None:
-        """Begin without tracks.
-
-        iou: the least overlap (intersection over union) with which a face continues a track.
-        patience: frames for which a track without a face is kept.
-        """
-        self._iou, self._patience = iou, patience
+    def __init__(self) -> None:
         self._tracks: list[_Track] = []
         self._count = 0
         self._seconds: float | None = None
@@ -129,7 +125,7 @@ class Tracker:
                 track.missed += 1
                 if track.missed <= HOLD and track.seen >= KNOWN:
                     tracked.append(_held(track))
-        self._tracks = [track for track in self._tracks if track.missed <= self._patience]
+        self._tracks = [track for track in self._tracks if track.missed <= PATIENCE]
         return sorted(tracked, key=lambda one: one.track)
 
     def _begin(self, face: Face) -> Tracked:
@@ -150,7 +146,7 @@ class Tracker:
         taken: set[int] = set()
         for flat in np.argsort(-shared, axis=None, kind="stable").tolist():
             row, column = divmod(flat, len(faces))
-            if shared[row, column] < self._iou:
+            if shared[row, column] < OVERLAP:
                 break
             if row not in taken and column not in matched:
                 taken.add(row)

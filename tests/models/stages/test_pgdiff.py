@@ -123,7 +123,7 @@ def test_no_reference_is_the_identity_0(network: PartialGuidance) -> None:
 
 @torch.no_grad()
 def test_what_is_traced_computes_the_same_under_the_same_names(network: PartialGuidance) -> None:
-    stage = ReferenceStep(network, smooth_weight=0.5, identity_weight=3.0).eval()
+    stage = ReferenceStep(network).eval()
     traced = stage.traceable(SIZE)
     assert traced.state_dict().keys() == stage.state_dict().keys()
     values = inputs()

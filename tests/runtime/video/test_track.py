@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bfr.runtime.faces.geometry import Face
-from bfr.runtime.video.track import HOLD, KNOWN, OneEuro, Tracker, is_cut, thumbnail
+from bfr.runtime.video.track import HOLD, KNOWN, PATIENCE, OneEuro, Tracker, is_cut, thumbnail
 
 Array = NDArray[Any]
 EYES = 60.0  # pixels between the eyes of the faces here
@@ -97,9 +97,9 @@ def test_a_false_alarm_is_not_held() -> None:
     assert tracker.update([], KNOWN / FPS) == []
 
 
-@pytest.mark.parametrize(("missed", "number"), [(4, 0), (5, 1)])
+@pytest.mark.parametrize(("missed", "number"), [(PATIENCE, 0), (PATIENCE + 1, 1)])
 def test_a_track_waits_for_patience_frames(missed: int, number: int) -> None:
-    tracker = Tracker(patience=4)
+    tracker = Tracker()
     for i in range(5):
         tracker.update([face(200, 200)], i / FPS)
     for i in range(missed):
