@@ -36,6 +36,14 @@ from bfr.runtime.options import explain
 from bfr.runtime.text import listed
 
 LARGEST_MANIFEST = 16 << 20  # bytes
+# By the suffix of a file that is named in the place of a bundle.
+FILE_REMEDIES = {
+    ".onnx": "`bfr wrap FILE -o BUNDLE` makes a bundle of it",
+    **dict.fromkeys(
+        (".pth", ".pt", ".ckpt", ".safetensors"), "`bfr export SYSTEM --weights FOLDER -o BUNDLE` makes one of weights"
+    ),
+    **dict.fromkeys((".engine", ".plan", ".trt"), "bfr runs no engines but those that `bfr build BUNDLE` makes"),
+}
 PACKAGED = "mini"  # the system whose bundle comes with the package
 _log = logging.getLogger("bfr")
 
@@ -71,7 +79,8 @@ class Bundle:
         path = folder / MANIFEST
         if not path.is_file():
             if folder.is_file():
-                raise BundleInvalid(f"{folder} is a file: name the folder of the bundle; unpack an archive first")
+                remedy = FILE_REMEDIES.get(folder.suffix.lower(), "unpack an archive first")
+                raise BundleInvalid(f"{folder} is a file: name the folder of the bundle; {remedy}")
             inner = next(folder.glob(f"*/{MANIFEST}"), None)
             remedy = f"name {inner.parent}" if inner else "`bfr export SYSTEM -o FOLDER` makes one"
             raise BundleInvalid(f"{folder} is no bundle: it has no {MANIFEST}. {remedy[0].upper()}{remedy[1:]}")

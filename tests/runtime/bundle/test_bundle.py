@@ -158,6 +158,10 @@ def test_manifests_that_cannot_be_read(copy: Path, tmp_path: Path) -> None:
         Bundle.open(tmp_path / "nothing")
     with pytest.raises(BundleInvalid, match=r"json is a file: name the folder of the bundle; unpack an archive"):
         Bundle.open(copy / "manifest.json")
+    for name, remedy in (("a.ONNX", "bfr wrap"), ("a.pth", "bfr export"), ("a.engine", "bfr build")):
+        (copy / name).touch()
+        with pytest.raises(BundleInvalid, match=f"{name} is a file: .*{remedy}"):
+            Bundle.open(copy / name)
     with pytest.raises(BundleInvalid, match=f"it has no manifest.json. Name {copy}$"):
         Bundle.open(tmp_path)
     edit(copy, lambda m: m.update(format=99))
