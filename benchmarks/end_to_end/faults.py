@@ -200,10 +200,10 @@ async def _drive(traffic: Traffic, faces: list[Request], photograph: Request, ar
     )
 
 
-def _left_over(server: ServerProcess, seconds: float = 60.0) -> dict[str, float]:
-    """The gauges of work in flight that are above zero `seconds` after the last client left."""
+def _left_over(server: ServerProcess) -> dict[str, float]:
+    """The gauges of work in flight that are above zero a minute after the last client left."""
     names = ("bfr_requests_in_flight", "bfr_faces_in_flight", "bfr_faces_waiting", "bfr_body_bytes", "bfr_jobs")
-    end = time.monotonic() + seconds
+    end = time.monotonic() + 60
     server.wait_ready()
     while (left := {name: value for name in names if (value := server.metric(name))}) and time.monotonic() < end:
         time.sleep(0.5)

@@ -77,15 +77,12 @@ class ServerProcess:
         except httpx2.TransportError:
             return False
 
-    def wait_ready(self, seconds: float = START) -> float:
-        """Wait until it takes work; return the seconds that it took.
-
-        Raises ServerUnavailable if it ended, or is too late.
-        """
-        begin = time.monotonic()
-        while time.monotonic() - begin < seconds and self.process.poll() is None:
+    def wait_ready(self) -> None:
+        """Wait until it takes work. Raises ServerUnavailable if it ended, or takes longer than START."""
+        end = time.monotonic() + START
+        while time.monotonic() < end and self.process.poll() is None:
             if self.ready():
-                return time.monotonic() - begin
+                return
             time.sleep(0.1)
         raise ServerUnavailable(f"the server is not ready, status {self.process.poll()}: {self.errors()[-2000:]}")
 
@@ -101,11 +98,11 @@ class ServerProcess:
         """A value of `/metrics`, summed over the labels that are not given."""
         return total(httpx2.get(f"{self.url}/metrics", timeout=30).text, name, **labels)
 
-    def stop(self, seconds: float = 60) -> int:
-        """SIGTERM, and wait for the end; the exit status."""
+    def stop(self) -> int:
+        """SIGTERM, and wait a minute for the end; the exit status."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(seconds)
+            return self.process.wait(60)
         finally:
             self.kill()
 
