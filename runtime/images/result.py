@@ -1,5 +1,6 @@
 """A picture that was made of another one: saved, compared, shown."""
 
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import PIL.Image as Pillow
 from numpy.typing import NDArray
 
+from bfr.runtime.errors import InvalidOption
 from bfr.runtime.images.decode import Image
 from bfr.runtime.images.encode import QUALITY, encode_image, write_image
 
@@ -30,9 +32,11 @@ class Result:
             metadata: Whether the source's metadata are kept.
 
         Raises:
-            InvalidOption: The suffix or the quality.
+            InvalidOption: The name, the suffix or the quality.
             WriteFailed: The file cannot be written.
         """
+        if not isinstance(path, str | PathLike):
+            raise InvalidOption(f"an object of type {type(path).__name__} was given: name a file, or use to_pil()")
         write_image(Path(path), self._whole(), like=self.source, quality=quality, metadata=metadata)
         return Path(path)
 

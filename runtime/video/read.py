@@ -29,6 +29,7 @@ with importing("PyAV", "video"):
     from av.video.frame import VideoFrame
 
 _TOLERANCE = 0.5  # seconds; durations are rounded and guessed: only a larger gap at the end is called damage
+_SLANT = 0.05  # a turn by so much less than a quarter counts as one; radians
 _HDR = (16, 18)  # transfer: PQ and HLG
 # H.273's matrices -> the numbers of FFmpeg's converter, which knows no others.
 _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
@@ -81,6 +82,9 @@ class VideoReader:
             self._turn = _display_matrix(first)
             self.info = self._describe(first)
             self._opened = stack.pop_all()
+        (a, b), _ = self._turn
+        if min(abs(a), abs(b)) > _SLANT * max(abs(a), abs(b)):
+            _log.warning("%s is shown turned by other than quarters: it is read and written without the rest", path)
         if self.info.colour.transfer in _HDR:
             _log.warning("%s is HDR: networks know no HDR, its faces may come out too dark or too bright", path)
         beside = [data.type.name for data in cast(SideDataContainer, first.side_data)]

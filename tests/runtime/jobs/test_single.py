@@ -215,6 +215,8 @@ class TestRestoreImage:
             Restorer.open(presett="fast")
         with pytest.raises(InvalidOption, match=r"quality 9\.5 is not accepted"):
             restore_image(PIXELS, aligned=True, restorer=small()).save("a.jpg", quality=9.5)  # type: ignore[arg-type]
+        with pytest.raises(InvalidOption, match=r"BytesIO was given: name a file, or use to_pil\(\)"):
+            restore_image(PIXELS, aligned=True, restorer=small()).save(io.BytesIO())  # type: ignore[arg-type]
         with pytest.raises(InvalidOption, match="'mini' is no Restorer: give an open one, or name a bundle"):
             restore_image(PIXELS, restorer="mini")  # type: ignore[arg-type]
         with pytest.raises(InvalidOption, match="leave out photo"):

@@ -220,6 +220,14 @@ def test_a_mirrored_video_is_read_upright(tmp_path: Path) -> None:
     assert_alike(pixels(clip(tmp_path / "in.mp4", count=2, mirrored=True))[0], picture(0)[:, ::-1])
 
 
+@pytest.mark.parametrize(("degrees", "said"), [(88, False), (45, True)])
+def test_a_turn_by_other_than_quarters_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, degrees: int, said: bool
+) -> None:
+    VideoReader(clip(tmp_path / "in.mp4", count=1, rotation=degrees)).__exit__(None, None, None)
+    assert ("turned by other than quarters" in caplog.text) == said
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
 @pytest.mark.parametrize("sample_range", [LIMITED, FULL])
 @pytest.mark.parametrize("matrix", [BT709, BT601, BT2020])
