@@ -189,7 +189,7 @@ class SwinIR(nn.Module):
             raise ValueError(f"img_size {img_size} is not a multiple of window_size {window_size}")
         scale = unshuffle_scale if unshuffle else 1
         self.in_chans, self.img_range, self.upsampler = in_chans, img_range, upsampler
-        self.image_size, self.out_size = img_size * scale, img_size * sf
+        self.image_size = img_size * scale
         mean = torch.tensor(RGB_MEAN) if in_chans == len(RGB_MEAN) else torch.zeros(1)
         self.register_buffer("mean", mean.reshape(1, -1, 1, 1), persistent=False)
 
