@@ -42,3 +42,6 @@ AUTOENCODER |= {"z_channels": 3, "n_embed": 32, "embed_dim": 3}
 """Of CLR-Face's VQModel."""
 IRN: dict[str, Any] = {"model_channels": 32, "num_res_blocks": 1, "attention_resolutions": [], "channel_mult": [1]}
 """Of CLR-Face's recovery network."""
+LEARNED_UNET: dict[str, Any] = {"in_channels": 3, "out_channels": 6, "model_channels": 32, "use_scale_shift_norm": True}
+LEARNED_UNET |= {"attention_resolutions": [], "channel_mult": [1]}
+"""Of a UNet with learned variance."""

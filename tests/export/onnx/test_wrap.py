@@ -151,6 +151,13 @@ def test_ranges_colours_layout_and_types_become_part_of_the_graph(tmp_path: Path
     assert "bfr.fixed" not in told
 
 
+def test_bytes_that_the_file_lets_overflow_stay_bytes(tmp_path: Path) -> None:
+    nodes = [node("Cast", ["x"], ["f"], to=1), node("Mul", ["f", "two"], ["g"]), node("Cast", ["g"], ["y"], to=2)]
+    ends = [value("x", IMAGE, TensorProto.UINT8)], [value("y", IMAGE, TensorProto.UINT8)]
+    bundle = wrap(save(tmp_path / "o.onnx", nodes, *ends, {"two": np.float32(2)}), tmp_path / "bundle")
+    assert np.array_equal(restored(bundle), [face * 2 for face in faces(3)])
+
+
 def test_a_weight_with_a_default_can_be_set(tmp_path: Path) -> None:
     """In ONNX an input may have a stored value, which a run replaces."""
     path = weighted(tmp_path / "w.onnx", "w")
@@ -163,6 +170,10 @@ def test_a_weight_with_a_default_can_be_set(tmp_path: Path) -> None:
     check_weighted(restored(bundle, weight=0.25), 0.25)
     with pytest.raises(InvalidOption, match="stores 'number'"):
         wrap(path, tmp_path / "other", WrapOptions(output="y", values={"number": 0.5}))
+    model.graph.initializer[-1].CopyFrom(numpy_helper.from_array(np.array(np.nan), "w"))
+    onnx.save(model, path)
+    with pytest.raises(InvalidCheckpoint, match="NaN"):
+        wrap(path, tmp_path / "other", WrapOptions(output="y"))
 
 
 def test_further_inputs_become_constants(tmp_path: Path) -> None:
@@ -393,23 +404,9 @@ def unusual(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        channels_last,
-        single,
-        packed,
-        unreadable,
-        untyped,
-        unusual,
-        idle_dropout,
-        no_shape,
-        open_shape("batch", "c", "h", "w"),
-        open_shape("batch", 3, SIZE, "w"),
-        open_shape(-1, 3, -1, -1),
-        open_shape(3, SIZE, SIZE),
-        sequence,
-        function,
-        default,
-        node_of_bytes,
-        named,
+        *(channels_last, single, packed, unreadable, untyped, unusual, idle_dropout, no_shape),
+        *(open_shape("batch", "c", "h", "w"), open_shape("batch", 3, SIZE, "w"), open_shape(-1, 3, -1, -1)),
+        *(open_shape(3, SIZE, SIZE), sequence, function, default, node_of_bytes, named),
     ],
 )
 def test_what_a_file_leaves_open_is_found_out(tmp_path: Path, change: Callable[[onnx.ModelProto], None]) -> None:

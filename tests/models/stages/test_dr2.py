@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small import LEARNED_UNET
 from torch import Tensor
 
 from bfr.models.networks.unet import UNet
@@ -16,16 +17,7 @@ from bfr.runtime.diffusion.schedule import linear_schedule, respace
 from bfr.runtime.diffusion.solvers import step_table
 
 SIZE = 16
-UNET: dict[str, Any] = {
-    "image_size": SIZE,
-    "in_channels": 3,
-    "model_channels": 32,
-    "out_channels": 6,
-    "num_res_blocks": 1,
-    "attention_resolutions": [],
-    "channel_mult": [1],
-    "use_scale_shift_norm": True,
-}
+UNET: dict[str, Any] = {**LEARNED_UNET, "image_size": SIZE, "num_res_blocks": 1}
 TABLE = step_table(linear_schedule(), solver="ddpm-learned", spacing="100", start=10, stop=2, matched=True)
 
 

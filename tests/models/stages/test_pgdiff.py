@@ -5,6 +5,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from small import LEARNED_UNET, RECOGNIZER
 from torch import Tensor
 
 from bfr.models.networks.rrdb import SmoothRestorer
@@ -22,18 +23,8 @@ from bfr.runtime.diffusion.schedule import linear_schedule
 from bfr.runtime.diffusion.solvers import Column, step_table
 
 SIZE, EMBEDDING = 32, 6
-UNET: dict[str, Any] = {
-    "image_size": SIZE,
-    "in_channels": 3,
-    "model_channels": 32,
-    "out_channels": 6,
-    "num_res_blocks": 0,
-    "attention_resolutions": [],
-    "channel_mult": [1],
-    "use_scale_shift_norm": True,
-}
+UNET: dict[str, Any] = {**LEARNED_UNET, "image_size": SIZE, "num_res_blocks": 0}
 RESTORER = {"channels": 8, "blocks": 1, "growth": 4}
-RECOGNIZER = {"layers": [1, 1, 1, 1], "widths": [4, 4, 4, 4], "image_size": 16, "embedding": EMBEDDING}
 TABLE = step_table(linear_schedule(), solver="ddpm-learned", spacing="ddim10", start=10)
 
 

@@ -77,16 +77,9 @@ def test_a_folder(server: FakeServer, album: Path, tmp_path: Path) -> None:
     for entry in content["images"]:
         assert (entry["width"], entry["height"], entry["faces"]) == (32, 24, 1)
         assert {"queue", "network", "write"} <= entry["seconds"].keys()
+    asked = {"seed": "9", "preset": "balanced", "faces": "all", "upscale": "1", "blend": "1.0"}
     for sent in server.posts():
-        assert sent.query == {
-            "seed": "9",
-            "preset": "balanced",
-            "faces": "all",
-            "upscale": "1",
-            "blend": "1.0",
-            "keep_colour": "false",
-            "restore_sharp": "false",
-        }
+        assert sent.query == {**asked, "keep_colour": "false", "restore_sharp": "false"}
 
 
 def test_a_few_at_once(server: FakeServer, album: Path, tmp_path: Path) -> None:

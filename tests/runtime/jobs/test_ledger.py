@@ -28,31 +28,24 @@ def entered(folder: Path, *entries: Entry, settings: dict[str, Any] | None = Non
 
 def known(folder: Path, entry: Entry = A, settings: dict[str, Any] | None = None, **changes: Any) -> Entry | None:
     ledger = Ledger(folder, settings or SETTINGS, resume=True)
-    now = {
-        "source": entry.source,
-        "version": entry.source_version,
-        "output": entry.output,
-        "output_version": entry.output_version,
-        **changes,
-    }
-    return ledger.known(**now)
+    source, result = (entry.source, entry.source_version), (entry.output, entry.output_version)
+    now = dict(zip(("source", "version", "output", "output_version"), (*source, *result), strict=True))
+    return ledger.known(**{**now, **changes})
 
 
-def test_what_is_as_it_was_is_known(tmp_path: Path) -> None:
-    entered(tmp_path, A, B)
-    assert known(tmp_path) == A
-    assert known(tmp_path, B) == B
+@pytest.mark.parametrize("runs", [[(A, B)], [(A,), (B,)]])
+def test_what_is_as_it_was_is_known(tmp_path: Path, runs: list[tuple[Entry, ...]]) -> None:
+    """Of one run, and of an earlier one with the same settings."""
+    for entries in runs:
+        entered(tmp_path, *entries)
+    assert (known(tmp_path, A), known(tmp_path, B)) == (A, B)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"version": "1-9"},
-        {"version": None},
-        {"output_version": "2-9"},
-        {"output_version": None},
-        {"source": "c.jpg"},
-        {"output": "c.png"},
+        *({"version": "1-9"}, {"version": None}, {"output_version": "2-9"}, {"output_version": None}),
+        *({"source": "c.jpg"}, {"output": "c.png"}),
     ],
 )
 def test_what_changed_is_not(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -90,13 +83,6 @@ def test_a_run_of_other_settings_makes_all_that_lies_there_unknown(tmp_path: Pat
     assert known(tmp_path, B, other) is None
 
 
-def test_a_run_of_the_same_settings_keeps_the_others(tmp_path: Path) -> None:
-    entered(tmp_path, A)
-    entered(tmp_path, B)
-    assert known(tmp_path, A) == A
-    assert known(tmp_path, B) == B
-
-
 def test_a_run_forgets_what_it_makes_anew(tmp_path: Path) -> None:
     """Should it be killed, what lies there would pass for its results."""
     entered(tmp_path, A, B)
@@ -118,18 +104,8 @@ def test_two_runs_at_once_do_not_take_each_others_results(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "content",
     [
-        None,
-        b"",
-        b"{",
-        b"\xff\xfe",
-        b"[]",
-        b"3",
-        b"null",
-        b"{}",
-        b"[" * 100_000,
-        b'{"settings": []}',
-        b'{"settings": null}',
-        b'{"settings": 3}',
+        *(None, b"", b"{", b"\xff\xfe", b"[]", b"3", b"null", b"{}", b"[" * 100_000),
+        *(b'{"settings": []}', b'{"settings": null}', b'{"settings": 3}'),
         b'{"run": "x", "entry": {"source": "a"}}',
         b'{"run": "x", "entry": 3}',
     ],

@@ -214,19 +214,9 @@ def test_without_both_previews_there_is_no_slider(
 
 def test_known_facts_are_shown_and_others_are_not(tmp_path: Path) -> None:
     sampler = {"solver": "ddim", "spacing": "ddim250", "start": 100, "eta": 0.5, "matched": False}
-    page = parsed(
-        tmp_path,
-        system="difface",
-        sampler=sampler,
-        backend="cuda",
-        precision="fp16",
-        seed=0,
-        bundle_hash="0123456789abcdef",
-        seconds=3725.0,
-        started="2025-05-04T12:30:11+00:00",
-        versions={"python": "3"},
-        detector="unknown",
-    )
+    networks = {"system": "difface", "sampler": sampler, "backend": "cuda", "precision": "fp16", "seed": 0}
+    run = {"bundle_hash": "0123456789abcdef", "seconds": 3725.0, "started": "2025-05-04T12:30:11+00:00"}
+    page = parsed(tmp_path, **networks, **run, versions={"python": "3"}, detector="unknown")
     assert [text.strip() for text in page.texts("li")] == [
         *("difface", "ddim", "spacing ddim250", "start 100", "eta 0.5", "cuda", "fp16", "seed 0"),
         *("bundle 0123456789ab", "1 h 2 min", "2025-05-04 12:30 UTC"),

@@ -24,19 +24,10 @@ from bfr.runtime.jobs.report import (
 )
 
 SETTINGS: dict[str, Any] = {"system": "mini", "seed": 1, "sampler": {"start": 4, "eta": 0.5}, "photo": {"upscale": 1}}
-DONE = Entry(
-    "a.jpg",
-    "restored",
-    "a.jpg",
-    width=3,
-    height=2,
-    faces=2,
-    seconds={"read": 0.1},
-    precision="fp32",
-    notes=("the first of its 2 pages is used",),
-    source_version="10-20",
-    output_version="30-40",
-)
+MADE: dict[str, Any] = {"width": 3, "height": 2, "faces": 2, "precision": "fp32", "seconds": {"read": 0.1}}
+VERSIONS = {"source_version": "10-20", "output_version": "30-40"}
+NOTE = "the first of its 2 pages is used"
+DONE = Entry("a.jpg", "restored", "a.jpg", **MADE, **VERSIONS, notes=(NOTE,))
 FAILED = Entry("b.jpg", "failed", error="damaged")
 FACTS = {"backend": "numpy", "seconds": 2.5}
 
@@ -51,19 +42,8 @@ def test_it_holds_settings_facts_counts_and_entries(tmp_path: Path) -> None:
     assert content["settings"] == SETTINGS
     assert (content["backend"], content["seconds"]) == ("numpy", 2.5)
     assert {name: count for name, count in content["counts"].items() if count} == {"restored": 1, "failed": 1}
-    assert {name: value for name, value in content["images"][0].items() if value is not None} == {
-        "source": "a.jpg",
-        "status": "restored",
-        "output": "a.jpg",
-        "width": 3,
-        "height": 2,
-        "faces": 2,
-        "seconds": {"read": 0.1},
-        "precision": "fp32",
-        "notes": ["the first of its 2 pages is used"],
-        "source_version": "10-20",
-        "output_version": "30-40",
-    }
+    done = {"source": "a.jpg", "status": "restored", "output": "a.jpg", **MADE, **VERSIONS, "notes": [NOTE]}
+    assert {name: value for name, value in content["images"][0].items() if value is not None} == done
     assert [image["status"] for image in content["images"]] == ["restored", "failed"]
 
 
@@ -75,23 +55,10 @@ def test_entries_come_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"status": "sold"},
-        {"source": 3},
-        {"output": ["a.png"]},
-        {"seconds": {"read": "long"}},
-        {"seconds": None},
-        {"faces": "two"},
-        {"faces": '<meta http-equiv="refresh">'},
-        {"faces": -1},
-        {"warped": -1},
-        {"width": True},
-        {"height": 1.5},
-        {"seconds": {"read": float("nan")}},
-        {"seconds": {"read": -1}},
-        {"output": "//example.org/a.png"},
-        {"output": "../a.png"},
-        {"notes": None},
-        {"pages": 3},
+        *({"status": "sold"}, {"source": 3}, {"width": True}, {"height": 1.5}, {"notes": None}, {"pages": 3}),
+        *({"output": ["a.png"]}, {"output": "//example.org/a.png"}, {"output": "../a.png"}),
+        *({"seconds": value} for value in (None, {"read": "long"}, {"read": float("nan")}, {"read": -1})),
+        *({"faces": "two"}, {"faces": '<meta http-equiv="refresh">'}, {"faces": -1}, {"warped": -1}),
     ],
 )
 def test_what_is_no_entry(tmp_path: Path, change: dict[str, Any]) -> None:
