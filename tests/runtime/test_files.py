@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -100,17 +100,13 @@ def test_disk_full_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (tmp_path / "a").read_text() == "old"
 
 
-def test_file_where_the_folder_should_be(tmp_path: Path) -> None:
+def test_a_file_or_folder_in_the_way_is_said(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(WriteFailed, match=r"in the way|folder is needed"):
-        files.write_bytes(tmp_path / "out" / "a", b"data")
-
-
-def test_folder_under_the_final_name(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    with pytest.raises(WriteFailed, match="folder"):
-        files.write_bytes(tmp_path / "a", b"data")
-    assert names(tmp_path) == ["a"]
+    for name, said in (("out/a", r"in the way|folder is needed"), ("a", "folder")):
+        with pytest.raises(WriteFailed, match=said):
+            files.write_bytes(tmp_path / name, b"data")
+    assert names(tmp_path) == ["a", "out"]
 
 
 def test_errors_of_others_pass_unchanged(tmp_path: Path) -> None:
@@ -249,11 +245,8 @@ def test_only_leftovers_of_the_dead_are_cleaned(tmp_path: Path) -> None:
 
 def test_many_threads_write_one_name(tmp_path: Path) -> None:
     contents = [bytes([i]) * 100_000 for i in range(8)]
-    threads = [threading.Thread(target=files.write_bytes, args=(tmp_path / "a", data)) for data in contents]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda data: files.write_bytes(tmp_path / "a", data), contents))
     assert (tmp_path / "a").read_bytes() in contents
     assert names(tmp_path) == ["a"]
 

@@ -10,16 +10,8 @@ from bfr.runtime.cluster.bulk.table import FAILURES, RESULTS, NodeEntry, read_en
 from bfr.runtime.jobs.store import Store
 
 NAMES = [
-    "=cmd|' /C calc'!A0.jpg",
-    "+1.png",
-    "-1.png",
-    "@SUM(A1).jpg",
-    "'quoted.jpg",
-    "\t=1.png",
-    "a=b.jpg",
-    "'=1.jpg",
-    "a\rb.jpg",
-    "a\nb.jpg",
+    *("=cmd|' /C calc'!A0.jpg", "+1.png", "-1.png", "@SUM(A1).jpg", "\t=1.png"),
+    *("'quoted.jpg", "a=b.jpg", "'=1.jpg", "a\rb.jpg", "a\nb.jpg"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,28 +60,13 @@ def manifest(
     graph = helper.make_graph(nodes, "enlarge", *ends, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     (folder / "enlarge.onnx").write_bytes(model.SerializeToString())
-    network = Network(
-        kind="estimator",
-        architecture="test",
-        parameters={},
-        parameter_count=0,
-        inputs=inputs,
-        outputs=outputs,
-        source=Source(file="none", sha256="0" * 64),
-        variants={"fp32": Variant(graph=describe_file(folder, folder / "enlarge.onnx"), opset=20)},
-    )
-    fields: dict[str, Any] = {
-        "format": 1,
-        "system": "doubler",
-        "title": "twice as large",
-        "image_size": TILE,
-        "schedule": NoiseSchedule(),
-        "stages": (Estimate(network="enlarge"),),
-        "presets": {},
-        "networks": {"enlarge": network},
-        "licence": Licence(name="none", url="", notice=""),
-        "made_with": {},
-    }
+    variant = Variant(graph=describe_file(folder, folder / "enlarge.onnx"), opset=20)
+    kind: dict[str, Any] = {"kind": "estimator", "architecture": "test", "parameters": {}, "parameter_count": 0}
+    source = Source(file="none", sha256="0" * 64)
+    network = Network(**kind, inputs=inputs, outputs=outputs, source=source, variants={"fp32": variant})
+    fields: dict[str, Any] = {"format": 1, "system": "doubler", "title": "twice as large", "image_size": TILE}
+    fields |= {"stages": (Estimate(network="enlarge"),), "networks": {"enlarge": network}, "presets": {}}
+    fields |= {"schedule": NoiseSchedule(), "licence": Licence(name="none", url="", notice=""), "made_with": {}}
     write_manifest(folder, Manifest(**{**fields, **changes}))
 
 
@@ -280,15 +266,12 @@ class TestTiles:
         assert result.shape == (upscale, upscale, 3)
         assert (result == (200, 30, 5)).all()
 
-    def test_results_out_of_range_are_clipped(self, opened: Callable[..., NetworkBackground]) -> None:
-        pixels = picture((20, 20))
-        assert (opened(lambda x: repeated(x + 2)).enlarge(pixels, 2) == 255).all()
-        assert (opened(lambda x: repeated(x - 2)).enlarge(pixels, 2) == 0).all()
-
-    def test_what_is_nearest_to_a_level_becomes_it(self, opened: Callable[..., NetworkBackground]) -> None:
+    @pytest.mark.parametrize(("more", "level"), [(2, 255), (-2, 0), (0.6 / 255, 101), (0.4 / 255, 100)])
+    def test_levels_are_clipped_and_rounded(
+        self, opened: Callable[..., NetworkBackground], more: float, level: int
+    ) -> None:
         pixels = np.full((20, 20, 3), 100, np.uint8)
-        assert (opened(lambda x: repeated(x + 0.6 / 255)).enlarge(pixels, 2) == 101).all()
-        assert (opened(lambda x: repeated(x + 0.4 / 255)).enlarge(pixels, 2) == 100).all()
+        assert (opened(lambda x: repeated(x + more)).enlarge(pixels, 2) == level).all()
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     def test_a_result_that_is_not_finite(self, opened: Callable[..., NetworkBackground], value: float) -> None:
@@ -320,18 +303,10 @@ class TestTiles:
 
         background = opened(slow)
         pictures = [picture((40, 40)) for _ in range(2)]
-        results: dict[int, Array] = {}
-
-        def work(i: int) -> None:
-            results[i] = background.enlarge(pictures[i], 2)
-
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for i, pixels in enumerate(pictures):
-            assert np.array_equal(results[i], np.repeat(np.repeat(pixels, 2, 0), 2, 1))
+        with ThreadPoolExecutor(2) as pool:
+            results = list(pool.map(lambda pixels: background.enlarge(pixels, 2), pictures))
+        for result, pixels in zip(results, pictures, strict=True):
+            assert np.array_equal(result, np.repeat(np.repeat(pixels, 2, 0), 2, 1))
 
 
 class TestBundle:

@@ -67,16 +67,9 @@ def test_each_image_is_restored_as_with_its_own_start(tiny_bundle: Bundle, fakes
     """In one batch, with noise in every step, against a chain of one image with a constant start."""
     networks, degraded = toy(fakes), faces()
     truncate = truncation(PRESET, table_of(tiny_bundle))
-    options: dict[str, Any] = {"size": SIZE}
-    together = fakes.chain(
-        fakes.Device(),
-        networks["estimator"],
-        networks["denoiser"],
-        sampler_table(tiny_bundle, PRESET),
-        batch=3,
-        truncate=truncate,
-        **options,
-    )
+    pair = networks["estimator"], networks["denoiser"]
+    table = sampler_table(tiny_bundle, PRESET)
+    together = fakes.chain(fakes.Device(), *pair, table, batch=3, size=SIZE, truncate=truncate)
     done: list[int] = []
     on_step = None if recorded else lambda k, _: done.append(k)
     for _ in range(2):
@@ -87,14 +80,7 @@ def test_each_image_is_restored_as_with_its_own_start(tiny_bundle: Bundle, fakes
     assert len({*chosen.tolist()}) == 3
     for i, start in enumerate(chosen):
         constant = PRESET.model_copy(update={"start": float(start), "adapt": None})
-        alone = fakes.chain(
-            fakes.Device(),
-            networks["estimator"],
-            networks["denoiser"],
-            sampler_table(tiny_bundle, constant),
-            batch=1,
-            **options,
-        )
+        alone = fakes.chain(fakes.Device(), *pair, sampler_table(tiny_bundle, constant), batch=1, size=SIZE)
         expected = alone.run(degraded[i : i + 1], seed=5, images=(i + 1,)).image
         assert np.allclose(found.image[i], expected[0], atol=1e-6)
 
