@@ -7,14 +7,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from bfr.export.onnx.wrap_load import branches, every_node, model_opset, read_by
+from bfr.export.onnx.wrap_load import branches, every_node, model_opset, read_by, stored_tensors
 from bfr.export.onnx.wrap_read import REFERENCE, ImageTensor, Interface, axes_of, filled, open_sizes
 from bfr.runtime.errors import InvalidOption
 from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, WEIGHT
 
 OURS = "bfr/"  # what the names of our own tensors begin with
 MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")  # of every type, the first input's
-KEEP_CLIPPED = (*MOVES, "Round", "Floor", "Cast", "Mul", "Div", "Add", "Sub")  # if the other input is a constant
+KEEP_BOUNDS = (*MOVES, "Round", "Floor", "Cast")
+SCALES = {"Mul": np.multiply, "Div": np.divide, "Add": np.add, "Sub": np.subtract}
 Shape = Sequence[int | None]
 
 
@@ -126,25 +127,40 @@ def _widen_bytes(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         for name in {*read_by(node)}:
             readers.setdefault(name, []).append(node)
-    constants = {value.name for value in graph.initializer}
-    constants |= {name for name, node in makers.items() if node.op_type == "Constant"}
+    constants = stored_tensors(graph)
 
     def only_moved(name: str) -> bool:
-        return all(
-            reader.op_type == "Cast"
-            or (reader.op_type in MOVES and [*read_by(reader)].index(name) == 0 and only_moved(reader.output[0]))
-            for reader in readers.get(name, ())
-        )
+        names = [name]
+        for one in names:  # which grow
+            for reader in readers.get(one, ()):
+                if reader.op_type in MOVES and [*read_by(reader)].index(one) == 0:
+                    names.append(reader.output[0])
+                elif reader.op_type != "Cast":
+                    return False
+        return True
 
-    def clipped(name: str) -> bool:
-        while (node := makers.get(name)) and node.op_type in KEEP_CLIPPED and constants.issuperset(node.input[1:]):
+    def bounds(name: str) -> list[np.floating[Any]]:
+        """The least and the greatest value of a clipped tensor, scaled by constants since; none if they are unknown."""
+        scales = []
+        while (node := makers.get(name)) and node.op_type != "Clip":
+            given = [numpy_helper.to_array(constants[one]) for one in node.input[1:] if one in constants]
+            if node.op_type in SCALES and given:
+                scales.append((SCALES[node.op_type], given[0]))
+            elif node.op_type not in KEEP_BOUNDS:
+                return []
             name = node.input[0]
-        return node is not None and node.op_type == "Clip"
+        ends = [one.f for one in node.attribute if one.name in ("min", "max")] if node else []
+        ends += [numpy_helper.to_array(constants[one]) for one in node.input[1:] if one in constants] if node else []
+        for scale, constant in reversed(scales):
+            ends = [end for one in ends for end in (np.min(scale(one, constant)), np.max(scale(one, constant)))]
+            ends = [min(ends), max(ends)] if ends else []
+        return ends if len(ends) == 2 else []
 
     for node in graph.node:
         for attribute in node.attribute if node.op_type == "Cast" else ():
             is_byte = attribute.name == "to" and attribute.i == TensorProto.UINT8
-            if is_byte and only_moved(node.output[0]) and clipped(node.input[0]):
+            ends = bounds(node.input[0]) if is_byte and only_moved(node.output[0]) else []
+            if ends and min(ends) > -1 and max(ends) < 256:  # the cast cuts off
                 attribute.i = TensorProto.INT32
 
 

@@ -124,7 +124,7 @@ def _settle(model: onnx.ModelProto, file: Path) -> None:
 def _is_default(tensor: TensorProto) -> bool:
     """Whether a stored tensor can be the default of a fidelity weight, if an input has its name."""
     number = tensor.data_type in FLOATS and prod(tensor.dims) == 1 and tensor.data_location != TensorProto.EXTERNAL
-    return number and tensor.name in WEIGHT_NAMES
+    return number and tensor.name in WEIGHT_NAMES and bool(np.isfinite(to_array(tensor)).all())
 
 
 def system_name(name: str | None, file: Path) -> str:
