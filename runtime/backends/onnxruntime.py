@@ -213,7 +213,7 @@ def _refuse_host_work(session: ort.InferenceSession, name: str) -> None:
     if left:
         raise BackendUnavailable(
             f"{name} does not run on the GPU as a whole: the CUDA provider of ONNX Runtime {ort.__version__} has no "
-            f"kernel for {', '.join(left)}. Export it with `--opset 20`, or choose another --backend"
+            f"kernel for {', '.join(left)}. Export it with opset 20 or without them, or choose another --backend"
         )
 
 
