@@ -36,10 +36,8 @@ def test_table_of_formats(tmp_path: Path, row: Any) -> None:
     assert np.abs(image.pixels.astype(int) - colour).max() <= tolerance
     assert image.grey is grey
     assert header_size(tmp_path / "a.any") == (width, height)
-    if alpha is None:
-        assert image.alpha is None
-    else:
-        assert image.alpha is not None
+    assert (image.alpha is None) == (alpha is None)
+    if image.alpha is not None:
         assert image.alpha.shape == (height, width)
         assert (image.alpha == alpha).all()
 
@@ -96,16 +94,8 @@ def test_two_decoders_must_agree(files: Any, monkeypatch: pytest.MonkeyPatch) ->
 # The EXIF standard's words, "row 0 is the visual ..., column 0 is the visual ...", as positions of stored[row, column].
 
 
-STANDARD = {
-    1: ("top", "left"),
-    2: ("top", "right"),
-    3: ("bottom", "right"),
-    4: ("bottom", "left"),
-    5: ("left", "top"),
-    6: ("right", "top"),
-    7: ("right", "bottom"),
-    8: ("left", "bottom"),
-}
+STANDARD = {1: ("top", "left"), 2: ("top", "right"), 3: ("bottom", "right"), 4: ("bottom", "left")}
+STANDARD |= {5: ("left", "top"), 6: ("right", "top"), 7: ("right", "bottom"), 8: ("left", "bottom")}
 
 
 def upright(stored: Array, orientation: int) -> Array:
@@ -219,17 +209,15 @@ def test_srgb_profile_changes_nothing(files: Any) -> None:
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_broken_profile_is_taken_as_srgb_and_said(files: Any, whole: bool) -> None:
+def test_a_broken_profile_is_taken_as_srgb_noted_and_logged(
+    files: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, whole: bool
+) -> None:
     profile = b"nonsense" if whole else files.swapped_profile()[:200]
-    image = decode_image(files.saved(files.flat("RGB", RED), "PNG", icc_profile=profile))
-    assert (image.pixels == RED).all()
-    assert "its colour profile is broken" in image.notes[0]
-
-
-def test_reading_a_file_logs_its_notes(files: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "x.png").write_bytes(files.saved(files.flat("RGB", RED), "PNG", icc_profile=b"nonsense"))
+    (tmp_path / "x.png").write_bytes(files.saved(files.flat("RGB", RED), "PNG", icc_profile=profile))
     with caplog.at_level(logging.WARNING):
         image = read_image(tmp_path / "x.png")
+    assert (image.pixels == RED).all()
+    assert "its colour profile is broken" in image.notes[0]
     assert f"x.png: {image.notes[0]}" in caplog.text
 
 
@@ -255,11 +243,8 @@ def test_opencv_sees_nothing_but_pixels(files: Any, monkeypatch: pytest.MonkeyPa
         return imdecode(data, flags)
 
     monkeypatch.setattr(cv2, "imdecode", spy)
-    decode_image(
-        files.png(
-            files.deep, 6, files.chunk(b"gAMA", bytes(4)), files.chunk(b"eXIf", files.exif(6).removeprefix(b"Exif\0\0"))
-        )
-    )
+    exif = files.chunk(b"eXIf", files.exif(6).removeprefix(b"Exif\0\0"))
+    decode_image(files.png(files.deep, 6, files.chunk(b"gAMA", bytes(4)), exif))
     assert seen == [files.png(files.deep, 6)]
 
 
