@@ -409,7 +409,9 @@ def unusual(model: onnx.ModelProto) -> None:
         *(open_shape(3, SIZE, SIZE), sequence, function, default, node_of_bytes, named),
     ],
 )
-def test_what_a_file_leaves_open_is_found_out(tmp_path: Path, change: Callable[[onnx.ModelProto], None]) -> None:
+def test_shapes_and_types_that_a_file_leaves_open_are_found_by_running_it(
+    tmp_path: Path, change: Callable[[onnx.ModelProto], None]
+) -> None:
     path = changed(tmp_path / "m.onnx", change)
     bundle = wrap(path, tmp_path / "b", PLAIN.model_copy(update={"size": SIZE}), threads=1)
     check_darkened(restored(bundle))

@@ -189,14 +189,14 @@ def test_what_is_refused_or_fails_is_not_tried_again(connect: Any, server: FakeS
         assert (refused.value.status, refused.value.exit_code) == (status, 2)
 
 
-def test_attempts_are_counted(connect: Any, server: FakeServer) -> None:
+def test_no_more_attempts_are_made_than_retries_allow(connect: Any, server: FakeServer) -> None:
     server.faults = [Fault(503, "64 wait", "0")] * 9
     with pytest.raises(ServerUnavailable, match="64 wait"):
         connect(retries=2).restore(png())
     assert len(server.posts()) == 3
 
 
-def test_time_is_bounded(connect: Any, server: FakeServer) -> None:
+def test_the_timeout_bounds_pauses_and_answers(connect: Any, server: FakeServer) -> None:
     client = connect(timeout=0.6)
     server.faults = [Fault(503, "64 wait", "20")]
     with pytest.raises(ServerUnavailable):
@@ -207,7 +207,7 @@ def test_time_is_bounded(connect: Any, server: FakeServer) -> None:
         client.restore(png())
 
 
-def test_nobody_listens(connect: Any) -> None:
+def test_an_address_where_nobody_listens_is_said(connect: Any) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -224,7 +224,7 @@ def test_a_server_of_another_kind(connect: Any, server: FakeServer, answer: Any)
         connect().info()
 
 
-def test_the_api_key(connect: Any, server: FakeServer) -> None:
+def test_the_api_key_is_sent_and_a_missing_one_is_named(connect: Any, server: FakeServer) -> None:
     server.key = KEY
     with pytest.raises(RequestRefused, match="--api-key-file"):
         connect().restore(png())
@@ -265,13 +265,13 @@ def test_certificates_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_p
         Client("https://example.org")
 
 
-def test_none_is_the_servers_default(connect: Any, server: FakeServer) -> None:
+def test_an_option_that_is_none_is_not_sent(connect: Any, server: FakeServer) -> None:
     connect().restore(png(), preset=None, seed=3, format=None)
     (sent,) = server.posts("/restore")
     assert (sent.query, sent.headers["accept"]) == ({"seed": "3"}, "*/*")
 
 
-def test_an_event_loop_after_the_other(server: FakeServer) -> None:
+def test_an_async_client_outlives_its_event_loop(server: FakeServer) -> None:
     client = AsyncClient(server.url)
     for _ in range(2):
         assert asyncio.run(client.info())["presets"]
@@ -290,18 +290,18 @@ def test_a_forked_process_is_told_to_make_its_own(server: FakeServer) -> None:
 
 
 @pytest.mark.parametrize("options", [{"timeout": 0}, {"timeout": float("nan")}, {"retries": -1}])
-def test_limits(options: dict[str, Any]) -> None:
+def test_a_timeout_and_retries_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidOption):
         Client("http://localhost", **options)
 
 
-def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_httpx2_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "httpx2", None)
     with pytest.raises(MissingDependency, match="client"):
         Client("http://localhost")
 
 
-def test_ready(connect: Any, server: FakeServer) -> None:
+def test_ready_says_whether_the_server_is(connect: Any, server: FakeServer) -> None:
     client = connect()
     assert client.ready()
     server.ready = False
@@ -356,7 +356,7 @@ def test_a_job_that_failed_is_told(connect: Any, tmp_path: Path) -> None:
     assert (job.state, job.error) == ("failed", "the video is damaged: copy it again")
 
 
-def test_waiting_ends(connect: Any, server: FakeServer, tmp_path: Path) -> None:
+def test_waiting_for_a_job_ends_at_its_timeout(connect: Any, server: FakeServer, tmp_path: Path) -> None:
     client = connect()
     name = client.submit(film(tmp_path)).id
     with pytest.raises(ServerUnavailable, match="running"):

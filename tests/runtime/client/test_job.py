@@ -61,7 +61,7 @@ def tree(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_folder(server: FakeServer, album: Path, tmp_path: Path) -> None:
+def test_a_folder_is_restored_by_the_server(server: FakeServer, album: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     report = run(server, album, out, seed=9)
     assert statuses(report) == dict.fromkeys(["a.jpg", "a.png", "b.bmp", "c.webp"], "restored")
@@ -82,7 +82,7 @@ def test_a_folder(server: FakeServer, album: Path, tmp_path: Path) -> None:
         assert sent.query == {**asked, "keep_colour": "false", "restore_sharp": "false"}
 
 
-def test_a_few_at_once(server: FakeServer, album: Path, tmp_path: Path) -> None:
+def test_a_few_files_are_sent_at_once(server: FakeServer, album: Path, tmp_path: Path) -> None:
     server.delay = 0.3
     run(server, album, tmp_path / "out")
     assert 2 <= server.most_at_once <= remote_job.REQUESTS
@@ -122,7 +122,7 @@ def test_a_server_that_goes_away_and_comes_back(server: FakeServer, album: Path,
     assert run(server, album, out, resume=True).count("restored") == 4
 
 
-def test_resume(server: FakeServer, album: Path, tmp_path: Path) -> None:
+def test_only_what_is_missing_or_changed_is_sent_again(server: FakeServer, album: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(server, album, out)
     (out / "b.png").unlink()
@@ -135,7 +135,7 @@ def test_resume(server: FakeServer, album: Path, tmp_path: Path) -> None:
             run(server, album, out, resume=True, **options)
 
 
-def test_pictures_to_look_at(server: FakeServer, album: Path, tmp_path: Path) -> None:
+def test_comparisons_and_the_page_are_made_on_this_machine(server: FakeServer, album: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     deep = np.random.default_rng(0).integers(0, 65_536, (24, 32), np.uint16)
     Pillow.fromarray(deep).save(album / "deep.png")
@@ -184,7 +184,7 @@ def test_a_video_whose_preset_is_not_offered_any_more_is_given_up(
     assert len(server.deleted) == 1
 
 
-def test_a_server_without_jobs(server: FakeServer, album: Path, tmp_path: Path) -> None:
+def test_a_server_without_jobs_fails_videos_alone(server: FakeServer, album: Path, tmp_path: Path) -> None:
     server.jobs = False
     (album / "film.mp4").write_bytes(b"moving")
     report = run(server, album, tmp_path / "out")
@@ -210,7 +210,9 @@ def test_what_a_server_does_not_take_is_refused(
     assert not server.posts()
 
 
-def test_the_command(server: FakeServer, album: Path, tmp_path: Path, call: Called, monkeypatch: Any) -> None:
+def test_the_command_sends_its_options_and_resumes(
+    server: FakeServer, album: Path, tmp_path: Path, call: Called, monkeypatch: Any
+) -> None:
     server.key, out, key_file = KEY, tmp_path / "out", tmp_path / "key"
     key_file.write_text(f"\n{KEY}\n")
     arguments = (
@@ -257,7 +259,9 @@ def test_options_of_this_machine_are_refused(
 
 
 @pytest.mark.parametrize("content", [None, "\n"])
-def test_key_files(server: FakeServer, album: Path, tmp_path: Path, call: Called, content: str | None) -> None:
+def test_a_key_file_without_a_key_is_refused(
+    server: FakeServer, album: Path, tmp_path: Path, call: Called, content: str | None
+) -> None:
     file = tmp_path / "key"
     if content is not None:
         file.write_text(content)
@@ -265,7 +269,7 @@ def test_key_files(server: FakeServer, album: Path, tmp_path: Path, call: Called
     assert "API key" in call.refused(*arguments)
 
 
-def test_nobody_listens(album: Path, tmp_path: Path, call: Called, monkeypatch: Any) -> None:
+def test_an_address_where_nobody_listens_is_said(album: Path, tmp_path: Path, call: Called, monkeypatch: Any) -> None:
     monkeypatch.setattr("bfr.runtime.client.calls.uniform", lambda *_: 0.0)
     done = call("restore", album, "-o", tmp_path / "out", "--server", "http://127.0.0.1:9")
     assert (done.status, "check the address" in done.stderr) == (1, True)

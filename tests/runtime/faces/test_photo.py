@@ -124,7 +124,7 @@ class TestRestoring:
         assert np.abs(result[47:57, 65:75] - LEVELS).max() <= 2
 
     @pytest.mark.parametrize("upscale", [2, 4])
-    def test_enlarged(self, painter: Restorer, upscale: int) -> None:
+    def test_faces_are_pasted_into_the_enlarged_photograph(self, painter: Restorer, upscale: int) -> None:
         photograph = picture((60, 70))
         face = known_face(35, 30, 1.3)
         photo = PhotoRestorer(painter, PhotoOptions(upscale=upscale, blend=1), detector=Known(face))
@@ -156,11 +156,11 @@ class TestRestoring:
         assert not changed[~around(face, photograph.shape, 1.5)].any()
 
     @pytest.mark.parametrize("shape", [(1, 1), (1, 60), (60, 1)])
-    def test_thin_photographs(self, painter: Restorer, shape: tuple[int, int]) -> None:
+    def test_photographs_of_one_pixels_width_keep_their_shape(self, painter: Restorer, shape: tuple[int, int]) -> None:
         photo = PhotoRestorer(painter, PhotoOptions(upscale=2), detector=Known(known_face(0, 0)))
         assert photo.restore(picture(shape)).pixels.shape == (2 * shape[0], 2 * shape[1], 3)
 
-    def test_16_bits(self, painter: Restorer) -> None:
+    def test_16_bits_stay_16_bits(self, painter: Restorer) -> None:
         photograph = picture(dtype=np.uint16)
         detector = Known(known_face(69.5, 49.5))
         result = PhotoRestorer(painter, detector=detector).restore(photograph)
@@ -309,7 +309,7 @@ class TestChoice:
         assert (result.faces, len(result.sharp)) == ((), 1)
         assert np.array_equal(result.pixels, Lanczos().enlarge(photograph, 2))
 
-    def test_blend(self, painter: Restorer) -> None:
+    def test_blend_is_the_share_of_the_restored_face(self, painter: Restorer) -> None:
         photograph = np.full((100, 140, 3), 20, np.uint8)
         photograph[0] = 20, 30, 40  # or no colour would come in
         levels = {}
@@ -343,7 +343,7 @@ class TestFailures:
         for face in (good, other):
             assert np.abs(result.pixels[around(face, photograph.shape, 0.6)].mean(0) - LEVELS).max() < 8
 
-    def test_all_fail(self, painter: Restorer) -> None:
+    def test_where_all_faces_fail_the_photograph_is_kept(self, painter: Restorer) -> None:
         photograph = np.full((100, 140, 3), 255, np.uint8)
         photo = PhotoRestorer(painter, PhotoOptions(upscale=2), detector=Known(known_face(60, 50)))
         result = photo.restore(photograph)
@@ -392,7 +392,7 @@ class TestNoise:
         for batch in (2, 3, 8):
             assert np.array_equal(self.restored(fakes, photograph, batch, 12345), alone)
 
-    def test_the_seed_decides(self, fakes: Any) -> None:
+    def test_another_seed_gives_another_result(self, fakes: Any) -> None:
         photograph = picture()
         one, other = (self.restored(fakes, photograph, 8, seed) for seed in (1, 2))
         assert not np.array_equal(one, other)

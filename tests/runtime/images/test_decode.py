@@ -26,7 +26,7 @@ RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 CORNERS = np.array([[RED, GREEN, GREEN], [BLUE, BLUE, (255, 255, 255)]], np.uint8)
 
 
-def test_table_of_formats(tmp_path: Path, row: Any) -> None:
+def test_each_format_is_read_as_the_table_says(tmp_path: Path, row: Any) -> None:
     name, data, colour, alpha, grey = row
     (tmp_path / "a.any").write_bytes(data)
     image = read_image(tmp_path / "a.any")

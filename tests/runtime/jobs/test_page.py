@@ -174,7 +174,7 @@ def test_a_run_without_failures_or_images(tmp_path: Path) -> None:
     assert list(zip(empty.texts("dt"), empty.texts("dd"), strict=True)) == [("files", "0")]
 
 
-def test_a_card(tmp_path: Path) -> None:
+def test_a_card_shows_pictures_faces_and_seconds(tmp_path: Path) -> None:
     page = parsed(tmp_path, row("a", error="1 of 3 faces failed: NaN"))
     ((slider, _),) = page.all("input", type="range")
     assert slider["aria-label"].startswith("a: ")
@@ -232,7 +232,7 @@ def test_facts_of_any_type(tmp_path: Path, odd: object) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.004, "0.00 s"), (9.996, "10.0 s"), (59.96, "1 min 0 s"), (3599.7, "1 h 0 min")]
 )
-def test_durations(tmp_path: Path, seconds: float, text: str) -> None:
+def test_a_duration_is_rounded_in_the_unit_that_is_shown(tmp_path: Path, seconds: float, text: str) -> None:
     assert parsed(tmp_path, row("a", seconds={"read": seconds})).texts("summary") == [text]
 
 

@@ -47,7 +47,7 @@ def test_it_holds_settings_facts_counts_and_entries(tmp_path: Path) -> None:
     assert [image["status"] for image in content["images"]] == ["restored", "failed"]
 
 
-def test_entries_come_back(tmp_path: Path) -> None:
+def test_entries_are_read_as_they_were_written(tmp_path: Path) -> None:
     content = json.loads(written(tmp_path).read_text())
     assert [entry_of(image) for image in content["images"]] == [DONE, FAILED]
 
@@ -61,7 +61,7 @@ def test_entries_come_back(tmp_path: Path) -> None:
         *({"faces": "two"}, {"faces": '<meta http-equiv="refresh">'}, {"faces": -1}, {"warped": -1}),
     ],
 )
-def test_what_is_no_entry(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_an_entry_with_a_wrong_field_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     (good, _) = json.loads(written(tmp_path).read_text())["images"]
     with pytest.raises((KeyError, TypeError, ValueError)):
         entry_of({**good, **change})

@@ -285,7 +285,7 @@ def test_an_image_that_the_detector_refuses_is_a_failed_one(
     assert [(entry.status, entry.error) for entry in report.entries] == [("failed", "too thin"), ("no face", None)]
 
 
-def test_a_limit_of_pixels(photo: Maker, tmp_path: Path) -> None:
+def test_an_image_over_the_limit_of_pixels_fails_alone(photo: Maker, tmp_path: Path) -> None:
     for name, size in (("a.png", (100, 101)), ("b.png", (100, 100))):
         save(tmp_path / "in" / name, picture(size=size))
     report = run(photo(), tmp_path / "in", tmp_path / "out", max_pixels=10_000)
@@ -581,7 +581,7 @@ class TestResume:
         (out / LEDGER).unlink()
         assert run(photo(), folder, out, resume=True).count("skipped") == 0
 
-    def test_another_source_of_the_same_result(self, photo: Maker, tmp_path: Path, fakes: Any) -> None:
+    def test_a_result_of_another_source_is_not_skipped(self, photo: Maker, tmp_path: Path, fakes: Any) -> None:
         for folder in ("one", "two"):
             source = save(tmp_path / folder / "a.png", picture((20, 20, fakes.face)))
             report = run(photo(), source, tmp_path / "out", resume=True)

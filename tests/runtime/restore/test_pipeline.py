@@ -293,7 +293,7 @@ def test_an_exception_anywhere_ends_the_run_and_every_thread(place: str) -> None
         assert results == list(range(6))
 
 
-def test_whoever_leaves_early_leaves_no_thread() -> None:
+def test_a_caller_that_stops_early_leaves_no_thread() -> None:
     begun, ended = [], []
 
     def finish(number: int, results: list[Restored]) -> int:

@@ -249,7 +249,7 @@ def test_warm_up_gives_seconds(tiny_bundle: Bundle) -> None:
         assert restorer.warm_up() > 0
 
 
-def test_buckets() -> None:
+def test_the_smallest_bucket_that_holds_a_batch_is_chosen() -> None:
     assert [choose_bucket(n, (1, 2, 4, 8)) for n in (1, 3, 5, 8, 9)] == [1, 4, 8, 8, 9]
     assert choose_bucket(7, None) == 7
 

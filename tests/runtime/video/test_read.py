@@ -145,7 +145,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clip(path, sound="aac", options={"movflags": "faststart"}, metadata={"title": "Two faces"})
 
 
-def test_suffixes() -> None:
+def test_a_video_is_written_in_its_own_container_or_in_mp4() -> None:
     assert [output_suffix(suffix) for suffix in SUFFIXES] == [".mp4", ".mov", ".mkv", ".webm", *[".mp4"] * 10]
     assert output_suffix(".MKV") == ".mkv"
     with pytest.raises(InvalidOption, match=r"\.gif.*\.mp4"):
@@ -812,7 +812,7 @@ def test_ten_bits_stay_ten_bits(tmp_path: Path, caplog: pytest.LogCaptureFixture
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_very_short_videos(tmp_path: Path, codec: str, count: int) -> None:
+def test_videos_of_one_to_three_frames_are_written_whole(tmp_path: Path, codec: str, count: int) -> None:
     path = write(tmp_path / "a.mkv", *map(picture, range(count)), codec=codec)
     assert [float(time) for time in times(path)] == pytest.approx([0.0, 0.04, 0.08][:count])
 

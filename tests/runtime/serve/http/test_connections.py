@@ -99,7 +99,7 @@ def test_a_request_that_is_worked_on_may_take_longer_than_its_headers() -> None:
         assert answer(line).endswith(b"ok")
 
 
-def test_headers_have_a_size() -> None:
+def test_headers_longer_than_the_limit_are_refused_as_they_come() -> None:
     with serving(10, 20) as connect:
         line = connect(b"GET / HTTP/1.1\r\n")
         try:
@@ -140,7 +140,7 @@ REFUSED = b"POST /refuse HTTP/1.1\r\nHost: a\r\nContent-Length: 99000000\r\n\r\n
 
 
 @pytest.mark.parametrize("begin", [REFUSED, b"nonsense\r\n\r\n"])
-def test_who_still_sends_sees_why_it_was_refused(begin: bytes) -> None:
+def test_a_client_that_still_sends_sees_why_it_was_refused(begin: bytes) -> None:
     with serving(10, 20) as connect:
         line = connect(begin)
         for _ in range(20):
@@ -207,7 +207,7 @@ def test_past_the_limit_a_slow_body_is_given_up(monkeypatch: pytest.MonkeyPatch)
         assert b"200 OK" in slow[1].recv(1000)
 
 
-async def test_who_takes_an_answer_slowly_is_not_cut_off() -> None:
+async def test_a_client_that_reads_slowly_is_not_cut_off() -> None:
     """The server's own buffer stays as it is for long: the system asks for more only when a third of its is free."""
     looks: list[Callable[[], None]] = []
     aborted: list[bool] = []
@@ -263,7 +263,7 @@ def test_a_request_that_came_with_another_one_is_not_idle() -> None:
         assert answer(line).endswith(b"ok")
 
 
-def test_who_takes_nothing_of_an_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_reads_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "READ_SECONDS", 0.3)
     with serving(10, 20) as connect:
         line = connect()

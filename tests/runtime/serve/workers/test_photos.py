@@ -202,7 +202,7 @@ async def test_faces_past_the_budget_are_refused_for_now(monkeypatch: pytest.Mon
     assert (await last(photos.restore(data, order()))).faces == 3
 
 
-async def test_who_leaves_takes_the_faces_along() -> None:
+async def test_a_client_that_leaves_frees_its_faces_and_room() -> None:
     closed = []
 
     async def endless(_faces: Any, _order: FaceOrder) -> AsyncGenerator[Any, None]:
@@ -234,7 +234,7 @@ async def left_while_decoding(decoding: threading.Event) -> Photos:
     return photos
 
 
-async def test_who_leaves_while_a_thread_decodes_holds_its_room_until_that_ends(
+async def test_a_client_that_leaves_while_a_thread_decodes_holds_its_room_until_that_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     decoding, go = threading.Event(), threading.Event()
@@ -271,7 +271,7 @@ def test_a_thread_that_decodes_longer_than_the_server_lives_is_no_fault(
     assert caplog.records == []
 
 
-async def test_so_many_pixels_are_in_memory_at_once() -> None:
+async def test_no_more_pixels_than_the_room_are_in_memory_at_once() -> None:
     room, entered = Room(100), []
 
     async def visit(name: str, pixels: int) -> None:
