@@ -121,6 +121,23 @@ def until(tab: Any, selector: str, pattern: str) -> None:
     tab.locator(selector).filter(has_text=re.compile(pattern)).wait_for()
 
 
+def wait_for(tab: Any, condition: Callable[[], object]) -> None:
+    """Let the page work until something is so, for five seconds at most."""
+    for _ in range(100):
+        if condition():
+            return
+        tab.wait_for_timeout(50)
+
+
+def tab_to(tab: Any, expression: str, value: str) -> None:
+    """Press the tabulator until the focus is where an expression has a value."""
+    for _ in range(20):
+        tab.keyboard.press("Tab")
+        if tab.evaluate(expression) == value:
+            return
+    raise AssertionError(f"{value} is not reached")
+
+
 @pytest.mark.browser
 def test_a_dropped_photograph_is_restored_compared_and_saved(opened: Any, server: FakeServer) -> None:
     server.delay = 1.5
@@ -165,16 +182,8 @@ def test_other_options_without_choosing_the_file_again(opened: Any, server: Fake
     card.get_by_role("button", name="Restore with these options").click()
     until(tab, ".about", "^1024")
     sent = server.posts()[1]
-    assert sent.query == {
-        "seed": "7",
-        "preset": "best",
-        "mode": "photo",
-        "faces": "largest",
-        "upscale": "2",
-        "blend": "0.7",
-        "keep_colour": "true",
-        "restore_sharp": "false",
-    }
+    expected = {"seed": "7", "preset": "best", "mode": "photo", "faces": "largest", "upscale": "2"}
+    assert sent.query == {**expected, "blend": "0.7", "keep_colour": "true", "restore_sharp": "false"}
     assert sent.headers["accept"] == "image/webp"
     boxes = [card.locator(f".{side} img").bounding_box() for side in ("before", "after")]
     assert boxes[0] == boxes[1]
@@ -195,10 +204,7 @@ def test_everything_by_keyboard(opened: Any, server: FakeServer) -> None:
         tab.keyboard.press("Space")
     chooser.value.set_files(PHOTOGRAPH)
     done(tab)
-    for _ in range(20):
-        tab.keyboard.press("Tab")
-        if tab.evaluate("document.activeElement.type") == "range":
-            break
+    tab_to(tab, "document.activeElement.type", "range")
     card, before = tab.locator(".card"), "getComputedStyle(document.querySelector('.frame')).getPropertyValue('--at')"
     for _ in range(5):
         tab.keyboard.press("ArrowRight")
@@ -208,10 +214,7 @@ def test_everything_by_keyboard(opened: Any, server: FakeServer) -> None:
     tab.keyboard.press("End")
     assert tab.evaluate(before) == "100%"
     assert card.locator(".frame").evaluate("(frame) => getComputedStyle(frame).outlineStyle") == "solid"
-    for _ in range(20):
-        tab.keyboard.press("Tab")
-        if tab.evaluate("document.activeElement.textContent") == "Restore again":
-            break
+    tab_to(tab, "document.activeElement.textContent", "Restore again")
     tab.keyboard.press("Enter")
     assert tab.evaluate("document.activeElement.className") == "cancel"  # the focus stays in the card
     done(tab)
@@ -246,10 +249,7 @@ def test_cancel(opened: Any, server: FakeServer) -> None:
     until(tab, ".status", "^Waiting for its turn, 1")
     tab.get_by_role("button", name="Cancel").click()
     assert tab.locator(".status").text_content() == "Cancelled"
-    for _ in range(50):
-        if server.cancelled:
-            break
-        tab.wait_for_timeout(50)
+    wait_for(tab, lambda: server.cancelled)
     assert server.cancelled == 1  # the server knows that nobody waits
     server.delay = 0
     tab.get_by_role("button", name="Restore again").click()
@@ -394,10 +394,7 @@ def test_all_results_are_downloaded_at_once(opened: Any, tmp_path: Path) -> None
     names: list[str] = []
     tab.on("download", lambda download: names.append(download.suggested_filename))
     tab.get_by_role("button", name="Download all 3").click()
-    for _ in range(100):
-        if len(names) == 3:
-            break
-        tab.wait_for_timeout(50)
+    wait_for(tab, lambda: len(names) == 3)
     assert names == [f"{n}-restored.png" for n in range(3)]
     for n in (2, 1):
         tab.get_by_role("button", name=f"Remove {n}.png").click()
@@ -417,11 +414,9 @@ def test_a_video_is_a_job_which_survives_a_reload(opened: Any, server: FakeServe
     tab.get_by_text("More options").click()
     tab.get_by_label("every Nth frame").fill("4")
     drop(tab, ("film.mp4", "video/mp4", b"moving"))
-    while not server.posts("/jobs"):
-        tab.wait_for_timeout(20)
+    wait_for(tab, lambda: server.posts("/jobs"))
     until(tab, ".status", "Waiting for its turn|Restoring")
-    while not tab.evaluate("sessionStorage.getItem('bfr-jobs')"):
-        tab.wait_for_timeout(20)
+    wait_for(tab, lambda: tab.evaluate("sessionStorage.getItem('bfr-jobs')"))
     tab.reload()
     tab.locator(".fetch:visible").wait_for()
     assert tab.locator(".name").text_content() == "film.mp4"
@@ -434,7 +429,7 @@ def test_a_video_is_a_job_which_survives_a_reload(opened: Any, server: FakeServe
     assert download.value.suggested_filename == "film-restored.mp4"
     assert Path(download.value.path()).read_bytes() == b"gnivom"
     tab.get_by_role("button", name="Remove film.mp4").click()
-    tab.wait_for_timeout(200)
+    wait_for(tab, lambda: server.deleted)
     assert len(server.deleted) == 1
     tab.reload()
     tab.wait_for_selector(".preset", state="attached")
@@ -503,10 +498,8 @@ def test_a_turned_photograph_has_one_box(opened: Any, server: FakeServer, tmp_pa
     tab = opened()
     drop(tab, turned)
     card = done(tab)
-    sizes = [
-        card.locator(f".{s} img").evaluate("(i) => [i.naturalWidth, i.naturalHeight]") for s in ("before", "after")
-    ]
-    assert sizes == [[48, 64], [48, 64]]
+    for side in ("before", "after"):
+        assert card.locator(f".{side} img").evaluate("(i) => [i.naturalWidth, i.naturalHeight]") == [48, 64]
 
 
 @pytest.mark.browser
