@@ -133,7 +133,7 @@ def verify(
             except VerificationFailed as error:
                 i = _worst_image(a, b)
                 progress(f"{name} is below its floor: looking for the layer")
-                image = {key: value[i : i + 1] for key, value in inputs.items()}
+                image = inputs if bundle.manifest.batches else {key: value[i : i + 1] for key, value in inputs.items()}
                 raise VerificationFailed(f"{error}{_explained(bundle, name, precision, image, device)}") from error
     progress(f"comparing the whole loop in {precision}, {plan.steps} steps, against {reference.name}")
     a, eager_seconds = run_chain(plan, reference.device, reference.networks, batches[0])

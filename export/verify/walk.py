@@ -32,12 +32,16 @@ def walk(bundle: Bundle, plan: Plan, reference: Reference, batch: int) -> Iterat
     """Yield every network of a plan once: its name, inputs like those of a restoration, and the reference's outputs.
 
     In a loop, each image of the batch is at another step, from the middle on. The loop's source serves as its result.
+    Where the graphs take no such batch, it is the smallest that they take.
     """
+    ours = bundle.manifest.batches
+    batch = batch if ours is None or batch in ours else min(ours)
+    piece = REFERENCE_BATCH if ours is None else batch
 
     def call(name: str, inputs: Mapping[str, Float32]) -> dict[str, Float32]:
         network, shapes, made = reference.networks[name], output_shapes(bundle.network(name)), []
-        for i in range(0, batch, REFERENCE_BATCH):
-            part = {key: value[i : i + REFERENCE_BATCH] for key, value in inputs.items()}
+        for i in range(0, batch, piece):
+            part = {key: value[i : i + piece] for key, value in inputs.items()}
             made.append(call_network(reference.device, network, part, shapes))
         return {key: np.concatenate([one[key] for one in made]) for key in shapes}
 

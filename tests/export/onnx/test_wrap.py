@@ -13,6 +13,7 @@ from bfr.export.onnx import wrap as wrapping
 from bfr.export.onnx.wrap import wrap
 from bfr.export.options import WrapOptions
 from bfr.export.verify.compare import FLOORS_DB, open_reference, verify
+from bfr.export.verify.walk import walk
 from bfr.runtime.backends.onnxruntime import CpuDevice
 from bfr.runtime.bundle.bundle import Bundle
 from bfr.runtime.bundle.onnx_info import read_metadata
@@ -21,6 +22,7 @@ from bfr.runtime.faces.background import NetworkBackground
 from bfr.runtime.images.encode import write_image
 from bfr.runtime.jobs.run import JobOptions, run_job
 from bfr.runtime.jobs.sources import find_images
+from bfr.runtime.restore.plan import make_plan
 from bfr.runtime.restore.restorer import Restorer
 
 SIZE = 16
@@ -121,6 +123,20 @@ def test_a_file_that_cannot_leave_its_batch_runs_one_image_at_a_time(tmp_path: P
     assert any(line.startswith("batches of 1 only") for line in said)
     check_darkened(restored(bundle))
     assert np.array_equal(restored(bundle, batch=4), restored(bundle))  # one by one
+
+
+def test_a_file_of_a_larger_batch_is_verified_at_it(tmp_path: Path) -> None:
+    """The reference runs other bundles in parts of 4, and explains them with one image."""
+    shape = np.array([6, 3 * SIZE * SIZE])
+    nodes = [node("Reshape", ["x", "flat"], ["f"]), node("Reshape", ["f", "whole"], ["y"])]
+    constants = {"flat": shape, "whole": np.array([6, 3, SIZE, SIZE])}
+    ends = [value("x", [6, 3, SIZE, SIZE])], [value("y", [6, 3, SIZE, SIZE])]
+    bundle = wrap(save(tmp_path / "six.onnx", nodes, *ends, constants), tmp_path / "bundle", PLAIN)
+    assert bundle.manifest.batches == (6,)
+    reference = open_reference(bundle)
+    assert {check.batch for check in verify(bundle, reference, "fp32")} == {6}
+    ((_, inputs, _),) = walk(bundle, make_plan(bundle, bundle.preset()), reference, 1)
+    assert {len(one) for one in inputs.values()} == {6}
 
 
 def test_ranges_colours_layout_and_types_become_part_of_the_graph(tmp_path: Path) -> None:
