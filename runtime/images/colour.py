@@ -15,7 +15,7 @@ _D50 = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _GREY = ("1", "L")
 _SHADES = np.arange(0, 256, 51, dtype=np.uint8)
-_PROBE = Pillow.fromarray(np.stack(np.meshgrid(_SHADES, _SHADES, _SHADES), -1).reshape(1, -1, 3))
+_PROBE = np.stack(np.meshgrid(_SHADES, _SHADES, _SHADES), -1).reshape(1, -1, 3)
 _SAME = 2  # levels by which the conversion from one sRGB profile to another may change colours
 
 
@@ -33,8 +33,8 @@ def to_srgb(file: Pillow.Image, icc: bytes) -> Pillow.Image:
         source = file if space == file.mode else file.convert({"GRAY": "L"}.get(space, "RGB"))
         transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), source.mode, "RGB")
         if source.mode == "RGB":  # whatever the profile is called: some linear ones are called sRGB, too
-            probe = ImageCms.applyTransform(_PROBE, transform)
-            if np.abs(np.subtract(probe, _PROBE, dtype=np.int16)).max() <= _SAME:
+            probe = np.asarray(ImageCms.applyTransform(Pillow.fromarray(_PROBE), transform), np.int16)
+            if np.abs(probe - _PROBE).max() <= _SAME:
                 return source
         return cast(Pillow.Image, ImageCms.applyTransform(source, transform))  # None only when converting in place
     except (ImageCms.PyCMSError, OSError, TypeError) as error:
