@@ -61,9 +61,15 @@ def section(source: Path, heading: str | None) -> str:
 
 
 def choose_columns(text: str, names: Sequence[str], source: Path) -> str:
-    """Return the named columns of the first table in a Markdown text. Raises InputNotFound if it has none of that name.
+    """Return the named columns of the first table in a Markdown text.
 
-    source: the file that the text is of, for the error.
+    Args:
+        text: Markdown with at least one table.
+        names: Titles of the columns, in the order that they get.
+        source: The file that the text is of, for the error.
+
+    Raises:
+        InputNotFound: There is no table, or it has no such column.
     """
     lines = text.splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith("|")), len(lines))

@@ -62,7 +62,11 @@ def measure_joules(source: Source, work: Callable[[], None]) -> float:
 
 
 def find_source(bus_id: str | None = None) -> Source | str:
-    """Where this machine's energy can be read, or why it cannot. bus_id: PCI bus number of a GPU; None for the CPU."""
+    """Where this machine's energy can be read, or why it cannot.
+
+    Args:
+        bus_id: PCI bus number of a GPU; None for the CPU.
+    """
     return board_source() or (cpu_source() if bus_id is None else gpu_source(bus_id))
 
 

@@ -184,8 +184,11 @@ def as_stage(
 ) -> Stage:
     """Return the stage of `bfr.models.stages.kinds` around a network; changes the network where channels are cut.
 
-    learned_variance: keep the variance channels of the output. time_table: let the stage read what ConditionerStage
-    computes, instead of timesteps.
+    Args:
+        module: The network, with its weights.
+        spec: Its entry in the system.
+        learned_variance: Keep the variance channels of the output.
+        time_table: Let the stage read what ConditionerStage computes, instead of timesteps.
     """
     kind, options = "step-learned" if learned_variance and spec.kind == "step" else spec.kind, dict(spec.options)
     if kind.startswith("step") and isinstance(module, UNet):

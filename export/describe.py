@@ -46,10 +46,16 @@ def planned_manifest(system: SystemSpec, folder: Path, **content: Any) -> m.Mani
 
 
 def describe_network(system: SystemSpec, name: str, stage: Stage, sources: dict[str, m.Source]) -> m.Network:
-    """The manifest's entry of a network, before its graphs. `stage` is its stage in float32.
+    """The manifest's entry of a network, before its graphs.
 
-    sources: the checkpoints of its weights, by the part of the network that they fill. Raises InvalidOption where the
-    network does not run on what its stage gives it.
+    Args:
+        system: The system.
+        name: The network's name in the bundle.
+        stage: Its stage in float32.
+        sources: The checkpoints of its weights, by the part of the network that they fill.
+
+    Raises:
+        InvalidOption: The network does not run on what its stage gives it.
     """
     spec = spec_of(system, name)
     size = spec.size or system.image_size

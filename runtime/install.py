@@ -25,7 +25,12 @@ _REPOSITORY = ("repository", "source", "source code", "homepage")  # labels of [
 
 
 def install_command(*extras: str, options: str = "") -> str:
-    """Return the command of pip that adds extras to this installation. options: pip's, such as `--force-reinstall`."""
+    """Return the command of pip that adds extras to this installation.
+
+    Args:
+        extras: Names of [project.optional-dependencies].
+        options: Options of pip, such as `--force-reinstall`.
+    """
     asked = f"[{','.join(extras)}]" if extras else ""
     what, flags = _origin()
     where = "" if what is not None else ", in the folder of bfr's sources"
@@ -34,9 +39,11 @@ def install_command(*extras: str, options: str = "") -> str:
 
 
 def need(extra: str, *packages: str) -> None:
-    """Raise MissingDependency unless all packages can be imported. Imports nothing.
+    """Raise MissingDependency with the extra to install, unless all packages can be imported. Imports nothing.
 
-    extra: the extra that brings them, to be named; for ONNX Runtime alone it is `cpu`.
+    Args:
+        extra: That brings them; for ONNX Runtime alone it is `cpu`.
+        packages: Their import names.
     """
     if missing := [package for package in packages if find_spec(package) is None]:
         extra = "cpu" if missing == ["onnxruntime"] else extra

@@ -61,7 +61,10 @@ class Options(BaseModel):
 def field_of(model: type[BaseModel], name: str, **changes: Any) -> Any:
     """Return a field of another model, for a model that has it too: the same default, range and help text.
 
-    changes: attributes that differ, as `default`.
+    Args:
+        model: The model that the field is written in.
+        name: Name of the field.
+        changes: Attributes that differ, as `default`.
     """
     field = copy(model.model_fields[name])
     for attribute, value in changes.items():
@@ -72,7 +75,9 @@ def field_of(model: type[BaseModel], name: str, **changes: Any) -> Any:
 def explain(errors: Sequence[Mapping[str, Any]], fields: Mapping[str, FieldInfo]) -> str:
     """Say what is wrong with each field: its name, what was found, and what is allowed.
 
-    errors: as `errors()` of pydantic's exception returns them; each `loc` begins with the field.
+    Args:
+        errors: What `errors()` of pydantic's exception returns; each `loc` begins with the field.
+        fields: The fields of the model.
     """
     first = {str(one["loc"][:1]): dict(one) for one in reversed(errors)}
     return "; ".join(_sentence(one, fields) for one in reversed(first.values()))

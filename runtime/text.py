@@ -21,7 +21,9 @@ _MASK = "***"
 def printable(text: str, *, lines: bool = True) -> str:
     r"""Escape control and invisible characters for a terminal, as `\x1b`.
 
-    lines: whether line feeds and tabs stay. A single name has none of its own.
+    Args:
+        text: What is shown.
+        lines: Whether line feeds and tabs stay. A single name has none of its own.
     """
     text = _UNSHOWN.sub(_escape, text)
     return text if lines else _BREAKS.sub(_escape, text)

@@ -97,10 +97,14 @@ def endure(
 
 
 def judge(looks: Sequence[Look]) -> dict[str, Any]:
-    """Say whether memory is `constant`: neither grew. looks: in order, the first after the warm-up.
+    """Say whether memory is `constant`: neither grew.
 
-    Returns also `device_growth` in bytes, from the first look to the largest, and `host_growth`, see `growth`; None if
-    they are not known.
+    Args:
+        looks: In order, the first after the warm-up.
+
+    Returns:
+        `device_growth` in bytes, from the first look to the largest; `host_growth`, see `growth`; None if they are
+        not known; and `constant`.
     """
     device, host = ([found for look in looks if (found := look[where]) is not None] for where in ("device", "host"))
     device_growth = max(device) - device[0] if device else None

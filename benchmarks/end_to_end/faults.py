@@ -47,7 +47,11 @@ Item = TypeVar("Item")
 
 @dataclass(slots=True)
 class Seen:
-    """What clients saw. answers: kind of request and status, or the name of an error, -> how many."""
+    """What clients saw.
+
+    Attributes:
+        answers: Kind of request and status, or the name of an error, -> how many.
+    """
 
     answers: Counter[tuple[str, str]] = field(default_factory=Counter)
     unexpected: list[str] = field(default_factory=list)

@@ -36,11 +36,16 @@ class ServerProcess:
     """A server on a free port of this machine, with its files below `home`."""
 
     def __init__(self, home: Path, *flags: str, wait: bool = True, **environment: str) -> None:
-        """Start it, and wait until it is ready. Raises ServerUnavailable where it is not after START seconds.
+        """Start it, and wait until it is ready.
 
-        home: folder of its files and of what it prints.
-        flags: of `bfr serve`.
-        environment: variables beside this process's.
+        Args:
+            home: Folder of the server's files and of what it prints.
+            flags: Flags of `bfr serve`.
+            wait: Whether to wait.
+            environment: Variables of its environment beside this process's.
+
+        Raises:
+            ServerUnavailable: It is not ready after START seconds.
         """
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

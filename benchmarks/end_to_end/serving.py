@@ -40,7 +40,12 @@ PROCESSES = {"front": "-c from bfr.runtime.cli.main", "workers": MODULE}
 
 @dataclass(slots=True)
 class Load:
-    """What a level of load came to. refused: answers 503."""
+    """What a level of load came to.
+
+    Attributes:
+        seconds: Seconds of each request, from the client's side.
+        refused: Answers 503.
+    """
 
     clients: int
     wall: float = 0.0

@@ -51,7 +51,12 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A row of STAGES. seconds: the most it gets. least: seconds; with less time left, it does not begin."""
+    """A row of STAGES.
+
+    Attributes:
+        seconds: The most it gets.
+        least: Seconds; with less time left, it does not begin.
+    """
 
     name: str
     run: Callable[[Context], Figures]
@@ -141,11 +146,13 @@ def restore(
 ) -> Figures:
     """Time batches of faces; compare the images with those of eager float32, where it ran before.
 
-    name: the contender.
-    batch: faces a call.
-    steps: of the loop; None is the preset's.
-    repeats: timed batches.
-    compiler: see `open_contender`; an empty one is `defaults` in the report.
+    Args:
+        context: The stage's context.
+        name: The contender.
+        batch: Faces a call.
+        steps: Number of steps of the loop; None is the preset's.
+        repeats: Timed batches.
+        compiler: See `open_contender`; an empty one is `defaults` in the report.
     """
     from bfr.benchmarks.speed.contender import open_contender
     from bfr.benchmarks.speed.interleave import synthetic_faces, time_batch

@@ -84,7 +84,9 @@ def degrade(name: str, truth: UInt8, degradation: Degradation, seed: int) -> Deg
 class Pictures:
     """One face at each stage (input, estimate, result) and its truth, (S, S, 3) uint8 RGB each.
 
-    seconds: of the whole chain. estimate_seconds: of the estimator alone.
+    Attributes:
+        seconds: Seconds of the whole chain.
+        estimate_seconds: Seconds of the estimator alone.
     """
 
     name: str

@@ -35,7 +35,9 @@ def faces_command(module: str, doc: str | None, measure: Callable[[argparse.Name
 class Inputs(NamedTuple):
     """What such a command line names.
 
-    faces: names and pictures, (S, S, 3) uint8 RGB each, S the system's size. facts: what every report says.
+    Attributes:
+        faces: Names and pictures, (S, S, 3) uint8 RGB each, S the system's size.
+        facts: What every report says.
     """
 
     bundle: Bundle

@@ -76,9 +76,16 @@ def start_of(bundle: Bundle, preset: Preset) -> float:
 
 
 def measure(restorer: Restorer, faces: Sequence[DegradedFace], results: Sequence[UInt8], *, seed: int) -> Candidate:
-    """Measure a sampler on all faces, and close its Restorer. Raises RestorationFailed, which names it, for NaN or Inf.
+    """Measure a sampler on all faces, and close its Restorer.
 
-    results: the reference's, (S, S, 3) uint8 RGB each.
+    Args:
+        restorer: The Restorer with the sampler.
+        faces: The degraded faces.
+        results: The reference's, (S, S, 3) uint8 RGB each.
+        seed: Seed of the noise.
+
+    Raises:
+        RestorationFailed: A result holds NaN or Inf; the message names the sampler.
     """
     samples = []
     with restorer:

@@ -78,7 +78,13 @@ class Candidate(Measured):
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """All of one run. reference: its samples' drift is the spread between seeds. candidates: the estimate first."""
+    """All of one run.
+
+    Attributes:
+        facts: What the report says of it.
+        reference: Its samples' drift is the spread between seeds.
+        candidates: The estimate first.
+    """
 
     facts: Mapping[str, Any]
     reference: Candidate

@@ -76,9 +76,15 @@ class Cell:
 
 
 def read_portraits(folder: Path, limit: int, size: int) -> list[Portrait]:
-    """Read the first `limit` photographs of a folder in which YuNet finds a face. Raises InputNotFound without any.
+    """Read the first photographs of a folder in which YuNet finds a face.
 
-    size: side of the aligned crop, pixels.
+    Args:
+        folder: Folder of photographs.
+        limit: How many are read.
+        size: Side of the aligned crop, pixels.
+
+    Raises:
+        InputNotFound: There is none.
     """
     detector, found = YuNet(), list[Portrait]()
     for item in find_images([folder]):

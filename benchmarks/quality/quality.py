@@ -40,9 +40,16 @@ def evaluate(
     keep: int = 0,
     detector: Detector | None = None,
 ) -> tuple[Evaluation, list[Pictures]]:
-    """Restore and measure all faces with the restorer's sampler, and return the first `keep` as pictures too.
+    """Restore and measure all faces with the restorer's sampler.
 
-    title: name of the level. detector: measures the geometry; None leaves it out.
+    Args:
+        restorer: What restores.
+        faces: The degraded faces.
+        title: Name of the level.
+        degradation: What the faces were degraded by.
+        seed: Seed of the noise.
+        keep: How many faces to return as pictures too.
+        detector: Measures the geometry; None leaves it out.
     """
     samples: list[Sample] = []
     kept: list[Pictures] = []

@@ -21,7 +21,9 @@ class Evaluation(Measured):
     A face has the measures of `bfr.benchmarks.quality.metrics.score` for each of STAGES, and `geometry`, see
     `bfr.benchmarks.quality.geometry.examine`, if that was asked for and a face was found.
 
-    title: the level. degradation: at the system's size; CLEAN where the input is the truth.
+    Attributes:
+        title: The level.
+        degradation: At the system's size; CLEAN where the input is the truth.
     """
 
     title: str

@@ -28,7 +28,11 @@ def contact_sheet(
 ) -> bytes:
     """PNG bytes of a labelled grid.
 
-    rows: the name of each and its tiles, one for each column, all of one size. notes: lines under the title, wrapped.
+    Args:
+        columns: The headings.
+        rows: The name of each and its tiles, one for each column, all of one size.
+        title: The line above.
+        notes: Lines under the title, wrapped to the sheet's width.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -69,7 +69,10 @@ def run_bench(
 ) -> Results:
     """Measure; see `bench`. What does not work here, or drops out, leaves its reason.
 
-    progress: called with what is being measured. keep: called with the results so far, after each round.
+    Args:
+        options: What to measure.
+        progress: Called with what is being measured.
+        keep: Called with the results so far, after each round.
     """
     for name in options.backends:
         split_name(name)
@@ -157,11 +160,19 @@ def run_bench(
 
 
 def cold_start(entry: Entry, batches: tuple[int, ...], limit: float) -> Cold:
-    """Start one backend alone in a fresh process, and restore a batch of each size in it. Raises Lost if it fails.
+    """Start one backend alone in a fresh process, and restore a batch of each size in it.
 
     In one process the memory of several would add up. The process imports what a deployment would import: PyTorch only
     for a backend of PyTorch. The smallest batch runs the whole sampler; the others one step of it, which needs as much
-    memory. limit: seconds that the start, and each call, may take.
+    memory.
+
+    Args:
+        entry: Who starts.
+        batches: Sizes, in any order.
+        limit: Seconds that the start, and each call, may take.
+
+    Raises:
+        Lost: With its last words, if it fails.
     """
     begin, before = time.perf_counter(), gpu_used_bytes()
     first, sizes = 0.0, sorted(batches)

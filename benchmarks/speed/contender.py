@@ -41,7 +41,11 @@ MAY_RECORD = ("eager-cuda", "eager-half")
 
 
 class Name(NamedTuple):
-    """A contender's name in parts. graph: whether whole chains are recorded, where the device can."""
+    """A contender's name in parts.
+
+    Attributes:
+        graph: Whether whole chains are recorded, where the device can.
+    """
 
     backend: str
     precision: str
@@ -138,9 +142,12 @@ def open_contender(
 ) -> Contender:
     """Open a backend and load the networks.
 
-    threads: of the CPU; None is each library's own choice.
-    index: number of the GPU.
-    compiler: options of a backend that compiles; None is its default.
+    Args:
+        bundle: The bundle.
+        name: Name of the contender.
+        threads: CPU threads; None is each library's own choice.
+        index: Number of the GPU.
+        compiler: Compiler options of a backend that compiles; None is its default.
 
     Raises:
         BackendUnavailable: It does not work or makes no sense here.

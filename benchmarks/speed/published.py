@@ -136,8 +136,14 @@ class PublishedRestorer:
 def open_published(bundle: Bundle, name: str, folder: Path, *, threads: int | None) -> PublishedContender:
     """Import the published code, make its networks and load the bundle's weights.
 
-    folder: the clone. threads: PyTorch's; None leaves them as they are. Raises BackendUnavailable if the bundle is no
-    DifFace, or the clone holds other code.
+    Args:
+        bundle: DifFace, restoration of faces.
+        name: The contender's.
+        folder: The clone.
+        threads: PyTorch's; None leaves them as they are.
+
+    Raises:
+        BackendUnavailable: The bundle is no DifFace, or the clone holds other code.
     """
     # The conditioner is a part of the denoiser that bundles have apart.
     kinds = {role: entry.kind for role, entry in bundle.manifest.networks.items() if entry.kind != "conditioner"}

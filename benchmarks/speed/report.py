@@ -42,7 +42,12 @@ FIRST = "process to first result s"
 
 
 def as_markdown(results: Results, *, roofline: str | None = None) -> str:
-    """Render a table a batch size, then stages, start and memory, the machine. roofline: file name of the picture."""
+    """Render a table a batch size, then stages, start and memory, the machine.
+
+    Args:
+        results: The results of one run.
+        roofline: File name of the picture; None if there is none.
+    """
     r = results
     parts = [
         f"# Benchmark of {r.system}",

@@ -129,8 +129,9 @@ class Measurement:
 class BackendResult:
     """A backend apart from batches.
 
-    load_seconds: of its networks in the common process, hashing included.
-    build_seconds: of its engines, when they were built; None of what builds nothing beforehand.
+    Attributes:
+        load_seconds: Seconds of its networks in the common process, hashing included.
+        build_seconds: Seconds of its engines, when they were built; None of what builds nothing beforehand.
     """
 
     name: str
@@ -241,10 +242,13 @@ def summarize(
 ) -> Measurement:
     """Return the statistics of one backend at one batch size.
 
-    steps: of the loop.
-    baseline: what speed and images are held against, `run` itself included; None if it was lost.
-    gflop: billions of operations of a batch, where they are counted.
-    limit_seconds: the least that a step can take.
+    Args:
+        run: Its calls.
+        batch: Images a call.
+        steps: Number of steps of the loop.
+        baseline: What speed and images are held against, `run` itself included; None if it was lost.
+        gflop: Billions of operations of a batch, where they are counted.
+        limit_seconds: The least that a step can take.
     """
     seconds = statistics([sample.seconds for sample in run.samples])
     kinds = [by_kind(sample.stages) for sample in run.samples]

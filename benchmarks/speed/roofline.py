@@ -25,7 +25,9 @@ CPU_SIDE, CPU_COPY = 1536, 256 << 20
 class Ceilings:
     """The speeds that one device reached.
 
-    dtype: of the product. bytes_per_second: read and written of the copy together.
+    Attributes:
+        dtype: Dtype of the product.
+        bytes_per_second: Read and written bytes of the copy together.
     """
 
     device: str
@@ -68,9 +70,10 @@ class Cost:
 def measure_ceilings(index: int | None, threads: int | None = None, *, repeats: int = REPEATS) -> Ceilings:
     """Measure a GPU in half precision, or the CPU in float32.
 
-    index: number of the GPU; None is the CPU.
-    threads: PyTorch's from now on; None leaves them as they are.
-    repeats: timed calls of each.
+    Args:
+        index: Number of the GPU; None is the CPU.
+        threads: PyTorch's from now on; None leaves them as they are.
+        repeats: Timed calls of each.
     """
     import torch
 
@@ -116,9 +119,15 @@ def median_seconds(call: Callable[[], Any], where: Any, repeats: int) -> float:
 
 
 def count_cost(bundle: Bundle, batches: Sequence[int], *, half: bool) -> list[Cost]:
-    """Count the cost of the denoiser's call at each batch size, if it is one, a UNet on images that was counted.
+    """Count the cost of the denoiser's call at each batch size.
 
-    half: weights and inner activations in half where the published half mode has them so, else all float32.
+    Args:
+        bundle: A system with one denoiser that is a UNet on images.
+        batches: The batch sizes.
+        half: Weights and inner activations in half where the published half mode has them so, else all float32.
+
+    Returns:
+        One a batch size; none for other systems, and where the manifest has no operation count.
     """
     if len(bundle.denoisers) != 1:
         return []

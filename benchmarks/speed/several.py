@@ -52,7 +52,9 @@ def bench_several(
 def as_markdown(found: Sequence[dict[str, Any]], failed: dict[str, str]) -> str:
     """Render the table: a row a system, backend and batch.
 
-    found: contents of each `bench.json`, with its `name`. failed: name -> why it was not measured.
+    Args:
+        found: Contents of each `bench.json`, with its `name`.
+        failed: Name -> why it was not measured.
     """
     rows = []
     for one in found:

@@ -95,10 +95,18 @@ def save_graph(
     store_half: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> tuple[Path, Path]:
-    """Write a graph, which is changed, and beside it the .safetensors file of its large tensors; return both paths.
+    """Write a graph, and beside it the .safetensors file of its large tensors.
 
-    state: tensors to store beside those of the graph. prefix: what the names of weights lose in the file. store_half
-    and metadata: as in `export_graph`.
+    Args:
+        model: The graph; it is changed.
+        path: The .onnx file.
+        state: Tensors to store beside those of the graph.
+        prefix: A prefix that the names of weights lose in the file.
+        store_half: As in `export_graph`.
+        metadata: As in `export_graph`.
+
+    Returns:
+        The paths of the graph and of its weights.
     """
     _strip_traces(model)
     helper.set_model_props(model, dict(metadata or {}))

@@ -23,12 +23,21 @@ def describe_graph(
     batches: tuple[int, ...] | None = None,
     fixed: Mapping[str, object] | None = None,
 ) -> dict[str, str]:
-    """The entries of a graph, by name; all names begin with `bfr.`.
+    """The entries of a graph.
 
-    size: S of the system's images, pixels a side.
-    tensors: the names of its inputs and outputs.
-    batches: the only batch sizes that it takes, None for all.
-    fixed: values of the file's further inputs that became constants.
+    Args:
+        system: The system's name.
+        network: The network's name in its bundle.
+        kind: Kind of the stage, see `bfr.models.stages.kinds`.
+        size: S of the system's images, pixels a side.
+        tensors: The names of its inputs and outputs.
+        licence: Licence of the weights.
+        sources: The checkpoints that the weights came from.
+        batches: The only batch sizes that it takes, None for all.
+        fixed: Values of the file's further inputs that became constants, by name.
+
+    Returns:
+        Name -> text; all names begin with `bfr.`.
     """
     found = {
         "system": system,

@@ -34,10 +34,15 @@ class File:
 def enclose(
     one: File, model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """Put a graph of the release, which is changed, between nodes of our own.
+    """Put a graph of the release between nodes of our own.
 
-    shapes: of one image's `degraded`, `latent`, `context` and `restored`, without the batch. Returns the shapes of the
-    inputs and outputs that the graph has then, likewise.
+    Args:
+        one: Which graph it is.
+        model: The graph; it is changed.
+        shapes: The shapes of one image's `degraded`, `latent`, `context` and `restored`, without the batch.
+
+    Returns:
+        The shapes of the inputs and outputs that it has then, by name, without the batch.
     """
     graph, opset = model.graph, model_opset(model)
     latents = ("x", "h1", "h2", "noise", "x_next", "x0", "latent_state")

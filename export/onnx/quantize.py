@@ -41,8 +41,14 @@ Inputs = dict[str, Float32]
 def quantize_network(bundle: Bundle, name: str, faces: Sequence[Float32], *, threads: int | None = None) -> m.Variant:
     """Write the int8 graph of a bundle's network beside the float32 one; the caller updates the manifest.
 
-    faces: for calibration, (3, S, S) float32 in [0, 1] each, as `calibration_faces` gives them. Returns the manifest's
-    entry.
+    Args:
+        bundle: The bundle, with float32 graphs.
+        name: The network's name.
+        faces: Calibration images, (3, S, S) float32 in [0, 1] each, as `calibration_faces` gives them.
+        threads: Threads of the CPU.
+
+    Returns:
+        The manifest's entry of the variant.
     """
     entry = bundle.network(name)
     estimates = entry.kind == "estimator"
@@ -77,7 +83,10 @@ def calibration_faces(folder: Path, size: int) -> list[Float32]:
 def loop_inputs(bundle: Bundle, faces: Sequence[Float32], threads: int | None = None) -> Iterator[Inputs]:
     """Yield what the denoiser reads at every step of the default preset's loop, in float32 on the CPU.
 
-    faces: degraded, (3, S, S) float32 in [0, 1] each.
+    Args:
+        bundle: The bundle, with float32 graphs.
+        faces: Degraded images, (3, S, S) float32 in [0, 1] each.
+        threads: Threads of the CPU.
     """
     device = CpuDevice(threads)
     networks = load_networks(bundle, device, "fp32")
@@ -89,10 +98,16 @@ def loop_inputs(bundle: Bundle, faces: Sequence[Float32], threads: int | None = 
 
 
 def quantize_graph(graph: Path, path: Path, inputs: Iterable[Inputs]) -> tuple[Path, Path]:
-    """Quantize the convolutions of a float32 graph into the file `path`; return its path and that of its weights.
+    """Quantize the convolutions of a float32 graph.
 
-    inputs: of one call each. The range of an activation goes from the mean of the calls' smallest values to the mean of
-    their largest.
+    Args:
+        graph: The float32 graph.
+        path: The .onnx file to write.
+        inputs: Inputs of one call each. The range of an activation goes from the mean of the calls' smallest values to
+            the mean of their largest.
+
+    Returns:
+        The paths of the new graph and of its weights.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 

@@ -63,9 +63,14 @@ def put_between(
     inputs: Mapping[str, Shape],
     outputs: Mapping[str, Shape],
 ) -> None:
-    """Put a graph between nodes of our own, in place: those before compute its inputs, those after read its outputs.
+    """Put a graph between nodes of our own, in place.
 
-    inputs: shapes of the new float32 inputs, by name, without the batch. outputs: likewise.
+    Args:
+        graph: The file's graph.
+        before: Nodes that compute its inputs.
+        after: Nodes that read its outputs.
+        inputs: Shapes of the new float32 inputs, by name, without the batch.
+        outputs: Shapes of the new outputs, likewise.
     """
     first, last = ([node for chain in chains for node in chain.finished()] for chains in (before, after))
     nodes = [*first, *graph.node, *last]

@@ -69,11 +69,18 @@ class Original:
     def run(
         self, images: Mapping[ImageTensor, NDArray[np.float32]], values: Mapping[str, float], *outputs: str
     ) -> dict[str, NDArray[np.generic]]:
-        """Run the original file; return its outputs by name. Raises InvalidCheckpoint if it does not run.
+        """Run the original file.
 
-        images: (B, 3, H, W) in the file's own range and order of channels.
-        values: of further inputs, by name.
-        outputs: what to compute; if none is named, all of the types that images have.
+        Args:
+            images: The pictures, (B, 3, H, W) in the file's own range and order of channels.
+            values: Values of further inputs, by name.
+            outputs: The outputs to compute; if none is named, all of the types that images have.
+
+        Returns:
+            The outputs, by name.
+
+        Raises:
+            InvalidCheckpoint: It does not run.
         """
         feed: dict[str, NDArray[np.generic]] = {}
         there = (*self.session.get_inputs(), *self.session.get_overridable_initializers())
@@ -182,11 +189,16 @@ def _greys(images: Sequence[ImageTensor], side: int) -> dict[ImageTensor, NDArra
 def raw_result(
     original: Original, face: Interface, faces: Float32, others: Float32 | None = None
 ) -> NDArray[np.float64]:
-    """Restore faces with the original file, (B, 3, T, T) RGB in the file's own range; NumPy maps their values.
+    """Restore faces with the original file; NumPy maps their values.
 
-    original: if it fixes its batch, it gets that many faces at a time, the last one repeated.
-    faces: (B, 3, S, S) RGB in [0, 1].
-    others: the second pictures, if the file reads them.
+    Args:
+        original: The file; if it fixes its batch, it gets that many faces at a time, the last one repeated.
+        face: How it is read.
+        faces: (B, 3, S, S) RGB in [0, 1].
+        others: The second pictures, if the file reads them.
+
+    Returns:
+        (B, 3, T, T) RGB in the file's own range.
     """
     order, (black, white) = [2, 1, 0] if face.colour == "bgr" else [0, 1, 2], face.input_range
     step, made = face.source.batch or len(faces), []
@@ -220,9 +232,15 @@ def scaled(y: NDArray[np.float64], face: Interface) -> NDArray[np.float32]:
 def frozen(
     file: Path, model: onnx.ModelProto, scratch: Path, options: WrapOptions, threads: int | None, say: Say
 ) -> Original:
-    """Return the file with constants in place of random numbers, so that two runs agree; `model` becomes that graph.
+    """Return the file with constants in place of random numbers, so that two runs agree.
 
-    scratch: a folder to write into, which must stay as long as the result is used.
+    Args:
+        file: The file.
+        model: Its graph; it is changed to that of the result.
+        scratch: A folder to write into, which must stay as long as the result is used.
+        options: What the file expects.
+        threads: As of `Original`.
+        say: Called with what was done.
     """
     load_weights(model, file.parent)
     nodes, declared = drawing_nodes(model), len(model.graph.output)

@@ -149,13 +149,21 @@ def axes_of(value: onnx.ValueInfoProto) -> list[int | str | None]:
 def find_output(
     model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], side: int, wanted: str | None
 ) -> tuple[ImageTensor, int]:
-    """Return the image that the file makes, and its side in pixels. Raises InvalidOption if there is none.
+    """Find the image that the file makes.
 
     Of several, it is the first of the input's side, else the first: programs that run such files take that one.
 
-    shapes: of all outputs, as a run gave them.
-    side: of the input image, in pixels.
-    wanted: name of the output to take, None to choose.
+    Args:
+        model: The file.
+        shapes: Shapes of all outputs, as a run gave them.
+        side: Side of the input image, in pixels.
+        wanted: Name of the output to take, None to choose.
+
+    Returns:
+        The output, and its side in pixels.
+
+    Raises:
+        InvalidOption: No output is an image, or none has that name.
     """
     made = [as_image(value, shapes.get(value.name, ())) for value in model.graph.output]
     images = {image.name: image for image in made if image}
@@ -217,7 +225,15 @@ def _is_number(value: onnx.ValueInfoProto) -> bool:
 
 
 def filled(name: str, axes: Axes, number: float, kind: DTypeLike, sizes: Mapping[str, int]) -> NDArray[Any]:
-    """Return an input filled with one number. sizes: those of open axes, by name; all others are 1."""
+    """An input filled with one number.
+
+    Args:
+        name: The input's.
+        axes: Its declared shape.
+        number: The number.
+        kind: The type.
+        sizes: Sizes of open axes, by name; all others are 1.
+    """
     shape = [sizes.get(one, 1) if isinstance(one, str) else max(one or 1, 1) for one in axes]
     check_size(f"input {name}", shape)
     return np.full(shape, number, kind)

@@ -37,8 +37,14 @@ StageCall = Callable[[dict[str, Tensor], tuple[Tensor, ...]], None]
 def prepare_stage(stage: nn.Module, precision: Precision, *, channels_last: bool = False) -> nn.Module:
     """Make a stage module ready to run: in half as published (`cast_torso`), weights laid out. Changes and returns it.
 
-    channels_last: the layout in which tensor cores read convolutions; compiled code keeps activations in it as well,
-    eager group normalization does not. Raises InvalidOption for a precision that the stage has not.
+    Args:
+        stage: The module.
+        precision: Precision of the network in it.
+        channels_last: The layout in which tensor cores read convolutions; compiled code keeps activations in it as
+            well, eager group normalization does not.
+
+    Raises:
+        InvalidOption: The stage has no such precision.
     """
     stage = stage.eval().requires_grad_(False)
     if precision != "fp32":

@@ -75,9 +75,12 @@ def parse_graph(graph: Path, trt: Any) -> Parsed:
 
 
 def narrowing(graph: Path, network: Any, trt: Any) -> list[str]:
-    """Return Polygraphy's commands that list unsupported nodes of a file and cut it down to them.
+    """Return Polygraphy's commands that list unsupported nodes and cut the graph down to them.
 
-    network: as far as it was parsed. The commands name its inputs' shapes, with a batch of 1.
+    Args:
+        graph: The .onnx file.
+        network: The network, as far as it was parsed. The commands name its inputs' shapes, with a batch of 1.
+        trt: The library's module.
     """
     inputs = (network.get_input(i) for i in range(network.num_inputs))
     shapes = [f"{one.name}:[{','.join(str(max(size, 1)) for size in one.shape)}]" for one in inputs]

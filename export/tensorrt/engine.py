@@ -65,14 +65,22 @@ def build_engines(
     say: Say = lambda _: None,
     report: Report = lambda _: None,
 ) -> list[Engine]:
-    """Build the engines of a bundle that this machine lacks, one after the other; return those that were published.
+    """Build the engines of a bundle that this machine lacks, one after the other.
 
     All engines of a precision are verified together and published together; the old ones stay until then. If another
     process builds for the same bundle, this one waits for it and does not build the same again.
 
-    force: rebuild engines that are up to date.
-    say: called with one line an event.
-    report: called with the progress, twice a second.
+    Args:
+        folder: The bundle's folder.
+        library: `tensorrt` or `tensorrt-rtx`.
+        options: Precisions, batches, workspace and so on.
+        index: Number of the GPU.
+        force: Rebuild engines that are up to date.
+        say: Called with one line an event.
+        report: Called with the progress, twice a second.
+
+    Returns:
+        The engines that were published.
 
     Raises:
         BackendUnavailable: There is no such GPU.

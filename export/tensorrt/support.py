@@ -13,7 +13,12 @@ from bfr.runtime.errors import EngineBuildFailed
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """Whether a library reads one graph. problem: why not, with the nodes and the remedy; None if it can be read."""
+    """Whether a library reads one graph.
+
+    Attributes:
+        layers: Layers of the parsed network.
+        problem: Why it cannot be read, with the nodes and the remedy; None if it can.
+    """
 
     network: str
     precision: Precision

@@ -27,10 +27,17 @@ def run_marked(
     where: Where = "onnxruntime-cpu",
     index: int = 0,
 ) -> dict[str, NDArray[Any]]:
-    """Run a graph whose outputs are these tensors; return them by name, each in its own type.
+    """Run a graph whose outputs are these tensors.
 
-    Of an engine only those that it has. inputs: by name, (B, ...) float32 each. index: of the GPU, for ONNX Runtime. An
-    engine is built and run on the GPU that is current.
+    Args:
+        graph: The .onnx file.
+        outputs: Names of tensors of the graph.
+        inputs: By name, (B, ...) float32 each.
+        where: The runner.
+        index: Number of the GPU, for ONNX Runtime. An engine is built and run on the GPU that is current.
+
+    Returns:
+        The tensors by name, each in its own type; of an engine those of them that it has.
 
     Raises:
         EngineBuildFailed: The engine is not built, or does not run.

@@ -92,9 +92,16 @@ def _at_the_middle(steps: Float32, batch: int) -> Float32:
 def call_network(
     device: Device, network: Network, inputs: Mapping[str, Float32], outputs: Mapping[str, Shape]
 ) -> dict[str, Float32]:
-    """Run a network of a device once: from inputs by name, (B, ...) float32 each, to outputs likewise.
+    """Run a network once.
 
-    outputs: their shapes, without B.
+    Args:
+        device: The device that holds the network.
+        network: The network.
+        inputs: Inputs by name, (B, ...) float32 each.
+        outputs: Shapes of the outputs by name, without B.
+
+    Returns:
+        The outputs by name, (B, ...) float32 each.
     """
     batch = len(next(iter(inputs.values())))
     buffers = {name: device.array(value.shape) for name, value in inputs.items()}

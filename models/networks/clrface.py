@@ -36,7 +36,11 @@ def clrface_guide(
 ) -> IdentityDistance:
     """Build the identity distance of latents (B, C, h, w), that is, of the images that they decode to.
 
-    recognizer: options of IResNet. autoencoder: of VQModel, of which only the decoder is built.
+    Args:
+        recognizer: Options of IResNet.
+        autoencoder: Options of VQModel, of which only the decoder is built.
+        metric: The distance between embeddings.
+        crop: The part of the image that the recognizer sees.
     """
     decoder = VQModel(**{**autoencoder, "parts": "decoder"})
     return IdentityDistance(
@@ -77,9 +81,11 @@ def clrface_recoverer(
 
     We could not verify the architecture of the paper's recovery network; a UNet, latent to latent, takes its place.
 
-    irn: options of a UNet without time.
-    recognizer: of IResNet.
-    autoencoder: of VQModel, of which only the decoder is built.
+    Args:
+        irn: Options of a UNet without time.
+        recognizer: Options of IResNet.
+        autoencoder: Options of VQModel, of which only the decoder is built.
+        crop: The part of the image that the recognizer sees.
     """
     decoder = VQModel(**{**autoencoder, "parts": "decoder"})
     channels, size = decoder.embed_dim, decoder.latent_size

@@ -65,8 +65,13 @@ _HALF = re.compile(r"\.(?:(lora_A|lora\.down|lora_down)|lora_B|lora\.up|lora_up)
 def unet(**config: Any) -> nn.Module:
     """Build a denoiser, called as `module(x, t, context)`; it returns eps (B, out_channels, h, w), float32.
 
-    It reads x (B, in_channels, h, w), t (B,) timesteps and context (B, tokens, cross_attention_dim). config: options of
-    UNet2DConditionModel, see `SD21_UNET`. Raises MissingDependency without diffusers.
+    It reads x (B, in_channels, h, w), t (B,) timesteps and context (B, tokens, cross_attention_dim).
+
+    Args:
+        **config: Options of UNet2DConditionModel, see `SD21_UNET`.
+
+    Raises:
+        MissingDependency: diffusers is not installed.
     """
     base: Any = _diffusers().UNet2DConditionModel
 
@@ -97,7 +102,14 @@ class VaeEncoder(nn.Module):
     """
 
     def __init__(self, **config: Any) -> None:
-        """config: options of AutoencoderKL, see `SD21_VAE`. Raises MissingDependency without diffusers."""
+        """Build the encoder.
+
+        Args:
+            **config: Options of AutoencoderKL, see `SD21_VAE`.
+
+        Raises:
+            MissingDependency: diffusers is not installed.
+        """
         super().__init__()
         autoencoder = _diffusers().AutoencoderKL(**config)
         self.encoder, self.quant_conv = autoencoder.encoder, autoencoder.quant_conv
@@ -115,7 +127,14 @@ class VaeDecoder(nn.Module):
     """
 
     def __init__(self, **config: Any) -> None:
-        """config: options of AutoencoderKL, see `SD21_VAE`. Raises MissingDependency without diffusers."""
+        """Build the decoder.
+
+        Args:
+            **config: Options of AutoencoderKL, see `SD21_VAE`.
+
+        Raises:
+            MissingDependency: diffusers is not installed.
+        """
         super().__init__()
         autoencoder = _diffusers().AutoencoderKL(**config)
         self.post_quant_conv, self.decoder = autoencoder.post_quant_conv, autoencoder.decoder

@@ -37,7 +37,12 @@ class AlignedUNet(nn.Module):
     """
 
     def __init__(self, *, channels: int, unet: dict[str, Any]) -> None:
-        """channels: C of state and features. unet: options of UNet, whose in_channels are 2 C."""
+        """Build the network.
+
+        Args:
+            channels: C of state and features.
+            unet: Options of UNet, whose in_channels are 2 C.
+        """
         super().__init__()
         self.modulation = nn.Conv2d(channels, 2 * channels, 3, padding=1)
         self.unet = UNet(**unet)

@@ -31,7 +31,13 @@ class RefinedStep(LearnedVarianceStep):
     kind = "step-learned-refined"
 
     def __init__(self, denoiser: nn.Module, *, size: int, **options: Any) -> None:
-        """size: S, in pixels. options: as in LinearStep."""
+        """Build the stage.
+
+        Args:
+            denoiser: The network.
+            size: S, in pixels.
+            **options: As in LinearStep.
+        """
         super().__init__(denoiser, **options)
         passes = np.stack([low_pass(size, 2**k) for k in range(FACTORS) if size % 2**k == 0 and size >> k >= 2])
         self.register_buffer("passes", torch.from_numpy(passes).float(), persistent=False)
@@ -69,7 +75,13 @@ class EnhanceStage(Stage):
     network: nn.Module
 
     def __init__(self, network: nn.Module, *, source: int, target: int) -> None:
-        """Wrap a network, (B, 3, T, T) in [-1, 1] -> the same shape and range. source: S; target: T, in pixels."""
+        """Build the stage.
+
+        Args:
+            network: (B, 3, T, T) in [-1, 1] -> the same shape and range.
+            source: S, in pixels.
+            target: T, in pixels.
+        """
         super().__init__(network)
         self.source = source
         self.register_buffer("matrix", torch.from_numpy(resize_matrix(source, target)).float(), persistent=False)

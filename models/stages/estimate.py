@@ -46,9 +46,12 @@ class ResizeStage(Stage):
     kind, outputs = "resize", ("resized",)
 
     def __init__(self, _none: nn.Module | None = None, *, target: int, source: int, low: float = -1.0) -> None:
-        """Resize from `source` pixels a side, S, to `target`, T.
+        """Build the stage.
 
-        low: lower end of the image's range; [0, 1] is mapped to [-1, 1], [-1, 1] stays.
+        Args:
+            target: T, in pixels.
+            source: S, in pixels.
+            low: Lower end of the image's range; [0, 1] is mapped to [-1, 1], [-1, 1] stays.
         """
         super().__init__()
         self.low, self.source = low, source

@@ -71,9 +71,13 @@ def partial_guidance(
     recognizer: Mapping[str, Any] | None = None,
     image_size: int,
 ) -> PartialGuidance:
-    """Build the networks of a step, each from its options; `image_size` is S, in pixels.
+    """Build the networks of a step.
 
-    recognizer: sees the whole image, as published; None without a reference.
+    Args:
+        denoiser: Options of UNet.
+        restorer: Options of SmoothRestorer.
+        recognizer: Options of IResNet, which sees the whole image, as published; None without a reference.
+        image_size: S, the images' side in pixels.
     """
     identity = None
     if recognizer is not None:

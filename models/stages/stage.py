@@ -25,7 +25,11 @@ class Stage(nn.Module):
     autograd: ClassVar[bool] = False
 
     def __init__(self, network: nn.Module | None = None) -> None:
-        """network: becomes the attribute `wraps`."""
+        """Build the stage.
+
+        Args:
+            network: The network, which becomes the attribute `wraps`.
+        """
         super().__init__()
         if self.wraps:
             setattr(self, self.wraps, network)
@@ -33,7 +37,9 @@ class Stage(nn.Module):
     def examples(self, size: int, batch: int = 2) -> dict[str, Tensor]:
         """Return inputs to trace and count with, by name, in the order of `forward`: float32, the first axis the batch.
 
-        size: side of the images or latents that the network works on.
+        Args:
+            size: Side of the images or latents that the network works on.
+            batch: Length of the first axis.
         """
         raise NotImplementedError
 

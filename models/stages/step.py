@@ -109,7 +109,13 @@ class ContextStep(LinearStep):
     kind = "step-context"
 
     def __init__(self, denoiser: nn.Module, *, context: Sequence[int], **options: Any) -> None:
-        """context: number of tokens and their width. options: as in LinearStep."""
+        """Build the stage.
+
+        Args:
+            denoiser: The network.
+            context: Number of tokens and their width.
+            **options: As in LinearStep.
+        """
         super().__init__(denoiser, **options)
         self.context = tuple(context)
 

@@ -25,7 +25,11 @@ STAGES: tuple[Estimate | Diffuse | Denoise, ...] = (
 def networks(unet: dict[str, Any], vae: dict[str, Any], *, latent: int, width: int) -> dict[str, NetworkSpec]:
     """Return the networks of a DiffMAC of any size.
 
-    latent: side of the latents. width: channels inside aligner and bottleneck.
+    Args:
+        unet: Options of both UNets.
+        vae: Options of the autoencoder.
+        latent: Side of the latents.
+        width: Channels inside aligner and bottleneck.
     """
     channels = int(vae["latent_channels"])
     step = {"context": [channels, latent, latent], "clipped": False, "channels": channels}

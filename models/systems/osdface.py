@@ -26,7 +26,12 @@ def networks(
 ) -> dict[str, NetworkSpec]:
     """Return the networks of an OSDFace of any size.
 
-    tokens: of the prompt. latent: side of the latents.
+    Args:
+        unet: Options of the denoiser.
+        vae: Options of the autoencoder.
+        embedder: Options of the visual embedder.
+        tokens: Number of tokens of the prompt.
+        latent: Side of the latents.
     """
     step = {"context": [tokens, unet["cross_attention_dim"]], "clipped": False, "channels": unet["in_channels"]}
     # The autoencoder overflows in half precision (its configuration says `force_upcast`); the embedder chooses codes,

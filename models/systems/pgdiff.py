@@ -30,7 +30,13 @@ def networks(denoiser: NetworkSpec, restorer: dict[str, Any], size: int) -> dict
 
 
 def reference_networks(own: dict[str, NetworkSpec], recognizer: dict[str, Any], size: int) -> dict[str, NetworkSpec]:
-    """Return the networks of a PGDiff with a reference. own: the result of `networks`."""
+    """Return the networks of a PGDiff with a reference.
+
+    Args:
+        own: The result of `networks`.
+        recognizer: Options of IResNet.
+        size: Side of the images, in pixels.
+    """
     denoiser = own["denoiser"]
     whole = {"recognizer": recognizer, "image_size": size, "metric": "mse", "crop": "whole"}
     guided = replace(

@@ -94,10 +94,15 @@ def guided_unet(
 ) -> dict[str, Any]:
     """Parameters of a UNet with the options that guided diffusion's published networks have in common.
 
-    size: side of the images or latents, in pixels.
-    levels: each level's channels as multiples of `channels`; a level has half the side of the one before.
-    attention: sides that are attended to.
-    blocks: residual blocks, of every level or of each.
+    Args:
+        size: Side of the images or latents, in pixels.
+        channels: Channels of the first level.
+        levels: Each level's channels as multiples of `channels`; a level has half the side of the one before.
+        attention: Sides that are attended to.
+        inputs: Channels that it reads.
+        outputs: Channels that it makes.
+        blocks: Residual blocks, of every level or of each.
+        more: Further options of UNet.
     """
     return {
         "image_size": size,
@@ -116,7 +121,10 @@ def guided_unet(
 def resize(source: int, target: int, low: float = 0.0) -> NetworkSpec:
     """A network that resizes images of `source` pixels a side to `target`.
 
-    low: lower end of the image's range; [0, 1] is mapped to [-1, 1], [-1, 1] stays.
+    Args:
+        source: S, in pixels.
+        target: T, in pixels.
+        low: Lower end of the image's range; [0, 1] is mapped to [-1, 1], [-1, 1] stays.
     """
     return NetworkSpec("resize", "none", {}, None, {"target": target, "source": source, "low": low}, half=None)
 

@@ -55,9 +55,13 @@ def is_stub(value: object) -> bool:
 def load_inert(path: Path, *, mmap: bool) -> object:
     """What `torch.load` makes of a file in its restricted way, names that it does not know as stubs.
 
-    mmap: whether the tensors are mapped; not for compressed archives and old files.
+    Args:
+        path: A file that `torch.save` wrote.
+        mmap: Whether the tensors are mapped; not for compressed archives and old files.
 
-    Raises Unreadable if the file is whole and holds what cannot be left out; if it is damaged, nearly any type.
+    Raises:
+        Unreadable: The file is whole, and holds what cannot be left out.
+        Exception: Nearly any type, if the file is damaged.
     """
     names = _named(path)
     if GREEDY in names:

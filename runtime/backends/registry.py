@@ -148,8 +148,18 @@ def open_usable(
 ) -> Opened:
     """Open a bundle on a backend. If a backend does not work here, `auto` tries the next one.
 
-    open_on: opens the bundle on the backend of a name. Raises a BfrError if the backend that was named does not work,
-    or none does.
+    Args:
+        backend: One of BACKENDS, or `auto`, see `choose`.
+        bundle: The bundle.
+        precision: Precision of the networks.
+        index: The number of the GPU.
+        open_on: Opens the bundle on the backend of a name.
+
+    Returns:
+        What `open_on` returned.
+
+    Raises:
+        BfrError: The backend that was named does not work, or none does.
     """
     tried: list[str] = []
     while True:

@@ -52,7 +52,10 @@ _log = logging.getLogger("bfr")
 class Bundle:
     """A bundle on disk.
 
-    hash: sha256 of the manifest's content, which holds those of all files, without the verifications.
+    Attributes:
+        folder: Its folder.
+        manifest: Its manifest.
+        hash: Sha256 of the manifest's content, which holds those of all files, without the list of verifications.
     """
 
     folder: Path

@@ -12,11 +12,18 @@ POINTER = b"version https://git-lfs"  # at the beginning of what a clone without
 
 
 def check_file(folder: Path, file: BundleFile, remedy: str) -> Path:
-    """Compare a file below `folder` with its entry, and return its path.
+    """Compare a file with its entry.
 
-    remedy: how to fix a wrong file, for the error.
+    Args:
+        folder: The folder that the entry's path starts from.
+        file: The entry.
+        remedy: How to fix a wrong file, for the error.
 
-    Raises BundleCorrupt if the file is missing, or has another size or sha256.
+    Returns:
+        The path of the file.
+
+    Raises:
+        BundleCorrupt: The file is missing, or has another size or sha256.
     """
     path = _sized(folder, file, remedy)
     _compare(path, file, sha256_file(path), remedy)

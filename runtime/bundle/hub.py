@@ -57,10 +57,15 @@ def pull(address: Path | str) -> Path:
 
 
 def push(bundle: "Bundle", address: str, *, private: bool = True) -> str:
-    """Check the files of a bundle, and upload it; return the address of the commit.
+    """Check the files of a bundle, and upload it.
 
-    address: `hf://owner/name`, with `@branch` for another branch than `main`. private: whether a repository that is
-    made for it is.
+    Args:
+        bundle: The bundle.
+        address: `hf://owner/name`, with `@branch` for another branch than `main`.
+        private: Whether a repository that is made for it is private.
+
+    Returns:
+        The address of the commit.
 
     Raises:
         InvalidOption: The address is none.

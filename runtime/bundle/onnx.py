@@ -75,7 +75,10 @@ class FilesBeside(Mapping[str, int]):
 def check_graph(data: bytes, weights: Mapping[str, int], where: object) -> None:
     """Refuse a graph that names a file or declares a size that it should not.
 
-    data: bytes of the ONNX file. weights: the files that it may name, and their bytes. where: the file, for messages.
+    Args:
+        data: Bytes of the ONNX file.
+        weights: The files that it may name, and their bytes.
+        where: The file, for messages.
 
     Raises:
         BundleInvalid: It is no ONNX file; names another file; holds a sparse tensor or a compiled part; a tensor is

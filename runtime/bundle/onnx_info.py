@@ -13,9 +13,14 @@ _FLOAT = 1  # of TensorProto.DataType
 
 
 def read_metadata(data: bytes, where: object) -> dict[str, str]:
-    """Return the `metadata_props` of an ONNX file's bytes: name -> text. Raises BundleInvalid for a damaged one.
+    """Return the `metadata_props` of an ONNX file: name -> text.
 
-    where: the file, for messages.
+    Args:
+        data: Bytes of the file.
+        where: The file, for messages.
+
+    Raises:
+        BundleInvalid: It is no ONNX file, or a damaged one.
     """
     found: dict[str, str] = {}
     try:
@@ -36,10 +41,17 @@ def read_metadata(data: bytes, where: object) -> dict[str, str]:
 
 
 def read_ends(data: bytes, where: object) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """Return the inputs and the outputs of a graph, of the bytes of an ONNX file. where: the file, for messages.
+    """Return the inputs and the outputs of a graph.
 
-    Each by name: the sizes of a float32 tensor, 0 for an open size; tensors of other types have the size -1. Raises
-    BundleInvalid if they are damaged, which `check_graph` does not see.
+    Args:
+        data: Bytes of the ONNX file.
+        where: The file, for messages.
+
+    Returns:
+        Name -> sizes of each float32 tensor, 0 for an open size; tensors of other types have the size -1.
+
+    Raises:
+        BundleInvalid: They are damaged, which `check_graph` does not see.
     """
 
     def sizes(value: memoryview) -> list[int]:

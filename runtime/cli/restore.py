@@ -234,7 +234,11 @@ def finish(report: "Report", places: Places, *, done: str = "restored", as_json:
 def tell_results(report: "Report", places: Places, *, done: str = "restored", as_json: bool = False) -> "Report":
     """Deliver a run's results, print a summary, and return the report as delivered.
 
-    done: the word for `restored`. as_json: the caller prints the report; the line of counts is left out.
+    Args:
+        report: The run's report.
+        places: The destination of its results.
+        done: The word for `restored`.
+        as_json: The caller prints the report; the line of counts is left out.
     """
     report = places.deliver(report)
     if volume.verbose:
@@ -260,10 +264,12 @@ def print_report(
 ) -> None:
     """Print what failed, what was reduced, skipped, or had no face, then one line of counts.
 
-    out: the folder of its results, for that line.
-    table: the file that lists everything.
-    done: the word for `restored`.
-    tell: prints the line of counts; None leaves it out.
+    Args:
+        report: The run's report.
+        out: The folder of its results, for the line of counts.
+        table: The file that lists everything.
+        done: The word for `restored`.
+        tell: Prints the line of counts; None leaves it out.
     """
     failed = [entry for entry in report.entries if entry.error]
     noted = [(entry.source, note) for entry in report.entries for note in entry.notes]

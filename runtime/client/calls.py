@@ -61,7 +61,12 @@ _INFO = TypeAdapter(_Info)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server answered. headers: names in any case. content: empty where it went into a file."""
+    """What a server answered.
+
+    Attributes:
+        headers: Headers; names in any case.
+        content: Empty where it went into a file.
+    """
 
     status_code: int
     headers: Mapping[str, str]
@@ -232,7 +237,11 @@ def _count(text: str) -> int:
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the pause that a server asks for, and up to a tenth more, so that clients do not all return at once.
 
-    headers: names in lower case. Returns seconds, or None if the headers do not say.
+    Args:
+        headers: Headers; names in lower case.
+
+    Returns:
+        Seconds, or None if the headers do not say.
     """
     said = headers.get("retry-after", "").strip()
     try:

@@ -35,11 +35,19 @@ def run_remote_job(
     passed_over: Mapping[str, str] | None = None,
     progress: Progress = lambda _done, _name: None,
 ) -> Report:
-    """Restore `items` on a server into the output folder, and write `report.json` there; see `run_job`.
+    """Restore `items` on a server into the output folder, and write `report.json` there.
 
     A file that the server refuses or fails to restore becomes a failed entry. If the run ends early, finished results
-    stay, and `resume` continues it. photo: how faces are found and pasted; None for aligned faces. preset: None for the
-    server's default.
+    stay, and `resume` continues it.
+
+    Args:
+        client: A client of the server.
+        items: The inputs, from `find_images`.
+        options: How results are written.
+        photo: How faces are found and pasted; None for aligned faces.
+        preset: None for the server's default.
+        passed_over: See `run_job`.
+        progress: See `Progress`.
 
     Raises:
         InvalidOption: See `run_job`; also for options that a server does not take.

@@ -99,9 +99,12 @@ class Transport:
     ) -> Answer:
         """Send a request until it is answered with a success.
 
-        bounded: the time limit is that of the call, pauses included; else of the next bytes.
-        repeatable: whether it is safe to send the request twice.
-        request: as in `_send`.
+        Args:
+            method: The HTTP method.
+            path: The route, from its `/`.
+            bounded: The time limit is that of the call, pauses included; else of the next bytes.
+            repeatable: Whether it is safe to send the request twice.
+            **request: As in `_send`.
 
         Raises:
             ServerUnavailable: The attempts or the seconds are used up.

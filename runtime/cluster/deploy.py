@@ -24,10 +24,17 @@ def for_machines(options: ServeOptions) -> ServeOptions:
 
 
 def serve_yaml(options: ServeOptions, *, host: str, port: int) -> str:
-    """The options as a file of Serve's schema, with a comment on its use. Raises InvalidOption, see `for_machines`.
+    """The options as a file of Serve's schema, with a comment on its use.
 
-    Each replica is given one GPU, or as many as it has workers, unless the CPU is asked for. options: of each replica,
-    with absolute paths. host, port: that the proxies of Serve listen on.
+    Each replica is given one GPU, or as many as it has workers, unless the CPU is asked for.
+
+    Args:
+        options: Options of each replica, with absolute paths.
+        host: Address that the proxies of Serve listen on.
+        port: Port of the same.
+
+    Raises:
+        InvalidOption: See `for_machines`.
     """
     options = for_machines(options)
     gpus = 0 if options.backend == "onnxruntime-cpu" else options.workers or 1

@@ -82,13 +82,22 @@ def step_table(
     matched: bool = False,
     stop: int = 0,
 ) -> StepTable:
-    """Return the table of a truncated loop. Raises InvalidOption for a number out of its range.
+    """Return the table of a truncated loop.
 
-    solver: a name of SOLVERS.
-    spacing: where on the schedule the denoiser is called; with start, steps, matched and stop, see `route`.
-    eta: share of noise that each step adds, 0 to 1. In DDIM 1 is as noisy as DDPM, in DPM-Solver++ 1 is its SDE form; 0
-        for the other solvers.
-    prediction: what the denoiser predicts.
+    Args:
+        schedule: The training schedule.
+        solver: A name of SOLVERS.
+        spacing: Where on the schedule the denoiser is called, see `route`.
+        start: See `route`.
+        steps: See `route`.
+        eta: Share of noise that each step adds, 0 to 1. In DDIM 1 is as noisy as DDPM, in DPM-Solver++ 1 is its SDE
+            form; 0 for the other solvers.
+        prediction: What the denoiser predicts.
+        matched: See `route`.
+        stop: See `route`.
+
+    Raises:
+        InvalidOption: A number is out of its range.
     """
     calls = route(schedule, spacing, start, steps=steps, matched=matched, stop=stop)
     return StepTable(

@@ -63,12 +63,13 @@ class Condition:
 
 
 def measure_condition(crop: NDArray[Any], matrix: Matrix, photograph: NDArray[Any] | None = None) -> Condition:
-    """Measure a face by its aligned crop, (S, S, 3) uint8 or uint16.
+    """Measure a face.
 
-    matrix: the transform from the photograph to the crop.
-
-    photograph: (H, W, 3) of the crop's dtype, in which JPEG's blocks lie on their grid, and noise is as strong as it is
-    seen. None leaves out blocks, colours, and noise that averaging to the crop has hidden.
+    Args:
+        crop: The aligned crop, (S, S, 3) uint8 or uint16.
+        matrix: The transform from the photograph to the crop.
+        photograph: (H, W, 3) of the crop's dtype, in which JPEG's blocks lie on their grid, and noise is as strong as
+            it is seen. None leaves out blocks, colours, and noise that averaging to the crop has hidden.
     """
     scale = scale_of(matrix)
     if crop.shape[0] < SMALLEST:

@@ -60,11 +60,15 @@ def select_faces(
     min_eye_distance: float,
     most: int | None = None,
 ) -> list[Face]:
-    """Select faces of one photograph, from left to right.
+    """Select faces, from left to right.
 
-    which: all, the one with the largest box, or the one nearest the middle of the photograph.
-    min_eye_distance: faces with less between the eyes are dropped, pixels.
-    most: if there are more faces, keep those with the best scores and warn with the numbers.
+    Args:
+        faces: The faces of one photograph.
+        which: All, the one with the largest box, or the one nearest the middle of the photograph.
+        width: Width of the photograph, pixels.
+        height: Height of the photograph, pixels.
+        min_eye_distance: Faces with less between the eyes are dropped, pixels.
+        most: If there are more faces, keep those with the best scores and warn with the numbers.
     """
     wanted = [face for face in faces if face.eye_distance >= min_eye_distance]
     if which == "largest":
@@ -145,12 +149,16 @@ def resized(pixels: NDArray[Any], scale: float) -> tuple[NDArray[Any], Matrix]:
 
 
 def crop_face(pixels: NDArray[Any], matrix: Matrix, size: int) -> NDArray[Any]:
-    """Return the aligned crop of a face, with channels and bits of its photograph, (H, W, 3) or (H, W), 8 or 16 bits.
+    """Return the aligned crop of a face, with the channels and bits of the photograph.
 
     Outside the photograph the crop is mirrored, as in FFHQ. The published code fills it with one colour, whose edge
     networks sharpen and spread into the photograph. A crop outside the photograph is grey. Only the face's surroundings
-    are read, whatever the size of the photograph. matrix: from the photograph to the crop, from `alignment`. size: of
-    the crop, pixels.
+    are read, whatever the size of the photograph.
+
+    Args:
+        pixels: The photograph, (H, W, 3) or (H, W), uint8 or uint16.
+        matrix: The transform from the photograph to the crop, from `alignment`.
+        size: Side of the crop, in pixels.
     """
     margin = ceil(3 / min(scale_of(matrix), 1.0))  # pixels that the interpolation needs around the crop
     points = transform(inverse(matrix), _corners(size, (0, 0, 1, 1)))
@@ -237,10 +245,11 @@ def rectangle(
 
     Right and bottom are exclusive; an empty rectangle has no pixel inside the image.
 
-    matrix: the transform from the image to the crop.
-    size: side of the crop, in pixels.
-    shape: of the image, (H, W, ...).
-    part: left, top, right and bottom of a part of the crop, as shares of its side.
+    Args:
+        matrix: The transform from the image to the crop.
+        size: Side of the crop, in pixels.
+        shape: Shape of the image, (H, W, ...).
+        part: Left, top, right and bottom of a part of the crop, as shares of its side.
     """
     return _bounds(transform(inverse(matrix), _corners(size, part)), shape, 0)
 

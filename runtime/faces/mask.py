@@ -36,12 +36,19 @@ EDGE = SIDE // 20  # cells: half of the width in which the mask falls to 0 towar
 def head_mask(
     crop: NDArray[Any], restored: NDArray[Any], landmarks: NDArray[Any] | None = None
 ) -> tuple[Float32, Float32]:
-    """The mask of a face and its hair, and these alone, which it reaches past: (SIDE, SIDE) float32 from 0 to 1 each.
+    """The mask of a face and its hair.
 
     A blur spreads the head's colours into its surroundings, where they would stay as a fringe. The mask covers the
-    fringe and reduces it to the same strength everywhere, which leaves no visible ring: to FRINGE, or to more where the
-    surroundings would change by more than MOST_CHANGE. crop, restored: (S, S, 3) uint8 or uint16. landmarks: (5, 2) of
-    the face in the crop, pixels; they show which way it is turned.
+    fringe and reduces it to the same strength everywhere, which leaves no visible ring: to FRINGE, or to more where
+    the surroundings would change by more than MOST_CHANGE.
+
+    Args:
+        crop: The aligned crop, (S, S, 3) uint8 or uint16.
+        restored: The same, restored.
+        landmarks: (5, 2) of the face in the crop, pixels; they show which way it is turned.
+
+    Returns:
+        The mask, and the face and hair alone, which it reaches past: (SIDE, SIDE) float32 from 0 to 1 each.
     """
     before, after = _reduced(crop), _reduced(restored)
     coarse, head = _heads(_lab(after), 0.0 if landmarks is None else _turn(landmarks / crop.shape[0]))

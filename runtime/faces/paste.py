@@ -68,11 +68,13 @@ def make_patch(
 ) -> Patch:
     """The patch of a face.
 
-    crop, restored: (S, S, 3) uint8 or uint16; `restored` is None for a face that stays as it is.
-    matrix: the transform from the photograph to the crop.
-    landmarks: (5, 2) of the face in the photograph, which show the mask where it is turned.
-    keep_colour: what restoring did to colours and light (all below a sixteenth of the face) is left out.
-    grey: whether the photograph is grey; the face then gets no colour.
+    Args:
+        crop: (S, S, 3) uint8 or uint16.
+        restored: The same, restored; None for a face that stays as it is.
+        matrix: The transform from the photograph to the crop.
+        landmarks: (5, 2) of the face in the photograph, which show the mask where it is turned.
+        keep_colour: What restoring did to colours and light (all below a sixteenth of the face) is left out.
+        grey: Whether the photograph is grey; the face then gets no colour.
     """
     size = crop.shape[0]
     within = None if landmarks is None else transform(matrix, landmarks)

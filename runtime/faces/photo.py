@@ -33,7 +33,8 @@ TURNED = 0.7  # least score of a face in a turned photograph
 class AlignedFace:
     """A face of a photograph, its transform to the crop, and the crop, (S, S, 3) of the photograph's dtype.
 
-    left: whether it stays unchanged because it is already sharp; it then has no result.
+    Attributes:
+        left: Whether it stays unchanged because it is already sharp; it then has no result.
     """
 
     face: Face
@@ -78,9 +79,13 @@ class PhotoEditor:
         detector: Detector | None = None,
         background: Background | None = None,
     ) -> None:
-        """Open what the options name. size: side of crops, pixels.
+        """Open what the options name.
 
-        detector: a face detector, instead of YuNet. background: enlarges the photograph, instead of the options' own.
+        Args:
+            size: Side of crops, in pixels.
+            options: How faces are found and pasted.
+            detector: A face detector, instead of YuNet.
+            background: Enlarges the photograph, instead of the options' own.
         """
         if not isinstance(options, PhotoOptions | None):
             raise InvalidOption(f"options are PhotoOptions, not of type {type(options).__name__}")
@@ -149,9 +154,12 @@ class PhotoEditor:
         return each(lambda one: AlignedFace(*one, cut(one[1], self.size)), known)
 
     def paste(self, image: Image, faces: Sequence[AlignedFace], results: Sequence[Restored]) -> RestoredPhoto:
-        """The photograph with its faces, from `align` or `crop`, restored. image: as `align` has seen it.
+        """The photograph with its faces restored.
 
-        results: those of the faces that are not left as they are, in their order.
+        Args:
+            image: As `align` has seen it.
+            faces: The faces, from `align` or `crop`.
+            results: Those of the faces that are not left as they are, in their order.
         """
         begin = time.perf_counter()
         options = self.options
@@ -239,8 +247,13 @@ def _paired(faces: Sequence[AlignedFace], results: Sequence[Restored]) -> list[t
 def read_reference(image: Any, worker: FaceRestorer | PhotoRestorer, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     """Return a picture of the person for systems that keep an identity: the largest face of a photograph, aligned.
 
-    image: as `as_image` takes it. With a Restorer, which takes aligned faces, it is an aligned face. worker: what
-    restores the images that the reference is for. Raises InvalidImage if it is no image, or has no face.
+    Args:
+        image: A photograph as `as_image` takes it. With a Restorer, which takes aligned faces, it is an aligned face.
+        worker: What restores the images that the reference is for.
+        max_pixels: Larger images are refused.
+
+    Raises:
+        InvalidImage: It is no image, or has no face.
     """
     pixels = as_image(image, max_pixels=max_pixels).pixels
     if not isinstance(worker, PhotoRestorer):

@@ -119,10 +119,13 @@ def _upright(pixels: RGB8, matrix: Matrix, size: int) -> RGB8:
 def decode(heads: Mapping[str, Float32], width: int) -> Float32:
     """Decode the network's heads, as OpenCV's `FaceDetectorYN` does, before suppression.
 
-    width: of the padded picture, pixels.
+    Args:
+        heads: HEADS by name.
+        width: Width of the padded picture, pixels.
 
-    Returns (N, 15) by score: left, top, right, bottom; x and y of the landmarks; score, SCORE to 1. The network's right
-    eye is the person's own: the left one of the picture, which comes first.
+    Returns:
+        (N, 15) by score: left, top, right, bottom; x and y of the landmarks; score, SCORE to 1. The network's right eye
+        is the person's own: the left one of the picture, which comes first.
     """
     found = []
     for stride in STRIDES:

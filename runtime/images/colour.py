@@ -44,7 +44,11 @@ def to_srgb(file: Pillow.Image, icc: bytes) -> Pillow.Image:
 def png_profile(info: Mapping[Any, Any]) -> bytes | None:
     """Make the ICC profile that gAMA and cHRM stand for; None if they are missing, or those of sRGB.
 
-    info: `info` of Pillow's image. Raises ValueError if their numbers mean no colours.
+    Args:
+        info: `info` of Pillow's image.
+
+    Raises:
+        ValueError: Their numbers mean no colours.
     """
     gamma, chromaticity = info.get("gamma"), info.get("chromaticity")
     if "srgb" in info or not (isinstance(gamma, float) or isinstance(chromaticity, tuple)):

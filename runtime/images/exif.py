@@ -33,7 +33,11 @@ _SAYS_NOTHING = {_WIDTH, _HEIGHT, _ORIENTATION}
 
 @dataclass(frozen=True, slots=True)
 class Density:
-    """Pixels a unit of length, across and down. unit: JFIF's, 1 inch, 2 centimetre, 0 for a proportion alone."""
+    """Pixels a unit of length, across and down.
+
+    Attributes:
+        unit: JFIF's, 1 inch, 2 centimetre, 0 for a proportion alone.
+    """
 
     x: float
     y: float
@@ -57,18 +61,24 @@ class Density:
 def clean_exif(
     block: bytes | None, size: tuple[int, int], *, srgb: bool = True, density: Density | None = None
 ) -> bytes | None:
-    """Return the EXIF tags that hold for a picture made from the block's, in its byte order; None if none does.
+    """Return the EXIF tags that hold for a picture made from the block's; None if none does.
 
     Description, camera, exposure, dates, position, author and resolution are kept byte for byte. Widths and heights
     become `size`, the orientation upright, the colour space sRGB or uncalibrated. Where the orientation turned the
     picture by a quarter, the two resolutions change places. The thumbnail (it shows the source), the maker's note and
     everything else that depends on the source's bytes or pixels are left out.
 
-    block: the TIFF structure of an EXIF block or a TIFF file, with or without EXIF_PREFIX; the result is without.
-    size: width and height of the picture, in pixels.
-    density: entered where the block has none.
+    Args:
+        block: The TIFF structure of an EXIF block or a TIFF file, with or without EXIF_PREFIX.
+        size: Width and height of the picture, in pixels.
+        srgb: The picture is in sRGB.
+        density: Entered where the block has none.
 
-    Raises ValueError if the block is broken.
+    Returns:
+        The TIFF structure without EXIF_PREFIX, in the block's byte order.
+
+    Raises:
+        ValueError: The block is broken.
     """
     order, image, camera, position = ("<", {}, {}, {}) if block is None else _read_block(block)
     if _quarter_turned(order, image) and {_X_DENSITY, _Y_DENSITY} <= image.keys():

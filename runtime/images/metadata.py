@@ -53,9 +53,12 @@ def read_metadata(
 ) -> tuple[Metadata, list[str]]:
     """Read the metadata of a loaded file, and note what is broken or cannot be kept.
 
-    size: (width, height) of the upright image.
-    turned: it was turned by a quarter, so that its two densities change places.
-    srgb: its pixels became sRGB; otherwise they stayed in a profile of their own.
+    Args:
+        file: The open image.
+        data: Its bytes.
+        size: (width, height) of the upright image.
+        turned: It was turned by a quarter, so that its two densities change places.
+        srgb: Its pixels became sRGB; otherwise they stayed in a profile of their own.
     """
     notes: list[str] = []
     found = _found(file, data, notes)

@@ -31,8 +31,12 @@ _MOST_EXTRA = 2  # channels beside the colours that are read
 def check_kind(tags: Tags, data: bytes, notes: list[str], *, name: str, max_pixels: int) -> None:
     """Note channels that are left out. Raises InvalidImage for raw files, large tiles, and samples that are not read.
 
-    tags: those of the first directory.
-    max_pixels: the most of a tile, which is decoded whole, also outside the picture.
+    Args:
+        tags: Those of the first directory.
+        data: The file.
+        notes: Gets a sentence for what is left out.
+        name: Name of the file, for messages.
+        max_pixels: The most pixels of a tile, which is decoded whole, also outside the picture.
     """
     check_size((tags.get(_TILE_WIDTH, 0), tags.get(_TILE_HEIGHT, 0)), f"a tile of {name}", max_pixels)
     if _DNG_VERSION in tags or data[8:10] == b"CR" or int(tags.get(_SUBFILE, 0)) & 1:

@@ -47,7 +47,10 @@ def preview_paths(name: str) -> tuple[str, str]:
 def cards_of(folder: Path, names: Mapping[str, str], report: Report) -> list[Card]:
     """The cards of a run; previews of earlier runs are shown again.
 
-    names: source of an input -> its name in the run.
+    Args:
+        folder: The output folder.
+        names: Source of an input -> its name in the run.
+        report: The outcomes of the inputs.
     """
     cards = []
     for entry in report.entries:
@@ -63,9 +66,10 @@ def _has_previews(folder: Path, name: str, entry: Entry) -> bool:
 def joined_card(folder: Path, name: str, entries: Mapping[str, Entry]) -> Card:
     """Make the card of one input of several runs; its seconds are those of each run.
 
-    folder: holds the output folder of each run, by its name.
-    name: the input's in all runs.
-    entries: by the run's name.
+    Args:
+        folder: Holds the output folder of each run, by its name.
+        name: The input's name in all runs.
+        entries: Name of a run -> the outcome of the input.
     """
     before, after = preview_paths(name)
     shown = {run: entry.output for run, entry in entries.items() if _has_previews(folder / run, name, entry)}

@@ -64,8 +64,13 @@ def estimate(
 ) -> Estimate:
     """Estimate the time of a run: a few images go through everything but the networks.
 
-    What runs beside the networks is added to what they take, since on a CPU they share its cores. Nothing is written.
-    face_seconds: what the networks take for a face.
+    What runs beside the networks is added to what they take, since on a CPU they share its cores.
+
+    Args:
+        worker: What would restore.
+        items: The inputs of the run.
+        options: How results would be written; nothing is.
+        face_seconds: What the networks take for a face.
     """
     editor = worker if isinstance(worker, PhotoRestorer) else None
     images = [item for item in items if not item.is_video]

@@ -27,7 +27,10 @@ def face_folder(output: str) -> PurePosixPath:
 def check_face_folders(out: Path, items: Sequence[Item], outputs: Mapping[str, str]) -> None:
     """Raise InvalidOption if a folder of faces is a link, or holds a result or an input, which would be replaced.
 
-    outputs: key of an item -> its result, relative to the output folder `out`.
+    Args:
+        out: The output folder.
+        items: The inputs.
+        outputs: Key of an item -> its result, relative to `out`.
     """
     folders = {face_folder(output) for output in outputs.values()}
     if links := sorted(str(folder) for folder in folders if (out / folder).is_symlink()):
@@ -61,9 +64,12 @@ def write_faces(folder: Path, faces: Sequence[AlignedFace], results: Sequence[Re
 
 
 def draw_boxes(pixels: NDArray[Any], faces: Sequence[AlignedFace], scale: float) -> None:
-    """Draw the box of each face, white between black lines, into (H, W, 3) of 8 or 16 bits.
+    """Draw the box of each face, white between black lines.
 
-    scale: H over the height of the photograph, in whose pixels the boxes are.
+    Args:
+        pixels: (H, W, 3) of 8 or 16 bits; it is changed.
+        faces: Faces, whose boxes are in pixels of the photograph.
+        scale: H over the height of the photograph.
     """
     width, white = max(1, round(min(pixels.shape[:2]) / LINES_A_SIDE)), int(np.iinfo(pixels.dtype).max)
     for face in faces:

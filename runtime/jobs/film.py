@@ -30,12 +30,16 @@ def restore_film(
 ) -> Entry:
     """Restore a video and return its outcome.
 
-    restorer: of its frames; None if the run restores aligned faces.
-    output: its result, relative to the output folder.
-    show: called with a frame, (H, W, 3) RGB, as it was and as it became.
-    progress: called with the share that is done, 0 to 1. What it raises ends the run, but for a BfrError.
+    Args:
+        restorer: Restores its frames; None if the run restores aligned faces.
+        item: The video.
+        output: Its result, relative to the output folder.
+        options: How results are written.
+        show: Called with a frame, (H, W, 3) RGB, as it was and as it became.
+        progress: Called with the share that is done, 0 to 1. What it raises ends the run, but for a BfrError.
 
-    Raises DeviceLost or WriteFailed where no other file could be restored either.
+    Raises:
+        DeviceLost, WriteFailed: No other file could be restored either.
     """
     interrupted: list[Exception] = []
 

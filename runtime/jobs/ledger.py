@@ -26,9 +26,15 @@ class Ledger:
     """The ledger of a run's output folder. `add` may be called from several threads."""
 
     def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
-        """Read what earlier runs left; nothing is written yet. settings: all that a result of this run depends on.
+        """Read what earlier runs left; nothing is written yet.
 
-        Raises InvalidOption, to `resume`, if they differ from those of the last run.
+        Args:
+            folder: The output folder.
+            settings: All that a result of this run depends on.
+            resume: Refuse settings that differ from those of the last run.
+
+        Raises:
+            InvalidOption: They differ.
         """
         self.path, self.settings = folder / LEDGER, json.loads(json.dumps(settings))
         self.digest = sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -40,7 +46,11 @@ class Ledger:
     def known(self, source: str, version: str | None, output: str, output_version: str | None) -> Entry | None:
         """What an earlier run entered of a result, where source, settings and result are still those that it had.
 
-        source: the item's key. version, output_version: of its file and of the result's file now.
+        Args:
+            source: The item's key.
+            version: The version of its file now.
+            output: The name of its result.
+            output_version: The version of the result's file now.
         """
         digest, entry = self._lines.get(output, ("", None))
         if entry is None or None in (version, output_version) or (digest, entry.source) != (self.digest, source):

@@ -28,9 +28,13 @@ _UNFIT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 def write_comparison(folder: Path, names: Mapping[str, str], reports: Mapping[str, Report]) -> Path:
     """Write `report.html` of several runs over the same inputs, with their results side by side. Raises WriteFailed.
 
-    folder: holds the output folder of each run, by its name.
-    names: source of an input -> its name in the runs.
-    reports: by the run's name; `html` was among its options.
+    Args:
+        folder: Holds the output folder of each run, by its name.
+        names: Source of an input -> its name in the runs.
+        reports: Name of a run -> its report; `html` was among its options.
+
+    Returns:
+        The path of the page.
     """
     first = next(iter(reports.values()))
     by_source = {run: {entry.source: entry for entry in report.entries} for run, report in reports.items()}
@@ -44,10 +48,15 @@ def write_comparison(folder: Path, names: Mapping[str, str], reports: Mapping[st
 
 
 def write_page(folder: Path, cards: Sequence[Card], facts: Mapping[str, Any]) -> Path:
-    """Write `report.html` whole or not at all, and return its path. Raises WriteFailed.
+    """Write `report.html` whole or not at all, and return its path.
 
-    folder: the output folder, which holds the previews that the cards name, see `write_previews`. facts: about the run:
-    system, preset, sampler, backend, precision, seed, bundle_hash, seconds and started.
+    Args:
+        folder: The output folder. It holds the previews that the cards name, see `write_previews`.
+        cards: The cards, in the order of the run.
+        facts: Facts about the run: system, preset, sampler, backend, precision, seed, bundle_hash, seconds and started.
+
+    Raises:
+        WriteFailed: The page cannot be written.
     """
     page = with_slider(Path(__file__).with_name("page.html").read_text("utf-8"))
     failed = [_failed(card) for card in cards if card.entry.status == "failed"]
@@ -77,7 +86,9 @@ def with_slider(page: str) -> str:
 def content_policy(page: str, more: str) -> str:
     """The content security policy of a page: nothing but its one style and its one script, by their hashes.
 
-    page: HTML. Nothing in its style and script is substituted afterwards. more: directives of what else it may load.
+    Args:
+        page: HTML. Nothing in its style and script is substituted afterwards.
+        more: The directives of what else it may load, separated by `; `.
     """
     hashes = {}
     for tag in ("style", "script"):

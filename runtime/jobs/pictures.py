@@ -19,8 +19,9 @@ QUALITY = 85  # of the previews, WebP
 def comparison_names(outputs: Mapping[str, str], is_input: Callable[[str], bool]) -> dict[str, str]:
     """Key -> name of its comparison, `a.compare.png` beside `a.jpg`; it replaces no result, no other one and no input.
 
-    outputs: key of an item -> its result, relative to the output folder. is_input: whether a name there is a file that
-    the run reads.
+    Args:
+        outputs: Key of an item -> its result, relative to the output folder.
+        is_input: Whether a name in the output folder is a file that the run reads.
     """
     taken = set(map(folded, outputs.values()))
     names = {}

@@ -148,7 +148,13 @@ def describe_now() -> str:
 
 
 def summary(report: Report, out: object, *, done: str = "restored") -> str:
-    """The one line that a command ends with. out: the output folder. done: the word for `restored`."""
+    """The one line that a command ends with.
+
+    Args:
+        report: The run's report.
+        out: The output folder.
+        done: The word for `restored`.
+    """
     films = sum(
         entry.frames is not None or PurePosixPath(entry.output or entry.source).suffix.lower() in VIDEO_SUFFIXES
         for entry in report.entries
@@ -179,7 +185,11 @@ def passed_over(report: Report) -> list[dict[str, str]]:
 
 
 def describe_passed_over(files: Mapping[str, str]) -> list[dict[str, str]]:
-    """The same, as reports have it. files: source -> reason."""
+    """The same, as reports have it.
+
+    Args:
+        files: Source -> reason.
+    """
     return [{"source": without_secrets(source), "reason": reason} for source, reason in files.items()]
 
 

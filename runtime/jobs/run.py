@@ -57,9 +57,17 @@ class Run(ABC):
         settings: dict[str, Any],
         facts: dict[str, Any],
     ) -> None:
-        """Read what earlier runs left. Raises InvalidOption for other settings than those of the run that is resumed.
+        """Read what earlier runs left.
 
-        settings: what results depend on. facts: where and with what they are made.
+        Args:
+            items: The inputs.
+            options: How results are written.
+            progress: See `Progress`.
+            settings: What results depend on.
+            facts: Where and with what the results are made.
+
+        Raises:
+            InvalidOption: The settings differ from those of the run that is resumed.
         """
         self.items, self.options, self.progress = items, options, progress
         self.settings, self.facts = settings, facts

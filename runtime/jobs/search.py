@@ -44,7 +44,10 @@ class Search:
     def __init__(self, videos: bool, out: Path | str | None, passed: dict[str, str]) -> None:
         """Make the search.
 
-        out: the output folder, which is not searched. passed: gets the files that are not taken, and why.
+        Args:
+            videos: Find videos too.
+            out: The output folder, which is not searched.
+            passed: Gets the files that are not taken, and why.
         """
         self.suffixes = (*BY_SUFFIX, *VIDEO_SUFFIXES) if videos else tuple(BY_SUFFIX)
         self.out, self.passed = out, passed

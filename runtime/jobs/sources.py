@@ -68,7 +68,8 @@ class Item:
     def result_suffix(self, image_format: str) -> str:
         """The suffix of its result.
 
-        image_format: of images' results, or `same` for the source's own where it is written.
+        Args:
+            image_format: Suffix of images' results, or `same` for the source's own where it is written.
         """
         if self.is_video:
             return output_suffix(self.suffix)
@@ -82,7 +83,11 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What was found. passed_over: files of folders that are not read -> why."""
+    """What was found.
+
+    Attributes:
+        passed_over: Files of folders that are not read -> why.
+    """
 
     items: list[Item]
     passed_over: Mapping[str, str] = field(default_factory=dict)
@@ -208,7 +213,11 @@ def check_free(outputs: Iterable[str], store: Store) -> None:
 
 
 def choose_names(paths: Sequence[PurePath]) -> list[str]:
-    """The names of results by the rules of `find_images`. paths: of the sources, below their inputs."""
+    """The names of results by the rules of `find_images`.
+
+    Args:
+        paths: Paths of the sources, below their inputs.
+    """
     plain = [path.with_suffix("").as_posix() for path in paths]
     long = [f"{name}_{path.suffix[1:]}" if path.suffix else name for name, path in zip(plain, paths, strict=True)]
     shared = Counter(map(folded, plain))

@@ -53,7 +53,10 @@ def kept_speed(bundle: Bundle, opened: OpenOptions) -> Speed | None:
 def speed_of(restorer: Restorer, opened: OpenOptions, show: Callable[[str], None] = lambda _text: None) -> Speed:
     """Read the speed that is kept; else measure it now, and keep it unless other processes keep the CPU busy.
 
-    restorer: what `opened` opens, whose preset does not matter. show: called with a line before a measurement.
+    Args:
+        restorer: What `opened` opens.
+        opened: How it was opened; its preset does not matter.
+        show: Called with a line before a measurement.
     """
     if kept := kept_speed(restorer.bundle, opened):
         return kept

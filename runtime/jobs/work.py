@@ -76,8 +76,11 @@ def prepare(
 ) -> Prepared[Picture]:
     """Read an image and align its faces. Whatever is raised becomes `picture.error`, but for a lost device.
 
-    editor: finds the faces; None if the image is an aligned face itself. inputs: reads the pictures for the system's
-    other inputs, such as `mask`; for aligned faces.
+    Args:
+        picture: Gets image, faces and seconds.
+        read: Reads and decodes the file.
+        editor: Finds the faces; None if the image is an aligned face itself.
+        inputs: Reads the pictures for the system's other inputs, such as `mask`; for aligned faces.
     """
     begin = time.perf_counter()
     try:
@@ -109,13 +112,18 @@ def finish(
 ) -> Encoded:
     """Paste the faces and encode the result; a photograph without any may stay as it is, byte for byte.
 
-    output: name of the result, whose suffix decides the format.
-    quality: of lossy formats, 1 to 100.
-    metadata: keep what the source says beside its pixels.
-    boxes: draw boxes around the faces of a photograph.
+    Args:
+        picture: Gets the seconds of the networks, of pasting and of encoding.
+        results: Those of the faces, in their order.
+        editor: As in `prepare`.
+        output: Name of the result, whose suffix decides the format.
+        quality: Quality of lossy formats, 1 to 100.
+        metadata: Keep what the source says beside its pixels.
+        boxes: Draw boxes around the faces of a photograph.
 
-    Raises RestorationFailed if the image was refused, or no face of it could be restored; a BfrError if the result
-    cannot be encoded.
+    Raises:
+        RestorationFailed: The image was refused, or no face of it could be restored.
+        BfrError: The result cannot be encoded.
     """
     for result in results:
         for stage, seconds in result.seconds.items():
@@ -189,11 +197,14 @@ class ImageWork:
     ) -> None:
         """Note what restores, and where results go.
 
-        worker: a PhotoRestorer for photographs, a FaceRestorer for aligned faces.
-        outputs: key of an item -> its result, relative to `store`.
-        masks: key of an item -> its mask.
-        show: called with an item, its pixels and those of its result once that is written.
-        enter: called by a writer's thread with the entry of an item as soon as its result is in its place.
+        Args:
+            worker: A PhotoRestorer for photographs, a FaceRestorer for aligned faces.
+            store: The output folder.
+            outputs: Key of an item -> its result, relative to `store`.
+            options: How results are written.
+            masks: Key of an item -> its mask.
+            show: Called with an item, its pixels and those of its result once that is written.
+            enter: Called by a writer's thread with the entry of an item as soon as its result is in its place.
         """
         self.editor = worker if isinstance(worker, PhotoRestorer) else None
         self.restorer = worker.restorer if isinstance(worker, PhotoRestorer) else worker
@@ -203,9 +214,14 @@ class ImageWork:
     def restore(
         self, items: Sequence[Item], on_step: Callable[[int, list[Picture]], None] | None = None
     ) -> Generator[Entry, None, None]:
-        """Yield the outcome of each image, in their order. Raises WriteFailed if no result can be written any more.
+        """Yield the outcome of each item, in their order.
 
-        on_step: see `Pipeline`.
+        Args:
+            items: Images to restore.
+            on_step: See `Pipeline`.
+
+        Raises:
+            WriteFailed: No result can be written any more.
         """
         threads = max(1, min(4, (os.cpu_count() or 1) // 4))  # that read, and as many that write
         pipeline = Pipeline[Item, tuple[Item, Picture], Entry](

@@ -69,9 +69,14 @@ class Page(Sink):
     watched = True
 
     def __init__(self, address: str, counts: Counts) -> None:
-        """Begin to serve. Raises InvalidOption if the port cannot be listened on.
+        """Begin to serve.
 
-        address: http://HOST:PORT/PATH, checked by `check_sink`. counts: what /metrics shows.
+        Args:
+            address: http://HOST:PORT/PATH, checked by `check_sink`.
+            counts: What /metrics shows.
+
+        Raises:
+            InvalidOption: The port cannot be listened on.
         """
         url = urlsplit(address)
         host = url.hostname or ""

@@ -50,9 +50,14 @@ class Live:
         self._face = Estimate(time.perf_counter() - begin)
 
     def take(self, arrived: Arrived, begin: float) -> None:
-        """Restore and show a frame, or drop it where it would be shown too late. Raises WriteFailed.
+        """Restore and show a frame, or drop it where it would be shown too late.
 
-        begin: when the stream began, seconds of `time.monotonic`.
+        Args:
+            arrived: The frame.
+            begin: When the stream began, seconds of `time.monotonic`.
+
+        Raises:
+            WriteFailed: A sink cannot be written.
         """
         counts, most = self.counts, self.options.max_delay
         if arrived.age > most:
@@ -122,15 +127,22 @@ def run_live(
     counts: Counts,
     tell: Callable[[str], None] = lambda _line: None,
 ) -> float:
-    """Restore a stream until it ends, a window is closed, or Ctrl-C; return the seconds that it took.
+    """Restore a stream until it ends, a window is closed, or Ctrl-C.
 
-    source: see `kind_of`.
-    sinks: are closed here.
-    counts: what is counted meanwhile.
-    tell: called with a line on the state, at each frame and while none comes.
+    Args:
+        photo: What restores its frames.
+        source: A camera or an address, see `kind_of`.
+        sinks: The sinks of the frames; they are closed here.
+        options: See LiveOptions.
+        counts: What is counted meanwhile.
+        tell: Called with a line on the state, at each frame and while none comes.
 
-    Raises InputNotFound if no frame came, WriteFailed if a sink cannot be written; what was written until then is
-    whole.
+    Returns:
+        Seconds that it took.
+
+    Raises:
+        InputNotFound: No frame came.
+        WriteFailed: A sink cannot be written; what was written until then is whole.
     """
     with ExitStack() as stack:
         for sink in sinks:

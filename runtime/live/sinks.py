@@ -38,8 +38,9 @@ _log = logging.getLogger("bfr")
 class Sink:
     """What takes restored frames.
 
-    watched: a person looks at it: the counts are drawn into its frames.
-    closed: the person has closed it, and so ended the stream.
+    Attributes:
+        watched: A person looks at it: the counts are drawn into its frames.
+        closed: The person has closed it, and so ended the stream.
     """
 
     watched = closed = False
@@ -142,9 +143,10 @@ class Sent(Sink):
     def __init__(self, target: str, patience: float, counts: Counts) -> None:
         """Start the process.
 
-        target: checked by `check_sink`.
-        patience: seconds without success after which the receiver is given up.
-        counts: get the frames that the receiver is too slow for.
+        Args:
+            target: An address, checked by `check_sink`.
+            patience: Seconds without success after which the receiver is given up.
+            counts: Counts the frames that the receiver is too slow for.
         """
         self.target, self._patience, self._counts = target, patience, counts
         spawned = multiprocessing.get_context("spawn")

@@ -21,7 +21,9 @@ Truncate = Callable[[Float64], Sequence[StepTable]]
 def movement(degraded: Float32, estimate: Float32) -> Float64:
     """(B,) float64: the RMS of the estimate's difference from its input, in grey levels of 255.
 
-    degraded: (B, 3, S, S) in [0, 1]. estimate: the same shape, in [-1, 1], as the loop starts from it.
+    Args:
+        degraded: (B, 3, S, S) in [0, 1].
+        estimate: The same shape, in [-1, 1], as the loop starts from it.
     """
     difference = (estimate * np.float32(0.5) + np.float32(0.5)) - degraded
     return np.asarray(255.0 * np.sqrt(np.mean(np.square(difference, dtype=np.float64), axis=(1, 2, 3))))
@@ -43,7 +45,12 @@ def starts(sampler: Preset, moved: Float64) -> Float64:
 def truncation(sampler: Preset, table: Callable[[Preset], StepTable]) -> Truncate | None:
     """Return the function that chooses the table of each image; None if the preset has one table for all.
 
-    table: makes the table of a preset. Raises InvalidOption if the preset's limits are not those of a grid.
+    Args:
+        sampler: The preset.
+        table: Makes the table of a preset.
+
+    Raises:
+        InvalidOption: The preset's limits are not those of a grid.
     """
     adapt = sampler.adapt
     if adapt is None:

@@ -18,8 +18,9 @@ from bfr.runtime.restore.plan import DEGRADED, ESTIMATE, Call, Plan
 class ChainResult:
     """One batch through the chain.
 
-    state: the result as the device makes it, (B, 3, S, S) float32, about [-1, 1].
-    seconds: stage -> seconds of the whole batch; `network` is the part spent in the networks.
+    Attributes:
+        state: The result as the device makes it, (B, 3, S, S) float32, about [-1, 1].
+        seconds: Stage -> seconds of the whole batch; `network` is the part spent in the networks.
     """
 
     state: Float32
@@ -52,9 +53,17 @@ class Chain:
         batch: int,
         buffers: Buffers | None = None,
     ) -> None:
-        """Bind every call. Raises DeviceOutOfMemory if the buffers do not fit.
+        """Bind every call.
 
-        buffers: of this plan and this batch or a larger one, which chains share; None makes them.
+        Args:
+            device: The device of the networks.
+            networks: The loaded networks, by name.
+            plan: The calls.
+            batch: The batch size.
+            buffers: Buffers of this plan and this batch or a larger one, which chains share; None makes them.
+
+        Raises:
+            DeviceOutOfMemory: The buffers do not fit.
         """
         self.device, self.plan, self.batch = device, plan, batch
         with ExitStack() as owned:
@@ -90,12 +99,17 @@ class Chain:
         on_step: OnStep | None = None,
         inputs: Mapping[str, Float32] | None = None,
     ) -> ChainResult:
-        """Restore one batch; later batches do not overwrite the result.
+        """Restore one batch.
 
-        degraded: (B, 3, S, S) float32 in [0, 1].
-        images: keys of the noise, one for each image.
-        on_step: see `launch`.
-        inputs: the plan's other inputs, by name.
+        Args:
+            degraded: (B, 3, S, S) float32 in [0, 1].
+            seed: Seed of the noise.
+            images: Keys of the noise, one for each image.
+            on_step: See `launch`.
+            inputs: The plan's other inputs, by name.
+
+        Returns:
+            The result, which later batches do not overwrite.
         """
         self.upload(degraded, inputs)
         return self.launch(seed=seed, images=images, on_step=on_step)().kept()
@@ -111,10 +125,15 @@ class Chain:
     def launch(self, *, seed: int, images: tuple[int, ...], on_step: OnStep | None = None) -> Callable[[], ChainResult]:
         """Enqueue the work on the batch that was uploaded. The batch before the previous one must be finished.
 
-        Where the plan chooses a start for each image (`truncate`), this waits for the estimate. images: keys of the
-        noise, one for each image. on_step: called between the steps, which are then not recorded as one program.
-        Returns a function that waits for the batch. The second launch after this one overwrites the state of its
-        result.
+        Where the plan chooses a start for each image (`truncate`), this waits for the estimate.
+
+        Args:
+            seed: Seed of the noise.
+            images: Keys of the noise, one for each image.
+            on_step: Called between the steps, which are then not recorded as one program.
+
+        Returns:
+            A function that waits for the batch. The second launch after this one overwrites the state of its result.
         """
         self.clock.begin()
         for shape, noise in self.buffers.noise.items():

@@ -32,11 +32,17 @@ class Batch:
         seed: int,
         given: Mapping[str, Given] | None = None,
     ) -> None:
-        """Prepare the images, (H, W, 3) RGB each. Raises InvalidOption for a key that is no integer of 32 bits.
+        """Prepare the images.
 
-        inputs: makes the system's inputs from pictures.
-        keys: of their noise; None is a function of the pixels.
-        given: pictures for the system's other inputs, by name, one or None for each image.
+        Args:
+            inputs: Makes the system's inputs from pictures.
+            images: (H, W, 3) RGB each.
+            keys: Keys of their noise; None is a function of the pixels.
+            seed: Seed of the noise.
+            given: Pictures for the system's other inputs, by name, one or None for each image.
+
+        Raises:
+            InvalidOption: A key is no integer of 32 bits.
         """
         for key in keys:
             if key is not None:
@@ -83,7 +89,9 @@ Again = Callable[[Batch, int, dict[str, float]], Restored]
 class Flight:
     """A batch in flight on a device, as `Pending`.
 
-    fetch: waits for the device; None once it was called. results: makes images of what it returns.
+    Attributes:
+        fetch: Waits for the device; None once it was called.
+        results: Makes images of what it returns.
     """
 
     fetch: Callable[[], ChainResult] | None
@@ -178,8 +186,13 @@ class Chains:
     def launch(self, batch: Batch, on_step: OnStep | None, results: Callable[[ChainResult], list[Restored]]) -> Pending:
         """Start a batch. All batches before the previous one are finished first.
 
-        on_step: see `Chain.launch`. results: makes images of what the chain returned. Raises DeviceOutOfMemory if the
-        batch does not fit. The batches before it are finished, as after every other error.
+        Args:
+            batch: The images.
+            on_step: See `Chain.launch`.
+            results: Makes images of what the chain returned.
+
+        Raises:
+            DeviceOutOfMemory: The batch does not fit. The batches before it are finished, as after every other error.
         """
         self.settle(all_but=1)
         try:

@@ -33,12 +33,17 @@ class ImageInputs:
         weight: float | None = None,
         pixels: Pixels = Pixels(),  # noqa: B008  (frozen)
     ) -> None:
-        """Keep what the system reads. Raises InvalidOption if `pixels` and the inputs do not go together.
+        """Keep what the system reads.
 
-        size: side of its images in pixels, S.
-        others: the manifest's inputs beside the degraded image.
-        weight: the fidelity weight, where a network reads one.
-        pixels: how images are read and written.
+        Args:
+            system: Its name.
+            size: Side of its images in pixels, S.
+            others: The manifest's inputs beside the degraded image.
+            weight: The fidelity weight, where a network reads one.
+            pixels: How images are read and written.
+
+        Raises:
+            InvalidOption: `pixels` and the inputs do not go together.
         """
         self.system, self.size, self.others, self.weight = system, size, {one.name for one in others}, weight
         self.pixels = pixels

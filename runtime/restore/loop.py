@@ -35,8 +35,13 @@ class BoundLoop:
     ) -> None:
         """Bind the calls.
 
-        constants: closes the small buffers that are made here. taken: number of draws that the loops before this one
-        take of each stream of noise, by shape.
+        Args:
+            where: The chain's buffers.
+            clock: Times the calls.
+            networks: The loaded networks, by name.
+            spec: The loop's part of the plan.
+            constants: Closes the small buffers that are made here.
+            taken: Number of draws that the loops before this one take of each stream of noise, by shape.
         """
         self.spec, self.device, self.clock = spec, where.device, clock
         buffers, self.noise = where.buffers, where.buffers.noise[spec.noise]

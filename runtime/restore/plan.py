@@ -28,7 +28,12 @@ STEP_OUTPUTS, GUIDE_OUTPUTS = ("x_next", "x0"), ("x_next_guided", "x0_guided")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A network that is called once. inputs, outputs: the network's name of a tensor -> name of the value."""
+    """A network that is called once.
+
+    Attributes:
+        inputs: The network's name of a tensor -> name of the value.
+        outputs: As `inputs`.
+    """
 
     name: str
     network: str
@@ -38,7 +43,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Guide:
-    """A gradient network called after the steps of these numbers. inputs: as in Call, beyond GUIDE_INPUTS."""
+    """A gradient network called after some steps.
+
+    Attributes:
+        inputs: As in Call, beyond GUIDE_INPUTS.
+        steps: Numbers of the steps after which it is called.
+    """
 
     network: str
     inputs: Mapping[str, str]

@@ -83,10 +83,15 @@ class Keys:
     """The API keys of a server. Without any, requests need none."""
 
     def __init__(self, keys: Sequence[Key] = (), *, file: Path | None = None) -> None:
-        """Read the file of keys, which is read again when it changes. keys: of other sources, which stay.
+        """Read the file.
 
-        Raises InputNotFound for a file that cannot be read, InvalidOption if a key could be guessed, or the file has
-        none.
+        Args:
+            keys: Keys of other sources, which stay.
+            file: File of further keys, read again when it changes.
+
+        Raises:
+            InputNotFound: The file cannot be read.
+            InvalidOption: A key could be guessed, or the file has none.
         """
         self._fixed, self._file, self._looked = list(keys), file, 0.0
         self._version = file and (version_of(file), identity_of(file))

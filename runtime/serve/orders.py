@@ -13,8 +13,9 @@ State = Literal["queued", "reading", "restoring", "writing"]
 class Sender:
     """Who sent a request, for fair queueing.
 
-    name: name of the API key, else the client's address; requests of one name share its turns.
-    weight: turns in relation to those of others.
+    Attributes:
+        name: Name of the API key, else the client's address; requests of one name share its turns.
+        weight: Turns in relation to those of others.
     """
 
     name: str = ""
@@ -50,9 +51,13 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class FaceOrder:
-    """What is to be done with faces. keys: keys of their noise, see `Restorer.run`.
+    """What is to be done with faces.
 
-    urgent: they are of a request; faces of jobs go when no request waits.
+    Attributes:
+        group: Bundle, preset and seed.
+        keys: Keys of their noise, see `Restorer.run`.
+        urgent: They are of a request; faces of jobs go when no request waits.
+        sender: The sender, for fair queueing.
     """
 
     group: Group
@@ -71,7 +76,11 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a request is. share: of the denoising, 0 to 1."""
+    """Where a request is.
+
+    Attributes:
+        share: Share of the denoising, 0 to 1.
+    """
 
     state: State
     share: float = 0.0

@@ -17,12 +17,16 @@ ALIGNED_PIXELS = 2048 * 2048
 
 
 def check_size(size: tuple[int, int] | None, upscale: int, most: int, what: str = "the image") -> int:
-    """The pixels of an image or frame and its result together. Raises InvalidImage if either has too many.
+    """The pixels of an image or frame and its result together.
 
-    size: width and height, from the header; None if it has none, and the decoder says what is wrong.
-    upscale: width and height of the result in relation to those of the image.
-    most: the pixels that either may have.
-    what: what it is called.
+    Args:
+        size: Width and height, from the header; None if it has none, and the decoder says what is wrong.
+        upscale: Width and height of the result in relation to those of the image.
+        most: The pixels that either may have.
+        what: What it is called.
+
+    Raises:
+        InvalidImage: Either has too many.
     """
     if size is None:
         return 0
@@ -59,9 +63,12 @@ class LimitedEditor(_Limited):
     ) -> None:
         """Open the background that the options name.
 
-        size: side of crops, pixels.
-        most: faces of a photograph.
-        admit: called with their number before a face is cut out; raises where these are too many for now.
+        Args:
+            size: Side of crops, pixels.
+            options: How faces are found and pasted.
+            detector: Finds the faces.
+            most: Faces of a photograph.
+            admit: Called with their number before a face is cut out; raises where these are too many for now.
         """
         super().__init__(size, _up_to(options, most), detector=detector)
         self.most, self.admit = most, admit

@@ -33,9 +33,11 @@ class TritonDevice(HostDevice):
     name = "triton"
 
     def __init__(self, system: str, backend: Any) -> None:
-        """Run networks of the bundle `system` of the repository.
+        """Note where the networks are.
 
-        backend: the module `triton_python_backend_utils`, which exists inside the server alone.
+        Args:
+            system: Name of the bundle in the repository.
+            backend: The module `triton_python_backend_utils`, which exists inside the server alone.
         """
         super().__init__()
         self.system, self.backend = system, backend
@@ -74,7 +76,11 @@ class TritonPythonModel:
     """The class that Triton's Python backend looks for; it creates one object for each instance of the model."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Open the bundle. args: model_config, model_name, model_repository and model_version are read."""
+        """Open the bundle.
+
+        Args:
+            args: The server's; model_config, model_name, model_repository and model_version are read.
+        """
         import triton_python_backend_utils as utils
 
         self.utils = utils

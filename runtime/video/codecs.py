@@ -71,10 +71,16 @@ def default_codec(suffix: str, depth: int) -> str:
 
 
 def choose_encoder(suffix: str, codec: str, crf: int | None) -> Encoder:
-    """Return the encoder of a codec, a key of CODECS, for a container's suffix. crf: None for the codec's default.
+    """Return the encoder of a codec.
 
-    Raises InvalidOption if container, codec and quality do not fit together, MissingDependency if this PyAV was built
-    without the encoder.
+    Args:
+        suffix: Suffix of the container, one of OUTPUT_SUFFIXES.
+        codec: A key of CODECS.
+        crf: Constant quality, None for the codec's default.
+
+    Raises:
+        InvalidOption: Container, codec and quality do not fit together.
+        MissingDependency: This PyAV was built without the encoder.
     """
     if suffix not in OUTPUT_SUFFIXES:
         raise InvalidOption(f"videos are not written as {suffix!r}: choose one of {', '.join(OUTPUT_SUFFIXES)}")

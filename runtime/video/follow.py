@@ -32,7 +32,11 @@ _LEVELS, _PATCH = 2, (13, 13)  # of the pyramid, and the pixels around a point t
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Followed(Generic[T]):
-    """A frame and its faces. cut: another scene begins with it."""
+    """A frame and its faces.
+
+    Attributes:
+        cut: Another scene begins with it.
+    """
 
     frame: T
     faces: list[Face]
@@ -40,10 +44,12 @@ class Followed(Generic[T]):
 
 
 def follow(frames: Iterable[T], view: Callable[[T], RGB8], find: Callable[[RGB8], list[Face]]) -> Iterator[Followed[T]]:
-    """The faces of all frames, in display order.
+    """The faces of all frames.
 
-    view: (H, W, 3) uint8 RGB of a frame, called once for each.
-    find: finds the faces of such an image.
+    Args:
+        frames: Frames in display order.
+        view: (H, W, 3) uint8 RGB of a frame, called once for each.
+        find: Finds the faces of such an image.
     """
     waiting: list[tuple[T, RGB8]] = []  # the frame of the last look, which is given out already, and those after it
     faces: list[Face] = []  # of the last look

@@ -43,7 +43,8 @@ MEDIA_TYPES = {suffix: one.media_type for suffix, one in CONTAINERS.items()}
 class Colour:
     """How samples mean colours: code points of ITU-T H.273, 2 where the file says nothing.
 
-    range: 1 limited (16 to 235), 2 full, 0 if the file says nothing (then it is limited).
+    Attributes:
+        range: 1 limited (16 to 235), 2 full, 0 if the file says nothing (then it is limited).
     """
 
     matrix: int = 2

@@ -85,7 +85,11 @@ class Samples:
     def paste(self, patches: Sequence[Patch], *, colour: bool, blend: float, detail: Detail) -> None:
         """Paste restored faces, as `paste_faces` does; samples outside their masks keep their value.
 
-        colour: whether to restore the chroma too; not in a grey picture.
+        Args:
+            patches: Patches of the faces.
+            colour: Whether to restore the chroma too; not in a grey picture.
+            blend: See `paste_faces`.
+            detail: See `paste_faces`.
         """
         luma, chroma = self._split()
         white = None if self.depth == 8 else (1 << self.depth) - 1

@@ -49,7 +49,10 @@ class _Key:
 class Source:
     """What a frame's face is made from.
 
-    places: (2, S, S) float32: x and y of each pixel in the key crop. None where this is the key frame.
+    Attributes:
+        track: Number of its track.
+        key: Its key frame.
+        places: (2, S, S) float32: x and y of each pixel in the key crop. None where this is the key frame.
     """
 
     face: AlignedFace
@@ -70,7 +73,9 @@ class KeyFrames:
     def sources(self, faces: Sequence[AlignedFace], tracked: Sequence[Tracked]) -> list[Source]:
         """What the faces of the next frame are made from. One that was not in the last frame gets a key frame.
 
-        tracked: the same faces and their tracks, in any order; there may be more.
+        Args:
+            faces: The faces.
+            tracked: The same and their tracks, in any order; there may be more.
         """
         tracks = {id(one.face): one.track for one in tracked}
         found = [self._source(face, tracks[id(face.face)]) for face in faces]
@@ -103,8 +108,9 @@ def fresh(sources: Sequence[Source]) -> tuple[list[NDArray[Any]], list[int]]:
 def complete(sources: Sequence[Source], results: Sequence[Restored]) -> list[Restored]:
     """The results of a frame's faces, in their order. A face whose key frame failed, fails too.
 
-    sources: from `KeyFrames.sources`; those of the frames before have been completed. results: the networks' of the
-    crops that `fresh` returns.
+    Args:
+        sources: From `KeyFrames.sources`; those of the frames before have been completed.
+        results: The networks' of the crops that `fresh` returns.
     """
     following = iter(results)
     for source in sources:

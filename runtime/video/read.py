@@ -58,7 +58,11 @@ class VideoReader:
     """
 
     def __init__(self, path: Path, *, max_pixels: int = MAX_PIXELS) -> None:
-        """Open a file and decode its first frame. max_pixels: larger frames are refused.
+        """Open a file and decode its first frame.
+
+        Args:
+            path: The file.
+            max_pixels: Larger frames are refused.
 
         Raises:
             InputNotFound: There is no such file.

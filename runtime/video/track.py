@@ -39,7 +39,11 @@ _BRIGHTNESS = 40.0  # levels
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tracked:
-    """A face and the number of its track. held: it was missed, box and landmarks are extrapolated."""
+    """A face and the number of its track.
+
+    Attributes:
+        held: It was missed, box and landmarks are extrapolated.
+    """
 
     track: int
     face: Face
@@ -104,9 +108,11 @@ class Tracker:
         self._tracks = []
 
     def update(self, faces: Sequence[Face], seconds: float | None = None) -> list[Tracked]:
-        """The tracked faces of the next frame, by number: those detected with smoothed landmarks, and those held.
+        """The tracked faces of the next frame, by number: `faces` with smoothed landmarks, and those held.
 
-        seconds: when the frame is shown; None, or a time that does not rise, counts as PERIOD after the last one.
+        Args:
+            faces: That were detected.
+            seconds: When the frame is shown; None, or a time that does not rise, counts as PERIOD after the last one.
         """
         step = PERIOD
         if seconds is not None:

@@ -16,7 +16,11 @@ from bfr.runtime.restore.options import OpenOptions
 
 
 class BulkOptions(Options):
-    """What a bulk run does with each image. photo: None for aligned faces."""
+    """What a bulk run does with each image.
+
+    Attributes:
+        photo: None for aligned faces.
+    """
 
     bundle: Path | None = field_of(OpenOptions, "bundle")
     backend: BackendName = field_of(OpenOptions, "backend")

@@ -38,8 +38,12 @@ class Pool:
 def connected(address: str | None) -> Iterator[Any]:
     """Connect to a Ray cluster, and yield the module `ray`. A connection that this process has is used, and stays.
 
-    address: None starts a local cluster, which ends with the block. Raises MissingDependency without Ray,
-    BackendUnavailable if no cluster answers.
+    Args:
+        address: Address of a cluster; None starts a local one, which ends with the block.
+
+    Raises:
+        MissingDependency: Ray is not installed.
+        BackendUnavailable: No cluster answers.
     """
     if address is None:  # before Ray is imported: it reads them once
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -80,14 +84,19 @@ def connected(address: str | None) -> Iterator[Any]:
 def size_pool(
     nodes: Sequence[dict[str, Any]], *, backend: str, workers: int | None = None, threads: int | None = None
 ) -> Pool:
-    """Choose the workers for a cluster. Raises InvalidOption if so many do not fit, or no machine has a core.
+    """Choose the workers for a cluster.
 
     One for each GPU. Without any, or for `onnxruntime-cpu`, workers of as many cores as the smallest machine has: one a
     machine where all are alike.
 
-    nodes: as `ray.nodes()` returns them.
-    workers: how many share the hardware; None chooses.
-    threads: of a CPU backend in each worker; None for its cores.
+    Args:
+        nodes: As `ray.nodes()` returns them.
+        backend: Name of the backend.
+        workers: How many workers share the hardware; None chooses.
+        threads: Threads of a CPU backend in each worker; None for its cores.
+
+    Raises:
+        InvalidOption: So many do not fit, or no machine has a core.
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     if workers is not None and workers < 1:

@@ -54,7 +54,12 @@ class EntryLog:
     """Rows as they come, put beside the results every few seconds."""
 
     def __init__(self, store: Store, parts: Sequence[str] = ()) -> None:
-        """Write nothing yet. parts: names of those that are there already, oldest first."""
+        """Write nothing yet.
+
+        Args:
+            store: The output folder.
+            parts: Names of those that are there already, oldest first.
+        """
         self.store, self.parts = store, list(parts)
         self._waiting: list[NodeEntry] = []
         self._last = time.monotonic()

@@ -57,7 +57,11 @@ RESTORED: dict[str, Any] = {
 
 
 def make_api(front: Callable[[], Front]) -> FastAPI:
-    """Make the interface. front: called with each request; returns the Front that answers it."""
+    """Make the interface.
+
+    Args:
+        front: Called with each request; returns the Front that answers it.
+    """
     api = FastAPI(
         title="bfr",
         summary="Diffusion-based blind face restoration.",

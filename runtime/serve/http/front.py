@@ -32,9 +32,11 @@ _log = logging.getLogger("bfr.serve")
 
 @dataclass(slots=True, eq=False)
 class Visit:
-    """A request of an owner, see `Front.owner`.
+    """A request.
 
-    placed: its body is here, and it is one of those that the queue's length counts.
+    Attributes:
+        owner: Whose it is, see `Front.owner`.
+        placed: Its body is here, and it is one of those that the queue's length counts.
     """
 
     id: str
@@ -211,8 +213,13 @@ class Front:
     async def unless_over(self, work: Coroutine[Any, Any, T], receive: Receive | None = None) -> T:
         """Await a coroutine, which is cancelled past the drain limit and when the client leaves.
 
-        receive: of a request whose body was read; None does not watch the client. Raises ClientGone where it has closed
-        the connection, and Problem 503 past the drain limit.
+        Args:
+            work: The coroutine.
+            receive: `receive` of a request whose body was read; None does not watch the client.
+
+        Raises:
+            ClientGone: The client has closed the connection.
+            Problem: 503, the drain limit has passed.
         """
         task, over = asyncio.create_task(work), asyncio.create_task(self.over.wait())
         gone = {asyncio.create_task(until_gone(receive))} if receive else set()

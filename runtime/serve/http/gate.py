@@ -127,7 +127,14 @@ class Gate:
 
 
 def check_access(method: str, path: str, headers: Headers, front: Front, client: str) -> Sender:
-    """Find out who sent a request, and whether it may. client: the client's address.
+    """Find out who sent a request, and whether it may.
+
+    Args:
+        method: The HTTP method.
+        path: The route.
+        headers: The request's headers.
+        front: Its keys and names.
+        client: The client's address.
 
     Raises:
         Problem: 400 for two lengths, of which a proxy before this server may take the other one; 401 without an API

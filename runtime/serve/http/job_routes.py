@@ -38,7 +38,12 @@ _RANGE = re.compile(rb"bytes=(\d+-\d*|-\d+)")
 
 
 def add_jobs(api: FastAPI, front: Callable[[], Front]) -> None:
-    """Add them to the interface. front: called with each request; returns the Front that answers it."""
+    """Add them to the interface.
+
+    Args:
+        api: The interface.
+        front: Called with each request; returns the Front that answers it.
+    """
 
     def store() -> JobStore:
         here = front()

@@ -57,7 +57,10 @@ class Metrics:
     def batch(self, results: Sequence[Restored], waited: Sequence[float], urgent: bool) -> None:
         """Count a batch and its faces.
 
-        waited: seconds of each face in the queue. urgent: requests waited for them, not a job.
+        Args:
+            results: One for each face.
+            waited: Seconds of each face in the queue.
+            urgent: Requests waited for them, not a job.
         """
         of = "requests" if urgent else "jobs"
         self.batches.observe(len(results))

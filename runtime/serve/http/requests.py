@@ -88,9 +88,16 @@ def content_type(request: Request) -> str:
 
 
 async def read_image(request: Request, options: ServeOptions, uploads: Uploads, upload: Upload) -> bytes:
-    """Read the image of a request: its body, or the field `image` of a form. Raises Problem 408, 413, 422 or 503.
+    """Read the image of a request: its body, or the field `image` of a form.
 
-    uploads: the budget of all bodies. upload: this body's part of it.
+    Args:
+        request: Whose body is not read yet.
+        options: The limits.
+        uploads: The budget of all bodies.
+        upload: This body's part of it.
+
+    Raises:
+        Problem: 408, 413, 422 or 503.
     """
     try:
         async with timeout(options.body_seconds):

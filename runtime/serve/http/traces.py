@@ -50,9 +50,11 @@ def trace_fields(headers: Headers) -> dict[str, str]:
 def export(headers: Headers, begin: int, facts: Mapping[str, Any], stages: Mapping[str, float]) -> None:
     """Export the span of a request that is answered.
 
-    begin: `time.time_ns()` at its beginning.
-    facts: those of the log.
-    stages: seconds of each.
+    Args:
+        headers: The request's headers.
+        begin: `time.time_ns()` at its beginning.
+        facts: Those of the log, `method` and `route` among them.
+        stages: Seconds of each stage.
     """
     if (make := tracer()) is None:
         return

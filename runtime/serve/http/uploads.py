@@ -14,7 +14,14 @@ GRACE = 1.0  # seconds in which an upload may be slower
 
 @dataclass(slots=True, eq=False)
 class Upload:
-    """A body in memory. begun: `time.monotonic()` at its beginning. given_up: another one took its room."""
+    """A body in memory.
+
+    Attributes:
+        begun: `time.monotonic()` at its beginning.
+        ended: It is complete.
+        parts: What has arrived.
+        given_up: Another one took its room.
+    """
 
     bytes: int = 0
     parts: list[Any] = field(default_factory=list)

@@ -19,7 +19,13 @@ ENDED: tuple[JobState, ...] = ("done", "failed", "cancelled")
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """The request of a job. created: seconds since 1970. owner: name of the API key."""
+    """The request of a job.
+
+    Attributes:
+        created: Seconds since 1970.
+        suffix: Suffix of the input.
+        owner: Name of the API key.
+    """
 
     created: float
     bundle: str

@@ -51,7 +51,12 @@ class RemoteRestorer:
     def __init__(self, line: Line, options: ServeOptions, *, bundle: str, preset: str, batch: int) -> None:
         """Open the bundle for its settings; no network is loaded.
 
-        bundle, preset: names that the server offers. batch: faces that all workers together restore at once.
+        Args:
+            line: The connection to the server.
+            options: The server's options.
+            bundle: Name of one of its bundles.
+            preset: Name of one of its presets.
+            batch: Faces that all workers together restore at once.
         """
         self.bundle = Bundle.open(options.folders[bundle])
         self.sampler = offered_presets(self.bundle, options.presets)[preset]
@@ -104,8 +109,19 @@ class Reporter:
 def check_input(path: Path, upscale: int, options: ServeOptions, *, video: bool, aligned: bool = False) -> int:
     """Check the size of a job's input before its frames are decoded.
 
-    upscale: width and height of the result in relation to those of the input. Returns the frames that the job may have,
-    by the pixels of their results. Raises InvalidImage past a limit, MissingDependency without the extra for videos.
+    Args:
+        path: The file that was sent.
+        upscale: Width and height of the result in relation to those of the input.
+        options: The limits.
+        video: Whether it is a video.
+        aligned: Whether it is an aligned face.
+
+    Returns:
+        The frames that the job may have, by the pixels of their results.
+
+    Raises:
+        InvalidImage: It is past a limit.
+        MissingDependency: The extra for videos is not installed.
     """
     if aligned:
         check_size(header_size(path), 1, min(options.max_pixels, ALIGNED_PIXELS), "the aligned face")
@@ -127,10 +143,18 @@ def check_input(path: Path, upscale: int, options: ServeOptions, *, video: bool,
 
 
 def restore(line: Line, setup: dict[str, Any]) -> dict[str, Any]:
-    """Do a job with the server's workers; return the fields of the job's `Status` at the end.
+    """Do a job.
 
-    setup: the options, the request, the folder and the batch, see `JobRunner`. Raises BfrError where the job failed,
-    EOFError and OSError where the server has ended.
+    Args:
+        line: The connection to the server, whose workers restore the faces.
+        setup: The options, the request, the folder and the batch, see `JobRunner`.
+
+    Returns:
+        The fields of the job's `Status` at the end.
+
+    Raises:
+        BfrError: The job failed.
+        EOFError, OSError: The server has ended.
     """
     options, asked = ServeOptions(**setup["options"]), setup["request"]
     photo = PhotoOptions(**asked["photo"])

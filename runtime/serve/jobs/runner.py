@@ -54,10 +54,13 @@ class JobRunner:
     ) -> None:
         """Make the runner; `run` starts it.
 
-        restore_faces: see `Pool.restore`.
-        systems: what the server offers.
-        batch: faces that the workers restore at once.
-        on_end: called with the state of each job that has ended.
+        Args:
+            options: The limits of jobs.
+            store: The folder of jobs.
+            restore_faces: See `Pool.restore`.
+            systems: What the server offers.
+            batch: Faces that the workers restore at once.
+            on_end: Called with the state of each job that has ended.
         """
         self.options, self.store, self.batch, self.on_end = options, store, batch, on_end
         self._restore_faces, self.systems = restore_faces, systems

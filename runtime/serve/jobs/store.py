@@ -64,9 +64,14 @@ class JobStore:
             ) from None
 
     async def add(self, request: JobRequest, body: AsyncIterator[bytes]) -> Job:
-        """Write a job, whole or not at all. body: the input, in parts.
+        """Write a job, whole or not at all.
 
-        Raises OSError where the disk is full, or the folder cannot be written; what `body` raises is passed on.
+        Args:
+            request: What was asked for.
+            body: The input, in parts.
+
+        Raises:
+            OSError: The disk is full, or the folder cannot be written; what `body` raises is passed on.
         """
         job = Job(token_hex(16), self.folder, request)
         job = replace(job, folder=self.folder / "incoming" / job.id)

@@ -33,7 +33,12 @@ class Failed(Exception):
 
 @dataclass(slots=True, eq=False)
 class Face:
-    """A face on its way. begun: `time.monotonic()` when its batch began. losses: workers that ended with it."""
+    """A face on its way.
+
+    Attributes:
+        begun: `time.monotonic()` when its batch began.
+        losses: Workers that ended with it.
+    """
 
     pixels: NDArray[Any]
     key: int | None
@@ -52,7 +57,12 @@ class Face:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """The faces of a request or of a job's batch. tag: start tag of the next one."""
+    """The faces of a request or of a job's batch.
+
+    Attributes:
+        number: Number by arrival.
+        tag: Start tag of the next one.
+    """
 
     order: FaceOrder
     number: int
@@ -88,7 +98,12 @@ class Batcher:
     """The queue of faces before the workers. For asyncio: all methods are called on one event loop."""
 
     def __init__(self, *, size: int, linger: float = 0.0) -> None:
-        """Make an empty queue. size: faces of a batch, at most. linger: seconds that a batch waits to be filled."""
+        """Make an empty queue.
+
+        Args:
+            size: Faces of a batch, at most.
+            linger: Seconds that a batch waits to be filled.
+        """
         self.size, self.linger = size, linger
         self._tickets: list[Ticket] = []
         self._again: deque[Face] = deque()  # of workers that ended
@@ -117,7 +132,8 @@ class Batcher:
     async def take(self, full: Callable[[], bool] = lambda: False) -> list[Face]:
         """Wait for the next faces of one group, a batch at most.
 
-        full: whether only a full batch is taken; called again after `wake`.
+        Args:
+            full: Whether only a full batch is taken; called again after `wake`.
         """
         while True:
             if self.linger and 0 < len(self) < self.size and not full():

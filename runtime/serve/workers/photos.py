@@ -60,7 +60,13 @@ class Photos:
     """
 
     def __init__(self, options: ServeOptions, restore_faces: RestoreFaces, sizes: dict[str, int]) -> None:
-        """Start the threads. restore_faces: see `Pool.restore`. sizes: bundle -> sides of its aligned faces, pixels."""
+        """Start the threads.
+
+        Args:
+            options: The limits.
+            restore_faces: See `Pool.restore`.
+            sizes: Bundle -> sides of its aligned faces, pixels.
+        """
         self.options, self.sizes = options, sizes
         self._restore_faces = restore_faces
         self._threads = ThreadPoolExecutor(options.photo_workers, thread_name_prefix="bfr-photo")

@@ -82,8 +82,11 @@ class Networks:
     ) -> Pending:
         """Start to restore faces of one group, see `Restorer.launch`; a CPU returns when they are restored.
 
-        images: (S, S, 3) uint8 or uint16 RGB each. on_share: called on a CPU alone, and may raise. A GPU's loop is one
-        graph, which nothing stops.
+        Args:
+            group: Their bundle, preset and seed.
+            images: (S, S, 3) uint8 or uint16 RGB each.
+            keys: See `Restorer.run`.
+            on_share: Called on a CPU alone, and may raise. A GPU's loop is one graph, which nothing stops.
         """
         restorer = self.restorers[group.bundle, group.preset]
         steps = max(1, restorer.plan.steps)

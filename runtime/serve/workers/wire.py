@@ -32,7 +32,9 @@ _LENGTH = struct.Struct("<I")
 def pack(content: dict[str, Any], arrays: Arrays = ()) -> list[bytes | memoryview]:
     """Lay a message out in pieces, which are sent one after the other.
 
-    arrays: any shapes and dtypes. The pieces are views of those that are contiguous.
+    Args:
+        content: What JSON holds.
+        arrays: Any shapes and dtypes. The pieces are views of those that are contiguous.
     """
     solid = [np.ascontiguousarray(one) for one in arrays]
     text = json.dumps({**content, "arrays": [[one.dtype.str, one.shape] for one in solid]}).encode()

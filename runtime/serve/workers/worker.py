@@ -105,7 +105,13 @@ class Worker:
     """
 
     def __init__(self, options: ServeOptions, index: int, number: int) -> None:
-        """Make the worker; `spawn` starts its process. index: number of the GPU. number: of the worker."""
+        """Make the worker; `spawn` starts its process.
+
+        Args:
+            options: What is served.
+            index: Number of the GPU.
+            number: The worker's number.
+        """
         self.number = number
         self._setup = {"options": options.model_dump(mode="json"), "index": index}
         self.facts: dict[str, Any] | None = None
