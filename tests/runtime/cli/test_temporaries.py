@@ -15,13 +15,18 @@ from PIL import Image
 def restoring(tmp_path: Path) -> "subprocess.Popen[bytes]":
     """A command that restores an image from its standard input for minutes."""
     (tmp_path / "scratch").mkdir()
-    return subprocess.Popen(
-        [sys.executable, "-m", "bfr", "restore", "-", "-o", "out.png", "--aligned", "--steps", "900"],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=tmp_path,
-        env={**os.environ, "TMPDIR": str(tmp_path / "scratch")},
-    )
+    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows lacks it
+    before = signal.signal(hangup, signal.SIG_DFL)  # the command would inherit that nohup ignores it
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "bfr", "restore", "-", "-o", "out.png", "--aligned", "--steps", "900"],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+            env={**os.environ, "TMPDIR": str(tmp_path / "scratch")},
+        )
+    finally:
+        signal.signal(hangup, before)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
