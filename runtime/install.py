@@ -64,19 +64,17 @@ def _origin() -> tuple[str | None, str]:
     """What pip is given, with _EXTRAS where they go, and its options; None if that is not known."""
     from importlib import metadata
 
-    try:
-        found = metadata.distribution(NAME)
-    except metadata.PackageNotFoundError:
-        return _sources(), ""
-    try:
-        direct = json.loads(found.read_text("direct_url.json") or "null")
-    except ValueError:
-        direct = None
-    if isinstance(direct, dict) and (known := _direct(direct)):
-        return known
+    found = [*metadata.distributions(name=NAME)]  # in the folder of the sources, their .egg-info comes first
+    for one in found:
+        try:
+            direct = json.loads(one.read_text("direct_url.json") or "null")
+        except ValueError:
+            continue
+        if isinstance(direct, dict) and (known := _direct(direct)):
+            return known
     if sources := _sources():
         return sources, ""
-    for entry in found.metadata.get_all("Project-URL") or []:
+    for entry in found[0].metadata.get_all("Project-URL") or [] if found else []:
         label, _, url = entry.partition(",")
         if label.strip().lower() in _REPOSITORY and url.strip().startswith("https://"):
             return f"{NAME}{_EXTRAS} @ git+{url.strip()}", ""

@@ -34,14 +34,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
         for url in urls:
             about["Project-URL"] = url
         text = direct if isinstance(direct, str) or direct is None else json.dumps(direct)
-        found = SimpleNamespace(read_text=lambda _name: text, metadata=about)
-
-        def distribution(name: str) -> Any:
-            if not there:
-                raise metadata.PackageNotFoundError(name)
-            return found
-
-        monkeypatch.setattr(metadata, "distribution", distribution)
+        egg_info = SimpleNamespace(read_text=lambda _name: None, metadata=about)  # of the sources, first on the path
+        found = [egg_info, SimpleNamespace(read_text=lambda _name: text, metadata=about)] if there else []
+        monkeypatch.setattr(metadata, "distributions", lambda *, name: found if name == install.NAME else [])
         monkeypatch.setattr(install, "_sources", own if sources else lambda: None)
         install._origin.cache_clear()
 
