@@ -9,7 +9,7 @@ from datetime import timezone
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from math import isnan
-from os import PathLike
+from os import PathLike, fstat
 from pathlib import Path
 from random import uniform
 from typing import Any
@@ -165,7 +165,8 @@ def file_headers(path: Path) -> dict[str, str]:
     if media_type is None:
         raise InvalidOption(f"{path} is not sent: jobs take files named {', '.join(MEDIA_TYPES)}")
     try:
-        return {"Content-Type": media_type, "Content-Length": str(path.stat().st_size)}
+        with path.open("rb") as file:  # a folder has a size too
+            return {"Content-Type": media_type, "Content-Length": str(fstat(file.fileno()).st_size)}
     except OSError as error:
         raise InputNotFound(f"{path} cannot be read ({error.strerror}): check its name") from error
 
