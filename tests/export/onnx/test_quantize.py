@@ -197,6 +197,20 @@ def test_weights_that_are_stored_in_half_are_quantized_too(tmp_path: Path) -> No
     assert 0 < np.sqrt(np.mean((found - expected) ** 2)) < 0.01
 
 
+def test_a_range_ends_at_the_mean_of_the_extremes(tmp_path: Path) -> None:
+    kernel = numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "kernel")
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 1, 8, 8]) for name in "xy")
+    nodes = [onnx.helper.make_node("Conv", [a, "kernel"], [b], name=b) for a, b in ("xh", "hy")]  # the last is left out
+    graph = onnx.helper.make_graph(nodes, "two", [x], [y], [kernel])
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "two.onnx")
+    pictures = [np.linspace(low, high, 64, dtype=np.float32).reshape(1, 1, 8, 8) for low, high in ((-1, 1), (-2, 4))]
+    path, _ = quantize_graph(tmp_path / "two.onnx", tmp_path / "int8.onnx", ({"x": one} for one in pictures))
+    found = {one.name: numpy_helper.to_array(one).item() for one in onnx.load(path).graph.initializer if not one.dims}
+    assert found["x_scale"] == pytest.approx((2.5 + 1.5) / 255)
+    assert found["x_zero_point"] == round(1.5 / found["x_scale"])
+
+
 def test_calibration_sees_the_loop_as_it_is(bundle: Bundle, folder: Path) -> None:
     faces = calibration_faces(folder, 32)
     assert [face.shape for face in faces] == [(3, 32, 32)] * FACES
