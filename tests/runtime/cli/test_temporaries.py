@@ -40,7 +40,9 @@ def test_a_command_that_is_ended_leaves_none(name: str, restoring: "subprocess.P
         time.sleep(0.05)
     restoring.send_signal(getattr(signal, name))
     _, said = restoring.communicate(timeout=120)
-    assert (restoring.returncode, b"interrupted" in said) == (130, True)
+    # Where the signal met Python inside exec, as of a dataclass that is imported, it ends itself by SIGINT: a shell's 130.
+    assert restoring.returncode in (130, -signal.SIGINT)
+    assert b"interrupted" in said
     assert list(tmp_path.glob("scratch/*")) == []
 
 
