@@ -36,11 +36,11 @@ def test_a_command_that_is_ended_leaves_none(name: str, restoring: "subprocess.P
     Image.new("RGB", (64, 64)).save(restoring.stdin, "PNG")
     restoring.stdin.close()
     restoring.stdin = None
-    while not list(tmp_path.glob("scratch/bfr-*/*")) and restoring.poll() is None:
+    while not list(tmp_path.glob(".out.png.*/report.json")) and restoring.poll() is None:  # until the run has begun
         time.sleep(0.05)
     restoring.send_signal(getattr(signal, name))
     _, said = restoring.communicate(timeout=120)
-    # Where the signal met Python inside exec, as of a dataclass that is imported, it ends itself by SIGINT: a shell's 130.
+    # Python that the signal met inside exec, as of a dataclass, ends itself by SIGINT; a shell calls that 130, too.
     assert restoring.returncode in (130, -signal.SIGINT)
     assert b"interrupted" in said
     assert list(tmp_path.glob("scratch/*")) == []
