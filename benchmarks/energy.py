@@ -22,6 +22,7 @@ class Source:
     """Where energy is read.
 
     Attributes:
+        name: Name for reports.
         read: Joules since some beginning, or watts now where `power`.
         power: Whether it is watts, to be summed over time.
         wraps: Joules after which a counter restarts.

@@ -42,10 +42,19 @@ def export_system(
 ) -> Bundle:
     """Export a system and verify it; the bundle appears under `folder` only when it is complete and verified.
 
-    Weights that are exact in half are stored in half; the graph casts them to float32. `weights` is the folder of the
-    checkpoints, or one above it, as `bfr.models.weights.locate` finds them. fp16 and int8 apply to the networks that
-    keep their accuracy in them. `threads` are those of the CPU backend that verifies; with `verified` False nothing is,
-    and the manifest holds no checks. `progress` is called with a line at each phase.
+    Weights that are exact in half are stored in half; the graph casts them to float32.
+
+    Args:
+        system: The system to export.
+        weights: The folder of the checkpoints, or one above it, as `bfr.models.weights.locate` finds them.
+        folder: The bundle's folder.
+        options: Precisions, opset and so on. fp16 and int8 apply to the networks that keep their accuracy in them.
+        threads: Threads of the CPU backend that verifies.
+        verified: False skips the verification; the manifest then holds no checks.
+        progress: Called with a line at each phase.
+
+    Returns:
+        The bundle.
 
     Raises:
         InputNotFound: A checkpoint is missing.

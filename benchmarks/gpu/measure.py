@@ -25,10 +25,12 @@ class Context:
     """What a stage works with.
 
     Attributes:
+        prepared: The folder of `--prepare`.
         work: Folder for what is not copied back, logs and weights.
         out: Folder for what is copied back.
         gpu: False in a rehearsal.
         seconds: Seconds until the stage is stopped.
+        faces: Faces to train on.
     """
 
     prepared: Path

@@ -111,8 +111,14 @@ def measure_reference(
 ) -> tuple[Candidate, Candidate, list[UInt8]]:
     """Measure the reference, and close its Restorer.
 
-    Returns the reference, whose drift is the mean of the results of `other_seeds` from its own; the estimate; and the
-    reference's results, (S, S, 3) uint8 RGB each.
+    Args:
+        restorer: The Restorer with the reference.
+        faces: The degraded faces.
+        seed: Seed of the noise.
+        other_seeds: The mean drift of their results is the spread.
+
+    Returns:
+        The reference, the estimate, and the reference's results, (S, S, 3) uint8 RGB each.
     """
     own, estimates, results = [], [], []
     with restorer:

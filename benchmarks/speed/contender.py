@@ -57,6 +57,7 @@ class Contender:
     """A backend with a bundle's networks loaded.
 
     Attributes:
+        name: As in a configuration.
         load_seconds: Seconds of reading, hashing and loading the networks; not of importing libraries.
         build_seconds: Seconds of the engines that it loaded, when `bfr build` made them; None of what builds nothing
             beforehand.

@@ -54,9 +54,16 @@ class Race:
     ) -> list[Run]:
         """Time every contender on the same images, taking turns, so that the machine's noise meets all of them alike.
 
-        Each repeat begins with the next one: none of them always follows the same neighbour's heat. `warmup` counts
-        untimed calls of each, the first included; those that record a graph come in any case. `keep` is called with the
-        runs so far, after each round. Returns the runs of those that are there at the end, in their order.
+        Each repeat begins with the next one: none of them always follows the same neighbour's heat.
+
+        Args:
+            batch: Images a call.
+            repeats: Timed calls of each.
+            warmup: Untimed calls of each, the first included; at least those that record a graph.
+            keep: Called with the runs so far, after each round.
+
+        Returns:
+            The runs of those that are there at the end, in their order.
         """
         names, runs = [*self.calls], dict[str, Run]()
         if not names:

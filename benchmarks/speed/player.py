@@ -23,7 +23,9 @@ class Entry(NamedTuple):
 
     Attributes:
         folder: Absolute folder of the bundle.
+        name: Name of the contender.
         threads: CPU threads; None is each library's own choice.
+        gpu: Its number.
         published: The clone of the published code that it is; None for the others.
     """
 

@@ -19,8 +19,10 @@ class File:
     """A graph of the release.
 
     Attributes:
+        name: Name of the file.
         network: What it is called in the bundle.
         reads: Its inputs, and what the bundle calls each.
+        output: Its output.
         makes: The outputs that it has in the bundle.
     """
 

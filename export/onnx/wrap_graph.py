@@ -201,7 +201,13 @@ class Nodes:
     """A chain of nodes of our own, from one tensor to another."""
 
     def __init__(self, begin: str, end: str, opset: int) -> None:
-        """Begin a chain from the tensor `begin` to the tensor `end`, for a graph of this opset."""
+        """Begin a chain.
+
+        Args:
+            begin: The tensor that the first node reads.
+            end: The tensor that the last node makes.
+            opset: Opset of the graph that the nodes are for.
+        """
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[TensorProto] = []
         self.last, self.end, self.opset = begin, end, opset

@@ -263,7 +263,13 @@ def stand_in(node: onnx.NodeProto) -> onnx.NodeProto:
 
 
 def draw_once(node: onnx.NodeProto, number: int, like: NDArray[np.generic]) -> TensorProto:
-    """Draw a node's random numbers, as an array of the shape and type of `like`, from a seed of its own, `number`."""
+    """Draw a node's random numbers, from a seed of its own.
+
+    Args:
+        node: The node.
+        number: Which of the graph's draws it is.
+        like: An array of the shape and type of its output.
+    """
     attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     rng = np.random.default_rng([0, number])
     if node.op_type.startswith("RandomNormal"):

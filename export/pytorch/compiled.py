@@ -64,7 +64,10 @@ def stage_call(stage: nn.Module, compiler: Mapping[str, Any] | None = None) -> S
     """Return a function of inputs by name and of the tensors that it writes the outputs into, in the stage's order.
 
     The writes belong to what is compiled: the last kernels write where the results are wanted, without another copy.
-    `compiler` has options of `torch.compile`; None runs eagerly. What cannot be compiled raises; nothing falls back.
+
+    Args:
+        stage: The module.
+        compiler: Options of `torch.compile`; None runs eagerly. What cannot be compiled raises; nothing falls back.
     """
 
     def run(inputs: dict[str, Tensor], outputs: tuple[Tensor, ...]) -> None:

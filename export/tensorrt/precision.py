@@ -21,8 +21,11 @@ _TYPE_KEYS = ("format/datatype", "datatype", "data type")  # TensorRT 10 has one
 def half_share(text: str) -> float:
     """Of the floating tensors that layers write, the share in half (fp16 or bf16), 0 to 1; each tensor counts once.
 
-    `text` is the inspector's JSON of an engine built with detailed profiling verbosity. Raises EngineBuildFailed if it
-    shows no floating-point tensor.
+    Args:
+        text: The inspector's JSON of an engine built with detailed profiling verbosity.
+
+    Raises:
+        EngineBuildFailed: The inspector shows no floating-point tensor.
     """
     types = dict(_written(text))
     floating = [kind for kind in types.values() if _FLOAT.search(kind)]

@@ -97,10 +97,19 @@ def _fraction(phases: list[_Phase]) -> float:
 
 
 def watched(work: Callable[[], T], meter: Meter, report: Report, *, interval: float = INTERVAL) -> T:
-    """Do the work in a separate thread, report its progress every `interval` seconds, and return its result.
+    """Do the work in a separate thread, and report its progress.
 
     At Ctrl-C the meter is cancelled, and the work gets GRACE seconds to end; then KeyboardInterrupt is raised whether
-    it did or not, see `still_working`. What the work raises is raised here.
+    it did or not, see `still_working`.
+
+    Args:
+        work: The work; what it raises is raised here.
+        meter: Its phases.
+        report: Called with the progress.
+        interval: Seconds between two calls of `report`.
+
+    Returns:
+        The result of the work.
     """
     # Not Thread.join: an interrupt inside it makes Python 3.11 take a running thread for an ended one.
     ended: Future[T] = Future()

@@ -38,7 +38,9 @@ class Layer:
 
     Attributes:
         name: Name of the weight that it reads; without one `OP after WEIGHT`, the previous weight.
+        operator: ONNX's name of it.
         tensor: Its result, in the tested graph.
+        type: The type of the result, such as `float16`.
         largest: The largest |x| of the float32 result.
         error: Relative, L2 norms; infinite where the result holds NaN or Inf and the float32 one does not.
     """

@@ -23,7 +23,14 @@ Options = Mapping[str, Any]
 def identity_guide(
     *, recognizer: Options, image_size: int, metric: Metric = "mse", crop: Crop = "arcface"
 ) -> IdentityDistance:
-    """Build the identity distance of RGB images (B, 3, S, S) in [-1, 1]; `recognizer` has options of IResNet."""
+    """Build the identity distance of RGB images (B, 3, S, S) in [-1, 1].
+
+    Args:
+        recognizer: Options of IResNet.
+        image_size: S.
+        metric: The distance between embeddings.
+        crop: The part of the image that the recognizer sees.
+    """
     return IdentityDistance(IResNet(**recognizer), image_size=image_size, metric=metric, crop=crop)
 
 

@@ -28,8 +28,14 @@ def without_autograd(stage: Stage, size: int) -> fx.GraphModule:
 
     The module takes the stage's inputs under their names and in their order; it shares the stage's parameters and
     buffers, and names them alike. A network that depends on `train()` or on the values of its inputs cannot be
-    recorded. The stage is put into evaluation mode. `size` is the side of the images or latents that it works on.
-    Raises RuntimeError where the batch, or a tensor, became a constant of the graph.
+    recorded.
+
+    Args:
+        stage: The stage; it is put into evaluation mode.
+        size: Side of the images or latents that it works on.
+
+    Raises:
+        RuntimeError: The batch, or a tensor, became a constant of the graph.
     """
     stage.eval()
     state = {**dict(stage.named_parameters()), **dict(stage.named_buffers())}

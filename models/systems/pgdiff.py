@@ -18,7 +18,13 @@ SCALE = 0.1  # the published default; its authors take 0.05 to 0.1 for these tas
 
 
 def networks(denoiser: NetworkSpec, restorer: dict[str, Any], size: int) -> dict[str, NetworkSpec]:
-    """Return the networks of a PGDiff of any size. The denoiser has learned variance; `size` is in pixels."""
+    """Return the networks of a PGDiff of any size.
+
+    Args:
+        denoiser: The denoiser, with learned variance.
+        restorer: Options of SmoothRestorer.
+        size: Side of the images, in pixels.
+    """
     guided = replace(
         denoiser,
         kind="step-learned-smooth",

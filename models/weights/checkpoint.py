@@ -125,10 +125,16 @@ def _check_storage(path: Path, key: str, tensor: Tensor) -> None:
 
 
 def check_layout(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Check that weights are exactly those of a module, by name. Raises InvalidCheckpoint, which names `source`.
+    """Check that weights are exactly those of a module.
 
-    They must have the module's keys, shapes and kinds. The kind is floating point, integer or other; precision within a
-    kind may differ.
+    Args:
+        module: The module.
+        state: The weights by name.
+        source: The file, for the message.
+
+    Raises:
+        InvalidCheckpoint: `state` lacks a key, has another one, or one of another shape or kind. The kind is floating
+            point, integer or other; precision within a kind may differ.
     """
     own = module.state_dict()
     problems = {

@@ -38,9 +38,13 @@ class Backend:
     """A backend, by the names that it is loaded by.
 
     Attributes:
+        name: Its name in options.
         module: Full name of the module with its device.
         device: The class in that module. On `cpu` it is called with `threads` and `spinning`, on `cuda` with `index`;
             a class on `cuda` is a child of `bfr.runtime.backends.cuda.device.GpuDevice`.
+        package: The package that it imports.
+        extra: The extra that installs it.
+        where: The processor that it runs on.
         help: Its description, in a few words.
         unmeasured: Whether `auto` chooses it on a GPU without measurements, in the order of the rows.
         records: Whether a whole chain is recorded as one CUDA graph by default.
@@ -176,10 +180,15 @@ def open_usable(
 def choose(bundle: Bundle | None, precision: Precision, index: int = 0, *, without: Collection[str] = ()) -> str:
     """Return the backend that `auto` chooses.
 
-    Of those that were verified on this GPU (by `bfr build`, or by `bfr verify --record`) the one with the fastest step;
-    then those that need no measurement, in the order of the rows: TensorRT if engines were built, then ONNX Runtime on
-    CUDA. Without a GPU, and for int8, the CPU. If an expected backend does not work, this warns. `without` are backends
-    that were tried and could not load the networks.
+    Of those that were verified on this GPU (by `bfr build`, or by `bfr verify --record`) the one with the fastest
+    step; then those that need no measurement, in the order of the rows: TensorRT if engines were built, then ONNX
+    Runtime on CUDA. Without a GPU, and for int8, the CPU. If an expected backend does not work, this warns.
+
+    Args:
+        bundle: What will run; None for any.
+        precision: What it will run in.
+        index: The number of the GPU.
+        without: Backends that were tried and could not load the networks.
     """
     if precision == "int8" or not device_count():
         return FALLBACK

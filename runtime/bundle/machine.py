@@ -28,11 +28,15 @@ class EngineKey(Model):
     `bfr` uses an engine only if no field has changed since it was built.
 
     Attributes:
+        graph_sha256: Sha256 of the network's graph in the bundle.
+        weights_sha256: Sha256 of the network's weights in the bundle.
         buckets: The batch sizes, one optimization profile each, ascending.
         library: `tensorrt` or `tensorrt-rtx`, and its version.
         cuda: Version of the CUDA runtime that the library was used with, as `13.0`.
         driver: The CUDA version that the driver supports, as `13.0`.
+        gpu: Name of the GPU.
         power: A board's power mode, with whose clocks the builder timed kernels; None on other machines.
+        options: The builder's options, by name.
     """
 
     graph_sha256: str

@@ -84,7 +84,9 @@ class Network(Model):
 
     Attributes:
         kind: Kind of the stage around it, `step...` for a denoiser's; see `bfr.models.stages.kinds`.
+        options: Options of that stage.
         gflop: Billions of floating point operations (2 per multiply-add) of one call on one image.
+        source: Its checkpoint.
         more_sources: Further ones, by the part of the network that they hold.
     """
 
@@ -214,6 +216,7 @@ class Pixels(Model):
 
     Attributes:
         resize: Resize of images of another size, antialiased bicubic, or bilinear between the corners' centres.
+        rounding: Rounding of results to levels.
         size: Size of results, that of the image or of the networks.
     """
 
@@ -315,8 +318,10 @@ class Check(Model):
     Attributes:
         what: A network or `loop`.
         psnr_db: Peak 2, since images are in [-1, 1].
+        max_abs: Largest absolute difference.
         relative: L2 norm of the difference over that of the reference.
         floor_db: What psnr_db had to reach.
+        reference: What it was compared with.
         gpu: The GPU it ran on; None on a CPU.
         extent: `quick` if loops ran a few steps, over the whole range of time; `full` if they ran all steps.
         seconds_a_step: Seconds of one denoising step of a loop, on the machine that verified.

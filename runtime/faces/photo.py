@@ -106,10 +106,13 @@ class PhotoEditor:
         return [replace(face, left=face.condition(photograph).sharp) for face in faces]
 
     def find(self, photograph: NDArray[Any], *, turns: bool = True) -> list[Face]:
-        """Return the faces that the options choose, from left to right, in (H, W, 3) uint8 or uint16 RGB.
+        """Return the faces that the options choose, from left to right.
 
-        If no face has the score SURE, it tries four orientations and takes the one with the best score; not without
-        `turns`, for frames of a video, where three more would cost time at each.
+        If no face has the score SURE, it tries four orientations and takes the one with the best score.
+
+        Args:
+            photograph: (H, W, 3) uint8 or uint16 RGB.
+            turns: False tries one orientation, for frames of a video, where three more would cost time at each.
         """
         eight = photograph if photograph.dtype == np.uint8 else (photograph >> 8).astype(np.uint8)
         upright = self._look(eight)

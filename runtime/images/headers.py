@@ -123,10 +123,18 @@ def _tiff_size(tags: ImageFileDirectory_v2) -> tuple[int, int]:
 
 
 def check_parts(data: bytes, notes: list[str]) -> tuple[bytes, int]:
-    """Check the parts of a file that a decoder would read; return what to decode, and the pages of a TIFF, else 1.
+    """Check the parts of a file that a decoder would read.
 
-    A JPEG loses TIFF directories that are hostile, a PNG texts that are too large; `notes` gets a sentence about each.
-    Raises ValueError for too many parts, and for a TIFF whose directories are hostile.
+    Args:
+        data: The file.
+        notes: Gets a sentence about what is left out.
+
+    Returns:
+        The file, a JPEG without TIFF directories that are hostile, a PNG without texts that are too large; and the
+        pages of a TIFF, 1 for others.
+
+    Raises:
+        ValueError: The file has too many parts, or is a TIFF whose directories are hostile.
     """
     if data.startswith(b"\x89PNG"):
         check_chunks(data)

@@ -37,7 +37,9 @@ def bare_png(data: bytes) -> bytes:
 def without_large_texts(data: bytes, notes: list[str]) -> bytes:
     """Return a PNG without packed texts and profiles of more than MAX_TEXT_CHUNK bytes: Pillow would refuse all of it.
 
-    `notes` gets a sentence of what is left out.
+    Args:
+        data: The file.
+        notes: Gets a sentence of what is left out.
     """
     large, names, start, room = list[tuple[int, int]](), list[str](), 8, MAX_TEXT_MEMORY
     while start < len(data):

@@ -48,9 +48,15 @@ def check_face_folders(out: Path, items: Sequence[Item], outputs: Mapping[str, s
 def write_faces(folder: Path, faces: Sequence[AlignedFace], results: Sequence[Restored]) -> None:
     """Write the faces as PNG files: `1.png` as it was cut out, `1.restored.png` as the networks made it.
 
-    Deletes those that an earlier run wrote. One that is left as it is, or that failed, has only its first file.
-    `folder`: see `face_folder`; `faces`: from left to right; `results`: those of the faces that are not left. Raises
-    WriteFailed.
+    Deletes those that an earlier run wrote.
+
+    Args:
+        folder: See `face_folder`.
+        faces: The faces from left to right. One that is left as it is, or that failed, has only its first file.
+        results: Those of the faces that are not left, in their order.
+
+    Raises:
+        WriteFailed: The folder cannot be written.
     """
     for file in folder.glob("*.png"):
         if re.fullmatch(r"\d+(\.restored)?\.png", file.name):

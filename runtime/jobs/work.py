@@ -43,8 +43,10 @@ class Picture:
     Attributes:
         source: Its path or URL, as reports have it.
         original: Gives the bytes of its file.
+        seconds: Stage -> seconds.
         image: None until it is read.
         faces: None if the image is an aligned face itself.
+        error: Why it was refused.
         cause: What was raised then.
         version: The version of its file when it was read.
     """

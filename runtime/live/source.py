@@ -75,7 +75,12 @@ class Clock:
         self._last: float | None = None
 
     def came(self, seconds: float | None, now: float) -> float:
-        """When a frame came that has a time of its own, or none, and was decoded `now`."""
+        """When a frame came.
+
+        Args:
+            seconds: Its own time, None if it has none.
+            now: When it was decoded.
+        """
         if seconds is None:
             return now
         if self._last is None or seconds < self._last:  # the sender restarted

@@ -22,9 +22,13 @@ class Engine:
         self._working: asyncio.Task[None] | None = None
 
     async def start(self, front: Front) -> None:
-        """Start the workers, and let requests in through `front`.
+        """Start the workers, and let requests in.
 
-        Raises RestorationFailed if the workers do not start.
+        Args:
+            front: Gets the engine, and counts batches and jobs.
+
+        Raises:
+            RestorationFailed: The workers do not start.
         """
         await self.pool.start()
         sizes = {name: system.bundle.manifest.image_size for name, system in front.systems.items()}

@@ -36,9 +36,12 @@ class Order:
     """What is to be done with an image.
 
     Attributes:
+        group: Bundle, preset and seed.
         deadline: A time of `time.monotonic()`, at which the work on it ends.
         aligned: The image is an aligned face and nothing else.
+        photo: How faces of a photograph are found and pasted.
         suffix: .png, .jpg or .webp, None for the image's own format.
+        sender: The sender, for fair queueing.
     """
 
     group: Group
@@ -92,6 +95,9 @@ class Answer:
 
     Attributes:
         data: An image file in the format that `suffix` names.
+        faces: How many were restored.
+        failed: How many could not be.
+        seconds: Stage -> seconds.
         notes: What of the image was left out, reduced or read in another way than the file says.
         sharp: How many faces were left because they are sharp already.
     """

@@ -58,11 +58,14 @@ class VideoInfo:
     """What a video is, upright.
 
     Attributes:
+        width: Pixels.
         height: Pixels.
         rate: Frames a second, on average where it varies.
         frames: As the header has them, which may be wrong, or None.
         seconds: As the header has them, which may be wrong, or None.
         rotation: Degrees clockwise by which stored frames were turned (already applied).
+        audio: How many audio streams.
+        codec: Codec of the video stream.
         time_base: Seconds a tick.
         aspect: Width of a pixel by its height, None for square.
         depth: Bits a sample, 8 or 10.

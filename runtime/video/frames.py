@@ -43,6 +43,7 @@ class Samples:
         planes: (H * 3 / 2, W) uint8 or uint16, Y, then U and V, as FFmpeg packs them.
         format: FFmpeg's name of the packing.
         matrix: Colour matrix, by the number of FFmpeg's converter.
+        range: FULL or not.
     """
 
     planes: NDArray[Any]
@@ -174,6 +175,8 @@ class Layout:
         height: Height of frames as stored, pixels.
         turn: FFmpeg's display matrix, ((a, b), (c, d)) with x' = a x + c y, y' = b x + d y, rows downwards.
         matrix: As FFmpeg's converter counts, None for RGB.
+        range: FULL or not.
+        depth: Bits a sample.
     """
 
     width: int

@@ -38,8 +38,12 @@ class Film:
     """What became of a video.
 
     Attributes:
+        width: Width of the result.
+        height: Height of the result.
+        frames: Written.
         faces: Restored, in all frames together, repeated ones too.
         warped: How many of them were warped from a key frame.
+        tracks: People followed.
         seconds: Stage -> seconds: decode, find (faces, and follow them), crop, flow (from key frames), network, warp,
             paste, encode; all but the networks run beside them.
         error: What was wrong with the source or a face, though the result is there.

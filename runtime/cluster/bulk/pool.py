@@ -23,6 +23,7 @@ class Pool:
     """The workers of a run.
 
     Attributes:
+        workers: How many.
         cpus: Cores of each.
         gpus: GPUs of each; a fraction where several share one.
         threads: Threads of a CPU backend; None if a GPU is used and the user chose none.

@@ -227,7 +227,13 @@ class _BulkRun:
 
 
 def block_size(count: int, workers: int, batch: int) -> int:
-    """How many of `count` images a worker is given at once: whole batches, where there are enough."""
+    """How many images a worker is given at once: whole batches, where there are enough.
+
+    Args:
+        count: Images of the run.
+        workers: Number of workers of the pool.
+        batch: Faces that go through the networks together.
+    """
     share = min(LARGEST_BLOCK, -(-count // (BLOCKS * workers)))
     return -(-max(1, share) // batch) * batch
 

@@ -88,9 +88,14 @@ class EntryLog:
 
 
 def read_entries(store: Store, names: Iterable[str]) -> dict[str, NodeEntry]:
-    """Read the rows that earlier runs left among the files `names` of the output folder: source -> its latest row.
+    """Read the rows that earlier runs left. Rows that are cut off, or of another version, are left out.
 
-    Rows that are cut off, or of another version, are left out.
+    Args:
+        store: The output folder.
+        names: The files that are in it.
+
+    Returns:
+        Source -> its latest row.
     """
     rows: dict[str, NodeEntry] = {}
     logged = (_logged(line) for part in parts_of(names) for line in (store.read(part) or b"").splitlines())

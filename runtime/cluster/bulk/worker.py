@@ -32,9 +32,12 @@ class WorkerSetup:
     """The settings of every worker of a run. A node refuses to work where its own would give other pictures.
 
     Attributes:
+        options: What is done with each image.
         out: The output folder, an absolute path or URL.
         run: Its mark in `batch.json`.
         bundle_hash: Hash of the driver's bundle.
+        versions: Versions of the driver's libraries.
+        threads: Threads of a CPU backend.
     """
 
     options: BulkOptions

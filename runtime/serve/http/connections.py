@@ -184,6 +184,11 @@ class Connection(H11Protocol):
 
 
 def limited(most: int, header_seconds: float) -> type[Connection]:
-    """The connections of a server: `most` at once; a request's line and headers may take `header_seconds`."""
+    """The connections of a server.
+
+    Args:
+        most: At once.
+        header_seconds: That a request's line and headers may take.
+    """
     limits: dict[str, Any] = {"most": most, "header_seconds": header_seconds}
     return type("LimitedConnection", (Connection,), limits)

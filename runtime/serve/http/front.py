@@ -190,9 +190,15 @@ class Front:
             self.job_uploads.remove(owner)
 
     async def restore(self, visit: Visit, data: bytes, order: Order) -> Answer:
-        """Restore an image. Cancelled, it drops what is queued. The state of `visit` follows the work.
+        """Restore an image. Cancelled, it drops what is queued.
 
-        Raises Problem 422 for an image that cannot be restored, else 503.
+        Args:
+            visit: The request, whose state follows the work.
+            data: The image file.
+            order: What is done with it.
+
+        Raises:
+            Problem: 422 for an image that cannot be restored, else 503.
         """
         assert self._restore is not None  # noqa: S101  (let in when ready)
         try:

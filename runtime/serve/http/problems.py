@@ -25,6 +25,7 @@ class Problem(Exception):
     """An answer that is an error.
 
     Attributes:
+        status: The HTTP status.
         reason: A short word for metrics and logs.
         detail: What was found, and how to fix it.
         retry_after: Seconds for the header; None leaves it out.

@@ -50,9 +50,14 @@ class Networks:
     """
 
     def __init__(self, options: ServeOptions, index: int = 0) -> None:
-        """Open the systems on the GPU `index`, or the CPU, and warm them up.
+        """Open the systems and warm them up.
 
-        Raises BfrError where a bundle is refused, no backend opens it, or the warm-up failed.
+        Args:
+            options: What is served.
+            index: Number of the GPU.
+
+        Raises:
+            BfrError: A bundle is refused, no backend opens it, or the warm-up failed.
         """
         begin = time.perf_counter()
         self.devices: list[Device] = []
